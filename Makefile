@@ -1,0 +1,27 @@
+# Two commands: `make quickstart` shows the whole pipeline, `make test` proves its parts. Both make their own environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# Torch is only the oracle of the parity tests; without a CPU build at hand they are skipped.
+TORCH ?= $(shell $(PYTHON) -c "import sys; print('torch==2.13.0' if sys.version_info[:2] == (3, 11) else '')")
+
+.PHONY: quickstart test lint clean
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH),-$(BIN)/pip install --quiet "$(TORCH)")
+	$(BIN)/pip install --quiet --editable ".[test]"
+	touch $@
+
+quickstart: $(VENV)/installed
+	$(BIN)/mmrlhf quickstart runs/quickstart
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,138 @@
+"""A ranking group as the model sees it: tokens, visual plan and tiles. Pure functions of one example; runs in data workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from mmrlhf_jax.data.examples import Example
+from mmrlhf_jax.data.rows import Budget, EncodedGroup
+from mmrlhf_jax.data.templates import TEMPLATES, Piece, critique_prompt
+from mmrlhf_jax.data.tokens import Conversation, PieceTokenizer, TokenTree, token_tree
+from mmrlhf_jax.models.llava_onevision import images, vision_plan
+from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry, VisualPlan
+from mmrlhf_jax.records import RankedRecord, Response, choose_pairs
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupEncoder:
+    """Encodes examples for one task.
+
+    task: "answer": the conversations are (prompt, response), targets the responses. "critique": (critique prompt with
+    response, critique), targets the critiques; a response without a critique is the plain (prompt, response) conversation
+    with no targets (MM-RLHF `train_dpo.py`, `no_critic`). "uncritiqued": the critique prompt alone, up to where the critique
+    would begin (MM-RLHF `eval_mm_reward_bench.py`, `wo_critic`).
+    learn: which responses a supervised objective learns: all, or only the best-ranked ("best").
+    """
+
+    tokenizer: PieceTokenizer
+    geometry: VisionGeometry
+    template: str = "qwen_1_5"
+    task: Literal["answer", "critique", "uncritiqued"] = "answer"
+    pairs: str | int = "all"
+    weighting: Literal["pair", "group"] = "pair"
+    learn: Literal["all", "best"] = "all"
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with everything that changes an encoded group, the tokenizer's contents included."""
+        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("tokenizer", "geometry")}
+        settings["geometry"] = dataclasses.asdict(self.geometry)
+        settings["tokenizer"] = self.tokenizer.tokenizer.backend_tokenizer.to_str()
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def conversation(self, record: RankedRecord, response: Response, media_tokens: Sequence[int]) -> Conversation:
+        """One complete conversation, as an unshared trainer would have it."""
+        template, media = TEMPLATES[self.template], len(media_tokens)
+        if self.task == "answer":
+            return self.tokenizer.conversation(template(record.prompt, media, response.text), media_tokens)
+        if self.task == "uncritiqued":
+            return self.tokenizer.conversation(self.open_pieces(record, response, media), media_tokens)
+        if response.critique is None:
+            tokens, is_target = self.tokenizer.conversation(template(record.prompt, media, response.text), media_tokens)
+            return Conversation(tokens, np.zeros_like(is_target))
+        pieces = template(critique_prompt(record.prompt, response.text), media, response.critique)
+        return self.tokenizer.conversation(pieces, media_tokens)
+
+    def open_pieces(self, record: RankedRecord, response: Response | None, media: int) -> list[Piece]:
+        """The conversation up to where the model writes: the answer, or the critique of `response`."""
+        prompt = record.prompt if response is None else critique_prompt(record.prompt, response.text)
+        return TEMPLATES[self.template](prompt, media, None)
+
+    def tree(self, record: RankedRecord, media_tokens: Sequence[int]) -> TokenTree:
+        return token_tree([self.conversation(record, response, media_tokens) for response in record.responses])
+
+    def chosen_pairs(self, record: RankedRecord) -> tuple[np.ndarray, np.ndarray]:
+        """(int32[p, 2], float32[p])"""
+        pairs = np.asarray(choose_pairs(record.pairs(), self.pairs), np.int32).reshape(-1, 2)
+        weight = 1.0 if self.weighting == "pair" else 1.0 / max(len(pairs), 1)
+        return pairs, np.full(len(pairs), weight, np.float32)
+
+    def measure(self, example: Example) -> np.ndarray:
+        """What the group takes of a row, in the order of `Budget`, from image headers only."""
+        record = example.record
+        plans = media_plans(example, self.geometry)
+        tree = self.tree(record, [p.tokens for p in plans])
+        size = Budget(
+            slots=len(tree.tokens),
+            tiles=sum(p.tiles for p in plans),
+            visual=sum(p.tokens for p in plans),
+            targets=len(tree.targets),
+            responses=len(record.responses),
+            pairs=len(self.chosen_pairs(record)[0]),
+        )
+        return size.vector
+
+    def encode(self, example: Example, first_response: int = 0) -> EncodedGroup:
+        """`first_response` is the number of the group's first response in the whole data set."""
+        record = example.record
+        plans = media_plans(example, self.geometry)
+        tree = self.tree(record, [p.tokens for p in plans])
+        pairs, pair_weights = self.chosen_pairs(record)
+        count = len(record.responses)
+        ranks = [r.rank for r in record.responses]
+        best = min((r for r in ranks if r is not None), default=None)
+        learnt = [self.learn == "all" or rank == best for rank in ranks]
+        return EncodedGroup(
+            tree=tree,
+            plan=vision_plan.join(plans) if plans else empty_plan(),
+            tiles=media_tiles(example, self.geometry),
+            image_slots=np.flatnonzero(tree.tokens == self.tokenizer.image_token).astype(np.int32),
+            pairs=pairs,
+            pair_weights=pair_weights,
+            response_weights=np.asarray(learnt, np.float32),
+            rewards=np.asarray([np.nan if r.reward is None else r.reward for r in record.responses], np.float32),
+            reference_logps=np.full(count, np.nan, np.float32),
+            response_ids=np.arange(first_response, first_response + count, dtype=np.int32),
+        )
+
+
+def media_plans(example: Example, geometry: VisionGeometry) -> list[VisualPlan]:
+    """One plan per medium: the images in order, or the video as one."""
+    if example.frames:
+        return [vision_plan.plan_video(len(example.frames), geometry)]
+    where = f"record {example.record.id!r}"
+    sizes = [images.image_size(data, f"{where}, image {i}") for i, data in enumerate(example.images)]
+    return vision_plan.plan_images(sizes, geometry) if sizes else []
+
+
+def media_tiles(example: Example, geometry: VisionGeometry) -> np.ndarray:
+    """uint8[t, H, H, 3]: the tiles of all media, in the order of their plans."""
+    where = f"record {example.record.id!r}"
+    if example.frames:
+        frames = [images.decode_image(data, f"{where}, frame {i}") for i, data in enumerate(example.frames)]
+        return images.cut_frames(frames, geometry)
+    decoded = [images.decode_image(data, f"{where}, image {i}") for i, data in enumerate(example.images)]
+    if not decoded:
+        return np.zeros((0, geometry.image_size, geometry.image_size, 3), np.uint8)
+    anyres = geometry.anyres and len(decoded) == 1  # several images in a prompt are plain square tiles
+    return np.concatenate([images.cut_tiles(image, geometry, anyres=anyres) for image in decoded])
+
+
+def empty_plan() -> VisualPlan:
+    return VisualPlan(tiles=0, taps=np.zeros((0, 4), np.int32), weights=np.zeros((0, 4), np.float32))

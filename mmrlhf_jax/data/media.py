@@ -1,0 +1,144 @@
+"""Images and videos as files: where a record's paths may lead, which frames a video gives, whether a file decodes."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import PureWindowsPath
+
+import numpy as np
+from etils import epath
+
+from mmrlhf_jax.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# Decoders that may run on files from the internet; the contents decide, not the name.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# Frames cut from a video file are stored as JPEG of this quality, without chroma subsampling.
+FRAME_QUALITY = 95
+
+
+def resolve_media(root: str | epath.Path, relative: str, where: str) -> epath.Path:
+    """The file or folder that a record's media path names, under `root`.
+
+    Raises UserError for an absolute path or URL, for a path that leaves the root (through `..` or through a symbolic
+    link), and for one that does not exist. `where` names the record and opens the message.
+    """
+    root = epath.Path(root)
+    windows = PureWindowsPath(relative)
+    if windows.root or windows.drive or "://" in relative or "\0" in relative:
+        raise UserError(f"{where}: media path {relative!r} must be relative to the media root {root}")
+    path = root / relative
+    # normpath handles `..` in any file system; realpath also follows links, which only local ones have.
+    normal = os.path.realpath if "://" not in os.fspath(root) else os.path.normpath
+    outer, inner = normal(os.fspath(root)), normal(os.fspath(path))
+    if os.path.commonpath([outer, inner]) != outer:
+        raise UserError(f"{where}: media path {relative!r} leaves the media root {root}; move the file under it")
+    if not _exists(path):
+        raise UserError(f"{where}: media file {relative!r} does not exist under {root}; check path and media root")
+    return path
+
+
+def read_media(path: epath.Path, where: str) -> bytes:
+    """The bytes of a media file. Raises UserError where it cannot be read (a folder, no permission, ...)."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{where}: media file {path} cannot be read ({error.strerror or error})") from error
+
+
+def video_files(path: str | epath.Path, count: int) -> list[epath.Path]:
+    """The files that `read_video_frames` reads: `count` images of a frame folder, or the one video file.
+
+    Images are sorted by name and taken at linspace(0, n - 1, count), rounded down, as MM-RLHF does: a folder with fewer
+    images gives some of them more than once.
+    """
+    path = epath.Path(path)
+    if not path.is_dir():
+        return [path]
+    images = [file for file in path.iterdir() if file.name.lower().endswith(IMAGE_SUFFIXES)]
+    images.sort(key=lambda file: file.name)
+    if not images:
+        raise UserError(f"{path}: the frame folder holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    return [images[i] for i in _frame_indices(len(images), count)]
+
+
+def read_video_frames(path: str | epath.Path, count: int) -> list[bytes]:
+    """`count` evenly spaced frames as encoded images, in order.
+
+    A frame folder gives its files' own bytes; a video file is decoded (PyAV) and its frames encoded as JPEG. Raises
+    UserError for an empty folder and for a file that does not decode.
+    """
+    path = epath.Path(path)
+    if path.is_dir():
+        files = video_files(path, count)
+        contents = {file: file.read_bytes() for file in dict.fromkeys(files)}
+        return [contents[file] for file in files]
+    return _decode_video(path, count)
+
+
+def check_image(data: bytes, where: str) -> None:
+    """Decode an encoded image completely. Raises UserError, opening with `where`, if it is damaged or far too large."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at twice that size Pillow raises
+            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+                image.load()
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{where}: the image is too large to decode safely ({error})") from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        known = "BytesIO" not in str(error)  # Pillow's "cannot identify image file <_io.BytesIO object at 0x...>"
+        reason = str(error).splitlines()[0] if known and str(error) else "not an image of a known format"
+        raise UserError(f"{where}: the image cannot be decoded ({reason}); replace it or remove the record") from error
+
+
+def _exists(path: epath.Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long to be one
+        return False
+
+
+def _frame_indices(total: int, count: int) -> list[int]:
+    return np.linspace(0, total - 1, count, dtype=int).tolist()
+
+
+def _decode_video(path: epath.Path, count: int) -> list[bytes]:
+    import av
+
+    try:
+        with path.open("rb") as file:
+            total = _count_frames(file)
+            file.seek(0)
+            wanted = _frame_indices(total, count)
+            encoded: dict[int, bytes] = {}
+            with av.open(file) as container:
+                for index, frame in enumerate(container.decode(video=0)):
+                    if index in wanted:
+                        encoded[index] = _encode_jpeg(frame)
+                    if index == wanted[-1]:
+                        break
+    except (av.FFmpegError, IndexError) as error:  # IndexError: no video stream
+        raise UserError(f"{path}: the video cannot be decoded ({error}); replace it or remove the record") from error
+    if not encoded:
+        raise UserError(f"{path}: the video has no frames; replace it or remove the record")
+    # A container may promise more frames than its stream decodes to: the last one that came stands in for the missing.
+    last = max(encoded)
+    return [encoded.get(index, encoded[last]) for index in wanted]
+
+
+def _count_frames(file: object) -> int:
+    """Frames of the first video stream, counted from its packets, undecoded: headers are often silent or wrong."""
+    import av
+
+    with av.open(file) as container:
+        return sum(1 for packet in container.demux(video=0) if packet.size)
+
+
+def _encode_jpeg(frame: object) -> bytes:
+    out = io.BytesIO()
+    frame.to_image().save(out, format="JPEG", quality=FRAME_QUALITY, subsampling=0)
+    return out.getvalue()

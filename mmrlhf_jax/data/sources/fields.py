@@ -1,0 +1,74 @@
+"""Fields that several formats share: id, media and text, taken out of a row and checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmrlhf_jax.data.sources.rows import shown
+from mmrlhf_jax.errors import UserError
+
+IMAGE_PLACEHOLDER = "<image>"
+
+
+def pop_id(data: dict[str, Any], where: str) -> str | None:
+    """The row's id as a string, or None where it has none."""
+    value = data.pop("id", None)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if value is not None and (not isinstance(value, str) or not value):
+        raise UserError(f"{where}: field 'id' must be a non-empty string, found {shown(value)}")
+    return value
+
+
+def pop_media(data: dict[str, Any], where: str) -> tuple[tuple[str, ...], str | None]:
+    """(`image` or `images` as a tuple of paths, `video` path or None). Null and "" mean absent."""
+    images = _paths(data.pop("images", None), where, "images")
+    if image := _paths(data.pop("image", None), where, "image"):
+        if images:
+            raise UserError(f"{where}: has both 'image' and 'images'; keep one of them")
+        images = image
+    video = data.pop("video", None) or None
+    if video is not None and not isinstance(video, str):
+        raise UserError(f"{where}: field 'video' must be a path, found {shown(video)}")
+    return images, video
+
+
+def pop_text(data: dict[str, Any], name: str, where: str) -> str:
+    """A field that must be there and be a string."""
+    value = data.pop(name, None)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: field {name!r} must be a string, found {shown(value)}")
+    return value
+
+
+def pop_optional_text(data: dict[str, Any], name: str, where: str) -> str | None:
+    """A string, or None where the field is absent, null or empty."""
+    value = data.pop(name, None) or None
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{where}: field {name!r} must be a string, found {shown(value)}")
+    return value
+
+
+def without_placeholder(prompt: str, has_media: bool) -> str:
+    """The prompt without the `<image>` markers that formats made for LLaVA write into it; the template puts them back.
+
+    In a record without media the same characters are text and stay.
+    """
+    if not has_media or IMAGE_PLACEHOLDER not in prompt:
+        return prompt
+    return prompt.replace(IMAGE_PLACEHOLDER, "").strip()
+
+
+def _paths(value: Any, where: str, name: str) -> tuple[str, ...]:
+    if not value:
+        return ()
+    paths = []
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, dict) and not item.get("bytes"):  # Hugging Face's image cell: {"bytes": null, "path": ...}
+            item = item.get("path")
+        if not isinstance(item, str) or not item:
+            raise UserError(
+                f"{where}: field {name!r} must hold paths, found {shown(item)}; write embedded images to files first"
+            )
+        paths.append(item)
+    return tuple(paths)

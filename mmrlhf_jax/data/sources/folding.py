@@ -1,0 +1,169 @@
+"""Pairs back into ranking groups: the inverse of `RankedRecord.pairs`.
+
+MM-RLHF publishes every strictly ordered pair of a weak order, one per row, and no row for a tie. So within the rows of
+one (id, media, prompt) two responses that no row compares are tied, and the weak order can be recovered exactly.
+
+- Rows that contradict each other (a response preferred, directly or through others, to itself) are an error.
+- Rows that do not contradict each other but are not all the pairs of a weak order (say, a file that was cut or
+  filtered) are not completed: each row becomes a record of its own, so that no preference is lost and none is invented.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.records import Pair, RankedRecord, Response, strict_pairs
+
+# Fields that belong to one pair even where all pairs of a group agree on them.
+_PAIR_FIELDS = ("ls_factor", "mixed_up_image", "reference_", "mix_reference_")
+
+
+@dataclasses.dataclass(frozen=True)
+class PairRow:
+    """One row of a pair file. `id` None: the row stands alone. `extra` are its unknown fields."""
+
+    where: str
+    id: str | None
+    images: tuple[str, ...]
+    video: str | None
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_reason: str | None = None
+    rejected_reason: str | None = None
+    is_tie: bool = False
+    source: str | None = None
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def fold(rows: Sequence[PairRow]) -> list[RankedRecord]:
+    """Ranking groups in order of their first row, responses best first.
+
+    Fields of single pairs (`ls_factor`, `reference_*` and any other that differs between the rows of a group) are kept
+    in the record's `extra["pairs"]`, as `{"chosen": index, "rejected": index, field: value, ...}`. Two groups under one
+    id (other media or another prompt) get the ids `id` and `id#2`. Raises UserError that names the ids of the groups
+    whose rows contradict each other.
+    """
+    groups: dict[Any, list[PairRow]] = {}
+    for number, row in enumerate(rows, start=1):
+        key = number if row.id is None else (row.id, row.images, row.video, row.prompt)
+        groups.setdefault(key, []).append(row)
+    records: list[RankedRecord] = []
+    contradictions: list[str] = []
+    taken: set[str] = set()
+    for key, group in groups.items():
+        name = f"row-{key}" if group[0].id is None else group[0].id
+        try:
+            folded = _fold_group(group)
+        except Contradiction as error:
+            contradictions.append(f"{name!r} ({group[error.row].where}: {error})")
+            continue
+        for record in folded:
+            records.append(dataclasses.replace(record, id=_free_id(name, taken)))
+    if contradictions:
+        more = f" and {len(contradictions) - 5} more" if len(contradictions) > 5 else ""
+        raise UserError(
+            f"pairs contradict each other under id {', '.join(contradictions[:5])}{more}; correct or remove these rows"
+        )
+    return records
+
+
+class Contradiction(ValueError):
+    """Rows that no order can satisfy; `row` is the index of the one at which it shows."""
+
+    def __init__(self, message: str, row: int) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+def weak_order(size: int, pairs: Sequence[Pair], ties: Iterable[Pair] = ()) -> list[int] | None:
+    """Ranks (1 = best, equal = tie) of `size` responses whose strictly ordered pairs are exactly `pairs`.
+
+    None where the pairs contradict nothing but are not all the pairs of a weak order. Raises Contradiction for a cycle.
+    """
+    beaten_by = [{i for i, j in pairs if j == response} for response in range(size)]
+    ranks = [0] * size
+    left, rank = set(range(size)), 0
+    while left:
+        rank += 1
+        tier = {response for response in left if not beaten_by[response] & left}
+        if not tier:
+            row = next(row for row, (i, j) in enumerate(pairs) if _is_above(j, i, pairs))
+            raise Contradiction("its rejected response is also preferred to its chosen one", row)
+        for response in tier:
+            ranks[response] = rank
+        left -= tier
+    exact = set(strict_pairs(ranks)) == set(pairs) and all(ranks[i] == ranks[j] for i, j in ties)
+    return ranks if exact else None
+
+
+def _is_above(upper: int, lower: int, pairs: Sequence[Pair]) -> bool:
+    """Whether a chain of pairs leads from `upper` down to `lower`."""
+    reached = {upper}
+    while grown := {j for i, j in pairs if i in reached} - reached:
+        reached |= grown
+    return lower in reached
+
+
+def _fold_group(rows: list[PairRow]) -> list[RankedRecord]:
+    texts = list(dict.fromkeys(text for row in rows for text in (row.chosen, row.rejected)))
+    index = {text: i for i, text in enumerate(texts)}
+    for number, row in enumerate(rows):
+        if row.chosen == row.rejected and not row.is_tie:
+            raise Contradiction("chosen and rejected are the same text", number)
+    edges = [(index[row.chosen], index[row.rejected]) for row in rows]
+    strict = [number for number, row in enumerate(rows) if not row.is_tie]
+    ties = [edge for edge, row in zip(edges, rows, strict=True) if row.is_tie]
+    try:
+        ranks = weak_order(len(texts), [edges[number] for number in strict], ties)
+    except Contradiction as error:
+        raise Contradiction(str(error), strict[error.row]) from None
+    if ranks is not None:
+        return [_record(rows, dict(zip(texts, ranks, strict=True)))]
+    return [_record([row], {row.chosen: 1, row.rejected: 1 if row.is_tie else 2}) for row in rows]
+
+
+def _record(rows: list[PairRow], ranks: dict[str, int]) -> RankedRecord:
+    """One group. `ranks`: response text to rank, in order of first appearance."""
+    texts = sorted(ranks, key=ranks.__getitem__)
+    first = rows[0]
+    shared = {
+        name: value
+        for name, value in first.extra.items()
+        if not name.startswith(_PAIR_FIELDS) and all(name in row.extra and row.extra[name] == value for row in rows)
+    }
+    pairs = []
+    for row in rows:
+        own = {name: value for name, value in row.extra.items() if name not in shared}
+        if own:
+            pairs.append({"chosen": texts.index(row.chosen), "rejected": texts.index(row.rejected)} | own)
+    return RankedRecord(
+        id=first.id or "",  # `fold` names it
+        prompt=first.prompt,
+        responses=tuple(_response(text, ranks[text], rows) for text in texts),
+        images=first.images,
+        video=first.video,
+        source=first.source,
+        extra=shared | ({"pairs": pairs} if pairs else {}),
+    )
+
+
+def _response(text: str, rank: int, rows: list[PairRow]) -> Response:
+    reasons = [row.chosen_reason for row in rows if row.chosen == text]
+    reasons += [row.rejected_reason for row in rows if row.rejected == text]
+    critiques = list(dict.fromkeys(reason for reason in reasons if reason))
+    # Usually each row repeats the response's one critique; where rows differ, all are kept as several reviewers' are.
+    extra = {"critiques": critiques} if len(critiques) > 1 else {}
+    return Response(text=text, rank=rank, critique=critiques[0] if critiques else None, extra=extra)
+
+
+def _free_id(name: str, taken: set[str]) -> str:
+    free, number = name, 1
+    while free in taken:
+        number += 1
+        free = f"{name}#{number}"
+    taken.add(free)
+    return free

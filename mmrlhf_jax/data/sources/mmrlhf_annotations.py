@@ -1,0 +1,92 @@
+"""MM-RLHF `data.jsonl`: one annotated prompt per row, with lists parallel to `models_output`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from mmrlhf_jax.data.sources.fields import pop_id, pop_media, pop_optional_text, pop_text, without_placeholder
+from mmrlhf_jax.data.sources.rankings import read_rankings
+from mmrlhf_jax.data.sources.rows import Format, Row, shown
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.records import RankedRecord, Response
+
+# The release's name of each score list, and ours (`records.SCORE_NAMES`).
+SCORE_LISTS = {"helpfulness": "helpfulness", "faithfulness": "faithfulness", "ethical": "ethics"}
+
+
+def _read(rows: list[Row]) -> list[RankedRecord]:
+    records, rankings, places = [], [], []
+    for row in rows:
+        data = dict(row.data)
+        record_id = pop_id(data, row.where)
+        if record_id is None:
+            raise UserError(f"{row.where}: field 'id' is missing")
+        places.append(f"{row.where} (record {record_id!r})")
+        rankings.append(data.pop("final_ranking", None))
+        records.append(_record(record_id, data, places[-1]))
+    ranks = read_rankings(
+        rankings, [len(r.responses) for r in records], [[s.mean_score for s in r.responses] for r in records], places
+    )
+    return [record if r is None else _with_ranks(record, r) for record, r in zip(records, ranks, strict=True)]
+
+
+def _record(record_id: str, data: dict[str, Any], where: str) -> RankedRecord:
+    images, video = pop_media(data, where)
+    prompt = without_placeholder(pop_text(data, "question", where), bool(images or video))
+    texts = data.pop("models_output", None)
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{where}: field 'models_output' must be a non-empty list of strings, found {shown(texts)}")
+    given = [field for field in SCORE_LISTS if data.get(field) is not None]
+    scores = {SCORE_LISTS[field]: _parallel(data, field, len(texts), where) for field in given}
+    has_reasons = isinstance(data.get("score_reasons"), list)
+    reasons = _parallel(data, "score_reasons", len(texts), where) if has_reasons else None
+    return RankedRecord(
+        id=record_id,
+        prompt=prompt,
+        responses=tuple(_response(i, text, scores, reasons, where) for i, text in enumerate(texts)),
+        images=images,
+        video=video,
+        source=pop_optional_text(data, "source", where),
+        extra={name: value for name, value in data.items() if name not in SCORE_LISTS},
+    )
+
+
+def _response(index: int, text: str, scores: dict[str, list], reasons: list | None, where: str) -> Response:
+    given = {name: _score(values[index], name, where) for name, values in scores.items() if values[index] is not None}
+    reason = reasons[index] if reasons else None
+    if reason is None or isinstance(reason, str):
+        return Response(text=text, scores=given or None, critique=reason or None)
+    # Not one critique (a list or object, say one reason per dimension): kept as it came.
+    return Response(text=text, scores=given or None, extra={"score_reasons": reason})
+
+
+def _parallel(data: dict[str, Any], field: str, size: int, where: str) -> list[Any]:
+    values = data.pop(field)
+    if not isinstance(values, list) or len(values) != size:
+        raise UserError(f"{where}: field {field!r} must list {size} values, one per response, found {shown(values)}")
+    return values
+
+
+def _score(value: Any, name: str, where: str) -> float:
+    try:
+        score = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise UserError(f"{where}: a score of {name!r} must be a finite number, found {shown(value)}")
+    return score
+
+
+def _with_ranks(record: RankedRecord, ranks: list[int]) -> RankedRecord:
+    ranked = zip(record.responses, ranks, strict=True)
+    return record.replace_responses([dataclasses.replace(response, rank=rank) for response, rank in ranked])
+
+
+FORMAT = Format(
+    "MM-RLHF data.jsonl",
+    "id, image|video, question, models_output[], final_ranking, helpfulness[], faithfulness[], ethical[]",
+    lambda row: "models_output" in row,
+    _read,
+)

@@ -1,0 +1,53 @@
+"""MM-RLHF `dpo_pairs.jsonl` and RewardBench files: one strictly ordered pair per row, folded back into groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmrlhf_jax.data.sources.fields import pop_id, pop_media, pop_optional_text, pop_text, without_placeholder
+from mmrlhf_jax.data.sources.folding import PairRow, fold
+from mmrlhf_jax.data.sources.rows import Format, Row, shown
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.records import RankedRecord
+
+
+def _read(rows: list[Row]) -> list[RankedRecord]:
+    return fold([_pair(row) for row in rows])
+
+
+def _pair(row: Row) -> PairRow:
+    data, where = dict(row.data), row.where
+    record_id = pop_id(data, where)
+    if record_id is None:
+        raise UserError(f"{where}: field 'id' is missing; the pairs of one prompt share an id")
+    where = f"{where} (record {record_id!r})"
+    images, video = pop_media(data, where)
+    is_tie = data.pop("is_tie", None) or False
+    if not isinstance(is_tie, bool):
+        raise UserError(f"{where}: field 'is_tie' must be true or false, found {shown(is_tie)}")
+    return PairRow(
+        where=row.where,
+        id=record_id,
+        images=images,
+        video=video,
+        prompt=without_placeholder(pop_text(data, "prompt", where), bool(images or video)),
+        chosen=pop_text(data, "chosen", where),
+        rejected=pop_text(data, "rejected", where),
+        chosen_reason=pop_optional_text(data, "chosen_reason", where),
+        rejected_reason=pop_optional_text(data, "rejected_reason", where),
+        is_tie=is_tie,
+        source=pop_optional_text(data, "source", where),
+        extra=data,
+    )
+
+
+def _matches(row: dict[str, Any]) -> bool:
+    return all(name in row for name in ("id", "prompt", "chosen", "rejected")) and isinstance(row["chosen"], str)
+
+
+FORMAT = Format(
+    "MM-RLHF dpo_pairs.jsonl or RewardBench pairs",
+    "id, image|video, prompt, chosen, rejected, chosen_reason, rejected_reason",
+    _matches,
+    _read,
+)

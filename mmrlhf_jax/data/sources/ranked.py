@@ -1,0 +1,20 @@
+"""The project's own JSONL form: one ranking group per row (see `mmrlhf_jax.records`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmrlhf_jax.data.sources.rows import Format, Row
+from mmrlhf_jax.records import RankedRecord, record_from_json
+
+
+def _matches(row: dict[str, Any]) -> bool:
+    # A row with a prompt that is no other format's is meant to be this one; its reader then says what is missing.
+    return "responses" in row or ("prompt" in row and not row.keys() & {"chosen", "rejected", "models_output"})
+
+
+def _read(rows: list[Row]) -> list[RankedRecord]:
+    return [record_from_json(row.data, row.where) for row in rows]
+
+
+FORMAT = Format("ranking groups", "id, images|video, prompt, responses[{text, rank, ...}]", _matches, _read)

@@ -1,0 +1,169 @@
+"""The `final_ranking` field of MM-RLHF annotations, in every spelling that means a weak order.
+
+The release does not document the field, so a value is accepted in any form whose meaning is certain:
+
+    "1>2=3>4", "[B > A = C]"        tiers of responses, best first; responses by number (from 1 or 0) or letter
+    [[1], [2, 3], [4]], [1, [2, 3]] the same as nested lists
+    ["B", "A", "C"]                 letters, best first
+    [1, 3, 2, 1], "1,3,2,1"         one number per response, 1 = best, equal = tie
+
+A flat list that names each number once can also be an order of responses, best first. One file is written one way, so
+the file decides: numbers that repeat anywhere are ranks; else the reading that agrees better with the human scores is
+taken; and where nothing decides, it is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from mmrlhf_jax.data.sources.rows import shown
+from mmrlhf_jax.errors import UserError
+
+Ranks = list[int]  # per response, 1 = best, equal = tie, no gaps
+
+
+def read_rankings(
+    values: Sequence[Any], sizes: Sequence[int], scores: Sequence[Sequence[float | None]], where: Sequence[str]
+) -> list[Ranks | None]:
+    """Ranks of the responses of every record of one file.
+
+    `values[i]` is the field as it came (None = not ranked), `sizes[i]` the number of responses, `scores[i]` the mean
+    human score of each response or None, `where[i]` the opening of an error message. Raises UserError that shows the
+    value.
+    """
+    ranks: list[Ranks | None] = [None] * len(values)
+    flat: list[int] = []
+    numbers: dict[int, list[float]] = {}
+    for i, value in enumerate(values):
+        if value is None:
+            continue
+        try:
+            kind, parsed = _parse(value, sizes[i])
+        except ValueError as error:
+            raise UserError(f"{where[i]}: field 'final_ranking' is {shown(value)}, {error}") from None
+        if kind == "tiers":
+            ranks[i] = _from_tiers(parsed, sizes[i])
+        else:
+            flat.append(i)
+            numbers[i] = parsed
+    orders = {i: order for i in flat if (order := _as_order(numbers[i])) is not None}
+    as_ranks = len(orders) < len(flat) or _reads_as_ranks(numbers, orders, scores, values, where)
+    for i in flat:
+        ranks[i] = _dense(numbers[i]) if as_ranks else _from_tiers([[j] for j in orders[i]], sizes[i])
+    return ranks
+
+
+def _reads_as_ranks(
+    numbers: dict[int, list[float]],
+    orders: dict[int, list[int]],
+    scores: Sequence[Sequence[float | None]],
+    values: Sequence[Any],
+    where: Sequence[str],
+) -> bool:
+    """Whether the flat lists of a file are numbers per response (True) or orders of responses (False)."""
+    as_ranks = {i: _dense(numbers[i]) for i in orders}
+    as_order = {i: _from_tiers([[j] for j in order], len(order)) for i, order in orders.items()}
+    unlike = [i for i in orders if as_ranks[i] != as_order[i]]
+    if not unlike:
+        return True
+    agreement = sum(_agreement(as_ranks[i], scores[i]) - _agreement(as_order[i], scores[i]) for i in unlike)
+    if agreement == 0:
+        first = unlike[0]
+        raise UserError(
+            f"{where[first]}: field 'final_ranking' is {shown(values[first])}, which can be a rank per response or an "
+            "order of responses, and the scores do not tell which; write it as a string such as '1>2=3'"
+        )
+    return agreement > 0
+
+
+def _agreement(ranks: Ranks, scores: Sequence[float | None]) -> int:
+    """Pairs that ranks and scores order alike, minus the pairs that they order against each other."""
+    total = 0
+    for i, a in enumerate(scores):
+        for j, b in enumerate(scores[:i]):
+            if a is not None and b is not None and a != b and ranks[i] != ranks[j]:
+                total += 1 if (a > b) == (ranks[i] < ranks[j]) else -1
+    return total
+
+
+def _parse(value: Any, size: int) -> tuple[str, Any]:
+    """("tiers", response indices per tier, best first) or ("numbers", one per response)."""
+    if isinstance(value, str):
+        value = _parse_string(value)
+    if not isinstance(value, list):
+        raise ValueError("which is not a list or a string of responses")
+    if any(isinstance(item, list) for item in value) or any(_is_letter(item) for item in value):
+        tiers = [item if isinstance(item, list) else [item] for item in value]
+        return "tiers", _resolve_labels(tiers, size)
+    numbers = [_number(item) for item in value]
+    if len(numbers) != size:
+        raise ValueError(f"which has {len(numbers)} numbers for {size} responses")
+    if not all(0 <= number <= size for number in numbers):
+        raise ValueError(f"which has a number that is no rank of {size} responses")
+    return "numbers", numbers
+
+
+def _parse_string(text: str) -> list[Any]:
+    # Annotators' keyboards also give full-width signs; NFKC makes them ASCII.
+    text = unicodedata.normalize("NFKC", text).strip()
+    if text.startswith("[") and not re.search("[>=]", text):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            pass  # "[A, B]": letters without quotes
+    text = text.strip("[](){} \t")
+    if re.search("[>=]", text):
+        return [[label.strip() for label in tier.split("=")] for tier in text.split(">")]
+    return [label for label in re.split(r"[,;\s]+", text) if label]
+
+
+def _resolve_labels(tiers: list[list[Any]], size: int) -> list[list[int]]:
+    """Labels (letters, or numbers from 1 or from 0) to response indices; each response must be named once."""
+    labels = [label for tier in tiers for label in tier]
+    if all(_is_letter(label) for label in labels):
+        indices = [[ord(label.strip().upper()) - ord("A") for label in tier] for tier in tiers]
+    else:
+        indices = [[int(number) if (number := _number(label)).is_integer() else -1 for label in tier] for tier in tiers]
+        base = min((index for tier in indices for index in tier), default=0)
+        indices = [[index - (1 if base == 1 else 0) for index in tier] for tier in indices]
+    if sorted(index for tier in indices for index in tier) != list(range(size)):
+        raise ValueError(f"which does not name each of the {size} responses once")
+    return indices
+
+
+def _as_order(numbers: list[float]) -> list[int] | None:
+    """The numbers as response indices, best first, where they name each response once; else None."""
+    for base in (1, 0):
+        if sorted(numbers) == list(range(base, base + len(numbers))):
+            return [int(number) - base for number in numbers]
+    return None
+
+
+def _from_tiers(tiers: list[list[int]], size: int) -> Ranks:
+    ranks = [0] * size
+    for rank, tier in enumerate(tiers, start=1):
+        for index in tier:
+            ranks[index] = rank
+    return ranks
+
+
+def _dense(numbers: list[float]) -> Ranks:
+    levels = sorted(set(numbers))
+    return [levels.index(number) + 1 for number in numbers]
+
+
+def _is_letter(item: Any) -> bool:
+    return isinstance(item, str) and re.fullmatch("[A-Za-z]", item.strip()) is not None
+
+
+def _number(item: Any) -> float:
+    if isinstance(item, bool) or not isinstance(item, (int, float, str)):
+        raise ValueError(f"which holds {shown(item)}, neither a number nor a letter")
+    try:
+        return float(item)
+    except ValueError:
+        raise ValueError(f"which holds {shown(item)}, neither a number nor a letter") from None

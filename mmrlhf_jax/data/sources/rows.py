@@ -1,0 +1,150 @@
+"""Files to rows: JSON lines, JSON arrays (each also gzipped) and parquet, every row with the place it came from.
+
+A row is what the formats in this package read; `where` (file and line, or file and index) opens every error message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import importlib.util
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from etils import epath
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.records import RankedRecord
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One JSON object of a source file and where it stands."""
+
+    where: str
+    data: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """An input format: how to recognise it from its first row, and how to turn its rows into records.
+
+    `read` sees all rows at once, because in some formats a record is made of several of them.
+    """
+
+    name: str
+    fields: str
+    matches: Callable[[dict[str, Any]], bool]
+    read: Callable[[list[Row]], list[RankedRecord]]
+
+
+def read_rows(path: epath.Path) -> list[Row]:
+    """All rows of the file, in order. Raises UserError for a missing, unreadable, torn or empty file."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a directory; name a file ({', '.join(SUFFIXES)})")
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    reader = next((read for suffix, read in _READERS.items() if path.name.lower().endswith(suffix)), None)
+    if reader is None:
+        raise UserError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
+    try:
+        rows = list(reader(path))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: not a complete gzip file ({error}); fetch or write it again") from error
+    if not rows:
+        raise UserError(f"{path}: holds no records")
+    return rows
+
+
+def shown(value: Any, limit: int = 100) -> str:
+    """A value as one short line for an error message."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _read_json_lines(path: epath.Path) -> Iterator[Row]:
+    with _open(path) as lines:
+        for number, line in enumerate(lines, start=1):  # bytes: only \n ends a line, U+2028 inside a text does not
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                where = f"{path}:{number}"
+                yield Row(where, _object(_parse(line, where), where))
+
+
+def _read_json_array(path: epath.Path) -> Iterator[Row]:
+    with _open(path) as file:
+        rows = _parse(file.read().removeprefix(b"\xef\xbb\xbf"), str(path))
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: expected a JSON list of records, found {type(rows).__name__}")
+    for index, row in enumerate(rows):
+        yield Row(f"{path}[{index}]", _object(row, f"{path}[{index}]"))
+
+
+def _read_parquet(path: epath.Path) -> Iterator[Row]:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UserError(f"{path}: reading parquet needs pyarrow; `pip install pyarrow`, or convert the file to .jsonl")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with path.open("rb") as file:
+            rows = pq.read_table(file).to_pylist()
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
+    for index, row in enumerate(rows):
+        where = f"{path}[{index}]"
+        row = {name: value for name, value in row.items() if value is not None}  # a null cell is an absent field
+        for name, value in row.items():
+            try:
+                json.dumps(value)
+            except TypeError as error:
+                message = f"{where}: column {name!r} is not text or numbers ({error}); media must be paths to files"
+                raise UserError(message) from error
+        yield Row(where, row)
+
+
+_READERS: dict[str, Callable[[epath.Path], Iterator[Row]]] = {
+    ".jsonl": _read_json_lines,
+    ".jsonl.gz": _read_json_lines,
+    ".json": _read_json_array,
+    ".json.gz": _read_json_array,
+    ".parquet": _read_parquet,
+}
+
+
+@contextlib.contextmanager
+def _open(path: epath.Path) -> Iterator[BinaryIO]:
+    with path.open("rb") as file:
+        if path.name.lower().endswith(".gz"):
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield unpacked
+        else:
+            yield file
+
+
+def _parse(text: bytes, where: str) -> Any:
+    try:
+        value = json.loads(text.decode("utf-8"))
+        if b"\\ud" in text or b"\\uD" in text:  # a lone surrogate is valid JSON but is no text: no tokenizer takes it
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as error:
+        place = where if error.lineno == 1 else f"{where}:{error.lineno}"
+        advice = "if the file is JSON lines, name it .jsonl" if error.msg == "Extra data" else "it may be torn"
+        raise UserError(f"{place}: not valid JSON ({error.msg} at column {error.colno}); {advice}") from error
+    except UnicodeError as error:
+        raise UserError(f"{where}: not valid UTF-8 text ({error.reason})") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: JSON nested too deeply") from error
+    return value
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value

@@ -1,0 +1,36 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+
+def write_atomically(path: epath.PathLike, content: bytes) -> None:
+    """Write beside the target, then rename: a kill leaves the old file or the new one."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}.partial"
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def write_json_lines(path: epath.PathLike, rows: Iterable[dict[str, Any]]) -> None:
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def write_arrays(path: epath.PathLike, **arrays: np.ndarray) -> None:
+    """A compressed .npz file."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(epath.Path(path).read_bytes())) as stored:
+        return dict(stored)

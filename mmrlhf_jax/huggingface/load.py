@@ -1,0 +1,272 @@
+"""A Hugging Face directory (or hub id) in: the model, straight into sharded device arrays, and the tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.tensors import StoredTensors
+from mmrlhf_jax.models import reward_head as reward_heads
+from mmrlhf_jax.models.llava_onevision import original, weights
+from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, read_config
+from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.sharding.mesh import use_mesh
+
+logger = logging.getLogger(__name__)
+
+IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
+NAMED_IN_ERRORS = 3  # tensors that an error names; the others are counted
+
+
+def local_directory(model: str | os.PathLike[str]) -> Path:
+    """The directory of a model: the given one, or a hub id (`org/name`) downloaded into the Hugging Face cache.
+
+    Raises UserError where it is neither, or where the download fails.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{path}: not a directory; a model is a directory with config.json and safetensors weights")
+    if not HUB_ID.fullmatch(str(model)):
+        raise UserError(f"{path}: no such directory; give a model directory or a hub id (org/name)")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{model}: no such directory, and the hub does not give it ({reason})") from None
+
+
+def load_model(
+    model: str | os.PathLike[str],
+    *,
+    mesh: Mesh,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    remat: str = "full",
+    reward_head: str | None = None,
+    seed: int = 0,
+) -> LlavaOnevision:
+    """The model of a directory or hub id, in Hugging Face or original naming, its parameters sharded over `mesh`.
+
+    Every parameter is assembled from slices of its stored tensors, so host memory holds one parameter at a time, and of
+    that only what this process's devices keep. Embeddings are tied as transformers ties them: where the config says
+    so, unless the checkpoint stores another projection. With `rm_head.*` tensors the model gets its reward head;
+    `reward_head` gives a fresh one (initialised from `seed`) to a checkpoint without.
+
+    Raises UserError, naming the tensors, where the checkpoint is not exactly this model.
+    """
+    directory = local_directory(model)
+    config = read_config(directory)
+    stored = StoredTensors(directory)
+    found = _resolve_all(stored)
+    config, fresh_head = _with_reward_head(config, found, reward_head, directory)
+    config = _with_tying(config, stored, found)
+
+    with use_mesh(mesh):
+        abstract = nnx.eval_shape(
+            lambda: LlavaOnevision(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype, remat=remat)
+        )
+        graph, state = nnx.split(abstract)
+        shardings = dict(nnx.to_flat_state(nnx.get_named_sharding(state, mesh)))
+    variables = dict(nnx.to_flat_state(state))
+    shapes = {path: variable.shape for path, variable in variables.items() if not (fresh_head and path[0] == "reward_head")}
+    names = _match(found, stored, shapes, config, directory)
+
+    leaves = []
+    for path, variable in variables.items():
+        sharding = shardings[path].get_value()
+        if path in names:
+            array = _assemble(stored, path, names[path], variable.shape, param_dtype, sharding, directory)
+        else:
+            array = _fresh(path, variable.shape, param_dtype, sharding, config, seed)
+        leaves.append((path, variable.replace(array)))
+    return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+
+def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model directory or hub id.
+
+    Tokenizers of the original naming have no image token (its code uses a number outside the vocabulary); they get
+    `<image>` and `<video>` behind their last token, where the converted checkpoints have them.
+
+    Raises UserError where there is none, where it is not a fast tokenizer, or where `<image>` is missing or is not the
+    config's image token.
+    """
+    directory = local_directory(model)
+    raw = _config(directory)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    except Exception as error:  # the tokenizers library raises bare Exception for a broken tokenizer.json
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{directory}: the tokenizer cannot be loaded ({reason})") from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(f"{directory}: the tokenizer is not a fast one; a tokenizer.json is needed")
+    vocabulary = tokenizer.get_vocab()
+    if original.is_original(raw) and IMAGE_TOKEN not in vocabulary:
+        added = [AddedToken(token, special=True, normalized=False) for token in (IMAGE_TOKEN, VIDEO_TOKEN)]
+        tokenizer.add_tokens(added, special_tokens=True)
+        vocabulary = tokenizer.get_vocab()
+    if IMAGE_TOKEN not in vocabulary:
+        raise UserError(f"{directory}: the tokenizer has no {IMAGE_TOKEN} token; it is not a LLaVA-OneVision tokenizer")
+    expected = raw.get("image_token_id", raw.get("image_token_index", vocabulary[IMAGE_TOKEN]))
+    if vocabulary[IMAGE_TOKEN] != expected:
+        where = f"{IMAGE_TOKEN} is token {vocabulary[IMAGE_TOKEN]} of the tokenizer, but config.json says {expected}"
+        raise UserError(f"{directory}: {where}; tokenizer and model do not belong together")
+    return tokenizer
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    try:
+        return json.loads((directory / "config.json").read_text())
+    except FileNotFoundError:
+        raise UserError(f"{directory}: no config.json; a model is a directory with config.json, tokenizer and weights") from None
+    except ValueError as error:
+        raise UserError(f"{directory / 'config.json'}: not JSON ({error})") from None
+
+
+def _resolve_all(stored: StoredTensors) -> dict[str, weights.Stored | None]:
+    return {name: weights.resolve(name) for name in stored.shapes}
+
+
+def _with_reward_head(
+    config: LlavaOnevisionConfig, found: Mapping[str, weights.Stored | None], asked: str | None, directory: Path
+) -> tuple[LlavaOnevisionConfig, bool]:
+    """The config with the model's reward head, and whether that head is a fresh one."""
+    if asked is not None and asked not in reward_heads.VARIANTS:
+        raise UserError(f"reward head {asked!r} is not one of {', '.join(reward_heads.VARIANTS)}")
+    rests = {tensor.rest for tensor in found.values() if tensor is not None and tensor.part == "reward"}
+    if not rests and config.reward_head is None:
+        if asked is not None:
+            logger.info("%s has no reward head: a fresh %r head is initialised", directory, asked)
+        return dataclasses.replace(config, reward_head=asked), asked is not None
+    # Upstream's checkpoints do not name their head; the only one it has with a hidden layer is tanh.
+    variant = config.reward_head or ("tanh" if "dense.weight" in rests else "linear")
+    if variant not in reward_heads.VARIANTS:
+        raise UserError(f"{directory}: reward_head {variant!r} of config.json is not one of {', '.join(reward_heads.VARIANTS)}")
+    if asked not in (None, variant):
+        raise UserError(f"{directory}: the checkpoint has a {variant!r} reward head, not {asked!r}; set the head to {variant!r}")
+    return dataclasses.replace(config, reward_head=variant), False
+
+
+def _with_tying(
+    config: LlavaOnevisionConfig, stored: StoredTensors, found: Mapping[str, weights.Stored | None]
+) -> LlavaOnevisionConfig:
+    """Untie where a tied config comes with a projection of its own (as transformers does)."""
+    head = next((name for name, tensor in found.items() if tensor is not None and tensor.part == "vocabulary"), None)
+    embedding = next((name for name, tensor in found.items() if tensor == ("language", "embed_tokens.weight", None)), None)
+    if not config.text.tied or head is None or embedding is None:
+        return config
+    if stored.shapes[head] == stored.shapes[embedding] and np.array_equal(stored.read(head), stored.read(embedding)):
+        return config
+    logger.warning("%s: the config ties embeddings, but %s differs from them; loaded untied", stored.directory, head)
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, tied=False))
+
+
+def _match(
+    found: Mapping[str, weights.Stored | None],
+    stored: StoredTensors,
+    shapes: Mapping[weights.Path, tuple[int, ...]],
+    config: LlavaOnevisionConfig,
+    directory: Path,
+) -> dict[weights.Path, list[str]]:
+    """Stored names of every parameter, in layer order. Raises UserError unless they are the model's, one for one."""
+    by_tensor = {tensor: name for name, tensor in found.items() if tensor is not None}
+    is_original = any(name.startswith(weights.PARTS["vision"].original) for name in found)
+    names, missing, misshaped, used = {}, [], [], set()
+    for path, shape in shapes.items():
+        stacked = weights.is_stacked(path)
+        tensors, layout = weights.tensors(path, shape[0])
+        expected = layout.stored_shape(shape[1:] if stacked else shape)
+        names[path] = [by_tensor.get(tensor, "") for tensor in tensors]
+        for tensor, name in zip(tensors, names[path], strict=True):
+            if not name:
+                missing.append(weights.spell(tensor, "original" if is_original else "hf"))
+            elif stored.shapes[name] != expected:
+                misshaped.append(f"{name} {stored.shapes[name]} for {expected}")
+        used.update(names[path])
+    # With tied embeddings a stored projection is the embedding once more (`_with_tying`).
+    ignored = {name for name, tensor in found.items() if tensor is not None and weights.parameter(tensor) is None}
+    ignored |= {name for name, tensor in found.items() if config.text.tied and tensor is not None and tensor.part == "vocabulary"}
+    unexpected = [name for name in found if name not in used and name not in ignored]
+    problems = [(missing, "missing"), (unexpected, "unexpected"), (misshaped, "of another shape than config.json says")]
+    complaints = [f"{len(tensors)} tensors {what} ({_some(tensors)})" for tensors, what in problems if tensors]
+    if complaints:
+        raise UserError(f"{directory}: the weights are not the model that config.json describes: {'; '.join(complaints)}")
+    return names
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - NAMED_IN_ERRORS
+    return ", ".join(names[:NAMED_IN_ERRORS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _assemble(
+    stored: StoredTensors,
+    path: weights.Path,
+    names: Sequence[str],
+    shape: tuple[int, ...],
+    dtype: Any,
+    sharding: NamedSharding,
+    directory: Path,
+) -> jax.Array:
+    """A parameter on its devices, every shard read from the files on its own."""
+    layout, stacked = weights.tensors(path, len(names))[1], weights.is_stacked(path)
+    shards: dict[tuple, np.ndarray] = {}  # devices that hold copies share one
+
+    def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
+        if layout is weights.Layout.PATCHES:  # small, and its slices are no slices of the tensor
+            return layout.to_parameter(stored.read(name))[index]
+        return layout.to_parameter(stored.read(name, layout.stored_index(index)))
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        key = tuple((part.start, part.stop) for part in index)
+        if key not in shards:
+            if stacked:
+                parts = [len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True)]
+                shards[key] = np.empty(parts, dtype)
+                for row, name in zip(shards[key], names[index[0]], strict=True):
+                    row[...] = read(name, index[1:])
+            else:
+                shards[key] = np.ascontiguousarray(read(names[0], index), dtype=dtype)
+        return shards[key]
+
+    try:
+        sharding.shard_shape(shape)
+    except ValueError:
+        mesh = {axis: size for axis, size in sharding.mesh.shape.items() if size > 1}
+        raise UserError(f"{directory}: {'.'.join(path)} {shape} cannot be split over mesh {mesh}; change `mesh` in the launch file") from None
+    return jax.make_array_from_callback(shape, sharding, shard)
+
+
+def _fresh(
+    path: weights.Path, shape: tuple[int, ...], dtype: Any, sharding: NamedSharding, config: LlavaOnevisionConfig, seed: int
+) -> jax.Array:
+    """A parameter of a new reward head, drawn as upstream's is: PyTorch's Linear, U(-1/sqrt(inputs), 1/sqrt(inputs)).
+
+    The inputs of both of the head's layers are the hidden state's features.
+    """
+    rng = np.random.default_rng([seed, zlib.crc32(".".join(path).encode())])  # the same on every host
+    bound = config.text.hidden_size**-0.5
+    values = rng.uniform(-bound, bound, shape).astype(dtype)
+    return jax.make_array_from_callback(shape, sharding, lambda index: values[index])

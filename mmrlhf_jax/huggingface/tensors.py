@@ -1,0 +1,147 @@
+"""The safetensors of a model directory: read tensor by tensor, written tensor by tensor. No jax here.
+
+Reading maps a file only while one tensor is taken from it, so that a 16 GB checkpoint never counts as resident memory.
+The safetensors library writes a file from a dictionary of all its arrays; `write_tensors` writes the same format
+(https://huggingface.co/docs/safetensors, "Format") from a plan, holding one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mmrlhf_jax.errors import UserError
+
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class StoredTensors:
+    """What the safetensors of a directory hold. Opening reads the headers only.
+
+    Attributes:
+        shapes: name -> shape, in the order of the files.
+        dtypes: name -> NumPy dtype (bfloat16 from `ml_dtypes`).
+
+    Raises UserError for a directory without safetensors, and for files that are missing, truncated or no safetensors.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        self.directory = Path(directory)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, np.dtype] = {}
+        self._files: dict[str, Path] = {}
+        for path in _weight_files(self.directory):
+            with _open(path) as file:
+                for name in file.keys():  # noqa: SIM118 (not a mapping)
+                    tensor = file.get_slice(name)
+                    if tensor.get_dtype() not in DTYPES:
+                        raise UserError(f"{path}: tensor {name} is {tensor.get_dtype()}; weights must be one of {', '.join(DTYPES)}")
+                    self.shapes[name] = tuple(tensor.get_shape())
+                    self.dtypes[name] = DTYPES[tensor.get_dtype()]
+                    self._files[name] = path
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """One tensor, or the part of it that `index` names, in its stored dtype."""
+        with _open(self._files[name]) as file:
+            return file.get_slice(name)[index or ...]
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """A tensor to be written; `read` makes its values only when their turn comes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def writing_order(plans: Sequence[TensorPlan]) -> list[TensorPlan]:
+    """Wide types first, so that in a file every tensor begins at a multiple of its own item size."""
+    return sorted(plans, key=lambda plan: -plan.dtype.itemsize)
+
+
+def write_tensors(directory: Path, plans: Sequence[TensorPlan], shard_bytes: int) -> None:
+    """Write `model.safetensors`, or shards of at most `shard_bytes` (at least one tensor each) and their index."""
+    shards = _shards(writing_order(plans), shard_bytes)
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))] if len(shards) > 1 else [SINGLE]
+    for filename, shard in zip(names, shards, strict=True):
+        _write_file(directory / filename, shard)
+    if len(shards) > 1:
+        weight_map = {plan.name: filename for filename, shard in zip(names, shards, strict=True) for plan in shard}
+        index = {"metadata": {"total_size": sum(plan.nbytes for plan in plans)}, "weight_map": dict(sorted(weight_map.items()))}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The files of the index, or the single file. Other safetensors of a directory (adapters, say) are not the model."""
+    if (directory / INDEX).exists():
+        try:
+            filenames = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            raise UserError(f"{directory / INDEX}: not a safetensors index; download or export the model again") from None
+        missing = [name for name in filenames if not (directory / name).exists()]
+        if missing:
+            raise UserError(f"{directory}: {len(missing)} of {len(filenames)} weight files are missing, first {missing[0]}; download them")
+        return [directory / name for name in filenames]
+    if (directory / SINGLE).exists():
+        return [directory / SINGLE]
+    hint = "; convert pytorch_model*.bin to safetensors" if list(directory.glob("pytorch_model*.bin")) else ""
+    raise UserError(f"{directory}: no weights ({SINGLE} or {INDEX}){hint}")
+
+
+def _open(path: Path):
+    try:
+        return safe_open(path, framework="np")
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: truncated or not a safetensors file ({reason}); download or export it again") from None
+
+
+def _shards(plans: Sequence[TensorPlan], shard_bytes: int) -> list[list[TensorPlan]]:
+    shards: list[list[TensorPlan]] = [[]]
+    size = 0
+    for plan in plans:
+        if shards[-1] and size + plan.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(plan)
+        size += plan.nbytes
+    return shards
+
+
+def _write_file(path: Path, plans: Sequence[TensorPlan]) -> None:
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for plan in plans:
+        offsets = [offset, offset + plan.nbytes]
+        header[plan.name] = {"dtype": codes[plan.dtype], "shape": list(plan.shape), "data_offsets": offsets}
+        offset = offsets[1]
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for plan in plans:
+            values = np.ascontiguousarray(plan.read())
+            if values.shape != plan.shape or values.dtype != plan.dtype:
+                raise ValueError(f"{plan.name}: planned {plan.dtype}{plan.shape}, made {values.dtype}{values.shape}")
+            file.write(values.reshape(-1).view(np.uint8).data)

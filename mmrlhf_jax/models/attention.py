@@ -1,0 +1,82 @@
+"""Attention with one contract for packing, prefix sharing and trees: `visible_until`.
+
+    query q attends key k   <=>   k <= q < visible_until[k]
+
+A trunk key is visible until its group ends, a branch key until its branch ends, a padding key only to itself
+(`visible_until[k] = k + 1`). A plain causal sequence of length n is `visible_until = n` everywhere.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# Rows up to this length attend in one piece. Longer rows go query block by query block, each against the keys up to its
+# own end, so that no [S, S] score matrix of a head exists and the half above the diagonal is not computed.
+DENSE_LIMIT = 1024
+QUERY_BLOCK = 512
+
+# Added to the score of a key that is not visible: exp of it is exactly 0, and its sum with any score is finite.
+NEVER = -1e30
+
+
+def attention(
+    q: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    visible_until: Int[Array, "B S"],
+) -> Float[Array, "B S H D"]:
+    """Grouped-query attention (H a multiple of K) under `visible_until`. Softmax in float32; result in q's dtype."""
+    length = q.shape[1]
+    if length <= DENSE_LIMIT:
+        return _attend_block(q, k, v, visible_until, 0)
+    # Recomputing a block's scores in the backward pass costs less than keeping them.
+    block = jax.checkpoint(_attend_block, static_argnums=4)
+    outs = []
+    for start in range(0, length, QUERY_BLOCK):
+        end = min(start + QUERY_BLOCK, length)
+        outs.append(block(q[:, start:end], k[:, :end], v[:, :end], visible_until[:, :end], start))
+    return jnp.concatenate(outs, axis=1)
+
+
+def attend_cache(
+    q: Float[Array, "B 1 H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    valid: Bool[Array, "B S"],
+) -> Float[Array, "B 1 H D"]:
+    """One new query per sequence against a KV cache; `valid` marks the cache slots that it sees."""
+    return _softmax_attend(q, k, v, valid[:, None, :])
+
+
+def _attend_block(q, k, v, visible_until, start: int):
+    """Queries start..start+Q against keys 0..K."""
+    queries = start + jnp.arange(q.shape[1])
+    keys = jnp.arange(k.shape[1])
+    visible = (keys[None, None, :] <= queries[None, :, None]) & (queries[None, :, None] < visible_until[:, None, :])
+    return _softmax_attend(q, k, v, visible)
+
+
+def _softmax_attend(q, k, v, visible: Bool[Array, "B Q S"]):
+    """Softmax in float32 with the division after the values are summed: one pass less over the score matrix."""
+    batch, queries, heads, dim = q.shape
+    groups = heads // k.shape[2]
+    q = (q * jnp.asarray(dim**-0.5, q.dtype)).reshape(batch, queries, k.shape[2], groups, dim).transpose(0, 2, 3, 1, 4)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    bias = jnp.where(visible, 0.0, NEVER)[:, None, None]
+    scores = jnp.einsum("bkgqd,bksd->bkgqs", q, k, preferred_element_type=jnp.float32) + bias
+    # The shift cancels in the quotient, so it needs no gradient.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    out = jnp.einsum("bkgqs,bksd->bkgqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = out / weights.sum(axis=-1)[..., None]
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, dim).astype(v.dtype)
+
+
+@partial(jax.jit, static_argnums=0)
+def causal_visible_until(length: int, lengths: Int[Array, "B"]) -> Int[Array, "B length"]:
+    """`visible_until` of right-padded plain sequences: real keys until the sequence's end, padding only to itself."""
+    slots = jnp.arange(length)
+    return jnp.where(slots[None] < lengths[:, None], lengths[:, None], slots[None] + 1)

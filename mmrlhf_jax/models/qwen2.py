@@ -1,0 +1,161 @@
+"""Qwen2: the language model of LLaVA-OneVision. Reference: transformers `models/qwen2/modeling_qwen2.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from mmrlhf_jax.models.attention import attend_cache, attention
+from mmrlhf_jax.models.layers import linear, run_stack, stack
+from mmrlhf_jax.models.llava_onevision.config import TextConfig
+from mmrlhf_jax.sharding.rules import constrain, partitioned
+
+
+class KVCache(NamedTuple):
+    """Keys and values of every layer: [L, B, S, K, D]."""
+
+    k: Float[Array, "L B S K D"]
+    v: Float[Array, "L B S K D"]
+
+
+def rope(positions: Int[Array, "B S"], head_dim: int, theta: float) -> tuple[Float[Array, "B S 1 D/2"], Float[Array, "B S 1 D/2"]]:
+    """Cosines and sines of rotary embeddings, float32, one per pair of dimensions."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = (positions[..., None].astype(jnp.float32) * frequencies)[:, :, None]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Float[Array, "B S H D"], cos_sin) -> Float[Array, "B S H D"]:
+    """Rotate dimension i against dimension i + D/2 (transformers' half-split layout)."""
+    cos, sin = (a.astype(x.dtype) for a in cos_sin)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class SelfAttention(nnx.Module):
+    def __init__(self, config: TextConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
+        d, hd = config.hidden_size, config.head_dim
+        kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.q = linear(d, config.heads * hd, ("embed", "heads"), bias=config.attention_bias, **kinds)
+        self.k = linear(d, config.kv_heads * hd, ("embed", "heads"), bias=config.attention_bias, **kinds)
+        self.v = linear(d, config.kv_heads * hd, ("embed", "heads"), bias=config.attention_bias, **kinds)
+        self.o = linear(config.heads * hd, d, ("heads", "embed"), bias=False, **kinds)
+        self.head_dim = hd
+
+    def __call__(self, x: Float[Array, "B S E"], cos_sin, attend: Callable):
+        """`attend(q, k, v) -> (out, kept)` decides what is attended and what is kept of it."""
+        batch, length, _ = x.shape
+        q, k, v = (proj(x).reshape(batch, length, -1, self.head_dim) for proj in (self.q, self.k, self.v))
+        q = constrain(rotate(q, cos_sin), "batch", "slots", "act_heads", None)
+        out, kept = attend(q, rotate(k, cos_sin), v)
+        return self.o(out.reshape(batch, length, -1)), kept
+
+
+class SwiGLU(nnx.Module):
+    def __init__(self, config: TextConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
+        d, hidden = config.hidden_size, config.intermediate_size
+        kinds = dict(bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.gate = linear(d, hidden, ("embed", "mlp"), **kinds)
+        self.up = linear(d, hidden, ("embed", "mlp"), **kinds)
+        self.down = linear(hidden, d, ("mlp", "embed"), **kinds)
+
+    def __call__(self, x):
+        return self.down(constrain(jax.nn.silu(self.gate(x)) * self.up(x), "batch", "slots", "act_mlp"))
+
+
+class DecoderLayer(nnx.Module):
+    def __init__(self, config: TextConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
+        kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.attention_norm = rms_norm(config, **kinds)
+        self.attention = SelfAttention(config, **kinds)
+        self.mlp_norm = rms_norm(config, **kinds)
+        self.mlp = SwiGLU(config, **kinds)
+
+    def __call__(self, x, cos_sin, attend):
+        out, kept = self.attention(self.attention_norm(x), cos_sin, attend)
+        x = x + out
+        return constrain(x + self.mlp(self.mlp_norm(x)), "batch", "slots", None), kept
+
+
+def rms_norm(config: TextConfig, *, dtype, param_dtype, rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+
+class Qwen2(nnx.Module):
+    """Embedding, decoder layers, final norm, and the vocabulary projection (tied to the embedding or not)."""
+
+    def __init__(self, config: TextConfig, *, dtype, param_dtype, remat: str, rngs: nnx.Rngs):
+        kinds = dict(dtype=dtype, param_dtype=param_dtype)
+        self.config = config
+        self.remat = remat
+        self.embedding = nnx.Embed(
+            config.vocab_size,
+            config.hidden_size,
+            embedding_init=partitioned(nnx.initializers.normal(0.02), "vocab", "embed"),
+            rngs=rngs,
+            **kinds,
+        )
+        self.layers = stack(lambda rngs: DecoderLayer(config, rngs=rngs, **kinds), config.layers, rngs)
+        self.norm = rms_norm(config, rngs=rngs, **kinds)
+        if not config.tied:
+            self.head = linear(config.hidden_size, config.vocab_size, ("embed", "vocab"), bias=False, rngs=rngs, **kinds)
+
+    def vocabulary(self) -> Float[Array, "E V"]:
+        """The projection from hidden states to logits, in the compute dtype."""
+        kernel = self.embedding.embedding[...].T if self.config.tied else self.head.kernel[...]
+        return kernel.astype(self.embedding.dtype)
+
+    def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S E"]:
+        return constrain(self.embedding(tokens), "batch", "slots", None)
+
+    def __call__(
+        self, x: Float[Array, "B S E"], positions: Int[Array, "B S"], visible_until: Int[Array, "B S"]
+    ) -> Float[Array, "B S E"]:
+        """Embeddings to hidden states after the final norm."""
+
+        def attend(q, k, v):
+            return attention(q, k, v, visible_until), None
+
+        return self._run(x, positions, attend)[0]
+
+    def prefill(self, x, positions, visible_until) -> tuple[Float[Array, "B S E"], KVCache]:
+        """As `__call__`, and the keys and values of every layer."""
+
+        def attend(q, k, v):
+            return attention(q, k, v, visible_until), KVCache(k, v)
+
+        return self._run(x, positions, attend)
+
+    def decode(
+        self,
+        x: Float[Array, "B 1 E"],
+        positions: Int[Array, "B 1"],
+        slots: Int[Array, "B"],
+        valid: Bool[Array, "B S"],
+        cache: KVCache,
+    ) -> tuple[Float[Array, "B 1 E"], KVCache]:
+        """One step: writes each sequence's key and value at its own slot, then attends the `valid` slots."""
+        cos_sin = rope(positions, self.config.head_dim, self.config.rope_theta)
+        rows = jnp.arange(x.shape[0])
+
+        def body(layer_and_cache, x):
+            layer, old = layer_and_cache
+
+            def attend(q, k, v):
+                new = KVCache(old.k.at[rows, slots].set(k[:, 0]), old.v.at[rows, slots].set(v[:, 0]))
+                return attend_cache(q, new.k, new.v, valid), new
+
+            return layer(x, cos_sin, attend)
+
+        x, cache = run_stack(body, x, (self.layers, cache), remat="none")
+        return self.norm(x), cache
+
+    def _run(self, x, positions, attend):
+        cos_sin = rope(positions, self.config.head_dim, self.config.rope_theta)
+        x, kept = run_stack(lambda layer, x: layer(x, cos_sin, attend), x, self.layers, remat=self.remat)
+        return self.norm(x), kept

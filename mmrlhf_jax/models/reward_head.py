@@ -1,0 +1,30 @@
+"""Score heads on the hidden state of a conversation's last token. Reference: MM-RLHF `llava_qwen.py` (`RewardHead`)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mmrlhf_jax.models.layers import linear
+
+# tanh: upstream's Linear-tanh-Linear; silu: BaseReward's two-layer head; linear: one projection.
+VARIANTS = ("tanh", "silu", "linear")
+
+
+class RewardHead(nnx.Module):
+    def __init__(self, hidden_size: int, variant: str, *, dtype, param_dtype, rngs: nnx.Rngs):
+        kinds = dict(bias=True, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.variant = variant
+        if variant != "linear":
+            self.dense = linear(hidden_size, hidden_size, ("embed", None), **kinds)
+        self.out = linear(hidden_size, 1, ("embed", None), **kinds)
+
+    def __call__(self, hidden: Float[Array, "... E"]) -> Float[Array, "..."]:
+        """Scalar rewards in float32."""
+        if self.variant == "tanh":
+            hidden = jnp.tanh(self.dense(hidden))
+        elif self.variant == "silu":
+            hidden = jax.nn.silu(self.dense(hidden))
+        return self.out(hidden)[..., 0].astype(jnp.float32)

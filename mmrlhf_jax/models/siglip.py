@@ -1,0 +1,91 @@
+"""SigLIP: the vision tower. Reference: transformers `models/siglip/modeling_siglip.py` (no post-norm, no pooling head)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from mmrlhf_jax.models.layers import linear, run_stack, stack
+from mmrlhf_jax.models.llava_onevision.config import VisionConfig
+from mmrlhf_jax.sharding.rules import constrain, partitioned
+
+ACTIVATIONS = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+}
+
+
+def layer_norm(config: VisionConfig, *, dtype, param_dtype, rngs) -> nnx.LayerNorm:
+    # The fast variance (E[x^2] - E[x]^2) cancels badly in float32; the exact form is what transformers computes.
+    return nnx.LayerNorm(
+        config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+    )
+
+
+class VisionAttention(nnx.Module):
+    def __init__(self, config: VisionConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
+        d = config.hidden_size
+        kinds = dict(bias=True, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.q = linear(d, d, ("embed", "heads"), **kinds)
+        self.k = linear(d, d, ("embed", "heads"), **kinds)
+        self.v = linear(d, d, ("embed", "heads"), **kinds)
+        self.o = linear(d, d, ("heads", "embed"), **kinds)
+        self.heads = config.heads
+
+    def __call__(self, x: Float[Array, "N P E"]) -> Float[Array, "N P E"]:
+        q, k, v = (proj(x).reshape(*x.shape[:2], self.heads, -1) for proj in (self.q, self.k, self.v))
+        return self.o(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
+
+
+class EncoderLayer(nnx.Module):
+    def __init__(self, config: VisionConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
+        kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.attention_norm = layer_norm(config, **kinds)
+        self.attention = VisionAttention(config, **kinds)
+        self.mlp_norm = layer_norm(config, **kinds)
+        self.up = linear(config.hidden_size, config.intermediate_size, ("embed", "mlp"), bias=True, **kinds)
+        self.down = linear(config.intermediate_size, config.hidden_size, ("mlp", "embed"), bias=True, **kinds)
+        self.activation = config.activation
+
+    def __call__(self, x):
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.down(ACTIVATIONS[self.activation](self.up(self.mlp_norm(x))))
+
+
+class Siglip(nnx.Module):
+    """uint8 tiles to patch features."""
+
+    def __init__(self, config: VisionConfig, *, dtype, param_dtype, remat: str, rngs: nnx.Rngs):
+        kinds = dict(dtype=dtype, param_dtype=param_dtype)
+        self.config = config
+        self.remat = remat
+        pixels = 3 * config.patch_size**2
+        self.patch = linear(pixels, config.hidden_size, ("patch", "embed"), bias=True, rngs=rngs, **kinds)
+        self.positions = nnx.Embed(
+            config.patches,
+            config.hidden_size,
+            embedding_init=partitioned(nnx.initializers.normal(0.02), None, "embed"),
+            rngs=rngs,
+            **kinds,
+        )
+        self.layers = stack(lambda rngs: EncoderLayer(config, rngs=rngs, **kinds), config.layers, rngs)
+
+    def __call__(self, tiles: UInt8[Array, "N H W 3"]) -> Float[Array, "N P E"]:
+        """Hidden states of the feature layer (LLaVA-OneVision's `vision_feature_layer`), without post-norm."""
+        x = self.patch(patches(tiles, self.config)) + self.positions(jnp.arange(self.config.patches))
+        layers = jax.tree.map(lambda p: p[: self.config.feature_layers], self.layers)
+        x, _ = run_stack(lambda layer, x: (layer(x), None), constrain(x, "batch", None, None), layers, remat=self.remat)
+        return x
+
+
+def patches(tiles: UInt8[Array, "N H W 3"], config: VisionConfig) -> Float[Array, "N P C"]:
+    """Normalised pixels per patch, each patch flattened as (row, column, channel)."""
+    n, size, p = tiles.shape[0], config.patch_size, config.patches_per_side
+    x = tiles[:, : p * size, : p * size].reshape(n, p, size, p, size, 3).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(n, p * p, size * size * 3).astype(jnp.float32)
+    mean, std = (jnp.tile(jnp.asarray(v, jnp.float32), size * size) for v in (config.image_mean, config.image_std))
+    return (x * config.rescale - mean) / std

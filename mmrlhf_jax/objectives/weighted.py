@@ -1,0 +1,97 @@
+"""Reductions that stay exact when a batch is cut into pieces: numerator and denominator travel apart.
+
+A mean of means is not the mean. So losses and metrics are `WeightedSum`s whose `weight` depends on the batch alone
+(pair weights, token counts), never on the parameters: whoever accumulates gradients sums the weights of all pieces
+first and divides every piece by that one denominator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class WeightedSum(NamedTuple):
+    """Σ wᵢ·xᵢ and Σ wᵢ, both float32[]."""
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    @property
+    def mean(self) -> Float[Array, ""]:
+        """The weighted mean; 0 where nothing was weighted."""
+        return divide(self.total, self.weight)
+
+    def merge(self, other: WeightedSum) -> WeightedSum:
+        return WeightedSum(self.total + other.total, self.weight + other.weight)
+
+
+class Minimum(NamedTuple):
+    """The smallest value seen, +inf where there was none."""
+
+    value: Float[Array, ""]
+
+    def merge(self, other: Minimum) -> Minimum:
+        return Minimum(jnp.minimum(self.value, other.value))
+
+
+class Maximum(NamedTuple):
+    """The largest value seen, -inf where there was none."""
+
+    value: Float[Array, ""]
+
+    def merge(self, other: Maximum) -> Maximum:
+        return Maximum(jnp.maximum(self.value, other.value))
+
+
+Metric = WeightedSum | Minimum | Maximum
+
+
+def weighted_sum(values: Float[Array, "*n"], weights: Float[Array, "*n"]) -> WeightedSum:
+    """Reduce `values` under `weights` of the same shape. What stands at weight 0 is not read, be it NaN or infinite."""
+    return WeightedSum(jnp.sum(jnp.where(weights != 0, values, 0) * weights), jnp.sum(weights))
+
+
+def minimum(values: Float[Array, "*n"], weights: Float[Array, "*n"]) -> Minimum:
+    """The smallest of the values with a weight."""
+    return Minimum(jnp.min(values, initial=jnp.inf, where=weights != 0))
+
+
+def maximum(values: Float[Array, "*n"], weights: Float[Array, "*n"]) -> Maximum:
+    """The largest of the values with a weight."""
+    return Maximum(jnp.max(values, initial=-jnp.inf, where=weights != 0))
+
+
+def divide(total: Float[Array, "*n"], weight: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """total / weight, and 0 with gradient 0 where the weight is 0."""
+    return jnp.where(weight != 0, total, 0) / jnp.where(weight != 0, weight, 1)
+
+
+def mix(
+    terms: Mapping[str, WeightedSum],
+    coefficients: Mapping[str, float],
+    denominators: Mapping[str, Float[Array, ""]] | None = None,
+) -> Float[Array, ""]:
+    """Total loss: Σ coefficients[k] · terms[k].total / denominator[k]. A term without a coefficient counts nothing.
+
+    `denominators` are the weights of the whole accumulated batch; without them every term is divided by its own weight.
+    Because weights never depend on the parameters, the losses called with zeros for log-probs give them for nothing.
+    """
+    total = jnp.float32(0)
+    for name, coefficient in coefficients.items():
+        weight = terms[name].weight if denominators is None else denominators[name]
+        total += coefficient * divide(terms[name].total, weight)
+    return total
+
+
+def merge(first: Mapping[str, Metric], second: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Join the metrics of two pieces of a batch. Both must have the same names."""
+    return {name: metric.merge(second[name]) for name, metric in first.items()}
+
+
+def summary(metrics: Mapping[str, Metric]) -> dict[str, Float[Array, ""]]:
+    """One number per metric, for the log."""
+    return {name: m.mean if isinstance(m, WeightedSum) else m.value for name, m in metrics.items()}

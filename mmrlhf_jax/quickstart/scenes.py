@@ -1,0 +1,131 @@
+"""Rendered scenes: two to four flat coloured shapes on a dark canvas, at most one in each of its four places.
+
+A scene is exact knowledge of its picture, so whatever is asked, answered or criticised about it can be judged by rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+
+from PIL import Image, ImageDraw
+
+PLACES = ("upper left", "upper right", "lower left", "lower right")  # reading order
+COLOURS = {
+    "red": (235, 35, 35),
+    "green": (30, 190, 60),
+    "blue": (45, 95, 255),
+    "yellow": (255, 225, 30),
+    "purple": (175, 50, 215),
+    "white": (250, 250, 250),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+SIZES = {"large": 0.80, "small": 0.50}  # diameter as a share of the cell's short side
+
+# (width, height) in pixels → how often. Cells stretch with the canvas, objects do not.
+CANVASES = {(192, 192): 0.61, (256, 192): 0.13, (192, 256): 0.13, (384, 192): 0.13}
+SHADES = range(40, 65)  # grey level of the background
+JITTER = 0.3  # how much of the free room around an object its position may use
+SUPERSAMPLING = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneObject:
+    """One shape. `offset` in [-1, 1]² shifts it from the middle of its place, in units of the room it may use."""
+
+    place: str
+    size: str
+    colour: str
+    shape: str
+    offset: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def name(self) -> str:
+        """Colour and shape, which no two objects of a scene share."""
+        return f"{self.colour} {self.shape}"
+
+    @property
+    def phrase(self) -> str:
+        return f"{self.size} {self.name} {self.place}"
+
+    @property
+    def row(self) -> int:
+        return PLACES.index(self.place) // 2
+
+    @property
+    def column(self) -> int:
+        return PLACES.index(self.place) % 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """Objects in reading order on a canvas of (width, height) pixels whose background has grey level `shade`."""
+
+    canvas: tuple[int, int]
+    shade: int
+    objects: tuple[SceneObject, ...]
+
+    @property
+    def key(self) -> str:
+        """What is where. Scenes that differ only in canvas, shade or jitter are the same scene."""
+        return "; ".join(thing.phrase for thing in self.objects)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(thing.name for thing in self.objects)
+
+    @property
+    def lone_shapes(self) -> tuple[SceneObject, ...]:
+        """The objects that their shape alone identifies."""
+        shapes = [thing.shape for thing in self.objects]
+        return tuple(thing for thing in self.objects if shapes.count(thing.shape) == 1)
+
+
+def sample_scene(rng: random.Random) -> Scene:
+    """A scene of two to four objects, no two of which have both colour and shape in common."""
+    places = sorted(rng.sample(PLACES, rng.randint(2, 4)), key=PLACES.index)
+    looks = rng.sample([(colour, shape) for colour in COLOURS for shape in SHAPES], len(places))
+    objects = tuple(
+        SceneObject(place, rng.choice(list(SIZES)), colour, shape, (rng.uniform(-1, 1), rng.uniform(-1, 1)))
+        for place, (colour, shape) in zip(places, looks, strict=True)
+    )
+    (canvas,) = rng.choices(list(CANVASES), weights=list(CANVASES.values()))
+    return Scene(canvas, rng.choice(SHADES), objects)
+
+
+def render(scene: Scene) -> Image.Image:
+    """The picture, RGB uint8, antialiased."""
+    width, height = scene.canvas
+    cell = (width / 2, height / 2)
+    image = Image.new("RGB", scene.canvas, (scene.shade,) * 3)
+    for thing in scene.objects:
+        diameter = round(SIZES[thing.size] * min(cell))
+        left, top = (
+            round(cell[axis] * index + (cell[axis] - diameter) / 2 * (1 + JITTER * thing.offset[axis]))
+            for axis, index in enumerate((thing.column, thing.row))
+        )
+        image.paste(COLOURS[thing.colour], (left, top), _mask(thing.shape, diameter))
+    return image
+
+
+@functools.cache
+def _mask(shape: str, diameter: int) -> Image.Image:
+    """Coverage of a `diameter`² pixel box by the shape, uint8."""
+    side = diameter * SUPERSAMPLING
+    mask = Image.new("L", (side, side), 0)
+    draw = ImageDraw.Draw(mask)
+    end = side - 1
+    if shape == "circle":
+        draw.ellipse((0, 0, end, end), fill=255)
+    elif shape == "square":
+        draw.rectangle((0, 0, end, end), fill=255)
+    elif shape == "triangle":
+        draw.polygon(((end / 2, 0), (end, end), (0, end)), fill=255)
+    elif shape == "cross":
+        near, far = round(side * 0.34), round(side * 0.66) - 1
+        draw.rectangle((near, 0, far, end), fill=255)
+        draw.rectangle((0, near, end, far), fill=255)
+    else:
+        raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+    return mask.reduce(SUPERSAMPLING)

@@ -1,0 +1,45 @@
+"""The quickstart's tokenizer: a byte-level BPE trained on its own corpus, with ChatML's control tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from mmrlhf_jax.data.templates import IM_END, IM_START
+
+SPECIAL_TOKENS = ("<|endoftext|>", IM_START, IM_END, "<image>", "<video>")
+
+# The same conversation as `data.templates.qwen_1_5`, for whoever uses the exported model with transformers.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>{% if not loop.last %} {% endif %}{% endfor %}"
+    "{% if message['content'] | selectattr('type', 'equalto', 'image') | list %}\n{% endif %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A fast tokenizer with at most `vocab_size` tokens. Deterministic for the same texts in the same order."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token=IM_END,
+        pad_token=SPECIAL_TOKENS[0],
+        additional_special_tokens=[IM_START, "<image>", "<video>"],
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer

@@ -1,0 +1,247 @@
+"""`mmrlhf train`: one straight line from an experiment to a finished run directory. One loop serves every objective."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from mmrlhf_jax import config
+from mmrlhf_jax.data.examples import open_examples
+from mmrlhf_jax.data.overlay import with_rewards
+from mmrlhf_jax.data.pipeline import (
+    all_rows,
+    index_cache,
+    make_encoder,
+    open_training_examples,
+    plan_training_rows,
+    with_reference,
+)
+from mmrlhf_jax.data.rows import RowBatch
+from mmrlhf_jax.data.stream import Rows, batches
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, model_directory
+from mmrlhf_jax.objectives.weighted import merge, summary
+from mmrlhf_jax.progress import Progress, say
+from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
+from mmrlhf_jax.training.checkpoint import Checkpoints
+from mmrlhf_jax.training.feed import feed, host
+from mmrlhf_jax.training.metrics import MetricsLog
+from mmrlhf_jax.training.objective import make_objective
+from mmrlhf_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from mmrlhf_jax.training.reference import make_scoring_step, model_fingerprint, reference_logps
+from mmrlhf_jax.training.state import TrainState, init_state, split_model
+from mmrlhf_jax.training.step import make_eval_step, make_train_step, mean_loss
+
+CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"
+
+
+def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool = False) -> TrainState:
+    """Run an experiment to its end, from its newest checkpoint if it has one (unless `fresh`).
+
+    Raises UserError for whatever is wrong with the configuration, model or data, before the first step; and when a loss is
+    not finite, with the batch saved for replay.
+    """
+    run = experiment.run
+    directory = epath.Path(run.directory)
+    mesh = make_mesh(launch.mesh.model_dump())
+    if experiment.batch.rows // experiment.batch.accumulation % rows_divisor(mesh):
+        raise UserError(
+            f"batch.rows / accumulation = {experiment.batch.rows // experiment.batch.accumulation} must be a multiple of the"
+            f" {rows_divisor(mesh)} batch shards of this mesh"
+        )
+
+    with use_mesh(mesh), precision(experiment.model):
+        # --- Model -----------------------------------------------------------------------------------------------------
+        source = model_directory(experiment.model.path)
+        tokenizer = load_tokenizer(source)
+        model = load_model(
+            source,
+            mesh=mesh,
+            dtype=jnp.dtype(experiment.model.dtype),
+            param_dtype=jnp.dtype(experiment.model.param_dtype),
+            remat=experiment.model.remat,
+            reward_head=experiment.model.reward_head,
+            seed=run.seed,
+        )
+
+        # --- Data ------------------------------------------------------------------------------------------------------
+        encoder = make_encoder(experiment.data, experiment.objective, tokenizer, model.config)
+        examples = open_training_examples(experiment.data, experiment.objective)
+        rows = plan_training_rows(
+            examples, encoder, experiment.data, experiment.batch, experiment.objective, seed=run.seed
+        )
+        total_rows = rows.count(run.epochs) if run.steps is None else run.steps * experiment.batch.rows
+        steps = -(-total_rows // experiment.batch.rows)
+        say(
+            f"{len(rows.index.groups)} groups in {rows.count(1)} rows of {rows.budget.slots} slots"
+            f" ({rows.fill:.1%} filled), {steps} steps of {experiment.batch.rows} rows"
+        )
+
+        # --- Reference -------------------------------------------------------------------------------------------------
+        graphdef, params, frozen = split_model(model, experiment.trains)
+        held_out = held_out_rows(experiment, encoder)
+        if isinstance(experiment.objective, config.Preference):
+            scoring = make_scoring_step(graphdef, chunk=experiment.batch.logprob_chunk)
+            identity = model_fingerprint(source, dtype=experiment.model.dtype)
+            settings = dict(batch_rows=experiment.batch.rows // experiment.batch.accumulation, mesh=mesh)
+            settings["cache"] = index_cache(examples) or directory / "reference"
+            rows = with_reference(rows, reference_logps(scoring, params, frozen, rows, identity, **settings))
+            if held_out is not None:
+                held_out = with_reference(held_out, reference_logps(scoring, params, frozen, held_out, identity, **settings))
+
+        # --- State: fresh, or where an earlier run of the same experiment stopped ----------------------------------------
+        objective = make_objective(experiment.objective)
+        tx = make_optimizer(experiment.optimizer, steps)
+        state = init_state(params, frozen, tx)
+        run_identity = {"data": rows.index.fingerprint, "seed": run.seed, "rows": experiment.batch.rows, "steps": steps}
+        if fresh and directory.exists():
+            clear(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        checkpoints = Checkpoints(directory / CHECKPOINTS, keep=run.keep)
+        if checkpoints.latest is not None:
+            state = checkpoints.restore(state, run_identity)
+            say(f"resumed from step {int(state.step)} of {steps} in {directory}")
+        (directory / CONFIG_FILE).write_text(config.resolved(experiment))
+
+        # --- Steps -----------------------------------------------------------------------------------------------------
+        train_step = make_train_step(
+            graphdef,
+            objective,
+            tx,
+            chunk=experiment.batch.logprob_chunk,
+            accumulation=experiment.batch.accumulation,
+            seed=run.seed,
+        )
+        eval_step = make_eval_step(graphdef, objective, chunk=experiment.batch.logprob_chunk)
+        rate = learning_rate_schedule(experiment.optimizer, steps)
+        start = int(state.step)
+        log = MetricsLog(directory, resume_step=start)
+        progress = Progress(f"training {directory.name}", steps - start)
+        stream = batches(
+            rows,
+            batch_rows=experiment.batch.rows,
+            steps=steps,
+            total=total_rows,
+            start=start,
+            workers=experiment.data.workers,
+            **host(),
+        )
+        pending: Pending | None = None
+        stop = StopSignal()
+        try:
+            for batch in feed(stream, mesh):
+                previous, pending = pending, Pending(int(start), batch, time.monotonic())
+                state, pending.figures = train_step(state, batch)
+                start += 1
+                if previous is not None:  # read one step late: the device never waits for the host
+                    record(previous, log, progress, rate, run, directory)
+                if start % run.checkpoint_every == 0 or start == steps or stop.requested:
+                    checkpoints.save(state, run_identity)
+                if held_out is not None and run.eval_every and (start % run.eval_every == 0 or start == steps):
+                    log.write(start, evaluate(eval_step, state, held_out, objective, experiment, mesh))
+                if stop.requested:
+                    break
+            if pending is not None:
+                record(pending, log, progress, rate, run, directory)
+        finally:
+            stop.restore()
+            stream.close()
+            checkpoints.wait()
+            checkpoints.close()
+            log.close()
+        if stop.requested and start < steps:
+            say(f"stopped by a signal after step {start}; the same command continues from there")
+            raise SystemExit(143)
+    return state
+
+
+class Pending:
+    """A step whose figures are still on the device."""
+
+    def __init__(self, step: int, batch: RowBatch, started: float):
+        self.step, self.batch, self.started = step, batch, started
+        self.figures: dict[str, jax.Array] = {}
+
+
+def record(done: Pending, log: MetricsLog, progress: Progress, rate, run: config.Run, directory: epath.Path) -> None:
+    """Write a finished step's figures. A loss that is not finite stops the run, with the batch saved for replay."""
+    figures = {name: float(value) for name, value in done.figures.items()}
+    if not np.isfinite(figures["loss"]):
+        path = directory / f"bad_batch_step_{done.step}.npz"
+        with path.open("wb") as file:
+            np.savez_compressed(file, **{name: np.asarray(value) for name, value in done.batch._asdict().items()})
+        raise UserError(f"the loss at step {done.step} is {figures['loss']}; the batch is saved in {path}")
+    figures["learning_rate"] = float(rate(done.step))
+    seconds = time.monotonic() - done.started
+    figures["seconds"] = seconds
+    figures["pairs_per_second"] = float(jnp.sum(done.batch.pair_weights > 0)) / seconds
+    if (done.step + 1) % run.log_every == 0:
+        log.write(done.step + 1, figures)
+    accuracy = figures.get("rewards/accuracies", figures.get("accuracy"))
+    shown = f"loss {figures['loss']:.4f}" + (f", accuracy {accuracy:.3f}" if accuracy is not None else "")
+    progress.update(shown)
+
+
+def held_out_rows(experiment: config.Experiment, encoder) -> Rows | None:
+    """Rows over the held-out data, if the experiment names any. Their β needs rewards only where they are there."""
+    data = experiment.data
+    if data.held_out is None:
+        return None
+    examples = open_examples(data.held_out, data.media_root, data.video_frames)
+    if data.rewards is not None and isinstance(experiment.objective, config.Preference):
+        examples = with_rewards(examples, data.rewards)
+    return all_rows(examples, encoder, slots=experiment.batch.slots, seed=experiment.run.seed)
+
+
+def evaluate(eval_step, state: TrainState, rows: Rows, objective, experiment: config.Experiment, mesh) -> dict[str, float]:
+    """Loss and metrics over all held-out groups, as exact means, under the prefix `eval_` (as TRL logs them)."""
+    count, batch_rows = rows.count(1), experiment.batch.rows // experiment.batch.accumulation
+    stream = batches(rows, batch_rows=batch_rows, steps=-(-count // batch_rows), total=count, **host())
+    results = [eval_step(state.params, state.frozen, batch) for batch in feed(stream, mesh)]
+    sums, metrics = reduce(lambda a, b: (merge(a[0], b[0]), merge(a[1], b[1])), results)
+    figures = summary(metrics) | {"loss": mean_loss(objective, sums)}
+    return {f"eval_{name}": float(value) for name, value in figures.items()}
+
+
+def precision(model: config.Model):
+    """Float32 means float32: without this, GPUs and TPUs multiply float32 matrices in fewer bits."""
+    return jax.default_matmul_precision("highest" if model.dtype == "float32" else "default")
+
+
+class StopSignal:
+    """SIGTERM and SIGINT ask for a checkpoint and a clean exit after the running step."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._old: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._request)
+
+    def _request(self, number, frame) -> None:
+        if self.requested:  # the second one is meant
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def restore(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def clear(directory: epath.Path) -> None:
+    """Remove what an earlier run of this directory left: checkpoints and metrics, nothing else."""
+    for name in (CHECKPOINTS, "tensorboard"):
+        if (directory / name).exists():
+            say(f"--fresh: removing {directory / name}")
+            (directory / name).rmtree()
+    for name in ("metrics.jsonl",):
+        (directory / name).unlink(missing_ok=True)

@@ -1,0 +1,73 @@
+"""Reference log-probs: one pass over the data, one number per response, stored under what they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import jax
+import numpy as np
+from etils import epath
+from flax import nnx
+
+from mmrlhf_jax.data.rows import RowBatch
+from mmrlhf_jax.data.stream import Rows, batches
+from mmrlhf_jax.files import read_arrays, write_arrays
+from mmrlhf_jax.progress import Progress, say
+from mmrlhf_jax.training.feed import feed, fetch, host
+from mmrlhf_jax.training.objective import Outputs, forward, target_counts
+
+
+def make_scoring_step(graphdef: nnx.GraphDef, *, chunk: int):
+    """`(params, frozen, batch) -> (Outputs, target counts)`, per response."""
+
+    def scoring_step(params: nnx.State, frozen: nnx.State, batch: RowBatch) -> tuple[Outputs, jax.Array]:
+        return forward(nnx.merge(graphdef, params, frozen), batch, chunk=chunk), target_counts(batch)
+
+    return jax.jit(scoring_step)
+
+
+def score_responses(
+    step, params, frozen, rows: Rows, *, batch_rows: int, mesh, description: str
+) -> dict[str, np.ndarray]:
+    """Run every row once; per response of the data set: `logps`, `lengths`, `rewards` (float32[responses], NaN = not seen)."""
+    count = rows.count(1)
+    steps = -(-count // batch_rows)
+    found = {name: np.full(rows.index.responses, np.nan, np.float32) for name in ("logps", "lengths", "rewards")}
+    progress = Progress(description, steps)
+    for batch in feed(batches(rows, batch_rows=batch_rows, steps=steps, total=count, **host()), mesh):
+        outputs, lengths = step(params, frozen, batch)
+        ids = fetch(batch.response_ids)
+        for name, values in (("logps", outputs.logps), ("lengths", lengths), ("rewards", outputs.rewards)):
+            found[name][ids[ids >= 0]] = fetch(values)[ids >= 0]
+        progress.update()
+    return found
+
+
+def reference_logps(
+    step, params, frozen, rows: Rows, model_fingerprint: str, *, batch_rows: int, mesh, cache: epath.Path
+) -> np.ndarray:
+    """float32[responses], read from `cache` if data, encoder and model are the same as when it was written."""
+    key = hashlib.sha256(f"{rows.index.fingerprint} {model_fingerprint}".encode()).hexdigest()[:16]
+    path = cache / f"reference-{key}.npz"
+    if path.exists():
+        say(f"reference log-probs: read from {path}")
+        return read_arrays(path)["logps"]
+    found = score_responses(step, params, frozen, rows, batch_rows=batch_rows, mesh=mesh, description="reference log-probs")
+    write_arrays(path, logps=found["logps"])
+    return found["logps"]
+
+
+def model_fingerprint(directory: epath.PathLike, **settings) -> str:
+    """Identifies a checkpoint's weights without reading them all: names, sizes, headers and a piece of every file."""
+    directory = epath.Path(directory)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for path in sorted(directory.glob("*.safetensors")) + [directory / "config.json"]:
+        size = path.stat().length
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            for part in range(1, 9):  # eight more pieces spread over the file
+                file.seek(max(0, size * part // 8 - (1 << 18)))
+                digest.update(file.read(1 << 18))
+    return digest.hexdigest()

@@ -1,0 +1,261 @@
+"""Built data sets hold exactly what their source holds, in its order, and appear complete or not at all."""
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmrlhf_jax.data import builder
+from mmrlhf_jax.data.builder import build
+from mmrlhf_jax.data.examples import BuiltExamples, SourceExamples, open_examples
+from mmrlhf_jax.errors import UserError
+
+COUNT = 12
+
+
+def image_bytes(seed: int, format: str) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(out, format=format)
+    return out.getvalue()
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Text, image, two-image and video groups under ids that do not sort; some files end in zero bytes."""
+    folder = tmp_path / "source"
+    (folder / "clip").mkdir(parents=True)
+    for i in range(5):
+        (folder / "clip" / f"{i}.jpg").write_bytes(image_bytes(100 + i, "JPEG"))
+    rows = []
+    for i in range(COUNT):
+        (folder / f"{i}.png").write_bytes(image_bytes(i, "PNG") + b"\0" * (i % 3))
+        media = [{}, {"images": [f"{i}.png"]}, {"images": [f"{i}.png", "0.png"]}, {"video": "clip"}][i % 4]
+        responses = [{"text": f"<image> <|im_end|> {k}\0é", "rank": k + 1, "critique": "fine"} for k in range(3)]
+        rows.append({"id": f"{(7 * i) % COUNT}", "prompt": "\u2028?", "responses": responses, "kept": {"n": i}} | media)
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def listing(folder):
+    return sorted(os.listdir(folder))
+
+
+def test_every_example_comes_back_whole_and_in_order(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(builder, "SHARD_BYTES", 4000)  # several files
+    built = build(source, tmp_path / "out", video_frames=3)
+    assert len([name for name in listing(tmp_path / "out") if "array_record" in name]) > 2
+    expected = SourceExamples(source, video_frames=3)
+    assert len(built) == len(expected) == COUNT
+    assert list(built) == list(expected)
+    assert built.records == expected.records
+    assert built[2].images == tuple((source.parent / name).read_bytes() for name in ("2.png", "0.png"))
+    assert built[3].frames == tuple((source.parent / "clip" / f"{i}.jpg").read_bytes() for i in (0, 2, 4))
+    with pytest.raises(IndexError):
+        built[COUNT]
+
+
+def test_the_result_is_an_ordinary_tfds_data_set(source, tmp_path):
+    import tensorflow_datasets as tfds
+
+    build(source, tmp_path / "out")
+    stored = tfds.builder_from_directory(tmp_path / "out").as_data_source("train")
+    assert [json.loads(row["record"])["kept"]["n"] for row in stored] == list(range(COUNT))
+    assert stored[1]["images"][0] == (source.parent / "1.png").read_bytes()
+
+
+def test_nothing_is_printed_and_progress_counts_records(source, tmp_path, capfd):
+    calls = []
+    build(source, tmp_path / "out", progress=lambda *call: calls.append(call))
+    assert calls == [(stage, n + 1, COUNT) for stage in ("fingerprint", "write") for n in range(COUNT)]
+    assert capfd.readouterr().out == ""
+
+
+def test_the_fingerprint_is_the_sources_and_follows_its_content(source, tmp_path):
+    original = SourceExamples(source, video_frames=4).fingerprint
+    assert build(source, tmp_path / "out", video_frames=4).fingerprint == original
+    assert SourceExamples(source, video_frames=5).fingerprint != original
+
+    rows = source.read_text().split("\n")
+    source.write_text("\n".join([rows[1], rows[0], *rows[2:]]))
+    assert SourceExamples(source, video_frames=4).fingerprint != original
+    source.write_text("\n".join(rows))
+    assert SourceExamples(source, video_frames=4).fingerprint == original
+    (source.parent / "1.png").write_bytes(image_bytes(99, "PNG"))
+    assert SourceExamples(source, video_frames=4).fingerprint != original
+
+
+def test_media_may_stand_under_another_root(source, tmp_path):
+    moved = tmp_path / "moved.jsonl"
+    source.rename(moved)
+    with pytest.raises(UserError, match=r"moved\.jsonl: record '7': media file '1\.png' does not exist under"):
+        build(moved, tmp_path / "out")
+    with pytest.raises(UserError, match="the media root is not a folder"):
+        build(moved, tmp_path / "out", tmp_path / "nowhere")
+    assert len(build(moved, tmp_path / "out", source.parent)) == COUNT
+
+
+# Atomic and idempotent -----------------------------------------------------------------------------------------------
+
+
+def test_the_same_content_is_not_built_twice(source, tmp_path):
+    first = build(source, tmp_path / "out")
+    before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()}
+    calls = []
+    again = build(source, tmp_path / "out", progress=lambda *call: calls.append(call))
+    assert calls[-1] == ("reused", COUNT, COUNT)
+    assert again.fingerprint == first.fingerprint
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()} == before
+
+
+def test_other_content_is_never_overwritten(source, tmp_path):
+    build(source, tmp_path / "out", video_frames=3)
+    with pytest.raises(UserError, match="built from other content; choose another OUT, or remove it first"):
+        build(source, tmp_path / "out", video_frames=4)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    for name in ("mine", "file"):
+        with pytest.raises(UserError, match="already exists and is not a built data set; choose another OUT"):
+            build(source, tmp_path / name)
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == (tmp_path / "file").read_text() == "precious"
+
+
+def test_an_empty_directory_and_missing_parents_are_fine(source, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert len(build(source, tmp_path / "empty")) == len(build(source, tmp_path / "a" / "b" / "c")) == COUNT
+    assert listing(tmp_path) == ["a", "empty", "source"] and listing(tmp_path / "a" / "b") == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda folder: (folder / "9.png").unlink(), r"record '3': media file '9\.png' does not exist"),
+        (
+            lambda folder: ((folder / "9.png").unlink(), (folder / "9.png").mkdir()),
+            r"record '3': media file .*9\.png cannot be read \(Is a directory\)",
+        ),
+        (
+            lambda folder: (folder / "9.png").write_bytes(b"GIF"),
+            r"record '3', image '9\.png': the image cannot be decoded",
+        ),
+        (
+            lambda folder: (folder / "clip" / "0.jpg").write_text("x"),
+            r"record '9', video 'clip', frame 1: the image cannot",
+        ),
+        (lambda folder: (folder / "rows.jsonl").open("a").write('\n{"id": "torn'), r"rows\.jsonl:13: not valid JSON"),
+    ],
+)
+def test_a_failed_build_names_the_record_and_leaves_nothing(source, tmp_path, damage, expected):
+    damage(source.parent)
+    with pytest.raises(UserError, match=expected):
+        build(source, tmp_path / "out")
+    assert listing(tmp_path) == ["source"]
+
+
+def test_an_interrupted_build_leaves_nothing(source, tmp_path):
+    def interrupt(stage, done, total):
+        if (stage, done) == ("write", 5):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(source, tmp_path / "out", progress=interrupt)
+    assert listing(tmp_path) == ["source"]
+
+
+def test_after_a_killed_build_there_is_no_output_and_the_next_one_clears_up(source, tmp_path):
+    script = f"""
+import os
+from mmrlhf_jax.data.builder import build
+die = lambda stage, done, total: os._exit(9) if (stage, done) == ("write", 5) else None
+build({str(source)!r}, {str(tmp_path / "out")!r}, progress=die)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    assert not (tmp_path / "out").exists()
+    assert len(build(source, tmp_path / "out")) == COUNT
+    assert listing(tmp_path) == ["out", "source"]
+
+
+# Opening and worker processes ----------------------------------------------------------------------------------------
+
+
+def test_open_examples_tells_directories_from_sources(source, tmp_path):
+    build(source, tmp_path / "out")
+    assert isinstance(open_examples(tmp_path / "out"), BuiltExamples)
+    assert isinstance(open_examples(source), SourceExamples)
+    with pytest.raises(UserError, match="not a built data set; make one with"):
+        open_examples(tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        open_examples(tmp_path / "nowhere.jsonl")
+
+
+def test_directories_of_other_programs_are_refused(source, tmp_path):
+    build(source, tmp_path / "out")
+    (tmp_path / "out" / "metadata.json").write_text("{}")
+    with pytest.raises(UserError, match="a data set of another program"):
+        open_examples(tmp_path / "out")
+    (tmp_path / "out" / "dataset_info.json").write_text('{"torn')
+    with pytest.raises(UserError, match=r"dataset_info\.json cannot be read") as error:
+        open_examples(tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["source", "built"])
+def test_examples_pickle_after_use_and_read_on(source, tmp_path, kind):
+    examples = SourceExamples(source) if kind == "source" else build(source, tmp_path / "out")
+    before, fingerprint = examples[1], examples.fingerprint
+    examples.records  # noqa: B018  (loads them)
+    copy = pickle.loads(data := pickle.dumps(examples))
+    assert (copy[1], copy.fingerprint, copy.records) == (before, fingerprint, examples.records)
+    if kind == "built":
+        assert len(data) < 1000 + len(str(tmp_path))  # neither files nor records travel
+
+
+def test_building_and_reading_import_neither_jax_nor_tensorflow(source, tmp_path):
+    script = f"""
+import sys
+from mmrlhf_jax.data.builder import build
+from mmrlhf_jax.data.examples import open_examples
+build({str(source)!r}, {str(tmp_path / "out")!r})
+list(open_examples({str(tmp_path / "out")!r})), list(open_examples({str(source)!r}))
+print([name for name in ("jax", "jaxlib", "tensorflow", "torch", "grain") if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+GRAIN_SCRIPT = """
+import sys
+from mmrlhf_jax.data.examples import open_examples
+
+def content(example):
+    return example.record.id, example.images, example.frames
+
+if __name__ == "__main__":
+    import grain
+    from absl import flags
+
+    flags.FLAGS.mark_as_parsed()  # grain reads absl flags when it starts workers
+    examples = open_examples(sys.argv[1])
+    dataset = grain.MapDataset.source(examples).map(content).to_iter_dataset()
+    workers = grain.MultiprocessingOptions(num_workers=1)
+    read = [tuple(map(tuple, element)) for element in dataset.mp_prefetch(workers)]
+    assert read == [tuple(map(tuple, content(example))) for example in examples]
+    print(len(read))
+"""
+
+
+def test_grain_worker_processes_read_the_same_examples_in_order(source, tmp_path):
+    build(source, tmp_path / "out")
+    (tmp_path / "script.py").write_text(GRAIN_SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{COUNT}\n"

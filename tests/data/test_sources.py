@@ -1,0 +1,514 @@
+"""Readers: every input format gives the same ranked records, and every wrong input one clear line."""
+
+import gzip
+import importlib.util
+import itertools
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmrlhf_jax.data.sources import FORMATS, read_records
+from mmrlhf_jax.data.sources.folding import Contradiction, weak_order
+from mmrlhf_jax.data.sources.rankings import read_rankings
+from mmrlhf_jax.errors import UserError
+
+GROUP = {
+    "id": "g1",
+    "images": ["a.png"],
+    "prompt": "How many cups?",
+    "source": "made up",
+    "responses": [
+        {"text": "Three.", "rank": 1, "scores": {"ethics": 5}},
+        {"text": "Two.", "rank": 2, "colour": "blue"},
+    ],
+    "category": "short",
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes rows (objects or raw lines) to a file, JSON lines unless the name says otherwise; gives its path."""
+
+    def write(*rows, name="rows.jsonl"):
+        lines = [row if isinstance(row, (str, bytes)) else json.dumps(row) for row in rows]
+        data = b"\n".join(line.encode() if isinstance(line, str) else line for line in lines)
+        path = tmp_path / name
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        return path
+
+    return write
+
+
+def message(path) -> str:
+    with pytest.raises(UserError) as error:
+        read_records(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    return str(error.value)
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def test_own_form_round_trips_with_its_unknown_fields(write):
+    (record,) = read_records(write(GROUP))
+    assert record.to_json() == GROUP
+    assert record.pairs() == [(0, 1)]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.json", "rows.json.gz"])
+def test_json_and_gzip_hold_the_same_records(write, name):
+    rows = [GROUP, GROUP | {"id": "g2", "prompt": "one\u2028line"}]
+    path = write(json.dumps(rows), name=name) if ".json." in name or name.endswith(".json") else write(*rows, name=name)
+    assert [record.to_json() for record in read_records(path)] == rows
+
+
+def test_byte_order_mark_blank_lines_and_windows_line_ends_are_no_matter(write):
+    path = write(b"\xef\xbb\xbf" + json.dumps(GROUP).encode() + b"\r", b"", json.dumps(GROUP | {"id": 7}))
+    assert [record.id for record in read_records(path)] == ["g1", "7"]
+
+
+def test_parquet_gives_the_records_that_json_gives(tmp_path, write):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    rows = [pair("x", "A", "B", image="i.png"), pair("x", "A", "C", image=None) | {"prompt": "Other"}]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    assert read_records(tmp_path / "rows.parquet") == read_records(write(*rows))
+
+
+def test_parquet_with_embedded_images_says_so(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "images": [{"bytes": b"\x89PNG", "path": None}]}]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    assert "'images'" in message(tmp_path / "rows.parquet")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(write, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find_spec(name))
+    assert "pip install pyarrow" in message(write(b"PAR1", name="rows.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "name", "expected"),
+    [
+        ([GROUP, '{"id": "torn", "pro'], "rows.jsonl", "rows.jsonl:2: not valid JSON"),
+        ([], "rows.jsonl", "holds no records"),
+        (["", " "], "rows.jsonl", "holds no records"),
+        (["[]"], "rows.json", "holds no records"),
+        (['{"a": 1}'], "rows.json", "expected a JSON list"),
+        (["{}", "{}"], "rows.json", "name it .jsonl"),
+        (["[1]"], "rows.json", "rows.json[0]: expected a JSON object, found int"),
+        (["3"], "rows.jsonl", "rows.jsonl:1: expected a JSON object, found int"),
+        ([b'{"id": "\xff\xfe"}'], "rows.jsonl", "rows.jsonl:1: not valid UTF-8"),
+        (['{"id": "\\ud800", "prompt": "p", "responses": ["a"]}'], "rows.jsonl", "rows.jsonl:1: not valid UTF-8"),
+        (["[" * 100_000], "rows.jsonl", "rows.jsonl:1: JSON nested too deeply"),
+        (["PAR1"], "rows.csv", "unknown kind of file"),
+        ([{"text": "hello"}], "rows.jsonl", "unknown format, fields ['text']"),
+        ([{"id": "a", "prompt": "p"}], "rows.jsonl", "needs at least one response"),
+        ([{"id": "a", "prompt": "p", "responses": []}], "rows.jsonl", "needs at least one response"),
+        ([GROUP, GROUP | {"id": "h"}, GROUP], "rows.jsonl", "id 'g1' is used twice, by records 1 and 3"),
+    ],
+)
+def test_wrong_files_end_in_one_line_that_says_where(write, lines, name, expected):
+    assert expected in message(write(*lines, name=name))
+
+
+def test_missing_file_directory_and_torn_gzip_end_in_one_line(write, tmp_path):
+    assert "no such file" in message(tmp_path / "nowhere.jsonl")
+    assert "is a directory" in message(tmp_path)
+    whole = gzip.compress(b"\n".join(b'{"id": "%d"}' % random.getrandbits(64) for _ in range(99)))
+    (tmp_path / "torn.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    assert "not a complete gzip file" in message(tmp_path / "torn.jsonl.gz")
+
+
+def test_unknown_format_lists_the_known_ones(write):
+    text = message(write({"question": "?"}))
+    assert all(known.name in text for known in FORMATS)
+
+
+# Pairs ---------------------------------------------------------------------------------------------------------------
+
+
+def pair(record_id, chosen, rejected, **fields):
+    return {"id": record_id, "prompt": "Which?", "chosen": chosen, "rejected": rejected, "image": "a.png"} | fields
+
+
+def preferences(records):
+    """{(id, chosen text, rejected text)}: what a set of records says, however it is grouped."""
+    return {(r.id.split("#")[0], r.responses[i].text, r.responses[j].text) for r in records for i, j in r.pairs()}
+
+
+weak_orders = st.lists(st.integers(1, 5), min_size=2, max_size=8)
+
+
+@given(weak_orders, st.randoms(use_true_random=False))
+def test_the_pairs_of_a_weak_order_give_the_weak_order_back(ranks, rng):
+    """For any weak order of two tiers or more, from its pairs in any order (some twice)."""
+    pairs = [(i, j) for i, j in itertools.permutations(range(len(ranks)), 2) if ranks[i] < ranks[j]]
+    if not pairs:
+        return
+    rng.shuffle(pairs)
+    recovered = weak_order(len(ranks), pairs + pairs[:2])
+    tiers = sorted(set(ranks))
+    assert recovered == [tiers.index(rank) + 1 for rank in ranks]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(weak_orders.filter(lambda ranks: len(set(ranks)) > 1), min_size=1, max_size=4), st.data())
+def test_a_shuffled_pair_file_folds_into_the_groups_it_was_made_from(tmp_path_factory, groups, data):
+    rows = []
+    for number, ranks in enumerate(groups):
+        for i, j in itertools.permutations(range(len(ranks)), 2):
+            if ranks[i] < ranks[j]:
+                rows.append(pair(f"id{number}", f"answer {i}", f"answer {j}"))
+    rows = data.draw(st.permutations(rows))
+    path = tmp_path_factory.mktemp("pairs") / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    records = read_records(path)
+    assert [r.id for r in records] == list(dict.fromkeys(row["id"] for row in rows))  # in order of their first row
+    for record in records:
+        ranks = groups[int(record.id[2:])]
+        tiers = sorted(set(ranks))
+        found = {response.text: response.rank for response in record.responses}
+        assert found == {f"answer {i}": tiers.index(rank) + 1 for i, rank in enumerate(ranks)}
+
+
+@given(st.sets(st.tuples(st.integers(0, 4), st.integers(0, 4)).filter(lambda e: e[0] != e[1]), min_size=1, max_size=10))
+def test_no_preference_is_lost_or_invented_whatever_the_pairs(edges):
+    """Any set of pairs: the exact weak order, or refusal (None), or a contradiction exactly where there is a cycle."""
+    edges = sorted(edges)
+    acyclic = any(all(p.index(i) < p.index(j) for i, j in edges) for p in itertools.permutations(range(5)))
+    try:
+        ranks = weak_order(5, edges)
+    except Contradiction as error:
+        assert not acyclic
+        chosen, rejected = edges[error.row]  # the named row is in a cycle: a chain leads from its rejected to its chosen
+        chains = itertools.chain.from_iterable(itertools.permutations(range(5), n) for n in range(2, 6))
+        ends = (chain for chain in chains if (chain[0], chain[-1]) == (rejected, chosen))
+        assert any(all(link in edges for link in itertools.pairwise(chain)) for chain in ends)
+        return
+    assert acyclic
+    if ranks is not None:
+        assert {(i, j) for i in range(5) for j in range(5) if ranks[i] < ranks[j]} == set(edges)
+
+
+def test_critiques_and_pair_fields_of_mmrlhf_pairs_are_kept(write):
+    rows = [
+        pair("x", "A", "B", chosen_reason="a is good", rejected_reason="b is poor", ls_factor=0.4, category="mcq"),
+        pair("x", "A", "C", chosen_reason="a is good", rejected_reason="", reference_chosen_logp=-3.5, category="mcq"),
+        pair("x", "B", "C", chosen_reason="b is not bad", category="mcq"),
+    ]
+    (record,) = read_records(write(*rows))
+    assert [(r.text, r.rank, r.critique) for r in record.responses] == [
+        ("A", 1, "a is good"),
+        ("B", 2, "b is not bad"),
+        ("C", 3, None),
+    ]
+    assert record.responses[1].extra == {"critiques": ["b is not bad", "b is poor"]}
+    assert record.extra == {
+        "category": "mcq",
+        "pairs": [
+            {"chosen": 0, "rejected": 1, "ls_factor": 0.4},
+            {"chosen": 0, "rejected": 2, "reference_chosen_logp": -3.5},
+        ],
+    }
+
+
+def test_groups_are_separated_by_media_and_prompt_under_unique_ids(write):
+    rows = [pair("x", "A", "B"), pair("x", "B", "A", image="b.png"), pair("x", "B", "A", prompt="Why?")]
+    records = read_records(write(*rows))
+    assert [(r.id, r.images, r.prompt) for r in records] == [
+        ("x", ("a.png",), "Which?"),
+        ("x#2", ("b.png",), "Which?"),
+        ("x#3", ("a.png",), "Why?"),
+    ]
+
+
+def test_video_pairs_and_image_lists(write):
+    video = {k: v for k, v in pair("v", "A", "B", video="video/clip").items() if k != "image"}
+    first, second = read_records(write(video, pair("i", "A", "B", image=["1.png", "2.png"], video=None)))
+    assert (first.video, first.images) == ("video/clip", ())
+    assert (second.video, second.images) == (None, ("1.png", "2.png"))
+
+
+def test_a_filtered_group_becomes_one_record_per_pair(write):
+    """A > B and C > D say nothing about A and D: folding them into two tiers would invent preferences."""
+    rows = [pair("x", "A", "B"), pair("x", "C", "D", ls_factor=2.0), pair("y", "A", "B"), pair("y", "B", "C")]
+    records = read_records(write(*rows))
+    assert [r.id for r in records] == ["x", "x#2", "y", "y#2"]
+    assert preferences(records) == {("x", "A", "B"), ("x", "C", "D"), ("y", "A", "B"), ("y", "B", "C")}
+    assert records[1].extra == {"pairs": [{"chosen": 0, "rejected": 1, "ls_factor": 2.0}]}
+
+
+def test_stated_ties_share_a_rank(write):
+    rows = [
+        pair("x", "A", "C"),
+        pair("x", "B", "C"),
+        pair("x", "A", "B", is_tie=True),
+        pair("y", "A", "B", is_tie=True),
+    ]
+    records = read_records(write(*rows))
+    assert [[r.rank for r in record.responses] for record in records] == [[1, 1, 2], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ([pair("bad", "A", "B"), pair("bad", "B", "A")], 2),
+        ([pair("bad", "B", "Z"), pair("bad", "A", "B"), pair("bad", "B", "C"), pair("bad", "C", "A")], 3),
+        ([pair("bad", "A", "A")], 2),
+    ],
+)
+def test_contradicting_pairs_are_reported_by_id_and_line(write, rows, line):
+    text = message(write(pair("good", "A", "B"), *rows))
+    assert "'bad'" in text and f"rows.jsonl:{line}" in text and "good" not in text
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (pair("x", "A", 3), "field 'rejected' must be a string, found 3"),
+        (pair("x", "A", "B", is_tie="no"), "field 'is_tie' must be true or false"),
+        (pair(["x"], "A", "B"), "field 'id' must be a non-empty string"),
+        (pair("x", "A", "B", image={"bytes": "iVBOR"}), "field 'image' must hold paths"),
+        (pair("x", "A", "B", images=["b.png"]), "has both 'image' and 'images'"),
+        (pair("x", "A", "B", video=["v"]), "field 'video' must be a path"),
+        (pair("x", "A", "B", chosen_reason=["no"]), "field 'chosen_reason' must be a string"),
+    ],
+)
+def test_wrong_fields_of_pairs(write, row, expected):
+    assert expected in message(write(pair("first", "A", "B"), row))
+
+
+def test_llava_placeholder_is_removed_only_beside_media(write):
+    with_image, text_only = read_records(
+        write(pair("i", "A", "B", prompt="<image>\nWhich?"), pair("t", "A", "B", prompt="What is <image>?", image=None))
+    )
+    assert (with_image.prompt, text_only.prompt) == ("Which?", "What is <image>?")
+
+
+# MM-RLHF annotations -------------------------------------------------------------------------------------------------
+
+
+def annotation(ranking, record_id="a1", outputs=("w", "x", "y", "z"), **fields):
+    row = {
+        "id": record_id,
+        "question": "<image>\nHow many cups?",
+        "answer": "",
+        "image": "short/a.png",
+        "video": None,
+        "models_output": list(outputs),
+        "faithfulness": [5, 1, 3, 5][: len(outputs)],
+        "helpfulness": [4, 2, 3, 3][: len(outputs)],
+        "ethical": [5, 5, 5, 5][: len(outputs)],
+        "final_ranking": ranking,
+        "score_reasons": ["right", "wrong", "so so", ""][: len(outputs)],
+        "ranking_reason": "because",
+    }
+    return row | fields
+
+
+def test_an_annotated_prompt_becomes_a_group(write):
+    (record,) = read_records(write(annotation([1, 4, 3, 1])))
+    assert (record.prompt, record.images, record.video) == ("How many cups?", ("short/a.png",), None)
+    first = record.responses[0]
+    assert (first.text, first.rank, first.critique) == ("w", 1, "right")
+    assert first.scores == {"faithfulness": 5.0, "helpfulness": 4.0, "ethics": 5.0}
+    assert [r.rank for r in record.responses] == [1, 3, 2, 1]
+    assert [r.critique for r in record.responses] == ["right", "wrong", "so so", None]
+    assert record.extra == {"answer": "", "ranking_reason": "because"}
+
+
+RANKS = [1, 3, 2, 2]  # first best, then the third and fourth together, the second worst
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "1>3=4>2",
+        "[1>3=4>2]",
+        "1 > 4 = 3 > 2",
+        "0>2=3>1",
+        "A>C=D>B",
+        "a > d = c > b",
+        "\uff11\uff1e\uff13\uff1d\uff14\uff1e\uff12",  # the same in full-width signs
+        [[1], [3, 4], [2]],
+        [1, [4, 3], 2],
+        [[0], [2, 3], [1]],
+        [["A"], ["C", "D"], ["B"]],
+        "[[1], [3, 4], [2]]",
+        [1, 3, 2, 2],
+        [1, 4, 2, 2],  # places as in sports: the tie takes two
+        [1, 4, 2.5, 2.5],  # mean places
+        [0, 2, 1, 1],
+        ["1", "3", "2", "2"],
+        "1,3,2,2",
+        "[1, 3, 2, 2]",
+    ],
+)
+def test_every_spelling_of_a_ranking_gives_the_same_weak_order(spelling):
+    assert read_rankings([spelling], [4], [[None] * 4], ["f:1"]) == [RANKS]
+
+
+@pytest.mark.parametrize("spelling", ["B>A>C>D", ["B", "A", "C", "D"], "B, A, C, D", "[B, A, C, D]", "2>1>3>4"])
+def test_letters_and_strict_orders(spelling):
+    assert read_rankings([spelling], [4], [[None] * 4], ["f:1"]) == [[2, 1, 3, 4]]
+
+
+def test_a_flat_permutation_is_read_as_the_rest_of_its_file_is():
+    """[2, 3, 1]: either ranks per response, or the order 2nd, 3rd, 1st. A repeated number elsewhere settles it."""
+    unknown = [None] * 3
+    assert read_rankings([[2, 3, 1], [1, 1, 2]], [3, 3], [unknown] * 2, ["f:1", "f:2"]) == [[2, 3, 1], [1, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("scores", "ranks"), [([3, 1, 5], [2, 3, 1]), ([1.0, 5.0, 3.0], [3, 1, 2]), ([None, 5.0, 3.0], [3, 1, 2])]
+)
+def test_a_flat_permutation_is_read_as_the_scores_suggest(scores, ranks):
+    assert read_rankings([[2, 3, 1]], [3], [scores], ["f:1"]) == [ranks]
+    assert read_rankings([[1, 2, 0]], [3], [scores], ["f:1"]) == [ranks]
+
+
+def test_permutations_that_mean_the_same_either_way_need_no_scores():
+    assert read_rankings([[2, 1, 3], None], [3, 2], [[None] * 3, [None] * 2], ["f:1", "f:2"]) == [[2, 1, 3], None]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [2, 3, 1],  # ambiguous without scores
+        [1, 2],
+        [1, 2, 9],
+        [1, 2, None],
+        [True, False, True],
+        [1, -1, 1],
+        "1>2",
+        "1>2>2",
+        "1>2>4",
+        "1>>2=3",
+        "1.5>2>3",
+        "first, then the second",
+        "",
+        {"1": 1, "2": 2, "3": 3},
+        4,
+        [[1, 2]],
+        ["A", "B", 3],
+        float("nan"),
+    ],
+)
+def test_any_other_ranking_is_an_error_that_shows_the_value(write, value):
+    row = annotation(value, outputs="abc", faithfulness=None, helpfulness=None, ethical=None)
+    text = message(write(annotation("1>2=3=4", "fine"), row))
+    assert "rows.jsonl:2 (record 'a1'): field 'final_ranking' is " + repr(value) in text
+
+
+def test_absent_rankings_and_scores_leave_responses_unranked(write):
+    (record,) = read_records(write(annotation(None, faithfulness=None, helpfulness=[1, None, 2, 3], ethical=None)))
+    assert [r.rank for r in record.responses] == [None] * 4 and record.pairs() == []
+    assert [r.scores for r in record.responses] == [
+        {"helpfulness": 1.0},
+        None,
+        {"helpfulness": 2.0},
+        {"helpfulness": 3.0},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"models_output": "one"}, "field 'models_output'"),
+        ({"models_output": []}, "field 'models_output'"),
+        ({"faithfulness": [1, 2]}, "field 'faithfulness' must list 4 values"),
+        ({"helpfulness": [1, 2, 3, float("nan")]}, "a score of 'helpfulness' must be a finite number"),
+        ({"question": None}, "field 'question' must be a string"),
+        ({"id": None}, "field 'id' is missing"),
+    ],
+)
+def test_wrong_annotations(write, fields, expected):
+    assert expected in message(write(annotation([1, 2, 3, 4]) | fields))
+
+
+# TRL / Hugging Face rows ---------------------------------------------------------------------------------------------
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+PLAIN = {"prompt": "Which?", "chosen": "A", "rejected": "B"}
+PARTS = [{"type": "image"}, {"type": "text", "text": "Which?"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        PLAIN,
+        {"prompt": [user("Which?")], "chosen": [assistant("A")], "rejected": [assistant("B")]},
+        {"prompt": [user([{"type": "text", "text": "Which?"}])], "chosen": [assistant("A")], "rejected": "B"},
+        {"chosen": [user("Which?"), assistant("A")], "rejected": [user("Which?"), assistant("B")]},
+        PLAIN | {"chosen": [user("Which?"), assistant("A")], "rejected": [user("Which?"), assistant("B")]},
+    ],
+)
+def test_trl_rows_in_every_shape_are_groups_of_two(write, row):
+    first, second = read_records(write(row, row))
+    assert (first.id, second.id, first.prompt, first.images) == ("row-1", "row-2", "Which?", ())
+    assert [(r.text, r.rank) for r in first.responses] == [("A", 1), ("B", 2)]
+
+
+def test_the_implicit_prompt_is_the_one_trl_extracts(write):
+    data_utils = pytest.importorskip("trl.data_utils")
+    row = {"chosen": [user("Which?"), assistant("A")], "rejected": [user("Which?"), assistant("B")]}
+    explicit = data_utils.maybe_extract_prompt(row)
+    (ours,), (theirs,) = read_records(write(row)), read_records(write(explicit, name="explicit.jsonl"))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("images", [["a.png"], "a.png", [{"bytes": None, "path": "a.png"}]])
+def test_trl_images_beside_the_messages(write, images):
+    (record,) = read_records(write(PLAIN | {"prompt": [user(PARTS)], "images": images}))
+    assert (record.images, record.prompt) == (("a.png",), "Which?")
+
+
+def test_trl_images_inside_the_messages(write):
+    parts = [{"type": "image", "image": "a.png"}, PARTS[1]]
+    (record,) = read_records(write(PLAIN | {"prompt": [user(parts)]}))
+    assert (record.images, record.prompt) == (("a.png",), "Which?")
+
+
+def test_trl_rows_with_an_id_fold_and_keep_their_columns(write):
+    rows = [
+        PLAIN | {"id": 1, "score_chosen": 9.0},
+        PLAIN | {"id": 1, "rejected": "C", "score_chosen": 9.0, "margin": 2},
+    ]
+    (record,) = read_records(write(*rows))
+    assert [(r.text, r.rank) for r in record.responses] == [("A", 1), ("B", 2), ("C", 2)]
+    assert record.extra == {"score_chosen": 9.0, "pairs": [{"chosen": 0, "rejected": 2, "margin": 2}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"chosen": "A", "rejected": "B"}, "field 'prompt' must be a string or a list of messages, found None"),
+        (PLAIN | {"prompt": [{"role": "system", "content": "s"}, user("q")]}, "found roles ['system', 'user']"),
+        (PLAIN | {"prompt": [user("q"), assistant("a"), user("r")]}, "must be one user message"),
+        (PLAIN | {"chosen": [user("q")]}, "must be one assistant message"),
+        (PLAIN | {"chosen": [assistant(None)]}, "must have text content"),
+        (PLAIN | {"rejected": 4}, "field 'rejected' must be a string or a list of messages"),
+        (PLAIN | {"prompt": [user(PARTS)]}, "has 1 image parts, but 'images' has 0 paths"),
+        (PLAIN | {"prompt": [user(["text"])]}, "must be a string or a list of objects"),
+        (PLAIN | {"prompt": [user([{"type": "image_url", "image_url": {"url": "http://x"}}])]}, "must be image paths"),
+        (PLAIN | {"rejected": "A"}, "chosen and rejected are the same text"),
+    ],
+)
+def test_wrong_trl_rows(write, row, expected):
+    assert expected in message(write(row))

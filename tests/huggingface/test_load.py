@@ -1,0 +1,328 @@
+"""What is loaded is the checkpoint that was named, whatever its spelling; what is no such checkpoint is said in one line."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.load import load_tokenizer, local_directory
+from tests import tiny
+
+
+def parameters(model) -> dict[tuple, np.ndarray]:
+    return {path: np.asarray(variable.get_value()) for path, variable in nnx.to_flat_state(nnx.state(model))}
+
+
+def rewrite(directory, change) -> None:
+    """Change the tensors of a single-file checkpoint."""
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def reconfigure(directory, **changes) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refusal(directory, **load) -> str:
+    """The message of the UserError that loading raises; every one is a single line."""
+    with pytest.raises(UserError) as error:
+        tiny.on_one_device(directory, **load)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# Spellings
+
+
+@pytest.mark.parametrize("naming", ["legacy", "saved", "original"])
+def test_every_naming_of_the_same_weights_is_the_same_model(tmp_path, naming):
+    expected = parameters(tiny.model(tmp_path / "hf"))
+    twin = parameters(tiny.on_one_device(tiny.checkpoint(tmp_path / naming, naming=naming)))
+    assert expected.keys() == twin.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(value, twin[path], err_msg=str(path))
+
+
+def test_the_original_naming_gives_the_same_config_except_for_its_own_pixel_statistics(tmp_path):
+    hf = tiny.model(tmp_path / "hf").config
+    twin = tiny.on_one_device(tiny.checkpoint(tmp_path / "original", naming="original")).config
+    assert twin.text == hf.text
+    assert twin.geometry.pinpoints == hf.geometry.pinpoints
+    assert twin.vision.image_mean == twin.vision.image_std == (0.5, 0.5, 0.5)
+    for field in ("hidden_size", "intermediate_size", "layers", "heads", "image_size", "patch_size", "feature_layers"):
+        assert getattr(twin.vision, field) == getattr(hf.vision, field), field
+
+
+def test_shards_are_read_through_their_index(tmp_path):
+    directory = tiny.checkpoint(tmp_path)
+    expected = parameters(tiny.on_one_device(directory))
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for filename, part in shards.items():
+        save_file({name: tensors[name] for name in part}, directory / filename)
+    index = {"metadata": {}, "weight_map": {name: filename for filename, part in shards.items() for name in part}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    sharded = parameters(tiny.on_one_device(directory))
+    assert all(np.array_equal(expected[path], sharded[path]) for path in expected)
+
+    (directory / "b.safetensors").unlink()
+    assert "1 of 2 weight files are missing, first b.safetensors" in refusal(directory)
+
+
+@pytest.mark.parametrize("dtype", [tiny.BFLOAT16, np.dtype(np.float16)])
+def test_stored_half_precision_reaches_float32_parameters_exactly(tmp_path, dtype):
+    directory = tiny.checkpoint(tmp_path, dtype=dtype)
+    model = tiny.on_one_device(directory)
+    stored = load_file(directory / "model.safetensors")["model.language_model.layers.1.mlp.up_proj.weight"]
+    kernel = np.asarray(model.language.layers.mlp.up.kernel[...])[1]
+    assert stored.dtype == dtype and kernel.dtype == np.float32
+    np.testing.assert_array_equal(kernel, stored.astype(np.float32).T)
+
+
+def test_parameters_take_the_dtype_asked_for(tmp_path):
+    model = tiny.model(tmp_path, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    assert {value.dtype for value in parameters(model).values()} == {tiny.BFLOAT16}
+
+
+# Tied embeddings
+
+
+def test_a_tied_checkpoint_may_store_the_projection_once_more(tmp_path):
+    directory = tiny.checkpoint(tmp_path)
+    expected = parameters(tiny.on_one_device(directory))
+    rewrite(directory, lambda t: t.update({"lm_head.weight": t["model.language_model.embed_tokens.weight"]}))
+    model = tiny.on_one_device(directory)
+    assert model.config.text.tied
+    assert parameters(model).keys() == expected.keys()
+
+
+def test_a_tied_config_with_another_projection_is_loaded_untied_as_transformers_does(tmp_path):
+    directory = tiny.checkpoint(tmp_path)
+    rewrite(directory, lambda t: t.update({"lm_head.weight": 2 * t["model.language_model.embed_tokens.weight"]}))
+    model = tiny.on_one_device(directory)
+    assert not model.config.text.tied
+    np.testing.assert_array_equal(model.language.head.kernel[...], 2 * model.language.embedding.embedding[...].T)
+
+
+def test_tying_may_be_said_in_the_text_config_alone(tmp_path):
+    directory = tiny.checkpoint(tmp_path)
+    reconfigure(directory, tie_word_embeddings=False)
+    assert tiny.on_one_device(directory).config.text.tied
+
+
+def test_an_untied_checkpoint_without_its_projection_is_refused(tmp_path):
+    directory = tiny.checkpoint(tmp_path, tiny.config(text={"tie_word_embeddings": False}))
+    rewrite(directory, lambda t: t.pop("lm_head.weight"))
+    assert "1 tensors missing (language_model.lm_head.weight)" in refusal(directory)
+
+
+# Reward heads
+
+
+@pytest.mark.parametrize("naming", ["hf", "original"])
+def test_upstreams_reward_head_is_found_by_its_tensors(tmp_path, naming):
+    directory = tiny.checkpoint(tmp_path, naming=naming, reward_head=True)
+    model = tiny.on_one_device(directory)
+    stored = load_file(directory / "model.safetensors")
+    hidden = np.random.default_rng(0).normal(size=(5, 48)).astype(np.float32)
+    dense = np.tanh(hidden @ stored["rm_head.dense.weight"].T + stored["rm_head.dense.bias"])
+    expected = dense @ stored["rm_head.out_proj.weight"].T + stored["rm_head.out_proj.bias"]
+    assert model.config.reward_head == "tanh"
+    np.testing.assert_allclose(model.reward_head(jnp.asarray(hidden)), expected[:, 0], atol=1e-6)
+
+
+def test_a_fresh_reward_head_is_drawn_as_pytorch_draws_linear_layers(tmp_path):
+    directory = tiny.checkpoint(tmp_path)
+    head = tiny.on_one_device(directory, reward_head="tanh", seed=3).reward_head
+    bound = 48**-0.5
+    for value in (head.dense.kernel[...], head.dense.bias[...], head.out.kernel[...]):
+        assert 0.8 * bound < np.abs(value).max() <= bound
+        assert abs(float(value.mean())) < 0.3 * bound
+    again = tiny.on_one_device(directory, reward_head="tanh", seed=3).reward_head
+    other = tiny.on_one_device(directory, reward_head="tanh", seed=4).reward_head
+    assert np.array_equal(head.dense.kernel[...], again.dense.kernel[...])
+    assert not np.array_equal(head.dense.kernel[...], other.dense.kernel[...])
+
+
+def test_a_reward_head_is_not_replaced_silently(tmp_path):
+    directory = tiny.checkpoint(tmp_path, reward_head=True)
+    assert "has a 'tanh' reward head, not 'silu'" in refusal(directory, reward_head="silu")
+    assert "is not one of tanh, silu, linear" in refusal(directory, reward_head="mlp")
+
+
+# Sharding
+
+SHARDED = """
+import sys, jax, numpy as np
+from flax import nnx
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.load import load_model
+from mmrlhf_jax.sharding.mesh import make_mesh
+one = load_model(sys.argv[1], mesh=make_mesh({}, jax.devices()[:1]), reward_head="tanh")
+four = load_model(sys.argv[1], mesh=make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), reward_head="tanh")
+for (path, a), (_, b) in zip(nnx.to_flat_state(nnx.state(one)), nnx.to_flat_state(nnx.state(four)), strict=True):
+    assert np.array_equal(a.get_value(), b.get_value()), path
+kernel = four.language.layers.mlp.up.kernel[...]
+assert kernel.sharding.spec == jax.P(None, "fsdp", "tensor") and kernel.addressable_shards[0].data.shape == (2, 24, 36)
+try:
+    load_model(sys.argv[1], mesh=make_mesh({"tensor": 5}, jax.devices()[:5]))
+except UserError as error:
+    assert "language.embedding.embedding (264, 48) cannot be split over mesh {'tensor': 5}; change `mesh`" in str(error), error
+else:
+    raise AssertionError("a mesh that does not divide the model")
+"""
+
+
+def test_a_mesh_splits_the_parameters_and_changes_none_or_is_refused(tmp_path):
+    tiny.checkpoint(tmp_path)
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", SHARDED, str(tmp_path)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# What is no such model
+
+
+def test_a_path_that_is_nothing_is_refused_without_asking_the_hub(tmp_path):
+    with pytest.raises(UserError, match="no such directory; give a model directory or a hub id"):
+        local_directory(tmp_path / "absent")
+
+
+def test_the_hub_is_asked_for_ids_only(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda id, **_: asked.append(id) or str(tmp_path))
+    assert local_directory("org/name-7b.v1") == tmp_path
+    assert local_directory(tmp_path) == tmp_path
+    assert asked == ["org/name-7b.v1"]
+
+
+def test_a_download_that_fails_is_one_line(monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no route to host\nand a traceback")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(UserError, match=r"^org/name: no such directory, and the hub does not give it \(no route to host\)$"):
+        local_directory("org/name")
+
+
+def test_a_directory_without_weights_is_refused(tmp_path):
+    directory = tiny.checkpoint(tmp_path)
+    (directory / "model.safetensors").unlink()
+    assert f"{directory}: no weights (model.safetensors or model.safetensors.index.json)" in refusal(directory)
+    (directory / "pytorch_model.bin").touch()
+    assert "convert pytorch_model*.bin to safetensors" in refusal(directory)
+
+
+def test_a_directory_without_config_is_refused(tmp_path):
+    assert "no config.json" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_truncated_file_is_refused(tmp_path, keep):
+    path = tiny.checkpoint(tmp_path) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert f"{path}: truncated or not a safetensors file" in refusal(tmp_path)
+
+
+def test_a_corrupt_header_is_refused(tmp_path):
+    path = tiny.checkpoint(tmp_path) / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[:8] = struct.pack("<Q", 1 << 60)
+    path.write_bytes(data)
+    assert "truncated or not a safetensors file" in refusal(tmp_path)
+
+
+def test_missing_tensors_are_named_and_counted(tmp_path):
+    directory = tiny.checkpoint(tmp_path)
+    rewrite(directory, lambda t: [t.pop(name) for name in list(t) if "language_model.layers.1" in name])
+    message = refusal(directory)
+    assert "12 tensors missing (" in message and "and 9 more)" in message and "language_model.model.layers.1." in message
+
+
+def test_unexpected_tensors_are_named(tmp_path):
+    directory = tiny.checkpoint(tmp_path)
+    rewrite(directory, lambda t: t.update({"model.language_model.layers.2.self_attn.q_proj.bias": np.zeros(48, np.float32)}))
+    assert "1 tensors unexpected (model.language_model.layers.2.self_attn.q_proj.bias)" in refusal(directory)
+    rewrite(directory, lambda t: t.update({"adapter.weight": np.zeros(48, np.float32)}))
+    assert "2 tensors unexpected" in refusal(directory)
+
+
+def test_misshapen_tensors_are_named(tmp_path):
+    directory = tiny.checkpoint(tmp_path)
+    rewrite(directory, lambda t: t.update({"model.image_newline": np.zeros(47, np.float32)}))
+    assert "1 tensors of another shape than config.json says (model.image_newline (47,) for (48,))" in refusal(directory)
+
+
+def test_tensors_that_are_no_weights_are_refused(tmp_path):
+    directory = tiny.checkpoint(tmp_path)
+    rewrite(directory, lambda t: t.update({"model.image_newline": np.zeros(48, np.int8)}))
+    assert "tensor model.image_newline is I8" in refusal(directory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"model_type": "llava_next"}, "model_type is 'llava_next'"),
+        ({"text_config": {"model_type": "llama"}}, "text_config.model_type is 'llama'"),
+        ({"vision_config": {"model_type": "clip_vision_model"}}, "vision_config.model_type is 'clip_vision_model'"),
+        ({"vision_feature_layer": [-2, -1]}, "is not one number"),
+        ({"vision_feature_layer": -5}, "outside the tower's 3 layers"),
+        ({"vision_feature_select_strategy": "default"}, "is not 'full'"),
+        ({"vision_aspect_ratio": "pad"}, "'pad' is not 'anyres' or 'anyres_max_N'"),
+    ],
+)
+def test_configs_of_another_architecture_are_refused(tmp_path, changes, complaint):
+    directory = tiny.checkpoint(tmp_path)
+    reconfigure(directory, **changes)
+    assert complaint in refusal(directory)
+
+
+# Tokenizers
+
+
+def test_the_tokenizer_is_the_directorys(tmp_path):
+    tokenizer = load_tokenizer(tiny.checkpoint(tmp_path))
+    assert tokenizer("a<image>").input_ids[-1] == tiny.IMAGE_TOKEN
+    assert tokenizer.decode(tokenizer("gr\u00fcn <|im_end|>").input_ids) == "gr\u00fcn <|im_end|>"
+    assert tokenizer.chat_template == tiny.CHAT_TEMPLATE
+
+
+def test_a_tokenizer_of_the_original_naming_gets_its_image_token(tmp_path):
+    tokenizer = load_tokenizer(tiny.checkpoint(tmp_path, naming="original"))
+    assert tokenizer.convert_tokens_to_ids(["<image>", "<video>"]) == [tiny.IMAGE_TOKEN, tiny.VIDEO_TOKEN]
+
+
+def test_a_tokenizer_without_image_token_is_refused(tmp_path):
+    directory = tiny.checkpoint(tmp_path, with_tokenizer=False)
+    tiny.tokenizer(vision_tokens=False).save_pretrained(directory)
+    with pytest.raises(UserError, match="the tokenizer has no <image> token"):
+        load_tokenizer(directory)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    directory = tiny.checkpoint(tmp_path)
+    reconfigure(directory, image_token_index=12)
+    with pytest.raises(UserError, match="<image> is token 259 of the tokenizer, but config.json says 12"):
+        load_tokenizer(directory)
+
+
+def test_a_missing_or_broken_tokenizer_is_refused(tmp_path):
+    directory = tiny.checkpoint(tmp_path, with_tokenizer=False)
+    with pytest.raises(UserError, match="tokenizer"):
+        load_tokenizer(directory)
+    (directory / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="the tokenizer cannot be loaded"):
+        load_tokenizer(directory)
