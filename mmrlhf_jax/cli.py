@@ -220,6 +220,6 @@ def export(
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: as the base model is stored.")] = None,
 ) -> None:
     """Write a Hugging Face directory that transformers and vLLM load."""
-    from mmrlhf_jax.huggingface.run_export import export_run
+    from mmrlhf_jax.training.trained import export_run
 
     export_run(checkpoint, out, step=step, naming=naming, dtype=dtype)

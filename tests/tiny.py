@@ -109,8 +109,20 @@ def tensors(
     """
     text, tower = raw["text_config"], raw["vision_config"]
     vision, language, head, projector, newline = {
-        "hf": ("model.vision_tower.vision_model.", "model.language_model.", "", "model.multi_modal_projector.linear_{}.", "model."),
-        "legacy": ("vision_tower.vision_model.", "language_model.model.", "language_model.", "multi_modal_projector.linear_{}.", ""),
+        "hf": (
+            "model.vision_tower.vision_model.",
+            "model.language_model.",
+            "",
+            "model.multi_modal_projector.linear_{}.",
+            "model.",
+        ),
+        "legacy": (
+            "vision_tower.vision_model.",
+            "language_model.model.",
+            "language_model.",
+            "multi_modal_projector.linear_{}.",
+            "",
+        ),
         "saved": ("vision_tower.", "language_model.model.", "language_model.", "multi_modal_projector.linear_{}.", ""),
         "original": ("model.vision_tower.vision_tower.vision_model.", "model.", "", "model.mm_projector.{}.", "model."),
     }[naming]

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-# How many rows are open at a time. More fills better and costs time; a group goes into the fullest row that it fits.
-OPEN_ROWS = 128
+# Groups are packed largest first, window by window: large ones leave gaps that small ones fill, and a row's groups still come
+# from one random part of the data, not from one size.
+WINDOW = 256
+# Rows that a window leaves open for the next one: its emptiest.
+CARRIED_ROWS = 64
 
 
 def plan_rows(sizes: np.ndarray, budget: np.ndarray, *, seed: int, epoch: int) -> list[np.ndarray]:
@@ -21,27 +24,30 @@ def plan_rows(sizes: np.ndarray, budget: np.ndarray, *, seed: int, epoch: int) -
         raise ValueError("a group exceeds the budget; apply the over-budget policy before planning")
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(sizes))
-    free = np.zeros((OPEN_ROWS, len(budget)), np.int64)
-    rows: list[list[int]] = [[] for _ in range(OPEN_ROWS)]
-    used = 0
-    done: list[np.ndarray] = []
-    for group in order:
-        size = sizes[group]
-        fits = (free[:used] >= size).all(axis=1) if used else np.zeros(0, bool)
-        if fits.any():
-            row = int(np.argmin(np.where(fits, free[:used, 0], np.iinfo(np.int64).max)))
-        elif used < OPEN_ROWS:
-            row, used = used, used + 1
-            free[row] = budget
-        else:  # the fullest open row is closed to make room
-            row = int(np.argmin(free[:, 0]))
-            done.append(np.asarray(rows[row], np.int32))
-            rows[row] = []
-            free[row] = budget
-        rows[row].append(int(group))
-        free[row] -= size
-    done += [np.asarray(row, np.int32) for row in rows if row]
-    return [done[i] for i in rng.permutation(len(done))]
+    done: list[list[int]] = []
+    rows: list[list[int]] = []  # open ones
+    free = np.zeros((0, len(budget)), np.int64)
+    for start in range(0, len(order), WINDOW):
+        window = order[start : start + WINDOW]
+        window = window[np.argsort(-sizes[window, 0], kind="stable")]
+        used = len(rows)
+        free = np.concatenate([free, np.tile(budget, (len(window), 1))])
+        for group in window:
+            size = sizes[group]
+            fits = (free[:used] >= size).all(axis=1)
+            if fits.any():  # the fullest row that it fits
+                row = int(np.argmin(np.where(fits, free[:used, 0], np.iinfo(np.int64).max)))
+            else:
+                row, used = used, used + 1
+                rows.append([])
+            rows[row].append(int(group))
+            free[row] -= size
+        emptiest = np.argsort(-free[:used, 0], kind="stable")
+        done += [rows[i] for i in emptiest[CARRIED_ROWS:]]
+        rows = [rows[i] for i in emptiest[:CARRIED_ROWS]]
+        free = free[emptiest[:CARRIED_ROWS]]
+    done += rows
+    return [np.asarray(done[i], np.int32) for i in rng.permutation(len(done))]
 
 
 def fill(sizes: np.ndarray, rows: list[np.ndarray], slots: int) -> float:
@@ -49,16 +55,18 @@ def fill(sizes: np.ndarray, rows: list[np.ndarray], slots: int) -> float:
     return float(sizes[:, 0].sum() / (len(rows) * slots)) if rows else 0.0
 
 
-def auto_budget(sizes: np.ndarray, slots: int) -> np.ndarray:
-    """Budgets that go with a row of `slots`: the data's own ratio to slots plus a quarter, and no less than any one group.
+# Budgets beyond the data's own ratio to slots, in the order of `Budget`. Tiles cost compute, so they are kept tight; the
+# others cost little, and without slack a row of many small groups would be closed by them long before its slots are full.
+SLACK = np.asarray([1.0, 1.25, 1.25, 1.75, 2.0, 2.0])
+# Rounded up to these, so that chunks and lanes are whole.
+MULTIPLES = np.asarray([1, 1, 128, 128, 8, 8])
 
-    A little slack keeps the other resources from closing rows before their slots are full. Rounded up to multiples of 8
-    (of 128 for targets and visual slots, so that chunks and lanes are whole).
-    """
+
+def auto_budget(sizes: np.ndarray, slots: int) -> np.ndarray:
+    """Budgets that go with a row of `slots`: the data's own ratio to slots with slack, and no less than any one group."""
     ratio = sizes.sum(axis=0) / max(sizes[:, 0].sum(), 1)
-    wanted = np.maximum(np.ceil(slots * ratio * 1.25), sizes.max(axis=0, initial=0)).astype(np.int64)
-    multiple = np.asarray([1, 1, 128, 128, 8, 8])
-    budget = -(-wanted // multiple) * multiple
+    wanted = np.maximum(np.ceil(slots * ratio * SLACK), sizes.max(axis=0, initial=0)).astype(np.int64)
+    budget = -(-wanted // MULTIPLES) * MULTIPLES
     budget[0] = slots
     budget[5] = max(budget[5], 1)
     return budget

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import grain
 import numpy as np
+from absl import flags
 
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.index import GroupIndex
@@ -118,6 +119,7 @@ def batches(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     iterable = dataset.to_iter_dataset(options)
     if workers:
+        flags.FLAGS.mark_as_parsed()  # Grain's worker pool reads absl flags, which no command line of ours parses
         iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     iterator = iter(iterable)
     try:

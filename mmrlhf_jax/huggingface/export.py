@@ -9,13 +9,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from transformers import PreTrainedTokenizerFast
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import IMAGE_TOKEN, VIDEO_TOKEN, load_tokenizer, local_directory
@@ -24,6 +23,9 @@ from mmrlhf_jax.models.llava_onevision import original, weights
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, config_from_hf
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,12 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-PROCESSOR_FILES = ("generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+PROCESSOR_FILES = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+)
 
 
 def export_model(
@@ -56,8 +63,8 @@ def export_model(
     """Write `model` to the new directory `out`, complete: weights, config, tokenizer, processors and model card.
 
     `source` is the directory that the run started from. Where its naming is kept, every tensor keeps its own name and
-    (with `dtype` None) its own stored dtype, and tensors that the model does not use are copied: an untrained model
-    comes out byte for byte. A reward head is written as `rm_head.*` and named in config.json (`reward_head`).
+    (with `dtype` None) its own stored dtype, and tensors that the model does not use are copied: of an untrained model
+    every tensor comes out byte for byte. A reward head is written as `rm_head.*` and named in config.json (`reward_head`).
 
     Host memory holds one tensor at a time. On several hosts every process must call this; the first one writes.
     Nothing is left at `out` unless all of it was written. Raises UserError where `out` exists and is not empty.
@@ -68,7 +75,7 @@ def export_model(
     plans = _plans(model, stored, naming, original.is_original(raw), None if dtype is None else np.dtype(dtype))
     config = _config(raw, stored, model.config, naming, None if dtype is None else np.dtype(dtype).name)
     if naming == "original" and (*model.config.vision.image_mean, *model.config.vision.image_std) != (0.5,) * 6:
-        logger.warning("%s: the original code normalises pixels with 0.5, this model does not; it will run right only here", out)
+        logger.warning("%s: the original code normalises pixels with 0.5, unlike this model; it runs right only here", out)
     _refuse_existing(Path(out))
     if jax.process_index() != 0:
         for plan in writing_order(plans):  # to gather what the first process writes
@@ -135,7 +142,7 @@ def _new_directory(out: Path) -> Iterator[Path]:
 def _plans(
     model: LlavaOnevision, stored: StoredTensors, naming: weights.Naming, from_original: bool, dtype: np.dtype | None
 ) -> list[TensorPlan]:
-    """What to write, in the order of the source; then what the source lacks."""
+    """What to write: the tensors of the source, then those that it lacks."""
     same_naming = (naming == "original") == from_original
     found = {weights.resolve(name): name for name in stored.shapes}
     common = stored.dtypes[found[weights.Stored("language", "embed_tokens.weight", None)]]
@@ -181,7 +188,11 @@ def _model_plans(
         yield TensorPlan(weights.spell(tensor, naming), shape, kind, lambda s=shape, v=value, k=kind: np.full(s, v, k))
 
 
-def _from_device(name: str, shape: tuple[int, ...], dtype: np.dtype, layout: weights.Layout, array: jax.Array, layer: int | None):
+def _from_device(
+    name: str, shape: tuple[int, ...], dtype: np.dtype, layout: weights.Layout, array: jax.Array, layer: int | None
+) -> TensorPlan:
+    """A parameter's tensor, or that of one layer of it."""
+
     def read() -> np.ndarray:
         # A copy on the device: reading `array` itself would keep its host copy alive as long as the model.
         part = jnp.copy(array) if layer is None else array[layer]

@@ -10,14 +10,13 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
-from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.tensors import StoredTensors
@@ -26,6 +25,9 @@ from mmrlhf_jax.models.llava_onevision import original, weights
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, read_config
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.sharding.mesh import use_mesh
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +115,9 @@ def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     Raises UserError where there is none, where it is not a fast tokenizer, or where `<image>` is missing or is not the
     config's image token.
     """
+    # Not above: importing these takes seconds, and loads torch where it is installed.
+    from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
+
     directory = local_directory(model)
     raw = _config(directory)
     try:
@@ -131,7 +136,7 @@ def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
         raise UserError(f"{directory}: the tokenizer has no {IMAGE_TOKEN} token; it is not a LLaVA-OneVision tokenizer")
     expected = raw.get("image_token_id", raw.get("image_token_index", vocabulary[IMAGE_TOKEN]))
     if vocabulary[IMAGE_TOKEN] != expected:
-        where = f"{IMAGE_TOKEN} is token {vocabulary[IMAGE_TOKEN]} of the tokenizer, but config.json says {expected}"
+        where = f"{IMAGE_TOKEN} is token {vocabulary[IMAGE_TOKEN]} of the tokenizer, but config says {expected}"
         raise UserError(f"{directory}: {where}; tokenizer and model do not belong together")
     return tokenizer
 
@@ -140,7 +145,7 @@ def _config(directory: Path) -> dict[str, Any]:
     try:
         return json.loads((directory / "config.json").read_text())
     except FileNotFoundError:
-        raise UserError(f"{directory}: no config.json; a model is a directory with config.json, tokenizer and weights") from None
+        raise UserError(f"{directory}: no config.json; a model is a directory with config, tokenizer and weights") from None
     except ValueError as error:
         raise UserError(f"{directory / 'config.json'}: not JSON ({error})") from None
 
@@ -163,9 +168,10 @@ def _with_reward_head(
     # Upstream's checkpoints do not name their head; the only one it has with a hidden layer is tanh.
     variant = config.reward_head or ("tanh" if "dense.weight" in rests else "linear")
     if variant not in reward_heads.VARIANTS:
-        raise UserError(f"{directory}: reward_head {variant!r} of config.json is not one of {', '.join(reward_heads.VARIANTS)}")
+        known = ", ".join(reward_heads.VARIANTS)
+        raise UserError(f"{directory}: reward_head {variant!r} of config.json is not one of {known}")
     if asked not in (None, variant):
-        raise UserError(f"{directory}: the checkpoint has a {variant!r} reward head, not {asked!r}; set the head to {variant!r}")
+        raise UserError(f"{directory}: the checkpoint has a {variant!r} reward head, not {asked!r}; ask for {variant!r}")
     return dataclasses.replace(config, reward_head=variant), False
 
 
@@ -205,10 +211,11 @@ def _match(
             elif stored.shapes[name] != expected:
                 misshaped.append(f"{name} {stored.shapes[name]} for {expected}")
         used.update(names[path])
-    # With tied embeddings a stored projection is the embedding once more (`_with_tying`).
-    ignored = {name for name, tensor in found.items() if tensor is not None and weights.parameter(tensor) is None}
-    ignored |= {name for name, tensor in found.items() if config.text.tied and tensor is not None and tensor.part == "vocabulary"}
-    unexpected = [name for name in found if name not in used and name not in ignored]
+    for tensor, name in by_tensor.items():
+        # With tied embeddings a stored projection is the embedding once more (`_with_tying`).
+        if weights.parameter(tensor) is None or (tensor.part == "vocabulary" and config.text.tied):
+            used.add(name)
+    unexpected = [name for name in found if name not in used]
     problems = [(missing, "missing"), (unexpected, "unexpected"), (misshaped, "of another shape than config.json says")]
     complaints = [f"{len(tensors)} tensors {what} ({_some(tensors)})" for tensors, what in problems if tensors]
     if complaints:
@@ -254,8 +261,9 @@ def _assemble(
     try:
         sharding.shard_shape(shape)
     except ValueError:
+        what = f"{'.'.join(path)} {shape}"
         mesh = {axis: size for axis, size in sharding.mesh.shape.items() if size > 1}
-        raise UserError(f"{directory}: {'.'.join(path)} {shape} cannot be split over mesh {mesh}; change `mesh` in the launch file") from None
+        raise UserError(f"{directory}: {what} cannot be split over mesh {mesh}; change `mesh` in the launch file") from None
     return jax.make_array_from_callback(shape, sharding, shard)
 
 

@@ -33,7 +33,7 @@ class StoredTensors:
     """What the safetensors of a directory hold. Opening reads the headers only.
 
     Attributes:
-        shapes: name -> shape, in the order of the files.
+        shapes: name -> shape.
         dtypes: name -> NumPy dtype (bfloat16 from `ml_dtypes`).
 
     Raises UserError for a directory without safetensors, and for files that are missing, truncated or no safetensors.
@@ -49,7 +49,8 @@ class StoredTensors:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
                     tensor = file.get_slice(name)
                     if tensor.get_dtype() not in DTYPES:
-                        raise UserError(f"{path}: tensor {name} is {tensor.get_dtype()}; weights must be one of {', '.join(DTYPES)}")
+                        known = ", ".join(DTYPES)
+                        raise UserError(f"{path}: tensor {name} is {tensor.get_dtype()}; weights must be one of {known}")
                     self.shapes[name] = tuple(tensor.get_shape())
                     self.dtypes[name] = DTYPES[tensor.get_dtype()]
                     self._files[name] = path
@@ -100,7 +101,8 @@ def _weight_files(directory: Path) -> list[Path]:
             raise UserError(f"{directory / INDEX}: not a safetensors index; download or export the model again") from None
         missing = [name for name in filenames if not (directory / name).exists()]
         if missing:
-            raise UserError(f"{directory}: {len(missing)} of {len(filenames)} weight files are missing, first {missing[0]}; download them")
+            some = f"{len(missing)} of {len(filenames)} weight files are missing, first {missing[0]}"
+            raise UserError(f"{directory}: {some}; download them again")
         return [directory / name for name in filenames]
     if (directory / SINGLE).exists():
         return [directory / SINGLE]

@@ -17,7 +17,7 @@ from mmrlhf_jax.data.pipeline import all_rows
 from mmrlhf_jax.data.templates import IM_END
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, model_directory
+from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, local_directory
 from mmrlhf_jax.inference.generate import generate
 from mmrlhf_jax.models.llava_onevision import vision_plan
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
@@ -58,7 +58,7 @@ class Engine:
     def load(path: str, *, dtype: str = "float32", template: str = "qwen_1_5", batch: int = 16, mesh: Mesh | None = None) -> Engine:
         """From a Hugging Face directory or hub id, on all devices of this process."""
         mesh = mesh or make_mesh({"fsdp": -1})
-        source = model_directory(path)
+        source = local_directory(path)
         with use_mesh(mesh):
             model = load_model(source, mesh=mesh, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
         engine = Engine(model, load_tokenizer(source), mesh, template=template, batch=batch)

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# Rows up to this length attend in one piece. Longer rows go query block by query block, each against the keys up to its
-# own end, so that no [S, S] score matrix of a head exists and the half above the diagonal is not computed.
-DENSE_LIMIT = 1024
-QUERY_BLOCK = 512
+# Rows up to DENSE_LIMIT attend in one piece. Longer rows go query block by query block, each against the keys up to its own
+# end: no [S, S] score matrix of a head exists and most of the half above the diagonal is not computed. From REMAT_LIMIT on, a
+# block's scores are recomputed in the backward pass, so that only one block's are ever live.
+DENSE_LIMIT = 256
+REMAT_LIMIT = 1024
+QUERY_BLOCKS = (128, 512)  # smallest and largest; about a quarter of the row in between
 
 # Added to the score of a key that is not visible: exp of it is exactly 0, and its sum with any score is finite.
 NEVER = -1e30
@@ -33,11 +35,11 @@ def attention(
     length = q.shape[1]
     if length <= DENSE_LIMIT:
         return _attend_block(q, k, v, visible_until, 0)
-    # Recomputing a block's scores in the backward pass costs less than keeping them.
-    block = jax.checkpoint(_attend_block, static_argnums=4)
+    size = min(max(length // 4, QUERY_BLOCKS[0]), QUERY_BLOCKS[1])
+    block = _attend_block if length < REMAT_LIMIT else jax.checkpoint(_attend_block, static_argnums=4)
     outs = []
-    for start in range(0, length, QUERY_BLOCK):
-        end = min(start + QUERY_BLOCK, length)
+    for start in range(0, length, size):
+        end = min(start + size, length)
         outs.append(block(q[:, start:end], k[:, :end], v[:, :end], visible_until[:, :end], start))
     return jnp.concatenate(outs, axis=1)
 

@@ -26,7 +26,7 @@ def linear(inputs: int, outputs: int, axes: tuple[str | None, str | None], *, bi
         inputs,
         outputs,
         use_bias=bias,
-        kernel_init=partitioned(nnx.initializers.normal(0.02), *axes),
+        kernel_init=partitioned(nnx.initializers.lecun_normal(), *axes),
         bias_init=partitioned(nnx.initializers.zeros_init(), axes[1]),
         dtype=dtype,
         param_dtype=param_dtype,

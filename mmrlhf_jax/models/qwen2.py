@@ -96,7 +96,7 @@ class Qwen2(nnx.Module):
         self.embedding = nnx.Embed(
             config.vocab_size,
             config.hidden_size,
-            embedding_init=partitioned(nnx.initializers.normal(0.02), "vocab", "embed"),
+            embedding_init=partitioned(nnx.initializers.normal(config.hidden_size**-0.5), "vocab", "embed"),
             rngs=rngs,
             **kinds,
         )

@@ -72,7 +72,7 @@ def reward_losses(
     tie_weights: Float[Array, "B Q"] | None = None,
     margins: Float[Array, "B P"] | float = 0.0,
 ) -> dict[str, WeightedSum]:
-    """`score`, `centring`, `critique` and, where tied pairs are given, `ties`; these also count in centring and critique.
+    """`score`, `centring`, `critique`, and with tied pairs `ties`; tied pairs then also count in centring and critique.
 
     The weight of each sum depends on the batch alone.
     """

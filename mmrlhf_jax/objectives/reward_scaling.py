@@ -33,7 +33,7 @@ def margin(margins: PerPair, beta: float, w: float, k: float, *, clamp_negative:
     if clamp_negative:
         return beta * (1 - w * jnp.expm1(-k * jnp.maximum(margins, 0)))
     exponent = jnp.minimum(-k * margins, _MAX_EXPONENT)
-    return jnp.maximum(beta * (1 - w * jnp.expm1(exponent)), min(MIN_BETA, beta))
+    return jnp.maximum(beta * (1 - w * jnp.expm1(exponent)), jnp.minimum(MIN_BETA, beta))
 
 
 def ls_factor(factors: PerPair, beta: float, w: float) -> PerPair:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 
 from PIL import Image
@@ -56,29 +56,28 @@ def generate(
 
 
 def write_dataset(
-    out_dir: str | os.PathLike[str], *, seed: int, train_scenes: int, held_out_scenes: int, questions_per_scene: int
-) -> tuple[Path, Path]:
-    """Write `train/` and `held_out/`, each `records.jsonl` with `images/*.png` beside it; return the two JSONL paths.
+    out_dir: str | os.PathLike[str], *, seed: int, scenes: Mapping[str, int], questions_per_scene: int
+) -> dict[str, Path]:
+    """Write one folder per split of `scenes` (split -> number of scenes): `records.jsonl` with `images/*.png` beside it.
 
-    The two have no scene in common. A `records.jsonl` is there only when it and its images are complete.
+    Returns the paths of the JSONL files. No two splits have a scene in common. A `records.jsonl` appears only when it and its
+    images are complete.
     """
-    paths: list[Path] = []
-    keys: set[str] = set()
-    for split, scenes in (("train", train_scenes), ("held_out", held_out_scenes)):
+    paths, keys = {}, frozenset()
+    for split, count in scenes.items():
         folder = Path(out_dir) / split
         (folder / "images").mkdir(parents=True, exist_ok=True)
         path, partial, written = folder / "records.jsonl", folder / "records.jsonl.partial", set()
-        path.unlink(missing_ok=True)
         with partial.open("w", encoding="utf-8", newline="\n") as file:
-            for record, image in generate(f"{seed}/{split}", scenes, questions_per_scene, keys):
+            for record, image in generate(f"{seed}/{split}", count, questions_per_scene, keys):
                 if record.images[0] not in written:
                     image.save(folder / record.images[0])
                     written.add(record.images[0])
                 file.write(json.dumps(record.to_json()) + "\n")
-                keys.add(record.extra["scene"])
+                keys |= {record.extra["scene"]}
         partial.replace(path)
-        paths.append(path)
-    return paths[0], paths[1]
+        paths[split] = path
+    return paths
 
 
 def corpus(records: Iterable[RankedRecord]) -> Iterator[str]:

@@ -9,12 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 from flax import nnx
 
+from mmrlhf_jax.config import Trains
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.training.state import TrainState
+from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.training.state import TrainState, split_model
 
 
 class Checkpoints:
@@ -24,40 +27,46 @@ class Checkpoints:
         path = epath.Path(directory)
         path.mkdir(parents=True, exist_ok=True)
         self._checkpointer = ocp.training.Checkpointer(
-            path.absolute() if hasattr(path, "absolute") else path,
+            path.resolve(),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )
 
     @property
+    def steps(self) -> list[int]:
+        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+
+    @property
     def latest(self) -> int | None:
-        newest = self._checkpointer.latest
-        return None if newest is None else newest.step
+        return self.steps[-1] if self.steps else None
 
     def save(self, state: TrainState, identity: dict[str, Any]) -> None:
         """Start writing the state at its step; returns once the arrays are copied off the device."""
         step = int(state.step)
-        if step != self.latest:
-            self._checkpointer.save_checkpointables_async(
-                step, {"state": _storable(state), "identity": identity}, force=True
-            )
+        if step not in self.steps:
+            parts = {"params": _pure(state.params), "opt_state": _pure(state.opt_state), "identity": identity}
+            self._checkpointer.save_checkpointables_async(step, parts, force=True)
 
-    def restore(self, state: TrainState, identity: dict[str, Any], step: int | None = None) -> TrainState:
-        """The newest state (or that of `step`), sharded like `state`. UserError if it is of another experiment."""
-        step = self.latest if step is None else step
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _storable(state))
-        loaded = self._checkpointer.load_checkpointables(step, {"state": target, "identity": None})
+    def restore(self, state: TrainState, identity: dict[str, Any]) -> TrainState:
+        """The newest state, sharded like `state`. UserError if it is of another experiment."""
+        step = self.latest
+        target = {"params": _abstract(state.params), "opt_state": _abstract(state.opt_state), "identity": None}
+        loaded = self._checkpointer.load_checkpointables(step, target)
         for key, value in identity.items():
             found = loaded["identity"].get(key)
             if found != value:
                 raise UserError(
-                    f"the checkpoint at step {step} has {key} {found!r}, this run has {value!r}: resume would not continue the"
-                    " same run; use --fresh or another run.directory"
+                    f"the checkpoint at step {step} has {key} {found!r}, this run has {value!r}: it would not be the same run;"
+                    " use --fresh, or another run.directory"
                 )
-        stored = loaded["state"]
-        params = jax.tree.unflatten(jax.tree.structure(state.params), jax.tree.leaves(stored["params"]))
-        opt_state = jax.tree.unflatten(jax.tree.structure(state.opt_state), jax.tree.leaves(stored["opt_state"]))
-        return TrainState(stored["step"], params, state.frozen, opt_state)
+        params, opt_state = (_like(getattr(state, name), loaded[name]) for name in ("params", "opt_state"))
+        return TrainState(jnp.asarray(step, jnp.int32), params, state.frozen, opt_state)
+
+    def restore_model(self, model: LlavaOnevision, trains: Trains, step: int) -> LlavaOnevision:
+        """`model` with the trained parameters of the checkpoint at `step`."""
+        graphdef, params, frozen = split_model(model, trains)
+        loaded = self._checkpointer.load_checkpointables(step, {"params": _abstract(params)})
+        return nnx.merge(graphdef, _like(params, loaded["params"]), frozen)
 
     def wait(self) -> None:
         self._checkpointer.wait()
@@ -66,13 +75,17 @@ class Checkpoints:
         self._checkpointer.close()
 
 
-def _storable(state: TrainState) -> dict[str, Any]:
-    """Plain nested dictionaries by parameter name, which any Orbax reader understands."""
-    return {"step": state.step, "params": pure(state.params), "opt_state": pure(state.opt_state)}
-
-
-def pure(tree):
-    """NNX states inside a pytree as plain dictionaries of arrays."""
+def _pure(tree):
+    """NNX states inside a pytree as plain dictionaries by parameter name, which any Orbax reader understands."""
     return jax.tree.map(
         lambda x: nnx.to_pure_dict(x) if isinstance(x, nnx.State) else x, tree, is_leaf=lambda x: isinstance(x, nnx.State)
     )
+
+
+def _abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _pure(tree))
+
+
+def _like(tree, stored):
+    """The stored arrays in the structure of `tree`; both flatten in the same order of names."""
+    return jax.tree.unflatten(jax.tree.structure(tree), jax.tree.leaves(stored))

@@ -27,7 +27,8 @@ from mmrlhf_jax.data.pipeline import (
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, model_directory
+from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, local_directory
+from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.objectives.weighted import merge, summary
 from mmrlhf_jax.progress import Progress, say
 from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
@@ -61,17 +62,9 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
 
     with use_mesh(mesh), precision(experiment.model):
         # --- Model -----------------------------------------------------------------------------------------------------
-        source = model_directory(experiment.model.path)
+        source = local_directory(experiment.model.path)
         tokenizer = load_tokenizer(source)
-        model = load_model(
-            source,
-            mesh=mesh,
-            dtype=jnp.dtype(experiment.model.dtype),
-            param_dtype=jnp.dtype(experiment.model.param_dtype),
-            remat=experiment.model.remat,
-            reward_head=experiment.model.reward_head,
-            seed=run.seed,
-        )
+        model = load_base(experiment, mesh)
 
         # --- Data ------------------------------------------------------------------------------------------------------
         encoder = make_encoder(experiment.data, experiment.objective, tokenizer, model.config)
@@ -162,6 +155,20 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             say(f"stopped by a signal after step {start}; the same command continues from there")
             raise SystemExit(143)
     return state
+
+
+def load_base(experiment: config.Experiment, mesh) -> LlavaOnevision:
+    """The model that the experiment starts from; a head that its checkpoint lacks is drawn from the run's seed."""
+    settings = experiment.model
+    return load_model(
+        settings.path,
+        mesh=mesh,
+        dtype=jnp.dtype(settings.dtype),
+        param_dtype=jnp.dtype(settings.param_dtype),
+        remat=settings.remat,
+        reward_head=settings.reward_head,
+        seed=experiment.run.seed,
+    )
 
 
 class Pending:

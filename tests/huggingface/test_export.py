@@ -138,7 +138,13 @@ def test_the_rest_of_the_directory_is_the_sources(tmp_path):
     (source / "README.md").write_text("the source's card")
     (source / "optimizer.pt").write_text("not ours")
     export_model(tiny.on_one_device(source), source, tmp_path / "out", card="# Ours\n")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json", "generation_config.json"):
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "preprocessor_config.json",
+        "generation_config.json",
+    ):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes(), name
     assert read_json(tmp_path / "out/config.json") == read_json(source / "config.json")
     assert (tmp_path / "out/README.md").read_text() == "# Ours\n"
@@ -213,7 +219,12 @@ def test_transformers_loads_an_export_without_a_missing_or_unexpected_key(tmp_pa
 
 def test_transformers_loads_a_new_checkpoint_with_its_tokenizer_and_image_processor(tmp_path):
     pytest.importorskip("torch")
-    from transformers import AutoTokenizer, GenerationConfig, LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
+    from transformers import (
+        AutoTokenizer,
+        GenerationConfig,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionImageProcessorPil,
+    )
 
     new_checkpoint(tmp_path / "new", tiny.config(), tiny.tokenizer(), chat_template=tiny.CHAT_TEMPLATE)
     _, info = LlavaOnevisionForConditionalGeneration.from_pretrained(tmp_path / "new", output_loading_info=True)

@@ -315,7 +315,7 @@ def test_a_tokenizer_without_image_token_is_refused(tmp_path):
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     directory = tiny.checkpoint(tmp_path)
     reconfigure(directory, image_token_index=12)
-    with pytest.raises(UserError, match="<image> is token 259 of the tokenizer, but config.json says 12"):
+    with pytest.raises(UserError, match="<image> is token 259 of the tokenizer, but config says 12"):
         load_tokenizer(directory)
 
 

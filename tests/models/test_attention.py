@@ -84,11 +84,12 @@ def values_and_gradients(way: str):
     return run
 
 
-@pytest.fixture(params=["dense", "blocks"])
+@pytest.fixture(params=["dense", "blocks", "blocks, recomputed"])
 def run(request, monkeypatch):
-    """Values and gradients of this project's attention, on both of its ways through a row. 12 does not divide 40."""
+    """Values and gradients of this project's attention, on each of its ways through a row. 12 does not divide 40."""
     monkeypatch.setattr(attention_module, "DENSE_LIMIT", SLOTS if request.param == "dense" else SLOTS - 1)
-    monkeypatch.setattr(attention_module, "QUERY_BLOCK", 12)
+    monkeypatch.setattr(attention_module, "REMAT_LIMIT", SLOTS if request.param == "blocks, recomputed" else SLOTS + 1)
+    monkeypatch.setattr(attention_module, "QUERY_BLOCKS", (12, 12))
     return values_and_gradients(request.param)
 
 
@@ -103,7 +104,7 @@ def test_values_and_gradients_are_the_oracles_under_random_trees(run, heads, kv_
 
 def test_bfloat16_is_softmaxed_in_float32():
     q, k, v, until, _ = (jnp.asarray(x, jnp.bfloat16 if x.dtype == np.float32 else x.dtype) for x in example(6, 2))
-    out = attention(q, k, v, until)
+    out = jax.jit(attention)(q, k, v, until)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), oracle(q, k, v, until), atol=0.04)
 
@@ -121,6 +122,6 @@ def test_padding_sees_itself_and_is_seen_by_nothing(run):
 def test_a_cached_step_is_the_last_query_of_the_whole():
     q, k, v, _, _ = example(6, 2)
     until = np.full((2, SLOTS), SLOTS, np.int32)
-    whole = attention(q, k, v, until)
-    step = attend_cache(q[:, -1:], k, v, np.ones((2, SLOTS), bool))
+    whole = jax.jit(attention)(q, k, v, until)
+    step = jax.jit(attend_cache)(q[:, -1:], k, v, np.ones((2, SLOTS), bool))
     np.testing.assert_allclose(step[:, 0], whole[:, -1], atol=1e-6)

@@ -106,10 +106,16 @@ def hidden_and_logits(model: LlavaOnevision, tokens, positions, visible_until, v
     return hidden, hidden @ model.language.vocabulary()
 
 
+def load(directory) -> LlavaOnevision:
+    return tiny.on_one_device(directory, remat="none")
+
+
 def oracle(directory):
     from transformers import LlavaOnevisionForConditionalGeneration
 
-    model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["mismatched_keys"], info
     return model.eval()
 
@@ -118,7 +124,7 @@ def oracle(directory):
 def pair(name: str, directory):
     """The same checkpoint in both frameworks."""
     tiny.checkpoint(directory, tiny.config(**CONFIGS[name]))
-    return tiny.on_one_device(directory, remat="none"), oracle(directory)
+    return load(directory), oracle(directory)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +156,7 @@ def test_one_compilation_served_every_size_of_picture(root):
 @pytest.mark.parametrize("naming", ["legacy", "saved"])
 def test_transformers_and_this_project_read_other_spellings_alike(tmp_path, naming):
     directory = tiny.checkpoint(tmp_path, naming=naming)
-    ours, theirs = tiny.on_one_device(directory), oracle(directory)
+    ours, theirs = load(directory), oracle(directory)
     case = prompt(ours, [], directory)
     with torch.no_grad():
         expected = theirs(**case.inputs).logits[0].numpy()
@@ -162,14 +168,14 @@ def test_what_transformers_saves_is_read(root, tmp_path, name):
     ours, theirs = pair(name, root / name)
     theirs.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_bytes((root / name / "preprocessor_config.json").read_bytes())
-    saved = tiny.on_one_device(tmp_path)
+    saved = load(tmp_path)
     assert saved.config == ours.config
     jax.tree.map(np.testing.assert_array_equal, nnx.state(saved), nnx.state(ours))
 
 
 def test_an_original_checkpoint_converted_for_transformers_gives_the_same_logits_there(tmp_path):
     source = tiny.checkpoint(tmp_path / "original", naming="original")
-    ours = tiny.on_one_device(source)
+    ours = load(source)
     export_model(ours, source, tmp_path / "hf")
     case = prompt(ours, [(40, 95)], tmp_path / "hf")
     with torch.no_grad():
@@ -181,7 +187,7 @@ def test_the_reward_heads_input_is_the_hidden_state_after_the_final_norm(root, t
     """Upstream reads `hidden_states[-1]`, which in transformers' Qwen2 is normed."""
     name = "tied, 6 heads over 2"
     ours, theirs = pair(name, root / name)
-    head = tiny.on_one_device(tiny.checkpoint(tmp_path, reward_head=True)).reward_head
+    head = load(tiny.checkpoint(tmp_path, reward_head=True)).reward_head
     stored = {k: torch.tensor(v) for k, v in tiny.tensors(tiny.config(), reward_head=True).items() if k.startswith("rm_head")}
     case = prompt(ours, [(40, 95)], root / name)
     with torch.no_grad():

@@ -271,9 +271,8 @@ def test_group_rows_equal_the_expanded_pairs_and_unused_slots_touch_nothing(name
     """Loss and gradient with respect to each response's log-prob, summed over the pairs it is in."""
     policy, reference, lengths, pairs, weights = group_batch()
 
-    @jax.jit
     def layout(policy):
-        logps = jax.tree.map(jnp.ravel, pair_logps(policy, reference, lengths, pairs, weights))
+        logps = jax.tree.map(jnp.ravel, jax.jit(pair_logps)(policy, reference, lengths, pairs, weights))
         return logps, logps.policy_chosen
 
     rows, slots = np.nonzero(weights)

@@ -4,6 +4,7 @@ Oracles: a NumPy float64 transcription of the released `reward_trainer.py`'s for
 `RewardTrainer.compute_loss` (with torch autograd), which is fed rewards through a stub in place of a model.
 """
 
+import functools
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -57,6 +58,7 @@ def upstream_loss(b) -> float:
     return float(reward_loss + 0.8 * np.mean(critiques.sum(axis=0)))
 
 
+@functools.partial(jax.jit, static_argnames="weighting")
 def our_loss(b, denominators=None, weighting: str = "pair"):
     return weighted.mix(reward_losses(**b, critique_weighting=weighting), COEFFICIENTS, denominators)
 
@@ -65,8 +67,10 @@ def test_loss_and_gradient_equal_the_released_code_on_the_expanded_pairs():
     """With ties, centring, unused slots and responses without a critique, under every coefficient."""
     b = batch()
     np.testing.assert_allclose(our_loss(b), upstream_loss(b), rtol=1e-6)
-    for field in ("rewards", "critique_logps"):
-        gradient = jax.grad(lambda x, field=field: our_loss(b | {field: x}))(b[field])
+    learnt = {field: b[field] for field in ("rewards", "critique_logps")}
+    gradients = jax.jit(jax.grad(lambda x: our_loss(b | x)))(learnt)
+    for field in learnt:
+        gradient = gradients[field]
         expected = np.zeros((2, 4))
         for index in np.ndindex(2, 4):
             move = np.zeros((2, 4))
@@ -81,7 +85,11 @@ def test_paper_loss_is_critique_plus_bradley_terry():
     terms = reward_losses(**b, critique_weighting="pair")
     assert "ties" not in terms
     total = weighted.mix(terms, {"score": 1.0, "critique": 1.0})
-    np.testing.assert_allclose(total, terms["score"].mean + terms["critique"].mean, rtol=1e-6)
+    chosen, rejected = expand(b["rewards"], b["pairs"], b["pair_weights"])
+    cross_entropy = -b["critique_logps"] / np.maximum(b["critique_lengths"], 1)
+    critiques = expand(cross_entropy, b["pairs"], b["pair_weights"])
+    expected = np.mean(np.logaddexp(0, rejected - chosen)) + np.mean(critiques.sum(axis=0))
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
 
 
 def test_a_response_counts_once_per_pair_or_once():
@@ -160,32 +168,35 @@ def trl_step():
     return step
 
 
+@jax.jit
+@functools.partial(jax.value_and_grad, has_aux=True)
+def trl_batch_step(rewards, margins, centring):
+    """TRL's batch of 5 pairs as one row of 10 responses without critiques."""
+    pairs, weights, none = jnp.arange(10).reshape(1, 2, 5).swapaxes(1, 2), jnp.ones((1, 5)), jnp.zeros((1, 10))
+    terms = reward_losses(rewards, pairs, weights, none, none, "pair", margins=margins[None])
+    loss = weighted.mix(terms, {"score": 1.0, "centring": centring, "critique": 1.0})
+    return loss, weighted.summary(reward_metrics(rewards, pairs, weights, terms))
+
+
 @pytest.mark.parametrize("with_margins", [False, True])
 @pytest.mark.parametrize("centring", [None, 0.01])
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_loss_gradient_and_metrics_equal_trls_own_code(trl_step, with_margins, centring, scale):
-    """One row of 2n responses holds TRL's batch of n pairs; one pair is a tie, which is a miss."""
+    """One pair is a tie, which is a miss."""
     rng = np.random.default_rng(4)
     rewards = np.float32(scale * rng.normal(0, 1, (2, 5)))
     rewards[1, 0] = rewards[0, 0]
     margins = rng.uniform(0, 2, 5).astype(np.float32) if with_margins else None
-    pairs, weights, none = np.int32([[(i, 5 + i) for i in range(5)]]), jnp.ones((1, 5)), jnp.zeros((1, 10))
-
-    def terms(rewards):
-        extra = {} if margins is None else {"margins": margins[None]}
-        return reward_losses(rewards, pairs, weights, none, none, "pair", **extra)
-
-    row = jnp.asarray(rewards.reshape(1, 10))
-    loss, gradient = jax.value_and_grad(
-        lambda x: weighted.mix(terms(x), {"score": 1.0, "centring": centring or 0.0, "critique": 1.0})
-    )(row)
-    metrics = weighted.summary(reward_metrics(row, pairs, weights, terms(row)))
+    (loss, metrics), gradient = trl_batch_step(
+        rewards.reshape(1, 10), np.zeros(5) if margins is None else margins, centring or 0.0
+    )
     theirs = trl_step(*rewards, margins, centring)
     np.testing.assert_allclose(loss, theirs[0], rtol=1e-6)
     np.testing.assert_allclose(gradient[0], theirs[1], rtol=1e-5, atol=1e-7)
     for name in ("accuracy", "margin", "min_reward", "mean_reward", "max_reward"):
         np.testing.assert_allclose(metrics[name], theirs[2][name], rtol=1e-5, err_msg=name)
-    np.testing.assert_allclose(metrics["score/loss"], terms(row)["score"].mean)
+    if centring is None:
+        np.testing.assert_allclose(metrics["score/loss"], theirs[0], rtol=1e-6)
     assert metrics["critique/loss"] == 0
 
 

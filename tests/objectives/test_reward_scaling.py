@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mmrlhf_jax.objectives import reward_scaling
 from mmrlhf_jax.objectives.reward_scaling import MIN_BETA
 
+batch_implicit = jax.jit(reward_scaling.batch_implicit)
 PAPER = {"beta": 0.1, "w": 0.5, "k": 0.5}
 margins_8 = st.lists(st.floats(-50, 50, width=32), min_size=8, max_size=8)
 
@@ -77,7 +78,7 @@ def test_batch_implicit_is_upstreams_formula_on_a_draw_without_replacement(margi
     key, margins = jax.random.key(seed), np.float32(margins)
     weights = gaussian_weights(np.float64(margins)).astype(np.float32)
     drawn = jax.random.choice(key, margins, (int(0.8 * 8),), replace=False, p=jnp.asarray(weights))
-    betas = reward_scaling.batch_implicit(key, margins, jnp.ones(8), 0.1, 0.5)
+    betas = batch_implicit(key, margins, jnp.ones(8), 0.1, 0.5)
     assert betas.shape == (8,)
     np.testing.assert_allclose(betas, upstream(margins, np.float64(drawn), 0.1, 0.5), rtol=1e-5, atol=1e-5)
 
@@ -91,7 +92,7 @@ def test_batch_implicit_draws_as_torch_multinomial_does():
     indices = torch.multinomial(table, int(0.8 * 5), replacement=False, generator=generator).numpy()
     theirs = np.array([upstream(margins, margins[i], 0.1, 0.5) for i in indices])
     keys = jax.random.split(jax.random.key(0), 4000)
-    ours = jax.vmap(lambda key: reward_scaling.batch_implicit(key, margins, jnp.ones(5), 0.1, 0.5)[0])(keys)
+    ours = jax.vmap(lambda key: batch_implicit(key, margins, jnp.ones(5), 0.1, 0.5)[0])(keys)
     standard_error = theirs.std() / np.sqrt(4000)
     assert theirs.std() > 0.01
     assert abs(float(ours.mean()) - theirs.mean()) < 5 * np.sqrt(2) * standard_error
@@ -102,9 +103,7 @@ def test_batch_implicit_reads_used_slots_only_and_repeats_under_the_same_key():
     weights = jnp.float32([[1, 0, 1], [1, 1, 0]])
     margins = jnp.float32([[1, jnp.nan, 2], [-3, 4, 1e9]])
     key = jax.random.key(3)
-    betas = [
-        reward_scaling.batch_implicit(key, m, weights, 0.1, 0.5) for m in (margins, margins.at[0, 1].set(7), margins)
-    ]
+    betas = [batch_implicit(key, m, weights, 0.1, 0.5) for m in (margins, margins.at[0, 1].set(7), margins)]
     assert betas[0].shape == (2, 3)
     np.testing.assert_array_equal(betas[0], betas[1])
     np.testing.assert_array_equal(betas[0], betas[2])
@@ -115,7 +114,7 @@ def test_batch_implicit_reads_used_slots_only_and_repeats_under_the_same_key():
 
 @pytest.mark.parametrize("weights", [[0, 1, 0], [0, 0, 0]])
 def test_batch_implicit_leaves_beta_alone_with_fewer_than_two_pairs(weights):
-    betas = reward_scaling.batch_implicit(jax.random.key(0), jnp.float32([3, 5, 7]), jnp.float32(weights), 0.1, 0.5)
+    betas = batch_implicit(jax.random.key(0), jnp.float32([3, 5, 7]), jnp.float32(weights), 0.1, 0.5)
     np.testing.assert_allclose(betas, 0.1, rtol=1e-6)
 
 
@@ -123,7 +122,7 @@ def test_batch_implicit_is_finite_at_ten_thousand_and_a_constant_to_the_gradient
     margins = jnp.float32([1e4, -1e4, 1e4, 0])
 
     def beta(margins):
-        return reward_scaling.batch_implicit(jax.random.key(1), margins, jnp.ones(4), 0.1, 0.5)[0]
+        return batch_implicit(jax.random.key(1), margins, jnp.ones(4), 0.1, 0.5)[0]
 
     assert np.isfinite(beta(margins))
     assert beta(margins) >= MIN_BETA

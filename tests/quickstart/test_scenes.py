@@ -89,7 +89,7 @@ def test_scenes_vary_in_canvas_number_and_look():
 def test_same_seed_same_bytes_and_another_seed_another_dataset(tmp_path):
     def contents(name: str, seed: int) -> dict[str, bytes]:
         root = tmp_path / name
-        write_dataset(root, seed=seed, train_scenes=6, held_out_scenes=3, questions_per_scene=2)
+        write_dataset(root, seed=seed, scenes={"train": 6, "held_out": 3}, questions_per_scene=2)
         return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
     first, second, other = contents("a", 7), contents("b", 7), contents("c", 8)
@@ -101,7 +101,7 @@ def test_same_seed_same_bytes_and_another_seed_another_dataset(tmp_path):
 
 def test_written_records_read_back_with_their_pictures(tmp_path):
     """What the project's own reader returns is what the generator made, and every image path leads to its picture."""
-    train, _ = write_dataset(tmp_path, seed=3, train_scenes=5, held_out_scenes=1, questions_per_scene=3)
+    train = write_dataset(tmp_path, seed=3, scenes={"train": 5, "held_out": 1}, questions_per_scene=3)["train"]
     lines = train.read_text().splitlines()
     made = list(generate("3/train", 5, 3))
     assert len(lines) == len(made) == 15

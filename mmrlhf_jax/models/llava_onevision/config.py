@@ -1,4 +1,7 @@
-"""Sizes of a LLaVA-OneVision checkpoint, read from its own config files; nothing about training. No jax here: data workers read it."""
+"""Sizes of a LLaVA-OneVision checkpoint, read from its own config files; nothing about training.
+
+No jax here: data workers read it.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +82,7 @@ def read_config(directory: epath.PathLike) -> LlavaOnevisionConfig:
     directory = epath.Path(directory)
     path = directory / "config.json"
     if not path.exists():
-        raise UserError(f"{directory}: no config.json; a model is a Hugging Face directory with config.json and safetensors weights")
+        raise UserError(f"{directory}: no config.json; a model is a Hugging Face directory with config and safetensors weights")
     raw = _read_json(path)
     if original.is_original(raw):
         raw = original.to_hf(raw, StoredTensors(directory).shapes, str(path))
@@ -98,7 +101,7 @@ def config_from_hf(raw: dict[str, Any], pixels: dict[str, Any], where: str) -> L
     vision = _vision(raw.get("vision_config") or {}, raw, pixels, where)
     text = _text(raw.get("text_config") or {}, raw, where)
     if raw.get("vision_feature_select_strategy", "full") != "full":
-        raise UserError(f"{where}: vision_feature_select_strategy is not 'full'; a SigLIP tower has no class token to leave out")
+        raise UserError(f"{where}: vision_feature_select_strategy is not 'full'; a SigLIP tower has no class token to drop")
     limit = re.fullmatch(r"anyres(?:_max_(\d+))?", raw.get("vision_aspect_ratio", "anyres_max_9"))
     if limit is None:
         raise UserError(f"{where}: vision_aspect_ratio {raw['vision_aspect_ratio']!r} is not 'anyres' or 'anyres_max_N'")
@@ -128,7 +131,7 @@ def _vision(raw: dict[str, Any], top: dict[str, Any], pixels: dict[str, Any], wh
     layers = _need(raw, "num_hidden_layers", where)
     feature_layer = top.get("vision_feature_layer", -1)
     if not isinstance(feature_layer, int):
-        raise UserError(f"{where}: vision_feature_layer {feature_layer} is not one number; features of several layers are not supported")
+        raise UserError(f"{where}: vision_feature_layer {feature_layer} is not one number; several layers are not supported")
     feature_layers = feature_layer if feature_layer >= 0 else layers + 1 + feature_layer
     if not 0 < feature_layers <= layers:
         raise UserError(f"{where}: vision_feature_layer {feature_layer} is outside the tower's {layers} layers")
@@ -152,7 +155,7 @@ def _text(raw: dict[str, Any], top: dict[str, Any], where: str) -> TextConfig:
     if raw.get("model_type", "qwen2") != "qwen2":
         raise UserError(f"{where}: text_config.model_type is {raw['model_type']!r}; this project runs Qwen2 language models")
     if raw.get("use_sliding_window") or raw.get("hidden_act", "silu") != "silu":
-        raise UserError(f"{where}: text_config has a sliding window or an activation that is not silu; no LLaVA-OneVision model does")
+        raise UserError(f"{where}: text_config has a sliding window or an activation other than silu, which is not supported")
     heads = _need(raw, "num_attention_heads", where)
     hidden = _need(raw, "hidden_size", where)
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}

@@ -18,7 +18,7 @@ from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.models.qwen2 import Qwen2
 from mmrlhf_jax.models.reward_head import RewardHead
 from mmrlhf_jax.models.siglip import ACTIVATIONS, Siglip
-from mmrlhf_jax.sharding.rules import constrain, partitioned
+from mmrlhf_jax.sharding.rules import constrain
 
 
 class Visual(NamedTuple):

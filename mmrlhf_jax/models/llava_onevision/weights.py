@@ -32,8 +32,12 @@ PARTS = {
         "model.vision_tower.vision_tower.vision_model.",
         ("vision_tower.", "model.vision_tower.vision_model.", "model.vision_tower."),
     ),
-    "projector up": Part("multi_modal_projector.linear_1.", "model.mm_projector.0.", ("model.multi_modal_projector.linear_1.",)),
-    "projector down": Part("multi_modal_projector.linear_2.", "model.mm_projector.2.", ("model.multi_modal_projector.linear_2.",)),
+    "projector up": Part(
+        "multi_modal_projector.linear_1.", "model.mm_projector.0.", ("model.multi_modal_projector.linear_1.",)
+    ),
+    "projector down": Part(
+        "multi_modal_projector.linear_2.", "model.mm_projector.2.", ("model.multi_modal_projector.linear_2.",)
+    ),
     "newline": Part("image_newline", "model.image_newline"),
     "language": Part("language_model.model.", "model.", ("model.language_model.",)),
     "vocabulary": Part("language_model.lm_head.", "lm_head."),

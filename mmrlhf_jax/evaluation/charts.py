@@ -1,0 +1,155 @@
+"""Charts as inline SVG, drawn here, coloured by the page's style sheet (`report.CSS`), so that they follow light and dark."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from mmrlhf_jax.evaluation.report import element, percent
+
+Point = tuple[float, float]
+
+MOST_POINTS = 400  # of a drawn line: a chart has fewer pixels than a long run has steps
+_MARGIN_LEFT, _MARGIN_RIGHT, _MARGIN_TOP, _MARGIN_BOTTOM = 42, 12, 10, 34
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A curve. `colour` is a number of the palette (0 grey, 1 blue, 2 orange); smoothed curves keep a faint raw one."""
+
+    name: str
+    points: Sequence[Point]
+    colour: int = 1
+    smooth: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Dot:
+    x: float
+    y: float
+    radius: float
+    colour: str  # a class of the style sheet: good, bad
+    label: str = ""
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Means over a window around each value, a twelfth of all values wide and cut off at both ends: it does not lag."""
+    half = len(values) // 24
+    windows = [values[max(i - half, 0) : i + half + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """At most about `most` round numbers within [low, high]."""
+    step = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= most)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    dots: Sequence[Dot] = (),
+    y_range: tuple[float, float] | None = None,
+    size: tuple[int, int] = (320, 190),
+) -> Markup:
+    """A figure: title, a key with the last value of each smoothed line, curves, dots."""
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return element("figure", element("figcaption", title), element("p", "not logged", class_="muted"))
+    xs = [x for line in lines for x, _ in line.points] + [dot.x for dot in dots]
+    ys = [y for line in lines for _, y in line.points] + [dot.y for dot in dots]
+    axes = _Axes((min(xs), max(xs)), y_range or (min(ys), max(ys)), size)
+    drawn, keys = [], []
+    for line in lines:
+        shown = line.points
+        if line.smooth:
+            drawn.append(axes.curve(line.points, f"line raw c{line.colour}"))
+            shown = list(zip((x for x, _ in shown), smoothed([y for _, y in shown]), strict=True))
+        drawn.append(axes.curve(shown, f"line c{line.colour}"))
+        last = element("b", f"{shown[-1][1]:.3g}") if line.smooth else ""
+        keys.append(element("span", element("i", class_=f"c{line.colour}"), line.name, " ", last))
+    for dot in dots:
+        circle = {"cx": _px(axes.x(dot.x)), "cy": _px(axes.y(dot.y)), "r": _px(dot.radius), "class_": f"dot {dot.colour}"}
+        drawn.append(element("circle", element("title", dot.label), **circle))
+    return _figure(title, keys, axes.frame(x_label), *drawn, size=size)
+
+
+def bar_chart(title: str, groups: Sequence[str], series: Sequence[tuple[str, Sequence[float | None], int]]) -> Markup:
+    """Shares in [0, 1] as bars, grouped; `series` are (name, a share per group, palette number)."""
+    size = (960, 230)
+    axes = _Axes((0, len(groups)), (0, 1), size)
+    width = (axes.x(1) - axes.x(0)) * 0.78 / max(len(series), 1)
+    drawn = []
+    for g, group in enumerate(groups):
+        middle = axes.x(g + 0.5)
+        drawn.append(element("text", group, x=_px(middle), y=size[1] - 14, class_="group", text_anchor="middle"))
+        for s, (name, shares, colour) in enumerate(series):
+            if shares[g] is None:
+                continue
+            x, top, floor = middle + (s - len(series) / 2) * width, axes.y(shares[g]), axes.y(0)
+            tip = element("title", f"{name}, {group}: {percent(shares[g])}")
+            box = {"x": _px(x + 1), "y": _px(top), "width": _px(width - 2), "height": _px(floor - top), "rx": 2}
+            drawn.append(element("rect", tip, class_=f"bar c{colour}", **box))
+            value = f"{100 * shares[g]:.0f}"
+            drawn.append(element("text", value, x=_px(x + width / 2), y=_px(top - 4), text_anchor="middle"))
+    keys = [element("span", element("i", class_=f"c{colour}"), name) for name, _, colour in series]
+    return element("div", _figure(title, keys, axes.frame(None, percents=True), *drawn, size=size), class_="scroll wide")
+
+
+class _Axes:
+    """Values to pixels."""
+
+    def __init__(self, x_range: Point, y_range: Point, size: tuple[int, int]):
+        self.width, self.height = size
+        self.x_range, self.y_range = _widened(*x_range), _widened(*y_range)
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return _MARGIN_LEFT + (value - low) / (high - low) * (self.width - _MARGIN_LEFT - _MARGIN_RIGHT)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        return self.height - _MARGIN_BOTTOM - (value - low) / (high - low) * (self.height - _MARGIN_TOP - _MARGIN_BOTTOM)
+
+    def curve(self, points: Sequence[Point], class_: str) -> Markup:
+        kept = [*points[:: -(-len(points) // MOST_POINTS)], points[-1]]
+        path = " ".join(f"{_px(self.x(x))},{_px(self.y(y))}" for x, y in kept)
+        return element("polyline", points=path, class_=class_)
+
+    def frame(self, x_label: str | None, *, percents: bool = False) -> Markup:
+        """Grid lines and labels of both axes; without `x_label`, the x axis is left to the caller."""
+        left, right, floor = _MARGIN_LEFT, self.width - _MARGIN_RIGHT, self.height - _MARGIN_BOTTOM
+        parts = []
+        for value in ticks(*self.y_range):
+            y, text = _px(self.y(value)), f"{100 * value:g} %" if percents else f"{value:g}"
+            parts.append(element("line", x1=left, x2=right, y1=y, y2=y, class_="grid"))
+            parts.append(element("text", text, x=left - 6, y=y, text_anchor="end", dominant_baseline="middle"))
+        parts.append(element("line", x1=left, x2=right, y1=floor, y2=floor, class_="axis"))
+        if x_label is not None:
+            for value in ticks(*self.x_range, most=self.width // 60):
+                x = _px(self.x(value))
+                parts.append(element("line", x1=x, x2=x, y1=floor, y2=floor + 4, class_="axis"))
+                parts.append(element("text", f"{value:g}", x=x, y=floor + 15, text_anchor="middle"))
+            parts.append(element("text", x_label, x=right, y=self.height - 5, text_anchor="end", class_="name"))
+        return Markup("").join(parts)
+
+
+def _figure(title: str, keys: Sequence[Markup], *drawn: Markup, size: tuple[int, int]) -> Markup:
+    drawing = element("svg", element("title", title), *drawn, viewBox=f"0 0 {size[0]} {size[1]}", role="img")
+    return element("figure", element("figcaption", element("b", title), *keys), drawing)
+
+
+def _widened(low: float, high: float) -> Point:
+    """An interval that is not empty."""
+    return (low, high) if high > low else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)
+
+
+def _px(value: float) -> str:
+    return f"{value:.1f}"

@@ -1,0 +1,164 @@
+"""Parts of a report that is one HTML file: shell, tables, tiles (`charts.py` draws). No script, no request; light and dark.
+
+Every part is `Markup`: text that is not is escaped when it enters one, so that no response can break the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+from PIL import Image
+
+
+def element(name: str, /, *children: Any, **attributes: Any) -> Markup:
+    """`<name attributes>children</name>`. `class_` is class, `stroke_width` is stroke-width; None leaves an attribute out."""
+    shown = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), value)
+        for key, value in attributes.items()
+        if value is not None
+    )
+    if name in ("img", "meta"):
+        return Markup("<{}{}/>").format(name, shown)
+    return Markup("<{}{}>{}</{}>").format(name, shown, Markup("").join(children), name)
+
+
+def page(title: str, opening: Any, sections: Mapping[str, Any], style: str = "") -> str:
+    """The complete document: title, opening, links to the sections (title -> content), and these.
+
+    `style` follows the common style sheet. The document is well-formed XML, too.
+    """
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", title),
+        Markup("<style>{}</style>").format(Markup(CSS + style)),
+    )
+    names = {title: re.sub(r"\W+", "-", title.lower()) for title in sections}
+    links = [element("a", title, href=f"#{name}") for title, name in names.items()]
+    shown = [element("section", element("h2", title), sections[title], id=name) for title, name in names.items()]
+    body = element("body", element("main", element("h1", title), opening, element("nav", *links), *shown))
+    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+
+
+def join(*parts: Any) -> Markup:
+    return Markup("").join(parts)
+
+
+def tiles(cells: Iterable[tuple[str, str, str]]) -> Markup:
+    """Key figures side by side: (name, value, what it means)."""
+    shown = [
+        element("div", element("b", name), element("strong", value), element("span", meaning), class_="tile")
+        for name, value, meaning in cells
+    ]
+    return element("div", *shown, class_="tiles")
+
+
+def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], **attributes: Any) -> Markup:
+    """Rows of cells. The class `numbers` aligns all but the first column to the right."""
+    cells = [element("tr", *[element("td", cell) for cell in row]) for row in rows]
+    top = element("thead", element("tr", *[element("th", cell) for cell in head])) if head else Markup("")
+    return element("div", element("table", top, element("tbody", *cells), **attributes), class_="scroll")
+
+
+def picture(content: bytes, description: str) -> Markup:
+    """Encoded image bytes as an `img` that carries them."""
+    kind = Image.open(io.BytesIO(content)).get_format_mimetype()
+    return element("img", src=f"data:{kind};base64,{base64.b64encode(content).decode()}", alt=description)
+
+
+def number(value: Any) -> str:
+    """A figure as text, in four digits; a dash where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def mark(right: bool) -> Markup:
+    return element("b", "✓" if right else "✗", class_="good" if right else "bad", title="right" if right else "wrong")
+
+
+def chip(text: str, good: bool | None = None) -> Markup:
+    return element("span", text, class_={None: "chip", True: "chip good", False: "chip bad"}[good])
+
+
+def nested_tables(figures: Mapping[str, Any]) -> Markup:
+    """All of a nested mapping: single figures under their dotted names, then one table per mapping of mappings."""
+    single, matrices = [], []
+    _flatten(figures, "", single, matrices)
+    parts = [table((), single, class_="numbers")]
+    for name, rows in matrices:
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        body = [(key, *[number(row.get(column)) for column in columns]) for key, row in rows.items()]
+        parts.append(table((name, *columns), body, class_="numbers"))
+    return element("div", *parts, class_="figures")
+
+
+def _flatten(figures: Mapping[str, Any], prefix: str, single: list, matrices: list) -> None:
+    for key, value in figures.items():
+        name = f"{prefix}{key}"
+        if not isinstance(value, Mapping):
+            single.append((name, number(value)))
+        elif value and all(isinstance(row, Mapping) for row in value.values()) and prefix:
+            matrices.append((name, value))
+        else:
+            _flatten(value, f"{name}.", single, matrices)
+
+
+CSS = """
+:root{color-scheme:light dark;--bg:#f6f6f3;--card:#fff;--ink:#1e242c;--muted:#66707d;--rule:#e2e4e6;
+--c0:#9aa4b1;--c1:#2866d8;--c2:#dd8420;--good:#14804f;--bad:#c2363f;--good-bg:#e4f4ec;--bad-bg:#fbe8e8}
+@media (prefers-color-scheme:dark){:root{--bg:#13161a;--card:#1b1f25;--ink:#e3e7ec;--muted:#98a2af;--rule:#2e343c;
+--c0:#77818e;--c1:#6ea1ff;--c2:#f0a550;--good:#5bcf97;--bad:#ff8a8f;--good-bg:#17352a;--bad-bg:#3f2226}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
+main{max-width:1000px;margin:0 auto;padding:40px 20px 80px}
+h1{font-size:2rem;line-height:1.2;letter-spacing:-.02em;margin:0 0 .6rem}
+h2{font-size:1.35rem;letter-spacing:-.01em;margin:3.2rem 0 .5rem}
+h3{font-size:1rem;margin:1.6rem 0 .5rem}
+p{margin:.4rem 0 1rem;max-width:46rem}
+.lead{font-size:1.12rem;max-width:54rem}
+nav{display:flex;flex-wrap:wrap;gap:4px 20px;margin:1.6rem 0 0;font-size:.88rem}a{color:var(--c1);text-decoration:none}
+a:hover{text-decoration:underline}
+.muted,small{color:var(--muted)}small{font-size:.82rem}
+code{font:.9em ui-monospace,"DejaVu Sans Mono",monospace}
+ol{max-width:46rem;padding-left:1.3rem}li{margin:.45rem 0}
+.tiles{display:flex;flex-wrap:wrap;gap:10px;margin:10px 0}
+.tile{flex:1 1 150px;background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:12px 14px}
+.tile b{display:block;font-size:.8rem;font-weight:600;color:var(--muted)}
+.tile strong{display:block;font-size:1.55rem;line-height:1.3;letter-spacing:-.02em;font-variant-numeric:tabular-nums}
+.tile span{display:block;font-size:.8rem;line-height:1.35;color:var(--muted)}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:12px}
+figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:12px 12px 6px;min-width:0}
+figcaption{display:flex;flex-wrap:wrap;gap:2px 14px;font-size:.82rem;align-items:baseline;padding:0 4px 4px}
+figcaption>b{flex:1 1 auto}.charts figcaption>b{flex-basis:100%}
+figcaption span{color:var(--muted)}figcaption span b{color:var(--ink);font-weight:600}
+figcaption i{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:5px;background:var(--c)}
+svg{display:block;width:100%;height:auto}
+svg text{font-size:11px;fill:var(--muted);font-variant-numeric:tabular-nums}svg text.group{font-size:13px;fill:var(--ink)}
+.c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}
+.line{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round}.raw{stroke-width:1;opacity:.28}
+.grid{stroke:var(--rule)}.axis{stroke:var(--c0)}.bar{fill:var(--c)}
+.dot{fill:var(--good);fill-opacity:.45;stroke:var(--good)}.dot.bad{fill:var(--bad);stroke:var(--bad)}
+.scroll{overflow-x:auto}.wide>*{min-width:720px}
+table{border-collapse:collapse;width:100%;font-size:.88rem}
+th{text-align:left;font-weight:600;color:var(--muted);font-size:.8rem}
+th,td{padding:5px 10px 5px 0;border-bottom:1px solid var(--rule);vertical-align:top}
+.numbers{font-variant-numeric:tabular-nums}.numbers td:not(:first-child),.numbers th:not(:first-child){text-align:right}
+.figures{display:grid;gap:22px}.figures>:first-child{max-width:30rem}
+img{display:block;width:100%;height:auto;border-radius:6px}
+.good{color:var(--good)}.bad{color:var(--bad)}
+.chip{display:inline-block;font-size:.76rem;line-height:1.6;padding:0 8px;border-radius:99px;border:1px solid var(--rule);
+color:var(--muted);white-space:nowrap}
+.chip.good{background:var(--good-bg);color:var(--good);border-color:transparent}
+.chip.bad{background:var(--bad-bg);color:var(--bad);border-color:transparent}
+"""

@@ -1,0 +1,199 @@
+"""`mmrlhf quickstart`: the whole of MM-RLHF in one straight line, small. Every step is what the other commands run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import mmrlhf_jax
+from mmrlhf_jax import config
+from mmrlhf_jax.data.builder import build
+from mmrlhf_jax.data.examples import BuiltExamples, open_examples
+from mmrlhf_jax.data.templates import CRITIQUE_PROMPT
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.evaluation.reward_bench import accuracy, by_category, exchange_media, longer_wins
+from mmrlhf_jax.files import write_atomically, write_json_lines
+from mmrlhf_jax.huggingface.export import new_checkpoint
+from mmrlhf_jax.inference import critic
+from mmrlhf_jax.inference.engine import Engine, Prompt
+from mmrlhf_jax.progress import StagedProgress, say
+from mmrlhf_jax.quickstart.dataset import corpus, write_dataset
+from mmrlhf_jax.quickstart.model import TINY, VOCABULARY
+from mmrlhf_jax.quickstart.page import write_page
+from mmrlhf_jax.quickstart.parity import max_logit_difference
+from mmrlhf_jax.quickstart.questions import is_correct, question_from_record
+from mmrlhf_jax.quickstart.tokenizer import train_tokenizer
+from mmrlhf_jax.records import RankedRecord
+from mmrlhf_jax.training.loop import train
+from mmrlhf_jax.training.trained import export_run
+
+SEED = 0
+SCENES = {"train": 1500, "preference": 150, "held_out": 100}
+QUESTIONS_PER_SCENE = 3
+MAX_ANSWER, MAX_CRITIQUE = 48, 80
+
+
+@dataclasses.dataclass
+class Quickstart:
+    """Where things are, and what has been found so far."""
+
+    root: Path
+    figures: dict = dataclasses.field(default_factory=dict)
+
+    def data(self, split: str) -> Path:
+        return self.root / "data" / split
+
+    def model(self, name: str) -> Path:
+        return self.root / "models" / name
+
+    def experiment(self, name: str) -> config.Experiment:
+        """configs/quickstart/NAME.yaml, with its paths moved to this root."""
+        path = Path(mmrlhf_jax.__file__).parents[1] / "configs" / "quickstart" / f"{name}.yaml"
+        if not path.exists():
+            raise UserError(f"{path}: not found; run the quickstart from a clone of the repository (pip install --editable)")
+        experiment = config.load_experiment(path)
+        moved = json.loads(experiment.model_dump_json().replace("runs/quickstart/", f"{self.root.as_posix()}/"))
+        return config.Experiment.model_validate(moved)
+
+
+def run(out: str) -> None:
+    """Everything, into the new directory `out`: data, models, runs, scores, `summary.json` and `report.html`."""
+    started = time.monotonic()
+    quickstart = Quickstart(Path(out))
+    if (quickstart.root / "summary.json").exists():
+        say(f"{out}: an earlier quickstart; starting over")
+        shutil.rmtree(quickstart.root)
+    elif quickstart.root.exists() and any(quickstart.root.iterdir()):
+        _clear_unfinished(quickstart.root)
+
+    step("1/7  data: rendered scenes, ranked and criticised responses", make_data, quickstart)
+    step("2/7  policy: a small LLaVA-OneVision, supervised on responses of mixed quality", warm_up, quickstart)
+    step("3/7  reward model: writes a critique, then a score", train_reward_model, quickstart)
+    held_out = step("4/7  reward-bench: held-out prompts, its own critiques", judge_reward_model, quickstart)
+    step("5/7  MM-DPO: reward margins scale beta; plain DPO beside it", align, quickstart)
+    answers = step("6/7  held-out questions before and after", answer_questions, quickstart)
+    step("7/7  the exported model, in transformers", check_export, quickstart)
+
+    quickstart.figures["seconds"] = round(time.monotonic() - started, 1)
+    write_atomically(quickstart.root / "summary.json", json.dumps(quickstart.figures, indent=2).encode())
+    write_page(quickstart.root, quickstart.figures, held_out, answers)
+    say(json.dumps(quickstart.figures, indent=2))
+    say(f"\nLook at {quickstart.root / 'report.html'}")
+
+
+def step(title: str, work: Callable, quickstart: Quickstart):
+    say(f"\n=== {title}")
+    started = time.monotonic()
+    result = work(quickstart)
+    say(f"    {time.monotonic() - started:.0f} s")
+    return result
+
+
+def make_data(quickstart: Quickstart) -> None:
+    """Render, question and rank scenes; build each split as any other data set is built; train the tokenizer on its text."""
+    sources = write_dataset(quickstart.root / "sources", seed=SEED, scenes=SCENES, questions_per_scene=QUESTIONS_PER_SCENE)
+    for split, source in sources.items():
+        built = build(source, quickstart.data(split), progress=StagedProgress())
+        pairs = sum(len(record.pairs()) for record in built.records)
+        say(f"{split}: {len(built)} groups, {sum(len(r.responses) for r in built.records)} responses, {pairs} pairs")
+    texts = [*corpus(open_examples(quickstart.data("train")).records), *[CRITIQUE_PROMPT] * 10]
+    tokenizer = train_tokenizer(texts, VOCABULARY)
+    settings = TINY | {"image_token_id": tokenizer.convert_tokens_to_ids("<image>")}
+    settings["video_token_id"] = tokenizer.convert_tokens_to_ids("<video>")
+    settings["text_config"] = settings["text_config"] | {"vocab_size": len(tokenizer)}
+    new_checkpoint(quickstart.model("base"), settings, tokenizer, seed=SEED)
+
+
+def warm_up(quickstart: Quickstart) -> None:
+    _train_and_export(quickstart, "supervised", "policy")
+
+
+def train_reward_model(quickstart: Quickstart) -> None:
+    _train_and_export(quickstart, "reward", "reward")
+
+
+def judge_reward_model(quickstart: Quickstart) -> list[RankedRecord]:
+    """ACC and ACC+ with critiques it wrote itself; the same with images exchanged; and whether length alone would do."""
+    engine = Engine.load(str(quickstart.model("reward")), batch=64)
+    examples = open_examples(quickstart.data("held_out"))
+    scored = critic.score(engine, examples, max_new_tokens=MAX_CRITIQUE)
+    blind = critic.score(engine, exchange_media(examples), max_new_tokens=MAX_CRITIQUE)
+    overall = accuracy(scored)
+    quickstart.figures["reward_model"] = {
+        "acc": overall.acc,
+        "acc_plus": overall.acc_plus,
+        "acc_blind": accuracy(blind).acc,
+        "acc_longer_wins": longer_wins(scored),
+        "pairs": overall.pairs,
+        "groups": overall.groups,
+        "by_kind": {kind: dataclasses.asdict(found) for kind, found in by_category(scored).items()},
+    }
+    say(f"ACC {overall.acc:.3f}, ACC+ {overall.acc_plus:.3f}, blind {accuracy(blind).acc:.3f}")
+    scores = quickstart.root / "scores"
+    for split in ("held_out", "preference"):
+        records = scored if split == "held_out" else _scored_preference(quickstart, engine)
+        write_json_lines(scores / f"{split}.jsonl", map(_score_line, records))
+    return scored
+
+
+def align(quickstart: Quickstart) -> None:
+    for name in ("mmdpo", "dpo"):
+        _train_and_export(quickstart, name, name)
+
+
+def answer_questions(quickstart: Quickstart) -> dict[str, list[str]]:
+    """Greedy answers of the policy before, after MM-DPO and after plain DPO; the share that is right."""
+    examples: BuiltExamples = open_examples(quickstart.data("held_out"))
+    questions = [question_from_record(record) for record in examples.records]
+    answers, policy = {}, {}
+    for model, name in (("policy", "before"), ("mmdpo", "after_mmdpo"), ("dpo", "after_dpo")):
+        engine = Engine.load(str(quickstart.model(model)), batch=64)
+        prompts = [Prompt(examples[i]) for i in range(len(examples))]
+        answers[name] = engine.generate(prompts, max_new_tokens=MAX_ANSWER, description=f"answers {name}")
+        right = [is_correct(question, text) for question, text in zip(questions, answers[name], strict=True)]
+        policy[f"accuracy_{name}"] = sum(right) / len(right)
+        kinds = {kind: [r for r, q in zip(right, questions, strict=True) if q.kind == kind] for kind in {q.kind for q in questions}}
+        policy.setdefault("by_kind", {})[name] = {kind: sum(found) / len(found) for kind, found in sorted(kinds.items())}
+        say(f"{name}: {policy[f'accuracy_{name}']:.3f} right")
+    quickstart.figures["policy"] = policy
+    return answers
+
+
+def check_export(quickstart: Quickstart) -> None:
+    """Logits of the exported model in transformers against ours. Null where torch is not installed."""
+    difference = None
+    if find_spec("torch") is None:
+        say("torch is not installed: the comparison is left out (pip install torch)")
+    else:
+        examples = open_examples(quickstart.data("held_out"))
+        difference = max_logit_difference(quickstart.model("mmdpo"), [examples[i] for i in range(8)])
+    quickstart.figures["export"] = {"max_abs_logit_diff": difference}
+
+
+def _train_and_export(quickstart: Quickstart, experiment: str, model: str) -> None:
+    settings = quickstart.experiment(experiment)
+    train(settings, config.Launch())
+    export_run(settings.run.directory, str(quickstart.model(model)))
+
+
+def _scored_preference(quickstart: Quickstart, engine: Engine) -> list[RankedRecord]:
+    return critic.score(engine, open_examples(quickstart.data("preference")), max_new_tokens=MAX_CRITIQUE)
+
+
+def _score_line(record: RankedRecord) -> dict:
+    return {"id": record.id, "responses": [{"reward": r.reward, "critique": r.critique} for r in record.responses]}
+
+
+def _clear_unfinished(root: Path) -> None:
+    """Start over only in what an interrupted quickstart left; anything else is somebody's."""
+    ours = {"sources", "data", "models", "runs", "scores", "report.html"}
+    others = [path.name for path in root.iterdir() if path.name.lstrip(".").split(".")[0] not in ours]
+    if others:
+        raise UserError(f"{root}: holds {others[0]!r}, which is no quickstart's; give a new directory")
+    say(f"{root}: an unfinished quickstart; starting over")
+    shutil.rmtree(root)

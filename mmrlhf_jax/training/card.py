@@ -1,0 +1,33 @@
+"""The model card of an exported run: what it was made from, how, and with which figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmrlhf_jax import config
+
+TITLES = {
+    "preference": "a policy aligned with MM-DPO",
+    "reward_model": "a critique-based reward model",
+    "supervised": "a supervised policy",
+}
+SHOWN = ("loss", "eval_loss", "rewards/accuracies", "eval_rewards/accuracies", "rewards/margins", "accuracy", "eval_accuracy")
+
+
+def model_card(experiment: config.Experiment, step: int, metrics: Sequence[dict]) -> str:
+    """Markdown with Hugging Face front matter."""
+    last: dict[str, float] = {}
+    for row in metrics:
+        if row["step"] <= step:
+            last |= {name: row[name] for name in SHOWN if row.get(name) is not None}
+    figures = "".join(f"| {name} | {value:.4g} |\n" for name, value in last.items())
+    table = f"\nFigures at step {step}:\n\n| metric | value |\n|---|---|\n{figures}" if figures else ""
+    kind = experiment.objective.kind
+    return (
+        f"---\nbase_model: {experiment.model.path}\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n"
+        f"tags: [mm-rlhf, mmrlhf_jax, {kind}]\n---\n\n"
+        f"# {experiment.run.directory.rstrip('/').rsplit('/', 1)[-1]}\n\n"
+        f"LLaVA-OneVision: {TITLES[kind]}, trained with `mmrlhf_jax` from `{experiment.model.path}` on"
+        f" `{experiment.data.path}`, {step} steps. Method: MM-RLHF (arXiv 2502.10391).\n{table}\n"
+        f"Resolved configuration:\n\n```yaml\n{config.resolved(experiment)}```\n"
+    )

@@ -1,0 +1,71 @@
+"""What a run has made: its model at a checkpoint, and the Hugging Face directory of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from mmrlhf_jax import config
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.export import export_model
+from mmrlhf_jax.huggingface.load import load_model, local_directory
+from mmrlhf_jax.huggingface.tensors import StoredTensors
+from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
+from mmrlhf_jax.training.card import model_card
+from mmrlhf_jax.training.checkpoint import Checkpoints
+from mmrlhf_jax.training.loop import CHECKPOINTS, CONFIG_FILE, load_base
+from mmrlhf_jax.training.metrics import read_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    model: LlavaOnevision
+    experiment: config.Experiment
+    source: epath.Path  # the base model's directory
+    step: int
+
+
+def load_trained(run: epath.PathLike, *, step: int | None = None, mesh: Mesh) -> Trained:
+    """The base model with a run's trained parameters from its checkpoint at `step` (default: the newest)."""
+    run = epath.Path(run)
+    if not (run / CONFIG_FILE).exists():
+        raise UserError(f"{run}: not a run directory (no {CONFIG_FILE}); `mmrlhf train` makes one")
+    experiment = config.load_experiment(run / CONFIG_FILE)
+    checkpoints = Checkpoints(run / CHECKPOINTS, keep=experiment.run.keep)
+    try:
+        found = checkpoints.steps
+        step = checkpoints.latest if step is None else step
+        if step not in found:
+            raise UserError(f"{run}: no checkpoint{'' if step is None else f' of step {step}'}; there are {found or 'none'}")
+        with use_mesh(mesh):
+            model = checkpoints.restore_model(load_base(experiment, mesh), experiment.trains, step)
+        return Trained(model, experiment, epath.Path(local_directory(experiment.model.path)), step)
+    finally:
+        checkpoints.close()
+
+
+def export_run(checkpoint: str, out: str, *, step: int | None = None, naming: str = "hf", dtype: str | None = None) -> None:
+    """`mmrlhf export`: from a run directory, or a model directory as it is (another naming or dtype)."""
+    if naming not in ("hf", "original"):
+        raise UserError(f"--naming {naming!r}: choose hf or original")
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UserError(f"--dtype {dtype!r}: choose float32 or bfloat16")
+    mesh = make_mesh({"fsdp": -1})
+    kind = None if dtype is None else jnp.dtype(dtype)
+    if (epath.Path(checkpoint) / CONFIG_FILE).exists():
+        trained = load_trained(checkpoint, step=step, mesh=mesh)
+        card = model_card(trained.experiment, trained.step, read_metrics(checkpoint))
+        export_model(trained.model, trained.source, out, dtype=kind, naming=naming, card=card)
+    else:
+        source = local_directory(checkpoint)
+        with use_mesh(mesh):
+            model = load_model(source, mesh=mesh)
+        export_model(model, source, out, dtype=kind, naming=naming)
+    parameters = sum(math.prod(shape) for shape in StoredTensors(out).shapes.values())
+    say(f"{out}: {parameters:,} parameters exported")
