@@ -47,6 +47,14 @@ def quickstart(
     out: Annotated[str, typer.Argument(help="Directory for data, models, figures and the page.")] = "runs/quickstart",
 ) -> None:
     """The whole of MM-RLHF, small, on this machine: data, reward model, MM-DPO, evaluation, export, and a page of it."""
+    import os
+
+    import jax
+
+    # XLA runs one CPU device's program mostly on one core: as many devices as cores use them all.
+    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    # With several programs in flight, their collectives can wait for each other's threads on a machine with few cores.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     from mmrlhf_jax.quickstart.pipeline import run
 
     run(out)
@@ -74,7 +82,9 @@ def train(
     experiment: Annotated[str, typer.Argument(help="Experiment file, such as configs/mmdpo_llava_ov_7b.yaml.")],
     launch: Annotated[str | None, typer.Option(help="Launch file: on which mesh. Default: all local devices.")] = None,
     overrides: Overrides = None,
-    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Start over, or continue from the newest checkpoint.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh/--resume", help="Start over, or continue from the newest checkpoint.")
+    ] = False,
 ) -> None:
     """Run an experiment to its end; the same command continues an interrupted run exactly where it stopped."""
     from mmrlhf_jax import config

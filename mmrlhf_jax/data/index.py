@@ -32,7 +32,9 @@ class GroupIndex:
         return int(self.first_responses[-1])
 
 
-def build_index(examples, encoder: GroupEncoder, *, cache: epath.Path | None = None, progress: Progress | None = None) -> GroupIndex:
+def build_index(
+    examples, encoder: GroupEncoder, *, cache: epath.Path | None = None, progress: Progress | None = None
+) -> GroupIndex:
     """Measure every group. With `cache` (a directory) the result is kept there under its fingerprint."""
     fingerprint = hashlib.sha256(f"{examples.fingerprint} {encoder.fingerprint}".encode()).hexdigest()
     stored = cache / f"index-{fingerprint[:16]}.npz" if cache is not None else None
@@ -80,6 +82,4 @@ def within_budget(index: GroupIndex, examples, budget: Budget, policy: str) -> G
 def keep_groups(index: GroupIndex, keep: np.ndarray, why: str, examples) -> GroupIndex:
     """Leave out groups (bool[G] False) and list them with the reason."""
     dropped = tuple(f"{examples.records[g].id}: {why}" for g in index.groups[~keep])
-    return dataclasses.replace(
-        index, sizes=index.sizes[keep], groups=index.groups[keep], dropped=index.dropped + dropped
-    )
+    return dataclasses.replace(index, sizes=index.sizes[keep], groups=index.groups[keep], dropped=index.dropped + dropped)

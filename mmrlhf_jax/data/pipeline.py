@@ -47,7 +47,9 @@ def open_training_examples(data: config.Data, objective: config.Objective):
     return examples
 
 
-def plan_training_rows(examples, encoder: GroupEncoder, data: config.Data, batch: config.Batch, objective, *, seed: int) -> Rows:
+def plan_training_rows(
+    examples, encoder: GroupEncoder, data: config.Data, batch: config.Batch, objective, *, seed: int
+) -> Rows:
     """Measure all groups, settle the row budget and plan. What is left out is counted and listed."""
     index = build_index(examples, encoder, cache=index_cache(examples), progress=track)
     if not isinstance(objective, config.Supervised):

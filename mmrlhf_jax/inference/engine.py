@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -55,7 +56,9 @@ class Engine:
         self._scoring = make_scoring_step(self.graphdef, chunk=128)
 
     @staticmethod
-    def load(path: str, *, dtype: str = "float32", template: str = "qwen_1_5", batch: int = 16, mesh: Mesh | None = None) -> Engine:
+    def load(
+        path: str, *, dtype: str = "float32", template: str = "qwen_1_5", batch: int = 16, mesh: Mesh | None = None
+    ) -> Engine:
         """From a Hugging Face directory or hub id, on all devices of this process."""
         mesh = mesh or make_mesh({"fsdp": -1})
         source = local_directory(path)
@@ -96,14 +99,16 @@ class Engine:
                 progress.update(advance=len(chosen))
         return [texts[i] for i in range(len(prompts))]
 
-    def score_responses(self, examples, task: str, *, description: str = "scoring", slots: int = 0) -> list[dict[str, np.ndarray]]:
+    def score_responses(
+        self, examples, task: str, *, description: str = "scoring", slots: int = 0
+    ) -> list[dict[str, np.ndarray]]:
         """Per example: `logps`, `lengths` and `rewards`, float32[K] each, of its responses under `task`'s conversations."""
         rows = all_rows(examples, self.encoder(task), slots=slots)
         with use_mesh(self.mesh), self._precision():
             arguments = dict(batch_rows=self._rows(rows), mesh=self.mesh, description=description)
             found = score_responses(self._scoring, self.params, nnx.State({}), rows, **arguments)
         first = rows.index.first_responses
-        return [{name: values[a:b] for name, values in found.items()} for a, b in zip(first[:-1], first[1:], strict=True)]
+        return [{name: values[a:b] for name, values in found.items()} for a, b in itertools.pairwise(first)]
 
     def _rows(self, rows) -> int:
         divisor = rows_divisor(self.mesh)

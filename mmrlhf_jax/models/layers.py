@@ -20,7 +20,9 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 }
 
 
-def linear(inputs: int, outputs: int, axes: tuple[str | None, str | None], *, bias: bool, dtype, param_dtype, rngs) -> nnx.Linear:
+def linear(
+    inputs: int, outputs: int, axes: tuple[str | None, str | None], *, bias: bool, dtype, param_dtype, rngs
+) -> nnx.Linear:
     """y = x @ kernel[inputs, outputs] (+ bias), with logical axes for both."""
     return nnx.Linear(
         inputs,

@@ -23,7 +23,9 @@ class KVCache(NamedTuple):
     v: Float[Array, "L B S K D"]
 
 
-def rope(positions: Int[Array, "B S"], head_dim: int, theta: float) -> tuple[Float[Array, "B S 1 D/2"], Float[Array, "B S 1 D/2"]]:
+def rope(
+    positions: Int[Array, "B S"], head_dim: int, theta: float
+) -> tuple[Float[Array, "B S 1 D/2"], Float[Array, "B S 1 D/2"]]:
     """Cosines and sines of rotary embeddings, float32, one per pair of dimensions."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = (positions[..., None].astype(jnp.float32) * frequencies)[:, :, None]
@@ -135,7 +137,7 @@ class Qwen2(nnx.Module):
         self,
         x: Float[Array, "B 1 E"],
         positions: Int[Array, "B 1"],
-        slots: Int[Array, "B"],
+        slots: Int[Array, B],
         valid: Bool[Array, "B S"],
         cache: KVCache,
     ) -> tuple[Float[Array, "B 1 E"], KVCache]:

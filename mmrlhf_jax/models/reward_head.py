@@ -21,7 +21,7 @@ class RewardHead(nnx.Module):
             self.dense = linear(hidden_size, hidden_size, ("embed", None), **kinds)
         self.out = linear(hidden_size, 1, ("embed", None), **kinds)
 
-    def __call__(self, hidden: Float[Array, "... E"]) -> Float[Array, "..."]:
+    def __call__(self, hidden: Float[Array, "... E"]) -> Float[Array, ...]:
         """Scalar rewards in float32."""
         if self.variant == "tanh":
             hidden = jnp.tanh(self.dense(hidden))

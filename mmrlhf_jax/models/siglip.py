@@ -22,7 +22,12 @@ ACTIVATIONS = {
 def layer_norm(config: VisionConfig, *, dtype, param_dtype, rngs) -> nnx.LayerNorm:
     # The fast variance (E[x^2] - E[x]^2) cancels badly in float32; the exact form is what transformers computes.
     return nnx.LayerNorm(
-        config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        config.hidden_size,
+        epsilon=config.layer_norm_eps,
+        use_fast_variance=False,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
     )
 
 
@@ -68,7 +73,7 @@ class Siglip(nnx.Module):
         self.positions = nnx.Embed(
             config.patches,
             config.hidden_size,
-            embedding_init=partitioned(nnx.initializers.normal(0.02), None, "embed"),
+            embedding_init=partitioned(nnx.initializers.normal(config.hidden_size**-0.5), None, "embed"),
             rngs=rngs,
             **kinds,
         )

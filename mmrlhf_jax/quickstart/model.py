@@ -1,6 +1,6 @@
 """The quickstart's model: LLaVA-OneVision in every part, small enough to learn to see in minutes on a CPU.
 
-Tiles of 48 pixels in patches of 12, so a square picture is 16 + 4 * (4 + 1) = 36 visual tokens.
+Tiles of 48 pixels in patches of 24, so a square picture is 4 + 2 * (2 + 1) = 10 visual tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TINY: dict[str, Any] = {
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "image_size": 48,
-        "patch_size": 12,
+        "patch_size": 24,
         "hidden_act": "gelu_pytorch_tanh",
         "layer_norm_eps": 1e-6,
     },
@@ -26,8 +26,8 @@ TINY: dict[str, Any] = {
         "hidden_size": 128,
         "intermediate_size": 384,
         "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
         "max_position_embeddings": 4096,
         "rope_theta": 10000.0,
         "rms_norm_eps": 1e-6,

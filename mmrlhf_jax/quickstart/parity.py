@@ -10,12 +10,11 @@ import numpy as np
 from flax import nnx
 
 from mmrlhf_jax.data.examples import Example
-from mmrlhf_jax.data.rows import assemble_row, group_size, stack_rows
+from mmrlhf_jax.data.rows import Budget, assemble_row, group_size, stack_rows
 from mmrlhf_jax.inference.engine import Engine
-from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.models.llava_onevision.images import decode_image
 from mmrlhf_jax.models.llava_onevision.model import Visual
-from mmrlhf_jax.sharding.mesh import use_mesh
+from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 
 
 def max_logit_difference(directory: os.PathLike[str], examples: Sequence[Example]) -> float:
@@ -28,7 +27,7 @@ def max_logit_difference(directory: os.PathLike[str], examples: Sequence[Example
 
     theirs = LlavaOnevisionForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
     processor = LlavaOnevisionImageProcessorPil.from_pretrained(directory)
-    engine = Engine.load(str(directory))
+    engine = Engine.load(str(directory), mesh=make_mesh({}, jax.devices()[:1]))  # one row at a time
     worst = 0.0
     for example in examples:
         alone = example.record.replace_responses(example.record.responses[:1])

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import jax
+
 import mmrlhf_jax
 from mmrlhf_jax import config
 from mmrlhf_jax.data.builder import build
@@ -18,24 +20,28 @@ from mmrlhf_jax.data.templates import CRITIQUE_PROMPT
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.evaluation.reward_bench import accuracy, by_category, exchange_media, longer_wins
 from mmrlhf_jax.files import write_atomically, write_json_lines
-from mmrlhf_jax.huggingface.export import new_checkpoint
+from mmrlhf_jax.huggingface.export import export_model, new_checkpoint
+from mmrlhf_jax.huggingface.load import load_model
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.engine import Engine, Prompt
-from mmrlhf_jax.progress import StagedProgress, say
-from mmrlhf_jax.quickstart.dataset import corpus, write_dataset
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.quickstart.dataset import add_captions, corpus, write_dataset
 from mmrlhf_jax.quickstart.model import TINY, VOCABULARY
 from mmrlhf_jax.quickstart.page import write_page
 from mmrlhf_jax.quickstart.parity import max_logit_difference
 from mmrlhf_jax.quickstart.questions import is_correct, question_from_record
 from mmrlhf_jax.quickstart.tokenizer import train_tokenizer
+from mmrlhf_jax.quickstart.tower import train_tower
 from mmrlhf_jax.records import RankedRecord
+from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.training.loop import train
 from mmrlhf_jax.training.trained import export_run
 
 SEED = 0
-SCENES = {"train": 1500, "preference": 150, "held_out": 100}
-QUESTIONS_PER_SCENE = 3
+SCENES = {"train": 3000, "preference": 250, "held_out": 200}
+QUESTIONS_PER_SCENE = 1
 MAX_ANSWER, MAX_CRITIQUE = 48, 80
+LAUNCH = config.Launch(mesh=config.Mesh(data=-1, fsdp=1))
 
 
 @dataclasses.dataclass
@@ -71,13 +77,14 @@ def run(out: str) -> None:
     elif quickstart.root.exists() and any(quickstart.root.iterdir()):
         _clear_unfinished(quickstart.root)
 
-    step("1/7  data: rendered scenes, ranked and criticised responses", make_data, quickstart)
-    step("2/7  policy: a small LLaVA-OneVision, supervised on responses of mixed quality", warm_up, quickstart)
-    step("3/7  reward model: writes a critique, then a score", train_reward_model, quickstart)
-    held_out = step("4/7  reward-bench: held-out prompts, its own critiques", judge_reward_model, quickstart)
-    step("5/7  MM-DPO: reward margins scale beta; plain DPO beside it", align, quickstart)
-    answers = step("6/7  held-out questions before and after", answer_questions, quickstart)
-    step("7/7  the exported model, in transformers", check_export, quickstart)
+    step("1/8  data: rendered scenes, ranked and criticised responses", make_data, quickstart)
+    step("2/8  model: a small LLaVA-OneVision from scratch; its vision tower learns to see", make_model, quickstart)
+    step("3/8  policy: supervised on captions and on responses of mixed quality", warm_up, quickstart)
+    step("4/8  reward model: writes a critique, then a score", train_reward_model, quickstart)
+    held_out = step("5/8  reward-bench: held-out prompts, its own critiques", judge_reward_model, quickstart)
+    step("6/8  MM-DPO: reward margins scale beta; plain DPO beside it", align, quickstart)
+    answers = step("7/8  held-out questions before and after", answer_questions, quickstart)
+    step("8/8  the exported model, in transformers", check_export, quickstart)
 
     quickstart.figures["seconds"] = round(time.monotonic() - started, 1)
     write_atomically(quickstart.root / "summary.json", json.dumps(quickstart.figures, indent=2).encode())
@@ -95,18 +102,29 @@ def step(title: str, work: Callable, quickstart: Quickstart):
 
 
 def make_data(quickstart: Quickstart) -> None:
-    """Render, question and rank scenes; build each split as any other data set is built; train the tokenizer on its text."""
+    """Render, question and rank scenes; build each split as any other data set is built."""
     sources = write_dataset(quickstart.root / "sources", seed=SEED, scenes=SCENES, questions_per_scene=QUESTIONS_PER_SCENE)
+    sources["supervised"] = add_captions(sources["train"])
     for split, source in sources.items():
-        built = build(source, quickstart.data(split), progress=StagedProgress())
+        built = build(source, quickstart.data(split))
         pairs = sum(len(record.pairs()) for record in built.records)
         say(f"{split}: {len(built)} groups, {sum(len(r.responses) for r in built.records)} responses, {pairs} pairs")
-    texts = [*corpus(open_examples(quickstart.data("train")).records), *[CRITIQUE_PROMPT] * 10]
-    tokenizer = train_tokenizer(texts, VOCABULARY)
+
+
+def make_model(quickstart: Quickstart) -> None:
+    """A tokenizer for the corpus, a model from scratch, and a tower that has learnt to see."""
+    examples = open_examples(quickstart.data("supervised"))
+    tokenizer = train_tokenizer([*corpus(examples.records), *[CRITIQUE_PROMPT] * 10], VOCABULARY)
     settings = TINY | {"image_token_id": tokenizer.convert_tokens_to_ids("<image>")}
     settings["video_token_id"] = tokenizer.convert_tokens_to_ids("<video>")
     settings["text_config"] = settings["text_config"] | {"vocab_size": len(tokenizer)}
-    new_checkpoint(quickstart.model("base"), settings, tokenizer, seed=SEED)
+    new_checkpoint(quickstart.model("scratch"), settings, tokenizer, seed=SEED)
+    mesh = make_mesh({}, jax.devices()[:1])
+    with use_mesh(mesh):
+        model = load_model(quickstart.model("scratch"), mesh=mesh, remat="none")
+        accuracy = train_tower(model, open_examples(quickstart.data("train")), SEED)
+    say(f"vision tower: {accuracy:.1%} of sizes, colours and shapes right")
+    export_model(model, quickstart.model("scratch"), quickstart.model("base"))
 
 
 def warm_up(quickstart: Quickstart) -> None:
@@ -131,7 +149,7 @@ def judge_reward_model(quickstart: Quickstart) -> list[RankedRecord]:
         "acc_longer_wins": longer_wins(scored),
         "pairs": overall.pairs,
         "groups": overall.groups,
-        "by_kind": {kind: dataclasses.asdict(found) for kind, found in by_category(scored).items()},
+        "by_kind": {kind: dataclasses.asdict(found) for kind, found in by_category(scored).items() if kind != "overall"},
     }
     say(f"ACC {overall.acc:.3f}, ACC+ {overall.acc_plus:.3f}, blind {accuracy(blind).acc:.3f}")
     scores = quickstart.root / "scores"
@@ -157,7 +175,9 @@ def answer_questions(quickstart: Quickstart) -> dict[str, list[str]]:
         answers[name] = engine.generate(prompts, max_new_tokens=MAX_ANSWER, description=f"answers {name}")
         right = [is_correct(question, text) for question, text in zip(questions, answers[name], strict=True)]
         policy[f"accuracy_{name}"] = sum(right) / len(right)
-        kinds = {kind: [r for r, q in zip(right, questions, strict=True) if q.kind == kind] for kind in {q.kind for q in questions}}
+        kinds = {
+            kind: [r for r, q in zip(right, questions, strict=True) if q.kind == kind] for kind in {q.kind for q in questions}
+        }
         policy.setdefault("by_kind", {})[name] = {kind: sum(found) / len(found) for kind, found in sorted(kinds.items())}
         say(f"{name}: {policy[f'accuracy_{name}']:.3f} right")
     quickstart.figures["policy"] = policy
@@ -177,7 +197,7 @@ def check_export(quickstart: Quickstart) -> None:
 
 def _train_and_export(quickstart: Quickstart, experiment: str, model: str) -> None:
     settings = quickstart.experiment(experiment)
-    train(settings, config.Launch())
+    train(settings, LAUNCH)
     export_run(settings.run.directory, str(quickstart.model(model)))
 
 

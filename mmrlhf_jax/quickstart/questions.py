@@ -52,9 +52,7 @@ def question_from_record(record: RankedRecord) -> Question:
     fields = record.extra.get("question")
     if not isinstance(fields, dict) or fields.get("kind") not in KINDS or "truth" not in fields:
         known = ", ".join(KINDS)
-        raise UserError(
-            f"record {record.id!r}: field 'question' needs 'truth' and a 'kind' of {known}; generate it again"
-        )
+        raise UserError(f"record {record.id!r}: field 'question' needs 'truth' and a 'kind' of {known}; generate it again")
     truth = tuple(fields["truth"]) if fields["kind"] == "description" else fields["truth"]
     return Question(fields["kind"], record.prompt, truth, tuple(fields.get("subjects", ())), fields.get("relation"))
 
@@ -139,9 +137,11 @@ def _ask_unsafe(scene: Scene, rng: random.Random) -> Question:
 # --- checking (text is lower case, single spaces, no punctuation) -----------------------------------------------------
 
 _ANY_COLOUR, _ANY_SHAPE = "|".join(COLOURS), "|".join(SHAPES)
-_MENTION = re.compile(
-    rf"(?P<no>\b(?:no|not) (?:a )?)?(?:\b(?P<size>{'|'.join(SIZES)}) )?\b(?P<name>(?:{_ANY_COLOUR}) (?:{_ANY_SHAPE}))\b"
-    rf"(?: (?:in |at |on )?(?:the )?(?P<place>{'|'.join(PLACES)})\b)?"
+_ANY_SIZE, _ANY_PLACE = "|".join(SIZES), "|".join(PLACES)
+_MENTION = re.compile(  # an object, with its place before it or behind it
+    rf"(?P<no>\b(?:no|not) (?:a )?)?(?:\b(?P<before>{_ANY_PLACE}) (?:a |is a )?)?"
+    rf"(?:\b(?P<size>{_ANY_SIZE}) )?\b(?P<name>(?:{_ANY_COLOUR}) (?:{_ANY_SHAPE}))\b"
+    rf"(?(before)|(?: (?:is )?(?:in |at |on )?(?:the )?(?P<behind>{_ANY_PLACE})\b)?)"
 )
 _RELATION = re.compile(
     rf"\b(?P<subject>{_ANY_SHAPE}) is (?P<no>not )?(?:further |more )?(?P<word>larger|bigger|smaller|left|right)\b"
@@ -170,9 +170,7 @@ def _check_colour(question: Question, text: str) -> bool:
 
 def _check_count(question: Question, text: str) -> bool:
     words = text.split()
-    values = {
-        NUMBERS.index(word) if word in NUMBERS else int(word) for word in words if word in NUMBERS or word.isdecimal()
-    }
+    values = {NUMBERS.index(word) if word in NUMBERS else int(word) for word in words if word in NUMBERS or word.isdecimal()}
     if "no" in words or "none" in words:
         values.add(0)
     return values == {question.truth} and "not" not in words and _on_subject(question, text)
@@ -203,11 +201,12 @@ def _check_existence(question: Question, text: str) -> bool:
 
 def _check_description(question: Question, text: str) -> bool:
     """Every object by colour and shape, once; size and place are optional but must be right; nothing that is absent."""
-    left = {" ".join(words[1:3]): (words[0], " ".join(words[3:])) for words in map(str.split, question.truth)}
+    left = {" ".join(words[4:6]): (words[3], " ".join(words[:2])) for words in map(str.split, question.truth)}
     mentions = list(_MENTION.finditer(text))
     for match in mentions:
         size, place = left.pop(match["name"], (None, None))
-        if size is None or match["no"] or match["size"] not in (None, size) or match["place"] not in (None, place):
+        stated = match["before"] or match["behind"]
+        if size is None or match["no"] or match["size"] not in (None, size) or stated not in (None, place):
             return False
     bare_shapes = sum(word in SHAPES for word in text.split()) - len(mentions)
     return not left and not bare_shapes

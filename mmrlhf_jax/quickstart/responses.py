@@ -93,7 +93,7 @@ def respond(question: Question, scene: Scene, rng: random.Random) -> tuple[Respo
         if len(drafts) < 5 and rng.random() < RUDE_SHARE:
             drafts.append(Draft(rng.choice(RUDE), "rude", "The answer insults and does not look."))
     rng.shuffle(drafts)
-    picture = what_shows(question, scene)
+    picture = what_shows(scene)
     totals = [sum(GRADES[draft.quality].scores) for draft in drafts]
     levels = sorted(set(totals), reverse=True)
     return tuple(
@@ -108,16 +108,14 @@ def respond(question: Question, scene: Scene, rng: random.Random) -> tuple[Respo
     )
 
 
-def what_shows(question: Question, scene: Scene) -> str:
-    """The first part of every critique of a group: the objects asked about, or all where any might matter."""
-    everything = question.kind in ("count", "existence", "description")
-    asked = set(question.subjects)
-    phrases = [thing.phrase for thing in scene.objects if everything or asked & {thing.name, thing.shape}]
-    return f"The picture shows {_listing(phrases)}."
+def what_shows(scene: Scene) -> str:
+    """The first part of every critique: the four places in reading order, whatever was asked and answered."""
+    found = {thing.place: thing.phrase for thing in scene.objects}
+    return f"The picture shows {_listing([found.get(place, f'{place} nothing') for place in PLACES])}."
 
 
 def _listing(phrases: Sequence[str]) -> str:
-    *most, last = [f"a {phrase}" for phrase in phrases]
+    *most, last = phrases
     return f"{', '.join(most)} and {last}" if most else last
 
 
@@ -209,9 +207,7 @@ def _description_drafts(scene: Scene, rng: random.Random) -> list[Draft]:
     """One or two right descriptions and two or three with one flaw each."""
     styles = rng.choice([(0,), (1,), (0, 1), (0, TERSE), (TERSE,)])
     remark = "The answer names every object."
-    drafts = [
-        Draft(_describe(scene.objects, style), "terse" if style == TERSE else "complete", remark) for style in styles
-    ]
+    drafts = [Draft(_describe(scene.objects, style), "terse" if style == TERSE else "complete", remark) for style in styles]
     flaws = [_recolour, _move] + [_reshape] * (len({thing.shape for thing in scene.objects}) < len(SHAPES))
     flaws += [_invent] * (len(scene.objects) < len(PLACES)) + [_omit] * (len(scene.objects) > 2)
     for flaw in rng.sample(flaws, rng.randint(2, 3)):
@@ -223,7 +219,7 @@ def _description_drafts(scene: Scene, rng: random.Random) -> list[Draft]:
 
 def _describe(objects: Sequence[SceneObject], phrasing: int) -> str:
     if phrasing == TERSE:
-        return f"{_listing([thing.name for thing in objects])}.".capitalize()
+        return f"{_listing([f'a {thing.name}' for thing in objects])}.".capitalize()
     return f"{('There is', 'I see')[phrasing]} {_listing([thing.phrase for thing in objects])}."
 
 
@@ -253,7 +249,7 @@ def _move(scene: Scene, rng: random.Random) -> Flaw:
     swap = {thing.place: place, place: thing.place}
     objects = [dataclasses.replace(other, place=swap.get(other.place, other.place)) for other in scene.objects]
     objects.sort(key=lambda other: PLACES.index(other.place))
-    return objects, "partly_wrong", f"The answer puts the {thing.name} {place}."
+    return objects, "partly_wrong", f"The answer puts {dataclasses.replace(thing, place=place).phrase}."
 
 
 def _invent(scene: Scene, rng: random.Random) -> Flaw:

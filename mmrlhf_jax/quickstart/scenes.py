@@ -47,7 +47,8 @@ class SceneObject:
 
     @property
     def phrase(self) -> str:
-        return f"{self.size} {self.name} {self.place}"
+        """Place first: whoever writes it knows where to look before having to say what is there."""
+        return f"{self.place} a {self.size} {self.name}"
 
     @property
     def row(self) -> int:

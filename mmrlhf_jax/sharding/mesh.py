@@ -28,7 +28,9 @@ def make_mesh(axes: Mapping[str, int], devices: list | None = None) -> Mesh:
         sizes[free[0]] = len(devices) // fixed
         fixed = len(devices)
     if fixed != len(devices) or len(free) > 1:
-        raise UserError(f"mesh {dict(axes)} needs {fixed} devices but {len(devices)} are here; change `mesh` in the launch file")
+        raise UserError(
+            f"mesh {dict(axes)} needs {fixed} devices but {len(devices)} are here; change `mesh` in the launch file"
+        )
     return jax.make_mesh(tuple(sizes.values()), rules.MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
 
 

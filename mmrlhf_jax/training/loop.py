@@ -69,9 +69,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         # --- Data ------------------------------------------------------------------------------------------------------
         encoder = make_encoder(experiment.data, experiment.objective, tokenizer, model.config)
         examples = open_training_examples(experiment.data, experiment.objective)
-        rows = plan_training_rows(
-            examples, encoder, experiment.data, experiment.batch, experiment.objective, seed=run.seed
-        )
+        rows = plan_training_rows(examples, encoder, experiment.data, experiment.batch, experiment.objective, seed=run.seed)
         total_rows = rows.count(run.epochs) if run.steps is None else run.steps * experiment.batch.rows
         steps = -(-total_rows // experiment.batch.rows)
         say(

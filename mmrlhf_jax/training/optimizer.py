@@ -11,7 +11,7 @@ from mmrlhf_jax.config import Optimizer
 
 def learning_rate_schedule(config: Optimizer, steps: int) -> optax.Schedule:
     """Learning rate by step: linear from 0 over `warmup_ratio` of the run, then cosine (or constant) to the end."""
-    warmup = int(round(config.warmup_ratio * steps))
+    warmup = round(config.warmup_ratio * steps)
     peak = config.learning_rate
     if config.schedule == "constant":
         after = optax.constant_schedule(peak)

@@ -27,9 +27,7 @@ def make_scoring_step(graphdef: nnx.GraphDef, *, chunk: int):
     return jax.jit(scoring_step)
 
 
-def score_responses(
-    step, params, frozen, rows: Rows, *, batch_rows: int, mesh, description: str
-) -> dict[str, np.ndarray]:
+def score_responses(step, params, frozen, rows: Rows, *, batch_rows: int, mesh, description: str) -> dict[str, np.ndarray]:
     """Run every row once; per response of the data set: `logps`, `lengths`, `rewards` (float32[responses], NaN = not seen)."""
     count = rows.count(1)
     steps = -(-count // batch_rows)
@@ -62,7 +60,7 @@ def model_fingerprint(directory: epath.PathLike, **settings) -> str:
     """Identifies a checkpoint's weights without reading them all: names, sizes, headers and a piece of every file."""
     directory = epath.Path(directory)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for path in sorted(directory.glob("*.safetensors")) + [directory / "config.json"]:
+    for path in [*sorted(directory.glob("*.safetensors")), directory / "config.json"]:
         size = path.stat().length
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:

@@ -25,7 +25,9 @@ def mm_rlhf_like(groups: int, seed: int = 0) -> np.ndarray:
     return np.stack([slots, tiles, visual, lengths.sum(axis=1), responses, responses * (responses - 1) // 2], axis=1)
 
 
-sizes = st.lists(st.tuples(*[st.integers(0, 20)] * RESOURCES), max_size=60).map(lambda x: np.asarray(x, np.int64).reshape(-1, RESOURCES))
+sizes = st.lists(st.tuples(*[st.integers(0, 20)] * RESOURCES), max_size=60).map(
+    lambda x: np.asarray(x, np.int64).reshape(-1, RESOURCES)
+)
 
 
 @settings(max_examples=200, deadline=None)

@@ -11,7 +11,13 @@ from mmrlhf_jax.data.templates import CRITIQUE_PROMPT, TEMPLATES, critique_promp
 from mmrlhf_jax.data.tokens import Conversation, PieceTokenizer, common_prefix, token_tree
 from mmrlhf_jax.quickstart.tokenizer import train_tokenizer
 
-TEXTS = [CRITIQUE_PROMPT, "What colour is the circle?", "The circle is red.", "system\nYou are a helpful assistant.", "user\n"] * 20
+TEXTS = [
+    CRITIQUE_PROMPT,
+    "What colour is the circle?",
+    "The circle is red.",
+    "system\nYou are a helpful assistant.",
+    "user\n",
+] * 20
 
 
 @pytest.fixture(scope="module")

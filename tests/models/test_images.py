@@ -31,9 +31,7 @@ def picture(height: int, width: int, mode: str = "RGB", seed: int = 0) -> Image.
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     channels = [127 + 80 * np.sin(x / 17 + c) + 47 * np.cos(y / (11 + c)) for c in range(3)]
-    pixels = (
-        np.stack(channels, -1) + rng.integers(-60, 60, (height, width, 1)) + 90 * ((x // 8 + y // 8) % 2)[..., None]
-    )
+    pixels = np.stack(channels, -1) + rng.integers(-60, 60, (height, width, 1)) + 90 * ((x // 8 + y // 8) % 2)[..., None]
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert(mode)
 
 
@@ -93,9 +91,7 @@ class TestTiles:
         """Among several images a strip is never put on its whole square (2.7 GB for a side of 30 000 pixels)."""
         areas = []
         new = Image.new
-        monkeypatch.setattr(
-            Image, "new", lambda mode, size, *color: areas.append(size[0] * size[1]) or new(mode, size, *color)
-        )
+        monkeypatch.setattr(Image, "new", lambda mode, size, *color: areas.append(size[0] * size[1]) or new(mode, size, *color))
         for height, width in [(20, 5000), (5000, 20)]:
             assert images.cut_tiles(picture(height, width), TINY, anyres=False).shape == (1, 48, 48, 3)
         assert max(areas) <= 5000 * 1024

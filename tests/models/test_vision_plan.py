@@ -135,9 +135,7 @@ def test_a_video_is_pooled_as_in_transformers(geometry, frames):
     torch = pytest.importorskip("torch")
     modeling = pytest.importorskip("transformers.models.llava_onevision.modeling_llava_onevision")
     features, newline = random_features(frames, geometry)
-    pooled = modeling.LlavaOnevisionModel.apply_pooling(
-        SimpleNamespace(config=hf_config(geometry)), torch.from_numpy(features)
-    )
+    pooled = modeling.LlavaOnevisionModel.apply_pooling(SimpleNamespace(config=hf_config(geometry)), torch.from_numpy(features))
     expected = np.concatenate([pooled.numpy().reshape(-1, newline.size), newline[None]])
     plan = vision_plan.plan_video(frames, geometry)
     np.testing.assert_allclose(apply(plan, features, newline), expected, rtol=0, atol=1e-6)

@@ -209,17 +209,12 @@ def test_the_flaws_to_unlearn_are_in_the_mixture(train):
 # --- critiques --------------------------------------------------------------------------------------------------------
 
 
-def test_critiques_of_a_group_begin_with_the_same_true_account_of_the_picture(train):
+def test_every_critique_begins_with_the_same_true_account_of_all_four_places(train):
     for record in train:
         (picture,) = {response.critique.split(".")[0] for response in record.responses}
-        shown = re.findall(r"a (\w+ \w+ \w+ \w+ \w+)", picture)
-        scene = record.extra["scene"].split("; ")
-        if kind_of(record) in ("count", "existence", "description"):
-            assert shown == scene
-        else:
-            asked = record.extra["question"]["subjects"]
-            assert shown == [phrase for phrase in scene if any(subject in phrase for subject in asked)]
-            assert len(shown) == len(asked)
+        account = re.split(r", | and ", picture.removeprefix("The picture shows "))
+        assert [phrase for phrase in account if not phrase.endswith("nothing")] == record.extra["scene"].split("; ")
+        assert [" ".join(phrase.split()[:2]) for phrase in account] == list(PLACES)
 
 
 def test_critiques_name_the_wrong_thing_and_conclude_with_the_grade(train):
@@ -228,14 +223,14 @@ def test_critiques_name_the_wrong_thing_and_conclude_with_the_grade(train):
         for response in record.responses:
             _, remark, *_, verdict = re.split(r"(?<=\.) ", response.critique)
             assert verdict == GRADES[response.extra["quality"]].verdict
-            assert len(response.critique.split()) <= 40
+            assert len(response.critique.split()) <= 45
             if response.extra["quality"] not in {"wrong", "partly_wrong"}:
                 continue
             if question.kind in ("colour", "place"):
                 assert remark.removeprefix("The answer says ")[:-1] in response.text.lower()
                 assert f"is {question.truth}." in response.critique
             elif question.kind == "description":  # a false name is in the answer, a false place is in the answer
-                claim = re.search(r"says (\w+ \w+) for|puts the (.+)\.", remark)
+                claim = re.search(r"says (\w+ \w+) for|puts (.+)\.", remark)
                 assert (claim[1] or claim[2]) in response.text.lower()
                 assert claim[1] is None or all(claim[1] not in phrase for phrase in question.truth)
                 assert claim[2] is None or all(claim[2] not in phrase for phrase in question.truth)
@@ -259,9 +254,7 @@ LARGER = Question("comparison", "Is the circle larger than the square?", False, 
 LEFT = Question("comparison", "Is the circle left of the square?", True, ("circle", "square"), "left")
 ABSENT = Question("existence", "Is there a green circle?", False, ("green circle",))
 PRESENT = Question("existence", "Is there a green circle?", True, ("green circle",))
-PICTURE = Question(
-    "description", "Describe the picture.", ("large red circle upper left", "small blue square lower right")
-)
+PICTURE = Question("description", "Describe the picture.", ("upper left a large red circle", "lower right a small blue square"))
 UNSAFE = Question("unsafe", "Help me scare a child with the red cross.", "scare", ("red cross",))
 
 

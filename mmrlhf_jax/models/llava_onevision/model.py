@@ -96,9 +96,7 @@ class LlavaOnevision(nnx.Module):
         return self.language(self.embed(tokens, visual), positions, visible_until)
 
 
-def weighted_taps(
-    features: Float[Array, "F E"], taps: Int[Array, "V 4"], weights: Float[Array, "V 4"]
-) -> Float[Array, "V E"]:
+def weighted_taps(features: Float[Array, "F E"], taps: Int[Array, "V 4"], weights: Float[Array, "V 4"]) -> Float[Array, "V E"]:
     """Sum over the taps of weight * feature, one tap at a time so that no [V, 4, E] array exists."""
     total = jnp.zeros((taps.shape[0], features.shape[1]), features.dtype)
     for i in range(taps.shape[1]):
