@@ -1,4 +1,4 @@
-"""The `mmrlhf` command: one thin function per verb. Heavy imports happen inside the verbs, so that help and errors are quick."""
+"""The `mmrlhf` command: one thin function per verb. Heavy imports happen inside the verbs: help and errors are quick."""
 
 from __future__ import annotations
 

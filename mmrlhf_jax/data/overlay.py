@@ -53,7 +53,7 @@ def read_scores(path: epath.PathLike) -> dict[str, list[Mapping]]:
 
 
 def with_rewards(examples, path: epath.PathLike) -> OverlaidExamples:
-    """Rewards from a score file. A record that the file does not have keeps its own; a different number of responses is an error."""
+    """Rewards from a score file. A record that it lacks keeps its own; another number of responses is a UserError."""
     scores = read_scores(path)
 
     def change(record: RankedRecord) -> RankedRecord:
@@ -62,7 +62,8 @@ def with_rewards(examples, path: epath.PathLike) -> OverlaidExamples:
             return record
         if len(found) != len(record.responses):
             raise UserError(
-                f"{path}: record {record.id!r} has {len(found)} scores for {len(record.responses)} responses; score this data again"
+                f"{path}: record {record.id!r} has {len(found)} scores for {len(record.responses)} responses;"
+                " score this data again"
             )
         pairs = zip(record.responses, found, strict=True)
         return record.replace_responses([dataclasses.replace(r, reward=s["reward"]) for r, s in pairs])
@@ -84,7 +85,8 @@ def check_rewards(examples, source: str) -> None:
     lacking = [r.id for r in examples.records if any(x.reward is None for x in r.responses)]
     if lacking:
         raise UserError(
-            f"{source}: {len(lacking)} of {len(examples)} records have responses without a reward (the first is {lacking[0]!r});"
-            f" run `mmrlhf score --model RM --data {source} --out FILE` and set data.rewards to FILE,"
+            f"{source}: {len(lacking)} of {len(examples)} records have responses without a reward"
+            f" (the first is {lacking[0]!r}); run `mmrlhf score --model RM --data {source} --out FILE` and set data.rewards"
+            " to FILE,"
             " or choose objective.scaling.margins: human_scores, or objective.scaling.mode: fixed"
         )

@@ -1,0 +1,110 @@
+"""Generation with the KV cache is transformers' greedy generation, token for token; the critic scores what it wrote."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from mmrlhf_jax.data.examples import Example, open_examples
+from mmrlhf_jax.evaluation.reward_bench import accuracy, exchange_media, longer_wins
+from mmrlhf_jax.inference import critic
+from mmrlhf_jax.inference.engine import Engine, Prompt
+from mmrlhf_jax.records import RankedRecord, Response
+from mmrlhf_jax.sharding.mesh import make_mesh
+from tests import ranked, tiny
+
+NEW_TOKENS = 24
+PROMPTS = [("What is this?", []), ("And this?", [(40, 30)]), ("Look at the sky.", [(33, 90)]), ("Both?", [(30, 30), (50, 20)])]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tiny.checkpoint(tmp_path_factory.mktemp("model"), reward_head=True)
+
+
+@pytest.fixture(scope="module")
+def engine(directory):
+    return Engine(tiny.on_one_device(directory), tiny.tokenizer(), make_mesh({}, jax.devices()[:1]), batch=4)
+
+
+def example(prompt: str, sizes) -> Example:
+    images = tuple(ranked.picture(size, i) for i, size in enumerate(sizes))
+    return Example(RankedRecord("p", prompt, (), tuple(f"{i}.png" for i in range(len(sizes)))), images)
+
+
+def test_greedy_generation_equals_transformers_token_for_token(engine, directory):
+    torch = pytest.importorskip("torch")
+    from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
+
+    from mmrlhf_jax.models.llava_onevision.images import decode_image
+
+    theirs = LlavaOnevisionForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+    processor = LlavaOnevisionImageProcessorPil.from_pretrained(directory)
+    examples = [example(prompt, sizes) for prompt, sizes in PROMPTS]
+    ours = engine.generate([Prompt(e) for e in examples], max_new_tokens=NEW_TOKENS)
+    for e, text in zip(examples, ours, strict=True):
+        tokens, _ = engine._prepare(Prompt(e))
+        pixels = {}
+        if e.images:
+            pictures = [[decode_image(data, "p") for data in e.images]]
+            pixels = dict(processor(images=pictures, return_tensors="pt"))
+        with torch.no_grad():
+            out = theirs.generate(
+                input_ids=torch.from_numpy(tokens[None]).long(),
+                attention_mask=torch.ones(1, len(tokens), dtype=torch.long),
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                eos_token_id=list(engine.stop_tokens),
+                pad_token_id=0,
+                **pixels,
+            )[0, len(tokens) :]
+        kept = [t for t in out.tolist() if t not in engine.stop_tokens]
+        assert text == engine.tokenizer.decode(kept, skip_special_tokens=True)
+
+
+def test_a_batch_answers_as_each_prompt_does_alone(engine):
+    prompts = [Prompt(example(*p)) for p in PROMPTS]
+    together = engine.generate(prompts, max_new_tokens=8)
+    assert together == [engine.generate([p], max_new_tokens=8)[0] for p in prompts]
+
+
+def test_the_critic_scores_with_the_critique_it_wrote(engine, tmp_path):
+    examples = open_examples(ranked.write(tmp_path, [(1, 2), (1, 2, 2)], [[(40, 30)], []]))
+    written = critic.score(engine, examples, max_new_tokens=6)
+    for record, source in zip(written, examples.records, strict=True):
+        assert [r.text for r in record.responses] == [r.text for r in source.responses]
+        assert all(r.critique != s.critique for r, s in zip(record.responses, source.responses, strict=True))
+    given = critic.score(engine, examples, critique="given")
+    none = critic.score(engine, examples, critique="none")
+    rewards = [[r.reward for record in found for r in record.responses] for found in (written, given, none)]
+    assert np.isfinite(rewards).all() and len({tuple(r) for r in rewards}) == 3
+
+
+def records(rewards, ranks):
+    responses = tuple(
+        Response("x" * (i + 1), rank, reward=reward) for i, (rank, reward) in enumerate(zip(ranks, rewards, strict=True))
+    )
+    return [RankedRecord("a", "p", responses)]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "acc", "acc_plus"), [((3.0, 2.0, 1.0), 1.0, 1.0), ((3.0, 1.0, 2.0), 2 / 3, 0.0), ((1.0, 1.0, 1.0), 0.0, 0.0)]
+)
+def test_acc_counts_strictly_right_pairs_and_acc_plus_groups_without_a_miss(rewards, acc, acc_plus):
+    found = accuracy(records(rewards, (1, 2, 3)))
+    assert (found.pairs, found.groups) == (3, 1)
+    assert found.acc == pytest.approx(acc) and found.acc_plus == acc_plus
+
+
+def test_the_length_baseline_prefers_the_longer_response():
+    assert longer_wins(records((0, 0), (2, 1))) == 1.0
+    assert longer_wins(records((0, 0), (1, 2))) == 0.0
+
+
+def test_exchanged_media_are_another_records(tmp_path):
+    examples = open_examples(ranked.write(tmp_path, [(1, 2)] * 3, [[(40, 30)], [(31, 30)], []]))
+    exchanged = exchange_media(examples)
+    for i in range(3):
+        assert exchanged[i].record.prompt == examples.records[i].prompt
+        assert exchanged[i].images != examples[i].images

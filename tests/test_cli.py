@@ -1,0 +1,104 @@
+"""The command line on wrong input: one line on stderr, exit status 2, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmrlhf_jax import cli
+from tests import ranked, tiny
+
+CONFIG = Path(__file__).parents[1] / "configs" / "mmdpo_llava_ov_7b.yaml"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return ranked.write(tmp_path_factory.mktemp("data"), [(1, 2), (1, 2, 2)], [[(40, 30)], []])
+
+
+def run(monkeypatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["mmrlhf", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code or 0
+
+
+def refused(monkeypatch, capsys, *arguments: object) -> str:
+    """The one line that the command ended with."""
+    assert run(monkeypatch, *arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_missing_source_is_named_and_nothing_is_written(monkeypatch, capsys, tmp_path):
+    message = refused(monkeypatch, capsys, "data", "build", tmp_path / "none.jsonl", tmp_path / "out")
+    assert "none.jsonl" in message and list(tmp_path.iterdir()) == []
+
+
+def test_a_torn_line_is_named_by_number(monkeypatch, capsys, tmp_path, data):
+    torn = tmp_path / "torn.jsonl"
+    torn.write_text(data.read_text()[:-40])
+    message = refused(monkeypatch, capsys, "data", "build", torn, tmp_path / "out", "--media-root", data.parent)
+    assert "torn.jsonl:2" in message or "line 2" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_record_without_responses_is_named(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps({"id": "lonely", "prompt": "Why?", "responses": []}) + "\n")
+    assert "lonely" in refused(monkeypatch, capsys, "data", "build", path, tmp_path / "out")
+
+
+def test_an_unknown_key_names_its_neighbour(monkeypatch, capsys):
+    message = refused(monkeypatch, capsys, "config", "show", CONFIG, "--set", "optimizer.lerning_rate=1")
+    assert "did you mean 'learning_rate'" in message
+
+
+def test_a_model_directory_without_weights_is_named(monkeypatch, capsys, tmp_path, data, model):
+    (tmp_path / "empty").mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "empty" / name).write_bytes((model / name).read_bytes())
+    out = tmp_path / "out.jsonl"
+    message = refused(monkeypatch, capsys, "logprobs", "--model", tmp_path / "empty", "--data", data, "--out", out)
+    assert str(tmp_path / "empty") in message and not out.exists()
+
+
+def test_a_policy_cannot_score(monkeypatch, capsys, tmp_path, data, model):
+    out = tmp_path / "out.jsonl"
+    message = refused(monkeypatch, capsys, "score", "--model", model, "--data", data, "--out", out)
+    assert "no reward head" in message and not out.exists()
+
+
+def test_a_misspelt_critique_mode_is_refused_before_anything_is_loaded(monkeypatch, capsys, tmp_path):
+    message = refused(
+        monkeypatch, capsys, "score", "--model", "none", "--data", "none", "--out", tmp_path / "o", "--critique", "writen"
+    )
+    assert "writen" in message and "written" in message
+
+
+def test_a_run_directory_that_is_none_is_named(monkeypatch, capsys, tmp_path):
+    assert "nowhere" in refused(monkeypatch, capsys, "export", tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_logprobs_writes_one_line_per_record_and_does_not_overwrite(monkeypatch, capsys, tmp_path, data, model):
+    out = tmp_path / "out.jsonl"
+    assert run(monkeypatch, "logprobs", "--model", model, "--data", data, "--out", out) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    source = [json.loads(line) for line in data.read_text().splitlines()]
+    assert [row["id"] for row in rows] == [row["id"] for row in source]
+    for row, record in zip(rows, source, strict=True):
+        for found, response in zip(row["responses"], record["responses"], strict=True):
+            assert found["tokens"] == len(response["text"].encode()) + 1  # one per byte, and <|im_end|>
+            assert found["logprob"] < 0
+    assert list(tmp_path.iterdir()) == [out]
+    message = refused(monkeypatch, capsys, "logprobs", "--model", model, "--data", data, "--out", out)
+    assert "already exists" in message

@@ -1,0 +1,90 @@
+"""Experiments: every file here is valid, the paper's values stand in them, and a slip is named with the nearest known key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydantic
+import pytest
+import yaml
+
+from mmrlhf_jax.config import Experiment, load_experiment, load_launch, resolved
+from mmrlhf_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+MMDPO = ROOT / "configs" / "mmdpo_llava_ov_7b.yaml"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_experiment_is_valid_and_resolves_to_itself(path):
+    experiment = load_experiment(path)
+    assert Experiment.model_validate(yaml.safe_load(resolved(experiment))) == experiment
+
+
+def test_every_launch_file_is_valid():
+    for path in (ROOT / "launch").glob("*.yaml"):
+        load_launch(path)
+
+
+def test_the_papers_values_are_the_defaults_of_mm_dpo():
+    objective = load_experiment(MMDPO).objective
+    assert (objective.beta, objective.scaling.w, objective.scaling.k) == (0.1, 0.5, 0.5)
+    assert objective.scaling.mode == "margin" and objective.scaling.clamp_negative
+    assert objective.sft_weight == 0.25 and not load_experiment(MMDPO).trains.vision_tower
+
+
+def test_a_base_is_overridden_key_by_key(tmp_path):
+    (tmp_path / "base.yaml").write_text(MMDPO.read_text())
+    (tmp_path / "own.yaml").write_text("base: base.yaml\noptimizer: {learning_rate: 5e-7}\n")
+    own, base = load_experiment(tmp_path / "own.yaml"), load_experiment(MMDPO)
+    assert own.optimizer.learning_rate == 5e-7
+    assert own.optimizer.model_copy(update={"learning_rate": 1e-6}) == base.optimizer
+    assert own.data == base.data
+
+
+def test_a_base_of_a_base_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: c.yaml\n")
+    with pytest.raises(UserError, match=r"b\.yaml: a base may not have a base"):
+        load_experiment(tmp_path / "a.yaml")
+
+
+def test_set_overrides_one_key_and_another_kind_replaces_its_section():
+    experiment = load_experiment(MMDPO, ["run.steps=7", "objective.kind=supervised", "data.pairs=2"])
+    assert experiment.run.steps == 7 and experiment.objective.kind == "supervised" and experiment.data.pairs == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.learning_rat=1", "unknown key 'optimizer.learning_rat'; did you mean 'learning_rate'"),
+        ("objective.scaling.kk=1", "unknown key 'objective.scaling.kk'; did you mean 'k'"),
+        ("modle.path=x", "unknown key 'modle'; did you mean 'model'"),
+        ("objective.losses={sigmod: 1}", "unknown loss"),
+        ("batch.rows=0", "batch.rows: Input should be greater than or equal to 1"),
+        ("batch.accumulation=5", "batch.rows 32 must be a multiple of batch.accumulation 5"),
+        ("objective.kind=reward_model", "needs model.reward_head"),
+        ("learning_rate", "expected key=value"),
+    ],
+)
+def test_a_slip_ends_in_one_line_that_names_it(override, message):
+    with pytest.raises(UserError) as error:
+        load_experiment(MMDPO, [override])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [1", "not valid YAML"), ("- 1", "expected keys and values"), ("run: {}\nrun: {}", "given twice")]
+)
+def test_a_file_that_is_no_experiment_is_named(tmp_path, text, message):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        load_experiment(path)
+    assert "broken.yaml" in str(error.value)
+
+
+def test_a_config_cannot_be_changed_after_it_was_validated():
+    with pytest.raises(pydantic.ValidationError):
+        load_experiment(MMDPO).batch.rows = 3

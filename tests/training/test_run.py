@@ -1,0 +1,134 @@
+"""`mmrlhf train` as its user meets it: a resumed run is the uninterrupted one, bit for bit; one program serves all rows."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mmrlhf_jax import config
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.training import loop
+from mmrlhf_jax.training.trained import export_run
+from tests import ranked, tiny
+
+RANKS = [(1, 2), (1, 2, 3), (1, 1, 2), (2, 1), (1, 2, 2), (1, 2)]
+IMAGES = [[(30, 30)], [(75, 40)], [(33, 90)], [], [(30, 30), (50, 20)], [(120, 31)]]
+LAUNCH = config.Launch(mesh=config.Mesh(data=1, fsdp=1))
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    root = tmp_path_factory.mktemp("experiment")
+    return config.Experiment(
+        model=config.Model(path=str(tiny.checkpoint(root / "model")), dtype="float32", remat="none"),
+        data=config.Data(path=str(ranked.write(root / "data", RANKS, IMAGES))),
+        objective=config.Preference(),
+        optimizer=config.Optimizer(learning_rate=1e-3),
+        batch=config.Batch(rows=1, slots=1024, logprob_chunk=64),
+        run=config.Run(directory=str(root / "whole"), seed=3, steps=5, checkpoint_every=2),
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    make_mesh = loop.make_mesh
+    loop.make_mesh = lambda axes: make_mesh({}, jax.devices()[:1])
+    yield
+    loop.make_mesh = make_mesh
+
+
+@pytest.fixture(scope="module")
+def whole(experiment):
+    return loop.train(experiment, LAUNCH)
+
+
+def in_directory(experiment, directory):
+    return experiment.model_copy(update={"run": experiment.run.model_copy(update={"directory": str(directory)})})
+
+
+def losses(directory):
+    return {row["step"]: row["loss"] for row in map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())}
+
+
+def test_a_run_that_was_cut_off_continues_bit_for_bit(experiment, whole, tmp_path, monkeypatch):
+    interrupted = in_directory(experiment, tmp_path)
+
+    def crash(done, *arguments):
+        if done.step == 3:
+            raise RuntimeError("the machine is gone")
+        record(done, *arguments)
+
+    record = loop.record
+    monkeypatch.setattr(loop, "record", crash)
+    with pytest.raises(RuntimeError):
+        loop.train(interrupted, LAUNCH)
+    monkeypatch.setattr(loop, "record", record)
+    continued = loop.train(interrupted, LAUNCH)
+
+    for a, b in zip(jax.tree.leaves(continued), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+    uninterrupted = losses(loop.epath.Path(experiment.run.directory))
+    assert losses(tmp_path) == uninterrupted
+    assert list(uninterrupted) == [1, 2, 3, 4, 5]
+
+
+def test_one_compilation_serves_every_picture_size(experiment, tmp_path, monkeypatch):
+    steps = []
+    make = loop.make_train_step
+    monkeypatch.setattr(loop, "make_train_step", lambda *a, **k: steps.append(make(*a, **k)) or steps[-1])
+    loop.train(in_directory(experiment, tmp_path), LAUNCH)
+    (step,) = steps
+    assert step._cache_size() == 1
+
+
+def test_at_the_start_the_policy_is_the_reference(experiment, whole):
+    """β·δ = 0 for every pair: the first step's margins are 0 and its loss is log 2 plus γ times the chosen responses' loss."""
+    first = json.loads((loop.epath.Path(experiment.run.directory) / "metrics.jsonl").read_text().splitlines()[0])
+    assert abs(first["rewards/margins"]) < 1e-4
+    assert first["rewards/chosen"] == pytest.approx(0, abs=1e-4)
+    assert first["beta/min"] >= 0.1 and first["beta/max"] <= 0.15
+
+
+def test_another_seed_does_not_continue_the_run(experiment, whole):
+    other = experiment.model_copy(update={"run": experiment.run.model_copy(update={"seed": 4})})
+    with pytest.raises(UserError, match=r"seed 3.*--fresh"):
+        loop.train(other, LAUNCH)
+
+
+def test_missing_rewards_are_counted_and_the_command_is_named(experiment, tmp_path):
+    path = ranked.write(tmp_path / "data", RANKS, IMAGES)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    del lines[1]["responses"][0]["reward"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lacking = experiment.model_copy(update={"data": config.Data(path=str(path))})
+    with pytest.raises(UserError, match=r"1 of 6 records .*'group-1'.*mmrlhf score"):
+        loop.train(in_directory(lacking, tmp_path / "run"), LAUNCH)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(experiment, tmp_path):
+    wild = experiment.model_copy(update={"optimizer": config.Optimizer(learning_rate=1e30, warmup_ratio=0.0)})
+    with pytest.raises(UserError, match="bad_batch_step"):
+        loop.train(in_directory(wild, tmp_path), LAUNCH)
+    (saved,) = tmp_path.glob("bad_batch_step_*.npz")
+    assert np.load(saved)["tokens"].shape == (1, 1024)
+
+
+def test_the_exported_run_is_the_trained_model(experiment, whole, tmp_path):
+    export_run(experiment.run.directory, str(tmp_path / "out"))
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    trained = whole.params["language"]["norm"]["scale"].get_value()
+    (name,) = [
+        name
+        for name in tensors
+        if name.endswith("language_model.model.norm.weight") or name.endswith("language_model.norm.weight")
+    ]
+    np.testing.assert_array_equal(tensors[name], trained)
+    frozen = load_file(loop.epath.Path(experiment.model.path) / "model.safetensors")
+    for name in tensors:
+        if "vision_tower" in name:
+            np.testing.assert_array_equal(tensors[name], frozen[name])
+    assert "MM-DPO" in (tmp_path / "out" / "README.md").read_text()
