@@ -68,5 +68,5 @@ def auto_budget(sizes: np.ndarray, slots: int) -> np.ndarray:
     wanted = np.maximum(np.ceil(slots * ratio * SLACK), sizes.max(axis=0, initial=0)).astype(np.int64)
     budget = -(-wanted // MULTIPLES) * MULTIPLES
     budget[0] = slots
-    budget[5] = max(budget[5], 1)
+    budget[3:] = np.maximum(budget[3:], MULTIPLES[3:])  # a pass without targets or pairs still has arrays of them
     return budget

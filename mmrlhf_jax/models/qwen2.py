@@ -145,16 +145,20 @@ class Qwen2(nnx.Module):
         cos_sin = rope(positions, self.config.head_dim, self.config.rope_theta)
         rows = jnp.arange(x.shape[0])
 
-        def body(layer_and_cache, x):
-            layer, old = layer_and_cache
+        def body(carry, layer_and_number):
+            (x, cache), (layer, number) = carry, layer_and_number
+            updated = cache
 
             def attend(q, k, v):
-                new = KVCache(old.k.at[rows, slots].set(k[:, 0]), old.v.at[rows, slots].set(v[:, 0]))
-                return attend_cache(q, new.k, new.v, valid), new
+                # The cache is carried, not scanned over: one slot per sequence is written in place, nothing is copied.
+                nonlocal updated
+                updated = KVCache(cache.k.at[number, rows, slots].set(k[:, 0]), cache.v.at[number, rows, slots].set(v[:, 0]))
+                return attend_cache(q, updated.k[number], updated.v[number], valid), None
 
-            return layer(x, cos_sin, attend)
+            x, _ = layer(x, cos_sin, attend)
+            return (x, updated), None
 
-        x, cache = run_stack(body, x, (self.layers, cache), remat="none")
+        (x, cache), _ = jax.lax.scan(body, (x, cache), (self.layers, jnp.arange(self.config.layers)))
         return self.norm(x), cache
 
     def _run(self, x, positions, attend):

@@ -38,7 +38,7 @@ from mmrlhf_jax.training.loop import train
 from mmrlhf_jax.training.trained import export_run
 
 SEED = 0
-SCENES = {"train": 3000, "preference": 250, "held_out": 200}
+SCENES = {"train": 3000, "preference": 150, "held_out": 120}
 QUESTIONS_PER_SCENE = 1
 MAX_ANSWER, MAX_CRITIQUE = 48, 80
 LAUNCH = config.Launch(mesh=config.Mesh(data=-1, fsdp=1))

@@ -136,6 +136,9 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
                 if previous is not None:  # read one step late: the device never waits for the host
                     record(previous, log, progress, rate, run, directory)
                 if start % run.checkpoint_every == 0 or start == steps or stop.requested:
+                    # First the figures: a run that is cut off here must not continue from a step that has none.
+                    record(pending, log, progress, rate, run, directory)
+                    pending = None
                     checkpoints.save(state, run_identity)
                 if held_out is not None and run.eval_every and (start % run.eval_every == 0 or start == steps):
                     log.write(start, evaluate(eval_step, state, held_out, objective, experiment, mesh))
