@@ -60,7 +60,7 @@ class Checkpoints:
                     " use --fresh, or another run.directory"
                 )
         params, opt_state = (_like(getattr(state, name), loaded[name]) for name in ("params", "opt_state"))
-        return TrainState(jnp.asarray(step, jnp.int32), params, state.frozen, opt_state)
+        return TrainState(jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding), params, state.frozen, opt_state)
 
     def restore_model(self, model: LlavaOnevision, trains: Trains, step: int) -> LlavaOnevision:
         """`model` with the trained parameters of the checkpoint at `step`."""

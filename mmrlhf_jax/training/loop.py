@@ -92,7 +92,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         # --- State: fresh, or where an earlier run of the same experiment stopped ----------------------------------------
         objective = make_objective(experiment.objective)
         tx = make_optimizer(experiment.optimizer, steps)
-        state = init_state(params, frozen, tx)
+        state = init_state(params, frozen, tx, mesh)
         run_identity = {"data": rows.index.fingerprint, "seed": run.seed, "rows": experiment.batch.rows, "steps": steps}
         if fresh and directory.exists():
             clear(directory)
@@ -111,6 +111,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             chunk=experiment.batch.logprob_chunk,
             accumulation=experiment.batch.accumulation,
             seed=run.seed,
+            shardings=jax.tree.map(lambda x: x.sharding, state),
         )
         eval_step = make_eval_step(graphdef, objective, chunk=experiment.batch.logprob_chunk)
         rate = learning_rate_schedule(experiment.optimizer, steps)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmrlhf_jax.config import Trains
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
@@ -38,6 +39,10 @@ def split_model(model: LlavaOnevision, trains: Trains) -> tuple[nnx.GraphDef, nn
     return nnx.split(model, lambda path, _: getattr(trains, PARTS[path[0]]), ...)
 
 
-def init_state(params: nnx.State, frozen: nnx.State, tx: optax.GradientTransformation) -> TrainState:
-    """A fresh state at step 0. The optimizer's moments are sharded like the parameters they belong to."""
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, frozen=frozen, opt_state=jax.jit(tx.init)(params))
+def init_state(params: nnx.State, frozen: nnx.State, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """A fresh state at step 0. The optimizer's moments lie where the parameters they belong to lie."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    abstract = jax.eval_shape(tx.init, params)
+    places = optax.tree_map_params(tx, lambda _, p: p.sharding, abstract, params, transform_non_params=lambda _: replicated)
+    opt_state = jax.jit(tx.init, out_shardings=places)(params)
+    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), replicated), params, frozen, opt_state)

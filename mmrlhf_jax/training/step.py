@@ -26,11 +26,15 @@ def make_train_step(
     chunk: int,
     accumulation: int = 1,
     seed: int = 0,
+    shardings: TrainState | None = None,
 ) -> Step:
     """One optimizer step on a global batch, its rows taken in `accumulation` pieces.
 
     Losses and metrics are means over the whole batch whatever the number of pieces: every piece is divided by the
     denominators of the whole batch, which depend on the batch alone.
+
+    `shardings` (of the state's leaves) are where the new state is put: given those of the state that comes in, the second step
+    meets what the first one met, and one compilation serves the run.
     """
 
     def train_step(state: TrainState, batch: RowBatch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -62,7 +66,7 @@ def make_train_step(
         figures = summary(metrics) | {"loss": value, "grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, params, state.frozen, opt_state), figures
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
 
 
 def make_eval_step(graphdef: nnx.GraphDef, objective: Objective, *, chunk: int):
