@@ -178,8 +178,7 @@ def score(
     require_reward_model(engine, model)
 
     def work(piece):
-        for record in critic.score(engine, piece, critique=critique, max_new_tokens=max_new_tokens):
-            yield {"id": record.id, "responses": [{"reward": r.reward, "critique": r.critique} for r in record.responses]}
+        return map(critic.score_line, critic.score(engine, piece, critique=critique, max_new_tokens=max_new_tokens))
 
     write_in_pieces(examples, out, f"score {engine.fingerprint} {critique} {max_new_tokens}", work)
 

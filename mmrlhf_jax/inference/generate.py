@@ -18,8 +18,8 @@ from mmrlhf_jax.models.qwen2 import KVCache
 class _Decoding(NamedTuple):
     count: Int[Array, ""]  # tokens written so far
     tokens: Int[Array, "B N"]
-    last: Int[Array, B]
-    done: Bool[Array, B]
+    last: Int[Array, "B"]
+    done: Bool[Array, "B"]
     cache: KVCache
 
 
@@ -28,7 +28,7 @@ def generate(
     graphdef: nnx.GraphDef,
     params: nnx.State,
     tokens: Int[Array, "B S"],
-    lengths: Int[Array, B],
+    lengths: Int[Array, "B"],
     visual: Visual | None,
     key: PRNGKeyArray,
     *,

@@ -78,7 +78,7 @@ def _softmax_attend(q, k, v, visible: Bool[Array, "B Q S"]):
 
 
 @partial(jax.jit, static_argnums=0)
-def causal_visible_until(length: int, lengths: Int[Array, B]) -> Int[Array, "B length"]:
+def causal_visible_until(length: int, lengths: Int[Array, "B"]) -> Int[Array, "B length"]:
     """`visible_until` of right-padded plain sequences: real keys until the sequence's end, padding only to itself."""
     slots = jnp.arange(length)
     return jnp.where(slots[None] < lengths[:, None], lengths[:, None], slots[None] + 1)

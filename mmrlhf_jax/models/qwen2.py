@@ -137,7 +137,7 @@ class Qwen2(nnx.Module):
         self,
         x: Float[Array, "B 1 E"],
         positions: Int[Array, "B 1"],
-        slots: Int[Array, B],
+        slots: Int[Array, "B"],
         valid: Bool[Array, "B S"],
         cache: KVCache,
     ) -> tuple[Float[Array, "B 1 E"], KVCache]:

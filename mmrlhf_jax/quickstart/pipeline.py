@@ -71,11 +71,8 @@ def run(out: str) -> None:
     """Everything, into the new directory `out`: data, models, runs, scores, `summary.json` and `report.html`."""
     started = time.monotonic()
     quickstart = Quickstart(Path(out))
-    if (quickstart.root / "summary.json").exists():
-        say(f"{out}: an earlier quickstart; starting over")
-        shutil.rmtree(quickstart.root)
-    elif quickstart.root.exists() and any(quickstart.root.iterdir()):
-        _clear_unfinished(quickstart.root)
+    if quickstart.root.exists() and any(quickstart.root.iterdir()):
+        _clear_earlier(quickstart.root)
 
     step("1/8  data: rendered scenes, ranked and criticised responses", make_data, quickstart)
     step("2/8  model: a small LLaVA-OneVision from scratch; its vision tower learns to see", make_model, quickstart)
@@ -153,9 +150,9 @@ def judge_reward_model(quickstart: Quickstart) -> list[RankedRecord]:
     }
     say(f"ACC {overall.acc:.3f}, ACC+ {overall.acc_plus:.3f}, blind {accuracy(blind).acc:.3f}")
     scores = quickstart.root / "scores"
-    for split in ("held_out", "preference"):
-        records = scored if split == "held_out" else _scored_preference(quickstart, engine)
-        write_json_lines(scores / f"{split}.jsonl", map(_score_line, records))
+    preference = critic.score(engine, open_examples(quickstart.data("preference")), max_new_tokens=MAX_CRITIQUE)
+    for split, records in (("held_out", scored), ("preference", preference)):
+        write_json_lines(scores / f"{split}.jsonl", map(critic.score_line, records))
     return scored
 
 
@@ -201,19 +198,11 @@ def _train_and_export(quickstart: Quickstart, experiment: str, model: str) -> No
     export_run(settings.run.directory, str(quickstart.model(model)))
 
 
-def _scored_preference(quickstart: Quickstart, engine: Engine) -> list[RankedRecord]:
-    return critic.score(engine, open_examples(quickstart.data("preference")), max_new_tokens=MAX_CRITIQUE)
-
-
-def _score_line(record: RankedRecord) -> dict:
-    return {"id": record.id, "responses": [{"reward": r.reward, "critique": r.critique} for r in record.responses]}
-
-
-def _clear_unfinished(root: Path) -> None:
-    """Start over only in what an interrupted quickstart left; anything else is somebody's."""
-    ours = {"sources", "data", "models", "runs", "scores", "report.html"}
+def _clear_earlier(root: Path) -> None:
+    """Start over only in what an earlier quickstart left, finished or not; anything else is somebody's."""
+    ours = {"summary", "report", "sources", "data", "models", "runs", "scores"}
     others = [path.name for path in root.iterdir() if path.name.lstrip(".").split(".")[0] not in ours]
     if others:
         raise UserError(f"{root}: holds {others[0]!r}, which is no quickstart's; give a new directory")
-    say(f"{root}: an unfinished quickstart; starting over")
+    say(f"{root}: an earlier quickstart; starting over")
     shutil.rmtree(root)
