@@ -12,7 +12,6 @@ from pathlib import Path
 from PIL import Image
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.quickstart.critiques import account
 from mmrlhf_jax.quickstart.questions import Question, ask
 from mmrlhf_jax.quickstart.responses import respond
 from mmrlhf_jax.quickstart.scenes import Scene, render, sample_scene
@@ -28,7 +27,6 @@ KIND_WEIGHTS = {
     "description": 0.08,
     "unsafe": 0.10,
 }
-CAPTION_PROMPT = "What is in the four places?"
 MOST_QUESTIONS = 5  # kinds that every scene allows
 
 
@@ -80,24 +78,6 @@ def write_dataset(
         partial.replace(path)
         paths[split] = path
     return paths
-
-
-def add_captions(records_path: Path) -> Path:
-    """`with_captions.jsonl` beside a split's records: for every picture one more record, with its account as the only response.
-
-    It is what a language model's first stage learns to see from: no question, nothing to prefer.
-    """
-    lines = records_path.read_text().splitlines()
-    captions = {}
-    for line in lines:
-        row = json.loads(line)
-        text = f"The picture shows: {account(row['scene'])}."
-        name = row["id"].rsplit("-", 1)[0]
-        captions[name] = {"id": f"{name}-caption", "images": row["images"], "prompt": CAPTION_PROMPT, "source": "quickstart"}
-        captions[name] |= {"responses": [{"text": text}]}
-    path = records_path.parent / "with_captions.jsonl"
-    path.write_text("\n".join([*lines, *map(json.dumps, captions.values())]) + "\n")
-    return path
 
 
 def corpus(records: Iterable[RankedRecord]) -> Iterator[str]:

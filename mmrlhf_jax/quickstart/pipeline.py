@@ -26,8 +26,9 @@ from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.engine import Engine, Prompt
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.quickstart.alignment import align as align_vision
-from mmrlhf_jax.quickstart.dataset import add_captions, corpus, write_dataset
-from mmrlhf_jax.quickstart.model import TINY, VOCABULARY
+from mmrlhf_jax.quickstart.captions import caption_records, with_captions
+from mmrlhf_jax.quickstart.dataset import corpus, write_dataset
+from mmrlhf_jax.quickstart.model import TINY, VOCABULARY, silence_layers
 from mmrlhf_jax.quickstart.page import write_page
 from mmrlhf_jax.quickstart.parity import max_logit_difference
 from mmrlhf_jax.quickstart.questions import is_correct, question_from_record
@@ -101,7 +102,8 @@ def step(title: str, work: Callable, quickstart: Quickstart):
 def make_data(quickstart: Quickstart) -> None:
     """Render, question and rank scenes; build each split as any other data set is built."""
     sources = write_dataset(quickstart.root / "sources", seed=SEED, scenes=SCENES, questions_per_scene=QUESTIONS_PER_SCENE)
-    sources["supervised"] = add_captions(sources["train"])
+    sources["captions"] = caption_records(sources["train"])
+    sources["supervised"] = with_captions(sources["train"], sources["captions"])
     for split, source in sources.items():
         built = build(source, quickstart.data(split))
         pairs = sum(len(record.pairs()) for record in built.records)
@@ -119,12 +121,14 @@ def make_model(quickstart: Quickstart) -> None:
     mesh = make_mesh({}, jax.devices()[:1])
     with use_mesh(mesh):
         model = load_model(quickstart.model("scratch"), mesh=mesh, remat="none")
+        silence_layers(model.language)
         accuracy = align_vision(model, tokenizer, open_examples(quickstart.data("train")), SEED)
     say(f"vision tower and projector: {accuracy:.1%} of the words for what a patch shows right")
     export_model(model, quickstart.model("scratch"), quickstart.model("base"))
 
 
 def warm_up(quickstart: Quickstart) -> None:
+    _train_and_export(quickstart, "captions", "seeing")
     _train_and_export(quickstart, "supervised", "policy")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +30,7 @@ class Question:
 
     `kind` decides what `truth` is: a colour, a number, a place, a bool (comparison, existence), the phrases of all
     objects (description), or which of REQUESTS it is (unsafe). `subjects` are what is asked about: names, shapes or,
-    for a count, colours; empty means the whole picture. `relation` is a comparison's: `larger` or `left`.
+    for a count, a size; empty means the whole picture. `relation` is a comparison's: `larger` or `left`.
     """
 
     kind: str
@@ -70,21 +69,17 @@ def is_correct(question: Question, answer: str) -> bool:
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
-def _ask_colour(scene: Scene, rng: random.Random) -> Question | None:
-    if not scene.lone_shapes:
-        return None
-    thing = rng.choice(scene.lone_shapes)
+def _ask_colour(scene: Scene, rng: random.Random) -> Question:
+    thing = rng.choice(scene.objects)
     return Question("colour", f"What colour is the {thing.shape}?", thing.colour, (thing.shape,))
 
 
 def _ask_count(scene: Scene, rng: random.Random) -> Question:
     if rng.random() < 0.6:
         return Question("count", "How many objects are there?", len(scene.objects))
-    counts = Counter(thing.colour for thing in scene.objects)
-    # Draw the number, then the colour: a number that few colours have is as likely as a common one.
-    number = 0 if rng.random() < 0.2 else rng.choice(sorted(set(counts.values())))
-    colour = rng.choice([colour for colour in COLOURS if counts[colour] == number])
-    return Question("count", f"How many {colour} objects are there?", number, (colour,))
+    size = rng.choice(list(SIZES))
+    number = sum(thing.size == size for thing in scene.objects)
+    return Question("count", f"How many {size} objects are there?", number, (size,))
 
 
 def _ask_place(scene: Scene, rng: random.Random) -> Question:
@@ -97,8 +92,8 @@ def _ask_comparison(scene: Scene, rng: random.Random) -> Question | None:
     options = [
         (relation, first, second)
         for relation, order in orders.items()
-        for first in scene.lone_shapes
-        for second in scene.lone_shapes
+        for first in scene.objects
+        for second in scene.objects
         if order(first) < order(second)
     ]
     if not options:

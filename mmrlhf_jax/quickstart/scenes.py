@@ -42,7 +42,7 @@ class SceneObject:
 
     @property
     def name(self) -> str:
-        """Colour and shape, which no two objects of a scene share."""
+        """Colour and shape."""
         return f"{self.colour} {self.shape}"
 
     @property
@@ -77,19 +77,27 @@ class Scene:
         return frozenset(thing.name for thing in self.objects)
 
     @property
-    def lone_shapes(self) -> tuple[SceneObject, ...]:
-        """The objects that their shape alone identifies."""
-        shapes = [thing.shape for thing in self.objects]
-        return tuple(thing for thing in self.objects if shapes.count(thing.shape) == 1)
+    def by_shape(self) -> dict[str, SceneObject]:
+        """The objects by their shape, which no two of a scene share."""
+        return {thing.shape: thing for thing in self.objects}
+
+
+def objects_from_key(key: str) -> tuple[SceneObject, ...]:
+    """The objects of the scene with this key, in reading order; where in their places they lie is not in it."""
+    found = []
+    for phrase in key.split("; "):
+        row, column, size, colour, shape = phrase.split()
+        found.append(SceneObject(f"{row} {column}", size, colour, shape))
+    return tuple(found)
 
 
 def sample_scene(rng: random.Random) -> Scene:
-    """A scene of two to four objects, no two of which have both colour and shape in common."""
+    """A scene of two to four objects, no two of which have their colour or their shape in common."""
     places = sorted(rng.sample(PLACES, rng.randint(2, 4)), key=PLACES.index)
-    looks = rng.sample([(colour, shape) for colour in COLOURS for shape in SHAPES], len(places))
+    looks = zip(places, rng.sample(list(COLOURS), len(places)), rng.sample(SHAPES, len(places)), strict=True)
     objects = tuple(
         SceneObject(place, rng.choice(list(SIZES)), colour, shape, (rng.uniform(-1, 1), rng.uniform(-1, 1)))
-        for place, (colour, shape) in zip(places, looks, strict=True)
+        for place, colour, shape in looks
     )
     (canvas,) = rng.choices(list(CANVASES), weights=list(CANVASES.values()))
     return Scene(canvas, rng.choice(SHADES), objects)

@@ -1,13 +1,17 @@
-"""The quickstart's tokenizer: a byte-level BPE trained on its own corpus, with ChatML's control tokens."""
+"""The quickstart's tokenizer: a byte-level BPE trained on its own corpus, with ChatML's control tokens.
+
+The name of a place is one word to it, although it is written as two: what a token must find in the picture, it names alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from mmrlhf_jax.data.templates import IM_END, IM_START
+from mmrlhf_jax.quickstart.scenes import PLACES
 
 SPECIAL_TOKENS = ("<|endoftext|>", IM_START, IM_END, "<image>", "<video>")
 
@@ -26,7 +30,10 @@ CHAT_TEMPLATE = (
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A fast tokenizer with at most `vocab_size` tokens. Deterministic for the same texts in the same order."""
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = Regex(rf" ?(?:{'|'.join(PLACES)})\b| ?\w+| ?[^\s\w]+|\s+")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(words, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -167,12 +167,14 @@ def test_cards_show_each_kind_of_question_in_the_reward_models_order(root, held_
     kinds = {question_from_record(record).kind for record in held_out}
     assert [kind for kind in KINDS if kind in kinds] == [note.split(" · ")[0] for note in notes if " · " in note]
     objective = config.load_experiment(EXPERIMENT).objective
-    records = {(record.prompt, tuple(sorted(r.text for r in record.responses))): record for record in held_out}
+    records = {f"the picture of {record.id}": record for record in held_out}
     for card in cards:
         rewards = [float(reward.text.replace("−", "-")) for reward in card.iter("span") if reward.get("class") == "reward"]
         assert rewards == sorted(rewards, reverse=True)
+        record = records[card.find(".//img").get("alt")]
+        assert record.prompt == card.find(".//h3").text.strip()
         texts = [text.text for text in card.iter("span") if text.get("class") == "text"]
-        record = records[card.find(".//h3").text.strip(), tuple(sorted(texts))]
+        assert sorted(texts) == sorted(response.text for response in record.responses)
         shown = [[text_of(cell) for cell in row] for row in card.findall(".//tbody/tr")]
         pairs = judged_pairs(record, objective)
         expected = [[signed(pair.margin), f"{pair.beta:.4f}", "✓" if pair.right else "✗"] for pair in pairs]

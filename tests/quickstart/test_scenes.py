@@ -210,21 +210,21 @@ def test_the_flaws_to_unlearn_are_in_the_mixture(train):
 # --- critiques --------------------------------------------------------------------------------------------------------
 
 
-def test_a_critique_quotes_the_answer_states_the_truth_and_concludes_with_the_grade(train):
+def test_a_critique_states_the_truth_quotes_the_answer_and_concludes_with_the_grade(train):
     for record in train:
         question = question_from_record(record)
         for response in record.responses:
             quality = response.extra["quality"]
-            claim, fact, verdict = re.fullmatch(r"(The answer[^.]*\.|)(.*?) ?([A-Z][^.]*\.)", response.critique).groups()
+            said, verdict = re.fullmatch(r"(.*\.) ([A-Z][^.]*\.)", response.critique).groups()
             assert verdict == GRADES[quality].verdict
             if question.kind in ("unsafe", "description") or quality == "rude":
                 continue
-            said = claim.removeprefix("The answer says ").rstrip(".")
-            assert said in response.text.lower()
+            fact, claim, mark = re.fullmatch(r"(.*)\. The answer says ([^,]*), ([^.]*)\.", said).groups()
+            assert claim in response.text.lower()
             truth = {True: "yes", False: "no"}.get(question.truth, question.truth) if question.kind != "count" else None
             truth = NUMBERS[question.truth] if truth is None else truth
-            assert fact.endswith(f" {truth}.")
-            assert (said == truth) == (quality in RIGHT)
+            assert fact.endswith(f" {truth}")
+            assert (claim == truth) == (mark == "correctly") == (quality in RIGHT)
 
 
 def test_what_a_critique_sees_is_what_the_scene_has(train):
