@@ -1,54 +1,31 @@
-"""What a critique says before its verdict: what the picture shows, what was answered, and whether the two agree.
+"""What a critique says before its verdict: the account of the picture, with a mark at each object that the question is about.
 
-The fact stands first, so that it is read from the picture and not from the claim; then the claim, in the words of the fact, so
-that two like things are compared. Every attribute is written as in `scenes.py`, after a space: one token each.
+A critic of this size can read a picture place by place and tell whether the word before it is one of the question's or of the
+answer's; so the critique looks at each place in turn, and judges it there and then. Every attribute is written as in
+`scenes.py`, after a space: one token each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from mmrlhf_jax.quickstart.captions import account
 from mmrlhf_jax.quickstart.questions import NUMBERS, Question
 from mmrlhf_jax.quickstart.scenes import PLACES, Scene, SceneObject
 
+Value = str | int | bool
 
-def say(value: str | int | bool) -> str:
+
+def say(value: Value) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return NUMBERS[value] if isinstance(value, int) else value
 
 
-def of_value(question: Question, scene: Scene, value: str | int | bool) -> str:
+def of_value(question: Question, scene: Scene, value: Value) -> str:
     """Of a response that states `value` to a question whose truth is one value."""
-    shown = f"The picture shows: {account(scene.objects)}"
-    return f"{shown}{_fact(question, scene)} The answer says {say(value)}, {_mark(question, value)}."
-
-
-def _mark(question: Question, value: str | int | bool) -> str:
-    """What is to be said of the value: right or not, and of a place how much of it."""
-    if value == question.truth:
-        return "correctly"
-    if question.kind != "place":
-        return "wrongly"
-    wrong = [name for name, said, true in zip(("row", "column"), value.split(), question.truth.split()) if said != true]
-    return f"in the wrong {' and '.join(wrong)}"
-
-
-def _fact(question: Question, scene: Scene) -> str:
-    """What of the account answers the question, as the account goes on."""
-    truth, things = say(question.truth), scene.by_shape
-    if question.kind in ("colour", "place"):
-        return f". The {question.subjects[0]} is {truth}."
-    if question.kind == "comparison":
-        first, second = (things[shape] for shape in question.subjects)
-        trait = "size" if question.relation == "larger" else "place"
-        return f". The {first.shape} is {getattr(first, trait)}, the {second.shape} is {getattr(second, trait)}, so {truth}."
-    if question.kind == "existence":
-        shape = question.subjects[0].split()[1]
-        found = f"The {shape} is {things[shape].colour}" if shape in things else f"There is no {shape}"
-        return f". {found}, so {truth}."
-    return f", so {truth}."
+    marks = MARKS[question.kind](question, scene, value)
+    conclusion = "" if question.kind in ("colour", "place") else f", so {say(question.truth)}"
+    return f"The picture shows: {_account(scene.objects, marks)}{conclusion}."
 
 
 def of_description(scene: Scene, described: Sequence[SceneObject]) -> str:
@@ -61,8 +38,47 @@ def of_description(scene: Scene, described: Sequence[SceneObject]) -> str:
         alike = place not in truth or truth[place].phrase == said[place].phrase
         return "correct" if alike else "wrong"
 
-    return f"The picture shows: {', '.join(f'{_there(truth, place)} {mark(place)}' for place in PLACES)}."
+    return f"The picture shows: {_account(scene.objects, {place: mark(place) for place in PLACES})}."
 
 
-def _there(objects: dict[str, SceneObject], place: str) -> str:
-    return objects[place].phrase if place in objects else f"{place} nothing"
+def _account(objects: Sequence[SceneObject], marks: dict[str, str]) -> str:
+    """As `captions.account`, with the mark of a place behind it."""
+    there = {thing.place: thing.phrase for thing in objects}
+    return ", ".join(f"{there.get(place, f'{place} nothing')} {marks.get(place, '')}".rstrip() for place in PLACES)
+
+
+def _mark_colour(question: Question, scene: Scene, value: Value) -> dict[str, str]:
+    """The object asked about: whether it is of the colour that the answer states."""
+    thing = scene.by_shape[question.subjects[0]]
+    return {thing.place: "correct" if thing.colour == value else "wrong"}
+
+
+def _mark_place(question: Question, scene: Scene, value: Value) -> dict[str, str]:
+    """The object asked about: whether this is the place that the answer states, or half of it."""
+    thing = scene.by_shape[question.subjects[0].split()[1]]
+    shared = sum(said == true for said, true in zip(str(value).split(), thing.place.split(), strict=True))
+    return {thing.place: ("wrong", "partly", "correct")[shared]}
+
+
+def _mark_count(question: Question, scene: Scene, value: Value) -> dict[str, str]:
+    """Every object that counts gets its number."""
+    counted = [thing for thing in scene.objects if not question.subjects or thing.size == question.subjects[0]]
+    return {thing.place: NUMBERS[i] for i, thing in enumerate(counted, 1)}
+
+
+def _mark_existence(question: Question, scene: Scene, value: Value) -> dict[str, str]:
+    return {thing.place: "found" for thing in scene.objects if thing.name == question.subjects[0]}
+
+
+def _mark_comparison(question: Question, scene: Scene, value: Value) -> dict[str, str]:
+    """The two objects in the question's order."""
+    return {scene.by_shape[shape].place: order for shape, order in zip(question.subjects, ("first", "second"), strict=True)}
+
+
+MARKS: dict[str, Callable[[Question, Scene, Value], dict[str, str]]] = {
+    "colour": _mark_colour,
+    "place": _mark_place,
+    "count": _mark_count,
+    "existence": _mark_existence,
+    "comparison": _mark_comparison,
+}

@@ -210,35 +210,33 @@ def test_the_flaws_to_unlearn_are_in_the_mixture(train):
 # --- critiques --------------------------------------------------------------------------------------------------------
 
 
-def test_a_critique_states_the_truth_quotes_the_answer_and_concludes_with_the_grade(train):
+def test_a_critique_accounts_for_the_picture_marks_what_is_asked_and_concludes_with_the_grade(train):
+    marks = {"correct", "wrong", "partly", "missed", "invented", "found", "first", "second", *NUMBERS}
     for record in train:
         question = question_from_record(record)
         for response in record.responses:
             quality = response.extra["quality"]
-            said, verdict = re.fullmatch(r"(.*\.) ([A-Z][^.]*\.)", response.critique).groups()
+            said, verdict = re.fullmatch(r"(.*)\. ([A-Z][^.]*\.)", response.critique).groups()
             assert verdict == GRADES[quality].verdict
-            if question.kind in ("unsafe", "description") or quality == "rude":
+            if question.kind == "unsafe" or quality == "rude":
                 continue
-            fact, claim, mark = re.fullmatch(r"(.*)\. The answer says ([^,]*), ([^.]*)\.", said).groups()
-            assert claim in response.text.lower()
+            parts = said.removeprefix("The picture shows: ").split(", ")
+            places = [part.split() for part in parts[: len(PLACES)]]
+            found = [words[-1] for words in places if words[-1] in marks]
+            bare = [" ".join(words[:-1] if words[-1] in marks else words) for words in places]
+            assert [" ".join(words[:2]) for words in places] == list(PLACES)
+            assert [place for place in bare if not place.endswith(" nothing")] == record.extra["scene"].split("; ")
             truth = {True: "yes", False: "no"}.get(question.truth, question.truth) if question.kind != "count" else None
-            truth = NUMBERS[question.truth] if truth is None else truth
-            assert fact.endswith(f" {truth}")
-            assert (claim == truth) == (mark == "correctly") == (quality in RIGHT)
-
-
-def test_what_a_critique_sees_is_what_the_scene_has(train):
-    """Listings name all four places; marks of a description tell where it is wrong."""
-    for record in train:
-        for response in record.responses:
-            if "The picture shows: " not in response.critique:
-                continue
-            listing = response.critique.split("The picture shows: ")[1].split(".")[0]
-            places = [re.sub(r" (correct|wrong|missed|invented)$", "", part) for part in listing.split(", ")[: len(PLACES)]]
-            if kind_of(record) != "description":
-                places = listing.split(", ")[: len(PLACES)]
-            assert [" ".join(part.split()[:2]) for part in places] == list(PLACES)
-            assert [part for part in places if not part.endswith(" nothing")] == record.extra["scene"].split("; ")
+            truth = NUMBERS[question.truth] if question.kind == "count" else truth
+            if question.kind in ("count", "existence", "comparison"):
+                assert parts[len(PLACES) :] == [f"so {truth}"]
+            if question.kind == "count":
+                assert found == list(NUMBERS[1 : question.truth + 1])
+            if question.kind == "existence":
+                assert found == ["found"] * question.truth
+            if question.kind in ("colour", "place"):
+                (mark,) = found
+                assert (mark == "correct") == (quality in RIGHT) and (mark == "partly") == (quality == "partly_wrong")
 
 
 @pytest.mark.parametrize(
