@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +14,10 @@ from tests.models.trees import random_tree, visible
 
 SLOTS, BLOCK = 96, 8
 BLOCKS = SLOTS // BLOCK
+
+
+classify = jax.jit(partial(block_kinds, block=BLOCK), static_argnames="causal")
+listed = {order: jax.jit(partial(order, causal=True)) for order in (by_query, by_key)}
 
 
 def by_the_mask(until: np.ndarray, causal: bool) -> np.ndarray:
@@ -31,19 +37,19 @@ def rows() -> np.ndarray:
 
 
 def test_the_kind_of_every_block_is_that_of_its_mask(rows):
-    kinds = jax.jit(lambda rows: block_kinds(rows, BLOCK, causal=True))(rows)
+    kinds = classify(rows, causal=True)
     np.testing.assert_array_equal(kinds, by_the_mask(rows, causal=True))
 
 
 def test_without_order_only_padding_keys_are_hidden():
     until = np.where(np.arange(SLOTS) < 90, np.iinfo(np.int32).max, 0)[None].astype(np.int32)
-    np.testing.assert_array_equal(block_kinds(until, BLOCK, causal=False), by_the_mask(until, causal=False))
+    np.testing.assert_array_equal(classify(until, causal=False), by_the_mask(until, causal=False))
 
 
 @pytest.mark.parametrize("order", [by_query, by_key])
 def test_a_work_list_has_every_visible_block_once_outer_block_by_outer_block(rows, order):
     kinds = by_the_mask(rows, causal=True)
-    work = jax.jit(lambda kinds: order(kinds, causal=True))(kinds)
+    work = listed[order](kinds)
     sides = kinds if order is by_query else kinds.swapaxes(1, 2)
     expected = np.argwhere(sides != HIDDEN)
     count = int(work.count)
@@ -61,9 +67,9 @@ def test_the_rectangle_between_branches_costs_nothing():
     until = np.full(SLOTS, SLOTS)
     for start in range(4 * BLOCK, SLOTS, 2 * BLOCK):
         until[start : start + 2 * BLOCK] = start + 2 * BLOCK
-    kinds = block_kinds(until[None].astype(np.int32), BLOCK, causal=True)
+    kinds = classify(until[None].astype(np.int32), causal=True)
     triangle = lambda n: n * (n + 1) // 2
-    assert int(by_query(kinds, causal=True).count) == triangle(4) + 4 * (2 * 4 + triangle(2)) < triangle(BLOCKS)
+    assert int(listed[by_query](kinds).count) == triangle(4) + 4 * (2 * 4 + triangle(2)) < triangle(BLOCKS)
 
 
 def test_a_block_that_is_hidden_is_not_touched(monkeypatch):

@@ -175,9 +175,7 @@ def _forward_kernel(shape, outer, inner, flags, until, q, k, v, out, lse, top, t
             lse[g : g + 1] = (top[g] + jnp.log(total[g])).T[:1]
 
 
-def _queries_gradient_kernel(
-    shape, outer, inner, flags, until, q, k, v, cotangent, lse, delta, dq, lse_column, delta_column, acc
-):
+def _queries_gradient_kernel(shape, outer, inner, flags, until, q, k, v, cotangent, lse, delta, dq, lse_col, delta_col, acc):
     step = pl.program_id(1)
 
     @pl.when(flags[step] & FIRST != 0)
