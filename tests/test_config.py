@@ -62,6 +62,7 @@ def test_set_overrides_one_key_and_another_kind_replaces_its_section():
         ("objective.scaling.kk=1", "unknown key 'objective.scaling.kk'; did you mean 'k'"),
         ("modle.path=x", "unknown key 'modle'; did you mean 'model'"),
         ("objective.losses={sigmod: 1}", "unknown loss"),
+        ("model.attention=flash", "model.attention: Input should be 'auto', 'xla' or 'pallas'"),
         ("batch.rows=0", "batch.rows: Input should be greater than or equal to 1"),
         ("batch.accumulation=5", "batch.rows 32 must be a multiple of batch.accumulation 5"),
         ("objective.kind=reward_model", "needs model.reward_head"),

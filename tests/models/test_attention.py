@@ -16,7 +16,7 @@ from mmrlhf_jax.models.attention import attend_cache, attention, causal_visible_
 from tests.models.trees import oracle, oracle_gradients, random_tree, visible
 
 SLOTS = 40
-WAYS = ["xla, dense", "xla, blocks", "pallas"]
+WAYS = ["xla, dense", "xla, blocks", "xla, blocks, recomputed", "pallas"]
 
 
 @functools.cache
@@ -48,8 +48,10 @@ def values_and_gradients(way: str, full: bool = False):
 def way(request, monkeypatch):
     """The ways through a row, in blocks that do not divide it: 12 and 16 slots of 40."""
     monkeypatch.setattr(xla, "DENSE_LIMIT", SLOTS if request.param == "xla, dense" else SLOTS - 1)
+    monkeypatch.setattr(xla, "REMAT_LIMIT", SLOTS if request.param == "xla, blocks, recomputed" else SLOTS + 1)
     monkeypatch.setattr(xla, "QUERY_BLOCKS", (12, 12))
     monkeypatch.setattr(pallas_tpu, "BLOCKS", (16,))
+    monkeypatch.setattr(pallas_tpu, "WHOLE_ROW", 0)
     return request.param
 
 

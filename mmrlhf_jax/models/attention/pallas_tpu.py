@@ -24,6 +24,7 @@ from mmrlhf_jax.models.attention.visibility import FIRST, LAST, WHOLE, WorkList,
 LANES = 128  # of a vector register: scalars per query are kept repeated over them
 NEVER = -1e30  # the score of a pair that is not visible: its exp is exactly 0, and differences of it are finite
 BLOCKS = (512, 256, 128)
+WHOLE_ROW = 1024
 QUERIES_AT_ONCE = 4096  # block x query heads per key/value head, bounded by vector memory
 VMEM_BYTES = 48 << 20
 
@@ -47,10 +48,40 @@ class Shape(NamedTuple):
         return self.length // self.block
 
 
-def block_size(length: int, group: int) -> int:
-    """The largest block that fits vector memory and adds at most an eighth of padding to a row."""
+def block_size(length: int, group: int, causal: bool) -> int:
+    """The largest block that fits vector memory and adds at most an eighth of padding to a row.
+
+    Without order there is nothing to skip, and a row as short as an image is one block.
+    """
+    if not causal and length <= WHOLE_ROW:
+        return length + -length % LANES
     fitting = [b for b in BLOCKS if b * group <= QUERIES_AT_ONCE] or [BLOCKS[-1]]
     return next((b for b in fitting if 8 * (-length % b) <= length), fitting[-1])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def attend(
+    causal: bool,
+    interpret: bool,
+    q: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    visible_until: Int[Array, "B S"],
+) -> Float[Array, "B S H D"]:
+    """Attention under `visible_until`; without `causal`, later keys are visible too."""
+    return _attend_forward(causal, interpret, q, k, v, visible_until)[0]
+
+
+def _attend_forward(causal, interpret, q, k, v, visible_until):
+    out, lse = forward(q, k, v, visible_until, causal=causal, interpret=interpret)
+    return out, (q, k, v, visible_until, out, lse)
+
+
+def _attend_backward(causal, interpret, kept, cotangent):
+    return *backward(*kept, cotangent, causal=causal, interpret=interpret), None
+
+
+attend.defvjp(_attend_forward, _attend_backward)
 
 
 def forward(
@@ -59,13 +90,12 @@ def forward(
     v: Float[Array, "B S K D"],
     visible_until: Int[Array, "B S"],
     *,
-    causal: bool = True,
-    block: int | None = None,
-    interpret: bool = False,
+    causal: bool,
+    interpret: bool,
 ) -> tuple[Float[Array, "B S H D"], Float[Array, "B K G S"]]:
     """The attention and, for the backward pass, the logarithm of every query's sum of exponentials."""
     length = q.shape[1]
-    shape, q, k, v, until = _lay_out(q, k, v, visible_until, causal, block)
+    shape, q, k, v, until = _lay_out(q, k, v, visible_until, causal)
     work = by_query(block_kinds(until[:, 0], shape.block, causal=causal), causal=causal)
     heads = _queries(shape)
     out, lse = _call(
@@ -90,16 +120,15 @@ def backward(
     lse: Float[Array, "B K G S"],
     cotangent: Float[Array, "B S H D"],
     *,
-    causal: bool = True,
-    block: int | None = None,
-    interpret: bool = False,
+    causal: bool,
+    interpret: bool,
 ) -> tuple[Float[Array, "B S H D"], Float[Array, "B S K D"], Float[Array, "B S K D"]]:
     """Gradients of q, k and v: one kernel over the keys of every query block, one over the queries of every key block."""
     length = q.shape[1]
     # The softmax's derivative needs sum_k p dp, which is sum_d out * cotangent.
     delta = (out.astype(jnp.float32) * cotangent.astype(jnp.float32)).sum(axis=-1)
     delta = delta.transpose(0, 2, 1).reshape(lse.shape)
-    shape, q, k, v, until = _lay_out(q, k, v, visible_until, causal, block)
+    shape, q, k, v, until = _lay_out(q, k, v, visible_until, causal)
     pad = shape.length - length
     lse, delta = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, pad))) for x in (lse, delta))
     cotangent = _heads_first(cotangent.astype(q.dtype), shape.kv_heads, pad)
@@ -269,11 +298,11 @@ def _dot(a, b, dimensions):
     return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _lay_out(q, k, v, visible_until, causal: bool, block: int | None):
+def _lay_out(q, k, v, visible_until, causal: bool):
     """Heads first, rows padded to whole blocks, queries scaled."""
     rows, length, heads, dim = q.shape
     kv_heads = k.shape[2]
-    block = block or block_size(length, heads // kv_heads)
+    block = block_size(length, heads // kv_heads, causal)
     pad = -length % block
     shape = Shape(rows, kv_heads, heads // kv_heads, length + pad, dim, block, causal)
     # A padding key is seen by itself only where the order counts, else by nobody.

@@ -1,69 +1,42 @@
-"""Attention as plain XLA operations, on any platform: query block by query block, each against the keys up to its own end.
-
-No [S, S] score matrix of a head exists and most of the half above the diagonal is not computed. The backward pass makes
-a block's softmax again from the logarithm of its sum, as the kernels do, so that only one block's scores are ever live.
-"""
+"""Attention as plain XLA operations, on any platform."""
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# Rows up to DENSE_LIMIT attend in one piece; longer ones in about four, no smaller and no larger than QUERY_BLOCKS.
+# Rows up to DENSE_LIMIT attend in one piece. Longer rows go query block by query block, each against the keys up to its own
+# end: no [S, S] score matrix of a head exists and most of the half above the diagonal is not computed. From REMAT_LIMIT on, a
+# block's scores are recomputed in the backward pass, so that only one block's are ever live.
 DENSE_LIMIT = 256
-QUERY_BLOCKS = (128, 512)
+REMAT_LIMIT = 1024
+QUERY_BLOCKS = (128, 512)  # smallest and largest; about a quarter of the row in between
 
 # Added to the score of a key that is not visible: exp of it is exactly 0, and its sum with any score is finite.
 NEVER = -1e30
 
 
-def forward(
+def attend(
     q: Float[Array, "B S H D"],
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K D"],
     visible_until: Int[Array, "B S"],
     *,
     causal: bool = True,
-) -> tuple[Float[Array, "B S H D"], Float[Array, "B K G S"]]:
-    """The attention and, for the backward pass, the logarithm of every query's sum of exponentials."""
-    q, k, v = _grouped(_scaled(q), k), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    outs, sums = [], []
-    for queries, keys in _blocks(q.shape[3], causal):
-        bias = _bias(visible_until, queries, keys, causal)
-        out, lse = _softmax_attend(q[:, :, :, queries], k[:, :, keys], v[:, :, keys], bias)
-        outs.append(out.astype(v.dtype))
-        sums.append(lse)
-    return _ungrouped(jnp.concatenate(outs, axis=3)), jnp.concatenate(sums, axis=3)
-
-
-def backward(
-    q: Float[Array, "B S H D"],
-    k: Float[Array, "B S K D"],
-    v: Float[Array, "B S K D"],
-    visible_until: Int[Array, "B S"],
-    out: Float[Array, "B S H D"],
-    lse: Float[Array, "B K G S"],
-    cotangent: Float[Array, "B S H D"],
-    *,
-    causal: bool = True,
-) -> tuple[Float[Array, "B S H D"], Float[Array, "B S K D"], Float[Array, "B S K D"]]:
-    """Gradients of q, k and v."""
-    scale = q.shape[-1] ** -0.5
-    # The softmax's derivative needs sum_k p dp, which is sum_d out * cotangent.
-    delta = (out.astype(jnp.float32) * cotangent.astype(jnp.float32)).sum(axis=-1).transpose(0, 2, 1).reshape(lse.shape)
-    q, cotangent = _grouped(_scaled(q), k), _grouped(cotangent, k)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    dqs, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    for queries, keys in _blocks(q.shape[3], causal):
-        bias = _bias(visible_until, queries, keys, causal)
-        q_block, c_block, k_block, v_block = q[:, :, :, queries], cotangent[:, :, :, queries], k[:, :, keys], v[:, :, keys]
-        weights = jnp.exp(_product("bkgqd,bksd->bkgqs", q_block, k_block) + bias - lse[:, :, :, queries, None])
-        gradient = weights * (_product("bkgqd,bksd->bkgqs", c_block, v_block) - delta[:, :, :, queries, None])
-        dv = dv.at[:, :, keys].add(_product("bkgqs,bkgqd->bksd", weights.astype(v.dtype), c_block))
-        gradient = gradient.astype(k.dtype)
-        dk = dk.at[:, :, keys].add(_product("bkgqs,bkgqd->bksd", gradient, q_block))
-        dqs.append((_product("bkgqs,bksd->bkgqd", gradient, k_block) * scale).astype(q.dtype))
-    return _ungrouped(jnp.concatenate(dqs, axis=3)), *(x.transpose(0, 2, 1, 3).astype(k.dtype) for x in (dk, dv))
+) -> Float[Array, "B S H D"]:
+    """Attention under `visible_until`; without `causal`, later keys are visible too."""
+    length = q.shape[1]
+    if length <= DENSE_LIMIT:
+        return _attend_block(q, k, v, visible_until, 0, causal)
+    size = min(max(length // 4, QUERY_BLOCKS[0]), QUERY_BLOCKS[1])
+    block = _attend_block if length < REMAT_LIMIT else jax.checkpoint(_attend_block, static_argnums=(4, 5))
+    outs = []
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        keys = end if causal else length
+        outs.append(block(q[:, start:end], k[:, :keys], v[:, :keys], visible_until[:, :keys], start, causal))
+    return jnp.concatenate(outs, axis=1)
 
 
 def attend_cache(
@@ -73,49 +46,29 @@ def attend_cache(
     valid: Bool[Array, "B S"],
 ) -> Float[Array, "B 1 H D"]:
     """One new query per sequence against a KV cache; `valid` marks the cache slots that it sees."""
-    bias = jnp.where(valid, 0.0, NEVER)[:, None, None, None]
-    out, _ = _softmax_attend(_grouped(_scaled(q), k), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), bias)
-    return _ungrouped(out.astype(v.dtype))
+    return _softmax_attend(q, k, v, valid[:, None, :])
 
 
-def _softmax_attend(q: Float[Array, "B K G Q D"], k, v, bias) -> tuple[Float[Array, "B K G Q D"], Float[Array, "B K G Q"]]:
-    """Softmax in float32 with the division after the values are summed: one pass less over the score matrix."""
-    scores = _product("bkgqd,bksd->bkgqs", q, k) + bias
-    top = scores.max(axis=-1, keepdims=True)
-    weights = jnp.exp(scores - top)
-    total = weights.sum(axis=-1)
-    out = _product("bkgqs,bksd->bkgqd", weights.astype(v.dtype), v) / total[..., None]
-    return out, top[..., 0] + jnp.log(total)
-
-
-def _blocks(length: int, causal: bool) -> list[tuple[slice, slice]]:
-    """Slices of the queries, each with the keys that any of them may see."""
-    size = length if length <= DENSE_LIMIT else min(max(length // 4, QUERY_BLOCKS[0]), QUERY_BLOCKS[1])
-    ends = [min(start + size, length) for start in range(0, length, size)]
-    return [(slice(start, end), slice(0, end if causal else length)) for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def _bias(visible_until, queries: slice, keys: slice, causal: bool) -> Float[Array, "B 1 1 Q S"]:
-    slots = jnp.arange(visible_until.shape[1])
-    visible = slots[None, queries, None] < visible_until[:, None, keys]
+def _attend_block(q, k, v, visible_until, start: int, causal: bool):
+    """Queries start..start+Q against keys 0..K."""
+    queries = start + jnp.arange(q.shape[1])
+    keys = jnp.arange(k.shape[1])
+    visible = queries[None, :, None] < visible_until[:, None, :]
     if causal:
-        visible &= slots[keys] <= slots[queries, None]
-    return jnp.where(visible, 0.0, NEVER)[:, None, None]
+        visible &= keys[None, None, :] <= queries[None, :, None]
+    return _softmax_attend(q, k, v, visible)
 
 
-def _product(equation: str, a, b):
-    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
-
-
-def _scaled(q):
-    return q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-
-
-def _grouped(q: Float[Array, "B S H D"], k) -> Float[Array, "B K G S D"]:
-    batch, length, heads, dim = q.shape
-    return q.reshape(batch, length, k.shape[2], heads // k.shape[2], dim).transpose(0, 2, 3, 1, 4)
-
-
-def _ungrouped(x: Float[Array, "B K G S D"]) -> Float[Array, "B S H D"]:
-    batch, kv_heads, group, length, dim = x.shape
-    return x.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv_heads * group, dim)
+def _softmax_attend(q, k, v, visible: Bool[Array, "B Q S"]):
+    """Softmax in float32 with the division after the values are summed: one pass less over the score matrix."""
+    batch, queries, heads, dim = q.shape
+    groups = heads // k.shape[2]
+    q = (q * jnp.asarray(dim**-0.5, q.dtype)).reshape(batch, queries, k.shape[2], groups, dim).transpose(0, 2, 3, 1, 4)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    bias = jnp.where(visible, 0.0, NEVER)[:, None, None]
+    scores = jnp.einsum("bkgqd,bksd->bkgqs", q, k, preferred_element_type=jnp.float32) + bias
+    # The shift cancels in the quotient, so it needs no gradient.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    out = jnp.einsum("bkgqs,bksd->bkgqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = out / weights.sum(axis=-1)[..., None]
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, dim).astype(v.dtype)
