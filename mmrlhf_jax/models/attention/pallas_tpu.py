@@ -5,13 +5,13 @@ list of them is prefetched into scalar memory, where it steers which blocks are 
 query heads that share the key/value head, so that keys, values and the mask are fetched and made once for them.
 
 Layouts: queries [B, K, G, S, D] (G query heads per key/value head), keys and values [B, K, S, D], row statistics
-[B, K, G, S]. `splash_attention` in jax is the model for the arithmetic; it cannot express trees without a mask of S x S.
+[B, K, G, S]. Why not jax's `splash_attention`: its segment ids cannot express trees, and its dynamic mask is S x S.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,33 +19,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from mmrlhf_jax.models.attention.visibility import FIRST, LAST, WHOLE, WorkList, block_kinds, by_key, by_query
+from mmrlhf_jax.models.attention import kernels_tpu as kernels
+from mmrlhf_jax.models.attention.kernels_tpu import LANES, Shape
+from mmrlhf_jax.models.attention.visibility import WorkList, block_kinds, by_key, by_query
 
-LANES = 128  # of a vector register: scalars per query are kept repeated over them
-NEVER = -1e30  # the score of a pair that is not visible: its exp is exactly 0, and differences of it are finite
 BLOCKS = (512, 256, 128)
-WHOLE_ROW = 1024
+WHOLE_ROW = 1024  # slots of a row without order that is one block
 QUERIES_AT_ONCE = 4096  # block x query heads per key/value head, bounded by vector memory
 VMEM_BYTES = 48 << 20
-
-NN = (((1,), (0,)), ((), ()))  # [m, c] [c, n]
-NT = (((1,), (1,)), ((), ()))  # [m, c] [n, c]
-
-
-class Shape(NamedTuple):
-    """What the kernels are specialised for, all static."""
-
-    rows: int
-    kv_heads: int
-    group: int
-    length: int
-    dim: int
-    block: int
-    causal: bool
-
-    @property
-    def blocks(self) -> int:
-        return self.length // self.block
 
 
 def block_size(length: int, group: int, causal: bool) -> int:
@@ -96,14 +77,14 @@ def forward(
     """The attention and, for the backward pass, the logarithm of every query's sum of exponentials."""
     length = q.shape[1]
     shape, q, k, v, until = _lay_out(q, k, v, visible_until, causal)
-    work = by_query(block_kinds(until[:, 0], shape.block, causal=causal), causal=causal)
-    heads = _queries(shape)
+    specs = _specs(shape, outer="queries")
+    statistics = jax.ShapeDtypeStruct((shape.rows, shape.kv_heads, shape.group, shape.length), jnp.float32)
     out, lse = _call(
-        partial(_forward_kernel, shape),
+        kernels.forward_kernel,
         shape,
-        work,
-        inputs=[(until, _visible_until(shape, "inner")), (q, heads), *((x, _keys(shape, "inner")) for x in (k, v))],
-        outputs=[(_like(q), heads), (_statistics_like(shape), _statistics(shape))],
+        by_query(block_kinds(until[:, 0], shape.block, causal=causal), causal=causal),
+        inputs=[(until, specs.until), (q, specs.queries), (k, specs.keys), (v, specs.keys)],
+        outputs=[(_like(q), specs.queries), (statistics, specs.statistics)],
         scratch=[(shape.group, shape.block, LANES)] * 2 + [(shape.group, shape.block, shape.dim)],
         matmuls=2,
         interpret=interpret,
@@ -134,168 +115,34 @@ def backward(
     cotangent = _heads_first(cotangent.astype(q.dtype), shape.kv_heads, pad)
     kinds = block_kinds(until[:, 0], shape.block, causal=causal)
 
-    heads, statistics = _queries(shape), _statistics(shape)
-    keys = _keys(shape, "inner")
+    def inputs(specs: Specs):
+        keyed = [(until, specs.until), (q, specs.queries), (k, specs.keys), (v, specs.keys)]
+        return [*keyed, (cotangent, specs.queries), (lse, specs.statistics), (delta, specs.statistics)]
+
+    specs = _specs(shape, outer="queries")
     (dq,) = _call(
-        partial(_queries_gradient_kernel, shape),
+        kernels.queries_gradient_kernel,
         shape,
         by_query(kinds, causal=causal),
-        inputs=[
-            (until, _visible_until(shape, "inner")),
-            *[(q, heads), (k, keys), (v, keys), (cotangent, heads), (lse, statistics), (delta, statistics)],
-        ],
-        outputs=[(_like(q), heads)],
+        inputs=inputs(specs),
+        outputs=[(_like(q), specs.queries)],
         scratch=[(shape.group, shape.block, LANES)] * 2 + [(shape.group, shape.block, shape.dim)],
         matmuls=3,
         interpret=interpret,
     )
-    heads, statistics = _queries(shape, "inner"), _statistics(shape, "inner")
-    keys = _keys(shape, "outer")
+    specs = _specs(shape, outer="keys")
     dk, dv = _call(
-        partial(_keys_gradient_kernel, shape),
+        kernels.keys_gradient_kernel,
         shape,
         by_key(kinds, causal=causal),
-        inputs=[
-            (until, _visible_until(shape, "outer")),
-            *[(q, heads), (k, keys), (v, keys), (cotangent, heads), (lse, statistics), (delta, statistics)],
-        ],
-        outputs=[(_like(k), keys), (_like(v), keys)],
+        inputs=inputs(specs),
+        outputs=[(_like(k), specs.keys), (_like(v), specs.keys)],
         scratch=[(shape.block, shape.dim)] * 2,
         matmuls=4,
         interpret=interpret,
     )
     dk, dv = (x[:, :, :length].transpose(0, 2, 1, 3) for x in (dk, dv))
     return _heads_last(dq, length), dk, dv
-
-
-def _forward_kernel(shape, outer, inner, flags, until, q, k, v, out, lse, top, total, acc):
-    """One block of queries against one of keys, under the running maximum `top` and sum `total` of the softmax."""
-    step = pl.program_id(1)
-
-    @pl.when(flags[step] & FIRST != 0)
-    def _():
-        top[...] = jnp.full_like(top, NEVER)
-        total[...] = jnp.zeros_like(total)
-        acc[...] = jnp.zeros_like(acc)
-
-    def visit(bias):
-        def head(g, _):
-            scores = _dot(q[g], k[...], NT)
-            if bias is not None:
-                scores = scores + bias
-            before = top[g]
-            now = jnp.maximum(before, scores.max(axis=1, keepdims=True))
-            weights = jnp.exp(scores - _lanes(now, shape.block))
-            shrink = jnp.exp(before - now)
-            top[g] = now
-            total[g] = shrink * total[g] + weights.sum(axis=1, keepdims=True)
-            acc[g] = _lanes(shrink, shape.dim) * acc[g] + _dot(weights.astype(v.dtype), v[...], NN)
-            return 0
-
-        jax.lax.fori_loop(0, shape.group, head, 0)
-
-    query_block, key_block = jax.lax.rem(outer[step], shape.blocks), inner[step]
-    _masked_or_not(flags[step], visit, lambda: _bias(shape, query_block, key_block, until[...], keys_down=False))
-
-    @pl.when(flags[step] & LAST != 0)
-    def _():
-        for g in range(shape.group):
-            out[g] = (acc[g] / _lanes(total[g], shape.dim)).astype(out.dtype)
-            lse[g : g + 1] = (top[g] + jnp.log(total[g])).T[:1]
-
-
-def _queries_gradient_kernel(shape, outer, inner, flags, until, q, k, v, cotangent, lse, delta, dq, lse_col, delta_col, acc):
-    step = pl.program_id(1)
-
-    @pl.when(flags[step] & FIRST != 0)
-    def _():
-        for g in range(shape.group):
-            lse_col[g] = _column(lse[g : g + 1])
-            delta_col[g] = _column(delta[g : g + 1])
-        acc[...] = jnp.zeros_like(acc)
-
-    def visit(bias):
-        def head(g, _):
-            scores = _dot(q[g], k[...], NT)
-            if bias is not None:
-                scores = scores + bias
-            weights = jnp.exp(scores - _lanes(lse_col[g], shape.block))
-            gradient = weights * (_dot(cotangent[g], v[...], NT) - _lanes(delta_col[g], shape.block))
-            acc[g] += _dot(gradient.astype(k.dtype), k[...], NN)
-            return 0
-
-        jax.lax.fori_loop(0, shape.group, head, 0)
-
-    query_block, key_block = jax.lax.rem(outer[step], shape.blocks), inner[step]
-    _masked_or_not(flags[step], visit, lambda: _bias(shape, query_block, key_block, until[...], keys_down=False))
-
-    @pl.when(flags[step] & LAST != 0)
-    def _():
-        dq[...] = (acc[...] * shape.dim**-0.5).astype(dq.dtype)
-
-
-def _keys_gradient_kernel(shape, outer, inner, flags, until, q, k, v, cotangent, lse, delta, dk, dv, dk_acc, dv_acc):
-    """Scores with the keys down and the queries across, so that both products with them need no transposition."""
-    step = pl.program_id(1)
-
-    @pl.when(flags[step] & FIRST != 0)
-    def _():
-        dk_acc[...] = jnp.zeros_like(dk_acc)
-        dv_acc[...] = jnp.zeros_like(dv_acc)
-
-    def visit(bias):
-        def head(g, _):
-            scores = _dot(k[...], q[g], NT)
-            if bias is not None:
-                scores = scores + bias
-            weights = jnp.exp(scores - lse[pl.ds(g, 1)])
-            dv_acc[...] += _dot(weights.astype(v.dtype), cotangent[g], NN)
-            gradient = weights * (_dot(v[...], cotangent[g], NT) - delta[pl.ds(g, 1)])
-            dk_acc[...] += _dot(gradient.astype(q.dtype), q[g], NN)
-            return 0
-
-        jax.lax.fori_loop(0, shape.group, head, 0)
-
-    query_block, key_block = inner[step], jax.lax.rem(outer[step], shape.blocks)
-    _masked_or_not(flags[step], visit, lambda: _bias(shape, query_block, key_block, until[...], keys_down=True))
-
-    @pl.when(flags[step] & LAST != 0)
-    def _():
-        dk[...] = dk_acc[...].astype(dk.dtype)
-        dv[...] = dv_acc[...].astype(dv.dtype)
-
-
-def _masked_or_not(flags, visit, bias):
-    """Blocks of which every pair is visible are the bulk of a long trunk: they make no mask."""
-    pl.when(flags & WHOLE != 0)(lambda: visit(None))
-    pl.when(flags & WHOLE == 0)(lambda: visit(bias()))
-
-
-def _bias(shape: Shape, query_block, key_block, until, *, keys_down: bool):
-    """0 or NEVER for every pair of the block; `until` is [1, block]."""
-    square = (shape.block, shape.block)
-    queries = query_block * shape.block + jax.lax.broadcasted_iota(jnp.int32, square, 1 if keys_down else 0)
-    visible = queries < (_column(until)[:, :1] if keys_down else until)
-    if shape.causal:
-        keys = key_block * shape.block + jax.lax.broadcasted_iota(jnp.int32, square, 0 if keys_down else 1)
-        visible &= keys <= queries
-    return jnp.where(visible, 0.0, NEVER)
-
-
-def _column(row):
-    """[1, n] to [n, LANES]."""
-    return jnp.broadcast_to(row, (LANES, row.shape[1])).T
-
-
-def _lanes(x, width: int):
-    """[n, LANES], all lanes equal, to [n, width]."""
-    return jnp.tile(x, (1, -(-width // LANES)))[:, :width]
-
-
-def _dot(a, b, dimensions):
-    """Float32 factors are multiplied in float32, not in the matrix unit's bfloat16."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _lay_out(q, k, v, visible_until, causal: bool):
@@ -324,51 +171,36 @@ def _heads_last(x, length: int):
     return x[:, :, :, :length].transpose(0, 3, 1, 2, 4).reshape(rows, length, kv_heads * group, dim)
 
 
-def _place(shape: Shape, side: str, outer, inner, step):
-    """Row and block of a step: its outer block, or the inner one in the same row."""
-    row = jax.lax.div(outer[step], shape.blocks)
-    return row, jax.lax.rem(outer[step], shape.blocks) if side == "outer" else inner[step]
+class Specs(NamedTuple):
+    """Which block of each array a step works on."""
+
+    until: pl.BlockSpec
+    queries: pl.BlockSpec
+    keys: pl.BlockSpec
+    statistics: pl.BlockSpec
 
 
-def _queries(shape: Shape, side: str = "outer") -> pl.BlockSpec:
-    def index(head, step, outer, inner, flags):
-        row, block = _place(shape, side, outer, inner, step)
-        return row, head, 0, block, 0
+def _specs(shape: Shape, outer: Literal["queries", "keys"]) -> Specs:
+    """For a work list whose outer blocks are of queries or of keys."""
 
-    return pl.BlockSpec((None, None, shape.group, shape.block, shape.dim), index)
+    def spec(sizes, side: str, index) -> pl.BlockSpec:
+        def place(head, step, outer_blocks, inner_blocks, flags):
+            row, block = jax.lax.div(outer_blocks[step], shape.blocks), jax.lax.rem(outer_blocks[step], shape.blocks)
+            return index(row, head, block if side == outer else inner_blocks[step])
 
+        return pl.BlockSpec(sizes, place)
 
-def _statistics(shape: Shape, side: str = "outer") -> pl.BlockSpec:
-    def index(head, step, outer, inner, flags):
-        row, block = _place(shape, side, outer, inner, step)
-        return row, head, 0, block
-
-    return pl.BlockSpec((None, None, shape.group, shape.block), index)
-
-
-def _keys(shape: Shape, side: str) -> pl.BlockSpec:
-    def index(head, step, outer, inner, flags):
-        row, block = _place(shape, side, outer, inner, step)
-        return row, head, block, 0
-
-    return pl.BlockSpec((None, None, shape.block, shape.dim), index)
-
-
-def _visible_until(shape: Shape, side: str) -> pl.BlockSpec:
-    def index(head, step, outer, inner, flags):
-        row, block = _place(shape, side, outer, inner, step)
-        return row, 0, block
-
-    return pl.BlockSpec((None, 1, shape.block), index)
+    group, block, dim = shape.group, shape.block, shape.dim
+    return Specs(
+        until=spec((None, 1, block), "keys", lambda row, head, i: (row, 0, i)),
+        queries=spec((None, None, group, block, dim), "queries", lambda row, head, i: (row, head, 0, i, 0)),
+        keys=spec((None, None, block, dim), "keys", lambda row, head, i: (row, head, i, 0)),
+        statistics=spec((None, None, group, block), "queries", lambda row, head, i: (row, head, 0, i)),
+    )
 
 
 def _like(x) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
-def _statistics_like(shape: Shape) -> jax.ShapeDtypeStruct:
-    sizes = (shape.rows, shape.kv_heads, shape.group, shape.length)
-    return jax.ShapeDtypeStruct(sizes, jnp.float32)
 
 
 def _call(kernel, shape: Shape, work: WorkList, *, inputs, outputs, scratch, matmuls: int, interpret: bool):
@@ -376,7 +208,7 @@ def _call(kernel, shape: Shape, work: WorkList, *, inputs, outputs, scratch, mat
     arrays = [x for x, _ in inputs]
     moved = sum(x.size * x.dtype.itemsize for x in arrays + [x for x, _ in outputs])
     return pl.pallas_call(
-        kernel,
+        partial(kernel, shape),
         out_shape=[x for x, _ in outputs],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
@@ -387,6 +219,6 @@ def _call(kernel, shape: Shape, work: WorkList, *, inputs, outputs, scratch, mat
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES),
         cost_estimate=pl.CostEstimate(flops=2 * matmuls * pairs * shape.dim, transcendentals=pairs, bytes_accessed=moved),
-        name=f"attention{kernel.func.__name__.removesuffix('_kernel')}",
+        name="attention_" + kernel.__name__.removesuffix("_kernel"),
         interpret=interpret,
     )(work.outer, work.inner, work.flags, *arrays)
