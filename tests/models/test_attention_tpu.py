@@ -31,6 +31,7 @@ def compiled(part: str, topology: str, size: int, axes: str, *backends: str) -> 
     return {line["backend"]: line for line in lines}
 
 
+@pytest.mark.slow
 def test_a_layer_sharded_over_rows_and_heads_gets_the_kernels_forward_and_backward():
     found = compiled("language", "v5e:2x2", 1024, "2x2", "auto")
     assert found["auto"]["kernels"] == KERNELS
