@@ -30,12 +30,16 @@ class Section(pydantic.BaseModel):
 
 
 class Model(Section):
-    """`path`: a Hugging Face directory or hub id, in either naming."""
+    """`path`: a Hugging Face directory or hub id, in either naming.
+
+    `attention`: the implementation, by platform (a Pallas kernel on TPU, else XLA) or forced.
+    """
 
     path: str
     dtype: Dtype = "bfloat16"
     param_dtype: Dtype = "float32"
     remat: Literal["none", "full", "dots"] = "full"
+    attention: Literal["auto", "xla", "pallas"] = "auto"
     reward_head: Literal["tanh", "silu", "linear"] | None = None
 
 

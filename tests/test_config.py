@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pydantic
 import pytest
 import yaml
 
-from mmrlhf_jax.config import Experiment, load_experiment, load_launch, resolved
+from mmrlhf_jax.config import Experiment, Model, load_experiment, load_launch, resolved
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.attention import Backend
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -32,6 +34,12 @@ def test_the_papers_values_are_the_defaults_of_mm_dpo():
     assert (objective.beta, objective.scaling.w, objective.scaling.k) == (0.1, 0.5, 0.5)
     assert objective.scaling.mode == "margin" and objective.scaling.negative_margins == "clamp"
     assert objective.sft_weight == 0.25 and not load_experiment(MMDPO).trains.vision_tower
+
+
+def test_a_run_may_name_every_implementation_of_attention_and_takes_the_platforms():
+    field = Model.model_fields["attention"]
+    assert get_args(field.annotation) == get_args(Backend) and field.default == "auto"
+    assert load_experiment(MMDPO, ["model.attention=xla"]).model.attention == "xla"
 
 
 def test_a_base_is_overridden_key_by_key(tmp_path):
@@ -62,6 +70,7 @@ def test_set_overrides_one_key_and_another_kind_replaces_its_section():
         ("objective.scaling.kk=1", "unknown key 'objective.scaling.kk'; did you mean 'k'"),
         ("modle.path=x", "unknown key 'modle'; did you mean 'model'"),
         ("objective.losses={sigmod: 1}", "unknown loss"),
+        ("model.attention=flash", "model.attention: Input should be 'auto', 'xla' or 'pallas'"),
         ("batch.rows=0", "batch.rows: Input should be greater than or equal to 1"),
         ("batch.accumulation=5", "batch.rows 32 must be a multiple of batch.accumulation 5"),
         ("objective.kind=reward_model", "needs model.reward_head"),

@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.tensors import StoredTensors
 from mmrlhf_jax.models import reward_head as reward_heads
+from mmrlhf_jax.models.attention import Backend
 from mmrlhf_jax.models.llava_onevision import original, weights
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, read_config
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
@@ -66,6 +67,7 @@ def load_model(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     remat: str = "full",
+    attention: Backend = "auto",
     reward_head: str | None = None,
     seed: int = 0,
 ) -> LlavaOnevision:
@@ -87,7 +89,9 @@ def load_model(
 
     with use_mesh(mesh):
         abstract = nnx.eval_shape(
-            lambda: LlavaOnevision(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype, remat=remat)
+            lambda: LlavaOnevision(
+                config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype, remat=remat, attention=attention
+            )
         )
         graph, state = nnx.split(abstract)
         shardings = dict(nnx.to_flat_state(nnx.get_named_sharding(state, mesh)))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from mmrlhf_jax.models.attention import attend_cache, attention
+from mmrlhf_jax.models.attention import Backend, attend_cache, attention
 from mmrlhf_jax.models.layers import linear, run_stack, stack
 from mmrlhf_jax.models.llava_onevision.config import TextConfig
 from mmrlhf_jax.sharding.rules import constrain, partitioned
@@ -91,10 +91,11 @@ def rms_norm(config: TextConfig, *, dtype, param_dtype, rngs) -> nnx.RMSNorm:
 class Qwen2(nnx.Module):
     """Embedding, decoder layers, final norm, and the vocabulary projection (tied to the embedding or not)."""
 
-    def __init__(self, config: TextConfig, *, dtype, param_dtype, remat: str, rngs: nnx.Rngs):
+    def __init__(self, config: TextConfig, *, dtype, param_dtype, remat: str, attention: Backend, rngs: nnx.Rngs):
         kinds = dict(dtype=dtype, param_dtype=param_dtype)
         self.config = config
         self.remat = remat
+        self.attention_backend = attention
         self.embedding = nnx.Embed(
             config.vocab_size,
             config.hidden_size,
@@ -121,7 +122,7 @@ class Qwen2(nnx.Module):
         """Embeddings to hidden states after the final norm."""
 
         def attend(q, k, v):
-            return attention(q, k, v, visible_until), None
+            return attention(q, k, v, visible_until, backend=self.attention_backend), None
 
         return self._run(x, positions, attend)[0]
 
@@ -129,7 +130,7 @@ class Qwen2(nnx.Module):
         """As `__call__`, and the keys and values of every layer."""
 
         def attend(q, k, v):
-            return attention(q, k, v, visible_until), KVCache(k, v)
+            return attention(q, k, v, visible_until, backend=self.attention_backend), KVCache(k, v)
 
         return self._run(x, positions, attend)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from mmrlhf_jax.models.attention import Backend, full_attention
 from mmrlhf_jax.models.layers import linear, run_stack, stack
 from mmrlhf_jax.models.llava_onevision.config import VisionConfig
 from mmrlhf_jax.sharding.rules import constrain, partitioned
@@ -41,9 +42,9 @@ class VisionAttention(nnx.Module):
         self.o = linear(d, d, ("heads", "embed"), **kinds)
         self.heads = config.heads
 
-    def __call__(self, x: Float[Array, "N P E"]) -> Float[Array, "N P E"]:
+    def __call__(self, x: Float[Array, "N P E"], backend: Backend) -> Float[Array, "N P E"]:
         q, k, v = (proj(x).reshape(*x.shape[:2], self.heads, -1) for proj in (self.q, self.k, self.v))
-        return self.o(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
+        return self.o(full_attention(q, k, v, backend=backend).reshape(x.shape))
 
 
 class EncoderLayer(nnx.Module):
@@ -56,18 +57,19 @@ class EncoderLayer(nnx.Module):
         self.down = linear(config.intermediate_size, config.hidden_size, ("mlp", "embed"), bias=True, **kinds)
         self.activation = config.activation
 
-    def __call__(self, x):
-        x = x + self.attention(self.attention_norm(x))
+    def __call__(self, x, backend: Backend):
+        x = x + self.attention(self.attention_norm(x), backend)
         return x + self.down(ACTIVATIONS[self.activation](self.up(self.mlp_norm(x))))
 
 
 class Siglip(nnx.Module):
     """uint8 tiles to patch features."""
 
-    def __init__(self, config: VisionConfig, *, dtype, param_dtype, remat: str, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, dtype, param_dtype, remat: str, attention: Backend, rngs: nnx.Rngs):
         kinds = dict(dtype=dtype, param_dtype=param_dtype)
         self.config = config
         self.remat = remat
+        self.attention_backend = attention
         pixels = 3 * config.patch_size**2
         self.patch = linear(pixels, config.hidden_size, ("patch", "embed"), bias=True, rngs=rngs, **kinds)
         self.positions = nnx.Embed(
@@ -83,7 +85,8 @@ class Siglip(nnx.Module):
         """Hidden states of the feature layer (LLaVA-OneVision's `vision_feature_layer`), without post-norm."""
         x = self.patch(patches(tiles, self.config)) + self.positions(jnp.arange(self.config.patches))
         layers = jax.tree.map(lambda p: p[: self.config.feature_layers], self.layers)
-        x, _ = run_stack(lambda layer, x: (layer(x), None), constrain(x, "batch", None, None), layers, remat=self.remat)
+        x = constrain(x, "batch", None, None)
+        x, _ = run_stack(lambda layer, x: (layer(x, self.attention_backend), None), x, layers, remat=self.remat)
         return x
 
 

@@ -180,6 +180,7 @@ def load_base(experiment: config.Experiment, mesh) -> LlavaOnevision:
         dtype=jnp.dtype(settings.dtype),
         param_dtype=jnp.dtype(settings.param_dtype),
         remat=settings.remat,
+        attention=settings.attention,
         reward_head=settings.reward_head,
         seed=experiment.run.seed,
     )

@@ -153,6 +153,16 @@ def test_one_compilation_served_every_size_of_picture(root):
     assert hidden_and_logits._cache_size() <= max(before, 1)
 
 
+def test_the_kernels_of_the_tpu_change_nothing_in_the_tower_or_the_language_model(root):
+    """Interpreted here, and named as a run's `model.attention` names them."""
+    name = "tied, 6 heads over 2"
+    ours, _ = pair(name, root / name)
+    case = prompt(ours, [(40, 95)], root / name)
+    kernels = tiny.on_one_device(root / name, remat="none", attention="pallas")
+    for actual, expected in zip(hidden_and_logits(kernels, *case.row), hidden_and_logits(ours, *case.row), strict=True):
+        np.testing.assert_allclose(actual[0, : case.length], expected[0, : case.length], rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("naming", ["legacy", "saved"])
 def test_transformers_and_this_project_read_other_spellings_alike(tmp_path, naming):
     directory = tiny.checkpoint(tmp_path, naming=naming)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
+from mmrlhf_jax.models.attention import Backend
 from mmrlhf_jax.models.layers import linear
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.models.qwen2 import Qwen2
@@ -56,15 +57,16 @@ class LlavaOnevision(nnx.Module):
         dtype=jnp.float32,
         param_dtype=jnp.float32,
         remat: str = "full",
+        attention: Backend = "auto",
     ):
         kinds = dict(dtype=dtype, param_dtype=param_dtype)
         self.config = config
-        self.vision = Siglip(config.vision, remat=remat, rngs=rngs, **kinds)
+        self.vision = Siglip(config.vision, remat=remat, attention=attention, rngs=rngs, **kinds)
         self.projector = Projector(config, rngs=rngs, **kinds)
         self.newline = nnx.Param(
             nnx.initializers.normal(config.text.hidden_size**-0.5)(rngs.params(), (config.text.hidden_size,), param_dtype)
         )
-        self.language = Qwen2(config.text, remat=remat, rngs=rngs, **kinds)
+        self.language = Qwen2(config.text, remat=remat, attention=attention, rngs=rngs, **kinds)
         if config.reward_head is not None:
             self.reward_head = RewardHead(config.text.hidden_size, config.reward_head, rngs=rngs, **kinds)
 

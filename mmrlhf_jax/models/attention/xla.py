@@ -1,14 +1,6 @@
-"""Attention with one contract for packing, prefix sharing and trees: `visible_until`.
-
-    query q attends key k   <=>   k <= q < visible_until[k]
-
-A trunk key is visible until its group ends, a branch key until its branch ends, a padding key only to itself
-(`visible_until[k] = k + 1`). A plain causal sequence of length n is `visible_until = n` everywhere.
-"""
+"""Attention as plain XLA operations, on any platform."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,22 +17,25 @@ QUERY_BLOCKS = (128, 512)  # smallest and largest; about a quarter of the row in
 NEVER = -1e30
 
 
-def attention(
+def attend(
     q: Float[Array, "B S H D"],
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K D"],
     visible_until: Int[Array, "B S"],
+    *,
+    causal: bool = True,
 ) -> Float[Array, "B S H D"]:
-    """Grouped-query attention (H a multiple of K) under `visible_until`. Softmax in float32; result in q's dtype."""
+    """Attention under `visible_until`; without `causal`, later keys are visible too."""
     length = q.shape[1]
     if length <= DENSE_LIMIT:
-        return _attend_block(q, k, v, visible_until, 0)
+        return _attend_block(q, k, v, visible_until, 0, causal)
     size = min(max(length // 4, QUERY_BLOCKS[0]), QUERY_BLOCKS[1])
-    block = _attend_block if length < REMAT_LIMIT else jax.checkpoint(_attend_block, static_argnums=4)
+    block = _attend_block if length < REMAT_LIMIT else jax.checkpoint(_attend_block, static_argnums=(4, 5))
     outs = []
     for start in range(0, length, size):
         end = min(start + size, length)
-        outs.append(block(q[:, start:end], k[:, :end], v[:, :end], visible_until[:, :end], start))
+        keys = end if causal else length
+        outs.append(block(q[:, start:end], k[:, :keys], v[:, :keys], visible_until[:, :keys], start, causal))
     return jnp.concatenate(outs, axis=1)
 
 
@@ -54,11 +49,13 @@ def attend_cache(
     return _softmax_attend(q, k, v, valid[:, None, :])
 
 
-def _attend_block(q, k, v, visible_until, start: int):
+def _attend_block(q, k, v, visible_until, start: int, causal: bool):
     """Queries start..start+Q against keys 0..K."""
     queries = start + jnp.arange(q.shape[1])
     keys = jnp.arange(k.shape[1])
-    visible = (keys[None, None, :] <= queries[None, :, None]) & (queries[None, :, None] < visible_until[:, None, :])
+    visible = queries[None, :, None] < visible_until[:, None, :]
+    if causal:
+        visible &= keys[None, None, :] <= queries[None, :, None]
     return _softmax_attend(q, k, v, visible)
 
 
@@ -75,10 +72,3 @@ def _softmax_attend(q, k, v, visible: Bool[Array, "B Q S"]):
     out = jnp.einsum("bkgqs,bksd->bkgqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     out = out / weights.sum(axis=-1)[..., None]
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, dim).astype(v.dtype)
-
-
-@partial(jax.jit, static_argnums=0)
-def causal_visible_until(length: int, lengths: Int[Array, "B"]) -> Int[Array, "B length"]:
-    """`visible_until` of right-padded plain sequences: real keys until the sequence's end, padding only to itself."""
-    slots = jnp.arange(length)
-    return jnp.where(slots[None] < lengths[:, None], lengths[:, None], slots[None] + 1)

@@ -1,0 +1,39 @@
+"""Attention with one contract for packing, prefix sharing and trees: `visible_until`.
+
+    query q attends key k   <=>   k <= q < visible_until[k]
+
+A trunk key is visible until its group ends, a branch key until its branch ends, a padding key only to itself
+(`visible_until[k] = k + 1`). A plain causal sequence of length n is `visible_until = n` everywhere. Every query sees
+itself: `visible_until[k] > k`.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mmrlhf_jax.models.attention.backends import Backend, attend
+from mmrlhf_jax.models.attention.visibility import causal_visible_until
+from mmrlhf_jax.models.attention.xla import attend_cache
+
+__all__ = ["Backend", "attend_cache", "attention", "causal_visible_until", "full_attention"]
+
+
+def attention(
+    q: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    visible_until: Int[Array, "B S"],
+    *,
+    backend: Backend = "auto",
+) -> Float[Array, "B S H D"]:
+    """Grouped-query attention (H a multiple of K) under `visible_until`. Softmax in float32; result in q's dtype."""
+    return attend(q, k, v, visible_until, causal=True, backend=backend)
+
+
+def full_attention(
+    q: Float[Array, "B S H D"], k: Float[Array, "B S K D"], v: Float[Array, "B S K D"], *, backend: Backend = "auto"
+) -> Float[Array, "B S H D"]:
+    """Every query attends every key of its row, as in an image."""
+    everything = jnp.full(q.shape[:2], jnp.iinfo(jnp.int32).max, jnp.int32)
+    return attend(q, k, v, everything, causal=False, backend=backend)

@@ -1,0 +1,57 @@
+"""Which implementation computes an attention, and on which device's share of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import prod
+from typing import Literal
+
+import jax
+from jax.sharding import PartitionSpec
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.attention import pallas_tpu, xla
+from mmrlhf_jax.sharding.rules import RULES
+
+# `auto`: the Pallas kernel on TPU, XLA elsewhere. `pallas` off TPU runs interpreted: slow, for tests.
+Backend = Literal["auto", "xla", "pallas"]
+
+
+def attend(q, k, v, visible_until, *, causal: bool, backend: Backend):
+    """Differentiable attention. Under a mesh the kernel runs on every device's rows (data, fsdp) and heads (tensor).
+
+    Where that is not possible, because rows or heads do not divide or slots are sharded (`context`), `auto` leaves it to
+    XLA, which partitions its own operations, and `pallas` raises UserError.
+    """
+    platform = _platform()
+    if backend == "xla" or (backend == "auto" and platform != "tpu"):
+        return xla.attend(q, k, v, visible_until, causal=causal)
+    kernel = partial(pallas_tpu.attend, causal, platform != "tpu")
+    mesh = jax.sharding.get_abstract_mesh()
+    free = [name for name in mesh.axis_names if name not in mesh.manual_axes]
+    if prod(mesh.shape[name] for name in free) == 1:
+        return kernel(q, k, v, visible_until)
+    batch, heads, slots = (tuple(name for name in RULES[axis] if name in free) for axis in ("batch", "act_heads", "slots"))
+    shares = {axes: prod(mesh.shape[name] for name in axes) for axes in (batch, heads, slots)}
+    if q.shape[0] % shares[batch] or k.shape[2] % shares[heads] or shares[slots] > 1:
+        if backend == "auto":
+            return xla.attend(q, k, v, visible_until, causal=causal)
+        raise UserError(
+            f"model.attention: pallas cannot share {q.shape[0]} rows and {k.shape[2]} key/value heads over the mesh "
+            f"{dict(mesh.shape)}: it needs rows that data x fsdp divides, heads that tensor divides, and context 1"
+        )
+    by_head = PartitionSpec(batch, None, heads, None)
+    shared = jax.shard_map(
+        kernel,
+        in_specs=(by_head, by_head, by_head, PartitionSpec(batch, None)),
+        out_specs=by_head,
+        axis_names=set(free),
+        check_vma=False,  # the kernels' outputs do not say over which axes they vary
+    )
+    return shared(q, k, v, visible_until)
+
+
+def _platform() -> str:
+    """Of the devices that the program will run on: the mesh's, which may be of a machine that is not here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform

@@ -1,0 +1,168 @@
+"""The three kernels of attention on TPU: what happens to one block of queries and one of keys.
+
+Each is called for every entry of a work list (`visibility.py`), outer block by outer block, and handles all the query
+heads that share a key/value head: queries [G, block, D], keys and values [block, D], row statistics [G, block], the
+keys' `visible_until` [1, block]. `splash_attention` in jax is the model for the arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from mmrlhf_jax.models.attention.visibility import FIRST, LAST, WHOLE
+
+LANES = 128  # of a vector register: scalars per query are kept repeated over them
+NEVER = -1e30  # the score of a pair that is not visible: its exp is exactly 0, and differences of it are finite
+
+NN = (((1,), (0,)), ((), ()))  # [m, c] [c, n]
+NT = (((1,), (1,)), ((), ()))  # [m, c] [n, c]
+
+
+class Shape(NamedTuple):
+    """What the kernels are specialised for, all static."""
+
+    rows: int
+    kv_heads: int
+    group: int
+    length: int
+    dim: int
+    block: int
+    causal: bool
+
+    @property
+    def blocks(self) -> int:
+        return self.length // self.block
+
+
+def forward_kernel(shape, outer, inner, flags, until, q, k, v, out, lse, top, total, acc):
+    """One block of queries against one of keys, under the running maximum `top` and sum `total` of the softmax."""
+    step = pl.program_id(1)
+
+    @pl.when(flags[step] & FIRST != 0)
+    def _():
+        top[...] = jnp.full_like(top, NEVER)
+        total[...] = jnp.zeros_like(total)
+        acc[...] = jnp.zeros_like(acc)
+
+    def visit(bias):
+        def head(g, _):
+            scores = _dot(q[g], k[...], NT)
+            if bias is not None:
+                scores = scores + bias
+            before = top[g]
+            now = jnp.maximum(before, scores.max(axis=1, keepdims=True))
+            weights = jnp.exp(scores - _lanes(now, shape.block))
+            shrink = jnp.exp(before - now)
+            top[g] = now
+            total[g] = shrink * total[g] + weights.sum(axis=1, keepdims=True)
+            acc[g] = _lanes(shrink, shape.dim) * acc[g] + _dot(weights.astype(v.dtype), v[...], NN)
+            return 0
+
+        jax.lax.fori_loop(0, shape.group, head, 0)
+
+    query_block, key_block = jax.lax.rem(outer[step], shape.blocks), inner[step]
+    _masked_or_not(flags[step], visit, lambda: _bias(shape, query_block, key_block, until[...], keys_down=False))
+
+    @pl.when(flags[step] & LAST != 0)
+    def _():
+        for g in range(shape.group):
+            out[g] = (acc[g] / _lanes(total[g], shape.dim)).astype(out.dtype)
+            lse[g : g + 1] = (top[g] + jnp.log(total[g])).T[:1]
+
+
+def queries_gradient_kernel(shape, outer, inner, flags, until, q, k, v, cotangent, lse, delta, dq, lse_col, delta_col, acc):
+    step = pl.program_id(1)
+
+    @pl.when(flags[step] & FIRST != 0)
+    def _():
+        for g in range(shape.group):
+            lse_col[g] = _column(lse[g : g + 1])
+            delta_col[g] = _column(delta[g : g + 1])
+        acc[...] = jnp.zeros_like(acc)
+
+    def visit(bias):
+        def head(g, _):
+            scores = _dot(q[g], k[...], NT)
+            if bias is not None:
+                scores = scores + bias
+            weights = jnp.exp(scores - _lanes(lse_col[g], shape.block))
+            gradient = weights * (_dot(cotangent[g], v[...], NT) - _lanes(delta_col[g], shape.block))
+            acc[g] += _dot(gradient.astype(k.dtype), k[...], NN)
+            return 0
+
+        jax.lax.fori_loop(0, shape.group, head, 0)
+
+    query_block, key_block = jax.lax.rem(outer[step], shape.blocks), inner[step]
+    _masked_or_not(flags[step], visit, lambda: _bias(shape, query_block, key_block, until[...], keys_down=False))
+
+    @pl.when(flags[step] & LAST != 0)
+    def _():
+        dq[...] = (acc[...] * shape.dim**-0.5).astype(dq.dtype)
+
+
+def keys_gradient_kernel(shape, outer, inner, flags, until, q, k, v, cotangent, lse, delta, dk, dv, dk_acc, dv_acc):
+    """Scores with the keys down and the queries across, so that both products with them need no transposition."""
+    step = pl.program_id(1)
+
+    @pl.when(flags[step] & FIRST != 0)
+    def _():
+        dk_acc[...] = jnp.zeros_like(dk_acc)
+        dv_acc[...] = jnp.zeros_like(dv_acc)
+
+    def visit(bias):
+        def head(g, _):
+            scores = _dot(k[...], q[g], NT)
+            if bias is not None:
+                scores = scores + bias
+            weights = jnp.exp(scores - lse[pl.ds(g, 1)])
+            dv_acc[...] += _dot(weights.astype(v.dtype), cotangent[g], NN)
+            gradient = weights * (_dot(v[...], cotangent[g], NT) - delta[pl.ds(g, 1)])
+            dk_acc[...] += _dot(gradient.astype(q.dtype), q[g], NN)
+            return 0
+
+        jax.lax.fori_loop(0, shape.group, head, 0)
+
+    query_block, key_block = inner[step], jax.lax.rem(outer[step], shape.blocks)
+    _masked_or_not(flags[step], visit, lambda: _bias(shape, query_block, key_block, until[...], keys_down=True))
+
+    @pl.when(flags[step] & LAST != 0)
+    def _():
+        dk[...] = dk_acc[...].astype(dk.dtype)
+        dv[...] = dv_acc[...].astype(dv.dtype)
+
+
+def _masked_or_not(flags, visit, bias):
+    """Blocks of which every pair is visible are the bulk of a long trunk: they make no mask."""
+    pl.when(flags & WHOLE != 0)(lambda: visit(None))
+    pl.when(flags & WHOLE == 0)(lambda: visit(bias()))
+
+
+def _bias(shape: Shape, query_block, key_block, until, *, keys_down: bool):
+    """0 or NEVER for every pair of the block; `until` is [1, block]."""
+    square = (shape.block, shape.block)
+    queries = query_block * shape.block + jax.lax.broadcasted_iota(jnp.int32, square, 1 if keys_down else 0)
+    visible = queries < (_column(until)[:, :1] if keys_down else until)
+    if shape.causal:
+        keys = key_block * shape.block + jax.lax.broadcasted_iota(jnp.int32, square, 0 if keys_down else 1)
+        visible &= keys <= queries
+    return jnp.where(visible, 0.0, NEVER)
+
+
+def _column(row):
+    """[1, n] to [n, LANES]."""
+    return jnp.broadcast_to(row, (LANES, row.shape[1])).T
+
+
+def _lanes(x, width: int):
+    """[n, LANES], all lanes equal, to [n, width]."""
+    return jnp.tile(x, (1, -(-width // LANES)))[:, :width]
+
+
+def _dot(a, b, dimensions):
+    """Float32 factors are multiplied in float32, not in the matrix unit's bfloat16."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)

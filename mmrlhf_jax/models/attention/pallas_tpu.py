@@ -1,0 +1,224 @@
+"""Attention on TPU: flash-style Pallas kernels that visit only the blocks of `visibility.py`'s work lists.
+
+The grid is (key/value head, step): its second size is the number of visible blocks, known on the device only, and the
+list of them is prefetched into scalar memory, where it steers which blocks are copied next. A step handles all the
+query heads that share the key/value head, so that keys, values and the mask are fetched and made once for them.
+
+Layouts: queries [B, K, G, S, D] (G query heads per key/value head), keys and values [B, K, S, D], row statistics
+[B, K, G, S]. Why not jax's `splash_attention`: its segment ids cannot express trees, and its dynamic mask is S x S.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from mmrlhf_jax.models.attention import kernels_tpu as kernels
+from mmrlhf_jax.models.attention.kernels_tpu import LANES, Shape
+from mmrlhf_jax.models.attention.visibility import WorkList, block_kinds, by_key, by_query
+
+BLOCKS = (512, 256, 128)
+WHOLE_ROW = 1024  # slots of a row without order that is one block
+QUERIES_AT_ONCE = 4096  # block x query heads per key/value head, bounded by vector memory
+VMEM_BYTES = 48 << 20
+
+
+def block_size(length: int, group: int, causal: bool) -> int:
+    """The largest block that fits vector memory and adds at most an eighth of padding to a row.
+
+    Without order there is nothing to skip, and a row as short as an image is one block.
+    """
+    if not causal and length <= WHOLE_ROW:
+        return length + -length % LANES
+    fitting = [b for b in BLOCKS if b * group <= QUERIES_AT_ONCE] or [BLOCKS[-1]]
+    return next((b for b in fitting if 8 * (-length % b) <= length), fitting[-1])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def attend(
+    causal: bool,
+    interpret: bool,
+    q: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    visible_until: Int[Array, "B S"],
+) -> Float[Array, "B S H D"]:
+    """Attention under `visible_until`; without `causal`, later keys are visible too."""
+    return _attend_forward(causal, interpret, q, k, v, visible_until)[0]
+
+
+def _attend_forward(causal, interpret, q, k, v, visible_until):
+    out, lse = forward(q, k, v, visible_until, causal=causal, interpret=interpret)
+    return out, (q, k, v, visible_until, out, lse)
+
+
+def _attend_backward(causal, interpret, kept, cotangent):
+    return *backward(*kept, cotangent, causal=causal, interpret=interpret), None
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+def forward(
+    q: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    visible_until: Int[Array, "B S"],
+    *,
+    causal: bool,
+    interpret: bool,
+) -> tuple[Float[Array, "B S H D"], Float[Array, "B K G S"]]:
+    """The attention and, for the backward pass, the logarithm of every query's sum of exponentials."""
+    length = q.shape[1]
+    shape, q, k, v, until = _lay_out(q, k, v, visible_until, causal)
+    specs = _specs(shape, outer="queries")
+    statistics = jax.ShapeDtypeStruct((shape.rows, shape.kv_heads, shape.group, shape.length), jnp.float32)
+    out, lse = _call(
+        kernels.forward_kernel,
+        shape,
+        by_query(block_kinds(until[:, 0], shape.block, causal=causal), causal=causal),
+        inputs=[(until, specs.until), (q, specs.queries), (k, specs.keys), (v, specs.keys)],
+        outputs=[(_like(q), specs.queries), (statistics, specs.statistics)],
+        scratch=[(shape.group, shape.block, LANES)] * 2 + [(shape.group, shape.block, shape.dim)],
+        matmuls=2,
+        interpret=interpret,
+    )
+    return _heads_last(out, length), lse[..., :length]
+
+
+def backward(
+    q: Float[Array, "B S H D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
+    visible_until: Int[Array, "B S"],
+    out: Float[Array, "B S H D"],
+    lse: Float[Array, "B K G S"],
+    cotangent: Float[Array, "B S H D"],
+    *,
+    causal: bool,
+    interpret: bool,
+) -> tuple[Float[Array, "B S H D"], Float[Array, "B S K D"], Float[Array, "B S K D"]]:
+    """Gradients of q, k and v: one kernel over the keys of every query block, one over the queries of every key block."""
+    length = q.shape[1]
+    # The softmax's derivative needs sum_k p dp, which is sum_d out * cotangent.
+    delta = (out.astype(jnp.float32) * cotangent.astype(jnp.float32)).sum(axis=-1)
+    delta = delta.transpose(0, 2, 1).reshape(lse.shape)
+    shape, q, k, v, until = _lay_out(q, k, v, visible_until, causal)
+    pad = shape.length - length
+    lse, delta = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, pad))) for x in (lse, delta))
+    cotangent = _heads_first(cotangent.astype(q.dtype), shape.kv_heads, pad)
+    kinds = block_kinds(until[:, 0], shape.block, causal=causal)
+
+    def inputs(specs: Specs):
+        keyed = [(until, specs.until), (q, specs.queries), (k, specs.keys), (v, specs.keys)]
+        return [*keyed, (cotangent, specs.queries), (lse, specs.statistics), (delta, specs.statistics)]
+
+    specs = _specs(shape, outer="queries")
+    (dq,) = _call(
+        kernels.queries_gradient_kernel,
+        shape,
+        by_query(kinds, causal=causal),
+        inputs=inputs(specs),
+        outputs=[(_like(q), specs.queries)],
+        scratch=[(shape.group, shape.block, LANES)] * 2 + [(shape.group, shape.block, shape.dim)],
+        matmuls=3,
+        interpret=interpret,
+    )
+    specs = _specs(shape, outer="keys")
+    dk, dv = _call(
+        kernels.keys_gradient_kernel,
+        shape,
+        by_key(kinds, causal=causal),
+        inputs=inputs(specs),
+        outputs=[(_like(k), specs.keys), (_like(v), specs.keys)],
+        scratch=[(shape.block, shape.dim)] * 2,
+        matmuls=4,
+        interpret=interpret,
+    )
+    dk, dv = (x[:, :, :length].transpose(0, 2, 1, 3) for x in (dk, dv))
+    return _heads_last(dq, length), dk, dv
+
+
+def _lay_out(q, k, v, visible_until, causal: bool):
+    """Heads first, rows padded to whole blocks, queries scaled."""
+    rows, length, heads, dim = q.shape
+    kv_heads = k.shape[2]
+    block = block_size(length, heads // kv_heads, causal)
+    pad = -length % block
+    shape = Shape(rows, kv_heads, heads // kv_heads, length + pad, dim, block, causal)
+    # A padding key is seen by itself only where the order counts, else by nobody.
+    own = jnp.arange(length, length + pad) + 1 if causal else jnp.zeros(pad, jnp.int32)
+    until = jnp.concatenate([visible_until, jnp.broadcast_to(own.astype(jnp.int32), (rows, pad))], axis=1)
+    q = _heads_first(q * jnp.asarray(dim**-0.5, q.dtype), kv_heads, pad)
+    k, v = (jnp.pad(x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, pad), (0, 0))) for x in (k, v))
+    return shape, q, k, v, until[:, None]
+
+
+def _heads_first(x, kv_heads: int, pad: int):
+    rows, length, heads, dim = x.shape
+    x = x.reshape(rows, length, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, pad), (0, 0)))
+
+
+def _heads_last(x, length: int):
+    rows, kv_heads, group, _, dim = x.shape
+    return x[:, :, :, :length].transpose(0, 3, 1, 2, 4).reshape(rows, length, kv_heads * group, dim)
+
+
+class Specs(NamedTuple):
+    """Which block of each array a step works on."""
+
+    until: pl.BlockSpec
+    queries: pl.BlockSpec
+    keys: pl.BlockSpec
+    statistics: pl.BlockSpec
+
+
+def _specs(shape: Shape, outer: Literal["queries", "keys"]) -> Specs:
+    """For a work list whose outer blocks are of queries or of keys."""
+
+    def spec(sizes, side: str, index) -> pl.BlockSpec:
+        def place(head, step, outer_blocks, inner_blocks, flags):
+            row, block = jax.lax.div(outer_blocks[step], shape.blocks), jax.lax.rem(outer_blocks[step], shape.blocks)
+            return index(row, head, block if side == outer else inner_blocks[step])
+
+        return pl.BlockSpec(sizes, place)
+
+    group, block, dim = shape.group, shape.block, shape.dim
+    return Specs(
+        until=spec((None, 1, block), "keys", lambda row, head, i: (row, 0, i)),
+        queries=spec((None, None, group, block, dim), "queries", lambda row, head, i: (row, head, 0, i, 0)),
+        keys=spec((None, None, block, dim), "keys", lambda row, head, i: (row, head, i, 0)),
+        statistics=spec((None, None, group, block), "queries", lambda row, head, i: (row, head, 0, i)),
+    )
+
+
+def _like(x) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _call(kernel, shape: Shape, work: WorkList, *, inputs, outputs, scratch, matmuls: int, interpret: bool):
+    pairs = shape.rows * shape.kv_heads * shape.group * shape.length**2 // (2 if shape.causal else 1)
+    arrays = [x for x, _ in inputs]
+    moved = sum(x.size * x.dtype.itemsize for x in arrays + [x for x, _ in outputs])
+    return pl.pallas_call(
+        partial(kernel, shape),
+        out_shape=[x for x, _ in outputs],
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=3,
+            grid=(shape.kv_heads, work.count),
+            in_specs=[spec for _, spec in inputs],
+            out_specs=[spec for _, spec in outputs],
+            scratch_shapes=[pltpu.VMEM(sizes, jnp.float32) for sizes in scratch],
+        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES),
+        cost_estimate=pl.CostEstimate(flops=2 * matmuls * pairs * shape.dim, transcendentals=pairs, bytes_accessed=moved),
+        name="attention_" + kernel.__name__.removesuffix("_kernel"),
+        interpret=interpret,
+    )(work.outer, work.inner, work.flags, *arrays)

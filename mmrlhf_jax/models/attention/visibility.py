@@ -1,0 +1,82 @@
+"""Who sees whom, block by block: which pairs of a query block and a key block a kernel has to visit, and in which order.
+
+For a key block [a, b) and a later query block [c, d) everything follows from two numbers of the key block: some pair is
+visible where the largest `visible_until` of its keys exceeds c, every pair where the smallest reaches d. So the bounds of
+a row cost O(blocks²), never O(slots²), and a rectangle between branches or between groups is simply not in the list.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+HIDDEN, PARTIAL, FULL = 0, 1, 2
+
+# Flags of a step of a work list: the first and the last of its outer block, and a block of which every pair is visible.
+FIRST, LAST, WHOLE = 1, 2, 4
+
+
+class WorkList(NamedTuple):
+    """The block pairs to visit, outer block by outer block; only the first `count` entries mean something.
+
+    `outer` is row * blocks + block: of queries in `by_query`, of keys in `by_key`; `inner` the other side's block in that row.
+    """
+
+    outer: Int[Array, "T"]
+    inner: Int[Array, "T"]
+    flags: Int[Array, "T"]
+    count: Int[Array, ""]
+
+
+@partial(jax.jit, static_argnums=0)
+def causal_visible_until(length: int, lengths: Int[Array, "B"]) -> Int[Array, "B length"]:
+    """`visible_until` of right-padded plain sequences: real keys until the sequence's end, padding only to itself."""
+    slots = jnp.arange(length)
+    return jnp.where(slots[None] < lengths[:, None], lengths[:, None], slots[None] + 1)
+
+
+def block_kinds(visible_until: Int[Array, "B S"], block: int, *, causal: bool) -> Int[Array, "B N N"]:
+    """HIDDEN, PARTIAL or FULL for every (query block, key block); `block` divides S.
+
+    Diagonal blocks count as visible: every query sees itself (`visible_until[k] > k`), and every block is written.
+    """
+    rows, length = visible_until.shape
+    per_block = visible_until.reshape(rows, 1, length // block, block)
+    latest, earliest = per_block.max(axis=-1), per_block.min(axis=-1)
+    number = jnp.arange(length // block)
+    queries, keys = number[:, None], number[None, :]
+    seen = (latest > queries * block) | (queries == keys)
+    whole = earliest >= (queries + 1) * block
+    if causal:
+        seen, whole = seen & (keys <= queries), whole & (keys < queries)
+    return jnp.where(whole, FULL, jnp.where(seen, PARTIAL, HIDDEN))
+
+
+def by_query(kinds: Int[Array, "B N N"], *, causal: bool) -> WorkList:
+    """For every query block the key blocks that it sees, in order: the forward pass and the gradient of the queries."""
+    return _work_list(kinds, causal)
+
+
+def by_key(kinds: Int[Array, "B N N"], *, causal: bool) -> WorkList:
+    """For every key block the query blocks that see it, in order: the gradient of the keys and values."""
+    return _work_list(kinds.swapaxes(1, 2), causal)
+
+
+def _work_list(kinds: Int[Array, "B N N"], causal: bool) -> WorkList:
+    rows, blocks, _ = kinds.shape
+    most = rows * (blocks * (blocks + 1) // 2 if causal else blocks * blocks)
+    flat = kinds.reshape(-1)
+    count = (flat != HIDDEN).sum(dtype=jnp.int32)
+    (place,) = jnp.nonzero(flat != HIDDEN, size=most, fill_value=0)
+    place = place.astype(jnp.int32)
+    outer, inner = place // blocks, place % blocks
+    step = jnp.arange(most)
+    changes = outer[1:] != outer[:-1]
+    first = jnp.concatenate([jnp.array([True]), changes])
+    last = jnp.concatenate([changes, jnp.array([True])]) | (step == count - 1)
+    flags = FIRST * first + LAST * last + WHOLE * (flat[place] == FULL)
+    return WorkList(outer, inner, flags.astype(jnp.int32), count)

@@ -1,0 +1,93 @@
+"""Compile the language model's or the tower's layers for TPUs that are not here. Run by `test_attention_tpu.py`.
+
+    python tests/models/tpu_compile.py language v5e:2x2 8192 4x1 xla auto
+
+prints, per backend, one line of JSON: temporaries in bytes per device, the kernels in the program, seconds to compile.
+A process of its own, since libtpu wants its environment before jax starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.experimental.topologies import get_topology_desc
+
+from mmrlhf_jax.models.llava_onevision.config import TextConfig, VisionConfig
+from mmrlhf_jax.models.qwen2 import Qwen2
+from mmrlhf_jax.models.siglip import Siglip
+from mmrlhf_jax.sharding.mesh import batch_sharding, make_mesh, use_mesh
+
+# LLaVA-OneVision 7B's, with two layers and few words: layers are scanned, so their number changes no temporary of a layer.
+TEXT = TextConfig(
+    vocab_size=1024,
+    hidden_size=3584,
+    intermediate_size=18944,
+    layers=2,
+    heads=28,
+    kv_heads=4,
+    head_dim=128,
+    rope_theta=1e6,
+    rms_norm_eps=1e-6,
+    tied=True,
+)
+TOWER = VisionConfig(
+    hidden_size=1152, intermediate_size=4304, layers=2, heads=16, image_size=384, patch_size=14, feature_layers=2
+)
+KINDS = dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, remat="full")
+
+
+def compile_language(mesh, slots: int, backend: str):
+    """Gradients of all layers' parameters for one row per batch shard."""
+    abstract = nnx.eval_shape(lambda: Qwen2(TEXT, attention=backend, rngs=nnx.Rngs(0), **KINDS))
+    graph, params = sharded(abstract, mesh)
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    tokens, positions, until = (
+        jax.ShapeDtypeStruct((rows, slots), jnp.int32, sharding=batch_sharding(mesh, 2)) for _ in range(3)
+    )
+
+    def loss(params, tokens, positions, until):
+        model = nnx.merge(graph, params)
+        return jnp.square(model(model.embed(tokens), positions, until).astype(jnp.float32)).mean()
+
+    return jax.jit(jax.grad(loss)).lower(params, tokens, positions, until).compile()
+
+
+def compile_tower(mesh, tiles: int, backend: str):
+    """Features of `tiles` tiles per batch shard from a frozen tower."""
+    graph, params = sharded(nnx.eval_shape(lambda: Siglip(TOWER, attention=backend, rngs=nnx.Rngs(0), **KINDS)), mesh)
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    images = jax.ShapeDtypeStruct((rows * tiles, 384, 384, 3), jnp.uint8, sharding=batch_sharding(mesh, 4))
+    return jax.jit(lambda params, images: nnx.merge(graph, params)(images)).lower(params, images).compile()
+
+
+def sharded(module, mesh):
+    graph, state = nnx.split(module)
+    shardings = nnx.get_named_sharding(state, mesh)
+    return graph, jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+
+
+def main(part: str, topology: str, size: str, axes: str, *backends: str) -> None:
+    devices = get_topology_desc(platform="tpu", topology_name=topology, chips_per_host_bounds=(2, 2, 1), num_slices=1).devices
+    mesh = make_mesh(dict(zip(("fsdp", "tensor"), map(int, axes.split("x")), strict=True)), list(devices))
+    for backend in backends:
+        start = time.time()
+        with use_mesh(mesh):
+            compiled = {"language": compile_language, "tower": compile_tower}[part](mesh, int(size), backend)
+        kernels = sorted({name for name in KERNELS if name in compiled.as_text()})
+        temporaries = compiled.memory_analysis().temp_size_in_bytes
+        line = {"backend": backend, "temporaries": temporaries, "kernels": kernels, "seconds": round(time.time() - start, 1)}
+        print(json.dumps(line), flush=True)
+
+
+KERNELS = ("attention_forward", "attention_queries_gradient", "attention_keys_gradient")
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
