@@ -180,13 +180,21 @@ def reward_objective(settings: config.RewardModel) -> Objective:
             **options,
         )
         metrics = reward_model.reward_metrics(outputs.rewards, batch.pairs, batch.pair_weights, sums)
-        correct = WeightedSum(jax.lax.stop_gradient(outputs.correct).sum(), lengths.sum())
-        return sums, metrics | {"critique/token_accuracy": correct}
+        return sums, metrics | {"critique/token_accuracy": side_accuracy(outputs.correct, lengths, batch)}
 
     coefficients = {"score": settings.score_weight, "critique": settings.critique_weight, "centring": settings.centring}
     if settings.tie_weight:
         coefficients["ties"] = settings.tie_weight
     return Objective(coefficients, terms)
+
+
+def side_accuracy(correct: Float[Array, "B R"], lengths: Float[Array, "B R"], batch: RowBatch) -> WeightedSum:
+    """The share of target tokens that were the most likely one, over both sides of every pair."""
+    found = [
+        sum(weighted_sum(side, batch.pair_weights).total for side in gather_pairs(x, batch.pairs, batch.pair_weights))
+        for x in (jax.lax.stop_gradient(correct), lengths)
+    ]
+    return WeightedSum(*found)
 
 
 def supervised_objective() -> Objective:
