@@ -111,11 +111,19 @@ class GroupEncoder:
             pairs=pairs,
             pair_weights=pair_weights,
             tie_weights=tie_weights,
+            pair_margins=pair_margins(record, pairs),
             response_weights=np.asarray(learnt, np.float32),
             rewards=np.asarray([np.nan if r.reward is None else r.reward for r in record.responses], np.float32),
             reference_logps=np.full(count, np.nan, np.float32),
             response_ids=np.arange(first_response, first_response + count, dtype=np.int32),
         )
+
+
+def pair_margins(record: RankedRecord, pairs: np.ndarray) -> np.ndarray:
+    """float32[p]: the `ls_factor` that an upstream pair file gave to each pair, NaN where there is none."""
+    stored = {(p["chosen"], p["rejected"]): p.get("ls_factor") for p in record.extra.get("pairs", [])}
+    found = [stored.get((int(c), int(r))) for c, r in pairs]
+    return np.asarray([np.nan if value is None else value for value in found], np.float32)
 
 
 def media_plans(example: Example, geometry: VisionGeometry) -> list[VisualPlan]:

@@ -53,6 +53,7 @@ def synthetic_group(
             pairs=pairs,
             pair_weights=np.ones(len(pairs), np.float32),
             tie_weights=np.zeros(len(pairs), np.float32),
+            pair_margins=np.full(len(pairs), np.nan, np.float32),
             response_weights=np.ones(len(chosen), np.float32),
             rewards=rewards[chosen],
             reference_logps=reference[chosen],

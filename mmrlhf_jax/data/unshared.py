@@ -19,7 +19,8 @@ from mmrlhf_jax.data.rows import Budget, EncodedGroup, RowBatch, assemble_row, g
 # Slots of a row are a multiple of this, in either layout.
 SLOT_MULTIPLE = 8
 # The fields that stand in halves, and what the entries of those that are indices count (`half_sizes`).
-HALVED = tuple(name for name in RowBatch._fields if name not in ("pairs", "pair_weights", "tie_weights"))
+PER_PAIR = ("pairs", "pair_weights", "tie_weights", "pair_margins")
+HALVED = tuple(name for name in RowBatch._fields if name not in PER_PAIR)
 INDEXES = {
     "visible_until": "slots",
     "visual_slots": "slots",
@@ -43,12 +44,13 @@ class Pair(NamedTuple):
     chosen: EncodedGroup
     rejected: EncodedGroup
     weight: float
+    margin: float
 
 
 def expand(group: EncodedGroup, alone: Sequence[EncodedGroup]) -> list[Pair]:
     """The strict pairs of a group. `alone[r]` is response r's conversation as a group of its own, media included."""
-    used = [(pair, weight) for pair, weight in zip(group.pairs, group.pair_weights, strict=True) if weight]
-    return [Pair(alone[c], alone[r], float(weight)) for (c, r), weight in used]
+    found = zip(group.pairs, group.pair_weights, group.pair_margins, strict=True)
+    return [Pair(alone[c], alone[r], float(weight), float(margin)) for (c, r), weight, margin in found if weight]
 
 
 def unshared_batch(pairs: Sequence[Pair], geometry, *, pieces_of: int | None = None, multiple: int = 1) -> tuple[RowBatch, int]:
@@ -90,10 +92,16 @@ def _row(pairs: Sequence[Pair], half: Budget, geometry) -> RowBatch:
             values = [np.where(unused & (v == size), 2 * size, m) for v, m in zip(values, moved, strict=True)]
         return np.concatenate(values).astype(getattr(sides[0], name).dtype)
 
-    index, weights = np.zeros((half.pairs, 2), np.int32), np.zeros(half.pairs, np.float32)
+    per_pair = {
+        "pairs": np.zeros((half.pairs, 2), np.int32),
+        "pair_weights": np.zeros(half.pairs, np.float32),
+        "tie_weights": np.zeros(half.pairs, np.float32),
+        "pair_margins": np.full(half.pairs, np.nan, np.float32),
+    }
     for i, pair in enumerate(pairs):
-        index[i], weights[i] = (i, half.responses + i), pair.weight
-    return RowBatch(**{name: joined(name) for name in HALVED}, pairs=index, pair_weights=weights, tie_weights=weights * 0)
+        per_pair["pairs"][i] = i, half.responses + i
+        per_pair["pair_weights"][i], per_pair["pair_margins"][i] = pair.weight, pair.margin
+    return RowBatch(**{name: joined(name) for name in HALVED}, **per_pair)
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -114,7 +114,7 @@ def reference_outputs(
 
 def split_rows(batch: RowBatch, pieces: int) -> RowBatch:
     """[B, ...] to [pieces, B / pieces, ...]. A piece takes every pieces-th row, so that each spans all batch shards."""
-    return jax.tree.map(lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
+    return jax.tree.map(lambda x: x.reshape(len(x) // pieces, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def batch_denominators(objective: Objective, pieces: RowBatch, key: jax.Array) -> dict[str, jax.Array]:

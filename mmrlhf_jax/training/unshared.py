@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mmrlhf_jax.data.rows import RowBatch
-from mmrlhf_jax.data.unshared import HALVED, INDEXES, MARKED, half_sizes
+from mmrlhf_jax.data.unshared import HALVED, INDEXES, MARKED, PER_PAIR, half_sizes
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.training.objective import Outputs, forward
 
@@ -32,6 +32,6 @@ def split_halves(batch: RowBatch, patches: int) -> RowBatch:
         own = x - size * jnp.tile(jnp.arange(2), rows).reshape(-1, *(1,) * (x.ndim - 1))
         return jnp.where(x == 2 * size, size, own) if name in MARKED else own
 
-    none = jnp.zeros((2 * rows, 1), jnp.float32)
-    pairs = jnp.zeros((2 * rows, 1, 2), jnp.int32)
-    return RowBatch(**{name: halves(name) for name in HALVED}, pairs=pairs, pair_weights=none, tie_weights=none)
+    none = {name: getattr(batch, name)[:1, :1] * 0 for name in PER_PAIR}
+    per_pair = {name: jnp.broadcast_to(value, (2 * rows, *value.shape[1:])) for name, value in none.items()}
+    return RowBatch(**{name: halves(name) for name in HALVED}, **per_pair)
