@@ -182,14 +182,15 @@ def compare(args: argparse.Namespace, sizes: dict = SIZES, response_tokens: int 
         made = dict(images=args.images, responses=args.responses, response_tokens=response_tokens)
         group, alone = synthetic_group(found, **made)
         turns = [our_turn(directory, group), torch_turn(directory, group, alone, args.checkpointing)]
-    seconds, losses = [], []
+    seconds, cpu_seconds, losses = [], [], []
     for number in range(args.repeats + 1):  # the first turn warms up
-        seconds.append([])
-        losses.append([])
+        for column in (seconds, cpu_seconds, losses):
+            column.append([])
         for turn in turns:
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             losses[-1].append(turn())
             seconds[-1].append(time.perf_counter() - start)
+            cpu_seconds[-1].append(time.process_time() - cpu_start)
         print(f"turn {number}: ours, torch: {seconds[-1]} s, losses {losses[-1]}", file=sys.stderr, flush=True)
     np.testing.assert_allclose(*np.transpose(losses), rtol=1e-3)
     ours, theirs = (statistics.median(column) for column in np.transpose(seconds[1:]))
@@ -199,6 +200,7 @@ def compare(args: argparse.Namespace, sizes: dict = SIZES, response_tokens: int 
         "our_seconds": ours,
         "torch_seconds": theirs,
         "ratio": statistics.median(b / a for a, b in seconds[1:]),
+        "cpu_ratio": statistics.median(b / a for a, b in cpu_seconds[1:]),  # of the cores' time: what a busy machine shows
         "our_pairs_per_second": len(group.pairs) / ours,
         "torch_pairs_per_second": len(group.pairs) / theirs,
         "threads": torch.get_num_threads(),

@@ -119,7 +119,7 @@ def load(directory, devices: int, lora: config.Lora | None = None):
     """
     mesh = make_mesh({"data": 2 if devices > 1 else 1, "fsdp": -1}, jax.devices()[:devices])
     with use_mesh(mesh):
-        model = with_adapters(load_model(directory, mesh=mesh), lora, seed=0)
+        model = with_adapters(load_model(directory, mesh=mesh, remat="none"), lora, seed=0)
     for _, layer in adapted_layers(model):
         b = layer.lora_b[...]
         layer.lora_b[...] = b + 0.02 * np.cos(np.arange(b.size, dtype=np.float32)).reshape(b.shape)
