@@ -18,9 +18,10 @@ from mmrlhf_jax.data.rows import Budget, EncodedGroup, RowBatch, assemble_row, g
 
 # Slots of a row are a multiple of this, in either layout.
 SLOT_MULTIPLE = 8
-# The fields that stand in halves, and what the entries of those that are indices count (`half_sizes`).
+# Pairs join the halves; every other field stands in two of them.
 PER_PAIR = ("pairs", "pair_weights", "tie_weights", "pair_margins")
 HALVED = tuple(name for name in RowBatch._fields if name not in PER_PAIR)
+# What the entries of those fields that are indices count (`half_sizes`).
 INDEXES = {
     "visible_until": "slots",
     "visual_slots": "slots",
@@ -39,18 +40,19 @@ def half_sizes(slots: int, responses: int, features: int) -> dict[str, int]:
 
 
 class Pair(NamedTuple):
-    """Both sides as groups of one response, and what the pair weighs."""
+    """Both sides as groups of one response, what the pair weighs, in order or as a tie, and its own margin."""
 
     chosen: EncodedGroup
     rejected: EncodedGroup
     weight: float
+    tie_weight: float
     margin: float
 
 
 def expand(group: EncodedGroup, alone: Sequence[EncodedGroup]) -> list[Pair]:
-    """The strict pairs of a group. `alone[r]` is response r's conversation as a group of its own, media included."""
-    found = zip(group.pairs, group.pair_weights, group.pair_margins, strict=True)
-    return [Pair(alone[c], alone[r], float(weight), float(margin)) for (c, r), weight, margin in found if weight]
+    """The pairs of a group. `alone[r]` is response r's conversation as a group of its own, media included."""
+    figures = zip(group.pair_weights, group.tie_weights, group.pair_margins, strict=True)
+    return [Pair(alone[c], alone[r], *map(float, own)) for (c, r), own in zip(group.pairs, figures, strict=True)]
 
 
 def unshared_batch(pairs: Sequence[Pair], geometry, *, pieces_of: int | None = None, multiple: int = 1) -> tuple[RowBatch, int]:
@@ -100,7 +102,8 @@ def _row(pairs: Sequence[Pair], half: Budget, geometry) -> RowBatch:
     }
     for i, pair in enumerate(pairs):
         per_pair["pairs"][i] = i, half.responses + i
-        per_pair["pair_weights"][i], per_pair["pair_margins"][i] = pair.weight, pair.margin
+        for name, value in zip(PER_PAIR[1:], pair[2:], strict=True):
+            per_pair[name][i] = value
     return RowBatch(**{name: joined(name) for name in HALVED}, **per_pair)
 
 

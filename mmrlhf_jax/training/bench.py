@@ -40,7 +40,7 @@ class Layout:
     def work(self, patches: int) -> Work:
         """Counts without padding; `pairs` are those of the layout's own rows."""
         rows = split_halves(self.batch, patches) if self.forward is forward_unshared else self.batch
-        return Work(*map(float, batch_work(rows, patches)))
+        return Work(*map(float, jax.jit(batch_work, static_argnums=1)(rows, patches)))
 
 
 def group_layout(batch: RowBatch, pieces: int = 1) -> Layout:
@@ -84,8 +84,9 @@ def compare(
         batches.append(place(layout.batch, mesh))
         steps.append(step.lower(state, batches[-1]).compile())
         figures[f"{layout.name}_peak_bytes"] = peak_bytes(steps[-1])
-        figures[f"{layout.name}_flops"] = useful_flops(layout.work(patches), model.config, experiment)
-        figures[f"{layout.name}_tokens"] = int(layout.work(patches).tokens)
+        work = layout.work(patches)
+        figures[f"{layout.name}_flops"] = useful_flops(work, model.config, experiment)
+        figures[f"{layout.name}_tokens"] = int(work.tokens)
 
     progress = Progress(title, repeats + 1)
     seconds: list[list[float]] = []
