@@ -1,4 +1,4 @@
-"""`python -m tests.training.many_devices DIR`: the group step on all devices of this process against the oracle on one.
+"""`python -m tests.training.many_devices DIR CASE ...`: the group step on all devices of this process against the oracle on one.
 
 A process of its own, because the number of virtual CPU devices is settled when jax starts (`test_devices.py`).
 """
@@ -13,13 +13,14 @@ import jax
 from tests.training import groups
 from tests.training.groups import LORA, OBJECTIVES, assert_same_step, packed, pair_expanded, task_of
 
-CASES = [("mm-dpo", None, 1), ("reward model", LORA, 4)]
+# objective, LoRA, accumulation
+CASES = [("mm-dpo", LORA, 4), ("reward model", None, 1), ("mm-dpo", None, 1), ("reward model", LORA, 4)]
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, numbers: list[int]) -> None:
     checkpoint, examples = groups.checkpoint(directory / "model"), groups.examples(directory / "data")
     devices = len(jax.devices())
-    for name, lora, accumulation in CASES:
+    for name, lora, accumulation in (CASES[number] for number in numbers):
         objective = OBJECTIVES[name]
         mesh, model = groups.load(checkpoint, 1, lora)
         expected = groups.step(mesh, model, objective, pair_expanded(model, examples, task_of(objective)), lora=lora)
@@ -30,4 +31,4 @@ def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), [int(number) for number in sys.argv[2:]])
