@@ -1,4 +1,4 @@
-"""`python -m tests.training.many_devices DIR CASE ...`: the group step on all devices of this process against the oracle on one.
+"""`python -m tests.training.many_devices DIR CASE ...`: the group step on every device here against the oracle on one.
 
 A process of its own, because the number of virtual CPU devices is settled when jax starts (`test_devices.py`).
 """
