@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from mmrlhf_jax.data.examples import Example
+from mmrlhf_jax.data.pair_margins import pair_margins
 from mmrlhf_jax.data.rows import Budget, EncodedGroup
 from mmrlhf_jax.data.templates import TEMPLATES, Piece, critique_prompt
 from mmrlhf_jax.data.tokens import Conversation, PieceTokenizer, TokenTree, token_tree
@@ -117,13 +118,6 @@ class GroupEncoder:
             reference_logps=np.full(count, np.nan, np.float32),
             response_ids=np.arange(first_response, first_response + count, dtype=np.int32),
         )
-
-
-def pair_margins(record: RankedRecord, pairs: np.ndarray) -> np.ndarray:
-    """float32[p]: the `ls_factor` that an upstream pair file gave to each pair, NaN where there is none."""
-    stored = {(p["chosen"], p["rejected"]): p.get("ls_factor") for p in record.extra.get("pairs", [])}
-    found = [stored.get((int(c), int(r))) for c, r in pairs]
-    return np.asarray([np.nan if value is None else value for value in found], np.float32)
 
 
 def media_plans(example: Example, geometry: VisionGeometry) -> list[VisualPlan]:

@@ -7,10 +7,8 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 from etils import epath
 
-from mmrlhf_jax.data.encode import pair_margins
 from mmrlhf_jax.data.examples import Example, dump_record
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.records import RankedRecord
@@ -99,21 +97,6 @@ def with_critiques(examples, field: str | None) -> OverlaidExamples:
             f"data.critiques: no response has a field {field!r}; `mmrlhf data show` lists the fields that there are"
         )
     return changed
-
-
-def check_pair_margins(examples, source: str, instead: str) -> None:
-    """Raise UserError that counts the records with a strict pair that has no number of its own."""
-
-    def lacks(record: RankedRecord) -> bool:
-        margins = pair_margins(record, np.asarray(record.pairs(), np.int32).reshape(-1, 2))
-        return bool(np.isnan(margins).any())
-
-    lacking = [record.id for record in examples.records if lacks(record)]
-    if lacking:
-        raise UserError(
-            f"{source}: {len(lacking)} of {len(examples)} records have pairs without `ls_factor`"
-            f" (the first is {lacking[0]!r}); {instead}"
-        )
 
 
 def check_rewards(examples, source: str, what: str, instead: str) -> None:

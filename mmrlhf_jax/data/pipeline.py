@@ -11,8 +11,9 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.examples import BuiltExamples, open_examples
 from mmrlhf_jax.data.index import GroupIndex, build_index, keep_groups, within_budget
-from mmrlhf_jax.data.overlay import check_pair_margins, check_rewards, with_critiques, with_human_margins, with_rewards
+from mmrlhf_jax.data.overlay import check_rewards, with_critiques, with_human_margins, with_rewards
 from mmrlhf_jax.data.packing import auto_budget
+from mmrlhf_jax.data.pair_margins import check_pair_margins
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.tokens import PieceTokenizer
