@@ -133,11 +133,9 @@ def expanded(sides: list[EncodedGroup]) -> dict[str, torch.Tensor]:
         ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
         completion[row, side.tree.predictors + 1] = 1
     pixels = np.stack([side.tiles for side in sides]).astype(np.float32) / 255
-    mean, std = (
-        np.asarray(tiny.image_processor(model.config.to_dict())[name], np.float32) for name in ("image_mean", "image_std")
-    )
-    pixels = ((pixels - mean) / std).transpose(0, 1, 4, 2, 3)
-    assert pixels.shape[-1] == vision.image_size
+    processor = tiny.image_processor({"vision_config": {"image_size": pixels.shape[2]}, "image_grid_pinpoints": []})
+    pixels = (pixels - np.float32(processor["image_mean"])) / np.float32(processor["image_std"])
+    pixels = pixels.transpose(0, 1, 4, 2, 3)
     arrays = {"ids": ids, "mask": mask, "completion": completion.astype(bool), "pixels": pixels}
     return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in arrays.items()}
 

@@ -136,8 +136,8 @@ def step(mesh, model, objective, rows, *, accumulation: int = 1, lora: config.Lo
     """One train step from scratch: (figures, gradients), as NumPy arrays. Everything learns, or the adapters of `lora` do."""
     trains = config.Trains(vision_tower=lora is None)
     with use_mesh(mesh):
-        graphdef, params, frozen = split_model(model, trains, lora)
-        params = jax.tree.map(lambda x: x.copy(), params)  # the step gives its state away
+        graphdef, *parts = split_model(model, trains, lora)
+        params, frozen = jax.tree.map(lambda x: x.copy(), parts)  # the step gives its state away
         tx = guarded(KEEP_GRADIENT, config.Guard())
         state = init_state(params, frozen, tx, mesh)
         run = make_train_step(graphdef, make_objective(objective), tx, chunk=16, accumulation=accumulation)

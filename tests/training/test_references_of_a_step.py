@@ -34,9 +34,10 @@ def examples(tmp_path_factory):
 def first_loss(mesh, model, reference: str | None, rows, trains, lora) -> float:
     settings = dict(losses={"sigmoid": 1.0}, scaling=config.Scaling(mode="fixed"), sft_weight=0.0)
     with use_mesh(mesh):
-        graphdef, params, frozen = split_model(model, trains, lora)
+        graphdef, *parts = split_model(model, trains, lora)
+        params, frozen = jax.tree.map(lambda x: x.copy(), parts)  # the step gives its state away
         tx = guarded(groups.KEEP_GRADIENT, config.Guard())
-        state = init_state(jax.tree.map(lambda x: x.copy(), params), frozen, tx, mesh, keep_start=reference == "live")
+        state = init_state(params, frozen, tx, mesh, keep_start=reference == "live")
         objective = make_objective(config.Preference(**settings))
         step = make_train_step(graphdef, objective, tx, chunk=16, reference=reference)
         return float(step(state, place(rows, mesh))[1]["loss"])
