@@ -93,6 +93,31 @@ def train(
     run(config.load_experiment(experiment, overrides or []), config.load_launch(launch), fresh=fresh)
 
 
+@app.command()
+def bench(
+    experiment: Annotated[str | None, typer.Argument(help="Experiment file; default: made-up groups, random weights.")] = None,
+    launch: Annotated[str | None, typer.Option(help="Launch file, for an experiment. Default: all local devices.")] = None,
+    overrides: Overrides = None,
+    shape: Annotated[str, typer.Option(help="Model of the made-up groups: small, 0.5b or 7b.")] = "small",
+    table: Annotated[bool, typer.Option("--table", help="Also other numbers of responses and of images.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of either layout; the ratio is the median of the turns'.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """The group layout against the pair-expanded one: the same pairs, the same train step, side by side."""
+    from mmrlhf_jax import config
+    from mmrlhf_jax.training import bench_cases
+
+    if experiment is not None:
+        settings = config.load_experiment(experiment, overrides or [])
+        found = [bench_cases.compare_experiment(settings, config.load_launch(launch), repeats=repeats)]
+    else:
+        found = list(bench_cases.compare_cases(shape, bench_cases.CASES if table else bench_cases.CASES[:1], repeats=repeats))
+    if as_json:
+        print(json.dumps(found[0] | ({"table": found} if len(found) > 1 else {})))
+    else:
+        print(bench_cases.as_table(found))
+
+
 @config_app.command()
 def show(
     experiment: Annotated[str, typer.Argument(help="Experiment file.")],

@@ -71,7 +71,8 @@ class Data(Section):
 
 
 class Scaling(Section):
-    """β(δ). `margin` is the paper's Dynamic Reward Scaling; what δ is made of is `margins`.
+    """β(δ). `margin` is the paper's Dynamic Reward Scaling; what δ is made of is `margins`: the responses' rewards, their
+    human scores, or what upstream's pair files store with each pair (`ls_factor`; mode `ls_factor` is how upstream uses it).
 
     `negative_margins` is for pairs that the reward model orders against the human rank: `clamp` gives them the β of
     δ = 0 (the paper's stated range), `unclamped` less than that, `drop` leaves them out of the loss.
@@ -80,7 +81,7 @@ class Scaling(Section):
     mode: Literal["margin", "fixed", "ls_factor", "batch_implicit"] = "margin"
     w: NonNegative = 0.5
     k: NonNegative = 0.5
-    margins: Literal["rewards", "human_scores"] = "rewards"
+    margins: Literal["rewards", "human_scores", "stored"] = "rewards"
     negative_margins: Literal["clamp", "unclamped", "drop"] = "clamp"
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from mmrlhf_jax.config import Experiment, Model, load_experiment, load_launch, resolved
+from mmrlhf_jax.data.pipeline import margins_from
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.attention import Backend
 
@@ -40,6 +41,42 @@ def test_a_run_may_name_every_implementation_of_attention_and_takes_the_platform
     field = Model.model_fields["attention"]
     assert get_args(field.annotation) == get_args(Backend) and field.default == "auto"
     assert load_experiment(MMDPO, ["model.attention=xla"]).model.attention == "xla"
+
+
+def test_the_ablation_grid_is_the_papers():
+    """Figure 12b: w in {0, .1, .5, 1} by k in {.25, .5, 1}; at w = 0 there is no k. Nothing else differs."""
+    base, found = load_experiment(MMDPO), []
+    for path in sorted((ROOT / "configs" / "ablation").glob("*.yaml")):
+        experiment = load_experiment(path)
+        scaling = experiment.objective.scaling
+        found.append((scaling.w, scaling.k if scaling.w else None))
+        same = experiment.model_copy(update={"run": base.run, "objective": base.objective})
+        assert same == base and experiment.run.steps and experiment.run.directory.endswith(path.stem)
+        assert experiment.objective.model_copy(update={"scaling": base.objective.scaling}) == base.objective
+    assert sorted(found, key=str) == sorted(
+        [(0.0, None), *[(w, k) for w in (0.1, 0.5, 1.0) for k in (0.25, 0.5, 1.0)]], key=str
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "margins"),
+    [("dpo", "fixed", None), ("implicit", "batch_implicit", None), ("ls_factor", "ls_factor", "stored")],
+)
+def test_the_baselines_differ_from_mm_dpo_in_beta_alone(name, mode, margins):
+    experiment, base = load_experiment(ROOT / "configs" / f"{name}_llava_ov_7b.yaml"), load_experiment(MMDPO)
+    assert experiment.objective.scaling.mode == mode and margins_from(experiment.objective) == margins
+    assert experiment.data.rewards is None and experiment.optimizer == base.optimizer and experiment.batch == base.batch
+    assert experiment.objective.model_copy(update={"scaling": base.objective.scaling}) == base.objective
+
+
+def test_the_reward_models_of_table_4_differ_in_their_critiques_alone():
+    critique, scalar, human = (
+        load_experiment(ROOT / "configs" / f"reward{name}_llava_ov_7b.yaml") for name in ("", "_scalar", "_human_critique")
+    )
+    assert critique.objective.critique_weight == 1 and critique.data.critiques == "critique"
+    assert scalar.objective.critique_weight == 0 and scalar.data.critiques is None
+    assert human.objective == critique.objective and human.data.path != critique.data.path
+    assert scalar.optimizer == human.optimizer == critique.optimizer and scalar.batch == critique.batch
 
 
 def test_a_base_is_overridden_key_by_key(tmp_path):

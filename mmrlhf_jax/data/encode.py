@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from mmrlhf_jax.data.examples import Example
+from mmrlhf_jax.data.pair_margins import pair_margins
 from mmrlhf_jax.data.rows import Budget, EncodedGroup
 from mmrlhf_jax.data.templates import TEMPLATES, Piece, critique_prompt
 from mmrlhf_jax.data.tokens import Conversation, PieceTokenizer, TokenTree, token_tree
@@ -111,6 +112,7 @@ class GroupEncoder:
             pairs=pairs,
             pair_weights=pair_weights,
             tie_weights=tie_weights,
+            pair_margins=pair_margins(record, pairs),
             response_weights=np.asarray(learnt, np.float32),
             rewards=np.asarray([np.nan if r.reward is None else r.reward for r in record.responses], np.float32),
             reference_logps=np.full(count, np.nan, np.float32),

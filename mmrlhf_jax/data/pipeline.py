@@ -13,6 +13,7 @@ from mmrlhf_jax.data.examples import BuiltExamples, open_examples
 from mmrlhf_jax.data.index import GroupIndex, build_index, keep_groups, within_budget
 from mmrlhf_jax.data.overlay import check_rewards, with_critiques, with_human_margins, with_rewards
 from mmrlhf_jax.data.packing import auto_budget
+from mmrlhf_jax.data.pair_margins import check_pair_margins
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.tokens import PieceTokenizer
@@ -45,6 +46,8 @@ def open_training_examples(data: config.Data, objective: config.Objective):
             command = f"run `mmrlhf score --model RM --data {data.path} --out FILE` and set data.rewards to FILE"
             others = "or choose objective.scaling.margins: human_scores, or objective.scaling.mode: fixed"
             check_rewards(examples, data.path, "reward", f"{command}, {others}")
+        case "stored":
+            check_pair_margins(examples, data.path, "take objective.scaling.margins from rewards or human_scores")
     return examples
 
 
@@ -66,7 +69,7 @@ def with_margins(examples, data: config.Data, objective: config.Objective):
 
 
 def margins_from(objective: config.Objective) -> str | None:
-    """Which numbers of the responses the objective takes margins of: "rewards", "human_scores", or None."""
+    """Which numbers of the responses the objective takes margins of: "rewards", "human_scores", "stored", or None."""
     match objective:
         case config.Preference(scaling=scaling) if scaling.mode in ("margin", "ls_factor"):
             return scaling.margins

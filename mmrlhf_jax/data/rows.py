@@ -33,6 +33,7 @@ class RowBatch(NamedTuple):
     pairs: np.ndarray  # int32[B, P, 2]: (chosen, rejected)
     pair_weights: np.ndarray  # float32[B, P]: 0 for tied pairs
     tie_weights: np.ndarray  # float32[B, P]: 0 for strictly ordered pairs
+    pair_margins: np.ndarray  # float32[B, P]: a number stored with the pair itself (upstream's ls_factor), NaN = none
     rewards: np.ndarray  # float32[B, R]: NaN = not scored
     reference_logps: np.ndarray  # float32[B, R]: NaN = not computed
     response_ids: np.ndarray  # int32[B, R]: number of the response in the data set, -1 = unused; says whose figure is whose
@@ -48,6 +49,7 @@ class EncodedGroup(NamedTuple):
     pairs: np.ndarray  # int32[p, 2]
     pair_weights: np.ndarray  # float32[p]
     tie_weights: np.ndarray  # float32[p]
+    pair_margins: np.ndarray  # float32[p]
     response_weights: np.ndarray  # float32[K]
     rewards: np.ndarray  # float32[K]
     reference_logps: np.ndarray  # float32[K]
@@ -108,6 +110,7 @@ def assemble_row(groups: Sequence[EncodedGroup], budget: Budget, geometry) -> Ro
         row.pairs[p] = group.pairs + response
         row.pair_weights[p] = group.pair_weights
         row.tie_weights[p] = group.tie_weights
+        row.pair_margins[p] = group.pair_margins
 
         slot, tile, visual = slot + n, tile + len(group.tiles), v.stop
         target, response, pair = m.stop, r.stop, p.stop
@@ -133,6 +136,7 @@ def empty_row(budget: Budget, geometry) -> RowBatch:
         pairs=np.zeros((budget.pairs, 2), np.int32),
         pair_weights=np.zeros(budget.pairs, np.float32),
         tie_weights=np.zeros(budget.pairs, np.float32),
+        pair_margins=np.full(budget.pairs, np.nan, np.float32),
         rewards=np.full(budget.responses, np.nan, np.float32),
         reference_logps=np.full(budget.responses, np.nan, np.float32),
         response_ids=np.full(budget.responses, -1, np.int32),

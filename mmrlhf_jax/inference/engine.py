@@ -20,6 +20,7 @@ from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, local_directory
 from mmrlhf_jax.inference.generate import generate
+from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision import vision_plan
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.models.llava_onevision.model import Visual
@@ -86,7 +87,7 @@ class Engine:
         prepared = [self._prepare(prompts[i]) for i in range(len(prompts))]
         # Prompts of like length share a batch: less padding, and few shapes.
         order = sorted(range(len(prompts)), key=lambda i: (len(prepared[i][0]), i))
-        with use_mesh(self.mesh), self._precision():
+        with use_mesh(self.mesh), matmul_precision(self._dtype()):
             for start in range(0, len(order), self.batch):
                 chosen = order[start : start + self.batch]
                 tokens, lengths, visual = self._batch([prepared[i] for i in chosen], [prompts[i] for i in chosen])
@@ -104,7 +105,7 @@ class Engine:
     ) -> list[dict[str, np.ndarray]]:
         """Per example: `logps`, `lengths` and `rewards`, float32[K] each, of its responses under `task`'s conversations."""
         rows = all_rows(examples, self.encoder(task), slots=slots)
-        with use_mesh(self.mesh), self._precision():
+        with use_mesh(self.mesh), matmul_precision(self._dtype()):
             arguments = dict(batch_rows=self._rows(rows), mesh=self.mesh, description=description)
             found = score_responses(self._scoring, self.params, nnx.State({}), rows, **arguments)
         first = rows.index.first_responses
@@ -113,9 +114,6 @@ class Engine:
     def _rows(self, rows) -> int:
         divisor = rows_divisor(self.mesh)
         return max(divisor, min(self.batch, -(-rows.count(1) // divisor) * divisor))
-
-    def _precision(self):
-        return jax.default_matmul_precision("highest" if self._dtype() == jnp.float32 else "default")
 
     def _dtype(self):
         return jax.tree.leaves(self.params)[0].dtype

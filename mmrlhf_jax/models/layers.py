@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from mmrlhf_jax.models.lora import AdaptableLinear
@@ -19,6 +20,11 @@ REMAT_POLICIES: dict[str, Callable | None] = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+
+def matmul_precision(dtype):
+    """A context in which float32 means float32: without it, GPUs and TPUs multiply float32 matrices in fewer bits."""
+    return jax.default_matmul_precision("highest" if jnp.dtype(dtype) == jnp.float32 else "default")
 
 
 def linear(

@@ -24,6 +24,7 @@ from mmrlhf_jax.data.pipeline import (
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, local_directory
+from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.objectives.weighted import merge, summary
 from mmrlhf_jax.progress import say
@@ -58,7 +59,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             f" {rows_divisor(mesh)} batch shards of this mesh"
         )
 
-    with use_mesh(mesh), precision(experiment.model):
+    with use_mesh(mesh), matmul_precision(experiment.model.dtype):
         # --- Model -----------------------------------------------------------------------------------------------------
         source = local_directory(experiment.model.path)
         tokenizer = load_tokenizer(source)
@@ -226,11 +227,6 @@ def evaluate(eval_step, state: TrainState, rows: Rows, objective, experiment: co
     sums, metrics = reduce(lambda a, b: (merge(a[0], b[0]), merge(a[1], b[1])), results)
     figures = summary(metrics) | {"loss": mean_loss(objective, sums)}
     return {f"eval_{name}": as_number(value) for name, value in figures.items()}
-
-
-def precision(model: config.Model):
-    """Float32 means float32: without this, GPUs and TPUs multiply float32 matrices in fewer bits."""
-    return jax.default_matmul_precision("highest" if model.dtype == "float32" else "default")
 
 
 class StopSignal:

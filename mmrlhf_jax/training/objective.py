@@ -83,7 +83,7 @@ def preference_objective(settings: config.Preference) -> Objective:
         weights = batch.pair_weights
         logps = reference_pair_logps(settings, outputs, batch, reference)
         # Training refuses data without rewards where β needs them; an evaluation set may lack them: δ = 0.
-        margins = reward_margins(batch)
+        margins = pair_margins(settings, batch)
         beta = pair_betas(settings, margins, logps, weights, key)
         learnt = weights
         if settings.scaling.mode == "margin" and settings.scaling.negative_margins == "drop":
@@ -111,6 +111,11 @@ def reference_pair_logps(
         return pair_logps(outputs.logps, reference_logps, target_counts(batch), batch.pairs, batch.pair_weights)
     layout = (batch.responses, batch.ends.shape[1], batch.pairs, batch.pair_weights)
     return length_desensitized_pair_logps(outputs.token_logps, reference.token_logps, *layout, settings.ld_alpha)
+
+
+def pair_margins(settings: config.Preference, batch: RowBatch) -> Float[Array, "B P"]:
+    """δ of every pair, from where the experiment takes it."""
+    return jnp.nan_to_num(batch.pair_margins) if settings.scaling.margins == "stored" else reward_margins(batch)
 
 
 def reward_margins(batch: RowBatch) -> Float[Array, "B P"]:
@@ -180,13 +185,21 @@ def reward_objective(settings: config.RewardModel) -> Objective:
             **options,
         )
         metrics = reward_model.reward_metrics(outputs.rewards, batch.pairs, batch.pair_weights, sums)
-        correct = WeightedSum(jax.lax.stop_gradient(outputs.correct).sum(), lengths.sum())
-        return sums, metrics | {"critique/token_accuracy": correct}
+        return sums, metrics | {"critique/token_accuracy": side_accuracy(outputs.correct, lengths, batch)}
 
     coefficients = {"score": settings.score_weight, "critique": settings.critique_weight, "centring": settings.centring}
     if settings.tie_weight:
         coefficients["ties"] = settings.tie_weight
     return Objective(coefficients, terms)
+
+
+def side_accuracy(correct: Float[Array, "B R"], lengths: Float[Array, "B R"], batch: RowBatch) -> WeightedSum:
+    """The share of target tokens that were the most likely one, over both sides of every pair."""
+    found = [
+        sum(weighted_sum(side, batch.pair_weights).total for side in gather_pairs(x, batch.pairs, batch.pair_weights))
+        for x in (jax.lax.stop_gradient(correct), lengths)
+    ]
+    return WeightedSum(*found)
 
 
 def supervised_objective() -> Objective:

@@ -18,6 +18,7 @@ from mmrlhf_jax.training.state import TrainState
 from mmrlhf_jax.training.work import batch_work
 
 Step = Callable[[TrainState, RowBatch], tuple[TrainState, dict[str, jax.Array]]]
+Forward = Callable[..., Outputs]  # of (model, batch, chunk)
 # Where reference log-probs come from: the batch (None), the parameters of step 0, or those without adapters.
 Reference = Literal["live", "adapter_base"] | None
 
@@ -33,6 +34,7 @@ def make_train_step(
     reference: Reference = None,
     patches: int = 0,
     shardings: TrainState | None = None,
+    forward: Forward = forward,
 ) -> Step:
     """One optimizer step on a global batch, its rows taken in `accumulation` pieces.
 
@@ -43,6 +45,8 @@ def make_train_step(
 
     `shardings` (of the state's leaves) are where the new state is put: given those of the state that comes in, the second step
     meets what the first one met, and one compilation serves the run.
+
+    `forward` is another one only for a layout of the batch that has its own (`training.unshared`).
     """
 
     def train_step(state: TrainState, batch: RowBatch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -56,7 +60,7 @@ def make_train_step(
             return mix(sums, objective.coefficients, denominators), metrics
 
         def value_and_grad(piece: RowBatch):
-            outputs_of_reference = reference_outputs(graphdef, state, piece, reference, chunk=chunk)
+            outputs_of_reference = reference_outputs(graphdef, state, piece, reference, chunk=chunk, forward=forward)
             return jax.value_and_grad(loss, has_aux=True)(state.params, piece, outputs_of_reference)
 
         if accumulation == 1:
@@ -94,7 +98,7 @@ def make_eval_step(graphdef: nnx.GraphDef, objective: Objective, *, chunk: int, 
 
 
 def reference_outputs(
-    graphdef: nnx.GraphDef, state: TrainState, batch: RowBatch, reference: Reference, *, chunk: int
+    graphdef: nnx.GraphDef, state: TrainState, batch: RowBatch, reference: Reference, *, chunk: int, forward: Forward = forward
 ) -> Outputs | None:
     """What the model of step 0 says of a batch, or None where the batch brings its reference log-probs along."""
     if reference is None:
@@ -110,7 +114,7 @@ def reference_outputs(
 
 def split_rows(batch: RowBatch, pieces: int) -> RowBatch:
     """[B, ...] to [pieces, B / pieces, ...]. A piece takes every pieces-th row, so that each spans all batch shards."""
-    return jax.tree.map(lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
+    return jax.tree.map(lambda x: x.reshape(len(x) // pieces, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def batch_denominators(objective: Objective, pieces: RowBatch, key: jax.Array) -> dict[str, jax.Array]:

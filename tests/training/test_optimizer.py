@@ -61,3 +61,22 @@ def test_moments_lie_where_their_parameters_lie_under_both_algorithms():
         assert len(moments) == (2 if algorithm == "adamw" else 1)
         assert all(x.sharding.spec == PartitionSpec(None, "fsdp") for x in moments)
         assert optax.tree.norm(moments) == 0
+
+
+def test_a_part_with_its_own_rate_follows_the_same_schedule_under_its_own_peak():
+    mesh = make_mesh({"fsdp": -1})
+    whole = parameters(mesh)
+    params = nnx.State({"language": whole["language"], "projector": whole["language"]})
+    grads = jax.tree.map(jnp.ones_like, params)
+    for step_number in (1, 3):
+        updates = []
+        for rates in ({}, {"projector": 4e-5}):
+            tx = make_optimizer(config.Optimizer(learning_rate=1e-5, part_rates=rates, warmup_ratio=0.2), 10)
+            state = tx.init(params)
+            for _ in range(step_number):
+                update, state = tx.update(grads, state, params, value=jnp.float32(1))
+            updates.append(update)
+        jax.tree.map(np.testing.assert_array_equal, updates[0]["language"], updates[1]["language"])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(4 * a, b, rtol=1e-6), updates[0]["projector"], updates[1]["projector"]
+        )

@@ -1,0 +1,105 @@
+"""The cached reference: computed once per content and model, kept while it is made, and read where nothing has changed."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmrlhf_jax.data.encode import GroupEncoder
+from mmrlhf_jax.data.examples import open_examples
+from mmrlhf_jax.data.pipeline import all_rows
+from mmrlhf_jax.data.tokens import PieceTokenizer
+from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.sharding.mesh import make_mesh
+from mmrlhf_jax.training import reference
+from mmrlhf_jax.training.objective import Outputs
+from tests import ranked, tiny
+
+RANKS = [(1, 2), (1, 2, 3), (1, 1, 2), (2, 1), (1, 2)]
+
+
+@pytest.fixture
+def source(tmp_path):
+    return ranked.write(tmp_path / "data", RANKS, [[]] * len(RANKS))
+
+
+def rows(source):
+    geometry = VisionGeometry(tiny.SIDE, 7, pinpoints=((tiny.SIDE, tiny.SIDE),), max_patches=9)
+    encoder = GroupEncoder(PieceTokenizer(tiny.tokenizer(), tiny.IMAGE_TOKEN), geometry)
+    return all_rows(open_examples(source), encoder)
+
+
+class Model:
+    """Stands in for a model: a response's log-prob is minus the sum of its target tokens. Counts its batches; may fail."""
+
+    def __init__(self, fails_at: int = 1000):
+        self.batches, self.fails_at = 0, fails_at
+
+    def __call__(self, params, frozen, batch):
+        if self.batches == self.fails_at:
+            raise KeyboardInterrupt
+        self.batches += 1
+        batch = batch._replace(**{name: np.asarray(x) for name, x in batch._asdict().items()})
+        count = batch.ends.shape[1]
+        logps, lengths = np.zeros((2, *batch.ends.shape), np.float32)
+        for b in range(len(logps)):
+            used = batch.responses[b] < count
+            np.add.at(logps[b], batch.responses[b][used], -batch.targets[b][used])
+            np.add.at(lengths[b], batch.responses[b][used], 1)
+        logps, lengths = jnp.asarray(logps), jnp.asarray(lengths)
+        return Outputs(logps, logps, logps, logps, batch.targets), lengths
+
+
+def logps(model, source, cache, fingerprint="model"):
+    mesh = make_mesh({"fsdp": -1})
+    return reference.reference_logps(model, None, None, rows(source), fingerprint, batch_rows=1, mesh=mesh, cache=cache)
+
+
+@pytest.fixture(autouse=True)
+def keep_every_batch(monkeypatch):
+    monkeypatch.setattr(reference, "score_responses", functools.partial(reference.score_responses, keep_seconds=0.0))
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return reference.epath.Path(tmp_path / "cache")
+
+
+def test_every_response_has_its_own_log_prob(source, cache):
+    found = logps(Model(), source, cache)
+    tokenizer, expected = tiny.tokenizer(), []
+    for line in source.read_text().splitlines():
+        for response in json.loads(line)["responses"]:
+            expected.append(-float(sum(tokenizer(response["text"] + "<|im_end|>").input_ids)))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_pass_that_was_cut_off_continues_where_it_stopped(source, cache):
+    whole = Model()
+    expected = logps(whole, source, cache / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        logps(Model(fails_at=2), source, cache)
+    continued = Model()
+    np.testing.assert_array_equal(logps(continued, source, cache), expected)
+    assert continued.batches == whole.batches - 2 > 0
+    assert [path.name for path in cache.glob("*partial*")] == []
+
+
+def test_the_same_data_and_model_are_not_computed_again_and_others_are(source, cache):
+    first = logps(Model(), source, cache)
+    again = Model()
+    np.testing.assert_array_equal(logps(again, source, cache), first)
+    assert again.batches == 0
+    other_model = Model()
+    logps(other_model, source, cache, fingerprint="another model")
+    assert other_model.batches > 0
+    lines = [json.loads(line) for line in source.read_text().splitlines()]
+    lines[1]["responses"][0]["text"] = "Something else."
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    changed = Model()
+    assert (logps(changed, source, cache) != first).sum() == 1
+    assert changed.batches > 0
