@@ -29,7 +29,9 @@ Source = Annotated[str, typer.Option("--data", help="Ranked source file, or a di
 MediaRoot = Annotated[str | None, typer.Option(help="Folder that media paths are relative to; default: the source's own.")]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Sequences or rows at a time.")]
-Template = Annotated[str, typer.Option(help="Chat template: qwen_1_5 or upstream_train.")]
+Template = Annotated[str, typer.Option(help="Chat template: qwen_1_5, upstream_train, or checkpoint (the model's own).")]
+VideoFrames = Annotated[int, typer.Option(min=1, help="Frames sampled per video.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: optimizer.learning_rate=1e-6.")]
 
 
@@ -62,19 +64,142 @@ def quickstart(
 
 @data_app.command()
 def build(
-    source: Annotated[str, typer.Argument(help="Ranked source file (JSONL, JSON, parquet).")],
+    source: Annotated[str, typer.Argument(help="Ranked source file (JSONL, JSON, parquet), or a mixture file (YAML).")],
     out: Annotated[str, typer.Argument(help="Directory to make.")],
     media_root: MediaRoot = None,
-    video_frames: Annotated[int, typer.Option(min=1, help="Frames sampled per video.")] = 32,
+    video_frames: VideoFrames = 32,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
+    beam: Annotated[str | None, typer.Option(help='Run on Apache Beam, with options such as "--runner=DirectRunner".')] = None,
+    contradictions: Annotated[str, typer.Option(help="Groups whose pairs contradict each other: error or drop.")] = "error",
 ) -> None:
-    """Check every record and medium of SOURCE and store them as ArrayRecord files in OUT."""
+    """Check every record and medium of SOURCE and store them as ArrayRecord files in OUT. A build that was cut off goes on."""
+    import shlex
+
     from mmrlhf_jax.data.builder import build as build_data
+    from mmrlhf_jax.data.sources import drop_contradictions
     from mmrlhf_jax.progress import StagedProgress, say
 
-    built = build_data(source, out, media_root, video_frames=video_frames, progress=StagedProgress())
+    if contradictions not in ("error", "drop"):
+        raise UserError(f"--contradictions {contradictions!r}: give error or drop")
+    left_out: list[UserError] = []
+    built = build_data(
+        source,
+        out,
+        media_root,
+        video_frames=video_frames,
+        jobs=jobs,
+        beam_options=None if beam is None else shlex.split(beam),
+        on_error=drop_contradictions(left_out.append) if contradictions == "drop" else None,
+        progress=StagedProgress(),
+    )
+    for error in left_out:
+        say(str(error))
     responses = sum(len(record.responses) for record in built.records)
     pairs = sum(len(record.pairs()) for record in built.records)
-    say(f"{out}: {len(built)} groups, {responses} responses, {pairs} strictly ordered pairs")
+    dropped = f"; {len(left_out)} contradictory groups left out" if left_out else ""
+    say(f"{out}: {len(built)} groups, {responses} responses, {pairs} strictly ordered pairs{dropped}")
+
+
+@data_app.command()
+def validate(
+    source: Annotated[str, typer.Argument(help="Ranked source file, mixture file, or directory from `mmrlhf data build`.")],
+    media_root: MediaRoot = None,
+    video_frames: VideoFrames = 32,
+    max_text: Annotated[int, typer.Option(min=1, help="Characters that a prompt or response may have.")] = 200_000,
+    most: Annotated[int, typer.Option(min=1, help="Findings of a kind to list.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Check every record: media decode, ranks and scores agree, texts are sound. Exit status 1 if anything is wrong."""
+    import collections
+    import dataclasses
+
+    from mmrlhf_jax.data.validate import validate as check
+    from mmrlhf_jax.progress import StagedProgress
+
+    report = check(source, media_root, video_frames=video_frames, max_text=max_text, progress=StagedProgress())
+    kinds = collections.Counter(finding.kind for finding in report.findings)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(report) | {"kinds": kinds}, ensure_ascii=False))
+    else:
+        print(f"{report.records} records read, {len(report.findings)} findings")
+        for kind, count in kinds.most_common():
+            print(f"\n{kind}: {count}")
+            messages = [finding.message for finding in report.findings if finding.kind == kind]
+            print("".join(f"  {message}\n" for message in messages[:most]), end="")
+            if count > most:
+                print(f"  ... and {count - most} more (--most, --json)")
+        for note, count in report.notes.most_common():
+            print(f"\nnote: {count} {note}; they give no pair")
+    if report.findings:
+        raise typer.Exit(1)
+
+
+@data_app.command()
+def stats(
+    data: Annotated[str, typer.Argument(help="Directory from `mmrlhf data build`, ranked source file, or mixture file.")],
+    model: Annotated[str | None, typer.Option(help="Whose tokens to count; default: an estimate.")] = None,
+    media_root: MediaRoot = None,
+    video_frames: VideoFrames = 32,
+    slots: Annotated[int, typer.Option(min=1, help="Row size that `dropped` refers to.")] = 8192,
+    template: Template = "qwen_1_5",
+    out: Annotated[str, typer.Option(help="Page to write.")] = "stats.html",
+    as_json: Json = False,
+) -> None:
+    """Figures of a data set: lengths, tiles, ties, scores, predicted packing. Writes a page with plots, or prints JSON."""
+    from mmrlhf_jax.data import stats as figures
+    from mmrlhf_jax.data.encode import GroupEncoder
+    from mmrlhf_jax.data.examples import open_examples
+    from mmrlhf_jax.progress import say, track
+
+    encoder, lengths_from = figures.estimated_encoder(), "estimated from words and LLaVA-OneVision's tiles; name a --model"
+    if model is not None:
+        from mmrlhf_jax.data.tokens import PieceTokenizer
+        from mmrlhf_jax.huggingface.load import load_tokenizer, local_directory
+        from mmrlhf_jax.models.llava_onevision.config import read_config
+
+        directory = local_directory(model)
+        settings, lengths_from = read_config(directory), f"those of {model}"
+        encoder = GroupEncoder(PieceTokenizer(load_tokenizer(directory), settings.image_token), settings.geometry, template)
+    examples = open_examples(data, media_root, video_frames)
+    sizes = figures.measure(examples, encoder, track)
+    layouts = [examples.layout(i) for i in range(len(examples))]
+    found = figures.summarise(examples.records, layouts, sizes, slots)
+    if as_json:
+        print(json.dumps(found | {"lengths_from": lengths_from}, ensure_ascii=False))
+        return
+    from mmrlhf_jax.evaluation.data_pages import stats_page
+    from mmrlhf_jax.files import write_atomically
+
+    write_atomically(out, stats_page(data, found, sizes, slots, lengths_from).encode())
+    fill = found["packing"][str(slots)]["fill"]
+    say(
+        f"{data}: {found['groups']} groups, {found['pairs']} pairs; rows of {slots} would be {100 * fill:.1f} % full; see {out}"
+    )
+
+
+@data_app.command("show")
+def show_group(
+    data: Annotated[str, typer.Argument(help="Directory from `mmrlhf data build`, ranked source file, or mixture file.")],
+    record_id: Annotated[str, typer.Argument(metavar="ID", help="The group's id.")],
+    media_root: MediaRoot = None,
+    video_frames: VideoFrames = 32,
+    out: Annotated[str, typer.Option(help="Page to write.")] = "group.html",
+) -> None:
+    """A page of one group: its pictures, the prompt, and the responses from best to worst with all that is known of them."""
+    import difflib
+
+    from mmrlhf_jax.data.examples import open_examples
+    from mmrlhf_jax.evaluation.data_pages import card_page
+    from mmrlhf_jax.files import write_atomically
+    from mmrlhf_jax.progress import say
+
+    examples = open_examples(data, media_root, video_frames)
+    ids = [record.id for record in examples.records]
+    if record_id not in ids:
+        near = difflib.get_close_matches(record_id, ids, n=3, cutoff=0.5) or ids[:3]
+        raise UserError(f"{data}: no record {record_id!r}; there is {', '.join(map(repr, near))}")
+    write_atomically(out, card_page(examples[ids.index(record_id)]).encode())
+    say(f"see {out}")
 
 
 @app.command()
@@ -167,12 +292,14 @@ def generate(
     template: Template = "qwen_1_5",
 ) -> None:
     """Answer a prompt about images."""
+    from etils import epath
+
     from mmrlhf_jax.data.examples import Example
-    from mmrlhf_jax.data.media import read_file
+    from mmrlhf_jax.data.media import read_media
     from mmrlhf_jax.inference.engine import Engine, Prompt
     from mmrlhf_jax.records import RankedRecord
 
-    images = tuple(read_file(path) for path in image or [])
+    images = tuple(read_media(epath.Path(path), "--image") for path in image or [])
     example = Example(RankedRecord(id="prompt", prompt=prompt, responses=(), images=tuple(image or [])), images)
     engine = Engine.load(model, dtype=dtype, template=template, batch=1)
     settings = dict(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)

@@ -43,26 +43,56 @@ class Model(Section):
     reward_head: Literal["tanh", "silu", "linear"] | None = None
 
 
+class DataSet(Section):
+    """One set of several. `weight`: how often an epoch passes over it (0.5: every group every other epoch).
+
+    `sampling_strategy` is MM-RLHF's: all, or first, end or random with a count or a share, as in random:1000 or first:20%.
+    """
+
+    path: str
+    media_root: str | None = None
+    weight: Positive = 1.0
+    sampling_strategy: str = "all"
+
+
+OverBudget = Literal["error", "drop", "fewer_tiles", "cut_longest"]
+
+
 class Data(Section):
-    """`path`: a ranked source file or a directory that `mmrlhf data build` wrote.
+    """`path`: a ranked source file, a directory that `mmrlhf data build` wrote, MM-RLHF's mixture file (YAML), or a list.
+
+    `template`: `checkpoint` is the chat template that the model came with.
+    `over_budget`: what becomes of a group that exceeds the row budget, or several policies in the order of trying:
+    fewer_tiles, cut_longest (response), drop, error.
 
     `pairs`: all strictly ordered ones, the extreme one, or `at_most: n` of a group (n alone means the same).
     `critiques` names the field of a response that its critique is taken from; null leaves critiques out, for a reward
     model of scores alone.
     """
 
-    path: str
+    path: str | tuple[str | DataSet, ...]
     media_root: str | None = None
-    template: Literal["qwen_1_5", "upstream_train"] = "qwen_1_5"
+    template: Literal["qwen_1_5", "upstream_train", "checkpoint"] = "qwen_1_5"
     pairs: Literal["all", "extreme"] | Count = "all"
     weighting: Literal["pair", "group"] = "pair"
     learn: Literal["all", "best"] = "all"
     critiques: str | None = "critique"
     rewards: str | None = None
     held_out: str | None = None
-    over_budget: Literal["error", "drop"] = "error"
+    over_budget: tuple[OverBudget, ...] = ("error",)
     video_frames: Count = 32
     workers: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def named(self) -> str:
+        """The path or paths, for messages."""
+        parts = (self.path,) if isinstance(self.path, str) else self.path
+        return ", ".join(part if isinstance(part, str) else part.path for part in parts)
+
+    @pydantic.field_validator("over_budget", mode="before")
+    @classmethod
+    def _one_or_several(cls, policies: Any) -> Any:
+        return (policies,) if isinstance(policies, str) else policies
 
     @pydantic.field_validator("pairs", mode="before")
     @classmethod

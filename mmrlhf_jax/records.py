@@ -40,9 +40,16 @@ class Response:
         return sum(self.scores.values()) / len(self.scores) if self.scores else None
 
 
+# Fields of the project's own form. A column of another format that has such a name but is not that field must not pass for it.
+_FIELDS = frozenset({"id", "images", "image", "video", "prompt", "source", "responses"})
+
+
 @dataclasses.dataclass(frozen=True)
 class RankedRecord:
-    """A ranking group. `images` and `video` are paths relative to the media root; unknown fields live in `extra`."""
+    """A ranking group. `images` and `video` are paths relative to the media root; unknown fields live in `extra`.
+
+    An unknown field with the name of a known one (an ms-swift row may have `query` and `prompt`) is kept as `original_NAME`.
+    """
 
     id: str
     prompt: str
@@ -51,6 +58,11 @@ class RankedRecord:
     video: str | None = None
     source: str | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if clashing := _FIELDS & self.extra.keys():
+            renamed = {f"original_{name}" if name in clashing else name: value for name, value in self.extra.items()}
+            object.__setattr__(self, "extra", renamed)
 
     def pairs(self) -> list[Pair]:
         """All strictly ordered pairs (chosen, rejected); ties and unranked responses give none."""
@@ -125,6 +137,8 @@ def record_from_json(row: Any, where: str) -> RankedRecord:
     video = row.pop("video", None)
     if video is not None and (not isinstance(video, str) or not video):
         raise UserError(f"{where}: field 'video' must be a path, found {video!r}")
+    if images and video is not None:
+        raise UserError(f"{where}: has both images and a video; keep one of them")
     prompt = row.pop("prompt", None)
     if not isinstance(prompt, str):
         raise UserError(f"{where}: field 'prompt' must be a string, found {prompt!r}")

@@ -102,3 +102,34 @@ def test_logprobs_writes_one_line_per_record_and_does_not_overwrite(monkeypatch,
     assert list(tmp_path.iterdir()) == [out]
     message = refused(monkeypatch, capsys, "logprobs", "--model", model, "--data", data, "--out", out)
     assert "already exists" in message
+
+
+def test_building_can_leave_contradictory_groups_out_and_says_which(monkeypatch, capsys, tmp_path):
+    pairs = [("good", "a", "b"), ("bad", "a", "b"), ("bad", "b", "a")]
+    rows = [{"id": i, "prompt": "Why?", "image": None, "chosen": chosen, "rejected": worse} for i, chosen, worse in pairs]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    message = refused(monkeypatch, capsys, "data", "build", path, tmp_path / "out")
+    assert "'bad'" in message and "--contradictions drop" in message
+    assert "give error or drop" in refused(
+        monkeypatch, capsys, "data", "build", path, tmp_path / "out", "--contradictions", "x"
+    )
+    assert run(monkeypatch, "data", "build", path, tmp_path / "out", "--contradictions", "drop", "--jobs", 1) == 0
+    said = capsys.readouterr().err
+    assert "'bad'" in said and "1 groups, 2 responses, 1 strictly ordered pairs; 1 contradictory groups left out" in said
+
+
+def test_beam_takes_its_options_from_the_command_line(monkeypatch, capsys, tmp_path, data):
+    from mmrlhf_jax.data import builder
+
+    seen = []
+    monkeypatch.setattr(builder, "write_shards_with_beam", lambda shards, options: seen.append(options))
+    options = "--runner=DirectRunner --direct_num_workers=2"
+    message = refused(monkeypatch, capsys, "data", "build", data, tmp_path / "out", "--beam", options)
+    assert seen == [["--runner=DirectRunner", "--direct_num_workers=2"]] and "were not written" in message
+
+
+def test_an_overlong_text_is_a_finding(monkeypatch, capsys, data):
+    assert run(monkeypatch, "data", "validate", data, "--max-text", 5, "--most", 1) == 1
+    out = capsys.readouterr().out
+    assert "characters, more than 5" in out and "more (--most, --json)" in out

@@ -1,38 +1,37 @@
-"""`mmrlhf data build`: a source file and its media into one TFDS data set of ArrayRecord files.
+"""`mmrlhf data build`: a source and its media into one TFDS data set of ArrayRecord files.
 
 An example holds the record as JSON text and the media's original bytes; nothing is re-encoded (frames cut from a video
 file apart). Examples stand in the order of the source. TensorFlow is not needed, here or to read the result.
+
+The files and their metadata are TFDS's; the writing is not, because TFDS starts over after a kill and is parallel on Beam only.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from mmrlhf_jax.data.examples import (
     DATASET_INFO_FILE,
+    LAYOUTS_FILE,
     RECORDS_FILE,
     BuiltExamples,
-    Example,
     Progress,
-    SourceExamples,
+    compute_digests,
     dump_record,
+    fingerprint_of,
+    open_examples,
 )
-from mmrlhf_jax.data.media import check_image
+from mmrlhf_jax.data.mixture import find_parts
+from mmrlhf_jax.data.shards import NAME, Shard, features, plan_shards, write_shards, write_shards_with_beam
+from mmrlhf_jax.data.sources import OnError
 from mmrlhf_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-SHARD_BYTES = 128 << 20  # media per file; a shard is held in memory while it is written
 
 
 def build(
@@ -41,149 +40,93 @@ def build(
     media_root: str | epath.Path | None = None,
     *,
     video_frames: int = 32,
+    jobs: int | None = None,
+    beam_options: Sequence[str] | None = None,
+    on_error: OnError | None = None,
     progress: Progress | None = None,
 ) -> BuiltExamples:
-    """Build `source` into the directory `out_dir`, which appears complete or not at all.
+    """Build `source` (a file or a mixture file) into the directory `out_dir`, which appears complete or not at all.
 
-    Every image is decoded once, to prove that it can be. `progress(stage, done, total)` is called per record, in the
-    stages "fingerprint" (reading) and "write"; where `out_dir` already holds a build of the very same content, that one
-    is returned, and the last call is progress("reused", n, n). Raises UserError for whatever is wrong with the source
-    or its media (naming the record), and for an `out_dir` that holds anything else.
+    Every image is decoded once, to prove that it can be. `jobs` processes write at a time (None: one per core), or the
+    workers of an Apache Beam pipeline with `beam_options`. What is not finished stands in `.OUT.building` beside `out_dir`; the
+    same call continues it, whether it was killed or stopped at something wrong with the source. `on_error` is
+    `sources.read_source`'s. `progress(stage, done, total)` is called per record; where `out_dir` already holds a build of the
+    very same content, that one is returned, and the last call is progress("reused", n, n).
+
+    Raises UserError for whatever is wrong with the source or its media (naming the record), and for an `out_dir` that
+    holds anything else.
     """
-    examples = SourceExamples(source, media_root, video_frames)
+    if any(part.weight != 1 for part in find_parts(source)):
+        raise UserError(f"{source}: weights are for training; build the sets without them and list them in data.path")
+    examples = open_examples(source, media_root, video_frames, on_error)
+    if not hasattr(examples, "part") or any(isinstance(inner, BuiltExamples) for inner in getattr(examples, "sets", ())):
+        raise UserError(f"{source}: holds what is built already; name source files")
     out = epath.Path(out_dir)
-    fingerprint = examples.compute_fingerprint(progress)
     if _is_in_use(out):
-        return _reuse(out, fingerprint, progress)
-    # A sibling, so that the rename stays within one file system. Named after its content: what a killed build left
-    # behind is found (and cleared) by the next one.
-    workplace = out.parent / f".{out.name}.{fingerprint[:12]}.building"
-    _remove(workplace)
-    workplace.mkdir(parents=True)
+        return _reuse(out, examples, progress)
+    workplace = out.parent / f".{out.name}.building"
+    planned = plan_shards(examples, workplace / "data")
+    for folder in ("data", "notes"):
+        (workplace / folder).mkdir(parents=True, exist_ok=True)
+    _remove_others(planned, workplace)
     try:
-        builder = RankedPreferences(examples, progress, data_dir=workplace)
-        builder.download_and_prepare()
-        lines = "".join(dump_record(record) + "\n" for record in examples.records)
-        (builder.data_path / RECORDS_FILE).write_text(lines)
-        if out.exists():  # empty
-            out.rmdir()
-        builder.data_path.rename(out)
-    finally:
-        _remove(workplace)
+        if beam_options is None:
+            write_shards(planned, os.cpu_count() or 1 if jobs is None else jobs, progress)
+        else:
+            write_shards_with_beam(planned, beam_options)
+    except BaseException:
+        if not any(shard.note() for shard in planned):  # nothing that would be worth keeping
+            workplace.rmtree()
+        raise
+    _complete(planned, workplace / "data", examples)
+    if out.exists():  # empty
+        out.rmdir()
+    (workplace / "data").rename(out)
+    workplace.rmtree()
     return BuiltExamples(out)
 
 
-class RankedPreferences(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """The TFDS builder. Shards are written one after the other and keep the order of the source."""
+def _complete(planned: Sequence[Shard], directory: epath.Path, examples: Any) -> None:
+    """Write what makes a folder of shards a data set."""
+    import tensorflow_datasets as tfds
 
-    name = "ranked_preferences"
-    VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded: no checksums to look for (for which TFDS 4.9.10 needs importlib_resources, undeclared).
-    url_infos = None
-
-    def __init__(self, examples: SourceExamples, progress: Progress | None = None, **kwargs: Any) -> None:
-        self._examples = examples
-        self._progress = progress
-        super().__init__(file_format="array_record", **kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        encoded = tfds.features.Tensor(shape=(None,), dtype=np.object_)
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Ranked multimodal preferences: one prompt with its media and ranked responses per example.",
-            features=tfds.features.FeaturesDict({"record": tfds.features.Text(), "images": encoded, "frames": encoded}),
-            metadata=tfds.core.MetadataDict(fingerprint=self._examples.fingerprint, video_frames=self._examples.video_frames),
-            disable_shuffling=True,
-        )
-
-    def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, list[_Shard]]:
-        del dl_manager  # nothing is downloaded
-        bounds = _shard_bounds(self._examples)
-        return {"train": [_Shard(self._examples, a, b, self._progress) for a, b in itertools.pairwise(bounds)]}
-
-    def _example_writer(self) -> tfds.core.ExampleWriter:
-        return _UncompressedWriter(self.info.file_format)
-
-    # TFDS announces downloads on standard output; there are none, and the caller shows progress.
-    def _log_download_bytes(self) -> None: ...
-
-    def _log_download_done(self) -> None: ...
-
-
-class _UncompressedWriter(tfds.core.ExampleWriter):
-    """ArrayRecord without compression of its own: media are compressed already.
-
-    On photographs the default (brotli) saves nothing, writes 6 times and reads 3 times slower.
-    """
-
-    def write(self, path: epath.PathLike, examples: Iterable[tuple[int, bytes]]) -> None:
-        writer = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
-        try:
-            for _, example in examples:
-                writer.write(example)
-        finally:
-            writer.close()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shard:
-    """Generates the examples of one file: those numbered [start, stop) in the source."""
-
-    examples: SourceExamples
-    start: int
-    stop: int
-    progress: Progress | None
-
-    def __call__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for index in range(self.start, self.stop):
-            example = self.examples[index]
-            _check_media(example, f"{self.examples.path}: record {example.record.id!r}")
-            yield (
-                index,
-                {
-                    "record": dump_record(example.record),
-                    "images": _object_array(example.images),
-                    "frames": _object_array(example.frames),
-                },
-            )
-            if self.progress:
-                self.progress("write", index + 1, len(self.examples))
-
-
-def _check_media(example: Example, where: str) -> None:
-    for path, data in zip(example.record.images, example.images, strict=True):
-        check_image(data, f"{where}, image {path!r}")
-    for number, data in enumerate(dict.fromkeys(example.frames), start=1):
-        check_image(data, f"{where}, video {example.record.video!r}, frame {number}")
-
-
-def _shard_bounds(examples: SourceExamples) -> list[int]:
-    """0, the first example of every further shard, and the number of examples."""
-    bounds, size = [0], 0
-    for index in range(len(examples)):
-        size += sum(file.stat().length for file in examples.media_files(index))
-        if size > SHARD_BYTES and index > bounds[-1]:
-            bounds.append(index)
-            size = 0
-    return [*bounds, len(examples)]
-
-
-def _object_array(values: tuple[bytes, ...]) -> np.ndarray:
-    # NumPy's own byte strings would drop trailing zero bytes.
-    array = np.empty(len(values), dtype=np.object_)
-    array[:] = values
-    return array
+    notes = [shard.note() for shard in planned]
+    lost = [shard.path.name for shard, note in zip(planned, notes, strict=True) if note is None]
+    if lost:
+        raise UserError(f"{directory}: {len(lost)} files were not written, the first is {lost[0]}; run the same command again")
+    (directory / RECORDS_FILE).write_text("".join(dump_record(record) + "\n" for record in examples.records))
+    (directory / LAYOUTS_FILE).write_text("".join(layout + "\n" for note in notes for layout in note.layouts))
+    digests = (bytes.fromhex(digest) for note in notes for digest in note.digests)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=directory, dataset_name=NAME, split="train", filetype_suffix="array_record"
+    )
+    split = tfds.core.SplitInfo(
+        name="train",
+        shard_lengths=[len(shard.examples) for shard in planned],
+        num_bytes=sum(note.size for note in notes),
+        filename_template=template,
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory,
+        features=features(),
+        split_infos=[split],
+        filename_template=template,
+        check_data=False,
+        description="Ranked multimodal preferences: one prompt with its media and ranked responses per example.",
+        metadata=tfds.core.MetadataDict(fingerprint=fingerprint_of(digests), video_frames=examples.video_frames),
+        disable_shuffling=True,
+    )
 
 
 def _is_in_use(out: epath.Path) -> bool:
     return out.exists() and not (out.is_dir() and next(iter(out.iterdir()), None) is None)
 
 
-def _reuse(out: epath.Path, fingerprint: str, progress: Progress | None) -> BuiltExamples:
+def _reuse(out: epath.Path, examples: Any, progress: Progress | None) -> BuiltExamples:
     if not (out / DATASET_INFO_FILE).exists():
         raise UserError(f"{out}: already exists and is not a built data set; choose another OUT")
     built = BuiltExamples(out)
-    if built.fingerprint != fingerprint:
+    if built.fingerprint != fingerprint_of(compute_digests(examples, progress)):
         raise UserError(f"{out}: holds a data set built from other content; choose another OUT, or remove it first")
     logger.info("%s: already built from the same content, reused", out)
     if progress:
@@ -191,6 +134,12 @@ def _reuse(out: epath.Path, fingerprint: str, progress: Progress | None) -> Buil
     return built
 
 
-def _remove(directory: epath.Path) -> None:
-    if directory.exists():
-        directory.rmtree()
+def _remove_others(planned: Sequence[Shard], workplace: epath.Path) -> None:
+    """Clear away what an earlier build of something else, or the last moments before a kill, left in the workplace."""
+    known = {shard.path.name for shard in planned}
+    for path in (workplace / "data").iterdir():
+        if path.name not in known:
+            path.unlink()
+    for path in workplace.iterdir():
+        if path.name not in ("data", "notes"):  # of a writer that was killed
+            path.rmtree()

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mmrlhf_jax.data.examples import Example
+from mmrlhf_jax.data.examples import Example, Layout
 from mmrlhf_jax.data.pair_margins import pair_margins
 from mmrlhf_jax.data.rows import Budget, EncodedGroup
-from mmrlhf_jax.data.templates import TEMPLATES, Piece, critique_prompt
-from mmrlhf_jax.data.tokens import Conversation, PieceTokenizer, TokenTree, token_tree
+from mmrlhf_jax.data.templates import Piece, Template, critique_prompt, find_template
+from mmrlhf_jax.data.tokens import Conversation, PieceTokenizer, TokenTree, cut, token_tree
 from mmrlhf_jax.models.llava_onevision import images, vision_plan
-from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry, VisualPlan
+from mmrlhf_jax.models.llava_onevision.vision_plan import Size, VisionGeometry, VisualPlan
 from mmrlhf_jax.records import RankedRecord, Response, choose_pairs, tied_pairs
+
+
+class Limit(NamedTuple):
+    """What an over-budget policy leaves of a group; 0 = all of it."""
+
+    tiles: int = 0  # of all media together
+    targets: int = 0  # of each response
+
+
+NO_LIMIT = Limit()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +58,17 @@ class GroupEncoder:
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("tokenizer", "geometry")}
         settings["geometry"] = dataclasses.asdict(self.geometry)
         settings["tokenizer"] = self.tokenizer.tokenizer.backend_tokenizer.to_str()
+        if self.template == "checkpoint":
+            settings["chat_template"] = self.tokenizer.tokenizer.chat_template
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    @functools.cached_property
+    def _template(self) -> Template:
+        return find_template(self.template, self.tokenizer.tokenizer)
 
     def conversation(self, record: RankedRecord, response: Response, media_tokens: Sequence[int]) -> Conversation:
         """One complete conversation, as an unshared trainer would have it."""
-        template, media = TEMPLATES[self.template], len(media_tokens)
+        template, media = self._template, len(media_tokens)
         if self.task == "answer":
             return self.tokenizer.conversation(template(record.prompt, media, response.text), media_tokens)
         if self.task == "uncritiqued":
@@ -65,10 +82,11 @@ class GroupEncoder:
     def open_pieces(self, record: RankedRecord, response: Response | None, media: int) -> list[Piece]:
         """The conversation up to where the model writes: the answer, or the critique of `response`."""
         prompt = record.prompt if response is None else critique_prompt(record.prompt, response.text)
-        return TEMPLATES[self.template](prompt, media, None)
+        return self._template(prompt, media, None)
 
-    def tree(self, record: RankedRecord, media_tokens: Sequence[int]) -> TokenTree:
-        return token_tree([self.conversation(record, response, media_tokens) for response in record.responses])
+    def tree(self, record: RankedRecord, media_tokens: Sequence[int], most_targets: int = 0) -> TokenTree:
+        conversations = [self.conversation(record, response, media_tokens) for response in record.responses]
+        return token_tree([cut(conversation, most_targets) if most_targets else conversation for conversation in conversations])
 
     def chosen_pairs(self, record: RankedRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pairs, their weights, and their weights as ties: int32[p, 2], float32[p], float32[p]."""
@@ -79,11 +97,10 @@ class GroupEncoder:
             kinds = [kind / max(kind.sum(), 1) for kind in kinds]
         return np.asarray([*strict, *ties], np.int32).reshape(-1, 2), *(kind.astype(np.float32) for kind in kinds)
 
-    def measure(self, example: Example) -> np.ndarray:
-        """What the group takes of a row, in the order of `Budget`, from image headers only."""
-        record = example.record
-        plans = media_plans(example, self.geometry)
-        tree = self.tree(record, [p.tokens for p in plans])
+    def measure(self, record: RankedRecord, layout: Layout, limit: Limit = NO_LIMIT) -> np.ndarray:
+        """What the group takes of a row, in the order of `Budget`."""
+        plans = media_plans(layout, self.geometry, limit.tiles)
+        tree = self.tree(record, [p.tokens for p in plans], limit.targets)
         size = Budget(
             slots=len(tree.tokens),
             tiles=sum(p.tiles for p in plans),
@@ -94,11 +111,11 @@ class GroupEncoder:
         )
         return size.vector
 
-    def encode(self, example: Example, first_response: int = 0) -> EncodedGroup:
+    def encode(self, example: Example, first_response: int = 0, limit: Limit = NO_LIMIT) -> EncodedGroup:
         """`first_response` is the number of the group's first response in the whole data set."""
         record = example.record
-        plans = media_plans(example, self.geometry)
-        tree = self.tree(record, [p.tokens for p in plans])
+        plans = media_plans(media_layout(example), self.geometry, limit.tiles)
+        tree = self.tree(record, [p.tokens for p in plans], limit.targets)
         pairs, pair_weights, tie_weights = self.chosen_pairs(record)
         count = len(record.responses)
         ranks = [r.rank for r in record.responses]
@@ -107,7 +124,7 @@ class GroupEncoder:
         return EncodedGroup(
             tree=tree,
             plan=vision_plan.join(plans) if plans else empty_plan(),
-            tiles=media_tiles(example, self.geometry),
+            tiles=media_tiles(example, self.geometry, limit.tiles),
             image_slots=np.flatnonzero(tree.tokens == self.tokenizer.image_token).astype(np.int32),
             pairs=pairs,
             pair_weights=pair_weights,
@@ -120,26 +137,61 @@ class GroupEncoder:
         )
 
 
-def media_plans(example: Example, geometry: VisionGeometry) -> list[VisualPlan]:
-    """One plan per medium: the images in order, or the video as one."""
-    if example.frames:
-        return [vision_plan.plan_video(len(example.frames), geometry)]
+def media_layout(example: Example) -> Layout:
+    """Sizes of an example's media, from headers."""
     where = f"record {example.record.id!r}"
     sizes = [images.image_size(data, f"{where}, image {i}") for i, data in enumerate(example.images)]
-    return vision_plan.plan_images(sizes, geometry) if sizes else []
+    return Layout(tuple(sizes), len(example.frames))
 
 
-def media_tiles(example: Example, geometry: VisionGeometry) -> np.ndarray:
+def media_plans(layout: Layout, geometry: VisionGeometry, most_tiles: int = 0) -> list[VisualPlan]:
+    """One plan per medium: the images in order, or the video as one."""
+    if layout.frames:
+        return [vision_plan.plan_video(min(layout.frames, most_tiles or layout.frames), geometry)]
+    return vision_plan.plan_images(layout.images, within(geometry, most_tiles)) if layout.images else []
+
+
+def media_tiles(example: Example, geometry: VisionGeometry, most_tiles: int = 0) -> np.ndarray:
     """uint8[t, H, H, 3]: the tiles of all media, in the order of their plans."""
     where = f"record {example.record.id!r}"
     if example.frames:
-        frames = [images.decode_image(data, f"{where}, frame {i}") for i, data in enumerate(example.frames)]
-        return images.cut_frames(frames, geometry)
+        kept = frame_numbers(len(example.frames), most_tiles)
+        return images.cut_frames([images.decode_image(example.frames[i], f"{where}, frame {i}") for i in kept], geometry)
     decoded = [images.decode_image(data, f"{where}, image {i}") for i, data in enumerate(example.images)]
     if not decoded:
         return np.zeros((0, geometry.image_size, geometry.image_size, 3), np.uint8)
+    geometry = within(geometry, most_tiles)
     anyres = geometry.anyres and len(decoded) == 1  # several images in a prompt are plain square tiles
     return np.concatenate([images.cut_tiles(image, geometry, anyres=anyres) for image in decoded])
+
+
+def frame_numbers(frames: int, most: int) -> list[int]:
+    """The frames of a video that are kept: all, or `most` evenly spaced ones."""
+    return np.linspace(0, frames - 1, min(frames, most or frames), dtype=int).tolist()
+
+
+@functools.cache
+def within(geometry: VisionGeometry, most_tiles: int) -> VisionGeometry:
+    """The geometry without canvases on which an image would take more than `most_tiles` tiles (0 = any number)."""
+    if not most_tiles or not geometry.anyres:
+        return geometry
+    pinpoints = tuple(p for p in geometry.pinpoints if canvas_tiles(p, geometry) <= most_tiles)
+    return dataclasses.replace(geometry, pinpoints=pinpoints) if pinpoints else dataclasses.replace(geometry, anyres=False)
+
+
+def canvas_tiles(pinpoint: Size, geometry: VisionGeometry) -> int:
+    """Tiles of an image on a canvas: the squeezed whole, and the grid."""
+    return 1 + (pinpoint[0] // geometry.image_size) * (pinpoint[1] // geometry.image_size)
+
+
+def fewer_tiles(layout: Layout, geometry: VisionGeometry) -> list[int]:
+    """Numbers of tiles that the media can be brought down to, most first. Several images have one each, and no fewer."""
+    if layout.frames:
+        return list(range(layout.frames - 1, 0, -1))
+    if len(layout.images) != 1 or not geometry.anyres:
+        return []
+    now = sum(plan.tiles for plan in media_plans(layout, geometry))
+    return sorted({n for p in geometry.pinpoints if (n := canvas_tiles(p, geometry)) < now} | {1}, reverse=True)
 
 
 def empty_plan() -> VisualPlan:

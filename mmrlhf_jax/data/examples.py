@@ -6,18 +6,23 @@ imports jax or TensorFlow.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from etils import epath
 
-from mmrlhf_jax.data.media import read_media, read_video_frames, resolve_media, video_files
-from mmrlhf_jax.data.sources import read_records
+from mmrlhf_jax.data.media import MediaFile, read_media, read_video_frames, resolve_media, video_files
+from mmrlhf_jax.data.sources import OnError, read_source
+from mmrlhf_jax.data.sources.embedded import find_embedded
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.llava_onevision.images import image_size
 from mmrlhf_jax.records import RankedRecord, record_from_json
 
 # Called as progress(stage, records done, records in all).
@@ -25,6 +30,15 @@ Progress = Callable[[str, int, int], None]
 
 DATASET_INFO_FILE = "dataset_info.json"
 RECORDS_FILE = "records.jsonl"  # in a built data set: all records without their media, in order
+LAYOUTS_FILE = "layouts.jsonl"  # and the sizes of their media
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Of an example's media: (height, width) of every image, in pixels and upright, and how many frames its video has."""
+
+    images: tuple[tuple[int, int], ...] = ()
+    frames: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +54,18 @@ class SourceExamples:
     """The examples of a source file of any format that `read_records` knows; media are read when asked for.
 
     `media_root` is the folder that media paths are relative to (default: the source file's own); `video_frames` is how
-    many frames a video gives.
+    many frames a video gives; `on_error` is `read_source`'s.
     """
 
-    def __init__(self, path: str | epath.Path, media_root: str | epath.Path | None = None, video_frames: int = 32) -> None:
+    weights = None  # an epoch sees every example once
+
+    def __init__(
+        self,
+        path: str | epath.Path,
+        media_root: str | epath.Path | None = None,
+        video_frames: int = 32,
+        on_error: OnError | None = None,
+    ) -> None:
         if video_frames < 1:
             raise UserError(f"video_frames must be at least 1, found {video_frames}")
         self.path = epath.Path(path)
@@ -51,15 +73,17 @@ class SourceExamples:
         if not self.media_root.is_dir():
             raise UserError(f"{self.media_root}: the media root is not a folder")
         self.video_frames = video_frames
-        self.records: list[RankedRecord] = read_records(self.path)
+        source = read_source(self.path, on_error)
+        self.records: list[RankedRecord] = source.records
+        self.rows = [source.rows(record) for record in source.records]  # of the file, per record
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Example:
         """The example at `index` in [0, len). Raises UserError for missing or unreadable media."""
-        record, where = self.records[index], self._where(index)
-        images = tuple(read_media(resolve_media(self.media_root, path, where), where) for path in record.images)
+        record, where = self.records[index], self.where(index)
+        images = tuple(read_media(self._find(path, where), where) for path in record.images)
         if record.video is None:
             return Example(record, images)
         video = resolve_media(self.media_root, record.video, where)
@@ -68,38 +92,78 @@ class SourceExamples:
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
 
-    def media_files(self, index: int) -> list[epath.Path]:
+    def layout(self, index: int) -> Layout:
+        """Sizes of the example's media, from headers; of a video only that it will have `video_frames` frames."""
+        record, where = self.records[index], self.where(index)
+        sizes = [image_size(read_media(self._find(path, where), where), f"{where}, image {path!r}") for path in record.images]
+        if record.video is not None:
+            resolve_media(self.media_root, record.video, where)
+        return Layout(tuple(sizes), 0 if record.video is None else self.video_frames)
+
+    def media_files(self, index: int) -> list[MediaFile]:
         """The files that example `index` is read from, images first. Raises UserError for a missing one."""
-        record, where = self.records[index], self._where(index)
-        files = [resolve_media(self.media_root, path, where) for path in record.images]
+        record, where = self.records[index], self.where(index)
+        files: list[MediaFile] = [self._find(path, where) for path in record.images]
         if record.video is not None:
             files += video_files(resolve_media(self.media_root, record.video, where), self.video_frames)
         return files
 
+    def part(self, numbers: Iterable[int]) -> SourceExamples:
+        """The examples with these numbers alone, without the others' records."""
+        part, numbers = copy.copy(self), list(numbers)
+        part.__dict__.pop("fingerprint", None)
+        part.records, part.rows = [self.records[i] for i in numbers], [self.rows[i] for i in numbers]
+        return part
+
+    def digest(self, index: int, example: Example | None = None) -> bytes:
+        """SHA-256 of what example `index` is made of: record, bytes of its media, frames per video.
+
+        Whoever has the example already gives it, so that only video files are read again.
+        """
+        record, where = self.records[index], self.where(index)
+        from_file = record.video is not None and not resolve_media(self.media_root, record.video, where).is_dir()
+        if example is None or from_file:
+            media = [read_media(file, where) for file in self.media_files(index)]
+        else:
+            media = [*example.images, *example.frames]
+        content = [dump_record(record).encode(), *media]
+        if record.video is not None:
+            content.append(b"frames %d" % self.video_frames)
+        digest = hashlib.sha256()
+        for part in (b"%d" % len(content), *content):  # lengths first, so that no two contents run together alike
+            digest.update(b"%d:" % len(part) + part)
+        return digest.digest()
+
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of all that examples are made of: records in order, bytes of their media, frames per video."""
+        """SHA-256 (hex) over the digests of all examples, in order."""
         return self.compute_fingerprint()
 
     def compute_fingerprint(self, progress: Progress | None = None) -> str:
-        """`fingerprint`, with progress: it reads every media file once."""
-        if "fingerprint" in self.__dict__:
-            return self.fingerprint
-        digest = hashlib.sha256()
-        for index, record in enumerate(self.records):
-            where = self._where(index)
-            content = [dump_record(record).encode(), *(read_media(file, where) for file in self.media_files(index))]
-            if record.video is not None:
-                content.append(b"frames %d" % self.video_frames)
-            for part in (b"%d" % len(content), *content):  # lengths first, so that no two contents run together alike
-                digest.update(b"%d:" % len(part) + part)
-            if progress:
-                progress("fingerprint", index + 1, len(self))
-        self.__dict__["fingerprint"] = digest.hexdigest()
+        """`fingerprint`, with progress: it reads every media file once, on all cores (hashing releases Python's lock)."""
+        if "fingerprint" not in self.__dict__:
+            self.__dict__["fingerprint"] = fingerprint_of(compute_digests(self, progress))
         return self.fingerprint
 
-    def _where(self, index: int) -> str:
+    def _find(self, path: str, where: str) -> MediaFile:
+        return find_embedded(self.path, path, where) or resolve_media(self.media_root, path, where)
+
+    def where(self, index: int) -> str:
+        """The opening of an error message about example `index`."""
         return f"{self.path}: record {self.records[index].id!r}"
+
+
+def compute_digests(examples: Any, progress: Progress | None = None) -> Iterator[bytes]:
+    """The digest of every example, in order."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, digest in enumerate(pool.map(examples.digest, range(len(examples))), start=1):
+            yield digest
+            if progress:
+                progress("fingerprint", done, len(examples))
+
+
+def fingerprint_of(digests: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 class BuiltExamples:
@@ -107,6 +171,8 @@ class BuiltExamples:
 
     Files are opened at the first use, in whichever process that is.
     """
+
+    weights = None  # an epoch sees every example once
 
     def __init__(self, directory: str | epath.Path) -> None:
         self.directory = epath.Path(directory)
@@ -125,6 +191,19 @@ class BuiltExamples:
         record = record_from_json(json.loads(stored["record"]), f"{self.directory}: example {index}")
         return Example(record, tuple(stored["images"]), tuple(stored["frames"]))
 
+    def layout(self, index: int) -> Layout:
+        """Sizes of the example's media, as the build noted them: no media are read."""
+        return self._layouts[index]
+
+    def where(self, index: int) -> str:
+        """The opening of an error message about example `index`."""
+        return f"{self.directory}: record {self.records[index].id!r}"
+
+    @functools.cached_property
+    def _layouts(self) -> list[Layout]:
+        lines = (self.directory / LAYOUTS_FILE).read_text().splitlines()
+        return [Layout(tuple((h, w) for h, w in row["images"]), row["frames"]) for row in map(json.loads, lines)]
+
     @functools.cached_property
     def records(self) -> list[RankedRecord]:
         """All records, read without their media."""
@@ -140,18 +219,23 @@ class BuiltExamples:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without open files, and without what the other process can read for itself."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_data_source", "records")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_data_source", "_layouts", "records")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
 
 def open_examples(
-    path: str | epath.Path, media_root: str | epath.Path | None = None, video_frames: int = 32
-) -> SourceExamples | BuiltExamples:
-    """A directory that was built, or a source file. The other arguments concern a source file only."""
-    path = epath.Path(path)
-    return BuiltExamples(path) if path.is_dir() else SourceExamples(path, media_root, video_frames)
+    path: Any, media_root: str | epath.Path | None = None, video_frames: int = 32, on_error: OnError | None = None
+):
+    """A built directory, a source file, or several of them: see `mixture.open_mixture`."""
+    from mmrlhf_jax.data.mixture import open_mixture  # it is made of the classes here
+
+    return open_mixture(path, media_root, video_frames, on_error)
+
+
+def dump_layout(layout: Layout) -> str:
+    return json.dumps(dataclasses.asdict(layout))
 
 
 def dump_record(record: RankedRecord) -> str:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from mmrlhf_jax.data.encode import GroupEncoder
+from mmrlhf_jax.data.processes import spawn_pool
 from mmrlhf_jax.data.rows import Budget
-from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import read_arrays, write_arrays
 
-Progress = Callable[[Iterable, str], Iterable]
+Progress = Callable[[Iterable, str, int], Iterable]
+
+# Starting processes costs seconds; below so many groups one is quicker.
+PARALLEL_GROUPS = 4096
+_CHUNK = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,25 +32,44 @@ class GroupIndex:
     first_responses: np.ndarray  # int64[N + 1]: number of each example's first response, over ALL examples; last = total
     dropped: tuple[str, ...]  # ids of groups left out, each with its reason
     fingerprint: str
+    limits: np.ndarray  # int64[G, fields of Limit]: what an over-budget policy leaves of a group; 0 = all
+    cut: tuple[str, ...] = ()  # ids of groups that are not whole, each with what was done
+    weights: np.ndarray | None = None  # float64[G]: how often an epoch sees each group; None = once
 
     @property
     def responses(self) -> int:
         return int(self.first_responses[-1])
 
+    def keep(self, keep: np.ndarray, dropped: Iterable[str]) -> GroupIndex:
+        """Leave out groups (bool[G] False), for the reasons that `dropped` states."""
+        return dataclasses.replace(
+            self,
+            sizes=self.sizes[keep],
+            groups=self.groups[keep],
+            limits=self.limits[keep],
+            weights=None if self.weights is None else self.weights[keep],
+            dropped=(*self.dropped, *dropped),
+        )
+
 
 def build_index(
-    examples, encoder: GroupEncoder, *, cache: epath.Path | None = None, progress: Progress | None = None
+    examples: Any,
+    encoder: GroupEncoder,
+    *,
+    cache: epath.Path | None = None,
+    progress: Progress | None = None,
+    jobs: int | None = None,
 ) -> GroupIndex:
-    """Measure every group. With `cache` (a directory) the result is kept there under its fingerprint."""
+    """Measure every group, on `jobs` cores (None: all). With `cache` (a directory) the result is kept there."""
     fingerprint = hashlib.sha256(f"{examples.fingerprint} {encoder.fingerprint}".encode()).hexdigest()
     stored = cache / f"index-{fingerprint[:16]}.npz" if cache is not None else None
     if stored is not None and stored.exists():
         sizes = read_arrays(stored)["sizes"]
     else:
-        numbers: Iterable = range(len(examples))
+        found: Iterable[np.ndarray] = measure_all(examples, encoder, jobs)
         if progress is not None:
-            numbers = progress(numbers, "measuring groups")
-        sizes = np.stack([encoder.measure(examples[i]) for i in numbers])
+            found = progress(found, "measuring groups", len(examples))
+        sizes = np.stack(list(found))
         if stored is not None:
             write_arrays(stored, sizes=sizes)
     responses = sizes[:, Budget.names().index("responses")]
@@ -54,32 +79,40 @@ def build_index(
         first_responses=np.concatenate([[0], np.cumsum(responses)]),
         dropped=(),
         fingerprint=fingerprint,
+        limits=np.zeros((len(sizes), 2), np.int64),
+        weights=examples.weights,
     )
 
 
-def within_budget(index: GroupIndex, examples, budget: Budget, policy: str) -> GroupIndex:
-    """Apply the over-budget policy: "error" names the first group, "drop" leaves such groups out and lists them."""
-    over = (index.sizes > budget.vector).any(axis=1)
-    if not over.any():
-        return index
-    reasons = []
-    for g in np.flatnonzero(over):
-        sizes = dict(zip(Budget.names(), zip(index.sizes[g], budget.vector, strict=True), strict=True))
-        what = ", ".join(f"{size} {name} > {limit}" for name, (size, limit) in sizes.items() if size > limit)
-        reasons.append(f"{examples.records[index.groups[g]].id}: {what}")
-    if policy == "error":
-        raise UserError(
-            f"{over.sum()} of {len(over)} groups exceed the row budget, the first is {reasons[0]};"
-            " raise `batch.slots` (or the budget named), or set `data.over_budget: drop`"
-        )
-    if over.all():
-        raise UserError(f"no group fits the row budget; the first is {reasons[0]}")
-    return dataclasses.replace(
-        index, sizes=index.sizes[~over], groups=index.groups[~over], dropped=index.dropped + tuple(reasons)
-    )
+def measure_all(examples: Any, encoder: GroupEncoder, jobs: int | None = None) -> Iterator[np.ndarray]:
+    """int64[resources] per group, in order."""
+    jobs = os.cpu_count() or 1 if jobs is None else jobs
+    if jobs == 1 or len(examples) < PARALLEL_GROUPS:
+        yield from (encoder.measure(record, examples.layout(i)) for i, record in enumerate(examples.records))
+        return
+    with spawn_pool(jobs, _adopt_encoder, encoder) as pool:
+        # Records and layouts travel, a chunk at a time: a process needs neither the data set nor its media.
+        for sizes in pool.map(_measure, _chunks(examples)):
+            yield from sizes
 
 
-def keep_groups(index: GroupIndex, keep: np.ndarray, why: str, examples) -> GroupIndex:
+def _chunks(examples: Any) -> Iterator[list[tuple[Any, Any]]]:
+    for start in range(0, len(examples), _CHUNK):
+        yield [(examples.records[i], examples.layout(i)) for i in range(start, min(start + _CHUNK, len(examples)))]
+
+
+_encoder: GroupEncoder | None = None
+
+
+def _adopt_encoder(encoder: GroupEncoder) -> None:
+    global _encoder
+    _encoder = encoder
+
+
+def _measure(chunk: list[tuple[Any, Any]]) -> list[np.ndarray]:
+    return [_encoder.measure(record, layout) for record, layout in chunk]
+
+
+def keep_groups(index: GroupIndex, keep: np.ndarray, why: str, examples: Any) -> GroupIndex:
     """Leave out groups (bool[G] False) and list them with the reason."""
-    dropped = tuple(f"{examples.records[g].id}: {why}" for g in index.groups[~keep])
-    return dataclasses.replace(index, sizes=index.sizes[keep], groups=index.groups[keep], dropped=index.dropped + dropped)
+    return index.keep(keep, (f"{examples.records[g].id}: {why}" for g in index.groups[~keep]))

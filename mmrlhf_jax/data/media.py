@@ -1,20 +1,20 @@
-"""Images and videos as files: where a record's paths may lead, which frames a video gives, whether a file decodes."""
+"""Images and videos as files: where a record's paths may lead, and which frames a video gives."""
 
 from __future__ import annotations
 
 import io
 import os
-import warnings
 from pathlib import PureWindowsPath
 
 import numpy as np
 from etils import epath
 
+from mmrlhf_jax.data.sources.embedded import EmbeddedFile
 from mmrlhf_jax.errors import UserError
 
+MediaFile = epath.Path | EmbeddedFile
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-# Decoders that may run on files from the internet; the contents decide, not the name.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 # Frames cut from a video file are stored as JPEG of this quality, without chroma subsampling.
 FRAME_QUALITY = 95
 
@@ -40,7 +40,7 @@ def resolve_media(root: str | epath.Path, relative: str, where: str) -> epath.Pa
     return path
 
 
-def read_media(path: epath.Path, where: str) -> bytes:
+def read_media(path: MediaFile, where: str) -> bytes:
     """The bytes of a media file. Raises UserError where it cannot be read (a folder, no permission, ...)."""
     try:
         return path.read_bytes()
@@ -76,23 +76,6 @@ def read_video_frames(path: str | epath.Path, count: int) -> list[bytes]:
         contents = {file: file.read_bytes() for file in dict.fromkeys(files)}
         return [contents[file] for file in files]
     return _decode_video(path, count)
-
-
-def check_image(data: bytes, where: str) -> None:
-    """Decode an encoded image completely. Raises UserError, opening with `where`, if it is damaged or far too large."""
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at twice that size Pillow raises
-            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-                image.load()
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{where}: the image is too large to decode safely ({error})") from error
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        known = "BytesIO" not in str(error)  # Pillow's "cannot identify image file <_io.BytesIO object at 0x...>"
-        reason = str(error).splitlines()[0] if known and str(error) else "not an image of a known format"
-        raise UserError(f"{where}: the image cannot be decoded ({reason}); replace it or remove the record") from error
 
 
 def _exists(path: epath.Path) -> bool:

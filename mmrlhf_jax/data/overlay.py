@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
-from mmrlhf_jax.data.examples import Example, dump_record
+from mmrlhf_jax.data.examples import Example, Layout, dump_record
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.records import RankedRecord
 
@@ -31,6 +31,13 @@ class OverlaidExamples:
 
     def __getitem__(self, index: int) -> Example:
         return dataclasses.replace(self.examples[index], record=self.records[index])
+
+    def layout(self, index: int) -> Layout:
+        return self.examples.layout(index)
+
+    @property
+    def weights(self):
+        return self.examples.weights
 
 
 def map_records(examples, change: Callable[[RankedRecord], RankedRecord]) -> OverlaidExamples:

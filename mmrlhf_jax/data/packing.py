@@ -50,6 +50,19 @@ def plan_rows(sizes: np.ndarray, budget: np.ndarray, *, seed: int, epoch: int) -
     return [np.asarray(done[i], np.int32) for i in rng.permutation(len(done))]
 
 
+def epoch_groups(count: int, weights: np.ndarray | None, *, seed: int, epoch: int) -> np.ndarray:
+    """Which of `count` groups an epoch sees, int64[n] ascending, a group of weight w about w times.
+
+    Over any number of epochs e, group g is seen floor(e * w + phase) times; phases are spread evenly over the groups. So a
+    weight of 1 is every group once, 2 twice, and 0.5 every group in exactly one of two successive epochs.
+    """
+    if weights is None:
+        return np.arange(count)
+    phases = (np.random.default_rng((seed, count)).permutation(count) + 0.5) / max(count, 1)
+    times = np.floor((epoch + 1) * weights + phases) - np.floor(epoch * weights + phases)
+    return np.repeat(np.arange(count), times.astype(np.int64))
+
+
 def fill(sizes: np.ndarray, rows: list[np.ndarray], slots: int) -> float:
     """Share of slots that hold tokens."""
     return float(sizes[:, 0].sum() / (len(rows) * slots)) if rows else 0.0

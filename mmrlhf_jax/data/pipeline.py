@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
@@ -10,7 +11,9 @@ from etils import epath
 from mmrlhf_jax import config
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.examples import BuiltExamples, open_examples
-from mmrlhf_jax.data.index import GroupIndex, build_index, keep_groups, within_budget
+from mmrlhf_jax.data.index import GroupIndex, build_index, keep_groups
+from mmrlhf_jax.data.mixture import Part
+from mmrlhf_jax.data.over_budget import within_budget
 from mmrlhf_jax.data.overlay import check_rewards, with_critiques, with_human_margins, with_rewards
 from mmrlhf_jax.data.packing import auto_budget
 from mmrlhf_jax.data.pair_margins import check_pair_margins
@@ -38,22 +41,29 @@ def make_encoder(data: config.Data, objective: config.Objective | None, tokenize
 
 def open_training_examples(data: config.Data, objective: config.Objective):
     """The examples with the critiques and the rewards that the objective needs. UserError where rewards are missing."""
-    examples = with_margins(open_examples(data.path, data.media_root, data.video_frames), data, objective)
+    examples = with_margins(open_examples(sets(data.path), data.media_root, data.video_frames), data, objective)
     match margins_from(objective):
         case "human_scores":
-            check_rewards(examples, data.path, "human score", "take the margins from rewards, or do without")
+            check_rewards(examples, data.named, "human score", "take the margins from rewards, or do without")
         case "rewards":
-            command = f"run `mmrlhf score --model RM --data {data.path} --out FILE` and set data.rewards to FILE"
+            command = f"run `mmrlhf score --model RM --data {data.named} --out FILE` and set data.rewards to FILE"
             others = "or choose objective.scaling.margins: human_scores, or objective.scaling.mode: fixed"
-            check_rewards(examples, data.path, "reward", f"{command}, {others}")
+            check_rewards(examples, data.named, "reward", f"{command}, {others}")
         case "stored":
-            check_pair_margins(examples, data.path, "take objective.scaling.margins from rewards or human_scores")
+            check_pair_margins(examples, data.named, "take objective.scaling.margins from rewards or human_scores")
     return examples
 
 
 def open_held_out_examples(data: config.Data, objective: config.Objective):
     """The held-out examples, like the training ones, except that their rewards may be missing (β is then that of δ = 0)."""
-    return with_margins(open_examples(data.held_out, data.media_root, data.video_frames), data, objective)
+    return with_margins(open_examples(sets(data.held_out), data.media_root, data.video_frames), data, objective)
+
+
+def sets(path: str | tuple[str | config.DataSet, ...]) -> str | list[str | Part]:
+    """`data.path` as `open_examples` takes it."""
+    if isinstance(path, str):
+        return path
+    return [part if isinstance(part, str) else Part(**part.model_dump()) for part in path]
 
 
 def with_margins(examples, data: config.Data, objective: config.Objective):
@@ -87,16 +97,22 @@ def plan_training_rows(
         has_pairs = index.sizes[:, Budget.names().index("pairs")] > 0
         index = keep_groups(index, has_pairs, "no strictly ordered pair", examples)
     if not len(index.groups):
-        raise UserError(f"{data.path}: no group has a strictly ordered pair; there is nothing to prefer")
+        raise UserError(f"{data.named}: no group has a strictly ordered pair; there is nothing to prefer")
     budget = row_budget(batch, index)
-    index = within_budget(index, examples, budget, data.over_budget)
-    if index.dropped:
-        say(f"{data.path}: left out {len(index.dropped)} of {len(examples)} groups:")
-        for line in index.dropped[:20]:
-            say(f"  {line}")
-        if len(index.dropped) > 20:
-            say(f"  ... and {len(index.dropped) - 20} more")
+    index = within_budget(index, examples, encoder, budget, data.over_budget)
+    _list(f"{data.named}: left out {len(index.dropped)} of {len(examples)} groups", index.dropped)
+    _list(f"{data.named}: made {len(index.cut)} of {len(examples)} groups smaller", index.cut)
     return Rows(examples, encoder, index, budget, seed)
+
+
+def _list(heading: str, lines: Sequence[str]) -> None:
+    if not lines:
+        return
+    say(f"{heading}:")
+    for line in lines[:20]:
+        say(f"  {line}")
+    if len(lines) > 20:
+        say(f"  ... and {len(lines) - 20} more")
 
 
 def row_budget(batch: config.Batch, index: GroupIndex) -> Budget:
@@ -109,7 +125,7 @@ def row_budget(batch: config.Batch, index: GroupIndex) -> Budget:
 
 def all_rows(examples, encoder: GroupEncoder, *, slots: int = 0, seed: int = 0) -> Rows:
     """Rows over every group, for passes that score or measure: a row has `slots` slots, or more if a group needs more."""
-    index = build_index(examples, encoder, cache=index_cache(examples))
+    index = dataclasses.replace(build_index(examples, encoder, cache=index_cache(examples)), weights=None)
     longest = int(index.sizes[:, 0].max())
     slots = max(slots, -(-longest // 128) * 128)
     return Rows(examples, encoder, index, Budget(*map(int, auto_budget(index.sizes, slots))), seed)

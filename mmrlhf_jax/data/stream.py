@@ -6,6 +6,8 @@ So the position of a run is one integer, the step; hosts read only their rows, a
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -13,9 +15,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from mmrlhf_jax.data.encode import GroupEncoder
+from mmrlhf_jax.data.encode import GroupEncoder, Limit
 from mmrlhf_jax.data.index import GroupIndex
-from mmrlhf_jax.data.packing import fill, plan_rows
+from mmrlhf_jax.data.packing import epoch_groups, fill, plan_rows
 from mmrlhf_jax.data.rows import Budget, RowBatch, assemble_row, empty_row, stack_rows
 
 
@@ -31,50 +33,74 @@ class Rows:
     reference_logps: np.ndarray | None = None  # float32[responses]
 
     def plan(self, epoch: int) -> list[np.ndarray]:
+        """Per row of an epoch, the numbers in the index of its groups."""
         return _plan(self, epoch)
 
+    def once(self) -> Rows:
+        """The rows of a pass that sees every group exactly once, whatever the weights of the sets."""
+        return dataclasses.replace(self, index=dataclasses.replace(self.index, weights=None))
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Changes with everything that decides which group is in which row."""
+        index, digest = self.index, hashlib.sha256(f"{self.index.fingerprint} {self.budget} {self.seed}".encode())
+        for array in (index.sizes, index.groups, index.limits, index.weights):
+            digest.update(b"-" if array is None else array.tobytes())
+        return digest.hexdigest()
+
     def __hash__(self) -> int:
-        return hash((self.index.fingerprint, len(self.index.groups), self.budget, self.seed))
+        return hash(self.identity)
 
     def __eq__(self, other) -> bool:
-        return isinstance(other, Rows) and hash(self) == hash(other)
+        return isinstance(other, Rows) and self.identity == other.identity
 
     @property
     def fill(self) -> float:
         """Share of slots that hold tokens, in the first epoch."""
-        return fill(self.index.sizes, self.plan(0), self.budget.slots)
+        rows = self.plan(0)
+        return fill(self.index.sizes[np.concatenate(rows)], rows, self.budget.slots) if rows else 0.0
 
     def locate(self, t: int) -> tuple[int, int]:
         """(epoch, row in the epoch) of row t."""
         epoch = 0
-        while t >= len(self.plan(epoch)):
-            t -= len(self.plan(epoch))
+        while t >= (count := _epoch_rows(self, epoch)):
+            t -= count
             epoch += 1
         return epoch, t
 
     def groups(self, t: int) -> np.ndarray:
         """Numbers in the data set of the groups in row t."""
-        epoch, row = self.locate(t)
-        return self.index.groups[self.plan(epoch)[row]]
+        return self.index.groups[self._row(t)]
 
     def row(self, t: int) -> RowBatch:
-        encoded = [self._encoded(int(i)) for i in self.groups(t)]
-        return assemble_row(encoded, self.budget, self.encoder.geometry)
+        return assemble_row([self._encoded(int(g)) for g in self._row(t)], self.budget, self.encoder.geometry)
 
-    def _encoded(self, number: int):
+    def _row(self, t: int) -> np.ndarray:
+        epoch, row = self.locate(t)
+        return self.plan(epoch)[row]
+
+    def _encoded(self, g: int):
+        number = int(self.index.groups[g])
         first = int(self.index.first_responses[number])
-        group = self.encoder.encode(self.examples[number], first)
+        group = self.encoder.encode(self.examples[number], first, Limit(*map(int, self.index.limits[g])))
         if self.reference_logps is not None:
             group = group._replace(reference_logps=self.reference_logps[first : first + len(group.rewards)])
         return group
 
     def count(self, epochs: int) -> int:
-        return sum(len(self.plan(epoch)) for epoch in range(epochs))
+        return sum(_epoch_rows(self, epoch) for epoch in range(epochs))
 
 
 @lru_cache(maxsize=8)
 def _plan(rows: Rows, epoch: int) -> list[np.ndarray]:
-    return plan_rows(rows.index.sizes, rows.budget.vector, seed=rows.seed, epoch=epoch)
+    index = rows.index
+    groups = epoch_groups(len(index.groups), index.weights, seed=rows.seed, epoch=epoch)
+    return [groups[row] for row in plan_rows(index.sizes[groups], rows.budget.vector, seed=rows.seed, epoch=epoch)]
+
+
+@lru_cache(maxsize=65536)
+def _epoch_rows(rows: Rows, epoch: int) -> int:
+    return len(_plan(rows, epoch))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 
-from mmrlhf_jax.data.examples import Example
+import numpy as np
+
+from mmrlhf_jax.data.examples import Example, Layout
 
 
 class Subset:
@@ -14,10 +17,23 @@ class Subset:
     def __init__(self, examples, numbers: Sequence[int]):
         self.examples, self.numbers = examples, list(numbers)
         self.records = [examples.records[i] for i in self.numbers]
-        self.fingerprint = hashlib.sha256(f"{examples.fingerprint} {self.numbers}".encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, index: int) -> Example:
         return self.examples[self.numbers[index]]
+
+    def layout(self, index: int) -> Layout:
+        return self.examples.layout(self.numbers[index])
+
+    def where(self, index: int) -> str:
+        return self.examples.where(self.numbers[index])
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        return None if self.examples.weights is None else self.examples.weights[self.numbers]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.examples.fingerprint} {self.numbers}".encode()).hexdigest()

@@ -7,7 +7,12 @@ spells `<image>` or `<|im_end|>`. Reference: MM-RLHF `llava/conversation.py` (`q
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable
+from typing import Any
+
+from mmrlhf_jax.errors import UserError
 
 SYSTEM = "You are a helpful assistant."
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
@@ -73,12 +78,106 @@ def upstream_train(prompt: str, media: int, response: str | None) -> list[Piece]
     return qwen_1_5(prompt, media, response, after_media="\n\n")
 
 
-TEMPLATES: dict[str, Callable[[str, int, str | None], list[Piece]]] = {
+Template = Callable[[str, int, str | None], list[Piece]]
+
+TEMPLATES: dict[str, Template] = {
     "qwen_1_5": qwen_1_5,
     "upstream_train": upstream_train,
 }
 
 
+def find_template(name: str, tokenizer: Any) -> Template:
+    """A template by its name; `checkpoint` is the tokenizer's own. Raises UserError where there is none."""
+    if name == "checkpoint":
+        return CheckpointTemplate(tokenizer)
+    if name not in TEMPLATES:
+        raise UserError(f"unknown chat template {name!r}; there are {', '.join([*TEMPLATES, 'checkpoint'])}")
+    return TEMPLATES[name]
+
+
+def closing_token(template: Template) -> str | None:
+    """The control token that ends a response, where a model stops writing."""
+    closing = [piece.token for piece in template("", 0, "") if isinstance(piece, Special) and piece.target]
+    return closing[0] if closing else None
+
+
 def critique_prompt(question: str, answer: str) -> str:
     """The user turn that asks the reward model for a critique of `answer`."""
     return CRITIQUE_PROMPT.format(question=question, answer=answer)
+
+
+# Stand-ins for the texts of a conversation while a Jinja template is rendered; from Unicode's private use area.
+_PROMPT, _RESPONSE = "\ue000prompt\ue001", "\ue000response\ue001"
+_IMAGE = "<image>"
+_IMAGE_LINE = f"{_IMAGE}\n"
+
+
+class CheckpointTemplate:
+    """A checkpoint's own chat template (Jinja), as pieces.
+
+    It is rendered around stand-ins, and only what it wrote itself may become control tokens. The assistant's turn opens as it
+    does for generation (`add_generation_prompt`), in training as well; LLaVA-OneVision's template opens the two differently.
+    Media go where it puts `{"type": "image"}` parts; a template for text only gets LLaVA's `<image>` lines before the prompt.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not tokenizer.chat_template:
+            raise UserError("data.template: checkpoint: the tokenizer has no chat template; choose qwen_1_5")
+        self.tokenizer = tokenizer
+
+    def __call__(self, prompt: str, media: int, response: str | None) -> list[Piece]:
+        opening, closing = self._render(media)
+        pieces = self._pieces(opening, prompt)
+        if response is None:
+            return pieces
+        header = pieces.pop().text if isinstance(pieces[-1], Text) else ""
+        end = self._pieces(closing, "")
+        text = header + response
+        if end and isinstance(end[0], Text) and len(end) > 1:  # text before the closing token belongs to the response
+            text += end.pop(0).text
+        if end and isinstance(end[0], Special):
+            end[0] = Special(end[0].token, target=True)
+        return [*pieces, Text(text, target_from=len(header)), *end]
+
+    @functools.cache  # noqa: B019  (as many entries as there are numbers of media in a prompt)
+    def _render(self, media: int) -> tuple[str, str]:
+        """What comes before the response, and what after it."""
+        parts = [{"type": "image"}] * media + [{"type": "text", "text": _PROMPT}]
+        for content in (parts, _IMAGE_LINE * media + _PROMPT):
+            user = {"role": "user", "content": content}
+            answer = _content(content, _RESPONSE)
+            try:
+                opening = self._apply([user], add_generation_prompt=True)
+                complete = self._apply([user, {"role": "assistant", "content": answer}], add_generation_prompt=False)
+            except Exception as error:  # whatever a template raises, TemplateError or any error of the expressions in it
+                reason = error
+                continue
+            reason = "it leaves out a part of the conversation"
+            found = opening.count(_IMAGE) == media and "'type'" not in opening
+            if found and opening.count(_PROMPT) == 1 and complete.count(_RESPONSE) == 1:
+                return opening, complete.partition(_RESPONSE)[2]
+        raise UserError(f"data.template: checkpoint: the chat template cannot be used ({reason}); choose qwen_1_5")
+
+    def _apply(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+
+    def _pieces(self, rendered: str, prompt: str) -> list[Piece]:
+        names = sorted({*self.tokenizer.get_added_vocab(), _IMAGE, _PROMPT}, key=len, reverse=True)
+        pieces: list[Piece] = []
+        media = 0
+        for part in re.split("(" + "|".join(map(re.escape, names)) + ")", rendered):
+            if part == _IMAGE:
+                pieces.append(Media(media))
+                media += 1
+            elif part in names and part != _PROMPT:
+                pieces.append(Special(part))
+            elif text := prompt if part == _PROMPT else part:
+                if pieces and isinstance(pieces[-1], Text):  # tokenised together, as the rendered text would be
+                    text = pieces.pop().text + text
+                pieces.append(Text(text))
+        return pieces
+
+
+def _content(like: Any, text: str) -> Any:
+    """Message content in the form of other content: a list of parts, or text."""
+    return text if isinstance(like, str) else [{"type": "text", "text": text}]

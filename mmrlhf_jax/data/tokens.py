@@ -23,6 +23,16 @@ class Conversation(NamedTuple):
     is_target: np.ndarray  # bool[N]
 
 
+def cut(conversation: Conversation, most: int) -> Conversation:
+    """The conversation up to its `most`-th target, if it has more. What is cut off ends it without a closing token, so that
+    nothing is learnt about stopping there; everything before the first target, images included, stays whole."""
+    targets = np.flatnonzero(conversation.is_target)
+    if len(targets) <= most:
+        return conversation
+    end = targets[most - 1] + 1
+    return Conversation(conversation.tokens[:end], conversation.is_target[:end])
+
+
 class TokenTree(NamedTuple):
     """K conversations laid out as trunk, branch 1, ..., branch K in N slots. All indices are slots of this layout.
 
@@ -51,24 +61,29 @@ class PieceTokenizer:
         # User text must never become a control token: added tokens that it spells are encoded as ordinary text.
         self.tokenizer.backend_tokenizer.encode_special_tokens = True
 
+    def __setstate__(self, state):
+        # Pickling, as on the way into a worker process, forgets that setting.
+        self.__dict__.update(state)
+        self.__post_init__()
+
     def conversation(self, pieces: Sequence[Piece], media_tokens: Sequence[int]) -> Conversation:
         """`media_tokens[i]` is how many visual tokens medium i takes."""
-        ids: list[int] = []
-        target: list[bool] = []
+        ids: list[np.ndarray] = []
+        target: list[np.ndarray] = []
         for piece in pieces:
             match piece:
                 case Special(token, is_target):
-                    ids.append(self.special(token))
-                    target.append(is_target)
+                    ids.append(np.asarray([self.special(token)]))
+                    target.append(np.asarray([is_target]))
                 case Media(index):
-                    ids += [self.image_token] * media_tokens[index]
-                    target += [False] * media_tokens[index]
+                    ids.append(np.full(media_tokens[index], self.image_token))
+                    target.append(np.zeros(media_tokens[index], bool))
                 case Text(text, target_from):
                     piece_ids, ends = self.text(text)
-                    ids += piece_ids
+                    ids.append(np.asarray(piece_ids, np.int32))
                     # A token that holds any character of the response is the response's.
-                    target += [target_from is not None and end > target_from for end in ends]
-        return Conversation(np.asarray(ids, np.int32), np.asarray(target, bool))
+                    target.append(np.asarray(ends) > (len(text) if target_from is None else target_from))
+        return Conversation(np.concatenate(ids).astype(np.int32), np.concatenate(target))
 
     def special(self, token: str) -> int:
         found = self.tokenizer.convert_tokens_to_ids(token)

@@ -103,6 +103,31 @@ def bar_chart(title: str, groups: Sequence[str], series: Sequence[tuple[str, Seq
     return element("div", _figure(title, keys, axes.frame(None, percents=True), *drawn, size=size), class_="scroll wide")
 
 
+def histogram(title: str, values: Sequence[float], *, x_label: str, whole: bool = False, bins: int = 24) -> Markup:
+    """How often values occur: in `bins` intervals, or, for few different whole numbers, one bar per number."""
+    size, numbers = (320, 190), [float(value) for value in values]
+    if not numbers:
+        return element("figure", element("figcaption", title), element("p", "none", class_="muted"))
+    low, high = min(numbers), max(numbers)
+    if whole or len(set(numbers)) <= 2 or (all(value.is_integer() for value in numbers) and high - low < bins):
+        low, high = (low - 1.5, high + 1.5) if low == high else (low - 0.5, high + 0.5)
+        bins = min(bins, round(high - low)) if all(value.is_integer() for value in numbers) else bins
+    width = (high - low) / bins
+    counts = [0] * bins
+    for value in numbers:
+        counts[min(int((value - low) / width), bins - 1)] += 1
+    axes = _Axes((low, high), (0, max(counts)), size)
+    drawn = []
+    for number, count in enumerate(counts):
+        left, right = axes.x(low + number * width), axes.x(low + (number + 1) * width)
+        tip = element("title", f"{low + number * width:.6g} to {low + (number + 1) * width:.6g}: {count}")
+        box = {"x": _px(left + 0.5), "y": _px(axes.y(count)), "width": _px(max(right - left - 1, 1))}
+        drawn.append(element("rect", tip, class_="bar c1", height=_px(axes.y(0) - axes.y(count)), rx=1, **box))
+    middle = sorted(numbers)[len(numbers) // 2]
+    keys = [element("span", "median ", element("b", f"{middle:g}"))]
+    return _figure(title, keys, axes.frame(x_label), *drawn, size=size)
+
+
 class _Axes:
     """Values to pixels."""
 

@@ -84,3 +84,6 @@ class ExchangedExamples(OverlaidExamples):
     def __getitem__(self, index: int):
         media = self.examples[self.donor[index]]
         return dataclasses.replace(media, record=self.records[index])
+
+    def layout(self, index: int):
+        return self.examples.layout(self.donor[index])

@@ -12,10 +12,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmrlhf_jax.data.encode import GroupEncoder, empty_plan, media_plans, media_tiles
+from mmrlhf_jax.data.encode import GroupEncoder, empty_plan, media_layout, media_plans, media_tiles
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.pipeline import all_rows
-from mmrlhf_jax.data.templates import IM_END
+from mmrlhf_jax.data.templates import closing_token, find_template
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, local_directory
@@ -52,7 +52,9 @@ class Engine:
         self.template = template
         divisor = rows_divisor(mesh)
         self.batch = -(-batch // divisor) * divisor
-        self.stop_tokens = tuple({tokenizer.convert_tokens_to_ids(IM_END), tokenizer.eos_token_id} - {None})
+        closing = closing_token(find_template(template, tokenizer))
+        stops = {tokenizer.eos_token_id} | ({tokenizer.convert_tokens_to_ids(closing)} if closing else set())
+        self.stop_tokens = tuple(stops - {None})
         self.fingerprint: str | None = None  # of the stored checkpoint, where the model came from one
         self._scoring = make_scoring_step(self.graphdef, chunk=128)
 
@@ -119,7 +121,7 @@ class Engine:
         return jax.tree.leaves(self.params)[0].dtype
 
     def _prepare(self, prompt: Prompt) -> tuple[np.ndarray, vision_plan.VisualPlan]:
-        plans = media_plans(prompt.example, self.config.geometry)
+        plans = media_plans(media_layout(prompt.example), self.config.geometry)
         encoder = self.encoder("answer")
         pieces = encoder.open_pieces(prompt.example.record, prompt.response, len(plans))
         tokens = encoder.tokenizer.conversation(pieces, [plan.tokens for plan in plans]).tokens

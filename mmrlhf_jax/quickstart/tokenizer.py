@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] if part['type'] == 'image' %}<image>{% if not loop.last %} {% endif %}{% endfor %}"
-    "{% if message['content'] | selectattr('type', 'equalto', 'image') | list %}\n{% endif %}"
+    "{% if message['content'] | selectattr('type', 'equalto', 'image') | list %}{{ '\n' }}{% endif %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

@@ -28,6 +28,6 @@ def model_card(experiment: config.Experiment, step: int, metrics: Sequence[dict]
         f"tags: [mm-rlhf, mmrlhf_jax, {kind}]\n---\n\n"
         f"# {experiment.run.directory.rstrip('/').rsplit('/', 1)[-1]}\n\n"
         f"LLaVA-OneVision: {TITLES[kind]}, trained with `mmrlhf_jax` from `{experiment.model.path}` on"
-        f" `{experiment.data.path}`, {step} steps. Method: MM-RLHF (arXiv 2502.10391).\n{table}\n"
+        f" `{experiment.data.named}`, {step} steps. Method: MM-RLHF (arXiv 2502.10391).\n{table}\n"
         f"Resolved configuration:\n\n```yaml\n{config.resolved(experiment)}```\n"
     )

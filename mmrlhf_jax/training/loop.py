@@ -85,7 +85,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             identity = model_fingerprint(source, dtype=experiment.model.dtype)
             settings = dict(batch_rows=experiment.batch.rows // experiment.batch.accumulation, mesh=mesh)
             settings["cache"] = index_cache(examples) or directory / "reference"
-            rows = with_reference(rows, reference_logps(scoring, params, frozen, rows, identity, **settings))
+            rows = with_reference(rows, reference_logps(scoring, params, frozen, rows.once(), identity, **settings))
             if held_out is not None:
                 held_out = with_reference(held_out, reference_logps(scoring, params, frozen, held_out, identity, **settings))
 

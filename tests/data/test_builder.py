@@ -4,14 +4,16 @@ import io
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mmrlhf_jax.data import builder
+from mmrlhf_jax.data import shards
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.examples import BuiltExamples, SourceExamples, open_examples
 from mmrlhf_jax.errors import UserError
@@ -48,7 +50,7 @@ def listing(folder):
 
 
 def test_every_example_comes_back_whole_and_in_order(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(builder, "SHARD_BYTES", 4000)  # several files
+    monkeypatch.setattr(shards, "SHARD_BYTES", 4000)  # several files
     built = build(source, tmp_path / "out", video_frames=3)
     assert len([name for name in listing(tmp_path / "out") if "array_record" in name]) > 2
     expected = SourceExamples(source, video_frames=3)
@@ -73,7 +75,7 @@ def test_the_result_is_an_ordinary_tfds_data_set(source, tmp_path):
 def test_nothing_is_printed_and_progress_counts_records(source, tmp_path, capfd):
     calls = []
     build(source, tmp_path / "out", progress=lambda *call: calls.append(call))
-    assert calls == [(stage, n + 1, COUNT) for stage in ("fingerprint", "write") for n in range(COUNT)]
+    assert calls == [("write", n + 1, COUNT) for n in range(COUNT)]
     assert capfd.readouterr().out == ""
 
 
@@ -143,11 +145,11 @@ def test_an_empty_directory_and_missing_parents_are_fine(source, tmp_path):
         ),
         (
             lambda folder: (folder / "9.png").write_bytes(b"GIF"),
-            r"record '3', image '9\.png': the image cannot be decoded",
+            r"record '3', image '9\.png': not an image that can be read",
         ),
         (
             lambda folder: (folder / "clip" / "0.jpg").write_text("x"),
-            r"record '9', video 'clip', frame 1: the image cannot",
+            r"record '9', video 'clip', frame 1: not an image that can",
         ),
         (lambda folder: (folder / "rows.jsonl").open("a").write('\n{"id": "torn'), r"rows\.jsonl:13: not valid JSON"),
     ],
@@ -159,7 +161,15 @@ def test_a_failed_build_names_the_record_and_leaves_nothing(source, tmp_path, da
     assert listing(tmp_path) == ["source"]
 
 
-def test_an_interrupted_build_leaves_nothing(source, tmp_path):
+def cut_into_small_shards(monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_EXAMPLES", 2)
+
+
+def modification_times(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_a_build_that_finished_no_shard_leaves_nothing(source, tmp_path):
     def interrupt(stage, done, total):
         if (stage, done) == ("write", 5):
             raise KeyboardInterrupt
@@ -169,17 +179,146 @@ def test_an_interrupted_build_leaves_nothing(source, tmp_path):
     assert listing(tmp_path) == ["source"]
 
 
-def test_after_a_killed_build_there_is_no_output_and_the_next_one_clears_up(source, tmp_path):
-    script = f"""
-import os
+KILLED = """
+import os, signal, sys
+from mmrlhf_jax.data import shards
 from mmrlhf_jax.data.builder import build
-die = lambda stage, done, total: os._exit(9) if (stage, done) == ("write", 5) else None
-build({str(source)!r}, {str(tmp_path / "out")!r}, progress=die)
+shards.SHARD_EXAMPLES = 2
+die = lambda stage, done, total: os.kill(os.getpid(), signal.SIGKILL) if (stage, done) == ("write", int(sys.argv[3])) else None
+build(sys.argv[1], sys.argv[2], jobs=1, progress=die)
 """
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
-    assert not (tmp_path / "out").exists()
-    assert len(build(source, tmp_path / "out")) == COUNT
+
+
+def test_a_build_killed_at_any_moment_is_continued_and_its_finished_shards_are_not_written_again(source, tmp_path, monkeypatch):
+    cut_into_small_shards(monkeypatch)
+    workplace = tmp_path / ".out.building"
+    for killed_at in (5, 8):  # SIGKILL in the middle of the third shard, then at the end of the fourth, before its note
+        result = subprocess.run([sys.executable, "-c", KILLED, source, tmp_path / "out", str(killed_at)], check=False)
+        assert result.returncode == -9
+        assert not (tmp_path / "out").exists()
+        assert len(listing(workplace / "notes")) == (killed_at - 1) // 2
+    finished = listing(workplace / "notes")
+    before = modification_times(workplace / "data")
+    build(source, tmp_path / "out")
+    after = modification_times(tmp_path / "out")
+    assert {name.removesuffix(".json") for name in finished} <= before.keys()
+    assert all(after[name.removesuffix(".json")] == before[name.removesuffix(".json")] for name in finished)
+    assert list(open_examples(tmp_path / "out")) == list(SourceExamples(source))  # nothing lost, nothing twice
+    assert open_examples(tmp_path / "out").fingerprint == SourceExamples(source).fingerprint
     assert listing(tmp_path) == ["out", "source"]
+
+
+def test_after_a_correction_only_its_shard_is_written_again(source, tmp_path, monkeypatch):
+    cut_into_small_shards(monkeypatch)
+    good = (source.parent / "9.png").read_bytes()
+    (source.parent / "9.png").write_bytes(b"GIF")
+    with pytest.raises(UserError, match=r"image '9\.png'"):
+        build(source, tmp_path / "out", jobs=1)
+    before = modification_times(tmp_path / ".out.building" / "data")
+    assert len(before) == 4
+    (source.parent / "9.png").write_bytes(good)
+    (source.parent / "1.png").write_bytes(good)  # in a finished one
+    build(source, tmp_path / "out", jobs=1)
+    after = modification_times(tmp_path / "out")
+    assert [after[name] == time for name, time in sorted(before.items())] == [False, True, True, True]
+    assert list(open_examples(tmp_path / "out")) == list(SourceExamples(source))
+
+
+def test_what_was_left_by_a_build_of_something_else_is_cleared_away(source, tmp_path, monkeypatch):
+    cut_into_small_shards(monkeypatch)
+    subprocess.run([sys.executable, "-c", KILLED, source, tmp_path / "out", "7"], check=False)
+    rows = source.read_text().split("\n")
+    source.write_text("\n".join(rows[:3]))
+    assert list(build(source, tmp_path / "out")) == list(SourceExamples(source))
+    assert listing(tmp_path) == ["out", "source"]
+
+
+def test_several_processes_write_what_one_does(source, tmp_path, monkeypatch):
+    cut_into_small_shards(monkeypatch)
+    calls = []
+    one = build(source, tmp_path / "one", jobs=1)
+    two = build(source, tmp_path / "two", jobs=2, progress=lambda *call: calls.append(call))
+    assert list(one) == list(two) and one.fingerprint == two.fingerprint
+    assert len([name for name in listing(tmp_path / "two") if "array_record" in name]) == 6
+    assert [done for _, done, _ in calls] == list(range(1, COUNT + 1))
+
+
+ENDLESS = """
+import sys, time
+from mmrlhf_jax.data import processes
+
+def adopt(what): ...
+
+if __name__ == "__main__":
+    with processes.spawn_pool(2, adopt, None) as pool:
+        for _ in pool.map(time.sleep, [0, 0]):
+            print("working", flush=True)
+        time.sleep(600)
+"""
+
+
+def test_the_processes_of_a_killed_build_end_with_it(tmp_path):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, str(tmp_path / "endless.py")]
+    parent = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True)
+    parent.stdout.readline()
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(parent.pid, 0)  # whether any process of its group is left
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.killpg(parent.pid, signal.SIGKILL)
+    pytest.fail("processes outlived the one that started them")
+
+
+def test_an_error_in_a_process_of_a_build_is_the_users(source, tmp_path, monkeypatch):
+    cut_into_small_shards(monkeypatch)
+    (source.parent / "9.png").write_bytes(b"GIF")
+    with pytest.raises(UserError, match=r"record '3', image '9\.png': not an image"):
+        build(source, tmp_path / "out", jobs=2)
+
+
+def test_the_same_pipeline_runs_on_beam(source, tmp_path, monkeypatch):
+    pytest.importorskip("apache_beam")
+    cut_into_small_shards(monkeypatch)
+    options = ["--runner=DirectRunner", "--direct_num_workers=1"]
+    beam = build(source, tmp_path / "beam", beam_options=options)
+    assert list(beam) == list(SourceExamples(source))
+    assert beam.fingerprint == build(source, tmp_path / "one", jobs=1).fingerprint
+    (source.parent / "9.png").write_bytes(b"GIF")
+    with pytest.raises(UserError, match=r"^\S+rows\.jsonl: record '3', image '9\.png': not an image that can be read"):
+        build(source, tmp_path / "wrong", beam_options=options)
+
+
+def test_beam_that_is_not_installed_is_asked_for(source, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(UserError, match=r"pip install 'mmrlhf-jax\[beam\]'"):
+        build(source, tmp_path / "out", beam_options=[])
+    assert listing(tmp_path) == ["source"]
+
+
+def test_images_inside_a_parquet_file_are_built_like_files(source, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    contents = [(source.parent / f"{i}.png").read_bytes() for i in range(8)]
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    rows = [pair | {"images": [{"bytes": content, "path": None}]} for content in contents]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=3)
+    assert [example.images[0] for example in build(tmp_path / "rows.parquet", tmp_path / "out")] == contents
+
+
+def test_layouts_are_known_without_reading_media(source, tmp_path):
+    built, original = build(source, tmp_path / "out", video_frames=3), SourceExamples(source, video_frames=3)
+    for path in (tmp_path / "out").glob("*.array_record*"):
+        path.write_bytes(b"")
+    assert [built.layout(i) for i in range(COUNT)] == [original.layout(i) for i in range(COUNT)]
+    assert (built.layout(2).images, built.layout(3).frames) == (((20, 30), (20, 30)), 3)
 
 
 # Opening and worker processes ----------------------------------------------------------------------------------------

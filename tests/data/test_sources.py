@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrlhf_jax.data.sources import FORMATS, read_records
+from mmrlhf_jax.data.sources import FORMATS, drop_contradictions, read_records
 from mmrlhf_jax.data.sources.folding import Contradiction, weak_order
 from mmrlhf_jax.data.sources.rankings import read_rankings
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.evaluation.reward_bench import category
+from mmrlhf_jax.records import record_from_json
 
 GROUP = {
     "id": "g1",
@@ -65,6 +67,14 @@ def test_json_and_gzip_hold_the_same_records(write, name):
     assert [record.to_json() for record in read_records(path)] == rows
 
 
+def test_a_column_with_the_name_of_another_field_does_not_pass_for_it(write):
+    """What the record is stored as must not be another record."""
+    row = {"query": "Which?", "response": "A", "rejected_response": "B", "prompt": "no", "responses": ["no"]}
+    (record,) = read_records(write(row))
+    assert record.extra == {"original_prompt": "no", "original_responses": ["no"]}
+    assert record_from_json(record.to_json(), "here") == record
+
+
 def test_byte_order_mark_blank_lines_and_windows_line_ends_are_no_matter(write):
     path = write(b"\xef\xbb\xbf" + json.dumps(GROUP).encode() + b"\r", b"", json.dumps(GROUP | {"id": 7}))
     assert [record.id for record in read_records(path)] == ["g1", "7"]
@@ -79,13 +89,23 @@ def test_parquet_gives_the_records_that_json_gives(tmp_path, write):
     assert read_records(tmp_path / "rows.parquet") == read_records(write(*rows))
 
 
-def test_parquet_with_embedded_images_says_so(tmp_path):
+def test_images_inside_a_parquet_file_are_named_by_their_place(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow as pa
 
-    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "images": [{"bytes": b"\x89PNG", "path": None}]}]
+    cell = {"bytes": b"\x89PNG", "path": None}
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "images": [cell, cell | {"path": "x.png"}]}]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    assert "'images'" in message(tmp_path / "rows.parquet")
+    (record,) = read_records(tmp_path / "rows.parquet")
+    assert record.images == ("rows.parquet/0/images/0", "rows.parquet/0/images/1")
+
+
+def test_a_parquet_column_that_no_record_can_hold_is_named(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    parquet.write_table(pa.Table.from_pylist([{"prompt": "p", "chosen": "a", "blob": b"x"}]), tmp_path / "rows.parquet")
+    assert "column 'blob' is neither text, numbers nor images" in message(tmp_path / "rows.parquet")
 
 
 def test_parquet_without_pyarrow_says_what_to_install(write, monkeypatch):
@@ -284,6 +304,43 @@ def test_contradicting_pairs_are_reported_by_id_and_line(write, rows, line):
 )
 def test_wrong_fields_of_pairs(write, row, expected):
     assert expected in message(write(pair("first", "A", "B"), row))
+
+
+def test_contradicting_groups_can_be_left_out_whole_and_are_named(write):
+    rows = [pair("good", "A", "B"), pair("bad", "A", "B"), pair("bad", "B", "C"), pair("bad", "B", "A"), pair("good", "A", "C")]
+    left_out = []
+    records = read_records(write(*rows), drop_contradictions(left_out.append))
+    assert preferences(records) == {("good", "A", "B"), ("good", "A", "C")}
+    assert len(left_out) == 1 and "'bad'" in str(left_out[0]) and "left out" in str(left_out[0])
+    with pytest.raises(UserError, match="must be a string"):  # anything else is still an error
+        read_records(write(pair("x", "A", 3)), drop_contradictions(left_out.append))
+
+
+# Tiers of the real MM-RLHF-RewardBench file, best first, with how many of its 46 ids have them.
+REWARD_BENCH_TIERS = {
+    (1, 1, 1): 6, (2, 1): 6, (1, 1, 2): 5, (1, 1, 1, 1): 5, (1, 2): 5, (1, 2, 1): 4, (3, 1): 4, (2, 2): 3, (1, 3): 3,
+    (4, 1): 3, (2, 1, 1): 2,
+}  # fmt: skip
+
+
+def test_a_reward_bench_file_is_its_46_groups_and_their_pairs_are_exactly_its_170_rows(write):
+    """A stand-in with the real file's orders; ids repeat, and rows of different prompts stand between each other."""
+    rows = []
+    for number, tiers in enumerate(tiers for tiers, count in REWARD_BENCH_TIERS.items() for _ in range(count)):
+        kind = ("mcq", "long", "short", "safety", "video")[number % 5]
+        media = {"video": f"video/{number}", "image": None} if kind == "video" else {"image": f"{kind}/{number}.png"}
+        ranks = [tier for tier, count in enumerate(tiers) for _ in range(count)]
+        for i, j in itertools.permutations(range(len(ranks)), 2):
+            if ranks[i] < ranks[j]:
+                texts = {"chosen": f"answer {i}", "rejected": f"answer {j}"}
+                reasons = {"chosen_reason": f"reason {i}", "rejected_reason": f"reason {j}"}
+                rows.append({"id": f"{kind}_{number}", "prompt": f"Question {number}?"} | media | texts | reasons)
+    random.Random(0).shuffle(rows)
+    records = read_records(write(*rows))
+    assert (len(records), len(rows)) == (46, 170)
+    found = sorted((r.id, r.responses[i].text, r.responses[j].text) for r in records for i, j in r.pairs())
+    assert found == sorted((row["id"], row["chosen"], row["rejected"]) for row in rows)
+    assert all(response.critique == response.text.replace("answer", "reason") for r in records for response in r.responses)
 
 
 def test_llava_placeholder_is_removed_only_beside_media(write):
@@ -511,4 +568,106 @@ def test_trl_rows_with_an_id_fold_and_keep_their_columns(write):
     ],
 )
 def test_wrong_trl_rows(write, row, expected):
+    assert expected in message(write(row))
+
+
+# ms-swift rows -------------------------------------------------------------------------------------------------------
+
+SWIFT = {"messages": [user("<image>Which?"), assistant("A")], "rejected_response": "B", "images": ["a.png"]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        SWIFT,
+        {k: v for k, v in SWIFT.items() if k != "rejected_response"} | {"rejected_messages": [user("q"), assistant("B")]},
+        {
+            "query": "<image>Which?",
+            "response": "A",
+            "rejected_response": "B",
+            "images": ["a.png"],
+            "history": [],
+            "system": None,
+        },
+        {"question": "Which?", "response": "A", "rejected_response": "B", "image": "a.png"},  # MM-RLHF's convert_to_swift.py
+        SWIFT | {"images": [{"path": "a.png", "bytes": None}]},
+    ],
+)
+def test_ms_swift_rows_in_every_generation_are_groups_of_two(write, row):
+    (record,) = read_records(write(row))
+    assert (record.prompt, record.images, record.video) == ("Which?", ("a.png",), None)
+    assert [(r.text, r.rank) for r in record.responses] == [("A", 1), ("B", 2)]
+
+
+def test_ms_swift_videos_and_ids(write):
+    rows = [SWIFT | {"id": "x", "images": [], "videos": ["clip"], "rejected_response": text} for text in "BC"]
+    (record,) = read_records(write(*rows))
+    assert (record.video, record.images) == ("clip", ())
+    assert [(r.text, r.rank) for r in record.responses] == [("A", 1), ("B", 2), ("C", 2)]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (SWIFT | {"messages": [user("q"), assistant("a"), user("r"), assistant("b")]}, "must be one user and one assistant"),
+        (SWIFT | {"messages": [{"role": "system", "content": "s"}, assistant("b")]}, "must be one user message"),
+        (SWIFT | {"rejected_response": 3}, "field 'rejected_response' must be a string"),
+        (SWIFT | {"system": "Be kind."}, "field 'system' must be empty"),
+        (SWIFT | {"history": [["q", "a"]]}, "field 'history' must be empty"),
+        (SWIFT | {"videos": ["a", "b"]}, "field 'videos' must list one path"),
+        ({"response": "A", "rejected_response": "B"}, "field 'query' must be a string"),
+    ],
+)
+def test_wrong_ms_swift_rows(write, row, expected):
+    assert expected in message(write(row))
+
+
+# Reward benchmarks ---------------------------------------------------------------------------------------------------
+
+VL = {
+    "id": "RLAIF-V-1",
+    "query": "Which?",
+    "response": ["A", "B"],
+    "human_ranking": [1, 0],
+    "image": "a.png",
+    "models": ["m", "n"],
+}
+MULTIMODAL = {
+    "ID": "vqa-1",
+    "Text": "Which?",
+    "Image": "a.png",
+    "Output1": "A",
+    "Output2": "B",
+    "Better": "Output2",
+    "Category": "vqa",
+}
+
+
+def test_vl_reward_bench(write):
+    ids = ["RLAIF-V-1", "mathverse_1", "mmmu_pro_2", "wildvision-battle-3", "hallucination_pair-4"]
+    records = read_records(write(*[VL | {"id": name} for name in ids]))
+    assert [(r.text, r.rank, r.model) for r in records[0].responses] == [("A", 2, "m"), ("B", 1, "n")]
+    assert records[0].pairs() == [(1, 0)] and records[0].images == ("a.png",)
+    assert [category(r) for r in records] == ["hallucination", "reasoning", "reasoning", "general", "hallucination"]
+
+
+def test_multimodal_reward_bench(write):
+    rows = [MULTIMODAL, MULTIMODAL | {"ID": "vqa-2", "Better": "Output1"}]
+    first, second = read_records(write(json.dumps(rows), name="all_data.json"))
+    assert [(r.text, r.rank) for r in first.responses] == [("B", 1), ("A", 2)]
+    assert [(r.text, r.rank) for r in second.responses] == [("A", 1), ("B", 2)]
+    assert (first.id, first.prompt, first.images, category(first)) == ("vqa-1", "Which?", ("a.png",), "vqa")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (VL | {"response": "A"}, "field 'response' must list two or more strings"),
+        (VL | {"human_ranking": [0]}, "field 'human_ranking' is [0], which has 1 numbers for 2 responses"),
+        (VL | {"id": None}, "field 'id' is missing"),
+        (MULTIMODAL | {"Better": "A"}, "field 'Better' must be Output1 or Output2, found 'A'"),
+        (MULTIMODAL | {"Output1": None}, "field 'output1' must be a string"),
+    ],
+)
+def test_wrong_reward_bench_rows(write, row, expected):
     assert expected in message(write(row))

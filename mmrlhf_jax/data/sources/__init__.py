@@ -6,14 +6,28 @@ the file.
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from etils import epath
 
-from mmrlhf_jax.data.sources import mmrlhf_annotations, mmrlhf_pairs, preference_rows, ranked
-from mmrlhf_jax.data.sources.rows import Format, read_rows, shown
+from mmrlhf_jax.data.sources import (
+    mmrlhf_annotations,
+    mmrlhf_pairs,
+    preference_rows,
+    ranked,
+    reward_benches,
+    swift_rows,
+)
+from mmrlhf_jax.data.sources.folding import ContradictingPairs
+from mmrlhf_jax.data.sources.rows import Format, OnError, Row, read_rows, shown
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.records import RankedRecord
 
 FORMATS: tuple[Format, ...] = (
+    reward_benches.VL_REWARD_BENCH,
+    reward_benches.MULTIMODAL_REWARD_BENCH,
+    swift_rows.FORMAT,
     ranked.FORMAT,
     mmrlhf_annotations.FORMAT,
     mmrlhf_pairs.FORMAT,
@@ -21,28 +35,91 @@ FORMATS: tuple[Format, ...] = (
 )
 
 
-def read_records(path: str | epath.Path) -> list[RankedRecord]:
+class UsedTwice(UserError):
+    """An id that two records of a file have."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The records of a file, in its order, and the format that they had there."""
+
+    records: list[RankedRecord]
+    format: Format
+
+    def rows(self, record: RankedRecord) -> int:
+        """How many rows of the file a record stands for."""
+        return max(1, len(record.pairs())) if self.format.row == "pair" else 1
+
+
+def read_records(path: str | epath.Path, on_error: OnError | None = None) -> list[RankedRecord]:
+    """The records of `read_source`."""
+    return read_source(path, on_error).records
+
+
+def read_source(path: str | epath.Path, on_error: OnError | None = None) -> Source:
     """All records of a source file, in the file's order (a folded group stands where its first pair stood).
 
     The format is recognised from the first row. Raises UserError for a missing or empty file, a torn line (with its
-    number), a format that is none of `FORMATS`, a field that is missing or ill-typed, and an id used twice.
+    number), a format that is none of `FORMATS`, a field that is missing or ill-typed, an id used twice, and pairs that
+    contradict each other. With `on_error` the errors that concern single rows or groups go there instead, and what is not
+    concerned is still read.
     """
     path = epath.Path(path)
-    rows = read_rows(path)
+    rows = read_rows(path, on_error)
     first = rows[0]
     format_ = next((known for known in FORMATS if known.matches(first.data)), None)
     if format_ is None:
         known = "; ".join(f"{f.name} ({f.fields})" for f in FORMATS)
         raise UserError(f"{first.where}: unknown format, fields {shown(sorted(first.data))}; understood are: {known}")
-    records = format_.read(rows)
-    _check_ids(records, path)
-    return records
+    records = format_.read(rows) if on_error is None else _join(format_, _parse(format_, rows, on_error), on_error)
+    return Source(_with_own_ids(records, path, on_error), format_)
 
 
-def _check_ids(records: list[RankedRecord], path: epath.Path) -> None:
+def drop_contradictions(report: OnError) -> OnError:
+    """An `on_error` that leaves out groups whose pairs contradict each other, one `report` each, and raises all else."""
+
+    def on_error(error: UserError) -> None:
+        if not isinstance(error, ContradictingPairs):
+            raise error
+        for group in error.groups:
+            report(UserError(f"pairs contradict each other under id {group}; the group is left out"))
+
+    return on_error
+
+
+def _parse(format_: Format, rows: list[Row], on_error: OnError) -> list[Any]:
+    parsed = []
+    for row in rows:
+        try:
+            parsed.append(format_.parse(row))
+        except UserError as error:
+            on_error(error)
+    return parsed
+
+
+def _join(format_: Format, parsed: list[Any], on_error: OnError) -> list[RankedRecord]:
+    try:
+        return format_.join(parsed)
+    except ContradictingPairs as error:
+        on_error(error)
+        wrong = set(error.rows)
+        return format_.join([item for number, item in enumerate(parsed) if number not in wrong])
+    except UserError as error:  # what concerns the file as a whole
+        on_error(error)
+        return []
+
+
+def _with_own_ids(records: list[RankedRecord], path: epath.Path, on_error: OnError | None) -> list[RankedRecord]:
     seen: dict[str, int] = {}
+    kept = []
     for number, record in enumerate(records, start=1):
-        if record.id in seen:
-            twice = f"by records {seen[record.id]} and {number}"
-            raise UserError(f"{path}: id {record.id!r} is used twice, {twice}; give every record its own")
-        seen[record.id] = number
+        if record.id not in seen:
+            seen[record.id] = number
+            kept.append(record)
+            continue
+        twice = f"by records {seen[record.id]} and {number}"
+        error = UsedTwice(f"{path}: id {record.id!r} is used twice, {twice}; give every record its own")
+        if on_error is None:
+            raise error
+        on_error(error)
+    return kept

@@ -30,6 +30,8 @@ def pop_media(data: dict[str, Any], where: str) -> tuple[tuple[str, ...], str | 
     video = data.pop("video", None) or None
     if video is not None and not isinstance(video, str):
         raise UserError(f"{where}: field 'video' must be a path, found {shown(video)}")
+    if images and video:
+        raise UserError(f"{where}: has both images and a video; keep one of them")
     return images, video
 
 

@@ -3,7 +3,8 @@
 MM-RLHF publishes every strictly ordered pair of a weak order, one per row, and no row for a tie. So within the rows of
 one (id, media, prompt) two responses that no row compares are tied, and the weak order can be recovered exactly.
 
-- Rows that contradict each other (a response preferred, directly or through others, to itself) are an error.
+- Rows that contradict each other (a response preferred, directly or through others, to itself) are an error that names
+  their group; whoever reads them may leave such groups out (`ContradictingPairs`), whole, never in part.
 - Rows that do not contradict each other but are not all the pairs of a weak order (say, a file that was cut or
   filtered) are not completed: each row becomes a record of its own, so that no preference is lost and none is invented.
 """
@@ -44,7 +45,7 @@ def fold(rows: Sequence[PairRow]) -> list[RankedRecord]:
 
     Fields of single pairs (`ls_factor`, `reference_*` and any other that differs between the rows of a group) are kept
     in the record's `extra["pairs"]`, as `{"chosen": index, "rejected": index, field: value, ...}`. Two groups under one
-    id (other media or another prompt) get the ids `id` and `id#2`. Raises UserError that names the ids of the groups
+    id (other media or another prompt) get the ids `id` and `id#2`. Raises ContradictingPairs, which names the groups
     whose rows contradict each other.
     """
     groups: dict[Any, list[PairRow]] = {}
@@ -53,6 +54,8 @@ def fold(rows: Sequence[PairRow]) -> list[RankedRecord]:
         groups.setdefault(key, []).append(row)
     records: list[RankedRecord] = []
     contradictions: list[str] = []
+    members: list[int] = []
+    numbers = {id(row): number for number, row in enumerate(rows)}
     taken: set[str] = set()
     for key, group in groups.items():
         name = f"row-{key}" if group[0].id is None else group[0].id
@@ -60,15 +63,25 @@ def fold(rows: Sequence[PairRow]) -> list[RankedRecord]:
             folded = _fold_group(group)
         except Contradiction as error:
             contradictions.append(f"{name!r} ({group[error.row].where}: {error})")
+            members += [numbers[id(row)] for row in group]
             continue
         for record in folded:
             records.append(dataclasses.replace(record, id=_free_id(name, taken)))
     if contradictions:
-        more = f" and {len(contradictions) - 5} more" if len(contradictions) > 5 else ""
-        raise UserError(
-            f"pairs contradict each other under id {', '.join(contradictions[:5])}{more}; correct or remove these rows"
-        )
+        raise ContradictingPairs(contradictions, members)
     return records
+
+
+class ContradictingPairs(UserError):
+    """Groups whose rows contradict each other. `groups` names them, one line each; `rows` are the numbers of their rows."""
+
+    def __init__(self, groups: list[str], rows: list[int]) -> None:
+        more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
+        super().__init__(
+            f"pairs contradict each other under id {', '.join(groups[:5])}{more}; correct or remove these rows, or build with"
+            " --contradictions drop to leave these groups out"
+        )
+        self.groups, self.rows = groups, rows
 
 
 class Contradiction(ValueError):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmrlhf_jax.data.sources.fields import pop_id, pop_media, pop_optional_text, pop_text, without_placeholder
-from mmrlhf_jax.data.sources.rankings import read_rankings
+from mmrlhf_jax.data.sources.rankings import check_ranking, read_rankings
 from mmrlhf_jax.data.sources.rows import Format, Row, shown
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.records import RankedRecord, Response
@@ -16,18 +16,33 @@ from mmrlhf_jax.records import RankedRecord, Response
 SCORE_LISTS = {"helpfulness": "helpfulness", "faithfulness": "faithfulness", "ethical": "ethics"}
 
 
-def _read(rows: list[Row]) -> list[RankedRecord]:
-    records, rankings, places = [], [], []
-    for row in rows:
-        data = dict(row.data)
-        record_id = pop_id(data, row.where)
-        if record_id is None:
-            raise UserError(f"{row.where}: field 'id' is missing")
-        places.append(f"{row.where} (record {record_id!r})")
-        rankings.append(data.pop("final_ranking", None))
-        records.append(_record(record_id, data, places[-1]))
+class Annotation(NamedTuple):
+    """A record without ranks yet, its `final_ranking`, and the opening of an error message."""
+
+    record: RankedRecord
+    ranking: Any
+    where: str
+
+
+def _parse(row: Row) -> Annotation:
+    data = dict(row.data)
+    record_id = pop_id(data, row.where)
+    if record_id is None:
+        raise UserError(f"{row.where}: field 'id' is missing")
+    where = f"{row.where} (record {record_id!r})"
+    ranking = data.pop("final_ranking", None)
+    record = _record(record_id, data, where)
+    check_ranking(ranking, len(record.responses), where)
+    return Annotation(record, ranking, where)
+
+
+def _join(annotations: list[Annotation]) -> list[RankedRecord]:
+    records = [annotation.record for annotation in annotations]
     ranks = read_rankings(
-        rankings, [len(r.responses) for r in records], [[s.mean_score for s in r.responses] for r in records], places
+        [annotation.ranking for annotation in annotations],
+        [len(record.responses) for record in records],
+        [[response.mean_score for response in record.responses] for record in records],
+        [annotation.where for annotation in annotations],
     )
     return [record if r is None else _with_ranks(record, r) for record, r in zip(records, ranks, strict=True)]
 
@@ -88,5 +103,6 @@ FORMAT = Format(
     "MM-RLHF data.jsonl",
     "id, image|video, question, models_output[], final_ranking, helpfulness[], faithfulness[], ethical[]",
     lambda row: "models_output" in row,
-    _read,
+    _parse,
+    _join,
 )

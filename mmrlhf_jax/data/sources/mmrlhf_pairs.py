@@ -8,14 +8,9 @@ from mmrlhf_jax.data.sources.fields import pop_id, pop_media, pop_optional_text,
 from mmrlhf_jax.data.sources.folding import PairRow, fold
 from mmrlhf_jax.data.sources.rows import Format, Row, shown
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.records import RankedRecord
 
 
-def _read(rows: list[Row]) -> list[RankedRecord]:
-    return fold([_pair(row) for row in rows])
-
-
-def _pair(row: Row) -> PairRow:
+def _parse(row: Row) -> PairRow:
     data, where = dict(row.data), row.where
     record_id = pop_id(data, where)
     if record_id is None:
@@ -49,5 +44,7 @@ FORMAT = Format(
     "MM-RLHF dpo_pairs.jsonl or RewardBench pairs",
     "id, image|video, prompt, chosen, rejected, chosen_reason, rejected_reason",
     _matches,
-    _read,
+    _parse,
+    fold,
+    row="pair",
 )

@@ -7,22 +7,14 @@ turn is an error, because a record's prompt is one user text.
 
 from __future__ import annotations
 
-from typing import Any
-
+from mmrlhf_jax.data.sources.chat import Messages, message_parts, message_text
 from mmrlhf_jax.data.sources.fields import pop_id, pop_media, pop_optional_text, without_placeholder
 from mmrlhf_jax.data.sources.folding import PairRow, fold
 from mmrlhf_jax.data.sources.rows import Format, Row, shown
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.records import RankedRecord
-
-Messages = list[dict[str, Any]]
 
 
-def _read(rows: list[Row]) -> list[RankedRecord]:
-    return fold([_pair(row) for row in rows])
-
-
-def _pair(row: Row) -> PairRow:
+def _parse(row: Row) -> PairRow:
     data, where = dict(row.data), row.where
     images, video = pop_media(data, where)
     prompt, chosen, rejected = (data.pop(name, None) for name in ("prompt", "chosen", "rejected"))
@@ -32,7 +24,7 @@ def _pair(row: Row) -> PairRow:
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
     if isinstance(prompt, list):
         images = images + _check_media_parts(prompt, images, where)
-        prompt = _text(prompt, "user", "prompt", where)
+        prompt = message_text(prompt, "user", "prompt", where)
     if not isinstance(prompt, str):
         raise UserError(f"{where}: field 'prompt' must be a string or a list of messages, found {shown(prompt)}")
     return PairRow(
@@ -41,8 +33,8 @@ def _pair(row: Row) -> PairRow:
         images=images,
         video=video,
         prompt=without_placeholder(prompt, bool(images or video)),
-        chosen=_text(chosen, "assistant", "chosen", where),
-        rejected=_text(rejected, "assistant", "rejected", where),
+        chosen=message_text(chosen, "assistant", "chosen", where),
+        rejected=message_text(rejected, "assistant", "rejected", where),
         source=pop_optional_text(data, "source", where),
         extra=data,
     )
@@ -54,26 +46,9 @@ def _shared_length(chosen: Messages, rejected: Messages) -> int:
     return next((n for n in range(longest) if chosen[n] != rejected[n]), longest)
 
 
-def _text(value: Any, role: str, field: str, where: str) -> str:
-    """The text of a plain string or of the one message of `role` that a list must hold."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise UserError(f"{where}: field {field!r} must be a string or a list of messages, found {shown(value)}")
-    roles = [message.get("role") for message in value]
-    if roles != [role]:
-        raise UserError(f"{where}: field {field!r} must be one {role} message (one turn), found roles {shown(roles)}")
-    content = value[0].get("content")
-    if isinstance(content, list):
-        content = "\n".join(part["text"] for part in _parts(value, where) if isinstance(part.get("text"), str))
-    if not isinstance(content, str):
-        raise UserError(f"{where}: a message of {field!r} must have text content, found {shown(content)}")
-    return content
-
-
 def _check_media_parts(prompt: Messages, images: tuple[str, ...], where: str) -> tuple[str, ...]:
     """Paths that stand inside the prompt's image parts. Parts without one stand for the images listed beside them."""
-    parts = [part for part in _parts(prompt, where) if part.get("type") in ("image", "image_url", "video")]
+    parts = [part for part in message_parts(prompt, where) if part.get("type") in ("image", "image_url", "video")]
     named = [part[part["type"]] for part in parts if part.get(part["type"])]
     if not all(isinstance(path, str) for path in named) or any(part["type"] == "video" for part in parts):
         raise UserError(f"{where}: media inside messages must be image paths; list them in 'images', or 'video'")
@@ -83,17 +58,11 @@ def _check_media_parts(prompt: Messages, images: tuple[str, ...], where: str) ->
     return tuple(named)
 
 
-def _parts(messages: Messages, where: str) -> list[dict[str, Any]]:
-    contents = [message.get("content") for message in messages if isinstance(message, dict)]
-    parts = [part for content in contents if isinstance(content, list) for part in content]
-    if not all(isinstance(part, dict) for part in parts):
-        raise UserError(f"{where}: message content must be a string or a list of objects, found {shown(parts)}")
-    return parts
-
-
 FORMAT = Format(
     "TRL / Hugging Face preference rows",
     "prompt, chosen, rejected (strings or messages), images",
     lambda row: "chosen" in row and "rejected" in row,
-    _read,
+    _parse,
+    fold,
+    row="pair",
 )

@@ -13,8 +13,8 @@ def _matches(row: dict[str, Any]) -> bool:
     return "responses" in row or ("prompt" in row and not row.keys() & {"chosen", "rejected", "models_output"})
 
 
-def _read(rows: list[Row]) -> list[RankedRecord]:
-    return [record_from_json(row.data, row.where) for row in rows]
+def _parse(row: Row) -> RankedRecord:
+    return record_from_json(row.data, row.where)
 
 
-FORMAT = Format("ranking groups", "id, images|video, prompt, responses[{text, rank, ...}]", _matches, _read)
+FORMAT = Format("ranking groups", "id, images|video, prompt, responses[{text, rank, ...}]", _matches, _parse)

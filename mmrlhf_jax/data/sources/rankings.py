@@ -1,4 +1,4 @@
-"""The `final_ranking` field of MM-RLHF annotations, in every spelling that means a weak order.
+"""A ranking of responses, such as the `final_ranking` field of MM-RLHF annotations, in every spelling that means a weak order.
 
 The release does not document the field, so a value is accepted in any form whose meaning is certain:
 
@@ -27,7 +27,11 @@ Ranks = list[int]  # per response, 1 = best, equal = tie, no gaps
 
 
 def read_rankings(
-    values: Sequence[Any], sizes: Sequence[int], scores: Sequence[Sequence[float | None]], where: Sequence[str]
+    values: Sequence[Any],
+    sizes: Sequence[int],
+    scores: Sequence[Sequence[float | None]],
+    where: Sequence[str],
+    field: str = "final_ranking",
 ) -> list[Ranks | None]:
     """Ranks of the responses of every record of one file.
 
@@ -41,20 +45,27 @@ def read_rankings(
     for i, value in enumerate(values):
         if value is None:
             continue
-        try:
-            kind, parsed = _parse(value, sizes[i])
-        except ValueError as error:
-            raise UserError(f"{where[i]}: field 'final_ranking' is {shown(value)}, {error}") from None
+        kind, parsed = check_ranking(value, sizes[i], where[i], field)
         if kind == "tiers":
             ranks[i] = _from_tiers(parsed, sizes[i])
         else:
             flat.append(i)
             numbers[i] = parsed
     orders = {i: order for i in flat if (order := _as_order(numbers[i])) is not None}
-    as_ranks = len(orders) < len(flat) or _reads_as_ranks(numbers, orders, scores, values, where)
+    as_ranks = len(orders) < len(flat) or _reads_as_ranks(numbers, orders, scores, values, where, field)
     for i in flat:
         ranks[i] = _dense(numbers[i]) if as_ranks else _from_tiers([[j] for j in orders[i]], sizes[i])
     return ranks
+
+
+def check_ranking(value: Any, size: int, where: str, field: str = "final_ranking") -> tuple[str, Any] | None:
+    """The parsed field (see `_parse`), None where it is None. Raises UserError that shows a value without a meaning."""
+    if value is None:
+        return None
+    try:
+        return _parse(value, size)
+    except ValueError as error:
+        raise UserError(f"{where}: field {field!r} is {shown(value)}, {error}") from None
 
 
 def _reads_as_ranks(
@@ -63,6 +74,7 @@ def _reads_as_ranks(
     scores: Sequence[Sequence[float | None]],
     values: Sequence[Any],
     where: Sequence[str],
+    field: str,
 ) -> bool:
     """Whether the flat lists of a file are numbers per response (True) or orders of responses (False)."""
     as_ranks = {i: _dense(numbers[i]) for i in orders}
@@ -74,7 +86,7 @@ def _reads_as_ranks(
     if agreement == 0:
         first = unlike[0]
         raise UserError(
-            f"{where[first]}: field 'final_ranking' is {shown(values[first])}, which can be a rank per response or an "
+            f"{where[first]}: field {field!r} is {shown(values[first])}, which can be a rank per response or an "
             "order of responses, and the scores do not tell which; write it as a string such as '1>2=3'"
         )
     return agreement > 0

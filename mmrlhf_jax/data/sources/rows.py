@@ -1,6 +1,7 @@
 """Files to rows: JSON lines, JSON arrays (each also gzipped) and parquet, every row with the place it came from.
 
 A row is what the formats in this package read; `where` (file and line, or file and index) opens every error message.
+Images that a parquet file holds itself are named here and read later (`embedded.py`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import importlib.util
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from etils import epath
 
+from mmrlhf_jax.data.sources.embedded import name_embedded
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.records import RankedRecord
 
@@ -30,21 +32,34 @@ class Row:
     data: dict[str, Any]
 
 
+# What takes an error instead of its being raised; the row or group at fault is then left out.
+OnError = Callable[[UserError], None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Format:
     """An input format: how to recognise it from its first row, and how to turn its rows into records.
 
-    `read` sees all rows at once, because in some formats a record is made of several of them.
+    `parse` reads one row and raises UserError for what is wrong with it; `join` makes records of all parsed rows at once,
+    because in some formats a record is made of several of them. `row` says what a row is.
     """
 
     name: str
     fields: str
     matches: Callable[[dict[str, Any]], bool]
-    read: Callable[[list[Row]], list[RankedRecord]]
+    parse: Callable[[Row], Any]
+    join: Callable[[list[Any]], list[RankedRecord]] = list
+    row: Literal["group", "pair"] = "group"
+
+    def read(self, rows: list[Row]) -> list[RankedRecord]:
+        return self.join([self.parse(row) for row in rows])
 
 
-def read_rows(path: epath.Path) -> list[Row]:
-    """All rows of the file, in order. Raises UserError for a missing, unreadable, torn or empty file."""
+def read_rows(path: epath.Path, on_error: OnError | None = None) -> list[Row]:
+    """All rows of the file, in order. Raises UserError for a missing, unreadable, torn or empty file.
+
+    With `on_error` a torn line of a JSON lines file goes there, and the others are still read.
+    """
     if path.is_dir():
         raise UserError(f"{path}: is a directory; name a file ({', '.join(SUFFIXES)})")
     if not path.exists():
@@ -52,8 +67,15 @@ def read_rows(path: epath.Path) -> list[Row]:
     reader = next((read for suffix, read in _READERS.items() if path.name.lower().endswith(suffix)), None)
     if reader is None:
         raise UserError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
+    rows: list[Row] = []
     try:
-        rows = list(reader(path))
+        for row in reader(path):
+            if isinstance(row, Row):
+                rows.append(row)
+            elif on_error is None:
+                raise row
+            else:
+                on_error(row)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: not a complete gzip file ({error}); fetch or write it again") from error
     if not rows:
@@ -67,14 +89,17 @@ def shown(value: Any, limit: int = 100) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _read_json_lines(path: epath.Path) -> Iterator[Row]:
+def _read_json_lines(path: epath.Path) -> Iterator[Row | UserError]:
     with _open(path) as lines:
         for number, line in enumerate(lines, start=1):  # bytes: only \n ends a line, U+2028 inside a text does not
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
                 where = f"{path}:{number}"
-                yield Row(where, _object(_parse(line, where), where))
+                try:
+                    yield Row(where, _object(_parse(line, where), where))
+                except UserError as error:
+                    yield error
 
 
 def _read_json_array(path: epath.Path) -> Iterator[Row]:
@@ -94,22 +119,23 @@ def _read_parquet(path: epath.Path) -> Iterator[Row]:
 
     try:
         with path.open("rb") as file:
-            rows = pq.read_table(file).to_pylist()
+            batches = pq.ParquetFile(file).iter_batches(batch_size=256)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for index, row in enumerate(rows):
+                where = f"{path}[{index}]"
+                row = {name: value for name, value in row.items() if value is not None}  # a null cell is an absent field
+                row = {name: name_embedded(value, f"{path.name}/{index}/{name}") for name, value in row.items()}
+                for name, value in row.items():
+                    try:
+                        json.dumps(value)
+                    except TypeError as error:
+                        raise UserError(f"{where}: column {name!r} is neither text, numbers nor images ({error})") from error
+                yield Row(where, row)
     except pa.ArrowException as error:
         raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
-    for index, row in enumerate(rows):
-        where = f"{path}[{index}]"
-        row = {name: value for name, value in row.items() if value is not None}  # a null cell is an absent field
-        for name, value in row.items():
-            try:
-                json.dumps(value)
-            except TypeError as error:
-                message = f"{where}: column {name!r} is not text or numbers ({error}); media must be paths to files"
-                raise UserError(message) from error
-        yield Row(where, row)
 
 
-_READERS: dict[str, Callable[[epath.Path], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[epath.Path], Iterator[Row | UserError]]] = {
     ".jsonl": _read_json_lines,
     ".jsonl.gz": _read_json_lines,
     ".json": _read_json_array,

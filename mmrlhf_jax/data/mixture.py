@@ -1,0 +1,241 @@
+"""Several sets as one: a list in an experiment's `data.path`, or a YAML file as MM-RLHF's trainer reads it.
+
+    datasets:
+      - json_path: short.jsonl          # also: path
+        sampling_strategy: random:20%   # all, or first | end | random with a count or a share of the file's rows
+      - {path: data/long, weight: 0.5, media_root: images}
+
+`sampling_strategy` chooses once what belongs to the set. `weight` says how often an epoch passes over it: 2 twice, 0.5 every
+group every other epoch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import yaml
+from etils import epath
+
+from mmrlhf_jax.data.examples import BuiltExamples, Example, Layout, SourceExamples
+from mmrlhf_jax.data.media import MediaFile
+from mmrlhf_jax.data.sources import OnError
+from mmrlhf_jax.data.sources.rows import shown
+from mmrlhf_jax.data.subset import Subset
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.records import RankedRecord
+
+# A random choice is part of what the set is, so it does not follow a run's seed.
+SAMPLING_SEED = 0
+
+_MIXTURE_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One set of a mixture. `media_root` None: the mixture's, else the folder of the set's own file."""
+
+    path: str
+    media_root: str | None = None
+    weight: float = 1.0
+    sampling_strategy: str = "all"
+
+
+class MixedExamples:
+    """The examples of several sets, one set after the other. An id that an earlier set has gets `#2` (`#3`, ...) added.
+
+    `weights` holds, per example, how often an epoch sees it.
+    """
+
+    def __init__(self, sets: Sequence[Any], weights: Sequence[float]) -> None:
+        self.sets = list(sets)
+        self.weights = np.repeat(np.asarray(weights, np.float64), [len(examples) for examples in sets])
+        self._starts = np.cumsum([0] + [len(examples) for examples in sets])
+        self.records = _with_own_ids([record for examples in sets for record in examples.records])
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Example:
+        examples, own = self._locate(index)
+        return dataclasses.replace(examples[own], record=self.records[index])
+
+    def layout(self, index: int) -> Layout:
+        examples, own = self._locate(index)
+        return examples.layout(own)
+
+    def media_files(self, index: int) -> list[MediaFile]:
+        examples, own = self._locate(index)
+        return examples.media_files(own)
+
+    def digest(self, index: int, example: Example | None = None) -> bytes:
+        examples, own = self._locate(index)
+        return examples.digest(own, example)
+
+    def where(self, index: int) -> str:
+        examples, own = self._locate(index)
+        return examples.where(own)
+
+    def part(self, numbers: Iterable[int]) -> MixedExamples:
+        """The examples with these (ascending) numbers alone, under the ids that they have here."""
+        numbers = np.asarray(list(numbers))
+        owner = np.searchsorted(self._starts, numbers, side="right") - 1
+        sets = [self.sets[s].part((numbers[owner == s] - self._starts[s]).tolist()) for s in np.unique(owner)]
+        part = MixedExamples(sets, [self._set_weights()[s] for s in np.unique(owner)])
+        part.records = [self.records[i] for i in numbers]
+        return part
+
+    @property
+    def video_frames(self) -> int:
+        return self.sets[0].video_frames  # `open_mixture` gives all sets the same
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the sets' contents in their order, and of the weights."""
+        parts = [f"{examples.fingerprint} {weight}" for examples, weight in zip(self.sets, self._set_weights(), strict=True)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _set_weights(self) -> list[float]:
+        return [float(self.weights[start]) for start in self._starts[:-1]]
+
+    def _locate(self, index: int) -> tuple[Any, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self.sets[number], index - int(self._starts[number])
+
+
+def open_mixture(
+    path: str | epath.Path | Sequence[str | Part],
+    media_root: str | epath.Path | None = None,
+    video_frames: int = 32,
+    on_error: OnError | None = None,
+) -> SourceExamples | BuiltExamples | Subset | MixedExamples:
+    """A directory that was built, a source file, a mixture file, or a list of any of these.
+
+    The other arguments concern source files only.
+    """
+    parts = find_parts(path)
+    if len(parts) == 1 and parts[0].weight == 1:
+        return _open(parts[0], media_root, video_frames, on_error)
+    sets = [_open(part, media_root, video_frames, on_error) for part in parts]
+    return MixedExamples(sets, [part.weight for part in parts])
+
+
+def find_parts(path: str | epath.Path | Sequence[str | Part]) -> list[Part]:
+    """The sets that a path, a list of them, a mixture file, or `folder/{a,b}.json` names."""
+    if isinstance(path, Sequence) and not isinstance(path, str):
+        if not path:
+            raise UserError("data.path: the list of sets is empty")
+        named = [part if isinstance(part, Part) else Part(part) for part in path]
+        return [inner for part in named for inner in _expand(part)]
+    return _expand(Part(str(path)))
+
+
+def choose_rows(strategy: str, rows: Sequence[int], where: str) -> list[int]:
+    """Numbers of the records that a `sampling_strategy` keeps, ascending.
+
+    `rows[i]` is how many rows of its file record i stands for. Counts and shares are of rows, as in MM-RLHF's
+    `train_dpo.py`, but no group is cut: the last one chosen is kept whole. Raises UserError for any other strategy.
+    """
+    found = re.fullmatch(r"(first|end|random):(\d+)(%?)", strategy)
+    if strategy == "all":
+        return list(range(len(rows)))
+    if found is None:
+        expected = "all, or first, end or random as in random:1000 or first:20%"
+        raise UserError(f"{where}: sampling_strategy must be {expected}, found {shown(strategy)}")
+    kind, number, percent = found[1], int(found[2]), found[3]
+    wanted = math.ceil(number * sum(rows) / 100) if percent else number
+    order = np.arange(len(rows))
+    if kind == "end":
+        order = order[::-1]
+    elif kind == "random":
+        order = np.random.default_rng(SAMPLING_SEED).permutation(order)
+    before = np.concatenate([[0], np.cumsum(np.asarray(rows)[order])[:-1]])
+    return sorted(order[before < wanted].tolist())
+
+
+def _expand(part: Part) -> list[Part]:
+    """The sets inside a mixture file or a brace form; any other part is itself."""
+    path = epath.Path(part.path)
+    if path.name.endswith(_MIXTURE_SUFFIXES):
+        return [_inside(part, inner) for inner in _read_mixture(path)]
+    if braces := re.fullmatch(r"(.*)\{(.*)\}(.*)", part.path):
+        return [dataclasses.replace(part, path=f"{braces[1]}{name.strip()}{braces[3]}") for name in braces[2].split(",")]
+    return [part]
+
+
+def _inside(outer: Part, inner: Part) -> Part:
+    if outer.sampling_strategy != "all":
+        raise UserError(f"{outer.path}: give sampling_strategy inside the mixture file")
+    return dataclasses.replace(inner, media_root=inner.media_root or outer.media_root, weight=inner.weight * outer.weight)
+
+
+def _read_mixture(path: epath.Path) -> list[Part]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    entries = raw.get("datasets") if isinstance(raw, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path}: a mixture file is a list `datasets:` of `json_path` and `sampling_strategy`")
+    parts = [_read_part(entry, path, f"{path}: datasets[{number}]") for number, entry in enumerate(entries)]
+    if nested := [part.path for part in parts if part.path.endswith(_MIXTURE_SUFFIXES)]:
+        raise UserError(f"{path}: names another mixture file, {nested[0]}; list its sets here")
+    return [inner for part in parts for inner in _expand(part)]
+
+
+def _read_part(entry: Any, path: epath.Path, where: str) -> Part:
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: expected keys and values, found {shown(entry)}")
+    entry = {("path" if name == "json_path" else name): value for name, value in entry.items()}
+    known = [field.name for field in dataclasses.fields(Part)]
+    if unknown := sorted(set(map(str, entry)) - set(known)):
+        raise UserError(f"{where}: unknown key {unknown[0]!r}; known are json_path, {', '.join(known)}")
+    if not isinstance(entry.get("path"), str):
+        raise UserError(f"{where}: json_path must be a path, found {shown(entry.get('path'))}")
+    weight = entry.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+        raise UserError(f"{where}: weight must be a positive number, found {shown(weight)}")
+    for name in ("media_root", "sampling_strategy"):
+        if not isinstance(entry.get(name, ""), str):
+            raise UserError(f"{where}: {name} must be text, found {shown(entry[name])}")
+    # Paths in the file are relative to it; an absolute one stays as it is.
+    entry |= {name: str(path.parent / entry[name]) for name in ("path", "media_root") if entry.get(name)}
+    return Part(**entry)
+
+
+def _open(part: Part, media_root: str | epath.Path | None, video_frames: int, on_error: OnError | None):
+    path = epath.Path(part.path)
+    if path.is_dir():
+        examples: SourceExamples | BuiltExamples = BuiltExamples(path)
+    else:
+        examples = SourceExamples(path, part.media_root or media_root, video_frames, on_error)
+    if part.sampling_strategy == "all":
+        return examples
+    is_source = isinstance(examples, SourceExamples)
+    chosen = choose_rows(part.sampling_strategy, examples.rows if is_source else [1] * len(examples), part.path)
+    if not chosen:
+        raise UserError(f"{part.path}: sampling_strategy {part.sampling_strategy} leaves nothing")
+    return examples.part(chosen) if is_source else Subset(examples, chosen)
+
+
+def _with_own_ids(records: list[RankedRecord]) -> list[RankedRecord]:
+    taken: set[str] = set()
+    named = []
+    for record in records:
+        free, number = record.id, 1
+        while free in taken:
+            number += 1
+            free = f"{record.id}#{number}"
+        taken.add(free)
+        named.append(record if free == record.id else dataclasses.replace(record, id=free))
+    return named

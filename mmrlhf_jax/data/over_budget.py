@@ -1,0 +1,114 @@
+"""Groups that no row has room for: what becomes of them, by named policy, counted and listed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmrlhf_jax.data.encode import NO_LIMIT, GroupEncoder, Limit, fewer_tiles
+from mmrlhf_jax.data.examples import Layout
+from mmrlhf_jax.data.index import GroupIndex
+from mmrlhf_jax.data.rows import Budget
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.records import RankedRecord
+
+# A response of fewer tokens than this is not worth comparing.
+SHORTEST_RESPONSE = 16
+
+
+def within_budget(
+    index: GroupIndex, examples: Any, encoder: GroupEncoder, budget: Budget, policies: Sequence[str]
+) -> GroupIndex:
+    """Bring every group within the budget, trying the policies in their order.
+
+    `fewer_tiles`: the image on a smaller canvas, the video with fewer frames, as few fewer as needed. `cut_longest`: the
+    longest responses cut to a common length, as long as fits; never below SHORTEST_RESPONSE tokens. `drop`: left out. `error`
+    (also where no policy helped): UserError that names the first group.
+    """
+    over = (index.sizes > budget.vector).any(axis=1)
+    if not over.any():
+        return index
+    sizes, limits = index.sizes.copy(), index.limits.copy()
+    keep, dropped, cut = np.ones(len(over), bool), [], []
+    for g in np.flatnonzero(over):
+        number = int(index.groups[g])
+        record, why = examples.records[number], _excess(index.sizes[g], budget)
+        group = _Group(record, examples.layout(number), encoder, budget)
+        limit, fits = NO_LIMIT, False
+        for policy in policies:
+            if policy in _POLICIES and not fits:
+                limit, fits = _POLICIES[policy](group, limit)
+        if fits:
+            sizes[g], limits[g] = group.measure(limit), limit
+            cut.append(f"{record.id}: {why}; {_describe(limit, index.sizes[g], sizes[g])}")
+        elif "drop" in policies:
+            keep[g] = False
+            dropped.append(f"{record.id}: {why}")
+        else:
+            raise UserError(
+                f"{over.sum()} of {len(over)} groups exceed the row budget; {record.id} does not fit: {why};"
+                " raise `batch.slots` (or the budget named), or set `data.over_budget: drop` (or fewer_tiles, cut_longest)"
+            )
+    if not keep.any():
+        raise UserError(f"no group fits the row budget; the first is {dropped[0]}")
+    fingerprint = hashlib.sha256(index.fingerprint.encode() + limits.tobytes()).hexdigest() if cut else index.fingerprint
+    changed = dataclasses.replace(index, sizes=sizes, limits=limits, cut=index.cut + tuple(cut), fingerprint=fingerprint)
+    return changed.keep(keep, dropped)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    record: RankedRecord
+    layout: Layout
+    encoder: GroupEncoder
+    budget: Budget
+
+    def measure(self, limit: Limit) -> np.ndarray:
+        return self.encoder.measure(self.record, self.layout, limit)
+
+    def fits(self, limit: Limit) -> bool:
+        return bool((self.measure(limit) <= self.budget.vector).all())
+
+
+def _fewer_tiles(group: _Group, limit: Limit) -> tuple[Limit, bool]:
+    for tiles in fewer_tiles(group.layout, group.encoder.geometry):
+        limit = limit._replace(tiles=tiles)
+        if group.fits(limit):
+            return limit, True
+    return limit, False
+
+
+def _cut_longest(group: _Group, limit: Limit) -> tuple[Limit, bool]:
+    shortest = limit._replace(targets=SHORTEST_RESPONSE)
+    if not group.fits(shortest):
+        return limit, False
+    low, high = SHORTEST_RESPONSE, int(group.measure(limit)[Budget.names().index("targets")])
+    while low < high:  # the longest common length that fits
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if group.fits(limit._replace(targets=middle)) else (low, middle - 1)
+    return limit._replace(targets=low), True
+
+
+_POLICIES: dict[str, Callable[[_Group, Limit], tuple[Limit, bool]]] = {
+    "fewer_tiles": _fewer_tiles,
+    "cut_longest": _cut_longest,
+}
+
+
+def _excess(size: np.ndarray, budget: Budget) -> str:
+    named = zip(Budget.names(), size, budget.vector, strict=True)
+    return ", ".join(f"{have} {name} > {limit}" for name, have, limit in named if have > limit)
+
+
+def _describe(limit: Limit, before: np.ndarray, after: np.ndarray) -> str:
+    parts = []
+    if limit.tiles:
+        tiles = Budget.names().index("tiles")
+        parts.append(f"{before[tiles]} tiles to {after[tiles]}")
+    if limit.targets:
+        parts.append(f"responses cut to {limit.targets} tokens")
+    return " and ".join(parts)

@@ -1,0 +1,273 @@
+"""Shards of a built data set: each is written whole or not at all, by whichever process, and never twice.
+
+A finished shard is two files: its ArrayRecord file, and a note of what it was made from and what it holds. Whoever runs a build
+again skips every shard whose note still fits its source. So a kill costs the shards that were being written, and one corrected
+picture costs one shard.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+
+from mmrlhf_jax.data.examples import Example, Layout, Progress, dump_layout, dump_record
+from mmrlhf_jax.data.processes import CONTEXT, spawn_pool
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import write_atomically
+from mmrlhf_jax.models.llava_onevision.images import decode_image
+
+SHARD_BYTES = 128 << 20  # of media per file
+SHARD_EXAMPLES = 4096
+NAME = "ranked_preferences"
+
+
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """What a finished shard holds: per example, the SHA-256 of what it was made of, and the sizes of its media."""
+
+    digests: tuple[str, ...]
+    layouts: tuple[str, ...]  # JSON lines
+    size: int  # of the file, in bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A file to write: its examples (of a source, or of a mixture of sources), in order."""
+
+    examples: Any
+    path: epath.Path
+    key: str  # of the records and the state of their media files
+
+    @property
+    def note_path(self) -> epath.Path:
+        # In a folder beside the data set's own, which holds nothing but the data set.
+        return self.path.parent.parent / "notes" / f"{self.path.name}.json"
+
+    @property
+    def error_path(self) -> epath.Path:
+        return self.note_path.with_suffix(".error")
+
+    def note(self) -> Note | None:
+        """The note of a finished shard, None where it is missing, or of a shard that was made from something else."""
+        if not self.note_path.exists() or not self.path.exists():
+            return None
+        stored = json.loads(self.note_path.read_text())
+        if stored.pop("key") != self.key:
+            return None
+        return Note(tuple(stored["digests"]), tuple(stored["layouts"]), stored["size"])
+
+
+def plan_shards(examples: Any, directory: epath.Path) -> list[Shard]:
+    """Cut a source into shards of at most about SHARD_BYTES of media, to be written into `directory`."""
+    with ThreadPoolExecutor(32) as pool:  # asking for sizes is waiting, on remote file systems for long
+        states = list(pool.map(lambda index: _media_state(examples, index), range(len(examples))))
+    bounds, size = [0], 0
+    for index, state in enumerate(states):
+        size += sum(length for _, length, _ in state)
+        if index > bounds[-1] and (size > SHARD_BYTES or index - bounds[-1] >= SHARD_EXAMPLES):
+            bounds.append(index)
+            size = sum(length for _, length, _ in state)
+    bounds.append(len(examples))
+    shards = []
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        part = examples.part(range(start, stop))
+        name = f"{NAME}-train.array_record-{number:05d}-of-{len(bounds) - 1:05d}"
+        content = [part.video_frames, [dump_record(record) for record in part.records], states[start:stop]]
+        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        shards.append(Shard(part, directory / name, key))
+    return shards
+
+
+def write_shard(shard: Shard, tick: Callable[[], None] | None = None) -> None:
+    """Write a shard, then its note; `tick` is called per example. A finished shard is left as it is.
+
+    Every image and frame is decoded once, to prove that it can be. Raises UserError, naming the record, where one cannot.
+    """
+    if shard.note() is not None:
+        return
+    shard.note_path.unlink(missing_ok=True)  # of what the file held before
+    digests, layouts = [], []
+    with _LocalCopy(shard.path) as file:
+        # Without compression of its own: media are compressed already. On photographs the default (brotli) saves nothing,
+        # writes 6 times and reads 3 times slower.
+        writer = ArrayRecordWriter(os.fspath(file), "group_size:1,uncompressed")
+        try:
+            for index in range(len(shard.examples)):
+                example = shard.examples[index]
+                layouts.append(dump_layout(check_media(example, shard.examples.where(index))))
+                digests.append(shard.examples.digest(index, example).hex())
+                writer.write(_serialised(example))
+                if tick:
+                    tick()
+        finally:
+            writer.close()
+    stored = {"key": shard.key, "digests": digests, "layouts": layouts, "size": shard.path.stat().length}
+    write_atomically(shard.note_path, json.dumps(stored).encode())
+
+
+def check_media(example: Example, where: str) -> Layout:
+    """Decode all media; returns their sizes. Raises UserError for what cannot be decoded."""
+    sizes = []
+    for path, data in zip(example.record.images, example.images, strict=True):
+        width, height = decode_image(data, f"{where}, image {path!r}").size
+        sizes.append((height, width))
+    for number, data in enumerate(dict.fromkeys(example.frames), start=1):
+        decode_image(data, f"{where}, video {example.record.video!r}, frame {number}")
+    return Layout(tuple(sizes), len(example.frames))
+
+
+# Runners -------------------------------------------------------------------------------------------------------------
+
+
+def write_shards(shards: Sequence[Shard], jobs: int, progress: Progress | None = None) -> None:
+    """Write all shards on this machine, `jobs` at a time. Raises the first UserError; what was finished by then stays."""
+    total = sum(len(shard.examples) for shard in shards)
+    left = [shard for shard in shards if shard.note() is None]
+    done = itertools.count(total - sum(len(shard.examples) for shard in left) + 1)
+
+    def tick() -> None:
+        number = next(done)
+        if progress:
+            progress("write", number, total)
+
+    if jobs == 1 or len(left) <= 1:
+        for shard in left:
+            write_shard(shard, tick)
+    else:
+        _write_in_processes(left, jobs, tick)
+
+
+def write_shards_with_beam(shards: Sequence[Shard], options: Sequence[str]) -> None:
+    """Write all shards on Apache Beam, wherever its pipeline options say. The workers must reach the same paths."""
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UserError("--beam needs Apache Beam; `pip install 'mmrlhf-jax[beam]'`") from None
+
+    for shard in shards:
+        shard.error_path.unlink(missing_ok=True)
+    left = [shard for shard in shards if shard.note() is None]
+    with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
+        _ = pipeline | beam.Create(left) | beam.Reshuffle() | beam.Map(_write_or_note_error)
+    for shard in left:  # in their order, so that the error is the same on every run
+        if shard.error_path.exists():
+            raise UserError(shard.error_path.read_text())
+
+
+def _write_or_note_error(shard: Shard) -> None:
+    """Beam would repeat what raises, and wrap its message."""
+    try:
+        write_shard(shard)
+    except UserError as error:
+        write_atomically(shard.error_path, str(error).encode())
+
+
+_ticks: Any = None
+
+
+def _adopt_ticks(ticks: Any) -> None:
+    global _ticks
+    _ticks = ticks
+
+
+def _write_and_tick(shard: Shard) -> None:
+    write_shard(shard, lambda: _ticks.put(None))
+
+
+def _write_in_processes(shards: Sequence[Shard], jobs: int, tick: Callable[[], None]) -> None:
+    ticks = CONTEXT.Queue()
+    with spawn_pool(min(jobs, len(shards)), _adopt_ticks, ticks) as pool:
+        running = {pool.submit(_write_and_tick, shard) for shard in shards}
+        try:
+            while running:
+                finished, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                while not ticks.empty():
+                    ticks.get()
+                    tick()
+        except BrokenProcessPool:
+            raise UserError(
+                "a process of the build was killed (out of memory?); run the same command again, perhaps with fewer --jobs:"
+                " finished shards are kept"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+class _LocalCopy:
+    """A path to write to, which becomes `path` when all went well: the writer knows local files only, and may be killed."""
+
+    def __init__(self, path: epath.Path) -> None:
+        self.path = path
+        self.remote = "://" in os.fspath(path)
+
+    def __enter__(self) -> Path:
+        self.folder = tempfile.TemporaryDirectory(dir=None if self.remote else self.path.parent.parent)
+        self.file = Path(self.folder.name) / self.path.name
+        return self.file
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None:
+            if self.remote:
+                epath.Path(self.file).copy(self.path, overwrite=True)
+            else:
+                os.replace(self.file, self.path)
+        self.folder.cleanup()
+
+
+# Serialising ---------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def features() -> Any:
+    """The TFDS features of an example."""
+    import tensorflow_datasets as tfds
+
+    encoded = tfds.features.Tensor(shape=(None,), dtype=np.object_)
+    return tfds.features.FeaturesDict({"record": tfds.features.Text(), "images": encoded, "frames": encoded})
+
+
+@functools.cache
+def _serializer() -> Any:
+    from tensorflow_datasets.core import example_serializer
+
+    return example_serializer.ExampleSerializer(features().get_serialized_info())
+
+
+def _serialised(example: Example) -> bytes:
+    content = {
+        "record": dump_record(example.record),
+        "images": _object_array(example.images),
+        "frames": _object_array(example.frames),
+    }
+    return _serializer().serialize_example(features().encode_example(content))
+
+
+def _object_array(values: tuple[bytes, ...]) -> np.ndarray:
+    # NumPy's own byte strings would drop trailing zero bytes.
+    array = np.empty(len(values), dtype=np.object_)
+    array[:] = values
+    return array
+
+
+def _media_state(examples: Any, index: int) -> list[tuple[str, int, float]]:
+    """(path, bytes, time of change) of every file that an example is read from."""
+    stats = [(os.fspath(file), file.stat()) for file in examples.media_files(index)]
+    return [(path, stat.length, stat.mtime) for path, stat in stats]

@@ -1,0 +1,88 @@
+"""The other two reward benchmarks: VL-RewardBench and Multimodal-RewardBench, in the form their authors publish.
+
+VL-RewardBench (`MMInstruction/VL-RewardBench`): `query`, a list `response`, and `human_ranking`, a place per response with 0
+for the best. Multimodal-RewardBench (`facebookresearch/multimodal_rewardbench`, `all_data.json`): `Text`, `Output1`,
+`Output2`, and the name of the `Better` one. The category goes where `evaluation.reward_bench` looks for it.
+"""
+
+from __future__ import annotations
+
+from mmrlhf_jax.data.sources.fields import pop_id, pop_media, pop_optional_text, pop_text, without_placeholder
+from mmrlhf_jax.data.sources.folding import PairRow, fold
+from mmrlhf_jax.data.sources.rankings import read_rankings
+from mmrlhf_jax.data.sources.rows import Format, Row, shown
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.records import RankedRecord, Response
+
+
+def _parse_vl(row: Row) -> RankedRecord:
+    data = dict(row.data)
+    record_id = pop_id(data, row.where)
+    if record_id is None:
+        raise UserError(f"{row.where}: field 'id' is missing")
+    where = f"{row.where} (record {record_id!r})"
+    images, video = pop_media(data, where)
+    texts = data.pop("response", None)
+    if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{where}: field 'response' must list two or more strings, found {shown(texts)}")
+    unknown = [[None] * len(texts)]
+    (ranks,) = read_rankings([data.pop("human_ranking", None)], [len(texts)], unknown, [where], field="human_ranking")
+    models = data.get("models")
+    models = data.pop("models") if isinstance(models, list) and len(models) == len(texts) else [None] * len(texts)
+    return RankedRecord(
+        id=record_id,
+        prompt=without_placeholder(pop_text(data, "query", where), bool(images or video)),
+        responses=tuple(
+            Response(text=text, rank=rank, model=model if isinstance(model, str) else None)
+            for text, rank, model in zip(texts, ranks or [None] * len(texts), models, strict=True)
+        ),
+        images=images,
+        video=video,
+        source=pop_optional_text(data, "query_source", where),
+        extra={"category": _vl_category(record_id)} | data,
+    )
+
+
+def _vl_category(record_id: str) -> str:
+    """VL-RewardBench's three parts, by what occurs in an id (as its evaluation tells them apart; there, by case)."""
+    name = record_id.lower()
+    if "mmmu" in name or "mathverse" in name:
+        return "reasoning"
+    return "hallucination" if any(part in name for part in ("hallucination", "rlhf", "rlaif")) else "general"
+
+
+def _parse_multimodal(row: Row) -> PairRow:
+    data, where = {name.lower(): value for name, value in row.data.items()}, row.where
+    images, video = pop_media(data, where)
+    outputs = {name: pop_text(data, name.lower(), where) for name in ("Output1", "Output2")}
+    better = data.pop("better", None)
+    if better not in list(outputs):
+        raise UserError(f"{where}: field 'Better' must be Output1 or Output2, found {shown(better)}")
+    chosen, rejected = (outputs[name] for name in sorted(outputs, key=lambda name: name != better))
+    return PairRow(
+        where=where,
+        id=pop_id(data, where),
+        images=images,
+        video=video,
+        prompt=without_placeholder(pop_text(data, "text", where), bool(images or video)),
+        chosen=chosen,
+        rejected=rejected,
+        extra=data,
+    )
+
+
+VL_REWARD_BENCH = Format(
+    "VL-RewardBench",
+    "id, image, query, response[], human_ranking[]",
+    lambda row: {"query", "response", "human_ranking"} <= row.keys(),
+    _parse_vl,
+)
+
+MULTIMODAL_REWARD_BENCH = Format(
+    "Multimodal-RewardBench",
+    "ID, Image, Text, Output1, Output2, Better, Category",
+    lambda row: {"Text", "Output1", "Output2", "Better"} <= row.keys(),
+    _parse_multimodal,
+    fold,
+    row="pair",
+)

@@ -1,0 +1,74 @@
+"""ms-swift rows: the answer that was preferred, and `rejected_response`.
+
+Three generations of keys are in use: `messages` that end with the preferred answer (ms-swift 3), `query` and `response`
+(ms-swift 2), and `question` and `response`, which MM-RLHF's own `convert_to_swift.py` writes. Tags such as `<image>` in the
+prompt stand for the media listed beside it. One turn only, as everywhere here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmrlhf_jax.data.sources.chat import message_text
+from mmrlhf_jax.data.sources.fields import pop_id, pop_media, pop_optional_text, pop_text, without_placeholder
+from mmrlhf_jax.data.sources.folding import PairRow, fold
+from mmrlhf_jax.data.sources.rows import Format, Row, shown
+from mmrlhf_jax.errors import UserError
+
+
+def _parse(row: Row) -> PairRow:
+    data, where = dict(row.data), row.where
+    images, video = _media(data, where)
+    for earlier in ("history", "system"):
+        if data.pop(earlier, None):
+            raise UserError(f"{where}: field {earlier!r} must be empty; a record's prompt is one user text")
+    prompt, chosen = _preferred(data, where)
+    return PairRow(
+        where=where,
+        id=pop_id(data, where),
+        images=images,
+        video=video,
+        prompt=without_placeholder(prompt, bool(images or video)),
+        chosen=chosen,
+        rejected=_rejected(data, where),
+        source=pop_optional_text(data, "source", where),
+        extra=data,
+    )
+
+
+def _media(data: dict[str, Any], where: str) -> tuple[tuple[str, ...], str | None]:
+    videos = data.pop("videos", None) or []
+    if isinstance(videos, list) and len(videos) <= 1:
+        data.setdefault("video", *videos) if videos else None
+        return pop_media(data, where)
+    raise UserError(f"{where}: field 'videos' must list one path, found {shown(videos)}")
+
+
+def _preferred(data: dict[str, Any], where: str) -> tuple[str, str]:
+    """(prompt, preferred answer)."""
+    messages = data.pop("messages", None)
+    if messages is None:
+        prompt = next((name for name in ("query", "question", "prompt") if name in data), "query")
+        return pop_text(data, prompt, where), pop_text(data, "response", where)
+    if not isinstance(messages, list) or len(messages) != 2:
+        raise UserError(f"{where}: field 'messages' must be one user and one assistant message, found {shown(messages)}")
+    return message_text(messages[:1], "user", "messages", where), message_text(messages[1:], "assistant", "messages", where)
+
+
+def _rejected(data: dict[str, Any], where: str) -> str:
+    messages = data.pop("rejected_messages", None)
+    if messages is None:
+        return pop_text(data, "rejected_response", where)
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{where}: field 'rejected_messages' must be a list of messages, found {shown(messages)}")
+    return message_text(messages[-1:], "assistant", "rejected_messages", where)
+
+
+FORMAT = Format(
+    "ms-swift rows",
+    "messages | query | question, response, rejected_response, images, videos",
+    lambda row: "rejected_response" in row or ("messages" in row and "rejected_messages" in row),
+    _parse,
+    fold,
+    row="pair",
+)

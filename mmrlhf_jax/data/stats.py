@@ -1,0 +1,131 @@
+"""`mmrlhf data stats`: what a data set holds, and what it takes to train on it, in figures."""
+
+from __future__ import annotations
+
+import collections
+import re
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmrlhf_jax.data.encode import GroupEncoder
+from mmrlhf_jax.data.index import measure_all
+from mmrlhf_jax.data.packing import auto_budget, fill, plan_rows
+from mmrlhf_jax.data.rows import Budget
+from mmrlhf_jax.data.tokens import PieceTokenizer
+from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.records import RankedRecord, tied_pairs
+
+ROW_SLOTS = (4096, 8192, 16384, 32768)
+
+# LLaVA-OneVision's, where no model is named.
+GEOMETRY = VisionGeometry(
+    image_size=384,
+    patch_size=14,
+    pinpoints=tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7)),
+    max_patches=9,
+)
+
+
+class EstimatedTokenizer(PieceTokenizer):
+    """Where no model is named: a word or sign is one token, a long word one per six characters. Counts, not ids, are meant."""
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "tokenizer", None)
+        object.__setattr__(self, "image_token", -1)
+
+    def __post_init__(self) -> None: ...
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def special(self, token: str) -> int:
+        return zlib.crc32(token.encode()) & 0x7FFFFFFF
+
+    def text(self, text: str) -> tuple[list[int], list[int]]:
+        found = [match for match in re.finditer(r"\s?\w{1,6}|\s?[^\w\s]|\s", text)]
+        return [zlib.crc32(match[0].encode()) & 0x7FFFFFFF for match in found], [match.end() for match in found]
+
+
+def estimated_encoder() -> GroupEncoder:
+    return GroupEncoder(EstimatedTokenizer(), GEOMETRY)
+
+
+def measure(
+    examples: Any, encoder: GroupEncoder, progress: Callable[[Iterable, str, int], Iterable] | None = None
+) -> np.ndarray:
+    """int64[groups, resources of `Budget`]."""
+    found: Iterable[np.ndarray] = measure_all(examples, encoder)
+    return np.stack(list(progress(found, "measuring groups", len(examples)) if progress else found))
+
+
+def summarise(records: Sequence[RankedRecord], layouts: Sequence[Any], sizes: np.ndarray, slots: int) -> dict[str, Any]:
+    """All figures as JSON. `pairs` are strictly ordered ones; `dropped` counts groups that rows of `slots` have no room for.
+
+    `packing` predicts, per row size, rows per epoch and the share of their slots that hold tokens.
+    """
+    ranks = [[response.rank for response in record.responses] for record in records]
+    column = dict(zip(Budget.names(), sizes.T, strict=True))
+    packing = {str(size): predict_packing(sizes, size) for size in dict.fromkeys((*ROW_SLOTS, slots))}
+    return {
+        "groups": len(records),
+        "responses": sum(map(len, ranks)),
+        "pairs": sum(len(record.pairs()) for record in records),
+        "tied_pairs": sum(len(tied_pairs(of_group)) for of_group in ranks),
+        "images": sum(len(record.images) for record in records),
+        "videos": sum(record.video is not None for record in records),
+        "text_only": sum(not record.images and record.video is None for record in records),
+        "dropped": packing[str(slots)]["dropped"],
+        "without_pair": sum(not record.pairs() for record in records),
+        "critiques": sum(response.critique is not None for record in records for response in record.responses),
+        "rewards": sum(response.reward is not None for record in records for response in record.responses),
+        "frames": sum(layout.frames for layout in layouts),
+        "tokens": int(column["slots"].sum()),
+        "pair_expanded_tokens": pair_expanded_tokens(sizes),
+        "per_group": {name: quantiles(values) for name, values in column.items()},
+        "tiers": dict(collections.Counter(map(tiers, ranks)).most_common(20)),
+        "sources": dict(collections.Counter(record.source or "unnamed" for record in records).most_common(20)),
+        "scores": score_counts(records),
+        "packing": packing,
+    }
+
+
+def predict_packing(sizes: np.ndarray, slots: int) -> dict[str, Any]:
+    """One epoch in rows of `slots`, with the budgets that the trainer would derive."""
+    short = sizes[sizes[:, 0] <= slots]
+    budget = auto_budget(short, slots)
+    fitting = short[(short <= budget).all(axis=1)]
+    rows = plan_rows(fitting, budget, seed=0, epoch=0)
+    return {"rows": len(rows), "fill": fill(fitting, rows, slots), "dropped": len(sizes) - len(fitting)}
+
+
+def pair_expanded_tokens(sizes: np.ndarray) -> int:
+    """About how many tokens a trainer without shared prefixes computes: both whole conversations of every pair."""
+    column = dict(zip(Budget.names(), sizes.T, strict=True))
+    branches = column["targets"] + column["responses"]  # a newline follows each response
+    conversation = column["slots"] - branches + branches / column["responses"]
+    return int((2 * column["pairs"] * conversation).sum())
+
+
+def tiers(ranks: Sequence[int | None]) -> str:
+    """How many responses stand on each tier, best first, such as 1-2-1."""
+    if None in ranks:
+        return "not ranked"
+    return "-".join(str(count) for _, count in sorted(collections.Counter(ranks).items()))
+
+
+def quantiles(values: np.ndarray) -> dict[str, float]:
+    named = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    return {"mean": float(values.mean())} | {name: float(np.quantile(values, q)) for name, q in named.items()}
+
+
+def score_counts(records: Sequence[RankedRecord]) -> dict[str, dict[str, int]]:
+    """Per score name, how often each value was given."""
+    counts: dict[str, collections.Counter[float]] = {}
+    for record in records:
+        for response in record.responses:
+            for name, value in (response.scores or {}).items():
+                counts.setdefault(name, collections.Counter())[value] += 1
+    return {name: {f"{value:g}": count for value, count in sorted(found.items())} for name, found in counts.items()}

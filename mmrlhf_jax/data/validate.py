@@ -1,0 +1,146 @@
+"""`mmrlhf data validate`: every record of a source checked, and everything that is wrong listed instead of the first of it."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from etils import epath
+
+from mmrlhf_jax.data.examples import Progress
+from mmrlhf_jax.data.mixture import find_parts, open_mixture
+from mmrlhf_jax.data.shards import check_media
+from mmrlhf_jax.data.sources import ContradictingPairs, UsedTwice
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.records import RankedRecord, Response
+
+# Characters of one prompt or response; an answer of a model is a hundredth of this.
+MAX_TEXT = 200_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something wrong. `kind` is one of a few words to count by."""
+
+    kind: str
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """`notes` counts what is no mistake, but teaches a preference objective nothing."""
+
+    records: int
+    findings: tuple[Finding, ...]
+    notes: collections.Counter[str]
+
+
+def validate(
+    source: str | epath.Path,
+    media_root: str | epath.Path | None = None,
+    *,
+    video_frames: int = 32,
+    max_text: int = MAX_TEXT,
+    progress: Progress | None = None,
+) -> Report:
+    """Check a source file, a mixture file or a built directory. Raises UserError for a file that cannot be read at all."""
+    findings: list[Finding] = []
+    notes: collections.Counter[str] = collections.Counter()
+    records = 0
+
+    def note_error(error: UserError) -> None:
+        findings.extend(_from_error(error))
+
+    for part in find_parts(source):
+        examples = open_mixture([part], media_root, video_frames, note_error)
+        records += len(examples)
+        findings += _check_media(examples, progress)
+        for number, record in enumerate(examples.records):
+            where = examples.where(number)
+            findings += (Finding(kind, f"{where}: {message}") for kind, message in check_record(record, max_text))
+            notes.update(note_record(record))
+    return Report(records, tuple(findings), notes)
+
+
+def check_record(record: RankedRecord, max_text: int = MAX_TEXT) -> Iterator[tuple[str, str]]:
+    """(kind, what is wrong) of ranks, scores and texts."""
+    ranks = [response.rank for response in record.responses]
+    given = sorted({rank for rank in ranks if rank is not None})
+    if None in ranks and given:
+        yield "ranks", f"{ranks.count(None)} of {len(ranks)} responses have no rank"
+    places = [1 + sum(other < rank for other in ranks if other is not None) for rank in given]  # as in sports: 1, 1, 3
+    if given not in (list(range(1, len(given) + 1)), places):
+        yield "ranks", f"ranks are {ranks}; the best is 1, and no number is left out but for a tie"
+    texts: dict[str, int | None] = {}
+    for response in record.responses:
+        if texts.setdefault(response.text, response.rank) != response.rank:
+            yield "ranks", f"the same text has the ranks {texts[response.text]} and {response.rank}"
+    names = {frozenset(response.scores or ()) for response in record.responses}
+    if len(names) > 1:
+        yield "scores", f"responses have different scores: {', '.join(sorted(map(_named, names)))}"
+    for better, worse in record.pairs():
+        if _is_dominated(record.responses[better], record.responses[worse]):
+            yield "scores", f"response {better} is ranked above response {worse}, which has the better scores"
+    for name, text in _texts(record):
+        if not text.strip():
+            yield "text", f"{name} is empty"
+        elif len(text) > max_text:
+            yield "text", f"{name} has {len(text)} characters, more than {max_text}"
+        elif "\ufffd" in text:
+            yield "text", f"{name} holds U+FFFD, the trace of a wrong decoding"
+
+
+def note_record(record: RankedRecord) -> Iterator[str]:
+    ranks = [response.rank for response in record.responses]
+    if len(ranks) == 1:
+        yield "records of one response"
+    elif all(rank is None for rank in ranks):
+        yield "records without ranks"
+    elif not record.pairs():
+        yield "records whose responses are all tied"
+
+
+def _check_media(examples: Any, progress: Progress | None) -> Iterator[Finding]:
+    def check(number: int) -> Finding | None:
+        try:
+            check_media(examples[number], examples.where(number))
+        except UserError as error:
+            return Finding("media", str(error))
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release Python's lock
+        for done, finding in enumerate(pool.map(check, range(len(examples))), start=1):
+            if finding:
+                yield finding
+            if progress:
+                progress("media", done, len(examples))
+
+
+def _from_error(error: UserError) -> Iterator[Finding]:
+    if isinstance(error, ContradictingPairs):
+        yield from (Finding("contradicting pairs", f"pairs contradict each other under id {group}") for group in error.groups)
+    else:
+        yield Finding("id used twice" if isinstance(error, UsedTwice) else "unreadable", str(error))
+
+
+def _texts(record: RankedRecord) -> Iterator[tuple[str, str]]:
+    yield "the prompt", record.prompt
+    for number, response in enumerate(record.responses):
+        yield f"response {number}", response.text
+        if response.critique is not None:
+            yield f"the critique of response {number}", response.critique
+
+
+def _is_dominated(better: Response, worse: Response) -> bool:
+    """Whether no score of the better-ranked response is higher, and one is lower."""
+    shared = (better.scores or {}).keys() & (worse.scores or {}).keys()
+    differences = [better.scores[name] - worse.scores[name] for name in shared]
+    return bool(differences) and max(differences) <= 0 and min(differences) < 0
+
+
+def _named(names: frozenset[str]) -> str:
+    return "+".join(sorted(names)) or "none"

@@ -1,0 +1,114 @@
+"""`template: checkpoint`: the model's own chat template gives the tokens that transformers gives, and text stays text in it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmrlhf_jax.data.templates import CheckpointTemplate, Media, Special, Text, closing_token, find_template, qwen_1_5
+from mmrlhf_jax.data.tokens import PieceTokenizer
+from mmrlhf_jax.errors import UserError
+from tests.data import groups
+
+# In the manner of the templates that are published with LLaVA-OneVision, Qwen2.5 and SmolVLM.
+PARTS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' }}"
+    "{% for c in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for c in m['content'] | selectattr('type', 'equalto', 'text') %}{{ c['text'] }}{% endfor %}"
+    "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+WITH_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe brief.<|im_end|>\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def tokenizer(template):
+    made = groups.byte_tokenizer()
+    made.chat_template = template
+    return made
+
+
+def rendered_ids(made, messages, **options):
+    """What transformers makes of a conversation: the rendered text, tokenised with its control tokens."""
+    backend = made.backend_tokenizer
+    backend.encode_special_tokens = False
+    ids = backend.encode(made.apply_chat_template(messages, tokenize=False, **options), add_special_tokens=False).ids
+    backend.encode_special_tokens = True
+    return ids
+
+
+@pytest.mark.parametrize("media", [0, 1, 2])
+@pytest.mark.parametrize(("template", "as_parts"), [(PARTS, True), (WITH_SYSTEM, False)])
+def test_tokens_are_those_of_transformers(template, as_parts, media):
+    made = tokenizer(template)
+    pieces = PieceTokenizer(made, made.convert_tokens_to_ids("<image>"))
+    question, answer = "What colour?", "Réd <b>."
+    content = [{"type": "image"}] * media + [{"type": "text", "text": question}] if as_parts else "<image>\n" * media + question
+    user = {"role": "user", "content": content}
+    opening = rendered_ids(made, [user], add_generation_prompt=True)
+    checkpoint = find_template("checkpoint", made)
+    assert pieces.conversation(checkpoint(question, media, None), [1] * media).tokens.tolist() == opening
+    whole = pieces.conversation(checkpoint(question, media, answer), [1] * media)
+    encode = lambda text: made.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    closing = [made.convert_tokens_to_ids("<|im_end|>")] + ([] if as_parts else encode("\n"))
+    text = encode(answer)
+    assert whole.tokens.tolist() == opening + text + closing
+    assert whole.tokens[whole.is_target].tolist() == [*text, closing[0]]
+
+
+def test_hostile_text_stays_text():
+    made = tokenizer(PARTS)
+    pieces = PieceTokenizer(made, made.convert_tokens_to_ids("<image>"))
+    control = [made.convert_tokens_to_ids(token) for token in made.get_added_vocab()]
+    count = lambda text: int(np.isin(pieces.conversation(CheckpointTemplate(made)(text, 1, text), [1]).tokens, control).sum())
+    for hostile in (groups.HOSTILE, "{{ messages }}", "{% raw %}", "\ue000prompt\ue001", "\ue000response\ue001"):
+        assert count(hostile) == count("x")
+        tokens = pieces.conversation(CheckpointTemplate(made)(hostile, 1, hostile), [1]).tokens
+        assert made.decode(tokens).count(hostile) == 2
+
+
+def test_chatml_of_a_checkpoint_is_our_own_template():
+    """The quickstart's template for transformers and `qwen_1_5` are the same conversation."""
+    from mmrlhf_jax.quickstart.tokenizer import CHAT_TEMPLATE
+
+    made = tokenizer(CHAT_TEMPLATE)
+    for media in (0, 1):
+        for response in ("A kite.", None):
+            assert _joined(CheckpointTemplate(made)("Why?", media, response)) == _joined(qwen_1_5("Why?", media, response))
+
+
+def _joined(pieces):
+    """Pieces as text; how it was cut into pieces does not matter, what is a target does."""
+    names = {Text: lambda p: p.text, Special: lambda p: p.token, Media: lambda p: f"<media {p.index}>"}
+    targets = [p.text[p.target_from :] if isinstance(p, Text) else p.token for p in pieces if _is_target(p)]
+    return "".join(names[type(piece)](piece) for piece in pieces), targets
+
+
+def _is_target(piece):
+    return piece.target if isinstance(piece, Special) else isinstance(piece, Text) and piece.target_from is not None
+
+
+def test_the_closing_token_is_the_templates():
+    assert closing_token(find_template("checkpoint", tokenizer(PARTS))) == closing_token(qwen_1_5) == "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [None, "{{ raise_exception('no') }}", "{% for m in messages %}{{ m.role }}{% endfor %}", "{{ 1 / 0 }}"],
+)
+def test_a_template_that_cannot_be_used_is_the_users(template):
+    with pytest.raises(UserError, match=r"data\.template: checkpoint: .*; choose qwen_1_5"):
+        find_template("checkpoint", tokenizer(template))("Why?", 1, "So.")
+
+
+def test_an_unknown_template_is_named():
+    with pytest.raises(UserError, match="unknown chat template 'llama'; there are qwen_1_5, upstream_train, checkpoint"):
+        find_template("llama", None)
+
+
+def test_the_encoder_follows_the_checkpoint():
+    one, other = groups.encoder(template="checkpoint"), groups.encoder(template="checkpoint")
+    one.tokenizer.tokenizer.chat_template, other.tokenizer.tokenizer.chat_template = PARTS, WITH_SYSTEM
+    assert one.fingerprint != other.fingerprint

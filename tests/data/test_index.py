@@ -1,0 +1,55 @@
+"""The index: the same measures from one process or several, kept beside the data, made without reading media."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmrlhf_jax.data import index as index_module
+from mmrlhf_jax.data.builder import build
+from mmrlhf_jax.data.encode import media_layout
+from mmrlhf_jax.data.examples import open_examples
+from mmrlhf_jax.data.index import build_index, measure_all
+from mmrlhf_jax.data.rows import group_size
+from tests.data import groups
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("index")
+    return build(groups.write(folder / "source", 12), folder / "built", video_frames=3)
+
+
+def test_measures_are_the_sizes_of_the_encoded_groups(built):
+    encoder = groups.encoder()
+    for size, example, number in zip(measure_all(built, encoder), built, range(12), strict=False):
+        np.testing.assert_array_equal(size, group_size(encoder.encode(example)))
+        assert built.layout(number) == media_layout(example)
+
+
+def test_several_processes_measure_what_one_does(built, monkeypatch):
+    """Hostile texts included: their tokens are text in every process."""
+    monkeypatch.setattr(index_module, "PARALLEL_GROUPS", 1)
+    monkeypatch.setattr(index_module, "_CHUNK", 5)
+    one, two = (np.stack(list(measure_all(built, groups.encoder(), jobs))) for jobs in (1, 2))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_an_index_is_read_back_until_data_or_encoder_change(built, tmp_path, monkeypatch):
+    from etils import epath
+
+    cache = epath.Path(tmp_path)
+    first = build_index(built, groups.encoder(), cache=cache)
+    monkeypatch.setattr(index_module, "measure_all", lambda *_: pytest.fail("measured again"))
+    again = build_index(built, groups.encoder(), cache=cache)
+    assert again.fingerprint == first.fingerprint
+    np.testing.assert_array_equal(again.sizes, first.sizes)
+    for other in (groups.encoder(task="critique"), groups.encoder(template="upstream_train"), groups.encoder(pairs="extreme")):
+        with pytest.raises(pytest.fail.Exception, match="measured again"):
+            build_index(built, other, cache=cache)
+
+
+def test_indexing_a_built_set_reads_no_media(built, monkeypatch):
+    fresh = open_examples(built.directory)
+    monkeypatch.setattr(type(fresh), "__getitem__", lambda *_: pytest.fail("read"))
+    assert len(build_index(fresh, groups.encoder()).groups) == 12

@@ -1,0 +1,137 @@
+"""Several sets as one: lists, weights, and the mixture files of MM-RLHF's trainer."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mmrlhf_jax import config
+from mmrlhf_jax.data.builder import build
+from mmrlhf_jax.data.examples import open_examples
+from mmrlhf_jax.data.mixture import Part, choose_rows, find_parts
+from mmrlhf_jax.data.pipeline import sets
+from mmrlhf_jax.errors import UserError
+from tests.data import groups
+
+A, B = "- json_path: a/records.jsonl\n", "- json_path: b/records.jsonl\n"
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return [groups.write(tmp_path / name, count, seed) for seed, (name, count) in enumerate([("a", 6), ("b", 10)])]
+
+
+def write(tmp_path, text):
+    path = tmp_path / "mixture.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_mixture_file_is_its_sets_in_order_with_their_own_media(tmp_path, folders):
+    path = write(
+        tmp_path, "datasets:\n- json_path: a/records.jsonl\n- json_path: b/records.jsonl\n  sampling_strategy: first:3\n"
+    )
+    mixed, (first, second) = open_examples(path, video_frames=3), [open_examples(p, video_frames=3) for p in folders]
+    assert len(mixed) == 9
+    for index, example in enumerate(mixed):
+        examples, own = (first, index) if index < 6 else (second, index - 6)
+        assert (example.images, example.frames) == (examples[own].images, examples[own].frames)
+        assert mixed.layout(index) == examples.layout(own)
+    assert [r.id for r in mixed.records][5:8] == ["group-5", "group-0#2", "group-1#2"]
+    assert len({record.id for record in mixed.records}) == 9
+
+
+def test_a_mixture_file_builds_into_one_set(tmp_path, folders):
+    path = write(tmp_path, f"datasets:\n{A}{B}  sampling_strategy: random:50%\n")
+    built, mixed = build(path, tmp_path / "out", video_frames=3), open_examples(path, video_frames=3)
+    assert list(built) == list(mixed) and len(built) == 11
+    assert build(path, tmp_path / "out", video_frames=3).fingerprint == built.fingerprint  # found to be the same
+
+
+def test_built_sets_and_sources_mix_and_weights_are_in_the_fingerprint(tmp_path, folders):
+    build(folders[0], tmp_path / "built", video_frames=3)
+    parts = [Part(str(tmp_path / "built")), Part(str(folders[1]), weight=0.5)]
+    mixed = open_examples(parts, video_frames=3)
+    assert mixed.weights.tolist() == [1.0] * 6 + [0.5] * 10
+    other = open_examples([parts[0], Part(str(folders[1]), weight=0.25)], video_frames=3)
+    assert mixed.fingerprint != other.fingerprint
+    with pytest.raises(UserError, match="built already; name source files"):
+        build(write(tmp_path, f"datasets: [{{path: {tmp_path / 'built'}}}, {{path: {folders[1]}}}]"), tmp_path / "out")
+    with pytest.raises(UserError, match=r"list them in data\.path"):
+        build(write(tmp_path, f"datasets: [{{path: {folders[1]}, weight: 2}}]"), tmp_path / "out")
+
+
+def test_braces_name_several_files(tmp_path, folders):
+    assert find_parts(f"{tmp_path}/{{a,b}}/records.jsonl") == [Part(str(path)) for path in folders]
+    assert len(open_examples(f"{tmp_path}/{{a,b}}/records.jsonl", video_frames=3)) == 16
+
+
+@pytest.mark.parametrize(
+    ("strategy", "chosen"),
+    [
+        ("all", [0, 1, 2, 3]),
+        ("first:6", [0]),
+        ("first:7", [0, 1]),  # the seventh row is the second group's, which stays whole
+        ("end:1", [3]),
+        ("end:40%", [2, 3]),
+        ("first:100%", [0, 1, 2, 3]),
+        ("first:99", [0, 1, 2, 3]),
+        ("first:0", []),
+    ],
+)
+def test_counts_are_of_rows_and_no_group_is_cut(strategy, chosen):
+    assert choose_rows(strategy, [6, 1, 3, 3], "here") == chosen
+
+
+def test_random_choices_are_of_the_right_size_and_always_the_same():
+    rows = np.random.default_rng(0).integers(1, 7, 500)
+    chosen = choose_rows("random:20%", rows, "here")
+    assert chosen == choose_rows("random:20%", rows, "here") == sorted(chosen)
+    assert 0 <= rows[chosen].sum() - 0.2 * rows.sum() < 7
+    assert max(np.diff(chosen)) < 60  # from everywhere
+
+
+def test_pairs_are_the_rows_of_a_pair_file(tmp_path):
+    row = {"prompt": "Why?", "image": None}
+    pairs = [
+        row | {"id": f"g{g}", "chosen": str(i), "rejected": str(j)} for g in range(4) for i in range(3) for j in range(i + 1, 3)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    path = write(tmp_path, "datasets: [{json_path: pairs.jsonl, sampling_strategy: 'first:4'}]")
+    assert [record.id for record in open_examples(path).records] == ["g0", "g1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [", "not valid YAML"),
+        ("- a", "is a list `datasets:`"),
+        ("datasets: []", "is a list `datasets:`"),
+        ("datasets: [a]", r"datasets\[0\]: expected keys and values"),
+        ("datasets: [{json_path: 3}]", "json_path must be a path, found 3"),
+        ("datasets: [{json_path: a, weigth: 2}]", "unknown key 'weigth'; known are json_path"),
+        ("datasets: [{json_path: a, weight: 0}]", "weight must be a positive number"),
+        ("datasets: [{json_path: a, weight: .nan}]", "weight must be a positive number"),
+        (
+            "datasets: [{json_path: a/records.jsonl, sampling_strategy: most}]",
+            "sampling_strategy must be all, or first, end or random",
+        ),
+        ("datasets: [{json_path: a/records.jsonl, sampling_strategy: 'first:0'}]", "leaves nothing"),
+        ("datasets: [{json_path: mixture.yaml}]", "names another mixture file"),
+        ("datasets: [{json_path: none.jsonl}]", r"none\.jsonl: no such file"),
+    ],
+)
+def test_wrong_mixture_files_end_in_one_line(tmp_path, folders, text, expected):
+    with pytest.raises(UserError, match=expected) as error:
+        open_examples(write(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+def test_an_experiment_names_one_set_or_several():
+    assert sets(config.Data(path="a").path) == "a"
+    data = config.Data(path=["a", {"path": "b", "weight": 0.5, "sampling_strategy": "first:10"}])
+    assert sets(data.path) == ["a", Part("b", weight=0.5, sampling_strategy="first:10")]
+    assert data.named == "a, b"
+    assert config.Data.model_validate(data.model_dump(mode="json")) == data  # as a run directory stores it

@@ -1,0 +1,136 @@
+"""Groups that no row has room for: each policy does what it says, lists what it did, and the stream delivers exactly that."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mmrlhf_jax import config
+from mmrlhf_jax.data.encode import Limit
+from mmrlhf_jax.data.examples import open_examples
+from mmrlhf_jax.data.index import build_index
+from mmrlhf_jax.data.over_budget import SHORTEST_RESPONSE, within_budget
+from mmrlhf_jax.data.rows import Budget, group_size
+from mmrlhf_jax.data.stream import Rows
+from mmrlhf_jax.data.tokens import Conversation, cut
+from mmrlhf_jax.errors import UserError
+from tests import ranked
+from tests.data import groups
+
+ROOMY = Budget(slots=4096, tiles=40, visual=4096, targets=4096, responses=64, pairs=256)
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    """A group of text, one with a large picture, one with a small one, one with two pictures, one with a video."""
+    folder = tmp_path_factory.mktemp("data")
+    path = groups.write(folder, 8)
+    (folder / "1_0.png").write_bytes(ranked.picture((140, 110), 1))
+    return open_examples(path, video_frames=12)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return groups.encoder()
+
+
+@pytest.fixture(scope="module")
+def index(examples, encoder):
+    return build_index(examples, encoder)
+
+
+def delivered(index, examples, encoder, budget):
+    """The sizes of the groups as the stream encodes them."""
+    rows = Rows(examples, encoder, index, budget, seed=0)
+    return {int(index.groups[g]): group_size(rows._encoded(g)) for g in range(len(index.groups))}
+
+
+def check(index, examples, encoder, budget):
+    assert (index.sizes <= budget.vector).all()
+    for g, size in enumerate(index.sizes):
+        np.testing.assert_array_equal(delivered(index, examples, encoder, budget)[int(index.groups[g])], size)
+
+
+def test_nothing_happens_where_everything_fits(index, examples, encoder):
+    assert within_budget(index, examples, encoder, ROOMY, ["error"]) is index
+
+
+def test_error_names_the_group_and_what_it_exceeds(index, examples, encoder):
+    budget = dataclasses.replace(ROOMY, tiles=11)
+    with pytest.raises(UserError, match=r"3 of 8 groups exceed the row budget; group-1 does not fit: \d+ tiles > 11"):
+        within_budget(index, examples, encoder, budget, ["error"])
+
+
+def test_dropped_groups_are_listed(index, examples, encoder):
+    left = within_budget(index, examples, encoder, dataclasses.replace(ROOMY, tiles=11), ["drop"])
+    assert left.groups.tolist() == [0, 2, 4, 5, 6]
+    assert [line.split(":")[0] for line in left.dropped] == ["group-1", "group-3", "group-7"] and not left.cut
+
+
+@pytest.mark.parametrize("tiles", [11, 5, 3, 1])
+def test_fewer_tiles_are_as_many_as_fit(index, examples, encoder, tiles):
+    """The picture on the largest canvas that fits, the video with as many frames as fit; two pictures have one tile each."""
+    budget = dataclasses.replace(ROOMY, tiles=max(tiles, 2))
+    changed = within_budget(index, examples, encoder, budget, ["fewer_tiles"])
+    check(changed, examples, encoder, budget)
+    assert len(changed.groups) == 8 and not changed.dropped
+    whole = index.sizes[:, 1] <= budget.tiles
+    np.testing.assert_array_equal(changed.sizes[whole], index.sizes[whole])
+    assert changed.sizes[3, 1] == budget.tiles  # frames of the video
+    assert len(changed.cut) == (~whole).sum() and "12 tiles to" in changed.cut[1]
+    assert changed.fingerprint != index.fingerprint
+
+
+def test_fewer_frames_are_evenly_spaced(examples, encoder):
+    example = examples[3]
+    kept = encoder.encode(example, limit=Limit(tiles=3)).tiles
+    every = encoder.encode(example).tiles
+    np.testing.assert_array_equal(kept, every[[0, 5, 11]])
+
+
+def test_the_longest_responses_are_cut_to_what_fits_and_no_picture_is(index, examples, encoder):
+    budget = dataclasses.replace(ROOMY, targets=90)
+    changed = within_budget(index, examples, encoder, budget, ["cut_longest"])
+    check(changed, examples, encoder, budget)
+    cut_ones = np.flatnonzero(changed.limits[:, 1])
+    assert len(cut_ones) and len(changed.cut) == len(cut_ones)
+    for g in cut_ones:
+        longest = changed.limits[g, 1]
+        whole, after = encoder.encode(examples[g]), encoder.encode(examples[g], limit=Limit(0, int(longest)))
+        before = np.bincount(whole.tree.responses)
+        np.testing.assert_array_equal(np.bincount(after.tree.responses), np.minimum(before, longest))
+        assert budget.targets - np.minimum(before, longest).sum() < len(before)  # one token more each would be too many
+        np.testing.assert_array_equal(after.tree.tokens[: after.tree.trunk], whole.tree.tokens[: after.tree.trunk])
+        assert len(after.image_slots) == len(whole.image_slots)
+        closing = encoder.tokenizer.special("<|im_end|>")
+        tails = after.tree.tokens[after.tree.ends]
+        assert all((tail != closing) == (n > longest) for tail, n in zip(tails, before, strict=True) if n > longest)
+
+
+def test_policies_are_tried_in_their_order(index, examples, encoder):
+    """Pictures first; where that is not possible or not enough, responses; what is still too large is dropped."""
+    slots = int(np.median(index.sizes[:, 0]))
+    budget = dataclasses.replace(ROOMY, slots=slots, targets=SHORTEST_RESPONSE * 4)
+    changed = within_budget(index, examples, encoder, budget, ["fewer_tiles", "cut_longest", "drop"])
+    check(changed, examples, encoder, budget)
+    assert changed.dropped and changed.cut
+    assert len(changed.groups) + len(changed.dropped) == 8
+    with pytest.raises(UserError, match="does not fit"):
+        within_budget(index, examples, encoder, budget, ["fewer_tiles", "cut_longest"])
+    with pytest.raises(UserError, match="no group fits"):
+        within_budget(index, examples, encoder, dataclasses.replace(ROOMY, slots=20), ["cut_longest", "drop"])
+
+
+def test_an_experiment_gives_one_policy_or_several():
+    assert config.Data(path="a", over_budget="drop").over_budget == ("drop",)
+    assert config.Data(path="a", over_budget=["fewer_tiles", "drop"]).over_budget == ("fewer_tiles", "drop")
+    with pytest.raises(ValueError):
+        config.Data(path="a", over_budget="shrink")
+
+
+def test_a_cut_ends_a_conversation_after_a_target():
+    conversation = Conversation(np.arange(9), np.asarray([0, 0, 0, 1, 1, 1, 1, 1, 0], bool))
+    assert cut(conversation, 2).tokens.tolist() == [0, 1, 2, 3, 4]
+    assert cut(conversation, 5) is conversation
