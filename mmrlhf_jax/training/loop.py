@@ -27,7 +27,7 @@ from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, local_direct
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.objectives.weighted import merge, summary
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
+from mmrlhf_jax.sharding.mesh import check_rows, make_mesh, use_mesh
 from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.feed import feed, host
 from mmrlhf_jax.training.metrics import MetricsLog
@@ -52,11 +52,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
     run = experiment.run
     directory = epath.Path(run.directory)
     mesh = make_mesh(launch.mesh.model_dump())
-    if experiment.batch.rows // experiment.batch.accumulation % rows_divisor(mesh):
-        raise UserError(
-            f"batch.rows / accumulation = {experiment.batch.rows // experiment.batch.accumulation} must be a multiple of the"
-            f" {rows_divisor(mesh)} batch shards of this mesh"
-        )
+    check_rows(experiment.batch, mesh)
 
     with use_mesh(mesh), precision(experiment.model):
         # --- Model -----------------------------------------------------------------------------------------------------

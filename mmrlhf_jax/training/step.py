@@ -71,6 +71,8 @@ def make_train_step(
             (value, grads), stacked = jax.lax.scan(accumulate, zeros, pieces)
             metrics = reduce(merge, [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(accumulation)])
 
+        if shardings is not None:  # whatever the backward pass left whole is reduced into the pieces that the optimizer keeps
+            grads = jax.tree.map(jax.lax.with_sharding_constraint, grads, shardings.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
         figures = summary(metrics) | {"loss": value, "grad_norm": optax.tree.norm(grads)}
