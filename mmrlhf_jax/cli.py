@@ -101,11 +101,15 @@ def train(
 
 @app.command()
 def plan(
-    experiments: Annotated[list[str] | None, typer.Argument(help="Experiment files; with --all none means configs/*.yaml.")] = None,
+    experiments: Annotated[
+        list[str] | None, typer.Argument(help="Experiment files; with --all none means configs/*.yaml.")
+    ] = None,
     launches: Annotated[list[str] | None, typer.Option("--launch", help="Launch file; may be given several times.")] = None,
     overrides: Overrides = None,
     every: Annotated[bool, typer.Option("--all", help="Every launch file of a pod in launch/.")] = False,
-    fit: Annotated[bool, typer.Option("--fit", help="Search mesh, remat policy and accumulation for the fastest that fits.")] = False,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Search mesh, remat policy and accumulation for the fastest that fits.")
+    ] = False,
     generation: Annotated[bool, typer.Option(help="Compile generation beside the train step.")] = True,
     readme: Annotated[str | None, typer.Option(help="Write the table of all plans between its marks in this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object, or a list of them.")] = False,

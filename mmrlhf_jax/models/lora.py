@@ -24,7 +24,10 @@ ADAPTERS = ("lora_a", "lora_b")
 
 
 class AdaptableLinear(nnx.Linear):
-    """`nnx.Linear` whose parameters are gathered where they are used, and that may carry `lora_a: [..., inputs, rank]` and `lora_b: [..., rank, outputs]`."""
+    """`nnx.Linear` whose parameters are gathered where they are used.
+
+    It may carry `lora_a: [..., inputs, rank]` and `lora_b: [..., rank, outputs]`.
+    """
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         kernel = gather_param(self.kernel, self.dtype)

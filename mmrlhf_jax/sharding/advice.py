@@ -7,7 +7,7 @@ import math
 from jax.sharding import Mesh
 
 from mmrlhf_jax import config
-from mmrlhf_jax.sharding.accelerators import GiB, Chip
+from mmrlhf_jax.sharding.accelerators import Chip, GiB
 from mmrlhf_jax.sharding.mesh import rows_divisor
 
 

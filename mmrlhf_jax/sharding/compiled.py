@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from mmrlhf_jax.sharding.accelerators import GB, GiB, Chip
+from mmrlhf_jax.sharding.accelerators import GB, Chip, GiB
 from mmrlhf_jax.sharding.hlo import flops, parse
 from mmrlhf_jax.sharding.roofline import Collective, Roofline, collectives, hbm_bytes
 

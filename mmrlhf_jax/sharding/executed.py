@@ -69,7 +69,7 @@ def _attention(model: LlavaOnevisionConfig, experiment: config.Experiment) -> fl
     products = 2 * (1 + _references(experiment))
     if _passes_on(experiment):
         recomputed = 2 * (experiment.model.remat != "none")
-        recomputed += 2 * (DENSE_LIMIT < _slots(experiment) and _slots(experiment) >= REMAT_LIMIT)
+        recomputed += 2 * (_slots(experiment) > DENSE_LIMIT and _slots(experiment) >= REMAT_LIMIT)
         products += 4 + recomputed
     return product * products
 

@@ -201,7 +201,11 @@ def _convolution(computation: Computation, conv: Instruction) -> float:
     for i, label in enumerate(sorted(char for char in out if char.isdigit())):
         stride, dilate, base = (int(setting(key, i, "1")) for key in ("stride", "rhs_dilate", "lhs_dilate"))
         low = int(setting("pad", i, "0_0").split("_")[0])
-        size, length, count = right.shape[rhs.index(label)], left.shape[lhs.index(label)], conv.arrays[0].shape[out.index(label)]
+        size, length, count = (
+            right.shape[rhs.index(label)],
+            left.shape[lhs.index(label)],
+            conv.arrays[0].shape[out.index(label)],
+        )
         positions *= _valid_positions(count, size, length, stride, dilate, base, low)
     batch, features = (conv.arrays[0].shape[out.index(label)] for label in "bf")
     groups = re.search(r"batch_group_count=(\d+)", conv.attributes)

@@ -66,7 +66,7 @@ def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
 
 
 def parameter_shardings(state: nnx.State, mesh: Mesh) -> dict[tuple, NamedSharding]:
-    """Where each parameter of a (perhaps abstract) state is stored, by path. Storage axes that do not divide it are left out."""
+    """Where each parameter of a (perhaps abstract) state is stored, by path; without storage axes that do not divide it."""
     found = {}
     for path, param in nnx.to_flat_state(state):
         axes = param.get_metadata().get("out_sharding") or ()

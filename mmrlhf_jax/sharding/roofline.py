@@ -1,4 +1,4 @@
-"""Where a compiled step's time goes at best: matrix units, memory, links. From the program's text, loops by their trip counts."""
+"""Where a compiled step's time goes at best: matrix units, memory, links. Loops count by their trips."""
 
 from __future__ import annotations
 
@@ -42,11 +42,19 @@ def collectives(module: Module, mesh_shape: dict[str, int], slices: dict[str, in
             kind = "reduce-scatter"
         if kind == "collective-permute":
             kind = rings.get(_source(instruction), kind)
-        size = max(instruction.bytes, sum(computation.instructions[o].bytes for o in instruction.operands if _known(computation, o)))
+        size = max(
+            instruction.bytes, sum(computation.instructions[o].bytes for o in instruction.operands if _known(computation, o))
+        )
         if instruction.opcode.endswith("-start") and kind != "all-reduce":  # its result holds the operand as well
             size = max(array.bytes for array in instruction.arrays)
         bandwidth = chip.network if any(slices.get(axis, 1) > 1 for axis in axes) else chip.links / 2
-        found[kind, "+".join(axes)].append((size, times, size * (1 if instruction.opcode.startswith("collective-permute") else _passes(kind, devices)) / bandwidth))
+        found[kind, "+".join(axes)].append(
+            (
+                size,
+                times,
+                size * (1 if instruction.opcode.startswith("collective-permute") else _passes(kind, devices)) / bandwidth,
+            )
+        )
     return sorted(
         (
             Collective(

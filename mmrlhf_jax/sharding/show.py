@@ -25,7 +25,9 @@ def as_text(plan: Plan) -> str:
         f" {plan.workload.fill:.0%} filled, {plan.workload.used['pairs']:.1f} pairs each; {plan.workload.source}",
     ]
     if plan.stand_in:
-        lines.append("  compiled for CPU devices in the place of GPUs: memory is an estimate, collectives are the partitioner's")
+        lines.append(
+            "  compiled for CPU devices in the place of GPUs: memory is an estimate, collectives are the partitioner's"
+        )
     memory = plan.step.memory
     if memory is not None:
         parts = f"arguments {shown_bytes(memory.arguments)}, temporaries {shown_bytes(memory.temporaries)}"
@@ -46,8 +48,8 @@ def as_text(plan: Plan) -> str:
         lines += [
             f"  roofline   compute {roofline.compute_seconds:.3f} s, memory {roofline.hbm_seconds:.3f} s, links"
             f" {roofline.interconnect_seconds:.3f} s: bound by {roofline.bound}",
-            f"  at best    {plan.step_seconds:.3f} s a step, {plan.flop_utilisation:.1%} of peak, {plan.pairs_per_second:.4g} pairs/s,"
-            f" {plan.chip_hours_per_epoch:.4g} chip-hours an epoch",
+            f"  at best    {plan.step_seconds:.3f} s a step, {plan.flop_utilisation:.1%} of peak,"
+            f" {plan.pairs_per_second:.4g} pairs/s, {plan.chip_hours_per_epoch:.4g} chip-hours an epoch",
         ]
     if plan.generation is not None:
         lines.append(

@@ -42,7 +42,7 @@ def make_train_step(
     `patches` is the number of patch features of a tile, for the figures that count the batch's work (`work/*`).
 
     `shardings` (of the state's leaves) are where the new state is put: given those of the state that comes in, the second step
-    meets what the first one met, and one compilation serves the run.
+    meets what the first one met, and one compilation serves the run. Figures are whole on every device, like the step.
     """
 
     def train_step(state: TrainState, batch: RowBatch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -81,7 +81,7 @@ def make_train_step(
         figures |= {"skipped_steps": opt_state.skipped, "guard": opt_state.status}
         return TrainState(state.step + 1, params, state.frozen, opt_state, state.start), figures
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
+    return jax.jit(train_step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, shardings.step))
 
 
 def make_eval_step(graphdef: nnx.GraphDef, objective: Objective, *, chunk: int, reference: Reference = None):
