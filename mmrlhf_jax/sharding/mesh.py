@@ -50,8 +50,10 @@ def _hybrid(sizes: Mapping[str, int], slices: Mapping[str, int], devices: list) 
         name = undivided[0]
         raise UserError(f"mesh.slices.{name} {slices[name]} does not divide mesh.{name} {sizes[name]}")
     inner = [size // out for size, out in zip(sizes.values(), outer, strict=True)]
-    by_slice = getattr(devices[0], "slice_index", None) is not None
-    groups = {getattr(d, "slice_index", d.process_index) if by_slice else d.process_index for d in devices}
+    # Hosts of GPUs and CPUs are no slices to JAX: there the processes are what the network joins.
+    slice_numbers = {getattr(device, "slice_index", None) for device in devices}
+    by_slice = len(slice_numbers) > 1
+    groups = slice_numbers if by_slice else {device.process_index for device in devices}
     if len(groups) != math.prod(outer):
         what = "slices" if by_slice else "processes"
         raise UserError(f"mesh.slices {dict(slices)} needs {math.prod(outer)} {what} but {len(groups)} are here")

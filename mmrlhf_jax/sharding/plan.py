@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mmrlhf_jax import config
-from mmrlhf_jax.data.rows import RowBatch
+from mmrlhf_jax.data.rows import Budget, RowBatch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import local_directory
 from mmrlhf_jax.inference.generate import generate
@@ -30,7 +30,8 @@ from mmrlhf_jax.sharding.workload import Workload, assumed_workload
 from mmrlhf_jax.training.loop import precision, reference_mode
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import make_optimizer
-from mmrlhf_jax.training.step import make_train_step
+from mmrlhf_jax.training.state import TrainState
+from mmrlhf_jax.training.step import Step, make_train_step
 
 PLANNED_STEPS = 1000  # of the schedule; the program is the same for any number
 PROMPT, NEW_TOKENS = 4096, 512  # of the generation that is planned beside the step
@@ -141,6 +142,14 @@ def lower_step(
     experiment: config.Experiment, sizes: LlavaOnevisionConfig, workload: Workload, mesh: Mesh
 ) -> jax.stages.Lowered:
     """`training.loop`'s train step for abstract arguments."""
+    step, state, batch = step_arguments(experiment, sizes, workload, mesh)
+    return step.lower(state, batch)
+
+
+def step_arguments(
+    experiment: config.Experiment, sizes: LlavaOnevisionConfig, workload: Workload, mesh: Mesh
+) -> tuple[Step, TrainState, RowBatch]:
+    """The train step, and an abstract state and batch for it."""
     reference = reference_mode(experiment.objective)
     tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, experiment.guard)
     model = abstract_model(sizes, experiment, mesh)
@@ -156,7 +165,7 @@ def lower_step(
         patches=sizes.vision.patches,
         shardings=jax.tree.map(lambda x: x.sharding, state),
     )
-    return step.lower(state, abstract_batch(experiment.batch.rows, workload.budget, sizes.geometry, mesh))
+    return step, state, abstract_batch(experiment.batch.rows, workload.budget, sizes.geometry, mesh)
 
 
 def lower_generation(experiment: config.Experiment, sizes: LlavaOnevisionConfig, mesh: Mesh) -> jax.stages.Lowered:
@@ -174,9 +183,7 @@ def lower_generation(experiment: config.Experiment, sizes: LlavaOnevisionConfig,
     )
 
 
-def _prompt_budget():
-    from mmrlhf_jax.data.rows import Budget
-
+def _prompt_budget() -> Budget:
     return Budget(slots=PROMPT, tiles=5, visual=3072, targets=8, responses=8, pairs=8)
 
 

@@ -179,13 +179,13 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
                 record(pending, recorder)
             checkpoints.wait()
         except jax.errors.JaxRuntimeError as error:
-            leave_if_alone(peers, error)
+            end_if_alone(peers, error)
             raise
         finally:
             profiler.close()
             stop.restore()
             stream.close()
-            peers.close()
+            peers.close(finished=stopping or start == steps)
             checkpoints.close()
             log.close()
         if stopping and start < steps:
@@ -275,7 +275,7 @@ def open_log(experiment: config.Experiment, directory: epath.Path, start: int) -
     return MetricsLog(directory, resume_step=start, wandb=experiment.run.wandb, settings=settings, writes=first_process())
 
 
-def leave_if_alone(peers: Peers, error: Exception) -> None:
+def end_if_alone(peers: Peers, error: Exception) -> None:
     """A collective that fails because a process is gone: say which, and end so that launchers start all of them again.
 
     At once: an orderly end would first wait for the process that is gone.

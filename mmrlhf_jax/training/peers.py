@@ -49,11 +49,13 @@ class Peers:
         """Called by the loop: what this process is about to do."""
         self._step, self._doing = step, doing
 
-    def close(self) -> None:
+    def close(self, *, finished: bool) -> None:
+        """Stop watching. One that has not `finished` falls silent, and so is gone for the others."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-            self._write("finished")
+            if finished:
+                self._write("finished")
 
     def lost(self) -> str | None:
         """Which peers stopped beating, in words, after waiting long enough to tell; None if all are alive."""

@@ -149,9 +149,7 @@ def test_the_jobset_has_a_job_per_slice_and_a_pod_per_host():
 
 
 def test_the_environment_is_prepared_and_stale_variables_are_cleared():
-    launch = config.Launch(
-        environment={"LIBTPU_INIT_ARGS": "--a=1", "KEPT": "ours", "NEW": "x"}, clear=("MEGASCALE_*", "ONE")
-    )
+    launch = config.Launch(environment={"LIBTPU_INIT_ARGS": "--a=1", "KEPT": "ours", "NEW": "x"}, clear=("MEGASCALE_*", "ONE"))
     environment = {"LIBTPU_INIT_ARGS": "--a=2", "KEPT": "theirs", "MEGASCALE_SLICE_ID": "3", "ONE": "1", "ONES": "1"}
     distributed.prepare(launch, environment)
     assert environment == {"LIBTPU_INIT_ARGS": "--a=1 --a=2", "KEPT": "theirs", "NEW": "x", "ONES": "1"}
