@@ -104,15 +104,21 @@ def batches(
     steps: int,
     total: int,
     start: int = 0,
+    host: int = 0,
+    hosts: int = 1,
     mine: tuple[int, ...] | None = None,
     workers: int = 0,
     threads: int = 2,
 ) -> Iterator[RowBatch]:
-    """This host's rows (`mine`, else all) of the global batches start, start + 1, ..., steps - 1.
+    """This host's part of the global batches start, start + 1, ..., steps - 1: the rows `mine` of each.
+
+    Without `mine` they are the `host`-th of `hosts` equal parts.
 
     `workers` > 0 decodes and tokenises in that many spawned processes; otherwise `threads` threads of this one do.
     """
-    mine = tuple(range(batch_rows)) if mine is None else mine
+    if mine is None:
+        local = batch_rows // hosts
+        mine = tuple(range(host * local, (host + 1) * local))
     source = HostRows(rows, start, steps, batch_rows, mine, total)
     dataset = grain.MapDataset.source(source).batch(len(mine), batch_fn=stack_rows)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
