@@ -6,7 +6,7 @@ The analytic side of a plan: a compiled program that counts much more does work 
 from __future__ import annotations
 
 from mmrlhf_jax import config
-from mmrlhf_jax.models.attention import DENSE_LIMIT, QUERY_BLOCKS, REMAT_LIMIT
+from mmrlhf_jax.models.attention.xla import DENSE_LIMIT, QUERY_BLOCKS
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.sharding.workload import Workload
 from mmrlhf_jax.training.work import Work, useful_flops
@@ -63,19 +63,12 @@ def _language(model: LlavaOnevisionConfig, experiment: config.Experiment) -> flo
 
 
 def _attention(model: LlavaOnevisionConfig, experiment: config.Experiment) -> float:
-    """Per computed (query, key) pair: two products forward, four backward, and what is computed again."""
-    text = model.text
-    product = 2 * text.layers * text.heads * text.head_dim
+    """Per computed (query, key) pair: two products forward and five backward, which makes the scores again from their sums."""
+    product = 2 * model.text.layers * model.text.heads * model.text.head_dim
     products = 2 * (1 + _references(experiment))
     if _passes_on(experiment):
-        recomputed = 2 * (experiment.model.remat != "none")
-        recomputed += 2 * (_slots(experiment) > DENSE_LIMIT and _slots(experiment) >= REMAT_LIMIT)
-        products += 4 + recomputed
+        products += 5 + 2 * (experiment.model.remat != "none")
     return product * products
-
-
-def _slots(experiment: config.Experiment) -> int:
-    return experiment.batch.slots
 
 
 def _computed_pairs(slots: int) -> float:
