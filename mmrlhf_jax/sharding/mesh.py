@@ -37,9 +37,11 @@ def make_mesh(axes: Mapping[str, int | Mapping[str, int]], devices: list | None 
     if fixed != len(devices) or len(free) > 1:
         shown = {name: size for name, size in axes.items() if name in rules.MESH_AXES}
         raise UserError(f"mesh {shown} needs {fixed} devices but {len(devices)} are here; change `mesh` in the launch file")
-    if math.prod(slices.values()) == 1:
-        return jax.make_mesh(tuple(sizes.values()), rules.MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
-    return Mesh(_hybrid(sizes, slices, devices), rules.MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+    if math.prod(slices.values()) > 1:
+        placed = _hybrid(sizes, slices, devices)
+    else:  # an axis of the torus may serve two axes of the mesh: fsdp 32 x tensor 2 on 4 x 4 x 4 chips
+        placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    return Mesh(placed, rules.MESH_AXES, axis_types=(AxisType.Auto,) * 4)
 
 
 def _hybrid(sizes: Mapping[str, int], slices: Mapping[str, int], devices: list) -> np.ndarray:
@@ -57,7 +59,9 @@ def _hybrid(sizes: Mapping[str, int], slices: Mapping[str, int], devices: list) 
     if len(groups) != math.prod(outer):
         what = "slices" if by_slice else "processes"
         raise UserError(f"mesh.slices {dict(slices)} needs {math.prod(outer)} {what} but {len(groups)} are here")
-    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, process_is_granule=not by_slice)
+    return mesh_utils.create_hybrid_device_mesh(
+        inner, outer, devices, process_is_granule=not by_slice, allow_split_physical_axes=True
+    )
 
 
 @contextlib.contextmanager
