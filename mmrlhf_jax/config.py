@@ -294,10 +294,12 @@ class Mesh(Section):
 
 
 class Distributed(Section):
-    """Several processes as one program. Seconds: for all to come, and from a host's last sign of life to the others' end."""
+    """Several processes as one program. Seconds: for all to come, from a host's last sign of life to the others' end, and
+    without any progress (compiling apart) until the run is said to hang and ended."""
 
     initialization_timeout: Count = 300
     heartbeat_timeout: Count = 40
+    hang_timeout: Count = 1800
 
 
 class Launch(Section):

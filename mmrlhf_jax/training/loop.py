@@ -36,7 +36,7 @@ from mmrlhf_jax.training.goodput import Goodput
 from mmrlhf_jax.training.metrics import MetricsLog
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from mmrlhf_jax.training.peers import Peers
+from mmrlhf_jax.training.peers import COMPILING, Peers
 from mmrlhf_jax.training.profiler import ProfilerWindow
 from mmrlhf_jax.training.record import Pending, Recorder, as_number, record
 from mmrlhf_jax.training.reference import make_scoring_step, model_fingerprint, reference_logps
@@ -138,14 +138,16 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         )
         pending: Pending | None = None
         stop, vote = StopSignal(), Vote(mesh)
-        timeout = launch.distributed.heartbeat_timeout if launch.distributed else config.Distributed().heartbeat_timeout
-        peers = Peers(directory / PEERS, jax.process_index(), jax.process_count(), timeout)
+        limits = launch.distributed or config.Distributed()
+        peers = Peers(
+            directory / PEERS, jax.process_index(), jax.process_count(), limits.heartbeat_timeout, limits.hang_timeout
+        )
         peers.start()
         stopping = False
         goodput.started()
         try:
             for batch in goodput.waiting(feed(stream, mesh)):
-                peers.at(start, "in step")
+                peers.at(start, COMPILING if start == first else "in step")
                 profiler.before(start)
                 previous, pending = pending, Pending(start, batch)
                 with goodput.part("compile") if start == first else contextlib.nullcontext():

@@ -20,20 +20,34 @@ from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.exits import PEER_LOST
 
 BEAT_SECONDS = 5.0
-HANG_FACTOR = 10  # a step that takes this many times `timeout` is a hang
+COMPILING = "compiling"  # takes as long as it takes, and says nothing meanwhile
 
 
 class Peers:
     """Beats for this process and watches the others.
 
     A peer whose beat stays the same for `timeout` seconds is gone: this process says which and ends with `PEER_LOST`. If no
-    process gets further for `HANG_FACTOR * timeout` seconds, the ones that are behind are named, and what they are doing.
+    process gets further for `hang` seconds, and none is compiling, the ones that are behind are named, and what they are doing.
     """
 
     def __init__(
-        self, directory: epath.Path, process: int, count: int, timeout: float, *, leave: Callable[[int], None] = os._exit
+        self,
+        directory: epath.Path,
+        process: int,
+        count: int,
+        timeout: float,
+        hang: float,
+        *,
+        leave: Callable[[int], None] = os._exit,
     ):
-        self._directory, self._process, self._count, self._timeout, self._leave = directory, process, count, timeout, leave
+        self._directory, self._process, self._count, self._timeout, self._hang, self._leave = (
+            directory,
+            process,
+            count,
+            timeout,
+            hang,
+            leave,
+        )
         self._step, self._doing, self._beats = 0, "starting", 0
         self._seen: dict[int, tuple[str, float]] = {}
         self._progress: tuple[str, float] = ("", time.monotonic())
@@ -79,7 +93,7 @@ class Peers:
                 return
             behind = self._behind(time.monotonic())
             if behind:
-                say(f"process {self._process}: no step was finished for {HANG_FACTOR * self._timeout:.0f} s; {behind}")
+                say(f"process {self._process}: no step was finished for {self._hang:.0f} s; {behind}")
                 self._leave(PEER_LOST)
                 return
 
@@ -116,9 +130,9 @@ class Peers:
     def _behind(self, now: float) -> str | None:
         beats = self._read()
         where = json.dumps({process: [beat["step"], beat["doing"]] for process, beat in beats.items()})
-        if where != self._progress[0]:
+        if where != self._progress[0] or any(beat["doing"] == COMPILING for beat in beats.values()):
             self._progress = (where, now)
-        if now - self._progress[1] < HANG_FACTOR * self._timeout or len(beats) < self._count:
+        if now - self._progress[1] < self._hang or len(beats) < self._count:
             return None
         # Who waits in a step waits for the others; who does something else is waited for.
         least = min(beat["step"] for beat in beats.values())

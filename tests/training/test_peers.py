@@ -6,14 +6,13 @@ import json
 
 import pytest
 
-from mmrlhf_jax.training import peers
 from mmrlhf_jax.training.goodput import Goodput
-from mmrlhf_jax.training.peers import Peers
+from mmrlhf_jax.training.peers import COMPILING, Peers
 
 
 @pytest.fixture
 def watched(tmp_path):
-    return Peers(tmp_path, 0, 3, timeout=30.0)
+    return Peers(tmp_path, 0, 3, timeout=30.0, hang=300.0)
 
 
 def beat(directory, process: int, step: int, doing: str, number: int = 1):
@@ -27,7 +26,7 @@ def test_the_process_that_is_behind_is_named_with_what_it_does(watched, tmp_path
     beat(tmp_path, 2, 8, "in step")
     assert watched._behind(0.0) is None
     beat(tmp_path, 1, 7, "waiting for data", number=2)  # alive, but no further
-    assert watched._behind(1.0 + peers.HANG_FACTOR * 30.0) == "process 1 on host-1 hangs at step 7: waiting for data"
+    assert watched._behind(1.0 + 300.0) == "process 1 on host-1 hangs at step 7: waiting for data"
 
 
 def test_progress_of_any_process_is_no_hang(watched, tmp_path):
@@ -35,7 +34,14 @@ def test_progress_of_any_process_is_no_hang(watched, tmp_path):
         beat(tmp_path, process, 7, "in step")
     watched._behind(0.0)
     beat(tmp_path, 2, 8, "in step")
-    assert watched._behind(1.0 + peers.HANG_FACTOR * 30.0) is None
+    assert watched._behind(1.0 + 300.0) is None
+
+
+def test_compiling_is_no_hang_however_long_it_takes(watched, tmp_path):
+    for process in range(3):
+        beat(tmp_path, process, 0, COMPILING if process == 2 else "in step")
+    watched._behind(0.0)
+    assert watched._behind(1000.0) is None
 
 
 def test_a_process_that_does_not_beat_is_gone_and_one_that_finished_is_not(watched, tmp_path):
