@@ -40,7 +40,7 @@ IMAGE_SIZES = ((336, 500), (480, 640), (768, 1024), (1080, 1920))  # height, wid
 PROMPT, SPREAD, CRITIQUE = 50, 0.5, 180  # tokens; standard deviation of the logarithm
 CRITIQUE_PROMPT = 130  # tokens around question and answer, repeated in every branch after the question
 RESPONSES = (3, 4, 5)
-TIED = 1 / 3  # of the pairs of a ranking: what is left makes the paper's 4 pairs per query
+TIED = 0.37  # of the pairs of a ranking: what is left makes the paper's 4 pairs per query
 
 
 @dataclasses.dataclass(frozen=True)
