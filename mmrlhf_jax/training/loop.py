@@ -142,6 +142,8 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         peers = Peers(
             directory / PEERS, jax.process_index(), jax.process_count(), limits.heartbeat_timeout, limits.hang_timeout
         )
+        peers.forget()
+        everyone("no beat of an earlier attempt is left")
         peers.start()
         stopping = False
         goodput.started()

@@ -54,9 +54,14 @@ class Peers:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
 
-    def start(self) -> None:
+    def forget(self) -> None:
+        """Remove this process's beat of an earlier attempt: to be done by all before any starts, or one would seem gone."""
         if self._count > 1:
             self._directory.mkdir(parents=True, exist_ok=True)
+            self._path(self._process).unlink(missing_ok=True)
+
+    def start(self) -> None:
+        if self._count > 1:
             self._thread.start()
 
     def at(self, step: int, doing: str) -> None:
