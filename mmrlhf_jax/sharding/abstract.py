@@ -19,7 +19,6 @@ def abstract_model(sizes: LlavaOnevisionConfig, experiment: config.Experiment, m
     """The experiment's model, adapters included, every parameter a `ShapeDtypeStruct` in its place on the mesh."""
     settings = experiment.model
     kinds = dict(dtype=jnp.dtype(settings.dtype), param_dtype=jnp.dtype(settings.param_dtype), remat=settings.remat)
-    kinds |= dict(attention=settings.attention)
     with use_mesh(mesh):
         made = nnx.eval_shape(lambda: LlavaOnevision(sizes, rngs=nnx.Rngs(0), **kinds))
         graphdef, state = nnx.split(with_adapters(made, experiment.lora, experiment.run.seed))

@@ -6,7 +6,7 @@ The analytic side of a plan: a compiled program that counts much more does work 
 from __future__ import annotations
 
 from mmrlhf_jax import config
-from mmrlhf_jax.models.attention.xla import DENSE_LIMIT, QUERY_BLOCKS
+from mmrlhf_jax.models.attention import DENSE_LIMIT, QUERY_BLOCKS, REMAT_LIMIT
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.sharding.workload import Workload
 from mmrlhf_jax.training.work import Work, useful_flops
@@ -63,11 +63,12 @@ def _language(model: LlavaOnevisionConfig, experiment: config.Experiment) -> flo
 
 
 def _attention(model: LlavaOnevisionConfig, experiment: config.Experiment) -> float:
-    """Per computed (query, key) pair: two products forward and five backward, which makes the scores again from their sums."""
+    """Per computed (query, key) pair: two products forward, four backward, and the forward ones of every recomputation."""
     product = 2 * model.text.layers * model.text.heads * model.text.head_dim
     products = 2 * (1 + _references(experiment))
     if _passes_on(experiment):
-        products += 5 + 2 * (experiment.model.remat != "none")
+        blocks_again = experiment.batch.slots >= REMAT_LIMIT
+        products += 4 + 2 * (experiment.model.remat != "none") + 2 * blocks_again
     return product * products
 
 
