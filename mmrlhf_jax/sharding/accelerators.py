@@ -1,7 +1,7 @@
 """What can be rented, as data: chips, memory, peaks and links of every accelerator that a launch file may name.
 
 No jax here: reading a launch file is quick. Peaks and bandwidths are the vendors' data sheets. Memory is what XLA hands out,
-which is less than the sheet's figure: v5e and v6e as its own out-of-memory messages state it, the others by the sheet.
+which is less than the sheet's figure: of TPUs as libtpu's own out-of-memory messages state it, of GPUs by the sheet.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Chip:
 
 CHIPS = {
     "v5e": Chip("TPU v5 lite", int(15.75 * GiB), 197e12, 819 * GB, 200 * GB, 3.1 * GB),
-    "v5p": Chip("TPU v5", 95 * GiB, 459e12, 2765 * GB, 600 * GB, 6.2 * GB),
-    "v6e": Chip("TPU v6 lite", int(31.25 * GiB), 918e12, 1640 * GB, 448 * GB, 6.2 * GB),
+    "v5p": Chip("TPU v5", int(95.73 * GiB), 459e12, 2765 * GB, 600 * GB, 6.2 * GB),
+    "v6e": Chip("TPU v6 lite", int(31.24 * GiB), 918e12, 1640 * GB, 448 * GB, 6.2 * GB),
     "h100": Chip("NVIDIA H100", 80 * GB, 989e12, 3350 * GB, 450 * GB, 50 * GB),
     "h200": Chip("NVIDIA H200", 141 * GB, 989e12, 4800 * GB, 450 * GB, 50 * GB),
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import tempfile
 import time
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from mmrlhf_jax.sharding.accelerators import GB, Chip, GiB
 from mmrlhf_jax.sharding.hlo import flops, parse
@@ -16,7 +18,9 @@ from mmrlhf_jax.sharding.roofline import Collective, Roofline, collectives, hbm_
 
 # The plug-in's own text: newer instructions of libtpu do not always survive the way back through jaxlib.
 _TEXT = "*after_optimizations.txt"
-_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+# How libtpu says that a program does not fit: with temporaries alone, or with all that is used.
+_TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM")
+_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -47,18 +51,20 @@ class Compiled:
     executable: jax.stages.Compiled | None = None
 
 
-def compile_program(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, slices: dict[str, int], chip: Chip) -> Compiled:
-    """Compile and read. A program that exceeds the devices' memory is a result, not an error."""
+def compile_program(lowered: jax.stages.Lowered, arguments, mesh: Mesh, slices: dict[str, int], chip: Chip) -> Compiled:
+    """Compile and read. A program that exceeds the devices' memory is a result, not an error.
+
+    `arguments` are those that it was lowered for: abstract arrays with shardings.
+    """
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_hlo_pass_re": ""}
         try:
             executable = lowered.compile(compiler_options=dump)
         except jax.errors.JaxRuntimeError as error:
-            used = _USED.search(str(error))
-            if "RESOURCE_EXHAUSTED" not in str(error) or used is None:
+            needed = needed_bytes(str(error), held_bytes(arguments))
+            if needed is None:
                 raise
-            needed = int(float(used[1]) * _UNITS[used[2]])
             return Compiled(time.monotonic() - started, needed, None, None, [], None)
         seconds = time.monotonic() - started
         texts = sorted(Path(folder).glob(_TEXT), key=lambda path: path.stat().st_size)
@@ -74,6 +80,20 @@ def compile_program(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, slices
         interconnect_seconds=sum(each.seconds for each in found),
     )
     return Compiled(seconds, memory.peak, memory, device_flops, found, roofline, executable)
+
+
+def needed_bytes(message: str, arguments: int) -> int | None:
+    """What a program takes that does not fit, by the compiler's message; None if that says something else."""
+    temporaries, used = _TEMPORARIES.search(message), _USED.search(message)
+    if temporaries:
+        return int(float(temporaries[1]) * _UNITS[temporaries[2]]) + arguments
+    return int(float(used[1]) * _UNITS[used[2]]) if used else None
+
+
+def held_bytes(tree) -> int:
+    """Bytes of a tree of abstract arrays on one device."""
+    leaves = [x for x in jax.tree.leaves(tree) if getattr(x, "sharding", None) is not None]
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def shown_bytes(count: float) -> str:

@@ -100,10 +100,10 @@ def make_plan(
     workload = assumed_workload(experiment, sizes.geometry)
     say(f"{names[0]} on {names[1]}: {source}; {workload.source}; {mesh.size} devices, compiling")
     with use_mesh(mesh), precision(experiment.model):
-        step = compile_program(lower_step(experiment, sizes, workload, mesh), mesh, launch.mesh.slices, chip)
+        step = compile_program(*lower_step(experiment, sizes, workload, mesh), mesh, launch.mesh.slices, chip)
         generated = None
         if generation:
-            generated = compile_program(lower_generation(experiment, sizes, mesh), mesh, launch.mesh.slices, chip)
+            generated = compile_program(*lower_generation(experiment, sizes, mesh), mesh, launch.mesh.slices, chip)
     executed, useful = executed_flops(sizes, experiment, workload)
     plan = Plan(
         *names,
@@ -140,10 +140,10 @@ def model_sizes(experiment: config.Experiment) -> tuple[LlavaOnevisionConfig, st
 
 def lower_step(
     experiment: config.Experiment, sizes: LlavaOnevisionConfig, workload: Workload, mesh: Mesh
-) -> jax.stages.Lowered:
-    """`training.loop`'s train step for abstract arguments."""
+) -> tuple[jax.stages.Lowered, tuple]:
+    """`training.loop`'s train step, lowered for abstract arguments, and these."""
     step, state, batch = step_arguments(experiment, sizes, workload, mesh)
-    return step.lower(state, batch)
+    return step.lower(state, batch), (state, batch)
 
 
 def step_arguments(
@@ -168,7 +168,9 @@ def step_arguments(
     return step, state, abstract_batch(experiment.batch.rows, workload.budget, sizes.geometry, mesh)
 
 
-def lower_generation(experiment: config.Experiment, sizes: LlavaOnevisionConfig, mesh: Mesh) -> jax.stages.Lowered:
+def lower_generation(
+    experiment: config.Experiment, sizes: LlavaOnevisionConfig, mesh: Mesh
+) -> tuple[jax.stages.Lowered, tuple]:
     """`inference.generate` in the compute dtype: one prompt with one picture per batch shard."""
     inference = config.Model(path=experiment.model.path, dtype=experiment.model.dtype, param_dtype=experiment.model.dtype)
     model = abstract_model(sizes, experiment.model_copy(update={"model": inference, "lora": None}), mesh)
@@ -178,9 +180,9 @@ def lower_generation(experiment: config.Experiment, sizes: LlavaOnevisionConfig,
     visual = Visual(batch.tiles, batch.visual_slots, batch.visual_taps, batch.visual_weights)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
-    return generate.lower(
-        graphdef, params, batch.tokens, lengths, visual, key, max_new_tokens=NEW_TOKENS, stop_tokens=(0,), temperature=0.0
-    )
+    arguments = params, batch.tokens, lengths, visual, key
+    settings = dict(max_new_tokens=NEW_TOKENS, stop_tokens=(0,), temperature=0.0)
+    return generate.lower(graphdef, *arguments, **settings), arguments
 
 
 def _prompt_budget() -> Budget:
