@@ -20,6 +20,7 @@ from mmrlhf_jax.sharding import plan as planning
 from mmrlhf_jax.sharding import show
 from mmrlhf_jax.sharding.accelerators import CHIPS
 from mmrlhf_jax.sharding.advice import advice
+from mmrlhf_jax.sharding.compiled import needed_bytes
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.sharding.workload import assumed_workload
 from tests import tiny
@@ -112,6 +113,14 @@ def test_what_does_not_fit_says_by_how_much_and_what_would_make_it_fit(model):
         assert way in line
 
 
+def test_the_compilers_message_says_what_a_program_takes():
+    message = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+    message += "temporaries (54.25G) exceeds available HBM (15.75G). HLO module: jit_f."
+    assert needed_bytes(message, 2**30) == int(55.25 * 2**30)
+    assert needed_bytes("Used 20.50G of 15.48G hbm. Exceeded hbm capacity by 5.02G.", 7) == int(20.5 * 2**30)
+    assert needed_bytes("INTERNAL: something else", 7) is None
+
+
 @pytest.mark.parametrize(
     ("name", "layers"), [("lmms-lab/llava-onevision-qwen2-7b-ov", 28), ("llava-onevision-qwen2-72b-ov", 80)]
 )
@@ -158,7 +167,7 @@ sizes, _ = planning.model_sizes(settings)
 mesh = make_mesh({{}}, jax.devices()[:1])
 work = assumed_workload(settings, sizes.geometry)
 with use_mesh(mesh):
-    lowered = planning.lower_step(settings, sizes, work, mesh)
+    lowered, _ = planning.lower_step(settings, sizes, work, mesh)
     compiled = lowered.compile()
     stats = compiled.memory_analysis()
     predicted = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes - stats.alias_size_in_bytes
@@ -196,7 +205,7 @@ def test_gradients_are_scattered_and_no_activation_is_gathered(model):
     sizes, _ = planning.model_sizes(settings)
     with planning.use_mesh(mesh):
         lowered = planning.lower_step(settings, sizes, assumed_workload(settings, sizes.geometry), mesh)
-        compiled = planning.compile_program(lowered, mesh, {}, CHIPS["v5e"])
+        compiled = planning.compile_program(*lowered, mesh, {}, CHIPS["v5e"])
     by_kind = {(each.kind, each.axis): each for each in compiled.collectives}
     largest = 4 * sizes.text.hidden_size * sizes.text.vocab_size
     assert all(each.largest <= largest / 8 for (kind, _), each in by_kind.items() if kind == "all-reduce")
