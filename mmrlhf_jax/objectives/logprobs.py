@@ -53,7 +53,7 @@ def _project_in_place(mesh: AbstractMesh, states: jax.Array, vocabulary: tuple[i
     """
     axes = ("batch", "slots", None)
     rows = rules.fit(rules.spec(*axes), states.shape, mesh)
-    stored = rules.fit(rules.spec("embed", None), vocabulary, mesh)
+    stored = PartitionSpec(rules.fit_stored(("embed", None), vocabulary, mesh)[0])
 
     def local(states, vocabulary, targets):
         if stored[0]:

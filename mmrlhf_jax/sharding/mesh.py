@@ -76,7 +76,7 @@ def parameter_shardings(state: nnx.State, mesh: Mesh) -> dict[tuple, NamedShardi
     found = {}
     for path, param in nnx.to_flat_state(state):
         axes = param.get_metadata().get("out_sharding") or ()
-        found[path] = NamedSharding(mesh, rules.fit(rules.spec(*axes), param.shape, mesh, rules.STORAGE))
+        found[path] = NamedSharding(mesh, rules.fit_stored(axes, param.shape, mesh))
     return found
 
 

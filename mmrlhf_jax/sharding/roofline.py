@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def collectives(module: Module, mesh_shape: dict[str, int], slices: dict[str, in
     """By kind and mesh axes ("fsdp", or "data+fsdp" where one spans both), largest first."""
     found: dict[tuple[str, str], list[tuple[int, float, float]]] = defaultdict(list)
     rings = _rings(module)
-    for computation, instruction, times, _ in module.executed():
+    for computation, instruction, times in _once(module):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -75,6 +76,19 @@ def _passes(kind: str, devices: int) -> float:
     """How often its bytes go into a device, on a ring."""
     share = (devices - 1) / max(devices, 1)
     return {"all-reduce": 2 * share}.get(kind, share)
+
+
+def _once(module: Module) -> Iterator[tuple[Computation, Instruction, float]]:
+    """Every collective with how often it runs. One that is spread over the operations beside it has its start, its steps and
+    its end in several fusions, all on one channel: it runs as often as the rarest of them."""
+    channels: dict[str, tuple[Computation, Instruction, float]] = {}
+    for computation, instruction, times, fused in module.executed():
+        channel = re.search(r"channel_id=(\d+)", instruction.attributes) if fused else None
+        if channel is None:
+            yield computation, instruction, times
+        elif channel[1] not in channels or times < channels[channel[1]][2]:
+            channels[channel[1]] = computation, instruction, times
+    yield from channels.values()
 
 
 def _rings(module: Module) -> dict[str, str]:

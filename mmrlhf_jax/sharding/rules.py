@@ -10,6 +10,7 @@ exchanges the one split for the other (all-to-all, as in DeepSpeed-Ulysses, arXi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -66,6 +67,24 @@ def fit(whole: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh,
     return PartitionSpec(*(fitting(entry, size) for entry, size in zip(entries, shape, strict=True)))
 
 
+# Rows of a tile of TPU memory in bfloat16. A gradient whose pieces are no whole tiles is not scattered by XLA: it reduces it whole.
+TILE_ROWS = 16
+
+
+def fit_stored(axes: Sequence[str | None], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """Where a parameter of these logical axes is stored: storage axes that do not divide it are left out, and those after the
+    first where they would leave pieces that are no whole tiles."""
+    whole = fit(spec(*axes), shape, mesh, STORAGE)
+
+    def tiled(entry, size: int):
+        names = axes_in(entry)
+        while len(names) > 1 and names[-1] in STORAGE and size // _product(names, mesh) % TILE_ROWS:
+            names = names[:-1]
+        return names or None
+
+    return PartitionSpec(*(tiled(entry, size) for entry, size in zip(whole, shape, strict=True)))
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """`with_sharding_constraint` by logical axes, where they divide; the identity outside a mesh."""
     mesh = current_mesh()
@@ -80,7 +99,7 @@ def gather(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     mesh = current_mesh()
     if mesh is None:
         return x
-    stored = fit(spec(*axes[-x.ndim :]), x.shape, mesh, STORAGE)
+    stored = fit_stored(axes[-x.ndim :], x.shape, mesh)
     return _gather(x, stored, used(stored))
 
 

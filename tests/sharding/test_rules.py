@@ -31,6 +31,12 @@ def test_storage_axes_that_do_not_divide_are_left_out(shape, expected):
     assert rules.fit(rules.spec("embed", "heads"), shape, MESH, rules.STORAGE) == expected
 
 
+@pytest.mark.parametrize(("size", "pieces"), [(256, ("fsdp", "context")), (64, "fsdp"), (12, "fsdp")])
+def test_parameters_are_stored_in_whole_tiles_where_they_can(size, pieces):
+    """Over 8 devices a piece of 256 has 32 rows, but one of 64 only half a tile: then 4 devices hold it, and their peers too."""
+    assert rules.fit_stored(("embed", "heads"), (size, 6), MESH) == PartitionSpec(pieces, "tensor")
+
+
 def test_a_parameter_is_used_whole_over_the_storage_axes_only():
     assert rules.used(PartitionSpec(("fsdp", "context"), "tensor")) == PartitionSpec(None, "tensor")
     assert rules.used(PartitionSpec(None, ("tensor", "context"))) == PartitionSpec(None, "tensor")
