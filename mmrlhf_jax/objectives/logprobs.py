@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mmrlhf_jax.sharding import rules
+from mmrlhf_jax.sharding.ring import gather_rows
 
 
 class TargetLogps(NamedTuple):
@@ -49,7 +50,7 @@ def _project_in_place(mesh: AbstractMesh, states: jax.Array, vocabulary: tuple[i
     """`_project` with rows and targets where they are, and the vocabulary gathered once.
 
     Left to the partitioner, every chunk's part of the vocabulary's gradient would be reduced over the mesh. Here each device
-    adds up its own chunks, and the transposed gather reduces the sum once, straight into the stored pieces.
+    adds up its own chunks, and the sum is reduced once, straight into the stored pieces.
     """
     axes = ("batch", "slots", None)
     rows = rules.fit(rules.spec(*axes), states.shape, mesh)
@@ -57,9 +58,7 @@ def _project_in_place(mesh: AbstractMesh, states: jax.Array, vocabulary: tuple[i
 
     def local(states, vocabulary, targets):
         if stored[0]:
-            # Pieces stack up in a dimension of their own: TPUs reduce-scatter along it whatever a piece's size.
-            pieces = jax.lax.all_gather(vocabulary, stored[0], axis=0, tiled=False)
-            vocabulary = pieces.reshape(-1, vocabulary.shape[1])
+            vocabulary = gather_rows(vocabulary, rules.axes_in(stored[0]))
         return _project(states, vocabulary, targets, chunk=chunk)
 
     return jax.shard_map(

@@ -11,6 +11,7 @@ import numpy as np
 
 from mmrlhf_jax.sharding.accelerators import Chip
 from mmrlhf_jax.sharding.hlo import Computation, Instruction, Module
+from mmrlhf_jax.sharding.ring import RING
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -92,9 +93,8 @@ def _once(module: Module) -> Iterator[tuple[Computation, Instruction, float]]:
 
 
 def _rings(module: Module) -> dict[str, str]:
-    """Collectives that XLA has taken apart into the steps of a ring, each beside a piece of its matrix product: what they are.
-
-    By their place in the source, which the first and last steps, outside the ring's loop, share.
+    """Collectives that are taken apart into the steps of a ring, by XLA beside the pieces of a matrix product or by `ring.py`:
+    what they are, by their place in the source, which the first and last steps, outside the ring's loop, share.
     """
     found = {}
     for computation in module.computations.values():
@@ -102,6 +102,9 @@ def _rings(module: Module) -> dict[str, str]:
             kind = "reduce-scatter" if "body_rs" in computation.name else "all-gather"
             permutes = (i for i in computation.instructions.values() if i.opcode.startswith("collective-permute"))
             found |= {_source(permute): kind for permute in permutes}
+        for instruction in computation.instructions.values():
+            if instruction.opcode.startswith("collective-permute") and RING in instruction.attributes:
+                found[_source(instruction)] = "reduce-scatter"
     return found
 
 

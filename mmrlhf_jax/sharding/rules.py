@@ -67,7 +67,7 @@ def fit(whole: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh,
     return PartitionSpec(*(fitting(entry, size) for entry, size in zip(entries, shape, strict=True)))
 
 
-# Rows of a tile of TPU memory in bfloat16. A gradient whose pieces are no whole tiles is not scattered by XLA: it reduces it whole.
+# Rows of a tile of TPU memory in bfloat16. A gradient whose pieces are no whole tiles XLA does not scatter: all get all of it.
 TILE_ROWS = 16
 
 

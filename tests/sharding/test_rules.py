@@ -33,7 +33,7 @@ def test_storage_axes_that_do_not_divide_are_left_out(shape, expected):
 
 @pytest.mark.parametrize(("size", "pieces"), [(256, ("fsdp", "context")), (64, "fsdp"), (12, "fsdp")])
 def test_parameters_are_stored_in_whole_tiles_where_they_can(size, pieces):
-    """Over 8 devices a piece of 256 has 32 rows, but one of 64 only half a tile: then 4 devices hold it, and their peers too."""
+    """Over 8 devices a piece of 256 has 32 rows, but one of 64 only half a tile: then 4 devices hold it, and their peers."""
     assert rules.fit_stored(("embed", "heads"), (size, 6), MESH) == PartitionSpec(pieces, "tensor")
 
 
