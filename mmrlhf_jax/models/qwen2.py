@@ -117,8 +117,9 @@ class Qwen2(nnx.Module):
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S E"]:
         # The table stays where it is stored, in columns, and the tokens come to it: what they find is a column's part of every
         # row, and goes back as whole rows.
-        table = self.embedding.embedding[...].astype(self.embedding.dtype)
-        found = constrain(jnp.take(table, constrain(tokens, "replica", None), axis=0), "replica", None, "embed")
+        table = constrain(self.embedding.embedding[...].astype(self.embedding.dtype), "vocab", "columns")
+        tokens = constrain(tokens, "replica", "slots")
+        found = constrain(jnp.take(table, tokens, axis=0), "replica", "slots", "columns")
         return constrain(found, "batch", "slots", None)
 
     def __call__(

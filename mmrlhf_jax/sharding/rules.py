@@ -37,6 +37,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "vocab": ("tensor",),
     "patch": (),
+    "columns": ("fsdp",),  # of the embedding while tokens are looked up: rows go back over one axis, in one exchange
 }
 
 
