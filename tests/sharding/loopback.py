@@ -40,7 +40,7 @@ def write_experiment(root: Path, kind: str, **run: Any) -> dict[str, Any]:
         "data": {"path": str(root / "data" / "records.jsonl")},
         "objective": objective,
         "optimizer": {"learning_rate": 1e-4},
-        "batch": {"rows": 8, "slots": 256 if kind == "preference" else 768, "logprob_chunk": 16},
+        "batch": {"rows": 8, "slots": 768 if kind == "reward_model" else 256, "logprob_chunk": 16},
         "run": {"seed": 3, "steps": 20, "checkpoint_every": 1000, **run},
     }
 

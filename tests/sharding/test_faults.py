@@ -20,8 +20,9 @@ WAIT = 300.0
 
 
 @pytest.fixture(scope="module")
-def preference(tmp_path_factory):
-    return loopback.write_experiment(tmp_path_factory.mktemp("preference"), "preference", steps=8, checkpoint_every=2, keep=3)
+def experiment(tmp_path_factory):
+    """Of the objective that compiles fastest: what is tested here is the same for all."""
+    return loopback.write_experiment(tmp_path_factory.mktemp("supervised"), "supervised", steps=8, checkpoint_every=2, keep=3)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,15 +35,15 @@ def compiled_once(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(preference, tmp_path_factory):
+def whole(experiment, tmp_path_factory):
     """The uninterrupted run on one device."""
     folder = tmp_path_factory.mktemp("whole")
-    loopback.train(folder, preference, {"fsdp": 1}, 1, 1)
+    loopback.train(folder, experiment, {"fsdp": 1}, 1, 1)
     return folder / "run"
 
 
-def in_folder(experiment, folder: Path):
-    return experiment | {"run": experiment["run"] | {"directory": str(folder / "run")}}
+def in_folder(settings, folder: Path):
+    return settings | {"run": settings["run"] | {"directory": str(folder / "run")}}
 
 
 def final_arrays(run: Path, step: int) -> list[np.ndarray]:
@@ -86,40 +87,40 @@ def kill_at(moment: str, rng: random.Random, folder: Path, process) -> None:
     process.wait()
 
 
-def survive(experiment, expected: Path, folder: Path, kills: int, seed: int, steps: int):
+def survive(settings, expected: Path, folder: Path, kills: int, seed: int, steps: int):
     rng = random.Random(seed)
     for number in range(kills):
-        (process,) = loopback.start(folder, in_folder(experiment, folder), {"fsdp": 1}, 1, 1)
+        (process,) = loopback.start(folder, in_folder(settings, folder), {"fsdp": 1}, 1, 1)
         kill_at(("writing", "step")[number % 2], rng, folder, process)
-    loopback.train(folder, experiment, {"fsdp": 1}, 1, 1)
+    loopback.train(folder, settings, {"fsdp": 1}, 1, 1)
     assert_same_run(folder / "run", expected, steps)
 
 
-def test_a_run_that_is_killed_ends_bit_for_bit_like_one_that_is_not(preference, whole, tmp_path):
-    survive(preference, whole, tmp_path, kills=2, seed=0, steps=8)
+def test_a_run_that_is_killed_ends_bit_for_bit_like_one_that_is_not(experiment, whole, tmp_path):
+    survive(experiment, whole, tmp_path, kills=2, seed=0, steps=8)
 
 
 @pytest.mark.slow
-def test_twenty_kills(preference, tmp_path):
-    longer = preference | {"run": preference["run"] | {"steps": 60}}
+def test_twenty_kills(experiment, tmp_path):
+    longer = experiment | {"run": experiment["run"] | {"steps": 60}}
     loopback.train(tmp_path / "whole", longer, {"fsdp": 1}, 1, 1)
     survive(longer, tmp_path / "whole" / "run", tmp_path / "killed", kills=20, seed=1, steps=60)
 
 
-def test_a_preempted_process_takes_the_others_along_and_fewer_hosts_go_on(preference, whole, tmp_path):
+def test_a_preempted_process_takes_the_others_along_and_fewer_hosts_go_on(experiment, whole, tmp_path):
     """SIGTERM to one of two: both stop behind the same step, with a checkpoint; one process then finishes the same run."""
-    longer = in_folder(preference, tmp_path)
+    longer = in_folder(experiment, tmp_path)
     processes = loopback.start(tmp_path, longer, {"fsdp": 2}, 2, 1)
     wait_for(lambda: steps_done(tmp_path / "run") >= 2, processes[0], "no step was made")
     processes[1].send_signal(signal.SIGTERM)
     assert [process.wait(timeout=WAIT) for process in processes] == [SIGNALLED] * 2, loopback.output(tmp_path)
     assert "continues from there" in loopback.output(tmp_path)
-    continued = loopback.train(tmp_path, preference, {"fsdp": 1}, 1, 1)
+    continued = loopback.train(tmp_path, experiment, {"fsdp": 1}, 1, 1)
     np.testing.assert_allclose(list(continued.values()), list(loopback.losses(whole).values()), rtol=1e-5)
 
 
-def test_the_others_name_a_process_that_is_gone_and_end_within_a_minute(preference, tmp_path):
-    longer = in_folder(preference | {"run": preference["run"] | {"steps": 5000, "checkpoint_every": 5000}}, tmp_path)
+def test_the_others_name_a_process_that_is_gone_and_end_within_a_minute(experiment, tmp_path):
+    longer = in_folder(experiment | {"run": experiment["run"] | {"steps": 5000, "checkpoint_every": 5000}}, tmp_path)
     processes = loopback.start(tmp_path, longer, {"fsdp": 2}, 2, 1, heartbeat=10)
     wait_for(lambda: steps_done(tmp_path / "run") >= 2, processes[0], "no step was made")
     processes[1].kill()
@@ -130,11 +131,11 @@ def test_the_others_name_a_process_that_is_gone_and_end_within_a_minute(preferen
 
 
 @pytest.mark.slow
-def test_four_hosts_go_on_as_two(preference, whole, tmp_path):
-    first = in_folder(preference | {"run": preference["run"] | {"steps": 8}}, tmp_path)
+def test_four_hosts_go_on_as_two(experiment, whole, tmp_path):
+    first = in_folder(experiment | {"run": experiment["run"] | {"steps": 8}}, tmp_path)
     processes = loopback.start(tmp_path, first, {"data": 2, "fsdp": 4}, 4, 2)
     wait_for(lambda: steps_done(tmp_path / "run") >= 3, processes[0], "no step was made")
     processes[3].send_signal(signal.SIGTERM)
     assert [process.wait(timeout=WAIT) for process in processes] == [SIGNALLED] * 4, loopback.output(tmp_path)
-    continued = loopback.train(tmp_path, preference, {"data": 2, "fsdp": 4}, 2, 4)
+    continued = loopback.train(tmp_path, experiment, {"data": 2, "fsdp": 4}, 2, 4)
     np.testing.assert_allclose(list(continued.values()), list(loopback.losses(whole).values()), rtol=1e-5)

@@ -155,3 +155,21 @@ def test_a_fusion_that_slices_reads_the_slice():
     read = hbm_bytes(hlo.parse(compiled_text(loop, x, stack)))
     once = stack.nbytes
     assert once <= read <= 5 * once
+
+
+def test_a_collective_that_is_spread_over_fusions_counts_once():
+    """Its start and end run once, its steps in a loop's body beside other work: one channel, one gather."""
+    fusions = "".join(
+        f"""%part{i} (p: bf16[16]) -> bf16[64] {{
+  %p = bf16[16]{{0}} parameter(0)
+  ROOT %g{i} = bf16[64]{{0}} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8], dimensions={{0}}
+}}
+
+"""
+        for i in range(3)
+    )
+    calls = "".join(f"  %f{i} = bf16[64]{{0}} fusion(%a), kind=kCustom, calls=%part{i}\n" for i in range(3))
+    text = f"HloModule test\n\n{fusions}ENTRY %main (a: bf16[16]) -> bf16[64] {{\n  %a = bf16[16]{{0}} parameter(0)\n{calls}"
+    text += "  ROOT %r = bf16[64]{0} copy(%f2)\n}\n"
+    (found,) = collectives(hlo.parse(text), MESH, {}, CHIPS["v6e"])
+    assert (found.kind, found.axis, found.bytes, found.count) == ("all-gather", "fsdp", 128, 1)
