@@ -3,8 +3,9 @@
 
 # shellcheck disable=SC2034  # read by the scripts that source this one
 launch="" name="" image=mmrlhf_jax:latest dry_run=0
-# `mmrlhf train` ends with these where the same command continues the run: a signal, or another host that is gone.
-RESTART=(143 75)
+# `mmrlhf train` ends with these where the same command continues the run: a signal, another host that is gone, or
+# the first one of them (`mmrlhf_jax/sharding/exits.py`).
+RESTART=(143 75 134)
 ATTEMPTS=${ATTEMPTS:-100}
 
 fail() { echo "error: $*" >&2; exit 2; }

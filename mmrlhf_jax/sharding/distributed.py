@@ -50,7 +50,8 @@ def join(launch: config.Launch) -> None:
         jax.distributed.initialize(
             **dict(_explicit()),
             initialization_timeout=settings.initialization_timeout,
-            heartbeat_timeout_seconds=settings.heartbeat_timeout,
+            # JAX would abort without a word; `training.peers` says which process is gone before that.
+            heartbeat_timeout_seconds=2 * settings.heartbeat_timeout,
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

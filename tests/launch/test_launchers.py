@@ -64,6 +64,11 @@ def test_shellcheck_finds_nothing():
     assert done.returncode == 0, done.stdout
 
 
+def test_launchers_restart_on_the_trainers_own_statuses():
+    (line,) = [line for line in (ROOT / "launch" / "common.sh").read_text().splitlines() if line.startswith("RESTART=")]
+    assert line == f"RESTART=({' '.join(map(str, RESTART))})"
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_bash_reads_every_script(script):
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
