@@ -118,7 +118,7 @@ class Qwen2(nnx.Module):
         # The table stays where it is stored, in columns, and the tokens come to it: what they find is a column's part of every
         # row, and goes back as whole rows.
         table = constrain(self.embedding.embedding[...].astype(self.embedding.dtype), "vocab", "columns")
-        tokens = constrain(tokens, "replica", "slots")
+        tokens = constrain(constrain(tokens, "replica", None), "replica", "slots")
         found = constrain(jnp.take(table, tokens, axis=0), "replica", "slots", "columns")
         return constrain(found, "batch", "slots", None)
 
