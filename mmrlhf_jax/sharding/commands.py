@@ -30,7 +30,7 @@ def plan(
     if not experiments or not launches:
         raise UserError("give an experiment and --launch FILE, or --all for every launch file")
     places = {name: config.load_launch(name) for name in launches}
-    _use_stand_ins(places.values())
+    _use_stand_ins(list(places.values()))
     from mmrlhf_jax.sharding import fit as fitting
     from mmrlhf_jax.sharding import plan as planning
     from mmrlhf_jax.sharding import show
@@ -75,9 +75,16 @@ def _pods() -> list[str]:
     return [name for name in _files(LAUNCHES) if config.load_launch(name).accelerator is not None]
 
 
-def _use_stand_ins(launches) -> None:
-    """Before jax starts: no accelerator of this machine, and a CPU device for every GPU to be planned for."""
+def _use_stand_ins(launches: Sequence[config.Launch]) -> None:
+    """Before jax starts: no accelerator of this machine, a CPU device for every GPU to be planned for, and the compiler flags.
+
+    libtpu reads its flags once, so they are used where there is one launch file. A program from a cache would have no text.
+    """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    flags = [launch.environment.get("LIBTPU_INIT_ARGS") for launch in launches]
+    if len(flags) == 1 and flags[0]:
+        os.environ.setdefault("LIBTPU_INIT_ARGS", flags[0])
     named = [(accelerator(launch.accelerator), launch.slices) for launch in launches if launch.accelerator is not None]
     gpus = [found.chips * slices for found, slices in named if not found.is_tpu]
     if gpus:
