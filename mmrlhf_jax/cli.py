@@ -213,9 +213,36 @@ def train(
 ) -> None:
     """Run an experiment to its end; the same command continues an interrupted run exactly where it stopped."""
     from mmrlhf_jax import config
+    from mmrlhf_jax.sharding import distributed
+
+    where = config.load_launch(launch)
+    distributed.prepare(where)  # before jax is imported
+    settings = config.load_experiment(experiment, overrides or [])
+    distributed.join(where)
     from mmrlhf_jax.training.loop import train as run
 
-    run(config.load_experiment(experiment, overrides or []), config.load_launch(launch), fresh=fresh)
+    run(settings, where, fresh=fresh)
+
+
+@app.command()
+def plan(
+    experiments: Annotated[
+        list[str] | None, typer.Argument(help="Experiment files; with --all none means configs/*.yaml.")
+    ] = None,
+    launches: Annotated[list[str] | None, typer.Option("--launch", help="Launch file; may be given several times.")] = None,
+    overrides: Overrides = None,
+    every: Annotated[bool, typer.Option("--all", help="Every launch file of a pod in launch/.")] = False,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Search mesh, remat policy and accumulation for the fastest that fits.")
+    ] = False,
+    generation: Annotated[bool, typer.Option(help="Compile generation beside the train step.")] = True,
+    readme: Annotated[str | None, typer.Option(help="Write the table of all plans between its marks in this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object, or a list of them.")] = False,
+) -> None:
+    """Compile the train step for a pod that is not here: memory, FLOPs, collectives, bounds on time. Needs no accelerator."""
+    from mmrlhf_jax.sharding import commands
+
+    commands.plan(experiments, launches, overrides or [], every, fit, generation, readme, as_json)
 
 
 @app.command()

@@ -7,6 +7,7 @@ experiment may name one `base:` file whose keys it overrides; `--set a.b=c` over
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
@@ -315,16 +316,53 @@ class Experiment(Section):
 
 
 class Mesh(Section):
-    """Sizes of the mesh axes; -1 takes the devices that are left."""
+    """Sizes of the mesh axes; -1 takes the devices that are left.
+
+    `slices` are the factors of the axes that run between slices (or GPU hosts), over the network.
+    """
 
     data: int = 1
     fsdp: int = -1
     tensor: Count = 1
     context: Count = 1
+    slices: dict[Literal["data", "fsdp", "tensor", "context"], Count] = Field(default_factory=dict)
+
+
+class Distributed(Section):
+    """Several processes as one program. Seconds: for all to come, from a host's last sign of life to the others' end, and
+    without any progress (compiling apart) until the run is said to hang and ended."""
+
+    initialization_timeout: Count = 300
+    heartbeat_timeout: Count = 40
+    hang_timeout: Count = 1800
 
 
 class Launch(Section):
+    """On what an experiment runs. `accelerator` is one slice or GPU host (`sharding.accelerators`), of which the mesh has
+    as many as `mesh.slices` say; None is whatever devices are here.
+
+    `environment` is set before JAX starts, where it is not set already; `clear` names variables of earlier jobs to remove.
+    """
+
+    accelerator: str | None = None
     mesh: Mesh = Mesh()
+    distributed: Distributed | None = None
+    environment: dict[str, str] = Field(default_factory=dict)
+    clear: tuple[str, ...] = ()
+
+    @pydantic.field_validator("accelerator")
+    @classmethod
+    def _exists(cls, name: str | None) -> str | None:
+        from mmrlhf_jax.sharding.accelerators import accelerator
+
+        try:
+            return name if name is None else accelerator(name).name
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+    @property
+    def slices(self) -> int:
+        return math.prod(self.mesh.slices.values())
 
 
 def load_experiment(path: epath.PathLike, overrides: Sequence[str] = ()) -> Experiment:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import uuid
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +16,7 @@ def write_atomically(path: epath.PathLike, content: bytes) -> None:
     """Write beside the target, then rename: a kill leaves the old file or the new one."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}.partial"
+    partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"  # other processes may write the same file
     partial.write_bytes(content)
     partial.replace(path)
 

@@ -111,16 +111,15 @@ class HostRows:
     start: int
     steps: int
     batch_rows: int
-    host: int
-    hosts: int
+    mine: tuple[int, ...]  # which rows of every global batch are this host's
     total: int  # rows of the whole run; numbers from there on are empty rows, to fill the last batch
 
     def __len__(self) -> int:
-        return (self.steps - self.start) * (self.batch_rows // self.hosts)
+        return (self.steps - self.start) * len(self.mine)
 
     def __getitem__(self, i: int) -> RowBatch:
-        local = self.batch_rows // self.hosts
-        t = (self.start + i // local) * self.batch_rows + self.host * local + i % local
+        step, row = divmod(i, len(self.mine))
+        t = (self.start + step) * self.batch_rows + self.mine[row]
         return self.rows.row(t) if t < self.total else empty_row(self.rows.budget, self.rows.encoder.geometry)
 
 
@@ -133,15 +132,21 @@ def batches(
     start: int = 0,
     host: int = 0,
     hosts: int = 1,
+    mine: tuple[int, ...] | None = None,
     workers: int = 0,
     threads: int = 2,
 ) -> Iterator[RowBatch]:
-    """This host's part ([batch_rows / hosts, ...]) of the global batches start, start + 1, ..., steps - 1.
+    """This host's part of the global batches start, start + 1, ..., steps - 1: the rows `mine` of each.
+
+    Without `mine` they are the `host`-th of `hosts` equal parts.
 
     `workers` > 0 decodes and tokenises in that many spawned processes; otherwise `threads` threads of this one do.
     """
-    source = HostRows(rows, start, steps, batch_rows, host, hosts, total)
-    dataset = grain.MapDataset.source(source).batch(batch_rows // hosts, batch_fn=stack_rows)
+    if mine is None:
+        local = batch_rows // hosts
+        mine = tuple(range(host * local, (host + 1) * local))
+    source = HostRows(rows, start, steps, batch_rows, mine, total)
+    dataset = grain.MapDataset.source(source).batch(len(mine), batch_fn=stack_rows)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     iterable = dataset.to_iter_dataset(options)
     if workers:

@@ -25,7 +25,7 @@ from mmrlhf_jax.models.attention import Backend
 from mmrlhf_jax.models.llava_onevision import original, weights
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, read_config
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
-from mmrlhf_jax.sharding.mesh import use_mesh
+from mmrlhf_jax.sharding.mesh import parameter_shardings, use_mesh
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -94,14 +94,14 @@ def load_model(
             )
         )
         graph, state = nnx.split(abstract)
-        shardings = dict(nnx.to_flat_state(nnx.get_named_sharding(state, mesh)))
+        shardings = parameter_shardings(state, mesh)
     variables = dict(nnx.to_flat_state(state))
     shapes = {path: variable.shape for path, variable in variables.items() if not (fresh_head and path[0] == "reward_head")}
     names = _match(found, stored, shapes, config, directory)
 
     leaves = []
     for path, variable in variables.items():
-        sharding = shardings[path].get_value()
+        sharding = shardings[path]
         if path in names:
             array = _assemble(stored, path, names[path], variable.shape, param_dtype, sharding, directory)
         else:

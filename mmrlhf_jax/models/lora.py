@@ -17,18 +17,26 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from mmrlhf_jax.sharding.rules import gather_param
+
 Path = tuple[str, ...]
 ADAPTERS = ("lora_a", "lora_b")
 
 
 class AdaptableLinear(nnx.Linear):
-    """`nnx.Linear` that may carry `lora_a: [..., inputs, rank]` and `lora_b: [..., rank, outputs]`."""
+    """`nnx.Linear` whose parameters are gathered where they are used.
+
+    It may carry `lora_a: [..., inputs, rank]` and `lora_b: [..., rank, outputs]`.
+    """
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        y = super().__call__(x)
+        kernel = gather_param(self.kernel, self.dtype)
+        y = x.astype(kernel.dtype) @ kernel
+        if self.bias is not None:
+            y = y + gather_param(self.bias, self.dtype)
         if not hasattr(self, "lora_a"):
             return y
-        a, b = (adapter[...].astype(y.dtype) for adapter in (self.lora_a, self.lora_b))
+        a, b = (gather_param(adapter, y.dtype) for adapter in (self.lora_a, self.lora_b))
         return y + (x.astype(y.dtype) @ a @ b) * jnp.asarray(self.lora_scale, y.dtype)
 
     def add_adapters(self, a: nnx.Param, b: nnx.Param, scale: float) -> None:

@@ -53,8 +53,10 @@ class SelfAttention(nnx.Module):
         """`attend(q, k, v) -> (out, kept)` decides what is attended and what is kept of it."""
         batch, length, _ = x.shape
         q, k, v = (proj(x).reshape(batch, length, -1, self.head_dim) for proj in (self.q, self.k, self.v))
-        q = constrain(rotate(q, cos_sin), "batch", "slots", "act_heads", None)
-        out, kept = attend(q, rotate(k, cos_sin), v)
+        # Every head sees the whole row: the split of slots becomes one of heads, and back.
+        q, k, v = (constrain(x, "batch", None, "act_heads", None) for x in (rotate(q, cos_sin), rotate(k, cos_sin), v))
+        out, kept = attend(q, k, v)
+        out = constrain(constrain(out, "batch", None, "act_heads", None), "batch", "slots", "heads", None)
         return self.o(out.reshape(batch, length, -1)), kept
 
 
@@ -114,7 +116,12 @@ class Qwen2(nnx.Module):
         return kernel.astype(self.embedding.dtype)
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S E"]:
-        return constrain(self.embedding(tokens), "batch", "slots", None)
+        # The table stays where it is stored, in columns, and the tokens come to it: what they find is a column's part of every
+        # row, and goes back as whole rows.
+        table = constrain(self.embedding.embedding[...].astype(self.embedding.dtype), "vocab", "columns")
+        tokens = constrain(constrain(tokens, "replica", None), "replica", "slots")
+        found = constrain(jnp.take(table, tokens, axis=0), "replica", "slots", "columns")
+        return constrain(found, "batch", "slots", None)
 
     def __call__(
         self, x: Float[Array, "B S E"], positions: Int[Array, "B S"], visible_until: Int[Array, "B S"]

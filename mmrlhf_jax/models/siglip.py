@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt8
 from mmrlhf_jax.models.attention import Backend, full_attention
 from mmrlhf_jax.models.layers import linear, run_stack, stack
 from mmrlhf_jax.models.llava_onevision.config import VisionConfig
-from mmrlhf_jax.sharding.rules import constrain, partitioned
+from mmrlhf_jax.sharding.rules import constrain, gather_param, partitioned
 
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -44,6 +44,7 @@ class VisionAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "N P E"], backend: Backend) -> Float[Array, "N P E"]:
         q, k, v = (proj(x).reshape(*x.shape[:2], self.heads, -1) for proj in (self.q, self.k, self.v))
+        q, k, v = (constrain(x, "tiles", None, "heads", None) for x in (q, k, v))
         return self.o(full_attention(q, k, v, backend=backend).reshape(x.shape))
 
 
@@ -59,7 +60,8 @@ class EncoderLayer(nnx.Module):
 
     def __call__(self, x, backend: Backend):
         x = x + self.attention(self.attention_norm(x), backend)
-        return x + self.down(ACTIVATIONS[self.activation](self.up(self.mlp_norm(x))))
+        hidden = constrain(self.up(self.mlp_norm(x)), "tiles", None, "act_mlp")
+        return constrain(x + self.down(ACTIVATIONS[self.activation](hidden)), "tiles", None, None)
 
 
 class Siglip(nnx.Module):
@@ -83,9 +85,9 @@ class Siglip(nnx.Module):
 
     def __call__(self, tiles: UInt8[Array, "N H W 3"]) -> Float[Array, "N P E"]:
         """Hidden states of the feature layer (LLaVA-OneVision's `vision_feature_layer`), without post-norm."""
-        x = self.patch(patches(tiles, self.config)) + self.positions(jnp.arange(self.config.patches))
+        x = self.patch(patches(tiles, self.config)) + gather_param(self.positions.embedding, self.patch.dtype)
         layers = jax.tree.map(lambda p: p[: self.config.feature_layers], self.layers)
-        x = constrain(x, "batch", None, None)
+        x = constrain(x, "tiles", None, None)
         x, _ = run_stack(lambda layer, x: (layer(x, self.attention_backend), None), x, layers, remat=self.remat)
         return x
 

@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from mmrlhf_jax.sharding.rules import constrain
+from mmrlhf_jax.sharding import rules
+from mmrlhf_jax.sharding.ring import gather_rows
 
 
 class TargetLogps(NamedTuple):
@@ -33,25 +35,62 @@ def target_logps(
     The projection runs over `chunk` targets per row at a time and is recomputed in the backward pass, so at most one
     `[B, chunk, V]` float32 array is live. Softmax in float32.
     """
+    count = targets.shape[1]
+    mesh = rules.current_mesh()
+    shards = 1 if mesh is None else mesh.shape["context"]
+    chunk = min(chunk, -(-count // shards))
+    padding = ((0, 0), (0, -count % (chunk * shards)))
+    targets, predictors = jnp.pad(targets, padding), jnp.pad(predictors, padding)
+    states = jnp.take_along_axis(hidden, predictors[..., None], axis=1)
+    project = partial(_project, chunk=chunk) if mesh is None else _project_in_place(mesh, states, vocabulary.shape, chunk)
+    return jax.tree.map(lambda x: x[:, :count], project(states, vocabulary, targets))
+
+
+def _project_in_place(mesh: AbstractMesh, states: jax.Array, vocabulary: tuple[int, int], chunk: int):
+    """`_project` with rows and targets where they are, and the vocabulary gathered once.
+
+    Left to the partitioner, every chunk's part of the vocabulary's gradient would be reduced over the mesh. Here each device
+    adds up its own chunks, and the sum is reduced once, straight into the stored pieces.
+    """
+    axes = ("batch", "slots", None)
+    rows = rules.fit(rules.spec(*axes), states.shape, mesh)
+    stored = PartitionSpec(rules.fit_stored(("embed", None), vocabulary, mesh)[0])
+
+    def local(states, vocabulary, targets):
+        if stored[0]:
+            vocabulary = gather_rows(vocabulary, rules.axes_in(stored[0]))
+        return _project(states, vocabulary, targets, chunk=chunk)
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(rows, stored, PartitionSpec(*rows[:2])),
+        out_specs=PartitionSpec(*rows[:2]),
+        axis_names=set(rules.MESH_AXES) - {"tensor"},
+        check_vma=False,
+    )
+
+
+def _project(
+    states: Float[Array, "B M E"], vocabulary: Float[Array, "E V"], targets: Int[Array, "B M"], *, chunk: int
+) -> TargetLogps:
     batch, count = targets.shape
-    chunk = min(chunk, count)
-    padding = -count % chunk
-    predictors = jnp.pad(predictors, ((0, 0), (0, padding))).reshape(batch, -1, chunk).swapaxes(0, 1)
-    padded = jnp.pad(targets, ((0, 0), (0, padding))).reshape(batch, -1, chunk).swapaxes(0, 1)
+
+    def chunks(x):
+        return x.reshape(batch, count // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def body(predictors, targets):
-        states = jnp.take_along_axis(hidden, predictors[..., None], axis=1)
+    def body(states, targets):
         logits = jnp.einsum("bce,ev->bcv", states, vocabulary, preferred_element_type=jnp.float32)
-        logits = constrain(logits, "batch", None, "act_vocab")
+        logits = rules.constrain(logits, None, None, "act_vocab")
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         logps = chosen - jax.nn.logsumexp(logits, axis=-1)
         correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
         return TargetLogps(logps, correct, logits.mean(axis=-1))
 
     # The count of chunks is static; a scan keeps one chunk alive at a time.
-    _, out = jax.lax.scan(lambda _, xs: (None, body(*xs)), None, (predictors, padded))
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(batch, -1)[:, :count], out)
+    _, out = jax.lax.scan(lambda _, xs: (None, body(*xs)), None, (chunks(states), chunks(targets)))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(batch, count), out)
 
 
 def sum_by_response(values: Float[Array, "B M"], responses: Int[Array, "B M"], count: int) -> Float[Array, "B R"]:

@@ -1,37 +1,67 @@
-"""The device mesh: axes `data, fsdp, tensor, context`, from one CPU device to a pod."""
+"""The device mesh: axes `data, fsdp, tensor, context`, from one CPU device to slices of pods."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 
 import jax
+import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.sharding import rules
 
 
-def make_mesh(axes: Mapping[str, int], devices: list | None = None) -> Mesh:
+def make_mesh(axes: Mapping[str, int | Mapping[str, int]], devices: list | None = None) -> Mesh:
     """A mesh over all devices. One axis may be -1: it takes what the others leave.
 
-    Raises UserError where the product of the axes is not the number of devices.
+    `axes["slices"]` are the factors of the axes that run over the network between slices (or GPU hosts) instead of the fast
+    links within one: with {"data": 2, "fsdp": 32, "slices": {"data": 2}} the gradients alone cross it. Devices are ordered so
+    that neighbours in the mesh are neighbours in the machine.
+
+    Raises UserError where the product of the axes is not the number of devices, or the slices are not those there are.
     """
     devices = jax.devices() if devices is None else devices
+    slices = dict(axes.get("slices") or {})
     sizes = {name: axes.get(name, 1) for name in rules.MESH_AXES}
-    fixed = 1
-    for size in sizes.values():
-        fixed *= size if size != -1 else 1
+    fixed = math.prod(size for size in sizes.values() if size != -1)
     free = [name for name, size in sizes.items() if size == -1]
     if free and len(devices) % fixed == 0:
         sizes[free[0]] = len(devices) // fixed
         fixed = len(devices)
     if fixed != len(devices) or len(free) > 1:
-        raise UserError(
-            f"mesh {dict(axes)} needs {fixed} devices but {len(devices)} are here; change `mesh` in the launch file"
-        )
-    return jax.make_mesh(tuple(sizes.values()), rules.MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+        shown = {name: size for name, size in axes.items() if name in rules.MESH_AXES}
+        raise UserError(f"mesh {shown} needs {fixed} devices but {len(devices)} are here; change `mesh` in the launch file")
+    if math.prod(slices.values()) > 1:
+        placed = _hybrid(sizes, slices, devices)
+    else:  # an axis of the torus may serve two axes of the mesh: fsdp 32 x tensor 2 on 4 x 4 x 4 chips
+        placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    return Mesh(placed, rules.MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+
+
+def _hybrid(sizes: Mapping[str, int], slices: Mapping[str, int], devices: list) -> np.ndarray:
+    """Devices [data, fsdp, tensor, context], every axis a product of its part between slices and its part within one."""
+    outer = [slices.get(name, 1) for name in rules.MESH_AXES]
+    undivided = [name for name, size in zip(rules.MESH_AXES, outer, strict=True) if sizes[name] % size]
+    if undivided:
+        name = undivided[0]
+        raise UserError(f"mesh.slices.{name} {slices[name]} does not divide mesh.{name} {sizes[name]}")
+    inner = [size // out for size, out in zip(sizes.values(), outer, strict=True)]
+    # Hosts of GPUs and CPUs are no slices to JAX: there the processes are what the network joins.
+    slice_numbers = {getattr(device, "slice_index", None) for device in devices}
+    by_slice = len(slice_numbers) > 1
+    groups = slice_numbers if by_slice else {device.process_index for device in devices}
+    if len(groups) != math.prod(outer):
+        what = "slices" if by_slice else "processes"
+        raise UserError(f"mesh.slices {dict(slices)} needs {math.prod(outer)} {what} but {len(groups)} are here")
+    return mesh_utils.create_hybrid_device_mesh(
+        inner, outer, devices, process_is_granule=not by_slice, allow_split_physical_axes=True
+    )
 
 
 @contextlib.contextmanager
@@ -41,11 +71,34 @@ def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
         yield mesh
 
 
+def parameter_shardings(state: nnx.State, mesh: Mesh) -> dict[tuple, NamedSharding]:
+    """Where each parameter of a (perhaps abstract) state is stored, by path; without storage axes that do not divide it."""
+    found = {}
+    for path, param in nnx.to_flat_state(state):
+        axes = param.get_metadata().get("out_sharding") or ()
+        found[path] = NamedSharding(mesh, rules.fit_stored(axes, param.shape, mesh))
+    return found
+
+
 def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
     """Rows over the batch axes; the rest of a row batch's dimensions are whole on every device."""
     return NamedSharding(mesh, rules.spec("batch", *(None,) * (ndim - 1)))
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def rows_divisor(mesh: Mesh) -> int:
     """The number of batch shards: a global batch's rows must be a multiple of it."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_rows(batch: config.Batch, mesh: Mesh) -> None:
+    """UserError unless every batch shard gets whole rows."""
+    rows, shards = batch.rows // batch.accumulation, rows_divisor(mesh)
+    if rows % shards:
+        raise UserError(
+            f"batch.rows / accumulation = {rows} must be a multiple of the {shards} batch shards of this mesh (data x fsdp);"
+            " change batch.rows, or give devices to tensor or context in the launch file"
+        )

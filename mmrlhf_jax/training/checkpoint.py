@@ -6,6 +6,9 @@ stored: they are the base model's.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,6 +20,7 @@ from flax import nnx
 from mmrlhf_jax.config import Lora, Trains
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.progress import say
 from mmrlhf_jax.training.state import TrainState, split_model
 
 SCORE = "score"
@@ -38,10 +42,13 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             cleanup_tmp_directories=True,
         )
+        self._path = path
+        self._unreadable: set[int] = set()
 
     @property
     def steps(self) -> list[int]:
-        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+        """Of the checkpoints that are there and not known to be unreadable, ascending."""
+        return sorted({checkpoint.step for checkpoint in self._checkpointer.checkpoints} - self._unreadable)
 
     @property
     def latest(self) -> int | None:
@@ -59,19 +66,31 @@ class Checkpoints:
         return min(scores, key=lambda step: (-scores[step], step)) if scores else None
 
     def save(self, state: TrainState, identity: dict[str, Any], *, score: float | None = None) -> None:
-        """Start writing the state at its step; returns once the arrays are copied off the device."""
+        """Start writing the state at its step; returns once the arrays are copied off the device.
+
+        UserError where the checkpoint before could not be written: what was there before that is still there.
+        """
         step = int(state.step)
         if step not in self.steps:
             parts = {"params": _pure(state.params), "opt_state": _pure(state.opt_state), "identity": identity}
-            self._checkpointer.save_checkpointables_async(
-                step, parts, force=True, metrics=None if score is None else {SCORE: score}
-            )
+            with self._writing():
+                self._checkpointer.save_checkpointables_async(
+                    step,
+                    parts,
+                    force=True,
+                    overwrite=step in self._unreadable,
+                    metrics=None if score is None else {SCORE: score},
+                )
+            self._unreadable.discard(step)
 
     def restore(self, state: TrainState, identity: dict[str, Any]) -> TrainState:
-        """The newest state, sharded like `state`. UserError if it is of another experiment."""
-        step = self.latest
+        """The newest state that can be read, sharded like `state`: another mesh or number of hosts than wrote it may read it.
+
+        A checkpoint that cannot be read is named, and the one before is taken. UserError if none can be read, or if it is of
+        another experiment.
+        """
         target = {"params": _abstract(state.params), "opt_state": _abstract(state.opt_state), "identity": None}
-        loaded = self._checkpointer.load_checkpointables(step, target)
+        step, loaded = self._newest(target)
         for key, value in identity.items():
             found = loaded["identity"].get(key)
             if found != value:
@@ -89,11 +108,45 @@ class Checkpoints:
         loaded = self._checkpointer.load_checkpointables(step, {"params": _abstract(params)})
         return nnx.merge(graphdef, _like(params, loaded["params"]), frozen)
 
+    def _newest(self, target: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        tried = self.steps
+        for step in reversed(tried):
+            try:
+                return step, self._checkpointer.load_checkpointables(step, target)
+            except Exception as error:  # whatever a storage backend raises for what it cannot read
+                reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+                say(f"the checkpoint at step {step} cannot be read ({reason}); trying the one before")
+                self._unreadable.add(step)
+        raise UserError(f"{self._path}: none of the checkpoints {tried} can be read; use --fresh to start over")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Errors of the file system as what they mean. An unfinished checkpoint has no name yet: the last good one stays."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # OSError here, but tensorstore and Orbax have their own
+            if not any(sign in str(error) for sign in _NO_ROOM) and getattr(error, "errno", None) not in _NO_ROOM_ERRNO:
+                raise
+            kept = f"the checkpoint at step {self.latest} is complete" if self.steps else "there is no complete one yet"
+            raise UserError(
+                f"{self._path}: no room for a checkpoint ({str(error).strip().splitlines()[0][:160]}); {kept}."
+                " Make room, or set run.directory or run.keep, and start the same command again"
+            ) from None
+
     def wait(self) -> None:
-        self._checkpointer.wait()
+        """Until what is being written is complete. UserError where it could not be."""
+        with self._writing():
+            self._checkpointer.wait()
 
     def close(self) -> None:
         self._checkpointer.close()
+
+
+# How file systems and the libraries above them say that there is no room.
+_NO_ROOM = ("No space left", "RESOURCE_EXHAUSTED", "File too large", "Disk quota exceeded")
+_NO_ROOM_ERRNO = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def _pure(tree):

@@ -1,4 +1,4 @@
-"""Host batches to device batches: each process gives its rows, the mesh sees one global batch."""
+"""Host batches to device batches: each process reads the rows that its devices hold, the mesh sees one global batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mmrlhf_jax.data.rows import RowBatch
-from mmrlhf_jax.sharding.mesh import batch_sharding
+from mmrlhf_jax.sharding.mesh import batch_sharding, rows_divisor
 
 
 def feed(batches: Iterable[RowBatch], mesh: Mesh) -> Iterator[RowBatch]:
@@ -24,23 +24,44 @@ def feed(batches: Iterable[RowBatch], mesh: Mesh) -> Iterator[RowBatch]:
         yield ahead
 
 
+def own_rows(mesh: Mesh, batch_rows: int) -> tuple[int, ...]:
+    """Which rows of a global batch this process's devices hold, ascending.
+
+    Where devices of several hosts share a row (`tensor` or `context` across hosts), each of them reads it.
+    """
+    places = batch_sharding(mesh, 1).addressable_devices_indices_map((batch_rows,))
+    return tuple(sorted({row for (part,) in places.values() for row in range(*part.indices(batch_rows))}))
+
+
 def place(batch: RowBatch, mesh: Mesh) -> RowBatch:
-    """Rows over the batch axes of the mesh; this process's rows are its part of the global batch."""
+    """`batch` holds this process's `own_rows`; the result is the global batch, rows over the batch axes of the mesh."""
+    shards = rows_divisor(mesh)
+    here = len(own_rows(mesh, shards))  # batch shards on this process
+    batch_rows = len(batch.tokens) // here * shards
+    position = {row: i for i, row in enumerate(own_rows(mesh, batch_rows))}
 
     def put(x: np.ndarray) -> jax.Array:
-        return jax.make_array_from_process_local_data(batch_sharding(mesh, x.ndim), x)
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            rows = range(*index[0].indices(batch_rows))
+            return x[position[rows[0]] : position[rows[-1]] + 1]
+
+        return jax.make_array_from_callback((batch_rows, *x.shape[1:]), batch_sharding(mesh, x.ndim), shard)
 
     return jax.tree.map(put, batch)
 
 
-def host() -> dict[str, int]:
-    """Which rows of a global batch this process feeds, for `data.stream.batches`."""
-    return {"host": jax.process_index(), "hosts": jax.process_count()}
+def agree(mine: bool) -> bool:
+    """What the first process says: a file may be there for one host and not yet for another."""
+    if jax.process_count() == 1:
+        return mine
+    from jax.experimental import multihost_utils  # only where there are several processes
+
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(mine)))
 
 
 def fetch(x: jax.Array) -> np.ndarray:
     """A whole (perhaps multi-process) array on this host."""
-    if x.is_fully_addressable:
+    if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
     from jax.experimental import multihost_utils  # only where there are several processes
 

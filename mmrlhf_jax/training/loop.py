@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import contextlib
+import os
+import sys
 from functools import reduce
 from typing import Any
 
@@ -28,20 +29,25 @@ from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.objectives.weighted import merge, summary
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
+from mmrlhf_jax.sharding.exits import PEER_LOST, SIGNALLED
+from mmrlhf_jax.sharding.mesh import check_rows, make_mesh, use_mesh
 from mmrlhf_jax.training.checkpoint import Checkpoints
-from mmrlhf_jax.training.feed import feed, host
+from mmrlhf_jax.training.feed import feed, own_rows
+from mmrlhf_jax.training.goodput import Goodput
 from mmrlhf_jax.training.metrics import MetricsLog
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from mmrlhf_jax.training.peers import COMPILING, Peers
 from mmrlhf_jax.training.profiler import ProfilerWindow
 from mmrlhf_jax.training.record import Pending, Recorder, as_number, record
 from mmrlhf_jax.training.reference import make_scoring_step, model_fingerprint, reference_logps
 from mmrlhf_jax.training.state import TrainState, init_state, split_model, with_adapters
 from mmrlhf_jax.training.step import Reference, make_eval_step, make_train_step, mean_loss
+from mmrlhf_jax.training.stop import StopSignal, Vote
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
+PEERS = "peers"
 
 
 def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool = False) -> TrainState:
@@ -50,14 +56,10 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
     Raises UserError for whatever is wrong with the configuration, model or data, before the first step; and when a loss is
     not finite, with the batch saved for replay.
     """
-    run = experiment.run
+    run, goodput = experiment.run, Goodput()
     directory = epath.Path(run.directory)
     mesh = make_mesh(launch.mesh.model_dump())
-    if experiment.batch.rows // experiment.batch.accumulation % rows_divisor(mesh):
-        raise UserError(
-            f"batch.rows / accumulation = {experiment.batch.rows // experiment.batch.accumulation} must be a multiple of the"
-            f" {rows_divisor(mesh)} batch shards of this mesh"
-        )
+    check_rows(experiment.batch, mesh)
 
     with use_mesh(mesh), matmul_precision(experiment.model.dtype):
         # --- Model -----------------------------------------------------------------------------------------------------
@@ -95,14 +97,16 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         state = init_state(params, frozen, tx, mesh, keep_start=reference == "live")
         run_identity = {"data": rows.index.fingerprint, "seed": run.seed, "rows": experiment.batch.rows, "steps": steps}
         run_identity["trains"] = learning(experiment)
-        if fresh and directory.exists():
+        if fresh and directory.exists() and first_process():
             clear(directory)
+        everyone("the run directory is clear")
         directory.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(directory / CHECKPOINTS, keep=run.keep)
         if checkpoints.latest is not None:
             state = checkpoints.restore(state, run_identity)
             say(f"resumed from step {int(state.step)} of {steps} in {directory}")
-        (directory / CONFIG_FILE).write_text(config.resolved(experiment))
+        if first_process():
+            (directory / CONFIG_FILE).write_text(config.resolved(experiment))
 
         # --- Steps -----------------------------------------------------------------------------------------------------
         train_step = make_train_step(
@@ -117,10 +121,12 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             shardings=jax.tree.map(lambda x: x.sharding, state),
         )
         eval_step = make_eval_step(graphdef, objective, chunk=experiment.batch.logprob_chunk, reference=reference)
-        start = int(state.step)
-        log = MetricsLog(directory, resume_step=start, wandb=run.wandb, settings=experiment.model_dump(mode="json"))
+        start = first = int(state.step)
+        log = open_log(experiment, directory, start)
         rate = learning_rate_schedule(experiment.optimizer, steps)
-        recorder = Recorder(experiment, model.config, log, rate, directory, steps=steps - start, epoch_rows=rows.count(1))
+        recorder = Recorder(
+            experiment, model.config, log, rate, directory, steps=steps - start, epoch_rows=rows.count(1), goodput=goodput
+        )
         profiler = ProfilerWindow(directory / "profile", run.profile_at, run.profile_steps)
         stream = batches(
             rows,
@@ -129,46 +135,67 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             total=total_rows,
             start=start,
             workers=experiment.data.workers,
-            **host(),
+            mine=own_rows(mesh, experiment.batch.rows),
         )
         pending: Pending | None = None
-        stop = StopSignal()
+        stop, vote = StopSignal(), Vote(mesh)
+        limits = launch.distributed or config.Distributed()
+        peers = Peers(
+            directory / PEERS, jax.process_index(), jax.process_count(), limits.heartbeat_timeout, limits.hang_timeout
+        )
+        peers.forget()
+        everyone("no beat of an earlier attempt is left")
+        peers.start()
+        stopping = False
+        goodput.started()
         try:
-            for batch in feed(stream, mesh):
+            for batch in goodput.waiting(feed(stream, mesh)):
+                peers.at(start, COMPILING if start == first else "in step")
                 profiler.before(start)
                 previous, pending = pending, Pending(start, batch)
-                state, pending.figures = train_step(state, batch)
+                with goodput.part("compile") if start == first else contextlib.nullcontext():
+                    state, pending.figures = train_step(state, batch)
                 start += 1
+                stopping = vote.stops(stop.requested)
                 if previous is not None:  # read one step late: the device never waits for the host
                     record(previous, recorder)
                 profiler.after(start, state)
-                due = start % run.checkpoint_every == 0 or start == steps or stop.requested
+                due = start % run.checkpoint_every == 0 or start == steps or stopping
                 judged = held_out is not None and run.eval_every and (start % run.eval_every == 0 or start == steps)
                 if due or judged:
                     # First the figures: a run that is cut off here must not continue from a step that has none.
                     record(pending, recorder)
                     pending = score = None
                     if judged:
-                        figures = evaluate(eval_step, state, held_out, objective, experiment, mesh)
+                        peers.at(start, "evaluating")
+                        with goodput.part("evaluation"):
+                            figures = evaluate(eval_step, state, held_out, objective, experiment, mesh)
                         log.write(start, figures)
                         score = run_score(figures, run)
                     if due or (score is not None and score > max(checkpoints.scores.values(), default=-float("inf"))):
-                        checkpoints.save(state, run_identity, score=score)
+                        peers.at(start, "saving a checkpoint")
+                        with goodput.part("checkpoint"):
+                            checkpoints.save(state, run_identity, score=score)
                     recorder.restart_clock()
-                if stop.requested:
+                if stopping:
                     break
+                peers.at(start, "waiting for data")
             if pending is not None:
                 record(pending, recorder)
+            checkpoints.wait()
+        except jax.errors.JaxRuntimeError as error:
+            end_if_alone(peers, error)
+            raise
         finally:
             profiler.close()
             stop.restore()
             stream.close()
-            checkpoints.wait()
+            peers.close(finished=stopping or start == steps)
             checkpoints.close()
             log.close()
-        if stop.requested and start < steps:
+        if stopping and start < steps:
             say(f"stopped by a signal after step {start}; the same command continues from there")
-            raise SystemExit(143)
+            raise SystemExit(SIGNALLED)
     return state
 
 
@@ -222,31 +249,43 @@ def held_out_rows(experiment: config.Experiment, encoder) -> Rows | None:
 def evaluate(eval_step, state: TrainState, rows: Rows, objective, experiment: config.Experiment, mesh) -> dict[str, float]:
     """Loss and metrics over all held-out groups, as exact means, under the prefix `eval_` (as TRL logs them)."""
     count, batch_rows = rows.count(1), experiment.batch.rows // experiment.batch.accumulation
-    stream = batches(rows, batch_rows=batch_rows, steps=-(-count // batch_rows), total=count, **host())
+    mine = own_rows(mesh, batch_rows)
+    stream = batches(rows, batch_rows=batch_rows, steps=-(-count // batch_rows), total=count, mine=mine)
     results = [eval_step(state, batch) for batch in feed(stream, mesh)]
     sums, metrics = reduce(lambda a, b: (merge(a[0], b[0]), merge(a[1], b[1])), results)
     figures = summary(metrics) | {"loss": mean_loss(objective, sums)}
     return {f"eval_{name}": as_number(value) for name, value in figures.items()}
 
 
-class StopSignal:
-    """SIGTERM and SIGINT ask for a checkpoint and a clean exit after the running step."""
+def first_process() -> bool:
+    """Whether this process writes what all of them have: configuration, metrics."""
+    return jax.process_index() == 0
 
-    def __init__(self) -> None:
-        self.requested = False
-        self._old: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._request)
 
-    def _request(self, number, frame) -> None:
-        if self.requested:  # the second one is meant
-            raise KeyboardInterrupt
-        self.requested = True
+def everyone(what: str) -> None:
+    """Wait until every process is here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
 
-    def restore(self) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        multihost_utils.sync_global_devices(what)
+
+
+def open_log(experiment: config.Experiment, directory: epath.Path, start: int) -> MetricsLog:
+    """The run's logs, from step `start` on; of the first process alone."""
+    settings = experiment.model_dump(mode="json")
+    return MetricsLog(directory, resume_step=start, wandb=experiment.run.wandb, settings=settings, writes=first_process())
+
+
+def end_if_alone(peers: Peers, error: Exception) -> None:
+    """A collective that fails because a process is gone: say which, and end so that launchers start all of them again.
+
+    At once: an orderly end would first wait for the process that is gone.
+    """
+    lost = peers.lost()
+    if lost is not None:
+        say(f"{str(error).strip().splitlines()[0][:160]}: {lost}; the same command continues from the newest checkpoint")
+        sys.stdout.flush()
+        os._exit(PEER_LOST)
 
 
 def clear(directory: epath.Path) -> None:

@@ -15,12 +15,23 @@ from mmrlhf_jax.errors import UserError
 class MetricsLog:
     """Appends to the run's logs. On resume, lines from beyond the restored step are cut, so that no step appears twice.
 
+    With `writes` False nothing is written: of several processes one has the logs.
+
     `wandb` is a project of Weights & Biases to log to as well, `settings` the configuration to show there.
     """
 
     def __init__(
-        self, directory: epath.PathLike, *, resume_step: int = 0, wandb: str | None = None, settings: Mapping | None = None
+        self,
+        directory: epath.PathLike,
+        *,
+        resume_step: int = 0,
+        wandb: str | None = None,
+        settings: Mapping | None = None,
+        writes: bool = True,
     ):
+        self._writes = writes
+        if not writes:
+            return
         from tensorboardX import SummaryWriter  # imports protobuf: only where something is logged
 
         directory = epath.Path(directory)
@@ -34,6 +45,8 @@ class MetricsLog:
 
     def write(self, step: int, figures: Mapping[str, float | list[float]]) -> None:
         """One line. A list is a histogram's shares, its edges the figure of the same name with `_edges` behind."""
+        if not self._writes:
+            return
         scalars = {name: value for name, value in figures.items() if not isinstance(value, list)}
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         lists = {name: value for name, value in figures.items() if isinstance(value, list)}
@@ -63,6 +76,8 @@ class MetricsLog:
         )
 
     def close(self) -> None:
+        if not self._writes:
+            return
         self._file.close()
         self._board.close()
         if self._wandb is not None:

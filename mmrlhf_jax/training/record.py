@@ -15,6 +15,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.progress import Progress, say
 from mmrlhf_jax.training.feed import fetch
+from mmrlhf_jax.training.goodput import Goodput
 from mmrlhf_jax.training.guard import GOOD, stops
 from mmrlhf_jax.training.metrics import MetricsLog
 from mmrlhf_jax.training.work import Work, peak_flops, useful_flops
@@ -41,9 +42,10 @@ class Recorder:
         *,
         steps: int,
         epoch_rows: int,
+        goodput: Goodput,
     ):
         self.experiment, self.model, self.log, self.rate, self.directory = experiment, model, log, rate, directory
-        self.epoch_rows = epoch_rows
+        self.epoch_rows, self.goodput = epoch_rows, goodput
         self.progress = Progress(f"training {directory.name}", steps)
         self.peak = peak_flops()
         self.restart_clock()
@@ -86,6 +88,7 @@ def record(done: Pending, recorder: Recorder) -> None:
     figures["epoch"] = (done.step + 1) * experiment.batch.rows / recorder.epoch_rows
     figures["learning_rate"] = float(recorder.rate(max(done.step - skipped, 0)))
     figures |= recorder.throughput(work, seconds)
+    figures |= recorder.goodput.figures()
     if (done.step + 1) % experiment.run.log_every == 0:
         recorder.log.write(done.step + 1, figures)
     accuracy = figures.get("rewards/accuracies", figures.get("accuracy"))

@@ -15,7 +15,7 @@ from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.files import read_arrays, write_arrays
 from mmrlhf_jax.progress import Progress, say
-from mmrlhf_jax.training.feed import feed, fetch, host
+from mmrlhf_jax.training.feed import agree, feed, fetch, own_rows
 from mmrlhf_jax.training.objective import Outputs, forward, target_counts
 
 
@@ -53,12 +53,12 @@ def score_responses(
     steps = -(-count // batch_rows)
     found = {name: np.full(rows.index.responses, np.nan, np.float32) for name in ("logps", "lengths", "rewards")}
     start = 0
-    if partial is not None and partial.exists():
+    if partial is not None and agree(partial.exists()):
         stored = read_arrays(partial)
         start, found = int(stored.pop("steps")), {name: values.copy() for name, values in stored.items()}
         say(f"{description}: {start} of {steps} batches were done before")
     progress, kept = Progress(description, steps - start), time.monotonic()
-    stream = batches(rows, batch_rows=batch_rows, steps=steps, total=count, start=start, **host())
+    stream = batches(rows, batch_rows=batch_rows, steps=steps, total=count, start=start, mine=own_rows(mesh, batch_rows))
     for done, batch in enumerate(feed(stream, mesh), start + 1):
         outputs, lengths = step(params, frozen, batch)
         ids = fetch(batch.response_ids)
@@ -77,15 +77,16 @@ def reference_logps(
     """float32[responses], read from `cache` if data, encoder and model are the same as when it was written."""
     key = hashlib.sha256(f"{rows.index.fingerprint} {model_fingerprint}".encode()).hexdigest()[:16]
     path = cache / f"reference-{key}.npz"
-    if path.exists():
+    if agree(path.exists()):
         say(f"reference log-probs: read from {path}")
         return read_arrays(path)["logps"]
     layout = hashlib.sha256(f"{rows.budget} {rows.seed} {batch_rows}".encode()).hexdigest()[:8]
     partial = cache / f"reference-{key}-{layout}-partial.npz"
     settings = dict(batch_rows=batch_rows, mesh=mesh, description="reference log-probs", partial=partial)
     found = score_responses(step, params, frozen, rows, **settings)
-    write_arrays(path, logps=found["logps"])
-    partial.unlink(missing_ok=True)
+    if jax.process_index() == 0:
+        write_arrays(path, logps=found["logps"])
+        partial.unlink(missing_ok=True)
     return found["logps"]
 
 

@@ -44,7 +44,7 @@ def make_train_step(
     `patches` is the number of patch features of a tile, for the figures that count the batch's work (`work/*`).
 
     `shardings` (of the state's leaves) are where the new state is put: given those of the state that comes in, the second step
-    meets what the first one met, and one compilation serves the run.
+    meets what the first one met, and one compilation serves the run. Figures are whole on every device, like the step.
 
     `forward` is another one only for a layout of the batch that has its own (`training.unshared`).
     """
@@ -75,6 +75,8 @@ def make_train_step(
             (value, grads), stacked = jax.lax.scan(accumulate, zeros, pieces)
             metrics = reduce(merge, [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(accumulation)])
 
+        if shardings is not None:  # whatever the backward pass left whole is reduced into the pieces that the optimizer keeps
+            grads = jax.tree.map(jax.lax.with_sharding_constraint, grads, shardings.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
         figures = summary(metrics) | {"loss": value, "grad_norm": optax.tree.norm(grads)}
@@ -83,7 +85,7 @@ def make_train_step(
         figures |= {"skipped_steps": opt_state.skipped, "guard": opt_state.status}
         return TrainState(state.step + 1, params, state.frozen, opt_state, state.start), figures
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
+    return jax.jit(train_step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, shardings.step))
 
 
 def make_eval_step(graphdef: nnx.GraphDef, objective: Objective, *, chunk: int, reference: Reference = None):

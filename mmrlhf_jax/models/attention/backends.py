@@ -11,17 +11,18 @@ from jax.sharding import PartitionSpec
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.attention import pallas_tpu, xla
-from mmrlhf_jax.sharding.rules import RULES
+from mmrlhf_jax.sharding.rules import RULES, axes_in, fit
 
 # `auto`: the Pallas kernel on TPU, XLA elsewhere. `pallas` off TPU runs interpreted: slow, for tests.
 Backend = Literal["auto", "xla", "pallas"]
 
 
 def attend(q, k, v, visible_until, *, causal: bool, backend: Backend):
-    """Differentiable attention. Under a mesh the kernel runs on every device's rows (data, fsdp) and heads (tensor).
+    """Differentiable attention. Under a mesh the kernel runs on every device's rows (data, fsdp) and heads (tensor, context).
 
-    Where that is not possible, because rows or heads do not divide or slots are sharded (`context`), `auto` leaves it to
-    XLA, which partitions its own operations, and `pallas` raises UserError.
+    A row's slots are together here: `context` splits the heads as far as it divides the key/value heads, else every device of
+    it computes the same ones. Images (not `causal`) are split as tiles are. Where rows or heads do not divide, `auto` leaves
+    it to XLA, which partitions its own operations, and `pallas` raises UserError.
     """
     platform = _platform()
     if backend == "xla" or (backend == "auto" and platform != "tpu"):
@@ -31,14 +32,17 @@ def attend(q, k, v, visible_until, *, causal: bool, backend: Backend):
     free = [name for name in mesh.axis_names if name not in mesh.manual_axes]
     if prod(mesh.shape[name] for name in free) == 1:
         return kernel(q, k, v, visible_until)
-    batch, heads, slots = (tuple(name for name in RULES[axis] if name in free) for axis in ("batch", "act_heads", "slots"))
-    shares = {axes: prod(mesh.shape[name] for name in axes) for axes in (batch, heads, slots)}
-    if q.shape[0] % shares[batch] or k.shape[2] % shares[heads] or shares[slots] > 1:
+    places = ("batch", "act_heads") if causal else ("tiles", "heads")
+    batch, heads = (tuple(name for name in RULES[axis] if name in free) for axis in places)
+    split = fit(PartitionSpec(batch, None, heads, None), k.shape, mesh, droppable=("context",))
+    batch, heads = axes_in(split[0]), axes_in(split[2])
+    shares = {axes: prod(mesh.shape[name] for name in axes) for axes in (batch, heads)}
+    if q.shape[0] % shares[batch] or k.shape[2] % shares[heads]:
         if backend == "auto":
             return xla.attend(q, k, v, visible_until, causal=causal)
         raise UserError(
             f"model.attention: pallas cannot share {q.shape[0]} rows and {k.shape[2]} key/value heads over the mesh "
-            f"{dict(mesh.shape)}: it needs rows that data x fsdp divides, heads that tensor divides, and context 1"
+            f"{dict(mesh.shape)}: it needs rows that data x fsdp divides and heads that tensor divides"
         )
     by_head = PartitionSpec(batch, None, heads, None)
     shared = jax.shard_map(

@@ -1,0 +1,52 @@
+"""A train step's arguments without their contents: shapes, dtypes and places, for compiling where nothing could hold them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from mmrlhf_jax import config
+from mmrlhf_jax.data.rows import Budget, RowBatch, empty_row
+from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
+from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.sharding.mesh import batch_sharding, parameter_shardings, replicated, use_mesh
+from mmrlhf_jax.training.state import TrainState, moment_places, split_model, with_adapters
+
+
+def abstract_model(sizes: LlavaOnevisionConfig, experiment: config.Experiment, mesh: Mesh) -> LlavaOnevision:
+    """The experiment's model, adapters included, every parameter a `ShapeDtypeStruct` in its place on the mesh."""
+    settings = experiment.model
+    kinds = dict(dtype=jnp.dtype(settings.dtype), param_dtype=jnp.dtype(settings.param_dtype), remat=settings.remat)
+    kinds |= dict(attention=settings.attention)
+    with use_mesh(mesh):
+        made = nnx.eval_shape(lambda: LlavaOnevision(sizes, rngs=nnx.Rngs(0), **kinds))
+        graphdef, state = nnx.split(with_adapters(made, experiment.lora, experiment.run.seed))
+        places = parameter_shardings(state, mesh)
+    leaves = [
+        (path, param.replace(jax.ShapeDtypeStruct(param.shape, param.get_value().dtype, sharding=places[path])))
+        for path, param in nnx.to_flat_state(state)
+    ]
+    return nnx.merge(graphdef, nnx.from_flat_state(leaves))
+
+
+def abstract_state(
+    model: LlavaOnevision, experiment: config.Experiment, tx, mesh: Mesh, *, keep_start: bool
+) -> tuple[nnx.GraphDef, TrainState]:
+    """(graphdef, state) as `training.state.init_state` would make it."""
+    graphdef, params, frozen = split_model(model, experiment.trains, experiment.lora)
+    with use_mesh(mesh):
+        opt_state = jax.eval_shape(tx.init, params)
+    places = moment_places(opt_state, params, replicated(mesh))
+    opt_state = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), opt_state, places)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    return graphdef, TrainState(step, params, frozen, opt_state, params if keep_start else None)
+
+
+def abstract_batch(rows: int, budget: Budget, geometry, mesh: Mesh) -> RowBatch:
+    """A global batch of `rows` rows."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=batch_sharding(mesh, x.ndim + 1)),
+        empty_row(budget, geometry),
+    )

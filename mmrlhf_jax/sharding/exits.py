@@ -1,0 +1,10 @@
+"""How `mmrlhf train` ends, for whoever starts it: 0 finished, 2 something the user gave is wrong, else as here."""
+
+from __future__ import annotations
+
+SIGNALLED = 143  # stopped by SIGTERM or SIGINT behind a checkpoint
+PEER_LOST = 75  # another process crashed or hangs (EX_TEMPFAIL)
+COORDINATOR_LOST = 134  # the first process is gone: JAX aborts the others before they can say so (SIGABRT)
+
+# The same command goes on from the newest checkpoint.
+RESTART = (SIGNALLED, PEER_LOST, COORDINATOR_LOST)

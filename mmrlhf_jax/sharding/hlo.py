@@ -1,0 +1,223 @@
+"""A compiled program's text as computations and instructions, and what a run of it executes: every loop body by its trip count.
+
+XLA's own `cost_analysis` counts a loop's body once, whatever its trip count, so a scan over layers would count as one layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16, "s32": 32, "u32": 32}
+BITS |= {"f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128, "f8e4m3fn": 8, "f8e5m2": 8}
+
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_ARRAY = re.compile(r"\b([a-z]+[\da-z]*)\[([\d,]*)\]")
+_OPERAND = re.compile(r"%([\w.\-]+)")
+_CALLED = re.compile(r"(calls|to_apply|body|condition|branch_computations)=(?:%([\w.\-]+)|\{([^}]*)\})")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.elements * BITS.get(self.dtype, 0) // 8
+
+
+@dataclasses.dataclass
+class Instruction:
+    name: str
+    opcode: str
+    arrays: tuple[Array, ...]  # of the result; a tuple's one after the other
+    operands: tuple[str, ...]  # names; of a parameter its number, of a constant its value
+    attributes: str
+
+    @property
+    def bytes(self) -> int:
+        return sum(array.bytes for array in self.arrays)
+
+    @property
+    def called(self) -> dict[str, list[str]]:
+        """Computations by the role that they are called in."""
+        found: dict[str, list[str]] = {}
+        for role, one, several in _CALLED.findall(self.attributes):
+            found.setdefault(role, []).extend([one] if one else _OPERAND.findall(several))
+        return found
+
+
+@dataclasses.dataclass
+class Computation:
+    name: str
+    instructions: dict[str, Instruction]
+    root: str = ""
+
+
+@dataclasses.dataclass
+class Module:
+    entry: str
+    computations: dict[str, Computation]
+    uncounted_loops: int = 0  # whose trip count the text does not say; their bodies are counted once
+
+    def executed(self) -> Iterator[tuple[Computation, Instruction, float, bool]]:
+        """(computation, instruction, times, inside a fusion) for all that one run executes; of a conditional all branches."""
+        yield from self._walk(self.entry, 1.0, False)
+
+    def _walk(self, name: str, times: float, fused: bool):
+        computation = self.computations[name]
+        for instruction in computation.instructions.values():
+            yield computation, instruction, times, fused
+            called = instruction.called
+            if instruction.opcode == "while":
+                trips = self._trips(computation, instruction)
+                self.uncounted_loops += trips is None
+                for body in called.get("body", ()):
+                    yield from self._walk(body, times * (trips or 1), fused)
+            elif instruction.opcode in ("fusion", "call", "async-start", "conditional", "custom-call"):
+                inside = fused or instruction.opcode == "fusion"
+                for callee in [c for role in ("calls", "to_apply", "branch_computations") for c in called.get(role, ())]:
+                    yield from self._walk(callee, times, inside)
+
+    def _trips(self, computation: Computation, loop: Instruction) -> int | None:
+        """How often a loop's body runs: as XLA noted it, or from `counter < limit` and what the body adds to the counter."""
+        noted = _TRIPS.search(loop.attributes)
+        if noted:
+            return int(noted[1])
+        condition, body = (self.computations[loop.called[role][0]] for role in ("condition", "body"))
+        compare = condition.instructions.get(condition.root)
+        if compare is None or compare.opcode != "compare" or "direction=LT" not in compare.attributes:
+            return None
+        counter, limit = (condition.instructions[name] for name in compare.operands)
+        index = re.search(r"index=(\d+)", counter.attributes)
+        if limit.opcode != "constant" or index is None:
+            return None
+        place = int(index[1])
+        step = _added(self, body, body.instructions[body.root].operands[place])
+        start = computation.instructions.get(computation.instructions[loop.operands[0]].operands[place])
+        first = int(start.operands[0]) if start is not None and start.opcode == "constant" else 0
+        return max(-(-(int(limit.operands[0]) - first) // step), 0)
+
+
+def _added(module: Module, computation: Computation, name: str) -> int:
+    """What an instruction adds to a counter: the constant of its addition, through copies and fusions; else 1."""
+    instruction = computation.instructions.get(name)
+    while instruction is not None and instruction.opcode in ("copy", "bitcast"):
+        instruction = computation.instructions.get(instruction.operands[0])
+    if instruction is None:
+        return 1
+    if instruction.opcode == "fusion":
+        inner = module.computations[instruction.called["calls"][0]]
+        return _added(module, inner, inner.root)
+    if instruction.opcode != "add":
+        return 1
+    constants = [computation.instructions[o] for o in instruction.operands if computation.instructions[o].opcode == "constant"]
+    return int(constants[0].operands[0]) if constants else 1
+
+
+def parse(text: str) -> Module:
+    """From `compiled.as_text()`."""
+    computations, entry, current = {}, "", None
+    for line in text.splitlines():
+        header = _HEADER.match(line) if not line.startswith(" ") else None
+        if header:
+            current = computations[header[2]] = Computation(header[2], {})
+            entry = header[2] if header[1] else entry
+            continue
+        found = _INSTRUCTION.match(line) if current is not None else None
+        if found:
+            instruction = _instruction(found[2], found[3])
+            current.instructions[instruction.name] = instruction
+            current.root = instruction.name if found[1] else current.root
+    return Module(entry, computations)
+
+
+def _instruction(name: str, rest: str) -> Instruction:
+    end = _balanced(rest) if rest.startswith("(") else rest.index(" ")
+    arrays = tuple(Array(kind, _ints(sizes)) for kind, sizes in _ARRAY.findall(rest[:end]))
+    rest = rest[end:].lstrip()
+    opcode, _, rest = rest.partition("(")
+    end = _balanced("(" + rest) - 1
+    inside, opcode = rest[: end - 1], opcode.strip()
+    operands = (inside,) if opcode in ("parameter", "constant") else tuple(_OPERAND.findall(inside))
+    return Instruction(name, opcode, arrays, operands, rest[end:])
+
+
+def _balanced(text: str) -> int:
+    """One past the parenthesis that closes the first one."""
+    depth = 0
+    for i, char in enumerate(text):
+        depth += (char == "(") - (char == ")")
+        if depth == 0:
+            return i + 1
+    return len(text)
+
+
+def _ints(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part)
+
+
+def flops(module: Module) -> float:
+    """Matrix FLOPs of one run on one device (a multiply-add counts 2), kernels by the estimate that they carry."""
+    total = 0.0
+    for computation, instruction, times, _ in module.executed():
+        match instruction.opcode:
+            case "dot":
+                total += times * _dot(computation, instruction)
+            case "convolution":
+                total += times * _convolution(computation, instruction)
+            case "custom-call":
+                estimate = re.search(r'"?flops"?\s*:\s*"?(\d+)', instruction.attributes)
+                total += times * (int(estimate[1]) if estimate else 0)
+    return total
+
+
+def _dot(computation: Computation, dot: Instruction) -> float:
+    left = computation.instructions[dot.operands[0]].arrays[0]
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
+    return 2.0 * dot.arrays[0].elements * math.prod(left.shape[i] for i in _ints(contracted[1] if contracted else ""))
+
+
+def _convolution(computation: Computation, conv: Instruction) -> float:
+    """TPUs run matrix products as convolutions, batched ones with dilated windows that mostly meet padding: only what a window
+    has of the input counts."""
+    left, right = (computation.instructions[name].arrays[0] for name in conv.operands[:2])
+    lhs, rhs, out = re.split(r"_|->", re.search(r"dim_labels=([\w>\-]+)", conv.attributes)[1])
+    window = dict(re.findall(r"(\w+)=([\w\-x]+)", (re.search(r"window=\{([^}]*)\}", conv.attributes) or ["", ""])[1]))
+
+    def setting(key: str, i: int, default: str) -> str:
+        return window[key].split("x")[i] if key in window else default
+
+    positions = 1
+    for i, label in enumerate(sorted(char for char in out if char.isdigit())):
+        stride, dilate, base = (int(setting(key, i, "1")) for key in ("stride", "rhs_dilate", "lhs_dilate"))
+        low = int(setting("pad", i, "0_0").split("_")[0])
+        size, length, count = (
+            right.shape[rhs.index(label)],
+            left.shape[lhs.index(label)],
+            conv.arrays[0].shape[out.index(label)],
+        )
+        positions *= _valid_positions(count, size, length, stride, dilate, base, low)
+    batch, features = (conv.arrays[0].shape[out.index(label)] for label in "bf")
+    groups = re.search(r"batch_group_count=(\d+)", conv.attributes)
+    return 2.0 * batch * features * right.shape[rhs.index("i")] * positions / (int(groups[1]) if groups else 1)
+
+
+def _valid_positions(count: int, size: int, length: int, stride: int, dilate: int, base: int, low: int) -> int:
+    """How many (output, window) positions of one dimension meet an element of the input."""
+    if size == 1 and base == 1 and low == 0 and (count - 1) * stride < length:
+        return count
+    if size == count and count == length and count > 1024:  # a batch dimension: each position meets its own
+        return count
+    reach = (length - 1) * base
+    starts = range(-low, -low + count * stride, stride)
+    return sum(0 <= s + w * dilate <= reach and (s + w * dilate) % base == 0 for s in starts for w in range(size))

@@ -1,0 +1,223 @@
+"""`mmrlhf plan`: the real train step, compiled for a pod that is not here. What it takes, what it sends, how fast it can be."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from mmrlhf_jax import config
+from mmrlhf_jax.data.rows import Budget, RowBatch
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.load import local_directory
+from mmrlhf_jax.inference.generate import generate
+from mmrlhf_jax.models.layers import matmul_precision
+from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, read_config
+from mmrlhf_jax.models.llava_onevision.model import Visual
+from mmrlhf_jax.models.llava_onevision.published import published_config
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.sharding.abstract import abstract_batch, abstract_model, abstract_state
+from mmrlhf_jax.sharding.accelerators import CHIPS, Chip, accelerator
+from mmrlhf_jax.sharding.advice import advice
+from mmrlhf_jax.sharding.compiled import Compiled, compile_program
+from mmrlhf_jax.sharding.executed import executed_flops
+from mmrlhf_jax.sharding.mesh import batch_sharding, check_rows, make_mesh, replicated, rows_divisor, use_mesh
+from mmrlhf_jax.sharding.topology import planned_devices
+from mmrlhf_jax.sharding.workload import Workload, assumed_workload
+from mmrlhf_jax.training.loop import reference_mode
+from mmrlhf_jax.training.objective import make_objective
+from mmrlhf_jax.training.optimizer import make_optimizer
+from mmrlhf_jax.training.state import TrainState
+from mmrlhf_jax.training.step import Step, make_train_step
+
+PLANNED_STEPS = 1000  # of the schedule; the program is the same for any number
+PROMPT, NEW_TOKENS = 4096, 512  # of the generation that is planned beside the step
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    experiment: str
+    launch: str
+    chip: Chip
+    mesh: dict[str, int]
+    devices: int
+    rows: int  # of the global batch
+    workload: Workload
+    model_source: str
+    step: Compiled
+    analytic_flops: float  # one step, all devices
+    useful_share: float  # of those: without padding and recomputation
+    generation: Compiled | None
+    advice: str | None  # where it does not fit
+    stand_in: bool  # compiled for CPU devices in the place of GPUs
+
+    @property
+    def peak(self) -> int:
+        return max(self.step.needed, self.generation.needed if self.generation else 0)
+
+    @property
+    def fits(self) -> bool:
+        known = self.step.memory is not None and (self.generation is None or self.generation.memory is not None)
+        return known and self.peak <= self.chip.hbm_bytes
+
+    @property
+    def flops(self) -> float | None:
+        return None if self.step.device_flops is None else self.step.device_flops * self.devices
+
+    @property
+    def step_seconds(self) -> float | None:
+        return None if self.step.roofline is None else self.step.roofline.step_seconds
+
+    @property
+    def flop_utilisation(self) -> float | None:
+        """Upper bound on the share of the chips' peak that goes into useful FLOPs."""
+        if self.step_seconds is None:
+            return None
+        return self.analytic_flops * self.useful_share / (self.step_seconds * self.chip.flops * self.devices)
+
+    @property
+    def pairs_per_second(self) -> float | None:
+        return None if self.step_seconds is None else self.rows * self.workload.used["pairs"] / self.step_seconds
+
+    @property
+    def chip_hours_per_epoch(self) -> float | None:
+        if self.step_seconds is None:
+            return None
+        return -(-self.workload.rows // self.rows) * self.step_seconds * self.devices / 3600
+
+
+def make_plan(
+    experiment: config.Experiment, launch: config.Launch, *, names: tuple[str, str] = ("", ""), generation: bool = True
+) -> Plan:
+    """Compile the experiment for the launch file's devices. UserError where the two do not go together."""
+    sizes, source = model_sizes(experiment)
+    mesh = make_mesh(launch.mesh.model_dump(), planned_devices(launch))
+    chip = CHIPS["v5e"] if launch.accelerator is None else accelerator(launch.accelerator).chip
+    check_rows(experiment.batch, mesh)
+    workload = assumed_workload(experiment, sizes.geometry)
+    say(f"{names[0]} on {names[1]}: {source}; {workload.source}; {mesh.size} devices, compiling")
+    with use_mesh(mesh), matmul_precision(experiment.model.dtype):
+        step = compile_program(*lower_step(experiment, sizes, workload, mesh), mesh, launch.mesh.slices, chip)
+        generated = None
+        if generation:
+            generated = compile_program(*lower_generation(experiment, sizes, mesh), mesh, launch.mesh.slices, chip)
+    executed, useful = executed_flops(sizes, experiment, workload)
+    plan = Plan(
+        *names,
+        chip=chip,
+        mesh=dict(mesh.shape),
+        devices=mesh.size,
+        rows=experiment.batch.rows,
+        workload=workload,
+        model_source=source,
+        step=step,
+        analytic_flops=executed,
+        useful_share=useful / executed,
+        generation=generated,
+        advice=None,
+        stand_in=launch.accelerator is not None and not accelerator(launch.accelerator).is_tpu,
+    )
+    return plan if plan.fits else dataclasses.replace(plan, advice=advice(plan.peak, chip, experiment, launch, mesh))
+
+
+def model_sizes(experiment: config.Experiment) -> tuple[LlavaOnevisionConfig, str]:
+    """The model's sizes and where they are from: its own directory, or the published ones of its name."""
+    path = experiment.model.path
+    published = published_config(path)
+    try:
+        sizes, source = read_config(local_directory(path)), path
+    except UserError:
+        if published is None:
+            raise
+        sizes, source = published, f"published sizes of {path} (it is not at hand)"
+    if experiment.model.reward_head is not None:
+        sizes = dataclasses.replace(sizes, reward_head=experiment.model.reward_head)
+    return sizes, source
+
+
+def lower_step(
+    experiment: config.Experiment, sizes: LlavaOnevisionConfig, workload: Workload, mesh: Mesh
+) -> tuple[jax.stages.Lowered, tuple]:
+    """`training.loop`'s train step, lowered for abstract arguments, and these."""
+    step, state, batch = step_arguments(experiment, sizes, workload, mesh)
+    return step.lower(state, batch), (state, batch)
+
+
+def step_arguments(
+    experiment: config.Experiment, sizes: LlavaOnevisionConfig, workload: Workload, mesh: Mesh
+) -> tuple[Step, TrainState, RowBatch]:
+    """The train step, and an abstract state and batch for it."""
+    reference = reference_mode(experiment.objective)
+    tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, experiment.guard)
+    model = abstract_model(sizes, experiment, mesh)
+    graphdef, state = abstract_state(model, experiment, tx, mesh, keep_start=reference == "live")
+    step = make_train_step(
+        graphdef,
+        make_objective(experiment.objective),
+        tx,
+        chunk=experiment.batch.logprob_chunk,
+        accumulation=experiment.batch.accumulation,
+        seed=experiment.run.seed,
+        reference=reference,
+        patches=sizes.vision.patches,
+        shardings=jax.tree.map(lambda x: x.sharding, state),
+    )
+    return step, state, abstract_batch(experiment.batch.rows, workload.budget, sizes.geometry, mesh)
+
+
+def lower_generation(
+    experiment: config.Experiment, sizes: LlavaOnevisionConfig, mesh: Mesh
+) -> tuple[jax.stages.Lowered, tuple]:
+    """`inference.generate` in the compute dtype: one prompt with one picture per batch shard."""
+    inference = config.Model(path=experiment.model.path, dtype=experiment.model.dtype, param_dtype=experiment.model.dtype)
+    model = abstract_model(sizes, experiment.model_copy(update={"model": inference, "lora": None}), mesh)
+    graphdef, params = nnx.split(model)
+    batch: RowBatch = abstract_batch(rows_divisor(mesh), _prompt_budget(), sizes.geometry, mesh)
+    lengths = jax.ShapeDtypeStruct((rows_divisor(mesh),), jnp.int32, sharding=batch_sharding(mesh, 1))
+    visual = Visual(batch.tiles, batch.visual_slots, batch.visual_taps, batch.visual_weights)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
+    arguments = params, batch.tokens, lengths, visual, key
+    settings = dict(max_new_tokens=NEW_TOKENS, stop_tokens=(0,), temperature=0.0)
+    return generate.lower(graphdef, *arguments, **settings), arguments
+
+
+def _prompt_budget() -> Budget:
+    return Budget(slots=PROMPT, tiles=5, visual=3072, targets=8, responses=8, pairs=8)
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The form that other programs read."""
+    memory, roofline = plan.step.memory, plan.step.roofline
+    return {
+        "experiment": plan.experiment,
+        "launch": plan.launch,
+        "fits": plan.fits,
+        "hbm_peak_bytes": plan.peak,
+        "hbm_capacity_bytes": plan.chip.hbm_bytes,
+        "hbm": None if memory is None else dataclasses.asdict(memory),
+        "flops": plan.flops,
+        "analytic_flops": plan.analytic_flops,
+        "useful_share": plan.useful_share,
+        "collectives": [dataclasses.asdict(each) for each in plan.step.collectives],
+        "roofline": None if roofline is None else dataclasses.asdict(roofline) | {"bound": roofline.bound},
+        "step_seconds_bound": plan.step_seconds,
+        "flop_utilisation_bound": plan.flop_utilisation,
+        "pairs_per_second_bound": plan.pairs_per_second,
+        "chip_hours_per_epoch_bound": plan.chip_hours_per_epoch,
+        "compile_seconds": plan.step.seconds,
+        "generation": None
+        if plan.generation is None
+        else {"hbm_peak_bytes": plan.generation.needed, "compile_seconds": plan.generation.seconds},
+        "mesh": plan.mesh,
+        "rows": plan.rows,
+        "budget": dataclasses.asdict(plan.workload.budget),
+        "model": plan.model_source,
+        "workload": plan.workload.source,
+        "stand_in": plan.stand_in,
+        "advice": plan.advice,
+    }

@@ -1,0 +1,224 @@
+"""Where a compiled step's time goes at best: matrix units, memory, links. Loops count by their trips."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from mmrlhf_jax.sharding.accelerators import Chip
+from mmrlhf_jax.sharding.hlo import Computation, Instruction, Module
+from mmrlhf_jax.sharding.ring import RING
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All executions of one kind over one mesh axis in one step. `bytes` per device: the larger side of each, summed."""
+
+    kind: str
+    axis: str
+    bytes: int
+    count: int
+    largest: int  # bytes of the largest single one
+    seconds: float  # at the links' full bandwidth
+
+
+def collectives(module: Module, mesh_shape: dict[str, int], slices: dict[str, int], chip: Chip) -> list[Collective]:
+    """By kind and mesh axes ("fsdp", or "data+fsdp" where one spans both), largest first."""
+    found: dict[tuple[str, str], list[tuple[int, float, float]]] = defaultdict(list)
+    rings = _rings(module)
+    for computation, instruction, times in _once(module):
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        axes, devices = _axes(instruction, mesh_shape)
+        if not axes:
+            continue
+        # A TPU's reduce-scatter is a fusion around an all-reduce of which each device keeps its piece.
+        if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
+            kind = "reduce-scatter"
+        if kind == "collective-permute":
+            kind = rings.get(_source(instruction), kind)
+        size = max(
+            instruction.bytes, sum(computation.instructions[o].bytes for o in instruction.operands if _known(computation, o))
+        )
+        if instruction.opcode.endswith("-start") and kind != "all-reduce":  # its result holds the operand as well
+            size = max(array.bytes for array in instruction.arrays)
+        bandwidth = chip.network if any(slices.get(axis, 1) > 1 for axis in axes) else chip.links / 2
+        found[kind, "+".join(axes)].append(
+            (
+                size,
+                times,
+                size * (1 if instruction.opcode.startswith("collective-permute") else _passes(kind, devices)) / bandwidth,
+            )
+        )
+    return sorted(
+        (
+            Collective(
+                kind,
+                axis,
+                bytes=int(sum(size * times for size, times, _ in each)),
+                count=int(sum(times for _, times, _ in each)),
+                largest=max(size for size, _, _ in each),
+                seconds=sum(seconds * times for _, times, seconds in each),
+            )
+            for (kind, axis), each in found.items()
+        ),
+        key=lambda collective: -collective.bytes,
+    )
+
+
+def _passes(kind: str, devices: int) -> float:
+    """How often its bytes go into a device, on a ring."""
+    share = (devices - 1) / max(devices, 1)
+    return {"all-reduce": 2 * share}.get(kind, share)
+
+
+def _once(module: Module) -> Iterator[tuple[Computation, Instruction, float]]:
+    """Every collective with how often it runs. One that is spread over the operations beside it has its start, its steps and
+    its end in several fusions, all on one channel: it runs as often as the rarest of them."""
+    channels: dict[str, tuple[Computation, Instruction, float]] = {}
+    for computation, instruction, times, fused in module.executed():
+        channel = re.search(r"channel_id=(\d+)", instruction.attributes) if fused else None
+        if channel is None:
+            yield computation, instruction, times
+        elif channel[1] not in channels or times < channels[channel[1]][2]:
+            channels[channel[1]] = computation, instruction, times
+    yield from channels.values()
+
+
+def _rings(module: Module) -> dict[str, str]:
+    """Collectives that are taken apart into the steps of a ring, by XLA beside the pieces of a matrix product or by `ring.py`:
+    what they are, by their place in the source, which the first and last steps, outside the ring's loop, share.
+    """
+    found = {}
+    for computation in module.computations.values():
+        if "windowed_dot_general_body" in computation.name:
+            kind = "reduce-scatter" if "body_rs" in computation.name else "all-gather"
+            permutes = (i for i in computation.instructions.values() if i.opcode.startswith("collective-permute"))
+            found |= {_source(permute): kind for permute in permutes}
+        for instruction in computation.instructions.values():
+            if instruction.opcode.startswith("collective-permute") and RING in instruction.attributes:
+                found[_source(instruction)] = "reduce-scatter"
+    return found
+
+
+def _source(instruction: Instruction) -> str:
+    metadata = re.search(r"metadata=\{([^}]*)\}", instruction.attributes)
+    return metadata[1] if metadata else instruction.name
+
+
+def _known(computation: Computation, name: str) -> bool:
+    return name in computation.instructions
+
+
+def _axes(instruction: Instruction, mesh_shape: dict[str, int]) -> tuple[list[str], int]:
+    """The mesh axes that one group of a collective spans, and its number of devices."""
+    group = _first_group(instruction.attributes)
+    shape = tuple(mesh_shape.values())
+    places = np.array(np.unravel_index(np.asarray(group), shape))
+    return [name for name, along in zip(mesh_shape, places, strict=True) if len(set(along.tolist())) > 1], len(group)
+
+
+def _first_group(attributes: str) -> list[int]:
+    pairs = re.search(r"source_target_pairs=\{\{([\d,]+)\}", attributes)
+    explicit = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
+    if pairs or explicit:
+        found = [int(i) for i in (pairs or explicit)[1].split(",")]
+        return found if found[0] != found[-1] or len(found) == 1 else found[:1]
+    named = re.search(r"replica_groups=(mesh\[[^{]*)\{([^}]*)\}", attributes)
+    if named:
+        return _named_group(*named.groups())
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    if iota is None:
+        return [0]
+    groups, dims, order = ([int(i) for i in part.split(",")] if part else None for part in iota.groups())
+    ids = np.arange(np.prod(dims)).reshape(dims)
+    ids = ids.transpose(order) if order else ids
+    return ids.reshape(groups)[0].tolist()
+
+
+def _named_group(mesh: str, axes: str) -> list[int]:
+    """`mesh['a'=2,'b'=16]` and `'b'`, or `'b':(4)2` for the part of size 2 of b behind a part of size 4."""
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
+    order = re.search(r"\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)", mesh)
+    ids = np.arange(np.prod(list(sizes.values())))
+    if order:
+        dims, permutation = ([int(i) for i in part.split(",")] if part else None for part in order.groups())
+        ids = ids.reshape(dims).transpose(permutation)
+    chosen = {name: (int(before or 1), int(size or sizes[name])) for name, before, size in _PART.findall(axes)}
+    shape, keep = [], []
+    for name, size in sizes.items():
+        before, part = chosen.get(name, (size, 1))
+        shape += [before, part, size // before // part]
+        keep += [0, slice(None) if name in chosen else 0, 0]
+    return ids.reshape(shape)[tuple(keep)].flatten().tolist()
+
+
+_PART = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
+
+# What moves no bytes of its own.
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "partition-id"}
+FREE |= {"after-all", "opt-barrier", "iota", "copy-done", "async-done", "async-update", "replica-id"}
+
+
+def hbm_bytes(module: Module) -> float:
+    """Bytes that one run reads and writes on one device: operands and results of every instruction outside fusions.
+
+    A fusion that slices an operand reads the slice, one that updates a part of its result in place writes the part.
+    """
+    total = 0.0
+    for computation, instruction, times, fused in module.executed():
+        if not fused and instruction.opcode not in FREE and not instruction.opcode.endswith("-done"):
+            total += times * _traffic(module, computation, instruction)
+    return total
+
+
+def _traffic(module: Module, computation: Computation, instruction: Instruction) -> float:
+    operands = [computation.instructions[name] for name in instruction.operands if _known(computation, name)]
+    if instruction.opcode in ("dynamic-slice", "gather"):
+        return 2.0 * instruction.bytes
+    if instruction.opcode == "dynamic-update-slice":
+        return 2.0 * operands[1].bytes
+    if instruction.opcode != "fusion":
+        return float(instruction.bytes + sum(operand.bytes for operand in operands))
+    body = module.computations[instruction.called["calls"][0]]
+    inside = list(body.instructions.values())
+    parameters = sorted((i for i in inside if i.opcode == "parameter"), key=lambda i: int(i.operands[0]))
+    updates = [i for i in inside if i.opcode == "dynamic-update-slice"]
+    in_place = {i.operands[0] for i in updates}
+    read = 0.0
+    for parameter, operand in zip(parameters, operands, strict=False):
+        users = [i for i in inside if parameter.name in i.operands]
+        slices = [i for i in users if i.opcode in ("dynamic-slice", "gather") and i.operands[0] == parameter.name]
+        if users and len(slices) == len(users):
+            read += sum(i.bytes for i in slices)
+        elif parameter.name not in in_place:
+            read += operand.bytes
+    written = float(instruction.bytes)
+    for update in updates:
+        part = body.instructions[update.operands[1]].bytes if _known(body, update.operands[1]) else 0
+        written += part - update.bytes if written >= update.bytes else 0
+    return read + max(written, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds of one step on one device if each part ran alone at its peak; a step takes at least the longest."""
+
+    compute_seconds: float
+    hbm_seconds: float
+    interconnect_seconds: float
+
+    @property
+    def step_seconds(self) -> float:
+        return max(self.compute_seconds, self.hbm_seconds, self.interconnect_seconds)
+
+    @property
+    def bound(self) -> str:
+        return max(("compute", "hbm", "interconnect"), key=lambda part: getattr(self, f"{part}_seconds"))

@@ -1,0 +1,85 @@
+"""A plan for people: a page of text, and the README's matrix of experiments and launch files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from etils import epath
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import write_atomically
+from mmrlhf_jax.sharding.accelerators import GiB
+from mmrlhf_jax.sharding.compiled import shown_bytes
+from mmrlhf_jax.sharding.plan import Plan
+
+BEGIN, END = "<!-- plans: written by `mmrlhf plan --all --readme README.md` -->", "<!-- end of plans -->"
+
+
+def as_text(plan: Plan) -> str:
+    mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1) or "one device"
+    budget = plan.workload.budget
+    lines = [
+        f"{plan.experiment} on {plan.launch}: {plan.devices} devices ({mesh})",
+        f"  model      {plan.model_source}",
+        f"  rows       {plan.rows} of {budget.slots} slots, {budget.tiles} tiles, {budget.targets} targets;"
+        f" {plan.workload.fill:.0%} filled, {plan.workload.used['pairs']:.1f} pairs each; {plan.workload.source}",
+    ]
+    if plan.stand_in:
+        lines.append(
+            "  compiled for CPU devices in the place of GPUs: memory is an estimate, collectives are the partitioner's"
+        )
+    memory = plan.step.memory
+    if memory is not None:
+        parts = f"arguments {shown_bytes(memory.arguments)}, temporaries {shown_bytes(memory.temporaries)}"
+        lines.append(f"  memory     {shown_bytes(plan.peak)} of {shown_bytes(plan.chip.hbm_bytes)} per device: {parts}")
+    if plan.flops is not None:
+        lines.append(
+            f"  FLOPs      {plan.flops:.4g} per step ({plan.flops / plan.analytic_flops:.3f} of the analytic count,"
+            f" {plan.useful_share:.0%} of it useful)"
+        )
+    for each in plan.step.collectives:
+        if each.bytes >= 2**20:
+            lines.append(
+                f"  {each.kind:<18} over {each.axis:<12} {shown_bytes(each.bytes):>12} in {each.count} (largest"
+                f" {shown_bytes(each.largest)}), {each.seconds * 1e3:.1f} ms"
+            )
+    roofline = plan.step.roofline
+    if roofline is not None:
+        lines += [
+            f"  roofline   compute {roofline.compute_seconds:.3f} s, memory {roofline.hbm_seconds:.3f} s, links"
+            f" {roofline.interconnect_seconds:.3f} s: bound by {roofline.bound}",
+            f"  at best    {plan.step_seconds:.3f} s a step, {plan.flop_utilisation:.1%} of peak,"
+            f" {plan.pairs_per_second:.4g} pairs/s, {plan.chip_hours_per_epoch:.4g} chip-hours an epoch",
+        ]
+    if plan.generation is not None:
+        lines.append(
+            f"  generation {shown_bytes(plan.generation.needed)} per device, compiled in {plan.generation.seconds:.0f} s"
+        )
+    lines.append(f"  compiled in {plan.step.seconds:.0f} s")
+    lines.append("  fits" if plan.fits else f"  {plan.advice}")
+    return "\n".join(lines)
+
+
+def as_table(plans: Sequence[Plan]) -> str:
+    """Markdown: one row per plan."""
+    rows = ["| experiment | launch | mesh | HBM per chip | step at best | bound by | pairs/s at best | chip-hours an epoch |"]
+    rows.append("|---|---|---|---|---|---|---|---|")
+    for plan in plans:
+        mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1)
+        memory = f"{plan.peak / GiB:.1f} of {plan.chip.hbm_bytes / GiB:.1f} GiB" + ("" if plan.fits else ": does not fit")
+        figures = ["", "", "", ""]
+        if plan.step.roofline is not None and plan.fits:
+            figures = [f"{plan.step_seconds:.2f} s", plan.step.roofline.bound]
+            figures += [f"{plan.pairs_per_second:.3g}", f"{plan.chip_hours_per_epoch:.3g}"]
+        rows.append("| " + " | ".join([plan.experiment, plan.launch, mesh, memory, *figures]) + " |")
+    return "\n".join(rows)
+
+
+def write_table(readme: str, plans: Sequence[Plan]) -> None:
+    """Put the table between its two marks. UserError where the file has no such marks."""
+    path = epath.Path(readme)
+    text = path.read_text() if path.exists() else ""
+    if BEGIN not in text or END not in text:
+        raise UserError(f"{readme}: no place for the table; it goes between the lines {BEGIN!r} and {END!r}")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    write_atomically(path, f"{before}{BEGIN}\n{as_table(plans)}\n{END}{after}".encode())

@@ -1,0 +1,100 @@
+"""What a pod will be fed, where the data itself is not at hand: group sizes like MM-RLHF's, made from stated assumptions.
+
+Known (arXiv 2502.10391, table 1): the queries by kind, and 120k pairs of 30k queries. Assumed: the sizes below. A plan that is
+made from them says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from mmrlhf_jax import config
+from mmrlhf_jax.data.index import GroupIndex
+from mmrlhf_jax.data.packing import plan_rows
+from mmrlhf_jax.data.pipeline import row_budget
+from mmrlhf_jax.data.rows import Budget
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.llava_onevision import vision_plan
+from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of query. Lengths are medians in tokens; the spread is log-normal."""
+
+    queries: int
+    answer: int
+    video: bool = False
+
+
+KINDS = (
+    Kind(queries=9575, answer=220),  # long
+    Kind(queries=12063, answer=80),  # short
+    Kind(queries=2125, answer=40),  # multiple choice
+    Kind(queries=1999, answer=140),  # safety
+    Kind(queries=4235, answer=180, video=True),
+)
+IMAGE_SIZES = ((336, 500), (480, 640), (768, 1024), (1080, 1920))  # height, width
+PROMPT, SPREAD, CRITIQUE = 50, 0.5, 180  # tokens; standard deviation of the logarithm
+CRITIQUE_PROMPT = 130  # tokens around question and answer, repeated in every branch after the question
+RESPONSES = (3, 4, 5)
+TIED = 0.37  # of the pairs of a ranking: what is left makes the paper's 4 pairs per query
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """Rows of a static budget and what an epoch of them holds."""
+
+    budget: Budget
+    rows: int
+    groups: int
+    used: dict[str, float]  # what an average row holds of every resource of the budget
+    source: str
+
+    @property
+    def fill(self) -> float:
+        """Share of slots that hold tokens."""
+        return self.used["slots"] / self.budget.slots
+
+
+def assumed_sizes(geometry: VisionGeometry, *, critiques: bool, frames: int, seed: int = 0) -> np.ndarray:
+    """int64[30k, resources of `Budget`]: what the groups of an MM-RLHF-like data set take of a row."""
+    rng = np.random.default_rng(seed)
+    pictures = [vision_plan.plan_image(*size, geometry) for size in IMAGE_SIZES]
+    video = vision_plan.plan_video(frames, geometry)
+    sizes = []
+    for kind in KINDS:
+        for _ in range(kind.queries):
+            count = int(rng.choice(RESPONSES))
+            plan = video if kind.video else pictures[rng.integers(len(pictures))]
+            prompt, *answers = np.exp(rng.normal(0, SPREAD, count + 1)) * [PROMPT, *[kind.answer] * count]
+            branches, targets = np.sum(answers), np.sum(answers)
+            if critiques:
+                targets = np.sum(np.exp(rng.normal(0, SPREAD, count)) * CRITIQUE)
+                branches = np.sum(answers) + targets + count * CRITIQUE_PROMPT
+            pairs = count * (count - 1) / 2 * (1 - TIED)
+            tokens = plan.tokens + prompt + 30 + branches + 4 * count
+            sizes.append((tokens, plan.tiles, plan.tokens, targets + count, count, round(pairs)))
+    return np.asarray(sizes, np.int64)
+
+
+def assumed_workload(experiment: config.Experiment, geometry: VisionGeometry) -> Workload:
+    """The rows that the experiment would pack from such data. UserError where no group fits a row."""
+    critiques = isinstance(experiment.objective, config.RewardModel)
+    sizes = assumed_sizes(geometry, critiques=critiques, frames=experiment.data.video_frames)
+    source = "MM-RLHF-like sizes (assumed; the data is not at hand)"
+    return pack_workload(experiment, sizes, source)
+
+
+def pack_workload(experiment: config.Experiment, sizes: np.ndarray, source: str) -> Workload:
+    batch = experiment.batch
+    index = GroupIndex(sizes, np.arange(len(sizes)), np.zeros(1, np.int64), (), "")
+    budget = row_budget(batch, index)
+    kept = sizes[(sizes <= budget.vector).all(axis=1)]
+    if not len(kept):
+        raise UserError(f"batch.slots {batch.slots}: no group of {source} fits a row; raise batch.slots")
+    rows = plan_rows(kept, budget.vector, seed=experiment.run.seed, epoch=0)
+    used = dict(zip(Budget.names(), (kept.sum(axis=0) / len(rows)).tolist(), strict=True))
+    return Workload(budget, len(rows), len(kept), used, source)

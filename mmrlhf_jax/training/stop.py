@@ -1,0 +1,56 @@
+"""Asking a run to stop, and all its processes agreeing after which step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mmrlhf_jax.sharding.mesh import replicated
+
+
+class StopSignal:
+    """SIGTERM and SIGINT ask for a checkpoint and a clean exit after the running step."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._old: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._request)
+
+    def _request(self, number, frame) -> None:
+        if self.requested:  # the second one is meant
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def restore(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+class Vote:
+    """One process is asked to stop, all must stop at the same step, or the others wait for it in the next one for ever.
+
+    With every step each process casts a vote; the sum is read one step late, when it is there without waiting.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._single = jax.process_count() == 1
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._devices = mesh.size
+        self._count = jax.jit(lambda votes: votes.max(), out_shardings=replicated(mesh))
+        self._cast: jax.Array | None = None
+
+    def stops(self, requested: bool) -> bool:
+        """Cast this step's vote; True if any process's vote of the step before asked to stop."""
+        if self._single:
+            return requested
+        last, mine = self._cast, np.asarray([requested], np.int32)
+        votes = jax.make_array_from_callback((self._devices,), self._sharding, lambda _: mine)
+        self._cast = self._count(votes)
+        return last is not None and bool(np.asarray(last))

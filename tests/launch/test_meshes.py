@@ -1,0 +1,52 @@
+"""Every launch file's mesh can be laid over its accelerator's chips, and every published model's parameters over the mesh."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmrlhf_jax import config
+
+ROOT = Path(__file__).parents[2]
+PODS = [path for path in sorted((ROOT / "launch").glob("v*.yaml"))]
+STATE = """
+import sys, math, json
+import jax
+from mmrlhf_jax import config
+from mmrlhf_jax.sharding import plan
+from mmrlhf_jax.sharding.abstract import abstract_model, abstract_state
+from mmrlhf_jax.sharding.mesh import make_mesh
+from mmrlhf_jax.training.optimizer import make_optimizer
+
+experiment = config.load_experiment("configs/mmdpo_llava_ov_7b.yaml")
+sizes, _ = plan.model_sizes(experiment)
+for name in sys.argv[1:]:
+    launch = config.load_launch(name)
+    mesh = make_mesh(launch.mesh.model_dump(), plan.planned_devices(launch))
+    tx = make_optimizer(experiment.optimizer, 10, experiment.guard)
+    _, state = abstract_state(abstract_model(sizes, experiment, mesh), experiment, tx, mesh, keep_start=False)
+    here = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
+    whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+    print(json.dumps([name, mesh.size, here, whole]))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_the_state_of_a_7b_model_is_spread_over_all_chips_of_every_pod():
+    """Within 15 % of an equal share of each slice: what does not divide (norms, some of the tower) is small."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", STATE, *map(str, PODS)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(lines) == len(PODS)
+    for name, size, here, whole in map(json.loads, lines):
+        replicas = math.prod(config.load_launch(name).mesh.slices.values())
+        assert here <= 1.15 * whole / (size / replicas), name

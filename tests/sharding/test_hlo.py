@@ -1,0 +1,175 @@
+"""What is read in a compiled program's text: loops count by their trips, collectives by the mesh axes that they span."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mmrlhf_jax.sharding import hlo
+from mmrlhf_jax.sharding.accelerators import CHIPS
+from mmrlhf_jax.sharding.roofline import collectives, hbm_bytes
+
+
+def compiled_text(function, *arguments) -> str:
+    return jax.jit(function).lower(*arguments).compile().as_text()
+
+
+def test_a_scan_counts_as_often_as_it_runs():
+    x, w = jnp.ones((8, 16)), jnp.ones((5, 16, 16))
+
+    def loop(x, w):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+    assert hlo.flops(hlo.parse(compiled_text(loop, x, w))) == 5 * 2 * 8 * 16 * 16
+
+
+def test_scans_inside_scans_multiply():
+    x, w = jnp.ones((8, 16)), jnp.ones((3, 7, 16, 16))
+
+    def inner(x, w):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)
+
+    def loop(x, w):
+        return jax.lax.scan(lambda x, w: (inner(x, w)[0], None), x, w)[0]
+
+    assert hlo.flops(hlo.parse(compiled_text(loop, x, w))) == 21 * 2 * 8 * 16 * 16
+
+
+LOOP = """HloModule test
+
+%cond (p: (u32[], f32[4,8])) -> pred[] {
+  %limit = u32[] constant(16)
+  %p = (u32[], f32[4,8]) parameter(0)
+  %i = u32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+%body (p: (u32[], f32[4,8])) -> (u32[], f32[4,8]) {
+  %p = (u32[], f32[4,8]) parameter(0)
+  %two = u32[] constant(2)
+  %i = u32[] get-tuple-element(%p), index=0
+  %x = f32[4,8]{1,0} get-tuple-element(%p), index=1
+  %w = f32[8,8]{1,0} constant({...})
+  %y = f32[4,8]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
+  %next = u32[] add(%i, %two)
+  ROOT %t = (u32[], f32[4,8]) tuple(%next, %y)
+}
+
+ENTRY %main (x: f32[4,8]) -> f32[4,8] {
+  %x = f32[4,8]{1,0:T(8,128)} parameter(0)
+  %zero = u32[] constant(0)
+  %start = (u32[], f32[4,8]) tuple(%zero, %x)
+  %loop = (u32[], f32[4,8]) while(%start), condition=%cond, body=%body
+  ROOT %out = f32[4,8]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_trips_follow_from_the_limit_and_the_step_where_they_are_not_noted():
+    module = hlo.parse(LOOP)
+    assert hlo.flops(module) == 8 * 2 * 4 * 8 * 8
+    assert module.uncounted_loops == 0
+
+
+def test_a_batched_product_written_as_a_dilated_window_counts_what_meets_the_input():
+    """TPUs write [4, 8, 16] x [4, 16, 32] as a convolution over the batch with a window of 4 that meets one element each."""
+    text = """HloModule test
+
+ENTRY %main (a: f32[4,8,16], b: f32[4,16,32]) -> f32[4,8,32] {
+  %a = f32[4,8,16]{2,1,0} parameter(0)
+  %b = f32[4,16,32]{2,1,0} parameter(1)
+  ROOT %c = f32[4,8,32]{2,1,0} convolution(%a, %b), window={size=4 stride=3 pad=0_0 lhs_dilate=4}, dim_labels=0bf_0io->0bf
+}
+"""
+    assert hlo.flops(hlo.parse(text)) == 4 * 2 * 8 * 16 * 32
+
+
+MESH = {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}
+GROUPS = {
+    "replica_groups={{0,1,2,3},{4,5,6,7}}": "fsdp",
+    "replica_groups={{0,4},{1,5},{2,6},{3,7}}": "data",
+    "replica_groups=[2,4]<=[8]": "fsdp",
+    "replica_groups=[4,2]<=[2,4]T(1,0)": "data",
+    "replica_groups=[1,8]<=[8]": "data+fsdp",
+    "replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}": "fsdp",
+    "replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}": "data",
+    "replica_groups=mesh['axis_0'=8] {'axis_0':(2)4}": "fsdp",
+    "replica_groups=mesh['axis_0'=8] {'axis_0':(1)2}": "data",
+}
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_the_axis_of_a_collective_is_read_from_every_notation_of_its_groups(groups):
+    text = f"""HloModule test
+
+ENTRY %main (a: bf16[16]) -> bf16[64] {{
+  %a = bf16[16]{{0}} parameter(0)
+  ROOT %g = bf16[64]{{0}} all-gather(%a), channel_id=1, {groups}, dimensions={{0}}
+}}
+"""
+    (found,) = collectives(hlo.parse(text), MESH, {}, CHIPS["v6e"])
+    assert (found.kind, found.axis, found.bytes, found.count) == ("all-gather", GROUPS[groups], 128, 1)
+
+
+def test_links_between_slices_are_slower_than_those_within_one():
+    text = """HloModule test
+
+ENTRY %main (a: f32[1024]) -> f32[1024] {
+  %a = f32[1024]{0} parameter(0)
+  ROOT %r = f32[1024]{0} all-reduce(%a), replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%add
+}
+"""
+    chip = CHIPS["v6e"]
+    (near,) = collectives(hlo.parse(text), MESH, {}, chip)
+    (far,) = collectives(hlo.parse(text), MESH, {"data": 2}, chip)
+    assert near.seconds == pytest.approx(4096 / (chip.links / 2))
+    assert far.seconds == pytest.approx(4096 / chip.network)
+
+
+def test_a_ring_of_permutes_beside_a_product_is_the_reduce_scatter_that_it_was():
+    text = """HloModule test
+
+%windowed_dot_general_body_rs (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %s = f32[8]{0} collective-permute(%p), source_target_pairs={{0,1},{1,2},{2,3},{3,0}}, metadata={op_name="w"}
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %c = f32[8]{0} call(%a), to_apply=%windowed_dot_general_body_rs
+  ROOT %last = f32[8]{0} collective-permute(%c), source_target_pairs={{0,1},{1,2},{2,3},{3,0}}, metadata={op_name="w"}
+}
+"""
+    (found,) = collectives(hlo.parse(text), MESH, {}, CHIPS["v6e"])
+    assert (found.kind, found.axis, found.count) == ("reduce-scatter", "fsdp", 2)
+
+
+def test_a_fusion_that_slices_reads_the_slice():
+    """One layer's weights out of a stack of 100: the loop reads the stack once, not a hundred times."""
+    stack, x = jnp.ones((100, 64, 64)), jnp.ones((8, 64))
+
+    def loop(x, w):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+    read = hbm_bytes(hlo.parse(compiled_text(loop, x, stack)))
+    once = stack.nbytes
+    assert once <= read <= 5 * once
+
+
+def test_a_collective_that_is_spread_over_fusions_counts_once():
+    """Its start and end run once, its steps in a loop's body beside other work: one channel, one gather."""
+    fusions = "".join(
+        f"""%part{i} (p: bf16[16]) -> bf16[64] {{
+  %p = bf16[16]{{0}} parameter(0)
+  ROOT %g{i} = bf16[64]{{0}} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8], dimensions={{0}}
+}}
+
+"""
+        for i in range(3)
+    )
+    calls = "".join(f"  %f{i} = bf16[64]{{0}} fusion(%a), kind=kCustom, calls=%part{i}\n" for i in range(3))
+    text = f"HloModule test\n\n{fusions}ENTRY %main (a: bf16[16]) -> bf16[64] {{\n  %a = bf16[16]{{0}} parameter(0)\n{calls}"
+    text += "  ROOT %r = bf16[64]{0} copy(%f2)\n}\n"
+    (found,) = collectives(hlo.parse(text), MESH, {}, CHIPS["v6e"])
+    assert (found.kind, found.axis, found.bytes, found.count) == ("all-gather", "fsdp", 128, 1)

@@ -1,0 +1,60 @@
+"""One program, however it is laid over processes and devices: the same losses, step for step, in float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.sharding import loopback
+
+# (processes, devices each, mesh)
+LAYOUTS = {
+    "1x8 fsdp": (1, 8, {"fsdp": 8}),
+    "1x8 fsdp x tensor": (1, 8, {"fsdp": 4, "tensor": 2}),
+    "1x8 data x fsdp": (1, 8, {"data": 2, "fsdp": 4}),
+    "1x8 context": (1, 8, {"fsdp": 4, "context": 2}),
+    "2x4 fsdp": (2, 4, {"fsdp": 8}),
+    "2x4 fsdp x tensor": (2, 4, {"fsdp": 4, "tensor": 2}),
+    "2x4 data x fsdp, two slices": (2, 4, {"data": 2, "fsdp": 4, "slices": {"data": 2}}),
+    "2x4 context": (2, 4, {"fsdp": 4, "context": 2}),
+    "4x2 fsdp": (4, 2, {"fsdp": 8}),
+    "4x2 fsdp x tensor": (4, 2, {"fsdp": 4, "tensor": 2}),
+    "4x2 data x fsdp": (4, 2, {"data": 2, "fsdp": 4}),
+    "4x2 context over hosts": (4, 2, {"fsdp": 2, "context": 4}),
+}
+QUICK = ["2x4 data x fsdp, two slices"]
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    """Experiment and losses of each objective on one device, made when first asked for."""
+    made = {}
+
+    def get(kind: str, steps: int):
+        if (kind, steps) not in made:
+            root = tmp_path_factory.mktemp(kind)
+            experiment = loopback.write_experiment(root, kind, steps=steps)
+            made[kind, steps] = experiment, loopback.train(root / "one", experiment, {"fsdp": 1}, 1, 1)
+        return made[kind, steps]
+
+    return get
+
+
+def assert_same_losses(one_device, tmp_path, kind: str, layout: str, steps: int):
+    experiment, expected = one_device(kind, steps)
+    processes, devices, mesh = LAYOUTS[layout]
+    found = loopback.train(tmp_path, experiment, mesh, processes, devices)
+    assert list(found) == list(expected) == list(range(1, steps + 1))
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", QUICK)
+def test_losses_do_not_depend_on_the_layout(one_device, tmp_path, layout):
+    assert_same_losses(one_device, tmp_path, "preference", layout, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", ["preference", "reward_model"])
+def test_twenty_losses_on_every_layout(one_device, tmp_path, kind, layout):
+    assert_same_losses(one_device, tmp_path, kind, layout, 20)

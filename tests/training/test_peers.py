@@ -1,0 +1,67 @@
+"""Who hangs is named: of processes that wait in a step, the one that is elsewhere is the one that all wait for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mmrlhf_jax.training.goodput import Goodput
+from mmrlhf_jax.training.peers import COMPILING, Peers
+
+
+@pytest.fixture
+def watched(tmp_path):
+    return Peers(tmp_path, 0, 3, timeout=30.0, hang=300.0)
+
+
+def beat(directory, process: int, step: int, doing: str, number: int = 1):
+    text = json.dumps({"beat": number, "step": step, "doing": doing, "host": f"host-{process}", "pid": 1})
+    (directory / f"process-{process}.json").write_text(text)
+
+
+def test_the_process_that_is_behind_is_named_with_what_it_does(watched, tmp_path):
+    beat(tmp_path, 0, 7, "in step")
+    beat(tmp_path, 1, 7, "waiting for data")
+    beat(tmp_path, 2, 8, "in step")
+    assert watched._behind(0.0) is None
+    beat(tmp_path, 1, 7, "waiting for data", number=2)  # alive, but no further
+    assert watched._behind(1.0 + 300.0) == "process 1 on host-1 hangs at step 7: waiting for data"
+
+
+def test_progress_of_any_process_is_no_hang(watched, tmp_path):
+    for process in range(3):
+        beat(tmp_path, process, 7, "in step")
+    watched._behind(0.0)
+    beat(tmp_path, 2, 8, "in step")
+    assert watched._behind(1.0 + 300.0) is None
+
+
+def test_compiling_is_no_hang_however_long_it_takes(watched, tmp_path):
+    for process in range(3):
+        beat(tmp_path, process, 0, COMPILING if process == 2 else "in step")
+    watched._behind(0.0)
+    assert watched._behind(1000.0) is None
+
+
+def test_a_process_that_does_not_beat_is_gone_and_one_that_finished_is_not(watched, tmp_path):
+    for process, doing in enumerate(("in step", "in step", "finished")):
+        beat(tmp_path, process, 7, doing)
+    assert watched._gone(0.0) is None
+    assert watched._gone(29.0) is None
+    assert watched._gone(31.0) == "process 1 on host-1 is gone (silent for 31 s, last at step 7)"
+
+
+def test_time_that_is_not_a_steps_is_counted_by_what_it_went_into(monkeypatch):
+    clock = iter([0.0, 10.0, 10.0, 14.0, 20.0, 25.0, 40.0])
+    monkeypatch.setattr("mmrlhf_jax.training.goodput.time.monotonic", lambda: next(clock))
+    goodput = Goodput()  # 0
+    goodput.started()  # 10
+    with goodput.part("compile"):  # 10 to 14
+        pass
+    with goodput.part("checkpoint"):  # 20 to 25
+        pass
+    figures = goodput.figures()  # 40
+    assert figures["goodput/start_seconds"] == 10
+    assert (figures["goodput/compile_seconds"], figures["goodput/checkpoint_seconds"]) == (4, 5)
+    assert figures["goodput/productive"] == (40 - 19) / 40
