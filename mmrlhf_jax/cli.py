@@ -142,12 +142,14 @@ def generate(
     template: Template = "qwen_1_5",
 ) -> None:
     """Answer a prompt about images."""
+    from etils import epath
+
     from mmrlhf_jax.data.examples import Example
-    from mmrlhf_jax.data.media import read_file
+    from mmrlhf_jax.data.media import read_media
     from mmrlhf_jax.inference.engine import Engine, Prompt
     from mmrlhf_jax.records import RankedRecord
 
-    images = tuple(read_file(path) for path in image or [])
+    images = tuple(read_media(epath.Path(path), "--image") for path in image or [])
     example = Example(RankedRecord(id="prompt", prompt=prompt, responses=(), images=tuple(image or [])), images)
     engine = Engine.load(model, dtype=dtype, template=template, batch=1)
     settings = dict(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)

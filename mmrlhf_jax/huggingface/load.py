@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from mmrlhf_jax.models import reward_head as reward_heads
 from mmrlhf_jax.models.llava_onevision import original, weights
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, read_config
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
-from mmrlhf_jax.sharding.mesh import use_mesh
+from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -79,12 +79,7 @@ def load_model(
     Raises UserError, naming the tensors, where the checkpoint is not exactly this model.
     """
     directory = local_directory(model)
-    config = read_config(directory)
-    stored = StoredTensors(directory)
-    found = _resolve_all(stored)
-    config, fresh_head = _with_reward_head(config, found, reward_head, directory)
-    config = _with_tying(config, stored, found)
-
+    config, stored, found, fresh_head = _open_checkpoint(directory, reward_head)
     with use_mesh(mesh):
         abstract = nnx.eval_shape(
             lambda: LlavaOnevision(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype, remat=remat)
@@ -104,6 +99,20 @@ def load_model(
             array = _fresh(path, variable.shape, param_dtype, sharding, config, seed)
         leaves.append((path, variable.replace(array)))
     return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+
+def check_checkpoint(model: str | os.PathLike[str]) -> tuple[LlavaOnevisionConfig, StoredTensors]:
+    """Sizes and stored tensors of a directory or hub id, of which only headers are read.
+
+    Raises UserError, naming the tensors, where the checkpoint is not exactly the model that its config describes.
+    """
+    directory = local_directory(model)
+    config, stored, found, _ = _open_checkpoint(directory, None)
+    with use_mesh(make_mesh({}, jax.devices()[:1])):
+        state = nnx.state(nnx.eval_shape(lambda: LlavaOnevision(config, rngs=nnx.Rngs(0))))
+    shapes = {path: variable.shape for path, variable in nnx.to_flat_state(state)}
+    _match(found, stored, shapes, config, directory)
+    return config, stored
 
 
 def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
@@ -150,8 +159,18 @@ def _config(directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory / 'config.json'}: not JSON ({error})") from None
 
 
-def _resolve_all(stored: StoredTensors) -> dict[str, weights.Stored | None]:
-    return {name: weights.resolve(name) for name in stored.shapes}
+class _Checkpoint(NamedTuple):
+    config: LlavaOnevisionConfig
+    stored: StoredTensors
+    found: dict[str, weights.Stored | None]  # what every stored name means
+    fresh_head: bool  # the reward head asked for is not in the checkpoint
+
+
+def _open_checkpoint(directory: Path, reward_head: str | None) -> _Checkpoint:
+    config, stored = read_config(directory), StoredTensors(directory)
+    found = {name: weights.resolve(name) for name in stored.shapes}
+    config, fresh_head = _with_reward_head(config, found, reward_head, directory)
+    return _Checkpoint(_with_tying(config, stored, found), stored, found, fresh_head)
 
 
 def _with_reward_head(

@@ -20,6 +20,7 @@ from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, local_directory
 from mmrlhf_jax.inference.generate import generate
+from mmrlhf_jax.models.layers import with_short_sums
 from mmrlhf_jax.models.llava_onevision import vision_plan
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.models.llava_onevision.model import Visual
@@ -46,7 +47,7 @@ class Engine:
 
     def __init__(self, model: nnx.Module, tokenizer, mesh: Mesh, *, template: str = "qwen_1_5", batch: int = 16):
         self.config: LlavaOnevisionConfig = model.config
-        self.graphdef, self.params = nnx.split(model)
+        self.graphdef, self.params = nnx.split(with_short_sums(model))
         self.tokenizer, self.mesh = tokenizer, mesh
         self.template = template
         divisor = rows_divisor(mesh)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -23,12 +24,21 @@ class KVCache(NamedTuple):
     v: Float[Array, "L B S K D"]
 
 
+def rope_frequencies(head_dim: int, theta: float) -> Float[np.ndarray, "D/2"]:
+    """Radians per position of every pair of dimensions, float32, rounded where transformers rounds: power, then quotient.
+
+    At position 7000 one unit in the last place of a frequency turns a pair by up to 5e-4 radians, which shows in the logits;
+    so they are made on the host, where powers are exact, and not by an accelerator's own power function.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    return np.float32(1) / (np.float64(theta) ** exponents.astype(np.float64)).astype(np.float32)
+
+
 def rope(
     positions: Int[Array, "B S"], head_dim: int, theta: float
 ) -> tuple[Float[Array, "B S 1 D/2"], Float[Array, "B S 1 D/2"]]:
     """Cosines and sines of rotary embeddings, float32, one per pair of dimensions."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = (positions[..., None].astype(jnp.float32) * frequencies)[:, :, None]
+    angles = (positions[..., None].astype(jnp.float32) * rope_frequencies(head_dim, theta))[:, :, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 

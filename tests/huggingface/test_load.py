@@ -281,7 +281,7 @@ def test_tensors_that_are_no_weights_are_refused(tmp_path):
         ({"vision_feature_layer": [-2, -1]}, "is not one number"),
         ({"vision_feature_layer": -5}, "outside the tower's 3 layers"),
         ({"vision_feature_select_strategy": "default"}, "is not 'full'"),
-        ({"vision_aspect_ratio": "pad"}, "'pad' is not 'anyres' or 'anyres_max_N'"),
+        ({"vision_aspect_ratio": "crop_split"}, "'crop_split' is not one of 'anyres', 'anyres_max_N', 'pad', 'square'"),
     ],
 )
 def test_configs_of_another_architecture_are_refused(tmp_path, changes, complaint):

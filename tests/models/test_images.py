@@ -293,7 +293,7 @@ class TestBadImages:
     def test_pixels_without_a_defined_white(self, mode):
         self.refused(encode(Image.new(mode, (4, 4)), "TIFF"), f"32-bit.*mode {mode}", read=[images.decode_image])
 
-    @pytest.mark.parametrize("width, height", [(30_001, 1), (1, 30_001), (13_500, 13_500), (2**31 - 1, 2**31 - 1)])
+    @pytest.mark.parametrize("width, height", [(30_000, 14), (1, 20_001), (13_500, 13_500), (2**31 - 1, 2**31 - 1)])
     def test_absurd_sizes(self, width, height):
         """Refused from the header: a few bytes that claim a huge picture are never decoded."""
         header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -301,9 +301,9 @@ class TestBadImages:
         self.refused(data, "pixels.*scale it down")
 
     def test_the_largest_side_is_allowed(self):
-        data = encode(Image.new("RGB", (30_000, 1)))
-        assert images.image_size(data, "x") == (1, 30_000)
-        assert images.decode_image(data, "x").size == (30_000, 1)
+        data = encode(Image.new("RGB", (20_000, 1)))
+        assert images.image_size(data, "x") == (1, 20_000)
+        assert images.decode_image(data, "x").size == (20_000, 1)
 
 
 def test_importing_the_host_pipeline_loads_no_framework():
