@@ -209,7 +209,7 @@ def _check_preprocessing(pixels: dict[str, Any], geometry: VisionGeometry, where
     """Refuse an image processor that makes other pixels than this project's: a quiet mismatch would spoil every number."""
     for key, expected in PREPROCESSING.items():
         if pixels.get(key, expected) != expected:
-            raise UserError(f"{where}: the image processor has {key} {pixels[key]!r}; this project does {key} {expected!r} only")
+            raise UserError(f"{where}: the image processor has {key} {pixels[key]!r}; only {expected!r} is supported")
     size = pixels.get("size") or {}
     if isinstance(size, dict) and any(length != geometry.image_size for length in size.values()):
         raise UserError(f"{where}: the image processor's size {size} is not the vision tower's, {geometry.image_size}")
