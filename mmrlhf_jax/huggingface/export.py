@@ -187,12 +187,13 @@ def _export(
         for plan in writing_order(plans):  # to gather what the first process writes
             plan.read()
         return
+    tokenizer = _tokenizer(source)  # before the weights: what is wrong shall show at once
     with new_directory(out) as directory:
         write_tensors(directory, plans, shard_bytes)
         _write_json(directory / "config.json", _config(raw, kinds.stored, config, naming, kinds.asked))
         _copy(source, directory, (*TOKENIZER_FILES, *PROCESSOR_FILES))
         if naming == "hf":
-            _complete(source, directory, config, converted=original.is_original(raw))
+            _complete(directory, config, tokenizer, converted=original.is_original(raw))
         if card is not None:
             (directory / "README.md").write_text(card)
 
@@ -301,13 +302,18 @@ def _config(
     return new
 
 
-def _complete(source: Path, directory: Path, config: LlavaOnevisionConfig, converted: bool) -> None:
+def _tokenizer(source: Path) -> PreTrainedTokenizerFast | None:
+    """The source's tokenizer, if it has any. UserError for one that is not a LLaVA-OneVision model's."""
+    if not any((source / name).exists() for name in TOKENIZER_FILES):
+        logger.warning("%s: no tokenizer; the export has none either", source)
+        return None
+    return load_tokenizer(source)
+
+
+def _complete(
+    directory: Path, config: LlavaOnevisionConfig, tokenizer: PreTrainedTokenizerFast | None, converted: bool
+) -> None:
     """Write what a Hugging Face directory needs and the source's naming or its makers left out."""
-    try:
-        tokenizer = load_tokenizer(source)
-    except UserError as error:
-        logger.warning("%s; the export has no tokenizer of its own", error)
-        tokenizer = None
     if tokenizer is not None:
         if converted:
             tokenizer.save_pretrained(directory)

@@ -14,7 +14,7 @@ from mmrlhf_jax.records import RankedRecord, Response
 from mmrlhf_jax.sharding.mesh import make_mesh
 from tests import ranked, tiny
 
-NEW_TOKENS = 16
+NEW_TOKENS = 64
 PROMPTS = [("What is this?", []), ("And this?", [(40, 30)]), ("Look at the sky.", [(33, 90)]), ("Both?", [(30, 30), (50, 20)])]
 
 
@@ -33,7 +33,7 @@ def example(prompt: str, sizes) -> Example:
     return Example(RankedRecord("p", prompt, (), tuple(f"{i}.png" for i in range(len(sizes)))), images)
 
 
-def test_greedy_generation_equals_transformers_token_for_token(engine, directory):
+def assert_generates_as_transformers(engine, directory, prompts) -> None:
     torch = pytest.importorskip("torch")
     from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
 
@@ -41,7 +41,7 @@ def test_greedy_generation_equals_transformers_token_for_token(engine, directory
 
     theirs = LlavaOnevisionForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
     processor = LlavaOnevisionImageProcessorPil.from_pretrained(directory)
-    examples = [example(prompt, sizes) for prompt, sizes in PROMPTS]
+    examples = [example(prompt, sizes) for prompt, sizes in prompts]
     ours = engine.generate([Prompt(e) for e in examples], max_new_tokens=NEW_TOKENS)
     for e, text in zip(examples, ours, strict=True):
         tokens, _ = engine._prepare(Prompt(e))
@@ -61,6 +61,38 @@ def test_greedy_generation_equals_transformers_token_for_token(engine, directory
             )[0, len(tokens) :]
         kept = [t for t in out.tolist() if t not in engine.stop_tokens]
         assert text == engine.tokenizer.decode(kept, skip_special_tokens=True)
+
+
+def test_greedy_generation_equals_transformers_token_for_token(engine, directory):
+    assert_generates_as_transformers(engine, directory, PROMPTS)
+
+
+@pytest.mark.slow
+def test_so_it_does_at_the_depth_and_width_of_a_real_model(tmp_path):
+    """The shapes of SmolLM2-135M (30 layers, 9 heads over 3) behind a tower of the published geometry."""
+    raw = tiny.config(
+        text={
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 100_000.0,
+        },
+        vision={
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 384,
+            "patch_size": 14,
+        },
+        image_grid_pinpoints=[[384 * i, 384 * j] for i in range(1, 7) for j in range(1, 7)],
+    )
+    directory = tiny.checkpoint(tmp_path, raw)
+    engine = Engine(tiny.on_one_device(directory), tiny.tokenizer(), make_mesh({}, jax.devices()[:1]), batch=1)
+    assert_generates_as_transformers(engine, directory, [("Why?", []), ("What is this?", [(384, 384)])])
 
 
 def test_a_batch_answers_as_each_prompt_does_alone(engine):
