@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import re
 import zlib
@@ -72,9 +73,10 @@ def load_model(
     """The model of a directory or hub id, in Hugging Face or original naming, its parameters sharded over `mesh`.
 
     Every parameter is assembled from slices of its stored tensors, so host memory holds one parameter at a time, and of
-    that only what this process's devices keep. Embeddings are tied as transformers ties them: where the config says
-    so, unless the checkpoint stores another projection. With `rm_head.*` tensors the model gets its reward head;
-    `reward_head` gives a fresh one (initialised from `seed`) to a checkpoint without.
+    that only what this process's devices keep (on CPU devices that memory is the parameter). Embeddings are tied as
+    transformers ties them: where the config says so, unless the checkpoint stores another projection. With `rm_head.*`
+    tensors the model gets its reward head; `reward_head` gives a fresh one (initialised from `seed`) to a checkpoint
+    without.
 
     Raises UserError, naming the tensors, where the checkpoint is not exactly this model.
     """
@@ -268,13 +270,13 @@ def _assemble(
     def shard(index: tuple[slice, ...]) -> np.ndarray:
         key = tuple((part.start, part.stop) for part in index)
         if key not in shards:
+            array = _aligned([len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True)], dtype)
+            shards[key] = array
             if stacked:
-                parts = [len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True)]
-                shards[key] = np.empty(parts, dtype)
-                for row, name in zip(shards[key], names[index[0]], strict=True):
+                for row, name in zip(array, names[index[0]], strict=True):
                     row[...] = read(name, index[1:])
             else:
-                shards[key] = np.ascontiguousarray(read(names[0], index), dtype=dtype)
+                array[...] = read(names[0], index)
         return shards[key]
 
     try:
@@ -284,6 +286,14 @@ def _assemble(
         mesh = {axis: size for axis, size in sharding.mesh.shape.items() if size > 1}
         raise UserError(f"{directory}: {what} cannot be split over mesh {mesh}; change `mesh` in the launch file") from None
     return jax.make_array_from_callback(shape, sharding, shard)
+
+
+def _aligned(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An empty array that begins at a multiple of 64 bytes: XLA's CPU backend then takes it as it is, without a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _fresh(
