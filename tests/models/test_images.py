@@ -87,6 +87,13 @@ class TestTiles:
             images.cut_tiles(image, geometry, anyres=True), images.cut_tiles(image, TINY, anyres=False)
         )
 
+    def test_without_anyres_it_is_squeezed_where_the_geometry_says_square(self):
+        """The original code's default branch: its image processor alone, aspect ignored."""
+        geometry = VisionGeometry(48, 12, (), None, anyres=False, plain="square")
+        image = picture(60, 100)
+        expected = np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC))[None]
+        np.testing.assert_array_equal(images.cut_tiles(image, geometry, anyres=True), expected)
+
     def test_padding_a_long_strip_needs_no_square(self, monkeypatch):
         """Among several images a strip is never put on its whole square (2.7 GB for a side of 30 000 pixels)."""
         areas = []
