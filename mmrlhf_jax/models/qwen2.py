@@ -145,25 +145,26 @@ class Qwen2(nnx.Module):
 
     def decode(
         self,
-        x: Float[Array, "B 1 E"],
-        positions: Int[Array, "B 1"],
-        slots: Int[Array, "B"],
-        valid: Bool[Array, "B S"],
+        x: Float[Array, "B N E"],
+        positions: Int[Array, "B N"],
+        slots: Int[Array, "B N"],
+        valid: Bool[Array, "B N S"],
         cache: KVCache,
-    ) -> tuple[Float[Array, "B 1 E"], KVCache]:
-        """One step: writes each sequence's key and value at its own slot, then attends the `valid` slots."""
+    ) -> tuple[Float[Array, "B N E"], KVCache]:
+        """One step of N branches per row: writes their keys and values at their slots, then each attends its `valid` ones."""
         cos_sin = rope(positions, self.config.head_dim, self.config.rope_theta)
-        rows = jnp.arange(x.shape[0])
+        rows = jnp.arange(x.shape[0])[:, None]
 
         def body(carry, layer_and_number):
             (x, cache), (layer, number) = carry, layer_and_number
             updated = cache
 
             def attend(q, k, v):
-                # The cache is carried, not scanned over: one slot per sequence is written in place, nothing is copied.
+                # The cache is carried, not scanned over: one slot per branch is written in place, nothing is copied.
                 nonlocal updated
-                updated = KVCache(cache.k.at[number, rows, slots].set(k[:, 0]), cache.v.at[number, rows, slots].set(v[:, 0]))
-                return attend_cache(q, updated.k[number], updated.v[number], valid), None
+                updated = KVCache(cache.k.at[number, rows, slots].set(k), cache.v.at[number, rows, slots].set(v))
+                each = jax.vmap(attend_cache, in_axes=(1, None, None, 1), out_axes=1)
+                return each(q[:, :, None], updated.k[number], updated.v[number], valid)[:, :, 0], None
 
             x, _ = layer(x, cos_sin, attend)
             return (x, updated), None
