@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from safetensors.numpy import load_file
 
 from mmrlhf_jax import cli
 from tests import ranked, tiny
@@ -133,3 +136,66 @@ def test_an_overlong_text_is_a_finding(monkeypatch, capsys, data):
     assert run(monkeypatch, "data", "validate", data, "--max-text", 5, "--most", 1) == 1
     out = capsys.readouterr().out
     assert "characters, more than 5" in out and "more (--most, --json)" in out
+
+
+def test_generate_answers_about_an_image_and_names_a_missing_one(monkeypatch, capsys, tmp_path, model):
+    (tmp_path / "a.png").write_bytes(ranked.picture((40, 30), 0))
+    asked = ("generate", "--model", model, "--prompt", "What is this?", "--max-new-tokens", 3, "--image")
+    assert run(monkeypatch, *asked, tmp_path / "a.png") == 0
+    assert capsys.readouterr().out.endswith("\n")
+    assert "nowhere.png" in refused(monkeypatch, capsys, *asked, tmp_path / "nowhere.png")
+
+
+def image(width: int, height: int, format: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(file, format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "empty"),
+        (image(40, 30)[:60], "truncated or broken"),
+        (image(9, 9, "GIF", save_all=True, append_images=[Image.new("RGB", (9, 9), "blue")]), "holds 2 frames"),
+        (image(30_000, 14), "30,000 x 14 pixels"),
+        (b"%PDF-1.4 no image", "not an image"),
+    ],
+    ids=["0 bytes", "truncated", "animated", "strip", "other file"],
+)
+def test_an_image_that_cannot_be_used_is_named_with_its_record(monkeypatch, capsys, tmp_path, model, content, complaint):
+    source = ranked.write(tmp_path, [(1, 2)], [[(40, 30)]])
+    (tmp_path / "0_0.png").write_bytes(content)
+    out = tmp_path / "out.jsonl"
+    message = refused(monkeypatch, capsys, "logprobs", "--model", model, "--data", source, "--out", out)
+    assert complaint in message and "group-0" in message and not out.exists()
+
+
+def truncate(path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "complaint"),
+    [
+        ("model.safetensors", truncate, "truncated or not a safetensors file"),
+        ("config.json", lambda path: path.write_text('{"model_type": "qwen2_vl"}'), "'qwen2_vl'"),
+        ("tokenizer.json", lambda path: path.write_text(path.read_text().replace("<image>", "<picture>")), "no <image> token"),
+    ],
+    ids=["truncated weights", "another architecture", "tokenizer without <image>"],
+)
+@pytest.mark.parametrize("verb", ["logprobs", "export"])
+def test_a_model_that_is_none_is_named(monkeypatch, capsys, tmp_path, data, verb, name, damage, complaint):
+    directory, out = tiny.checkpoint(tmp_path / "model"), tmp_path / "out"
+    damage(directory / name)
+    given = ("export", directory, out) if verb == "export" else ("logprobs", "--model", directory, "--data", data, "--out", out)
+    message = refused(monkeypatch, capsys, *given)
+    assert complaint in message and str(directory) in message and not out.exists()
+
+
+def test_export_of_a_model_directory_is_its_bytes_with_a_card(monkeypatch, tmp_path, model):
+    assert run(monkeypatch, "export", model, tmp_path / "out") == 0
+    expected, found = (load_file(d / "model.safetensors") for d in (model, tmp_path / "out"))
+    assert expected.keys() == found.keys()
+    assert all(expected[name].tobytes() == found[name].tobytes() for name in expected)
+    assert f"base_model: {model}" in (tmp_path / "out/README.md").read_text()

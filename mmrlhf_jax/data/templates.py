@@ -25,6 +25,17 @@ CRITIQUE_PROMPT = (
     " improvement.\n\n[Question]: {question}\n[LMM Response]: {answer}\n\n[Evaluation]:"
 )
 
+# The same conversation as `qwen_1_5`, in the Jinja of tokenizers, for whoever uses an exported model with transformers.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% set media = message['content'] | selectattr('type', 'in', ['image', 'video']) | list %}"
+    "{% for part in media %}<{{ part['type'] }}>{{ '\n' if loop.last else ' ' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -16,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mmrlhf_jax.data.templates import CHAT_TEMPLATE
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.huggingface.load import IMAGE_TOKEN, VIDEO_TOKEN, load_tokenizer, local_directory
+from mmrlhf_jax.huggingface.load import IMAGE_TOKEN, VIDEO_TOKEN, check_checkpoint, load_tokenizer, local_directory
 from mmrlhf_jax.huggingface.tensors import StoredTensors, TensorPlan, write_tensors, writing_order
 from mmrlhf_jax.models.llava_onevision import original, weights
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, config_from_hf
@@ -70,26 +72,36 @@ def export_model(
     Nothing is left at `out` unless all of it was written. Raises UserError where `out` exists and is not empty.
     """
     source = local_directory(source)
-    raw = json.loads((source / "config.json").read_text())
     stored = StoredTensors(source)
-    plans = _plans(model, stored, naming, original.is_original(raw), None if dtype is None else np.dtype(dtype))
-    config = _config(raw, stored, model.config, naming, None if dtype is None else np.dtype(dtype).name)
-    if naming == "original" and (*model.config.vision.image_mean, *model.config.vision.image_std) != (0.5,) * 6:
-        logger.warning("%s: the original code normalises pixels with 0.5, unlike this model; it runs right only here", out)
-    refuse_existing(Path(out))
-    if jax.process_index() != 0:
-        for plan in writing_order(plans):  # to gather what the first process writes
-            plan.read()
-        return
-    with new_directory(Path(out)) as directory:
-        write_tensors(directory, plans, shard_bytes)
-        _write_json(directory / "config.json", config)
-        _copy(source, directory, (*TOKENIZER_FILES, *PROCESSOR_FILES))
-        if naming == "hf" and original.is_original(raw):
-            load_tokenizer(source).save_pretrained(directory)
-            _write_processors(directory, model.config)
-        if card is not None:
-            (directory / "README.md").write_text(card)
+    kinds = _Dtypes(stored, None if dtype is None else np.dtype(dtype))
+    parameters = {plan.name: plan for plan in _model_plans(model, naming, kinds)}
+    head = weights.Stored("vocabulary", "weight", None)
+    if model.config.text.tied and head in kinds.names:  # tied, and stored all the same
+        embedding = model.language.embedding.embedding.get_value()
+        name = weights.spell(head, naming)
+        parameters[name] = _from_device(name, embedding.shape, kinds(head), weights.Layout.SAME, embedding, None)
+    _export(source, Path(out), model.config, kinds, parameters, naming, card, shard_bytes)
+
+
+def export_checkpoint(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    dtype: Any = None,
+    naming: weights.Naming = "hf",
+    card: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """As `export_model` of the untouched model of `source`, file to file: no device takes part, memory holds one tensor."""
+    source = local_directory(source)
+    config, stored = check_checkpoint(source)
+    kinds = _Dtypes(stored, None if dtype is None else np.dtype(dtype))
+    parameters = {}
+    for tensor, name in kinds.names.items():
+        if weights.parameter(tensor) is not None and not _left_out(tensor, config, naming):
+            spelt = weights.spell(tensor, naming)
+            parameters[spelt] = _copied(stored, name, kinds(tensor), spelt)
+    _export(source, Path(out), config, kinds, parameters, naming, card, shard_bytes)
 
 
 def new_checkpoint(
@@ -112,14 +124,17 @@ def new_checkpoint(
     with use_mesh(make_mesh({}, jax.devices()[:1])):
         model = LlavaOnevision(config_from_hf(config, {}, "config"), rngs=nnx.Rngs(seed), param_dtype=dtype)
     with new_directory(Path(out)) as directory:
-        write_tensors(directory, list(_model_plans(model, "hf", lambda _: np.dtype(dtype))), SHARD_BYTES)
+        width, kind = (model.config.vision.hidden_size,), np.dtype(dtype)
+        plans = list(_model_plans(model, "hf", lambda _: kind))
+        for (part, tail), value in weights.WANTED_BY_TRANSFORMERS.items():
+            plans.append(_constant(weights.spell(weights.Stored(part, tail, None), "hf"), width, kind, value))
+        write_tensors(directory, plans, SHARD_BYTES)
         _write_json(directory / "config.json", config)
         if chat_template is not None:
             tokenizer.chat_template = chat_template
         tokenizer.save_pretrained(directory)
         _write_processors(directory, model.config)
-        ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        _write_json(directory / "generation_config.json", {name: value for name, value in ids.items() if value is not None})
+        _write_json(directory / "generation_config.json", _generation(tokenizer))
 
 
 def refuse_existing(out: Path) -> None:
@@ -139,53 +154,95 @@ def new_directory(out: Path) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+class _Dtypes:
+    """The dtype in which a tensor is written: the one asked for, its own in the source, or that of the source's embedding."""
+
+    def __init__(self, stored: StoredTensors, asked: np.dtype | None):
+        self.asked, self.stored = asked, stored
+        found = {weights.resolve(name): name for name in stored.shapes}
+        self.names: dict[weights.Stored, str] = {tensor: name for tensor, name in found.items() if tensor is not None}
+
+    def __call__(self, tensor: weights.Stored) -> np.dtype:
+        name = self.names.get(tensor, self.names[weights.Stored("language", "embed_tokens.weight", None)])
+        return self.asked or self.stored.dtypes[name]
+
+
+def _export(
+    source: Path,
+    out: Path,
+    config: LlavaOnevisionConfig,
+    kinds: _Dtypes,
+    parameters: Mapping[str, TensorPlan],
+    naming: weights.Naming,
+    card: str | None,
+    shard_bytes: int,
+) -> None:
+    """Weights and everything around them. `parameters` are the model's tensors by their names in `naming`."""
+    raw = json.loads((source / "config.json").read_text())
+    plans = _plans(parameters, config, kinds, naming, original.is_original(raw))
+    refuse_existing(out)
+    if naming == "original" and (*config.vision.image_mean, *config.vision.image_std) != (0.5,) * 6:
+        logger.warning("%s: the original code normalises pixels with 0.5, unlike this model; it runs right only here", out)
+    if jax.process_index() != 0:
+        for plan in writing_order(plans):  # to gather what the first process writes
+            plan.read()
+        return
+    tokenizer = _tokenizer(source)  # before the weights: what is wrong shall show at once
+    with new_directory(out) as directory:
+        write_tensors(directory, plans, shard_bytes)
+        _write_json(directory / "config.json", _config(raw, kinds.stored, config, naming, kinds.asked))
+        _copy(source, directory, (*TOKENIZER_FILES, *PROCESSOR_FILES))
+        if naming == "hf":
+            _complete(directory, config, tokenizer, converted=original.is_original(raw))
+        if card is not None:
+            (directory / "README.md").write_text(card)
+
+
 def _plans(
-    model: LlavaOnevision, stored: StoredTensors, naming: weights.Naming, from_original: bool, dtype: np.dtype | None
+    parameters: Mapping[str, TensorPlan],
+    config: LlavaOnevisionConfig,
+    kinds: _Dtypes,
+    naming: weights.Naming,
+    from_original: bool,
 ) -> list[TensorPlan]:
-    """What to write: the tensors of the source, then those that it lacks."""
+    """What to write: the tensors of the source, in its own spelling where the naming stays, then those that it lacks."""
     same_naming = (naming == "original") == from_original
-    found = {weights.resolve(name): name for name in stored.shapes}
-    common = stored.dtypes[found[weights.Stored("language", "embed_tokens.weight", None)]]
-
-    def stored_dtype(tensor: weights.Stored) -> np.dtype:
-        return dtype or (stored.dtypes[found[tensor]] if tensor in found else common)
-
-    plans = {plan.name: plan for plan in _model_plans(model, naming, stored_dtype)}
-    ordered = []
-    for tensor, name in found.items():
-        if tensor is None:
-            continue
+    rest, ordered = dict(parameters), []
+    for tensor, name in kinds.names.items():
         spelt = weights.spell(tensor, naming)
-        plan = plans.pop(spelt, None)
+        plan = rest.pop(spelt, None)
         if weights.parameter(tensor) is None:
-            plan = _copied(stored, name, stored_dtype(tensor))
-        elif tensor.part == "vocabulary" and plan is None:  # tied, and stored all the same
-            plan = _vocabulary(model, stored_dtype(tensor))
+            plan = _copied(kinds.stored, name, kinds(tensor), spelt)
         if plan is not None:
-            ordered.append(TensorPlan(name if same_naming else spelt, plan.shape, plan.dtype, plan.read))
-    return ordered + list(plans.values())
+            ordered.append(dataclasses.replace(plan, name=name if same_naming else spelt))
+    ordered += rest.values()
+    if naming == "hf":
+        for (part, tail), value in weights.WANTED_BY_TRANSFORMERS.items():
+            tensor = weights.Stored(part, tail, None)
+            if tensor not in kinds.names:
+                shape, kind = (config.vision.hidden_size,), kinds(tensor)
+                ordered.append(_constant(weights.spell(tensor, naming), shape, kind, value))
+    return ordered
+
+
+def _left_out(tensor: weights.Stored, config: LlavaOnevisionConfig, naming: weights.Naming) -> bool:
+    """The original code runs every layer that a tower has; Hugging Face's config may stop before the last."""
+    behind = tensor.part == "vision" and tensor.layer is not None and tensor.layer >= config.vision.feature_layers
+    return naming == "original" and behind
 
 
 def _model_plans(
     model: LlavaOnevision, naming: weights.Naming, dtype: Callable[[weights.Stored], np.dtype]
 ) -> Iterator[TensorPlan]:
-    """Every parameter's tensors and, in Hugging Face naming, those that transformers wants beside them."""
+    """Every parameter's tensors."""
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         array = variable.get_value()
         tensors, layout = weights.tensors(path, array.shape[0])
-        if naming == "original" and path[:2] == ("vision", "layers"):
-            # The original code runs every layer that a tower has; Hugging Face's config may stop before the last.
-            tensors = tensors[: model.config.vision.feature_layers]
         for tensor in tensors:
-            layer = tensor.layer
-            shape = layout.stored_shape(array.shape if layer is None else array.shape[1:])
-            yield _from_device(weights.spell(tensor, naming), shape, dtype(tensor), layout, array, layer)
-    if naming == "original":
-        return
-    for (part, rest), value in weights.WANTED_BY_TRANSFORMERS.items():
-        tensor = weights.Stored(part, rest, None)
-        shape, kind = (model.config.vision.hidden_size,), dtype(tensor)
-        yield TensorPlan(weights.spell(tensor, naming), shape, kind, lambda s=shape, v=value, k=kind: np.full(s, v, k))
+            if not _left_out(tensor, model.config, naming):
+                layer = tensor.layer
+                shape = layout.stored_shape(array.shape if layer is None else array.shape[1:])
+                yield _from_device(weights.spell(tensor, naming), shape, dtype(tensor), layout, array, layer)
 
 
 def _from_device(
@@ -201,13 +258,12 @@ def _from_device(
     return TensorPlan(name, shape, dtype, read)
 
 
-def _vocabulary(model: LlavaOnevision, dtype: np.dtype) -> TensorPlan:
-    array = model.language.embedding.embedding.get_value()
-    return _from_device("", array.shape, dtype, weights.Layout.SAME, array, None)
+def _copied(stored: StoredTensors, name: str, dtype: np.dtype, spelt: str) -> TensorPlan:
+    return TensorPlan(spelt, stored.shapes[name], dtype, lambda: stored.read(name).astype(dtype, copy=False))
 
 
-def _copied(stored: StoredTensors, name: str, dtype: np.dtype) -> TensorPlan:
-    return TensorPlan(name, stored.shapes[name], dtype, lambda: stored.read(name).astype(dtype))
+def _constant(name: str, shape: tuple[int, ...], dtype: np.dtype, value: float) -> TensorPlan:
+    return TensorPlan(name, shape, dtype, lambda: np.full(shape, value, dtype))
 
 
 def gather(array: jax.Array) -> np.ndarray:
@@ -219,7 +275,11 @@ def gather(array: jax.Array) -> np.ndarray:
 
 
 def _config(
-    raw: Mapping[str, Any], stored: StoredTensors, config: LlavaOnevisionConfig, naming: weights.Naming, dtype: str | None
+    raw: Mapping[str, Any],
+    stored: StoredTensors,
+    config: LlavaOnevisionConfig,
+    naming: weights.Naming,
+    dtype: np.dtype | None,
 ) -> dict[str, Any]:
     """The source's config.json in the naming asked for, with what this model has changed."""
     if original.is_original(raw):
@@ -233,7 +293,7 @@ def _config(
     if naming == "hf":
         new["architectures"] = ["LlavaOnevisionForConditionalGeneration"]
     if dtype is not None:
-        new["torch_dtype" if "torch_dtype" in new else "dtype"] = dtype
+        new["torch_dtype" if "torch_dtype" in new else "dtype"] = dtype.name
         for part in {"text_config", "vision_config"} & new.keys():
             new[part] = {key: value for key, value in new[part].items() if key not in ("dtype", "torch_dtype")}
     new.pop("reward_head", None)
@@ -242,8 +302,38 @@ def _config(
     return new
 
 
-def _write_processors(directory: Path, config: LlavaOnevisionConfig) -> None:
-    """Image, video and joint processor configs under the names that transformers and vLLM look for."""
+def _tokenizer(source: Path) -> PreTrainedTokenizerFast | None:
+    """The source's tokenizer, if it has any. UserError for one that is not a LLaVA-OneVision model's."""
+    if not any((source / name).exists() for name in TOKENIZER_FILES):
+        logger.warning("%s: no tokenizer; the export has none either", source)
+        return None
+    return load_tokenizer(source)
+
+
+def _complete(
+    directory: Path, config: LlavaOnevisionConfig, tokenizer: PreTrainedTokenizerFast | None, converted: bool
+) -> None:
+    """Write what a Hugging Face directory needs and the source's naming or its makers left out."""
+    if tokenizer is not None:
+        if converted:
+            tokenizer.save_pretrained(directory)
+        if not tokenizer.chat_template:
+            (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+        if not (directory / "generation_config.json").exists():
+            _write_json(directory / "generation_config.json", _generation(tokenizer))
+    _write_processors(directory, config, keep=not converted)
+
+
+def _generation(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {name: value for name, value in ids.items() if value is not None}
+
+
+def _write_processors(directory: Path, config: LlavaOnevisionConfig, *, keep: bool = False) -> None:
+    """Image, video and joint processor configs under the names that transformers and vLLM look for.
+
+    With `keep`, files that are there already stay as they are.
+    """
     vision, geometry = config.vision, config.geometry
     whose = {"processor_class": "LlavaOnevisionProcessor"}
     pixels = {
@@ -267,9 +357,14 @@ def _write_processors(directory: Path, config: LlavaOnevisionConfig) -> None:
         "image_token": IMAGE_TOKEN,
         "video_token": VIDEO_TOKEN,
     }
-    _write_json(directory / "preprocessor_config.json", whose | image | pixels)
-    _write_json(directory / "video_preprocessor_config.json", whose | video | pixels)
-    _write_json(directory / "processor_config.json", whose | joint)
+    files = {
+        "preprocessor_config.json": whose | image | pixels,
+        "video_preprocessor_config.json": whose | video | pixels,
+        "processor_config.json": whose | joint,
+    }
+    for name, content in files.items():
+        if not (keep and (directory / name).exists()):
+            _write_json(directory / name, content)
 
 
 def _copy(source: Path, directory: Path, names: tuple[str, ...]) -> None:

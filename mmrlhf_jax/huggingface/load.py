@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from mmrlhf_jax.models.attention import Backend
 from mmrlhf_jax.models.llava_onevision import original, weights
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, read_config
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
-from mmrlhf_jax.sharding.mesh import parameter_shardings, use_mesh
+from mmrlhf_jax.sharding.mesh import make_mesh, parameter_shardings, use_mesh
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -74,19 +75,15 @@ def load_model(
     """The model of a directory or hub id, in Hugging Face or original naming, its parameters sharded over `mesh`.
 
     Every parameter is assembled from slices of its stored tensors, so host memory holds one parameter at a time, and of
-    that only what this process's devices keep. Embeddings are tied as transformers ties them: where the config says
-    so, unless the checkpoint stores another projection. With `rm_head.*` tensors the model gets its reward head;
-    `reward_head` gives a fresh one (initialised from `seed`) to a checkpoint without.
+    that only what this process's devices keep (on CPU devices that memory is the parameter). Embeddings are tied as
+    transformers ties them: where the config says so, unless the checkpoint stores another projection. With `rm_head.*`
+    tensors the model gets its reward head; `reward_head` gives a fresh one (initialised from `seed`) to a checkpoint
+    without.
 
     Raises UserError, naming the tensors, where the checkpoint is not exactly this model.
     """
     directory = local_directory(model)
-    config = read_config(directory)
-    stored = StoredTensors(directory)
-    found = _resolve_all(stored)
-    config, fresh_head = _with_reward_head(config, found, reward_head, directory)
-    config = _with_tying(config, stored, found)
-
+    config, stored, found, fresh_head = _open_checkpoint(directory, reward_head)
     with use_mesh(mesh):
         abstract = nnx.eval_shape(
             lambda: LlavaOnevision(
@@ -108,6 +105,20 @@ def load_model(
             array = _fresh(path, variable.shape, param_dtype, sharding, config, seed)
         leaves.append((path, variable.replace(array)))
     return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+
+def check_checkpoint(model: str | os.PathLike[str]) -> tuple[LlavaOnevisionConfig, StoredTensors]:
+    """Sizes and stored tensors of a directory or hub id, of which only headers are read.
+
+    Raises UserError, naming the tensors, where the checkpoint is not exactly the model that its config describes.
+    """
+    directory = local_directory(model)
+    config, stored, found, _ = _open_checkpoint(directory, None)
+    with use_mesh(make_mesh({}, jax.devices()[:1])):
+        state = nnx.state(nnx.eval_shape(lambda: LlavaOnevision(config, rngs=nnx.Rngs(0))))
+    shapes = {path: variable.shape for path, variable in nnx.to_flat_state(state)}
+    _match(found, stored, shapes, config, directory)
+    return config, stored
 
 
 def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
@@ -154,8 +165,18 @@ def _config(directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory / 'config.json'}: not JSON ({error})") from None
 
 
-def _resolve_all(stored: StoredTensors) -> dict[str, weights.Stored | None]:
-    return {name: weights.resolve(name) for name in stored.shapes}
+class _Checkpoint(NamedTuple):
+    config: LlavaOnevisionConfig
+    stored: StoredTensors
+    found: dict[str, weights.Stored | None]  # what every stored name means
+    fresh_head: bool  # the reward head asked for is not in the checkpoint
+
+
+def _open_checkpoint(directory: Path, reward_head: str | None) -> _Checkpoint:
+    config, stored = read_config(directory), StoredTensors(directory)
+    found = {name: weights.resolve(name) for name in stored.shapes}
+    config, fresh_head = _with_reward_head(config, found, reward_head, directory)
+    return _Checkpoint(_with_tying(config, stored, found), stored, found, fresh_head)
 
 
 def _with_reward_head(
@@ -253,13 +274,13 @@ def _assemble(
     def shard(index: tuple[slice, ...]) -> np.ndarray:
         key = tuple((part.start, part.stop) for part in index)
         if key not in shards:
+            array = _aligned([len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True)], dtype)
+            shards[key] = array
             if stacked:
-                parts = [len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True)]
-                shards[key] = np.empty(parts, dtype)
-                for row, name in zip(shards[key], names[index[0]], strict=True):
+                for row, name in zip(array, names[index[0]], strict=True):
                     row[...] = read(name, index[1:])
             else:
-                shards[key] = np.ascontiguousarray(read(names[0], index), dtype=dtype)
+                array[...] = read(names[0], index)
         return shards[key]
 
     try:
@@ -269,6 +290,14 @@ def _assemble(
         mesh = {axis: size for axis, size in sharding.mesh.shape.items() if size > 1}
         raise UserError(f"{directory}: {what} cannot be split over mesh {mesh}; change `mesh` in the launch file") from None
     return jax.make_array_from_callback(shape, sharding, shard)
+
+
+def _aligned(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An empty array that begins at a multiple of 64 bytes: XLA's CPU backend then takes it as it is, without a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _fresh(

@@ -1,4 +1,8 @@
-"""Generation with a KV cache: prefill in one pass, then one token per step until every sequence has stopped."""
+"""Generation with a KV cache: one prefill of trees of prompts, then one token per prompt and step until all have stopped.
+
+A row is a tree: a trunk (media, question) and K branches that continue it, under `visible_until`. Trunk and tower run once per
+row, and the row's cache serves all its branches; each sees of it what its own last token sees.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,24 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
-from mmrlhf_jax.models.attention import causal_visible_until
 from mmrlhf_jax.models.llava_onevision.model import Visual
 from mmrlhf_jax.models.qwen2 import KVCache
 
 
+class PromptRows(NamedTuple):
+    """B trees of K prompts in S slots. `ends[b, k]` is the slot of prompt k's last token."""
+
+    tokens: Int[Array, "B S"]
+    positions: Int[Array, "B S"]
+    visible_until: Int[Array, "B S"]
+    ends: Int[Array, "B K"]
+
+
 class _Decoding(NamedTuple):
     count: Int[Array, ""]  # tokens written so far
-    tokens: Int[Array, "B N"]
-    last: Int[Array, "B"]
-    done: Bool[Array, "B"]
+    tokens: Int[Array, "B K N"]
+    last: Int[Array, "B K"]
+    done: Bool[Array, "B K"]
     cache: KVCache
 
 
@@ -27,49 +39,54 @@ class _Decoding(NamedTuple):
 def generate(
     graphdef: nnx.GraphDef,
     params: nnx.State,
-    tokens: Int[Array, "B S"],
-    lengths: Int[Array, "B"],
+    rows: PromptRows,
     visual: Visual | None,
     key: PRNGKeyArray,
     *,
     max_new_tokens: int,
     stop_tokens: tuple[int, ...],
     temperature: float = 0.0,
-) -> Int[Array, "B N"]:
-    """Continue right-padded prompts. Greedy at temperature 0, else sampled.
+) -> Int[Array, "B K N"]:
+    """Continue every prompt. Greedy at temperature 0, else sampled.
 
-    Returns int32[B, max_new_tokens]: the new tokens, the stop token included; -1 after it.
+    Returns int32[B, K, max_new_tokens]: the new tokens, the stop token included; -1 after it.
     """
     model = nnx.merge(graphdef, params)
-    batch, prompt = tokens.shape
-    total = prompt + max_new_tokens
+    batch, prompt = rows.tokens.shape
+    branches = rows.ends.shape[1]
 
     def choose(hidden: jax.Array, step: jax.Array) -> jax.Array:
-        logits = jnp.einsum("be,ev->bv", hidden, model.language.vocabulary(), preferred_element_type=jnp.float32)
+        logits = jnp.einsum("bke,ev->bkv", hidden, model.language.vocabulary(), preferred_element_type=jnp.float32)
         if temperature == 0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return jax.random.categorical(jax.random.fold_in(key, step), logits / temperature).astype(jnp.int32)
 
     def stops(last: jax.Array) -> jax.Array:
-        return (last[:, None] == jnp.asarray(stop_tokens)).any(axis=1)
+        return (last[..., None] == jnp.asarray(stop_tokens)).any(axis=-1)
 
-    # A prompt's padding slots hold keys of nothing: new tokens overwrite them in order, and `valid` ends at the newest.
-    embedded = model.embed(tokens, visual)
-    positions = jnp.broadcast_to(jnp.arange(prompt), tokens.shape)
-    hidden, cache = model.language.prefill(embedded, positions, causal_visible_until(prompt, lengths))
-    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, max_new_tokens), (0, 0), (0, 0))), cache)
-    first = choose(jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0], jnp.int32(0))
-    out = jnp.full((batch, max_new_tokens), -1, jnp.int32).at[:, 0].set(first)
+    # Behind the prompts' slots every prompt has its own for what it writes.
+    embedded = model.embed(rows.tokens, visual)
+    hidden, cache = model.language.prefill(embedded, rows.positions, rows.visible_until)
+    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, branches * max_new_tokens), (0, 0), (0, 0))), cache)
+    first = choose(jnp.take_along_axis(hidden, rows.ends[..., None], axis=1), jnp.int32(0))
+    out = jnp.full((batch, branches, max_new_tokens), -1, jnp.int32).at[..., 0].set(first)
+
+    slots = jnp.arange(prompt)
+    of_prompt = (slots <= rows.ends[..., None]) & (rows.ends[..., None] < rows.visible_until[:, None])
+    starts = prompt + jnp.arange(branches) * max_new_tokens
+    new_slots = prompt + jnp.arange(branches * max_new_tokens)
+    end_positions = jnp.take_along_axis(rows.positions, rows.ends, axis=1)
 
     def step(state: _Decoding) -> _Decoding:
-        slots = lengths + state.count - 1
-        valid = jnp.arange(total)[None] <= slots[:, None]
-        embedded = model.embed(state.last[:, None], None)
-        hidden, cache = model.language.decode(embedded, slots[:, None], slots, valid, state.cache)
-        new = jnp.where(state.done, -1, choose(hidden[:, 0], state.count))
+        slots = jnp.broadcast_to(starts + state.count - 1, (batch, branches))
+        written = (starts[:, None] <= new_slots) & (new_slots < (starts + state.count)[:, None])
+        valid = jnp.concatenate([of_prompt, jnp.broadcast_to(written, (batch, *written.shape))], axis=-1)
+        embedded = model.embed(state.last, None)
+        hidden, cache = model.language.decode(embedded, end_positions + state.count, slots, valid, state.cache)
+        new = jnp.where(state.done, -1, choose(hidden, state.count))
         return _Decoding(
             count=state.count + 1,
-            tokens=jax.lax.dynamic_update_index_in_dim(state.tokens, new, state.count, axis=1),
+            tokens=jax.lax.dynamic_update_index_in_dim(state.tokens, new, state.count, axis=2),
             last=jnp.maximum(new, 0),
             done=state.done | stops(new),
             cache=cache,

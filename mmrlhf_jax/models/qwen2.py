@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -23,12 +24,21 @@ class KVCache(NamedTuple):
     v: Float[Array, "L B S K D"]
 
 
+def rope_frequencies(head_dim: int, theta: float) -> Float[np.ndarray, "D/2"]:
+    """Radians per position of every pair of dimensions, float32, rounded where transformers rounds: power, then quotient.
+
+    At position 7000 one unit in the last place of a frequency turns a pair by up to 5e-4 radians, which shows in the logits;
+    so they are made on the host, where powers are exact, and not by an accelerator's own power function.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    return np.float32(1) / (np.float64(theta) ** exponents.astype(np.float64)).astype(np.float32)
+
+
 def rope(
     positions: Int[Array, "B S"], head_dim: int, theta: float
 ) -> tuple[Float[Array, "B S 1 D/2"], Float[Array, "B S 1 D/2"]]:
     """Cosines and sines of rotary embeddings, float32, one per pair of dimensions."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = (positions[..., None].astype(jnp.float32) * frequencies)[:, :, None]
+    angles = (positions[..., None].astype(jnp.float32) * rope_frequencies(head_dim, theta))[:, :, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -143,25 +153,26 @@ class Qwen2(nnx.Module):
 
     def decode(
         self,
-        x: Float[Array, "B 1 E"],
-        positions: Int[Array, "B 1"],
-        slots: Int[Array, "B"],
-        valid: Bool[Array, "B S"],
+        x: Float[Array, "B N E"],
+        positions: Int[Array, "B N"],
+        slots: Int[Array, "B N"],
+        valid: Bool[Array, "B N S"],
         cache: KVCache,
-    ) -> tuple[Float[Array, "B 1 E"], KVCache]:
-        """One step: writes each sequence's key and value at its own slot, then attends the `valid` slots."""
+    ) -> tuple[Float[Array, "B N E"], KVCache]:
+        """One step of N branches per row: writes their keys and values at their slots, then each attends its `valid` ones."""
         cos_sin = rope(positions, self.config.head_dim, self.config.rope_theta)
-        rows = jnp.arange(x.shape[0])
+        rows = jnp.arange(x.shape[0])[:, None]
 
         def body(carry, layer_and_number):
             (x, cache), (layer, number) = carry, layer_and_number
             updated = cache
 
             def attend(q, k, v):
-                # The cache is carried, not scanned over: one slot per sequence is written in place, nothing is copied.
+                # The cache is carried, not scanned over: one slot per branch is written in place, nothing is copied.
                 nonlocal updated
-                updated = KVCache(cache.k.at[number, rows, slots].set(k[:, 0]), cache.v.at[number, rows, slots].set(v[:, 0]))
-                return attend_cache(q, updated.k[number], updated.v[number], valid), None
+                updated = KVCache(cache.k.at[number, rows, slots].set(k), cache.v.at[number, rows, slots].set(v))
+                each = jax.vmap(attend_cache, in_axes=(1, None, None, 1), out_axes=1)
+                return each(q[:, :, None], updated.k[number], updated.v[number], valid)[:, :, 0], None
 
             x, _ = layer(x, cos_sin, attend)
             return (x, updated), None

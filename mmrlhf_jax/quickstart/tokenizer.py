@@ -10,21 +10,10 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mmrlhf_jax.data.templates import IM_END, IM_START
+from mmrlhf_jax.data.templates import CHAT_TEMPLATE, IM_END, IM_START
 from mmrlhf_jax.quickstart.scenes import PLACES
 
 SPECIAL_TOKENS = ("<|endoftext|>", IM_START, IM_END, "<image>", "<video>")
-
-# The same conversation as `data.templates.qwen_1_5`, for whoever uses the exported model with transformers.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}<image>{% if not loop.last %} {% endif %}{% endfor %}"
-    "{% if message['content'] | selectattr('type', 'equalto', 'image') | list %}{{ '\n' }}{% endif %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -31,3 +31,13 @@ def model_card(experiment: config.Experiment, step: int, metrics: Sequence[dict]
         f" `{experiment.data.named}`, {step} steps. Method: MM-RLHF (arXiv 2502.10391).\n{table}\n"
         f"Resolved configuration:\n\n```yaml\n{config.resolved(experiment)}```\n"
     )
+
+
+def conversion_card(source: str, naming: str, dtype: str | None) -> str:
+    """The card of a model that was only written anew: nothing was trained."""
+    how = "Hugging Face (`llava-hf`)" if naming == "hf" else "original (`lmms-lab`)"
+    return (
+        f"---\nbase_model: {source}\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [mmrlhf_jax]\n---\n\n"
+        f"# {source.rstrip('/').rsplit('/', 1)[-1]}\n\nLLaVA-OneVision: the weights of `{source}`, untrained, written by"
+        f" `mmrlhf export` in the {how} naming{'' if dtype is None else f' as {dtype}'}.\n"
+    )

@@ -12,14 +12,14 @@ from jax.sharding import Mesh
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.adapter import export_adapter
-from mmrlhf_jax.huggingface.export import export_model
-from mmrlhf_jax.huggingface.load import load_model, local_directory
+from mmrlhf_jax.huggingface.export import export_checkpoint, export_model
+from mmrlhf_jax.huggingface.load import local_directory
 from mmrlhf_jax.huggingface.tensors import StoredTensors
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import merge_lora
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
-from mmrlhf_jax.training.card import model_card
+from mmrlhf_jax.training.card import conversion_card, model_card
 from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.loop import CHECKPOINTS, CONFIG_FILE, load_base
 from mmrlhf_jax.training.metrics import read_metrics
@@ -88,10 +88,7 @@ def export_run(
     else:
         if adapter:
             raise UserError(f"{checkpoint}: --adapter exports a run with `lora`; this is not a run directory")
-        source = local_directory(checkpoint)
-        with use_mesh(mesh):
-            model = load_model(source, mesh=mesh)
-        export_model(model, source, out, dtype=kind, naming=naming)
+        export_checkpoint(checkpoint, out, dtype=kind, naming=naming, card=conversion_card(checkpoint, naming, dtype))
     parameters = sum(math.prod(shape) for shape in StoredTensors(out).shapes.values())
     say(f"{out}: {parameters:,} parameters exported")
 

@@ -1,6 +1,7 @@
 """What is exported is what was loaded, byte for byte, in files that other programs read; nothing is half written."""
 
 import json
+import weakref
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +10,12 @@ from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from mmrlhf_jax.data.templates import CHAT_TEMPLATE, qwen_1_5
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.huggingface.export import export_model, new_checkpoint
+from mmrlhf_jax.huggingface.export import export_checkpoint, export_model, new_checkpoint
 from mmrlhf_jax.huggingface.load import load_tokenizer
+from mmrlhf_jax.huggingface.tensors import StoredTensors
+from mmrlhf_jax.models.llava_onevision.vision_plan import image_tokens
 from tests import tiny
 
 DTYPES = [np.dtype(np.float32), tiny.BFLOAT16, np.dtype(np.float16)]
@@ -129,6 +133,53 @@ def test_another_dtype_may_be_asked_for(tmp_path):
     assert read_json(tmp_path / "out/config.json")["dtype"] == "bfloat16"
 
 
+# File to file
+
+
+@pytest.mark.parametrize("to", ["hf", "original"])
+@pytest.mark.parametrize("naming", ["hf", "legacy", "saved", "original"])
+def test_file_to_file_is_what_the_untouched_model_exports(tmp_path, naming, to):
+    raw = tiny.config(vision_feature_layer=-1 if naming == "original" else -2)
+    source = tiny.checkpoint(tmp_path / "in", raw, naming=naming, dtype=tiny.BFLOAT16, reward_head=True)
+    export_model(tiny.on_one_device(source), source, tmp_path / "model", naming=to)
+    export_checkpoint(source, tmp_path / "files", naming=to)
+    assert_same_tensors(stored(tmp_path / "files"), stored(tmp_path / "model"))
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert {path.name for path in (tmp_path / "files").iterdir()} == names
+    for name in names - {"model.safetensors"}:
+        assert (tmp_path / "files" / name).read_bytes() == (tmp_path / "model" / name).read_bytes(), name
+
+
+def test_file_to_file_holds_one_tensor_at_a_time(tmp_path, monkeypatch):
+    """Every tensor is read when it is written; before that only headers are."""
+    source = tiny.checkpoint(tmp_path / "in", dtype=tiny.BFLOAT16)
+    made, alive = [], []
+
+    class Read(np.ndarray):
+        pass
+
+    def read(self, name, index=()):
+        value = plain(self, name, index).view(Read)
+        made.append(weakref.ref(value))
+        alive.append(sum(one() is not None for one in made))
+        return value
+
+    plain = StoredTensors.read
+    monkeypatch.setattr(StoredTensors, "read", read)
+    export_checkpoint(source, tmp_path / "out")
+    assert len(alive) == len(stored(source)) and max(alive) <= 2  # the one being read, and the one before it
+
+
+def test_file_to_file_refuses_what_is_not_the_model(tmp_path):
+    source = tiny.checkpoint(tmp_path / "in")
+    tensors = stored(source)
+    tensors.pop("model.image_newline")
+    save_file(tensors, source / "model.safetensors")
+    with pytest.raises(UserError, match="1 tensors missing"):
+        export_checkpoint(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # Directories
 
 
@@ -149,6 +200,34 @@ def test_the_rest_of_the_directory_is_the_sources(tmp_path):
     assert read_json(tmp_path / "out/config.json") == read_json(source / "config.json")
     assert (tmp_path / "out/README.md").read_text() == "# Ours\n"
     assert not (tmp_path / "out/optimizer.pt").exists()
+
+
+def test_what_the_source_lacks_is_written(tmp_path):
+    """A checkpoint of weights, config and a tokenizer without chat template becomes a directory that is complete."""
+    source = tiny.checkpoint(tmp_path / "in")
+    for name in ("chat_template.jinja", "preprocessor_config.json"):
+        (source / name).unlink()
+    export_checkpoint(source, tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").chat_template == CHAT_TEMPLATE
+    assert read_json(tmp_path / "out/generation_config.json") == {"eos_token_id": 258, "pad_token_id": 256}
+    image, video = (read_json(tmp_path / "out" / f"{kind}preprocessor_config.json") for kind in ("", "video_"))
+    assert image["image_mean"] == video["image_mean"] == [0.5, 0.5, 0.5]  # SigLIP's, as the model was run here
+    assert image["size"] == video["size"] == {"height": tiny.SIDE, "width": tiny.SIDE}
+    assert read_json(tmp_path / "out/processor_config.json")["num_image_tokens"] == 16
+    assert tiny.on_one_device(tmp_path / "out").config == tiny.on_one_device(source).config
+
+
+def test_the_chat_template_written_is_the_conversation_that_models_are_run_with(tmp_path):
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    for media in ([], ["image"], ["image", "image"], ["video"]):
+        content = [{"type": kind} for kind in media] + [{"type": "text", "text": "What is this?"}]
+        found = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        pieces = qwen_1_5("What is this?", len(media), None)
+        spelt = [getattr(p, "text", None) or getattr(p, "token", None) or f"<{media[p.index]}>" for p in pieces]
+        assert found == "".join(spelt)
 
 
 def test_large_models_are_sharded_and_indexed(tmp_path):
@@ -215,6 +294,24 @@ def test_transformers_loads_an_export_without_a_missing_or_unexpected_key(tmp_pa
     export_model(tiny.on_one_device(source), source, tmp_path / "out", shard_bytes=50_000)
     _, info = LlavaOnevisionForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values()), info
+
+
+def test_the_parts_of_transformers_processor_load_from_an_export(tmp_path):
+    pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, GenerationConfig, LlavaOnevisionProcessor
+
+    source = tiny.checkpoint(tmp_path / "in", naming="original")
+    export_checkpoint(source, tmp_path / "out")
+    assert AutoConfig.from_pretrained(tmp_path / "out").model_type == "llava_onevision"
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == 258
+    tokenizer, images = (kind.from_pretrained(tmp_path / "out") for kind in (AutoTokenizer, AutoImageProcessor))
+    settings = read_json(tmp_path / "out/processor_config.json")
+    settings.pop("processor_class")
+    processor = object.__new__(LlavaOnevisionProcessor)  # its constructor wants torchvision, for videos
+    vars(processor).update(settings, image_processor=images, tokenizer=tokenizer)
+    # 40 x 95 pixels on tiles of 30: transformers counts the visual tokens that this project plans.
+    geometry = tiny.on_one_device(tmp_path / "out").config.geometry
+    assert processor._get_number_of_features(40, 95, tiny.SIDE, tiny.SIDE) == image_tokens(40, 95, geometry)
 
 
 def test_transformers_loads_a_new_checkpoint_with_its_tokenizer_and_image_processor(tmp_path):

@@ -14,6 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import load_tokenizer, local_directory
+from mmrlhf_jax.models.llava_onevision.config import config_from_hf
+from mmrlhf_jax.models.llava_onevision.vision_plan import count_visual_tokens
 from tests import tiny
 
 
@@ -281,7 +283,7 @@ def test_tensors_that_are_no_weights_are_refused(tmp_path):
         ({"vision_feature_layer": [-2, -1]}, "is not one number"),
         ({"vision_feature_layer": -5}, "outside the tower's 3 layers"),
         ({"vision_feature_select_strategy": "default"}, "is not 'full'"),
-        ({"vision_aspect_ratio": "pad"}, "'pad' is not 'anyres' or 'anyres_max_N'"),
+        ({"vision_aspect_ratio": "crop_split"}, "'crop_split' is not one of 'anyres', 'anyres_max_N', 'pad', 'square'"),
     ],
 )
 def test_configs_of_another_architecture_are_refused(tmp_path, changes, complaint):
@@ -291,6 +293,66 @@ def test_configs_of_another_architecture_are_refused(tmp_path, changes, complain
 
 
 # Tokenizers
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"resample": 2}, "has resample 2; only 3 is supported"),
+        ({"do_normalize": False}, "has do_normalize False; only True"),
+        ({"size": {"height": 31, "width": 31}}, "size {'height': 31, 'width': 31} is not the vision tower's, 30"),
+        (
+            {"image_grid_pinpoints": [[30, 30], [30, 60]]},
+            "image_grid_pinpoints of the image processor and of config.json differ",
+        ),
+    ],
+)
+def test_preprocessing_that_this_project_does_not_do_is_refused(tmp_path, changes, complaint):
+    """A quiet mismatch in pixels would spoil every number that follows."""
+    directory = tiny.checkpoint(tmp_path)
+    path = directory / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert complaint in refusal(directory)
+
+
+def test_keys_that_published_configs_leave_out_are_transformers_defaults():
+    """llava-hf files written by older releases state only what differs from the classes' defaults. Oracle: the classes."""
+    transformers = pytest.importorskip("transformers")
+    read = config_from_hf({"text_config": {}, "vision_config": {}, "image_grid_pinpoints": [[224, 224]]}, {}, "config")
+    text, vision = transformers.Qwen2Config(), transformers.SiglipVisionConfig()
+    assert (read.text.vocab_size, read.text.hidden_size, read.text.layers) == (
+        text.vocab_size,
+        text.hidden_size,
+        text.num_hidden_layers,
+    )
+    assert (read.text.heads, read.text.kv_heads, read.text.intermediate_size) == (
+        text.num_attention_heads,
+        text.num_key_value_heads,
+        text.intermediate_size,
+    )
+    assert (read.text.rms_norm_eps, read.text.rope_theta) == (text.rms_norm_eps, text.rope_parameters["rope_theta"])
+    assert (read.vision.hidden_size, read.vision.layers, read.vision.heads) == (
+        vision.hidden_size,
+        vision.num_hidden_layers,
+        vision.num_attention_heads,
+    )
+    assert (read.vision.image_size, read.vision.patch_size, read.vision.intermediate_size) == (
+        vision.image_size,
+        vision.patch_size,
+        vision.intermediate_size,
+    )
+    both = {"vision_config": {"image_size": 384, "patch_size": 14}, "text_config": {}}
+    pinpoints = transformers.LlavaOnevisionConfig().image_grid_pinpoints
+    assert config_from_hf(both, {}, "config").geometry.pinpoints == tuple(map(tuple, pinpoints))
+
+
+@pytest.mark.parametrize("aspect", ["pad", "square"])
+def test_an_original_model_without_anyres_sees_one_square_tile(tmp_path, aspect):
+    directory = tiny.checkpoint(tmp_path, naming="original")
+    reconfigure(directory, image_aspect_ratio=aspect)
+    geometry = tiny.on_one_device(directory).config.geometry
+    assert (geometry.anyres, geometry.plain) == (False, aspect)
+    assert count_visual_tokens([(40, 95)], geometry) == geometry.patches + 1
 
 
 def test_the_tokenizer_is_the_directorys(tmp_path):

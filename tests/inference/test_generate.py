@@ -10,17 +10,20 @@ from mmrlhf_jax.data.examples import Example, open_examples
 from mmrlhf_jax.evaluation.reward_bench import accuracy, exchange_media, longer_wins
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.engine import Engine, Prompt
+from mmrlhf_jax.inference.prompts import prompt_trees
 from mmrlhf_jax.records import RankedRecord, Response
 from mmrlhf_jax.sharding.mesh import make_mesh
 from tests import ranked, tiny
 
-NEW_TOKENS = 16
+NEW_TOKENS = 64
 PROMPTS = [("What is this?", []), ("And this?", [(40, 30)]), ("Look at the sky.", [(33, 90)]), ("Both?", [(30, 30), (50, 20)])]
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return tiny.checkpoint(tmp_path_factory.mktemp("model"), reward_head=True)
+    """Untied: a tied model of random weights says the same token for ever."""
+    raw = tiny.config(text={"tie_word_embeddings": False})
+    return tiny.checkpoint(tmp_path_factory.mktemp("model"), raw, reward_head=True)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def example(prompt: str, sizes) -> Example:
     return Example(RankedRecord("p", prompt, (), tuple(f"{i}.png" for i in range(len(sizes)))), images)
 
 
-def test_greedy_generation_equals_transformers_token_for_token(engine, directory):
+def assert_generates_as_transformers(engine, directory, prompts) -> None:
     torch = pytest.importorskip("torch")
     from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
 
@@ -41,10 +44,10 @@ def test_greedy_generation_equals_transformers_token_for_token(engine, directory
 
     theirs = LlavaOnevisionForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
     processor = LlavaOnevisionImageProcessorPil.from_pretrained(directory)
-    examples = [example(prompt, sizes) for prompt, sizes in PROMPTS]
+    examples = [example(prompt, sizes) for prompt, sizes in prompts]
     ours = engine.generate([Prompt(e) for e in examples], max_new_tokens=NEW_TOKENS)
     for e, text in zip(examples, ours, strict=True):
-        tokens, _ = engine._prepare(Prompt(e))
+        tokens = prompt_trees([Prompt(e)], engine.encoder("answer"))[0].tree.tokens
         pixels = {}
         if e.images:
             pictures = [[decode_image(data, "p") for data in e.images]]
@@ -63,10 +66,59 @@ def test_greedy_generation_equals_transformers_token_for_token(engine, directory
         assert text == engine.tokenizer.decode(kept, skip_special_tokens=True)
 
 
+def test_greedy_generation_equals_transformers_token_for_token(engine, directory):
+    assert_generates_as_transformers(engine, directory, PROMPTS)
+
+
+@pytest.mark.slow
+def test_so_it_does_at_the_depth_and_width_of_a_real_model(tmp_path):
+    """The shapes of SmolLM2-135M (30 layers, 9 heads over 3) behind a tower of the published geometry."""
+    raw = tiny.config(
+        text={
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 100_000.0,
+        },
+        vision={
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 384,
+            "patch_size": 14,
+        },
+        image_grid_pinpoints=[[384 * i, 384 * j] for i in range(1, 7) for j in range(1, 7)],
+    )
+    directory = tiny.checkpoint(tmp_path, raw)
+    engine = Engine(tiny.on_one_device(directory), tiny.tokenizer(), make_mesh({}, jax.devices()[:1]), batch=1)
+    assert_generates_as_transformers(engine, directory, [("Why?", []), ("What is this?", [(384, 384)])])
+
+
 def test_a_batch_answers_as_each_prompt_does_alone(engine):
     prompts = [Prompt(example(*p)) for p in PROMPTS]
     together = engine.generate(prompts, max_new_tokens=NEW_TOKENS)
     assert together[1] == engine.generate(prompts[1:2], max_new_tokens=NEW_TOKENS)[0]
+
+
+def critique_prompts(number: int, images) -> list[Prompt]:
+    asked = example("What is this?", images)
+    return [Prompt(asked, Response(text, 1)) for text in ("A kite.", "A", "A kite over the sea.", "", "No.")[:number]]
+
+
+def test_prompts_about_one_example_share_a_row_and_read_as_they_do_alone(engine):
+    """Five critiques of one picture, three of two pictures, and a question in between: trunks are stored once."""
+    prompts = [*critique_prompts(5, [(40, 30)]), Prompt(example(*PROMPTS[2])), *critique_prompts(3, [(30, 30), (50, 20)])]
+    trees = prompt_trees(prompts, engine.encoder("answer"))
+    assert [tree.numbers for tree in trees] == [(0, 1, 2, 3, 4), (5,), (6, 7, 8)]
+    alone = prompt_trees(prompts[:1], engine.encoder("answer"))[0]
+    assert trees[0].tree.trunk > len(alone.tree.tokens) / 2 and len(trees[0].tree.tokens) < 2 * len(alone.tree.tokens)
+    together = engine.generate(prompts, max_new_tokens=NEW_TOKENS)
+    assert together == [engine.generate([prompt], max_new_tokens=NEW_TOKENS)[0] for prompt in prompts]
+    assert len(set(together)) > 3  # or the texts would prove nothing
 
 
 def test_the_critic_scores_with_the_critique_it_wrote(engine, tmp_path):

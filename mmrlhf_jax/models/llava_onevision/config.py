@@ -15,11 +15,32 @@ from etils import epath
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.tensors import StoredTensors
 from mmrlhf_jax.models.llava_onevision import original
-from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.models.llava_onevision.vision_plan import PLAIN, VisionGeometry
 
 # What transformers' LlavaOnevisionImageProcessor takes where its file does not say; without a file SigLIP's 0.5 holds.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Published configs leave out what equals a default of transformers' LlavaOnevisionConfig, SiglipVisionConfig, Qwen2Config.
+PINPOINTS = tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7))
+VISION_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+}
+TEXT_DEFAULTS = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+}
+# What the pixels must have gone through: the only preprocessing that this project does.
+PREPROCESSING = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +114,9 @@ def read_config(directory: epath.PathLike) -> LlavaOnevisionConfig:
         if (directory / name).exists():
             found = _read_json(directory / name)
             pixels = found.get("image_processor") or (found if "image_processor_type" in found else pixels)
-    return config_from_hf(raw, pixels, str(path))
+    config = config_from_hf(raw, pixels, str(path))
+    _check_preprocessing(pixels, config.geometry, str(directory))
+    return config
 
 
 def config_from_hf(raw: dict[str, Any], pixels: dict[str, Any], where: str) -> LlavaOnevisionConfig:
@@ -102,14 +125,18 @@ def config_from_hf(raw: dict[str, Any], pixels: dict[str, Any], where: str) -> L
     text = _text(raw.get("text_config") or {}, raw, where)
     if raw.get("vision_feature_select_strategy", "full") != "full":
         raise UserError(f"{where}: vision_feature_select_strategy is not 'full'; a SigLIP tower has no class token to drop")
-    limit = re.fullmatch(r"anyres(?:_max_(\d+))?", raw.get("vision_aspect_ratio", "anyres_max_9"))
-    if limit is None:
-        raise UserError(f"{where}: vision_aspect_ratio {raw['vision_aspect_ratio']!r} is not 'anyres' or 'anyres_max_N'")
+    aspect = raw.get("vision_aspect_ratio", "anyres_max_9")
+    limit = re.fullmatch(r"anyres(?:_max_(\d+))?", aspect)
+    if limit is None and aspect not in PLAIN:
+        known = "'anyres', 'anyres_max_N', " + ", ".join(map(repr, PLAIN))
+        raise UserError(f"{where}: vision_aspect_ratio {aspect!r} is not one of {known}")
     geometry = VisionGeometry(
         image_size=vision.image_size,
         patch_size=vision.patch_size,
-        pinpoints=tuple((int(h), int(w)) for h, w in _need(raw, "image_grid_pinpoints", where)),
-        max_patches=int(limit[1]) if limit[1] else None,
+        pinpoints=tuple((int(h), int(w)) for h, w in raw.get("image_grid_pinpoints") or PINPOINTS),
+        max_patches=int(limit[1]) if limit and limit[1] else None,
+        anyres=limit is not None,
+        plain=aspect if limit is None else "pad",
         video_newline=raw.get("mm_newline_position", "one_token"),
         pad_color=tuple(int(255 * value) for value in vision.image_mean),
     )
@@ -128,7 +155,8 @@ def config_from_hf(raw: dict[str, Any], pixels: dict[str, Any], where: str) -> L
 def _vision(raw: dict[str, Any], top: dict[str, Any], pixels: dict[str, Any], where: str) -> VisionConfig:
     if raw.get("model_type", "siglip_vision_model") != "siglip_vision_model":
         raise UserError(f"{where}: vision_config.model_type is {raw['model_type']!r}; this project runs SigLIP towers")
-    layers = _need(raw, "num_hidden_layers", where)
+    raw = VISION_DEFAULTS | raw
+    layers = raw["num_hidden_layers"]
     feature_layer = top.get("vision_feature_layer", -1)
     if not isinstance(feature_layer, int):
         raise UserError(f"{where}: vision_feature_layer {feature_layer} is not one number; several layers are not supported")
@@ -136,12 +164,12 @@ def _vision(raw: dict[str, Any], top: dict[str, Any], pixels: dict[str, Any], wh
     if not 0 < feature_layers <= layers:
         raise UserError(f"{where}: vision_feature_layer {feature_layer} is outside the tower's {layers} layers")
     return VisionConfig(
-        hidden_size=_need(raw, "hidden_size", where),
-        intermediate_size=_need(raw, "intermediate_size", where),
+        hidden_size=raw["hidden_size"],
+        intermediate_size=raw["intermediate_size"],
         layers=layers,
-        heads=_need(raw, "num_attention_heads", where),
-        image_size=_need(raw, "image_size", where),
-        patch_size=_need(raw, "patch_size", where),
+        heads=raw["num_attention_heads"],
+        image_size=raw["image_size"],
+        patch_size=raw["patch_size"],
         layer_norm_eps=raw.get("layer_norm_eps", 1e-6),
         activation=raw.get("hidden_act", "gelu_pytorch_tanh"),
         feature_layers=feature_layers,
@@ -156,24 +184,38 @@ def _text(raw: dict[str, Any], top: dict[str, Any], where: str) -> TextConfig:
         raise UserError(f"{where}: text_config.model_type is {raw['model_type']!r}; this project runs Qwen2 language models")
     if raw.get("use_sliding_window") or raw.get("hidden_act", "silu") != "silu":
         raise UserError(f"{where}: text_config has a sliding window or an activation other than silu, which is not supported")
-    heads = _need(raw, "num_attention_heads", where)
-    hidden = _need(raw, "hidden_size", where)
+    raw = TEXT_DEFAULTS | raw
+    heads = raw["num_attention_heads"]
+    hidden = raw["hidden_size"]
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise UserError(f"{where}: rope_type {kind!r} is not supported; LLaVA-OneVision uses plain rotary embeddings")
     return TextConfig(
-        vocab_size=_need(raw, "vocab_size", where),
+        vocab_size=raw["vocab_size"],
         hidden_size=hidden,
-        intermediate_size=_need(raw, "intermediate_size", where),
-        layers=_need(raw, "num_hidden_layers", where),
+        intermediate_size=raw["intermediate_size"],
+        layers=raw["num_hidden_layers"],
         heads=heads,
-        kv_heads=raw.get("num_key_value_heads") or heads,
+        kv_heads=raw["num_key_value_heads"] or heads,
         head_dim=raw.get("head_dim") or hidden // heads,
         rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 1e4))),
         rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
         tied=bool(top.get("tie_word_embeddings") or raw.get("tie_word_embeddings")),  # either one suffices in transformers
     )
+
+
+def _check_preprocessing(pixels: dict[str, Any], geometry: VisionGeometry, where: str) -> None:
+    """Refuse an image processor that makes other pixels than this project's: a quiet mismatch would spoil every number."""
+    for key, expected in PREPROCESSING.items():
+        if pixels.get(key, expected) != expected:
+            raise UserError(f"{where}: the image processor has {key} {pixels[key]!r}; only {expected!r} is supported")
+    size = pixels.get("size") or {}
+    if isinstance(size, dict) and any(length != geometry.image_size for length in size.values()):
+        raise UserError(f"{where}: the image processor's size {size} is not the vision tower's, {geometry.image_size}")
+    cut = pixels.get("image_grid_pinpoints")
+    if geometry.anyres and cut and sorted(map(tuple, cut)) != sorted(geometry.pinpoints):
+        raise UserError(f"{where}: image_grid_pinpoints of the image processor and of config.json differ; they must agree")
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
@@ -184,9 +226,3 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: holds a {type(raw).__name__}, not a JSON object")
     return raw
-
-
-def _need(raw: dict[str, Any], key: str, where: str) -> Any:
-    if key not in raw:
-        raise UserError(f"{where}: key {key!r} is missing")
-    return raw[key]

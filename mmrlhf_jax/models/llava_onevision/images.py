@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.vision_plan import Size, VisionGeometry, best_resolution
 
-MAX_SIDE = 30_000  # pixels
+MAX_SIDE = 20_000  # pixels; a longer strip keeps nothing to see when it is fitted into any canvas
 MAX_PIXELS = 178_956_970  # where Pillow, too, refuses by default
 
 # Raster formats with a signature. Among Pillow's other readers are some that start programs (EPS) or take any bytes.
@@ -77,10 +77,12 @@ def cut_tiles(image: Image.Image, geometry: VisionGeometry, anyres: bool) -> np.
 
     With `anyres` (the only image of its prompt; see `plan_images`) the first tile is the whole image squeezed to a
     square, the others are the image fitted into `best_resolution`, centred on black and cut row-major. Otherwise one
-    tile: the image padded to a square.
+    tile: the image padded to a square, or squeezed to one where `geometry.plain` says so.
     """
     _check_rgb(image)
     side = geometry.image_size
+    if geometry.plain == "square":
+        return _resize(image, side, side)[None]
     if not (anyres and geometry.anyres):
         return _pad_and_squeeze(image, side, geometry.pad_color)[None]
     height, width = best_resolution(image.height, image.width, geometry.pinpoints)

@@ -28,6 +28,7 @@ import numpy as np
 from mmrlhf_jax.errors import UserError
 
 NEWLINE = -1  # a tap that means "the image_newline feature"
+PLAIN = ("pad", "square")  # how one square tile is made of an image: padded to a square first, or squeezed
 
 Size = tuple[int, int]  # (height, width) in pixels
 
@@ -46,6 +47,8 @@ class VisionGeometry:
         max_patches: `anyres_max_N`: a grid of more than about N tiles' worth of features is scaled down to that.
             None = no limit.
         anyres: False = one square tile per image, whatever its size.
+        plain: without `anyres`, how that tile is made: the image `pad`ded to a square, or squeezed (`square`). The names
+            are the original code's; several images of a prompt are always padded under `anyres`.
         video_newline: newline features of a video: `one_token` at its end, one per `frame`, one per pooled row
             (`grid`), or `no_token`. The names are the original code's; transformers always does `one_token`.
         pad_color: RGB around an image that is padded to a square; the tower's mean colour, int(255 * image_mean).
@@ -58,6 +61,7 @@ class VisionGeometry:
     pinpoints: tuple[Size, ...]
     max_patches: int | None
     anyres: bool = True
+    plain: str = "pad"
     video_newline: str = "one_token"
     pad_color: tuple[int, int, int] = (127, 127, 127)
 
@@ -72,6 +76,8 @@ class VisionGeometry:
                 raise UserError(f"image_grid_pinpoints: {pinpoint} must be multiples of image_size {self.image_size}")
         if self.max_patches is not None and self.max_patches < 1:
             raise UserError(f"vision_aspect_ratio: anyres_max_N needs N >= 1, found {self.max_patches}")
+        if self.plain not in PLAIN:
+            raise UserError(f"plain must be one of {', '.join(PLAIN)}, found {self.plain!r}")
         if self.video_newline not in ("one_token", "frame", "grid", "no_token"):
             raise UserError(f"video_newline must be one_token, frame, grid or no_token, found {self.video_newline!r}")
 

@@ -1,0 +1,182 @@
+"""`mmrlhf logprobs` gives transformers' log-probs, whatever the shapes of the model and the sizes of the images.
+
+Every seed draws a model (written by transformers itself), pictures and texts. Oracle: the conversation as one string through
+the tokenizer, the pictures through transformers' image processor, float32 logits of torch. `pytest -m slow` draws more seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmrlhf_jax import cli
+from tests import tiny
+
+torch = pytest.importorskip("torch")
+
+TOLERANCE = 1e-4  # relative, of every response's sum
+WORDS = ("a", "kite", "über", "the river", "12,5 %", "鳥", "is", "<image>", "not", "red.\n", "🙂", "Yes", "<|im_end|>")
+
+
+def draw_config(rng: np.random.Generator):
+    from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
+
+    def number(low: int, high: int) -> int:
+        return int(rng.integers(low, high + 1))
+
+    patch = number(5, 14)
+    side = patch * number(2, 6) + number(0, patch - 1)
+    heads, kv_heads, width = number(1, 3), number(1, 3), 2 * number(3, 9)
+    vision_heads, reach = number(1, 7), number(2, 6)
+    tied = bool(rng.integers(2))
+    vision = SiglipVisionConfig(
+        hidden_size=vision_heads * 4 * number(1, 3),
+        intermediate_size=number(20, 70),
+        num_hidden_layers=number(1, 3),
+        num_attention_heads=vision_heads,
+        image_size=side,
+        patch_size=patch,
+        hidden_act=str(rng.choice(["gelu_pytorch_tanh", "gelu"])),
+        initializer_range=0.1,
+        vision_use_head=False,
+    )
+    text = Qwen2Config(
+        vocab_size=264 + number(0, 9),
+        hidden_size=heads * kv_heads * width,
+        intermediate_size=number(30, 90),
+        num_hidden_layers=number(1, 4),
+        num_attention_heads=heads * kv_heads,
+        num_key_value_heads=kv_heads,
+        rms_norm_eps=float(rng.choice([1e-6, 1e-5])),
+        rope_parameters={"rope_type": "default", "rope_theta": float(rng.choice([1e4, 1e5, 1e6]))},
+        tie_word_embeddings=tied,
+        initializer_range=0.15,
+        max_position_embeddings=32768,
+    )
+    return LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tiny.IMAGE_TOKEN,
+        video_token_index=tiny.VIDEO_TOKEN,
+        image_grid_pinpoints=[[side * i, side * j] for i in range(1, reach + 1) for j in range(1, reach + 1)],
+        vision_aspect_ratio=f"anyres_max_{number(2, 9)}",
+        projector_hidden_act="gelu",
+        multimodal_projector_bias=bool(rng.integers(2)),
+        tie_word_embeddings=tied,
+    )
+
+
+def draw_model(rng: np.random.Generator, directory):
+    """A checkpoint as transformers writes it, in a random dtype; returns transformers' model of it in float32."""
+    from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
+
+    config = draw_config(rng)
+    torch.manual_seed(int(rng.integers(1 << 30)))
+    model = LlavaOnevisionForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.image_newline, std=0.3)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.to(getattr(torch, str(rng.choice(["float32", "bfloat16", "float16"])))).save_pretrained(directory)
+    side = config.vision_config.image_size
+    LlavaOnevisionImageProcessorPil(
+        image_grid_pinpoints=config.image_grid_pinpoints,
+        size={"height": side, "width": side},
+        image_mean=[0.5, 0.48, 0.41] if rng.integers(2) else [0.5, 0.5, 0.5],
+    ).save_pretrained(directory)
+    tiny.tokenizer().save_pretrained(directory)
+    return LlavaOnevisionForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def draw_records(rng: np.random.Generator, directory) -> list[dict]:
+    """Four records: one picture, a strip, two pictures, none; with two to four responses each."""
+    extreme = (int(rng.integers(5, 20)), int(rng.integers(400, 1500)))
+    sizes = [[tuple(rng.integers(8, 700, 2))], [extreme if rng.integers(2) else extreme[::-1]]]
+    sizes += [[tuple(rng.integers(8, 300, 2)), tuple(rng.integers(8, 300, 2))], []]
+    records = []
+    for i, of_record in enumerate(sizes):
+        names = []
+        for j, (width, height) in enumerate(of_record):
+            names.append(f"{i}_{j}.{rng.choice(['png', 'jpg', 'webp', 'bmp'])}")
+            pixels = rng.integers(0, 256, (int(height), int(width), 3), np.uint8)
+            Image.fromarray(pixels).save(directory / names[-1])
+        texts = [" ".join(rng.choice(WORDS, int(rng.integers(1, 30)))) for _ in range(int(rng.integers(3, 6)))]
+        prompt, *responses = [text.replace("<image>", "").replace("<|im_end|>", "end").strip() or "Why?" for text in texts]
+        ranked = [{"text": text, "rank": rank + 1} for rank, text in enumerate(responses)]
+        records.append({"id": f"r{i}", "images": names, "prompt": prompt, "responses": ranked})
+    (directory / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return records
+
+
+def expected_sums(model, directory, record: dict, media) -> list[tuple[float, int]]:
+    from transformers import AutoTokenizer, LlavaOnevisionImageProcessorPil
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    pixels, counts = {}, []
+    if record["images"]:
+        pictures = [Image.open(media / name).convert("RGB") for name in record["images"]]
+        pixels = dict(LlavaOnevisionImageProcessorPil.from_pretrained(directory)(images=[pictures], return_tensors="pt"))
+        with torch.no_grad():
+            features = model.model.get_image_features(**pixels)
+        counts = [len(image) for image in getattr(features, "pooler_output", features)]
+    images = " ".join("<image>" * count for count in counts) + "\n" if counts else ""
+    opening = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        f"<|im_start|>user\n{images}{record['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    sums = []
+    for response in record["responses"]:
+        start = len(tokenizer(opening).input_ids)
+        ids = tokenizer(f"{opening}{response['text']}<|im_end|>", return_tensors="pt").input_ids
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **pixels).logits[0].double()
+        logps = logits[start - 1 : -1].log_softmax(-1).gather(1, ids[0, start:, None])
+        sums.append((float(logps.sum()), len(logps)))
+    return sums
+
+
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 22))])
+def test_every_sum_is_transformers_on_models_and_images_drawn_at_random(seed, tmp_path, monkeypatch):
+    rng = np.random.default_rng(seed)
+    model = draw_model(rng, tmp_path / "model")
+    records = draw_records(rng, tmp_path)
+    arguments = ["--model", tmp_path / "model", "--data", tmp_path / "records.jsonl", "--out", tmp_path / "out.jsonl"]
+    monkeypatch.setattr(sys, "argv", ["mmrlhf", "logprobs", *map(str, arguments), "--batch", "2"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for record, line in zip(records, lines, strict=True):
+        expected = expected_sums(model, tmp_path / "model", record, tmp_path)
+        found = [(response["logprob"], response["tokens"]) for response in line["responses"]]
+        assert (line["id"], [count for _, count in found]) == (record["id"], [count for _, count in expected])
+        np.testing.assert_allclose([s for s, _ in found], [s for s, _ in expected], rtol=TOLERANCE)
+
+
+def test_bfloat16_sums_of_long_responses_are_within_two_percent_of_float32s(tmp_path, record_property):
+    """Responses of 64 to 200 tokens, weights in bfloat16 or float32, everything else alike."""
+    from mmrlhf_jax.data.examples import open_examples
+    from mmrlhf_jax.inference.engine import Engine
+
+    rng = np.random.default_rng(0)
+    model = tiny.checkpoint(tmp_path / "model", tiny.config(text={"num_hidden_layers": 8}))
+    draw_records(rng, tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    for record in records:
+        for response in record["responses"]:
+            response["text"] = "".join(map(chr, rng.integers(97, 123, int(rng.integers(64, 200)))))
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    examples = open_examples(tmp_path / "records.jsonl")
+    sums, lengths = {}, []
+    for dtype in ("float32", "bfloat16"):
+        found = Engine.load(model, dtype=dtype, batch=2).score_responses(examples, "answer")
+        sums[dtype] = np.concatenate([scored["logps"] for scored in found])
+        lengths = np.concatenate([scored["lengths"] for scored in found])
+    worst = np.abs(sums["bfloat16"] / sums["float32"] - 1).max()
+    record_property("largest relative difference", float(worst))
+    print(f"bfloat16 against float32, {len(lengths)} responses of {lengths.min():.0f} tokens or more: {worst:.2%} at most")
+    assert lengths.min() >= 64 and worst < 0.02
