@@ -51,7 +51,7 @@ def join(launch: config.Launch) -> None:
             **dict(_explicit()),
             initialization_timeout=settings.initialization_timeout,
             # JAX would abort without a word; `training.peers` says which process is gone before that.
-            heartbeat_timeout_seconds=2 * settings.heartbeat_timeout,
+            heartbeat_timeout_seconds=3 * settings.heartbeat_timeout,
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -90,7 +90,14 @@ def assumed_workload(experiment: config.Experiment, geometry: VisionGeometry) ->
 
 def pack_workload(experiment: config.Experiment, sizes: np.ndarray, source: str) -> Workload:
     batch = experiment.batch
-    index = GroupIndex(sizes, np.arange(len(sizes)), np.zeros(1, np.int64), (), "")
+    index = GroupIndex(
+        sizes=sizes,
+        groups=np.arange(len(sizes)),
+        limits=np.zeros((len(sizes), 2), np.int64),
+        first_responses=np.zeros(1, np.int64),
+        dropped=(),
+        fingerprint="",
+    )
     budget = row_budget(batch, index)
     kept = sizes[(sizes <= budget.vector).all(axis=1)]
     if not len(kept):

@@ -115,8 +115,8 @@ def test_the_kernels_of_the_tpu_change_nothing_in_the_tower_or_the_language_mode
     ours, _ = pair(name, root / name)
     case = prompt(ours, [(40, 95)], root / name)
     kernels = tiny.on_one_device(root / name, remat="none", attention="pallas")
-    for actual, expected in zip(hidden_and_logits(kernels, *case.row), hidden_and_logits(ours, *case.row), strict=True):
-        np.testing.assert_allclose(actual[0, : case.length], expected[0, : case.length], rtol=0, atol=TOLERANCE)
+    for actual, expected in zip(parity.ours(kernels, case), parity.ours(ours, case), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("naming", ["legacy", "saved"])
