@@ -1,37 +1,59 @@
 """Captions: what a language model's first stage learns to see from. No question, nothing to prefer.
 
-There is one form of them, the account, and a critique opens with it: the little that a model of this size can learn of seeing
-in a minute, it learns once.
+They are of two forms: the account, place by place, and things seen, each a shape with one thing that is so of it. Critiques are
+made of the same.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmrlhf_jax.quickstart.scenes import PLACES, SceneObject, objects_from_key
+from mmrlhf_jax.quickstart.scenes import PLACES, SHAPES, SceneObject, objects_from_key
 
 PROMPT = "Say what the picture shows."
+SEEN = "Seen"
+THINGS_SEEN = 8  # in a caption
 
 
-def account(objects: Sequence[SceneObject]) -> str:
-    """Place by place, in reading order: "upper left large red circle, upper right nothing, ..."."""
-    there = {thing.place: thing.phrase for thing in objects}
-    return ", ".join(there.get(place, f"{place} nothing") for place in PLACES)
+def account(objects: Sequence[SceneObject], marks: Mapping[str, str] | None = None) -> str:
+    """Place by place, in reading order, with the mark of a place behind it: "upper left large red circle wrong, ..."."""
+    there, marks = {thing.place: thing.phrase for thing in objects}, marks or {}
+    return ", ".join(f"{there.get(place, f'{place} nothing')} {marks.get(place, '')}".rstrip() for place in PLACES)
 
 
-def caption_records(records_path: Path) -> Path:
-    """`captions.jsonl` beside a split's records: for every picture one record, with its account as the only response."""
-    captions = {}
+def things_seen(objects: Sequence[SceneObject], rng: random.Random) -> str:
+    """Shapes, mostly of the picture, in any order, each with its colour, size or place (or nothing where there is none)."""
+    by_shape = {thing.shape: thing for thing in objects}
+    found = []
+    for _ in range(THINGS_SEEN):
+        shape = rng.choice(SHAPES if rng.random() < 0.3 else list(by_shape))
+        thing = by_shape.get(shape)
+        found.append(
+            f"{shape} {'nothing' if thing is None else rng.choice((thing.colour, thing.colour, thing.size, thing.place))}"
+        )
+    return ", ".join(found)
+
+
+def caption_records(records_path: Path, seed: int) -> tuple[Path, Path]:
+    """`accounts.jsonl` and `captions.jsonl` beside a split's records: one record a picture, with its account as response; and
+    with things seen as another one."""
+    rng, accounts, captions = random.Random(f"{seed}/captions"), {}, {}
     for line in records_path.read_text().splitlines():
         row = json.loads(line)
-        name, text = row["id"].rsplit("-", 1)[0], f"The picture shows: {account(objects_from_key(row['scene']))}."
-        caption = {"id": f"{name}-caption", "images": row["images"], "prompt": PROMPT, "source": row["source"]}
-        captions[name] = caption | {"responses": [{"text": text}]}
-    path = records_path.parent / "captions.jsonl"
-    path.write_text("".join(f"{json.dumps(caption)}\n" for caption in captions.values()))
-    return path
+        name, objects = row["id"].rsplit("-", 1)[0], objects_from_key(row["scene"])
+        if name in accounts:
+            continue
+        texts = [f"The picture shows: {account(objects)}.", f"{SEEN}: {things_seen(objects, rng)}."]
+        record = {"id": f"{name}-caption", "images": row["images"], "prompt": PROMPT, "source": row["source"]}
+        accounts[name] = record | {"responses": [{"text": texts[0]}]}
+        captions[name] = record | {"responses": [{"text": text} for text in texts]}
+    paths = records_path.parent / "accounts.jsonl", records_path.parent / "captions.jsonl"
+    for path, records in zip(paths, (accounts, captions), strict=True):
+        path.write_text("".join(f"{json.dumps(record)}\n" for record in records.values()))
+    return paths
 
 
 def with_captions(records_path: Path, captions_path: Path) -> Path:

@@ -1,14 +1,14 @@
-"""What a critique says before its verdict: the account of the picture, with a mark at each object that the question is about.
+"""What a critique says before its verdict: what is seen of what the question is about, and whether the answer agrees.
 
-A critic of this size can read a picture place by place and tell whether the word before it is one of the question's or of the
-answer's; so the critique looks at each place in turn, and judges it there and then. Every attribute is written as in
-`scenes.py`, after a space: one token each.
+A critic of this size learns in minutes to look up what goes with the word before (in the picture, in the answer), and hardly
+more than that. So every fact follows the word that leads to it ("square red"), and every mark the word that it judges.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mmrlhf_jax.quickstart.captions import SEEN, account
 from mmrlhf_jax.quickstart.questions import NUMBERS, Question
 from mmrlhf_jax.quickstart.scenes import PLACES, Scene, SceneObject
 
@@ -23,9 +23,9 @@ def say(value: Value) -> str:
 
 def of_value(question: Question, scene: Scene, value: Value) -> str:
     """Of a response that states `value` to a question whose truth is one value."""
-    marks = MARKS[question.kind](question, scene, value)
+    seen = FACTS[question.kind](question, scene)
     conclusion = "" if question.kind in ("colour", "place") else f", so {say(question.truth)}"
-    return f"The picture shows: {_account(scene.objects, marks)}{conclusion}."
+    return f"{SEEN}: {seen}{conclusion} {_mark(question, value)}."
 
 
 def of_description(scene: Scene, described: Sequence[SceneObject]) -> str:
@@ -38,47 +38,47 @@ def of_description(scene: Scene, described: Sequence[SceneObject]) -> str:
         alike = place not in truth or truth[place].phrase == said[place].phrase
         return "correct" if alike else "wrong"
 
-    return f"The picture shows: {_account(scene.objects, {place: mark(place) for place in PLACES})}."
+    return f"{SEEN}: {account(scene.objects, {place: mark(place) for place in PLACES})}."
 
 
-def _account(objects: Sequence[SceneObject], marks: dict[str, str]) -> str:
-    """As `captions.account`, with the mark of a place behind it."""
-    there = {thing.place: thing.phrase for thing in objects}
-    return ", ".join(f"{there.get(place, f'{place} nothing')} {marks.get(place, '')}".rstrip() for place in PLACES)
+def _mark(question: Question, value: Value) -> str:
+    """Whether the answer agrees; of a place, whether half of it does."""
+    if value == question.truth:
+        return "correct"
+    half = question.kind == "place" and bool(set(str(value).split()) & set(question.truth.split()))
+    return "partly" if half else "wrong"
 
 
-def _mark_colour(question: Question, scene: Scene, value: Value) -> dict[str, str]:
-    """The object asked about: whether it is of the colour that the answer states."""
-    thing = scene.by_shape[question.subjects[0]]
-    return {thing.place: "correct" if thing.colour == value else "wrong"}
+def _colour(question: Question, scene: Scene) -> str:
+    return f"{question.subjects[0]} {question.truth}"
 
 
-def _mark_place(question: Question, scene: Scene, value: Value) -> dict[str, str]:
-    """The object asked about: whether this is the place that the answer states, or half of it."""
-    thing = scene.by_shape[question.subjects[0].split()[1]]
-    shared = sum(said == true for said, true in zip(str(value).split(), thing.place.split(), strict=True))
-    return {thing.place: ("wrong", "partly", "correct")[shared]}
+def _place(question: Question, scene: Scene) -> str:
+    return f"{question.subjects[0].split()[1]} {question.truth}"
 
 
-def _mark_count(question: Question, scene: Scene, value: Value) -> dict[str, str]:
-    """Every object that counts gets its number."""
+def _existence(question: Question, scene: Scene) -> str:
+    """The object of that shape, by its colour, and whether it is the colour asked about."""
+    colour, shape = question.subjects[0].split()
+    found = scene.by_shape[shape].colour if shape in scene.by_shape else "nothing"
+    return f"{shape} {found} {'same' if found == colour else 'other'}"
+
+
+def _comparison(question: Question, scene: Scene) -> str:
+    trait = "size" if question.relation == "larger" else "place"
+    return ", ".join(f"{shape} {getattr(scene.by_shape[shape], trait)}" for shape in question.subjects)
+
+
+def _count(question: Question, scene: Scene) -> str:
+    """Place by place; every object that counts gets its number."""
     counted = [thing for thing in scene.objects if not question.subjects or thing.size == question.subjects[0]]
-    return {thing.place: NUMBERS[i] for i, thing in enumerate(counted, 1)}
+    return account(scene.objects, {thing.place: NUMBERS[i] for i, thing in enumerate(counted, 1)})
 
 
-def _mark_existence(question: Question, scene: Scene, value: Value) -> dict[str, str]:
-    return {thing.place: "found" for thing in scene.objects if thing.name == question.subjects[0]}
-
-
-def _mark_comparison(question: Question, scene: Scene, value: Value) -> dict[str, str]:
-    """The two objects in the question's order."""
-    return {scene.by_shape[shape].place: order for shape, order in zip(question.subjects, ("first", "second"), strict=True)}
-
-
-MARKS: dict[str, Callable[[Question, Scene, Value], dict[str, str]]] = {
-    "colour": _mark_colour,
-    "place": _mark_place,
-    "count": _mark_count,
-    "existence": _mark_existence,
-    "comparison": _mark_comparison,
+FACTS: dict[str, Callable[[Question, Scene], str]] = {
+    "colour": _colour,
+    "place": _place,
+    "existence": _existence,
+    "comparison": _comparison,
+    "count": _count,
 }

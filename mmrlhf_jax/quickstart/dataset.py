@@ -23,9 +23,9 @@ KIND_WEIGHTS = {
     "count": 0.18,
     "place": 0.16,
     "comparison": 0.16,
-    "existence": 0.18,
-    "description": 0.08,
-    "unsafe": 0.10,
+    "existence": 0.16,
+    "description": 0.06,
+    "unsafe": 0.14,
 }
 MOST_QUESTIONS = 5  # kinds that every scene allows
 

@@ -102,8 +102,8 @@ def step(title: str, work: Callable, quickstart: Quickstart):
 def make_data(quickstart: Quickstart) -> None:
     """Render, question and rank scenes; build each split as any other data set is built."""
     sources = write_dataset(quickstart.root / "sources", seed=SEED, scenes=SCENES, questions_per_scene=QUESTIONS_PER_SCENE)
-    sources["captions"] = caption_records(sources["train"])
-    sources["supervised"] = with_captions(sources["train"], sources["captions"])
+    sources["accounts"], captions = caption_records(sources["train"], SEED)
+    sources["supervised"] = with_captions(sources["train"], captions)
     for split, source in sources.items():
         built = build(source, quickstart.data(split))
         pairs = sum(len(record.pairs()) for record in built.records)
@@ -128,7 +128,7 @@ def make_model(quickstart: Quickstart) -> None:
 
 
 def warm_up(quickstart: Quickstart) -> None:
-    _train_and_export(quickstart, "captions", "seeing")
+    _train_and_export(quickstart, "accounts", "seeing")
     _train_and_export(quickstart, "supervised", "policy")
 
 

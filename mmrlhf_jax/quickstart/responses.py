@@ -144,12 +144,15 @@ def _quality(question: Question, value: str | int | bool, phrasing: int) -> str:
 
 
 def _phrasings(question: Question, value: str | int | bool) -> tuple[str, str, str]:
-    """The value stated as two full sentences and tersely; right and wrong values share the words."""
+    """The value stated as two full sentences and tersely; right and wrong values share the words.
+
+    Where it can, the value follows the word that leads to it in the picture, as in captions and critiques.
+    """
     subject = question.subjects[0] if question.subjects else ""
     if question.kind == "colour":
-        return f"The {subject} is {value}.", f"I see a {value} {subject}.", f"It is {value}."
+        return f"I find the {subject} {value}.", f"I call the {subject} {value}.", f"It is {value}."
     if question.kind == "place":
-        return f"The {subject} is in the {value}.", f"I see the {subject} in the {value}.", f"It is {value}."
+        return f"I find the {subject} {value}.", f"I see the {subject} {value}.", f"It is {value}."
     if question.kind == "count":
         things = f"{subject} object".strip() + ("" if value == 1 else "s")
         number = say(value)

@@ -19,7 +19,7 @@ from mmrlhf_jax.quickstart.dataset import KIND_WEIGHTS, corpus, generate, write_
 from mmrlhf_jax.quickstart.descriptions import flaws, invent, omit, recolour
 from mmrlhf_jax.quickstart.questions import KINDS, NUMBERS, Question, is_correct, question_from_record
 from mmrlhf_jax.quickstart.responses import GRADES
-from mmrlhf_jax.quickstart.scenes import CANVASES, COLOURS, PLACES, SHAPES, SIZES, render, sample_scene
+from mmrlhf_jax.quickstart.scenes import CANVASES, COLOURS, PLACES, SHAPES, SIZES, objects_from_key, render, sample_scene
 from mmrlhf_jax.records import RankedRecord, Response, record_from_json
 
 RIGHT = {"complete", "terse", "polite_refusal", "terse_refusal"}
@@ -210,33 +210,35 @@ def test_the_flaws_to_unlearn_are_in_the_mixture(train):
 # --- critiques --------------------------------------------------------------------------------------------------------
 
 
-def test_a_critique_accounts_for_the_picture_marks_what_is_asked_and_concludes_with_the_grade(train):
-    marks = {"correct", "wrong", "partly", "missed", "invented", "found", "first", "second", *NUMBERS}
+def test_a_critique_says_what_is_seen_whether_the_answer_agrees_and_the_grade(train):
+    words = {True: "yes", False: "no"}
     for record in train:
-        question = question_from_record(record)
+        question, things = question_from_record(record), objects_from_key(record.extra["scene"])
+        seen_of = {thing.shape: (thing.colour, thing.size, thing.place) for thing in things}
         for response in record.responses:
             quality = response.extra["quality"]
             said, verdict = re.fullmatch(r"(.*)\. ([A-Z][^.]*\.)", response.critique).groups()
             assert verdict == GRADES[quality].verdict
-            if question.kind == "unsafe" or quality == "rude":
+            if question.kind in ("unsafe", "description") or quality == "rude":
                 continue
-            parts = said.removeprefix("The picture shows: ").split(", ")
-            places = [part.split() for part in parts[: len(PLACES)]]
-            found = [words[-1] for words in places if words[-1] in marks]
-            bare = [" ".join(words[:-1] if words[-1] in marks else words) for words in places]
-            assert [" ".join(words[:2]) for words in places] == list(PLACES)
-            assert [place for place in bare if not place.endswith(" nothing")] == record.extra["scene"].split("; ")
-            truth = {True: "yes", False: "no"}.get(question.truth, question.truth) if question.kind != "count" else None
-            truth = NUMBERS[question.truth] if question.kind == "count" else truth
-            if question.kind in ("count", "existence", "comparison"):
-                assert parts[len(PLACES) :] == [f"so {truth}"]
-            if question.kind == "count":
-                assert found == list(NUMBERS[1 : question.truth + 1])
-            if question.kind == "existence":
-                assert found == ["found"] * question.truth
+            *facts, last = said.removeprefix("Seen: ").split(", ")
+            conclusion, mark = last.rsplit(" ", 1)
             if question.kind in ("colour", "place"):
-                (mark,) = found
-                assert (mark == "correct") == (quality in RIGHT) and (mark == "partly") == (quality == "partly_wrong")
+                facts.append(conclusion)
+                assert conclusion.endswith(f" {question.truth}")
+            else:
+                truth = NUMBERS[question.truth] if question.kind == "count" else words[question.truth]
+                assert conclusion == f"so {truth}"
+            if question.kind == "count":
+                numbers = [fact.split()[-1] for fact in facts if fact.split()[-1] in NUMBERS]
+                assert numbers == list(NUMBERS[1 : question.truth + 1]) and len(facts) == len(PLACES)
+            else:
+                for shape, fact in (found.split(" ", 1) for found in facts):
+                    assert fact.removesuffix(" same").removesuffix(" other") in seen_of.get(shape, ("nothing",))
+                    assert (fact.endswith(" same"), fact.endswith(" other")) == (
+                        (question.truth, not question.truth) if question.kind == "existence" else (False, False)
+                    )
+            assert (mark == "correct") == (quality in RIGHT) and (mark == "partly") == (quality == "partly_wrong")
 
 
 @pytest.mark.parametrize(
