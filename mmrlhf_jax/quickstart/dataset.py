@@ -19,11 +19,11 @@ from mmrlhf_jax.records import RankedRecord
 
 # How often a kind of question is asked, where the scene allows it.
 KIND_WEIGHTS = {
-    "colour": 0.18,
-    "count": 0.18,
+    "colour": 0.17,
+    "count": 0.17,
     "place": 0.16,
-    "comparison": 0.16,
-    "existence": 0.16,
+    "comparison": 0.15,
+    "existence": 0.15,
     "description": 0.06,
     "unsafe": 0.14,
 }
