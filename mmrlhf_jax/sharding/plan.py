@@ -14,7 +14,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.rows import Budget, RowBatch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import local_directory
-from mmrlhf_jax.inference.generate import generate
+from mmrlhf_jax.inference.generate import PromptRows, generate
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, read_config
 from mmrlhf_jax.models.llava_onevision.model import Visual
@@ -177,11 +177,12 @@ def lower_generation(
     model = abstract_model(sizes, experiment.model_copy(update={"model": inference, "lora": None}), mesh)
     graphdef, params = nnx.split(model)
     batch: RowBatch = abstract_batch(rows_divisor(mesh), _prompt_budget(), sizes.geometry, mesh)
-    lengths = jax.ShapeDtypeStruct((rows_divisor(mesh),), jnp.int32, sharding=batch_sharding(mesh, 1))
+    ends = jax.ShapeDtypeStruct((rows_divisor(mesh), 1), jnp.int32, sharding=batch_sharding(mesh, 2))
+    rows = PromptRows(batch.tokens, batch.positions, batch.visible_until, ends)
     visual = Visual(batch.tiles, batch.visual_slots, batch.visual_taps, batch.visual_weights)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
-    arguments = params, batch.tokens, lengths, visual, key
+    arguments = params, rows, visual, key
     settings = dict(max_new_tokens=NEW_TOKENS, stop_tokens=(0,), temperature=0.0)
     return generate.lower(graphdef, *arguments, **settings), arguments
 

@@ -183,7 +183,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             if pending is not None:
                 record(pending, recorder)
             checkpoints.wait()
-        except jax.errors.JaxRuntimeError as error:
+        except (jax.errors.JaxRuntimeError, ValueError) as error:  # gloo's failures are ValueErrors where they are dispatched
             end_if_alone(peers, error)
             raise
         finally:
