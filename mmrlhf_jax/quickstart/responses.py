@@ -146,11 +146,11 @@ def _quality(question: Question, value: str | int | bool, phrasing: int) -> str:
 def _phrasings(question: Question, value: str | int | bool) -> tuple[str, str, str]:
     """The value stated as two full sentences and tersely; right and wrong values share the words.
 
-    Where it can, the value follows the word that leads to it in the picture, as in captions and critiques.
+    A place follows the word that leads to it in the picture. A colour does not: a critic would quote it instead of looking.
     """
     subject = question.subjects[0] if question.subjects else ""
     if question.kind == "colour":
-        return f"I find the {subject} {value}.", f"I call the {subject} {value}.", f"It is {value}."
+        return f"The {subject} is {value}.", f"I see a {value} {subject}.", f"It is {value}."
     if question.kind == "place":
         return f"I find the {subject} {value}.", f"I see the {subject} {value}.", f"It is {value}."
     if question.kind == "count":
