@@ -20,7 +20,7 @@ from mmrlhf_jax.data.encode import media_tiles
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.progress import Progress
-from mmrlhf_jax.quickstart.scenes import COLOURS, PLACES, SHAPES, SIZES
+from mmrlhf_jax.quickstart.scenes import COLOURS, PLACES, SHAPES, SIZES, objects_from_key
 
 # The words that a patch can be near to, per attribute of the place it lies in.
 ATTRIBUTES = (
@@ -114,9 +114,7 @@ def whole_pictures(examples, geometry) -> tuple[UInt8[Array, "N H W 3"], Int[Arr
 def attributes(scene: str) -> Int[np.ndarray, "4 4"]:
     """Word numbers per place, in reading order, from a scene's key."""
     found = {place: ("nothing",) * 3 for place in PLACES}
-    for phrase in scene.split("; "):
-        row, column, *look = phrase.split()
-        found[f"{row} {column}"] = tuple(look)
+    found |= {thing.place: (thing.size, thing.colour, thing.shape) for thing in objects_from_key(scene)}
     labels = [(place, *look) for place, look in found.items()]
     numbers = [[names.index(word) for names, word in zip(ATTRIBUTES, label, strict=True)] for label in labels]
     return np.asarray(numbers, np.int32)
