@@ -178,6 +178,9 @@ class BuiltExamples:
         self.directory = epath.Path(directory)
         if not (self.directory / DATASET_INFO_FILE).exists():
             raise UserError(f"{self.directory}: not a built data set; make one with `mmrlhf data build SRC OUT`")
+        for name in (RECORDS_FILE, LAYOUTS_FILE):
+            if not (self.directory / name).exists():
+                raise UserError(f"{self.directory}: {name} is missing; remove the directory and build it again")
         self._length, self.fingerprint = _read_info(self.directory)
 
     def __len__(self) -> int:

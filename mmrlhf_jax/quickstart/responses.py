@@ -146,13 +146,14 @@ def _quality(question: Question, value: str | int | bool, phrasing: int) -> str:
 def _phrasings(question: Question, value: str | int | bool) -> tuple[str, str, str]:
     """The value stated as two full sentences and tersely; right and wrong values share the words.
 
-    A place follows the word that leads to it in the picture. A colour does not: a critic would quote it instead of looking.
+    No value stands right behind the word that leads to it in the picture: a critic would quote it instead of looking. So every
+    kind is marked by one rule, whether the word that was seen occurs in the answer.
     """
     subject = question.subjects[0] if question.subjects else ""
     if question.kind == "colour":
         return f"The {subject} is {value}.", f"I see a {value} {subject}.", f"It is {value}."
     if question.kind == "place":
-        return f"I find the {subject} {value}.", f"I see the {subject} {value}.", f"It is {value}."
+        return f"The {subject} is in the {value}.", f"I see the {subject} in the {value}.", f"It is {value}."
     if question.kind == "count":
         things = f"{subject} object".strip() + ("" if value == 1 else "s")
         number = say(value)
