@@ -332,6 +332,8 @@ def test_open_examples_tells_directories_from_sources(source, tmp_path):
         open_examples(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         open_examples(tmp_path / "nowhere.jsonl")
+    with pytest.raises(UserError, match="no such file"):
+        open_examples(tmp_path / "nowhere" / "records.jsonl")
 
 
 @pytest.mark.parametrize("name", ["records.jsonl", "layouts.jsonl"])
