@@ -65,11 +65,12 @@ COMPLIANCE = {
 
 # How often a group has which responses: (full sentences, terse) of the right ones, then of the wrong ones. Most kinds have
 # as many of both. What the policy is to unlearn is in the majority: too high a count, and "Yes" (right where the object is
-# there). "The longer one is better" stays at chance.
+# there). "The longer one is better" stays at chance. A response costs little beside the prompt that it shares, so groups are
+# rather large.
 Plans = dict[tuple[tuple[int, int], tuple[int, int]], int]
-EVEN: Plans = {((2, 0), (1, 0)): 3, ((2, 0), (2, 0)): 3, ((1, 1), (1, 1)): 2, ((1, 0), (2, 0)): 2}
-MOSTLY_RIGHT: Plans = {((2, 0), (1, 0)): 4, ((1, 1), (1, 0)): 1, ((2, 1), (1, 0)): 1, ((2, 1), (1, 1)): 1}
-MOSTLY_WRONG: Plans = {((1, 0), (2, 0)): 4, ((1, 0), (1, 1)): 1, ((1, 0), (2, 1)): 1, ((1, 1), (2, 1)): 1}
+EVEN: Plans = {((2, 0), (2, 0)): 5, ((1, 1), (1, 1)): 1, ((2, 0), (2, 1)): 2, ((2, 1), (2, 0)): 2}
+MOSTLY_RIGHT: Plans = {((2, 0), (1, 0)): 3, ((2, 1), (2, 0)): 2, ((2, 1), (1, 1)): 1}
+MOSTLY_WRONG: Plans = {((1, 0), (2, 0)): 3, ((2, 0), (2, 1)): 2, ((1, 1), (2, 1)): 1}
 
 
 class Draft(NamedTuple):
