@@ -1,7 +1,11 @@
 """The grid of proof at the published geometry: tiles of 384 pixels, patches of 14, 36 pinpoints, anyres_max_9.
 
-Oracle: transformers in float32 with its own image processor. The layers are few and narrow; shapes of pictures are what counts.
+Oracle: transformers with its own image processor. The layers are few and narrow; shapes of pictures are what counts.
+Rows are up to 7,400 tokens long, where transformers' float32 itself is up to 8e-5 from its float64: so we must be within 1e-4
+of its float32, and hardly further from its float64 than it is.
 """
+
+import copy
 
 import numpy as np
 import pytest
@@ -11,7 +15,8 @@ from tests import tiny
 torch = pytest.importorskip("torch")
 from tests import parity  # noqa: E402 (needs torch)
 
-TOLERANCE = 1e-5  # absolute; the project promises 1e-4
+TOLERANCE = 1e-4  # absolute, from float32: what the project promises
+NEAR = 1e-5  # from float64; further only where transformers' float32 is, too: up to 1.5 times as far
 
 PINPOINTS = [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)]
 CONFIG = tiny.config(
@@ -48,7 +53,6 @@ PICTURES = {
     "2304 high, 2304 wide": [(2304, 2304)],
     "1 high, 1 wide": [(1, 1)],
 }
-QUICK = ("text only", "14 high, 2000 wide", "two", "480 high, 640 wide")
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +62,14 @@ def pair(tmp_path_factory):
 
 
 def assert_equal(model, oracle, prompt) -> None:
-    for found, wanted in zip(parity.ours(model, prompt), parity.theirs(oracle, prompt), strict=True):
+    doubled = {name: value.double() if value.is_floating_point() else value for name, value in prompt.inputs.items()}
+    truth = parity.theirs(copy.deepcopy(oracle).double(), prompt._replace(inputs=doubled))
+    for found, wanted, true in zip(parity.ours(model, prompt), parity.theirs(oracle, prompt), truth, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(found, true, rtol=0, atol=max(NEAR, 1.5 * np.abs(wanted - true).max()))
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in PICTURES])
+@pytest.mark.parametrize("name", PICTURES)
 def test_visual_features_hidden_states_and_logits_are_transformers_for_pictures(pair, name):
     model, oracle, directory = pair
     sizes = PICTURES[name]
@@ -72,7 +79,7 @@ def test_visual_features_hidden_states_and_logits_are_transformers_for_pictures(
     assert_equal(model, oracle, prompt)
 
 
-@pytest.mark.parametrize("frames", [8, pytest.param(32, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("frames", [8, 32])
 def test_so_they_are_for_videos(pair, frames):
     model, oracle, _ = pair
     prompt = parity.video_prompt(model, frames)
