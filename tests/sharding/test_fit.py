@@ -23,7 +23,7 @@ NAMES = ("experiment", "pod")
 def made_up(seconds, fits):
     """A plan whose bound and fit are functions of (tensor, context, remat, accumulation)."""
 
-    def make_plan(experiment, launch, *, names, generation):
+    def make_plan(experiment, launch, *, names, generation, quick):
         key = launch.mesh.tensor, launch.mesh.context, experiment.model.remat, experiment.batch.accumulation
         return types.SimpleNamespace(fits=fits(*key), step_seconds=seconds(*key), peak=2**30)
 
@@ -38,6 +38,16 @@ def test_the_fastest_of_what_fits_is_taken(monkeypatch):
     assert (launch.mesh.tensor, launch.mesh.context, experiment.model.remat) == (1, 2, "full")
     assert experiment.batch.accumulation == 1
     assert "accumulation=1" in fit.as_overrides(experiment, launch) and "context: 2" in fit.as_overrides(experiment, launch)
+
+
+def test_nothing_is_compiled_that_can_only_be_slower(monkeypatch):
+    """Where all rows fit at once, neither more pieces nor more recomputation of the same split."""
+    tried = []
+    fits = lambda tensor, context, remat, accumulation: tried.append((tensor, context, remat, accumulation)) or context == 1
+    monkeypatch.setattr(fit, "make_plan", made_up(lambda *_: 1.0, fits))
+    fit.best_fit(EXPERIMENT, config.Launch(), 8, NAMES, tries=50)
+    assert [key for key in tried if key[:2] == (2, 1)] == [(2, 1, "dots", 1)]
+    assert [key for key in tried if key[:2] == (1, 2)] == [(1, 2, remat, n) for remat in ("dots", "full") for n in (1, 2, 4)]
 
 
 def test_every_candidate_divides_rows_and_devices():
@@ -56,4 +66,4 @@ def test_where_nothing_fits_the_least_is_named(monkeypatch):
 
 def test_a_plan_of_nothing_says_what_to_give():
     with pytest.raises(UserError, match="give an experiment and --launch FILE"):
-        commands.plan([], [], [], False, False, True, None, False)
+        commands.plan([], [], [], False, False, True, False, None, False)

@@ -8,7 +8,7 @@ import pytest
 
 from mmrlhf_jax.sharding import hlo
 from mmrlhf_jax.sharding.accelerators import CHIPS
-from mmrlhf_jax.sharding.roofline import collectives, hbm_bytes
+from mmrlhf_jax.sharding.roofline import collectives, hbm_bytes, messages
 
 
 def compiled_text(function, *arguments) -> str:
@@ -108,7 +108,7 @@ ENTRY %main (a: bf16[16]) -> bf16[64] {{
   ROOT %g = bf16[64]{{0}} all-gather(%a), channel_id=1, {groups}, dimensions={{0}}
 }}
 """
-    (found,) = collectives(hlo.parse(text), MESH, {}, CHIPS["v6e"])
+    (found,) = collectives(messages(hlo.parse(text), MESH, {}, CHIPS["v6e"]))
     assert (found.kind, found.axis, found.bytes, found.count) == ("all-gather", GROUPS[groups], 128, 1)
 
 
@@ -121,8 +121,8 @@ ENTRY %main (a: f32[1024]) -> f32[1024] {
 }
 """
     chip = CHIPS["v6e"]
-    (near,) = collectives(hlo.parse(text), MESH, {}, chip)
-    (far,) = collectives(hlo.parse(text), MESH, {"data": 2}, chip)
+    (near,) = collectives(messages(hlo.parse(text), MESH, {}, chip))
+    (far,) = collectives(messages(hlo.parse(text), MESH, {"data": 2}, chip))
     assert near.seconds == pytest.approx(4096 / (chip.links / 2))
     assert far.seconds == pytest.approx(4096 / chip.network)
 
@@ -141,7 +141,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   ROOT %last = f32[8]{0} collective-permute(%c), source_target_pairs={{0,1},{1,2},{2,3},{3,0}}, metadata={op_name="w"}
 }
 """
-    (found,) = collectives(hlo.parse(text), MESH, {}, CHIPS["v6e"])
+    (found,) = collectives(messages(hlo.parse(text), MESH, {}, CHIPS["v6e"]))
     assert (found.kind, found.axis, found.count) == ("reduce-scatter", "fsdp", 2)
 
 
@@ -171,5 +171,5 @@ def test_a_collective_that_is_spread_over_fusions_counts_once():
     calls = "".join(f"  %f{i} = bf16[64]{{0}} fusion(%a), kind=kCustom, calls=%part{i}\n" for i in range(3))
     text = f"HloModule test\n\n{fusions}ENTRY %main (a: bf16[16]) -> bf16[64] {{\n  %a = bf16[16]{{0}} parameter(0)\n{calls}"
     text += "  ROOT %r = bf16[64]{0} copy(%f2)\n}\n"
-    (found,) = collectives(hlo.parse(text), MESH, {}, CHIPS["v6e"])
+    (found,) = collectives(messages(hlo.parse(text), MESH, {}, CHIPS["v6e"]))
     assert (found.kind, found.axis, found.bytes, found.count) == ("all-gather", "fsdp", 128, 1)
