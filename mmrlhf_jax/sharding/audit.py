@@ -34,7 +34,8 @@ def used_sizes(params) -> dict[int, int]:
 def reduced_whole(sent: Sequence[Message], sizes: dict[int, int]) -> list[str]:
     """Matrices' gradients of which every device gets the whole sum."""
     reductions = [each for each in sent if each.kind == "all-reduce" and ROWS in each.axes]
-    found = {(array, each.axes) for each in reductions for array in each.arrays if sizes.get(array.elements, 0) > 1}
+    matrices = ((each, array) for each in reductions for array in each.arrays if sum(size > 1 for size in array.shape) > 1)
+    found = {(array, each.axes) for each, array in matrices if sizes.get(array.elements, 0) > 1}
     return [_shown(array, axes) for array, axes in sorted(found, key=lambda each: -each[0].bytes)]
 
 

@@ -37,7 +37,7 @@ def plan(
     from mmrlhf_jax.sharding import show
 
     plans, several = [], len(experiments) * len(launches) > 1
-    for together, experiment in _alike({Path(name).stem: config.load_experiment(name, overrides) for name in experiments}):
+    for together, experiment in alike({Path(name).stem: config.load_experiment(name, overrides) for name in experiments}):
         for where, launch in places.items():
             names = (", ".join(together), Path(where).stem)
             try:
@@ -64,7 +64,7 @@ def plan(
         say(f"{readme}: {len(plans)} plans")
 
 
-def _alike(experiments: dict[str, config.Experiment]) -> list[tuple[list[str], config.Experiment]]:
+def alike(experiments: dict[str, config.Experiment]) -> list[tuple[list[str], config.Experiment]]:
     """Experiments whose steps differ in constants, in the form of β or in what is read, but in no shape: one plan for all."""
     found: dict[str, tuple[list[str], config.Experiment]] = {}
     for name, experiment in experiments.items():

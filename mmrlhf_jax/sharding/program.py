@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import re
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -119,6 +120,7 @@ def optimise(lower: Lowering, *what) -> Program:
 
 def _lower_and_compile(lower: Lowering, what: tuple, folder: Path) -> None:
     """In the process that is ended; what it finishes before, it keeps itself."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         lowered, arguments, mesh = lower(*what)
         found = _fingerprint(lowered, mesh)
@@ -127,6 +129,11 @@ def _lower_and_compile(lower: Lowering, what: tuple, folder: Path) -> None:
             _keep(_compile(lowered, arguments, folder), _path(found))
     except UserError as error:
         write_atomically(folder / _REFUSED, str(error).encode())
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _optimised(folder: Path, seconds: float) -> Program:

@@ -11,18 +11,19 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.published import published_config
+from mmrlhf_jax.sharding import commands, program, show
 from mmrlhf_jax.sharding import plan as planning
-from mmrlhf_jax.sharding import program, show
 from mmrlhf_jax.sharding.accelerators import CHIPS
 from mmrlhf_jax.sharding.advice import advice
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.sharding.program import needed_bytes
-from mmrlhf_jax.sharding.workload import assumed_workload
+from mmrlhf_jax.sharding.workload import assumed_workload, pack_workload
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -182,6 +183,26 @@ def test_rows_that_the_mesh_cannot_share_are_refused_before_anything_is_compiled
         planning.check_rows(settings.batch, jax.sharding.AbstractMesh((2, 4, 1, 1), mesh.axis_names))
 
 
+def test_experiments_that_differ_in_no_shape_share_a_plan():
+    names = ["mmdpo_llava_ov_7b", "dpo_llava_ov_7b", "reward_llava_ov_7b", "mmdpo_llava_ov_0.5b", "ablation/w1_k1"]
+    names += ["reward_human_critique_llava_ov_7b", "reward_scalar_llava_ov_7b"]
+    found = commands.alike({name: config.load_experiment(ROOT / "configs" / f"{name}.yaml") for name in names})
+    together = [["mmdpo_llava_ov_7b", "dpo_llava_ov_7b", "ablation/w1_k1"], ["reward_llava_ov_7b", names[5]]]
+    assert [names for names, _ in found] == [*together, ["mmdpo_llava_ov_0.5b"], ["reward_scalar_llava_ov_7b"]]
+
+
+def test_a_kernel_skips_the_blocks_that_no_token_of_the_data_sees(model):
+    """Of rows that one group fills whole it would skip hardly any; the more groups to a row, the more."""
+    geometry = planning.model_sizes(experiment(model, config.Preference()))[0].geometry
+    short, long = (assumed_workload(experiment(model, config.Preference(), slots=slots), geometry) for slots in (1024, 8192))
+    assert 1 >= short.visible_blocks(128) > long.visible_blocks(128) > 1 / 64
+    assert long.visible_pairs < long.visible_blocks(128) * 8192**2 / 2 * 1.1
+    work = pack_workload(experiment(model, config.Preference(), slots=512), np.array([[512, 1, 4, 256, 2, 1]]), "one group")
+    # The trunk's 256 and a branch of 128 after it: 2 x 3 / 2 blocks, 2 branches' own and 2 x 2 that see the trunk.
+    assert work.visible_blocks(128) == (3 + 2 + 4) / 10
+    assert work.visible_pairs == 256 * 257 / 2 + 2 * (128 * 129 / 2 + 128 * 256)
+
+
 MEASURED = """
 import sys
 sys.path.insert(0, {root!r})
@@ -189,7 +210,7 @@ import jax, jax.numpy as jnp, numpy as np
 from mmrlhf_jax import config
 from mmrlhf_jax.sharding import plan as planning
 from mmrlhf_jax.sharding.mesh import use_mesh
-from mmrlhf_jax.sharding.workload import assumed_workload
+from mmrlhf_jax.sharding.workload import assumed_workload, pack_workload
 from tests.sharding.test_plan import experiment
 
 def status(key):
