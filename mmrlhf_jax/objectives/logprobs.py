@@ -57,9 +57,8 @@ def _project_in_place(mesh: AbstractMesh, states: jax.Array, vocabulary: tuple[i
     stored = PartitionSpec(rules.fit_stored(("embed", None), vocabulary, mesh)[0])
 
     def local(states, vocabulary, targets):
-        if stored[0]:  # the columns stay split over `tensor`: unsaid, every device would gather all of them
-            piece = rules.constrain(vocabulary, None, "act_vocab")
-            vocabulary = rules.constrain(gather_rows(piece, rules.axes_in(stored[0])), None, "act_vocab")
+        if stored[0]:
+            vocabulary = gather_rows(vocabulary, rules.axes_in(stored[0]))
         return _project(states, vocabulary, targets, chunk=chunk)
 
     return jax.shard_map(
