@@ -40,10 +40,13 @@ def best_fit(
     More pieces than one that fits only cost time, so for each mesh and policy the first accumulation that fits is the last; and
     where rows need not be taken in pieces at all, neither is more recomputed.
     """
-    found, best, settled, least = 0, None, set(), None
+    found, left, best, settled, least = 0, 0, None, set(), None
     for candidate, place in candidates(experiment, launch, devices):
         key = (place.mesh.tensor, place.mesh.context, candidate.model.remat)
-        if key in settled or found == tries:
+        if key in settled:
+            continue
+        if found == tries:
+            left += 1
             continue
         found += 1
         plan = make_plan(candidate, place, names=names, generation=False, quick=True)
@@ -58,6 +61,8 @@ def best_fit(
         say(f"  {how}: {plan.step_seconds:.3f} s a step at best")
         if best is None or plan.step_seconds < best[0].step_seconds:
             best = plan, candidate, place
+    if left:
+        say(f"  {tries} ways tried, {left} less promising ones left out")
     if best is None:
         reason = "no split divides batch.rows" if least is None else f"the least of {found} tried takes {least / 2**30:.1f} GiB"
         raise UserError(f"{names[0]} does not fit {names[1]} in any of the ways tried: {reason}; take more chips")

@@ -58,6 +58,12 @@ def test_every_candidate_divides_rows_and_devices():
         assert EXPERIMENT.batch.rows % (mesh.data * mesh.fsdp * experiment.batch.accumulation) == 0
 
 
+def test_what_is_not_tried_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(fit, "make_plan", made_up(lambda *_: 1.0, lambda *_: True))
+    fit.best_fit(EXPERIMENT, config.Launch(), 16, NAMES, tries=2)
+    assert "2 ways tried" in capsys.readouterr().err
+
+
 def test_where_nothing_fits_the_least_is_named(monkeypatch):
     monkeypatch.setattr(fit, "make_plan", made_up(lambda *_: 1.0, lambda *_: False))
     with pytest.raises(UserError, match=r"the least of 12 tried takes 1\.0 GiB; take more chips"):
