@@ -33,10 +33,18 @@ def matmul_precision(dtype):
 
 
 def linear(
-    inputs: int, outputs: int, axes: tuple[str | None, str | None], *, bias: bool, dtype, param_dtype, rngs
+    inputs: int,
+    outputs: int,
+    axes: tuple[str | None, str | None],
+    *,
+    bias: bool,
+    dtype,
+    param_dtype,
+    rngs,
+    kind: type[AdaptableLinear] = AdaptableLinear,
 ) -> AdaptableLinear:
     """y = x @ kernel[inputs, outputs] (+ bias), with logical axes for both."""
-    return AdaptableLinear(
+    return kind(
         inputs,
         outputs,
         use_bias=bias,

@@ -30,14 +30,17 @@ class AdaptableLinear(nnx.Linear):
     """
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        kernel = gather_param(self.kernel, self.dtype)
-        y = x.astype(kernel.dtype) @ kernel
+        y = self.product(x)
         if self.bias is not None:
             y = y + gather_param(self.bias, self.dtype)
         if not hasattr(self, "lora_a"):
             return y
         a, b = (gather_param(adapter, y.dtype) for adapter in (self.lora_a, self.lora_b))
         return y + (x.astype(y.dtype) @ a @ b) * jnp.asarray(self.lora_scale, y.dtype)
+
+    def product(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        kernel = gather_param(self.kernel, self.dtype)
+        return x.astype(kernel.dtype) @ kernel
 
     def add_adapters(self, a: nnx.Param, b: nnx.Param, scale: float) -> None:
         self.lora_a, self.lora_b, self.lora_scale = a, b, scale

@@ -8,9 +8,19 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mmrlhf_jax.models.layers import linear
+from mmrlhf_jax.models.lora import AdaptableLinear
+from mmrlhf_jax.sharding import ring
 
 # tanh: upstream's Linear-tanh-Linear; silu: BaseReward's two-layer head; linear: one projection.
 VARIANTS = ("tanh", "silu", "linear")
+
+
+class FewRowsLinear(AdaptableLinear):
+    """For the few rows of a score: of their product's gradient, unlike that of a sequence's, XLA makes an all-reduce."""
+
+    def product(self, x: Float[Array, "B ... I"]) -> Float[Array, "B ... O"]:
+        kernel = self.kernel[...].astype(self.dtype)
+        return ring.multiply(x.astype(kernel.dtype), kernel, self.kernel.get_metadata().get("out_sharding") or (None, None))
 
 
 class RewardHead(nnx.Module):
@@ -18,7 +28,7 @@ class RewardHead(nnx.Module):
         kinds = dict(bias=True, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.variant = variant
         if variant != "linear":
-            self.dense = linear(hidden_size, hidden_size, ("embed", None), **kinds)
+            self.dense = linear(hidden_size, hidden_size, ("embed", None), kind=FewRowsLinear, **kinds)
         self.out = linear(hidden_size, 1, ("embed", None), **kinds)
 
     def __call__(self, hidden: Float[Array, "... E"]) -> Float[Array, ...]:

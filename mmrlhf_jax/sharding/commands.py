@@ -22,6 +22,7 @@ def plan(
     every: bool,
     fit: bool,
     generation: bool,
+    quick: bool,
     readme: str | None,
     as_json: bool,
 ) -> None:
@@ -36,31 +37,49 @@ def plan(
     from mmrlhf_jax.sharding import show
 
     plans, several = [], len(experiments) * len(launches) > 1
-    for name in experiments:
-        experiment = config.load_experiment(name, overrides)
+    for together, experiment in alike({Path(name).stem: config.load_experiment(name, overrides) for name in experiments}):
         for where, launch in places.items():
-            names = (Path(name).stem, Path(where).stem)
+            names = (", ".join(together), Path(where).stem)
             try:
                 if fit:
                     devices = len(planning.planned_devices(launch))
                     made, chosen, place = fitting.best_fit(experiment, launch, devices, names)
                     say(f"{names[0]} on {names[1]}: {fitting.as_overrides(chosen, place)}")
                 else:
-                    made = planning.make_plan(experiment, launch, names=names, generation=generation)
+                    made = planning.make_plan(experiment, launch, names=names, generation=generation, quick=quick)
             except UserError as error:
                 if not several:
                     raise
                 say(f"{names[0]} on {names[1]}: {error}")
                 continue
             plans.append(made)
+            if readme is not None:  # what is there so far: the next may take long
+                show.write_table(readme, plans)
             if not as_json:
                 print(show.as_text(made), flush=True)
     if as_json:
         made = [planning.as_json(each) for each in plans]
         print(json.dumps(made if several else made[0]))
     if readme is not None:
-        show.write_table(readme, plans)
         say(f"{readme}: {len(plans)} plans")
+
+
+def alike(experiments: dict[str, config.Experiment]) -> list[tuple[list[str], config.Experiment]]:
+    """Experiments whose steps differ in constants, in the form of β or in what is read, but in no shape: one plan for all."""
+    found: dict[str, tuple[list[str], config.Experiment]] = {}
+    for name, experiment in experiments.items():
+        key = experiment.model_dump(exclude={"run": True, "data": {"path", "rewards", "pairs", "workers"}})
+        key["objective"].pop("scaling", None)
+        key["data"]["critiques"] = experiment.data.critiques is None
+        found.setdefault(json.dumps(_without_values(key)), ([], experiment))[0].append(name)
+    return list(found.values())
+
+
+def _without_values(settings):
+    """Of a fraction only whether it is 0: then its term is left out."""
+    if isinstance(settings, dict):
+        return {name: _without_values(value) for name, value in settings.items()}
+    return settings != 0 if isinstance(settings, float) else settings
 
 
 def _files(pattern: str) -> list[str]:
@@ -78,16 +97,23 @@ def _pods() -> list[str]:
 def _use_stand_ins(launches: Sequence[config.Launch]) -> None:
     """Before jax starts: no accelerator of this machine, a CPU device for every GPU to be planned for, and the compiler flags.
 
-    libtpu reads its flags once, so they are used where there is one launch file. A program from a cache would have no text.
+    libtpu reads its flags once, so they are used where all launch files have the same. Out of JAX's own cache a program would
+    have no text.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    flags = [launch.environment.get("LIBTPU_INIT_ARGS") for launch in launches]
-    if len(flags) == 1 and flags[0]:
-        os.environ.setdefault("LIBTPU_INIT_ARGS", flags[0])
     named = [(accelerator(launch.accelerator), launch.slices) for launch in launches if launch.accelerator is not None]
+    flags = {launch.environment.get("LIBTPU_INIT_ARGS", "") for launch in launches if _is_tpu(launch)}
+    if len(flags) == 1:
+        os.environ.setdefault("LIBTPU_INIT_ARGS", flags.pop())
+    elif flags:
+        say("the launch files differ in LIBTPU_INIT_ARGS, so none of these flags is used; plan them one by one")
     gpus = [found.chips * slices for found, slices in named if not found.is_tpu]
     if gpus:
         import jax
 
         jax.config.update("jax_num_cpu_devices", max(gpus))
+
+
+def _is_tpu(launch: config.Launch) -> bool:
+    return launch.accelerator is not None and accelerator(launch.accelerator).is_tpu

@@ -1,99 +1,56 @@
-"""A program compiled for devices that need not be here, and what its text and the compiler's books say of it."""
+"""What a compiled program's text and the compiler's books say of it: memory, FLOPs, collectives, the roofline."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
-import tempfile
-import time
-from pathlib import Path
-
-import jax
-from jax.sharding import Mesh
 
 from mmrlhf_jax.sharding.accelerators import GB, Chip, GiB
+from mmrlhf_jax.sharding.audit import gathered_activations, reduced_whole
 from mmrlhf_jax.sharding.hlo import flops, parse
-from mmrlhf_jax.sharding.roofline import Collective, Roofline, collectives, hbm_bytes
-
-# The plug-in's own text: newer instructions of libtpu do not always survive the way back through jaxlib.
-_TEXT = "*after_optimizations.txt"
-# How libtpu says that a program does not fit: with temporaries alone, or with all that is used.
-_TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM")
-_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes per device. `aliased` outputs live where arguments did."""
-
-    arguments: int
-    outputs: int
-    temporaries: int
-    aliased: int
-
-    @property
-    def peak(self) -> int:
-        return self.arguments + self.outputs + self.temporaries - self.aliased
+from mmrlhf_jax.sharding.program import Memory, Program
+from mmrlhf_jax.sharding.roofline import Collective, Roofline, collectives, hbm_bytes, messages
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
     """One program. With `memory` None it does not fit: `needed` is what the compiler found that it takes."""
 
-    seconds: float
+    seconds: float  # of compiling, when it was compiled
+    machine_code: bool  # False: the compiler was stopped before
     needed: int
     memory: Memory | None
     device_flops: float | None
     collectives: list[Collective]
     roofline: Roofline | None
-    executable: jax.stages.Compiled | None = None
+    uncounted_loops: int = 0  # whose trips the program does not say: FLOPs, collectives and times are then too few
+    reduced_whole: tuple[str, ...] = ()  # gradients, where they should be scattered
+    gathered_activations: tuple[str, ...] = ()  # over the axis that shares the rows
 
 
-def compile_program(lowered: jax.stages.Lowered, arguments, mesh: Mesh, slices: dict[str, int], chip: Chip) -> Compiled:
-    """Compile and read. A program that exceeds the devices' memory is a result, not an error.
-
-    `arguments` are those that it was lowered for: abstract arrays with shardings.
-    """
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True, "xla_dump_hlo_pass_re": ""}
-        try:
-            executable = lowered.compile(compiler_options=dump)
-        except jax.errors.JaxRuntimeError as error:
-            needed = needed_bytes(str(error), held_bytes(arguments))
-            if needed is None:
-                raise
-            return Compiled(time.monotonic() - started, needed, None, None, [], None)
-        seconds = time.monotonic() - started
-        texts = sorted(Path(folder).glob(_TEXT), key=lambda path: path.stat().st_size)
-        module = parse(texts[-1].read_text() if texts else executable.as_text())
-    stats = executable.memory_analysis()
-    sizes = (f"{name}_size_in_bytes" for name in ("argument", "output", "temp", "alias"))
-    memory = Memory(*(int(getattr(stats, name)) for name in sizes))
-    found = collectives(module, dict(mesh.shape), slices, chip)
+def read_program(
+    program: Program,
+    mesh_shape: dict[str, int],
+    slices: dict[str, int],
+    chip: Chip,
+    *,
+    skipped: float = 0.0,
+    parameters: dict[int, int] | None = None,
+) -> Compiled:
+    """`skipped`: FLOPs per device that the text counts and kernels are known to leave out; `parameters`: sizes
+    (`audit.used_sizes`) by which what is sent is judged."""
+    if program.text is None:
+        return Compiled(program.seconds, program.machine_code, program.needed, None, None, [], None)
+    module = parse(program.text)
+    sent = messages(module, mesh_shape, slices, chip)
     device_flops = flops(module)
     roofline = Roofline(
-        compute_seconds=device_flops / chip.flops,
+        compute_seconds=(device_flops - skipped) / chip.flops,
         hbm_seconds=hbm_bytes(module) / chip.hbm_bandwidth,
-        interconnect_seconds=sum(each.seconds for each in found),
+        interconnect_seconds=sum(each.seconds * each.times for each in sent),
     )
-    return Compiled(seconds, memory.peak, memory, device_flops, found, roofline, executable)
-
-
-def needed_bytes(message: str, arguments: int) -> int | None:
-    """What a program takes that does not fit, by the compiler's message; None if that says something else."""
-    temporaries, used = _TEMPORARIES.search(message), _USED.search(message)
-    if temporaries:
-        return int(float(temporaries[1]) * _UNITS[temporaries[2]]) + arguments
-    return int(float(used[1]) * _UNITS[used[2]]) if used else None
-
-
-def held_bytes(tree) -> int:
-    """Bytes of a tree of abstract arrays on one device."""
-    leaves = [x for x in jax.tree.leaves(tree) if getattr(x, "sharding", None) is not None]
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+    judged = () if parameters is None else (reduced_whole(sent, parameters), gathered_activations(sent, parameters))
+    counted = program.memory, device_flops, collectives(sent), roofline, module.uncounted_loops
+    return Compiled(program.seconds, program.machine_code, program.needed, *counted, *map(tuple, judged))
 
 
 def shown_bytes(count: float) -> str:

@@ -12,7 +12,7 @@ from mmrlhf_jax.sharding.plan import Plan, make_plan
 
 # Splits of a row over devices: (tensor, context).
 SPLITS = ((1, 1), (1, 2), (2, 1), (1, 4), (2, 2), (4, 1))
-REMAT = ("dots", "full")
+REMAT = ("dots", "full")  # the one that recomputes less first
 TRIES = 12
 
 
@@ -35,26 +35,34 @@ def candidates(experiment: config.Experiment, launch: config.Launch, devices: in
 def best_fit(
     experiment: config.Experiment, launch: config.Launch, devices: int, names: tuple[str, str], tries: int = TRIES
 ) -> tuple[Plan, config.Experiment, config.Launch]:
-    """Compile candidates and keep the shortest step bound that fits. UserError where none does.
+    """Compile candidates as far as their memory and keep the shortest step bound that fits. UserError where none does.
 
-    More pieces than one that fits only cost time, so for each mesh and policy the first accumulation that fits is the last.
+    More pieces than one that fits only cost time, so for each mesh and policy the first accumulation that fits is the last; and
+    where rows need not be taken in pieces at all, neither is more recomputed.
     """
-    found, best, settled, least = 0, None, set(), None
+    found, left, best, settled, least = 0, 0, None, set(), None
     for candidate, place in candidates(experiment, launch, devices):
         key = (place.mesh.tensor, place.mesh.context, candidate.model.remat)
-        if key in settled or found == tries:
+        if key in settled:
+            continue
+        if found == tries:
+            left += 1
             continue
         found += 1
-        plan = make_plan(candidate, place, names=names, generation=False)
+        plan = make_plan(candidate, place, names=names, generation=False, quick=True)
         how = f"{_mesh(place)}, remat {candidate.model.remat}, accumulation {candidate.batch.accumulation}"
         if not plan.fits:
             least = min(plan.peak, least or plan.peak)
             say(f"  {how}: does not fit ({plan.peak / 2**30:.1f} GiB)")
             continue
         settled.add(key)
+        if candidate.batch.accumulation == 1:
+            settled |= {(*key[:2], policy) for policy in REMAT}
         say(f"  {how}: {plan.step_seconds:.3f} s a step at best")
         if best is None or plan.step_seconds < best[0].step_seconds:
             best = plan, candidate, place
+    if left:
+        say(f"  {tries} ways tried, {left} less promising ones left out")
     if best is None:
         reason = "no split divides batch.rows" if least is None else f"the least of {found} tried takes {least / 2**30:.1f} GiB"
         raise UserError(f"{names[0]} does not fit {names[1]} in any of the ways tried: {reason}; take more chips")

@@ -67,7 +67,12 @@ class Computation:
 class Module:
     entry: str
     computations: dict[str, Computation]
-    uncounted_loops: int = 0  # whose trip count the text does not say; their bodies are counted once
+
+    @property
+    def uncounted_loops(self) -> int:
+        """Of what a run executes, loops whose trip count the text does not say; their bodies are counted once."""
+        loops = (each for each in self.executed() if each[1].opcode == "while")
+        return sum(self._trips(computation, loop) is None for computation, loop, _, _ in loops)
 
     def executed(self) -> Iterator[tuple[Computation, Instruction, float, bool]]:
         """(computation, instruction, times, inside a fusion) for all that one run executes; of a conditional all branches."""
@@ -80,9 +85,8 @@ class Module:
             called = instruction.called
             if instruction.opcode == "while":
                 trips = self._trips(computation, instruction)
-                self.uncounted_loops += trips is None
                 for body in called.get("body", ()):
-                    yield from self._walk(body, times * (trips or 1), fused)
+                    yield from self._walk(body, times * (1 if trips is None else trips), fused)
             elif instruction.opcode in ("fusion", "call", "async-start", "conditional", "custom-call"):
                 inside = fused or instruction.opcode == "fusion"
                 for callee in [c for role in ("calls", "to_apply", "branch_computations") for c in called.get(role, ())]:

@@ -23,9 +23,11 @@ from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.abstract import abstract_batch, abstract_model, abstract_state
 from mmrlhf_jax.sharding.accelerators import CHIPS, Chip, accelerator
 from mmrlhf_jax.sharding.advice import advice
-from mmrlhf_jax.sharding.compiled import Compiled, compile_program
-from mmrlhf_jax.sharding.executed import executed_flops
+from mmrlhf_jax.sharding.audit import used_sizes
+from mmrlhf_jax.sharding.compiled import Compiled, read_program
+from mmrlhf_jax.sharding.executed import Executed, executed_flops
 from mmrlhf_jax.sharding.mesh import batch_sharding, check_rows, make_mesh, replicated, rows_divisor, use_mesh
+from mmrlhf_jax.sharding.program import Lowering, compile_lowered, optimise
 from mmrlhf_jax.sharding.topology import planned_devices
 from mmrlhf_jax.sharding.workload import Workload, assumed_workload
 from mmrlhf_jax.training.loop import reference_mode
@@ -49,8 +51,7 @@ class Plan:
     workload: Workload
     model_source: str
     step: Compiled
-    analytic_flops: float  # one step, all devices
-    useful_share: float  # of those: without padding and recomputation
+    executed: Executed  # one step, all devices: counted from shapes
     generation: Compiled | None
     advice: str | None  # where it does not fit
     stand_in: bool  # compiled for CPU devices in the place of GPUs
@@ -77,7 +78,7 @@ class Plan:
         """Upper bound on the share of the chips' peak that goes into useful FLOPs."""
         if self.step_seconds is None:
             return None
-        return self.analytic_flops * self.useful_share / (self.step_seconds * self.chip.flops * self.devices)
+        return self.executed.useful / (self.step_seconds * self.chip.flops * self.devices)
 
     @property
     def pairs_per_second(self) -> float | None:
@@ -91,21 +92,36 @@ class Plan:
 
 
 def make_plan(
-    experiment: config.Experiment, launch: config.Launch, *, names: tuple[str, str] = ("", ""), generation: bool = True
+    experiment: config.Experiment,
+    launch: config.Launch,
+    *,
+    names: tuple[str, str] = ("", ""),
+    generation: bool = True,
+    quick: bool = False,
 ) -> Plan:
-    """Compile the experiment for the launch file's devices. UserError where the two do not go together."""
+    """Compile the experiment for the launch file's devices; with `quick` as far as a plan needs it (TPUs only).
+
+    UserError where the two do not go together.
+    """
     sizes, source = model_sizes(experiment)
-    mesh = make_mesh(launch.mesh.model_dump(), planned_devices(launch))
+    mesh = launch_mesh(launch)
     chip = CHIPS["v5e"] if launch.accelerator is None else accelerator(launch.accelerator).chip
+    stand_in = launch.accelerator is not None and not accelerator(launch.accelerator).is_tpu
     check_rows(experiment.batch, mesh)
     workload = assumed_workload(experiment, sizes.geometry)
+    executed = executed_flops(sizes, experiment, workload, mesh)
     say(f"{names[0]} on {names[1]}: {source}; {workload.source}; {mesh.size} devices, compiling")
-    with use_mesh(mesh), matmul_precision(experiment.model.dtype):
-        step = compile_program(*lower_step(experiment, sizes, workload, mesh), mesh, launch.mesh.slices, chip)
-        generated = None
-        if generation:
-            generated = compile_program(*lower_generation(experiment, sizes, mesh), mesh, launch.mesh.slices, chip)
-    executed, useful = executed_flops(sizes, experiment, workload)
+    quick = quick and launch.accelerator is not None and not stand_in
+
+    def compiled(lower: Lowering, **judged) -> Compiled:
+        program = optimise(lower, experiment, launch) if quick else compile_lowered(*lower(experiment, launch))
+        return read_program(program, dict(mesh.shape), launch.mesh.slices, chip, **judged)
+
+    with use_mesh(mesh):
+        _, state, _ = step_arguments(experiment, sizes, workload, mesh)
+    parameters = used_sizes((state.params, state.frozen))
+    step = compiled(lower_step, skipped=executed.skipped / mesh.size, parameters=parameters)
+    generated = compiled(lower_generation) if generation else None
     plan = Plan(
         *names,
         chip=chip,
@@ -115,13 +131,16 @@ def make_plan(
         workload=workload,
         model_source=source,
         step=step,
-        analytic_flops=executed,
-        useful_share=useful / executed,
+        executed=executed,
         generation=generated,
         advice=None,
-        stand_in=launch.accelerator is not None and not accelerator(launch.accelerator).is_tpu,
+        stand_in=stand_in,
     )
     return plan if plan.fits else dataclasses.replace(plan, advice=advice(plan.peak, chip, experiment, launch, mesh))
+
+
+def launch_mesh(launch: config.Launch) -> Mesh:
+    return make_mesh(launch.mesh.model_dump(), planned_devices(launch))
 
 
 def model_sizes(experiment: config.Experiment) -> tuple[LlavaOnevisionConfig, str]:
@@ -139,12 +158,13 @@ def model_sizes(experiment: config.Experiment) -> tuple[LlavaOnevisionConfig, st
     return sizes, source
 
 
-def lower_step(
-    experiment: config.Experiment, sizes: LlavaOnevisionConfig, workload: Workload, mesh: Mesh
-) -> tuple[jax.stages.Lowered, tuple]:
-    """`training.loop`'s train step, lowered for abstract arguments, and these."""
-    step, state, batch = step_arguments(experiment, sizes, workload, mesh)
-    return step.lower(state, batch), (state, batch)
+def lower_step(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:
+    """`training.loop`'s train step, lowered for abstract arguments, these, and their mesh."""
+    sizes, _ = model_sizes(experiment)
+    mesh = launch_mesh(launch)
+    with use_mesh(mesh), matmul_precision(experiment.model.dtype):
+        step, *arguments = step_arguments(experiment, sizes, assumed_workload(experiment, sizes.geometry), mesh)
+        return step.lower(*arguments), tuple(arguments), mesh
 
 
 def step_arguments(
@@ -169,22 +189,23 @@ def step_arguments(
     return step, state, abstract_batch(experiment.batch.rows, workload.budget, sizes.geometry, mesh)
 
 
-def lower_generation(
-    experiment: config.Experiment, sizes: LlavaOnevisionConfig, mesh: Mesh
-) -> tuple[jax.stages.Lowered, tuple]:
+def lower_generation(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:
     """`inference.generate` in the compute dtype: one prompt with one picture per batch shard."""
+    sizes, _ = model_sizes(experiment)
+    mesh = launch_mesh(launch)
     inference = config.Model(path=experiment.model.path, dtype=experiment.model.dtype, param_dtype=experiment.model.dtype)
-    model = abstract_model(sizes, experiment.model_copy(update={"model": inference, "lora": None}), mesh)
-    graphdef, params = nnx.split(model)
-    batch: RowBatch = abstract_batch(rows_divisor(mesh), _prompt_budget(), sizes.geometry, mesh)
-    ends = jax.ShapeDtypeStruct((rows_divisor(mesh), 1), jnp.int32, sharding=batch_sharding(mesh, 2))
-    rows = PromptRows(batch.tokens, batch.positions, batch.visible_until, ends)
-    visual = Visual(batch.tiles, batch.visual_slots, batch.visual_taps, batch.visual_weights)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
-    arguments = params, rows, visual, key
-    settings = dict(max_new_tokens=NEW_TOKENS, stop_tokens=(0,), temperature=0.0)
-    return generate.lower(graphdef, *arguments, **settings), arguments
+    with use_mesh(mesh), matmul_precision(experiment.model.dtype):
+        model = abstract_model(sizes, experiment.model_copy(update={"model": inference, "lora": None}), mesh)
+        graphdef, params = nnx.split(model)
+        batch: RowBatch = abstract_batch(rows_divisor(mesh), _prompt_budget(), sizes.geometry, mesh)
+        ends = jax.ShapeDtypeStruct((rows_divisor(mesh), 1), jnp.int32, sharding=batch_sharding(mesh, 2))
+        rows = PromptRows(batch.tokens, batch.positions, batch.visible_until, ends)
+        visual = Visual(batch.tiles, batch.visual_slots, batch.visual_taps, batch.visual_weights)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
+        arguments = params, rows, visual, key
+        settings = dict(max_new_tokens=NEW_TOKENS, stop_tokens=(0,), temperature=0.0)
+        return generate.lower(graphdef, *arguments, **settings), arguments, mesh
 
 
 def _prompt_budget() -> Budget:
@@ -202,15 +223,19 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "hbm_capacity_bytes": plan.chip.hbm_bytes,
         "hbm": None if memory is None else dataclasses.asdict(memory),
         "flops": plan.flops,
-        "analytic_flops": plan.analytic_flops,
-        "useful_share": plan.useful_share,
+        "analytic_flops": plan.executed.total,
+        "skipped_flops": plan.executed.skipped,
+        "useful_flops": plan.executed.useful,
         "collectives": [dataclasses.asdict(each) for each in plan.step.collectives],
+        "reduced_whole": plan.step.reduced_whole,
+        "gathered_activations": plan.step.gathered_activations,
         "roofline": None if roofline is None else dataclasses.asdict(roofline) | {"bound": roofline.bound},
         "step_seconds_bound": plan.step_seconds,
         "flop_utilisation_bound": plan.flop_utilisation,
         "pairs_per_second_bound": plan.pairs_per_second,
         "chip_hours_per_epoch_bound": plan.chip_hours_per_epoch,
         "compile_seconds": plan.step.seconds,
+        "machine_code": plan.step.machine_code,
         "generation": None
         if plan.generation is None
         else {"hbm_peak_bytes": plan.generation.needed, "compile_seconds": plan.generation.seconds},

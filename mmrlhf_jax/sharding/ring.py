@@ -10,9 +10,29 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from mmrlhf_jax.sharding import rules
+
 RING = "ring_reduce_scatter"  # in the names of its operations, where a plan looks for it
+
+
+def multiply(x: Float[Array, "B ... i"], kernel: Float[Array, "i o"], axes: tuple[str | None, ...]) -> Float[Array, "B ... o"]:
+    """`x @ kernel` for a kernel of these logical axes, stored in pieces of its rows; x is split over the batch axes alone."""
+    mesh = rules.current_mesh()
+    if mesh is None:
+        return x @ kernel
+    rows = rules.fit(rules.spec("batch"), x.shape, mesh)
+    stored = PartitionSpec(rules.fit_stored(axes, kernel.shape, mesh)[0])
+
+    def local(x, kernel):
+        return x @ (gather_rows(kernel, rules.axes_in(stored[0])) if stored[0] else kernel)
+
+    manual = set(rules.MESH_AXES) - {"tensor"}
+    return jax.shard_map(local, mesh=mesh, in_specs=(rows, stored), out_specs=rows, axis_names=manual, check_vma=False)(
+        x, kernel
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from mmrlhf_jax.sharding.accelerators import Chip
-from mmrlhf_jax.sharding.hlo import Computation, Instruction, Module
+from mmrlhf_jax.sharding.hlo import Array, Computation, Instruction, Module
 from mmrlhf_jax.sharding.ring import RING
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -28,11 +29,25 @@ class Collective:
     seconds: float  # at the links' full bandwidth
 
 
-def collectives(module: Module, mesh_shape: dict[str, int], slices: dict[str, int], chip: Chip) -> list[Collective]:
-    """By kind and mesh axes ("fsdp", or "data+fsdp" where one spans both), largest first."""
-    found: dict[tuple[str, str], list[tuple[int, float, float]]] = defaultdict(list)
-    rings = _rings(module)
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One collective of a program's text."""
+
+    kind: str
+    axes: tuple[str, ...]  # of the mesh
+    devices: int  # of one group
+    arrays: tuple[Array, ...]  # the larger side: of a gather the results, of a reduce-scatter the operands
+    ring: bool  # one step of a ring: the arrays are what is handed on
+    bytes: int
+    times: float  # how often it runs in a step
+    seconds: float  # of one run
+
+
+def messages(module: Module, mesh_shape: dict[str, int], slices: dict[str, int], chip: Chip) -> list[Message]:
+    found, rings = [], _rings(module)
     for computation, instruction, times in _once(module):
+        if instruction.opcode == "send" and _MEGASCALE in instruction.attributes:
+            found.append(_between_slices(instruction, times, slices, chip))
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -42,49 +57,76 @@ def collectives(module: Module, mesh_shape: dict[str, int], slices: dict[str, in
         # A TPU's reduce-scatter is a fusion around an all-reduce of which each device keeps its piece.
         if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
             kind = "reduce-scatter"
+        passes = _passes(kind, devices)
         if kind == "collective-permute":
             kind = rings.get(_source(instruction), kind)
-        size = max(
-            instruction.bytes, sum(computation.instructions[o].bytes for o in instruction.operands if _known(computation, o))
-        )
-        if instruction.opcode.endswith("-start") and kind != "all-reduce":  # its result holds the operand as well
-            size = max(array.bytes for array in instruction.arrays)
+        known = (computation.instructions.get(name) for name in instruction.operands)
+        operands = tuple(array for operand in known if operand is not None for array in operand.arrays)
+        results = instruction.arrays
+        if instruction.opcode.endswith("-start") and len(results) > len(operands):  # its result holds the operands as well
+            results = results[len(operands) :]
+        arrays = max(results, operands, key=lambda each: sum(array.bytes for array in each))
+        size = sum(array.bytes for array in arrays)
+        ring = instruction.opcode.startswith("collective-permute")
         bandwidth = chip.network if any(slices.get(axis, 1) > 1 for axis in axes) else chip.links / 2
-        found[kind, "+".join(axes)].append(
-            (
-                size,
-                times,
-                size * (1 if instruction.opcode.startswith("collective-permute") else _passes(kind, devices)) / bandwidth,
-            )
-        )
-    return sorted(
-        (
-            Collective(
-                kind,
-                axis,
-                bytes=int(sum(size * times for size, times, _ in each)),
-                count=int(sum(times for _, times, _ in each)),
-                largest=max(size for size, _, _ in each),
-                seconds=sum(seconds * times for _, times, seconds in each),
-            )
-            for (kind, axis), each in found.items()
-        ),
-        key=lambda collective: -collective.bytes,
+        found.append(Message(kind, axes, devices, arrays, ring, size, times, size * passes / bandwidth))
+    return found
+
+
+# How libtpu writes what crosses the network between slices: a host of each slice sends its part and receives the sum.
+_MEGASCALE = "xla_megascale_runtime"
+
+
+def _between_slices(send: Instruction, times: float, slices: dict[str, int], chip: Chip) -> Message:
+    kind = re.search(r'rendezvous="([a-z\-]+)', send.attributes)
+    array = send.arrays[0]
+    axes = tuple(axis for axis, count in slices.items() if count > 1)
+    name = kind[1] if kind else "send"
+    return Message(
+        "all-reduce" if name == "psum" else name,
+        axes,
+        math.prod(slices.values()),
+        (array,),
+        False,
+        array.bytes,
+        times,
+        array.bytes / chip.network,
     )
+
+
+def collectives(sent: Sequence[Message]) -> list[Collective]:
+    """By kind and mesh axes ("fsdp", or "data+fsdp" where one spans both), largest first."""
+    found: dict[tuple[str, str], list[Message]] = defaultdict(list)
+    for each in sent:
+        found[each.kind, "+".join(each.axes)].append(each)
+    summed = (
+        Collective(
+            kind,
+            axis,
+            bytes=int(sum(each.bytes * each.times for each in together)),
+            count=int(sum(each.times for each in together)),
+            largest=max(each.bytes for each in together),
+            seconds=sum(each.seconds * each.times for each in together),
+        )
+        for (kind, axis), together in found.items()
+    )
+    return sorted(summed, key=lambda collective: -collective.bytes)
 
 
 def _passes(kind: str, devices: int) -> float:
     """How often its bytes go into a device, on a ring."""
     share = (devices - 1) / max(devices, 1)
-    return {"all-reduce": 2 * share}.get(kind, share)
+    return {"all-reduce": 2 * share, "collective-permute": 1}.get(kind, share)
 
 
 def _once(module: Module) -> Iterator[tuple[Computation, Instruction, float]]:
     """Every collective with how often it runs. One that is spread over the operations beside it has its start, its steps and
-    its end in several fusions, all on one channel: it runs as often as the rarest of them."""
+    its end in several fusions, all on one channel: it runs as often as the rarest of them. A reduce-scatter is in one fusion;
+    where its channel comes twice, a loop's first trip was taken out of the loop."""
     channels: dict[str, tuple[Computation, Instruction, float]] = {}
     for computation, instruction, times, fused in module.executed():
-        channel = re.search(r"channel_id=(\d+)", instruction.attributes) if fused else None
+        spread = fused and "all-reduce-scatter" not in computation.name
+        channel = re.search(r"channel_id=(\d+)", instruction.attributes) if spread else None
         if channel is None:
             yield computation, instruction, times
         elif channel[1] not in channels or times < channels[channel[1]][2]:
@@ -113,16 +155,12 @@ def _source(instruction: Instruction) -> str:
     return metadata[1] if metadata else instruction.name
 
 
-def _known(computation: Computation, name: str) -> bool:
-    return name in computation.instructions
-
-
-def _axes(instruction: Instruction, mesh_shape: dict[str, int]) -> tuple[list[str], int]:
+def _axes(instruction: Instruction, mesh_shape: dict[str, int]) -> tuple[tuple[str, ...], int]:
     """The mesh axes that one group of a collective spans, and its number of devices."""
     group = _first_group(instruction.attributes)
     shape = tuple(mesh_shape.values())
     places = np.array(np.unravel_index(np.asarray(group), shape))
-    return [name for name, along in zip(mesh_shape, places, strict=True) if len(set(along.tolist())) > 1], len(group)
+    return tuple(name for name, along in zip(mesh_shape, places, strict=True) if len(set(along.tolist())) > 1), len(group)
 
 
 def _first_group(attributes: str) -> list[int]:
@@ -180,7 +218,7 @@ def hbm_bytes(module: Module) -> float:
 
 
 def _traffic(module: Module, computation: Computation, instruction: Instruction) -> float:
-    operands = [computation.instructions[name] for name in instruction.operands if _known(computation, name)]
+    operands = [computation.instructions[name] for name in instruction.operands if name in computation.instructions]
     if instruction.opcode in ("dynamic-slice", "gather"):
         return 2.0 * instruction.bytes
     if instruction.opcode == "dynamic-update-slice":
@@ -202,7 +240,7 @@ def _traffic(module: Module, computation: Computation, instruction: Instruction)
             read += operand.bytes
     written = float(instruction.bytes)
     for update in updates:
-        part = body.instructions[update.operands[1]].bytes if _known(body, update.operands[1]) else 0
+        part = body.instructions[update.operands[1]].bytes if update.operands[1] in body.instructions else 0
         written += part - update.bytes if written >= update.bytes else 0
     return read + max(written, 0.0)
 

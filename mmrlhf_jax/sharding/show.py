@@ -9,6 +9,7 @@ from etils import epath
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.sharding.accelerators import GiB
+from mmrlhf_jax.sharding.audit import ROWS
 from mmrlhf_jax.sharding.compiled import shown_bytes
 from mmrlhf_jax.sharding.plan import Plan
 
@@ -33,16 +34,20 @@ def as_text(plan: Plan) -> str:
         parts = f"arguments {shown_bytes(memory.arguments)}, temporaries {shown_bytes(memory.temporaries)}"
         lines.append(f"  memory     {shown_bytes(plan.peak)} of {shown_bytes(plan.chip.hbm_bytes)} per device: {parts}")
     if plan.flops is not None:
+        done = plan.flops - plan.executed.skipped
         lines.append(
-            f"  FLOPs      {plan.flops:.4g} per step ({plan.flops / plan.analytic_flops:.3f} of the analytic count,"
-            f" {plan.useful_share:.0%} of it useful)"
+            f"  FLOPs      {plan.flops:.4g} per step at most ({plan.flops / plan.executed.total:.3f} of the analytic count),"
+            f" {done:.4g} where attention skips what this data's masks hide, {plan.executed.useful / done:.0%} of these useful"
         )
+    if plan.step.uncounted_loops:
+        lines.append(f"  {plan.step.uncounted_loops} loops do not say how often they run: counted once, too few")
     for each in plan.step.collectives:
         if each.bytes >= 2**20:
             lines.append(
                 f"  {each.kind:<18} over {each.axis:<12} {shown_bytes(each.bytes):>12} in {each.count} (largest"
                 f" {shown_bytes(each.largest)}), {each.seconds * 1e3:.1f} ms"
             )
+    lines += _placement(plan)
     roofline = plan.step.roofline
     if roofline is not None:
         lines += [
@@ -55,9 +60,19 @@ def as_text(plan: Plan) -> str:
         lines.append(
             f"  generation {shown_bytes(plan.generation.needed)} per device, compiled in {plan.generation.seconds:.0f} s"
         )
-    lines.append(f"  compiled in {plan.step.seconds:.0f} s")
+    lines.append(f"  compiled in {plan.step.seconds:.0f} s{'' if plan.step.machine_code else ', without machine code'}")
     lines.append("  fits" if plan.fits else f"  {plan.advice}")
     return "\n".join(lines)
+
+
+def _placement(plan: Plan) -> list[str]:
+    """Whether what is sent is what has to be, where rows are split over an axis that parameters are stored over."""
+    if plan.step.memory is None or plan.mesh[ROWS] == 1:
+        return []
+    whole, gathered = plan.step.reduced_whole, plan.step.gathered_activations
+    gradients = f"REDUCED WHOLE: {', '.join(whole)}" if whole else "none is reduced whole, each straight into its pieces"
+    activations = f"GATHERED: {', '.join(gathered)}" if gathered else f"none is gathered over {ROWS}"
+    return [f"  gradients  {gradients}", f"  activations {activations}"]
 
 
 def as_table(plans: Sequence[Plan]) -> str:

@@ -7,6 +7,7 @@ made from them says so.
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from mmrlhf_jax.data.packing import plan_rows
 from mmrlhf_jax.data.pipeline import row_budget
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.attention.visibility import HIDDEN, block_kinds
 from mmrlhf_jax.models.llava_onevision import vision_plan
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
 
@@ -40,6 +42,7 @@ IMAGE_SIZES = ((336, 500), (480, 640), (768, 1024), (1080, 1920))  # height, wid
 PROMPT, SPREAD, CRITIQUE = 50, 0.5, 180  # tokens; standard deviation of the logarithm
 CRITIQUE_PROMPT = 130  # tokens around question and answer, repeated in every branch after the question
 RESPONSES = (3, 4, 5)
+SAMPLE = 256  # rows whose masks are laid out
 TIED = 0.37  # of the pairs of a ranking: what is left makes the paper's 4 pairs per query
 
 
@@ -52,6 +55,17 @@ class Workload:
     groups: int
     used: dict[str, float]  # what an average row holds of every resource of the budget
     source: str
+    visible_until: np.ndarray  # int32[SAMPLE, slots]: of some of the rows
+    visible_pairs: float  # (query, key) pairs that attend in an average row
+
+    def visible_blocks(self, block: int) -> float:
+        """Share of the blocks on and below the diagonal in which some pair attends: those that a kernel visits."""
+        padding = -self.visible_until.shape[1] % block
+        until = np.pad(self.visible_until, ((0, 0), (0, padding)), constant_values=0)
+        until = np.maximum(until, np.arange(1, until.shape[1] + 1, dtype=np.int32))
+        kinds = np.asarray(block_kinds(until, block, causal=True))
+        blocks = kinds.shape[1]
+        return float((kinds != HIDDEN).sum() / (len(kinds) * blocks * (blocks + 1) / 2))
 
     @property
     def fill(self) -> float:
@@ -59,7 +73,9 @@ class Workload:
         return self.used["slots"] / self.budget.slots
 
 
-def assumed_sizes(geometry: VisionGeometry, *, critiques: bool, frames: int, seed: int = 0) -> np.ndarray:
+def assumed_sizes(
+    geometry: VisionGeometry, *, learnt: Literal["answers", "critiques", "none"], frames: int, seed: int = 0
+) -> np.ndarray:
     """int64[30k, resources of `Budget`]: what the groups of an MM-RLHF-like data set take of a row."""
     rng = np.random.default_rng(seed)
     pictures = [vision_plan.plan_image(*size, geometry) for size in IMAGE_SIZES]
@@ -70,20 +86,23 @@ def assumed_sizes(geometry: VisionGeometry, *, critiques: bool, frames: int, see
             count = int(rng.choice(RESPONSES))
             plan = video if kind.video else pictures[rng.integers(len(pictures))]
             prompt, *answers = np.exp(rng.normal(0, SPREAD, count + 1)) * [PROMPT, *[kind.answer] * count]
-            branches, targets = np.sum(answers), np.sum(answers)
-            if critiques:
+            branches, targets = np.sum(answers), np.sum(answers) if learnt == "answers" else 0.0
+            if learnt == "critiques":
                 targets = np.sum(np.exp(rng.normal(0, SPREAD, count)) * CRITIQUE)
                 branches = np.sum(answers) + targets + count * CRITIQUE_PROMPT
             pairs = count * (count - 1) / 2 * (1 - TIED)
             tokens = plan.tokens + prompt + 30 + branches + 4 * count
-            sizes.append((tokens, plan.tiles, plan.tokens, targets + count, count, round(pairs)))
+            ends = 0 if learnt == "none" else count
+            sizes.append((tokens, plan.tiles, plan.tokens, targets + ends, count, round(pairs)))
     return np.asarray(sizes, np.int64)
 
 
 def assumed_workload(experiment: config.Experiment, geometry: VisionGeometry) -> Workload:
     """The rows that the experiment would pack from such data. UserError where no group fits a row."""
-    critiques = isinstance(experiment.objective, config.RewardModel)
-    sizes = assumed_sizes(geometry, critiques=critiques, frames=experiment.data.video_frames)
+    learnt = "answers"
+    if isinstance(experiment.objective, config.RewardModel):
+        learnt = "none" if experiment.data.critiques is None else "critiques"
+    sizes = assumed_sizes(geometry, learnt=learnt, frames=experiment.data.video_frames)
     source = "MM-RLHF-like sizes (assumed; the data is not at hand)"
     return pack_workload(experiment, sizes, source)
 
@@ -104,4 +123,23 @@ def pack_workload(experiment: config.Experiment, sizes: np.ndarray, source: str)
         raise UserError(f"batch.slots {batch.slots}: no group of {source} fits a row; raise batch.slots")
     rows = plan_rows(kept, budget.vector, seed=experiment.run.seed, epoch=0)
     used = dict(zip(Budget.names(), (kept.sum(axis=0) / len(rows)).tolist(), strict=True))
-    return Workload(budget, len(rows), len(kept), used, source)
+    masks = [_masks(kept[groups], budget) for groups in rows[:SAMPLE]]
+    until, ends = np.stack([mask for mask, _ in masks]), np.asarray([end for _, end in masks])
+    here = np.arange(budget.slots)
+    pairs = np.where(here < ends[:, None], until - here, 0).sum() / len(masks)
+    return Workload(budget, len(rows), len(kept), used, source, until, float(pairs))
+
+
+def _masks(groups: np.ndarray, budget: Budget) -> tuple[np.ndarray, int]:
+    """`visible_until` of a row of groups and where they end. What is learnt makes up the branches, in equal parts: sizes do not
+    say how long each is, nor what else is in them, so that a few more pairs are counted than there are."""
+    until = np.arange(1, budget.slots + 1, dtype=np.int32)
+    start = 0
+    for size in groups:
+        tokens, targets, count = (int(size[Budget.names().index(name)]) for name in ("slots", "targets", "responses"))
+        end = start + tokens
+        branches = end - targets + np.arange(count + 1) * targets // count
+        until[start : branches[0]] = end
+        until[branches[0] : end] = np.repeat(branches[1:], np.diff(branches))
+        start = end
+    return until, start

@@ -10,20 +10,12 @@ import jax.numpy as jnp
 from mmrlhf_jax import config
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
+from mmrlhf_jax.sharding.accelerators import CHIPS
 
 # Dense bfloat16 matrix peak of one device in FLOP/s, by the start of jax's `device_kind`; vendors' data sheets.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
+PEAK_FLOPS = {"TPU v4": 275e12, "TPU v5e": CHIPS["v5e"].flops, "TPU v6e": CHIPS["v6e"].flops}
+PEAK_FLOPS |= {chip.kind: chip.flops for chip in CHIPS.values()}  # "TPU v5 lite" comes before "TPU v5"
+PEAK_FLOPS |= {"NVIDIA A100": 312e12, "NVIDIA B200": 2250e12}
 
 
 class Work(NamedTuple):

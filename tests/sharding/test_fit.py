@@ -23,7 +23,7 @@ NAMES = ("experiment", "pod")
 def made_up(seconds, fits):
     """A plan whose bound and fit are functions of (tensor, context, remat, accumulation)."""
 
-    def make_plan(experiment, launch, *, names, generation):
+    def make_plan(experiment, launch, *, names, generation, quick):
         key = launch.mesh.tensor, launch.mesh.context, experiment.model.remat, experiment.batch.accumulation
         return types.SimpleNamespace(fits=fits(*key), step_seconds=seconds(*key), peak=2**30)
 
@@ -40,12 +40,28 @@ def test_the_fastest_of_what_fits_is_taken(monkeypatch):
     assert "accumulation=1" in fit.as_overrides(experiment, launch) and "context: 2" in fit.as_overrides(experiment, launch)
 
 
+def test_nothing_is_compiled_that_can_only_be_slower(monkeypatch):
+    """Where all rows fit at once, neither more pieces nor more recomputation of the same split."""
+    tried = []
+    fits = lambda tensor, context, remat, accumulation: tried.append((tensor, context, remat, accumulation)) or context == 1
+    monkeypatch.setattr(fit, "make_plan", made_up(lambda *_: 1.0, fits))
+    fit.best_fit(EXPERIMENT, config.Launch(), 8, NAMES, tries=50)
+    assert [key for key in tried if key[:2] == (2, 1)] == [(2, 1, "dots", 1)]
+    assert [key for key in tried if key[:2] == (1, 2)] == [(1, 2, remat, n) for remat in ("dots", "full") for n in (1, 2, 4)]
+
+
 def test_every_candidate_divides_rows_and_devices():
     slices = config.Launch(mesh=config.Mesh(slices={"data": 2}))
     for experiment, launch in fit.candidates(EXPERIMENT, slices, 32):
         mesh = launch.mesh
         assert mesh.data * mesh.fsdp * mesh.tensor * mesh.context == 32 and mesh.data == 2
         assert EXPERIMENT.batch.rows % (mesh.data * mesh.fsdp * experiment.batch.accumulation) == 0
+
+
+def test_what_is_not_tried_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(fit, "make_plan", made_up(lambda *_: 1.0, lambda *_: True))
+    fit.best_fit(EXPERIMENT, config.Launch(), 16, NAMES, tries=2)
+    assert "2 ways tried" in capsys.readouterr().err
 
 
 def test_where_nothing_fits_the_least_is_named(monkeypatch):
@@ -56,4 +72,4 @@ def test_where_nothing_fits_the_least_is_named(monkeypatch):
 
 def test_a_plan_of_nothing_says_what_to_give():
     with pytest.raises(UserError, match="give an experiment and --launch FILE"):
-        commands.plan([], [], [], False, False, True, None, False)
+        commands.plan([], [], [], False, False, True, False, None, False)

@@ -8,7 +8,7 @@ import pytest
 
 from mmrlhf_jax.sharding import hlo
 from mmrlhf_jax.sharding.accelerators import CHIPS
-from mmrlhf_jax.sharding.roofline import collectives, hbm_bytes
+from mmrlhf_jax.sharding.roofline import collectives, hbm_bytes, messages
 
 
 def compiled_text(function, *arguments) -> str:
@@ -108,7 +108,7 @@ ENTRY %main (a: bf16[16]) -> bf16[64] {{
   ROOT %g = bf16[64]{{0}} all-gather(%a), channel_id=1, {groups}, dimensions={{0}}
 }}
 """
-    (found,) = collectives(hlo.parse(text), MESH, {}, CHIPS["v6e"])
+    (found,) = collectives(messages(hlo.parse(text), MESH, {}, CHIPS["v6e"]))
     assert (found.kind, found.axis, found.bytes, found.count) == ("all-gather", GROUPS[groups], 128, 1)
 
 
@@ -121,8 +121,8 @@ ENTRY %main (a: f32[1024]) -> f32[1024] {
 }
 """
     chip = CHIPS["v6e"]
-    (near,) = collectives(hlo.parse(text), MESH, {}, chip)
-    (far,) = collectives(hlo.parse(text), MESH, {"data": 2}, chip)
+    (near,) = collectives(messages(hlo.parse(text), MESH, {}, chip))
+    (far,) = collectives(messages(hlo.parse(text), MESH, {"data": 2}, chip))
     assert near.seconds == pytest.approx(4096 / (chip.links / 2))
     assert far.seconds == pytest.approx(4096 / chip.network)
 
@@ -141,7 +141,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   ROOT %last = f32[8]{0} collective-permute(%c), source_target_pairs={{0,1},{1,2},{2,3},{3,0}}, metadata={op_name="w"}
 }
 """
-    (found,) = collectives(hlo.parse(text), MESH, {}, CHIPS["v6e"])
+    (found,) = collectives(messages(hlo.parse(text), MESH, {}, CHIPS["v6e"]))
     assert (found.kind, found.axis, found.count) == ("reduce-scatter", "fsdp", 2)
 
 
@@ -171,5 +171,41 @@ def test_a_collective_that_is_spread_over_fusions_counts_once():
     calls = "".join(f"  %f{i} = bf16[64]{{0}} fusion(%a), kind=kCustom, calls=%part{i}\n" for i in range(3))
     text = f"HloModule test\n\n{fusions}ENTRY %main (a: bf16[16]) -> bf16[64] {{\n  %a = bf16[16]{{0}} parameter(0)\n{calls}"
     text += "  ROOT %r = bf16[64]{0} copy(%f2)\n}\n"
-    (found,) = collectives(hlo.parse(text), MESH, {}, CHIPS["v6e"])
+    (found,) = collectives(messages(hlo.parse(text), MESH, {}, CHIPS["v6e"]))
     assert (found.kind, found.axis, found.bytes, found.count) == ("all-gather", "fsdp", 128, 1)
+
+
+def test_a_reduce_scatter_in_a_loop_and_in_the_trip_taken_out_of_it_counts_as_often_as_both():
+    """The same channel twice, as TPUs write it: a fusion around an all-reduce of which a device keeps its piece."""
+    fusions = "".join(
+        f"""%all-reduce-scatter.{i} (p: f32[64]) -> f32[16] {{
+  %p = f32[64]{{0}} parameter(0)
+  %r = f32[64]{{0}} all-reduce(%p), channel_id=9, replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %s = f32[16]{{0}} slice(%r), slice={{[0:16]}}
+}}
+
+"""
+        for i in range(2)
+    )
+    call = "%g = f32[64]{{0}} constant({{...}})\n  %s = f32[16]{{0}} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.{}\n  "
+    body, entry = LOOP.removeprefix("HloModule test").split("ENTRY")
+    loop, entry = body.replace("ROOT %t", call.format(0) + "ROOT %t"), entry.replace("ROOT %out", call.format(1) + "ROOT %out")
+    (found,) = collectives(messages(hlo.parse(f"HloModule test\n\n{fusions}{loop}ENTRY{entry}"), MESH, {}, CHIPS["v6e"]))
+    assert (found.kind, found.axis, found.count, found.bytes) == ("reduce-scatter", "fsdp", 8 + 1, 9 * 64 * 4)
+
+
+def test_what_a_host_sends_to_the_other_slice_counts_over_the_network():
+    text = """HloModule test
+
+ENTRY %main (a: bf16[112,8,128]) -> bf16[112,8,128] {
+  %a = bf16[112,8,128]{2,1,0} parameter(0)
+  %token = token[] after-all()
+  %s = (bf16[112,8,128]{2,1,0}, u32[], token[]) send(%a, %token), channel_id=4, is_host_transfer=true, ATTRIBUTES
+  ROOT %r = bf16[112,8,128]{2,1,0} copy(%a)
+}
+"""
+    names = '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.173_0"'
+    text, chip = text.replace("ATTRIBUTES", f"frontend_attributes={{{names}}}"), CHIPS["v6e"]
+    (found,) = collectives(messages(hlo.parse(text), MESH, {"data": 2}, chip))
+    assert (found.kind, found.axis, found.bytes) == ("all-reduce", "data", 112 * 8 * 128 * 2)
+    assert found.seconds == pytest.approx(found.bytes / chip.network)

@@ -1,4 +1,5 @@
-"""Log-probs of targets do not depend on where vocabulary, rows and targets lie; nor do the gradients."""
+"""Log-probs of targets do not depend on where vocabulary, rows and targets lie; nor do the gradients. Nor does a reward head's
+product, whose gradient goes round the same ring."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from mmrlhf_jax.objectives.logprobs import target_logps
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
+from mmrlhf_jax.sharding.ring import multiply
 
 rng = np.random.default_rng(0)
 hidden, vocabulary = rng.normal(size=(8, 20, 128)).astype(np.float32), rng.normal(size=(128, 32)).astype(np.float32)
@@ -23,7 +25,8 @@ targets, predictors = rng.integers(0, 32, (8, 13)), rng.integers(0, 20, (8, 13))
 
 def loss(hidden, vocabulary):
     found = target_logps(hidden, vocabulary, targets, predictors, chunk=4)
-    return (found.logps * np.arange(13)).sum(), found
+    head = multiply(hidden[:, ::7], vocabulary, ("embed", None))
+    return (found.logps * np.arange(13)).sum() + (head * np.arange(32)).sum(), (*found, head)
 
 def run():
     (_, found), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(hidden, vocabulary)

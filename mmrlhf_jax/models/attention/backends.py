@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 from typing import Literal
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.attention import pallas_tpu, xla
@@ -25,25 +26,22 @@ def attend(q, k, v, visible_until, *, causal: bool, backend: Backend):
     it to XLA, which partitions its own operations, and `pallas` raises UserError.
     """
     platform = _platform()
-    if backend == "xla" or (backend == "auto" and platform != "tpu"):
+    if not uses_kernel(backend, platform):
         return xla.attend(q, k, v, visible_until, causal=causal)
     kernel = partial(pallas_tpu.attend, causal, platform != "tpu")
     mesh = jax.sharding.get_abstract_mesh()
     free = [name for name in mesh.axis_names if name not in mesh.manual_axes]
     if prod(mesh.shape[name] for name in free) == 1:
         return kernel(q, k, v, visible_until)
-    places = ("batch", "act_heads") if causal else ("tiles", "heads")
-    batch, heads = (tuple(name for name in RULES[axis] if name in free) for axis in places)
-    split = fit(PartitionSpec(batch, None, heads, None), k.shape, mesh, droppable=("context",))
-    batch, heads = axes_in(split[0]), axes_in(split[2])
-    shares = {axes: prod(mesh.shape[name] for name in axes) for axes in (batch, heads)}
-    if q.shape[0] % shares[batch] or k.shape[2] % shares[heads]:
+    split = kernel_split(k.shape, mesh, free, causal=causal)
+    if split is None:
         if backend == "auto":
             return xla.attend(q, k, v, visible_until, causal=causal)
         raise UserError(
             f"model.attention: pallas cannot share {q.shape[0]} rows and {k.shape[2]} key/value heads over the mesh "
             f"{dict(mesh.shape)}: it needs rows that data x fsdp divides and heads that tensor divides"
         )
+    batch, heads = split
     by_head = PartitionSpec(batch, None, heads, None)
     shared = jax.shard_map(
         kernel,
@@ -53,6 +51,23 @@ def attend(q, k, v, visible_until, *, causal: bool, backend: Backend):
         check_vma=False,  # the kernels' outputs do not say over which axes they vary
     )
     return shared(q, k, v, visible_until)
+
+
+def uses_kernel(backend: Backend, platform: str) -> bool:
+    return backend == "pallas" or (backend == "auto" and platform == "tpu")
+
+
+def kernel_split(
+    keys: tuple[int, int, int, int], mesh: Mesh | AbstractMesh, free: Sequence[str], *, causal: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """The `free` mesh axes that share the rows and the heads of keys [B, S, K, D]; None where they do not divide them."""
+    places = ("batch", "act_heads") if causal else ("tiles", "heads")
+    batch, heads = (tuple(name for name in RULES[axis] if name in free) for axis in places)
+    split = fit(PartitionSpec(batch, None, heads, None), keys, mesh, droppable=("context",))
+    batch, heads = axes_in(split[0]), axes_in(split[2])
+    rows, _, kv_heads, _ = keys
+    divides = not rows % prod(mesh.shape[name] for name in batch) and not kv_heads % prod(mesh.shape[name] for name in heads)
+    return (batch, heads) if divides else None
 
 
 def _platform() -> str:

@@ -1,0 +1,121 @@
+"""The train step compiled for TPU pods that are not here: it fits, scatters its gradients and gathers no activation.
+
+Needs libtpu, whose compiler runs on any machine. Most programs are compiled without their machine code.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmrlhf_jax.models.llava_onevision.published import published_config
+from tests import tiny
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (`pip install libtpu`)")
+
+ROOT = Path(__file__).parents[2]
+SMALL = """
+model: {path: MODEL, dtype: bfloat16, param_dtype: float32}
+data: {path: not there, video_frames: 1}
+objective: {kind: preference}
+trains: {vision_tower: false}
+batch: {rows: 16, slots: 8192}
+run: {directory: not made}
+"""
+COMMAND = "from mmrlhf_jax.cli import main; main()"
+
+
+def plan(*arguments: str | Path, cache: Path) -> dict:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", COMMAND, "plan", *map(str, arguments), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=3600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Matrices of megabytes and tiles of 729 patches; of weights there are none."""
+    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8, "num_key_value_heads": 2}
+    (tmp_path / "model").mkdir()
+    tower = {"hidden_size": 144, "intermediate_size": 288, "num_attention_heads": 2, "image_size": 384, "patch_size": 14}
+    pinpoints = [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)]
+    raw = tiny.config(
+        text=text | {"vocab_size": 4096, "tie_word_embeddings": False}, vision=tower, image_grid_pinpoints=pinpoints
+    )
+    (tmp_path / "model" / "config.json").write_text(json.dumps(raw))
+    (tmp_path / "small.yaml").write_text(SMALL.replace("MODEL", str(tmp_path / "model")))
+    return tmp_path / "small.yaml"
+
+
+def check(made: dict) -> None:
+    """What holds for every plan of a pod."""
+    assert made["fits"] and made["hbm_peak_bytes"] < made["hbm_capacity_bytes"]
+    assert made["flops"] == pytest.approx(made["analytic_flops"], rel=0.05)
+    assert made["gathered_activations"] == []
+    assert 0 < sent(made, "all-reduce") < sent(made, "reduce-scatter") / 2
+
+
+def sent(made: dict, kind: str) -> int:
+    return sum(each["bytes"] for each in made["collectives"] if each["kind"] == kind and "fsdp" in each["axis"])
+
+
+def test_a_small_model_on_a_pod(small, tmp_path):
+    """Attention's kernels are counted too. At this size some small gradients are still summed whole."""
+    made = plan(small, "--launch", ROOT / "launch" / "v5e-16.yaml", "--quick", "--no-generation", cache=tmp_path)
+    check(made)
+    assert made["skipped_flops"] > 0 and not made["machine_code"]
+
+
+@pytest.mark.slow
+def test_stopping_before_machine_code_changes_no_figure(small, tmp_path):
+    where = small, "--launch", ROOT / "launch" / "v5e-16.yaml", "--no-generation"
+    whole, stopped = plan(*where, cache=tmp_path / "whole"), plan(*where, "--quick", cache=tmp_path / "stopped")
+    assert whole.pop("machine_code") and not stopped.pop("machine_code")
+    assert stopped.pop("compile_seconds") < whole.pop("compile_seconds")
+    assert stopped == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", ["v5e-64", "v5p-32", "v6e-32"])
+@pytest.mark.parametrize("experiment", ["mmdpo_llava_ov_7b", "reward_llava_ov_7b"])
+def test_7b_fits(experiment, launch, tmp_path):
+    files = ROOT / "configs" / f"{experiment}.yaml", "--launch", ROOT / "launch" / f"{launch}.yaml"
+    made = plan(*files, "--quick", "--no-generation", cache=tmp_path)
+    check(made)
+    assert made["reduced_whole"] == []
+    assert made["budget"]["slots"] >= 8192
+
+
+@pytest.mark.slow
+def test_72b_fits_a_listed_pod(tmp_path):
+    files = ROOT / "configs" / "mmdpo_llava_ov_72b.yaml", "--launch", ROOT / "launch" / "v5p-128.yaml"
+    made = plan(*files, "--quick", "--no-generation", cache=tmp_path)
+    check(made)
+    assert made["reduced_whole"] == []
+
+
+@pytest.mark.slow
+def test_compile_time_does_not_grow_with_depth(tmp_path):
+    """The 7B shape with 28 and with 56 layers, from lowering to machine code: they are stacked, and scanned."""
+    sizes, seconds = published_config("llava-onevision-qwen2-7b-ov"), []
+    for layers in (28, 56):
+        text = {"hidden_size": sizes.text.hidden_size, "intermediate_size": sizes.text.intermediate_size}
+        text |= {"num_attention_heads": sizes.text.heads, "num_key_value_heads": sizes.text.kv_heads}
+        text |= {"vocab_size": sizes.text.vocab_size, "num_hidden_layers": layers, "tie_word_embeddings": False}
+        tower = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26, "num_attention_heads": 16}
+        raw = tiny.config(text=text, vision=tower | {"image_size": 384, "patch_size": 14})
+        (tmp_path / str(layers)).mkdir()
+        (tmp_path / str(layers) / "config.json").write_text(json.dumps(raw))
+        files = ROOT / "configs" / "mmdpo_llava_ov_7b.yaml", "--launch", ROOT / "launch" / "v5p-32.yaml"
+        overrides = "--set", f"model.path={tmp_path / str(layers)}"
+        made = plan(*files, *overrides, "--no-generation", cache=tmp_path)
+        assert made["machine_code"] and made["fits"]
+        seconds.append(made["compile_seconds"])
+    assert seconds[1] <= 1.3 * seconds[0]
