@@ -276,9 +276,9 @@ def show(
     overrides: Overrides = None,
 ) -> None:
     """Print the resolved experiment, every default written out."""
-    from mmrlhf_jax import config
+    from mmrlhf_jax import config, sections
 
-    print(config.resolved(config.load_experiment(experiment, overrides or [])), end="")
+    print(sections.resolved(config.load_experiment(experiment, overrides or [])), end="")
 
 
 @app.command()

@@ -6,28 +6,23 @@ experiment may name one `base:` file whose keys it overrides; `--set a.b=c` over
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
 from etils import epath
 from pydantic import Field
 
+from mmrlhf_jax import sections
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.sections import Section
 
 Dtype = Literal["float32", "bfloat16"]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 PartName = Literal["vision_tower", "projector", "newline", "language_model", "reward_head"]
-
-
-class Section(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class Model(Section):
@@ -367,117 +362,9 @@ class Launch(Section):
 
 def load_experiment(path: epath.PathLike, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment, its base, and `a.b=c` overrides. Raises UserError that names the file and key."""
-    return _validate(Experiment, _apply(_read_with_base(epath.Path(path)), overrides), str(path))
+    return sections.validate(Experiment, sections.override(sections.read_with_base(epath.Path(path)), overrides), str(path))
 
 
 def load_launch(path: epath.PathLike | None, overrides: Sequence[str] = ()) -> Launch:
-    raw = {} if path is None else _read(epath.Path(path))
-    return _validate(Launch, _apply(raw, overrides), str(path))
-
-
-def resolved(config: Section) -> str:
-    """The complete configuration as YAML, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _read_with_base(path: epath.Path) -> dict[str, Any]:
-    raw = _read(path)
-    base = raw.pop("base", None)
-    if base is None:
-        return raw
-    parent = _read(path.parent / base)
-    if "base" in parent:
-        raise UserError(f"{path.parent / base}: a base may not have a base itself; name the first file in {path}")
-    return _merge(parent, raw)
-
-
-def _read(path: epath.Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such configuration file")
-    try:
-        raw = yaml.load(path.read_text(), Loader=_Loader)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(raw).__name__}")
-    return raw
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-6 as a string; here it is a number. A key given twice is an error."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` wins; sections merge key by key. A different `kind` replaces a section whole: its keys mean something else."""
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        sections = isinstance(value, dict) and isinstance(old, dict) and key != "losses"
-        same_kind = sections and value.get("kind", old.get("kind")) == old.get("kind")
-        merged[key] = _merge(old, value) if same_kind else value
-    return merged
-
-
-def _apply(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set {override!r}: expected key=value, such as optimizer.learning_rate=1e-6")
-        parsed: Any = yaml.load(value, Loader=_Loader)
-        for part in reversed(key.split(".")):
-            parsed = {part: parsed}
-        raw = _merge(raw, parsed)
-    return raw
-
-
-def _validate(kind: type[Section], raw: dict[str, Any], where: str):
-    try:
-        return kind.model_validate(raw)
-    except pydantic.ValidationError as error:
-        raise UserError(f"{where}: {_first_error(kind, error)}") from None
-
-
-def _first_error(kind: type[Section], error: pydantic.ValidationError) -> str:
-    """One line for the first problem; for an unknown key, with the nearest known one."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
-    if first["type"] != "extra_forbidden":
-        key = ".".join(path)
-        message = first["msg"].removeprefix("Value error, ")
-        return f"{key}: {message}{more}" if key else message + more
-    known = _keys_at(kind, path[:-1])
-    near = difflib.get_close_matches(path[-1], known, 1, cutoff=0.0)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    shown = ".".join(part for part in path if part not in _KINDS)
-    return f"unknown key {shown!r}{hint}{more}"
-
-
-_KINDS = ("preference", "reward_model", "supervised")
-
-
-def _keys_at(kind: type[Section], path: list[str]) -> list[str]:
-    for part in path:
-        if part in _KINDS:
-            kind = {"preference": Preference, "reward_model": RewardModel, "supervised": Supervised}[part]
-            continue
-        annotation = kind.model_fields[part].annotation
-        candidates = [annotation, *get_args(annotation)]
-        kind = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), kind)
-    return list(kind.model_fields)
+    raw = {} if path is None else sections.read(epath.Path(path))
+    return sections.validate(Launch, sections.override(raw, overrides), str(path))

@@ -9,10 +9,11 @@ import pydantic
 import pytest
 import yaml
 
-from mmrlhf_jax.config import Experiment, Model, load_experiment, load_launch, resolved
+from mmrlhf_jax.config import Experiment, Model, load_experiment, load_launch
 from mmrlhf_jax.data.pipeline import margins_from
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.attention import Backend
+from mmrlhf_jax.sections import resolved
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -105,6 +106,7 @@ def test_set_overrides_one_key_and_another_kind_replaces_its_section():
     [
         ("optimizer.learning_rat=1", "unknown key 'optimizer.learning_rat'; did you mean 'learning_rate'"),
         ("objective.scaling.kk=1", "unknown key 'objective.scaling.kk'; did you mean 'k'"),
+        ("data.path=[{path: a, wieght: 2}]", "unknown key 'data.path.0.wieght'; did you mean 'weight'"),
         ("modle.path=x", "unknown key 'modle'; did you mean 'model'"),
         ("objective.losses={sigmod: 1}", "unknown loss"),
         ("model.attention=flash", "model.attention: Input should be 'auto', 'xla' or 'pallas'"),

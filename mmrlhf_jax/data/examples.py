@@ -70,7 +70,7 @@ class SourceExamples:
             raise UserError(f"video_frames must be at least 1, found {video_frames}")
         self.path = epath.Path(path)
         self.media_root = self.path.parent if media_root is None else epath.Path(media_root)
-        if not self.media_root.is_dir():
+        if media_root is not None and not self.media_root.is_dir():  # without one, "no such file" is what the source says
             raise UserError(f"{self.media_root}: the media root is not a folder")
         self.video_frames = video_frames
         source = read_source(self.path, on_error)
@@ -178,6 +178,9 @@ class BuiltExamples:
         self.directory = epath.Path(directory)
         if not (self.directory / DATASET_INFO_FILE).exists():
             raise UserError(f"{self.directory}: not a built data set; make one with `mmrlhf data build SRC OUT`")
+        for name in (RECORDS_FILE, LAYOUTS_FILE):
+            if not (self.directory / name).exists():
+                raise UserError(f"{self.directory}: {name} is missing; remove the directory and build it again")
         self._length, self.fingerprint = _read_info(self.directory)
 
     def __len__(self) -> int:

@@ -16,7 +16,7 @@ import mmrlhf_jax
 from mmrlhf_jax import config
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.examples import BuiltExamples, open_examples
-from mmrlhf_jax.data.templates import CRITIQUE_PROMPT
+from mmrlhf_jax.data.templates import CRITIQUE_PROMPT, SYSTEM
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.evaluation.reward_bench import accuracy, by_category, exchange_media, longer_wins
 from mmrlhf_jax.files import write_atomically, write_json_lines
@@ -113,7 +113,15 @@ def make_data(quickstart: Quickstart) -> None:
 def make_model(quickstart: Quickstart) -> None:
     """A tokenizer for the corpus, a model from scratch, and a tower that has learnt to see."""
     examples = open_examples(quickstart.data("supervised"))
-    tokenizer = train_tokenizer([*corpus(examples.records), *[CRITIQUE_PROMPT] * 10], VOCABULARY)
+    frame = (
+        CRITIQUE_PROMPT,
+        SYSTEM,
+        "system user assistant",
+        "system\n",
+        "user\n",
+        "assistant\n",
+    )  # what stands around the texts
+    tokenizer = train_tokenizer([*corpus(examples.records), *frame], VOCABULARY)
     settings = TINY | {"image_token_id": tokenizer.convert_tokens_to_ids("<image>")}
     settings["video_token_id"] = tokenizer.convert_tokens_to_ids("<video>")
     settings["text_config"] = settings["text_config"] | {"vocab_size": len(tokenizer)}

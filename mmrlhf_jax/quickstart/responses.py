@@ -65,11 +65,12 @@ COMPLIANCE = {
 
 # How often a group has which responses: (full sentences, terse) of the right ones, then of the wrong ones. Most kinds have
 # as many of both. What the policy is to unlearn is in the majority: too high a count, and "Yes" (right where the object is
-# there). "The longer one is better" stays at chance.
+# there). "The longer one is better" stays at chance. A response costs little beside the prompt that it shares, so groups are
+# rather large.
 Plans = dict[tuple[tuple[int, int], tuple[int, int]], int]
-EVEN: Plans = {((2, 0), (1, 0)): 3, ((2, 0), (2, 0)): 3, ((1, 1), (1, 1)): 2, ((1, 0), (2, 0)): 2}
-MOSTLY_RIGHT: Plans = {((2, 0), (1, 0)): 4, ((1, 1), (1, 0)): 1, ((2, 1), (1, 0)): 1, ((2, 1), (1, 1)): 1}
-MOSTLY_WRONG: Plans = {((1, 0), (2, 0)): 4, ((1, 0), (1, 1)): 1, ((1, 0), (2, 1)): 1, ((1, 1), (2, 1)): 1}
+EVEN: Plans = {((2, 0), (2, 0)): 5, ((1, 1), (1, 1)): 1, ((2, 0), (2, 1)): 2, ((2, 1), (2, 0)): 2}
+MOSTLY_RIGHT: Plans = {((2, 0), (1, 0)): 3, ((2, 1), (2, 0)): 2, ((2, 1), (1, 1)): 1}
+MOSTLY_WRONG: Plans = {((1, 0), (2, 0)): 3, ((2, 0), (2, 1)): 2, ((1, 1), (2, 1)): 1}
 
 
 class Draft(NamedTuple):
@@ -146,13 +147,14 @@ def _quality(question: Question, value: str | int | bool, phrasing: int) -> str:
 def _phrasings(question: Question, value: str | int | bool) -> tuple[str, str, str]:
     """The value stated as two full sentences and tersely; right and wrong values share the words.
 
-    A place follows the word that leads to it in the picture. A colour does not: a critic would quote it instead of looking.
+    No value stands right behind the word that leads to it in the picture: a critic would quote it instead of looking. So every
+    kind is marked by one rule, whether the word that was seen occurs in the answer.
     """
     subject = question.subjects[0] if question.subjects else ""
     if question.kind == "colour":
         return f"The {subject} is {value}.", f"I see a {value} {subject}.", f"It is {value}."
     if question.kind == "place":
-        return f"I find the {subject} {value}.", f"I see the {subject} {value}.", f"It is {value}."
+        return f"The {subject} is in the {value}.", f"I see the {subject} in the {value}.", f"It is {value}."
     if question.kind == "count":
         things = f"{subject} object".strip() + ("" if value == 1 else "s")
         number = say(value)

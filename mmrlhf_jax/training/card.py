@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmrlhf_jax import config
+from mmrlhf_jax import config, sections
 
 TITLES = {
     "preference": "a policy aligned with MM-DPO",
@@ -29,7 +29,7 @@ def model_card(experiment: config.Experiment, step: int, metrics: Sequence[dict]
         f"# {experiment.run.directory.rstrip('/').rsplit('/', 1)[-1]}\n\n"
         f"LLaVA-OneVision: {TITLES[kind]}, trained with `mmrlhf_jax` from `{experiment.model.path}` on"
         f" `{experiment.data.named}`, {step} steps. Method: MM-RLHF (arXiv 2502.10391).\n{table}\n"
-        f"Resolved configuration:\n\n```yaml\n{config.resolved(experiment)}```\n"
+        f"Resolved configuration:\n\n```yaml\n{sections.resolved(experiment)}```\n"
     )
 
 

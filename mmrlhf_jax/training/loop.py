@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from mmrlhf_jax import config
+from mmrlhf_jax import config, sections
 from mmrlhf_jax.data.pipeline import (
     all_rows,
     index_cache,
@@ -106,7 +106,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             state = checkpoints.restore(state, run_identity)
             say(f"resumed from step {int(state.step)} of {steps} in {directory}")
         if first_process():
-            (directory / CONFIG_FILE).write_text(config.resolved(experiment))
+            (directory / CONFIG_FILE).write_text(sections.resolved(experiment))
 
         # --- Steps -----------------------------------------------------------------------------------------------------
         train_step = make_train_step(

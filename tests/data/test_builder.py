@@ -332,6 +332,16 @@ def test_open_examples_tells_directories_from_sources(source, tmp_path):
         open_examples(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         open_examples(tmp_path / "nowhere.jsonl")
+    with pytest.raises(UserError, match="no such file"):
+        open_examples(tmp_path / "nowhere" / "records.jsonl")
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "layouts.jsonl"])
+def test_a_directory_that_lost_a_file_is_refused(source, tmp_path, name):
+    build(source, tmp_path / "out")
+    (tmp_path / "out" / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is missing; remove the directory and build it again"):
+        open_examples(tmp_path / "out")
 
 
 def test_directories_of_other_programs_are_refused(source, tmp_path):

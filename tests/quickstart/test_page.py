@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmrlhf_jax import config
+from mmrlhf_jax import config, sections
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.examples import BuiltExamples
 from mmrlhf_jax.evaluation import charts
@@ -70,7 +70,7 @@ def root(examples) -> Path:
         (root / "runs" / run).mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"step": step} | {name: value / step for name, value in figures.items()}) for step in range(1, 20)]
         (root / "runs" / run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    (root / "runs" / "mmdpo" / "config.yaml").write_text(config.resolved(config.load_experiment(EXPERIMENT)))
+    (root / "runs" / "mmdpo" / "config.yaml").write_text(sections.resolved(config.load_experiment(EXPERIMENT)))
     return root
 
 

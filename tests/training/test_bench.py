@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mmrlhf_jax import cli, config
+from mmrlhf_jax import cli, config, sections
 from mmrlhf_jax.data.synthetic import synthetic_group
 from mmrlhf_jax.data.unshared import exact_batch
 from mmrlhf_jax.training import bench_cases
@@ -58,7 +58,7 @@ def test_an_experiments_first_batch_is_compared_and_both_layouts_take_the_same_s
         batch=config.Batch(rows=2, slots=1024, accumulation=2, logprob_chunk=64),
         run=config.Run(directory=str(tmp_path / "run")),
     )
-    (tmp_path / "experiment.yaml").write_text(config.resolved(experiment))
+    (tmp_path / "experiment.yaml").write_text(sections.resolved(experiment))
     one_device = bench_cases.make_mesh
     monkeypatch.setattr(bench_cases, "make_mesh", lambda axes: one_device({}, bench_cases.jax.devices()[:1]))
     monkeypatch.setattr(sys, "argv", ["mmrlhf", "bench", str(tmp_path / "experiment.yaml"), "--repeats", "1", "--json"])
