@@ -1,20 +1,33 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, here and in object stores."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import uuid
 from collections.abc import Iterable
 from typing import Any
 
+import fsspec.config
 import numpy as np
 from etils import epath
+
+# fsspec's file systems remember listings; but a process must see what others, on other hosts perhaps, have written since.
+fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is an object store's, as gs:// is. Those have no links, no empty folders, and rename by copying."""
+    return "://" in os.fspath(path)
 
 
 def write_atomically(path: epath.PathLike, content: bytes) -> None:
     """Write beside the target, then rename: a kill leaves the old file or the new one."""
     path = epath.Path(path)
+    if is_remote(path):  # an object is there when all of it is
+        path.write_bytes(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"  # other processes may write the same file
     partial.write_bytes(content)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+# Counts the changes of what is planned from the same arguments: a run that was planned by another version is not continued.
+VERSION = 2
 # A row is filled from the next so many groups of the epoch's random order: enough to find a good fit among, few enough that
 # which groups share a row is chance, not size.
 POOL = 128
