@@ -25,24 +25,24 @@ def of_value(question: Question, scene: Scene, value: Value) -> str:
     """Of a response that states `value` to a question whose truth is one value."""
     seen = FACTS[question.kind](question, scene)
     conclusion = "" if question.kind in ("colour", "place") else f", so {say(question.truth)}"
-    return f"{SEEN}: {seen}{conclusion} {_mark(question, value)}."
+    return f"{SEEN}: {seen}{conclusion} {mark(question, value)}."
 
 
 def of_description(scene: Scene, described: Sequence[SceneObject]) -> str:
     """Place by place what is there, and how the description has it."""
     truth, said = ({thing.place: thing for thing in objects} for objects in (scene.objects, described))
 
-    def mark(place: str) -> str:
+    def judged(place: str) -> str:
         if (place in truth) != (place in said):
             return "missed" if place in truth else "invented"
         alike = place not in truth or truth[place].phrase == said[place].phrase
         return "correct" if alike else "wrong"
 
-    return f"{SEEN}: {account(scene.objects, {place: mark(place) for place in PLACES})}."
+    return f"{SEEN}: {account(scene.objects, {place: judged(place) for place in PLACES})}."
 
 
-def _mark(question: Question, value: Value) -> str:
-    """Whether the answer agrees; of a place, whether half of it does."""
+def mark(question: Question, value: Value) -> str:
+    """Whether the answer agrees: `correct` or `wrong`, or `partly` where half of a place does."""
     if value == question.truth:
         return "correct"
     half = question.kind == "place" and bool(set(str(value).split()) & set(question.truth.split()))

@@ -137,9 +137,10 @@ def _wrong_value(question: Question, rng: random.Random) -> str | int | bool:
 
 
 def _quality(question: Question, value: str | int | bool, phrasing: int) -> str:
-    if value == question.truth:
+    agreement = critiques.mark(question, value)
+    if agreement == "correct":
         return "terse" if phrasing == TERSE else "complete"
-    if question.kind == "place" and set(value.split()) & set(question.truth.split()):
+    if agreement == "partly":
         return "partly_wrong"
     return "hallucinated" if question.kind == "existence" and value else "wrong"
 
