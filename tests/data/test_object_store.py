@@ -10,6 +10,7 @@ import sys
 import pytest
 from etils import epath
 
+from mmrlhf_jax import files
 from mmrlhf_jax.data import shards
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.examples import SourceExamples
@@ -113,6 +114,21 @@ def test_what_another_process_has_written_is_seen(bucket):
     assert read_arrays(bucket / "shared" / "a.npz")["a"] == 1
     write_arrays(bucket / "shared" / "a.npz", a=[2])
     assert read_arrays(bucket / "shared" / "a.npz")["a"] == 2
+
+
+def test_a_file_that_grows_loses_no_line_here_or_in_a_bucket(bucket, tmp_path, monkeypatch):
+    for path, at_once in ((epath.Path(tmp_path) / "log", True), (bucket / "logs" / "log", False)):
+        monkeypatch.setattr(files, "REWRITE_SECONDS", 60)
+        file = files.GrowingFile(path, "kept\n")
+        file.write("a\n")
+        assert path.read_text() == ("kept\na\n" if at_once else "kept\n")
+        monkeypatch.setattr(files, "REWRITE_SECONDS", -1)
+        file.write("b\n")
+        assert path.read_text() == "kept\na\nb\n"
+        monkeypatch.setattr(files, "REWRITE_SECONDS", 60)
+        file.write("c\n")
+        file.close()
+        assert path.read_text() == "kept\na\nb\nc\n"
 
 
 def test_gcsfs_that_is_not_installed_is_asked_for():
