@@ -24,6 +24,8 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.progress import say, track
 
+UNLIMITED = 2**31 - 1
+
 
 def make_encoder(data: config.Data, objective: config.Objective | None, tokenizer, model: LlavaOnevisionConfig) -> GroupEncoder:
     """The encoder for an objective: critiques for the reward model, answers for everything else."""
@@ -98,11 +100,11 @@ def plan_training_rows(
         index = keep_groups(index, has_pairs, "no strictly ordered pair", examples)
     if not len(index.groups):
         raise UserError(f"{data.named}: no group has a strictly ordered pair; there is nothing to prefer")
-    budget = row_budget(batch, index)
-    index = within_budget(index, examples, encoder, budget, data.over_budget)
+    # First what the experiment demands; what it leaves open then follows from the groups as they have become.
+    index = within_budget(index, examples, encoder, demanded_budget(batch), data.over_budget)
     _list(f"{data.named}: left out {len(index.dropped)} of {len(examples)} groups", index.dropped)
     _list(f"{data.named}: made {len(index.cut)} of {len(examples)} groups smaller", index.cut)
-    return Rows(examples, encoder, index, budget, seed)
+    return Rows(examples, encoder, index, row_budget(batch, index), seed)
 
 
 def _list(heading: str, lines: Sequence[str]) -> None:
@@ -113,6 +115,12 @@ def _list(heading: str, lines: Sequence[str]) -> None:
         say(f"  {line}")
     if len(lines) > 20:
         say(f"  ... and {len(lines) - 20} more")
+
+
+def demanded_budget(batch: config.Batch) -> Budget:
+    """The experiment's budgets; what it leaves open is unlimited."""
+    given = [getattr(batch, name) for name in Budget.names()]
+    return Budget(*(UNLIMITED if g is None else g for g in given))
 
 
 def row_budget(batch: config.Batch, index: GroupIndex) -> Budget:

@@ -12,6 +12,7 @@ from mmrlhf_jax.data.encode import Limit
 from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.data.index import build_index
 from mmrlhf_jax.data.over_budget import SHORTEST_RESPONSE, within_budget
+from mmrlhf_jax.data.pipeline import plan_training_rows
 from mmrlhf_jax.data.rows import Budget, group_size
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.tokens import Conversation, cut
@@ -134,3 +135,14 @@ def test_a_cut_ends_a_conversation_after_a_target():
     conversation = Conversation(np.arange(9), np.asarray([0, 0, 0, 1, 1, 1, 1, 1, 0], bool))
     assert cut(conversation, 2).tokens.tolist() == [0, 1, 2, 3, 4]
     assert cut(conversation, 5) is conversation
+
+
+def test_a_budget_left_open_follows_from_the_groups_as_they_have_become(index, examples, encoder):
+    """Pictures alone make every one of these groups too long: with fewer tiles they fit, and so does what goes with them."""
+    pictured = examples.part([1, 3])
+    shortest = int(index.sizes[[1, 3], 0].min())
+    data = config.Data(path="a", over_budget=["fewer_tiles"])
+    batch = config.Batch(rows=1, slots=shortest - 1)
+    rows = plan_training_rows(pictured, encoder, data, batch, config.Preference(), seed=0)
+    assert len(rows.index.groups) == 2 and len(rows.index.cut) == 2
+    assert (rows.index.sizes <= rows.budget.vector).all() and rows.budget.tiles >= rows.index.sizes[:, 1].max() > 0
