@@ -42,6 +42,11 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except ImportError as error:
+        if "gcsfs" not in str(error):
+            raise
+        print("error: gs:// paths need gcsfs; `pip install 'mmrlhf-jax[gcs]'`", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 @app.command()

@@ -1,20 +1,36 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, here and in object stores."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
+import time
 import uuid
 from collections.abc import Iterable
 from typing import Any
 
+import fsspec.config
 import numpy as np
 from etils import epath
+
+# fsspec's file systems remember listings; but a process must see what others, on other hosts perhaps, have written since.
+fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
+
+REWRITE_SECONDS = 10
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is an object store's, as gs:// is. Those have no links, no empty folders, and rename by copying."""
+    return "://" in os.fspath(path)
 
 
 def write_atomically(path: epath.PathLike, content: bytes) -> None:
     """Write beside the target, then rename: a kill leaves the old file or the new one."""
     path = epath.Path(path)
+    if is_remote(path):  # an object is there when all of it is
+        path.write_bytes(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"  # other processes may write the same file
     partial.write_bytes(content)
@@ -23,6 +39,39 @@ def write_atomically(path: epath.PathLike, content: bytes) -> None:
 
 def write_json_lines(path: epath.PathLike, rows: Iterable[dict[str, Any]]) -> None:
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+class GrowingFile:
+    """Text that is added to line by line, and is on disk at once.
+
+    An object store cannot append: there the whole is written anew, at most every REWRITE_SECONDS and at the end, so that a
+    kill costs the lines of the last of them.
+    """
+
+    def __init__(self, path: epath.PathLike, text: str) -> None:
+        """`text` is what the file holds already, or is to hold; another content is overwritten."""
+        self._path, self._parts, self._written = epath.Path(path), [text], time.monotonic()
+        write_atomically(self._path, text.encode())
+        self._file = None if is_remote(path) else self._path.open("a")
+
+    def write(self, line: str) -> None:
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+            return
+        self._parts.append(line)
+        if time.monotonic() - self._written > REWRITE_SECONDS:
+            self._rewrite()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        else:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        self._parts, self._written = ["".join(self._parts)], time.monotonic()
+        write_atomically(self._path, self._parts[0].encode())
 
 
 def write_arrays(path: epath.PathLike, **arrays: np.ndarray) -> None:

@@ -30,8 +30,11 @@ from mmrlhf_jax.data.mixture import find_parts
 from mmrlhf_jax.data.shards import NAME, Shard, features, plan_shards, write_shards, write_shards_with_beam
 from mmrlhf_jax.data.sources import OnError
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import is_remote
 
 logger = logging.getLogger(__name__)
+
+MARK = "unfinished"  # in the workplace: the source that is being built
 
 
 def build(
@@ -46,6 +49,8 @@ def build(
     progress: Progress | None = None,
 ) -> BuiltExamples:
     """Build `source` (a file or a mixture file) into the directory `out_dir`, which appears complete or not at all.
+
+    In an object store (gs://) its shards appear one by one, and it is a data set from the moment when it is complete.
 
     Every image is decoded once, to prove that it can be. `jobs` processes write at a time (None: one per core), or the
     workers of an Apache Beam pipeline with `beam_options`. What is not finished stands in `.OUT.building` beside `out_dir`; the
@@ -62,13 +67,17 @@ def build(
     if not hasattr(examples, "part") or any(isinstance(inner, BuiltExamples) for inner in getattr(examples, "sets", ())):
         raise UserError(f"{source}: holds what is built already; name source files")
     out = epath.Path(out_dir)
-    if _is_in_use(out):
-        return _reuse(out, examples, progress)
     workplace = out.parent / f".{out.name}.building"
-    planned = plan_shards(examples, workplace / "data")
-    for folder in ("data", "notes"):
-        (workplace / folder).mkdir(parents=True, exist_ok=True)
-    _remove_others(planned, workplace)
+    # An object store renames a folder by copying all of it: there, shards are written in their place, and the file that makes
+    # them a data set, dataset_info.json, comes last.
+    directory = out if is_remote(out) else workplace / "data"
+    if _is_in_use(out) and not _is_unfinished(out, workplace):
+        return _reuse(out, examples, progress)
+    planned = plan_shards(examples, directory, workplace / "notes")
+    for folder in (directory, workplace / "notes"):
+        folder.mkdir(parents=True, exist_ok=True)
+    (workplace / MARK).write_text(f"{source}\n")
+    _remove_others(planned, directory, workplace)
     try:
         if beam_options is None:
             write_shards(planned, os.cpu_count() or 1 if jobs is None else jobs, progress)
@@ -76,12 +85,15 @@ def build(
             write_shards_with_beam(planned, beam_options)
     except BaseException:
         if not any(shard.note() for shard in planned):  # nothing that would be worth keeping
+            for shard in planned:
+                shard.path.unlink(missing_ok=True)
             workplace.rmtree()
         raise
-    _complete(planned, workplace / "data", examples)
-    if out.exists():  # empty
-        out.rmdir()
-    (workplace / "data").rename(out)
+    _complete(planned, directory, examples)
+    if directory != out:
+        if out.exists():  # empty
+            out.rmdir()
+        directory.rename(out)
     workplace.rmtree()
     return BuiltExamples(out)
 
@@ -122,6 +134,11 @@ def _is_in_use(out: epath.Path) -> bool:
     return out.exists() and not (out.is_dir() and next(iter(out.iterdir()), None) is None)
 
 
+def _is_unfinished(out: epath.Path, workplace: epath.Path) -> bool:
+    """Whether what `out` holds are the first shards of a build that was cut off."""
+    return is_remote(out) and (workplace / MARK).exists() and not (out / DATASET_INFO_FILE).exists()
+
+
 def _reuse(out: epath.Path, examples: Any, progress: Progress | None) -> BuiltExamples:
     if not (out / DATASET_INFO_FILE).exists():
         raise UserError(f"{out}: already exists and is not a built data set; choose another OUT")
@@ -134,12 +151,17 @@ def _reuse(out: epath.Path, examples: Any, progress: Progress | None) -> BuiltEx
     return built
 
 
-def _remove_others(planned: Sequence[Shard], workplace: epath.Path) -> None:
-    """Clear away what an earlier build of something else, or the last moments before a kill, left in the workplace."""
+def _remove_others(planned: Sequence[Shard], directory: epath.Path, workplace: epath.Path) -> None:
+    """Clear away what an earlier build of something else, or the last moments before a kill, left behind."""
     known = {shard.path.name for shard in planned}
-    for path in (workplace / "data").iterdir():
+    for path in _entries(directory):
         if path.name not in known:
             path.unlink()
-    for path in workplace.iterdir():
-        if path.name not in ("data", "notes"):  # of a writer that was killed
+    for path in _entries(workplace):
+        if path.name not in (directory.name, "notes", MARK):  # of a writer that was killed
             path.rmtree()
+
+
+def _entries(folder: epath.Path) -> list[epath.Path]:
+    """What a folder holds; in an object store an empty one does not exist."""
+    return list(folder.iterdir()) if folder.exists() else []

@@ -88,7 +88,7 @@ class SourceExamples:
             return Example(record, images)
         video = resolve_media(self.media_root, record.video, where)
         try:
-            return Example(record, images, tuple(read_video_frames(video, self.video_frames)))
+            return Example(record, images, tuple(read_video_frames(video, self.video_frames, self.media_root)))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
 
@@ -103,10 +103,13 @@ class SourceExamples:
     def media_files(self, index: int) -> list[MediaFile]:
         """The files that example `index` is read from, images first. Raises UserError for a missing one."""
         record, where = self.records[index], self.where(index)
-        files: list[MediaFile] = [self._find(path, where) for path in record.images]
-        if record.video is not None:
-            files += video_files(resolve_media(self.media_root, record.video, where), self.video_frames)
-        return files
+        if record.video is None:
+            return [self._find(path, where) for path in record.images]
+        video = resolve_media(self.media_root, record.video, where)
+        try:
+            return list(video_files(video, self.video_frames, self.media_root))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
 
     def part(self, numbers: Iterable[int]) -> SourceExamples:
         """The examples with these numbers alone, without the others' records."""

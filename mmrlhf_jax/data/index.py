@@ -15,6 +15,7 @@ from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.processes import spawn_pool
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.files import read_arrays, write_arrays
+from mmrlhf_jax.progress import say
 
 Progress = Callable[[Iterable, str, int], Iterable]
 
@@ -71,7 +72,7 @@ def build_index(
             found = progress(found, "measuring groups", len(examples))
         sizes = np.stack(list(found))
         if stored is not None:
-            write_arrays(stored, sizes=sizes)
+            _keep(stored, sizes)
     responses = sizes[:, Budget.names().index("responses")]
     return GroupIndex(
         sizes=sizes,
@@ -82,6 +83,13 @@ def build_index(
         limits=np.zeros((len(sizes), 2), np.int64),
         weights=examples.weights,
     )
+
+
+def _keep(stored: epath.Path, sizes: np.ndarray) -> None:
+    try:
+        write_arrays(stored, sizes=sizes)
+    except OSError as error:  # built sets are often mounted for reading only
+        say(f"{stored.parent}: the index cannot be kept there ({error.strerror or error}) and is made anew every time")
 
 
 def measure_all(examples: Any, encoder: GroupEncoder, jobs: int | None = None) -> Iterator[np.ndarray]:

@@ -11,6 +11,7 @@ from etils import epath
 
 from mmrlhf_jax.data.sources.embedded import EmbeddedFile
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import is_remote
 
 MediaFile = epath.Path | EmbeddedFile
 
@@ -30,10 +31,7 @@ def resolve_media(root: str | epath.Path, relative: str, where: str) -> epath.Pa
     if windows.root or windows.drive or "://" in relative or "\0" in relative:
         raise UserError(f"{where}: media path {relative!r} must be relative to the media root {root}")
     path = root / relative
-    # normpath handles `..` in any file system; realpath also follows links, which only local ones have.
-    normal = os.path.realpath if "://" not in os.fspath(root) else os.path.normpath
-    outer, inner = normal(os.fspath(root)), normal(os.fspath(path))
-    if os.path.commonpath([outer, inner]) != outer:
+    if not _is_inside(root, path):
         raise UserError(f"{where}: media path {relative!r} leaves the media root {root}; move the file under it")
     if not _exists(path):
         raise UserError(f"{where}: media file {relative!r} does not exist under {root}; check path and media root")
@@ -48,11 +46,11 @@ def read_media(path: MediaFile, where: str) -> bytes:
         raise UserError(f"{where}: media file {path} cannot be read ({error.strerror or error})") from error
 
 
-def video_files(path: str | epath.Path, count: int) -> list[epath.Path]:
+def video_files(path: str | epath.Path, count: int, root: str | epath.Path | None = None) -> list[epath.Path]:
     """The files that `read_video_frames` reads: `count` images of a frame folder, or the one video file.
 
     Images are sorted by name and taken at linspace(0, n - 1, count), rounded down, as MM-RLHF does: a folder with fewer
-    images gives some of them more than once.
+    images gives some of them more than once. UserError for a link among them that leaves `root`, the media root.
     """
     path = epath.Path(path)
     if not path.is_dir():
@@ -61,21 +59,32 @@ def video_files(path: str | epath.Path, count: int) -> list[epath.Path]:
     images.sort(key=lambda file: file.name)
     if not images:
         raise UserError(f"{path}: the frame folder holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return [images[i] for i in _frame_indices(len(images), count)]
+    chosen = [images[i] for i in _frame_indices(len(images), count)]
+    for file in dict.fromkeys(chosen) if root is not None else ():
+        if not _is_inside(epath.Path(root), file):
+            raise UserError(f"{path}: frame {file.name!r} is a link that leaves the media root {root}; copy the file instead")
+    return chosen
 
 
-def read_video_frames(path: str | epath.Path, count: int) -> list[bytes]:
+def read_video_frames(path: str | epath.Path, count: int, root: str | epath.Path | None = None) -> list[bytes]:
     """`count` evenly spaced frames as encoded images, in order.
 
     A frame folder gives its files' own bytes; a video file is decoded (PyAV) and its frames encoded as JPEG. Raises
-    UserError for an empty folder and for a file that does not decode.
+    UserError for an empty folder, for a file that cannot be read or does not decode, and as `video_files` does.
     """
     path = epath.Path(path)
     if path.is_dir():
-        files = video_files(path, count)
-        contents = {file: file.read_bytes() for file in dict.fromkeys(files)}
+        files = video_files(path, count, root)
+        contents = {file: read_media(file, str(path)) for file in dict.fromkeys(files)}
         return [contents[file] for file in files]
     return _decode_video(path, count)
+
+
+def _is_inside(root: epath.Path, path: epath.Path) -> bool:
+    # normpath handles `..` in any file system; realpath also follows links, which only local ones have.
+    normal = os.path.normpath if is_remote(root) else os.path.realpath
+    outer, inner = normal(os.fspath(root)), normal(os.fspath(path))
+    return os.path.commonpath([outer, inner]) == outer
 
 
 def _exists(path: epath.Path) -> bool:
@@ -104,7 +113,7 @@ def _decode_video(path: epath.Path, count: int) -> list[bytes]:
                         encoded[index] = _encode_jpeg(frame)
                     if index == wanted[-1]:
                         break
-    except (av.FFmpegError, IndexError) as error:  # IndexError: no video stream
+    except (av.FFmpegError, OSError, IndexError) as error:  # IndexError: no video stream
         raise UserError(f"{path}: the video cannot be decoded ({error}); replace it or remove the record") from error
     if not encoded:
         raise UserError(f"{path}: the video has no frames; replace it or remove the record")

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.records import RankedRecord
+from mmrlhf_jax.records import Pair, RankedRecord
 
 
 def pair_margins(record: RankedRecord, pairs: np.ndarray) -> np.ndarray:
     """float32[p]: the `ls_factor` that the pair file gave to each of `pairs` (int32[p, 2]), NaN where there is none."""
-    stored = {(p["chosen"], p["rejected"]): p.get("ls_factor") for p in record.extra.get("pairs", [])}
-    found = [stored.get((int(c), int(r))) for c, r in pairs]
-    return np.asarray([np.nan if value is None else value for value in found], np.float32)
+    stored = dict(_stored(record.extra.get("pairs")))
+    return np.asarray([stored.get((int(c), int(r)), np.nan) for c, r in pairs], np.float32)
+
+
+def _stored(field: Any) -> Iterator[tuple[Pair, float]]:
+    """Pairs and their numbers in an `extra["pairs"]`, which is `folding`'s, or a field of that name that means anything."""
+    for entry in field if isinstance(field, list) else ():
+        match entry:
+            case {"chosen": int(chosen), "rejected": int(rejected), "ls_factor": int() | float() as factor}:
+                yield (chosen, rejected), float(factor)
 
 
 def check_pair_margins(examples, source: str, instead: str) -> None:

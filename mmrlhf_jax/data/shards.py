@@ -27,7 +27,7 @@ from etils import epath
 from mmrlhf_jax.data.examples import Example, Layout, Progress, dump_layout, dump_record
 from mmrlhf_jax.data.processes import CONTEXT, spawn_pool
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import write_atomically
+from mmrlhf_jax.files import is_remote, write_atomically
 from mmrlhf_jax.models.llava_onevision.images import decode_image
 
 SHARD_BYTES = 128 << 20  # of media per file
@@ -50,12 +50,12 @@ class Shard:
 
     examples: Any
     path: epath.Path
+    notes: epath.Path  # a folder that is not the data set's own, which holds nothing but the data set
     key: str  # of the records and the state of their media files
 
     @property
     def note_path(self) -> epath.Path:
-        # In a folder beside the data set's own, which holds nothing but the data set.
-        return self.path.parent.parent / "notes" / f"{self.path.name}.json"
+        return self.notes / f"{self.path.name}.json"
 
     @property
     def error_path(self) -> epath.Path:
@@ -71,8 +71,8 @@ class Shard:
         return Note(tuple(stored["digests"]), tuple(stored["layouts"]), stored["size"])
 
 
-def plan_shards(examples: Any, directory: epath.Path) -> list[Shard]:
-    """Cut a source into shards of at most about SHARD_BYTES of media, to be written into `directory`."""
+def plan_shards(examples: Any, directory: epath.Path, notes: epath.Path) -> list[Shard]:
+    """Cut a source into shards of at most about SHARD_BYTES of media, to be written into `directory`, and noted in `notes`."""
     with ThreadPoolExecutor(32) as pool:  # asking for sizes is waiting, on remote file systems for long
         states = list(pool.map(lambda index: _media_state(examples, index), range(len(examples))))
     bounds, size = [0], 0
@@ -88,7 +88,7 @@ def plan_shards(examples: Any, directory: epath.Path) -> list[Shard]:
         name = f"{NAME}-train.array_record-{number:05d}-of-{len(bounds) - 1:05d}"
         content = [part.video_frames, [dump_record(record) for record in part.records], states[start:stop]]
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-        shards.append(Shard(part, directory / name, key))
+        shards.append(Shard(part, directory / name, notes, key))
     return shards
 
 
@@ -101,7 +101,7 @@ def write_shard(shard: Shard, tick: Callable[[], None] | None = None) -> None:
         return
     shard.note_path.unlink(missing_ok=True)  # of what the file held before
     digests, layouts = [], []
-    with _LocalCopy(shard.path) as file:
+    with _LocalCopy(shard.path, shard.notes.parent) as file:
         # Without compression of its own: media are compressed already. On photographs the default (brotli) saves nothing,
         # writes 6 times and reads 3 times slower.
         writer = ArrayRecordWriter(os.fspath(file), "group_size:1,uncompressed")
@@ -212,20 +212,22 @@ def _write_in_processes(shards: Sequence[Shard], jobs: int, tick: Callable[[], N
 
 
 class _LocalCopy:
-    """A path to write to, which becomes `path` when all went well: the writer knows local files only, and may be killed."""
+    """A path to write to, which becomes `path` when all went well: the writer knows local files only, and may be killed.
 
-    def __init__(self, path: epath.Path) -> None:
-        self.path = path
-        self.remote = "://" in os.fspath(path)
+    It lies in `scratch`, on the same disk, unless that is remote.
+    """
+
+    def __init__(self, path: epath.Path, scratch: epath.Path) -> None:
+        self.path, self.scratch = path, scratch
 
     def __enter__(self) -> Path:
-        self.folder = tempfile.TemporaryDirectory(dir=None if self.remote else self.path.parent.parent)
+        self.folder = tempfile.TemporaryDirectory(dir=None if is_remote(self.path) else self.scratch)
         self.file = Path(self.folder.name) / self.path.name
         return self.file
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if error is None:
-            if self.remote:
+            if is_remote(self.path):
                 epath.Path(self.file).copy(self.path, overwrite=True)
             else:
                 os.replace(self.file, self.path)

@@ -17,7 +17,7 @@ from absl import flags
 
 from mmrlhf_jax.data.encode import GroupEncoder, Limit
 from mmrlhf_jax.data.index import GroupIndex
-from mmrlhf_jax.data.packing import epoch_groups, fill, plan_rows
+from mmrlhf_jax.data.packing import VERSION, epoch_groups, fill, plan_rows
 from mmrlhf_jax.data.rows import Budget, RowBatch, assemble_row, empty_row, stack_rows
 
 
@@ -43,7 +43,8 @@ class Rows:
     @functools.cached_property
     def identity(self) -> str:
         """Changes with everything that decides which group is in which row."""
-        index, digest = self.index, hashlib.sha256(f"{self.index.fingerprint} {self.budget} {self.seed}".encode())
+        index = self.index
+        digest = hashlib.sha256(f"{index.fingerprint} {self.budget} {self.seed} {VERSION}".encode())
         for array in (index.sizes, index.groups, index.limits, index.weights):
             digest.update(b"-" if array is None else array.tobytes())
         return digest.hexdigest()

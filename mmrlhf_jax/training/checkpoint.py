@@ -19,6 +19,7 @@ from flax import nnx
 
 from mmrlhf_jax.config import Lora, Trains
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import is_remote
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.training.state import TrainState, split_model
@@ -38,7 +39,7 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         best = policies.BestN(n=1, get_metric_fn=lambda metrics: metrics[SCORE], keep_checkpoints_without_metrics=False)
         self._checkpointer = ocp.training.Checkpointer(
-            path.resolve(),
+            path if is_remote(path) else path.resolve(),  # which takes gs:// for the name of a folder here
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             cleanup_tmp_directories=True,
         )

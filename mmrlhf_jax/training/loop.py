@@ -96,7 +96,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         tx = make_optimizer(experiment.optimizer, steps, experiment.guard)
         state = init_state(params, frozen, tx, mesh, keep_start=reference == "live")
         run_identity = {"data": rows.index.fingerprint, "seed": run.seed, "rows": experiment.batch.rows, "steps": steps}
-        run_identity["trains"] = learning(experiment)
+        run_identity |= {"trains": learning(experiment), "plan of rows": rows.identity}
         if fresh and directory.exists() and first_process():
             clear(directory)
         everyone("the run directory is clear")

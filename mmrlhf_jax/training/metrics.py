@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import GrowingFile
 
 
 class MetricsLog:
@@ -36,10 +37,9 @@ class MetricsLog:
 
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self._path = directory / "metrics.jsonl"
+        path = directory / "metrics.jsonl"
         kept = [row for row in read_metrics(directory) if row["step"] <= resume_step]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._file = self._path.open("a")
+        self._file = GrowingFile(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
         self._wandb = None if wandb is None else _start_wandb(wandb, directory, settings or {})
 
@@ -51,7 +51,6 @@ class MetricsLog:
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         lists = {name: value for name, value in figures.items() if isinstance(value, list)}
         self._file.write(json.dumps({"step": step} | finite | lists) + "\n")
-        self._file.flush()
         shown = {name: value for name, value in finite.items() if value is not None}
         for name, value in shown.items():
             self._board.add_scalar(name, value, step)

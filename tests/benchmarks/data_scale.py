@@ -24,9 +24,11 @@ from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.index import build_index
 from mmrlhf_jax.data.packing import auto_budget, fill, plan_rows
+from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.data.sources import read_records
 from mmrlhf_jax.data.stats import GEOMETRY, estimated_encoder
 from mmrlhf_jax.data.tokens import PieceTokenizer
+from mmrlhf_jax.models.llava_onevision import vision_plan
 from mmrlhf_jax.records import strict_pairs
 
 PROMPTS, PAIRS = 16_342, 62_545
@@ -46,6 +48,7 @@ TIERS = {
     "2-1-1": 2,
 }
 WORDS = {"mcq": (2.5, 1.0), "short": (3.2, 0.7), "long": (4.9, 0.5), "safety": (4.5, 0.7), "video": (4.5, 0.6)}  # lognormal
+AROUND = 25  # tokens of the template, and the prompt's number
 SIZES = [(384, 384), (640, 480), (480, 640), (800, 600), (1024, 683), (500, 375), (1280, 720), (336, 448)]
 VOCABULARY = [
     "the",
@@ -154,8 +157,30 @@ def picture(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
 
 
 def words(rng: np.random.Generator, kind: str) -> str:
+    return " ".join(rng.choice(VOCABULARY, length(rng, kind)))
+
+
+def length(rng: np.random.Generator, kind: str) -> int:
     mean, deviation = WORDS[kind]
-    return " ".join(rng.choice(VOCABULARY, int(np.clip(rng.lognormal(mean, deviation), 1, 600))))
+    return int(np.clip(rng.lognormal(mean, deviation), 1, 600))
+
+
+def approximate_sizes(prompts: int) -> np.ndarray:
+    """int64[prompts, resources of `Budget`]: what an index of such a source holds, without source, media and tokenizer.
+
+    A word counts as a token. `main` measures how near that comes.
+    """
+    rng = np.random.default_rng(0)
+    pictures = [vision_plan.plan_image(height, width, GEOMETRY) for width, height in SIZES]
+    video = vision_plan.plan_video(10, GEOMETRY)
+    kinds = rng.choice(list(KINDS), prompts, p=np.asarray(list(KINDS.values())) / sum(KINDS.values()))
+    sizes = []
+    for kind, ranks in zip(kinds, draw_tiers(rng, prompts, round(PAIRS * prompts / PROMPTS)), strict=True):
+        plan = video if kind == "video" else pictures[rng.integers(len(pictures))]
+        targets = sum(length(rng, kind) + 1 for _ in ranks)
+        slots = plan.tokens + length(rng, "short") + AROUND + targets + len(ranks)
+        sizes.append((slots, plan.tiles, plan.tokens, targets, len(ranks), len(strict_pairs(ranks))))
+    return np.asarray(sizes, np.int64)
 
 
 def timed(name: str, stage: Callable[[], Any], count: Callable[[Any], int], unit: str) -> Any:
@@ -198,12 +223,19 @@ def main() -> None:
         from mmrlhf_jax.data.stats import measure
 
         sizes = timed("index", lambda: measure(built, encoder), len, "groups")
+    plan(sizes)
+    print("The same from approximate lengths, as the tests have them:")
+    plan(approximate_sizes(len(sizes)))
+
+
+def plan(sizes: np.ndarray) -> None:
     for slots in (8192, 16384):
         budget = auto_budget(sizes[sizes[:, 0] <= slots], slots)
         fitting = sizes[(sizes <= budget).all(axis=1)]
-        plan = timed(f"plan, rows of {slots}", lambda b=budget, f=fitting: plan_rows(f, b, seed=0, epoch=0), len, "rows")
+        rows = timed(f"plan, rows of {slots}", lambda b=budget, f=fitting: plan_rows(f, b, seed=0, epoch=0), len, "rows")
         left = len(sizes) - len(fitting)
-        print(f"  {len(fitting)} groups in {len(plan)} rows, {100 * fill(fitting, plan, slots):.1f} % full, {left} too large")
+        share, most = 100 * fill(fitting, rows, slots), dict(zip(Budget.names(), budget.tolist(), strict=True))
+        print(f"  {len(fitting)} groups in {len(rows)} rows, {share:.1f} % full, {left} too large; budgets {most}")
 
 
 if __name__ == "__main__":

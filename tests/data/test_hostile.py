@@ -162,8 +162,20 @@ def test_one_response_and_all_ties_are_kept_and_give_no_pair(tmp_path):
         (json.dumps(RECORD).encode() + b"\xff", "not valid UTF-8"),
         ('{"id": "r", "prompt": "\\ud800", "responses": ["a"]}', "not valid UTF-8"),
         ('{"id": ' + "[" * 200_000, "nested too deeply"),
+        (json.dumps(RECORD | {"responses": [RESPONSES[0] | {"reward": 10**400}]}), "an integer of 401 digits"),
+        ('{"id": "r", "prompt": "p", "responses": ["a"], "x": ' + "1" * 9999 + "}", "an integer of 9999 digits"),
     ],
-    ids=["no response", "duplicate id", "NaN score", "infinite reward", "invalid UTF-8", "lone surrogate", "deep"],
+    ids=[
+        "no response",
+        "duplicate id",
+        "NaN score",
+        "infinite reward",
+        "invalid UTF-8",
+        "lone surrogate",
+        "deep",
+        "huge",
+        "endless",
+    ],
 )
 def test_records_that_mean_nothing_are_refused_by_place(tmp_path, content, expected):
     path = tmp_path / "rows.jsonl"
@@ -171,6 +183,36 @@ def test_records_that_mean_nothing_are_refused_by_place(tmp_path, content, expec
     with pytest.raises(UserError, match=expected) as error:
         read_records(path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    "field", [None, 3, "x", [1], [{"a": 1}], [{"chosen": [], "rejected": 1}], [{"chosen": 0, "rejected": 1, "ls_factor": "z"}]]
+)
+def test_a_field_named_pairs_that_means_something_else_is_kept_and_gives_no_margins(built, field):
+    example = built(ranked.picture((30, 30), 0), pairs=field)
+    assert example.record.extra["pairs"] == field
+    assert np.isnan(groups.encoder().encode(example).pair_margins).all()
+
+
+@pytest.mark.parametrize("name", ["999/images/0", "0/nope", "0/prompt", "0/images/7", "0/images", "0/images/0"])
+def test_a_path_that_names_no_image_of_a_parquet_file_is_refused(tmp_path, name):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "images": [f"rows.parquet/{name}"]}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match=r"record 'row-1': media file .* cannot be read \(the file holds no such image\)"):
+        build(tmp_path / "rows.parquet", tmp_path / "out", jobs=1)
+
+
+def test_a_parquet_file_whose_text_is_no_utf_8_is_refused(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    wrong = pyarrow.Array.from_buffers(pyarrow.string(), 1, pyarrow.array([b"\xff"], pyarrow.binary()).buffers())
+    parquet.write_table(pyarrow.table({"prompt": wrong, "chosen": ["a"], "rejected": ["b"]}), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match=r"rows\.parquet: a column of text is not valid UTF-8"):
+        read_records(tmp_path / "rows.parquet")
 
 
 # Fuzz ----------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from etils import epath
 
 from mmrlhf_jax.data import index as index_module
 from mmrlhf_jax.data.builder import build
@@ -53,3 +54,10 @@ def test_indexing_a_built_set_reads_no_media(built, monkeypatch):
     fresh = open_examples(built.directory)
     monkeypatch.setattr(type(fresh), "__getitem__", lambda *_: pytest.fail("read"))
     assert len(build_index(fresh, groups.encoder()).groups) == 12
+
+
+def test_an_index_that_cannot_be_kept_is_made_all_the_same(built, tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    index = build_index(built, groups.encoder(), cache=epath.Path(tmp_path / "file" / "index"))
+    assert (index.sizes == build_index(built, groups.encoder()).sizes).all()
+    assert "the index cannot be kept there (Not a directory)" in capfd.readouterr().err

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmrlhf_jax.data.media import read_video_frames, resolve_media
+from mmrlhf_jax.data.media import read_video_frames, resolve_media, video_files
 from mmrlhf_jax.errors import UserError
 
 
@@ -49,6 +49,22 @@ def test_paths_that_leave_the_root_are_refused(root, relative):
     (root / "dir").symlink_to(root.parent / "root2")
     with pytest.raises(UserError, match=r"^record 'x': media path .* leaves the media root"):
         resolve_media(root, relative, "record 'x'")
+
+
+def test_a_frame_that_is_a_link_out_of_the_root_is_refused(root):
+    (root / "clip").mkdir()
+    (root / "clip" / "0.png").symlink_to(root / "sub" / "a.png")
+    assert read_video_frames(root / "clip", 1, root) == [b"a"]
+    (root / "clip" / "1.png").symlink_to(root.parent / "outside.png")
+    for read in (video_files, read_video_frames):
+        with pytest.raises(UserError, match=r"frame '1\.png' is a link that leaves the media root"):
+            read(root / "clip", 2, root)
+
+
+def test_a_frame_that_cannot_be_read_is_named(root):
+    (root / "clip" / "0.png").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"0\.png cannot be read \(Is a directory\)"):
+        read_video_frames(root / "clip", 1, root)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrlhf_jax.data.packing import auto_budget, fill, plan_rows
+from mmrlhf_jax.data.rows import Budget
+from tests.benchmarks.data_scale import PROMPTS, approximate_sizes
 
 RESOURCES = 6
 
@@ -51,27 +53,57 @@ def test_a_plan_depends_on_seed_and_epoch_and_on_nothing_else():
     assert plan(1, 2) != plan(2, 2)
 
 
+@pytest.fixture(scope="module")
+def mixed():
+    """Pictures of one to nine tiles and videos of ten frames in the released set's proportions, as `data_scale` builds them."""
+    return approximate_sizes(PROMPTS)
+
+
 @pytest.mark.parametrize("slots", [8192, 16384])
-def test_rows_are_at_least_92_percent_full_on_lengths_like_mm_rlhfs(slots):
-    sizes = mm_rlhf_like(4000)
+@pytest.mark.parametrize("data", ["alike", "mixed"])
+def test_rows_are_at_least_92_percent_full_on_lengths_like_mm_rlhfs(slots, data, mixed):
+    """`mixed` is where tiles and slots compete: a video takes as many tiles as a picture of three times its tokens."""
+    sizes = mixed if data == "mixed" else mm_rlhf_like(4000)
     sizes = sizes[sizes[:, 0] <= slots]
-    rows = plan_rows(sizes, auto_budget(sizes, slots), seed=0, epoch=0)
-    assert fill(sizes, rows, slots) >= 0.92
+    budget = auto_budget(sizes, slots)
+    assert fill(sizes, plan_rows(sizes, budget, seed=0, epoch=0), slots) >= 0.92
+    tiles = Budget.names().index("tiles")
+    assert budget[tiles] <= 1.4 * slots * sizes[:, tiles].sum() / sizes[:, 0].sum()  # and not for the price of empty tiles
 
 
-def test_thirty_thousand_groups_are_planned_in_seconds():
-    sizes = mm_rlhf_like(30_000)
-    budget = auto_budget(sizes, 16384)
-    started = time.process_time()
-    plan_rows(sizes, budget, seed=0, epoch=0)
-    assert time.process_time() - started < 5
+def test_a_row_with_the_longest_video_has_room_for_pictures():
+    video, picture = [7000, 32, 6273, 600, 4, 6], [3000, 3, 2700, 250, 4, 6]
+    sizes = np.asarray([video] * 5 + [picture] * 95)
+    rows = plan_rows(sizes, auto_budget(sizes, 16384), seed=0, epoch=0)
+    assert max(len(row) for row in rows if (row < 5).any()) >= 3
 
 
-def test_neighbouring_rows_are_unrelated_to_the_order_of_the_data():
-    sizes, budget = mm_rlhf_like(2000), np.asarray([16384, 64, 16384, 8192, 64, 128])
-    rows = plan_rows(sizes, budget, seed=0, epoch=0)
+def test_thirty_thousand_groups_are_planned_in_seconds(mixed):
+    sizes = np.concatenate([mixed, mixed])[:30_000]
+    for slots in (8192, 16384):
+        budget = auto_budget(sizes, slots)
+        started = time.process_time()
+        plan_rows(sizes, budget, seed=0, epoch=0)
+        assert time.process_time() - started < 5
+
+
+def test_neighbouring_rows_and_groups_of_a_row_are_unrelated_to_the_order_of_the_data(mixed):
+    sizes = mixed[:8000]
+    rows = plan_rows(sizes, auto_budget(sizes, 16384), seed=0, epoch=0)
     firsts = np.asarray([row[0] for row in rows], float)
     assert abs(np.corrcoef(firsts[:-1], firsts[1:])[0, 1]) < 0.1
+    seconds = np.asarray([row[1] for row in rows if len(row) > 1], float)
+    assert abs(np.corrcoef(firsts[[len(row) > 1 for row in rows]], seconds)[0, 1]) < 0.1
+    tokens = np.asarray([sizes[row, 0].mean() for row in rows])
+    assert abs(np.corrcoef(tokens[:-1], tokens[1:])[0, 1]) < 0.1
+
+
+def test_groups_that_share_a_row_share_none_in_the_next_epoch(mixed):
+    sizes = mixed[:8000]
+    budget = auto_budget(sizes, 16384)
+    together = [{(a, b) for row in plan_rows(sizes, budget, seed=0, epoch=epoch) for a in row for b in row} for epoch in (0, 1)]
+    own = len(sizes)  # every group with itself
+    assert len(together[0] & together[1]) - own < 0.01 * (len(together[0]) - own)
 
 
 def test_a_group_over_budget_is_refused():

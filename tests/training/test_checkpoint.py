@@ -117,3 +117,10 @@ def test_a_full_disk_is_said_and_leaves_the_last_good_checkpoint(tmp_path):
     assert "no room for a checkpoint" in done.stdout, done.stderr[-2000:]
     assert "the checkpoint at step 2 is complete" in done.stdout
     assert restored(tmp_path) == (2, 2.0)
+
+
+def test_checkpoints_go_to_a_bucket_and_come_back(bucket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(bucket / "run" / "checkpoints", 1, 2)
+    assert restored(bucket / "run" / "checkpoints") == (2, 2.0)
+    assert not list(tmp_path.iterdir())  # and not into a folder of the name gs:

@@ -100,6 +100,13 @@ def test_another_seed_does_not_continue_the_run(experiment, whole):
         loop.train(other, LAUNCH)
 
 
+def test_other_rows_of_the_same_data_do_not_continue_the_run(experiment, whole):
+    """The position is a number of steps: it means something else where rows have another size."""
+    other = experiment.model_copy(update={"batch": experiment.batch.model_copy(update={"slots": 1536})})
+    with pytest.raises(UserError, match=r"has plan of rows .*--fresh"):
+        loop.train(other, LAUNCH)
+
+
 def test_missing_rewards_are_counted_and_the_command_is_named(experiment, tmp_path):
     path = ranked.write(tmp_path / "data", RANKS, IMAGES)
     lines = [json.loads(line) for line in path.read_text().splitlines()]

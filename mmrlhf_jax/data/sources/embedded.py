@@ -7,6 +7,7 @@ a row group at a time, so that a data set of any size can be listed without them
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 from typing import Any
 
@@ -38,9 +39,12 @@ class EmbeddedFile:
         return f"{self.row}/{self.column}" + ("" if self.item is None else f"/{self.item}")
 
     def read_bytes(self) -> bytes:
-        start, cells = _row_group(self.parquet, *_place(self.parquet, self.row), self.column)
-        cell = cells[self.row - start]
-        return (cell if self.item is None else cell[self.item])["bytes"]
+        try:
+            start, cells = _row_group(self.parquet, *_place(self.parquet, self.row), self.column)
+            cell = cells[self.row - start]
+            return (cell if self.item is None else cell[self.item])["bytes"]
+        except (LookupError, TypeError):  # a path of the user's own, not a name that was given to an image here
+            raise FileNotFoundError(errno.ENOENT, "the file holds no such image", str(self)) from None
 
     def stat(self) -> epath.stat_utils.StatResult:
         """The whole file's: an estimate of the image's size is its share of the rows."""
@@ -82,6 +86,8 @@ def _row_starts(parquet: epath.Path) -> tuple[int, ...]:
 def _place(parquet: epath.Path, row: int) -> tuple[int, int]:
     """(row group, its first row)."""
     starts = _row_starts(parquet)
+    if row >= starts[-1]:
+        raise IndexError(row)
     group = next(group for group, start in enumerate(starts[1:]) if row < start)
     return group, starts[group]
 

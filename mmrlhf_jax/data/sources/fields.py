@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmrlhf_jax.data.sources.rows import shown
+from mmrlhf_jax.data.sources.rows import Row, shown
 from mmrlhf_jax.errors import UserError
 
 IMAGE_PLACEHOLDER = "<image>"
+
+Media = tuple[tuple[str, ...], str | None]  # paths of images, path of a video
 
 
 def pop_id(data: dict[str, Any], where: str) -> str | None:
@@ -20,7 +22,16 @@ def pop_id(data: dict[str, Any], where: str) -> str | None:
     return value
 
 
-def pop_media(data: dict[str, Any], where: str) -> tuple[tuple[str, ...], str | None]:
+def open_record(row: Row, why: str = "") -> tuple[dict[str, Any], str, str]:
+    """(the row's fields without its id, the id, the opening of an error message). UserError, which says `why`, without one."""
+    data = dict(row.data)
+    record_id = pop_id(data, row.where)
+    if record_id is None:
+        raise UserError(f"{row.where}: field 'id' is missing{why}")
+    return data, record_id, f"{row.where} (record {record_id!r})"
+
+
+def pop_media(data: dict[str, Any], where: str) -> Media:
     """(`image` or `images` as a tuple of paths, `video` path or None). Null and "" mean absent."""
     images = _paths(data.pop("images", None), where, "images")
     if image := _paths(data.pop("image", None), where, "image"):

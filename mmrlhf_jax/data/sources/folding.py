@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mmrlhf_jax.data.sources.fields import Media, pop_id, pop_optional_text, without_placeholder
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.records import Pair, RankedRecord, Response, strict_pairs
 
@@ -38,6 +39,22 @@ class PairRow:
     is_tie: bool = False
     source: str | None = None
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def pair_row(data: dict[str, Any], where: str, media: Media, prompt: str, chosen: str, rejected: str) -> PairRow:
+    """A row of which `data` still holds the id and the source, if it has any; what is left then is `extra`."""
+    images, video = media
+    return PairRow(
+        where=where,
+        id=pop_id(data, where),
+        images=images,
+        video=video,
+        prompt=without_placeholder(prompt, bool(images or video)),
+        chosen=chosen,
+        rejected=rejected,
+        source=pop_optional_text(data, "source", where),
+        extra=data,
+    )
 
 
 def fold(rows: Sequence[PairRow]) -> list[RankedRecord]:

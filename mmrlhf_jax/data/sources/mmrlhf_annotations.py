@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-from mmrlhf_jax.data.sources.fields import pop_id, pop_media, pop_optional_text, pop_text, without_placeholder
+from mmrlhf_jax.data.sources.fields import open_record, pop_media, pop_optional_text, pop_text, without_placeholder
 from mmrlhf_jax.data.sources.rankings import check_ranking, read_rankings
 from mmrlhf_jax.data.sources.rows import Format, Row, shown
 from mmrlhf_jax.errors import UserError
@@ -25,11 +25,7 @@ class Annotation(NamedTuple):
 
 
 def _parse(row: Row) -> Annotation:
-    data = dict(row.data)
-    record_id = pop_id(data, row.where)
-    if record_id is None:
-        raise UserError(f"{row.where}: field 'id' is missing")
-    where = f"{row.where} (record {record_id!r})"
+    data, record_id, where = open_record(row)
     ranking = data.pop("final_ranking", None)
     record = _record(record_id, data, where)
     check_ranking(ranking, len(record.responses), where)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmrlhf_jax.data.sources.fields import pop_id, pop_media, pop_optional_text, pop_text, without_placeholder
+from mmrlhf_jax.data.sources.fields import open_record, pop_media, pop_optional_text, pop_text, without_placeholder
 from mmrlhf_jax.data.sources.folding import PairRow, fold
 from mmrlhf_jax.data.sources.rows import Format, Row, shown
 from mmrlhf_jax.errors import UserError
 
 
 def _parse(row: Row) -> PairRow:
-    data, where = dict(row.data), row.where
-    record_id = pop_id(data, where)
-    if record_id is None:
-        raise UserError(f"{where}: field 'id' is missing; the pairs of one prompt share an id")
-    where = f"{where} (record {record_id!r})"
+    data, record_id, where = open_record(row, "; the pairs of one prompt share an id")
     images, video = pop_media(data, where)
     is_tie = data.pop("is_tie", None) or False
     if not isinstance(is_tie, bool):

@@ -8,8 +8,8 @@ turn is an error, because a record's prompt is one user text.
 from __future__ import annotations
 
 from mmrlhf_jax.data.sources.chat import Messages, message_parts, message_text
-from mmrlhf_jax.data.sources.fields import pop_id, pop_media, pop_optional_text, without_placeholder
-from mmrlhf_jax.data.sources.folding import PairRow, fold
+from mmrlhf_jax.data.sources.fields import pop_media
+from mmrlhf_jax.data.sources.folding import PairRow, fold, pair_row
 from mmrlhf_jax.data.sources.rows import Format, Row, shown
 from mmrlhf_jax.errors import UserError
 
@@ -27,17 +27,11 @@ def _parse(row: Row) -> PairRow:
         prompt = message_text(prompt, "user", "prompt", where)
     if not isinstance(prompt, str):
         raise UserError(f"{where}: field 'prompt' must be a string or a list of messages, found {shown(prompt)}")
-    return PairRow(
-        where=where,
-        id=pop_id(data, where),
-        images=images,
-        video=video,
-        prompt=without_placeholder(prompt, bool(images or video)),
-        chosen=message_text(chosen, "assistant", "chosen", where),
-        rejected=message_text(rejected, "assistant", "rejected", where),
-        source=pop_optional_text(data, "source", where),
-        extra=data,
+    chosen, rejected = (
+        message_text(chosen, "assistant", "chosen", where),
+        message_text(rejected, "assistant", "rejected", where),
     )
+    return pair_row(data, where, (images, video), prompt, chosen, rejected)
 
 
 def _shared_length(chosen: Messages, rejected: Messages) -> int:

@@ -7,8 +7,8 @@ for the best. Multimodal-RewardBench (`facebookresearch/multimodal_rewardbench`,
 
 from __future__ import annotations
 
-from mmrlhf_jax.data.sources.fields import pop_id, pop_media, pop_optional_text, pop_text, without_placeholder
-from mmrlhf_jax.data.sources.folding import PairRow, fold
+from mmrlhf_jax.data.sources.fields import open_record, pop_media, pop_optional_text, pop_text, without_placeholder
+from mmrlhf_jax.data.sources.folding import PairRow, fold, pair_row
 from mmrlhf_jax.data.sources.rankings import read_rankings
 from mmrlhf_jax.data.sources.rows import Format, Row, shown
 from mmrlhf_jax.errors import UserError
@@ -16,11 +16,7 @@ from mmrlhf_jax.records import RankedRecord, Response
 
 
 def _parse_vl(row: Row) -> RankedRecord:
-    data = dict(row.data)
-    record_id = pop_id(data, row.where)
-    if record_id is None:
-        raise UserError(f"{row.where}: field 'id' is missing")
-    where = f"{row.where} (record {record_id!r})"
+    data, record_id, where = open_record(row)
     images, video = pop_media(data, where)
     texts = data.pop("response", None)
     if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
@@ -53,22 +49,13 @@ def _vl_category(record_id: str) -> str:
 
 def _parse_multimodal(row: Row) -> PairRow:
     data, where = {name.lower(): value for name, value in row.data.items()}, row.where
-    images, video = pop_media(data, where)
+    media = pop_media(data, where)
     outputs = {name: pop_text(data, name.lower(), where) for name in ("Output1", "Output2")}
     better = data.pop("better", None)
     if better not in list(outputs):
         raise UserError(f"{where}: field 'Better' must be Output1 or Output2, found {shown(better)}")
     chosen, rejected = (outputs[name] for name in sorted(outputs, key=lambda name: name != better))
-    return PairRow(
-        where=where,
-        id=pop_id(data, where),
-        images=images,
-        video=video,
-        prompt=without_placeholder(pop_text(data, "text", where), bool(images or video)),
-        chosen=chosen,
-        rejected=rejected,
-        extra=data,
-    )
+    return pair_row(data, where, media, pop_text(data, "text", where), chosen, rejected)
 
 
 VL_REWARD_BENCH = Format(

@@ -21,6 +21,9 @@ from mmrlhf_jax.data.sources.embedded import name_embedded
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.records import RankedRecord
 
+# A float holds integers of up to 308 digits; what counts or identifies something has far fewer.
+_MOST_DIGITS = 300
+
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 
@@ -131,6 +134,8 @@ def _read_parquet(path: epath.Path) -> Iterator[Row]:
                     except TypeError as error:
                         raise UserError(f"{where}: column {name!r} is neither text, numbers nor images ({error})") from error
                 yield Row(where, row)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: a column of text is not valid UTF-8 ({error.reason}); write it again") from error
     except pa.ArrowException as error:
         raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
 
@@ -156,7 +161,7 @@ def _open(path: epath.Path) -> Iterator[BinaryIO]:
 
 def _parse(text: bytes, where: str) -> Any:
     try:
-        value = json.loads(text.decode("utf-8"))
+        value = json.loads(text.decode("utf-8"), parse_int=_integer)
         if b"\\ud" in text or b"\\uD" in text:  # a lone surrogate is valid JSON but is no text: no tokenizer takes it
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
@@ -167,7 +172,16 @@ def _parse(text: bytes, where: str) -> Any:
         raise UserError(f"{where}: not valid UTF-8 text ({error.reason})") from error
     except RecursionError as error:
         raise UserError(f"{where}: JSON nested too deeply") from error
+    except OverflowError as error:
+        raise UserError(f"{where}: {error}") from error
     return value
+
+
+def _integer(digits: str) -> int:
+    """Python's integers have any size, and become an error only where one is to be a float."""
+    if len(digits) > _MOST_DIGITS:
+        raise OverflowError(f"an integer of {len(digits)} digits, more than {_MOST_DIGITS}")
+    return int(digits)
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:

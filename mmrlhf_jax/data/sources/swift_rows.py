@@ -10,33 +10,23 @@ from __future__ import annotations
 from typing import Any
 
 from mmrlhf_jax.data.sources.chat import message_text
-from mmrlhf_jax.data.sources.fields import pop_id, pop_media, pop_optional_text, pop_text, without_placeholder
-from mmrlhf_jax.data.sources.folding import PairRow, fold
+from mmrlhf_jax.data.sources.fields import Media, pop_media, pop_text
+from mmrlhf_jax.data.sources.folding import PairRow, fold, pair_row
 from mmrlhf_jax.data.sources.rows import Format, Row, shown
 from mmrlhf_jax.errors import UserError
 
 
 def _parse(row: Row) -> PairRow:
     data, where = dict(row.data), row.where
-    images, video = _media(data, where)
+    media = _media(data, where)
     for earlier in ("history", "system"):
         if data.pop(earlier, None):
             raise UserError(f"{where}: field {earlier!r} must be empty; a record's prompt is one user text")
     prompt, chosen = _preferred(data, where)
-    return PairRow(
-        where=where,
-        id=pop_id(data, where),
-        images=images,
-        video=video,
-        prompt=without_placeholder(prompt, bool(images or video)),
-        chosen=chosen,
-        rejected=_rejected(data, where),
-        source=pop_optional_text(data, "source", where),
-        extra=data,
-    )
+    return pair_row(data, where, media, prompt, chosen, _rejected(data, where))
 
 
-def _media(data: dict[str, Any], where: str) -> tuple[tuple[str, ...], str | None]:
+def _media(data: dict[str, Any], where: str) -> Media:
     videos = data.pop("videos", None) or []
     if isinstance(videos, list) and len(videos) <= 1:
         data.setdefault("video", *videos) if videos else None
