@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,30 @@ class StoredTensors:
         """One tensor, or the part of it that `index` names, in its stored dtype."""
         with _open(self._files[name]) as file:
             return file.get_slice(name)[index or ...]
+
+
+def sampled_bytes(path: os.PathLike[str], *, places: int = 4, size: int = 4096) -> Iterator[bytes]:
+    """A file's header, then of every tensor `size` bytes at its beginning, its end and evenly between: all, if it is small.
+
+    Raises UserError for a file that is truncated or no safetensors.
+    """
+    with _open(path):  # checks header and length
+        pass
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length)
+        yield header
+        for name, tensor in json.loads(header).items():
+            if name == "__metadata__":
+                continue
+            start, end = (8 + length + offset for offset in tensor["data_offsets"])
+            if end - start <= places * size:
+                file.seek(start)
+                yield file.read(end - start)
+                continue
+            for place in range(places):
+                file.seek(start + (end - start - size) * place // (places - 1))
+                yield file.read(size)
 
 
 @dataclass(frozen=True)
@@ -110,7 +134,7 @@ def _weight_files(directory: Path) -> list[Path]:
     raise UserError(f"{directory}: no weights ({SINGLE} or {INDEX}){hint}")
 
 
-def _open(path: Path):
+def _open(path: os.PathLike[str]):
     try:
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:

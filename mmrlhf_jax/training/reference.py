@@ -14,6 +14,7 @@ from flax import nnx
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.files import read_arrays, write_arrays
+from mmrlhf_jax.huggingface.tensors import sampled_bytes
 from mmrlhf_jax.progress import Progress, say
 from mmrlhf_jax.training.feed import agree, feed, fetch, own_rows
 from mmrlhf_jax.training.objective import Outputs, forward, target_counts
@@ -90,16 +91,19 @@ def reference_logps(
     return found["logps"]
 
 
+# What beside the weights decides what a model says of an example.
+SETTINGS = ("config.json", "preprocessor_config.json", "processor_config.json")
+
+
 def model_fingerprint(directory: epath.PathLike, **settings) -> str:
-    """Identifies a checkpoint's weights without reading them all: names, sizes, headers and a piece of every file."""
+    """Identifies a checkpoint without reading it all: names, shapes and some KB of every tensor, and how it sees pictures."""
     directory = epath.Path(directory)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for path in [*sorted(directory.glob("*.safetensors")), directory / "config.json"]:
-        size = path.stat().length
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(1 << 20))
-            for part in range(1, 9):  # eight more pieces spread over the file
-                file.seek(max(0, size * part // 8 - (1 << 18)))
-                digest.update(file.read(1 << 18))
+    for path in sorted(directory.glob("*.safetensors")):
+        digest.update(f"{path.name} {path.stat().length}".encode())
+        for piece in sampled_bytes(path):
+            digest.update(piece)
+    for path in (directory / name for name in SETTINGS):
+        if path.exists():
+            digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

@@ -8,6 +8,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.examples import open_examples
@@ -103,3 +104,36 @@ def test_the_same_data_and_model_are_not_computed_again_and_others_are(source, c
     changed = Model()
     assert (logps(changed, source, cache) != first).sum() == 1
     assert changed.batches > 0
+
+
+def change(directory, name: str, where: int) -> None:
+    """Add a little to 64 neighbouring values of a tensor (what a small region of training would do), in place."""
+    tensors = load_file(directory / "model.safetensors")
+    tensors[name].reshape(-1)[where : where + 64] += 1e-3
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.multi_modal_projector.linear_1.weight", "model.language_model.norm.weight", "model.image_newline"],
+)
+def test_checkpoints_that_differ_in_one_tensor_alone_have_other_fingerprints(tmp_path, name):
+    """Large enough that what stands between the tensors is many times what is read of them."""
+    raw = tiny.config(text={"hidden_size": 192, "vocab_size": 20_000, "num_hidden_layers": 8})
+    one, other = (tiny.checkpoint(tmp_path / part, raw) for part in ("one", "other"))
+    assert reference.model_fingerprint(one) == reference.model_fingerprint(other)
+    change(other, name, where=0)
+    assert reference.model_fingerprint(one) != reference.model_fingerprint(other)
+
+
+def test_the_fingerprint_knows_the_end_of_a_large_tensor_and_how_pictures_are_seen(tmp_path):
+    one, other = (tiny.checkpoint(tmp_path / part) for part in ("one", "other"))
+    embedding = "model.language_model.embed_tokens.weight"
+    change(other, embedding, where=264 * 48 - 64)
+    assert reference.model_fingerprint(one) != reference.model_fingerprint(other)
+    change(one, embedding, where=264 * 48 - 64)
+    assert reference.model_fingerprint(one) == reference.model_fingerprint(other)
+    processor = other / "preprocessor_config.json"
+    processor.write_text(processor.read_text().replace("0.48", "0.5"))
+    assert reference.model_fingerprint(one) != reference.model_fingerprint(other)
+    assert reference.model_fingerprint(one) != reference.model_fingerprint(one, dtype="bfloat16")
