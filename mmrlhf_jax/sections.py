@@ -40,6 +40,8 @@ def read_with_base(path: epath.Path) -> dict[str, Any]:
     base = raw.pop("base", None)
     if base is None:
         return raw
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base: expected the name of a file, found {base!r}")
     parent = read(path.parent / base)
     if "base" in parent:
         raise UserError(f"{path.parent / base}: a base may not have a base itself; name the first file in {path}")
@@ -51,14 +53,24 @@ def read(path: epath.Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file")
     try:
-        raw = yaml.load(path.read_text(), Loader=_Loader)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    raw = _parse(text, str(path))
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys and values, found {type(raw).__name__}")
     return raw
+
+
+def _parse(text: str, where: str) -> Any:
+    """YAML to values. Raises UserError that opens with `where` and, in a text of several lines, names the line."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date of month 13, say
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark and "\n" in text else ""
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{where}{line}: not valid YAML ({reason})") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -96,7 +108,7 @@ def override(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise UserError(f"--set {setting!r}: expected key=value, such as optimizer.learning_rate=1e-6")
-        parsed: Any = yaml.load(value, Loader=_Loader)
+        parsed = _parse(value, f"--set {setting!r}")
         for part in reversed(key.split(".")):
             parsed = {part: parsed}
         raw = _merge(raw, parsed)

@@ -81,6 +81,20 @@ def test_a_policy_cannot_score(monkeypatch, capsys, tmp_path, data, model):
     assert "no reward head" in message and not out.exists()
 
 
+@pytest.mark.parametrize("verb", ["logprobs", "score", "eval reward-bench", "generate"])
+def test_an_unknown_dtype_is_refused(monkeypatch, capsys, tmp_path, data, model, verb):
+    out = tmp_path / "out.jsonl"
+    given = ("--prompt", "Why?") if verb == "generate" else ("--data", data)
+    given += ("--out", out) if verb in ("logprobs", "score") else ()
+    message = refused(monkeypatch, capsys, *verb.split(), "--model", model, *given, "--dtype", "foo")
+    assert message == "error: --dtype 'foo': choose from float32, bfloat16" and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("setting", ["data.pairs=[1", "model.path=@x"])
+def test_a_setting_that_is_no_yaml_is_named(monkeypatch, capsys, setting):
+    assert f"--set {setting!r}: not valid YAML" in refused(monkeypatch, capsys, "config", "show", CONFIG, "--set", setting)
+
+
 def test_a_misspelt_critique_mode_is_refused_before_anything_is_loaded(monkeypatch, capsys, tmp_path):
     message = refused(
         monkeypatch, capsys, "score", "--model", "none", "--data", "none", "--out", tmp_path / "o", "--critique", "writen"
@@ -168,7 +182,8 @@ def test_an_image_that_cannot_be_used_is_named_with_its_record(monkeypatch, caps
     (tmp_path / "0_0.png").write_bytes(content)
     out = tmp_path / "out.jsonl"
     message = refused(monkeypatch, capsys, "logprobs", "--model", model, "--data", source, "--out", out)
-    assert complaint in message and "group-0" in message and not out.exists()
+    assert complaint in message and "group-0" in message
+    assert {path.name for path in tmp_path.iterdir()} == {"records.jsonl", "0_0.png"}
 
 
 def truncate(path) -> None:

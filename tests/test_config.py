@@ -110,6 +110,9 @@ def test_set_overrides_one_key_and_another_kind_replaces_its_section():
         ("modle.path=x", "unknown key 'modle'; did you mean 'model'"),
         ("objective.losses={sigmod: 1}", "unknown loss"),
         ("model.attention=flash", "model.attention: Input should be 'auto', 'xla' or 'pallas'"),
+        ("data.pairs=[1", "--set 'data.pairs=[1': not valid YAML"),
+        ("model.path=@x", "--set 'model.path=@x': not valid YAML"),
+        ("model.path=2026-13-01", "--set 'model.path=2026-13-01': not valid YAML"),
         ("batch.rows=0", "batch.rows: Input should be greater than or equal to 1"),
         ("batch.accumulation=5", "batch.rows 32 must be a multiple of batch.accumulation 5"),
         ("objective.kind=reward_model", "needs model.reward_head"),
@@ -123,14 +126,22 @@ def test_a_slip_ends_in_one_line_that_names_it(override, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [1", "not valid YAML"), ("- 1", "expected keys and values"), ("run: {}\nrun: {}", "given twice")]
+    ("text", "message"),
+    [
+        ("a: [1", "not valid YAML"),
+        ("- 1", "expected keys and values"),
+        ("run: {}\nrun: {}", "given twice"),
+        ("base: 5", "expected the name of a file, found 5"),
+        ("base: [a.yaml]", "expected the name of a file"),
+        ("run: {directory: \xfcber}", "not UTF-8"),
+    ],
 )
 def test_a_file_that_is_no_experiment_is_named(tmp_path, text, message):
     path = tmp_path / "broken.yaml"
-    path.write_text(text)
+    path.write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=message) as error:
         load_experiment(path)
-    assert "broken.yaml" in str(error.value)
+    assert "broken.yaml" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_config_cannot_be_changed_after_it_was_validated():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from mmrlhf_jax.config import Dtype
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.pipeline import all_rows
 from mmrlhf_jax.data.templates import closing_token, find_template
@@ -46,7 +48,9 @@ class Engine:
     def load(
         path: str, *, dtype: str = "float32", template: str = "qwen_1_5", batch: int = 16, mesh: Mesh | None = None
     ) -> Engine:
-        """From a Hugging Face directory or hub id, on all devices of this process."""
+        """From a Hugging Face directory or hub id, on all devices of this process. UserError for another dtype."""
+        if dtype not in get_args(Dtype):
+            raise UserError(f"--dtype {dtype!r}: choose from {', '.join(get_args(Dtype))}")
         mesh = mesh or make_mesh({"fsdp": -1})
         source = local_directory(path)
         with use_mesh(mesh):

@@ -23,15 +23,14 @@ def write_in_pieces(
 ) -> None:
     """Run `work` over pieces of the examples and write its lines to `out`, in the order of the examples.
 
-    Finished pieces are kept in a folder beside `out`, named after `job` (whatever the lines depend on) and the data; `out`
-    appears when all are there. Raises UserError if `out` exists already.
+    Finished pieces are kept in a folder beside `out`, named after `job` (whatever the lines depend on) and the data, that
+    the first of them makes; `out` appears when all are there. Raises UserError if `out` exists already.
     """
     out = epath.Path(out)
     if out.exists():
         raise UserError(f"{out}: already exists; choose another --out or remove it first")
     key = hashlib.sha256(f"{job} {examples.fingerprint} {piece}".encode()).hexdigest()[:16]
     folder = out.parent / f".{out.name}.{key}.pieces"
-    folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for start in range(0, len(examples), piece):
         part = folder / f"{start:09d}.jsonl"
@@ -42,4 +41,5 @@ def write_in_pieces(
             write_atomically(part, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
         parts.append(part)
     write_atomically(out, b"".join(part.read_bytes() for part in parts))
-    folder.rmtree()
+    if parts:
+        folder.rmtree()
