@@ -285,7 +285,7 @@ def _config(
     if original.is_original(raw):
         new = dict(raw) if naming == "original" else original.to_hf(raw, stored.shapes, str(stored.directory))
     else:
-        new = dict(raw) if naming == "hf" else original.from_hf(raw, config.vision.feature_layers)
+        new = dict(raw) if naming == "hf" else original.from_hf(raw, config)
     if not config.text.tied:  # a source may say "tied" and store a projection of its own
         new["tie_word_embeddings"] = False
         if "text_config" in new:

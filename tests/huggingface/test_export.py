@@ -115,6 +115,39 @@ def test_from_one_naming_to_the_other_and_back_is_the_same_model(tmp_path, featu
     assert twin.vision.feature_layers == 4 + feature_layer
 
 
+def renamed(raw: dict) -> dict:
+    """As transformers 5 writes it: `image_token_id`, for which older releases wrote `image_token_index`."""
+    return {key.replace("_token_index", "_token_id"): value for key, value in raw.items()}
+
+
+def without_defaults(raw: dict) -> dict:
+    """As older releases wrote it: without what equals the classes' defaults."""
+    tower = {key: value for key, value in raw["vision_config"].items() if key not in ("patch_size", "num_attention_heads")}
+    return {key: value for key, value in raw.items() if key != "image_grid_pinpoints"} | {"vision_config": tower}
+
+
+@pytest.mark.parametrize(
+    ("stated", "vision"),
+    [(renamed, {}), (without_defaults, {"image_size": 384, "patch_size": 16, "num_attention_heads": 12})],
+    ids=["image_token_id", "defaults left out"],
+)
+def test_however_a_config_says_it_the_original_naming_is_the_same_model(tmp_path, stated, vision):
+    pinpoints = {"image_grid_pinpoints": [[384 * h, 384 * w] for h in range(1, 7) for w in range(1, 7)]} if vision else {}
+    source = tiny.checkpoint(tmp_path / "in", tiny.config(vision=vision, **pinpoints), naming="legacy")
+    (source / "config.json").write_text(json.dumps(stated(read_json(source / "config.json"))))
+    before = tiny.on_one_device(source).config
+    assert before.image_token == tiny.IMAGE_TOKEN
+    export_checkpoint(source, tmp_path / "original", naming="original")
+    export_checkpoint(tmp_path / "original", tmp_path / "back")
+    for directory in (tmp_path / "original", tmp_path / "back"):
+        twin = tiny.on_one_device(directory).config
+        assert (twin.image_token, twin.video_token) == (before.image_token, before.video_token)
+        assert twin.text == before.text and twin.geometry.pinpoints == before.geometry.pinpoints
+        assert (twin.vision.heads, twin.vision.patch_size) == (before.vision.heads, before.vision.patch_size)
+        assert load_tokenizer(directory).convert_tokens_to_ids("<image>") == before.image_token
+    assert_same_tensors(stored(tmp_path / "back"), stored(source))
+
+
 def test_a_converted_checkpoint_has_a_tokenizer_and_processors_of_its_new_naming(tmp_path):
     source = tiny.checkpoint(tmp_path / "in", naming="original")
     export_model(tiny.on_one_device(source), source, tmp_path / "out")

@@ -362,6 +362,20 @@ def test_the_tokenizer_is_the_directorys(tmp_path):
     assert tokenizer.chat_template == tiny.CHAT_TEMPLATE
 
 
+@pytest.mark.parametrize(
+    "changes", [{"mm_spatial_pool_mode": "average"}, {"mm_spatial_pool_stride": 4}, {"add_faster_video": True}]
+)
+def test_an_original_model_that_pools_videos_otherwise_is_refused(tmp_path, changes):
+    directory = tiny.checkpoint(tmp_path, naming="original")
+    path, ((key, value),) = directory / "config.json", changes.items()
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps(raw | changes))
+    assert f"{key} {value!r} is not supported" in refusal(directory)
+    ours = {"mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2, "add_faster_video": False}
+    path.write_text(json.dumps(raw | ours))
+    tiny.on_one_device(directory)
+
+
 def test_a_tokenizer_of_the_original_naming_gets_its_image_token(tmp_path):
     tokenizer = load_tokenizer(tiny.checkpoint(tmp_path, naming="original"))
     assert tokenizer.convert_tokens_to_ids(["<image>", "<video>"]) == [tiny.IMAGE_TOKEN, tiny.VIDEO_TOKEN]

@@ -10,9 +10,12 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmrlhf_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,8 @@ TEXT_KEYS = (
     "use_sliding_window",
     "vocab_size",
 )
+# How upstream's code may pool a video, and the only way that this project does: 2 x 2 patches to one, bilinearly.
+POOLING = {"mm_spatial_pool_mode": ("bilinear",), "mm_spatial_pool_stride": (None, 2), "add_faster_video": (None, False)}
 HEADS = {768: 12, 1024: 16, 1152: 16}  # the published SigLIP towers: width -> attention heads
 
 
@@ -56,12 +61,15 @@ def to_hf(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: 
         raise UserError(f"{where}: mm_projector_type {raw['mm_projector_type']!r} is not LLaVA-OneVision's 'mlp2x_gelu'")
     if raw.get("mm_patch_merge_type", "spatial_unpad") not in ("spatial_unpad", "spatial_unpad_anyres_max_9"):
         raise UserError(f"{where}: mm_patch_merge_type {raw['mm_patch_merge_type']!r} is not LLaVA-OneVision's 'spatial_unpad'")
+    for key, supported in POOLING.items():
+        if raw.get(key, supported[0]) not in supported:
+            raise UserError(f"{where}: {key} {raw[key]!r} is not supported; this project knows {supported[-1]!r}")
     image_token = raw.get("image_token_index", 151646)
     config = {
         "model_type": "llava_onevision",
         "architectures": ["LlavaOnevisionForConditionalGeneration"],
         "image_token_index": image_token,
-        "video_token_index": image_token + 1,
+        "video_token_index": raw.get("video_token_index", image_token + 1),
         "projector_hidden_act": "gelu",
         "tie_word_embeddings": raw.get("tie_word_embeddings", False),
         "vision_aspect_ratio": raw.get("image_aspect_ratio", "anyres_max_9"),
@@ -81,24 +89,32 @@ def to_hf(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: 
     return config
 
 
-def from_hf(config: Mapping[str, Any], feature_layers: int) -> dict[str, Any]:
-    """Original `config.json` of a Hugging Face checkpoint whose tower runs `feature_layers` layers.
+def from_hf(config: Mapping[str, Any], read: LlavaOnevisionConfig) -> dict[str, Any]:
+    """Original `config.json` of a Hugging Face checkpoint; `read` is what its files say, defaults filled in.
 
     `vision_config` stays as an additional key: the original code ignores it, and towers other than SigLIP so400m need it.
+    Its layers are those that run: the original code runs all of a tower.
     """
-    text, vision = config["text_config"], dict(config["vision_config"])
-    rope = text.get("rope_parameters") or {}
-    vision["num_hidden_layers"] = feature_layers
+    text, tower = config.get("text_config") or {}, read.vision
+    vision = (config.get("vision_config") or {}) | {
+        "hidden_size": tower.hidden_size,
+        "intermediate_size": tower.intermediate_size,
+        "num_hidden_layers": tower.feature_layers,
+        "num_attention_heads": tower.heads,
+        "image_size": tower.image_size,
+        "patch_size": tower.patch_size,
+    }
     raw = {key: text[key] for key in TEXT_KEYS if key in text}
     raw |= {
         "model_type": "llava",
         "architectures": [ARCHITECTURE],
-        "rope_theta": rope.get("rope_theta", text.get("rope_theta", 10000.0)),
-        "tie_word_embeddings": bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
-        "image_token_index": config.get("image_token_index", 151646),
+        "rope_theta": read.text.rope_theta,
+        "tie_word_embeddings": read.text.tied,
+        "image_token_index": read.image_token,
+        "video_token_index": read.video_token,
         "image_aspect_ratio": config.get("vision_aspect_ratio", "anyres_max_9"),
-        "image_grid_pinpoints": [[w, h] for h, w in config["image_grid_pinpoints"]],
-        "mm_hidden_size": vision["hidden_size"],
+        "image_grid_pinpoints": [[w, h] for h, w in read.geometry.pinpoints],
+        "mm_hidden_size": tower.hidden_size,
         "mm_newline_position": config.get("mm_newline_position", "one_token"),
         "mm_patch_merge_type": "spatial_unpad",
         "mm_projector_type": "mlp2x_gelu",
