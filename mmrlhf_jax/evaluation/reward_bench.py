@@ -9,7 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from mmrlhf_jax.data.examples import Example, Layout
 from mmrlhf_jax.data.overlay import OverlaidExamples
+from mmrlhf_jax.data.subset import Subset
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.progress import say
 from mmrlhf_jax.records import RankedRecord, Response
 
 CATEGORIES = ("mcq", "long", "short", "safety", "video")
@@ -62,28 +66,43 @@ def longer_wins(records: Sequence[RankedRecord]) -> float:
     return sum(scores) / max(len(scores), 1)
 
 
-def exchange_media(examples) -> OverlaidExamples:
-    """Every record with the media of another one: what a reward model that looks at the picture must do badly on.
+def exchange_media(examples) -> ExchangedExamples:
+    """The records that have media, each with those of another one: what a model that looks must do badly on.
 
-    Each takes the media of the next record (cyclically) whose media differ from its own.
+    Records that cannot be exchanged (text alone) are left out, and counted. Raises UserError where none can be.
     """
-    return ExchangedExamples(examples)
+    exchanged = ExchangedExamples(examples)
+    if left_out := len(examples) - len(exchanged):
+        say(f"{left_out} of {len(examples)} records have no media to exchange and are left out")
+    return exchanged
 
 
 class ExchangedExamples(OverlaidExamples):
+    """Each takes the media of the next record (cyclically) whose media differ from its own; the category stays its own."""
+
     def __init__(self, examples):
         own = [(record.images, record.video) for record in examples.records]
-        count = len(own)
-        self.donor = [next((j % count for j in range(i + 1, i + count) if own[j % count] != own[i]), i) for i in range(count)]
-        records = [
-            dataclasses.replace(record, images=own[j][0], video=own[j][1])
-            for record, j in zip(examples.records, self.donor, strict=True)
-        ]
-        super().__init__(examples, records)
+        seeing = [i for i, media in enumerate(own) if media != ((), None)]
+        if len({own[i] for i in seeing}) < 2:
+            raise UserError(
+                f"media cannot be exchanged: {len(seeing)} of {len(examples)} records have any, and no two have different ones;"
+                " give records of at least two pictures"
+            )
+        self.donors = []
+        for place, i in enumerate(seeing):
+            following = (seeing[(place + step) % len(seeing)] for step in range(1, len(seeing)))
+            self.donors.append(next(j for j in following if own[j] != own[i]))
+        records = [_with_media(examples.records[i], *own[j]) for i, j in zip(seeing, self.donors, strict=True)]
+        super().__init__(Subset(examples, seeing), records)
+        self._all = examples
 
-    def __getitem__(self, index: int):
-        media = self.examples[self.donor[index]]
-        return dataclasses.replace(media, record=self.records[index])
+    def __getitem__(self, index: int) -> Example:
+        return dataclasses.replace(self._all[self.donors[index]], record=self.records[index])
 
-    def layout(self, index: int):
-        return self.examples.layout(self.donor[index])
+    def layout(self, index: int) -> Layout:
+        return self._all.layout(self.donors[index])
+
+
+def _with_media(record: RankedRecord, images: tuple[str, ...], video: str | None) -> RankedRecord:
+    extra = {**record.extra, "category": category(record)}  # which a media path may say
+    return dataclasses.replace(record, images=images, video=video, extra=extra)

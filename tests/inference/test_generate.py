@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 from mmrlhf_jax.data.examples import Example, open_examples
-from mmrlhf_jax.evaluation.reward_bench import accuracy, exchange_media, longer_wins
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.evaluation.reward_bench import accuracy, category, exchange_media, longer_wins
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.engine import Engine, Prompt
 from mmrlhf_jax.inference.prompts import prompt_trees
+from mmrlhf_jax.models.llava_onevision.images import image_size
 from mmrlhf_jax.records import RankedRecord, Response
 from mmrlhf_jax.sharding.mesh import make_mesh
 from tests import ranked, tiny
@@ -155,8 +160,39 @@ def test_the_length_baseline_prefers_the_longer_response():
 
 
 def test_exchanged_media_are_another_records(tmp_path):
-    examples = open_examples(ranked.write(tmp_path, [(1, 2)] * 3, [[(40, 30)], [(31, 30)], []]))
+    examples = open_examples(ranked.write(tmp_path, [(1, 2)] * 4, [[(40, 30)], [(31, 30)], [(31, 30)], [(50, 20)]]))
     exchanged = exchange_media(examples)
-    for i in range(3):
+    assert len(exchanged) == 4
+    for i in range(4):
         assert exchanged[i].record.prompt == examples.records[i].prompt
-        assert exchanged[i].images != examples[i].images
+        assert exchanged[i].images and exchanged[i].images != examples[i].images
+        assert exchanged[i].record == exchanged.records[i]
+        assert exchanged.layout(i).images == (image_size(exchanged[i].images[0], "p"),)
+
+
+def with_pictures(directory, paths) -> Path:
+    """One record per entry, about the pictures (or none) that it names."""
+    for path in {path for group in paths for path in group}:
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).write_bytes(ranked.picture((40, 30), len(path)))
+    records = ranked.rows([(1, 2)] * len(paths), [[]] * len(paths))
+    records = [record | {"images": list(group)} for record, group in zip(records, paths, strict=True)]
+    source = directory / "records.jsonl"
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return source
+
+
+def test_records_of_text_alone_are_left_out_of_the_exchange_and_counted(tmp_path, capsys):
+    """Neither sighted nor blind: nor is a record that was given no picture at all."""
+    examples = open_examples(with_pictures(tmp_path, [["mcq/a.png"], [], ["long/bb.png"], []]))
+    exchanged = exchange_media(examples)
+    assert [record.id for record in exchanged.records] == [examples.records[i].id for i in (0, 2)]
+    assert [exchanged[i].images for i in range(2)] == [examples[2].images, examples[0].images]
+    assert [category(record) for record in exchanged.records] == ["mcq", "long"]
+    assert "2 of 4 records have no media" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("paths", [[["a.png"]], [["a.png"], ["a.png"]], [[], []], [["a.png"], []]])
+def test_where_no_other_media_are_nothing_can_be_exchanged(tmp_path, paths):
+    with pytest.raises(UserError, match="cannot be exchanged"):
+        exchange_media(open_examples(with_pictures(tmp_path, paths)))
