@@ -295,6 +295,7 @@ def logprobs(
     data: Source,
     out: Annotated[str, typer.Option(help="JSON lines: per response, its sum of log-probs and number of tokens.")],
     media_root: MediaRoot = None,
+    video_frames: VideoFrames = 32,
     dtype: Dtype = "float32",
     batch: BatchSize = 4,
     template: Template = "qwen_1_5",
@@ -304,7 +305,7 @@ def logprobs(
     from mmrlhf_jax.inference.engine import Engine
     from mmrlhf_jax.inference.jobs import write_in_pieces
 
-    examples = open_examples(data, media_root)
+    examples = open_examples(data, media_root, video_frames)
     engine = Engine.load(model, dtype=dtype, template=template, batch=batch)
 
     def work(piece):
@@ -320,22 +321,28 @@ def generate(
     model: Model,
     prompt: Annotated[str, typer.Option(help="What to ask.")],
     image: Annotated[list[str] | None, typer.Option(help="Image file; may be given several times.")] = None,
+    video: Annotated[str | None, typer.Option(help="Video file, or folder of frames.")] = None,
+    video_frames: VideoFrames = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option()] = 0,
     dtype: Dtype = "float32",
     template: Template = "qwen_1_5",
 ) -> None:
-    """Answer a prompt about images."""
+    """Answer a prompt about images or a video."""
     from etils import epath
 
     from mmrlhf_jax.data.examples import Example
-    from mmrlhf_jax.data.media import read_media
+    from mmrlhf_jax.data.media import read_media, read_video_frames
     from mmrlhf_jax.inference.engine import Engine, Prompt
     from mmrlhf_jax.records import RankedRecord
 
+    if image and video is not None:
+        raise UserError("give --image or --video; a prompt about both is not supported")
     images = tuple(read_media(epath.Path(path), "--image") for path in image or [])
-    example = Example(RankedRecord(id="prompt", prompt=prompt, responses=(), images=tuple(image or [])), images)
+    frames = () if video is None else tuple(read_video_frames(video, video_frames))
+    record = RankedRecord(id="prompt", prompt=prompt, responses=(), images=tuple(image or []), video=video)
+    example = Example(record, images, frames)
     engine = Engine.load(model, dtype=dtype, template=template, batch=1)
     settings = dict(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     print(engine.generate([Prompt(example)], **settings)[0])
@@ -347,6 +354,7 @@ def score(
     data: Source,
     out: Annotated[str, typer.Option(help="JSON lines: per response, its reward and the critique it was scored with.")],
     media_root: MediaRoot = None,
+    video_frames: VideoFrames = 32,
     critique: Annotated[str, typer.Option(help="written (by the model), given (in the data) or none.")] = "written",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest critique.")] = 512,
     dtype: Dtype = "float32",
@@ -360,7 +368,7 @@ def score(
     from mmrlhf_jax.inference.jobs import write_in_pieces
 
     critic.check_mode(critique)
-    examples = open_examples(data, media_root)
+    examples = open_examples(data, media_root, video_frames)
     engine = Engine.load(model, dtype=dtype, template=template, batch=batch)
     require_reward_model(engine, model)
 
@@ -375,6 +383,7 @@ def reward_bench(
     model: Model,
     data: Source,
     media_root: MediaRoot = None,
+    video_frames: VideoFrames = 32,
     critique: Annotated[str, typer.Option(help="written (by the model), given (in the data) or none.")] = "written",
     blind: Annotated[bool, typer.Option(help="Exchange the media between prompts: what is left when it cannot look.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest critique.")] = 512,
@@ -392,7 +401,7 @@ def reward_bench(
     from mmrlhf_jax.inference.engine import Engine, require_reward_model
 
     critic.check_mode(critique)
-    examples = open_examples(data, media_root)
+    examples = open_examples(data, media_root, video_frames)
     engine = Engine.load(model, dtype=dtype, template=template, batch=batch)
     require_reward_model(engine, model)
     examples = bench.exchange_media(examples) if blind else examples

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from mmrlhf_jax import cli
+from mmrlhf_jax.errors import UserError
 from tests import ranked, tiny
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mmdpo_llava_ov_7b.yaml"
@@ -158,6 +159,53 @@ def test_generate_answers_about_an_image_and_names_a_missing_one(monkeypatch, ca
     assert run(monkeypatch, *asked, tmp_path / "a.png") == 0
     assert capsys.readouterr().out.endswith("\n")
     assert "nowhere.png" in refused(monkeypatch, capsys, *asked, tmp_path / "nowhere.png")
+
+
+@pytest.fixture
+def video(tmp_path):
+    """A folder of five frames."""
+    (tmp_path / "clip").mkdir()
+    for i in range(5):
+        (tmp_path / "clip" / f"{i}.png").write_bytes(ranked.picture((40, 30), i))
+    return tmp_path / "clip"
+
+
+def test_generate_answers_about_the_frames_asked_for_of_a_video(monkeypatch, capsys, model, video):
+    from mmrlhf_jax.inference.engine import Engine
+
+    asked = ("generate", "--model", model, "--prompt", "What happens?", "--max-new-tokens", 3, "--video")
+    seen, answer = [], Engine.generate
+    monkeypatch.setattr(Engine, "generate", lambda self, prompts, **how: seen.extend(prompts) or answer(self, prompts, **how))
+    assert run(monkeypatch, *asked, video, "--video-frames", 3) == 0
+    frames = [(video / f"{i}.png").read_bytes() for i in (0, 2, 4)]
+    assert capsys.readouterr().out.endswith("\n") and [list(prompt.example.frames) for prompt in seen] == [frames]
+    assert "nowhere.mp4" in refused(monkeypatch, capsys, *asked, video.parent / "nowhere.mp4")
+    assert "--image or --video" in refused(monkeypatch, capsys, *asked, video, "--image", video / "0.png")
+
+
+def test_log_probs_depend_on_the_frames_asked_for(monkeypatch, tmp_path, model, video):
+    source = tmp_path / "records.jsonl"
+    source.write_text(json.dumps({"id": "a", "prompt": "What happens?", "video": "clip", "responses": [{"text": "Rain."}]}))
+    found = []
+    for frames in (1, 3):
+        given = ("--data", source, "--out", tmp_path / f"{frames}.jsonl", "--video-frames", frames)
+        assert run(monkeypatch, "logprobs", "--model", model, *given) == 0
+        found.append(json.loads((tmp_path / f"{frames}.jsonl").read_text())["responses"][0]["logprob"])
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("verb", ["score", "eval reward-bench"])
+def test_a_reward_model_sees_the_frames_asked_for(monkeypatch, capsys, tmp_path, verb):
+    from mmrlhf_jax.data import examples
+
+    def opened(path, media_root, video_frames):
+        raise UserError(f"{path} under {media_root} with {video_frames} frames")
+
+    monkeypatch.setattr(examples, "open_examples", opened)
+    given = ("--model", "none", "--data", "records.jsonl", "--media-root", "media", "--video-frames", 5)
+    given += ("--out", tmp_path / "out.jsonl") if verb == "score" else ()
+    message = refused(monkeypatch, capsys, *verb.split(), *given)
+    assert message == "error: records.jsonl under media with 5 frames"
 
 
 def image(width: int, height: int, format: str = "PNG", **options) -> bytes:
