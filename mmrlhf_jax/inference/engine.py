@@ -71,8 +71,24 @@ class Engine:
         seed: int = 0,
         description: str = "generating",
     ) -> list[str]:
-        """One text per prompt, in order. Neighbours that ask about the same example share its prefill."""
-        texts: dict[int, str] = {}
+        """One text per prompt, in order: what `generate_tokens` writes, without stop and other special tokens."""
+        settings = dict(temperature=temperature, seed=seed, description=description)
+        return [self._decode(ids) for ids in self.generate_tokens(prompts, max_new_tokens=max_new_tokens, **settings)]
+
+    def generate_tokens(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        description: str = "generating",
+    ) -> list[list[int]]:
+        """The new token ids of every prompt, in order; a stop token is the last of them, if one was written.
+
+        Neighbours that ask about the same example share its prefill.
+        """
+        written: dict[int, list[int]] = {}
         progress = Progress(description, len(prompts))
         encoder = self.encoder("answer")
         # Trees of like shape share a batch: less padding, and few shapes.
@@ -87,12 +103,12 @@ class Engine:
                     key = jax.random.fold_in(jax.random.key(seed), chosen[0].numbers[0])
                     new = np.asarray(generate(self.graphdef, self.params, rows, visual, key, **settings))
                     for row, tree in enumerate(chosen):
-                        texts |= {i: self._decode(ids) for i, ids in zip(tree.numbers, new[row], strict=False)}
+                        written |= {i: ids[ids >= 0].tolist() for i, ids in zip(tree.numbers, new[row], strict=False)}
                     progress.update(advance=sum(len(tree.numbers) for tree in chosen))
-        return [texts[i] for i in range(len(prompts))]
+        return [written[i] for i in range(len(prompts))]
 
-    def _decode(self, ids: np.ndarray) -> str:
-        kept = [t for t in ids.tolist() if t >= 0 and t not in self.stop_tokens]
+    def _decode(self, ids: list[int]) -> str:
+        kept = [t for t in ids if t not in self.stop_tokens]
         return self.tokenizer.decode(kept, skip_special_tokens=True)
 
     def score_responses(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -41,17 +43,25 @@ def example(prompt: str, sizes) -> Example:
     return Example(RankedRecord("p", prompt, (), tuple(f"{i}.png" for i in range(len(sizes)))), images)
 
 
+def stopping_at(engine, *stop_tokens: int) -> Engine:
+    other = copy.copy(engine)
+    other.stop_tokens = stop_tokens
+    return other
+
+
 def assert_generates_as_transformers(engine, directory, prompts) -> None:
+    """64 token ids per prompt: nothing stops the writing, on either side."""
     torch = pytest.importorskip("torch")
     from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
 
     from mmrlhf_jax.models.llava_onevision.images import decode_image
 
     theirs = LlavaOnevisionForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+    theirs.generation_config.eos_token_id = None
     processor = LlavaOnevisionImageProcessorPil.from_pretrained(directory)
     examples = [example(prompt, sizes) for prompt, sizes in prompts]
-    ours = engine.generate([Prompt(e) for e in examples], max_new_tokens=NEW_TOKENS)
-    for e, text in zip(examples, ours, strict=True):
+    ours = stopping_at(engine).generate_tokens([Prompt(e) for e in examples], max_new_tokens=NEW_TOKENS)
+    for e, ids in zip(examples, ours, strict=True):
         tokens = prompt_trees([Prompt(e)], engine.encoder("answer"))[0].tree.tokens
         pixels = {}
         if e.images:
@@ -63,16 +73,39 @@ def assert_generates_as_transformers(engine, directory, prompts) -> None:
                 attention_mask=torch.ones(1, len(tokens), dtype=torch.long),
                 max_new_tokens=NEW_TOKENS,
                 do_sample=False,
-                eos_token_id=list(engine.stop_tokens),
                 pad_token_id=0,
                 **pixels,
             )[0, len(tokens) :]
-        kept = [t for t in out.tolist() if t not in engine.stop_tokens]
-        assert text == engine.tokenizer.decode(kept, skip_special_tokens=True)
+        assert len(ids) == NEW_TOKENS and ids == out.tolist()
 
 
 def test_greedy_generation_equals_transformers_token_for_token(engine, directory):
     assert_generates_as_transformers(engine, directory, PROMPTS)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("MMRLHF_SMALL_VLM" not in os.environ, reason="MMRLHF_SMALL_VLM names no checkpoint")
+def test_so_it_does_with_the_weights_of_a_real_language_model():
+    """MMRLHF_SMALL_VLM: the directory of a small LLaVA-OneVision checkpoint whose text weights are trained ones."""
+    directory = os.environ["MMRLHF_SMALL_VLM"]
+    engine = Engine.load(directory, batch=1, mesh=make_mesh({}, jax.devices()[:1]))
+    prompts = [
+        ("Write a short story about the sea.", []),
+        ("What is in this picture?", [(384, 384)]),
+        ("And here?", [(500, 333)]),
+    ]
+    assert_generates_as_transformers(engine, directory, prompts)
+
+
+def test_writing_ends_with_a_stop_token_that_the_text_leaves_out(engine):
+    prompt = Prompt(example(*PROMPTS[1]))
+    (endless,) = stopping_at(engine).generate_tokens([prompt], max_new_tokens=NEW_TOKENS)
+    stop = endless[9]
+    expected = endless[: endless.index(stop) + 1]
+    stopping = stopping_at(engine, stop)
+    assert stopping.generate_tokens([prompt], max_new_tokens=NEW_TOKENS) == [expected]
+    (text,) = stopping.generate([prompt], max_new_tokens=NEW_TOKENS)
+    assert text == engine.tokenizer.decode(expected[:-1], skip_special_tokens=True)
 
 
 @pytest.mark.slow
