@@ -175,6 +175,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
                     if due or (score is not None and score > max(checkpoints.scores.values(), default=-float("inf"))):
                         peers.at(start, "saving a checkpoint")
                         with goodput.part("checkpoint"):
+                            log.flush()
                             checkpoints.save(state, run_identity, score=score)
                     recorder.restart_clock()
                 if stopping:
