@@ -20,12 +20,16 @@ from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.encode import media_layout
 from mmrlhf_jax.data.examples import Layout
 from mmrlhf_jax.data.media import resolve_media
+from mmrlhf_jax.data.overlay import read_scores
 from mmrlhf_jax.data.sources import FORMATS, read_records
 from mmrlhf_jax.data.sources.rows import Row
 from mmrlhf_jax.data.stats import estimated_encoder
 from mmrlhf_jax.data.validate import check_record
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import write_json_lines
 from mmrlhf_jax.models.llava_onevision.images import decode_image
+from mmrlhf_jax.quickstart.captions import caption_records
+from mmrlhf_jax.quickstart.scenes import sample_scene
 from mmrlhf_jax.records import record_from_json
 from tests import ranked
 from tests.data import groups
@@ -213,6 +217,21 @@ def test_a_parquet_file_whose_text_is_no_utf_8_is_refused(tmp_path):
     parquet.write_table(pyarrow.table({"prompt": wrong, "chosen": ["a"], "rejected": ["b"]}), tmp_path / "rows.parquet")
     with pytest.raises(UserError, match=r"rows\.parquet: a column of text is not valid UTF-8"):
         read_records(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_a_line_separator_inside_a_text_ends_no_line_of_what_is_read_back(tmp_path, separator):
+    """Unicode calls these line ends, and JSON leaves them as they are: scores with critiques, and records with captions."""
+    critique = f"good{separator}bad"
+    row = {"id": "r", "responses": [{"reward": 1.5, "critique": critique}]}
+    write_json_lines(tmp_path / "scores.jsonl", [row, row | {"id": "s"}])
+    (tmp_path / "scores.jsonl").write_text((tmp_path / "scores.jsonl").read_text() + "\n")  # an empty line
+    scores = read_scores(tmp_path / "scores.jsonl")
+    assert list(scores) == ["r", "s"] and scores["s"] == row["responses"]
+    scene = sample_scene(random.Random(0))
+    write_json_lines(tmp_path / "records.jsonl", [RECORD | {"id": "r-0", "scene": scene.key, "source": critique}])
+    for path in caption_records(tmp_path / "records.jsonl", seed=0):
+        assert json.loads(path.read_text())["source"] == critique
 
 
 # Fuzz ----------------------------------------------------------------------------------------------------------------
