@@ -6,13 +6,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+from etils import epath
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.encode import Limit, fewer_tiles
 from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.data.index import build_index
 from mmrlhf_jax.data.over_budget import SHORTEST_RESPONSE, within_budget
-from mmrlhf_jax.data.pipeline import plan_training_rows
+from mmrlhf_jax.data.pipeline import LEFT_OUT_FILE, plan_training_rows, write_left_out
 from mmrlhf_jax.data.rows import Budget, group_size
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.tokens import Conversation, cut
@@ -182,3 +183,17 @@ def test_a_budget_left_open_follows_from_the_groups_as_they_have_become(index, e
     rows = plan_training_rows(pictured, encoder, data, batch, config.Preference(), seed=0)
     assert len(rows.index.groups) == 2 and len(rows.index.cut) == 2
     assert (rows.index.sizes <= rows.budget.vector).all() and rows.budget.tiles >= rows.index.sizes[:, 1].max() > 0
+
+
+def test_every_group_that_is_left_out_or_made_smaller_stands_in_a_file(index, examples, encoder, tmp_path, capfd):
+    directory = epath.Path(tmp_path)
+    budget = dataclasses.replace(ROOMY, tiles=11)
+    changed = within_budget(index, examples, encoder, dataclasses.replace(budget, slots=230), ["fewer_tiles", "drop"])
+    many = dataclasses.replace(changed, dropped=(*changed.dropped, *(f"group-{n}: no pair" for n in range(100, 130))))
+    assert changed.dropped and changed.cut
+    write_left_out(many, directory)
+    lines = (directory / LEFT_OUT_FILE).read_text().splitlines()
+    assert lines == [f"left out: {line}" for line in many.dropped] + [f"made smaller: {line}" for line in many.cut]
+    assert f"{directory / LEFT_OUT_FILE} lists all groups that are left out ({len(many.dropped)})" in capfd.readouterr().err
+    write_left_out(index, directory)
+    assert not list(directory.iterdir())
