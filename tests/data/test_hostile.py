@@ -239,7 +239,7 @@ def test_a_line_separator_inside_a_text_ends_no_line_of_what_is_read_back(tmp_pa
 @pytest.mark.parametrize("ranking", ["[{}, 2, 3]", "[[{}], [2, 3]]", "{}>2=3", "{}"])
 def test_a_ranking_of_absurd_numbers_or_depth_is_refused_with_its_value(ranking, number):
     value = ranking.format(number)
-    with pytest.raises(UserError, match="^here: field 'final_ranking' is '") as error:
+    with pytest.raises(UserError, match=r"^here: field 'final_ranking' is '") as error:
         check_ranking(value, 3, "here")
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
@@ -250,7 +250,7 @@ def test_a_ranking_of_lists_nested_hundreds_or_thousands_deep_is_refused(depth):
     for _ in range(depth):
         value = [value]
     for ranking, shown in ((text, r"'\[\["), (value, r"(\[\[|a list nested too deeply)")):
-        with pytest.raises(UserError, match=f"^here: field 'final_ranking' is {shown}"):
+        with pytest.raises(UserError, match=rf"^here: field .final_ranking. is {shown}"):
             check_ranking(ranking, 3, "here")
 
 
