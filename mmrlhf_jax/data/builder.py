@@ -66,6 +66,9 @@ def build(
     examples = open_examples(source, media_root, video_frames, on_error)
     if not hasattr(examples, "part") or any(isinstance(inner, BuiltExamples) for inner in getattr(examples, "sets", ())):
         raise UserError(f"{source}: holds what is built already; name source files")
+    for inner in getattr(examples, "sets", [examples]):
+        if not len(inner):
+            raise UserError(f"{inner.path}: nothing is left of it, every group was left out; correct it, or leave it out")
     out = epath.Path(out_dir)
     workplace = out.parent / f".{out.name}.building"
     # An object store renames a folder by copying all of it: there, shards are written in their place, and the file that makes
