@@ -131,7 +131,7 @@ def _constant(computation: Computation, name: str) -> int | None:
 
 
 def _added(module: Module, computation: Computation, name: str) -> int | None:
-    """What an instruction adds to a counter: the constant of its addition, through copies and fusions; None = it is not said."""
+    """What an instruction adds to a counter: its addition's constant, through copies and fusions; None = it is not said."""
     instruction = _behind_copies(computation, name)
     if instruction is not None and instruction.opcode == "fusion":
         inner = module.computations[instruction.called["calls"][0]]
