@@ -18,6 +18,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/mmrlhf quickstart runs/quickstart
 
 test: $(VENV)/installed
+	@$(BIN)/python -c "import torch" 2>/dev/null || echo "torch is not installed: comparisons with transformers are skipped (make TORCH=torch)"
 	$(BIN)/python -m pytest -m "not slow"
 
 lint: $(VENV)/installed

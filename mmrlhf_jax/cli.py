@@ -54,16 +54,9 @@ def quickstart(
     out: Annotated[str, typer.Argument(help="Directory for data, models, figures and the page.")] = "runs/quickstart",
 ) -> None:
     """The whole of MM-RLHF, small, on this machine: data, reward model, MM-DPO, evaluation, export, and a page of it."""
-    import os
+    from mmrlhf_jax.quickstart.pipeline import run, use_processors
 
-    import jax
-
-    # XLA runs one CPU device's program mostly on one core: as many devices as cores use them all.
-    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
-    # With several programs in flight, their collectives can wait for each other's threads on a machine with few cores.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    from mmrlhf_jax.quickstart.pipeline import run
-
+    use_processors()
     run(out)
 
 

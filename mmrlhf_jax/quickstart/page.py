@@ -26,6 +26,11 @@ POLICIES = (("before", "before", 0), ("after_mmdpo", "MM-DPO", 1), ("after_dpo",
 # Runs that share charts, and their curves: (metric, title, range of the y axis).
 CURVES: tuple[tuple[str, tuple[tuple[str, str, int], ...], tuple], ...] = (
     (
+        "Language model, supervised: telling pictures place by place",
+        (("accounts", "at the end", 1),),
+        (("loss", "loss", None), ("mean_token_accuracy", "next token right", (0, 1))),
+    ),
+    (
         "Policy, supervised: learning to answer at all",
         (("supervised", "at the end", 1),),
         (("loss", "loss", None), ("mean_token_accuracy", "next token right", (0, 1))),
@@ -63,7 +68,7 @@ def write_page(root: Path, figures: dict, held_out: list[RankedRecord], answers:
     metrics = {run: read_metrics(root / "runs" / run) for _, runs, _ in CURVES for run, _, _ in runs}
     opening = join(summary(figures, examples), key_figures(figures))
     sections = {
-        "What happened": story(),
+        "What happened": story(figures),
         "The reward model at work": judged(held_out, examples, objective),
         "From rewards to β": scaling(held_out, objective),
         "Answers before and after": answered(figures, examples, answers),
@@ -124,14 +129,21 @@ def key_figures(figures: Mapping) -> Markup:
     return join(*parts)
 
 
-def story() -> Markup:
-    """What MM-RLHF is, in four steps."""
+def story(figures: Mapping) -> Markup:
+    """What happened, step by step."""
+    seen = figures.get("vision", {}).get("accuracy")
     steps = (
         (
             "Ranked data.",
             "Pictures of coloured shapes are drawn, questions are asked about them, and each question gets several"
             " responses, from right and complete to wrong, made-up or rude. A rank says which is better; a critique says why."
             " In real MM-RLHF data people write both; here a rule does, because it knows what was drawn.",
+        ),
+        (
+            "Eyes.",
+            "A real model comes with a vision tower that has seen millions of pictures. This one starts from nothing, so it is"
+            f" first told, on training pictures, the size, colour and shape at every place (at the end {percent(seen)} of these"
+            " words are right); then its language model learns to say them, place by place.",
         ),
         (
             "The policy.",

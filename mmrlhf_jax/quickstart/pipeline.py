@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -42,6 +43,8 @@ SEED = 0
 SCENES = {"train": 3000, "preference": 300, "held_out": 120}
 QUESTIONS_PER_SCENE = 1
 MAX_ANSWER, MAX_CRITIQUE = 48, 80
+MARKER = ".mmrlhf_quickstart"  # in a directory that may be cleared
+DEVICES = (4, 2, 1)  # every run's rows are a multiple of each
 LAUNCH = config.Launch(mesh=config.Mesh(data=-1, fsdp=1))
 
 
@@ -68,12 +71,26 @@ class Quickstart:
         return config.Experiment.model_validate(moved)
 
 
+def use_processors() -> None:
+    """Run on the CPU, whatever else is here. To be called before JAX starts.
+
+    XLA runs one CPU device's program mostly on one core: as many devices as cores, up to 4, use them.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", next(number for number in DEVICES if number <= cores))
+    # With several programs in flight, their collectives can wait for each other's threads on a machine with few cores.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
 def run(out: str) -> None:
     """Everything, into the new directory `out`: data, models, runs, scores, `summary.json` and `report.html`."""
     started = time.monotonic()
     quickstart = Quickstart(Path(out))
     if quickstart.root.exists() and any(quickstart.root.iterdir()):
         _clear_earlier(quickstart.root)
+    quickstart.root.mkdir(parents=True, exist_ok=True)
+    (quickstart.root / MARKER).touch()
 
     step("1/8  data: rendered scenes, ranked and criticised responses", make_data, quickstart)
     step("2/8  model: a small LLaVA-OneVision from scratch; its vision tower learns to see", make_model, quickstart)
@@ -113,6 +130,7 @@ def make_data(quickstart: Quickstart) -> None:
 def make_model(quickstart: Quickstart) -> None:
     """A tokenizer for the corpus, a model from scratch, and a tower that has learnt to see."""
     examples = open_examples(quickstart.data("supervised"))
+    # What stands around the texts.
     frame = (
         CRITIQUE_PROMPT,
         SYSTEM,
@@ -120,7 +138,7 @@ def make_model(quickstart: Quickstart) -> None:
         "system\n",
         "user\n",
         "assistant\n",
-    )  # what stands around the texts
+    )
     tokenizer = train_tokenizer([*corpus(examples.records), *frame], VOCABULARY)
     settings = TINY | {"image_token_id": tokenizer.convert_tokens_to_ids("<image>")}
     settings["video_token_id"] = tokenizer.convert_tokens_to_ids("<video>")
@@ -131,6 +149,7 @@ def make_model(quickstart: Quickstart) -> None:
         model = load_model(quickstart.model("scratch"), mesh=mesh, remat="none")
         silence_layers(model.language)
         accuracy = align_vision(model, tokenizer, open_examples(quickstart.data("train")), SEED)
+    quickstart.figures["vision"] = {"accuracy": accuracy}
     say(f"vision tower and projector: {accuracy:.1%} of the words for what a patch shows right")
     export_model(model, quickstart.model("scratch"), quickstart.model("base"))
 
@@ -211,10 +230,8 @@ def _train_and_export(quickstart: Quickstart, experiment: str, model: str) -> No
 
 
 def _clear_earlier(root: Path) -> None:
-    """Start over only in what an earlier quickstart left, finished or not; anything else is somebody's."""
-    ours = {"summary", "report", "sources", "data", "models", "runs", "scores"}
-    others = [path.name for path in root.iterdir() if path.name.lstrip(".").split(".")[0] not in ours]
-    if others:
-        raise UserError(f"{root}: holds {others[0]!r}, which is no quickstart's; give a new directory")
+    """Start over only in what an earlier quickstart made, finished or not; anything else is somebody's."""
+    if not (root / MARKER).exists():
+        raise UserError(f"{root}: exists and is no quickstart's; give a new directory")
     say(f"{root}: an earlier quickstart; starting over")
     shutil.rmtree(root)

@@ -168,7 +168,8 @@ def _check_count(question: Question, text: str) -> bool:
     values = {NUMBERS.index(word) if word in NUMBERS else int(word) for word in words if word in NUMBERS or word.isdecimal()}
     if "no" in words or "none" in words:
         values.add(0)
-    return values == {question.truth} and "not" not in words and _on_subject(question, text)
+    other_sizes = _words(text, SIZES) - set(question.subjects)
+    return values == {question.truth} and "not" not in words and not other_sizes and _on_subject(question, text)
 
 
 def _check_place(question: Question, text: str) -> bool:

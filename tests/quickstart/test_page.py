@@ -55,6 +55,7 @@ def root(examples) -> Path:
     """A quickstart's directory, with the runs' configuration and metrics as the train loop writes them."""
     root = Path(examples.directory).parents[1]
     rows = {
+        "accounts": {"loss": 1.5, "mean_token_accuracy": 0.6},
         "supervised": {"loss": 2.5, "mean_token_accuracy": 0.5},
         "reward": {"score/loss": 0.6, "accuracy": 0.7, "margin": 1.2, "critique/loss": 0.4, "critique/token_accuracy": 0.9},
         "mmdpo": {
@@ -114,7 +115,7 @@ def tiles(tree: ElementTree.Element) -> dict[str, str]:
 def test_page_is_well_formed_and_asks_nothing_of_the_network_or_of_scripts(root, held_out, answers):
     page = written(root, FIGURES, held_out, answers)
     tree = parsed(page)
-    assert len(tree.findall(".//svg")) == 14  # 12 curves, β(δ) and the bars
+    assert len(tree.findall(".//svg")) == 16  # 14 curves, β(δ) and the bars
     assert "://" not in page and "@import" not in page and "url(" not in page and "<script" not in page
     sources = [image.get("src") for image in tree.iter("img")]
     assert len(sources) >= SHOWN_QUESTIONS and all(source.startswith("data:image/png;base64,") for source in sources)
