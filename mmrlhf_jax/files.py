@@ -44,8 +44,8 @@ def write_json_lines(path: epath.PathLike, rows: Iterable[dict[str, Any]]) -> No
 class GrowingFile:
     """Text that is added to line by line, and is on disk at once.
 
-    An object store cannot append: there the whole is written anew, at most every REWRITE_SECONDS and at the end, so that a
-    kill costs the lines of the last of them.
+    An object store cannot append: there the whole is written anew, at most every REWRITE_SECONDS, on `flush` and at the end, so
+    that a kill costs the lines since the last of these.
     """
 
     def __init__(self, path: epath.PathLike, text: str) -> None:
@@ -63,11 +63,15 @@ class GrowingFile:
         if time.monotonic() - self._written > REWRITE_SECONDS:
             self._rewrite()
 
+    def flush(self) -> None:
+        """Returns when every line is stored, in an object store too: for what must not be ahead of the lines."""
+        if self._file is None and len(self._parts) > 1:
+            self._rewrite()
+
     def close(self) -> None:
+        self.flush()
         if self._file is not None:
             self._file.close()
-        else:
-            self._rewrite()
 
     def _rewrite(self) -> None:
         self._parts, self._written = ["".join(self._parts)], time.monotonic()

@@ -8,6 +8,7 @@ The files and their metadata are TFDS's; the writing is not, because TFDS starts
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 from etils import epath
 
+from mmrlhf_jax.data.build_lock import LOCK, sole_build
 from mmrlhf_jax.data.examples import (
     DATASET_INFO_FILE,
     LAYOUTS_FILE,
@@ -58,22 +60,48 @@ def build(
     `sources.read_source`'s. `progress(stage, done, total)` is called per record; where `out_dir` already holds a build of the
     very same content, that one is returned, and the last call is progress("reused", n, n).
 
-    Raises UserError for whatever is wrong with the source or its media (naming the record), and for an `out_dir` that
-    holds anything else.
+    Raises UserError for whatever is wrong with the source or its media (naming the record), for an `out_dir` that holds
+    anything else, and for one that another process is building.
     """
     if any(part.weight != 1 for part in find_parts(source)):
         raise UserError(f"{source}: weights are for training; build the sets without them and list them in data.path")
     examples = open_examples(source, media_root, video_frames, on_error)
     if not hasattr(examples, "part") or any(isinstance(inner, BuiltExamples) for inner in getattr(examples, "sets", ())):
         raise UserError(f"{source}: holds what is built already; name source files")
+    for inner in getattr(examples, "sets", [examples]):
+        if not len(inner):
+            raise UserError(f"{inner.path}: nothing is left of it, every group was left out; correct it, or leave it out")
     out = epath.Path(out_dir)
     workplace = out.parent / f".{out.name}.building"
     # An object store renames a folder by copying all of it: there, shards are written in their place, and the file that makes
     # them a data set, dataset_info.json, comes last.
     directory = out if is_remote(out) else workplace / "data"
     if _is_in_use(out) and not _is_unfinished(out, workplace):
-        return _reuse(out, examples, progress)
+        return _reuse(out, workplace, examples, progress)
     planned = plan_shards(examples, directory, workplace / "notes")
+    with sole_build(workplace, out):
+        if _is_in_use(out) and not _is_unfinished(out, workplace):  # by another process, since it was looked at
+            return _reuse(out, workplace, examples, progress)
+        _write(planned, directory, workplace, source, jobs, beam_options, progress)
+        _complete(planned, directory, examples)
+        if directory != out:
+            if out.exists():  # empty
+                out.rmdir()
+            directory.rename(out)
+        workplace.rmtree()
+    return BuiltExamples(out)
+
+
+def _write(
+    planned: Sequence[Shard],
+    directory: epath.Path,
+    workplace: epath.Path,
+    source: str | epath.Path,
+    jobs: int | None,
+    beam_options: Sequence[str] | None,
+    progress: Progress | None,
+) -> None:
+    """Write the shards that are not finished. Whatever ends it early leaves those that are, or else nothing."""
     for folder in (directory, workplace / "notes"):
         folder.mkdir(parents=True, exist_ok=True)
     (workplace / MARK).write_text(f"{source}\n")
@@ -89,13 +117,6 @@ def build(
                 shard.path.unlink(missing_ok=True)
             workplace.rmtree()
         raise
-    _complete(planned, directory, examples)
-    if directory != out:
-        if out.exists():  # empty
-            out.rmdir()
-        directory.rename(out)
-    workplace.rmtree()
-    return BuiltExamples(out)
 
 
 def _complete(planned: Sequence[Shard], directory: epath.Path, examples: Any) -> None:
@@ -139,12 +160,14 @@ def _is_unfinished(out: epath.Path, workplace: epath.Path) -> bool:
     return is_remote(out) and (workplace / MARK).exists() and not (out / DATASET_INFO_FILE).exists()
 
 
-def _reuse(out: epath.Path, examples: Any, progress: Progress | None) -> BuiltExamples:
+def _reuse(out: epath.Path, workplace: epath.Path, examples: Any, progress: Progress | None) -> BuiltExamples:
     if not (out / DATASET_INFO_FILE).exists():
         raise UserError(f"{out}: already exists and is not a built data set; choose another OUT")
     built = BuiltExamples(out)
     if built.fingerprint != fingerprint_of(compute_digests(examples, progress)):
         raise UserError(f"{out}: holds a data set built from other content; choose another OUT, or remove it first")
+    with contextlib.suppress(FileNotFoundError):  # another process may be at the same
+        workplace.rmtree(missing_ok=True)  # of a build that was killed between its last two acts
     logger.info("%s: already built from the same content, reused", out)
     if progress:
         progress("reused", len(built), len(built))
@@ -158,7 +181,7 @@ def _remove_others(planned: Sequence[Shard], directory: epath.Path, workplace: e
         if path.name not in known:
             path.unlink()
     for path in _entries(workplace):
-        if path.name not in (directory.name, "notes", MARK):  # of a writer that was killed
+        if path.name not in (directory.name, "notes", MARK, LOCK):  # of a writer that was killed
             path.rmtree()
 
 

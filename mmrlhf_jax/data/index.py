@@ -19,6 +19,9 @@ from mmrlhf_jax.progress import say
 
 Progress = Callable[[Iterable, str, int], Iterable]
 
+# Of how groups are measured. Whoever changes what `GroupEncoder.measure` finds counts on: stored indexes are then made anew.
+VERSION = 1
+
 # Starting processes costs seconds; below so many groups one is quicker.
 PARALLEL_GROUPS = 4096
 _CHUNK = 128
@@ -62,11 +65,11 @@ def build_index(
     jobs: int | None = None,
 ) -> GroupIndex:
     """Measure every group, on `jobs` cores (None: all). With `cache` (a directory) the result is kept there."""
-    fingerprint = hashlib.sha256(f"{examples.fingerprint} {encoder.fingerprint}".encode()).hexdigest()
+    measured = f"{VERSION} {' '.join(Budget.names())}"
+    fingerprint = hashlib.sha256(f"{examples.fingerprint} {encoder.fingerprint} {measured}".encode()).hexdigest()
     stored = cache / f"index-{fingerprint[:16]}.npz" if cache is not None else None
-    if stored is not None and stored.exists():
-        sizes = read_arrays(stored)["sizes"]
-    else:
+    sizes = None if stored is None else _read(stored, len(examples))
+    if sizes is None:
         found: Iterable[np.ndarray] = measure_all(examples, encoder, jobs)
         if progress is not None:
             found = progress(found, "measuring groups", len(examples))
@@ -83,6 +86,12 @@ def build_index(
         limits=np.zeros((len(sizes), 2), np.int64),
         weights=examples.weights,
     )
+
+
+def _read(stored: epath.Path, groups: int) -> np.ndarray | None:
+    """The sizes that are kept there; None where there are none, or not of so many groups."""
+    sizes = read_arrays(stored)["sizes"] if stored.exists() else None
+    return sizes if sizes is not None and sizes.shape == (groups, len(Budget.names())) else None
 
 
 def _keep(stored: epath.Path, sizes: np.ndarray) -> None:

@@ -54,7 +54,7 @@ class MixedExamples:
     """
 
     def __init__(self, sets: Sequence[Any], weights: Sequence[float]) -> None:
-        self.sets = list(sets)
+        self.sets, self._set_weights = list(sets), [float(weight) for weight in weights]
         self.weights = np.repeat(np.asarray(weights, np.float64), [len(examples) for examples in sets])
         self._starts = np.cumsum([0] + [len(examples) for examples in sets])
         self.records = _with_own_ids([record for examples in sets for record in examples.records])
@@ -87,7 +87,7 @@ class MixedExamples:
         numbers = np.asarray(list(numbers))
         owner = np.searchsorted(self._starts, numbers, side="right") - 1
         sets = [self.sets[s].part((numbers[owner == s] - self._starts[s]).tolist()) for s in np.unique(owner)]
-        part = MixedExamples(sets, [self._set_weights()[s] for s in np.unique(owner)])
+        part = MixedExamples(sets, [self._set_weights[s] for s in np.unique(owner)])
         part.records = [self.records[i] for i in numbers]
         return part
 
@@ -98,11 +98,8 @@ class MixedExamples:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Of the sets' contents in their order, and of the weights."""
-        parts = [f"{examples.fingerprint} {weight}" for examples, weight in zip(self.sets, self._set_weights(), strict=True)]
+        parts = [f"{examples.fingerprint} {weight}" for examples, weight in zip(self.sets, self._set_weights, strict=True)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-    def _set_weights(self) -> list[float]:
-        return [float(self.weights[start]) for start in self._starts[:-1]]
 
     def _locate(self, index: int) -> tuple[Any, int]:
         if not 0 <= index < len(self):

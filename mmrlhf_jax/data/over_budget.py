@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrlhf_jax.data.encode import NO_LIMIT, GroupEncoder, Limit, fewer_tiles
+from mmrlhf_jax.data.encode import GroupEncoder, Limit, fewer_tiles
 from mmrlhf_jax.data.examples import Layout
 from mmrlhf_jax.data.index import GroupIndex
 from mmrlhf_jax.data.rows import Budget
@@ -26,8 +26,9 @@ def within_budget(
     """Bring every group within the budget, trying the policies in their order.
 
     `fewer_tiles`: the image on a smaller canvas, the video with fewer frames, as few fewer as needed. `cut_longest`: the
-    longest responses cut to a common length, as long as fits; never below SHORTEST_RESPONSE tokens. `drop`: left out. `error`
-    (also where no policy helped): UserError that names the first group.
+    longest responses cut to a common length, as long as fits; never below SHORTEST_RESPONSE tokens. Where neither is enough
+    alone, both together: as many tiles as leave room for cut responses. `drop`: left out. `error` (also where no policy
+    helped): UserError that names the first group.
     """
     over = (index.sizes > budget.vector).any(axis=1)
     if not over.any():
@@ -38,11 +39,8 @@ def within_budget(
         number = int(index.groups[g])
         record, why = examples.records[number], _excess(index.sizes[g], budget)
         group = _Group(record, examples.layout(number), encoder, budget)
-        limit, fits = NO_LIMIT, False
-        for policy in policies:
-            if policy in _POLICIES and not fits:
-                limit, fits = _POLICIES[policy](group, limit)
-        if fits:
+        limit = _smallest_change(group, policies)
+        if limit is not None:
             sizes[g], limits[g] = group.measure(limit), limit
             cut.append(f"{record.id}: {why}; {_describe(limit, index.sizes[g], sizes[g])}")
         elif "drop" in policies:
@@ -74,26 +72,36 @@ class _Group:
         return bool((self.measure(limit) <= self.budget.vector).all())
 
 
-def _fewer_tiles(group: _Group, limit: Limit) -> tuple[Limit, bool]:
-    for tiles in fewer_tiles(group.layout, group.encoder.geometry):
-        limit = limit._replace(tiles=tiles)
-        if group.fits(limit):
-            return limit, True
-    return limit, False
+def _smallest_change(group: _Group, policies: Sequence[str]) -> Limit | None:
+    """What the first policy that is enough alone leaves of the group, or else all of them together; None = it cannot fit."""
+    chosen = [_POLICIES[policy] for policy in policies if policy in _POLICIES]
+    if len(chosen) > 1:
+        chosen.append(_fewer_tiles_and_cut_longest)
+    return next((limit for policy in chosen if (limit := policy(group)) is not None), None)
 
 
-def _cut_longest(group: _Group, limit: Limit) -> tuple[Limit, bool]:
-    shortest = limit._replace(targets=SHORTEST_RESPONSE)
-    if not group.fits(shortest):
-        return limit, False
+def _fewer_tiles(group: _Group) -> Limit | None:
+    limits = (Limit(tiles=tiles) for tiles in fewer_tiles(group.layout, group.encoder.geometry))
+    return next((limit for limit in limits if group.fits(limit)), None)
+
+
+def _fewer_tiles_and_cut_longest(group: _Group) -> Limit | None:
+    limits = (_cut_longest(group, tiles) for tiles in fewer_tiles(group.layout, group.encoder.geometry))
+    return next((limit for limit in limits if limit is not None), None)
+
+
+def _cut_longest(group: _Group, tiles: int = 0) -> Limit | None:
+    limit = Limit(tiles=tiles)
+    if not group.fits(limit._replace(targets=SHORTEST_RESPONSE)):
+        return None
     low, high = SHORTEST_RESPONSE, int(group.measure(limit)[Budget.names().index("targets")])
     while low < high:  # the longest common length that fits
         middle = (low + high + 1) // 2
         low, high = (middle, high) if group.fits(limit._replace(targets=middle)) else (low, middle - 1)
-    return limit._replace(targets=low), True
+    return limit._replace(targets=low)
 
 
-_POLICIES: dict[str, Callable[[_Group, Limit], tuple[Limit, bool]]] = {
+_POLICIES: dict[str, Callable[[_Group], Limit | None]] = {
     "fewer_tiles": _fewer_tiles,
     "cut_longest": _cut_longest,
 }

@@ -50,7 +50,9 @@ def read_scores(path: epath.PathLike) -> dict[str, list[Mapping]]:
     if not path.is_file():
         raise UserError(f"{path}: no such score file; `mmrlhf score --model RM --data SRC --out {path}` writes it")
     scores: dict[str, list[Mapping]] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text().split("\n"), 1):  # splitlines() would cut at U+2028 inside a critique
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             scores[row["id"]] = [{"reward": float(r["reward"]), "critique": r.get("critique")} for r in row["responses"]]

@@ -21,10 +21,12 @@ from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.progress import say, track
 
 UNLIMITED = 2**31 - 1
+LEFT_OUT_FILE = "left_out_groups.txt"
 
 
 def make_encoder(data: config.Data, objective: config.Objective | None, tokenizer, model: LlavaOnevisionConfig) -> GroupEncoder:
@@ -93,7 +95,7 @@ def margins_from(objective: config.Objective) -> str | None:
 def plan_training_rows(
     examples, encoder: GroupEncoder, data: config.Data, batch: config.Batch, objective, *, seed: int
 ) -> Rows:
-    """Measure all groups, settle the row budget and plan. What is left out is counted and listed."""
+    """Measure all groups, settle the row budget and plan. What is left out is counted and listed, the first of it by name."""
     index = build_index(examples, encoder, cache=index_cache(examples), progress=track)
     if not isinstance(objective, config.Supervised):
         has_pairs = index.sizes[:, Budget.names().index("pairs")] > 0
@@ -115,6 +117,17 @@ def _list(heading: str, lines: Sequence[str]) -> None:
         say(f"  {line}")
     if len(lines) > 20:
         say(f"  ... and {len(lines) - 20} more")
+
+
+def write_left_out(index: GroupIndex, directory: epath.Path) -> None:
+    """Every group that is left out or not whole, with the reason, one a line in `directory`; no file where there is none."""
+    path = directory / LEFT_OUT_FILE
+    lines = [*(f"left out: {line}" for line in index.dropped), *(f"made smaller: {line}" for line in index.cut)]
+    if not lines:
+        path.unlink(missing_ok=True)
+        return
+    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+    say(f"{path} lists all groups that are left out ({len(index.dropped)}) or made smaller ({len(index.cut)})")
 
 
 def demanded_budget(batch: config.Batch) -> Budget:

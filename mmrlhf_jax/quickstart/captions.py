@@ -41,7 +41,7 @@ def caption_records(records_path: Path, seed: int) -> tuple[Path, Path]:
     """`accounts.jsonl` and `captions.jsonl` beside a split's records: one record a picture, with its account as response; and
     with things seen as another one."""
     rng, accounts, captions = random.Random(f"{seed}/captions"), {}, {}
-    for line in records_path.read_text().splitlines():
+    for line in filter(None, records_path.read_text().split("\n")):
         row = json.loads(line)
         name, objects = row["id"].rsplit("-", 1)[0], objects_from_key(row["scene"])
         if name in accounts:

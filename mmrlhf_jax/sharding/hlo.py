@@ -106,26 +106,39 @@ class Module:
         if limit.opcode != "constant" or index is None:
             return None
         place = int(index[1])
-        step = _added(self, body, body.instructions[body.root].operands[place])
-        start = computation.instructions.get(computation.instructions[loop.operands[0]].operands[place])
-        first = int(start.operands[0]) if start is not None and start.opcode == "constant" else 0
-        return max(-(-(int(limit.operands[0]) - first) // step), 0)
+        step = _added(self, body, _element(body, body.root, place))
+        first = _constant(computation, _element(computation, loop.operands[0], place))
+        return None if step is None or step < 1 or first is None else max(-(-(int(limit.operands[0]) - first) // step), 0)
 
 
-def _added(module: Module, computation: Computation, name: str) -> int:
-    """What an instruction adds to a counter: the constant of its addition, through copies and fusions; else 1."""
+def _element(computation: Computation, name: str, place: int) -> str:
+    """The instruction that a tuple has at a place; "" where the text does not say."""
+    made = computation.instructions.get(name)
+    return made.operands[place] if made is not None and made.opcode == "tuple" else ""
+
+
+def _behind_copies(computation: Computation, name: str) -> Instruction | None:
     instruction = computation.instructions.get(name)
     while instruction is not None and instruction.opcode in ("copy", "bitcast"):
         instruction = computation.instructions.get(instruction.operands[0])
-    if instruction is None:
-        return 1
-    if instruction.opcode == "fusion":
+    return instruction
+
+
+def _constant(computation: Computation, name: str) -> int | None:
+    instruction = _behind_copies(computation, name)
+    is_number = instruction is not None and instruction.opcode == "constant" and re.fullmatch(r"-?\d+", instruction.operands[0])
+    return int(instruction.operands[0]) if is_number else None
+
+
+def _added(module: Module, computation: Computation, name: str) -> int | None:
+    """What an instruction adds to a counter: its addition's constant, through copies and fusions; None = it is not said."""
+    instruction = _behind_copies(computation, name)
+    if instruction is not None and instruction.opcode == "fusion":
         inner = module.computations[instruction.called["calls"][0]]
         return _added(module, inner, inner.root)
-    if instruction.opcode != "add":
-        return 1
-    constants = [computation.instructions[o] for o in instruction.operands if computation.instructions[o].opcode == "constant"]
-    return int(constants[0].operands[0]) if constants else 1
+    if instruction is None or instruction.opcode != "add":
+        return None
+    return next((n for operand in instruction.operands if (n := _constant(computation, operand)) is not None), None)
 
 
 def parse(text: str) -> Module:

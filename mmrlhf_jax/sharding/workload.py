@@ -1,4 +1,4 @@
-"""What a pod will be fed, where the data itself is not at hand: group sizes like MM-RLHF's, made from stated assumptions.
+"""What a pod will be fed: group sizes like MM-RLHF's, made from stated assumptions. The experiment's own data is not read.
 
 Known (arXiv 2502.10391, table 1): the queries by kind, and 120k pairs of 30k queries. Assumed: the sizes below. A plan that is
 made from them says so.
@@ -103,7 +103,7 @@ def assumed_workload(experiment: config.Experiment, geometry: VisionGeometry) ->
     if isinstance(experiment.objective, config.RewardModel):
         learnt = "none" if experiment.data.critiques is None else "critiques"
     sizes = assumed_sizes(geometry, learnt=learnt, frames=experiment.data.video_frames)
-    source = "MM-RLHF-like sizes (assumed; the data is not at hand)"
+    source = "MM-RLHF-like sizes (assumed; `data.path` is not read)"
     return pack_workload(experiment, sizes, source)
 
 

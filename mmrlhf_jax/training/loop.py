@@ -21,6 +21,7 @@ from mmrlhf_jax.data.pipeline import (
     open_training_examples,
     plan_training_rows,
     with_reference,
+    write_left_out,
 )
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.errors import UserError
@@ -107,6 +108,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             say(f"resumed from step {int(state.step)} of {steps} in {directory}")
         if first_process():
             (directory / CONFIG_FILE).write_text(sections.resolved(experiment))
+            write_left_out(rows.index, directory)
 
         # --- Steps -----------------------------------------------------------------------------------------------------
         train_step = make_train_step(
@@ -175,6 +177,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
                     if due or (score is not None and score > max(checkpoints.scores.values(), default=-float("inf"))):
                         peers.at(start, "saving a checkpoint")
                         with goodput.part("checkpoint"):
+                            log.flush()
                             checkpoints.save(state, run_identity, score=score)
                     recorder.restart_clock()
                 if stopping:

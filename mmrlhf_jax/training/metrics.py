@@ -74,6 +74,11 @@ class MetricsLog:
             global_step=step,
         )
 
+    def flush(self) -> None:
+        """Returns when every line is stored: a checkpoint must not be from a step whose line a kill can still cost."""
+        if self._writes:
+            self._file.flush()
+
     def close(self) -> None:
         if not self._writes:
             return

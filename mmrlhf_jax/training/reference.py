@@ -75,8 +75,12 @@ def score_responses(
 def reference_logps(
     step, params, frozen, rows: Rows, model_fingerprint: str, *, batch_rows: int, mesh, cache: epath.Path
 ) -> np.ndarray:
-    """float32[responses], read from `cache` if data, encoder and model are the same as when it was written."""
-    key = hashlib.sha256(f"{rows.index.fingerprint} {model_fingerprint}".encode()).hexdigest()[:16]
+    """float32[responses], read from `cache` if data, encoder, the groups that are kept and model are as when it was written.
+
+    Responses of groups that `rows` leaves out are NaN.
+    """
+    content = f"{rows.index.fingerprint} {model_fingerprint}".encode() + rows.index.groups.astype(np.int64).tobytes()
+    key = hashlib.sha256(content).hexdigest()[:16]
     path = cache / f"reference-{key}.npz"
     if agree(path.exists()):
         say(f"reference log-probs: read from {path}")

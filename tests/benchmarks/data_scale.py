@@ -165,14 +165,14 @@ def length(rng: np.random.Generator, kind: str) -> int:
     return int(np.clip(rng.lognormal(mean, deviation), 1, 600))
 
 
-def approximate_sizes(prompts: int) -> np.ndarray:
+def approximate_sizes(prompts: int, frames: int = 10) -> np.ndarray:
     """int64[prompts, resources of `Budget`]: what an index of such a source holds, without source, media and tokenizer.
 
     A word counts as a token. `main` measures how near that comes.
     """
     rng = np.random.default_rng(0)
     pictures = [vision_plan.plan_image(height, width, GEOMETRY) for width, height in SIZES]
-    video = vision_plan.plan_video(10, GEOMETRY)
+    video = vision_plan.plan_video(frames, GEOMETRY)
     kinds = rng.choice(list(KINDS), prompts, p=np.asarray(list(KINDS.values())) / sum(KINDS.values()))
     sizes = []
     for kind, ranks in zip(kinds, draw_tiers(rng, prompts, round(PAIRS * prompts / PROMPTS)), strict=True):

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -222,6 +223,60 @@ def test_after_a_correction_only_its_shard_is_written_again(source, tmp_path, mo
     after = modification_times(tmp_path / "out")
     assert [after[name] == time for name, time in sorted(before.items())] == [False, True, True, True]
     assert list(open_examples(tmp_path / "out")) == list(SourceExamples(source))
+
+
+def test_the_workplace_of_a_build_that_was_killed_after_its_last_act_is_cleared_away(source, tmp_path):
+    build(source, tmp_path / "out")
+    (tmp_path / ".out.building" / "notes").mkdir(parents=True)
+    (tmp_path / ".out.building" / "notes" / "a.json").write_text("{}")
+    build(source, tmp_path / "out")
+    assert listing(tmp_path) == ["out", "source"]
+
+
+def test_of_two_builds_of_the_same_out_one_is_told_of_the_other_and_changes_nothing(source, tmp_path, monkeypatch):
+    """The second begins while the first has written half: in another process, as people do by mistake."""
+    cut_into_small_shards(monkeypatch)
+    second = f"from mmrlhf_jax.data.builder import build; build({str(source)!r}, {str(tmp_path / 'out')!r}, jobs=1)"
+    refused = []
+
+    def interfere(stage, done, total):
+        if (stage, done) == ("write", 5):
+            before = listing(tmp_path / ".out.building")
+            result = subprocess.run([sys.executable, "-c", second], capture_output=True, text=True, check=False)
+            refused.append(result.stderr.strip().splitlines()[-1])
+            assert listing(tmp_path / ".out.building") == before
+
+    built = build(source, tmp_path / "out", jobs=1, progress=interfere)
+    (line,) = refused
+    assert f"out: process {os.getpid()} on {socket.gethostname()} is building it; wait for that" in line
+    assert list(built) == list(SourceExamples(source))
+    assert listing(tmp_path) == ["out", "source"]
+
+
+@pytest.mark.parametrize("owner", ["dead", "recycled", "other host", "torn"])
+def test_a_lock_is_taken_over_where_its_process_has_certainly_ended(source, tmp_path, owner):
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+    pid = os.getpid() if owner == "recycled" else int(gone.stdout)
+    host = "elsewhere" if owner == "other host" else socket.gethostname()
+    lock = tmp_path / ".out.building" / "lock"
+    lock.parent.mkdir()
+    lock.write_text("" if owner == "torn" else json.dumps({"pid": pid, "host": host}))
+    if owner in ("dead", "recycled"):
+        assert len(build(source, tmp_path / "out")) == COUNT
+        assert listing(tmp_path) == ["out", "source"]
+        return
+    who = "another process" if owner == "torn" else f"process {pid} on elsewhere"
+    with pytest.raises(UserError, match=rf"out: {who} is building it; wait for that, or, if it has ended, remove .*lock$"):
+        build(source, tmp_path / "out")
+    assert listing(tmp_path) == [".out.building", "source"] and listing(lock.parent) == ["lock"]
+
+
+def test_a_build_that_failed_half_way_holds_nothing(source, tmp_path, monkeypatch):
+    cut_into_small_shards(monkeypatch)
+    (source.parent / "9.png").write_bytes(b"GIF")
+    with pytest.raises(UserError, match=r"image '9\.png'"):
+        build(source, tmp_path / "out", jobs=1)
+    assert listing(tmp_path / ".out.building") == ["data", "notes", "unfinished"]
 
 
 def test_what_was_left_by_a_build_of_something_else_is_cleared_away(source, tmp_path, monkeypatch):

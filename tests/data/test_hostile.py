@@ -20,12 +20,17 @@ from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.encode import media_layout
 from mmrlhf_jax.data.examples import Layout
 from mmrlhf_jax.data.media import resolve_media
+from mmrlhf_jax.data.overlay import read_scores
 from mmrlhf_jax.data.sources import FORMATS, read_records
+from mmrlhf_jax.data.sources.rankings import check_ranking
 from mmrlhf_jax.data.sources.rows import Row
 from mmrlhf_jax.data.stats import estimated_encoder
 from mmrlhf_jax.data.validate import check_record
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import write_json_lines
 from mmrlhf_jax.models.llava_onevision.images import decode_image
+from mmrlhf_jax.quickstart.captions import caption_records
+from mmrlhf_jax.quickstart.scenes import sample_scene
 from mmrlhf_jax.records import record_from_json
 from tests import ranked
 from tests.data import groups
@@ -215,6 +220,40 @@ def test_a_parquet_file_whose_text_is_no_utf_8_is_refused(tmp_path):
         read_records(tmp_path / "rows.parquet")
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_a_line_separator_inside_a_text_ends_no_line_of_what_is_read_back(tmp_path, separator):
+    """Unicode calls these line ends, and JSON leaves them as they are: scores with critiques, and records with captions."""
+    critique = f"good{separator}bad"
+    row = {"id": "r", "responses": [{"reward": 1.5, "critique": critique}]}
+    write_json_lines(tmp_path / "scores.jsonl", [row, row | {"id": "s"}])
+    (tmp_path / "scores.jsonl").write_text((tmp_path / "scores.jsonl").read_text() + "\n")  # an empty line
+    scores = read_scores(tmp_path / "scores.jsonl")
+    assert list(scores) == ["r", "s"] and scores["s"] == row["responses"]
+    scene = sample_scene(random.Random(0))
+    write_json_lines(tmp_path / "records.jsonl", [RECORD | {"id": "r-0", "scene": scene.key, "source": critique}])
+    for path in caption_records(tmp_path / "records.jsonl", seed=0):
+        assert json.loads(path.read_text())["source"] == critique
+
+
+@pytest.mark.parametrize("number", [f"1{'0' * 400}", f"1{'0' * 9999}", "1e999", "nan", "-1", "[" * 200_000])
+@pytest.mark.parametrize("ranking", ["[{}, 2, 3]", "[[{}], [2, 3]]", "{}>2=3", "{}"])
+def test_a_ranking_of_absurd_numbers_or_depth_is_refused_with_its_value(ranking, number):
+    value = ranking.format(number)
+    with pytest.raises(UserError, match=r"^here: field 'final_ranking' is '") as error:
+        check_ranking(value, 3, "here")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("depth", [500, 5000])
+def test_a_ranking_of_lists_nested_hundreds_or_thousands_deep_is_refused(depth):
+    text, value = "[" * depth + "1" + "]" * depth, 1
+    for _ in range(depth):
+        value = [value]
+    for ranking, shown in ((text, r"'\[\["), (value, r"(\[\[|a list nested too deeply)")):
+        with pytest.raises(UserError, match=rf"^here: field .final_ranking. is {shown}"):
+            check_ranking(ranking, 3, "here")
+
+
 # Fuzz ----------------------------------------------------------------------------------------------------------------
 
 MESSAGES = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "A"}]
@@ -249,6 +288,7 @@ GOOD_ROWS = [
 VALUES = [
     None, True, 0, -1, 3, 10**30, 1e308, math.nan, math.inf, "", " ", "A", "1>2=3", "<image>", groups.HOSTILE, "\0", "\ue000",
     [], [[]], [None], ["A", 3], [1, 1, 1], [3, 1, 2], {}, {"bytes": "x"}, {"path": "../../etc/passwd"}, {"type": "image"},
+    f"[1{'0' * 400}, 2, 3]", f"[1{'0' * 9999}, 2, 3]", "[" * 200_000, f"{'[' * 5000}1{']' * 5000}",
     {"role": "user", "content": [{"type": "video"}]}, "/etc/passwd", "../a.png", "a/./../a.png", "C:\\a", "file:///a",
 ]  # fmt: skip
 

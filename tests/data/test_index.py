@@ -12,6 +12,7 @@ from mmrlhf_jax.data.encode import media_layout
 from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.data.index import build_index, measure_all
 from mmrlhf_jax.data.rows import group_size
+from mmrlhf_jax.files import read_arrays, write_arrays
 from tests.data import groups
 
 
@@ -48,6 +49,19 @@ def test_an_index_is_read_back_until_data_or_encoder_change(built, tmp_path, mon
     for other in (groups.encoder(task="critique"), groups.encoder(template="upstream_train"), groups.encoder(pairs="extreme")):
         with pytest.raises(pytest.fail.Exception, match="measured again"):
             build_index(built, other, cache=cache)
+
+
+def test_an_index_of_an_older_measure_or_of_another_number_of_groups_is_made_anew(built, tmp_path, monkeypatch):
+    cache = epath.Path(tmp_path)
+    first = build_index(built, groups.encoder(), cache=cache)
+    (kept,) = cache.iterdir()
+    for wrong in (first.sizes[:-1], first.sizes[:, :-1]):
+        write_arrays(kept, sizes=wrong)
+        np.testing.assert_array_equal(build_index(built, groups.encoder(), cache=cache).sizes, first.sizes)
+        np.testing.assert_array_equal(read_arrays(kept)["sizes"], first.sizes)  # and mended
+    monkeypatch.setattr(index_module, "VERSION", index_module.VERSION + 1)
+    assert build_index(built, groups.encoder(), cache=cache).fingerprint != first.fingerprint
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_indexing_a_built_set_reads_no_media(built, monkeypatch):

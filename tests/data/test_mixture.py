@@ -12,6 +12,7 @@ from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.data.mixture import Part, choose_rows, find_parts
 from mmrlhf_jax.data.pipeline import sets
+from mmrlhf_jax.data.sources import drop_contradictions
 from mmrlhf_jax.errors import UserError
 from tests.data import groups
 
@@ -48,6 +49,24 @@ def test_a_mixture_file_builds_into_one_set(tmp_path, folders):
     built, mixed = build(path, tmp_path / "out", video_frames=3), open_examples(path, video_frames=3)
     assert list(built) == list(mixed) and len(built) == 11
     assert build(path, tmp_path / "out", video_frames=3).fingerprint == built.fingerprint  # found to be the same
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_set_of_which_nothing_is_left_is_named_and_nothing_is_written(tmp_path, folders, place):
+    """Every group of it contradicts itself, and the build leaves such groups out."""
+    rows = [{"id": "x", "prompt": "p", "image": None, "chosen": a, "rejected": b} for a, b in ("AB", "BA")]
+    (tmp_path / "empty.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [A, B]
+    lines.insert(place, "- json_path: empty.jsonl\n")
+    left_out = []
+    options = dict(video_frames=3, jobs=1, on_error=drop_contradictions(left_out.append))
+    for source in (write(tmp_path, f"datasets:\n{''.join(lines)}"), tmp_path / "empty.jsonl"):
+        with pytest.raises(UserError, match=r"empty\.jsonl: nothing is left of it, every group was left out"):
+            build(source, tmp_path / "out", **options)
+    assert len(left_out) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "empty.jsonl", "mixture.yaml"]
+    mixed = open_examples(tmp_path / "mixture.yaml", video_frames=3, on_error=left_out.append)
+    assert len(mixed) == 16 and mixed.fingerprint  # as `mmrlhf data validate` opens it
 
 
 def test_built_sets_and_sources_mix_and_weights_are_in_the_fingerprint(tmp_path, folders):

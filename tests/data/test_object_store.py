@@ -131,6 +131,20 @@ def test_a_file_that_grows_loses_no_line_here_or_in_a_bucket(bucket, tmp_path, m
         assert path.read_text() == "kept\na\nb\nc\n"
 
 
+def test_what_is_flushed_is_stored_even_where_files_are_only_written_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "is_remote", lambda path: True)
+    path = epath.Path(tmp_path) / "log"
+    file = files.GrowingFile(path, "kept\n")
+    file.write("a\n")
+    assert path.read_text() == "kept\n"
+    file.flush()
+    assert path.read_text() == "kept\na\n"
+    path.write_text("others'")
+    file.flush()
+    file.close()
+    assert path.read_text() == "others'"  # nothing new: nothing is written
+
+
 def test_gcsfs_that_is_not_installed_is_asked_for():
     script = "import sys; sys.modules['gcsfs'] = None; from mmrlhf_jax.cli import main; main()"
     command = [sys.executable, "-c", script, "data", "validate", "gs://bucket/rows.jsonl"]

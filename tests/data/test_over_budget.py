@@ -6,13 +6,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+from etils import epath
 
 from mmrlhf_jax import config
-from mmrlhf_jax.data.encode import Limit
+from mmrlhf_jax.data.encode import Limit, fewer_tiles
 from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.data.index import build_index
 from mmrlhf_jax.data.over_budget import SHORTEST_RESPONSE, within_budget
-from mmrlhf_jax.data.pipeline import plan_training_rows
+from mmrlhf_jax.data.pipeline import LEFT_OUT_FILE, plan_training_rows, write_left_out
 from mmrlhf_jax.data.rows import Budget, group_size
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.tokens import Conversation, cut
@@ -124,6 +125,42 @@ def test_policies_are_tried_in_their_order(index, examples, encoder):
         within_budget(index, examples, encoder, dataclasses.replace(ROOMY, slots=20), ["cut_longest", "drop"])
 
 
+BOTH = ["fewer_tiles", "cut_longest"]
+
+
+@pytest.mark.parametrize("policies", [BOTH, BOTH[::-1]])
+def test_pictures_are_not_shrunk_where_tiles_do_not_help(index, examples, encoder, policies):
+    """Too many targets: what the responses are cut to is what `cut_longest` alone cuts them to, and every tile stays."""
+    budget = dataclasses.replace(ROOMY, targets=90)
+    changed = within_budget(index, examples, encoder, budget, policies)
+    alone = within_budget(index, examples, encoder, budget, ["cut_longest"])
+    np.testing.assert_array_equal(changed.limits, alone.limits)
+    assert (changed.limits[:, 0] == 0).all() and (changed.sizes[:, 1] == index.sizes[:, 1]).all()
+
+
+@pytest.mark.parametrize("policies", [BOTH, BOTH[::-1]])
+@pytest.mark.parametrize("group", [1, 3])  # the large picture, the video
+@pytest.mark.parametrize("spared", [1, 12, 28])
+def test_where_neither_is_enough_alone_as_many_tiles_stay_as_leave_room_for_cut_responses(
+    index, examples, encoder, policies, group, spared
+):
+    """Below what either reaches alone by `spared` slots. One more tile, or one more token a response, would not fit."""
+    record, layout = examples.records[group], examples.layout(group)
+    choices = fewer_tiles(layout, encoder.geometry)
+
+    def slots(tiles=0, targets=0):
+        return int(encoder.measure(record, layout, Limit(tiles, targets))[0])
+
+    budget = dataclasses.replace(ROOMY, slots=min(slots(choices[-1]), slots(targets=SHORTEST_RESPONSE)) - spared)
+    one = dataclasses.replace(index, **{name: getattr(index, name)[[group]] for name in ("sizes", "groups", "limits")})
+    changed = within_budget(one, examples, encoder, budget, policies)
+    check(changed, examples, encoder, budget)
+    tiles, targets = changed.limits[0]
+    fitting = [n for n in choices if slots(n, SHORTEST_RESPONSE) <= budget.slots]
+    assert tiles == fitting[0] and targets >= SHORTEST_RESPONSE
+    assert slots(tiles, targets) <= budget.slots < slots(tiles, targets + 1)
+
+
 def test_an_experiment_gives_one_policy_or_several():
     assert config.Data(path="a", over_budget="drop").over_budget == ("drop",)
     assert config.Data(path="a", over_budget=["fewer_tiles", "drop"]).over_budget == ("fewer_tiles", "drop")
@@ -146,3 +183,17 @@ def test_a_budget_left_open_follows_from_the_groups_as_they_have_become(index, e
     rows = plan_training_rows(pictured, encoder, data, batch, config.Preference(), seed=0)
     assert len(rows.index.groups) == 2 and len(rows.index.cut) == 2
     assert (rows.index.sizes <= rows.budget.vector).all() and rows.budget.tiles >= rows.index.sizes[:, 1].max() > 0
+
+
+def test_every_group_that_is_left_out_or_made_smaller_stands_in_a_file(index, examples, encoder, tmp_path, capfd):
+    directory = epath.Path(tmp_path)
+    budget = dataclasses.replace(ROOMY, tiles=11)
+    changed = within_budget(index, examples, encoder, dataclasses.replace(budget, slots=230), ["fewer_tiles", "drop"])
+    many = dataclasses.replace(changed, dropped=(*changed.dropped, *(f"group-{n}: no pair" for n in range(100, 130))))
+    assert changed.dropped and changed.cut
+    write_left_out(many, directory)
+    lines = (directory / LEFT_OUT_FILE).read_text().splitlines()
+    assert lines == [f"left out: {line}" for line in many.dropped] + [f"made smaller: {line}" for line in many.cut]
+    assert f"{directory / LEFT_OUT_FILE} lists all groups that are left out ({len(many.dropped)})" in capfd.readouterr().err
+    write_left_out(index, directory)
+    assert not list(directory.iterdir())

@@ -71,6 +71,15 @@ def test_rows_are_at_least_92_percent_full_on_lengths_like_mm_rlhfs(slots, data,
     assert budget[tiles] <= 1.4 * slots * sizes[:, tiles].sum() / sizes[:, 0].sum()  # and not for the price of empty tiles
 
 
+@pytest.mark.parametrize(("slots", "full"), [(8192, 0.921), (16384, 0.994)])
+def test_rows_with_videos_of_32_frames_are_as_full_as_measured(slots, full):
+    """The default number of frames: 6,273 tokens, beside which a row of 8192 slots has no room for a picture."""
+    sizes = approximate_sizes(PROMPTS, frames=32)
+    budget = auto_budget(sizes, slots)
+    assert (sizes <= budget).all()
+    assert fill(sizes, plan_rows(sizes, budget, seed=0, epoch=0), slots) >= full
+
+
 def test_a_row_with_the_longest_video_has_room_for_pictures():
     video, picture = [7000, 32, 6273, 600, 4, 6], [3000, 3, 2700, 250, 4, 6]
     sizes = np.asarray([video] * 5 + [picture] * 95)

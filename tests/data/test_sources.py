@@ -606,9 +606,23 @@ def test_ms_swift_videos_and_ids(write):
     assert [(r.text, r.rank) for r in record.responses] == [("A", 1), ("B", 2), ("C", 2)]
 
 
+@pytest.mark.parametrize("both", [{}, {"video": None}, {"video": ""}, {"video": "clip"}])
+def test_an_ms_swift_video_is_read_from_videos_whatever_else_the_row_has_and_its_tag_is_no_text(write, both):
+    row = SWIFT | {"messages": [user("<video>\nWhich?"), assistant("A <video>")], "images": [], "videos": ["clip"]}
+    (record,) = read_records(write(row | both))
+    assert (record.prompt, record.images, record.video) == ("Which?", (), "clip")
+    assert record.responses[0].text == "A <video>"
+
+
+def test_the_video_tag_of_an_ms_swift_row_without_a_video_is_text(write):
+    (record,) = read_records(write(SWIFT | {"messages": [user("What is <video>?"), assistant("A")]}))
+    assert record.prompt == "What is <video>?"
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
+        (SWIFT | {"images": [], "video": "a", "videos": ["b"]}, "'video' and 'videos' name different videos, 'a' and ['b']"),
         (SWIFT | {"messages": [user("q"), assistant("a"), user("r"), assistant("b")]}, "must be one user and one assistant"),
         (SWIFT | {"messages": [{"role": "system", "content": "s"}, assistant("b")]}, "must be one user message"),
         (SWIFT | {"rejected_response": 3}, "field 'rejected_response' must be a string"),

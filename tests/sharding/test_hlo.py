@@ -72,6 +72,29 @@ def test_trips_follow_from_the_limit_and_the_step_where_they_are_not_noted():
     assert module.uncounted_loops == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("%next = u32[] add(%i, %two)", "%next = u32[] multiply(%i, %two)"),
+        ("%next = u32[] add(%i, %two)", "%next = u32[] add(%i, %i)"),
+        ("%two = u32[] constant(2)", "%two = u32[] constant(0)"),
+        ("%zero = u32[] constant(0)", "%zero = u32[] convert(%x)"),
+        ("%start = (u32[], f32[4,8]) tuple(%zero, %x)", "%start = (u32[], f32[4,8]) custom-call(%x)"),
+        ("ROOT %t = (u32[], f32[4,8]) tuple(%next, %y)", "ROOT %t = (u32[], f32[4,8]) custom-call(%next, %y)"),
+    ],
+)
+def test_a_loop_whose_start_or_step_is_not_said_is_reported_and_not_guessed(text, other):
+    assert LOOP.count(text) == 1
+    module = hlo.parse(LOOP.replace(text, other))
+    assert module.uncounted_loops == 1
+    assert hlo.flops(module) == 2 * 4 * 8 * 8  # once
+
+
+def test_a_start_other_than_zero_counts():
+    text = LOOP.replace("%zero = u32[] constant(0)", "%six = u32[] constant(6)\n  %zero = u32[] copy(%six)")
+    assert hlo.flops(hlo.parse(text)) == 5 * 2 * 4 * 8 * 8
+
+
 def test_a_batched_product_written_as_a_dilated_window_counts_what_meets_the_input():
     """TPUs write [4, 8, 16] x [4, 16, 32] as a convolution over the batch with a window of 4 that meets one element each."""
     text = """HloModule test

@@ -117,7 +117,7 @@ def test_the_json_form_has_what_programs_read(made):
 
 def test_the_page_says_where_its_numbers_are_from(made):
     page = show.as_text(made)
-    assert "assumed; the data is not at hand" in page
+    assert "assumed; `data.path` is not read" in page
     assert "fits" in page.splitlines()[-1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 
@@ -28,10 +29,12 @@ def source(tmp_path):
     return ranked.write(tmp_path / "data", RANKS, [[]] * len(RANKS))
 
 
-def rows(source):
+def rows(source, left_out=()):
     geometry = VisionGeometry(tiny.SIDE, 7, pinpoints=((tiny.SIDE, tiny.SIDE),), max_patches=9)
     encoder = GroupEncoder(PieceTokenizer(tiny.tokenizer(), tiny.IMAGE_TOKEN), geometry)
-    return all_rows(open_examples(source), encoder)
+    found = all_rows(open_examples(source), encoder)
+    keep = ~np.isin(found.index.groups, left_out)
+    return dataclasses.replace(found, index=found.index.keep(keep, [f"group {g}" for g in left_out]))
 
 
 class Model:
@@ -55,9 +58,10 @@ class Model:
         return Outputs(logps, logps, logps, logps, batch.targets), lengths
 
 
-def logps(model, source, cache, fingerprint="model"):
+def logps(model, source, cache, fingerprint="model", left_out=()):
     mesh = make_mesh({"fsdp": -1})
-    return reference.reference_logps(model, None, None, rows(source), fingerprint, batch_rows=1, mesh=mesh, cache=cache)
+    chosen = rows(source, left_out)
+    return reference.reference_logps(model, None, None, chosen, fingerprint, batch_rows=1, mesh=mesh, cache=cache)
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +141,12 @@ def test_the_fingerprint_knows_the_end_of_a_large_tensor_and_how_pictures_are_se
     processor.write_text(processor.read_text().replace("0.48", "0.5"))
     assert reference.model_fingerprint(one) != reference.model_fingerprint(other)
     assert reference.model_fingerprint(one) != reference.model_fingerprint(one, dtype="bfloat16")
+
+
+def test_a_run_that_left_groups_out_leaves_no_hole_for_one_that_keeps_them(source, cache):
+    """Both have the same data and encoder: what one did not compute must not be read by the other."""
+    fewer = logps(Model(), source, cache, left_out=(1, 3))
+    every = logps(Model(), source, cache)
+    assert np.isnan(fewer).sum() == 5 and not np.isnan(every).any()
+    np.testing.assert_array_equal(every[~np.isnan(fewer)], fewer[~np.isnan(fewer)])
+    np.testing.assert_array_equal(logps(Model(fails_at=0), source, cache, left_out=(1, 3)), fewer)  # read, not computed

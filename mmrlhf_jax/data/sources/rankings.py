@@ -127,6 +127,8 @@ def _parse_string(text: str) -> list[Any]:
             return json.loads(text)
         except json.JSONDecodeError:
             pass  # "[A, B]": letters without quotes
+        except (RecursionError, ValueError):  # ValueError: Python reads no integer of thousands of digits
+            raise ValueError("which is nested too deeply, or holds a number of too many digits") from None
     text = text.strip("[](){} \t")
     if re.search("[>=]", text):
         return [[label.strip() for label in tier.split("=")] for tier in text.split(">")]
@@ -177,5 +179,5 @@ def _number(item: Any) -> float:
         raise ValueError(f"which holds {shown(item)}, neither a number nor a letter")
     try:
         return float(item)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"which holds {shown(item)}, neither a number nor a letter") from None

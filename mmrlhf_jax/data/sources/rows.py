@@ -88,7 +88,10 @@ def read_rows(path: epath.Path, on_error: OnError | None = None) -> list[Row]:
 
 def shown(value: Any, limit: int = 100) -> str:
     """A value as one short line for an error message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} nested too deeply"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

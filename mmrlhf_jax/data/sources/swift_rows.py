@@ -15,6 +15,8 @@ from mmrlhf_jax.data.sources.folding import PairRow, fold, pair_row
 from mmrlhf_jax.data.sources.rows import Format, Row, shown
 from mmrlhf_jax.errors import UserError
 
+_VIDEO_PLACEHOLDER = "<video>"
+
 
 def _parse(row: Row) -> PairRow:
     data, where = dict(row.data), row.where
@@ -23,15 +25,20 @@ def _parse(row: Row) -> PairRow:
         if data.pop(earlier, None):
             raise UserError(f"{where}: field {earlier!r} must be empty; a record's prompt is one user text")
     prompt, chosen = _preferred(data, where)
+    if media[1] is not None and _VIDEO_PLACEHOLDER in prompt:  # without a video the same characters are text and stay
+        prompt = prompt.replace(_VIDEO_PLACEHOLDER, "").strip()
     return pair_row(data, where, media, prompt, chosen, _rejected(data, where))
 
 
 def _media(data: dict[str, Any], where: str) -> Media:
     videos = data.pop("videos", None) or []
-    if isinstance(videos, list) and len(videos) <= 1:
-        data.setdefault("video", *videos) if videos else None
-        return pop_media(data, where)
-    raise UserError(f"{where}: field 'videos' must list one path, found {shown(videos)}")
+    if not isinstance(videos, list) or len(videos) > 1:
+        raise UserError(f"{where}: field 'videos' must list one path, found {shown(videos)}")
+    if videos:
+        if (other := data.get("video") or videos[0]) != videos[0]:
+            raise UserError(f"{where}: fields 'video' and 'videos' name different videos, {shown(other)} and {shown(videos)}")
+        data["video"] = videos[0]
+    return pop_media(data, where)
 
 
 def _preferred(data: dict[str, Any], where: str) -> tuple[str, str]:
