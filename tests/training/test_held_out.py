@@ -82,13 +82,12 @@ def test_the_best_checkpoint_stays_beside_the_last_one(experiment, tmp_path):
 
 
 def test_the_evaluation_does_not_depend_on_how_its_rows_are_batched(experiment, tmp_path):
-    alone = evaluations(run(experiment, tmp_path / "a", steps=1))[1]
     several = experiment.model_copy(update={"batch": config.Batch(rows=3, slots=512, logprob_chunk=64)})
     still = config.Optimizer(learning_rate=1e-30)
     a = evaluations(run(experiment.model_copy(update={"optimizer": still}), tmp_path / "b", steps=1))[1]
     b = evaluations(run(several.model_copy(update={"optimizer": still}), tmp_path / "c", steps=1))[1]
     names = [name for name, value in a.items() if name.startswith("eval_") and isinstance(value, float)]
-    assert len(names) > 8 and alone.keys() == a.keys()
+    assert len(names) > 8
     np.testing.assert_allclose([b[name] for name in names], [a[name] for name in names], rtol=1e-5, atol=1e-6)
 
 
