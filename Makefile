@@ -19,7 +19,7 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed
 	@$(BIN)/python -c "import torch" 2>/dev/null || echo "torch is not installed: comparisons with transformers are skipped (make TORCH=torch)"
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
