@@ -17,7 +17,7 @@ from mmrlhf_jax.data.over_budget import within_budget
 from mmrlhf_jax.data.overlay import check_rewards, with_critiques, with_human_margins, with_rewards
 from mmrlhf_jax.data.packing import auto_budget
 from mmrlhf_jax.data.pair_margins import check_pair_margins
-from mmrlhf_jax.data.rows import Budget
+from mmrlhf_jax.data.rows import Budget, round_up
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
@@ -148,7 +148,7 @@ def all_rows(examples, encoder: GroupEncoder, *, slots: int = 0, seed: int = 0) 
     """Rows over every group, for passes that score or measure: a row has `slots` slots, or more if a group needs more."""
     index = dataclasses.replace(build_index(examples, encoder, cache=index_cache(examples)), weights=None)
     longest = int(index.sizes[:, 0].max())
-    slots = max(slots, -(-longest // 128) * 128)
+    slots = max(slots, round_up(longest, 128))
     return Rows(examples, encoder, index, Budget(*map(int, auto_budget(index.sizes, slots))), seed)
 
 

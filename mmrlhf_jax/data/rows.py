@@ -152,3 +152,8 @@ def group_size(group: EncodedGroup) -> np.ndarray:
     tree = group.tree
     sizes = (len(tree.tokens), len(group.tiles), len(group.image_slots), len(tree.targets), len(tree.ends), len(group.pairs))
     return np.asarray(sizes, np.int64)
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The least multiple that is not below `value`: rows, slots and targets come in such sizes."""
+    return -(-value // multiple) * multiple

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmrlhf_jax.data.packing import plan_rows
-from mmrlhf_jax.data.rows import Budget, EncodedGroup, RowBatch, assemble_row, group_size, stack_rows
+from mmrlhf_jax.data.rows import Budget, EncodedGroup, RowBatch, assemble_row, group_size, round_up, stack_rows
 
 # Slots of a row are a multiple of this, in either layout.
 SLOT_MULTIPLE = 8
@@ -105,7 +105,3 @@ def _row(pairs: Sequence[Pair], half: Budget, geometry) -> RowBatch:
         for name, value in zip(PER_PAIR[1:], pair[2:], strict=True):
             per_pair[name][i] = value
     return RowBatch(**{name: joined(name) for name in HALVED}, **per_pair)
-
-
-def round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

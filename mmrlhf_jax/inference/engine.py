@@ -15,12 +15,13 @@ from jax.sharding import Mesh
 from mmrlhf_jax.config import Dtype
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.pipeline import all_rows
+from mmrlhf_jax.data.rows import round_up
 from mmrlhf_jax.data.templates import closing_token, find_template
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, local_directory
 from mmrlhf_jax.inference.generate import generate
-from mmrlhf_jax.inference.prompts import Prompt, prompt_rows, prompt_trees, round_up
+from mmrlhf_jax.inference.prompts import Prompt, prompt_rows, prompt_trees
 from mmrlhf_jax.models.layers import matmul_precision, with_short_sums
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.progress import Progress
@@ -37,7 +38,7 @@ class Engine:
         self.tokenizer, self.mesh = tokenizer, mesh
         self.template = template
         divisor = rows_divisor(mesh)
-        self.batch = -(-batch // divisor) * divisor
+        self.batch = round_up(batch, divisor)
         closing = closing_token(find_template(template, tokenizer))
         stops = {tokenizer.eos_token_id} | ({tokenizer.convert_tokens_to_ids(closing)} if closing else set())
         self.stop_tokens = tuple(stops - {None})
@@ -124,7 +125,7 @@ class Engine:
 
     def _rows(self, rows) -> int:
         divisor = rows_divisor(self.mesh)
-        return max(divisor, min(self.batch, -(-rows.count(1) // divisor) * divisor))
+        return max(divisor, min(self.batch, round_up(rows.count(1), divisor)))
 
     def _dtype(self):
         return jax.tree.leaves(self.params)[0].dtype

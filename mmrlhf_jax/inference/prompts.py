@@ -9,6 +9,7 @@ import numpy as np
 
 from mmrlhf_jax.data.encode import GroupEncoder, empty_plan, media_layout, media_plans, media_tiles
 from mmrlhf_jax.data.examples import Example
+from mmrlhf_jax.data.rows import round_up
 from mmrlhf_jax.data.tokens import TokenTree, token_tree
 from mmrlhf_jax.inference.generate import PromptRows
 from mmrlhf_jax.models.llava_onevision import vision_plan
@@ -116,10 +117,6 @@ def _neighbours(prompts: Sequence[Prompt]) -> Iterator[tuple[tuple[int, ...], li
 def _subject(prompt: Prompt) -> tuple:
     example = prompt.example
     return example.record.id, example.record.prompt, example.images, example.frames
-
-
-def round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 def power_of_two(value: int) -> int:

@@ -11,6 +11,7 @@ from math import prod
 from jax.sharding import Mesh
 
 from mmrlhf_jax import config
+from mmrlhf_jax.data.rows import round_up
 from mmrlhf_jax.models.attention.backends import kernel_split, uses_kernel
 from mmrlhf_jax.models.attention.pallas_tpu import block_size
 from mmrlhf_jax.models.attention.xla import DENSE_LIMIT, QUERY_BLOCKS, REMAT_LIMIT
@@ -40,7 +41,7 @@ def executed_flops(model: LlavaOnevisionConfig, experiment: config.Experiment, w
     per_row = (
         _language(model, experiment) * budget.slots
         + attention
-        + _vocabulary(model, experiment) * (-(-budget.targets // chunk) * chunk)
+        + _vocabulary(model, experiment) * round_up(budget.targets, chunk)
         + _projector(model, experiment) * budget.tiles
         + _vision(model, experiment, mesh, budget.tiles) * budget.tiles
     )

@@ -24,7 +24,7 @@ import numpy as np
 from safetensors import safe_open
 
 from mmrlhf_jax.huggingface.tensors import TensorPlan, write_tensors
-from mmrlhf_jax.models.llava_onevision.published import _SIZES, _TEXT, _TOWER
+from mmrlhf_jax.models.llava_onevision.published import published_settings
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SHARD_BYTES = 5 * 10**9
@@ -41,16 +41,14 @@ print(sum(leaf.nbytes for leaf in leaves))
 
 def config(layers: int) -> dict:
     """`config.json` of LLaVA-OneVision 7B with this many language layers."""
-    return {
+    settings = published_settings("7b")
+    return settings | {
         "model_type": "llava_onevision",
         "architectures": ["LlavaOnevisionForConditionalGeneration"],
-        "vision_config": _TOWER | {"vision_use_head": False},
-        "text_config": _TEXT | _SIZES["7b"] | {"num_hidden_layers": layers},
-        "tie_word_embeddings": False,
+        "vision_config": settings["vision_config"] | {"vision_use_head": False},
+        "text_config": settings["text_config"] | {"num_hidden_layers": layers},
         "image_token_index": 151646,
         "video_token_index": 151647,
-        "image_grid_pinpoints": [[384 * i, 384 * j] for i in range(1, 7) for j in range(1, 7)],
-        "vision_aspect_ratio": "anyres_max_9",
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "full",
     }

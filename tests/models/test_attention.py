@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrlhf_jax.models.attention import attend_cache, attention, causal_visible_until, full_attention, pallas_tpu, xla
+from mmrlhf_jax.models.attention import attend_cache, attention, full_attention, pallas_tpu, xla
 from tests.models.trees import oracle, oracle_gradients, random_tree, visible
 
 SLOTS = 40
@@ -89,7 +89,7 @@ def test_bfloat16_is_softmaxed_in_float32(way):
 def test_padding_sees_itself_and_is_seen_by_nothing(way):
     q, k, v, _, cotangent = example(6, 2)
     run = values_and_gradients(way)
-    until = np.asarray(causal_visible_until(SLOTS, jnp.array([17, 40])))
+    until = np.where(np.arange(SLOTS) < np.array([[17], [40]]), [[17], [40]], np.arange(SLOTS) + 1).astype(np.int32)
     assert until[0, :17].tolist() == [17] * 17 and until[0, 17:].tolist() == list(range(18, 41))
     out, _ = run(q, k, v, until, cotangent)
     np.testing.assert_allclose(out[0, 17:], np.repeat(v[0, 17:], 3, axis=1), atol=1e-6)

@@ -7,7 +7,6 @@ import math
 import sys
 import types
 
-import jax
 import numpy as np
 import pytest
 
@@ -22,14 +21,7 @@ from tests import ranked, tiny
 TRAIN = [(1, 2), (1, 2, 3), (1, 1, 2)], [[(30, 30)], [], [(33, 90)]]
 HELD_OUT = [(2, 1), (1, 2, 2), (1, 2), (3, 1, 2)], [[(30, 30)], [(75, 40)], [], [(50, 20)]]
 LAUNCH = config.Launch(mesh=config.Mesh(data=1, fsdp=1))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    make_mesh = loop.make_mesh
-    loop.make_mesh = lambda axes: make_mesh({}, jax.devices()[:1])
-    yield
-    loop.make_mesh = make_mesh
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

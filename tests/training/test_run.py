@@ -19,6 +19,7 @@ from tests import ranked, tiny
 RANKS = [(1, 2), (1, 2, 3), (1, 1, 2), (2, 1), (1, 2, 2), (1, 2)]
 IMAGES = [[(30, 30)], [(75, 40)], [(33, 90)], [], [(30, 30), (50, 20)], [(120, 31)]]
 LAUNCH = config.Launch(mesh=config.Mesh(data=1, fsdp=1))
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +33,6 @@ def experiment(tmp_path_factory):
         batch=config.Batch(rows=1, slots=1024, logprob_chunk=64),
         run=config.Run(directory=str(root / "whole"), seed=3, steps=5, checkpoint_every=2),
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    make_mesh = loop.make_mesh
-    loop.make_mesh = lambda axes: make_mesh({}, jax.devices()[:1])
-    yield
-    loop.make_mesh = make_mesh
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mmrlhf_jax.models.attention.backends import Backend, attend
-from mmrlhf_jax.models.attention.visibility import causal_visible_until
 from mmrlhf_jax.models.attention.xla import attend_cache
 
-__all__ = ["Backend", "attend_cache", "attention", "causal_visible_until", "full_attention"]
+__all__ = ["Backend", "attend_cache", "attention", "full_attention"]
 
 
 def attention(

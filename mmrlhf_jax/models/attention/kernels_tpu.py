@@ -48,24 +48,18 @@ def forward_kernel(shape, outer, inner, flags, until, q, k, v, out, lse, top, to
         total[...] = jnp.zeros_like(total)
         acc[...] = jnp.zeros_like(acc)
 
-    def visit(bias):
-        def head(g, _):
-            scores = _dot(q[g], k[...], NT)
-            if bias is not None:
-                scores = scores + bias
-            before = top[g]
-            now = jnp.maximum(before, scores.max(axis=1, keepdims=True))
-            weights = jnp.exp(scores - _lanes(now, shape.block))
-            shrink = jnp.exp(before - now)
-            top[g] = now
-            total[g] = shrink * total[g] + weights.sum(axis=1, keepdims=True)
-            acc[g] = _lanes(shrink, shape.dim) * acc[g] + _dot(weights.astype(v.dtype), v[...], NN)
-            return 0
-
-        jax.lax.fori_loop(0, shape.group, head, 0)
+    def head(g, bias):
+        scores = _scores(q[g], k[...], bias)
+        before = top[g]
+        now = jnp.maximum(before, scores.max(axis=1, keepdims=True))
+        weights = jnp.exp(scores - _lanes(now, shape.block))
+        shrink = jnp.exp(before - now)
+        top[g] = now
+        total[g] = shrink * total[g] + weights.sum(axis=1, keepdims=True)
+        acc[g] = _lanes(shrink, shape.dim) * acc[g] + _dot(weights.astype(v.dtype), v[...], NN)
 
     query_block, key_block = jax.lax.rem(outer[step], shape.blocks), inner[step]
-    _masked_or_not(flags[step], visit, lambda: _bias(shape, query_block, key_block, until[...], keys_down=False))
+    _visit(shape, flags[step], head, lambda: _bias(shape, query_block, key_block, until[...], keys_down=False))
 
     @pl.when(flags[step] & LAST != 0)
     def _():
@@ -84,20 +78,14 @@ def queries_gradient_kernel(shape, outer, inner, flags, until, q, k, v, cotangen
             delta_col[g] = _column(delta[g : g + 1])
         acc[...] = jnp.zeros_like(acc)
 
-    def visit(bias):
-        def head(g, _):
-            scores = _dot(q[g], k[...], NT)
-            if bias is not None:
-                scores = scores + bias
-            weights = jnp.exp(scores - _lanes(lse_col[g], shape.block))
-            gradient = weights * (_dot(cotangent[g], v[...], NT) - _lanes(delta_col[g], shape.block))
-            acc[g] += _dot(gradient.astype(k.dtype), k[...], NN)
-            return 0
-
-        jax.lax.fori_loop(0, shape.group, head, 0)
+    def head(g, bias):
+        scores = _scores(q[g], k[...], bias)
+        weights = jnp.exp(scores - _lanes(lse_col[g], shape.block))
+        gradient = weights * (_dot(cotangent[g], v[...], NT) - _lanes(delta_col[g], shape.block))
+        acc[g] += _dot(gradient.astype(k.dtype), k[...], NN)
 
     query_block, key_block = jax.lax.rem(outer[step], shape.blocks), inner[step]
-    _masked_or_not(flags[step], visit, lambda: _bias(shape, query_block, key_block, until[...], keys_down=False))
+    _visit(shape, flags[step], head, lambda: _bias(shape, query_block, key_block, until[...], keys_down=False))
 
     @pl.when(flags[step] & LAST != 0)
     def _():
@@ -113,21 +101,15 @@ def keys_gradient_kernel(shape, outer, inner, flags, until, q, k, v, cotangent, 
         dk_acc[...] = jnp.zeros_like(dk_acc)
         dv_acc[...] = jnp.zeros_like(dv_acc)
 
-    def visit(bias):
-        def head(g, _):
-            scores = _dot(k[...], q[g], NT)
-            if bias is not None:
-                scores = scores + bias
-            weights = jnp.exp(scores - lse[pl.ds(g, 1)])
-            dv_acc[...] += _dot(weights.astype(v.dtype), cotangent[g], NN)
-            gradient = weights * (_dot(v[...], cotangent[g], NT) - delta[pl.ds(g, 1)])
-            dk_acc[...] += _dot(gradient.astype(q.dtype), q[g], NN)
-            return 0
-
-        jax.lax.fori_loop(0, shape.group, head, 0)
+    def head(g, bias):
+        scores = _scores(k[...], q[g], bias)
+        weights = jnp.exp(scores - lse[pl.ds(g, 1)])
+        dv_acc[...] += _dot(weights.astype(v.dtype), cotangent[g], NN)
+        gradient = weights * (_dot(v[...], cotangent[g], NT) - delta[pl.ds(g, 1)])
+        dk_acc[...] += _dot(gradient.astype(q.dtype), q[g], NN)
 
     query_block, key_block = inner[step], jax.lax.rem(outer[step], shape.blocks)
-    _masked_or_not(flags[step], visit, lambda: _bias(shape, query_block, key_block, until[...], keys_down=True))
+    _visit(shape, flags[step], head, lambda: _bias(shape, query_block, key_block, until[...], keys_down=True))
 
     @pl.when(flags[step] & LAST != 0)
     def _():
@@ -135,10 +117,19 @@ def keys_gradient_kernel(shape, outer, inner, flags, until, q, k, v, cotangent, 
         dv[...] = dv_acc[...].astype(dv.dtype)
 
 
-def _masked_or_not(flags, visit, bias):
-    """Blocks of which every pair is visible are the bulk of a long trunk: they make no mask."""
-    pl.when(flags & WHOLE != 0)(lambda: visit(None))
-    pl.when(flags & WHOLE == 0)(lambda: visit(bias()))
+def _visit(shape: Shape, flags, head, bias):
+    """`head(g, bias)` for every query head of the block. Blocks of which every pair is visible make no mask: they are the bulk
+    of a long trunk."""
+
+    def heads(bias):
+        def one(g, nothing):
+            head(g, bias)
+            return nothing
+
+        jax.lax.fori_loop(0, shape.group, one, 0)
+
+    pl.when(flags & WHOLE != 0)(lambda: heads(None))
+    pl.when(flags & WHOLE == 0)(lambda: heads(bias()))
 
 
 def _bias(shape: Shape, query_block, key_block, until, *, keys_down: bool):
@@ -150,6 +141,11 @@ def _bias(shape: Shape, query_block, key_block, until, *, keys_down: bool):
         keys = key_block * shape.block + jax.lax.broadcasted_iota(jnp.int32, square, 0 if keys_down else 1)
         visible &= keys <= queries
     return jnp.where(visible, 0.0, NEVER)
+
+
+def _scores(a, b, bias):
+    scores = _dot(a, b, NT)
+    return scores if bias is None else scores + bias
 
 
 def _column(row):

@@ -7,10 +7,8 @@ a row cost O(blocks²), never O(slots²), and a rectangle between branches or be
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -30,13 +28,6 @@ class WorkList(NamedTuple):
     inner: Int[Array, "T"]
     flags: Int[Array, "T"]
     count: Int[Array, ""]
-
-
-@partial(jax.jit, static_argnums=0)
-def causal_visible_until(length: int, lengths: Int[Array, "B"]) -> Int[Array, "B length"]:
-    """`visible_until` of right-padded plain sequences: real keys until the sequence's end, padding only to itself."""
-    slots = jnp.arange(length)
-    return jnp.where(slots[None] < lengths[:, None], lengths[:, None], slots[None] + 1)
 
 
 def block_kinds(visible_until: Int[Array, "B S"], block: int, *, causal: bool) -> Int[Array, "B N N"]:

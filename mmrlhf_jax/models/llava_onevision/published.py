@@ -52,17 +52,21 @@ _SIZES: dict[str, dict[str, Any]] = {
 _NAME = re.compile(r"llava-(?:onevision-qwen2|ov)-(0\.5b|7b|72b)|MM-RLHF-Reward-(7b)", re.IGNORECASE)
 
 
-def published_config(path: str) -> LlavaOnevisionConfig | None:
-    """The sizes of the published model that `path` names (as a hub id or a directory of that name), or None."""
-    found = _NAME.search(path)
-    if found is None:
-        return None
-    size = (found[1] or found[2]).lower()
-    raw = {
+def published_settings(size: str) -> dict[str, Any]:
+    """What `config.json` of the published model of this size says, as far as it is about sizes."""
+    return {
         "vision_config": _TOWER,
         "text_config": _TEXT | _SIZES[size],
         "tie_word_embeddings": _SIZES[size]["tie_word_embeddings"],
         "image_grid_pinpoints": [[384 * i, 384 * j] for i in range(1, 7) for j in range(1, 7)],
         "vision_aspect_ratio": "anyres_max_9",
     }
-    return config_from_hf(raw, {}, f"published sizes of LLaVA-OneVision {size}")
+
+
+def published_config(path: str) -> LlavaOnevisionConfig | None:
+    """The sizes of the published model that `path` names (as a hub id or a directory of that name), or None."""
+    found = _NAME.search(path)
+    if found is None:
+        return None
+    size = (found[1] or found[2]).lower()
+    return config_from_hf(published_settings(size), {}, f"published sizes of LLaVA-OneVision {size}")
