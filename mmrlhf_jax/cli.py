@@ -71,31 +71,9 @@ def build(
     contradictions: Annotated[str, typer.Option(help="Groups whose pairs contradict each other: error or drop.")] = "error",
 ) -> None:
     """Check every record and medium of SOURCE and store them as ArrayRecord files in OUT. A build that was cut off goes on."""
-    import shlex
+    from mmrlhf_jax.data import commands
 
-    from mmrlhf_jax.data.builder import build as build_data
-    from mmrlhf_jax.data.sources import drop_contradictions
-    from mmrlhf_jax.progress import StagedProgress, say
-
-    if contradictions not in ("error", "drop"):
-        raise UserError(f"--contradictions {contradictions!r}: give error or drop")
-    left_out: list[UserError] = []
-    built = build_data(
-        source,
-        out,
-        media_root,
-        video_frames=video_frames,
-        jobs=jobs,
-        beam_options=None if beam is None else shlex.split(beam),
-        on_error=drop_contradictions(left_out.append) if contradictions == "drop" else None,
-        progress=StagedProgress(),
-    )
-    for error in left_out:
-        say(str(error))
-    responses = sum(len(record.responses) for record in built.records)
-    pairs = sum(len(record.pairs()) for record in built.records)
-    dropped = f"; {len(left_out)} contradictory groups left out" if left_out else ""
-    say(f"{out}: {len(built)} groups, {responses} responses, {pairs} strictly ordered pairs{dropped}")
+    commands.build(source, out, media_root, video_frames, jobs, beam, contradictions)
 
 
 @data_app.command()
@@ -108,27 +86,9 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Check every record: media decode, ranks and scores agree, texts are sound. Exit status 1 if anything is wrong."""
-    import collections
-    import dataclasses
+    from mmrlhf_jax.data import commands
 
-    from mmrlhf_jax.data.validate import validate as check
-    from mmrlhf_jax.progress import StagedProgress
-
-    report = check(source, media_root, video_frames=video_frames, max_text=max_text, progress=StagedProgress())
-    kinds = collections.Counter(finding.kind for finding in report.findings)
-    if as_json:
-        print(json.dumps(dataclasses.asdict(report) | {"kinds": kinds}, ensure_ascii=False))
-    else:
-        print(f"{report.records} records read, {len(report.findings)} findings")
-        for kind, count in kinds.most_common():
-            print(f"\n{kind}: {count}")
-            messages = [finding.message for finding in report.findings if finding.kind == kind]
-            print("".join(f"  {message}\n" for message in messages[:most]), end="")
-            if count > most:
-                print(f"  ... and {count - most} more (--most, --json)")
-        for note, count in report.notes.most_common():
-            print(f"\nnote: {count} {note}; they give no pair")
-    if report.findings:
+    if commands.validate(source, media_root, video_frames, max_text, most, as_json):
         raise typer.Exit(1)
 
 
@@ -144,35 +104,9 @@ def stats(
     as_json: Json = False,
 ) -> None:
     """Figures of a data set: lengths, tiles, ties, scores, predicted packing. Writes a page with plots, or prints JSON."""
-    from mmrlhf_jax.data import stats as figures
-    from mmrlhf_jax.data.encode import GroupEncoder
-    from mmrlhf_jax.data.examples import open_examples
-    from mmrlhf_jax.progress import say, track
+    from mmrlhf_jax.data import commands
 
-    encoder, lengths_from = figures.estimated_encoder(), "estimated from words and LLaVA-OneVision's tiles; name a --model"
-    if model is not None:
-        from mmrlhf_jax.data.tokens import PieceTokenizer
-        from mmrlhf_jax.huggingface.load import load_tokenizer, local_directory
-        from mmrlhf_jax.models.llava_onevision.config import read_config
-
-        directory = local_directory(model)
-        settings, lengths_from = read_config(directory), f"those of {model}"
-        encoder = GroupEncoder(PieceTokenizer(load_tokenizer(directory), settings.image_token), settings.geometry, template)
-    examples = open_examples(data, media_root, video_frames)
-    sizes = figures.measure(examples, encoder, track)
-    layouts = [examples.layout(i) for i in range(len(examples))]
-    found = figures.summarise(examples.records, layouts, sizes, slots)
-    if as_json:
-        print(json.dumps(found | {"lengths_from": lengths_from}, ensure_ascii=False))
-        return
-    from mmrlhf_jax.evaluation.data_pages import stats_page
-    from mmrlhf_jax.files import write_atomically
-
-    write_atomically(out, stats_page(data, found, sizes, slots, lengths_from).encode())
-    fill = found["packing"][str(slots)]["fill"]
-    say(
-        f"{data}: {found['groups']} groups, {found['pairs']} pairs; rows of {slots} would be {100 * fill:.1f} % full; see {out}"
-    )
+    commands.stats(data, model, media_root, video_frames, slots, template, out, as_json)
 
 
 @data_app.command("show")
@@ -184,20 +118,9 @@ def show_group(
     out: Annotated[str, typer.Option(help="Page to write.")] = "group.html",
 ) -> None:
     """A page of one group: its pictures, the prompt, and the responses from best to worst with all that is known of them."""
-    import difflib
+    from mmrlhf_jax.data import commands
 
-    from mmrlhf_jax.data.examples import open_examples
-    from mmrlhf_jax.evaluation.data_pages import card_page
-    from mmrlhf_jax.files import write_atomically
-    from mmrlhf_jax.progress import say
-
-    examples = open_examples(data, media_root, video_frames)
-    ids = [record.id for record in examples.records]
-    if record_id not in ids:
-        near = difflib.get_close_matches(record_id, ids, n=3, cutoff=0.5) or ids[:3]
-        raise UserError(f"{data}: no record {record_id!r}; there is {', '.join(map(repr, near))}")
-    write_atomically(out, card_page(examples[ids.index(record_id)]).encode())
-    say(f"see {out}")
+    commands.show(data, record_id, media_root, video_frames, out)
 
 
 @app.command()
@@ -220,6 +143,31 @@ def train(
     from mmrlhf_jax.training.loop import train as run
 
     run(settings, where, fresh=fresh)
+
+
+@app.command()
+def replay(
+    batch: Annotated[str, typer.Argument(help="Batch that a run saved: RUN/bad_batch_step_12.npz.")],
+    launch: Annotated[str | None, typer.Option(help="Launch file: on which mesh. Default: all local devices.")] = None,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="Whose parameters; default: the newest checkpoint before, else the base model.")
+    ] = None,
+    most: Annotated[int, typer.Option(min=1, help="Responses to list.")] = 12,
+    as_json: Json = False,
+) -> None:
+    """The batch that a run stopped at, once more: loss, gradients by part, and which responses are out of bounds."""
+    import dataclasses
+
+    from mmrlhf_jax import config
+    from mmrlhf_jax.sharding import distributed
+
+    where = config.load_launch(launch)
+    distributed.prepare(where)  # before jax is imported
+    distributed.join(where)
+    from mmrlhf_jax.training import replay as replaying
+
+    found = replaying.replay(batch, where, step=step)
+    print(json.dumps(dataclasses.asdict(found)) if as_json else replaying.as_text(found, most))
 
 
 @app.command()

@@ -80,10 +80,14 @@ class Data(Section):
     workers: Annotated[int, Field(ge=0)] = 0
 
     @property
+    def paths(self) -> list[str]:
+        parts = (self.path,) if isinstance(self.path, str) else self.path
+        return [part if isinstance(part, str) else part.path for part in parts]
+
+    @property
     def named(self) -> str:
         """The path or paths, for messages."""
-        parts = (self.path,) if isinstance(self.path, str) else self.path
-        return ", ".join(part if isinstance(part, str) else part.path for part in parts)
+        return ", ".join(self.paths)
 
     @pydantic.field_validator("over_budget", mode="before")
     @classmethod

@@ -105,7 +105,7 @@ def bar_chart(title: str, groups: Sequence[str], series: Sequence[tuple[str, Seq
 
 def histogram(title: str, values: Sequence[float], *, x_label: str, whole: bool = False, bins: int = 24) -> Markup:
     """How often values occur: in `bins` intervals, or, for few different whole numbers, one bar per number."""
-    size, numbers = (320, 190), [float(value) for value in values]
+    numbers = [float(value) for value in values]
     if not numbers:
         return element("figure", element("figcaption", title), element("p", "none", class_="muted"))
     low, high = min(numbers), max(numbers)
@@ -116,15 +116,23 @@ def histogram(title: str, values: Sequence[float], *, x_label: str, whole: bool 
     counts = [0] * bins
     for value in numbers:
         counts[min(int((value - low) / width), bins - 1)] += 1
-    axes = _Axes((low, high), (0, max(counts)), size)
-    drawn = []
-    for number, count in enumerate(counts):
-        left, right = axes.x(low + number * width), axes.x(low + (number + 1) * width)
-        tip = element("title", f"{low + number * width:.6g} to {low + (number + 1) * width:.6g}: {count}")
-        box = {"x": _px(left + 0.5), "y": _px(axes.y(count)), "width": _px(max(right - left - 1, 1))}
-        drawn.append(element("rect", tip, class_="bar c1", height=_px(axes.y(0) - axes.y(count)), rx=1, **box))
+    edges = [low + i * width for i in range(bins + 1)]
     middle = sorted(numbers)[len(numbers) // 2]
-    keys = [element("span", "median ", element("b", f"{middle:g}"))]
+    return binned(title, edges, counts, x_label=x_label, key=("median", f"{middle:g}"))
+
+
+def binned(
+    title: str, edges: Sequence[float], counts: Sequence[float], *, x_label: str, key: tuple[str, str] | None = None
+) -> Markup:
+    """A bar per interval between neighbouring edges; `key` is a name and a figure to show beside the title."""
+    size = (320, 190)
+    axes = _Axes((edges[0], edges[-1]), (0, max(counts)), size)
+    drawn = []
+    for left, right, count in zip(edges, edges[1:], counts, strict=False):
+        tip = element("title", f"{left:.6g} to {right:.6g}: {count:.6g}")
+        box = {"x": _px(axes.x(left) + 0.5), "y": _px(axes.y(count)), "width": _px(max(axes.x(right) - axes.x(left) - 1, 1))}
+        drawn.append(element("rect", tip, class_="bar c1", height=_px(axes.y(0) - axes.y(count)), rx=1, **box))
+    keys = [] if key is None else [element("span", f"{key[0]} ", element("b", key[1]))]
     return _figure(title, keys, axes.frame(x_label), *drawn, size=size)
 
 

@@ -83,6 +83,17 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
+def duration(seconds: float | None) -> str:
+    """In the two largest units: 2 h 5 min, 3 min 20 s, 12 s."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    days, hours = divmod(minutes // 60, 24)
+    return f"{days} d {hours} h" if days else f"{hours} h {minutes % 60} min"
+
+
 def mark(right: bool) -> Markup:
     return element("b", "✓" if right else "✗", class_="good" if right else "bad", title="right" if right else "wrong")
 

@@ -57,7 +57,8 @@ class Engine:
         with use_mesh(mesh):
             model = load_model(source, mesh=mesh, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
         engine = Engine(model, load_tokenizer(source), mesh, template=template, batch=batch)
-        engine.fingerprint = model_fingerprint(source, dtype=dtype, template=template)
+        tokens = engine.encoder("answer").fingerprint  # whose tokens, and how a conversation is written
+        engine.fingerprint = model_fingerprint(source, dtype=dtype, tokens=tokens)
         return engine
 
     def encoder(self, task: str) -> GroupEncoder:

@@ -63,6 +63,8 @@ class SelfAttention(nnx.Module):
         """`attend(q, k, v) -> (out, kept)` decides what is attended and what is kept of it."""
         batch, length, _ = x.shape
         q, k, v = (proj(x).reshape(batch, length, -1, self.head_dim) for proj in (self.q, self.k, self.v))
+        # Named before as well as after, so that gradients come back by slots before they meet the weights.
+        q, k, v = (constrain(x, "batch", "slots", "heads", None) for x in (q, k, v))
         # Every head sees the whole row: the split of slots becomes one of heads, and back.
         q, k, v = (constrain(x, "batch", None, "act_heads", None) for x in (rotate(q, cos_sin), rotate(k, cos_sin), v))
         out, kept = attend(q, k, v)

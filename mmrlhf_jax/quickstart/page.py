@@ -12,13 +12,14 @@ from markupsafe import Markup
 from mmrlhf_jax import config
 from mmrlhf_jax.data.examples import BuiltExamples, open_examples
 from mmrlhf_jax.evaluation import report
-from mmrlhf_jax.evaluation.charts import Line, Point, bar_chart, line_chart
+from mmrlhf_jax.evaluation.charts import Line, bar_chart, line_chart
 from mmrlhf_jax.evaluation.report import element, join, mark, percent
 from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.quickstart.judged import by_kind, judged, scaling
 from mmrlhf_jax.quickstart.questions import is_correct, question_from_record
 from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.training.metrics import read_metrics
+from mmrlhf_jax.training.run_page import points
 
 SHOWN_QUESTIONS = 12
 # Key of `answers`, name on the page, palette number.
@@ -88,8 +89,8 @@ def summary(figures: Mapping, examples: BuiltExamples) -> Markup:
     pictures = len({record.images for record in examples.records})
     return element(
         "p",
-        f"In {duration(figures.get('seconds'))}, a small vision-language model learnt from nothing to answer questions about"
-        " pictures; a second one, the reward model, learnt to judge its answers by writing a critique first; and those"
+        f"In {report.duration(figures.get('seconds'))}, a small vision-language model learnt from nothing to answer questions"
+        " about pictures; a second one, the reward model, learnt to judge its answers by writing a critique first; and those"
         " judgements then helped to align the first with the preferences in its data."
         f" On {len(examples)} questions about {pictures} pictures that no model had seen, the share of right answers went from"
         f" {percent(policy.get('accuracy_before'))} to ",
@@ -118,7 +119,7 @@ def key_figures(figures: Mapping) -> Markup:
         ("Right after MM-DPO", percent(policy.get("accuracy_after_mmdpo")), "preference pairs weighted by the reward model"),
         ("Right after plain DPO", percent(policy.get("accuracy_after_dpo")), "the same pairs and steps, all weighted alike"),
         ("Export", *export),
-        ("Time", duration(figures.get("seconds")), "for everything on this page"),
+        ("Time", report.duration(figures.get("seconds")), "for everything on this page"),
     )
     parts = (
         element("h3", "The reward model"),
@@ -217,21 +218,6 @@ def curves(metrics: Mapping[str, Sequence[Mapping]]) -> Markup:
         parts += [element("h3", title), element("div", *charts, class_="charts")]
     text = "Faint: every step as logged. Strong: smoothed; beside the name, its last value."
     return join(element("p", text), *parts)
-
-
-# --- Parts ------------------------------------------------------------------------------------------------------------
-
-
-def points(rows: Sequence[Mapping], metric: str) -> list[Point]:
-    """(step, value) where it was logged and finite."""
-    return [(row["step"], row[metric]) for row in rows if row.get(metric) is not None]
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 STYLE = """

@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from etils import epath
+
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.progress import say
@@ -35,18 +37,22 @@ def plan(
     from mmrlhf_jax.sharding import fit as fitting
     from mmrlhf_jax.sharding import plan as planning
     from mmrlhf_jax.sharding import show
+    from mmrlhf_jax.sharding.workload import find_workload
 
     plans, several = [], len(experiments) * len(launches) > 1
     for together, experiment in alike({Path(name).stem: config.load_experiment(name, overrides) for name in experiments}):
+        workload = None  # the same everywhere
         for where, launch in places.items():
             names = (", ".join(together), Path(where).stem)
             try:
+                workload = workload or find_workload(experiment, planning.model_sizes(experiment)[0])
                 if fit:
                     devices = len(planning.planned_devices(launch))
-                    made, chosen, place = fitting.best_fit(experiment, launch, devices, names)
+                    made, chosen, place = fitting.best_fit(experiment, launch, devices, names, workload=workload)
                     say(f"{names[0]} on {names[1]}: {fitting.as_overrides(chosen, place)}")
                 else:
-                    made = planning.make_plan(experiment, launch, names=names, generation=generation, quick=quick)
+                    how = dict(names=names, generation=generation, quick=quick, workload=workload)
+                    made = planning.make_plan(experiment, launch, **how)
             except UserError as error:
                 if not several:
                     raise
@@ -65,14 +71,22 @@ def plan(
 
 
 def alike(experiments: dict[str, config.Experiment]) -> list[tuple[list[str], config.Experiment]]:
-    """Experiments whose steps differ in constants, in the form of β or in what is read, but in no shape: one plan for all."""
+    """Experiments whose steps differ in constants, in the form of β or in what is read, but in no shape: one plan for all.
+
+    Data that is at hand is measured, so that its shapes are its own.
+    """
     found: dict[str, tuple[list[str], config.Experiment]] = {}
     for name, experiment in experiments.items():
-        key = experiment.model_dump(exclude={"run": True, "data": {"path", "rewards", "pairs", "workers"}})
+        unmeasured = set() if at_hand(experiment.data) else {"path", "pairs"}
+        key = experiment.model_dump(mode="json", exclude={"run": True, "data": {"rewards", "workers"} | unmeasured})
         key["objective"].pop("scaling", None)
         key["data"]["critiques"] = experiment.data.critiques is None
         found.setdefault(json.dumps(_without_values(key)), ([], experiment))[0].append(name)
     return list(found.values())
+
+
+def at_hand(data: config.Data) -> bool:
+    return all(epath.Path(path).exists() for path in data.paths)
 
 
 def _without_values(settings):

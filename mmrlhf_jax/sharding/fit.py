@@ -9,6 +9,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.plan import Plan, make_plan
+from mmrlhf_jax.sharding.workload import Workload
 
 # Splits of a row over devices: (tensor, context).
 SPLITS = ((1, 1), (1, 2), (2, 1), (1, 4), (2, 2), (4, 1))
@@ -33,7 +34,12 @@ def candidates(experiment: config.Experiment, launch: config.Launch, devices: in
 
 
 def best_fit(
-    experiment: config.Experiment, launch: config.Launch, devices: int, names: tuple[str, str], tries: int = TRIES
+    experiment: config.Experiment,
+    launch: config.Launch,
+    devices: int,
+    names: tuple[str, str],
+    tries: int = TRIES,
+    workload: Workload | None = None,
 ) -> tuple[Plan, config.Experiment, config.Launch]:
     """Compile candidates as far as their memory and keep the shortest step bound that fits. UserError where none does.
 
@@ -49,7 +55,7 @@ def best_fit(
             left += 1
             continue
         found += 1
-        plan = make_plan(candidate, place, names=names, generation=False, quick=True)
+        plan = make_plan(candidate, place, names=names, generation=False, quick=True, workload=workload)
         how = f"{_mesh(place)}, remat {candidate.model.remat}, accumulation {candidate.batch.accumulation}"
         if not plan.fits:
             least = min(plan.peak, least or plan.peak)

@@ -15,7 +15,7 @@ BITS |= {"f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128, "f8
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
-_ARRAY = re.compile(r"\b([a-z]+[\da-z]*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+[\da-z]*)\[([\d,]*)\](?:\{[^{}]*?(?:S\((\d+)\))?\})?")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(calls|to_apply|body|condition|branch_computations)=(?:%([\w.\-]+)|\{([^}]*)\})")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -25,6 +25,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 class Array:
     dtype: str
     shape: tuple[int, ...]
+    space: int = dataclasses.field(default=0, compare=False)  # of memory: 0 is the device's main memory, others are on the chip
 
     @property
     def elements(self) -> int:
@@ -160,7 +161,7 @@ def parse(text: str) -> Module:
 
 def _instruction(name: str, rest: str) -> Instruction:
     end = _balanced(rest) if rest.startswith("(") else rest.index(" ")
-    arrays = tuple(Array(kind, _ints(sizes)) for kind, sizes in _ARRAY.findall(rest[:end]))
+    arrays = tuple(Array(kind, _ints(sizes), int(space or 0)) for kind, sizes, space in _ARRAY.findall(rest[:end]))
     rest = rest[end:].lstrip()
     opcode, _, rest = rest.partition("(")
     end = _balanced("(" + rest) - 1

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mmrlhf_jax import config
+from mmrlhf_jax.data.pipeline import demanded_budget
 from mmrlhf_jax.data.rows import Budget, RowBatch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import local_directory
@@ -29,7 +30,7 @@ from mmrlhf_jax.sharding.executed import Executed, executed_flops
 from mmrlhf_jax.sharding.mesh import batch_sharding, check_rows, make_mesh, replicated, rows_divisor, use_mesh
 from mmrlhf_jax.sharding.program import Lowering, compile_lowered, optimise
 from mmrlhf_jax.sharding.topology import planned_devices
-from mmrlhf_jax.sharding.workload import Workload, assumed_workload
+from mmrlhf_jax.sharding.workload import Workload, find_workload
 from mmrlhf_jax.training.loop import reference_mode
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import make_optimizer
@@ -98,9 +99,11 @@ def make_plan(
     names: tuple[str, str] = ("", ""),
     generation: bool = True,
     quick: bool = False,
+    workload: Workload | None = None,
 ) -> Plan:
     """Compile the experiment for the launch file's devices; with `quick` as far as a plan needs it (TPUs only).
 
+    `workload`: as `find_workload` found it for this experiment, whatever its mesh, accumulation and remat policy.
     UserError where the two do not go together.
     """
     sizes, source = model_sizes(experiment)
@@ -108,7 +111,8 @@ def make_plan(
     chip = CHIPS["v5e"] if launch.accelerator is None else accelerator(launch.accelerator).chip
     stand_in = launch.accelerator is not None and not accelerator(launch.accelerator).is_tpu
     check_rows(experiment.batch, mesh)
-    workload = assumed_workload(experiment, sizes.geometry)
+    workload = find_workload(experiment, sizes) if workload is None else workload
+    experiment = with_budget(experiment, workload.budget)
     executed = executed_flops(sizes, experiment, workload, mesh)
     say(f"{names[0]} on {names[1]}: {source}; {workload.source}; {mesh.size} devices, compiling")
     quick = quick and launch.accelerator is not None and not stand_in
@@ -118,7 +122,7 @@ def make_plan(
         return read_program(program, dict(mesh.shape), launch.mesh.slices, chip, **judged)
 
     with use_mesh(mesh):
-        _, state, _ = step_arguments(experiment, sizes, workload, mesh)
+        _, state, _ = step_arguments(experiment, sizes, mesh)
     parameters = used_sizes((state.params, state.frozen))
     step = compiled(lower_step, skipped=executed.skipped / mesh.size, parameters=parameters)
     generated = compiled(lower_generation) if generation else None
@@ -158,18 +162,21 @@ def model_sizes(experiment: config.Experiment) -> tuple[LlavaOnevisionConfig, st
     return sizes, source
 
 
+def with_budget(experiment: config.Experiment, budget: Budget) -> config.Experiment:
+    """The experiment with nothing of its rows' size left to the data."""
+    return experiment.model_copy(update={"batch": experiment.batch.model_copy(update=dataclasses.asdict(budget))})
+
+
 def lower_step(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:
-    """`training.loop`'s train step, lowered for abstract arguments, these, and their mesh."""
+    """`training.loop`'s train step, lowered for abstract arguments, these, and their mesh. The experiment says all sizes."""
     sizes, _ = model_sizes(experiment)
     mesh = launch_mesh(launch)
     with use_mesh(mesh), matmul_precision(experiment.model.dtype):
-        step, *arguments = step_arguments(experiment, sizes, assumed_workload(experiment, sizes.geometry), mesh)
+        step, *arguments = step_arguments(experiment, sizes, mesh)
         return step.lower(*arguments), tuple(arguments), mesh
 
 
-def step_arguments(
-    experiment: config.Experiment, sizes: LlavaOnevisionConfig, workload: Workload, mesh: Mesh
-) -> tuple[Step, TrainState, RowBatch]:
+def step_arguments(experiment: config.Experiment, sizes: LlavaOnevisionConfig, mesh: Mesh) -> tuple[Step, TrainState, RowBatch]:
     """The train step, and an abstract state and batch for it."""
     reference = reference_mode(experiment.objective)
     tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, experiment.guard)
@@ -186,7 +193,7 @@ def step_arguments(
         patches=sizes.vision.patches,
         shardings=jax.tree.map(lambda x: x.sharding, state),
     )
-    return step, state, abstract_batch(experiment.batch.rows, workload.budget, sizes.geometry, mesh)
+    return step, state, abstract_batch(experiment.batch.rows, demanded_budget(experiment.batch), sizes.geometry, mesh)
 
 
 def lower_generation(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:

@@ -60,11 +60,9 @@ def messages(module: Module, mesh_shape: dict[str, int], slices: dict[str, int],
         passes = _passes(kind, devices)
         if kind == "collective-permute":
             kind = rings.get(_source(instruction), kind)
-        known = (computation.instructions.get(name) for name in instruction.operands)
-        operands = tuple(array for operand in known if operand is not None for array in operand.arrays)
-        results = instruction.arrays
-        if instruction.opcode.endswith("-start") and len(results) > len(operands):  # its result holds the operands as well
-            results = results[len(operands) :]
+        known = [computation.instructions[name] for name in instruction.operands if name in computation.instructions]
+        operands = tuple(array for operand in known for array in operand.arrays)
+        results = _results(instruction, known)
         arrays = max(results, operands, key=lambda each: sum(array.bytes for array in each))
         size = sum(array.bytes for array in arrays)
         ring = instruction.opcode.startswith("collective-permute")
@@ -202,11 +200,13 @@ _PART = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
 # What moves no bytes of its own.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "partition-id"}
-FREE |= {"after-all", "opt-barrier", "iota", "copy-done", "async-done", "async-update", "replica-id"}
+FREE |= {"after-all", "opt-barrier", "iota", "async-start", "async-update", "replica-id"}
+SLICES = ("dynamic-slice", "gather", "slice")
 
 
 def hbm_bytes(module: Module) -> float:
-    """Bytes that one run reads and writes on one device: operands and results of every instruction outside fusions.
+    """Bytes of main memory that one run reads and writes on one device: operands and results of every instruction outside
+    fusions, those in memory on the chip left out.
 
     A fusion that slices an operand reads the slice, one that updates a part of its result in place writes the part.
     """
@@ -217,32 +217,63 @@ def hbm_bytes(module: Module) -> float:
     return total
 
 
+def _in_hbm(arrays: Sequence[Array]) -> int:
+    return sum(array.bytes for array in arrays if array.space == 0)
+
+
 def _traffic(module: Module, computation: Computation, instruction: Instruction) -> float:
     operands = [computation.instructions[name] for name in instruction.operands if name in computation.instructions]
-    if instruction.opcode in ("dynamic-slice", "gather"):
-        return 2.0 * instruction.bytes
+    written = float(_in_hbm(_results(instruction, operands)))
+    if instruction.opcode in SLICES:
+        return written + (instruction.bytes if _in_hbm(operands[0].arrays) else 0)
     if instruction.opcode == "dynamic-update-slice":
-        return 2.0 * operands[1].bytes
+        return _in_hbm(operands[1].arrays) + (operands[1].bytes if written else 0.0)
     if instruction.opcode != "fusion":
-        return float(instruction.bytes + sum(operand.bytes for operand in operands))
+        return written + sum(_in_hbm(operand.arrays) for operand in operands)
     body = module.computations[instruction.called["calls"][0]]
-    inside = list(body.instructions.values())
-    parameters = sorted((i for i in inside if i.opcode == "parameter"), key=lambda i: int(i.operands[0]))
-    updates = [i for i in inside if i.opcode == "dynamic-update-slice"]
+    updates = [i for i in body.instructions.values() if i.opcode == "dynamic-update-slice"]
     in_place = {i.operands[0] for i in updates}
     read = 0.0
-    for parameter, operand in zip(parameters, operands, strict=False):
-        users = [i for i in inside if parameter.name in i.operands]
-        slices = [i for i in users if i.opcode in ("dynamic-slice", "gather") and i.operands[0] == parameter.name]
-        if users and len(slices) == len(users):
-            read += sum(i.bytes for i in slices)
-        elif parameter.name not in in_place:
-            read += operand.bytes
-    written = float(instruction.bytes)
+    for parameter, operand in zip(_parameters(body), operands, strict=False):
+        whole = _in_hbm(operand.arrays)
+        if whole and parameter.name not in in_place:
+            read += min(_read(module, body, parameter), whole)
     for update in updates:
         part = body.instructions[update.operands[1]].bytes if update.operands[1] in body.instructions else 0
         written += part - update.bytes if written >= update.bytes else 0
     return read + max(written, 0.0)
+
+
+def _read(module: Module, body: Computation, parameter: Instruction) -> int:
+    """Bytes of a parameter that a fusion's body reads: where it only slices it, perhaps in a fusion within, the slices."""
+    read = 0
+    users = [i for i in body.instructions.values() if parameter.name in i.operands]
+    for user in users:
+        if user.opcode in SLICES and user.operands[0] == parameter.name:
+            read += user.bytes
+        elif user.opcode == "fusion":
+            inner = module.computations[user.called["calls"][0]]
+            inside = zip(_parameters(inner), user.operands, strict=False)
+            read += sum(_read(module, inner, each) for each, operand in inside if operand == parameter.name)
+        else:
+            return parameter.bytes
+    return read if users else parameter.bytes
+
+
+def _parameters(computation: Computation) -> list[Instruction]:
+    """In the order of the operands that they stand for."""
+    found = (i for i in computation.instructions.values() if i.opcode == "parameter")
+    return sorted(found, key=lambda parameter: int(parameter.operands[0]))
+
+
+def _results(instruction: Instruction, operands: Sequence[Instruction]) -> tuple[Array, ...]:
+    """What an instruction makes. The tuple of an asynchronous one holds its operands as well: of a copy behind its result."""
+    if not instruction.opcode.endswith("-start"):
+        return instruction.arrays
+    if instruction.opcode == "copy-start":
+        return instruction.arrays[:1]
+    held = sum(len(operand.arrays) for operand in operands)
+    return instruction.arrays[held:] if len(instruction.arrays) > held else instruction.arrays
 
 
 @dataclasses.dataclass(frozen=True)

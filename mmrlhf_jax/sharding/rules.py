@@ -142,7 +142,17 @@ def _gather_forward(x, stored, whole):
 
 def _gather_backward(stored, whole, _, cotangent):
     # Not the transposed constraints: they would ask for the whole gradient everywhere first, which is an all-reduce.
+    mesh = current_mesh()
+    if mesh is not None and mesh.shape["tensor"] > 1:
+        # `tensor` lies between the storage axes. XLA scatters a product in a ring over one axis, or over neighbouring ones.
+        first = PartitionSpec(*(_until_first_storage_axis(axes_in(entry)) or None for entry in stored))
+        cotangent = jax.lax.with_sharding_constraint(cotangent, first)
     return (jax.lax.with_sharding_constraint(cotangent, stored),)
+
+
+def _until_first_storage_axis(axes: tuple[str, ...]) -> tuple[str, ...]:
+    end = next((place + 1 for place, axis in enumerate(axes) if axis in STORAGE), len(axes))
+    return axes[:end]
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

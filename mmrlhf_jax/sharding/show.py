@@ -76,18 +76,31 @@ def _placement(plan: Plan) -> list[str]:
 
 
 def as_table(plans: Sequence[Plan]) -> str:
-    """Markdown: one row per plan."""
-    rows = ["| experiment | launch | mesh | HBM per chip | step at best | bound by | pairs/s at best | chip-hours an epoch |"]
-    rows.append("|---|---|---|---|---|---|---|---|")
-    for plan in plans:
+    """Markdown: a row per launch file, a column per experiment, under the table the experiments that share a column."""
+    columns = list(dict.fromkeys(plan.experiment for plan in plans))
+    cells = {(plan.launch, plan.experiment): _cell(plan) for plan in plans}
+    head = ["launch", "mesh", "HBM", *(_first(name) for name in columns)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for launch, plan in {plan.launch: plan for plan in plans}.items():
         mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1)
-        memory = f"{plan.peak / GiB:.1f} of {plan.chip.hbm_bytes / GiB:.1f} GiB" + ("" if plan.fits else ": does not fit")
-        figures = ["", "", "", ""]
-        if plan.step.roofline is not None and plan.fits:
-            figures = [f"{plan.step_seconds:.2f} s", plan.step.roofline.bound]
-            figures += [f"{plan.pairs_per_second:.3g}", f"{plan.chip_hours_per_epoch:.3g}"]
-        rows.append("| " + " | ".join([plan.experiment, plan.launch, mesh, memory, *figures]) + " |")
-    return "\n".join(rows)
+        row = [launch, mesh, f"{plan.chip.hbm_bytes / GiB:.1f}", *(cells.get((launch, name), "-") for name in columns)]
+        lines.append("| " + " | ".join(row) + " |")
+    shared = [f"`{_first(name)}` stands for {name.split(', ', 1)[1]} as well." for name in columns if ", " in name]
+    return "\n".join([*lines, *(["", *shared] if shared else [])])
+
+
+def _first(experiments: str) -> str:
+    return experiments.split(", ")[0]
+
+
+def _cell(plan: Plan) -> str:
+    """GiB per chip, pairs/s at best (and what bounds them), chip-hours an epoch."""
+    needed = f"{plan.peak / GiB:.1f}"
+    if not plan.fits:
+        return f"needs {needed}"
+    if plan.step.roofline is None:
+        return needed
+    return f"{needed}, {plan.pairs_per_second:.3g}/s ({plan.step.roofline.bound}), {plan.chip_hours_per_epoch:.3g} h"
 
 
 def write_table(readme: str, plans: Sequence[Plan]) -> None:

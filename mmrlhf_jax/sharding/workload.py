@@ -1,7 +1,7 @@
-"""What a pod will be fed: group sizes like MM-RLHF's, made from stated assumptions. The experiment's own data is not read.
+"""What a pod will be fed: the experiment's own groups where they are at hand, else groups like MM-RLHF's.
 
-Known (arXiv 2502.10391, table 1): the queries by kind, and 120k pairs of 30k queries. Assumed: the sizes below. A plan that is
-made from them says so.
+Known of those (arXiv 2502.10391, table 1): the queries by kind, and 120k pairs of 30k queries. Assumed: the sizes below. A plan
+that is made from them says so.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ import dataclasses
 from typing import Literal
 
 import numpy as np
+from etils import epath
 
 from mmrlhf_jax import config
+from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.data.index import GroupIndex
+from mmrlhf_jax.data.overlay import with_critiques
 from mmrlhf_jax.data.packing import plan_rows
-from mmrlhf_jax.data.pipeline import row_budget
+from mmrlhf_jax.data.pipeline import make_encoder, plan_training_rows, row_budget, sets
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.load import load_tokenizer, local_directory
 from mmrlhf_jax.models.attention.visibility import HIDDEN, block_kinds
 from mmrlhf_jax.models.llava_onevision import vision_plan
+from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
 
 
@@ -97,18 +102,37 @@ def assumed_sizes(
     return np.asarray(sizes, np.int64)
 
 
-def assumed_workload(experiment: config.Experiment, geometry: VisionGeometry) -> Workload:
-    """The rows that the experiment would pack from such data. UserError where no group fits a row."""
+def find_workload(experiment: config.Experiment, model: LlavaOnevisionConfig) -> Workload:
+    """The rows that the experiment packs: of its own data where that and the model's tokenizer are at hand, else of assumed
+    groups. UserError where no group fits a row.
+    """
+    data = experiment.data
+    away = [path for path in data.paths if not epath.Path(path).exists()]
+    if away:
+        return assumed_workload(experiment, model.geometry, f"{away[0]} is not here")
+    try:
+        tokenizer = load_tokenizer(local_directory(experiment.model.path))
+    except UserError:
+        return assumed_workload(experiment, model.geometry, f"no tokenizer of {experiment.model.path} is here")
+    examples = open_examples(sets(data.path), data.media_root, data.video_frames)
+    if isinstance(experiment.objective, config.RewardModel) and data.critiques != "critique":
+        examples = with_critiques(examples, data.critiques)
+    encoder = make_encoder(data, experiment.objective, tokenizer, model)
+    rows = plan_training_rows(examples, encoder, data, experiment.batch, experiment.objective, seed=experiment.run.seed)
+    return _workload(rows.index.sizes, rows.plan(0), rows.budget, f"measured in {data.named}")
+
+
+def assumed_workload(experiment: config.Experiment, geometry: VisionGeometry, why: str) -> Workload:
+    """Rows of `assumed_sizes`; `why` is for whoever reads the plan."""
     learnt = "answers"
     if isinstance(experiment.objective, config.RewardModel):
         learnt = "none" if experiment.data.critiques is None else "critiques"
     sizes = assumed_sizes(geometry, learnt=learnt, frames=experiment.data.video_frames)
-    source = "MM-RLHF-like sizes (assumed; `data.path` is not read)"
-    return pack_workload(experiment, sizes, source)
+    return pack_workload(experiment, sizes, f"MM-RLHF-like sizes (assumed: {why})")
 
 
 def pack_workload(experiment: config.Experiment, sizes: np.ndarray, source: str) -> Workload:
-    batch = experiment.batch
+    """Rows of groups of these sizes (int64[G, resources of `Budget`])."""
     index = GroupIndex(
         sizes=sizes,
         groups=np.arange(len(sizes)),
@@ -117,17 +141,22 @@ def pack_workload(experiment: config.Experiment, sizes: np.ndarray, source: str)
         dropped=(),
         fingerprint="",
     )
-    budget = row_budget(batch, index)
+    budget = row_budget(experiment.batch, index)
     kept = sizes[(sizes <= budget.vector).all(axis=1)]
     if not len(kept):
-        raise UserError(f"batch.slots {batch.slots}: no group of {source} fits a row; raise batch.slots")
-    rows = plan_rows(kept, budget.vector, seed=experiment.run.seed, epoch=0)
-    used = dict(zip(Budget.names(), (kept.sum(axis=0) / len(rows)).tolist(), strict=True))
-    masks = [_masks(kept[groups], budget) for groups in rows[:SAMPLE]]
+        raise UserError(f"batch.slots {experiment.batch.slots}: no group of {source} fits a row; raise batch.slots")
+    return _workload(kept, plan_rows(kept, budget.vector, seed=experiment.run.seed, epoch=0), budget, source)
+
+
+def _workload(sizes: np.ndarray, rows: list[np.ndarray], budget: Budget, source: str) -> Workload:
+    """`rows`: numbers of the groups in each row of an epoch."""
+    groups = np.concatenate(rows)
+    used = dict(zip(Budget.names(), (sizes[groups].sum(axis=0) / len(rows)).tolist(), strict=True))
+    masks = [_masks(sizes[row], budget) for row in rows[:SAMPLE]]
     until, ends = np.stack([mask for mask, _ in masks]), np.asarray([end for _, end in masks])
     here = np.arange(budget.slots)
     pairs = np.where(here < ends[:, None], until - here, 0).sum() / len(masks)
-    return Workload(budget, len(rows), len(kept), used, source, until, float(pairs))
+    return Workload(budget, len(rows), len(groups), used, source, until, float(pairs))
 
 
 def _masks(groups: np.ndarray, budget: Budget) -> tuple[np.ndarray, int]:

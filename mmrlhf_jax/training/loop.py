@@ -42,6 +42,7 @@ from mmrlhf_jax.training.peers import COMPILING, Peers
 from mmrlhf_jax.training.profiler import ProfilerWindow
 from mmrlhf_jax.training.record import Pending, Recorder, as_number, record
 from mmrlhf_jax.training.reference import make_scoring_step, model_fingerprint, reference_logps
+from mmrlhf_jax.training.run_page import write_run_page
 from mmrlhf_jax.training.state import TrainState, init_state, split_model, with_adapters
 from mmrlhf_jax.training.step import Reference, make_eval_step, make_train_step, mean_loss
 from mmrlhf_jax.training.stop import StopSignal, Vote
@@ -125,6 +126,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         eval_step = make_eval_step(graphdef, objective, chunk=experiment.batch.logprob_chunk, reference=reference)
         start = first = int(state.step)
         log = open_log(experiment, directory, start)
+        goodput.follows(log.attempts, log.cut_seconds)
         rate = learning_rate_schedule(experiment.optimizer, steps)
         recorder = Recorder(
             experiment, model.config, log, rate, directory, steps=steps - start, epoch_rows=rows.count(1), goodput=goodput
@@ -179,6 +181,8 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
                         with goodput.part("checkpoint"):
                             log.flush()
                             checkpoints.save(state, run_identity, score=score)
+                            if first_process():
+                                write_run_page(directory, experiment, steps)
                     recorder.restart_clock()
                 if stopping:
                     break

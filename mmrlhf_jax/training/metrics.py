@@ -31,6 +31,7 @@ class MetricsLog:
         writes: bool = True,
     ):
         self._writes = writes
+        self.attempts, self.cut_seconds = 0, 0.0  # of earlier attempts: how many, and the time of the steps that were cut
         if not writes:
             return
         from tensorboardX import SummaryWriter  # imports protobuf: only where something is logged
@@ -38,7 +39,10 @@ class MetricsLog:
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
-        kept = [row for row in read_metrics(directory) if row["step"] <= resume_step]
+        found = read_metrics(directory)
+        kept = [row for row in found if row["step"] <= resume_step]
+        self.attempts = int(max((row.get("goodput/attempt", 0) for row in found), default=0))
+        self.cut_seconds = sum(row.get("seconds") or 0.0 for row in found[len(kept) :])
         self._file = GrowingFile(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
         self._wandb = None if wandb is None else _start_wandb(wandb, directory, settings or {})

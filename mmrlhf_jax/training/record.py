@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zipfile
 from typing import Any
 
 import jax
@@ -79,9 +80,9 @@ def record(done: Pending, recorder: Recorder) -> None:
         reason = stops(status, experiment.guard)
         if reason is not None:
             path = recorder.directory / f"bad_batch_step_{done.step}.npz"
-            save_batch(path, done.batch)
+            save_batch(path, done.step, done.batch)
             raise UserError(
-                f"step {done.step}: {reason} (loss {loss:g}, norm {norm:g}); the batch is saved in {path}."
+                f"step {done.step}: {reason} (loss {loss:g}, norm {norm:g}); `mmrlhf replay {path}` shows the batch."
                 " Lower optimizer.learning_rate, or set guard to skip such steps"
             )
         say(f"step {done.step} is skipped: loss {loss:g}, gradient norm {norm:g}; {skipped} skipped so far")
@@ -103,15 +104,22 @@ def as_number(value: jax.Array) -> Any:
     return float(value) if np.ndim(value) == 0 else [float(x) for x in np.asarray(value)]
 
 
-def save_batch(path: epath.Path, batch: RowBatch) -> None:
-    """The global batch as one `.npz` of its fields, written by the first process."""
+def save_batch(path: epath.Path, step: int, batch: RowBatch) -> None:
+    """The global batch of a step as one `.npz` of its fields, written by the first process."""
     arrays = {name: fetch(value) for name, value in batch._asdict().items()}
     if jax.process_index() == 0:
         with path.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, step=step, **arrays)
 
 
-def read_batch(path: epath.PathLike) -> RowBatch:
-    """What `save_batch` wrote, to be put through a step again."""
-    with epath.Path(path).open("rb") as file:
-        return RowBatch(**dict(np.load(file)))
+def read_batch(path: epath.PathLike) -> tuple[int, RowBatch]:
+    """(step, batch), as `save_batch` wrote them. UserError where the file is none of its."""
+    path = epath.Path(path)
+    try:
+        with path.open("rb") as file:
+            arrays = dict(np.load(file))
+        return int(arrays.pop("step")), RowBatch(**arrays)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; a run that stops at a bad step says where it saved the batch") from None
+    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile):
+        raise UserError(f"{path}: not a batch that a run saved") from None

@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 
 from mmrlhf_jax.data.rows import RowBatch
-from mmrlhf_jax.objectives.weighted import divide, merge, mix, summary
+from mmrlhf_jax.objectives.weighted import Metric, divide, merge, mix, summary
 from mmrlhf_jax.training.objective import Objective, Outputs, forward
 from mmrlhf_jax.training.state import TrainState
 from mmrlhf_jax.training.work import batch_work
@@ -50,31 +50,17 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: RowBatch) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        pieces = split_rows(batch, accumulation)
-        denominators = batch_denominators(objective, pieces, key)
-
-        def loss(params: nnx.State, piece: RowBatch, outputs_of_reference: Outputs | None):
-            outputs = forward(nnx.merge(graphdef, params, state.frozen), piece, chunk=chunk)
-            sums, metrics = objective.terms(outputs, piece, key, outputs_of_reference)
-            return mix(sums, objective.coefficients, denominators), metrics
-
-        def value_and_grad(piece: RowBatch):
-            outputs_of_reference = reference_outputs(graphdef, state, piece, reference, chunk=chunk, forward=forward)
-            return jax.value_and_grad(loss, has_aux=True)(state.params, piece, outputs_of_reference)
-
-        if accumulation == 1:
-            (value, metrics), grads = value_and_grad(jax.tree.map(lambda x: x[0], pieces))
-        else:
-
-            def accumulate(total, piece):
-                (value, metrics), grads = value_and_grad(piece)
-                return jax.tree.map(jnp.add, total, (value, grads)), metrics
-
-            zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-            (value, grads), stacked = jax.lax.scan(accumulate, zeros, pieces)
-            metrics = reduce(merge, [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(accumulation)])
-
+        value, metrics, grads = loss_and_gradients(
+            graphdef,
+            objective,
+            state,
+            batch,
+            chunk=chunk,
+            accumulation=accumulation,
+            seed=seed,
+            reference=reference,
+            forward=forward,
+        )
         if shardings is not None:  # whatever the backward pass left whole is reduced into the pieces that the optimizer keeps
             grads = jax.tree.map(jax.lax.with_sharding_constraint, grads, shardings.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, value=value)
@@ -86,6 +72,45 @@ def make_train_step(
         return TrainState(state.step + 1, params, state.frozen, opt_state, state.start), figures
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, shardings.step))
+
+
+def loss_and_gradients(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    state: TrainState,
+    batch: RowBatch,
+    *,
+    chunk: int,
+    accumulation: int,
+    seed: int,
+    reference: Reference,
+    forward: Forward = forward,
+) -> tuple[jax.Array, dict[str, Metric], nnx.State]:
+    """(loss, metrics, gradients) of a global batch, its rows taken in `accumulation` pieces."""
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    pieces = split_rows(batch, accumulation)
+    denominators = batch_denominators(objective, pieces, key)
+
+    def loss(params: nnx.State, piece: RowBatch, outputs_of_reference: Outputs | None):
+        outputs = forward(nnx.merge(graphdef, params, state.frozen), piece, chunk=chunk)
+        sums, metrics = objective.terms(outputs, piece, key, outputs_of_reference)
+        return mix(sums, objective.coefficients, denominators), metrics
+
+    def value_and_grad(piece: RowBatch):
+        outputs_of_reference = reference_outputs(graphdef, state, piece, reference, chunk=chunk, forward=forward)
+        return jax.value_and_grad(loss, has_aux=True)(state.params, piece, outputs_of_reference)
+
+    if accumulation == 1:
+        (value, metrics), grads = value_and_grad(jax.tree.map(lambda x: x[0], pieces))
+        return value, metrics, grads
+
+    def accumulate(total, piece):
+        (value, metrics), grads = value_and_grad(piece)
+        return jax.tree.map(jnp.add, total, (value, grads)), metrics
+
+    zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
+    (value, grads), stacked = jax.lax.scan(accumulate, zeros, pieces)
+    return value, reduce(merge, [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(accumulation)]), grads
 
 
 def make_eval_step(graphdef: nnx.GraphDef, objective: Objective, *, chunk: int, reference: Reference = None):

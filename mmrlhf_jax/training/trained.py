@@ -33,10 +33,10 @@ class Trained:
     step: int
 
 
-def load_trained(run: epath.PathLike, *, step: int | str | None = None, mesh: Mesh) -> Trained:
+def load_trained(run: epath.PathLike, *, step: int | str | None = None, mesh: Mesh, up_to: int | None = None) -> Trained:
     """The base model with a run's trained parameters from its checkpoint at `step` ("best", or by default the newest).
 
-    Adapters stay beside what they adapt.
+    With `up_to` the newest is that of no later step, or step 0, the base model. Adapters stay beside what they adapt.
     """
     run = epath.Path(run)
     if not (run / CONFIG_FILE).exists():
@@ -47,11 +47,14 @@ def load_trained(run: epath.PathLike, *, step: int | str | None = None, mesh: Me
         found = checkpoints.steps
         if step == "best" and checkpoints.best is None:
             raise UserError(f"{run}: no checkpoint was judged on held-out data (data.held_out, run.eval_every); give a step")
-        step = {None: checkpoints.latest, "best": checkpoints.best}.get(step, step)
-        if step not in found:
+        newest = checkpoints.latest if up_to is None else max((s for s in found if s <= up_to), default=0)
+        step = {None: newest, "best": checkpoints.best}.get(step, step)
+        if step not in found and (step != 0 or up_to is None):
             raise UserError(f"{run}: no checkpoint{'' if step is None else f' of step {step}'}; there are {found or 'none'}")
         with use_mesh(mesh):
-            model = checkpoints.restore_model(load_base(experiment, mesh), experiment.trains, experiment.lora, step)
+            model = load_base(experiment, mesh)
+            if step != 0:
+                model = checkpoints.restore_model(model, experiment.trains, experiment.lora, step)
         return Trained(model, experiment, epath.Path(local_directory(experiment.model.path)), step)
     finally:
         checkpoints.close()

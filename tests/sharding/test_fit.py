@@ -23,7 +23,7 @@ NAMES = ("experiment", "pod")
 def made_up(seconds, fits):
     """A plan whose bound and fit are functions of (tensor, context, remat, accumulation)."""
 
-    def make_plan(experiment, launch, *, names, generation, quick):
+    def make_plan(experiment, launch, *, names, generation, quick, workload):
         key = launch.mesh.tensor, launch.mesh.context, experiment.model.remat, experiment.batch.accumulation
         return types.SimpleNamespace(fits=fits(*key), step_seconds=seconds(*key), peak=2**30)
 

@@ -180,6 +180,61 @@ def test_a_fusion_that_slices_reads_the_slice():
     assert once <= read <= 5 * once
 
 
+def test_a_fusion_within_a_fusion_that_slices_reads_the_slice():
+    text = """HloModule test
+
+%inner (p: f32[64,8]) -> f32[1,8] {
+  %p = f32[64,8]{1,0} parameter(0)
+  %z = s32[] constant(0)
+  ROOT %s = f32[1,8]{1,0} dynamic-slice(%p, %z, %z), dynamic_slice_sizes={1,8}
+}
+
+%outer (p: f32[64,8], q: f32[1,8]) -> f32[1,8] {
+  %p = f32[64,8]{1,0} parameter(0)
+  %q = f32[1,8]{1,0} parameter(1)
+  %f = f32[1,8]{1,0} fusion(%p), kind=kLoop, calls=%inner
+  ROOT %r = f32[1,8]{1,0} add(%f, %q)
+}
+
+ENTRY %main (a: f32[64,8], b: f32[1,8]) -> f32[1,8] {
+  %a = f32[64,8]{1,0} parameter(0)
+  %b = f32[1,8]{1,0} parameter(1)
+  ROOT %f = f32[1,8]{1,0} fusion(%a, %b), kind=kOutput, calls=%outer
+}
+"""
+    assert hbm_bytes(hlo.parse(text)) == 3 * 32  # the slice, b, and the result
+
+
+ON_CHIP = """HloModule test
+
+%part (p: f32[4096]) -> f32[1024] {
+  %p = f32[4096]{0:T(1024)} parameter(0)
+  ROOT %s = f32[1024]{0:T(1024)S(1)} slice(%p), slice={[0:1024]}
+}
+
+ENTRY %main (a: f32[4096]) -> f32[1024] {
+  %a = f32[4096]{0:T(1024)} parameter(0)
+  BEGIN
+  %twice = f32[1024]{0:T(1024)S(1)} add(%near, %near)
+  ROOT %out = f32[1024]{0:T(1024)} negate(%twice)
+}
+"""
+FETCHED = {
+    "%start = ((f32[4096]{0:T(1024)}), f32[1024]{0:T(1024)S(1)}, s32[]{:S(2)}) async-start(%a), calls=%part\n"
+    "  %near = f32[1024]{0:T(1024)S(1)} async-done(%start)": 4096,
+    "%start = (f32[4096]{0:T(1024)S(1)}, f32[4096]{0:T(1024)}, u32[]{:S(2)}) copy-start(%a)\n"
+    "  %near = f32[4096]{0:T(1024)S(1)} copy-done(%start)": 4 * 4096,
+    "%near = f32[1024]{0:T(1024)S(1)} slice(%a), slice={[0:1024]}": 4096,
+    "%near = f32[1024]{0:T(1024)S(1)} fusion(%a), kind=kLoop, calls=%part": 4096,
+}
+
+
+@pytest.mark.parametrize("fetch", FETCHED)
+def test_what_stays_on_the_chip_is_no_traffic_of_main_memory(fetch):
+    """Read once as it is fetched, and written once at the end; what is between never leaves the chip."""
+    assert hbm_bytes(hlo.parse(ON_CHIP.replace("BEGIN", fetch))) == FETCHED[fetch] + 4096
+
+
 def test_a_collective_that_is_spread_over_fusions_counts_once():
     """Its start and end run once, its steps in a loop's body beside other work: one channel, one gather."""
     fusions = "".join(

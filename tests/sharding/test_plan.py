@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from mmrlhf_jax import config
+from mmrlhf_jax.data.pipeline import make_encoder, open_training_examples, plan_training_rows
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.models.llava_onevision.published import published_config
 from mmrlhf_jax.sharding import commands, program, show
 from mmrlhf_jax.sharding import plan as planning
@@ -23,8 +25,8 @@ from mmrlhf_jax.sharding.accelerators import CHIPS
 from mmrlhf_jax.sharding.advice import advice
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.sharding.program import needed_bytes
-from mmrlhf_jax.sharding.workload import assumed_workload, pack_workload
-from tests import tiny
+from mmrlhf_jax.sharding.workload import assumed_workload, find_workload, pack_workload
+from tests import ranked, tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,7 +119,7 @@ def test_the_json_form_has_what_programs_read(made):
 
 def test_the_page_says_where_its_numbers_are_from(made):
     page = show.as_text(made)
-    assert "assumed; `data.path` is not read" in page
+    assert "MM-RLHF-like sizes (assumed: not there is not here)" in page
     assert "fits" in page.splitlines()[-1]
 
 
@@ -127,10 +129,19 @@ def test_the_table_goes_between_its_marks_and_nowhere_else(made, tmp_path):
     show.write_table(str(readme), [made])
     lines = readme.read_text().splitlines()
     assert lines[:2] == ["before", show.BEGIN] and lines[-2:] == [show.END, "after"]
-    assert lines[4].startswith("| tiny | here |") and "old" not in lines
+    assert lines[2].startswith("| launch | mesh | HBM | tiny |") and "old" not in lines
+    assert lines[4].startswith("| here |  | 15.8 | 0.") and "/s (" in lines[4]
     readme.write_text("no marks\n")
     with pytest.raises(UserError, match="no place for the table"):
         show.write_table(str(readme), [made])
+
+
+def test_the_table_has_a_row_per_launch_and_a_column_per_experiment(made):
+    other = dataclasses.replace(made, experiment="one, two", launch="there")
+    large = dataclasses.replace(made, launch="there", step=dataclasses.replace(made.step, needed=20 * 2**30))
+    head, _, here, there, _, note = show.as_table([made, other, large]).splitlines()
+    assert head == "| launch | mesh | HBM | tiny | one |" and note == "`one` stands for two as well."
+    assert here.endswith("| - |") and "| needs 20.0 |" in there and there.endswith(" h |")
 
 
 def test_the_readme_has_a_place_for_the_table():
@@ -170,9 +181,23 @@ def test_an_unknown_model_is_an_error_not_a_guess(tmp_path):
 
 def test_the_assumed_data_makes_the_papers_four_pairs_a_query():
     sizes = published_config("llava-onevision-qwen2-7b-ov")
-    work = assumed_workload(config.load_experiment(ROOT / "configs" / "mmdpo_llava_ov_7b.yaml"), sizes.geometry)
+    work = assumed_workload(config.load_experiment(ROOT / "configs" / "mmdpo_llava_ov_7b.yaml"), sizes.geometry, "")
     assert work.used["pairs"] * work.rows / work.groups == pytest.approx(4, abs=0.3)
     assert work.fill > 0.9
+
+
+@pytest.mark.parametrize("objective", [config.Preference(), config.RewardModel()])
+def test_the_experiments_own_data_is_measured_where_it_is_at_hand(model, tmp_path, objective):
+    """Budget, rows and pairs are those that `mmrlhf train` packs; rewards need not be there yet."""
+    data = config.Data(path=str(ranked.write(tmp_path / "data", [(1, 2), (1, 2, 3), (1, 1, 2)], [[(30, 30)], [], [(75, 40)]])))
+    settings = experiment(model, objective, slots=2048).model_copy(update={"data": data})
+    sizes, _ = planning.model_sizes(settings)
+    work = find_workload(settings, sizes)
+    encoder = make_encoder(data, objective, load_tokenizer(model), sizes)
+    rows = plan_training_rows(open_training_examples(data, objective), encoder, data, settings.batch, objective, seed=42)
+    assert (work.budget, work.rows, work.groups) == (rows.budget, rows.count(1), 3)
+    assert work.source == f"measured in {data.path}"
+    assert work.used["pairs"] * work.rows == 1 + 3 + 2
 
 
 def test_rows_that_the_mesh_cannot_share_are_refused_before_anything_is_compiled(model):
@@ -194,7 +219,8 @@ def test_experiments_that_differ_in_no_shape_share_a_plan():
 def test_a_kernel_skips_the_blocks_that_no_token_of_the_data_sees(model):
     """Of rows that one group fills whole it would skip hardly any; the more groups to a row, the more."""
     geometry = planning.model_sizes(experiment(model, config.Preference()))[0].geometry
-    short, long = (assumed_workload(experiment(model, config.Preference(), slots=slots), geometry) for slots in (1024, 8192))
+    settings = (experiment(model, config.Preference(), slots=slots) for slots in (1024, 8192))
+    short, long = (assumed_workload(each, geometry, "for a test") for each in settings)
     assert 1 >= short.visible_blocks(128) > long.visible_blocks(128) > 1 / 64
     assert long.visible_pairs < long.visible_blocks(128) * 8192**2 / 2 * 1.1
     work = pack_workload(experiment(model, config.Preference(), slots=512), np.array([[512, 1, 4, 256, 2, 1]]), "one group")
@@ -210,7 +236,7 @@ import jax, jax.numpy as jnp, numpy as np
 from mmrlhf_jax import config
 from mmrlhf_jax.sharding import plan as planning
 from mmrlhf_jax.sharding.mesh import use_mesh
-from mmrlhf_jax.sharding.workload import assumed_workload, pack_workload
+from mmrlhf_jax.sharding.workload import find_workload
 from tests.sharding.test_plan import experiment
 
 def status(key):
@@ -218,7 +244,7 @@ def status(key):
 
 settings = experiment({path!r}, config.Preference(), slots=1024)
 sizes, _ = planning.model_sizes(settings)
-work = assumed_workload(settings, sizes.geometry)
+settings = planning.with_budget(settings, find_workload(settings, sizes).budget)
 lowered, _, mesh = planning.lower_step(settings, config.Launch())
 assert mesh.size == 1
 with use_mesh(mesh):
@@ -229,7 +255,7 @@ with use_mesh(mesh):
     open("/proc/self/clear_refs", "w").write("5")
     # 1e-3 and not zeros: memory that is never written is never resident.
     make = lambda x: jax.jit(lambda: jnp.full(x.shape, 1e-3, jnp.float32).astype(x.dtype), out_shardings=x.sharding)()
-    step, state, batch = planning.step_arguments(settings, sizes, work, mesh)
+    step, state, batch = planning.step_arguments(settings, sizes, mesh)
     state, batch = jax.block_until_ready(jax.tree.map(make, (state, batch)))
     jax.block_until_ready(compiled(state, batch))
 print(predicted, status("VmHWM") - before)

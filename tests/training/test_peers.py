@@ -65,3 +65,14 @@ def test_time_that_is_not_a_steps_is_counted_by_what_it_went_into(monkeypatch):
     assert figures["goodput/start_seconds"] == 10
     assert (figures["goodput/compile_seconds"], figures["goodput/checkpoint_seconds"]) == (4, 5)
     assert figures["goodput/productive"] == (40 - 19) / 40
+
+
+def test_steps_that_are_done_again_were_not_productive(monkeypatch):
+    clock = iter([0.0, 10.0, 50.0])
+    monkeypatch.setattr("mmrlhf_jax.training.goodput.time.monotonic", lambda: next(clock))
+    goodput = Goodput()
+    goodput.follows(2, 14.0)
+    goodput.started()
+    figures = goodput.figures()
+    assert (figures["goodput/attempt"], figures["goodput/seconds"]) == (3, 50 + 14)
+    assert figures["goodput/productive"] == (64 - 10 - 14) / 64

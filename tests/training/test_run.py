@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree
 
 import jax
 import numpy as np
@@ -12,7 +13,12 @@ from safetensors.numpy import load_file
 from mmrlhf_jax import config, files
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.training import loop
+from mmrlhf_jax.training import record as recording
+from mmrlhf_jax.training.goodput import PARTS
+from mmrlhf_jax.training.metrics import read_metrics
 from mmrlhf_jax.training.record import read_batch
+from mmrlhf_jax.training.replay import as_text, replay
+from mmrlhf_jax.training.run_page import PAGE, split_attempts, time_spent
 from mmrlhf_jax.training.trained import export_run
 from tests import ranked, tiny
 
@@ -71,6 +77,36 @@ def test_a_run_that_was_cut_off_continues_bit_for_bit(experiment, whole, tmp_pat
     uninterrupted = losses(loop.epath.Path(experiment.run.directory))
     assert losses(tmp_path) == uninterrupted
     assert list(uninterrupted) == [1, 2, 3, 4, 5]
+    rows = read_metrics(tmp_path)
+    assert [row["goodput/attempt"] for row in rows] == [1, 1, 2, 2, 2]
+    assert object_store or rows[-1]["goodput/repeated_seconds"] > 0  # of step 3, whose line was written
+
+
+def test_a_run_has_a_page_with_its_curves_and_where_its_time_went(experiment, whole):
+    page = (loop.epath.Path(experiment.run.directory) / PAGE).read_text()
+    xml.etree.ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>"))
+    assert "5 of 5 steps are done" in page and "a policy aligned with MM-DPO" in page
+    for shown in (
+        "implicit reward margin",
+        "β of the last step’s pairs".replace("’", "&#39;"),
+        "tokens/s",
+        "steps that counted",
+    ):
+        assert shown in page, shown
+    assert "not logged" not in page and "eval_" not in page.split("Configuration")[0]
+
+
+def test_the_page_adds_up_the_attempts_of_a_run():
+    """Seconds of an attempt count up within it; what is left of its parts was productive."""
+    parts = {f"goodput/{part}_seconds": 0.0 for part in PARTS}
+    attempt = lambda number, seconds, **lost: parts | lost | {"goodput/attempt": number, "goodput/seconds": seconds}
+    rows = [attempt(1, 40.0) | {"step": 1, "goodput/productive": 0.5}]
+    rows += [attempt(1, 60.0, **{"goodput/start_seconds": 15.0}) | {"step": 2, "goodput/productive": 0.75}]
+    rows += [attempt(2, 140.0, **{"goodput/repeated_seconds": 70.0}) | {"step": 3, "goodput/productive": 0.5}]
+    assert split_attempts(rows) == rows[1:]
+    text = time_spent(rows)
+    assert "1 min 55 s" in text and "57.5 %" in text  # 45 + 70 of 200 seconds
+    assert "1 min 10 s" in text and "35.0 %" in text
 
 
 def test_one_compilation_serves_every_picture_size(experiment, tmp_path, monkeypatch):
@@ -118,8 +154,45 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(experiment,
     with pytest.raises(UserError, match="bad_batch_step"):
         loop.train(in_directory(wild, tmp_path), LAUNCH)
     (saved,) = tmp_path.glob("bad_batch_step_*.npz")
-    batch = read_batch(saved)
+    step, batch = read_batch(saved)
+    assert saved.name == f"bad_batch_step_{step}.npz"
     assert batch.tokens.shape == (1, 1024) and batch.response_ids.max() >= 1
+
+
+def test_a_saved_batch_is_replayed_with_the_runs_own_loss_and_gradient(experiment, whole, tmp_path, monkeypatch):
+    """Under the parameters that it met: the figures are those of the step that stopped, by part and by response."""
+    spiked = in_directory(experiment, tmp_path)
+    spiked = spiked.model_copy(update={"run": spiked.run.model_copy(update={"checkpoint_every": 1})})
+    monkeypatch.setattr(recording, "stops", lambda status, settings: "a stop for the test")
+    monkeypatch.setattr(recording, "GOOD", -1)
+    with pytest.raises(UserError, match=r"mmrlhf replay .*bad_batch_step_0\.npz"):
+        loop.train(spiked, LAUNCH)
+    found = replay(str(tmp_path / "bad_batch_step_0.npz"), LAUNCH)
+    (first,) = [row for row in read_metrics(experiment.run.directory) if row["step"] == 1]
+    for name, value in found.figures.items():
+        assert value == pytest.approx(first[name], rel=1e-5, abs=1e-6), name
+    assert found.parameters == 0
+    assert np.linalg.norm(list(found.gradient_norms.values())) == pytest.approx(first["grad_norm"], rel=1e-5)
+    assert {each.group for each in found.responses} <= {f"group-{i}" for i in range(len(RANKS))}
+    assert all(each.logprob == pytest.approx(each.reference, abs=1e-3) for each in found.responses)
+
+
+def test_a_replay_names_what_is_not_finite(experiment, whole, tmp_path):
+    wild = experiment.model_copy(update={"optimizer": config.Optimizer(learning_rate=1e30, warmup_ratio=0.0)})
+    wild = wild.model_copy(
+        update={"run": experiment.run.model_copy(update={"directory": str(tmp_path), "checkpoint_every": 1})}
+    )
+    with pytest.raises(UserError, match="bad_batch_step"):
+        loop.train(wild, LAUNCH)
+    (saved,) = tmp_path.glob("bad_batch_step_*.npz")
+    found = replay(str(saved), LAUNCH)
+    page = as_text(found, most=3)
+    assert not found.responses[0].finite and "NOT FINITE" in page and found.responses[0].group in page
+    with pytest.raises(UserError, match="no such file"):
+        replay(str(tmp_path / "bad_batch_step_99.npz"), LAUNCH)
+    (tmp_path / "text.npz").write_text("not one")
+    with pytest.raises(UserError, match="not a batch"):
+        replay(str(tmp_path / "text.npz"), LAUNCH)
 
 
 def test_the_exported_run_is_the_trained_model(experiment, whole, tmp_path):

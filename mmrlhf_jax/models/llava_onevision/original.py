@@ -93,8 +93,14 @@ def from_hf(config: Mapping[str, Any], read: LlavaOnevisionConfig) -> dict[str, 
     """Original `config.json` of a Hugging Face checkpoint; `read` is what its files say, defaults filled in.
 
     `vision_config` stays as an additional key: the original code ignores it, and towers other than SigLIP so400m need it.
-    Its layers are those that run: the original code runs all of a tower.
+    Its layers are those that run: the original code runs all of a tower. UserError for a projector that the naming cannot say.
     """
+    if read.projector_activation != "gelu" or not read.projector_bias:
+        biases = "" if read.projector_bias else " without biases"
+        raise UserError(
+            f"the original naming knows one projector, gelu with biases; this model's is {read.projector_activation}{biases}:"
+            " leave --naming at hf"
+        )
     text, tower = config.get("text_config") or {}, read.vision
     vision = (config.get("vision_config") or {}) | {
         "hidden_size": tower.hidden_size,

@@ -1,0 +1,118 @@
+"""What the `mmrlhf data` verbs do with their options."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import difflib
+import json
+import shlex
+
+from mmrlhf_jax.data import stats as figures
+from mmrlhf_jax.data.builder import build as build_data
+from mmrlhf_jax.data.encode import GroupEncoder
+from mmrlhf_jax.data.examples import open_examples
+from mmrlhf_jax.data.sources import drop_contradictions
+from mmrlhf_jax.data.tokens import PieceTokenizer
+from mmrlhf_jax.data.validate import validate as check
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.evaluation.data_pages import card_page, stats_page
+from mmrlhf_jax.files import write_atomically
+from mmrlhf_jax.progress import StagedProgress, say, track
+
+
+def build(
+    source: str,
+    out: str,
+    media_root: str | None,
+    video_frames: int,
+    jobs: int | None,
+    beam: str | None,
+    contradictions: str,
+) -> None:
+    """`beam`: its command line, or None for this machine's processes. `contradictions`: error or drop."""
+    if contradictions not in ("error", "drop"):
+        raise UserError(f"--contradictions {contradictions!r}: give error or drop")
+    left_out: list[UserError] = []
+    built = build_data(
+        source,
+        out,
+        media_root,
+        video_frames=video_frames,
+        jobs=jobs,
+        beam_options=None if beam is None else shlex.split(beam),
+        on_error=drop_contradictions(left_out.append) if contradictions == "drop" else None,
+        progress=StagedProgress(),
+    )
+    for error in left_out:
+        say(str(error))
+    responses = sum(len(record.responses) for record in built.records)
+    pairs = sum(len(record.pairs()) for record in built.records)
+    dropped = f"; {len(left_out)} contradictory groups left out" if left_out else ""
+    say(f"{out}: {len(built)} groups, {responses} responses, {pairs} strictly ordered pairs{dropped}")
+
+
+def validate(source: str, media_root: str | None, video_frames: int, max_text: int, most: int, as_json: bool) -> bool:
+    """Whether anything is wrong."""
+    report = check(source, media_root, video_frames=video_frames, max_text=max_text, progress=StagedProgress())
+    kinds = collections.Counter(finding.kind for finding in report.findings)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(report) | {"kinds": kinds}, ensure_ascii=False))
+        return bool(report.findings)
+    print(f"{report.records} records read, {len(report.findings)} findings")
+    for kind, count in kinds.most_common():
+        print(f"\n{kind}: {count}")
+        messages = [finding.message for finding in report.findings if finding.kind == kind]
+        print("".join(f"  {message}\n" for message in messages[:most]), end="")
+        if count > most:
+            print(f"  ... and {count - most} more (--most, --json)")
+    for note, count in report.notes.most_common():
+        print(f"\nnote: {count} {note}; they give no pair")
+    return bool(report.findings)
+
+
+def stats(
+    data: str,
+    model: str | None,
+    media_root: str | None,
+    video_frames: int,
+    slots: int,
+    template: str,
+    out: str,
+    as_json: bool,
+) -> None:
+    encoder, lengths_from = figures.estimated_encoder(), "estimated from words and LLaVA-OneVision's tiles; name a --model"
+    if model is not None:
+        encoder, lengths_from = _encoder_of(model, template), f"those of {model}"
+    examples = open_examples(data, media_root, video_frames)
+    sizes = figures.measure(examples, encoder, track)
+    layouts = [examples.layout(i) for i in range(len(examples))]
+    found = figures.summarise(examples.records, layouts, sizes, slots)
+    if as_json:
+        print(json.dumps(found | {"lengths_from": lengths_from}, ensure_ascii=False))
+        return
+    write_atomically(out, stats_page(data, found, sizes, slots, lengths_from).encode())
+    fill = found["packing"][str(slots)]["fill"]
+    say(
+        f"{data}: {found['groups']} groups, {found['pairs']} pairs; rows of {slots} would be {100 * fill:.1f} % full; see {out}"
+    )
+
+
+def _encoder_of(model: str, template: str) -> GroupEncoder:
+    # The model's tokenizer brings transformers and jax along, which the other verbs do without.
+    from mmrlhf_jax.huggingface.load import load_tokenizer, local_directory
+    from mmrlhf_jax.models.llava_onevision.config import read_config
+
+    directory = local_directory(model)
+    settings = read_config(directory)
+    return GroupEncoder(PieceTokenizer(load_tokenizer(directory), settings.image_token), settings.geometry, template)
+
+
+def show(data: str, record_id: str, media_root: str | None, video_frames: int, out: str) -> None:
+    examples = open_examples(data, media_root, video_frames)
+    ids = [record.id for record in examples.records]
+    if record_id not in ids:
+        near = difflib.get_close_matches(record_id, ids, n=3, cutoff=0.5) or ids[:3]
+        raise UserError(f"{data}: no record {record_id!r}; there is {', '.join(map(repr, near))}")
+    write_atomically(out, card_page(examples[ids.index(record_id)]).encode())
+    say(f"see {out}")
