@@ -161,7 +161,7 @@ class _Axes:
         left, right, floor = _MARGIN_LEFT, self.width - _MARGIN_RIGHT, self.height - _MARGIN_BOTTOM
         parts = []
         for value in ticks(*self.y_range):
-            y, text = _px(self.y(value)), f"{100 * value:g} %" if percents else f"{value:g}"
+            y, text = _px(self.y(value)), f"{100 * value:g} %" if percents else _short(value)
             parts.append(element("line", x1=left, x2=right, y1=y, y2=y, class_="grid"))
             parts.append(element("text", text, x=left - 6, y=y, text_anchor="end", dominant_baseline="middle"))
         parts.append(element("line", x1=left, x2=right, y1=floor, y2=floor, class_="axis"))
@@ -169,7 +169,7 @@ class _Axes:
             for value in ticks(*self.x_range, most=self.width // 60):
                 x = _px(self.x(value))
                 parts.append(element("line", x1=x, x2=x, y1=floor, y2=floor + 4, class_="axis"))
-                parts.append(element("text", f"{value:g}", x=x, y=floor + 15, text_anchor="middle"))
+                parts.append(element("text", _short(value), x=x, y=floor + 15, text_anchor="middle"))
             parts.append(element("text", x_label, x=right, y=self.height - 5, text_anchor="end", class_="name"))
         return Markup("").join(parts)
 
@@ -182,6 +182,15 @@ def _figure(title: str, keys: Sequence[Markup], *drawn: Markup, size: tuple[int,
 def _widened(low: float, high: float) -> Point:
     """An interval that is not empty."""
     return (low, high) if high > low else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)
+
+
+def _short(value: float) -> str:
+    """A tick's label: what is long as a decimal number as mantissa and exponent."""
+    text = f"{value:g}"
+    if len(text) <= 5:
+        return text
+    exponent = math.floor(math.log10(abs(value)))
+    return f"{value / 10.0**exponent:g}e{exponent}"
 
 
 def _px(value: float) -> str:

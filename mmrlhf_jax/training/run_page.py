@@ -47,7 +47,6 @@ CHARTS: dict[str, tuple[tuple[str, tuple[float, float] | None, dict[str, str]], 
         ("tokens/s without padding", None, {"a step": "tokens_per_second"}),
         ("pairs/s", None, {"a step": "pairs_per_second"}),
         ("useful share of the peak", SHARES, {"a step": "flop_utilisation"}),
-        ("seconds", None, {"a step": "seconds"}),
     ),
 }
 COLOURS = (1, 2, 0)
