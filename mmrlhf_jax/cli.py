@@ -182,9 +182,7 @@ def plan(
         bool, typer.Option("--fit", help="Search mesh, remat policy and accumulation for the fastest that fits.")
     ] = False,
     generation: Annotated[bool, typer.Option(help="Compile generation beside the train step.")] = True,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="For TPUs: stop before machine code is made (ten times as fast).")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Stop before machine code is made (ten times as fast).")] = False,
     readme: Annotated[str | None, typer.Option(help="Write the table of all plans between its marks in this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object, or a list of them.")] = False,
 ) -> None:

@@ -127,6 +127,7 @@ def _use_stand_ins(launches: Sequence[config.Launch]) -> None:
         import jax
 
         jax.config.update("jax_num_cpu_devices", max(gpus))
+        os.environ["JAX_NUM_CPU_DEVICES"] = str(max(gpus))  # of the processes that compile
 
 
 def _is_tpu(launch: config.Launch) -> bool:

@@ -101,7 +101,7 @@ def make_plan(
     quick: bool = False,
     workload: Workload | None = None,
 ) -> Plan:
-    """Compile the experiment for the launch file's devices; with `quick` as far as a plan needs it (TPUs only).
+    """Compile the experiment for the launch file's devices; with `quick` as far as a plan needs it.
 
     `workload`: as `find_workload` found it for this experiment, whatever its mesh, accumulation and remat policy.
     UserError where the two do not go together.
@@ -115,15 +115,20 @@ def make_plan(
     experiment = with_budget(experiment, workload.budget)
     executed = executed_flops(sizes, experiment, workload, mesh)
     say(f"{names[0]} on {names[1]}: {source}; {workload.source}; {mesh.size} devices, compiling")
-    quick = quick and launch.accelerator is not None and not stand_in
+    platform = "cpu" if stand_in else "tpu"
+    quick = stand_in or (quick and launch.accelerator is not None)  # machine code for a CPU says nothing of a GPU
 
     def compiled(lower: Lowering, **judged) -> Compiled:
-        program = optimise(lower, experiment, launch) if quick else compile_lowered(*lower(experiment, launch))
+        if quick:
+            program = optimise(lower, experiment, launch, platform=platform)
+        else:
+            program = compile_lowered(*lower(experiment, launch))
         return read_program(program, dict(mesh.shape), launch.mesh.slices, chip, **judged)
 
     with use_mesh(mesh):
         _, state, _ = step_arguments(experiment, sizes, mesh)
-    parameters = used_sizes((state.params, state.frozen))
+    # Of stand-ins' collectives some become others for GPUs: an all-reduce of which a piece is kept, a reduce-scatter.
+    parameters = None if stand_in else used_sizes((state.params, state.frozen))
     step = compiled(lower_step, skipped=executed.skipped / mesh.size, parameters=parameters)
     generated = compiled(lower_generation) if generation else None
     plan = Plan(

@@ -1,6 +1,6 @@
 """Compiling for devices that need not be here. What the compiler said is kept on disk: the same program is compiled once.
 
-Nine tenths of a compilation for TPUs are machine code. All that a plan reads, the scheduled program and its buffers, is
+Nine tenths of a compilation are machine code. All that a plan reads, the scheduled program and its buffers, is
 there before: `optimise` stops at that point. Only a whole compilation shows that the code generator refuses nothing.
 """
 
@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -30,14 +30,13 @@ from jax.sharding import Mesh
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_atomically
 
-# What the compiler writes down before machine code, the last of them last.
-_OPTIMISED, _BUFFERS, _ASSIGNED = (
-    "*after_optimizations.txt",
-    "*after_optimizations-buffer-assignment.txt",
-    "*_after_buffer_assignment.txt",
-)
+# What the compiler writes down before machine code; then, by platform, what it writes behind these.
+_OPTIMISED, _BUFFERS = "*after_optimizations.txt", "*after_optimizations-buffer-assignment.txt"
+_ASSIGNED = {"tpu": "*_after_buffer_assignment.txt", "cpu": "*after_optimizations-memory-usage-report.txt"}
 _FINGERPRINT, _REFUSED = "fingerprint", "refused"  # files of the process that is ended
 _ALLOCATION = re.compile(r"^allocation \d+: size (\d+)(.*)$", re.MULTILINE)
+# What XLA does to programs for CPUs alone: float32 in the place of bfloat16, which their machine code wants and GPUs' does not.
+_FOR_CPUS = "--xla_disable_hlo_passes=all-reduce-promotion,float-normalization-bf16"
 POLL_SECONDS = 0.2
 # How libtpu says that a program does not fit: with temporaries alone, or with all that is used.
 _TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM")
@@ -93,17 +92,18 @@ def compile_lowered(lowered: jax.stages.Lowered, arguments, mesh: Mesh) -> Progr
 Lowering = Callable[..., tuple[jax.stages.Lowered, Any, Mesh]]
 
 
-def optimise(lower: Lowering, *what) -> Program:
-    """As `compile_lowered` of `lower(*what)`, without machine code.
+def optimise(lower: Lowering, *what, platform: Literal["tpu", "cpu"]) -> Program:
+    """As `compile_lowered` of `lower(*what)` for devices of that platform, without machine code. "cpu" is for stand-ins: the
+    program is not one that a CPU could run.
 
     A process of its own lowers and compiles, and is ended when the compiler has written down what is read here.
     """
     with tempfile.TemporaryDirectory() as name:
-        folder, started = Path(name), time.monotonic()
-        process = multiprocessing.get_context("spawn").Process(target=_lower_and_compile, args=(lower, what, folder))
+        folder, started, assigned = Path(name), time.monotonic(), _ASSIGNED[platform]
+        process = multiprocessing.get_context("spawn").Process(target=_lower_and_compile, args=(lower, what, folder, platform))
         process.start()
         try:
-            while process.is_alive() and not any(folder.glob(_ASSIGNED)):
+            while process.is_alive() and not any(folder.glob(assigned)):
                 process.join(POLL_SECONDS)
         finally:
             process.kill()
@@ -111,15 +111,17 @@ def optimise(lower: Lowering, *what) -> Program:
         if (folder / _REFUSED).exists():
             raise UserError((folder / _REFUSED).read_text())
         found = (folder / _FINGERPRINT).read_text() if (folder / _FINGERPRINT).exists() else None
-        if found is None or not (any(folder.glob(_ASSIGNED)) or _kept(found)):
+        if found is None or not (any(folder.glob(assigned)) or _kept(found)):
             raise UserError("the compiler's process ended without a result; its own messages are above")
         if not _kept(found):
             _keep(_optimised(folder, time.monotonic() - started), _path(found, machine_code=False))
         return _read(_kept(found))
 
 
-def _lower_and_compile(lower: Lowering, what: tuple, folder: Path) -> None:
+def _lower_and_compile(lower: Lowering, what: tuple, folder: Path, platform: str) -> None:
     """In the process that is ended; what it finishes before, it keeps itself."""
+    if platform == "cpu":
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FOR_CPUS}"
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         lowered, arguments, mesh = lower(*what)

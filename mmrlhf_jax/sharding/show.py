@@ -27,7 +27,8 @@ def as_text(plan: Plan) -> str:
     ]
     if plan.stand_in:
         lines.append(
-            "  compiled for CPU devices in the place of GPUs: memory is an estimate, collectives are the partitioner's"
+            "  compiled for CPU devices in the place of GPUs: memory and times are estimates, collectives are the partitioner's"
+            " (of its all-reduces, XLA makes reduce-scatters where a piece is kept)"
         )
     memory = plan.step.memory
     if memory is not None:
@@ -67,7 +68,7 @@ def as_text(plan: Plan) -> str:
 
 def _placement(plan: Plan) -> list[str]:
     """Whether what is sent is what has to be, where rows are split over an axis that parameters are stored over."""
-    if plan.step.memory is None or plan.mesh[ROWS] == 1:
+    if plan.step.memory is None or plan.mesh[ROWS] == 1 or plan.stand_in:
         return []
     whole, gathered = plan.step.reduced_whole, plan.step.gathered_activations
     gradients = f"REDUCED WHOLE: {', '.join(whole)}" if whole else "none is reduced whole, each straight into its pieces"
@@ -94,8 +95,8 @@ def _first(experiments: str) -> str:
 
 
 def _cell(plan: Plan) -> str:
-    """GiB per chip, pairs/s at best (and what bounds them), chip-hours an epoch."""
-    needed = f"{plan.peak / GiB:.1f}"
+    """GiB per chip (~ of stand-ins), pairs/s at best (and what bounds them), chip-hours an epoch."""
+    needed = f"{'~' if plan.stand_in else ''}{plan.peak / GiB:.1f}"
     if not plan.fits:
         return f"needs {needed}"
     if plan.step.roofline is None:

@@ -1,6 +1,7 @@
-"""The train step compiled for TPU pods that are not here: it fits, scatters its gradients and gathers no activation.
+"""The train step compiled for pods that are not here: it fits, scatters its gradients and gathers no activation.
 
-Needs libtpu, whose compiler runs on any machine. Most programs are compiled without their machine code.
+For TPUs by libtpu, whose compiler runs on any machine; for GPUs by CPU devices in their place. Most programs are compiled
+without their machine code.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pytest
 from mmrlhf_jax.models.llava_onevision.published import published_config
 from tests import tiny
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (`pip install libtpu`)")
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (`pip install libtpu`)")
 
 ROOT = Path(__file__).parents[2]
 SMALL = """
@@ -66,6 +67,7 @@ def sent(made: dict, kind: str) -> int:
     return sum(each["bytes"] for each in made["collectives"] if each["kind"] == kind and "fsdp" in each["axis"])
 
 
+@needs_libtpu
 def test_a_small_model_on_a_pod(small, tmp_path):
     """Attention's kernels are counted too. At this size some small gradients are still summed whole."""
     made = plan(small, "--launch", ROOT / "launch" / "v5e-16.yaml", "--quick", "--no-generation", cache=tmp_path)
@@ -73,7 +75,19 @@ def test_a_small_model_on_a_pod(small, tmp_path):
     assert made["skipped_flops"] > 0 and not made["machine_code"]
 
 
+def test_gpus_are_planned_by_stand_ins(small, tmp_path):
+    """In bfloat16, which XLA would turn into float32 for CPUs."""
+    made = plan(small, "--launch", ROOT / "launch" / "h100-8.yaml", cache=tmp_path)
+    assert made["fits"] and made["stand_in"] and not made["machine_code"]
+    assert made["flops"] == pytest.approx(made["analytic_flops"], rel=0.05)
+    assert sent(made, "all-gather") > 0 and sent(made, "all-reduce") > 0
+    assert made["generation"]["hbm_peak_bytes"] < made["hbm_peak_bytes"]
+    wide = plan(small, "--launch", ROOT / "launch" / "h100-8.yaml", "--set", "model.dtype=float32", cache=tmp_path)
+    assert sent(made, "all-gather") < 0.6 * sent(wide, "all-gather")
+
+
 @pytest.mark.slow
+@needs_libtpu
 def test_stopping_before_machine_code_changes_no_figure(small, tmp_path):
     where = small, "--launch", ROOT / "launch" / "v5e-16.yaml", "--no-generation"
     whole, stopped = plan(*where, cache=tmp_path / "whole"), plan(*where, "--quick", cache=tmp_path / "stopped")
@@ -83,6 +97,7 @@ def test_stopping_before_machine_code_changes_no_figure(small, tmp_path):
 
 
 @pytest.mark.slow
+@needs_libtpu
 @pytest.mark.parametrize("launch", ["v5e-64", "v5p-32", "v6e-32"])
 @pytest.mark.parametrize("experiment", ["mmdpo_llava_ov_7b", "reward_llava_ov_7b"])
 def test_7b_fits(experiment, launch, tmp_path):
@@ -94,6 +109,7 @@ def test_7b_fits(experiment, launch, tmp_path):
 
 
 @pytest.mark.slow
+@needs_libtpu
 def test_72b_fits_a_listed_pod(tmp_path):
     files = ROOT / "configs" / "mmdpo_llava_ov_72b.yaml", "--launch", ROOT / "launch" / "v5p-128.yaml"
     made = plan(*files, "--quick", "--no-generation", cache=tmp_path)
@@ -102,6 +118,7 @@ def test_72b_fits_a_listed_pod(tmp_path):
 
 
 @pytest.mark.slow
+@needs_libtpu
 def test_compile_time_does_not_grow_with_depth(tmp_path):
     """The 7B shape with 28 and with 56 layers, from lowering to machine code: they are stacked, and scanned."""
     sizes, seconds = published_config("llava-onevision-qwen2-7b-ov"), []
