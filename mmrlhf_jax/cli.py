@@ -71,7 +71,7 @@ def build(
     contradictions: Annotated[str, typer.Option(help="Groups whose pairs contradict each other: error or drop.")] = "error",
 ) -> None:
     """Check every record and medium of SOURCE and store them as ArrayRecord files in OUT. A build that was cut off goes on."""
-    from mmrlhf_jax.data import commands
+    from mmrlhf_jax.commands import data as commands
 
     commands.build(source, out, media_root, video_frames, jobs, beam, contradictions)
 
@@ -86,7 +86,7 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Check every record: media decode, ranks and scores agree, texts are sound. Exit status 1 if anything is wrong."""
-    from mmrlhf_jax.data import commands
+    from mmrlhf_jax.commands import data as commands
 
     if commands.validate(source, media_root, video_frames, max_text, most, as_json):
         raise typer.Exit(1)
@@ -104,7 +104,7 @@ def stats(
     as_json: Json = False,
 ) -> None:
     """Figures of a data set: lengths, tiles, ties, scores, predicted packing. Writes a page with plots, or prints JSON."""
-    from mmrlhf_jax.data import commands
+    from mmrlhf_jax.commands import data as commands
 
     commands.stats(data, model, media_root, video_frames, slots, template, out, as_json)
 
@@ -118,7 +118,7 @@ def show_group(
     out: Annotated[str, typer.Option(help="Page to write.")] = "group.html",
 ) -> None:
     """A page of one group: its pictures, the prompt, and the responses from best to worst with all that is known of them."""
-    from mmrlhf_jax.data import commands
+    from mmrlhf_jax.commands import data as commands
 
     commands.show(data, record_id, media_root, video_frames, out)
 
@@ -152,22 +152,23 @@ def replay(
     step: Annotated[
         int | None, typer.Option(min=0, help="Whose parameters; default: the newest checkpoint before, else the base model.")
     ] = None,
+    overrides: Overrides = None,
     most: Annotated[int, typer.Option(min=1, help="Responses to list.")] = 12,
     as_json: Json = False,
 ) -> None:
     """The batch that a run stopped at, once more: loss, gradients by part, and which responses are out of bounds."""
-    import dataclasses
-
     from mmrlhf_jax import config
     from mmrlhf_jax.sharding import distributed
 
     where = config.load_launch(launch)
     distributed.prepare(where)  # before jax is imported
     distributed.join(where)
+    from mmrlhf_jax.training import loop
     from mmrlhf_jax.training import replay as replaying
 
-    found = replaying.replay(batch, where, step=step)
-    print(json.dumps(dataclasses.asdict(found)) if as_json else replaying.as_text(found, most))
+    found = replaying.replay(batch, where, step=step, overrides=overrides or [])
+    if loop.first_process():
+        print(json.dumps(replaying.as_json(found)) if as_json else replaying.as_text(found, most))
 
 
 @app.command()
@@ -187,7 +188,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object, or a list of them.")] = False,
 ) -> None:
     """Compile the train step for a pod that is not here: memory, FLOPs, collectives, bounds on time. Needs no accelerator."""
-    from mmrlhf_jax.sharding import commands
+    from mmrlhf_jax.commands import plan as commands
 
     commands.plan(experiments, launches, overrides or [], every, fit, generation, quick, readme, as_json)
 

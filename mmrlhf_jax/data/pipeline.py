@@ -77,8 +77,13 @@ def with_margins(examples, data: config.Data, objective: config.Objective):
             examples = with_human_margins(examples)
         case "rewards" if data.rewards is not None:
             examples = with_rewards(examples, data.rewards)
+    return with_chosen_critiques(examples, data, objective)
+
+
+def with_chosen_critiques(examples, data: config.Data, objective: config.Objective):
+    """Critiques from where the experiment takes them, for objectives that learn them."""
     if isinstance(objective, config.RewardModel) and data.critiques != "critique":
-        examples = with_critiques(examples, data.critiques)
+        return with_critiques(examples, data.critiques)
     return examples
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -37,9 +38,10 @@ class Dot:
 
 def smoothed(values: Sequence[float]) -> list[float]:
     """Means over a window around each value, a twelfth of all values wide and cut off at both ends: it does not lag."""
-    half = len(values) // 24
-    windows = [values[max(i - half, 0) : i + half + 1] for i in range(len(values))]
-    return [sum(window) / len(window) for window in windows]
+    half, count = len(values) // 24, len(values)
+    sums = [0.0, *itertools.accumulate(values)]
+    windows = [(max(i - half, 0), min(i + half + 1, count)) for i in range(count)]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in windows]
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -186,11 +188,11 @@ def _widened(low: float, high: float) -> Point:
 
 def _short(value: float) -> str:
     """A tick's label: what is long as a decimal number as mantissa and exponent."""
-    text = f"{value:g}"
-    if len(text) <= 5:
-        return text
+    if value == 0:
+        return "0"
     exponent = math.floor(math.log10(abs(value)))
-    return f"{value / 10.0**exponent:g}e{exponent}"
+    decimal, scientific = f"{value:.12f}".rstrip("0").rstrip("."), f"{value / 10.0**exponent:g}e{exponent}"
+    return decimal if len(decimal) <= max(len(scientific), 5) else scientific
 
 
 def _px(value: float) -> str:

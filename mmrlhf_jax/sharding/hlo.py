@@ -15,7 +15,7 @@ BITS |= {"f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128, "f8
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
-_ARRAY = re.compile(r"\b([a-z]+[\da-z]*)\[([\d,]*)\](?:\{[^{}]*?(?:S\((\d+)\))?\})?")
+_ARRAY = re.compile(r"\b([a-z]+[\da-z]*)\[([\d,]*)\](?:\{(?:[^{}]*?\bS\((\d+)\))?[^{}]*\})?")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(calls|to_apply|body|condition|branch_computations)=(?:%([\w.\-]+)|\{([^}]*)\})")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')

@@ -239,8 +239,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "skipped_flops": plan.executed.skipped,
         "useful_flops": plan.executed.useful,
         "collectives": [dataclasses.asdict(each) for each in plan.step.collectives],
-        "reduced_whole": plan.step.reduced_whole,
-        "gathered_activations": plan.step.gathered_activations,
+        "reduced_whole": None if plan.stand_in else plan.step.reduced_whole,  # None: not judged
+        "gathered_activations": None if plan.stand_in else plan.step.gathered_activations,
         "roofline": None if roofline is None else dataclasses.asdict(roofline) | {"bound": roofline.bound},
         "step_seconds_bound": plan.step_seconds,
         "flop_utilisation_bound": plan.flop_utilisation,

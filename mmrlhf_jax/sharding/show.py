@@ -17,7 +17,7 @@ BEGIN, END = "<!-- plans: written by `mmrlhf plan --all --readme README.md` -->"
 
 
 def as_text(plan: Plan) -> str:
-    mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1) or "one device"
+    mesh = _mesh(plan) or "one device"
     budget = plan.workload.budget
     lines = [
         f"{plan.experiment} on {plan.launch}: {plan.devices} devices ({mesh})",
@@ -79,15 +79,22 @@ def _placement(plan: Plan) -> list[str]:
 def as_table(plans: Sequence[Plan]) -> str:
     """Markdown: a row per launch file, a column per experiment, under the table the experiments that share a column."""
     columns = list(dict.fromkeys(plan.experiment for plan in plans))
-    cells = {(plan.launch, plan.experiment): _cell(plan) for plan in plans}
+    meshes = {(plan.launch, _mesh(plan)) for plan in plans}
+    chosen = len(meshes) > len({plan.launch for plan in plans})
+    cells = {(plan.launch, plan.experiment): (f"{_mesh(plan)}: " if chosen else "") + _cell(plan) for plan in plans}
     head = ["launch", "mesh", "HBM", *(_first(name) for name in columns)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for launch, plan in {plan.launch: plan for plan in plans}.items():
-        mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1)
-        row = [launch, mesh, f"{plan.chip.hbm_bytes / GiB:.1f}", *(cells.get((launch, name), "-") for name in columns)]
+    for launch in dict.fromkeys(plan.launch for plan in plans):
+        here = [plan for plan in plans if plan.launch == launch]
+        mesh = ", ".join(dict.fromkeys(map(_mesh, here)))  # several where `--fit` chose them
+        row = [launch, mesh, f"{here[0].chip.hbm_bytes / GiB:.1f}", *(cells.get((launch, name), "-") for name in columns)]
         lines.append("| " + " | ".join(row) + " |")
     shared = [f"`{_first(name)}` stands for {name.split(', ', 1)[1]} as well." for name in columns if ", " in name]
     return "\n".join([*lines, *(["", *shared] if shared else [])])
+
+
+def _mesh(plan: Plan) -> str:
+    return " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1)
 
 
 def _first(experiments: str) -> str:

@@ -10,14 +10,12 @@ import dataclasses
 from typing import Literal
 
 import numpy as np
-from etils import epath
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.data.index import GroupIndex
-from mmrlhf_jax.data.overlay import with_critiques
 from mmrlhf_jax.data.packing import plan_rows
-from mmrlhf_jax.data.pipeline import make_encoder, plan_training_rows, row_budget, sets
+from mmrlhf_jax.data.pipeline import make_encoder, plan_training_rows, row_budget, sets, with_chosen_critiques
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import load_tokenizer, local_directory
@@ -103,23 +101,28 @@ def assumed_sizes(
 
 
 def find_workload(experiment: config.Experiment, model: LlavaOnevisionConfig) -> Workload:
-    """The rows that the experiment packs: of its own data where that and the model's tokenizer are at hand, else of assumed
-    groups. UserError where no group fits a row.
+    """The rows that the experiment packs: of its own data where that and the model's tokenizer are at hand and can be packed,
+    else of assumed groups, with the reason. UserError where none of these fits a row.
     """
-    data = experiment.data
-    away = [path for path in data.paths if not epath.Path(path).exists()]
-    if away:
-        return assumed_workload(experiment, model.geometry, f"{away[0]} is not here")
     try:
-        tokenizer = load_tokenizer(local_directory(experiment.model.path))
-    except UserError:
-        return assumed_workload(experiment, model.geometry, f"no tokenizer of {experiment.model.path} is here")
-    examples = open_examples(sets(data.path), data.media_root, data.video_frames)
-    if isinstance(experiment.objective, config.RewardModel) and data.critiques != "critique":
-        examples = with_critiques(examples, data.critiques)
-    encoder = make_encoder(data, experiment.objective, tokenizer, model)
-    rows = plan_training_rows(examples, encoder, data, experiment.batch, experiment.objective, seed=experiment.run.seed)
-    return _workload(rows.index.sizes, rows.plan(0), rows.budget, f"measured in {data.named}")
+        return measured_workload(experiment, model)
+    except (UserError, OSError, ImportError) as error:  # ImportError: gs:// without gcsfs
+        return assumed_workload(experiment, model.geometry, str(error).strip().splitlines()[0])
+
+
+def measured_workload(experiment: config.Experiment, model: LlavaOnevisionConfig) -> Workload:
+    """Of the experiment's own data. UserError where that, its media or the tokenizer is not at hand, or where `mmrlhf train`
+    would refuse it.
+    """
+    data, objective = experiment.data, experiment.objective
+    examples = with_chosen_critiques(open_examples(sets(data.path), data.media_root, data.video_frames), data, objective)
+    encoder = make_encoder(data, objective, load_tokenizer(local_directory(experiment.model.path)), model)
+    rows = plan_training_rows(examples, encoder, data, experiment.batch, objective, seed=experiment.run.seed)
+    found = _workload(rows.index.sizes, rows.plan(0), rows.budget, f"measured in {data.named}")
+    if encoder.ties:  # their places are in the budget, but they are no pairs
+        ordered = [len(examples.records[g].pairs()) for row in rows.plan(0) for g in rows.index.groups[row]]
+        found = dataclasses.replace(found, used=found.used | {"pairs": sum(ordered) / found.rows})
+    return found
 
 
 def assumed_workload(experiment: config.Experiment, geometry: VisionGeometry, why: str) -> Workload:
@@ -167,7 +170,9 @@ def _masks(groups: np.ndarray, budget: Budget) -> tuple[np.ndarray, int]:
     for size in groups:
         tokens, targets, count = (int(size[Budget.names().index(name)]) for name in ("slots", "targets", "responses"))
         end = start + tokens
-        branches = end - targets + np.arange(count + 1) * targets // count
+        # Targets of a trunk that several responses share count for each of them.
+        learnt = min(targets, tokens)
+        branches = end - learnt + np.arange(count + 1) * learnt // count
         until[start : branches[0]] = end
         until[branches[0] : end] = np.repeat(branches[1:], np.diff(branches))
         start = end

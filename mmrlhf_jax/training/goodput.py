@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 Item = TypeVar("Item")
+NAME = "goodput"
 PARTS = ("start", "compile", "data_wait", "checkpoint", "evaluation", "repeated")
 
 
 class Goodput:
-    """Seconds of this attempt by part; what belongs to none of them was productive.
+    """Seconds of a run by part, over all its attempts; what belongs to no part was productive.
 
-    `repeated` are seconds of an earlier attempt whose steps this one does again: they count as its own, and as lost.
+    `repeated` are seconds of steps that an attempt made and another has to make again.
     """
 
     def __init__(self) -> None:
         self._began = time.monotonic()
-        self._attempt = 1
+        self._attempt, self._before = 1, 0.0
         self._seconds = dict.fromkeys(PARTS, 0.0)
+
+    def follows(self, found: Mapping[str, float], kept: Mapping[str, float]) -> None:
+        """Go on from earlier attempts: `found` are the figures that they logged last, `kept` those of the step that is gone on
+        from; either is empty where there are none.
+        """
+        if f"{NAME}/attempt" not in found:
+            return
+        self._attempt, self._before = int(found[f"{NAME}/attempt"]) + 1, found[f"{NAME}/seconds"]
+        for part in PARTS:
+            self._seconds[part] += found[f"{NAME}/{part}_seconds"]
+        self._seconds["repeated"] += productive_seconds(found) - productive_seconds(kept)
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -31,13 +43,8 @@ class Goodput:
             self._seconds[name] += time.monotonic() - started
 
     def started(self) -> None:
-        """The first step is next: all until now was starting."""
-        self._seconds["start"] = time.monotonic() - self._began
-
-    def follows(self, attempts: int, repeated: float) -> None:
-        """So many attempts came before, of whose steps those that took `repeated` seconds are to be done again."""
-        self._attempt = attempts + 1
-        self._seconds["repeated"] = repeated
+        """The first step is next: all of this attempt until now was starting."""
+        self._seconds["start"] += time.monotonic() - self._began
 
     def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
         """Iterate, and count the time that the next item is waited for."""
@@ -50,11 +57,16 @@ class Goodput:
             yield item
 
     def figures(self) -> dict[str, float]:
-        """`goodput/productive` is a share of the time so far, `goodput/seconds`; the others are seconds."""
-        total = max(time.monotonic() - self._began, 1e-9) + self._seconds["repeated"]
-        lost = sum(self._seconds.values())
-        return {
-            "goodput/productive": max(total - lost, 0.0) / total,
-            "goodput/seconds": total,
-            "goodput/attempt": self._attempt,
-        } | {f"goodput/{name}_seconds": seconds for name, seconds in self._seconds.items()}
+        """`goodput/productive` is a share of `goodput/seconds`, the time of all attempts so far; the parts are seconds."""
+        total = max(time.monotonic() - self._began, 1e-9) + self._before
+        whole = {
+            "productive": max(total - sum(self._seconds.values()), 0.0) / total,
+            "seconds": total,
+            "attempt": self._attempt,
+        }
+        parts = {f"{part}_seconds": seconds for part, seconds in self._seconds.items()}
+        return {f"{NAME}/{name}": figure for name, figure in (whole | parts).items()}
+
+
+def productive_seconds(figures: Mapping[str, float]) -> float:
+    return figures.get(f"{NAME}/productive", 0.0) * figures.get(f"{NAME}/seconds", 0.0)

@@ -40,9 +40,9 @@ from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from mmrlhf_jax.training.peers import COMPILING, Peers
 from mmrlhf_jax.training.profiler import ProfilerWindow
-from mmrlhf_jax.training.record import Pending, Recorder, as_number, record
+from mmrlhf_jax.training.record import Pending, Recorder, as_number, bad_batch_file, record
 from mmrlhf_jax.training.reference import make_scoring_step, model_fingerprint, reference_logps
-from mmrlhf_jax.training.run_page import write_run_page
+from mmrlhf_jax.training.run_page import PAGE, write_run_page
 from mmrlhf_jax.training.state import TrainState, init_state, split_model, with_adapters
 from mmrlhf_jax.training.step import Reference, make_eval_step, make_train_step, mean_loss
 from mmrlhf_jax.training.stop import StopSignal, Vote
@@ -126,10 +126,23 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         eval_step = make_eval_step(graphdef, objective, chunk=experiment.batch.logprob_chunk, reference=reference)
         start = first = int(state.step)
         log = open_log(experiment, directory, start)
-        goodput.follows(log.attempts, log.cut_seconds)
+        goodput.follows(log.found, log.kept)
+
+        def write_page() -> None:
+            if first_process():
+                write_run_page(directory, experiment, done=start, steps=steps, goodput=goodput.figures())
+
         rate = learning_rate_schedule(experiment.optimizer, steps)
         recorder = Recorder(
-            experiment, model.config, log, rate, directory, steps=steps - start, epoch_rows=rows.count(1), goodput=goodput
+            experiment,
+            model.config,
+            log,
+            rate,
+            directory,
+            steps=steps - start,
+            epoch_rows=rows.count(1),
+            goodput=goodput,
+            records=examples.records,
         )
         profiler = ProfilerWindow(directory / "profile", run.profile_at, run.profile_steps)
         stream = batches(
@@ -174,15 +187,14 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
                         peers.at(start, "evaluating")
                         with goodput.part("evaluation"):
                             figures = evaluate(eval_step, state, held_out, objective, experiment, mesh)
-                        log.write(start, figures)
+                        log.write(start, figures | goodput.figures())
                         score = run_score(figures, run)
                     if due or (score is not None and score > max(checkpoints.scores.values(), default=-float("inf"))):
                         peers.at(start, "saving a checkpoint")
                         with goodput.part("checkpoint"):
                             log.flush()
                             checkpoints.save(state, run_identity, score=score)
-                            if first_process():
-                                write_run_page(directory, experiment, steps)
+                            write_page()
                     recorder.restart_clock()
                 if stopping:
                     break
@@ -200,6 +212,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             peers.close(finished=stopping or start == steps)
             checkpoints.close()
             log.close()
+            write_page()
         if stopping and start < steps:
             say(f"stopped by a signal after step {start}; the same command continues from there")
             raise SystemExit(SIGNALLED)
@@ -296,10 +309,10 @@ def end_if_alone(peers: Peers, error: Exception) -> None:
 
 
 def clear(directory: epath.Path) -> None:
-    """Remove what an earlier run of this directory left: checkpoints and metrics, nothing else."""
+    """Remove what an earlier run of this directory left: checkpoints, metrics and their page, bad batches; nothing else."""
     for name in (CHECKPOINTS, "tensorboard"):
         if (directory / name).exists():
             say(f"--fresh: removing {directory / name}")
             (directory / name).rmtree()
-    for name in ("metrics.jsonl",):
-        (directory / name).unlink(missing_ok=True)
+    for path in [directory / "metrics.jsonl", directory / PAGE, *directory.glob(bad_batch_file("*"))]:
+        path.unlink(missing_ok=True)

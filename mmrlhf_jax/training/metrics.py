@@ -14,7 +14,7 @@ from mmrlhf_jax.files import GrowingFile
 
 
 class MetricsLog:
-    """Appends to the run's logs. On resume, lines from beyond the restored step are cut, so that no step appears twice.
+    """Appends to the run's logs. On resume, lines from beyond the restored step give way, so that no step appears twice.
 
     With `writes` False nothing is written: of several processes one has the logs.
 
@@ -31,19 +31,20 @@ class MetricsLog:
         writes: bool = True,
     ):
         self._writes = writes
-        self.attempts, self.cut_seconds = 0, 0.0  # of earlier attempts: how many, and the time of the steps that were cut
+        self.found: dict[str, float] = {}  # the last line of earlier attempts with a step's own figures
+        self.kept: dict[str, float] = {}  # and the last of these up to `resume_step`
         if not writes:
             return
         from tensorboardX import SummaryWriter  # imports protobuf: only where something is logged
 
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "metrics.jsonl"
-        found = read_metrics(directory)
+        self._path, found = directory / "metrics.jsonl", read_metrics(directory)
         kept = [row for row in found if row["step"] <= resume_step]
-        self.attempts = int(max((row.get("goodput/attempt", 0) for row in found), default=0))
-        self.cut_seconds = sum(row.get("seconds") or 0.0 for row in found[len(kept) :])
-        self._file = GrowingFile(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.found, self.kept = (next((r for r in reversed(rows) if "loss" in r), {}) for rows in (found, kept))
+        # Cut when there is a first line to write: who is stopped before leaves the file as it was.
+        self._text = "".join(json.dumps(row) + "\n" for row in kept)
+        self._file: GrowingFile | None = None
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
         self._wandb = None if wandb is None else _start_wandb(wandb, directory, settings or {})
 
@@ -54,6 +55,8 @@ class MetricsLog:
         scalars = {name: value for name, value in figures.items() if not isinstance(value, list)}
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         lists = {name: value for name, value in figures.items() if isinstance(value, list)}
+        if self._file is None:
+            self._file = GrowingFile(self._path, self._text)
         self._file.write(json.dumps({"step": step} | finite | lists) + "\n")
         shown = {name: value for name, value in finite.items() if value is not None}
         for name, value in shown.items():
@@ -80,13 +83,14 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Returns when every line is stored: a checkpoint must not be from a step whose line a kill can still cost."""
-        if self._writes:
+        if self._writes and self._file is not None:
             self._file.flush()
 
     def close(self) -> None:
         if not self._writes:
             return
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         self._board.close()
         if self._wandb is not None:
             self._wandb.finish()

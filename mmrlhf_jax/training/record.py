@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import zipfile
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,8 +14,10 @@ from etils import epath
 from mmrlhf_jax import config
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import read_arrays, write_arrays
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.progress import Progress, say
+from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.training.feed import fetch
 from mmrlhf_jax.training.goodput import Goodput
 from mmrlhf_jax.training.guard import GOOD, stops
@@ -44,9 +47,10 @@ class Recorder:
         steps: int,
         epoch_rows: int,
         goodput: Goodput,
+        records: Sequence[RankedRecord],
     ):
         self.experiment, self.model, self.log, self.rate, self.directory = experiment, model, log, rate, directory
-        self.epoch_rows, self.goodput = epoch_rows, goodput
+        self.epoch_rows, self.goodput, self.records = epoch_rows, goodput, records
         self.progress = Progress(f"training {directory.name}", steps)
         self.peak = peak_flops()
         self.restart_clock()
@@ -79,10 +83,11 @@ def record(done: Pending, recorder: Recorder) -> None:
         loss, norm = figures["loss"], figures["grad_norm"]
         reason = stops(status, experiment.guard)
         if reason is not None:
-            path = recorder.directory / f"bad_batch_step_{done.step}.npz"
-            save_batch(path, done.step, done.batch)
+            path = recorder.directory / bad_batch_file(done.step)
+            save_batch(path, done.step, done.batch, recorder.records)
             raise UserError(
-                f"step {done.step}: {reason} (loss {loss:g}, norm {norm:g}); `mmrlhf replay {path}` shows the batch."
+                f"step {done.step}: {reason} (loss {loss:g}, norm {norm:g}); `mmrlhf replay {path}`"
+                " (on the same --launch) shows the batch."
                 " Lower optimizer.learning_rate, or set guard to skip such steps"
             )
         say(f"step {done.step} is skipped: loss {loss:g}, gradient norm {norm:g}; {skipped} skipped so far")
@@ -104,22 +109,38 @@ def as_number(value: jax.Array) -> Any:
     return float(value) if np.ndim(value) == 0 else [float(x) for x in np.asarray(value)]
 
 
-def save_batch(path: epath.Path, step: int, batch: RowBatch) -> None:
-    """The global batch of a step as one `.npz` of its fields, written by the first process."""
+def bad_batch_file(step: int | str) -> str:
+    return f"bad_batch_step_{step}.npz"
+
+
+def save_batch(path: epath.Path, step: int, batch: RowBatch, records: Sequence[RankedRecord]) -> None:
+    """The global batch of a step as one `.npz` of its fields, written by the first process; `groups` names, for every response
+    of the batch, the record that it belongs to, `numbers` its place there (from 1)."""
     arrays = {name: fetch(value) for name, value in batch._asdict().items()}
     if jax.process_index() == 0:
-        with path.open("wb") as file:
-            np.savez_compressed(file, step=step, **arrays)
+        owners = [(record.id, i) for record in records for i in range(1, len(record.responses) + 1)]
+        found = [[owners[each] if each >= 0 else ("", 0) for each in row] for row in arrays["response_ids"]]
+        groups, numbers = (np.asarray([[owner[part] for owner in row] for row in found]) for part in (0, 1))
+        write_arrays(path, step=np.asarray(step), groups=groups, numbers=numbers, **arrays)
 
 
-def read_batch(path: epath.PathLike) -> tuple[int, RowBatch]:
-    """(step, batch), as `save_batch` wrote them. UserError where the file is none of its."""
+class SavedBatch(NamedTuple):
+    step: int
+    batch: RowBatch
+    groups: np.ndarray  # str[B, R]: id of the record of each response
+    numbers: np.ndarray  # int[B, R]
+
+
+def read_batch(path: epath.PathLike) -> SavedBatch:
+    """What `save_batch` wrote. UserError where the file is none of its."""
     path = epath.Path(path)
     try:
-        with path.open("rb") as file:
-            arrays = dict(np.load(file))
-        return int(arrays.pop("step")), RowBatch(**arrays)
+        arrays = read_arrays(path)
+        step, groups, numbers = (arrays.pop(name) for name in ("step", "groups", "numbers"))
+        return SavedBatch(int(step), RowBatch(**arrays), groups, numbers)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a run that stops at a bad step says where it saved the batch") from None
-    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile):
-        raise UserError(f"{path}: not a batch that a run saved") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        raise UserError(f"{path}: not a batch that a run of this version saved") from None

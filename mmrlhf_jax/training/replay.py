@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,42 +16,40 @@ from etils import epath
 from flax import nnx
 
 from mmrlhf_jax import config
-from mmrlhf_jax.data.pipeline import open_training_examples
 from mmrlhf_jax.data.rows import RowBatch
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.objectives.weighted import summary
-from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
+from mmrlhf_jax.sharding.mesh import check_rows, make_mesh, use_mesh
 from mmrlhf_jax.training.feed import fetch, own_rows, place
-from mmrlhf_jax.training.loop import load_base, reference_mode
-from mmrlhf_jax.training.objective import Outputs, forward, make_objective, target_counts
-from mmrlhf_jax.training.record import as_number, read_batch
+from mmrlhf_jax.training.loop import CONFIG_FILE, load_base, reference_mode
+from mmrlhf_jax.training.objective import forward, make_objective, target_counts
+from mmrlhf_jax.training.record import SavedBatch, as_number, read_batch
 from mmrlhf_jax.training.state import PARTS, TrainState, split_model
-from mmrlhf_jax.training.step import loss_and_gradients, reference_outputs
+from mmrlhf_jax.training.step import loss_and_gradients, reference_outputs, split_rows
 from mmrlhf_jax.training.trained import load_trained
 
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """One response of the batch: what the model says of it, and the numbers that it came with."""
+    """One response of the batch: what the model says of it, and the numbers that it came with; None = there is none."""
 
     group: str
-    response: int
+    response: int  # its place in the record, from 1
     row: int
     tokens: int
     logprob: float
-    reference: float
-    reward: float  # of the model's head; of a policy the stored one
+    reference: float | None
+    reward: float | None  # of the model's head; of a policy the stored one
 
     @property
     def finite(self) -> bool:
-        """A reference or a reward may be missing (NaN) where the objective asks for none; what the model says may not."""
-        return math.isfinite(self.logprob) and not math.isinf(self.reward) and not math.isinf(self.reference)
+        return all(math.isfinite(x) for x in (self.logprob, self.reference, self.reward) if x is not None)
 
     @property
     def surprise(self) -> float:
         """How far policy and reference are apart per token; without a reference, how unlikely a token is."""
-        reference = 0.0 if math.isnan(self.reference) else self.reference
-        return abs(self.logprob - reference) / max(self.tokens, 1)
+        return abs(self.logprob - (self.reference or 0.0)) / max(self.tokens, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +61,20 @@ class Replay:
     responses: list[Response]  # those that are not finite first, then the most surprising
 
 
-def replay(saved: str, launch: config.Launch, *, step: int | None = None) -> Replay:
+def replay(saved: str, launch: config.Launch, *, step: int | None = None, overrides: Sequence[str] = ()) -> Replay:
     """Loss, gradients and every response of a saved batch, under a checkpoint of its run: by default the newest one from before
     that batch, or the base model where there is none.
 
-    UserError where the file is no saved batch in a run directory, or the checkpoint is not there.
+    `overrides` are settings other than the run's, to fit other devices. UserError where the file is no saved batch in a run
+    directory, the checkpoint is not there, or the mesh cannot share the batch.
     """
     path = epath.Path(saved)
-    number, batch = read_batch(path)
+    found = read_batch(path)
+    if not (path.parent / CONFIG_FILE).exists():
+        raise UserError(f"{path}: not in a run directory (no {CONFIG_FILE} beside it)")
     mesh = make_mesh(launch.mesh.model_dump())
-    trained = load_trained(path.parent, step=step, mesh=mesh, up_to=number)
+    check_rows(config.load_experiment(path.parent / CONFIG_FILE, overrides).batch, mesh)
+    trained = load_trained(path.parent, step=step, mesh=mesh, up_to=found.step, overrides=overrides)
     experiment = trained.experiment
     with use_mesh(mesh), matmul_precision(experiment.model.dtype):
         graphdef, params, frozen = split_model(trained.model, experiment.trains, experiment.lora)
@@ -79,30 +82,28 @@ def replay(saved: str, launch: config.Launch, *, step: int | None = None) -> Rep
         start = None
         if reference == "live":
             start = split_model(load_base(experiment, mesh), experiment.trains, experiment.lora)[1]
-        state = TrainState(jnp.int32(number), params, frozen, opt_state=(), start=start)
-        mine = list(own_rows(mesh, len(batch.tokens)))
-        placed = place(jax.tree.map(lambda x: x[mine], batch), mesh)
+        state = TrainState(jnp.int32(found.step), params, frozen, opt_state=(), start=start)
+        mine = list(own_rows(mesh, len(found.batch.tokens)))
+        placed = place(jax.tree.map(lambda x: x[mine], found.batch), mesh)
         compute = jax.jit(partial(_figures, graphdef, experiment, reference))
-        figures, norms, outputs, reference_logps = jax.tree.map(fetch, compute(state, placed))
-    reward_model = trained.model.config.reward_head is not None
-    rewards = outputs.rewards if reward_model else batch.rewards
+        figures, norms, per_response = jax.tree.map(fetch, compute(state, placed))
+    judges = trained.model.config.reward_head is not None
     return Replay(
-        number,
+        found.step,
         trained.step,
         {name: as_number(value) for name, value in figures.items()},
         {name: float(norm) for name, norm in norms.items()},
-        _responses(experiment, batch, outputs, reference_logps, rewards),
+        _responses(found, *per_response, judges=judges),
     )
 
 
 def _figures(graphdef: nnx.GraphDef, experiment: config.Experiment, reference, state: TrainState, batch: RowBatch):
-    """(figures, gradient norms by part, the model's outputs, reference log-probs), as the run's own step has them."""
+    """(figures, gradient norms by part, (log-probs, rewards, reference log-probs) per response), as the run's step has them."""
     settings = experiment.batch
-    objective = make_objective(experiment.objective)
     chunk = dict(chunk=settings.logprob_chunk)
     value, metrics, grads = loss_and_gradients(
         graphdef,
-        objective,
+        make_objective(experiment.objective),
         state,
         batch,
         accumulation=settings.accumulation,
@@ -111,23 +112,46 @@ def _figures(graphdef: nnx.GraphDef, experiment: config.Experiment, reference, s
         **chunk,
     )
     norms = {PARTS[name]: optax.tree.norm(part) for name, part in grads.items()}
-    outputs: Outputs = forward(nnx.merge(graphdef, state.params, state.frozen), batch, **chunk)
-    other = reference_outputs(graphdef, state, batch, reference, **chunk)
+
+    def outputs(piece: RowBatch):
+        found = forward(nnx.merge(graphdef, state.params, state.frozen), piece, **chunk)
+        other = reference_outputs(graphdef, state, piece, reference, **chunk)
+        return found.logps, found.rewards, piece.reference_logps if other is None else other.logps
+
+    pieces = jax.lax.map(outputs, split_rows(batch, settings.accumulation))
+    per_response = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), pieces)  # in the batch's order again
     figures = summary(metrics) | {"loss": value, "grad_norm": optax.tree.norm(grads)}
-    return figures, norms, outputs, batch.reference_logps if other is None else other.logps
+    return figures, norms, per_response
 
 
-def _responses(experiment: config.Experiment, batch: RowBatch, outputs: Outputs, reference, rewards) -> list[Response]:
-    examples = open_training_examples(experiment.data, experiment.objective)
-    owner = [(record.id, i) for record in examples.records for i in range(len(record.responses))]
-    counts = np.asarray(target_counts(batch))
+def _responses(saved: SavedBatch, logps, rewards, reference, *, judges: bool) -> list[Response]:
+    """`judges`: the rewards are the model's own, and must be there."""
+    counts = np.asarray(target_counts(saved.batch))
     found = []
-    for row, place_in_row in np.argwhere(batch.response_ids >= 0):
-        at = row, place_in_row
-        group, response = owner[batch.response_ids[at]]
-        numbers = outputs.logps[at], reference[at], rewards[at]
-        found.append(Response(group, response + 1, int(row), int(counts[at]), *map(float, numbers)))
+    for at in map(tuple, np.argwhere(saved.batch.response_ids >= 0)):
+        reward = float(rewards[at]) if judges else _stored(saved.batch.rewards[at])
+        numbers = float(logps[at]), _stored(reference[at]), reward
+        found.append(Response(str(saved.groups[at]), int(saved.numbers[at]), int(at[0]), int(counts[at]), *numbers))
     return sorted(found, key=lambda each: (each.finite, -each.surprise if each.finite else 0.0))
+
+
+def _stored(value: float) -> float | None:
+    """A number that came with the batch: NaN stands for none."""
+    return None if math.isnan(value) else float(value)
+
+
+def as_json(found: Replay) -> dict[str, Any]:
+    """With None for what is not finite, which JSON cannot say."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {name: plain(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [plain(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    responses = [dataclasses.asdict(each) | {"finite": each.finite} for each in found.responses]
+    return plain(dataclasses.asdict(found) | {"responses": responses})
 
 
 def as_text(found: Replay, most: int) -> str:
@@ -138,16 +162,17 @@ def as_text(found: Replay, most: int) -> str:
     lines += ["gradient norm by part", *(f"  {name:<28}{norm:.6g}" for name, norm in found.gradient_norms.items())]
     bad = sum(not each.finite for each in found.responses)
     shown = found.responses[:most]
-    lines.append(
-        f"{len(found.responses)} responses, {bad} not finite; the {len(shown)} that are worst or furthest from the reference"
-    )
-    lines.append(f"  {'row':>4} {'tokens':>7} {'log-prob':>12} {'reference':>12} {'reward':>10}  group, response")
+    order = "those first, then the furthest from the reference, or without one the least likely, per token"
+    lines.append(f"{len(found.responses)} responses, {bad} not finite ({order})")
+    lines.append(f"  {'row':>4} {'tokens':>7} {'log-prob':>12} {'reference':>12} {'reward':>12}  group, response")
     for each in shown:
-        numbers = f"{each.logprob:>12.5g} {each.reference:>12.5g} {each.reward:>10.4g}"
+        numbers = " ".join(f"{_shown(x):>12}" for x in (each.logprob, each.reference, each.reward))
         mark = "" if each.finite else "  NOT FINITE"
         lines.append(f"  {each.row:>4} {each.tokens:>7} {numbers}  {each.group}, {each.response}{mark}")
     return "\n".join(lines)
 
 
-def _shown(value: float | list[float]) -> str:
+def _shown(value: float | list[float] | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:.6g}" if isinstance(value, float) else " ".join(f"{x:.4g}" for x in value)

@@ -14,7 +14,7 @@ from mmrlhf_jax.evaluation.report import element, join
 from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.training.card import describe_method
-from mmrlhf_jax.training.goodput import PARTS
+from mmrlhf_jax.training.goodput import NAME, PARTS, productive_seconds
 from mmrlhf_jax.training.metrics import read_metrics
 
 PAGE = "report.html"
@@ -60,26 +60,28 @@ PARTS_IN_WORDS = {
 }
 
 
-def write_run_page(directory: epath.PathLike, experiment: config.Experiment, steps: int) -> None:
-    """Write `report.html` into a run directory, from its metrics so far; `steps` is how many the run has in all.
+def write_run_page(
+    directory: epath.PathLike, experiment: config.Experiment, *, done: int, steps: int, goodput: Mapping[str, float]
+) -> None:
+    """Write `report.html` into a run directory, from its metrics so far: `done` of `steps` steps; `goodput` as it is now.
 
     Where that fails it is said: no run ends because of its page.
     """
     directory = epath.Path(directory)
-    rows = read_metrics(directory)
-    found = {name: content for name, content in _charts(rows).items() if content}
-    sections_of_page = found | {"Time": time_spent(rows), "Configuration": _configuration(experiment)}
-    page = report.page(directory.name, _opening(experiment, rows, steps), sections_of_page, STYLE)
     try:
+        rows = read_metrics(directory)
+        parts = {name: content for name, content in _charts(rows).items() if content}
+        parts |= {"Time": time_spent(goodput), "Configuration": _configuration(experiment)}
+        opening = _opening(experiment, rows, f"{done} of {steps} steps are done", goodput)
+        page = report.page(directory.name, opening, parts, STYLE)
         write_atomically(directory / PAGE, page.encode("utf-8", "replace"))
-    except OSError as error:
-        say(f"{directory / PAGE} cannot be written ({error.strerror or error})")
+    except Exception as error:  # whatever a storage backend raises, or a file that somebody has edited
+        say(f"{directory / PAGE} is not written: {str(error).strip() or type(error).__name__}")
 
 
-def _opening(experiment: config.Experiment, rows: Sequence[Mapping], steps: int) -> Markup:
+def _opening(experiment: config.Experiment, rows: Sequence[Mapping], state: str, goodput: Mapping[str, float]) -> Markup:
     method, source = describe_method(experiment.objective)
-    done = rows[-1]["step"] if rows else 0
-    lead = f"{experiment.model.path} becomes {method}, from {experiment.data.named}; {done} of {steps} steps are done."
+    lead = f"{experiment.model.path} becomes {method}, from {experiment.data.named}; {state}."
     shown = (
         ("Loss", "loss", "of the last step"),
         ("Held-out loss", "eval_loss", "the last time it was judged"),
@@ -92,11 +94,10 @@ def _opening(experiment: config.Experiment, rows: Sequence[Mapping], steps: int)
     cells = [
         (name, report.number(last(rows, metric)), meaning) for name, metric, meaning in shown if last(rows, metric) is not None
     ]
-    attempts = split_attempts(rows)
-    if attempts:
-        total = sum(attempt["goodput/seconds"] for attempt in attempts)
-        cells.append(("Time", report.duration(total), f"in {len(attempts)} attempt{'s' if len(attempts) > 1 else ''}"))
-        cells.append(("Productive", report.percent(_productive(attempts) / total), "of that time: steps that counted"))
+    attempts = int(goodput[f"{NAME}/attempt"])
+    took = report.duration(goodput[f"{NAME}/seconds"])
+    cells.append(("Time", took, f"in {attempts} attempt{'s' if attempts > 1 else ''}"))
+    cells.append(("Productive", report.percent(goodput[f"{NAME}/productive"]), "of that time: steps that counted"))
     return join(element("p", lead, " ", element("span", source, class_="muted"), class_="lead"), report.tiles(cells))
 
 
@@ -118,25 +119,13 @@ def _charts(rows: Sequence[Mapping]) -> dict[str, Markup]:
     return found
 
 
-def time_spent(rows: Sequence[Mapping]) -> Markup:
+def time_spent(goodput: Mapping[str, float]) -> Markup:
     """Where the time of all attempts went."""
-    attempts = split_attempts(rows)
-    if not attempts:
-        return element("p", "not logged", class_="muted")
-    total = sum(attempt["goodput/seconds"] for attempt in attempts)
-    parts = [("steps that counted", _productive(attempts))]
-    parts += [(PARTS_IN_WORDS[part], sum(a[f"goodput/{part}_seconds"] for a in attempts)) for part in PARTS]
+    parts = [("steps that counted", productive_seconds(goodput))]
+    parts += [(PARTS_IN_WORDS[part], goodput[f"{NAME}/{part}_seconds"]) for part in PARTS]
+    total = goodput[f"{NAME}/seconds"]
     cells = [(name, report.duration(seconds), report.percent(seconds / total)) for name, seconds in parts]
     return report.table(("part", "time", "share"), cells, class_="numbers")
-
-
-def split_attempts(rows: Sequence[Mapping]) -> list[Mapping]:
-    """The last row of every attempt."""
-    return list({row["goodput/attempt"]: row for row in rows if "goodput/attempt" in row}.values())
-
-
-def _productive(attempts: Sequence[Mapping]) -> float:
-    return sum(attempt["goodput/productive"] * attempt["goodput/seconds"] for attempt in attempts)
 
 
 def _configuration(experiment: config.Experiment) -> Markup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from etils import epath
@@ -33,15 +34,23 @@ class Trained:
     step: int
 
 
-def load_trained(run: epath.PathLike, *, step: int | str | None = None, mesh: Mesh, up_to: int | None = None) -> Trained:
+def load_trained(
+    run: epath.PathLike,
+    *,
+    step: int | str | None = None,
+    mesh: Mesh,
+    up_to: int | None = None,
+    overrides: Sequence[str] = (),
+) -> Trained:
     """The base model with a run's trained parameters from its checkpoint at `step` ("best", or by default the newest).
 
     With `up_to` the newest is that of no later step, or step 0, the base model. Adapters stay beside what they adapt.
+    `overrides` are settings other than the run's.
     """
     run = epath.Path(run)
     if not (run / CONFIG_FILE).exists():
         raise UserError(f"{run}: not a run directory (no {CONFIG_FILE}); `mmrlhf train` makes one")
-    experiment = config.load_experiment(run / CONFIG_FILE)
+    experiment = config.load_experiment(run / CONFIG_FILE, overrides)
     checkpoints = Checkpoints(run / CHECKPOINTS, keep=experiment.run.keep)
     try:
         found = checkpoints.steps

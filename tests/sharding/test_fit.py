@@ -7,8 +7,9 @@ import types
 import pytest
 
 from mmrlhf_jax import config
+from mmrlhf_jax.commands import plan as commands
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.sharding import commands, fit
+from mmrlhf_jax.sharding import fit
 
 EXPERIMENT = config.Experiment(
     model=config.Model(path="m", remat="full"),

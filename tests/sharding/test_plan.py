@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from mmrlhf_jax import config
+from mmrlhf_jax.commands import plan as commands
 from mmrlhf_jax.data.pipeline import make_encoder, open_training_examples, plan_training_rows
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.models.llava_onevision.published import published_config
-from mmrlhf_jax.sharding import commands, program, show
 from mmrlhf_jax.sharding import plan as planning
+from mmrlhf_jax.sharding import program, show
 from mmrlhf_jax.sharding.accelerators import CHIPS
 from mmrlhf_jax.sharding.advice import advice
 from mmrlhf_jax.sharding.mesh import make_mesh

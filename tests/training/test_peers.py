@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mmrlhf_jax.training.goodput import Goodput
+from mmrlhf_jax.training.goodput import PARTS, Goodput
 from mmrlhf_jax.training.peers import COMPILING, Peers
 
 
@@ -67,12 +67,23 @@ def test_time_that_is_not_a_steps_is_counted_by_what_it_went_into(monkeypatch):
     assert figures["goodput/productive"] == (40 - 19) / 40
 
 
-def test_steps_that_are_done_again_were_not_productive(monkeypatch):
+def test_the_next_attempt_goes_on_counting_and_steps_that_are_done_again_were_not_productive(monkeypatch):
     clock = iter([0.0, 10.0, 50.0])
     monkeypatch.setattr("mmrlhf_jax.training.goodput.time.monotonic", lambda: next(clock))
+    parts = {f"goodput/{part}_seconds": 0.0 for part in PARTS} | {"goodput/attempt": 2, "goodput/start_seconds": 20.0}
+    kept = parts | {"goodput/seconds": 60.0, "goodput/productive": 40 / 60}
+    found = parts | {"goodput/seconds": 100.0, "goodput/productive": 0.8}
     goodput = Goodput()
-    goodput.follows(2, 14.0)
+    goodput.follows(found, kept)
     goodput.started()
     figures = goodput.figures()
-    assert (figures["goodput/attempt"], figures["goodput/seconds"]) == (3, 50 + 14)
-    assert figures["goodput/productive"] == (64 - 10 - 14) / 64
+    assert (figures["goodput/attempt"], figures["goodput/seconds"]) == (3, 100 + 50)
+    assert figures["goodput/start_seconds"] == 20 + 10
+    assert figures["goodput/repeated_seconds"] == pytest.approx(80 - 40)
+    assert figures["goodput/productive"] == pytest.approx((150 - 30 - 40) / 150)
+
+
+def test_figures_of_an_earlier_version_are_not_gone_on_from():
+    goodput = Goodput()
+    goodput.follows({"goodput/productive": 0.5}, {})
+    assert goodput.figures()["goodput/attempt"] == 1

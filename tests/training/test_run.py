@@ -11,14 +11,15 @@ import pytest
 from safetensors.numpy import load_file
 
 from mmrlhf_jax import config, files
+from mmrlhf_jax.data.rows import Budget, empty_row
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
 from mmrlhf_jax.training import loop
 from mmrlhf_jax.training import record as recording
-from mmrlhf_jax.training.goodput import PARTS
 from mmrlhf_jax.training.metrics import read_metrics
 from mmrlhf_jax.training.record import read_batch
-from mmrlhf_jax.training.replay import as_text, replay
-from mmrlhf_jax.training.run_page import PAGE, split_attempts, time_spent
+from mmrlhf_jax.training.replay import _responses, as_json, as_text, replay
+from mmrlhf_jax.training.run_page import PAGE, write_run_page
 from mmrlhf_jax.training.trained import export_run
 from tests import ranked, tiny
 
@@ -80,6 +81,7 @@ def test_a_run_that_was_cut_off_continues_bit_for_bit(experiment, whole, tmp_pat
     rows = read_metrics(tmp_path)
     assert [row["goodput/attempt"] for row in rows] == [1, 1, 2, 2, 2]
     assert object_store or rows[-1]["goodput/repeated_seconds"] > 0  # of step 3, whose line was written
+    assert "in 2 attempts" in (tmp_path / PAGE).read_text()
 
 
 def test_a_run_has_a_page_with_its_curves_and_where_its_time_went(experiment, whole):
@@ -93,20 +95,14 @@ def test_a_run_has_a_page_with_its_curves_and_where_its_time_went(experiment, wh
         "steps that counted",
     ):
         assert shown in page, shown
-    assert "not logged" not in page and "eval_" not in page.split("Configuration")[0]
+    assert "held out" not in page.split('id="configuration"')[0]
+    assert "in 1 attempt<" in page
 
 
-def test_the_page_adds_up_the_attempts_of_a_run():
-    """Seconds of an attempt count up within it; what is left of its parts was productive."""
-    parts = {f"goodput/{part}_seconds": 0.0 for part in PARTS}
-    attempt = lambda number, seconds, **lost: parts | lost | {"goodput/attempt": number, "goodput/seconds": seconds}
-    rows = [attempt(1, 40.0) | {"step": 1, "goodput/productive": 0.5}]
-    rows += [attempt(1, 60.0, **{"goodput/start_seconds": 15.0}) | {"step": 2, "goodput/productive": 0.75}]
-    rows += [attempt(2, 140.0, **{"goodput/repeated_seconds": 70.0}) | {"step": 3, "goodput/productive": 0.5}]
-    assert split_attempts(rows) == rows[1:]
-    text = time_spent(rows)
-    assert "1 min 55 s" in text and "57.5 %" in text  # 45 + 70 of 200 seconds
-    assert "1 min 10 s" in text and "35.0 %" in text
+def test_no_run_ends_because_of_its_page(experiment, whole, tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text("not JSON\n{}\n")
+    write_run_page(tmp_path, experiment, done=1, steps=2, goodput={})
+    assert not (tmp_path / PAGE).exists() and "is not written: " in capsys.readouterr().err
 
 
 def test_one_compilation_serves_every_picture_size(experiment, tmp_path, monkeypatch):
@@ -154,8 +150,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(experiment,
     with pytest.raises(UserError, match="bad_batch_step"):
         loop.train(in_directory(wild, tmp_path), LAUNCH)
     (saved,) = tmp_path.glob("bad_batch_step_*.npz")
-    step, batch = read_batch(saved)
+    step, batch, groups, numbers = read_batch(saved)
     assert saved.name == f"bad_batch_step_{step}.npz"
+    assert ((groups != "") == (batch.response_ids >= 0)).all() and numbers.max() >= 2
     assert batch.tokens.shape == (1, 1024) and batch.response_ids.max() >= 1
 
 
@@ -175,6 +172,8 @@ def test_a_saved_batch_is_replayed_with_the_runs_own_loss_and_gradient(experimen
     assert np.linalg.norm(list(found.gradient_norms.values())) == pytest.approx(first["grad_norm"], rel=1e-5)
     assert {each.group for each in found.responses} <= {f"group-{i}" for i in range(len(RANKS))}
     assert all(each.logprob == pytest.approx(each.reference, abs=1e-3) for each in found.responses)
+    again = replay(str(tmp_path / "bad_batch_step_0.npz"), LAUNCH, overrides=["model.remat=full"])
+    assert again.figures["loss"] == pytest.approx(first["loss"], rel=1e-5)
 
 
 def test_a_replay_names_what_is_not_finite(experiment, whole, tmp_path):
@@ -188,11 +187,26 @@ def test_a_replay_names_what_is_not_finite(experiment, whole, tmp_path):
     found = replay(str(saved), LAUNCH)
     page = as_text(found, most=3)
     assert not found.responses[0].finite and "NOT FINITE" in page and found.responses[0].group in page
+    written = json.loads(json.dumps(as_json(found), allow_nan=False))
+    assert written["responses"][0]["finite"] is False and written["figures"]["loss"] is None
     with pytest.raises(UserError, match="no such file"):
         replay(str(tmp_path / "bad_batch_step_99.npz"), LAUNCH)
-    (tmp_path / "text.npz").write_text("not one")
-    with pytest.raises(UserError, match="not a batch"):
-        replay(str(tmp_path / "text.npz"), LAUNCH)
+    for content in ("not one", ""):
+        (tmp_path / "text.npz").write_text(content)
+        with pytest.raises(UserError, match="not a batch"):
+            replay(str(tmp_path / "text.npz"), LAUNCH)
+
+
+def test_a_reward_models_reward_must_be_there_and_a_policys_need_not():
+    tokens = np.array([[5, 5]])
+    batch = empty_row(Budget(8, 1, 1, 2, 2, 1), VisionGeometry(28, 14, ((28, 28),), 9))
+    batch = jax.tree.map(lambda x: x[None], batch)._replace(response_ids=np.array([[0, 1]]))
+    saved = recording.SavedBatch(3, batch, np.array([["a", "a"]]), np.array([[1, 2]]))
+    rewards = np.array([[np.nan, 1.0]])
+    finite = lambda judges: [
+        r.finite for r in _responses(saved, -1.0 * tokens, rewards, np.full((1, 2), np.nan), judges=judges)
+    ]
+    assert finite(True) == [False, True] and finite(False) == [True, True]
 
 
 def test_the_exported_run_is_the_trained_model(experiment, whole, tmp_path):

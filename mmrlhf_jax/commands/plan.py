@@ -11,6 +11,7 @@ from etils import epath
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import is_remote
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.accelerators import accelerator
 
@@ -77,16 +78,17 @@ def alike(experiments: dict[str, config.Experiment]) -> list[tuple[list[str], co
     """
     found: dict[str, tuple[list[str], config.Experiment]] = {}
     for name, experiment in experiments.items():
-        unmeasured = set() if at_hand(experiment.data) else {"path", "pairs"}
-        key = experiment.model_dump(mode="json", exclude={"run": True, "data": {"rewards", "workers"} | unmeasured})
+        key = experiment.model_dump(mode="json", exclude={"run": True, "data": {"rewards", "workers"}})
         key["objective"].pop("scaling", None)
-        key["data"]["critiques"] = experiment.data.critiques is None
+        if not at_hand(experiment.data):
+            key["data"] |= {"path": None, "pairs": None, "critiques": experiment.data.critiques is None}
         found.setdefault(json.dumps(_without_values(key)), ([], experiment))[0].append(name)
     return list(found.values())
 
 
 def at_hand(data: config.Data) -> bool:
-    return all(epath.Path(path).exists() for path in data.paths)
+    """Whether something may be there to measure; patterns and object stores are not looked into."""
+    return any("{" in path or is_remote(path) or epath.Path(path).exists() for path in data.paths)
 
 
 def _without_values(settings):
