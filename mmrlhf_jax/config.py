@@ -134,6 +134,13 @@ class Preference(Section):
     ld_alpha: Annotated[float, Field(ge=0, le=1)] = 1.0
     reference: Literal["cached", "live", "adapter_base"] = "cached"
 
+    @property
+    def looks_at_batch(self) -> str | None:
+        """What of it sorts or normalises over the whole batch, by name."""
+        if self.scaling.mode == "batch_implicit":
+            return "scaling.mode batch_implicit"
+        return next((f"loss {name}" for name in ("aot", "aot_unpaired") if name in self.losses), None)
+
     @pydantic.field_validator("losses")
     @classmethod
     def _known(cls, losses: dict[str, float]) -> dict[str, float]:
@@ -285,6 +292,11 @@ class Run(Section):
     wandb: str | None = None
 
 
+def looks_at_batch(objective: Objective) -> str | None:
+    """What of an objective sees the pairs of a batch together, so that the batch cannot be taken in pieces."""
+    return objective.looks_at_batch if isinstance(objective, Preference) else None
+
+
 class Experiment(Section):
     model: Model
     data: Data
@@ -300,6 +312,11 @@ class Experiment(Section):
     def _consistent(self):
         if isinstance(self.objective, RewardModel) and self.model.reward_head is None:
             raise ValueError("objective reward_model needs model.reward_head (tanh is the released one)")
+        if self.batch.accumulation > 1 and looks_at_batch(self.objective):
+            raise ValueError(
+                f"{looks_at_batch(self.objective)} looks at the whole batch, of which accumulation shows it a piece at a time;"
+                " set batch.accumulation: 1"
+            )
         adapted = self.lora.parts if self.lora else ()
         for part in adapted:
             if not getattr(self.trains, part):

@@ -37,6 +37,16 @@ def write_atomically(path: epath.PathLike, content: bytes) -> None:
     partial.replace(path)
 
 
+def can_write(directory: epath.PathLike) -> bool:
+    """Whether files can be made in a folder that need not be there yet; of an object store it is assumed."""
+    path = epath.Path(directory)
+    if is_remote(path):
+        return True
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return os.access(path, os.W_OK)
+
+
 def write_json_lines(path: epath.PathLike, rows: Iterable[dict[str, Any]]) -> None:
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 

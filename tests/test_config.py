@@ -125,6 +125,13 @@ def test_a_slip_ends_in_one_line_that_names_it(override, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("objective", ["objective.losses={aot: 1}", "objective.scaling.mode=batch_implicit"])
+def test_what_looks_at_the_whole_batch_is_not_taken_in_pieces(objective):
+    load_experiment(MMDPO, [objective])
+    with pytest.raises(UserError, match=r"looks at the whole batch.*batch\.accumulation: 1"):
+        load_experiment(MMDPO, [objective, "batch.accumulation=2"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

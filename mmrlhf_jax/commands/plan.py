@@ -34,6 +34,9 @@ def plan(
     if not experiments or not launches:
         raise UserError("give an experiment and --launch FILE, or --all for every launch file")
     places = {name: config.load_launch(name) for name in launches}
+    nameless = next((name for name, launch in places.items() if launch.accelerator is None), None)
+    if nameless is not None:
+        raise UserError(f"{nameless}: names no accelerator, so there is nothing to judge a plan by; set `accelerator`")
     _use_stand_ins(list(places.values()))
     from mmrlhf_jax.sharding import fit as fitting
     from mmrlhf_jax.sharding import plan as planning

@@ -18,7 +18,7 @@ def advice(peak: int, chip: Chip, experiment: config.Experiment, launch: config.
     ways = []
     if experiment.model.remat != "full":
         ways.append("model.remat: full")
-    if rows > 1:
+    if rows > 1 and not config.looks_at_batch(experiment.objective):
         ways.append(f"batch.accumulation: {experiment.batch.accumulation * rows} (1 row per shard at a time instead of {rows})")
     if experiment.optimizer.mu_dtype == "float32":
         ways.append("optimizer.mu_dtype: bfloat16")

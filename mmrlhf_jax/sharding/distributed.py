@@ -8,6 +8,7 @@ from collections.abc import Iterator, MutableMapping
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.progress import say
+from mmrlhf_jax.sharding.accelerators import accelerator
 
 # What a scheduler that JAX does not know sets for every process; the first is JAX's own variable.
 COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -49,6 +50,7 @@ def join(launch: config.Launch) -> None:
     try:
         jax.distributed.initialize(
             **dict(_explicit()),
+            **_devices(launch),
             initialization_timeout=settings.initialization_timeout,
             # JAX would abort without a word; `training.peers` says which process is gone before that.
             heartbeat_timeout_seconds=3 * settings.heartbeat_timeout,
@@ -60,6 +62,13 @@ def join(launch: config.Launch) -> None:
             f" look at the other hosts' logs, or raise distributed.initialization_timeout"
         ) from None
     say(f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} of {jax.device_count()} devices")
+
+
+def _devices(launch: config.Launch) -> dict[str, range]:
+    """On GPU hosts one process drives all devices; under a scheduler that numbers its tasks JAX would take one for each."""
+    if launch.accelerator is None or accelerator(launch.accelerator).is_tpu or "JAX_LOCAL_DEVICE_IDS" in os.environ:
+        return {}
+    return {"local_device_ids": range(accelerator(launch.accelerator).chips_per_host)}
 
 
 def _explicit() -> Iterator[tuple[str, str | int]]:

@@ -26,7 +26,7 @@ def candidates(experiment: config.Experiment, launch: config.Launch, devices: in
         if rest or shards % data or experiment.batch.rows % shards:
             continue
         mesh = launch.mesh.model_copy(update={"data": data, "fsdp": shards // data, "tensor": tensor, "context": context})
-        for accumulation in (1, 2, 4, 8):
+        for accumulation in (1,) if config.looks_at_batch(experiment.objective) else (1, 2, 4, 8):
             if experiment.batch.rows % (shards * accumulation) == 0:
                 batch = experiment.batch.model_copy(update={"accumulation": accumulation})
                 model = experiment.model.model_copy(update={"remat": remat})
@@ -83,4 +83,6 @@ def as_overrides(experiment: config.Experiment, launch: config.Launch) -> str:
 
 def _mesh(launch: config.Launch) -> str:
     mesh = launch.mesh
-    return f"{{data: {mesh.data}, fsdp: {mesh.fsdp}, tensor: {mesh.tensor}, context: {mesh.context}}}"
+    slices = {name: count for name, count in mesh.slices.items() if count > 1}
+    between = f", slices: {{{', '.join(f'{name}: {count}' for name, count in slices.items())}}}" if slices else ""
+    return f"{{data: {mesh.data}, fsdp: {mesh.fsdp}, tensor: {mesh.tensor}, context: {mesh.context}{between}}}"

@@ -17,12 +17,15 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.sharding import rules
 
 
-def make_mesh(axes: Mapping[str, int | Mapping[str, int]], devices: list | None = None) -> Mesh:
+def make_mesh(
+    axes: Mapping[str, int | Mapping[str, int]], devices: list | None = None, *, per_slice: int | None = None
+) -> Mesh:
     """A mesh over all devices. One axis may be -1: it takes what the others leave.
 
     `axes["slices"]` are the factors of the axes that run over the network between slices (or GPU hosts) instead of the fast
     links within one: with {"data": 2, "fsdp": 32, "slices": {"data": 2}} the gradients alone cross it. Devices are ordered so
-    that neighbours in the mesh are neighbours in the machine.
+    that neighbours in the mesh are neighbours in the machine. `per_slice`: as many devices, one after the other, stand for a
+    slice, whatever they say themselves.
 
     Raises UserError where the product of the axes is not the number of devices, or the slices are not those there are.
     """
@@ -38,13 +41,13 @@ def make_mesh(axes: Mapping[str, int | Mapping[str, int]], devices: list | None 
         shown = {name: size for name, size in axes.items() if name in rules.MESH_AXES}
         raise UserError(f"mesh {shown} needs {fixed} devices but {len(devices)} are here; change `mesh` in the launch file")
     if math.prod(slices.values()) > 1:
-        placed = _hybrid(sizes, slices, devices)
+        placed = _hybrid(sizes, slices, devices, per_slice)
     else:  # an axis of the torus may serve two axes of the mesh: fsdp 32 x tensor 2 on 4 x 4 x 4 chips
         placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
     return Mesh(placed, rules.MESH_AXES, axis_types=(AxisType.Auto,) * 4)
 
 
-def _hybrid(sizes: Mapping[str, int], slices: Mapping[str, int], devices: list) -> np.ndarray:
+def _hybrid(sizes: Mapping[str, int], slices: Mapping[str, int], devices: list, per_slice: int | None) -> np.ndarray:
     """Devices [data, fsdp, tensor, context], every axis a product of its part between slices and its part within one."""
     outer = [slices.get(name, 1) for name in rules.MESH_AXES]
     undivided = [name for name, size in zip(rules.MESH_AXES, outer, strict=True) if sizes[name] % size]
@@ -52,6 +55,11 @@ def _hybrid(sizes: Mapping[str, int], slices: Mapping[str, int], devices: list) 
         name = undivided[0]
         raise UserError(f"mesh.slices.{name} {slices[name]} does not divide mesh.{name} {sizes[name]}")
     inner = [size // out for size, out in zip(sizes.values(), outer, strict=True)]
+    if per_slice is not None:
+        if math.prod(inner) != per_slice:
+            raise UserError(f"mesh.slices {dict(slices)} leaves {math.prod(inner)} devices to a slice, which has {per_slice}")
+        axes = [place + len(outer) * part for place in range(len(outer)) for part in (0, 1)]
+        return np.asarray(devices).reshape(*outer, *inner).transpose(axes).reshape(*sizes.values())
     # Hosts of GPUs and CPUs are no slices to JAX: there the processes are what the network joins.
     slice_numbers = {getattr(device, "slice_index", None) for device in devices}
     by_slice = len(slice_numbers) > 1

@@ -149,7 +149,9 @@ def make_plan(
 
 
 def launch_mesh(launch: config.Launch) -> Mesh:
-    return make_mesh(launch.mesh.model_dump(), planned_devices(launch))
+    found = None if launch.accelerator is None else accelerator(launch.accelerator)
+    per_slice = found.chips if found is not None and not found.is_tpu else None
+    return make_mesh(launch.mesh.model_dump(), planned_devices(launch), per_slice=per_slice)
 
 
 def model_sizes(experiment: config.Experiment) -> tuple[LlavaOnevisionConfig, str]:

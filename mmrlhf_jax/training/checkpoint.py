@@ -22,6 +22,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import is_remote
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.progress import say
+from mmrlhf_jax.training.identity import difference
 from mmrlhf_jax.training.state import TrainState, split_model
 
 SCORE = "score"
@@ -92,13 +93,13 @@ class Checkpoints:
         """
         target = {"params": _abstract(state.params), "opt_state": _abstract(state.opt_state), "identity": None}
         step, loaded = self._newest(target)
-        for key, value in identity.items():
-            found = loaded["identity"].get(key)
-            if found != value:
-                raise UserError(
-                    f"the checkpoint at step {step} has {key} {found!r}, this run has {value!r}: it would not be the same run;"
-                    " use --fresh, or another run.directory"
-                )
+        other = difference(loaded["identity"], identity)
+        if other is not None:
+            name, found, wanted = other
+            raise UserError(
+                f"the checkpoint at step {step} has {name} {found!r}, this run has {wanted!r}: it would not be the same run;"
+                " use --fresh, or another run.directory"
+            )
         params, opt_state = (_like(getattr(state, name), loaded[name]) for name in ("params", "opt_state"))
         number = jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding)
         return TrainState(number, params, state.frozen, opt_state, state.start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Any
 
@@ -25,6 +26,7 @@ from mmrlhf_jax.data.pipeline import (
 )
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import can_write
 from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, local_directory
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
@@ -33,12 +35,13 @@ from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.exits import PEER_LOST, SIGNALLED
 from mmrlhf_jax.sharding.mesh import check_rows, make_mesh, use_mesh
 from mmrlhf_jax.training.checkpoint import Checkpoints
-from mmrlhf_jax.training.feed import feed, own_rows
+from mmrlhf_jax.training.feed import agree, feed, own_rows
 from mmrlhf_jax.training.goodput import Goodput
+from mmrlhf_jax.training.identity import run_identity
 from mmrlhf_jax.training.metrics import MetricsLog
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from mmrlhf_jax.training.peers import COMPILING, Peers
+from mmrlhf_jax.training.peers import COMPILING, MEASURING, Peers
 from mmrlhf_jax.training.profiler import ProfilerWindow
 from mmrlhf_jax.training.record import Pending, Recorder, as_number, bad_batch_file, record
 from mmrlhf_jax.training.reference import make_scoring_step, model_fingerprint, reference_logps
@@ -62,14 +65,19 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
     directory = epath.Path(run.directory)
     mesh = make_mesh(launch.mesh.model_dump())
     check_rows(experiment.batch, mesh)
+    limits = launch.distributed or config.Distributed()
+    peers = Peers(directory / PEERS, jax.process_index(), jax.process_count(), limits.heartbeat_timeout, limits.hang_timeout)
+    peers.forget()
+    everyone("no beat of an earlier attempt is left")
 
-    with use_mesh(mesh), matmul_precision(experiment.model.dtype):
+    with use_mesh(mesh), matmul_precision(experiment.model.dtype), StopSignal() as stop, peers, ends_if_alone(peers):
         # --- Model -----------------------------------------------------------------------------------------------------
         source = local_directory(experiment.model.path)
         tokenizer = load_tokenizer(source)
         model = load_base(experiment, mesh)
 
         # --- Data ------------------------------------------------------------------------------------------------------
+        peers.at(0, MEASURING)
         encoder = make_encoder(experiment.data, experiment.objective, tokenizer, model.config)
         examples = open_training_examples(experiment.data, experiment.objective)
         rows = plan_training_rows(examples, encoder, experiment.data, experiment.batch, experiment.objective, seed=run.seed)
@@ -86,26 +94,26 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         reference = reference_mode(experiment.objective)
         if isinstance(experiment.objective, config.Preference) and reference is None:
             scoring = make_scoring_step(graphdef, chunk=experiment.batch.logprob_chunk)
-            identity = model_fingerprint(source, dtype=experiment.model.dtype)
+            scorer = model_fingerprint(source, dtype=experiment.model.dtype)
             settings = dict(batch_rows=experiment.batch.rows // experiment.batch.accumulation, mesh=mesh)
-            settings["cache"] = index_cache(examples) or directory / "reference"
-            rows = with_reference(rows, reference_logps(scoring, params, frozen, rows.once(), identity, **settings))
+            settings["cache"] = reference_cache(examples, directory)
+            settings["at_batch"] = lambda done: peers.at(done, "computing reference log-probs")
+            rows = with_reference(rows, reference_logps(scoring, params, frozen, rows.once(), scorer, **settings))
             if held_out is not None:
-                held_out = with_reference(held_out, reference_logps(scoring, params, frozen, held_out, identity, **settings))
+                held_out = with_reference(held_out, reference_logps(scoring, params, frozen, held_out, scorer, **settings))
 
         # --- State: fresh, or where an earlier run of the same experiment stopped ----------------------------------------
         objective = make_objective(experiment.objective)
         tx = make_optimizer(experiment.optimizer, steps, experiment.guard)
         state = init_state(params, frozen, tx, mesh, keep_start=reference == "live")
-        run_identity = {"data": rows.index.fingerprint, "seed": run.seed, "rows": experiment.batch.rows, "steps": steps}
-        run_identity |= {"trains": learning(experiment), "plan of rows": rows.identity}
+        identity = run_identity(experiment, rows, steps, source)
         if fresh and directory.exists() and first_process():
             clear(directory)
         everyone("the run directory is clear")
         directory.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(directory / CHECKPOINTS, keep=run.keep)
         if checkpoints.latest is not None:
-            state = checkpoints.restore(state, run_identity)
+            state = checkpoints.restore(state, identity)
             say(f"resumed from step {int(state.step)} of {steps} in {directory}")
         if first_process():
             (directory / CONFIG_FILE).write_text(sections.resolved(experiment))
@@ -155,15 +163,8 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             mine=own_rows(mesh, experiment.batch.rows),
         )
         pending: Pending | None = None
-        stop, vote = StopSignal(), Vote(mesh)
-        limits = launch.distributed or config.Distributed()
-        peers = Peers(
-            directory / PEERS, jax.process_index(), jax.process_count(), limits.heartbeat_timeout, limits.hang_timeout
-        )
-        peers.forget()
-        everyone("no beat of an earlier attempt is left")
-        peers.start()
-        stopping = False
+        stopping, vote = False, Vote(mesh)
+        stop.steps_begin()
         goodput.started()
         try:
             for batch in goodput.waiting(feed(stream, mesh)):
@@ -184,16 +185,16 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
                     record(pending, recorder)
                     pending = score = None
                     if judged:
-                        peers.at(start, "evaluating")
                         with goodput.part("evaluation"):
-                            figures = evaluate(eval_step, state, held_out, objective, experiment, mesh)
+                            at_batch = lambda number, step=start: peers.at(step, f"evaluating batch {number}")
+                            figures = evaluate(eval_step, state, held_out, objective, experiment, mesh, at_batch)
                         log.write(start, figures | goodput.figures())
                         score = run_score(figures, run)
                     if due or (score is not None and score > max(checkpoints.scores.values(), default=-float("inf"))):
                         peers.at(start, "saving a checkpoint")
                         with goodput.part("checkpoint"):
                             log.flush()
-                            checkpoints.save(state, run_identity, score=score)
+                            checkpoints.save(state, identity, score=score)
                             write_page()
                     recorder.restart_clock()
                 if stopping:
@@ -202,14 +203,13 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             if pending is not None:
                 record(pending, recorder)
             checkpoints.wait()
-        except (jax.errors.JaxRuntimeError, ValueError) as error:  # gloo's failures are ValueErrors where they are dispatched
-            end_if_alone(peers, error)
+        except LOST_PEER as error:
+            end_if_alone(peers, error)  # before what is below waits for the process that is gone
             raise
         finally:
             profiler.close()
-            stop.restore()
             stream.close()
-            peers.close(finished=stopping or start == steps)
+            peers.finished = stopping or start == steps
             checkpoints.close()
             log.close()
             write_page()
@@ -235,18 +235,19 @@ def load_base(experiment: config.Experiment, mesh) -> LlavaOnevision:
     return with_adapters(model, experiment.lora, experiment.run.seed)
 
 
-def learning(experiment: config.Experiment) -> str:
-    """What a checkpoint holds, in words: the parts that learn, and how."""
-    parts = " ".join(part for part, learns in experiment.trains if learns)
-    lora = experiment.lora
-    return f"{parts}; lora rank {lora.rank} of {' '.join(lora.parts)}" if lora else parts
-
-
 def reference_mode(objective: config.Objective) -> Reference:
     """Whether steps compute the reference themselves, and how."""
     if not isinstance(objective, config.Preference) or objective.reference == "cached":
         return None
     return objective.reference
+
+
+def reference_cache(examples, directory: epath.Path) -> epath.Path:
+    """Beside the data, where other runs find them too; in the run's directory where the data has no such place."""
+    beside = index_cache(examples)
+    if beside is None or not agree(can_write(beside)):
+        return directory / "reference"
+    return beside
 
 
 def run_score(figures: dict[str, Any], run: config.Run) -> float:
@@ -266,12 +267,26 @@ def held_out_rows(experiment: config.Experiment, encoder) -> Rows | None:
     return all_rows(examples, encoder, slots=experiment.batch.slots, seed=experiment.run.seed)
 
 
-def evaluate(eval_step, state: TrainState, rows: Rows, objective, experiment: config.Experiment, mesh) -> dict[str, float]:
-    """Loss and metrics over all held-out groups, as exact means, under the prefix `eval_` (as TRL logs them)."""
+def evaluate(
+    eval_step,
+    state: TrainState,
+    rows: Rows,
+    objective,
+    experiment: config.Experiment,
+    mesh,
+    at_batch: Callable[[int], None] = lambda number: None,
+) -> dict[str, float]:
+    """Loss and metrics over all held-out groups, as exact means, under the prefix `eval_` (as TRL logs them).
+
+    `at_batch` is called with the number of every batch.
+    """
     count, batch_rows = rows.count(1), experiment.batch.rows // experiment.batch.accumulation
     mine = own_rows(mesh, batch_rows)
     stream = batches(rows, batch_rows=batch_rows, steps=-(-count // batch_rows), total=count, mine=mine)
-    results = [eval_step(state, batch) for batch in feed(stream, mesh)]
+    results = []
+    for number, batch in enumerate(feed(stream, mesh)):
+        at_batch(number)
+        results.append(eval_step(state, batch))
     sums, metrics = reduce(lambda a, b: (merge(a[0], b[0]), merge(a[1], b[1])), results)
     figures = summary(metrics) | {"loss": mean_loss(objective, sums)}
     return {f"eval_{name}": as_number(value) for name, value in figures.items()}
@@ -294,6 +309,19 @@ def open_log(experiment: config.Experiment, directory: epath.Path, start: int) -
     """The run's logs, from step `start` on; of the first process alone."""
     settings = experiment.model_dump(mode="json")
     return MetricsLog(directory, resume_step=start, wandb=experiment.run.wandb, settings=settings, writes=first_process())
+
+
+# How a collective fails whose other end is gone; gloo's failures are ValueErrors where they are dispatched.
+LOST_PEER = (jax.errors.JaxRuntimeError, ValueError)
+
+
+@contextlib.contextmanager
+def ends_if_alone(peers: Peers) -> Iterator[None]:
+    try:
+        yield
+    except LOST_PEER as error:
+        end_if_alone(peers, error)
+        raise
 
 
 def end_if_alone(peers: Peers, error: Exception) -> None:

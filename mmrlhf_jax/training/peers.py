@@ -20,14 +20,17 @@ from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.exits import PEER_LOST
 
 BEAT_SECONDS = 5.0
-COMPILING = "compiling"  # takes as long as it takes, and says nothing meanwhile
+# What takes as long as it takes, and says nothing meanwhile.
+COMPILING, LOADING, MEASURING = "compiling", "loading the model", "measuring the data"
+UNTIMED = (COMPILING, LOADING, MEASURING)
 
 
 class Peers:
-    """Beats for this process and watches the others.
+    """Beats for this process and watches the others, as a context that is left when the run ends.
 
     A peer whose beat stays the same for `timeout` seconds is gone: this process says which and ends with `PEER_LOST`. If no
     process gets further for `hang` seconds, and none is compiling, the ones that are behind are named, and what they are doing.
+    A process that leaves with an error, or without `finished`, falls silent, and so is gone for the others.
     """
 
     def __init__(
@@ -48,7 +51,9 @@ class Peers:
             hang,
             leave,
         )
-        self._step, self._doing, self._beats = 0, "starting", 0
+        self._step, self._doing, self._beats = 0, LOADING, 0
+        self._complaint = ""
+        self.finished = False
         self._seen: dict[int, tuple[str, float]] = {}
         self._progress: tuple[str, float] = ("", time.monotonic())
         self._stop = threading.Event()
@@ -60,21 +65,21 @@ class Peers:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._path(self._process).unlink(missing_ok=True)
 
-    def start(self) -> None:
+    def __enter__(self) -> Peers:
         if self._count > 1:
             self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+            if self.finished:
+                self._beat("finished")
 
     def at(self, step: int, doing: str) -> None:
         """Called by the loop: what this process is about to do."""
         self._step, self._doing = step, doing
-
-    def close(self, *, finished: bool) -> None:
-        """Stop watching. One that has not `finished` falls silent, and so is gone for the others."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-            if finished:
-                self._write("finished")
 
     def lost(self) -> str | None:
         """Which peers stopped beating, in words, after waiting long enough to tell; None if all are alive."""
@@ -90,7 +95,7 @@ class Peers:
 
     def _run(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
-            self._write(self._doing)
+            self._beat(self._doing)
             gone = self._gone(time.monotonic())
             if gone:
                 say(f"process {self._process}: {gone}; ending, the same command continues from the newest checkpoint")
@@ -101,6 +106,16 @@ class Peers:
                 say(f"process {self._process}: no step was finished for {self._hang:.0f} s; {behind}")
                 self._leave(PEER_LOST)
                 return
+
+    def _beat(self, doing: str) -> None:
+        """One that cannot be written (a full disk, an object store that is away) is said once, and the next one is tried."""
+        try:
+            self._write(doing)
+        except Exception as error:  # whatever a storage backend raises: the thread must live on
+            complaint = str(error).strip() or type(error).__name__
+            if complaint != self._complaint:
+                say(f"process {self._process}: no sign of life can be left in {self._directory} ({complaint})")
+            self._complaint = complaint
 
     def _write(self, doing: str) -> None:
         self._beats += 1
@@ -115,7 +130,7 @@ class Peers:
         for process in range(self._count):
             try:
                 found[process] = json.loads(self._path(process).read_text())
-            except (OSError, ValueError):  # not there yet, or a file system in the middle of it
+            except Exception:  # not there yet, a file system in the middle of it, or whatever an object store raises
                 continue
         return found
 
@@ -135,7 +150,7 @@ class Peers:
     def _behind(self, now: float) -> str | None:
         beats = self._read()
         where = json.dumps({process: [beat["step"], beat["doing"]] for process, beat in beats.items()})
-        if where != self._progress[0] or any(beat["doing"] == COMPILING for beat in beats.values()):
+        if where != self._progress[0] or any(beat["doing"] in UNTIMED for beat in beats.values()):
             self._progress = (where, now)
         if now - self._progress[1] < self._hang or len(beats) < self._count:
             return None

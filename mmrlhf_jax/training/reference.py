@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -44,11 +45,12 @@ def score_responses(
     description: str,
     partial: epath.Path | None = None,
     keep_seconds: float = KEEP_SECONDS,
+    at_batch: Callable[[int], None] = lambda done: None,
 ) -> dict[str, np.ndarray]:
     """Run every row once; per response of the data set: `logps`, `lengths`, `rewards` (float32[responses], NaN = not seen).
 
     With `partial` (a file named after everything the numbers and the order of rows depend on) the pass continues where an
-    earlier one was cut off.
+    earlier one was cut off. `at_batch` is called with the number of every batch.
     """
     count = rows.count(1)
     steps = -(-count // batch_rows)
@@ -61,6 +63,7 @@ def score_responses(
     progress, kept = Progress(description, steps - start), time.monotonic()
     stream = batches(rows, batch_rows=batch_rows, steps=steps, total=count, start=start, mine=own_rows(mesh, batch_rows))
     for done, batch in enumerate(feed(stream, mesh), start + 1):
+        at_batch(done)
         outputs, lengths = step(params, frozen, batch)
         ids = fetch(batch.response_ids)
         for name, values in (("logps", outputs.logps), ("lengths", lengths), ("rewards", outputs.rewards)):
@@ -73,7 +76,16 @@ def score_responses(
 
 
 def reference_logps(
-    step, params, frozen, rows: Rows, model_fingerprint: str, *, batch_rows: int, mesh, cache: epath.Path
+    step,
+    params,
+    frozen,
+    rows: Rows,
+    model_fingerprint: str,
+    *,
+    batch_rows: int,
+    mesh,
+    cache: epath.Path,
+    at_batch: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
     """float32[responses], read from `cache` if data, encoder, the groups that are kept and model are as when it was written.
 
@@ -87,7 +99,7 @@ def reference_logps(
         return read_arrays(path)["logps"]
     layout = hashlib.sha256(f"{rows.budget} {rows.seed} {batch_rows}".encode()).hexdigest()[:8]
     partial = cache / f"reference-{key}-{layout}-partial.npz"
-    settings = dict(batch_rows=batch_rows, mesh=mesh, description="reference log-probs", partial=partial)
+    settings = dict(batch_rows=batch_rows, mesh=mesh, description="reference log-probs", partial=partial, at_batch=at_batch)
     found = score_responses(step, params, frozen, rows, **settings)
     if jax.process_index() == 0:
         write_arrays(path, logps=found["logps"])

@@ -10,27 +10,42 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.sharding.exits import SIGNALLED
 from mmrlhf_jax.sharding.mesh import replicated
 
 
 class StopSignal:
-    """SIGTERM and SIGINT ask for a checkpoint and a clean exit after the running step."""
+    """SIGTERM and SIGINT ask for a checkpoint and a clean exit after the running step. A context in which they do.
+
+    Before the first step there is nothing to save: there SIGTERM ends at once, with the status that launchers restart on. (In a
+    container the process may be the first one, which the kernel would not end.)
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested, self._in_steps = False, False
         self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._old[number] = signal.signal(number, self._request)
+        return self
 
-    def _request(self, number, frame) -> None:
-        if self.requested:  # the second one is meant
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def restore(self) -> None:
+    def __exit__(self, *_) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
+
+    def steps_begin(self) -> None:
+        self._in_steps = True
+
+    def _request(self, number, frame) -> None:
+        if self.requested or (number == signal.SIGINT and not self._in_steps):  # the second one is meant
+            raise KeyboardInterrupt
+        self.requested = True
+        if not self._in_steps:
+            say("stopped by a signal before the first step; the same command starts again")
+            raise SystemExit(SIGNALLED)
 
 
 class Vote:

@@ -51,6 +51,17 @@ def test_nothing_is_compiled_that_can_only_be_slower(monkeypatch):
     assert [key for key in tried if key[:2] == (1, 2)] == [(1, 2, remat, n) for remat in ("dots", "full") for n in (1, 2, 4)]
 
 
+def test_what_to_write_names_the_axes_between_slices():
+    launch = config.Launch(mesh=config.Mesh(data=2, fsdp=16, slices={"data": 2}))
+    assert fit.as_overrides(EXPERIMENT, launch).endswith("mesh: {data: 2, fsdp: 16, tensor: 1, context: 1, slices: {data: 2}}")
+
+
+def test_what_looks_at_the_whole_batch_is_not_taken_in_pieces():
+    implicit = config.Preference(scaling=config.Scaling(mode="batch_implicit"))
+    found = fit.candidates(EXPERIMENT.model_copy(update={"objective": implicit}), config.Launch(), 8)
+    assert {experiment.batch.accumulation for experiment, _ in found} == {1}
+
+
 def test_every_candidate_divides_rows_and_devices():
     slices = config.Launch(mesh=config.Mesh(slices={"data": 2}))
     for experiment, launch in fit.candidates(EXPERIMENT, slices, 32):

@@ -20,6 +20,7 @@ from mmrlhf_jax.data.pipeline import make_encoder, open_training_examples, plan_
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.models.llava_onevision.published import published_config
+from mmrlhf_jax.sharding import mesh as mesh_module
 from mmrlhf_jax.sharding import plan as planning
 from mmrlhf_jax.sharding import program, show
 from mmrlhf_jax.sharding.accelerators import CHIPS
@@ -120,7 +121,7 @@ def test_the_json_form_has_what_programs_read(made):
 
 def test_the_page_says_where_its_numbers_are_from(made):
     page = show.as_text(made)
-    assert "MM-RLHF-like sizes (assumed: not there is not here)" in page
+    assert "MM-RLHF-like sizes (assumed: not there: no such file)" in page
     assert "fits" in page.splitlines()[-1]
 
 
@@ -143,6 +144,32 @@ def test_the_table_has_a_row_per_launch_and_a_column_per_experiment(made):
     head, _, here, there, _, note = show.as_table([made, other, large]).splitlines()
     assert head == "| launch | mesh | HBM | tiny | one |" and note == "`one` stands for two as well."
     assert here.endswith("| - |") and "| needs 20.0 |" in there and there.endswith(" h |")
+
+
+def test_where_the_mesh_differs_it_stands_in_the_cell(made):
+    chosen = dataclasses.replace(made, experiment="other", mesh=made.mesh | {"fsdp": 2})
+    line = show.as_table([made, chosen]).splitlines()[2]
+    assert line.startswith("| here | , fsdp 2 |") and "| fsdp 2: 0." in line
+
+
+def test_a_launch_file_without_an_accelerator_is_refused():
+    with pytest.raises(UserError, match=r"local\.yaml: names no accelerator"):
+        commands.plan(["none.yaml"], [str(ROOT / "launch" / "local.yaml")], [], False, False, False, False, None, False)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slices", "placed"),
+    [
+        ({"data": 2, "fsdp": 4, "tensor": 1, "context": 1}, {"data": 2}, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ({"data": 1, "fsdp": 4, "tensor": 2, "context": 1}, {"fsdp": 2}, [[[0, 1], [2, 3], [4, 5], [6, 7]]]),
+    ],
+)
+def test_stand_ins_are_laid_out_host_by_host(sizes, slices, placed):
+    """Eight devices in two hosts of four: only the axes between slices leave a host."""
+    found = mesh_module._hybrid(sizes, slices, list(range(8)), 4)
+    np.testing.assert_array_equal(found, np.reshape(placed, tuple(sizes.values())))
+    with pytest.raises(UserError, match="leaves 4 devices to a slice, which has 8"):
+        mesh_module._hybrid(sizes, slices, list(range(8)), 8)
 
 
 def test_the_readme_has_a_place_for_the_table():
@@ -235,6 +262,7 @@ import sys
 sys.path.insert(0, {root!r})
 import jax, jax.numpy as jnp, numpy as np
 from mmrlhf_jax import config
+from mmrlhf_jax.sharding import mesh as mesh_module
 from mmrlhf_jax.sharding import plan as planning
 from mmrlhf_jax.sharding.mesh import use_mesh
 from mmrlhf_jax.sharding.workload import find_workload

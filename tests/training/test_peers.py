@@ -7,7 +7,7 @@ import json
 import pytest
 
 from mmrlhf_jax.training.goodput import PARTS, Goodput
-from mmrlhf_jax.training.peers import COMPILING, Peers
+from mmrlhf_jax.training.peers import COMPILING, LOADING, MEASURING, Peers
 
 
 @pytest.fixture
@@ -50,6 +50,25 @@ def test_a_process_that_does_not_beat_is_gone_and_one_that_finished_is_not(watch
     assert watched._gone(0.0) is None
     assert watched._gone(29.0) is None
     assert watched._gone(31.0) == "process 1 on host-1 is gone (silent for 31 s, last at step 7)"
+
+
+def test_a_beat_that_cannot_be_written_is_said_and_the_next_one_is_tried(watched, tmp_path, monkeypatch, capsys):
+    failing = lambda doing: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    with monkeypatch.context() as full:
+        full.setattr(watched, "_write", failing)
+        watched._beat("in step")
+        watched._beat("in step")
+    assert capsys.readouterr().err.count("No space left") == 1
+    watched._beat("in step")
+    assert (tmp_path / "process-0.json").exists()
+
+
+@pytest.mark.parametrize("doing", [LOADING, MEASURING])
+def test_what_has_no_steps_of_its_own_is_no_hang(watched, tmp_path, doing):
+    for process in range(3):
+        beat(tmp_path, process, 0, doing)
+    watched._behind(0.0)
+    assert watched._behind(1000.0) is None
 
 
 def test_time_that_is_not_a_steps_is_counted_by_what_it_went_into(monkeypatch):

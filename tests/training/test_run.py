@@ -135,6 +135,33 @@ def test_other_rows_of_the_same_data_do_not_continue_the_run(experiment, whole):
         loop.train(other, LAUNCH)
 
 
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"objective": config.Preference(beta=0.5)}, r"objective\.beta 0\.1, this run has 0\.5"),
+        ({"optimizer": config.Optimizer(learning_rate=2e-3)}, r"optimizer\.learning_rate 0\.001, this run has 0\.002"),
+    ],
+)
+def test_other_settings_of_what_is_learnt_do_not_continue_the_run(experiment, whole, changed, named):
+    with pytest.raises(UserError, match=named):
+        loop.train(experiment.model_copy(update=changed), LAUNCH)
+
+
+def test_another_base_model_does_not_continue_the_run(experiment, whole, tmp_path):
+    other = tiny.checkpoint(tmp_path / "model", seed=5)
+    moved = experiment.model_copy(update={"model": experiment.model.model_copy(update={"path": str(other)})})
+    with pytest.raises(UserError, match="has model '"):
+        loop.train(moved, LAUNCH)
+
+
+def test_reference_log_probs_of_a_set_that_cannot_be_written_are_the_runs_own(experiment, tmp_path, monkeypatch):
+    """Built sets are often mounted for reading only."""
+    monkeypatch.setattr(loop, "index_cache", lambda examples: tmp_path / "set" / "index")
+    assert loop.reference_cache(None, tmp_path) == tmp_path / "set" / "index"
+    monkeypatch.setattr(files.os, "access", lambda path, mode: False)
+    assert loop.reference_cache(None, tmp_path) == tmp_path / "reference"
+
+
 def test_missing_rewards_are_counted_and_the_command_is_named(experiment, tmp_path):
     path = ranked.write(tmp_path / "data", RANKS, IMAGES)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
