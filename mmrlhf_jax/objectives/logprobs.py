@@ -15,11 +15,14 @@ from mmrlhf_jax.sharding.ring import gather_rows
 
 
 class TargetLogps(NamedTuple):
-    """Per target: log-probability, whether it is the most likely token, and the mean logit over the vocabulary."""
+    """Per target: log-probability, whether it is the most likely token, the mean logit over the vocabulary, and the entropy of
+    the prediction in nats. Only the first has a gradient.
+    """
 
     logps: Float[Array, "B M"]
     correct: Float[Array, "B M"]
     mean_logits: Float[Array, "B M"]
+    entropy: Float[Array, "B M"]
 
 
 def target_logps(
@@ -84,9 +87,12 @@ def _project(
         logits = jnp.einsum("bce,ev->bcv", states, vocabulary, preferred_element_type=jnp.float32)
         logits = rules.constrain(logits, None, None, "act_vocab")
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        logps = chosen - jax.nn.logsumexp(logits, axis=-1)
-        correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
-        return TargetLogps(logps, correct, logits.mean(axis=-1))
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        seen, sums = jax.lax.stop_gradient((logits, normaliser))
+        correct = (jnp.argmax(seen, axis=-1) == targets).astype(jnp.float32)
+        surprise = sums[..., None] - seen
+        entropy = (jnp.exp(-surprise) * surprise).sum(axis=-1)
+        return TargetLogps(chosen - normaliser, correct, seen.mean(axis=-1), entropy)
 
     # The count of chunks is static; a scan keeps one chunk alive at a time.
     _, out = jax.lax.scan(lambda _, xs: (None, body(*xs)), None, (chunks(states), chunks(targets)))

@@ -28,6 +28,7 @@ class Outputs(NamedTuple):
     logps: Float[Array, "B R"]
     correct: Float[Array, "B R"]  # targets that were the most likely token
     logits: Float[Array, "B R"]  # mean over the vocabulary, summed over targets
+    entropy: Float[Array, "B R"]  # of the predictions, in nats, summed over targets
     rewards: Float[Array, "B R"]
     token_logps: Float[Array, "B M"]
 
@@ -155,7 +156,7 @@ def pair_betas(settings: config.Preference, margins, logps: PairLogps, weights, 
 
 
 def token_metrics(outputs: Outputs, batch: RowBatch, logps: PairLogps) -> dict[str, Metric]:
-    """TRL's token-weighted means over the sides of the pairs."""
+    """TRL's token-weighted means over the sides of the pairs (`entropy` over both)."""
     weights = batch.pair_weights
     correct, _ = gather_pairs(jax.lax.stop_gradient(outputs.correct), batch.pairs, weights)
     logits = gather_pairs(jax.lax.stop_gradient(outputs.logits), batch.pairs, weights)
@@ -164,6 +165,7 @@ def token_metrics(outputs: Outputs, batch: RowBatch, logps: PairLogps) -> dict[s
         "mean_token_accuracy": WeightedSum(weighted_sum(correct, weights).total, lengths[0]),
         "logits/chosen": WeightedSum(weighted_sum(logits[0], weights).total, lengths[0]),
         "logits/rejected": WeightedSum(weighted_sum(logits[1], weights).total, lengths[1]),
+        "entropy": side_mean(outputs.entropy, target_counts(batch), batch),
     }
 
 
@@ -185,7 +187,7 @@ def reward_objective(settings: config.RewardModel) -> Objective:
             **options,
         )
         metrics = reward_model.reward_metrics(outputs.rewards, batch.pairs, batch.pair_weights, sums)
-        return sums, metrics | {"critique/token_accuracy": side_accuracy(outputs.correct, lengths, batch)}
+        return sums, metrics | {"critique/token_accuracy": side_mean(outputs.correct, lengths, batch)}
 
     coefficients = {"score": settings.score_weight, "critique": settings.critique_weight, "centring": settings.centring}
     if settings.tie_weight:
@@ -193,11 +195,11 @@ def reward_objective(settings: config.RewardModel) -> Objective:
     return Objective(coefficients, terms)
 
 
-def side_accuracy(correct: Float[Array, "B R"], lengths: Float[Array, "B R"], batch: RowBatch) -> WeightedSum:
-    """The share of target tokens that were the most likely one, over both sides of every pair."""
+def side_mean(sums: Float[Array, "B R"], lengths: Float[Array, "B R"], batch: RowBatch) -> WeightedSum:
+    """The mean per target token, over both sides of every pair, of what is summed per response."""
     found = [
         sum(weighted_sum(side, batch.pair_weights).total for side in gather_pairs(x, batch.pairs, batch.pair_weights))
-        for x in (jax.lax.stop_gradient(correct), lengths)
+        for x in (jax.lax.stop_gradient(sums), lengths)
     ]
     return WeightedSum(*found)
 
@@ -210,6 +212,7 @@ def supervised_objective() -> Objective:
         tokens = weighted_sum(lengths, weights).total
         sums = {"sft": WeightedSum(weighted_sum(-outputs.logps, weights).total, tokens)}
         correct = weighted_sum(jax.lax.stop_gradient(outputs.correct), weights).total
-        return sums, {"mean_token_accuracy": WeightedSum(correct, tokens)}
+        entropy = weighted_sum(jax.lax.stop_gradient(outputs.entropy), weights).total
+        return sums, {"mean_token_accuracy": WeightedSum(correct, tokens), "entropy": WeightedSum(entropy, tokens)}
 
     return Objective({"sft": 1.0}, terms)

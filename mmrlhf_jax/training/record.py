@@ -53,6 +53,7 @@ class Recorder:
         self.epoch_rows, self.goodput, self.records = epoch_rows, goodput, records
         self.progress = Progress(f"training {directory.name}", steps)
         self.peak = peak_flops()
+        self.num_tokens = log.kept.get("num_tokens", 0.0)
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -91,6 +92,8 @@ def record(done: Pending, recorder: Recorder) -> None:
                 " Lower optimizer.learning_rate, or set guard to skip such steps"
             )
         say(f"step {done.step} is skipped: loss {loss:g}, gradient norm {norm:g}; {skipped} skipped so far")
+    recorder.num_tokens += work.tokens
+    figures["num_tokens"] = recorder.num_tokens
     figures["epoch"] = (done.step + 1) * experiment.batch.rows / recorder.epoch_rows
     figures["learning_rate"] = float(recorder.rate(max(done.step - skipped, 0)))
     figures |= recorder.throughput(work, seconds)

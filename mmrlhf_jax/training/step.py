@@ -149,7 +149,7 @@ def batch_denominators(objective: Objective, pieces: RowBatch, key: jax.Array) -
 
     def weights(piece: RowBatch):
         zeros, tokens = (jnp.zeros(shaped.shape, jnp.float32) for shaped in (piece.ends, piece.targets))
-        empty = Outputs(zeros, zeros, zeros, zeros, tokens)
+        empty = Outputs(zeros, zeros, zeros, zeros, zeros, tokens)
         sums, _ = objective.terms(empty, piece, key, empty)
         return {name: s.weight for name, s in sums.items()}
 

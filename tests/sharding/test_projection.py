@@ -34,11 +34,13 @@ def run():
 
 with jax.default_matmul_precision("highest"):
     expected = run()
+    scales = [np.abs(x).max() for x in expected]
+    scales[3] = scales[0]  # an entropy is as exact as the log-probs that it is the mean of
     worst = {}
     for mesh in json.loads(sys.argv[1]):
         with use_mesh(make_mesh(mesh)):
             found = run()
-        worst[json.dumps(mesh)] = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, expected))
+        worst[json.dumps(mesh)] = max(float(np.abs(a - b).max() / s) for a, b, s in zip(found, expected, scales))
 print(json.dumps(worst))
 """
 MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "context": 2}]

@@ -88,7 +88,7 @@ def test_beta_follows_each_pairs_own_margin(model, examples):
     rows = packed(model, examples, "answer")
     assert np.isfinite(rows.rewards[rows.response_ids >= 0]).all()
     logps = np.random.default_rng(0).normal(-20, 3, rows.ends.shape).astype(np.float32)
-    outputs = Outputs(logps, logps, logps, logps, np.zeros(rows.targets.shape, np.float32))
+    outputs = Outputs(logps, logps, logps, logps, logps, np.zeros(rows.targets.shape, np.float32))
     margin, fixed = (
         make_objective(config.Preference(scaling=config.Scaling(mode=mode))).terms(outputs, rows, jax.random.key(0))[0]
         for mode in ("margin", "fixed")

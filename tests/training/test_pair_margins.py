@@ -45,7 +45,7 @@ def test_beta_is_upstreams_linear_form_of_each_pairs_own_factor(tmp_path):
         np.testing.assert_allclose(beta, 0.1 * (1 + 0.1 * FACTORS[pair]), rtol=1e-6)
     # The same numbers as reward margins: the paper's form of them.
     paper = config.Preference(scaling=config.Scaling(margins="stored"))
-    figures = [np.zeros((1, 3), np.float32)] * 4
+    figures = [np.zeros((1, 3), np.float32)] * 5
     outputs = Outputs(*figures, np.zeros(batch.targets.shape, np.float32))
     _, metrics = make_objective(paper).terms(outputs, batch._replace(reference_logps=figures[0]), jax.random.key(0), None)
     np.testing.assert_allclose(metrics["beta/max"].value, 0.1 * (1 + 0.5 * (1 - np.exp(-0.5 * 1.5))), rtol=1e-6)

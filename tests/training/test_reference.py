@@ -55,7 +55,7 @@ class Model:
             np.add.at(logps[b], batch.responses[b][used], -batch.targets[b][used])
             np.add.at(lengths[b], batch.responses[b][used], 1)
         logps, lengths = jnp.asarray(logps), jnp.asarray(lengths)
-        return Outputs(logps, logps, logps, logps, batch.targets), lengths
+        return Outputs(logps, logps, logps, logps, logps, batch.targets), lengths
 
 
 def logps(model, source, cache, fingerprint="model", left_out=()):
