@@ -110,11 +110,15 @@ def test_7b_fits(experiment, launch, tmp_path):
 
 @pytest.mark.slow
 @needs_libtpu
-def test_72b_fits_a_listed_pod(tmp_path):
-    files = ROOT / "configs" / "mmdpo_llava_ov_72b.yaml", "--launch", ROOT / "launch" / "v5p-128.yaml"
+@pytest.mark.parametrize("launch", ["v5p-128", "v6e-256"])
+def test_72b_fits_a_listed_pod(launch, tmp_path):
+    """On v6e-256 with `tensor` and `context` both: heads and slots change places in the backward pass too, and `tensor` lies
+    between the axes that gradients are scattered over. There the projector's are still summed whole, once a step."""
+    files = ROOT / "configs" / "mmdpo_llava_ov_72b.yaml", "--launch", ROOT / "launch" / f"{launch}.yaml"
     made = plan(*files, "--quick", "--no-generation", cache=tmp_path)
     check(made)
-    assert made["reduced_whole"] == []
+    projector = {"bf16[8192, 8192] over fsdp+context", "bf16[1152, 8192] over fsdp+context"}
+    assert set(made["reduced_whole"]) <= (projector if launch == "v6e-256" else set())
 
 
 @pytest.mark.slow
