@@ -42,7 +42,7 @@ def manifest(path: str, name: str, image: str, claim: str, arguments: list[str])
         "image": image,
         # Arguments, not the command: that is the image's own, an init which hands signals on.
         "args": ["mmrlhf", "train", experiment, "--launch", path, *options],
-        "env": [] if found.is_tpu else _processes(name, launch.slices),
+        **({} if found.is_tpu or launch.slices == 1 else {"env": _processes(name, launch.slices)}),
         "resources": _devices(found),
         "volumeMounts": [{"name": volume["name"], "mountPath": where} for where, volume in volumes.items()],
     }
@@ -62,12 +62,12 @@ def manifest(path: str, name: str, image: str, claim: str, arguments: list[str])
         "template": {"spec": pod},
     }
     # A TPU slice is a node pool of its own. A GPU host is a node, which its pod fills.
-    exclusive = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"} if found.is_tpu else {}
+    exclusive = {"annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}}
     ends = {"name": "cannot_go_on", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": {"name": name, "annotations": exclusive},
+        "metadata": {"name": name, **(exclusive if found.is_tpu else {})},
         "spec": {
             "network": {"enableDNSHostnames": True, "subdomain": name},
             "failurePolicy": {"maxRestarts": MAX_RESTARTS, "rules": [ends]},
@@ -95,8 +95,6 @@ def _pod_failures() -> list[dict[str, Any]]:
 
 def _processes(name: str, slices: int) -> list[dict[str, Any]]:
     """Who the other GPU hosts are; a TPU's libtpu knows. JobSet gives every pod a host name that outlives it."""
-    if slices == 1:
-        return []
     job_index = {"fieldRef": {"fieldPath": "metadata.annotations['jobset.sigs.k8s.io/job-index']"}}
     return [
         {"name": COORDINATOR, "value": f"{name}-{JOB}-0-0.{name}:{PORT}"},
