@@ -113,7 +113,9 @@ def _volumes(claim: str, needed: list[str]) -> dict[str, dict[str, Any]]:
         volumes[where] = {"name": "claim", "persistentVolumeClaim": {"claimName": name}}
     for directory in needed:
         if not claim or not f"{directory}/".startswith(f"{where.rstrip('/')}/"):
-            raise UserError(f"{directory} would be lost with its pod: use gs://..., or mount a volume there with --claim CLAIM:/PATH")
+            raise UserError(
+                f"{directory} would be lost with its pod: use gs://..., or mount a volume there with --claim CLAIM:/PATH"
+            )
     return volumes
 
 

@@ -34,13 +34,17 @@ def container_of(made: dict) -> dict:
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
 def test_the_manifest_has_the_types_and_names_of_the_published_schema(path):
     """The schema's own models, generated from the JobSet and Kubernetes APIs: what they do not know does not come back."""
-    jobset = pytest.importorskip("kubeflow_trainer_api.models.jobset_v1alpha2_job_set", reason="pip install kubeflow-trainer-api")
+    jobset = pytest.importorskip(
+        "kubeflow_trainer_api.models.jobset_v1alpha2_job_set", reason="pip install kubeflow-trainer-api"
+    )
     made = manifest(str(path), "mmrlhf", "I", "claim:/mnt", [EXPERIMENT, *ON_DISK])
     assert jobset.JobsetV1alpha2JobSet.from_dict(made).to_dict() == made
 
 
 def test_the_schemas_models_notice_a_wrong_name_and_a_wrong_type():
-    jobset = pytest.importorskip("kubeflow_trainer_api.models.jobset_v1alpha2_job_set", reason="pip install kubeflow-trainer-api")
+    jobset = pytest.importorskip(
+        "kubeflow_trainer_api.models.jobset_v1alpha2_job_set", reason="pip install kubeflow-trainer-api"
+    )
     made = manifest("launch/v6e-32.yaml", "mmrlhf", "I", "", [EXPERIMENT, *BUCKET])
     spec = job_of(made)["template"]["spec"]
     spec["podFailurePolicies"] = spec["podFailurePolicy"]

@@ -219,7 +219,7 @@ def test_a_slurm_job_has_a_task_per_host(tmp_path):
 def test_sbatch_itself_reads_every_option(path, tmp_path):
     """Without a cluster it comes as far as asking the controller for one; an option that it does not know ends it before."""
     conf = tmp_path / "slurm.conf"
-    nodes = "NodeName=n[1-4] CPUs=1\nPartitionName=gpu Nodes=ALL Default=YES\n"
+    nodes = "GresTypes=gpu\nNodeName=n[1-4] CPUs=1 Gres=gpu:8\nPartitionName=gpu Nodes=ALL Default=YES\n"
     conf.write_text(f"ClusterName=c\nSlurmctldHost=localhost\nAuthType=auth/none\n{nodes}")
     printed = launcher("slurm.sh", "--launch", str(path), "--partition", "gpu", "--dry-run", EXPERIMENT)
     (tmp_path / "job.sh").write_text("\n".join(printed))
