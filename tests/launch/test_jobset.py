@@ -21,6 +21,12 @@ def _from_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
+@pytest.fixture(scope="module")
+def model():
+    reason = "pip install kubeflow-trainer-api"
+    return pytest.importorskip("kubeflow_trainer_api.models.jobset_v1alpha2_job_set", reason=reason).JobsetV1alpha2JobSet
+
+
 def job_of(made: dict) -> dict:
     (job,) = made["spec"]["replicatedJobs"]
     return job
@@ -32,26 +38,20 @@ def container_of(made: dict) -> dict:
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
-def test_the_manifest_has_the_types_and_names_of_the_published_schema(path):
+def test_the_manifest_has_the_types_and_names_of_the_published_schema(path, model):
     """The schema's own models, generated from the JobSet and Kubernetes APIs: what they do not know does not come back."""
-    jobset = pytest.importorskip(
-        "kubeflow_trainer_api.models.jobset_v1alpha2_job_set", reason="pip install kubeflow-trainer-api"
-    )
     made = manifest(str(path), "mmrlhf", "I", "claim:/mnt", [EXPERIMENT, *ON_DISK])
-    assert jobset.JobsetV1alpha2JobSet.from_dict(made).to_dict() == made
+    assert model.from_dict(made).to_dict() == made
 
 
-def test_the_schemas_models_notice_a_wrong_name_and_a_wrong_type():
-    jobset = pytest.importorskip(
-        "kubeflow_trainer_api.models.jobset_v1alpha2_job_set", reason="pip install kubeflow-trainer-api"
-    )
+def test_the_schemas_models_notice_a_wrong_name_and_a_wrong_type(model):
     made = manifest("launch/v6e-32.yaml", "mmrlhf", "I", "", [EXPERIMENT, *BUCKET])
     spec = job_of(made)["template"]["spec"]
     spec["podFailurePolicies"] = spec["podFailurePolicy"]
-    assert jobset.JobsetV1alpha2JobSet.from_dict(made).to_dict() != made
+    assert model.from_dict(made).to_dict() != made
     spec["podFailurePolicy"]["rules"][1]["action"] = "FailAll"
     with pytest.raises(ValueError, match="FailJob"):
-        jobset.JobsetV1alpha2JobSet.from_dict(made)
+        model.from_dict(made)
 
 
 def test_the_launcher_prints_the_manifest_with_a_job_per_slice_and_a_pod_per_host():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -109,13 +111,19 @@ exit $highest
 """
 
 
+@functools.cache
+def slurm_script() -> str:
+    return "\n".join(dry_run("slurm.sh", "launch/h200-8.yaml"))
+
+
 def slurm_job(tmp_path: Path, statuses: str, **variables: str) -> subprocess.CompletedProcess:
     stand_in(tmp_path, "srun", SRUN)
     stand_in(tmp_path, "mmrlhf", 'exit "$status"')
     stand_in(tmp_path, "scontrol", 'echo "$@"')
-    script = "\n".join(dry_run("slurm.sh", "launch/h200-8.yaml"))
     variables = {"SLURM_JOB_ID": "7", "STATUSES": statuses} | variables
-    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment(tmp_path, **variables))
+    return subprocess.run(
+        ["bash", "-c", slurm_script()], capture_output=True, text=True, env=environment(tmp_path, **variables)
+    )
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, *RESTART])
@@ -151,7 +159,7 @@ def test_the_shell_around_a_slurm_task_outlives_the_signal_that_the_task_gets(tm
     stand_in(tmp_path, "srun", 'shift; "$@"')
     stand_in(tmp_path, "mmrlhf", TRAINER.format(log=log))
     stand_in(tmp_path, "scontrol", "")
-    task = "\n".join(dry_run("slurm.sh", "launch/h200-8.yaml")).replace("srun ", "exec srun ")
+    task = slurm_script().replace("srun ", "exec srun ")
     running = subprocess.Popen(["bash", "-c", task], env=environment(tmp_path), process_group=0)
     appears(log, "started")
     subprocess.run(["kill", "-TERM", "--", f"-{running.pid}"], check=False)
@@ -182,16 +190,24 @@ esac
 """
 
 
+@functools.cache
+def described() -> str:
+    """What the launcher reads of the launch file: the same for every run here."""
+    command = [sys.executable, "-m", "mmrlhf_jax.sharding.describe", "launch/v6e-32.yaml", EXPERIMENT, *BUCKET]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment(), cwd=ROOT).stdout
+
+
 def queued_resource(tmp_path: Path, plan: list[str], **variables: str) -> tuple[subprocess.CompletedProcess, list[str]]:
     """A run whose ssh calls end by `plan`, each line a status and what happens; and the calls of gcloud but for describe."""
     stand_in(tmp_path, "gcloud", GCLOUD.format(tools=tmp_path))
+    stand_in(tmp_path, "described", f"cat << 'END'\n{described()}END")
     (tmp_path / "plan").write_text("\n".join(plan) + "\n")
     command = [str(ROOT / "launch" / "tpu_queued_resource.sh"), "--launch", "launch/v6e-32.yaml", *CLOUD, "--image", "I"]
     done = subprocess.run(
         [*command, EXPERIMENT, *BUCKET],
         capture_output=True,
         text=True,
-        env=environment(tmp_path, **variables),
+        env=environment(tmp_path, PYTHON="described", **variables),
         cwd=ROOT,
         timeout=120,
     )
