@@ -190,6 +190,9 @@ esac
 """
 
 
+QUEUED = (str(ROOT / "launch" / "tpu_queued_resource.sh"), "--launch", "launch/v6e-32.yaml", *CLOUD)
+
+
 @functools.cache
 def described() -> str:
     """What the launcher reads of the launch file: the same for every run here."""
@@ -202,7 +205,7 @@ def queued_resource(tmp_path: Path, plan: list[str], **variables: str) -> tuple[
     stand_in(tmp_path, "gcloud", GCLOUD.format(tools=tmp_path))
     stand_in(tmp_path, "described", f"cat << 'END'\n{described()}END")
     (tmp_path / "plan").write_text("\n".join(plan) + "\n")
-    command = [str(ROOT / "launch" / "tpu_queued_resource.sh"), "--launch", "launch/v6e-32.yaml", *CLOUD, "--image", "I"]
+    command = [*QUEUED, "--image", "I"]
     done = subprocess.run(
         [*command, EXPERIMENT, *BUCKET],
         capture_output=True,
@@ -258,6 +261,33 @@ def test_a_queued_resource_that_fails_at_once_is_not_asked_for_for_ever(tmp_path
     done, calls = queued_resource(tmp_path, [], CREATED="FAILED")
     assert (done.returncode, calls) == (2, ["create"])
     assert "is FAILED as soon as it is created" in done.stderr
+
+
+def test_a_signal_to_the_launcher_ends_the_connection_and_says_that_the_hosts_go_on(tmp_path):
+    stand_in(tmp_path, "gcloud", GCLOUD.format(tools=tmp_path))
+    stand_in(tmp_path, "described", f"cat << 'END'\n{described()}END")
+    (tmp_path / "plan").write_text("0 sleep 100\n")
+    (tmp_path / "state").write_text("ACTIVE\n")
+    running = subprocess.Popen(
+        [*QUEUED, "--image", "I", EXPERIMENT, *BUCKET],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(tmp_path, PYTHON="described"),
+        cwd=ROOT,
+    )
+    appears(tmp_path / "calls", "ssh")
+    time.sleep(0.5)
+    running.terminate()
+    _, said = running.communicate(timeout=20)
+    assert running.returncode == 143
+    assert "--stop ends the training" in said
+    assert lines(tmp_path / "calls") == ["describe", "ssh"]
+
+
+@pytest.mark.parametrize(("option", "does"), [("--stop", "docker stop mmrlhf"), ("--delete", "queued-resources delete")])
+def test_what_the_launcher_leaves_behind_can_be_stopped_and_given_back(option, does):
+    done = subprocess.run([*QUEUED, option, "--dry-run"], capture_output=True, text=True, env=environment(), cwd=ROOT)
+    assert does in " ".join(shlex.split(done.stdout))
 
 
 # As docker does: a container is its name in a file, with the status that it ended with.
