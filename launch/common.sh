@@ -1,14 +1,41 @@
 # shellcheck shell=bash
-# What the launchers share: what a launch file says, saying instead of doing (--dry-run), and the exit codes to restart on.
+# What the launchers share: options, what a launch file says, saying instead of doing (--dry-run), signals, and starting again.
 
 # shellcheck disable=SC2034  # read by the scripts that source this one
-launch="" name="" image=mmrlhf_jax:latest dry_run=0
-# `mmrlhf train` ends with these where the same command continues the run: a signal, another host that is gone, or
-# the first one of them (`mmrlhf_jax/sharding/exits.py`).
-RESTART=(143 75 134)
+launch="" name="" image="" dry_run=0 arguments=()
+# `mmrlhf train` ends with these where the same command continues the run: a signal, another host that is gone, the first
+# one of them, or killed outright, as a machine that is taken away does (`mmrlhf_jax/sharding/exits.py`).
+RESTART=(143 75 134 137)
 ATTEMPTS=${ATTEMPTS:-100}
+GRACE_SECONDS=300 # from SIGTERM to SIGKILL: time for a checkpoint
 
 fail() { echo "error: $*" >&2; exit 2; }
+
+# The comment at the top of a launcher is its help.
+usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; }
+
+# parse "VALUED" "FLAGS" ARGUMENTS: sets the variable of every option before the experiment; what follows is in `arguments`.
+parse() {
+  local valued=" $1 " flags=" $2 dry-run " option
+  shift 2
+  while (($#)) && [[ $1 == -* ]]; do
+    option=${1#--}
+    if [[ $option == help || $option == -h ]]; then
+      usage
+      exit 0
+    elif [[ $flags == *" $option "* ]]; then
+      printf -v "${option//-/_}" 1
+    elif [[ $valued == *" $option "* ]]; then
+      [[ $# -gt 1 && $2 != -* ]] || fail "--$option needs a value"
+      printf -v "$option" %s "$2"
+      shift
+    else
+      fail "there is no option $1 here (options of the training come after the experiment); --help lists them"
+    fi
+    shift
+  done
+  arguments=("$@")
+}
 
 need() {
   local option
@@ -17,19 +44,62 @@ need() {
   done
 }
 
-# Prints a command as it would be typed; runs it unless --dry-run.
-run() {
-  printf '%q ' "$@"
-  printf '\n'
-  ((dry_run)) || "$@"
+# What is started is started again and again, so it may not begin by removing the checkpoints that it goes on from.
+check_experiment() {
+  local option
+  (($#)) || fail "no experiment file is named"
+  [[ $1 == *://* || -f $1 ]] || fail "there is no experiment file $1"
+  for option in "${@:2}"; do
+    [[ $option != --fresh ]] || fail "--fresh would remove the checkpoints at every restart: run \`mmrlhf train ... --fresh\`" \
+      "once by hand, or choose another directory with --set run.directory=..."
+    [[ $option != --launch && $option != --launch=* ]] || fail "--launch comes before the experiment"
+  done
 }
 
-# What `describe` finds in a launch file.
+# Prints a command as it would be typed.
+show() {
+  printf '%q ' "$@"
+  printf '\n'
+}
+
+# Prints a command; runs it unless --dry-run.
+run() {
+  show "$@"
+  ((dry_run)) || wait_for "$@"
+}
+
+# A signal to the launcher is handed on to what it waits for. That has a process group of its own (set -m), so that Ctrl-C
+# reaches it once: a second signal ends a trainer without its checkpoint. `to`: the whole group, or the process alone.
+child="" signals=0 to=group
+hand_on() {
+  signals=$((signals + 1))
+  [[ -z $child ]] || kill -TERM -- "$([[ $to == process ]] || echo -)$child" 2> /dev/null || true
+}
+trap hand_on INT TERM HUP
+
+wait_for() {
+  local status seen
+  set -m
+  "$@" &
+  child=$!
+  set +m
+  while true; do # `wait` comes back early for a signal
+    seen=$signals status=0
+    wait "$child" || status=$?
+    ((signals > seen)) || break
+  done
+  child=""
+  return "$status"
+}
+
+pause() { wait_for sleep "${RESTART_SECONDS:-30}" || true; }
+
+# What `describe` finds in a launch file and, for an experiment in a container, the host directories to mount.
 # shellcheck disable=SC2034
-accelerator="" generation="" gcloud_type="" topology="" chips=0 hosts=0 slices=1
+accelerator="" generation="" gcloud_type="" topology="" chips=0 hosts=0 slices=1 cache="" mounts=()
 describe() {
   local described
-  described=$("${PYTHON:-python3}" -m mmrlhf_jax.sharding.describe "$1") || exit 2
+  described=$("${PYTHON:-python3}" -m mmrlhf_jax.sharding.describe "$@") || exit 2
   eval "$described"
 }
 
@@ -40,15 +110,17 @@ train_command() {
   echo "${command% }"
 }
 
-# Repeats a command (or a function that runs one) while it ends with a status that another attempt continues from.
+# Repeats a command (or a function that runs one) while it ends with a status that another attempt continues from, unless
+# it was the launcher that was told to stop.
 run_until_finished() {
   local attempt status
   for ((attempt = 1; attempt <= ATTEMPTS; attempt++)); do
     status=0
     "$@" || status=$?
-    [[ " ${RESTART[*]} " == *" $status "* ]] || return "$status"
+    ((signals == 0)) && [[ " ${RESTART[*]} " == *" $status "* ]] || return "$status"
     echo "attempt $attempt ended with status $status; continuing from the newest checkpoint" >&2
-    sleep "${RESTART_SECONDS:-30}"
+    pause
+    ((signals == 0)) || return "$status"
   done
   return "$status"
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Train on this machine, and again after a signal or a crash of another process, from the newest checkpoint.
+# Train on this machine, and again after a crash of another process, from the newest checkpoint. A signal or Ctrl-C is handed
+# on: the trainer checkpoints and ends, and so does this.
 #
 #   launch/local.sh [--launch launch/local.yaml] [--dry-run] CONFIG [train options]
 set -euo pipefail
@@ -8,12 +9,8 @@ here=$(dirname "$0")
 source "$here/common.sh"
 
 launch=$here/local.yaml
-while (($#)); do
-  case $1 in
-    --launch) launch=$2; shift 2 ;;
-    --dry-run) dry_run=1; shift ;;
-    *) break ;;
-  esac
-done
-(($#)) || fail "no experiment file is named"
-run_until_finished run mmrlhf train "$1" --launch "$launch" "${@:2}"
+parse "launch" "" "$@"
+check_experiment "${arguments[@]}"
+# shellcheck disable=SC2034  # its data workers serve the last step: they are the trainer's to end
+to=process
+run_until_finished run mmrlhf train "${arguments[0]}" --launch "$launch" "${arguments[@]:1}"

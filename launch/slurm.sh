@@ -1,28 +1,20 @@
 #!/usr/bin/env bash
 # Train on GPU hosts through SLURM: writes the batch script and submits it; the job requeues itself where it can go on.
 #
-#   launch/slurm.sh --launch launch/h100-8x4.yaml [--partition P] [--time 24:00:00] [--dry-run] CONFIG [train options]
+#   launch/slurm.sh --launch launch/h100-8x4.yaml [--partition P] [--time 24:00:00] [--name N] [--dry-run] CONFIG [train options]
 set -euo pipefail
 here=$(dirname "$0")
 # shellcheck source=launch/common.sh
 source "$here/common.sh"
 
-partition="" limit=24:00:00
-while (($#)); do
-  case $1 in
-    --launch) launch=$2; shift 2 ;;
-    --partition) partition=$2; shift 2 ;;
-    --time) limit=$2; shift 2 ;;
-    --name) name=$2; shift 2 ;;
-    --dry-run) dry_run=1; shift ;;
-    *) break ;;
-  esac
-done
+partition="" time=24:00:00
+parse "launch partition time name" "" "$@"
 need launch
+check_experiment "${arguments[@]}"
 describe "$launch"
 [[ $generation == h* ]] || fail "$launch names $accelerator, which is no GPU host"
-(($#)) || fail "no experiment file is named"
 
+restart=$(IFS='|'; echo "${RESTART[*]}")
 script=$(cat << SCRIPT
 #!/usr/bin/env bash
 #SBATCH --job-name=${name:-mmrlhf-$accelerator}
@@ -30,20 +22,30 @@ script=$(cat << SCRIPT
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=$chips
 #SBATCH --exclusive
-#SBATCH --time=$limit
-#SBATCH --signal=TERM@300
+#SBATCH --time=$time
+#SBATCH --signal=TERM@$GRACE_SECONDS
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=mmrlhf-%j.log
 ${partition:+#SBATCH --partition=$partition
 }
 set -uo pipefail
-srun --kill-on-bad-exit=1 $(train_command "$launch" "$@")
+# srun ends with the highest status of its tasks. What another attempt does not mend is raised above all signals, or the
+# others, which srun ends for it, would hide it. SLURM signals the trainer too, so the shell around it only lives on.
+task='trap : TERM INT; "\$@"; status=\$?
+case \$status in 0|$restart) exit \$status ;; *) exit \$((200 + (status < 55 ? status : 55))) ;; esac'
+srun --kill-on-bad-exit=1 bash -c "\$task" task $(train_command "$launch" "${arguments[@]}")
 status=\$?
 case \$status in
-  $(IFS='|'; echo "${RESTART[*]}")) scontrol requeue "\$SLURM_JOB_ID" ;;
+  $restart)
+    if ((\${SLURM_RESTART_COUNT:-0} < $ATTEMPTS)); then
+      scontrol requeue "\$SLURM_JOB_ID"
+    else
+      echo "requeued $ATTEMPTS times: not again" >&2
+    fi
+    ;;
 esac
-exit \$status
+exit \$((status < 200 ? status : status - 200))
 SCRIPT
 )
 printf '%s\n' "$script"

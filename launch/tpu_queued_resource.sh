@@ -1,31 +1,28 @@
 #!/usr/bin/env bash
-# Train on a TPU slice through a queued resource: create it, run on all its hosts, come back after a preemption.
+# Train on TPU slices through a queued resource: create it, run on all its hosts, come back after a preemption.
 #
-#   launch/tpu_queued_resource.sh --launch launch/v6e-32.yaml --project P --zone Z [--spot] [--dry-run] CONFIG [train options]
-#   launch/tpu_queued_resource.sh --launch launch/v6e-32.yaml --project P --zone Z --logs | --delete
+#   launch/tpu_queued_resource.sh --launch launch/v6e-32.yaml --project P --zone Z --image I [--name N] [--runtime R] [--spot]
+#                                 [--dry-run] CONFIG [train options]
+#   launch/tpu_queued_resource.sh --launch launch/v6e-32.yaml --project P --zone Z [--name N] --logs | --stop | --delete
+#
+# The hosts' containers go on without this script: started again, it follows those that run. --stop has them checkpoint and
+# end. Absolute paths of the experiment are directories of the hosts, and the run's must be shared by all of them; or gs://.
 set -euo pipefail
 here=$(dirname "$0")
 # shellcheck source=launch/common.sh
 source "$here/common.sh"
 
-project="" zone="" runtime="" spot=() action=train
-while (($#)); do
-  case $1 in
-    --launch) launch=$2; shift 2 ;;
-    --project) project=$2; shift 2 ;;
-    --zone) zone=$2; shift 2 ;;
-    --name) name=$2; shift 2 ;;
-    --image) image=$2; shift 2 ;;
-    --runtime) runtime=$2; shift 2 ;;
-    --spot) spot=(--spot); shift ;;
-    --logs) action=logs; shift ;;
-    --delete) action=delete; shift ;;
-    --dry-run) dry_run=1; shift ;;
-    *) break ;;
-  esac
-done
+project="" zone="" runtime="" spot=0 logs=0 stop=0 delete=0
+parse "launch project zone name image runtime" "spot logs stop delete" "$@"
 need launch project zone
-describe "$launch"
+action=$((logs + stop + delete))
+if ((action)); then
+  arguments=()
+else
+  need image
+  check_experiment "${arguments[@]}"
+fi
+describe "$launch" "${arguments[@]}"
 [[ $generation == v* ]] || fail "$launch names $accelerator, which is no TPU"
 case $generation in
   v5e) runtime=${runtime:-v2-alpha-tpuv5-lite} ;;
@@ -33,48 +30,81 @@ case $generation in
   v6e) runtime=${runtime:-v2-alpha-tpuv6e} ;;
 esac
 name=${name:-mmrlhf-$accelerator}
-where=(--project "$project" --zone "$zone")
-on_all=(gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command)
-nodes=(--node-id "$name")
-((slices == 1)) || nodes=(--node-count "$slices" --node-prefix "$name")
 
-# Comes back when the slice can be used; a spot slice that was taken away is asked for again.
-create_and_wait() {
-  local state
-  run gcloud compute tpus queued-resources create "$name" "${where[@]}" \
-    --accelerator-type "$gcloud_type" --runtime-version "$runtime" "${nodes[@]}" "${spot[@]}"
-  while true; do
-    run gcloud compute tpus queued-resources describe "$name" "${where[@]}" "--format=value(state.state)" | tee "$states"
-    ((dry_run)) && return
-    state=$(tail -n 1 "$states")
-    case $state in
-      ACTIVE) return ;;
-      FAILED | SUSPENDED) fail "the queued resource $name is $state" ;;
-    esac
-    sleep 30
-  done
+queued=(gcloud compute tpus queued-resources)
+where=("$name" --project "$project" --zone "$zone")
+# All at once: those that gcloud left for a second batch would never be joined by the first.
+on_all=("${queued[@]}" ssh "${where[@]}" --node=all --worker=all --batch-size=all --command)
+ask=("${queued[@]}" describe "${where[@]}" "--format=value(state.state)")
+give_back=("${queued[@]}" delete "${where[@]}" --force --quiet)
+create=("${queued[@]}" create "${where[@]}" --accelerator-type "$gcloud_type" --runtime-version "$runtime")
+if ((slices == 1)); then create+=(--node-id "$name"); else create+=(--node-count "$slices" --node-prefix "$name"); fi
+((spot == 0)) || create+=(--spot)
+
+if ((logs)); then run "${on_all[@]}" "sudo docker logs --follow --tail 200 mmrlhf"; exit; fi
+if ((stop)); then run "${on_all[@]}" "sudo docker stop mmrlhf"; exit; fi
+if ((action)); then run "${give_back[@]}"; exit; fi
+
+# The queued resource's state: NONE where there is none, UNKNOWN where gcloud cannot tell.
+state_of() {
+  local answer
+  if answer=$("${ask[@]}" 2>&1); then
+    grep -oE '^[A-Z_]+$' <<< "$answer" || echo UNKNOWN # gcloud may add advice
+  elif [[ $answer == *NOT_FOUND* ]]; then
+    echo NONE
+  else
+    echo "$answer" >&2
+    echo UNKNOWN
+  fi
 }
 
-# One attempt: a status that ssh makes itself (255) means that the slice is gone.
+# Comes back when the slices can be used: those that are there, or new ones for those that were taken away.
+have_slices() {
+  local state created=0 told=0
+  while ((signals == 0)); do
+    state=$(state_of)
+    case $state in
+      ACTIVE) return ;;
+      NONE) run "${create[@]}" || fail "the queued resource $name could not be created"; created=1 ;;
+      FAILED | SUSPENDED)
+        ((created == 0)) || fail "the queued resource $name is $state as soon as it is created"
+        run "${give_back[@]}" || fail "the queued resource $name is $state and could not be deleted"
+        ;;
+      *)
+        [[ $state != UNKNOWN ]] || ((told)) || fail "gcloud does not tell the state of the queued resource $name"
+        echo "the queued resource $name is $state" >&2
+        pause
+        ;;
+    esac
+    told=1
+  done
+  exit "${RESTART[0]}"
+}
+
+# One attempt. What failed is not known from its status alone: slices that are there stay, whatever became of the connection.
+# shellcheck disable=SC2329  # run_until_finished calls it
 attempt() {
   local status=0
   run "$@" || status=$?
-  if ((status == 255 && ${#spot[@]})); then
-    run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
-    create_and_wait
-    status=${RESTART[0]}
-  fi
+  ((status != 0 && signals == 0)) || return "$status"
+  case $(state_of) in
+    ACTIVE) ((status != 255)) || status=${RESTART[0]} ;; # ssh's own
+    UNKNOWN) ((status == 2)) || status=${RESTART[0]} ;;
+    *) have_slices; status=${RESTART[0]} ;;
+  esac
   return "$status"
 }
 
-states=$(mktemp)
-trap 'rm -f "$states"' EXIT
-case $action in
-  logs) run "${on_all[@]}" "tail -n 200 -f mmrlhf.log"; exit ;;
-  delete) run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet; exit ;;
-esac
-(($#)) || fail "no experiment file is named"
-
-create_and_wait
-container="sudo docker run --rm --privileged --network host --volume \$HOME:/root $image"
-run_until_finished attempt "${on_all[@]}" "$container $(train_command "$launch" "$@") 2>&1 | tee -a mmrlhf.log; exit \${PIPESTATUS[0]}"
+show "${ask[@]}"
+if ((dry_run)); then show "${create[@]}"; else have_slices; fi
+volumes="--volume \$HOME:/root"
+for mount in "${mounts[@]}" $cache; do volumes+=$(printf ' --volume %q:%q' "$mount" "$mount"); done
+# Grain's workers hand batches over in /dev/shm, of which a container has 64 MB unless it is told otherwise.
+container="sudo docker run --detach --name mmrlhf --privileged --network host --shm-size 32g --stop-timeout $GRACE_SECONDS"
+container+=" $volumes $image $(train_command "$launch" "${arguments[@]}")"
+status=0
+run_until_finished attempt "${on_all[@]}" "sudo docker ps --quiet --filter name=^mmrlhf\$ | grep -q . && echo it runs already ||\
+ { sudo docker rm --force mmrlhf 2> /dev/null; $container; }; sudo docker logs --follow mmrlhf; exit \$(sudo docker wait mmrlhf)" ||
+  status=$?
+((signals == 0)) || echo "the hosts go on: --stop ends the training on $name, --delete gives it back" >&2
+exit "$status"

@@ -1,32 +1,24 @@
 #!/usr/bin/env bash
 # Train on a GKE cluster that xpk manages: one workload, one pod per host, JobSet restarts it where it stopped.
 #
-#   launch/tpu_xpk.sh --launch launch/v6e-32x2.yaml --cluster C --project P --zone Z [--image I] [--dry-run] CONFIG [options]
+#   launch/tpu_xpk.sh --launch launch/v6e-32x2.yaml --cluster C --project P --zone Z --image I [--name N] [--restarts 100]
+#                     [--dry-run] CONFIG [train options]
+#
+# The run's directory and data are in gs://, or in a storage that `xpk storage attach` mounts, by absolute path.
 set -euo pipefail
 here=$(dirname "$0")
 # shellcheck source=launch/common.sh
 source "$here/common.sh"
 
-cluster="" project="" zone="" restarts=100
-while (($#)); do
-  case $1 in
-    --launch) launch=$2; shift 2 ;;
-    --cluster) cluster=$2; shift 2 ;;
-    --project) project=$2; shift 2 ;;
-    --zone) zone=$2; shift 2 ;;
-    --name) name=$2; shift 2 ;;
-    --image) image=$2; shift 2 ;;
-    --restarts) restarts=$2; shift 2 ;;
-    --dry-run) dry_run=1; shift ;;
-    *) break ;;
-  esac
-done
-need launch cluster project zone
-describe "$launch"
+cluster="" project="" zone="" restarts=$ATTEMPTS
+parse "launch cluster project zone name image restarts" "" "$@"
+need launch cluster project zone image
+check_experiment "${arguments[@]}"
+describe "$launch" "${arguments[@]}"
 [[ $generation == v* ]] || fail "$launch names $accelerator, which is no TPU"
-(($#)) || fail "no experiment file is named"
 
+# xpk sends its SIGTERM to the shell that it runs the command in: `exec` makes that the trainer.
 run xpk workload create --cluster "$cluster" --project "$project" --zone "$zone" \
   --workload "${name:-mmrlhf-$accelerator}" --tpu-type "$gcloud_type" --num-slices "$slices" \
   --docker-image "$image" --max-restarts "$restarts" --restart-on-exit-codes "$(IFS=,; echo "${RESTART[*]}")" \
-  --command "$(train_command "$launch" "$@")"
+  --termination-grace-period-seconds "$GRACE_SECONDS" --command "exec $(train_command "$launch" "${arguments[@]}")"

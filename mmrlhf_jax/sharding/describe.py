@@ -1,13 +1,20 @@
-"""`python -m mmrlhf_jax.sharding.describe FILE`: what a launch file names, as shell assignments, for the launchers."""
+"""`python -m mmrlhf_jax.sharding.describe LAUNCH [CONFIG ...]`: what the launchers must know, as shell assignments.
+
+Of a launch file what to ask a scheduler for; of an experiment that is to run in containers, which directories it needs.
+"""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.sharding.accelerators import accelerator
+
+CACHE = "JAX_COMPILATION_CACHE_DIR"
 
 
 def describe(path: str) -> dict[str, str]:
@@ -16,6 +23,7 @@ def describe(path: str) -> dict[str, str]:
     if launch.accelerator is None:
         raise UserError(f"{path}: names no accelerator to start on; launch/local.sh uses the devices that are here")
     found = accelerator(launch.accelerator)
+    cache = launch.environment.get(CACHE, "")
     return {
         "accelerator": found.name,
         "generation": found.name.split("-")[0],
@@ -24,13 +32,57 @@ def describe(path: str) -> dict[str, str]:
         "chips": str(found.chips),
         "hosts": str(found.hosts),
         "slices": str(launch.slices),
+        "cache": cache if cache.startswith("/") else "",
     }
+
+
+def directories(path: str, options: Sequence[str]) -> list[str]:
+    """The local directories that an experiment writes to and reads from, for containers to mount; none for gs:// paths.
+
+    `options` are those of `mmrlhf train` behind the experiment. UserError for a relative path: it lies within the container
+    and is lost with it, or was never there. UserError for an option that the trainer does not have.
+    """
+    experiment = config.load_experiment(path, _overrides(options))
+    data = experiment.data
+    named = [("run.directory", experiment.run.directory), *(("data.path", part) for part in data.paths)]
+    named += [(f"data.{key}", getattr(data, key)) for key in ("media_root", "rewards", "held_out")]
+    found = []
+    for key, value in named:
+        if value is None or "://" in value:
+            continue
+        if not value.startswith("/"):
+            raise UserError(
+                f"{path}: {key} is {value}, which a container does not keep: --set {key}=gs://BUCKET/{value},"
+                " or the absolute path of a directory that all hosts share"
+            )
+        file = key != "run.directory" and PurePosixPath(value).suffix
+        found.append(str(PurePosixPath(value).parent) if file else value)
+    return sorted(set(found))
+
+
+def _overrides(options: Sequence[str]) -> list[str]:
+    """The values of `--set` among the trainer's options."""
+    rest, found = list(options), []
+    while rest:
+        option = rest.pop(0)
+        if option == "--set" and rest:
+            found.append(rest.pop(0))
+        elif option.startswith("--set="):
+            found.append(option.removeprefix("--set="))
+        elif option == "--fresh":
+            raise UserError("--fresh would remove the checkpoints at every restart: run it once by hand, without a launcher")
+        elif option != "--resume":
+            raise UserError(f"{option}: `mmrlhf train` has no such option here; it takes --set key=value")
+    return found
 
 
 def main() -> None:
     try:
-        for name, value in describe(sys.argv[1]).items():
+        path, *experiment = sys.argv[1:]
+        for name, value in describe(path).items():
             print(f"{name}={shlex.quote(value)}")
+        if experiment:
+            print(f"mounts=({shlex.join(directories(experiment[0], experiment[1:]))})")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

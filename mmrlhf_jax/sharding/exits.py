@@ -5,6 +5,7 @@ from __future__ import annotations
 SIGNALLED = 143  # stopped by SIGTERM or SIGINT behind a checkpoint
 PEER_LOST = 75  # another process crashed or hangs (EX_TEMPFAIL)
 COORDINATOR_LOST = 134  # the first process is gone: JAX aborts the others before they can say so (SIGABRT)
+KILLED = 137  # outright (SIGKILL), as on a machine that is taken away, or a process that did not end in its grace period
 
 # The same command goes on from the newest checkpoint.
-RESTART = (SIGNALLED, PEER_LOST, COORDINATOR_LOST)
+RESTART = (SIGNALLED, PEER_LOST, COORDINATOR_LOST, KILLED)

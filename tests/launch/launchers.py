@@ -1,0 +1,59 @@
+"""Running the launchers as a user would, with stand-ins for the tools that they call."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LAUNCHES = sorted((ROOT / "launch").glob("*.yaml"))
+EXPERIMENT = "configs/mmdpo_llava_ov_7b.yaml"
+BUCKET = ("--set", "run.directory=gs://b/run", "--set", "data.path=gs://b/data", "--set", "data.rewards=gs://b/r.jsonl")
+CLOUD = ("--project", "project", "--zone", "us-central1-a")
+
+# Each launcher with what it cannot do without, but for the launch file.
+TPU = {
+    "tpu_queued_resource.sh": (*CLOUD, "--image", "I"),
+    "tpu_xpk.sh": ("--cluster", "cluster", *CLOUD, "--image", "I"),
+    "jobset.sh": ("--image", "I"),
+}
+GPU = {"slurm.sh": (), "jobset.sh": ("--image", "I")}
+EVERY = TPU | GPU | {"local.sh": ()}
+
+
+def accepts(name: str, launch: Path) -> bool:
+    """Whether this launcher starts on this launch file's accelerator."""
+    return name in (TPU if launch.stem.startswith("v") else GPU if launch.stem.startswith("h") else ("local.sh",))
+
+
+def environment(tools: Path | None = None, **variables: str) -> dict[str, str]:
+    path = os.environ["PATH"] if tools is None else f"{tools}:{os.environ['PATH']}"
+    return os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "PATH": path, "RESTART_SECONDS": "0"} | variables
+
+
+def launcher(name: str, *arguments: str, status: int = 0, **kwargs) -> list[str]:
+    """The lines that a launcher prints: on stdout where it is to end well, else on stderr."""
+    command = [str(ROOT / "launch" / name), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(**kwargs), cwd=ROOT)
+    assert done.returncode == status, done.stderr
+    return (done.stdout if status == 0 else done.stderr).splitlines()
+
+
+def dry_run(name: str, launch: Path | str, *options: str) -> list[str]:
+    """What a launcher would run on a launch file."""
+    return launcher(name, "--launch", str(launch), *EVERY[name], "--dry-run", EXPERIMENT, *BUCKET, *options)
+
+
+def stand_in(tools: Path, name: str, body: str) -> None:
+    """A tool that is not here, as a bash script."""
+    tools.mkdir(exist_ok=True)
+    (tools / name).write_text(f"#!/bin/bash\n{body}\n")
+    (tools / name).chmod(0o755)
+
+
+def tool(name: str) -> str | None:
+    """Where a real tool is: beside this Python, or on the PATH."""
+    return shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
