@@ -46,6 +46,8 @@ def directories(path: str, options: Sequence[str]) -> list[str]:
     data = experiment.data
     named = [("run.directory", experiment.run.directory), *(("data.path", part) for part in data.paths)]
     named += [(f"data.{key}", getattr(data, key)) for key in ("media_root", "rewards", "held_out")]
+    # A model's path may be a hub id, which has no "/" in front.
+    named += [("model.path", experiment.model.path)] if experiment.model.path.startswith("/") else []
     found = []
     for key, value in named:
         if value is None or "://" in value:
@@ -55,7 +57,7 @@ def directories(path: str, options: Sequence[str]) -> list[str]:
                 f"{path}: {key} is {value}, which a container does not keep: --set {key}=gs://BUCKET/{value},"
                 " or the absolute path of a directory that all hosts share"
             )
-        file = key != "run.directory" and PurePosixPath(value).suffix
+        file = key.startswith("data.") and PurePosixPath(value).suffix
         found.append(str(PurePosixPath(value).parent) if file else value)
     return sorted(set(found))
 
