@@ -31,6 +31,8 @@ def plan(
 ) -> None:
     experiments = list(experiments or (_files(CONFIGS) if every else ()))
     launches = list(launches or (_pods() if every else ()))
+    if readme is not None and not every:
+        raise UserError("--readme writes the whole table anew; use it with --all")
     if not experiments or not launches:
         raise UserError("give an experiment and --launch FILE, or --all for every launch file")
     places = {name: config.load_launch(name) for name in launches}
