@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,12 @@ def small(tmp_path):
     (tmp_path / "model" / "config.json").write_text(json.dumps(raw))
     (tmp_path / "small.yaml").write_text(SMALL.replace("MODEL", str(tmp_path / "model")))
     return tmp_path / "small.yaml"
+
+
+def cpu_seconds() -> float:
+    """Of all commands so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def check(made: dict) -> None:
@@ -127,7 +134,8 @@ def test_72b_fits_a_listed_pod(launch, tmp_path):
 @pytest.mark.slow
 @needs_libtpu
 def test_compile_time_does_not_grow_with_depth(tmp_path):
-    """The 7B shape with 28 and with 56 layers, from lowering to machine code: they are stacked, and scanned."""
+    """The 7B shape with 28 and with 56 layers, from lowering to machine code: they are stacked, and scanned. In the processor's
+    time: the clock's depends on what else runs."""
     sizes, seconds = published_config("llava-onevision-qwen2-7b-ov"), []
     for layers in (28, 56):
         text = {"hidden_size": sizes.text.hidden_size, "intermediate_size": sizes.text.intermediate_size}
@@ -140,7 +148,8 @@ def test_compile_time_does_not_grow_with_depth(tmp_path):
         (tmp_path / str(layers) / "config.json").write_text(json.dumps(raw))
         files = ROOT / "configs" / "mmdpo_llava_ov_7b.yaml", "--launch", ROOT / "launch" / "v5p-32.yaml"
         overrides = "--set", f"model.path={tmp_path / str(layers)}"
+        before = cpu_seconds()
         made = plan(*files, *overrides, "--no-generation", cache=tmp_path)
         assert made["machine_code"] and made["fits"]
-        seconds.append(made["compile_seconds"])
+        seconds.append(cpu_seconds() - before)
     assert seconds[1] <= 1.3 * seconds[0]
