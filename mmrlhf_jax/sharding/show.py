@@ -82,14 +82,14 @@ def as_table(plans: Sequence[Plan]) -> str:
     meshes = {(plan.launch, _mesh(plan)) for plan in plans}
     chosen = len(meshes) > len({plan.launch for plan in plans})
     cells = {(plan.launch, plan.experiment): (f"{_mesh(plan)}: " if chosen else "") + _cell(plan) for plan in plans}
-    head = ["launch", "mesh", "HBM", *(_first(name) for name in columns)]
+    head = ["launch", "mesh", "HBM", *(_split(names)[0] for names in columns)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for launch in dict.fromkeys(plan.launch for plan in plans):
         here = [plan for plan in plans if plan.launch == launch]
         mesh = ", ".join(dict.fromkeys(map(_mesh, here)))  # several where `--fit` chose them
         row = [launch, mesh, f"{here[0].chip.hbm_bytes / GiB:.1f}", *(cells.get((launch, name), "-") for name in columns)]
         lines.append("| " + " | ".join(row) + " |")
-    shared = [f"`{_first(name)}` stands for {name.split(', ', 1)[1]} as well." for name in columns if ", " in name]
+    shared = [f"`{one}` stands for {', '.join(others)} as well." for one, others in map(_split, columns) if others]
     return "\n".join([*lines, *(["", *shared] if shared else [])])
 
 
@@ -97,8 +97,10 @@ def _mesh(plan: Plan) -> str:
     return " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1)
 
 
-def _first(experiments: str) -> str:
-    return experiments.split(", ")[0]
+def _split(experiments: str) -> tuple[str, list[str]]:
+    """The experiment that a column is named after, and the others."""
+    *others, one = experiments.split(", ")
+    return one, others
 
 
 def _cell(plan: Plan) -> str:
@@ -108,7 +110,8 @@ def _cell(plan: Plan) -> str:
         return f"needs {needed}"
     if plan.step.roofline is None:
         return needed
-    return f"{needed}, {plan.pairs_per_second:.3g}/s ({plan.step.roofline.bound}), {plan.chip_hours_per_epoch:.3g} h"
+    rate, hours = (f"{float(f'{x:.3g}'):,g}" for x in (plan.pairs_per_second, plan.chip_hours_per_epoch))
+    return f"{needed}, {rate}/s ({plan.step.roofline.bound}), {hours} h"
 
 
 def write_table(readme: str, plans: Sequence[Plan]) -> None:

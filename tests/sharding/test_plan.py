@@ -142,7 +142,7 @@ def test_the_table_has_a_row_per_launch_and_a_column_per_experiment(made):
     other = dataclasses.replace(made, experiment="one, two", launch="there")
     large = dataclasses.replace(made, launch="there", step=dataclasses.replace(made.step, needed=20 * 2**30))
     head, _, here, there, _, note = show.as_table([made, other, large]).splitlines()
-    assert head == "| launch | mesh | HBM | tiny | one |" and note == "`one` stands for two as well."
+    assert head == "| launch | mesh | HBM | tiny | two |" and note == "`two` stands for one as well."
     assert here.endswith("| - |") and "| needs 20.0 |" in there and there.endswith(" h |")
 
 
