@@ -80,7 +80,7 @@ trap hand_on INT TERM HUP
 wait_for() {
   local status seen
   set -m
-  "$@" &
+  "$@" < /dev/null & # it is in the background: were it to read the terminal, it would be stopped
   child=$!
   set +m
   while true; do # `wait` comes back early for a signal

@@ -32,11 +32,11 @@ esac
 name=${name:-mmrlhf-$accelerator}
 
 queued=(gcloud compute tpus queued-resources)
-where=("$name" --project "$project" --zone "$zone")
+where=("$name" --project "$project" --zone "$zone" --quiet)
 # All at once: those that gcloud left for a second batch would never be joined by the first.
 on_all=("${queued[@]}" ssh "${where[@]}" --node=all --worker=all --batch-size=all --command)
 ask=("${queued[@]}" describe "${where[@]}" "--format=value(state.state)")
-give_back=("${queued[@]}" delete "${where[@]}" --force --quiet)
+give_back=("${queued[@]}" delete "${where[@]}" --force)
 create=("${queued[@]}" create "${where[@]}" --accelerator-type "$gcloud_type" --runtime-version "$runtime")
 if ((slices == 1)); then create+=(--node-id "$name"); else create+=(--node-count "$slices" --node-prefix "$name"); fi
 ((spot == 0)) || create+=(--spot)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from typing import Annotated
+import traceback
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -41,12 +43,32 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _leave(2)
     except ImportError as error:
         if "gcsfs" not in str(error):
             raise
         print("error: gs:// paths need gcsfs; `pip install 'mmrlhf-jax[gcs]'`", file=sys.stderr)
-        raise SystemExit(2) from None
+        _leave(2)
+    except Exception:
+        if not _one_of_several():
+            raise
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(status: int) -> NoReturn:
+    """At once where there are other processes: JAX's orderly end would wait for them, until their end takes this one along with
+    a status that launchers restart on."""
+    if _one_of_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    raise SystemExit(status)
+
+
+def _one_of_several() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 @app.command()

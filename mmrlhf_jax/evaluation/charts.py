@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
@@ -36,12 +35,17 @@ class Dot:
     label: str = ""
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
-    """Means over a window around each value, a twelfth of all values wide and cut off at both ends: it does not lag."""
-    half, count = len(values) // 24, len(values)
-    sums = [0.0, *itertools.accumulate(values)]
-    windows = [(max(i - half, 0), min(i + half + 1, count)) for i in range(count)]
-    return [(sums[end] - sums[start]) / (end - start) for start, end in windows]
+def smoothed(values: Sequence[float], places: Iterable[int]) -> list[float]:
+    """Means over a window around the values at these places, a twelfth of all values wide and cut off at both ends: it does not
+    lag."""
+    half = len(values) // 24
+    windows = [values[max(i - half, 0) : i + half + 1] for i in places]
+    return [math.fsum(window) / len(window) for window in windows]
+
+
+def drawn_places(count: int) -> list[int]:
+    """Which of so many values are drawn: about `MOST_POINTS`, the last one among them."""
+    return sorted({*range(0, count, -(-count // MOST_POINTS)), count - 1})
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -73,7 +77,9 @@ def line_chart(
         shown = line.points
         if line.smooth:
             drawn.append(axes.curve(line.points, f"line raw c{line.colour}"))
-            shown = list(zip((x for x, _ in shown), smoothed([y for _, y in shown]), strict=True))
+            places = drawn_places(len(shown))
+            means = smoothed([y for _, y in shown], places)
+            shown = [(shown[i][0], mean) for i, mean in zip(places, means, strict=True)]
         drawn.append(axes.curve(shown, f"line c{line.colour}"))
         last = element("b", f"{shown[-1][1]:.3g}") if line.smooth else ""
         keys.append(element("span", element("i", class_=f"c{line.colour}"), line.name, " ", last))
@@ -154,7 +160,7 @@ class _Axes:
         return self.height - _MARGIN_BOTTOM - (value - low) / (high - low) * (self.height - _MARGIN_TOP - _MARGIN_BOTTOM)
 
     def curve(self, points: Sequence[Point], class_: str) -> Markup:
-        kept = [*points[:: -(-len(points) // MOST_POINTS)], points[-1]]
+        kept = (points[i] for i in drawn_places(len(points)))
         path = " ".join(f"{_px(self.x(x))},{_px(self.y(y))}" for x, y in kept)
         return element("polyline", points=path, class_=class_)
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from mmrlhf_jax import config
+from mmrlhf_jax.data.mixture import Part, find_parts
+from mmrlhf_jax.data.pipeline import sets
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.sharding.accelerators import accelerator
 
@@ -44,7 +46,12 @@ def directories(path: str, options: Sequence[str]) -> list[str]:
     """
     experiment = config.load_experiment(path, _overrides(options))
     data = experiment.data
-    named = [("run.directory", experiment.run.directory), *(("data.path", part) for part in data.paths)]
+    try:
+        parts = find_parts(sets(data.path))  # of patterns and of mixture files, too
+    except UserError:  # a mixture file that is on the hosts alone
+        parts = [Part(part) for part in data.paths]
+    named = [("run.directory", experiment.run.directory)]
+    named += [(key, value) for part in parts for key, value in (("data.path", part.path), ("data.path", part.media_root))]
     named += [(f"data.{key}", getattr(data, key)) for key in ("media_root", "rewards", "held_out")]
     # A model's path may be a hub id, which has no "/" in front.
     named += [("model.path", experiment.model.path)] if experiment.model.path.startswith("/") else []

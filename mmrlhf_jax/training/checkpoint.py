@@ -91,15 +91,8 @@ class Checkpoints:
         A checkpoint that cannot be read is named, and the one before is taken. UserError if none can be read, or if it is of
         another experiment.
         """
-        target = {"params": _abstract(state.params), "opt_state": _abstract(state.opt_state), "identity": None}
-        step, loaded = self._newest(target)
-        other = difference(loaded["identity"], identity)
-        if other is not None:
-            name, found, wanted = other
-            raise UserError(
-                f"the checkpoint at step {step} has {name} {found!r}, this run has {wanted!r}: it would not be the same run;"
-                " use --fresh, or another run.directory"
-            )
+        target = {"params": _abstract(state.params), "opt_state": _abstract(state.opt_state)}
+        step, loaded = self._newest(target, identity)
         params, opt_state = (_like(getattr(state, name), loaded[name]) for name in ("params", "opt_state"))
         number = jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding)
         return TrainState(number, params, state.frozen, opt_state, state.start)
@@ -110,16 +103,29 @@ class Checkpoints:
         loaded = self._checkpointer.load_checkpointables(step, {"params": _abstract(params)})
         return nnx.merge(graphdef, _like(params, loaded["params"]), frozen)
 
-    def _newest(self, target: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def _newest(self, target: dict[str, Any], identity: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         tried = self.steps
         for step in reversed(tried):
             try:
+                # First whose it is: the arrays of another run may not even have the same names.
+                self._check(step, self._checkpointer.load_checkpointables(step, {"identity": None})["identity"], identity)
                 return step, self._checkpointer.load_checkpointables(step, target)
+            except UserError:
+                raise
             except Exception as error:  # whatever a storage backend raises for what it cannot read
                 reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
                 say(f"the checkpoint at step {step} cannot be read ({reason}); trying the one before")
                 self._unreadable.add(step)
         raise UserError(f"{self._path}: none of the checkpoints {tried} can be read; use --fresh to start over")
+
+    def _check(self, step: int, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+        other = difference(found, wanted)
+        if other is not None:
+            name, before, now = other
+            raise UserError(
+                f"the checkpoint at step {step} has {name} {before!r}, this run has {now!r}: it would not be the same run;"
+                " use --fresh, or another run.directory"
+            )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -97,11 +97,12 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             scorer = model_fingerprint(source, dtype=experiment.model.dtype)
             settings = dict(batch_rows=experiment.batch.rows // experiment.batch.accumulation, mesh=mesh)
             settings["cache"] = reference_cache(examples, directory)
-            settings["at_batch"] = lambda done: peers.at(done, "computing reference log-probs")
+            settings["at_batch"] = lambda done: peers.at(0, f"computing reference log-probs, batch {done}")
             rows = with_reference(rows, reference_logps(scoring, params, frozen, rows.once(), scorer, **settings))
             if held_out is not None:
                 held_out = with_reference(held_out, reference_logps(scoring, params, frozen, held_out, scorer, **settings))
 
+        peers.at(0, "preparing the first step")
         # --- State: fresh, or where an earlier run of the same experiment stopped ----------------------------------------
         objective = make_objective(experiment.objective)
         tx = make_optimizer(experiment.optimizer, steps, experiment.guard)
@@ -182,7 +183,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
                 judged = held_out is not None and run.eval_every and (start % run.eval_every == 0 or start == steps)
                 if due or judged:
                     # First the figures: a run that is cut off here must not continue from a step that has none.
-                    record(pending, recorder)
+                    record(pending, recorder, always=True)
                     pending = score = None
                     if judged:
                         with goodput.part("evaluation"):
@@ -203,13 +204,13 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             if pending is not None:
                 record(pending, recorder)
             checkpoints.wait()
+            peers.finished = True
         except LOST_PEER as error:
             end_if_alone(peers, error)  # before what is below waits for the process that is gone
             raise
         finally:
             profiler.close()
             stream.close()
-            peers.finished = stopping or start == steps
             checkpoints.close()
             log.close()
             write_page()

@@ -53,7 +53,7 @@ class Peers:
         )
         self._step, self._doing, self._beats = 0, LOADING, 0
         self._complaint = ""
-        self.finished = False
+        self.finished = self._searched = False
         self._seen: dict[int, tuple[str, float]] = {}
         self._progress: tuple[str, float] = ("", time.monotonic())
         self._stop = threading.Event()
@@ -67,6 +67,7 @@ class Peers:
 
     def __enter__(self) -> Peers:
         if self._count > 1:
+            self._beat(self._doing)  # one that ends before the first tick was there, and is gone
             self._thread.start()
         return self
 
@@ -83,8 +84,9 @@ class Peers:
 
     def lost(self) -> str | None:
         """Which peers stopped beating, in words, after waiting long enough to tell; None if all are alive."""
-        if self._count == 1:
+        if self._count == 1 or self._searched:
             return None
+        self._searched = True  # an error is judged once, however many contexts it passes
         deadline = time.monotonic() + self._timeout + 2 * BEAT_SECONDS
         while time.monotonic() < deadline:
             gone = self._gone(time.monotonic())

@@ -73,8 +73,9 @@ class Recorder:
         return rates if self.peak is None else rates | {"flop_utilisation": flops / seconds / self.peak}
 
 
-def record(done: Pending, recorder: Recorder) -> None:
-    """Write a finished step's figures. A bad step is skipped or stops the run (`guard`), with the batch saved for replay."""
+def record(done: Pending, recorder: Recorder, *, always: bool = False) -> None:
+    """Write a finished step's figures, every `log_every` steps or `always`. A bad step is skipped or stops the run (`guard`),
+    with the batch saved for replay."""
     experiment = recorder.experiment
     figures = {name: as_number(value) for name, value in done.figures.items()}
     seconds = recorder.lap()
@@ -89,7 +90,8 @@ def record(done: Pending, recorder: Recorder) -> None:
             raise UserError(
                 f"step {done.step}: {reason} (loss {loss:g}, norm {norm:g}); `mmrlhf replay {path}`"
                 " (on the same --launch) shows the batch."
-                " Lower optimizer.learning_rate, or set guard to skip such steps"
+                " Set guard to skip such steps and start the same command again, or start over (--fresh) with a lower"
+                " optimizer.learning_rate"
             )
         say(f"step {done.step} is skipped: loss {loss:g}, gradient norm {norm:g}; {skipped} skipped so far")
     recorder.num_tokens += work.tokens
@@ -98,7 +100,7 @@ def record(done: Pending, recorder: Recorder) -> None:
     figures["learning_rate"] = float(recorder.rate(max(done.step - skipped, 0)))
     figures |= recorder.throughput(work, seconds)
     figures |= recorder.goodput.figures()
-    if (done.step + 1) % experiment.run.log_every == 0:
+    if always or (done.step + 1) % experiment.run.log_every == 0:
         recorder.log.write(done.step + 1, figures)
     accuracy = figures.get("rewards/accuracies", figures.get("accuracy"))
     shown = f"loss {figures['loss']:.4f}" + (f", accuracy {accuracy:.3f}" if accuracy is not None else "")

@@ -93,7 +93,7 @@ def replay(saved: str, launch: config.Launch, *, step: int | None = None, overri
         trained.step,
         {name: as_number(value) for name, value in figures.items()},
         {name: float(norm) for name, norm in norms.items()},
-        _responses(found, *per_response, judges=judges),
+        _responses(found, *per_response, judges=judges, compares=isinstance(experiment.objective, config.Preference)),
     )
 
 
@@ -124,13 +124,13 @@ def _figures(graphdef: nnx.GraphDef, experiment: config.Experiment, reference, s
     return figures, norms, per_response
 
 
-def _responses(saved: SavedBatch, logps, rewards, reference, *, judges: bool) -> list[Response]:
-    """`judges`: the rewards are the model's own, and must be there."""
+def _responses(saved: SavedBatch, logps, rewards, reference, *, judges: bool, compares: bool) -> list[Response]:
+    """`judges`: the rewards are the model's own, and must be there; `compares`: so must the reference."""
     counts = np.asarray(target_counts(saved.batch))
     found = []
     for at in map(tuple, np.argwhere(saved.batch.response_ids >= 0)):
         reward = float(rewards[at]) if judges else _stored(saved.batch.rewards[at])
-        numbers = float(logps[at]), _stored(reference[at]), reward
+        numbers = float(logps[at]), float(reference[at]) if compares else _stored(reference[at]), reward
         found.append(Response(str(saved.groups[at]), int(saved.numbers[at]), int(at[0]), int(counts[at]), *numbers))
     return sorted(found, key=lambda each: (each.finite, -each.surprise if each.finite else 0.0))
 

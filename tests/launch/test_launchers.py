@@ -146,6 +146,10 @@ def test_the_directories_of_an_experiment_are_mounted_files_with_those_they_lie_
     options = ("--set", "run.directory=/mnt/runs/x_0.5b", "--set=data.path=/mnt/data", "--set", "data.rewards=/mnt/r/r.jsonl")
     assert directories(str(ROOT / EXPERIMENT), options) == ["/mnt/data", "/mnt/r", "/mnt/runs/x_0.5b"]
     assert directories(str(ROOT / EXPERIMENT), BUCKET) == []
+    parts = "data.path=['/mnt/{a,b}/r.jsonl', {path: /mnt/c, media_root: /mnt/photos}]"
+    several = (*BUCKET, "--set", parts, "--set", "model.path=/mnt/model")
+    expected = ["/mnt/a", "/mnt/b", "/mnt/c", "/mnt/model", "/mnt/photos"]
+    assert directories(str(ROOT / EXPERIMENT), several) == expected
     ran = shlex.split(dry_run("tpu_queued_resource.sh", "launch/v6e-32.yaml", *options)[-1])[-1]
     assert "--volume /mnt/runs/x_0.5b:/mnt/runs/x_0.5b" in ran
 

@@ -67,7 +67,8 @@ exit 143
 def test_a_signal_to_the_launcher_reaches_the_trainer_once_and_both_end_behind_a_checkpoint(tmp_path, number):
     log = tmp_path / "log"
     stand_in(tmp_path, "mmrlhf", TRAINER.format(log=log))
-    running = subprocess.Popen([LOCAL, EXPERIMENT], env=environment(tmp_path), cwd=ROOT, start_new_session=True)
+    heard = ("env", "--default-signal")  # under nohup SIGHUP is not, and no shell can change that
+    running = subprocess.Popen([*heard, LOCAL, EXPERIMENT], env=environment(tmp_path), cwd=ROOT, start_new_session=True)
     appears(log, "started")
     running.send_signal(number)
     assert running.wait(timeout=20) == 143

@@ -215,9 +215,18 @@ def test_axis_ticks_are_few_round_numbers_within_the_range(low, high):
 
 
 def test_smoothing_keeps_constants_and_straight_lines_and_cuts_noise():
-    np.testing.assert_allclose(charts.smoothed([0.3] * 50), 0.3)
+    smoothed = lambda values: charts.smoothed(values, range(len(values)))
+    np.testing.assert_allclose(smoothed([0.3] * 50), 0.3)
+    np.testing.assert_array_equal(smoothed([1e20] + [1.0] * 49)[-10:], 1)  # one huge value stays where it is
     line = np.arange(240.0)
-    np.testing.assert_allclose(charts.smoothed(list(line))[10:-10], line[10:-10])  # it does not lag
+    np.testing.assert_allclose(smoothed(list(line))[10:-10], line[10:-10])  # it does not lag
     noise = np.random.default_rng(0).normal(size=240)
-    assert np.std(charts.smoothed(list(noise))) < np.std(noise) / 3
-    assert charts.smoothed([]) == []
+    assert np.std(smoothed(list(noise))) < np.std(noise) / 3
+    assert smoothed([]) == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 400, 401, 5000])
+def test_what_is_drawn_of_a_long_line_has_both_its_ends(count):
+    places = charts.drawn_places(count)
+    assert places[0] == 0 and places[-1] == count - 1 and len(places) <= charts.MOST_POINTS + 1
+    assert places == sorted(set(places))

@@ -61,10 +61,10 @@ def test_a_run_that_was_cut_off_continues_bit_for_bit(experiment, whole, tmp_pat
     monkeypatch.setattr(files, "is_remote", lambda path: object_store and "metrics" in str(path))
     interrupted = in_directory(experiment, tmp_path)
 
-    def crash(done, *arguments):
+    def crash(done, *arguments, **options):
         if done.step == 3:
             raise RuntimeError("the machine is gone")
-        record(done, *arguments)
+        record(done, *arguments, **options)
 
     record = loop.record
     with monkeypatch.context() as killed, pytest.raises(RuntimeError):
@@ -224,16 +224,20 @@ def test_a_replay_names_what_is_not_finite(experiment, whole, tmp_path):
             replay(str(tmp_path / "text.npz"), LAUNCH)
 
 
-def test_a_reward_models_reward_must_be_there_and_a_policys_need_not():
+def test_a_reward_models_reward_and_a_policys_reference_must_be_there():
     tokens = np.array([[5, 5]])
     batch = empty_row(Budget(8, 1, 1, 2, 2, 1), VisionGeometry(28, 14, ((28, 28),), 9))
     batch = jax.tree.map(lambda x: x[None], batch)._replace(response_ids=np.array([[0, 1]]))
     saved = recording.SavedBatch(3, batch, np.array([["a", "a"]]), np.array([[1, 2]]))
     rewards = np.array([[np.nan, 1.0]])
-    finite = lambda judges: [
-        r.finite for r in _responses(saved, -1.0 * tokens, rewards, np.full((1, 2), np.nan), judges=judges)
-    ]
-    assert finite(True) == [False, True] and finite(False) == [True, True]
+    outputs = -1.0 * tokens, rewards, np.full((1, 2), np.nan)
+    for judges, compares, expected in (
+        (True, False, [False, True]),
+        (False, False, [True, True]),
+        (False, True, [False, False]),
+    ):
+        found = _responses(saved, *outputs, judges=judges, compares=compares)
+        assert [each.finite for each in found] == expected
 
 
 def test_the_exported_run_is_the_trained_model(experiment, whole, tmp_path):
