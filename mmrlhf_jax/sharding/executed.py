@@ -16,6 +16,7 @@ from mmrlhf_jax.models.attention.backends import kernel_split, uses_kernel
 from mmrlhf_jax.models.attention.pallas_tpu import block_size
 from mmrlhf_jax.models.attention.xla import DENSE_LIMIT, QUERY_BLOCKS, REMAT_LIMIT
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
+from mmrlhf_jax.sharding.rules import axes_in, fit, spec
 from mmrlhf_jax.sharding.workload import Workload
 from mmrlhf_jax.training.work import Work, useful_flops
 
@@ -76,11 +77,17 @@ def _text_attention(model: LlavaOnevisionConfig, experiment: config.Experiment, 
     copies = _kernel_copies(keys, experiment, mesh, causal=True)
     if copies is None:
         backward = 4 + recomputed + 2 * (slots >= REMAT_LIMIT)
-        return AttentionWork(_xla_pairs(slots), forward + learns * backward, None)
+        return AttentionWork(_xla_pairs(slots) * _xla_copies(text.heads, mesh), forward + learns * backward, None)
     block = block_size(slots, text.heads // text.kv_heads, causal=True)
     blocks = -(-slots // block)
     pairs = block**2 * blocks * (blocks + 1) / 2
     return AttentionWork(pairs * copies, forward + learns * (7 + recomputed), block)
+
+
+def _xla_copies(heads: int, mesh: Mesh) -> int:
+    """On how many devices XLA computes each head of a row: on all that share the row, where these do not divide the heads."""
+    axes = axes_in(fit(spec("act_heads"), (heads,), mesh)[0])
+    return mesh.shape["tensor"] * mesh.shape["context"] // prod(mesh.shape[axis] for axis in axes)
 
 
 def _kernel_copies(keys: tuple[int, int, int, int], experiment: config.Experiment, mesh: Mesh, *, causal: bool) -> float | None:
