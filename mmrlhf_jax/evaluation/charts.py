@@ -74,12 +74,12 @@ def line_chart(
     axes = _Axes((min(xs), max(xs)), y_range or (min(ys), max(ys)), size)
     drawn, keys = [], []
     for line in lines:
-        shown = line.points
+        places = drawn_places(len(line.points))
+        shown = [line.points[i] for i in places]
         if line.smooth:
-            drawn.append(axes.curve(line.points, f"line raw c{line.colour}"))
-            places = drawn_places(len(shown))
-            means = smoothed([y for _, y in shown], places)
-            shown = [(shown[i][0], mean) for i, mean in zip(places, means, strict=True)]
+            drawn.append(axes.curve(shown, f"line raw c{line.colour}"))
+            means = smoothed([y for _, y in line.points], places)
+            shown = [(x, mean) for (x, _), mean in zip(shown, means, strict=True)]
         drawn.append(axes.curve(shown, f"line c{line.colour}"))
         last = element("b", f"{shown[-1][1]:.3g}") if line.smooth else ""
         keys.append(element("span", element("i", class_=f"c{line.colour}"), line.name, " ", last))
@@ -160,8 +160,7 @@ class _Axes:
         return self.height - _MARGIN_BOTTOM - (value - low) / (high - low) * (self.height - _MARGIN_TOP - _MARGIN_BOTTOM)
 
     def curve(self, points: Sequence[Point], class_: str) -> Markup:
-        kept = (points[i] for i in drawn_places(len(points)))
-        path = " ".join(f"{_px(self.x(x))},{_px(self.y(y))}" for x, y in kept)
+        path = " ".join(f"{_px(self.x(x))},{_px(self.y(y))}" for x, y in points)
         return element("polyline", points=path, class_=class_)
 
     def frame(self, x_label: str | None, *, percents: bool = False) -> Markup:

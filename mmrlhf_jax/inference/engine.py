@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -64,18 +64,12 @@ class Engine:
     def encoder(self, task: str) -> GroupEncoder:
         return GroupEncoder(PieceTokenizer(self.tokenizer, self.config.image_token), self.config.geometry, self.template, task)
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        description: str = "generating",
-    ) -> list[str]:
-        """One text per prompt, in order: what `generate_tokens` writes, without stop and other special tokens."""
-        settings = dict(temperature=temperature, seed=seed, description=description)
-        return [self._decode(ids) for ids in self.generate_tokens(prompts, max_new_tokens=max_new_tokens, **settings)]
+    def generate(self, prompts: Sequence[Prompt], **options: Any) -> list[str]:
+        """One text per prompt, in order: what `generate_tokens` writes, without stop and other special tokens.
+
+        `options` as for `generate_tokens`.
+        """
+        return [self._decode(ids) for ids in self.generate_tokens(prompts, **options)]
 
     def generate_tokens(
         self,

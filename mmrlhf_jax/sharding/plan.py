@@ -125,10 +125,11 @@ def make_plan(
             program = compile_lowered(*lower(experiment, launch))
         return read_program(program, dict(mesh.shape), launch.mesh.slices, chip, **judged)
 
-    with use_mesh(mesh):
-        _, state, _ = step_arguments(experiment, sizes, mesh)
-    # Of stand-ins' collectives some become others for GPUs: an all-reduce of which a piece is kept, a reduce-scatter.
-    parameters = None if stand_in else used_sizes((state.params, state.frozen))
+    parameters = None  # of stand-ins' collectives some become others for GPUs: an all-reduce of which a piece is kept
+    if not stand_in:
+        with use_mesh(mesh):
+            _, state, _ = step_arguments(experiment, sizes, mesh)
+        parameters = used_sizes((state.params, state.frozen))
     step = compiled(lower_step, skipped=executed.skipped / mesh.size, parameters=parameters)
     generated = compiled(lower_generation) if generation else None
     plan = Plan(
