@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
+from collections.abc import Iterable
 from pathlib import PureWindowsPath
+from typing import Any
 
 import numpy as np
 from etils import epath
+from PIL import Image
 
 from mmrlhf_jax.data.sources.embedded import EmbeddedFile
 from mmrlhf_jax.errors import UserError
@@ -49,16 +53,16 @@ def read_media(path: MediaFile, where: str) -> bytes:
 def video_files(path: str | epath.Path, count: int, root: str | epath.Path | None = None) -> list[epath.Path]:
     """The files that `read_video_frames` reads: `count` images of a frame folder, or the one video file.
 
-    Images are sorted by name and taken at linspace(0, n - 1, count), rounded down, as MM-RLHF does: a folder with fewer
+    Images are in `frame_order` and taken at linspace(0, n - 1, count), rounded down, as MM-RLHF does: a folder with fewer
     images gives some of them more than once. UserError for a link among them that leaves `root`, the media root.
     """
     path = epath.Path(path)
     if not path.is_dir():
         return [path]
-    images = [file for file in path.iterdir() if file.name.lower().endswith(IMAGE_SUFFIXES)]
-    images.sort(key=lambda file: file.name)
+    images = {file.name: file for file in path.iterdir() if file.name.lower().endswith(IMAGE_SUFFIXES)}
     if not images:
         raise UserError(f"{path}: the frame folder holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    images = [images[name] for name in frame_order(images)]
     chosen = [images[i] for i in _frame_indices(len(images), count)]
     for file in dict.fromkeys(chosen) if root is not None else ():
         if not _is_inside(epath.Path(root), file):
@@ -66,11 +70,25 @@ def video_files(path: str | epath.Path, count: int, root: str | epath.Path | Non
     return chosen
 
 
+def frame_order(names: Iterable[str]) -> list[str]:
+    """The file names of a video's frames in the order of time.
+
+    Names whose numbers have the same digits throughout, as MM-RLHF's zero-padded ones, are sorted as text, which is what
+    MM-RLHF does. Where the widths differ, the numbers decide: 2.png comes before 10.png, also in frame_2 and frame_10.
+    Names that differ in zeros alone (1.png and 01.png) are sorted as text.
+    """
+    names = sorted(names)
+    if len({tuple(map(len, _NUMBER.findall(name))) for name in names}) == 1:
+        return names
+    return sorted(names, key=_natural_key)
+
+
 def read_video_frames(path: str | epath.Path, count: int, root: str | epath.Path | None = None) -> list[bytes]:
     """`count` evenly spaced frames as encoded images, in order.
 
-    A frame folder gives its files' own bytes; a video file is decoded (PyAV) and its frames encoded as JPEG. Raises
-    UserError for an empty folder, for a file that cannot be read or does not decode, and as `video_files` does.
+    A frame folder gives its files' own bytes; a video file is decoded (PyAV) and its frames, turned upright where the file
+    says how it was held, are encoded as JPEG. Raises UserError for an empty folder, for a file that cannot be read or does
+    not decode, and as `video_files` does.
     """
     path = epath.Path(path)
     if path.is_dir():
@@ -78,6 +96,15 @@ def read_video_frames(path: str | epath.Path, count: int, root: str | epath.Path
         contents = {file: read_media(file, str(path)) for file in dict.fromkeys(files)}
         return [contents[file] for file in files]
     return _decode_video(path, count)
+
+
+_NUMBER = re.compile("[0-9]+")
+
+
+def _natural_key(name: str) -> list[tuple[int, str]]:
+    """A name as alternating texts and numbers; texts come first, so that like is compared with like."""
+    texts, numbers = _NUMBER.split(name), _NUMBER.findall(name)
+    return [part for text, number in zip(texts, [*numbers, "0"], strict=True) for part in ((0, text), (int(number), ""))]
 
 
 def _is_inside(root: epath.Path, path: epath.Path) -> bool:
@@ -110,7 +137,7 @@ def _decode_video(path: epath.Path, count: int) -> list[bytes]:
             with av.open(file) as container:
                 for index, frame in enumerate(container.decode(video=0)):
                     if index in wanted:
-                        encoded[index] = _encode_jpeg(frame)
+                        encoded[index] = _encode_jpeg(_upright(frame, path))
                     if index == wanted[-1]:
                         break
     except (av.FFmpegError, OSError, IndexError) as error:  # IndexError: no video stream
@@ -130,7 +157,27 @@ def _count_frames(file: object) -> int:
         return sum(1 for packet in container.demux(video=0) if packet.size)
 
 
-def _encode_jpeg(frame: object) -> bytes:
+def _upright(frame: Any, path: epath.Path) -> Image.Image:
+    """The picture of a decoded frame as it is to be shown: phones store frames as the sensor sees them, and how they were held.
+
+    The display matrix [a b . c d . ...] maps a pixel at (x, y) to (a x + c y, b x + d y), in units of 1 / 65536.
+    """
+    image = frame.to_image()
+    stored = frame.side_data.get("DISPLAYMATRIX")
+    if stored is None:
+        return image
+    a, b, _, c, d = np.frombuffer(stored, np.int32)[:5].tolist()
+    quarter_turns = (b == c == 0 and a and d) or (a == d == 0 and b and c)
+    if not quarter_turns:
+        raise UserError(f"{path}: the video is to be shown turned by no quarter turn ([{a} {b} {c} {d}]); encode it upright")
+    if not a:  # columns become rows
+        image, a, d = image.transpose(Image.Transpose.TRANSPOSE), c, b
+    if a < 0:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if d < 0 else image
+
+
+def _encode_jpeg(image: Image.Image) -> bytes:
     out = io.BytesIO()
-    frame.to_image().save(out, format="JPEG", quality=FRAME_QUALITY, subsampling=0)
+    image.save(out, format="JPEG", quality=FRAME_QUALITY, subsampling=0)
     return out.getvalue()

@@ -5,9 +5,11 @@ import wave
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from mmrlhf_jax.data.media import read_video_frames, resolve_media, video_files
+from mmrlhf_jax.data.media import frame_order, read_video_frames, resolve_media, video_files
 from mmrlhf_jax.errors import UserError
 
 
@@ -135,3 +137,114 @@ def test_files_without_pictures_are_refused(tmp_path):
     for name in ("text.mp4", "sound.wav", "empty"):
         with pytest.raises(UserError, match=name):
             read_video_frames(tmp_path / name, 4)
+
+
+# How a camera was held -----------------------------------------------------------------------------------------------
+
+CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)  # red green / blue white
+
+
+def held(path, a, b, c, d):
+    """A 64 x 48 video of four coloured quarters, with this display matrix in its track header, as a phone writes it."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 2_000_000
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(CORNERS.repeat(24, axis=0).repeat(32, axis=1), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 44  # of nine 32-bit numbers: a b 0 / c d 0 / offset of x, offset of y, 1
+    for place, value in ((0, a), (4, b), (12, c), (16, d)):
+        data[matrix + place : matrix + place + 4] = int(value * 65536).to_bytes(4, "big", signed=True)
+    path.write_bytes(data)
+    return path
+
+
+def shown_corners(data) -> tuple[tuple[int, int], np.ndarray]:
+    """(size, the colours in the middles of the four quarters) of an encoded picture."""
+    image = Image.open(io.BytesIO(data))
+    width, height = image.size
+    pixels = np.asarray(image.convert("RGB"))[[height // 4, height * 3 // 4]][:, [width // 4, width * 3 // 4]]
+    return image.size, (pixels > 128).astype(np.uint8) * 255
+
+
+@pytest.mark.parametrize("matrix", [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)], ids=["0", "90", "180", "270"])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_frames_of_a_video_are_stored_as_it_is_to_be_shown(tmp_path, matrix, mirrored):
+    a, b, c, d = matrix
+    if mirrored:
+        a, c = -a, -c
+    expected = np.zeros_like(CORNERS)
+    for y in (0, 1):
+        for x in (0, 1):
+            u, v = 2 * x - 1, 2 * y - 1  # from the middle of the picture
+            expected[(b * u + d * v + 1) // 2, (a * u + c * v + 1) // 2] = CORNERS[y, x]
+    frames = read_video_frames(held(tmp_path / "held.mp4", a, b, c, d), 2)
+    assert len(frames) == 2
+    for data in frames:
+        size, corners = shown_corners(data)
+        assert size == ((64, 48) if a else (48, 64))
+        np.testing.assert_array_equal(corners, expected)
+
+
+def test_a_video_that_pyav_writes_turned_is_stored_upright(tmp_path):
+    import av
+
+    with av.open(str(tmp_path / "turned.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        if not hasattr(stream, "set_display_rotation"):
+            pytest.skip("this PyAV cannot write a rotation")
+        stream.set_display_rotation(90)  # counter-clockwise
+        frame = av.VideoFrame.from_ndarray(CORNERS.repeat(24, axis=0).repeat(32, axis=1), format="rgb24")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    size, corners = shown_corners(read_video_frames(tmp_path / "turned.mp4", 1)[0])
+    assert size == (48, 64)
+    np.testing.assert_array_equal(corners, np.rot90(CORNERS))
+
+
+def test_a_video_turned_by_no_quarter_turn_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"held\.mp4: the video is to be shown turned by no quarter turn"):
+        read_video_frames(held(tmp_path / "held.mp4", 0.5, 0.5, -0.5, 0.5), 1)
+
+
+# The order of frames -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{i}.png" for i in range(12)],
+        [f"frame_{i}.jpg" for i in (2, 10, 100)],
+        [f"clip3_frame{i}.jpeg" for i in range(8, 12)],
+        [f"{i:04}.png" for i in (9998, 9999, 10000)],
+        [f"{second}.{part}.jpg" for second in (9, 10) for part in (1, 2)],
+        ["1.png", "2.PNG", "10.png"],
+        ["01.png", "1.png", "2.png"],  # the same number twice: as text
+        ["0000.png", "0001.png", "0010.png"],
+        ["a.png", "b1.png", "b10.png"],
+    ],
+)
+def test_frames_are_read_in_the_order_of_their_numbers(tmp_path, names):
+    for name in reversed(names):
+        (tmp_path / name).write_bytes(name.encode())
+    assert read_video_frames(tmp_path, len(names)) == [name.encode() for name in names]
+
+
+@given(st.lists(st.text("ab_-.0129", min_size=1, max_size=6), unique=True, min_size=2), st.randoms(use_true_random=False))
+def test_the_order_of_frames_does_not_depend_on_the_order_of_the_folder(names, rng):
+    shuffled = list(names)
+    rng.shuffle(shuffled)
+    assert frame_order(shuffled) == frame_order(names)
+    assert sorted(frame_order(names)) == sorted(names)
+
+
+@given(st.lists(st.integers(0, 9999), unique=True, min_size=2), st.sampled_from(["", "frame_", "a1b", "x-"]))
+def test_zero_padded_names_are_sorted_as_mm_rlhf_sorts_them_and_others_by_their_numbers(numbers, prefix):
+    padded = [f"{prefix}{number:04}.jpg" for number in numbers]
+    assert frame_order(padded) == sorted(padded)
+    assert frame_order([f"{prefix}{number}.jpg" for number in numbers]) == [f"{prefix}{n}.jpg" for n in sorted(numbers)]
