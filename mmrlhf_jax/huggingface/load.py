@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.tensors import StoredTensors
+from mmrlhf_jax.huggingface.weight_files import say_once, some
 from mmrlhf_jax.models import reward_head as reward_heads
 from mmrlhf_jax.models.attention import Backend
 from mmrlhf_jax.models.llava_onevision import original, weights
@@ -35,8 +36,11 @@ logger = logging.getLogger(__name__)
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+LACKS_PROJECTION = (
+    '; where the model projects with its embedding, set "tie_word_embeddings": true in config.json (at the top level and in'
+    " text_config); where it does not, the file that holds lm_head is missing"
+)
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
-NAMED_IN_ERRORS = 3  # tensors that an error names; the others are counted
 
 
 def local_directory(model: str | os.PathLike[str]) -> Path:
@@ -210,7 +214,7 @@ def _with_tying(
         return config
     if stored.shapes[head] == stored.shapes[embedding] and np.array_equal(stored.read(head), stored.read(embedding)):
         return config
-    logger.warning("%s: the config ties embeddings, but %s differs from them; loaded untied", stored.directory, head)
+    say_once(f"{stored.directory}: the config ties embeddings, but {head} differs from them; loaded untied")
     return dataclasses.replace(config, text=dataclasses.replace(config.text, tied=False))
 
 
@@ -242,15 +246,11 @@ def _match(
             used.add(name)
     unexpected = [name for name in found if name not in used]
     problems = [(missing, "missing"), (unexpected, "unexpected"), (misshaped, "of another shape than config.json says")]
-    complaints = [f"{len(tensors)} tensors {what} ({_some(tensors)})" for tensors, what in problems if tensors]
+    complaints = [f"{len(tensors)} tensors {what} ({some(tensors)})" for tensors, what in problems if tensors]
     if complaints:
-        raise UserError(f"{directory}: the weights are not the model that config.json describes: {'; '.join(complaints)}")
+        cure = "" if any("lm_head" not in name for name in missing) or not missing else LACKS_PROJECTION
+        raise UserError(f"{directory}: the weights are not the model that config.json describes: {'; '.join(complaints)}{cure}")
     return names
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - NAMED_IN_ERRORS
-    return ", ".join(names[:NAMED_IN_ERRORS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _assemble(

@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.weight_files import INDEX, SINGLE, find_weight_files
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -26,17 +27,19 @@ DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
 }
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class StoredTensors:
     """What the safetensors of a directory hold. Opening reads the headers only.
 
+    Which file a tensor is read from is decided by the index, where there is one (`weight_files`).
+
     Attributes:
         shapes: name -> shape.
         dtypes: name -> NumPy dtype (bfloat16 from `ml_dtypes`).
 
-    Raises UserError for a directory without safetensors, and for files that are missing, truncated or no safetensors.
+    Raises UserError for a directory without safetensors, for files that are missing, truncated or no safetensors, and for
+    an index that does not describe them.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
@@ -44,16 +47,21 @@ class StoredTensors:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, np.dtype] = {}
         self._files: dict[str, Path] = {}
-        for path in _weight_files(self.directory):
+        found = find_weight_files(self.directory)
+        for path in found.files:
             with _open(path) as file:
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    tensor = file.get_slice(name)
-                    if tensor.get_dtype() not in DTYPES:
-                        known = ", ".join(DTYPES)
-                        raise UserError(f"{path}: tensor {name} is {tensor.get_dtype()}; weights must be one of {known}")
-                    self.shapes[name] = tuple(tensor.get_shape())
-                    self.dtypes[name] = DTYPES[tensor.get_dtype()]
-                    self._files[name] = path
+                for name in found.names(path, file.keys()):
+                    self._add(name, path, file.get_slice(name))
+        found.say_ignored()
+
+    def _add(self, name: str, path: Path, tensor) -> None:
+        if tensor.get_dtype() not in DTYPES:
+            raise UserError(f"{path}: tensor {name} is {tensor.get_dtype()}; weights must be one of {', '.join(DTYPES)}")
+        if name in self._files:
+            raise UserError(f"{self.directory}: tensor {name} is in {self._files[name].name} and in {path.name}; remove one")
+        self.shapes[name] = tuple(tensor.get_shape())
+        self.dtypes[name] = DTYPES[tensor.get_dtype()]
+        self._files[name] = path
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         """One tensor, or the part of it that `index` names, in its stored dtype."""
@@ -114,24 +122,6 @@ def write_tensors(directory: Path, plans: Sequence[TensorPlan], shard_bytes: int
         weight_map = {plan.name: filename for filename, shard in zip(names, shards, strict=True) for plan in shard}
         index = {"metadata": {"total_size": sum(plan.nbytes for plan in plans)}, "weight_map": dict(sorted(weight_map.items()))}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    """The files of the index, or the single file. Other safetensors of a directory (adapters, say) are not the model."""
-    if (directory / INDEX).exists():
-        try:
-            filenames = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            raise UserError(f"{directory / INDEX}: not a safetensors index; download or export the model again") from None
-        missing = [name for name in filenames if not (directory / name).exists()]
-        if missing:
-            some = f"{len(missing)} of {len(filenames)} weight files are missing, first {missing[0]}"
-            raise UserError(f"{directory}: {some}; download them again")
-        return [directory / name for name in filenames]
-    if (directory / SINGLE).exists():
-        return [directory / SINGLE]
-    hint = "; convert pytorch_model*.bin to safetensors" if list(directory.glob("pytorch_model*.bin")) else ""
-    raise UserError(f"{directory}: no weights ({SINGLE} or {INDEX}){hint}")
 
 
 def _open(path: os.PathLike[str]):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.files import read_arrays, write_arrays
 from mmrlhf_jax.huggingface.tensors import sampled_bytes
+from mmrlhf_jax.huggingface.weight_files import find_weight_files
 from mmrlhf_jax.progress import Progress, say
 from mmrlhf_jax.training.feed import agree, feed, fetch, own_rows
 from mmrlhf_jax.training.objective import Outputs, forward, target_counts
@@ -115,8 +117,8 @@ def model_fingerprint(directory: epath.PathLike, **settings) -> str:
     """Identifies a checkpoint without reading it all: names, shapes and some KB of every tensor, and how it sees pictures."""
     directory = epath.Path(directory)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for path in sorted(directory.glob("*.safetensors")):
-        digest.update(f"{path.name} {path.stat().length}".encode())
+    for path in find_weight_files(Path(directory)).files:  # what else lies there is not the model
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
         for piece in sampled_bytes(path):
             digest.update(piece)
     for path in (directory / name for name in SETTINGS):
