@@ -181,6 +181,11 @@ def _export(
     raw = json.loads((source / "config.json").read_text())
     plans = _plans(parameters, config, kinds, naming, original.is_original(raw))
     refuse_existing(out)
+    if naming == "hf" and max(config.image_token, config.video_token) >= config.text.vocab_size:
+        raise UserError(
+            f"{source}: the embedding's {config.text.vocab_size} rows end before the image token ({config.image_token}) and"
+            f" the video token ({config.video_token}), which transformers looks up; resize it first, or use --naming original"
+        )
     if naming == "original" and (*config.vision.image_mean, *config.vision.image_std) != (0.5,) * 6:
         logger.warning("%s: the original code normalises pixels with 0.5, unlike this model; it runs right only here", out)
     if jax.process_index() != 0:

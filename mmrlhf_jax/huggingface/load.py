@@ -9,7 +9,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,12 +20,12 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.huggingface.tensors import StoredTensors
+from mmrlhf_jax.huggingface.tensors import StoredTensors, all_finite
 from mmrlhf_jax.huggingface.weight_files import say_once, some
 from mmrlhf_jax.models import reward_head as reward_heads
 from mmrlhf_jax.models.attention import Backend
 from mmrlhf_jax.models.llava_onevision import original, weights
-from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, read_config
+from mmrlhf_jax.models.llava_onevision.config import TEXT_DEFAULTS, LlavaOnevisionConfig, read_config
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.sharding.mesh import make_mesh, parameter_shardings, use_mesh
 
@@ -84,7 +84,7 @@ def load_model(
     tensors the model gets its reward head; `reward_head` gives a fresh one (initialised from `seed`) to a checkpoint
     without.
 
-    Raises UserError, naming the tensors, where the checkpoint is not exactly this model.
+    Raises UserError, naming the tensors, where the checkpoint is not exactly this model, and where a value is not finite.
     """
     directory = local_directory(model)
     config, stored, found, fresh_head = _open_checkpoint(directory, reward_head)
@@ -100,15 +100,29 @@ def load_model(
     shapes = {path: variable.shape for path, variable in variables.items() if not (fresh_head and path[0] == "reward_head")}
     names = _match(found, stored, shapes, config, directory)
 
-    leaves = []
+    leaves, spoilt = [], set()
     for path, variable in variables.items():
         sharding = shardings[path]
         if path in names:
-            array = _assemble(stored, path, names[path], variable.shape, param_dtype, sharding, directory)
+            array = _assemble(stored, path, names[path], variable.shape, param_dtype, sharding, directory, spoilt.add)
         else:
             array = _fresh(path, variable.shape, param_dtype, sharding, config, seed)
         leaves.append((path, variable.replace(array)))
+    _refuse_spoilt(spoilt, directory, param_dtype)
     return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+
+def _refuse_spoilt(spoilt: Collection[str], directory: Path, dtype: Any) -> None:
+    """Together with the other processes: each has read the values of its own devices alone."""
+    count = 0
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        count = int(np.sum(multihost_utils.process_allgather(np.int32(len(spoilt)))))
+    if not spoilt and not count:
+        return
+    named = f"{len(spoilt)} tensors hold NaN or infinity ({some(sorted(spoilt))})" if spoilt else "another process's part does"
+    raise UserError(f"{directory}: {named} as {np.dtype(dtype)}; a model with such weights cannot be used")
 
 
 def check_checkpoint(model: str | os.PathLike[str]) -> tuple[LlavaOnevisionConfig, StoredTensors]:
@@ -131,8 +145,8 @@ def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     Tokenizers of the original naming have no image token (its code uses a number outside the vocabulary); they get
     `<image>` and `<video>` behind their last token, where the converted checkpoints have them.
 
-    Raises UserError where there is none, where it is not a fast tokenizer, or where `<image>` is missing or is not the
-    config's image token.
+    Raises UserError where there is none, where it is not a fast tokenizer, where `<image>` is missing or is not the
+    config's image token, or where it has tokens that the model has no embedding for.
     """
     # Not above: importing these takes seconds, and loads torch where it is installed.
     from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
@@ -147,6 +161,7 @@ def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{directory}: the tokenizer is not a fast one; a tokenizer.json is needed")
     vocabulary = tokenizer.get_vocab()
+    _check_ids(vocabulary, raw, directory)
     if original.is_original(raw) and IMAGE_TOKEN not in vocabulary:
         added = [AddedToken(token, special=True, normalized=False) for token in (IMAGE_TOKEN, VIDEO_TOKEN)]
         tokenizer.add_tokens(added, special_tokens=True)
@@ -158,6 +173,18 @@ def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
         where = f"{IMAGE_TOKEN} is token {vocabulary[IMAGE_TOKEN]} of the tokenizer, but config says {expected}"
         raise UserError(f"{directory}: {where}; tokenizer and model do not belong together")
     return tokenizer
+
+
+def _check_ids(vocabulary: Mapping[str, int], raw: Mapping[str, Any], directory: Path) -> None:
+    """An embedding of a row that is not there would be NaN. (Pictures take the place of the image token's own.)"""
+    rows = (raw.get("text_config") or {}).get("vocab_size") or raw.get("vocab_size") or TEXT_DEFAULTS["vocab_size"]
+    beyond = sorted((number, token) for token, number in vocabulary.items() if number >= rows)
+    if beyond:
+        number, token = beyond[0]
+        raise UserError(
+            f"{directory}: the model has embeddings for {rows} tokens, the tokenizer has {len(beyond)} beyond them, first"
+            f" {token!r} ({number}); they do not belong together, or the embedding was not resized when tokens were added"
+        )
 
 
 def _config(directory: Path) -> dict[str, Any]:
@@ -261,8 +288,9 @@ def _assemble(
     dtype: Any,
     sharding: NamedSharding,
     directory: Path,
+    spoilt: Callable[[str], None],
 ) -> jax.Array:
-    """A parameter on its devices, every shard read from the files on its own."""
+    """A parameter on its devices, every shard read from the files on its own. `spoilt` is told of what is not finite."""
     layout, stacked = weights.tensors(path, len(names))[1], weights.is_stacked(path)
     shards: dict[tuple, np.ndarray] = {}  # devices that hold copies share one
 
@@ -271,6 +299,11 @@ def _assemble(
             return layout.to_parameter(stored.read(name))[index]
         return layout.to_parameter(stored.read(name, layout.stored_index(index)))
 
+    def fill(array: np.ndarray, name: str, index: tuple[slice, ...]) -> None:
+        array[...] = read(name, index)
+        if not all_finite(array):
+            spoilt(name)
+
     def shard(index: tuple[slice, ...]) -> np.ndarray:
         key = tuple((part.start, part.stop) for part in index)
         if key not in shards:
@@ -278,9 +311,9 @@ def _assemble(
             shards[key] = array
             if stacked:
                 for row, name in zip(array, names[index[0]], strict=True):
-                    row[...] = read(name, index[1:])
+                    fill(row, name, index[1:])
             else:
-                array[...] = read(names[0], index)
+                fill(array, names[0], index)
         return shards[key]
 
     try:

@@ -54,9 +54,10 @@ class Engine:
             raise UserError(f"--dtype {dtype!r}: choose from {', '.join(get_args(Dtype))}")
         mesh = mesh or make_mesh({"fsdp": -1})
         source = local_directory(path)
+        tokenizer = load_tokenizer(source)  # before the weights, which take longer
         with use_mesh(mesh):
             model = load_model(source, mesh=mesh, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
-        engine = Engine(model, load_tokenizer(source), mesh, template=template, batch=batch)
+        engine = Engine(model, tokenizer, mesh, template=template, batch=batch)
         tokens = engine.encoder("answer").fingerprint  # whose tokens, and how a conversation is written
         engine.fingerprint = model_fingerprint(source, dtype=dtype, tokens=tokens)
         return engine
