@@ -110,8 +110,8 @@ def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused_by_the_token(tmp_p
 @pytest.mark.parametrize("naming", ["hf", "original"])
 def test_so_is_a_model_that_was_cut_to_fewer_rows(tmp_path, naming):
     directory = tiny.checkpoint(tmp_path, tiny.config(text={"vocab_size": 258}), naming=naming)
-    message = rf"embeddings for 258 tokens, the tokenizer has \d beyond them, first {re.escape("'<|im_end|>' (258)")}"
-    with pytest.raises(UserError, match=message):
+    first = re.escape("'<|im_end|>' (258)")
+    with pytest.raises(UserError, match=rf"embeddings for 258 tokens, the tokenizer has \d beyond them, first {first}"):
         load_tokenizer(directory)
 
 
