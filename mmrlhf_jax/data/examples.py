@@ -86,7 +86,7 @@ class SourceExamples:
         images = tuple(read_media(self._find(path, where), where) for path in record.images)
         if record.video is None:
             return Example(record, images)
-        video = resolve_media(self.media_root, record.video, where)
+        video = self._find(record.video, where)
         try:
             return Example(record, images, tuple(read_video_frames(video, self.video_frames, self.media_root)))
         except UserError as error:
@@ -97,7 +97,7 @@ class SourceExamples:
         record, where = self.records[index], self.where(index)
         sizes = [image_size(read_media(self._find(path, where), where), f"{where}, image {path!r}") for path in record.images]
         if record.video is not None:
-            resolve_media(self.media_root, record.video, where)
+            self._find(record.video, where)
         return Layout(tuple(sizes), 0 if record.video is None else self.video_frames)
 
     def media_files(self, index: int) -> list[MediaFile]:
@@ -105,7 +105,7 @@ class SourceExamples:
         record, where = self.records[index], self.where(index)
         if record.video is None:
             return [self._find(path, where) for path in record.images]
-        video = resolve_media(self.media_root, record.video, where)
+        video = self._find(record.video, where)
         try:
             return list(video_files(video, self.video_frames, self.media_root))
         except UserError as error:
@@ -124,7 +124,7 @@ class SourceExamples:
         Whoever has the example already gives it, so that only video files are read again.
         """
         record, where = self.records[index], self.where(index)
-        from_file = record.video is not None and not resolve_media(self.media_root, record.video, where).is_dir()
+        from_file = record.video is not None and not self._find(record.video, where).is_dir()
         if example is None or from_file:
             media = [read_media(file, where) for file in self.media_files(index)]
         else:
@@ -149,7 +149,7 @@ class SourceExamples:
         return self.fingerprint
 
     def _find(self, path: str, where: str) -> MediaFile:
-        return find_embedded(self.path, path, where) or resolve_media(self.media_root, path, where)
+        return find_embedded(self.path, self.path.name, path, where) or resolve_media(self.media_root, path, where)
 
     def where(self, index: int) -> str:
         """The opening of an error message about example `index`."""

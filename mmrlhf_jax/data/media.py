@@ -50,13 +50,13 @@ def read_media(path: MediaFile, where: str) -> bytes:
         raise UserError(f"{where}: media file {path} cannot be read ({error.strerror or error})") from error
 
 
-def video_files(path: str | epath.Path, count: int, root: str | epath.Path | None = None) -> list[epath.Path]:
+def video_files(path: str | MediaFile, count: int, root: str | epath.Path | None = None) -> list[MediaFile]:
     """The files that `read_video_frames` reads: `count` images of a frame folder, or the one video file.
 
     Images are in `frame_order` and taken at linspace(0, n - 1, count), rounded down, as MM-RLHF does: a folder with fewer
     images gives some of them more than once. UserError for a link among them that leaves `root`, the media root.
     """
-    path = epath.Path(path)
+    path = epath.Path(path) if isinstance(path, str) else path
     if not path.is_dir():
         return [path]
     images = {file.name: file for file in path.iterdir() if file.name.lower().endswith(IMAGE_SUFFIXES)}
@@ -83,14 +83,14 @@ def frame_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=_natural_key)
 
 
-def read_video_frames(path: str | epath.Path, count: int, root: str | epath.Path | None = None) -> list[bytes]:
+def read_video_frames(path: str | MediaFile, count: int, root: str | epath.Path | None = None) -> list[bytes]:
     """`count` evenly spaced frames as encoded images, in order.
 
     A frame folder gives its files' own bytes; a video file is decoded (PyAV) and its frames, turned upright where the file
     says how it was held, are encoded as JPEG. Raises UserError for an empty folder, for a file that cannot be read or does
     not decode, and as `video_files` does.
     """
-    path = epath.Path(path)
+    path = epath.Path(path) if isinstance(path, str) else path
     if path.is_dir():
         files = video_files(path, count, root)
         contents = {file: read_media(file, str(path)) for file in dict.fromkeys(files)}

@@ -100,14 +100,6 @@ def test_images_inside_a_parquet_file_are_named_by_their_place(tmp_path):
     assert record.images == ("rows.parquet/0/images/0", "rows.parquet/0/images/1")
 
 
-def test_a_parquet_column_that_no_record_can_hold_is_named(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    import pyarrow as pa
-
-    parquet.write_table(pa.Table.from_pylist([{"prompt": "p", "chosen": "a", "blob": b"x"}]), tmp_path / "rows.parquet")
-    assert "column 'blob' is neither text, numbers nor images" in message(tmp_path / "rows.parquet")
-
-
 def test_parquet_without_pyarrow_says_what_to_install(write, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find_spec(name))

@@ -19,6 +19,7 @@ from mmrlhf_jax.data.sources import (
     reward_benches,
     swift_rows,
 )
+from mmrlhf_jax.data.sources.fields import check_is_path
 from mmrlhf_jax.data.sources.folding import ContradictingPairs
 from mmrlhf_jax.data.sources.rows import Format, OnError, Row, read_rows, shown
 from mmrlhf_jax.errors import UserError
@@ -72,7 +73,7 @@ def read_source(path: str | epath.Path, on_error: OnError | None = None) -> Sour
         known = "; ".join(f"{f.name} ({f.fields})" for f in FORMATS)
         raise UserError(f"{first.where}: unknown format, fields {shown(sorted(first.data))}; understood are: {known}")
     records = format_.read(rows) if on_error is None else _join(format_, _parse(format_, rows, on_error), on_error)
-    return Source(_with_own_ids(records, path, on_error), format_)
+    return Source(_with_paths(_with_own_ids(records, path, on_error), path, on_error), format_)
 
 
 def drop_contradictions(report: OnError) -> OnError:
@@ -107,6 +108,21 @@ def _join(format_: Format, parsed: list[Any], on_error: OnError) -> list[RankedR
     except UserError as error:  # what concerns the file as a whole
         on_error(error)
         return []
+
+
+def _with_paths(records: list[RankedRecord], path: epath.Path, on_error: OnError | None) -> list[RankedRecord]:
+    """The records whose media are paths, as formats check for themselves where they look at media; this is for all of them."""
+    kept = []
+    for record in records:
+        try:
+            for media in (*record.images, *filter(None, [record.video])):
+                check_is_path(media, "image" if record.images else "video", f"{path}: record {record.id!r}")
+            kept.append(record)
+        except UserError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+    return kept
 
 
 def _with_own_ids(records: list[RankedRecord], path: epath.Path, on_error: OnError | None) -> list[RankedRecord]:

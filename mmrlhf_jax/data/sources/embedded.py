@@ -1,28 +1,38 @@
-"""Images inside a parquet file, as Hugging Face stores them: `{"bytes": ..., "path": ...}` cells.
+"""Images (and videos) inside parquet files, which rows name by their place: `rows.parquet/17/images/0`.
 
-A row names such an image by a path below its file (`rows.parquet/17/images/0`); the bytes are read when they are asked for,
+The name is a path below the folder of the source: the file, the number of the row, the column, and the way from there to the
+bytes, through numbers of items and names of fields, each quoted as in an address. The bytes are read when they are asked for,
 a row group at a time, so that a data set of any size can be listed without them.
 """
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import errno
 import functools
-from typing import Any
+import io
+from typing import Any, BinaryIO
+from urllib.parse import quote, unquote
 
 from etils import epath
 
 from mmrlhf_jax.errors import UserError
 
 
-def name_embedded(value: Any, name: str) -> Any:
-    """A cell with every embedded image replaced by its name; everything else as it is."""
-    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        return name
-    if isinstance(value, list):
-        return [name_embedded(item, f"{name}/{i}") for i, item in enumerate(value)]
-    return value
+def is_inline(path: str) -> bool:
+    """Whether a text is no path but a picture itself: a data URL, or base64 of one of the usual formats."""
+    if path.startswith("data:"):
+        return True
+    try:
+        start = base64.b64decode(path[:24], validate=True)
+    except ValueError:
+        return False
+    return start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")) and len(path) > 64
+
+
+def media_name(base: str, *way: str | int) -> str:
+    return "/".join([base, *(quote(str(step), safe=" ") for step in way)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,24 +42,34 @@ class EmbeddedFile:
     parquet: epath.Path
     row: int
     column: str
-    item: int | None  # in a column of lists
+    way: tuple[str, ...] = ()  # from the cell to the bytes: numbers of items, names of fields
 
     @property
     def name(self) -> str:
-        return f"{self.row}/{self.column}" + ("" if self.item is None else f"/{self.item}")
+        return media_name(str(self.row), self.column, *self.way)
 
     def read_bytes(self) -> bytes:
         try:
-            start, cells = _row_group(self.parquet, *_place(self.parquet, self.row), self.column)
-            cell = cells[self.row - start]
-            return (cell if self.item is None else cell[self.item])["bytes"]
-        except (LookupError, TypeError):  # a path of the user's own, not a name that was given to an image here
+            value = _cell(self.parquet, self.row, self.column)
+            for step in self.way:
+                value = value[int(step) if isinstance(value, (list, tuple)) else step]
+            content = value["bytes"] if isinstance(value, dict) else value
+            if not isinstance(content, bytes):
+                raise TypeError
+        except (LookupError, TypeError, ValueError):  # a path of the user's own, not a name that was given to an image here
             raise FileNotFoundError(errno.ENOENT, "the file holds no such image", str(self)) from None
+        if not content:
+            path = f", only its path {value['path']!r}" if isinstance(value, dict) and value.get("path") else ""
+            raise FileNotFoundError(errno.ENOENT, f"the image is empty here{path}; store its bytes", str(self))
+        return content
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        return io.BytesIO(self.read_bytes())
 
     def stat(self) -> epath.stat_utils.StatResult:
         """The whole file's: an estimate of the image's size is its share of the rows."""
         whole = self.parquet.stat()
-        return dataclasses.replace(whole, length=whole.length // _row_starts(self.parquet)[-1])
+        return dataclasses.replace(whole, length=whole.length // max(1, _row_starts(self.parquet)[-1]))
 
     def is_dir(self) -> bool:
         return False
@@ -60,14 +80,15 @@ class EmbeddedFile:
     __str__ = __fspath__
 
 
-def find_embedded(parquet: epath.Path, relative: str, where: str) -> EmbeddedFile | None:
-    """The embedded image that `relative` names, or None where it names none of this file's."""
-    if not parquet.name.lower().endswith(".parquet") or not relative.startswith(f"{parquet.name}/"):
+def find_embedded(parquet: epath.Path, base: str, relative: str, where: str) -> EmbeddedFile | None:
+    """The embedded image that `relative` names, or None where it names none of this file's, whose own name is `base`."""
+    if not base.lower().endswith(".parquet") or not relative.startswith(f"{base}/"):
         return None
-    parts = relative.split("/")[1:]
-    if len(parts) not in (2, 3) or not all(part.isdecimal() for part in (parts[0], *parts[2:])):
+    row, *way = relative.removeprefix(f"{base}/").split("/")
+    if not way or not row.isdecimal():
         raise UserError(f"{where}: {relative!r} names no image of {parquet}")
-    return EmbeddedFile(parquet, int(parts[0]), parts[1], int(parts[2]) if len(parts) == 3 else None)
+    column, *rest = map(unquote, way)
+    return EmbeddedFile(parquet, int(row), column, tuple(rest))
 
 
 @functools.lru_cache(maxsize=64)
@@ -83,18 +104,19 @@ def _row_starts(parquet: epath.Path) -> tuple[int, ...]:
         return tuple(starts)
 
 
-def _place(parquet: epath.Path, row: int) -> tuple[int, int]:
-    """(row group, its first row)."""
+def _cell(parquet: epath.Path, row: int, column: str) -> Any:
     starts = _row_starts(parquet)
     if row >= starts[-1]:
         raise IndexError(row)
     group = next(group for group, start in enumerate(starts[1:]) if row < start)
-    return group, starts[group]
+    return _column(parquet, group, column)[row - starts[group]].as_py()
 
 
 @functools.lru_cache(maxsize=2)
-def _row_group(parquet: epath.Path, group: int, start: int, column: str) -> tuple[int, list[Any]]:
+def _column(parquet: epath.Path, group: int, column: str) -> Any:
+    """One column of a row group, as Arrow holds it: only the cells that are asked for are copied out of it."""
     import pyarrow.parquet as pq
 
     with parquet.open("rb") as file:
-        return start, pq.ParquetFile(file).read_row_group(group, columns=[column]).column(0).to_pylist()
+        table = pq.ParquetFile(file).read_row_group(group, columns=[column])
+    return table.column(table.schema.names.index(column)) if column in table.schema.names else []

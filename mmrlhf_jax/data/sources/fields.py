@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmrlhf_jax.data.sources.embedded import is_inline
 from mmrlhf_jax.data.sources.rows import Row, shown
 from mmrlhf_jax.errors import UserError
 
@@ -46,6 +47,15 @@ def pop_media(data: dict[str, Any], where: str) -> Media:
     return images, video
 
 
+def check_is_path(path: str, name: str, where: str) -> None:
+    """UserError where a text that stands for a file is the picture itself."""
+    if is_inline(path):
+        raise UserError(
+            f"{where}: field {name!r} holds a picture as base64 text ({shown(path, 32)}), not a path; write it to a file, or"
+            " write parquet with the bytes"
+        )
+
+
 def pop_text(data: dict[str, Any], name: str, where: str) -> str:
     """A field that must be there and be a string."""
     value = data.pop(name, None)
@@ -83,5 +93,6 @@ def _paths(value: Any, where: str, name: str) -> tuple[str, ...]:
             raise UserError(
                 f"{where}: field {name!r} must hold paths, found {shown(item)}; write embedded images to files first"
             )
+        check_is_path(item, name, where)
         paths.append(item)
     return tuple(paths)

@@ -1,7 +1,7 @@
 """Files to rows: JSON lines, JSON arrays (each also gzipped) and parquet, every row with the place it came from.
 
 A row is what the formats in this package read; `where` (file and line, or file and index) opens every error message.
-Images that a parquet file holds itself are named here and read later (`embedded.py`).
+Images that a parquet file holds itself are named (`parquet.py`) and read later (`embedded.py`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gzip
-import importlib.util
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO, Literal
 
 from etils import epath
 
-from mmrlhf_jax.data.sources.embedded import name_embedded
+from mmrlhf_jax.data.sources.parquet import parquet_rows
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.records import RankedRecord
 
@@ -118,29 +117,8 @@ def _read_json_array(path: epath.Path) -> Iterator[Row]:
 
 
 def _read_parquet(path: epath.Path) -> Iterator[Row]:
-    if importlib.util.find_spec("pyarrow") is None:
-        raise UserError(f"{path}: reading parquet needs pyarrow; `pip install pyarrow`, or convert the file to .jsonl")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with path.open("rb") as file:
-            batches = pq.ParquetFile(file).iter_batches(batch_size=256)
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for index, row in enumerate(rows):
-                where = f"{path}[{index}]"
-                row = {name: value for name, value in row.items() if value is not None}  # a null cell is an absent field
-                row = {name: name_embedded(value, f"{path.name}/{index}/{name}") for name, value in row.items()}
-                for name, value in row.items():
-                    try:
-                        json.dumps(value)
-                    except TypeError as error:
-                        raise UserError(f"{where}: column {name!r} is neither text, numbers nor images ({error})") from error
-                yield Row(where, row)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: a column of text is not valid UTF-8 ({error.reason}); write it again") from error
-    except pa.ArrowException as error:
-        raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
+    for index, row in enumerate(parquet_rows(path, path.name)):
+        yield Row(f"{path}[{index}]", row)
 
 
 _READERS: dict[str, Callable[[epath.Path], Iterator[Row | UserError]]] = {

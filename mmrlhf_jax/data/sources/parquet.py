@@ -1,0 +1,158 @@
+"""Rows of a parquet file as JSON has them: text, numbers, lists and objects, whatever types the columns have.
+
+- A null is an absent field, in a row and in the objects inside it; in a list it stays null, because places count there.
+- An image, as Hugging Face stores it (`{"bytes": ..., "path": ...}`) or as plain bytes, becomes a name (`embedded.py`), and
+  its bytes are read when they are asked for. One without bytes (null or empty) is its path. Bytes in any other place become
+  `{"bytes": name}`, so that they never pass for text.
+- Dates, times, decimals and whatever else JSON has no word for become text, also numbers that are not finite.
+
+Rows are read a few megabytes at a time, whatever the file's row groups hold.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from mmrlhf_jax.data.sources.embedded import media_name
+from mmrlhf_jax.errors import UserError
+
+BATCH_BYTES = 32 << 20
+SMALLEST_IMAGE = 32  # bytes; the smallest picture of any kind has more
+_MOST_ROWS = 1024  # of a batch
+_PAGE_HEADER = 1024  # and more bytes than the headers of a chunk take
+# Fields that hold media in any of the formats, by which plain bytes are known for an image or a video.
+MEDIA_FIELDS = frozenset({"image", "images", "video", "videos"})
+
+
+def parquet_rows(path: epath.Path, base: str) -> Iterator[dict[str, Any]]:
+    """All rows in order. `base` is the file's name as it stands before the names of what is inside it.
+
+    Raises UserError for a file that is none, or is damaged, and where pyarrow is not installed.
+    """
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UserError(f"{path}: reading parquet needs pyarrow; `pip install pyarrow`, or convert the file to .jsonl")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with path.open("rb") as opened:
+            yield from _rows(pq.ParquetFile(opened, buffer_size=1 << 20), path, base)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: a column of text is not valid UTF-8 ({error.reason}); write it again") from error
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
+    except OSError as error:
+        if error.errno is not None:  # the file system's, not the file's
+            raise
+        raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
+
+
+def _rows(file: Any, path: epath.Path, base: str) -> Iterator[dict[str, Any]]:
+    names = file.schema_arrow.names
+    if twice := sorted(name for name in set(names) if names.count(name) > 1):
+        raise UserError(f"{path}: two columns are named {twice[0]!r}; rename one of them")
+    leaves = [file.schema.column(number).path for number in range(len(file.schema))]
+    left_out = _media_of_every_row(file, leaves)
+    leaves = [leaf for leaf in leaves if leaf not in left_out.values()]
+    index = 0
+    for group in range(file.num_row_groups):
+        size = _MOST_ROWS if left_out else _batch_rows(file.metadata.row_group(group))
+        for batch in file.iter_batches(size, row_groups=[group], columns=leaves):
+            columns = [_values(column) for column in batch.columns]
+            for cells in zip(*columns, strict=True):
+                row = {name: cell for name, cell in zip(batch.schema.names, cells, strict=True) if cell is not None}
+                row |= {name: _with_bytes(row[name]) for name in left_out.keys() & row.keys()}
+                yield {name: _plain(cell, media_name(base, index, name), name) for name, cell in row.items()}
+                index += 1
+
+
+def _media_of_every_row(file: Any, leaves: list[str]) -> dict[str, str]:
+    """Columns of images that no row lacks, and the leaf that holds their bytes: it need not be read to list the rows."""
+    found = {}
+    for name in file.schema_arrow.names:
+        for way in (name, f"{name}.list.element", f"{name}.list.item"):
+            if {leaf for leaf in leaves if leaf.startswith(f"{name}.")} != {f"{way}.bytes", f"{way}.path"}:
+                continue
+            number = leaves.index(f"{way}.bytes")
+            if all(_has_no_null(file.metadata.row_group(group).column(number)) for group in range(file.num_row_groups)):
+                found[name] = f"{way}.bytes"
+    return found
+
+
+def _has_no_null(chunk: Any) -> bool:
+    """Whether a chunk says that it has none, and holds enough for images: where all are empty, their paths count."""
+    statistics = chunk.statistics
+    enough = chunk.total_uncompressed_size > _PAGE_HEADER + SMALLEST_IMAGE * chunk.num_values
+    return statistics is not None and statistics.has_null_count and not statistics.null_count and enough
+
+
+def _with_bytes(cell: Any) -> Any:
+    """A cell whose bytes were left out, marked as having some."""
+    return [{"bytes": b"."} for _ in cell] if isinstance(cell, list) else {"bytes": b"."}
+
+
+def _batch_rows(group: Any) -> int:
+    each = group.total_byte_size // max(1, group.num_rows)
+    return max(1, min(_MOST_ROWS, BATCH_BYTES // max(1, each)))
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether Python's own types hold all values of an Arrow type."""
+    import pyarrow as pa
+
+    if any(not _is_plain(kind.field(i).type) for i in range(kind.num_fields)):
+        return False
+    types = pa.types
+    own = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
+    own += (types.is_integer, types.is_boolean, types.is_null, types.is_float32, types.is_float64, types.is_nested)
+    return any(is_kind(kind) for is_kind in own)
+
+
+def _values(array: Any) -> list[Any]:
+    """An Arrow array as Python values. Times and decimals, which Python may be too narrow for, come as text."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(array.type, pa.BaseExtensionType):
+        return _values(array.storage)
+    kind = array.type
+    if _is_plain(kind):
+        return array.to_pylist()
+    if pa.types.is_dictionary(kind):
+        return _values(array.dictionary_decode())
+    if pa.types.is_duration(kind) or pa.types.is_float16(kind):
+        return array.cast(pa.int64() if pa.types.is_duration(kind) else pa.float32()).to_pylist()
+    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        return array.cast(pa.string()).to_pylist()
+    if pa.types.is_struct(kind):
+        fields = [_values(field) for field in array.flatten()]
+        names = [kind.field(i).name for i in range(kind.num_fields)]
+        there = enumerate(array.is_valid().to_pylist())
+        return [{name: field[i] for name, field in zip(names, fields, strict=True)} if valid else None for i, valid in there]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inner = iter(_values(array.flatten()))
+        lengths = pc.list_value_length(array).to_pylist()
+        there = array.is_valid().to_pylist()
+        return [[next(inner) for _ in range(length)] if valid else None for length, valid in zip(lengths, there, strict=True)]
+    return array.to_pylist()
+
+
+def _plain(value: Any, name: str, field: str) -> Any:
+    """A value as JSON has it; `name` names it, if it is bytes, and `field` is the innermost field that it stands in."""
+    if isinstance(value, bytes):
+        return name if field.lower() in MEDIA_FIELDS else {"bytes": name}
+    if isinstance(value, dict):
+        if "bytes" in value and value.keys() <= {"bytes", "path"} and not isinstance(value["bytes"], (str, list, dict)):
+            return name if value["bytes"] else value.get("path") or None
+        present = {key: inner for key, inner in value.items() if inner is not None}
+        return {key: _plain(inner, media_name(name, key), key) for key, inner in present.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, media_name(name, i), field) for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
