@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -26,9 +27,33 @@ app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
 app.add_typer(config_app, name="config")
 
-Model = Annotated[str, typer.Option("--model", help="Hugging Face directory or hub id.")]
-Source = Annotated[str, typer.Option("--data", help="Ranked source file, or a directory from `mmrlhf data build`.")]
-MediaRoot = Annotated[str | None, typer.Option(help="Folder that media paths are relative to; default: the source's own.")]
+
+def path_argument(**settings: Any) -> Any:
+    return typer.Argument(callback=_expanded, **settings)
+
+
+def path_option(*names: str, **settings: Any) -> Any:
+    return typer.Option(*names, callback=_expanded, **settings)
+
+
+def _expanded(value: str | list[str] | None) -> str | list[str] | None:
+    """Paths with `~` as the home directory, which a shell does not see in `--out=~/x`."""
+    if value is None:
+        return None
+    from mmrlhf_jax.files import expand_home
+
+    return expand_home(value) if isinstance(value, str) else [expand_home(path) for path in value]
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
+
+
+Model = Annotated[str, path_option("--model", help="Hugging Face directory or hub id.")]
+Source = Annotated[str, path_option("--data", help="Ranked source file, or a directory from `mmrlhf data build`.")]
+MediaRoot = Annotated[str | None, path_option(help="Folder that media paths are relative to; default: the source's own.")]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Sequences or rows at a time.")]
 Template = Annotated[str, typer.Option(help="Chat template: qwen_1_5, upstream_train, or checkpoint (the model's own).")]
@@ -73,7 +98,7 @@ def _one_of_several() -> bool:
 
 @app.command()
 def quickstart(
-    out: Annotated[str, typer.Argument(help="Directory for data, models, figures and the page.")] = "runs/quickstart",
+    out: Annotated[str, path_argument(help="Directory for data, models, figures and the page.")] = "runs/quickstart",
 ) -> None:
     """The whole of MM-RLHF, small, on this machine: data, reward model, MM-DPO, evaluation, export, and a page of it."""
     from mmrlhf_jax.quickstart.pipeline import run, use_processors
@@ -84,8 +109,8 @@ def quickstart(
 
 @data_app.command()
 def build(
-    source: Annotated[str, typer.Argument(help="Ranked source file (JSONL, JSON, parquet), or a mixture file (YAML).")],
-    out: Annotated[str, typer.Argument(help="Directory to make.")],
+    source: Annotated[str, path_argument(help="Ranked source file (JSONL, JSON, parquet), or a mixture file (YAML).")],
+    out: Annotated[str, path_argument(help="Directory to make.")],
     media_root: MediaRoot = None,
     video_frames: VideoFrames = 32,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
@@ -100,7 +125,7 @@ def build(
 
 @data_app.command()
 def validate(
-    source: Annotated[str, typer.Argument(help="Ranked source file, mixture file, or directory from `mmrlhf data build`.")],
+    source: Annotated[str, path_argument(help="Ranked source file, mixture file, or directory from `mmrlhf data build`.")],
     media_root: MediaRoot = None,
     video_frames: VideoFrames = 32,
     max_text: Annotated[int, typer.Option(min=1, help="Characters that a prompt or response may have.")] = 200_000,
@@ -116,13 +141,13 @@ def validate(
 
 @data_app.command()
 def stats(
-    data: Annotated[str, typer.Argument(help="Directory from `mmrlhf data build`, ranked source file, or mixture file.")],
-    model: Annotated[str | None, typer.Option(help="Whose tokens to count; default: an estimate.")] = None,
+    data: Annotated[str, path_argument(help="Directory from `mmrlhf data build`, ranked source file, or mixture file.")],
+    model: Annotated[str | None, path_option(help="Whose tokens to count; default: an estimate.")] = None,
     media_root: MediaRoot = None,
     video_frames: VideoFrames = 32,
     slots: Annotated[int, typer.Option(min=1, help="Row size that `dropped` refers to.")] = 8192,
     template: Template = "qwen_1_5",
-    out: Annotated[str, typer.Option(help="Page to write.")] = "stats.html",
+    out: Annotated[str, path_option(help="Page to write.")] = "stats.html",
     as_json: Json = False,
 ) -> None:
     """Figures of a data set: lengths, tiles, ties, scores, predicted packing. Writes a page with plots, or prints JSON."""
@@ -133,11 +158,11 @@ def stats(
 
 @data_app.command("show")
 def show_group(
-    data: Annotated[str, typer.Argument(help="Directory from `mmrlhf data build`, ranked source file, or mixture file.")],
+    data: Annotated[str, path_argument(help="Directory from `mmrlhf data build`, ranked source file, or mixture file.")],
     record_id: Annotated[str, typer.Argument(metavar="ID", help="The group's id.")],
     media_root: MediaRoot = None,
     video_frames: VideoFrames = 32,
-    out: Annotated[str, typer.Option(help="Page to write.")] = "group.html",
+    out: Annotated[str, path_option(help="Page to write.")] = "group.html",
 ) -> None:
     """A page of one group: its pictures, the prompt, and the responses from best to worst with all that is known of them."""
     from mmrlhf_jax.commands import data as commands
@@ -147,8 +172,8 @@ def show_group(
 
 @app.command()
 def train(
-    experiment: Annotated[str, typer.Argument(help="Experiment file, such as configs/mmdpo_llava_ov_7b.yaml.")],
-    launch: Annotated[str | None, typer.Option(help="Launch file: on which mesh. Default: all local devices.")] = None,
+    experiment: Annotated[str, path_argument(help="Experiment file, such as configs/mmdpo_llava_ov_7b.yaml.")],
+    launch: Annotated[str | None, path_option(help="Launch file: on which mesh. Default: all local devices.")] = None,
     overrides: Overrides = None,
     fresh: Annotated[
         bool, typer.Option("--fresh/--resume", help="Start over, or continue from the newest checkpoint.")
@@ -169,8 +194,8 @@ def train(
 
 @app.command()
 def replay(
-    batch: Annotated[str, typer.Argument(help="Batch that a run saved: RUN/bad_batch_step_12.npz.")],
-    launch: Annotated[str | None, typer.Option(help="Launch file: on which mesh. Default: all local devices.")] = None,
+    batch: Annotated[str, path_argument(help="Batch that a run saved: RUN/bad_batch_step_12.npz.")],
+    launch: Annotated[str | None, path_option(help="Launch file: on which mesh. Default: all local devices.")] = None,
     step: Annotated[
         int | None, typer.Option(min=0, help="Whose parameters; default: the newest checkpoint before, else the base model.")
     ] = None,
@@ -196,9 +221,9 @@ def replay(
 @app.command()
 def plan(
     experiments: Annotated[
-        list[str] | None, typer.Argument(help="Experiment files; with --all none means configs/*.yaml.")
+        list[str] | None, path_argument(help="Experiment files; with --all none means configs/*.yaml.")
     ] = None,
-    launches: Annotated[list[str] | None, typer.Option("--launch", help="Launch file; may be given several times.")] = None,
+    launches: Annotated[list[str] | None, path_option("--launch", help="Launch file; may be given several times.")] = None,
     overrides: Overrides = None,
     every: Annotated[bool, typer.Option("--all", help="Every launch file of a pod in launch/.")] = False,
     fit: Annotated[
@@ -206,7 +231,7 @@ def plan(
     ] = False,
     generation: Annotated[bool, typer.Option(help="Compile generation beside the train step.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="Stop before machine code is made (ten times as fast).")] = False,
-    readme: Annotated[str | None, typer.Option(help="Write the table of all plans between its marks in this file.")] = None,
+    readme: Annotated[str | None, path_option(help="Write the table of all plans between its marks in this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object, or a list of them.")] = False,
 ) -> None:
     """Compile the train step for a pod that is not here: memory, FLOPs, collectives, bounds on time. Needs no accelerator."""
@@ -217,8 +242,8 @@ def plan(
 
 @app.command()
 def bench(
-    experiment: Annotated[str | None, typer.Argument(help="Experiment file; default: made-up groups, random weights.")] = None,
-    launch: Annotated[str | None, typer.Option(help="Launch file, for an experiment. Default: all local devices.")] = None,
+    experiment: Annotated[str | None, path_argument(help="Experiment file; default: made-up groups, random weights.")] = None,
+    launch: Annotated[str | None, path_option(help="Launch file, for an experiment. Default: all local devices.")] = None,
     overrides: Overrides = None,
     shape: Annotated[str, typer.Option(help="Model of the made-up groups: small, 0.5b or 7b.")] = "small",
     table: Annotated[bool, typer.Option("--table", help="Also other numbers of responses and of images.")] = False,
@@ -242,7 +267,7 @@ def bench(
 
 @config_app.command()
 def show(
-    experiment: Annotated[str, typer.Argument(help="Experiment file.")],
+    experiment: Annotated[str, path_argument(help="Experiment file.")],
     overrides: Overrides = None,
 ) -> None:
     """Print the resolved experiment, every default written out."""
@@ -255,7 +280,7 @@ def show(
 def logprobs(
     model: Model,
     data: Source,
-    out: Annotated[str, typer.Option(help="JSON lines: per response, its sum of log-probs and number of tokens.")],
+    out: Annotated[str, path_option(help="JSON lines: per response, its sum of log-probs and number of tokens.")],
     media_root: MediaRoot = None,
     video_frames: VideoFrames = 32,
     dtype: Dtype = "float32",
@@ -282,11 +307,11 @@ def logprobs(
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Option(help="What to ask.")],
-    image: Annotated[list[str] | None, typer.Option(help="Image file; may be given several times.")] = None,
-    video: Annotated[str | None, typer.Option(help="Video file, or folder of frames.")] = None,
+    image: Annotated[list[str] | None, path_option(help="Image file; may be given several times.")] = None,
+    video: Annotated[str | None, path_option(help="Video file, or folder of frames.")] = None,
     video_frames: VideoFrames = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0.0, callback=_finite, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option()] = 0,
     dtype: Dtype = "float32",
     template: Template = "qwen_1_5",
@@ -314,7 +339,7 @@ def generate(
 def score(
     model: Model,
     data: Source,
-    out: Annotated[str, typer.Option(help="JSON lines: per response, its reward and the critique it was scored with.")],
+    out: Annotated[str, path_option(help="JSON lines: per response, its reward and the critique it was scored with.")],
     media_root: MediaRoot = None,
     video_frames: VideoFrames = 32,
     critique: Annotated[str, typer.Option(help="written (by the model), given (in the data) or none.")] = "written",
@@ -380,8 +405,8 @@ def reward_bench(
 
 @app.command()
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="Run directory of `mmrlhf train`, or a model directory.")],
-    out: Annotated[str, typer.Argument(help="Hugging Face directory to make.")],
+    checkpoint: Annotated[str, path_argument(help="Run directory of `mmrlhf train`, or a model directory.")],
+    out: Annotated[str, path_argument(help="Hugging Face directory to make.")],
     step: Annotated[str | None, typer.Option(help="Which checkpoint: a step, or best; default: the newest.")] = None,
     naming: Annotated[str, typer.Option(help="hf (transformers, vLLM) or original (lmms-lab).")] = "hf",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: as the base model is stored.")] = None,

@@ -16,12 +16,12 @@ from pydantic import Field
 
 from mmrlhf_jax import sections
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.sections import Section
+from mmrlhf_jax.sections import Flag, Integer, Number, PathName, Section
 
 Dtype = Literal["float32", "bfloat16"]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Positive = Annotated[Number, Field(gt=0)]
+Count = Annotated[Integer, Field(ge=1)]
 PartName = Literal["vision_tower", "projector", "newline", "language_model", "reward_head"]
 
 
@@ -31,7 +31,7 @@ class Model(Section):
     `attention`: the implementation, by platform (a Pallas kernel on TPU, else XLA) or forced.
     """
 
-    path: str
+    path: PathName
     dtype: Dtype = "bfloat16"
     param_dtype: Dtype = "float32"
     remat: Literal["none", "full", "dots"] = "full"
@@ -45,8 +45,8 @@ class DataSet(Section):
     `sampling_strategy` is MM-RLHF's: all, or first, end or random with a count or a share, as in random:1000 or first:20%.
     """
 
-    path: str
-    media_root: str | None = None
+    path: PathName
+    media_root: PathName | None = None
     weight: Positive = 1.0
     sampling_strategy: str = "all"
 
@@ -66,18 +66,18 @@ class Data(Section):
     model of scores alone.
     """
 
-    path: str | tuple[str | DataSet, ...]
-    media_root: str | None = None
+    path: PathName | tuple[PathName | DataSet, ...]
+    media_root: PathName | None = None
     template: Literal["qwen_1_5", "upstream_train", "checkpoint"] = "qwen_1_5"
     pairs: Literal["all", "extreme"] | Count = "all"
     weighting: Literal["pair", "group"] = "pair"
     learn: Literal["all", "best"] = "all"
     critiques: str | None = "critique"
-    rewards: str | None = None
-    held_out: str | None = None
+    rewards: PathName | None = None
+    held_out: PathName | None = None
     over_budget: tuple[OverBudget, ...] = ("error",)
     video_frames: Count = 32
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[Integer, Field(ge=0)] = 0
 
     @property
     def paths(self) -> list[str]:
@@ -123,15 +123,15 @@ class Preference(Section):
     """
 
     kind: Literal["preference"] = "preference"
-    losses: dict[str, float] = Field(default_factory=lambda: {"sigmoid": 1.0})
+    losses: dict[str, Number] = Field(default_factory=lambda: {"sigmoid": 1.0})
     beta: Positive = 0.1
     scaling: Scaling = Scaling()
     sft_weight: NonNegative = 0.25
     label_smoothing: NonNegative = 0.0
     f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
-    f_alpha: float = 0.5
+    f_alpha: Number = 0.5
     discopop_tau: Positive = 0.05
-    ld_alpha: Annotated[float, Field(ge=0, le=1)] = 1.0
+    ld_alpha: Annotated[Number, Field(ge=0, le=1)] = 1.0
     reference: Literal["cached", "live", "adapter_base"] = "cached"
 
     @property
@@ -143,7 +143,7 @@ class Preference(Section):
 
     @pydantic.field_validator("losses")
     @classmethod
-    def _known(cls, losses: dict[str, float]) -> dict[str, float]:
+    def _known(cls, losses: dict[str, Number]) -> dict[str, Number]:
         from mmrlhf_jax.objectives.preference import LOSSES  # here: reading a config should not import jax unless it is used
 
         unknown = [name for name in losses if name not in LOSSES]
@@ -193,11 +193,11 @@ Objective = Annotated[Preference | RewardModel | Supervised, Field(discriminator
 class Trains(Section):
     """Which parts learn."""
 
-    vision_tower: bool = False
-    projector: bool = True
-    newline: bool = True
-    language_model: bool = True
-    reward_head: bool = True
+    vision_tower: Flag = False
+    projector: Flag = True
+    newline: Flag = True
+    language_model: Flag = True
+    reward_head: Flag = True
 
 
 class Lora(Section):
@@ -225,11 +225,11 @@ class Optimizer(Section):
     learning_rate: Positive = 1e-6
     matrix_learning_rate: Positive | None = None
     part_rates: dict[PartName, Positive] = Field(default_factory=dict)
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    warmup_ratio: Annotated[Number, Field(ge=0, lt=1)] = 0.1
     schedule: Literal["cosine", "constant"] = "cosine"
     final_fraction: NonNegative = 0.0
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    beta1: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[Number, Field(ge=0, lt=1)] = 0.999
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
     max_grad_norm: Positive = 1.0
@@ -265,8 +265,8 @@ class Guard(Section):
 
     not_finite: Literal["stop", "skip"] = "stop"
     spike: Literal["ignore", "stop", "skip"] = "ignore"
-    spike_factor: Annotated[float, Field(gt=1)] = 10.0
-    decay: Annotated[float, Field(gt=0, lt=1)] = 0.98
+    spike_factor: Annotated[Number, Field(gt=1)] = 10.0
+    decay: Annotated[Number, Field(gt=0, lt=1)] = 0.98
 
 
 class Run(Section):
@@ -277,8 +277,8 @@ class Run(Section):
     project of Weights & Biases to log to as well.
     """
 
-    directory: str
-    seed: int = 42
+    directory: PathName
+    seed: Annotated[Integer, Field(ge=0)] = 42
     epochs: Count = 1
     steps: Count | None = None
     log_every: Count = 1
@@ -287,7 +287,7 @@ class Run(Section):
     eval_every: Count | None = None
     best: str = "eval_loss"
     best_is: Literal["lowest", "highest"] = "lowest"
-    profile_at: Annotated[int, Field(ge=0)] | None = None
+    profile_at: Annotated[Integer, Field(ge=0)] | None = None
     profile_steps: Count = 3
     wandb: str | None = None
 
@@ -337,8 +337,8 @@ class Mesh(Section):
     `slices` are the factors of the axes that run between slices (or GPU hosts), over the network.
     """
 
-    data: int = 1
-    fsdp: int = -1
+    data: Integer = 1
+    fsdp: Integer = -1
     tensor: Count = 1
     context: Count = 1
     slices: dict[Literal["data", "fsdp", "tensor", "context"], Count] = Field(default_factory=dict)
@@ -383,9 +383,14 @@ class Launch(Section):
 
 def load_experiment(path: epath.PathLike, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment, its base, and `a.b=c` overrides. Raises UserError that names the file and key."""
-    return sections.validate(Experiment, sections.override(sections.read_with_base(epath.Path(path)), overrides), str(path))
+    return sections.validate(Experiment, read_experiment(path, overrides), str(path))
+
+
+def read_experiment(path: epath.PathLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys and values of an experiment as they are written, before they are checked."""
+    return sections.override(Experiment, sections.read_with_base(Experiment, epath.Path(path)), overrides)
 
 
 def load_launch(path: epath.PathLike | None, overrides: Sequence[str] = ()) -> Launch:
     raw = {} if path is None else sections.read(epath.Path(path))
-    return sections.validate(Launch, sections.override(raw, overrides), str(path))
+    return sections.validate(Launch, sections.override(Launch, raw, overrides), str(path))

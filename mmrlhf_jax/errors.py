@@ -1,4 +1,8 @@
-"""The one exception that a person at the command line is meant to read."""
+"""The one exception that a person at the command line is meant to read, and values as its messages show them."""
+
+from __future__ import annotations
+
+from typing import Any
 
 
 class UserError(Exception):
@@ -7,3 +11,12 @@ class UserError(Exception):
     The message is one line: what is wrong, where (file, record id, key), and what to do. The command line prints it as
     `error: ...` and exits with status 2, without a traceback.
     """
+
+
+def shown(value: Any, limit: int = 100) -> str:
+    """A value as one short line for an error message."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} nested too deeply"
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -14,10 +14,23 @@ import fsspec.config
 import numpy as np
 from etils import epath
 
+from mmrlhf_jax.errors import UserError
+
 # fsspec's file systems remember listings; but a process must see what others, on other hosts perhaps, have written since.
 fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
 
 REWRITE_SECONDS = 10
+
+
+def expand_home(path: str) -> str:
+    """A path with `~` or `~name` in front replaced by that home directory. UserError where there is no such user.
+
+    Shells do this only at the start of a word: not in `--set run.directory=~/runs`, and not in files.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise UserError(f"{path}: there is no home directory of that name; a folder whose name begins with ~ is ./{path}")
+    return expanded
 
 
 def is_remote(path: epath.PathLike) -> bool:

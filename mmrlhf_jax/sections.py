@@ -1,24 +1,74 @@
-"""Sections of a configuration: frozen, validated, read from YAML files, with errors of one line that name file and key."""
+"""Sections of a configuration: frozen, validated, read from YAML files, with errors of one line that name file and key.
+
+How values lie over each other: a file over its base merges sections key by key and replaces everything else whole, also
+mappings of free keys (`losses`, `environment`). `--set a.b=value` sets the key that it names alone, in the same way.
+"""
 
 from __future__ import annotations
 
 import difflib
-import re
+import types
 from collections.abc import Sequence
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
+import numpy as np
 import pydantic
-import yaml
 from etils import epath
+from pydantic import AfterValidator, Strict
 
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax import core_yaml
+from mmrlhf_jax.core_yaml import Empty
+from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.files import expand_home
+from mmrlhf_jax.progress import say
 
 
 class Section(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    """Numbers are finite. A key without a value means the defaults of a section and of a mapping, else null."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _empty(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        found = {}
+        for key, value in raw.items():
+            kinds = kinds_of(cls.model_fields[key].annotation) if key in cls.model_fields else ()
+            sections = any(_is_section(kind) for kind in kinds)
+            if sections and (isinstance(value, Empty) or (value is None and type(None) not in kinds)):
+                found[key] = {}
+            elif isinstance(value, Empty):
+                if dict not in kinds:
+                    found[key] = None
+            else:
+                found[key] = value
+        return found
 
 
 AnySection = TypeVar("AnySection", bound=Section)
+
+
+def _in_float32(value: float) -> float:
+    largest, least = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+    if abs(value) > largest or 0 < abs(value) < least:
+        raise ValueError(f"{value:g} has no place in float32, whose numbers are 0 or from {least:.2g} to {largest:.2g}")
+    return value
+
+
+def _home(path: str) -> str:
+    try:
+        return expand_home(path)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+# Truth values are no numbers, and text is neither.
+Number = Annotated[float, Strict(), AfterValidator(_in_float32)]
+Integer = Annotated[int, Strict(), pydantic.Field(ge=-(2**31), lt=2**31)]
+Flag = Annotated[bool, Strict()]
+PathName = Annotated[str, pydantic.Field(min_length=1), AfterValidator(_home)]
 
 
 def validate(kind: type[AnySection], raw: dict[str, Any], where: str) -> AnySection:
@@ -26,15 +76,15 @@ def validate(kind: type[AnySection], raw: dict[str, Any], where: str) -> AnySect
     try:
         return kind.model_validate(raw)
     except pydantic.ValidationError as error:
-        raise UserError(f"{where}: {_first_error(kind, error)}") from None
+        raise UserError(f"{where}: {_first_error(kind, error, raw)}") from None
 
 
 def resolved(section: Section) -> str:
     """The complete section as YAML, every default written out."""
-    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return core_yaml.dump(section.model_dump(mode="json"))
 
 
-def read_with_base(path: epath.Path) -> dict[str, Any]:
+def read_with_base(kind: type[Section], path: epath.Path) -> dict[str, Any]:
     """A file's keys over those of the one file that its `base:` names, if it names one."""
     raw = read(path)
     base = raw.pop("base", None)
@@ -42,113 +92,173 @@ def read_with_base(path: epath.Path) -> dict[str, Any]:
         return raw
     if not isinstance(base, str):
         raise UserError(f"{path}: base: expected the name of a file, found {base!r}")
-    parent = read(path.parent / base)
-    if "base" in parent:
-        raise UserError(f"{path.parent / base}: a base may not have a base itself; name the first file in {path}")
-    return _merge(parent, raw)
+    parent = path.parent / expand_home(base)
+    below = read(parent)
+    if "base" in below:
+        raise UserError(f"{parent}: a base may not have a base itself; name the first file in {path}")
+    return _merge([kind], below, raw)
 
 
 def read(path: epath.Path) -> dict[str, Any]:
     """Keys and values of a YAML file. Raises UserError that names file and line."""
+    raw = read_value(path)
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected keys and values, found {shown(raw)}")
+    return dict(raw)
+
+
+def read_value(path: epath.Path) -> Any:
+    """What a YAML file holds. Raises UserError that names file and line."""
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file")
     try:
         text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
-    raw = _parse(text, str(path))
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(raw).__name__}")
-    return raw
+    return core_yaml.parse(text, str(path))
 
 
-def _parse(text: str, where: str) -> Any:
-    """YAML to values. Raises UserError that opens with `where` and, in a text of several lines, names the line."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date of month 13, say
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark and "\n" in text else ""
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise UserError(f"{where}{line}: not valid YAML ({reason})") from None
+def _merge(kinds: Sequence[type[Section]], base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` wins; sections merge key by key. A different `kind` replaces a section whole: its keys mean something else.
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-6 as a string; here it is a number. A key given twice is an error."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` wins; sections merge key by key. A different `kind` replaces a section whole: its keys mean something else."""
+    `kinds` are the sections that these keys may be of.
+    """
     merged = dict(base)
     for key, value in over.items():
-        old = merged.get(key)
-        sections = isinstance(value, dict) and isinstance(old, dict) and key != "losses"
+        old, inner = merged.get(key), _sections_at(kinds, key)
+        sections = inner and isinstance(value, dict) and isinstance(old, dict)
         same_kind = sections and value.get("kind", old.get("kind")) == old.get("kind")
-        merged[key] = _merge(old, value) if same_kind else value
+        merged[key] = _merge(inner, old, value) if same_kind else value
     return merged
 
 
-def override(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`raw` with every `a.b=c` of the command line laid over it."""
+def override(kind: type[Section], raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`raw` with every `a.b=c` of the command line laid over it; where a key is given twice the last counts, which is said."""
+    settings: dict[str, str] = {}
     for setting in overrides:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
+        key, equals, _ = setting.partition("=")
+        if not equals or not all(key.split(".")):
             raise UserError(f"--set {setting!r}: expected key=value, such as optimizer.learning_rate=1e-6")
-        parsed = _parse(value, f"--set {setting!r}")
-        for part in reversed(key.split(".")):
-            parsed = {part: parsed}
-        raw = _merge(raw, parsed)
+        if key in settings:
+            say(f"--set {key} is given twice; --set {setting} counts")
+        settings.pop(key, None)
+        settings[key] = setting
+    # A `kind` replaces the section that it stands in, so it goes before all that is set there.
+    for key, setting in sorted(settings.items(), key=lambda item: not item[0].endswith(".kind")):
+        value = core_yaml.parse(setting.partition("=")[2], f"--set {setting!r}")
+        raw = _set([kind], raw, key.split("."), value, setting)
     return raw
 
 
-def _first_error(kind: type[Section], error: pydantic.ValidationError) -> str:
+def _set(kinds: Sequence[type[Section]], raw: dict[str, Any], path: Sequence[str], value: Any, setting: str) -> dict[str, Any]:
+    """`raw`, the keys of one of the sections `kinds`, with the key that `path` leads to set to `value`, and no other."""
+    key, *rest = path
+    if not rest:
+        other_kind = key == "kind" and raw.get(key, value) != value
+        return {key: value} if other_kind else _merge(kinds, raw, {key: value})
+    inner, held = _sections_at(kinds, key), raw.get(key)
+    if inner:
+        if not isinstance(held, dict | None):
+            raise UserError(f"--set {setting!r}: {key} is {shown(held)} and has no keys; set the whole of it")
+        return raw | {key: _set(inner, held or {}, rest, value, setting)}
+    for part in reversed(rest[1:]):
+        value = {part: value}
+    field = _field_at(kinds, key)
+    if not held and field is not None and dict in kinds_of(field.annotation):  # of free keys: the others stay as they are
+        held = field.get_default(call_default_factory=True)
+    return raw | {key: (held if isinstance(held, dict) else {}) | {rest[0]: value}}
+
+
+def kinds_of(annotation: Any) -> list[Any]:
+    """What an annotation allows, one by one: classes, and None's."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return kinds_of(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [kind for argument in get_args(annotation) for kind in kinds_of(argument)]
+    return [origin or annotation]
+
+
+def _field_at(kinds: Sequence[type[Section]], key: str) -> Any:
+    return next((kind.model_fields[key] for kind in kinds if key in kind.model_fields), None)
+
+
+def _sections_at(kinds: Sequence[type[Section]], key: str) -> list[type[Section]]:
+    """The sections that may stand behind a key of one of `kinds`."""
+    fields = [kind.model_fields[key] for kind in kinds if key in kind.model_fields]
+    return [kind for field in fields for kind in kinds_of(field.annotation) if _is_section(kind)]
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+# Errors --------------------------------------------------------------------------------------------------------------
+
+_NUMBER_TYPES = ("int_type", "float_type")
+_WRONG_TYPES = (*_NUMBER_TYPES, "int_from_float", "finite_number", "bool_type", "string_type", "dict_type", "model_type")
+
+
+def _first_error(kind: type[Section], error: pydantic.ValidationError, raw: Any) -> str:
     """One line for the first problem; for an unknown key, with the nearest known one."""
     # Where a key takes one of several types, each of them has its error: the one that went deepest is what was meant.
     first = max(error.errors(), key=lambda found: len(found["loc"]))
-    path = [str(part) for part in first["loc"]]
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
-    if first["type"] != "extra_forbidden":
-        key = ".".join(path)
-        message = first["msg"].removeprefix("Value error, ")
-        return f"{key}: {message}{more}" if key else message + more
-    holder, names = _resolve(kind, path[:-1])
-    near = difflib.get_close_matches(path[-1], list(holder.model_fields), 1, cutoff=0.0)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown key {'.'.join([*names, path[-1]])!r}{hint}{more}"
+    key = _spelled(raw, first["loc"])
+    *above, last = [str(part) for part in first["loc"]] or [""]
+    if first["type"] == "union_tag_not_found":
+        tags = [tag for section in _sections_at([_holder(kind, above)], last) for tag in _tags(section)]
+        return f"{key}.kind: choose from {', '.join(tags)}{more}"
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(last, list(_holder(kind, above).model_fields), 1, cutoff=0.0)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"unknown key {key!r}{hint}{more}"
+    message = first["msg"].removeprefix("Value error, ") + _found(first)
+    return f"{key}: {message}{more}" if key else message + more
 
 
-def _resolve(kind: type[Section], path: Sequence[str]) -> tuple[type[Section], list[str]]:
-    """The section that an error's path leads to, and the path as the file spells it: where a key takes one of several types,
-    pydantic adds which one it tried."""
-    names, options = [], [kind]
+def _spelled(raw: Any, place: Sequence[str | int]) -> str:
+    """An error's place as the file spells it: where a key takes one of several types, pydantic adds which one it tried."""
+    names = []
+    for number, part in enumerate(place, 1):
+        inside = (isinstance(raw, dict) and part in raw) or (isinstance(raw, list | tuple) and isinstance(part, int))
+        if inside:
+            raw = raw[part]
+        # What is not there is a key that is missing, unless it is one of pydantic's own words.
+        if inside or (number == len(place) and str(part).isidentifier() and isinstance(raw, dict | None)):
+            names.append(str(part))
+    return ".".join(names)
+
+
+def _found(error: Any) -> str:
+    """What was found in the place of another type, and what quotes have to do with it."""
+    if error["type"] not in _WRONG_TYPES:
+        return ""
+    value = error["input"]
+    text = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else shown(value)
+    hint = ""
+    if error["type"] == "string_type" and isinstance(value, bool | int | float):
+        hint = "; write it in quotes"
+    elif error["type"] in _NUMBER_TYPES and isinstance(value, str) and core_yaml.is_number(value):
+        hint = "; write it without quotes"
+    return f", found {text}{hint}"
+
+
+def _holder(kind: type[Section], path: Sequence[str]) -> type[Section]:
+    """The section that an error's path leads to."""
+    options = [kind]
     for part in path:
         field = options[0].model_fields.get(part) if len(options) == 1 else None
         if field is not None:
-            names.append(part)
             options = _sections(field.annotation) or options
         else:
             options = [option for option in options if part in _tags(option)] or options
-            names += [part] if part.isdecimal() else []
-    return options[0], names
+    return options[0]
 
 
 def _sections(annotation: Any) -> list[type[Section]]:
     """The sections that an annotation allows, at any depth."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
+    if _is_section(annotation):
         return [annotation]
     return [section for argument in get_args(annotation) for section in _sections(argument)]
 

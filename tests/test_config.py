@@ -112,7 +112,7 @@ def test_set_overrides_one_key_and_another_kind_replaces_its_section():
         ("model.attention=flash", "model.attention: Input should be 'auto', 'xla' or 'pallas'"),
         ("data.pairs=[1", "--set 'data.pairs=[1': not valid YAML"),
         ("model.path=@x", "--set 'model.path=@x': not valid YAML"),
-        ("model.path=2026-13-01", "--set 'model.path=2026-13-01': not valid YAML"),
+        ("model.path=2026", "model.path: Input should be a valid string, found 2026; write it in quotes"),
         ("batch.rows=0", "batch.rows: Input should be greater than or equal to 1"),
         ("batch.accumulation=5", "batch.rows 32 must be a multiple of batch.accumulation 5"),
         ("objective.kind=reward_model", "needs model.reward_head"),

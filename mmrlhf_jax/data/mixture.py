@@ -20,19 +20,22 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 from etils import epath
 
+from mmrlhf_jax import sections
 from mmrlhf_jax.data.examples import BuiltExamples, Example, Layout, SourceExamples
 from mmrlhf_jax.data.media import MediaFile
 from mmrlhf_jax.data.sources import OnError
 from mmrlhf_jax.data.sources.rows import shown
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import expand_home
 from mmrlhf_jax.records import RankedRecord
 
 # A random choice is part of what the set is, so it does not follow a run's seed.
 SAMPLING_SEED = 0
+
+_MOST_PASSES = 1_000_000  # over a set in one epoch; far less is a mistake already
 
 _MIXTURE_SUFFIXES = (".yaml", ".yml")
 
@@ -45,6 +48,10 @@ class Part:
     media_root: str | None = None
     weight: float = 1.0
     sampling_strategy: str = "all"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight <= _MOST_PASSES:
+            raise UserError(f"{self.path}: weight must be positive and at most {_MOST_PASSES:,}, found {self.weight:g}")
 
 
 class MixedExamples:
@@ -175,12 +182,7 @@ def _inside(outer: Part, inner: Part) -> Part:
 
 
 def _read_mixture(path: epath.Path) -> list[Part]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    raw = sections.read_value(path)
     entries = raw.get("datasets") if isinstance(raw, dict) else None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: a mixture file is a list `datasets:` of `json_path` and `sampling_strategy`")
@@ -206,7 +208,7 @@ def _read_part(entry: Any, path: epath.Path, where: str) -> Part:
         if not isinstance(entry.get(name, ""), str):
             raise UserError(f"{where}: {name} must be text, found {shown(entry[name])}")
     # Paths in the file are relative to it; an absolute one stays as it is.
-    entry |= {name: str(path.parent / entry[name]) for name in ("path", "media_root") if entry.get(name)}
+    entry |= {name: str(path.parent / expand_home(entry[name])) for name in ("path", "media_root") if entry.get(name)}
     return Part(**entry)
 
 

@@ -20,6 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import expand_home
 from mmrlhf_jax.huggingface.tensors import StoredTensors, all_finite
 from mmrlhf_jax.huggingface.weight_files import say_once, some
 from mmrlhf_jax.models import reward_head as reward_heads
@@ -48,7 +49,7 @@ def local_directory(model: str | os.PathLike[str]) -> Path:
 
     Raises UserError where it is neither, or where the download fails.
     """
-    path = Path(model).expanduser()
+    path = Path(expand_home(os.fspath(model)))
     if path.is_dir():
         return path
     if path.exists():

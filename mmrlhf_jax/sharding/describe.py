@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.mixture import Part, find_parts
@@ -44,7 +45,9 @@ def directories(path: str, options: Sequence[str]) -> list[str]:
     `options` are those of `mmrlhf train` behind the experiment. UserError for a relative path: it lies within the container
     and is lost with it, or was never there. UserError for an option that the trainer does not have.
     """
-    experiment = config.load_experiment(path, _overrides(options))
+    experiment, written = config.load_experiment(path, _overrides(options)), config.read_experiment(path, _overrides(options))
+    if away := next(_home_paths(written), None):
+        raise UserError(f"{path}: {away} is another directory in a container; write it out, or give a gs:// path")
     data = experiment.data
     try:
         parts = find_parts(sets(data.path))  # of patterns and of mixture files, too
@@ -67,6 +70,15 @@ def directories(path: str, options: Sequence[str]) -> list[str]:
         file = key.startswith("data.") and PurePosixPath(value).suffix
         found.append(str(PurePosixPath(value).parent) if file else value)
     return sorted(set(found))
+
+
+def _home_paths(value: Any) -> Iterator[str]:
+    """The paths among an experiment's values that begin at a home directory."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _home_paths(inner)
+    elif isinstance(value, str) and value.startswith("~"):
+        yield value
 
 
 def _overrides(options: Sequence[str]) -> list[str]:

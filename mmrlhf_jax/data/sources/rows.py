@@ -18,6 +18,7 @@ from etils import epath
 
 from mmrlhf_jax.data.sources.parquet import parquet_rows
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import shown as shown  # readers take it from here
 from mmrlhf_jax.records import RankedRecord
 
 # A float holds integers of up to 308 digits; what counts or identifies something has far fewer.
@@ -83,15 +84,6 @@ def read_rows(path: epath.Path, on_error: OnError | None = None) -> list[Row]:
     if not rows:
         raise UserError(f"{path}: holds no records")
     return rows
-
-
-def shown(value: Any, limit: int = 100) -> str:
-    """A value as one short line for an error message."""
-    try:
-        text = repr(value)
-    except RecursionError:
-        text = f"a {type(value).__name__} nested too deeply"
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _read_json_lines(path: epath.Path) -> Iterator[Row | UserError]:

@@ -1,0 +1,138 @@
+"""YAML 1.2's core schema (yaml.org/spec/1.2.2, chapter 10.3), strictly: `yes` is text, 010 is ten, 1e-6 is a number.
+
+PyYAML has the older 1.1 schema, in which `yes` is true, 010 is eight and 1:30 is ninety. Here plain text is a number, a truth
+value or null exactly where the core schema says so, and everything else, dates included, is text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+import yaml
+
+from mmrlhf_jax.errors import UserError
+
+_NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
+_BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
+_INT = re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z")
+_FLOAT = re.compile(
+    r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?(?:\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN)\Z"
+)
+_MERGE = re.compile(r"<<\Z")
+
+# Tag, pattern, first characters; the first pattern that matches decides.
+_CORE = (
+    ("null", _NULL, ["~", "n", "N", ""]),
+    ("bool", _BOOL, list("tTfF")),
+    ("int", _INT, list("-+0123456789")),
+    ("float", _FLOAT, list("-+.0123456789")),
+    ("merge", _MERGE, ["<"]),
+)
+
+
+class Empty(dict):
+    """What stands behind a key with nothing behind it. A section takes it for its defaults, any other value for null."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+def parse(text: str, where: str) -> Any:
+    """YAML to values. Raises UserError that opens with `where` and, in a text of several lines, names the line.
+
+    Keys must be text and stand once. Anchors and aliases are read; merge keys (`<<`) are refused: they are no part of YAML 1.2.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return Empty() if node is None else loader.construct_document(node)
+    except RecursionError:
+        raise UserError(f"{where}: not valid YAML (nested too deeply)") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark and "\n" in text else ""
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{where}{line}: not valid YAML ({reason})") from None
+
+
+def dump(value: Any) -> str:
+    """YAML that this module reads back as `value`. What YAML 1.1 would take for something else than text is quoted as well."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def is_number(text: str) -> bool:
+    """Whether the text would be a number if it stood there without quotes."""
+    return bool(_INT.match(text) or _FLOAT.match(text))
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+    yaml_constructors: ClassVar[dict] = {
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("str", "seq", "map")
+    }
+
+    def construct_mapping(self, node, deep=False):
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True) if key.tag != "tag:yaml.org,2002:merge" else "<<"
+            if key.tag == "tag:yaml.org,2002:merge":
+                problem = "merge keys (<<) are not read; write the keys out, or name a common file as `base:`"
+            elif not isinstance(name, str):
+                problem = f"key {name!r} is no text; write it in quotes"
+            elif name in seen:
+                problem = f"key {name!r} is given twice"
+            else:
+                seen.add(name)
+                continue
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+        # Not SafeConstructor's, which reads merge keys: what passed has none.
+        return yaml.constructor.BaseConstructor.construct_mapping(self, node, deep=deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        # These end lines in PyYAML's other styles, and come back as spaces.
+        style = '"' if set(text) & set("\x85\u2028\u2029\ufeff") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+for _tag, _pattern, _first in _CORE:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _first)
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, _first)
+
+
+def _constructor(pattern: re.Pattern, convert, what: str):
+    """Also of values with an explicit tag, `!!int "010"`, which no resolver has looked at."""
+
+    def construct(loader: _Loader, node: yaml.ScalarNode) -> Any:
+        text = loader.construct_scalar(node)
+        if not pattern.match(text):
+            raise yaml.MarkedYAMLError(problem=f"{text!r} is {what}", problem_mark=node.start_mark)
+        try:
+            return convert(text)
+        except ValueError:  # Python reads no integer of thousands of digits
+            raise yaml.MarkedYAMLError(problem="a number of too many digits", problem_mark=node.start_mark) from None
+
+    return construct
+
+
+def _to_int(text: str) -> int:
+    return int(text[2:], {"0o": 8, "0x": 16}[text[:2]]) if text[:2] in ("0o", "0x") else int(text, 10)
+
+
+def _to_float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _constructor(_INT, _to_int, "no whole number"))
+_Loader.add_constructor("tag:yaml.org,2002:float", _constructor(_FLOAT, _to_float, "no number"))
+_Loader.add_constructor("tag:yaml.org,2002:bool", _constructor(_BOOL, lambda text: text.lower() == "true", "not true or false"))
+_Loader.add_constructor(
+    "tag:yaml.org,2002:null", _constructor(_NULL, lambda text: None if text else Empty(), "something, and no null")
+)

@@ -1,0 +1,306 @@
+"""Configuration text to values: YAML 1.2's core schema, strict and finite numbers, and what lies over what."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmrlhf_jax import cli, config, core_yaml, sections
+from mmrlhf_jax.config import load_experiment, load_launch
+from mmrlhf_jax.data.mixture import find_parts
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.sharding.describe import directories
+
+MMDPO = Path(__file__).parents[1] / "configs" / "mmdpo_llava_ov_7b.yaml"
+
+
+def written(tmp_path, text: str, name: str = "own.yaml") -> Path:
+    (tmp_path / "base.yaml").write_text(MMDPO.read_text())
+    (tmp_path / name).write_text(text)
+    return tmp_path / name
+
+
+# YAML 1.2 ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("-7", -7),
+        ("+1", 1),
+        ("1e-6", 1e-6),
+        ("1E3", 1e3),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("-.inf", -math.inf),
+        ("True", True),
+        ("FALSE", False),
+        ("~", None),
+        ("null", None),
+        # Text, although YAML 1.1 makes true, ninety, a million, two, a date and infinity of it.
+        *((text, text) for text in ("yes", "No", "on", "off", "y", "1:30", "1:30:15.5", "1_000", "0b1", "2026-01-02")),
+        *((text, text) for text in ("2026-13-01", "inf", "nan", "Infinity", "1e", "-0x1F", "+0o7", "tRUE", "١٢")),
+    ],
+)
+def test_plain_text_is_what_the_core_schema_of_yaml_1_2_says(text, value):
+    found = core_yaml.parse(f"key: {text}", "here")["key"]
+    assert found == value and type(found) is type(value)
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text() | st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none()))
+def test_what_is_written_is_read_back_the_same(values):
+    assert core_yaml.parse(core_yaml.dump(values), "here") == values
+
+
+@pytest.mark.parametrize(
+    "text", ["yes", "010", "0o10", "1:30", "1_000", "1e-6", ".inf", "08", "<<", "=", "2026-01-02", "~", ""]
+)
+def test_text_that_is_a_number_to_some_reader_is_written_in_quotes(text):
+    for read in (yaml.safe_load, lambda dumped: core_yaml.parse(dumped, "here")):
+        assert read(core_yaml.dump({"a": text})) == {"a": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run: {<<: {steps: 1}}", "merge keys (<<) are not read"),
+        ("a: &a {rows: 1}\nbatch:\n  <<: *a\n  rows: 2", "line 3: not valid YAML (merge keys (<<) are not read"),
+        ("run: {steps: 1, steps: 2}", "key 'steps' is given twice"),
+        ("run:\n  steps: 1\n  'steps': 2", "key 'steps' is given twice"),
+        ("1: 2", "key 1 is no text; write it in quotes"),
+        ("run: {true: 2}", "key True is no text"),
+        ("run: {[a]: 2}", "key ['a'] is no text"),
+        ("run: {~: 2}", "key None is no text"),
+        ("run: !!python/object:os.system {}", "could not determine a constructor"),
+        ("run: !!timestamp 2026-01-01", "could not determine a constructor"),
+        ("run: {steps: !!int '1_0'}", "'1_0' is no whole number"),
+        ("run: " + "[" * 5000, "nested too deeply"),
+        ("run: {steps: 1" + "0" * 5000 + "}", "too many digits"),
+        ("--- {}\n--- {}", "another document"),
+    ],
+)
+def test_what_is_not_read_is_refused_by_name(tmp_path, text, message):
+    with pytest.raises(UserError) as error:
+        load_experiment(written(tmp_path, text))
+    assert message in str(error.value) and "own.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_anchors_are_read(tmp_path):
+    text = "base: base.yaml\nrun: {steps: &n 7, checkpoint_every: *n}\n"
+    assert load_experiment(written(tmp_path, text)).run.checkpoint_every == 7
+
+
+# Numbers -------------------------------------------------------------------------------------------------------------
+
+
+def numeric_fields(kind: type[sections.Section]):
+    """(section, field, type) of every number and truth value of a section and those inside it."""
+    for name, field in kind.model_fields.items():
+        for inner in sections.kinds_of(field.annotation):
+            if isinstance(inner, type) and issubclass(inner, sections.Section):
+                yield from numeric_fields(inner)
+            elif inner in (int, float, bool):
+                yield kind, name, inner
+
+
+FIELDS = sorted({*numeric_fields(config.Experiment), *numeric_fields(config.Launch)}, key=str)
+WRONG = {int: [True, "1", "yes", 1.0, 1.5, math.nan, math.inf, [1], 2**40], bool: [0, 1, "yes", "true", 1.0, "on"]}
+WRONG[float] = [True, "1.0", "yes", "1:30", math.nan, math.inf, -math.inf, 1e39, -1e39, 1e-50, [1.0], 10**400]
+
+
+@pytest.mark.parametrize(("section", "name", "kind"), FIELDS, ids=lambda each: getattr(each, "__name__", each))
+def test_no_field_takes_another_type_for_a_number_nor_one_that_float32_does_not_hold(section, name, kind):
+    needed = {key: "x" for key, field in section.model_fields.items() if field.is_required()}
+    for value in WRONG[kind]:
+        with pytest.raises(UserError, match=name):
+            sections.validate(section, {name: value} | needed, "here")
+
+
+def test_numbers_of_free_keys_are_as_strict():
+    assert len(FIELDS) > 50
+    for key in ("objective.losses.sigmoid", "optimizer.part_rates.projector"):
+        for value in ("yes", "true", ".inf", ".nan", "1:30", "1e39", "'1'", "null", ""):
+            with pytest.raises(UserError, match=key):
+                load_experiment(MMDPO, [f"{key}={value}"])
+    for value in ("yes", "true", "1.0", "'2'"):
+        with pytest.raises(UserError, match=r"mesh\.slices\.data"):
+            load_launch(None, [f"mesh.slices.data={value}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.learning_rate='1e-6'", "found '1e-6'; write it without quotes"),
+        ("run.steps='10'", "found '10'; write it without quotes"),
+        ("optimizer.learning_rate=1_0", "optimizer.learning_rate: Input should be a valid number, found '1_0'"),
+        ("objective.losses.sigmoid=yes", ": objective.losses.sigmoid: Input should be a valid number, found 'yes'"),
+        ("data.path=[a, {path: b, weight: .inf}]", ": data.path.1.weight: Input should be a finite number, found inf"),
+        ("run.directory=", "run.directory: Input should be a valid string, found null"),
+        ("run.directory=''", "run.directory: String should have at least 1 character"),
+        ("objective=null", "objective.kind: choose from preference, reward_model, supervised"),
+        ("optimizer=5", "optimizer: Input should be a valid dictionary or instance of Optimizer, found 5"),
+        ("run.directory.x=5", "run.directory: Input should be a valid string, found {'x': 5}"),
+        ("data.path.0=x", "data.path: Input should be a valid string, found {'0': 'x'}"),
+        ("run..steps=1", "expected key=value"),
+        ("=1", "expected key=value"),
+        ("run=1", "run: Input should be a valid dictionary or instance of Run, found 1"),
+    ],
+)
+def test_the_line_says_what_was_found_under_the_key_as_the_file_spells_it(override, message):
+    with pytest.raises(UserError) as error:
+        load_experiment(MMDPO, [override])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+# What lies over what -------------------------------------------------------------------------------------------------
+
+
+def test_a_dotted_key_sets_that_key_alone():
+    losses = load_experiment(MMDPO, ["objective.losses.sigmoid=0.8", "objective.losses.bco_pair=0.2"]).objective.losses
+    assert losses == {"sigmoid": 0.8, "bco_pair": 0.2}
+    rates = load_experiment(MMDPO, ["optimizer.part_rates.projector=1e-5", "optimizer.part_rates.newline=2e-5"])
+    assert rates.optimizer.part_rates == {"projector": 1e-5, "newline": 2e-5}
+    slices = load_launch(None, ["mesh.slices.data=2", "environment.A=x", "mesh.slices.fsdp=4", "environment.B=y"])
+    assert slices.mesh.slices == {"data": 2, "fsdp": 4} and slices.environment == {"A": "x", "B": "y"}
+
+
+def test_a_dotted_key_beside_the_default_keeps_the_default(tmp_path):
+    """A file that says nothing of losses has one, sigmoid; a second one is beside it."""
+    text = "model: {path: a}\ndata: {path: b}\nobjective: {kind: preference}\nrun: {directory: c}\n"
+    losses = load_experiment(written(tmp_path, text), ["objective.losses.bco_pair=0.2"]).objective.losses
+    assert losses == {"sigmoid": 1.0, "bco_pair": 0.2}
+
+
+def test_the_whole_of_a_mapping_of_free_keys_replaces_it(tmp_path):
+    assert load_experiment(MMDPO, ["objective.losses={hinge: 1}"]).objective.losses == {"hinge": 1.0}
+    path = written(tmp_path, "base: base.yaml\nobjective: {losses: {ipo: 0.5}}\noptimizer: {part_rates: {newline: 1e-5}}\n")
+    assert load_experiment(path).objective.losses == {"ipo": 0.5}
+    (tmp_path / "base.yaml").write_text(MMDPO.read_text().replace("optimizer:", "optimizer:\n  part_rates: {projector: 1e-4}"))
+    assert load_experiment(path).optimizer.part_rates == {"newline": 1e-5}
+    assert load_experiment(path).optimizer.learning_rate == 1e-6
+
+
+def test_the_whole_of_a_section_merges_as_a_file_over_its_base():
+    optimizer = load_experiment(MMDPO, ["optimizer.warmup_ratio=0.5", "optimizer={learning_rate: 1e-3}"]).optimizer
+    assert (optimizer.learning_rate, optimizer.warmup_ratio) == (1e-3, 0.5)
+
+
+def test_keys_that_are_set_beside_another_kind_are_of_that_kind_in_any_order():
+    kind, key, head = "objective.kind=reward_model", "objective.centring=0.1", "model.reward_head=tanh"
+    for order in ([kind, key, head], [key, head, kind], [head, kind, key]):
+        assert load_experiment(MMDPO, order).objective.centring == 0.1
+    with pytest.raises(UserError, match=r"unknown key 'objective\.beta'"):
+        load_experiment(MMDPO, ["objective.beta=0.3", kind, head])
+
+
+def test_a_key_that_is_set_twice_is_said_and_the_last_counts(capsys):
+    assert load_experiment(MMDPO, ["run.steps=3", "run.seed=1", "run.steps=4"]).run.steps == 4
+    assert "--set run.steps is given twice; --set run.steps=4 counts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("nothing", ["", " null", " {}", " ~"])
+def test_an_empty_section_means_its_defaults(tmp_path, nothing):
+    text = (
+        f"model: {{path: a}}\ndata: {{path: b}}\nrun: {{directory: c}}\nobjective:\n  kind: preference\n  scaling:{nothing}\n"
+    )
+    empty = "".join(f"{name}:{nothing}\n" for name in ("optimizer", "batch", "guard", "trains"))
+    assert load_experiment(written(tmp_path, text + empty)) == load_experiment(written(tmp_path, text))
+    (tmp_path / "launch.yaml").write_text(f"mesh:{nothing}\n")
+    assert load_launch(tmp_path / "launch.yaml") == config.Launch()
+
+
+def test_an_empty_section_over_a_base_leaves_it_as_it_is(tmp_path):
+    path = written(tmp_path, "base: base.yaml\nobjective:\noptimizer:\n")
+    assert load_experiment(path) == load_experiment(MMDPO)
+    assert load_experiment(path, ["objective=", "run="]) == load_experiment(MMDPO)
+
+
+def test_a_section_that_may_be_absent_is_there_with_nothing_behind_it_and_absent_with_null(tmp_path):
+    assert load_experiment(written(tmp_path, "base: base.yaml\nlora:\n")).lora == config.Lora()
+    assert load_experiment(written(tmp_path, "base: base.yaml\nlora: null\n"), []).lora is None
+    assert load_experiment(MMDPO, ["lora.rank=8"]).lora == config.Lora(rank=8)
+    (tmp_path / "launch.yaml").write_text("distributed:\nenvironment:\n")
+    assert load_launch(tmp_path / "launch.yaml") == config.Launch(distributed=config.Distributed())
+
+
+def test_a_file_of_comments_alone_is_an_empty_one(tmp_path):
+    (tmp_path / "launch.yaml").write_text("# nothing yet\n")
+    assert load_launch(tmp_path / "launch.yaml") == config.Launch()
+    with pytest.raises(UserError, match=r"own\.yaml: model: Field required"):
+        load_experiment(written(tmp_path, "# nothing yet\n"))
+
+
+# Homes ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> str:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return str(tmp_path / "home")
+
+
+def test_a_tilde_in_front_of_a_path_is_the_home_directory(home, tmp_path):
+    keys = ("run.directory", "data.rewards", "data.held_out", "data.media_root", "model.path")
+    found = load_experiment(MMDPO, [f"{key}=~/x" for key in keys] + ["data.path=[~/a, {path: ~/b, media_root: ~/c}]"])
+    values = found.model_dump()
+    assert all(values[section][key] == f"{home}/x" for section, key in (name.split(".") for name in keys))
+    assert found.data.paths == [f"{home}/a", f"{home}/b"] and found.data.path[1].media_root == f"{home}/c"
+    (tmp_path / "mixture.yaml").write_text("datasets: [{json_path: ~/a.jsonl, media_root: ~/m}, {path: b.jsonl}]")
+    parts = find_parts(tmp_path / "mixture.yaml")
+    assert [part.path for part in parts] == [f"{home}/a.jsonl", f"{tmp_path}/b.jsonl"] and parts[0].media_root == f"{home}/m"
+
+
+def test_a_base_may_lie_in_the_home_directory(home, tmp_path):
+    os.mkdir(home)
+    Path(home, "base.yaml").write_text(MMDPO.read_text())
+    assert load_experiment(written(tmp_path, "base: ~/base.yaml\n")) == load_experiment(MMDPO)
+
+
+def test_a_home_of_nobody_is_refused_and_a_container_is_not_given_one(home):
+    with pytest.raises(UserError, match=r"run\.directory: ~nobody-of-that-name/x: there is no home directory of that name"):
+        load_experiment(MMDPO, ["run.directory=~nobody-of-that-name/x"])
+    with pytest.raises(UserError, match="~/runs is another directory in a container"):
+        directories(str(MMDPO), ["--set", "run.directory=~/runs"])
+
+
+def test_a_tilde_on_the_command_line_is_the_home_directory(home, monkeypatch, capsys, tmp_path):
+    """Where no shell has seen it: `--out=~/x`."""
+    monkeypatch.chdir(tmp_path)
+    for arguments in (
+        ["data", "stats", "~/none.jsonl"],
+        ["train", "~/none.yaml"],
+        ["plan", "~/none.yaml", "--launch=~/x.yaml"],
+    ):
+        monkeypatch.setattr("sys.argv", ["mmrlhf", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 2 and f"{home}/" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_path_on_the_command_line_knows_the_home_directory():
+    """By name: whatever is called like a path has the callback."""
+    import typer
+
+    def commands(group):
+        for command in group.commands.values():
+            yield from commands(command) if hasattr(command, "commands") else [command]
+
+    paths = {"out", "source", "media_root", "data", "experiment", "experiments", "launch", "launches", "batch_file", "model"}
+    paths |= {"readme", "image", "video", "checkpoint"}
+    found = 0
+    for command in commands(typer.main.get_command(cli.app)):
+        for parameter in command.params:
+            if parameter.name in paths:
+                found += 1
+                assert parameter.callback is not None, (command.name, parameter.name)
+    assert found > 30
