@@ -297,6 +297,18 @@ def looks_at_batch(objective: Objective) -> str | None:
     return objective.looks_at_batch if isinstance(objective, Preference) else None
 
 
+def scores(objective: Objective) -> bool:
+    """Whether the loss depends on the reward head."""
+    if not isinstance(objective, RewardModel):
+        return False
+    return objective.score_weight > 0 or objective.centring > 0 or objective.tie_weight > 0
+
+
+def writes(objective: Objective, data: Data) -> bool:
+    """Whether the loss depends on the probabilities of words."""
+    return not isinstance(objective, RewardModel) or (objective.critique_weight > 0 and data.critiques is not None)
+
+
 class Experiment(Section):
     model: Model
     data: Data
@@ -321,6 +333,10 @@ class Experiment(Section):
         for part in adapted:
             if not getattr(self.trains, part):
                 raise ValueError(f"lora.parts names {part}, which does not learn; set trains.{part}: true")
+        if "reward_head" in adapted and not scores(self.objective):
+            raise ValueError("lora.parts names reward_head, but no term of this objective looks at scores; leave it out")
+        if self.lora and "head" in (self.lora.layers or ()) and not writes(self.objective, self.data):
+            raise ValueError("lora.layers names head, but no term of this objective looks at words; leave it out")
         if isinstance(self.objective, Preference) and self.objective.reference == "adapter_base":
             whole = [part for part, learns in self.trains if learns and part not in adapted]
             # A part that the model does not have does not learn.

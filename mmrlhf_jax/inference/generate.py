@@ -56,7 +56,7 @@ def generate(
     branches = rows.ends.shape[1]
 
     def choose(hidden: jax.Array, step: jax.Array) -> jax.Array:
-        logits = jnp.einsum("bke,ev->bkv", hidden, model.language.vocabulary(), preferred_element_type=jnp.float32)
+        logits = hidden @ model.language.vocabulary()
         if temperature == 0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return jax.random.categorical(jax.random.fold_in(key, step), logits / temperature).astype(jnp.int32)

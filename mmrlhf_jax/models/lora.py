@@ -33,10 +33,14 @@ class AdaptableLinear(nnx.Linear):
         y = self.product(x)
         if self.bias is not None:
             y = y + gather_param(self.bias, self.dtype)
-        if not hasattr(self, "lora_a"):
+        if not self.adapted:
             return y
         a, b = (gather_param(adapter, y.dtype) for adapter in (self.lora_a, self.lora_b))
         return y + (x.astype(y.dtype) @ a @ b) * jnp.asarray(self.lora_scale, y.dtype)
+
+    @property
+    def adapted(self) -> bool:
+        return hasattr(self, "lora_a")
 
     def product(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         kernel = gather_param(self.kernel, self.dtype)
@@ -53,7 +57,7 @@ def is_adapter(path: Path) -> bool:
 
 def adapted_layers(model: nnx.Module) -> Iterator[tuple[Path, AdaptableLinear]]:
     """The layers of a model that carry adapters, with their paths."""
-    return ((path, layer) for path, layer in _linear_layers(model) if hasattr(layer, "lora_a"))
+    return ((path, layer) for path, layer in _linear_layers(model) if layer.adapted)
 
 
 def add_lora(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mmrlhf_jax.models.attention import Backend, attend_cache, attention
 from mmrlhf_jax.models.layers import linear, run_stack, stack
 from mmrlhf_jax.models.llava_onevision.config import TextConfig
-from mmrlhf_jax.sharding.rules import constrain, partitioned
+from mmrlhf_jax.sharding.rules import constrain, gather_param, partitioned
 
 
 class KVCache(NamedTuple):
@@ -22,6 +23,25 @@ class KVCache(NamedTuple):
 
     k: Float[Array, "L B S K D"]
     v: Float[Array, "L B S K D"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """How hidden states become logits: `hidden @ kernel`, and with an adapter (A times alpha / rank, and B) `+ hidden @ A @ B`.
+
+    The two are never added up to one matrix: in bfloat16 the kernel would swallow what the adapter has learnt.
+    """
+
+    kernel: Float[Array, "E V"]
+    adapter: tuple[Float[Array, "E R"], Float[Array, "R V"]] | None = None
+
+    def __rmatmul__(self, hidden: Float[Array, "... E"]) -> Float[Array, "... V"]:
+        """Logits in float32, of all hidden states: for few of them. `objectives.logprobs` goes chunk by chunk."""
+        logits = jnp.matmul(hidden, self.kernel, preferred_element_type=jnp.float32)
+        if self.adapter is None:
+            return logits
+        a, b = self.adapter
+        return logits + jnp.matmul(hidden @ a, b, preferred_element_type=jnp.float32)
 
 
 def rope_frequencies(head_dim: int, theta: float) -> Float[np.ndarray, "D/2"]:
@@ -122,10 +142,16 @@ class Qwen2(nnx.Module):
         if not config.tied:
             self.head = linear(config.hidden_size, config.vocab_size, ("embed", "vocab"), bias=False, rngs=rngs, **kinds)
 
-    def vocabulary(self) -> Float[Array, "E V"]:
-        """The projection from hidden states to logits, in the compute dtype."""
-        kernel = self.embedding.embedding[...].T if self.config.tied else self.head.kernel[...]
-        return kernel.astype(self.embedding.dtype)
+    def vocabulary(self) -> Vocabulary:
+        """The projection from hidden states to logits, its adapter included."""
+        dtype = self.embedding.dtype
+        if self.config.tied:
+            return Vocabulary(self.embedding.embedding[...].T.astype(dtype))
+        kernel = self.head.kernel[...].astype(dtype)
+        if not self.head.adapted:
+            return Vocabulary(kernel)
+        a = gather_param(self.head.lora_a, None) * self.head.lora_scale
+        return Vocabulary(kernel, (a.astype(dtype), self.head.lora_b[...].astype(dtype)))
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S E"]:
         # The table stays where it is stored, in columns, and the tokens come to it: what they find is a column's part of every

@@ -47,7 +47,8 @@ def forward(model: LlavaOnevision, batch: RowBatch, *, chunk: int) -> Outputs:
     """Run a row batch through the model: hidden states, log-probs of the targets only, rewards at the responses' ends."""
     visual = Visual(batch.tiles, batch.visual_slots, batch.visual_taps, batch.visual_weights)
     hidden = model(batch.tokens, batch.positions, batch.visible_until, visual)
-    targets = target_logps(hidden, model.language.vocabulary(), batch.targets, batch.predictors, chunk=chunk)
+    vocabulary = model.language.vocabulary()
+    targets = target_logps(hidden, vocabulary.kernel, batch.targets, batch.predictors, adapter=vocabulary.adapter, chunk=chunk)
     count = batch.ends.shape[1]
     sums = [sum_by_response(values, batch.responses, count) for values in targets]
     if model.config.reward_head is None:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mmrlhf_jax.config import Lora, Trains
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
-from mmrlhf_jax.models.lora import add_lora, is_adapter
+from mmrlhf_jax.models.lora import Path, add_lora, is_adapter
 
 # Part of the model -> key of `Trains`.
 PARTS = {
@@ -55,21 +55,31 @@ def with_adapters(model: LlavaOnevision, lora: Lora | None, seed: int) -> LlavaO
     if lora is None:
         return model
 
-    there = []  # what could be adapted, for the error
+    there: list[Path] = []  # what could be adapted, for the errors
 
-    def chosen(path) -> bool:
+    def chosen(path: Path) -> bool:
         if PARTS[path[0]] not in lora.parts or path == ("vision", "patch"):  # a convolution in the checkpoint
             return False
         there.append(path)
         return path not in UNADAPTED if lora.layers is None else path[-1] in lora.layers
 
-    add_lora(model, chosen, rank=lora.rank, alpha=lora.alpha, dtype=jnp.dtype(lora.dtype), seed=seed)
-    parts, layers = {PARTS[path[0]] for path in there}, {path[-1] for path in there}
-    for key, wanted, here in (("parts", lora.parts, parts), ("layers", lora.layers or (), layers)):
+    adapted = add_lora(model, chosen, rank=lora.rank, alpha=lora.alpha, dtype=jnp.dtype(lora.dtype), seed=seed)
+    layers = lora.layers or ()
+    if "head" in layers and "language_model" in lora.parts and model.config.text.tied:
+        raise UserError(
+            "lora.layers names head, but this model's vocabulary projection is its token embedding (tie_word_embeddings):"
+            " an adapter of one would be none of the other; leave head out"
+        )
+    parts, names = {PARTS[path[0]] for path in there}, {path[-1] for path in there}
+    for key, wanted, here in (("parts", lora.parts, parts), ("layers", layers, names)):
         missing = [name for name in wanted if name not in here]
         if missing:
             known = ", ".join(sorted(here)) or "none"
             raise UserError(f"lora.{key}: this model has no {missing[0]!r} to adapt; there are {known}")
+    idle = [part for part in lora.parts if part not in {PARTS[path[0]] for path in adapted}]
+    if idle:
+        known = ", ".join(sorted({path[-1] for path in there if PARTS[path[0]] == idle[0]}))
+        raise UserError(f"lora.layers {', '.join(layers)}: {idle[0]} has none of these and would not learn; it has {known}")
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +99,29 @@ def test_the_adapter_files_are_the_update_that_was_trained(adapted, base, tmp_pa
         a, b = (torch.tensor(tensors[f"base_model.model.{name}.lora_{x}.weight"]) for x in "AB")
         modules[name].weight.data += settings["lora_alpha"] / settings["r"] * b @ a
     np.testing.assert_allclose(transformers_logits(model), logits(adapted), atol=1e-4)
+
+
+def test_the_adapter_of_the_vocabulary_is_pefts_lm_head(tmp_path):
+    """By its name in the file, in transformers' own module; the regular expression of the targets finds it and nothing else."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    raw = tiny.config(text={"tie_word_embeddings": False}, tie_word_embeddings=False)
+    base = tiny.checkpoint(tmp_path / "base", raw)
+    lora = config.Lora(parts=("language_model",), layers=("head",), rank=4, alpha=6.0)
+    model = with_adapters(tiny.on_one_device(base), lora, seed=0)
+    head = model.language.head
+    head.lora_b[...] = jnp.asarray(np.random.default_rng(1).normal(size=head.lora_b.shape) * 0.1, jnp.float32)
+    export_adapter(model, str(base), tmp_path / "adapter", rank=lora.rank, alpha=lora.alpha)
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert set(tensors) == {f"base_model.model.lm_head.lora_{x}.weight" for x in "AB"}
+    theirs = transformers.LlavaOnevisionForConditionalGeneration.from_pretrained(base).eval()
+    assert [name for name, _ in theirs.named_modules() if re.fullmatch(settings["target_modules"], name)] == ["lm_head"]
+    a, b = (torch.tensor(tensors[f"base_model.model.lm_head.lora_{x}.weight"]) for x in "AB")
+    before = transformers_logits(theirs)
+    theirs.lm_head.weight.data += settings["lora_alpha"] / settings["r"] * b @ a
+    assert np.abs(transformers_logits(theirs) - before).max() > 0.1
+    np.testing.assert_allclose(transformers_logits(theirs), logits(model), atol=1e-4)
 
 
 def test_peft_loads_the_adapter_directory(adapted, base, tmp_path):
