@@ -101,6 +101,17 @@ class GrowingFile:
         write_atomically(self._path, self._parts[0].encode())
 
 
+def read_json_object(path: epath.PathLike) -> dict[str, Any]:
+    """The names and values of a JSON file. Raises UserError where it holds anything else."""
+    try:
+        found = json.loads(epath.Path(path).read_bytes().decode())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds a {type(found).__name__}, not a JSON object")
+    return found
+
+
 def write_arrays(path: epath.PathLike, **arrays: np.ndarray) -> None:
     """A compressed .npz file."""
     buffer = io.BytesIO()

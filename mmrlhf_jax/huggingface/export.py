@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmrlhf_jax.data.templates import CHAT_TEMPLATE
+from mmrlhf_jax.data.templates import CHAT_TEMPLATE, IM_END
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import read_json_object
+from mmrlhf_jax.huggingface.chat_templates import DEFAULT, read_chat_templates, write_chat_templates
+from mmrlhf_jax.huggingface.generation_config import FILE as GENERATION
+from mmrlhf_jax.huggingface.generation_config import end_tokens
 from mmrlhf_jax.huggingface.load import IMAGE_TOKEN, VIDEO_TOKEN, check_checkpoint, load_tokenizer, local_directory
 from mmrlhf_jax.huggingface.tensors import StoredTensors, TensorPlan, write_tensors, writing_order
 from mmrlhf_jax.models.llava_onevision import original, weights
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 5_000_000_000
+NESTED = ("text_config", "vision_config")
 
 # What a run leaves as it found it. Everything else in the source (its card, other weights, optimizer states) stays there.
 TOKENIZER_FILES = (
@@ -41,11 +46,9 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
 )
 PROCESSOR_FILES = (
-    "generation_config.json",
+    GENERATION,
     "preprocessor_config.json",
     "video_preprocessor_config.json",
     "processor_config.json",
@@ -134,7 +137,7 @@ def new_checkpoint(
             tokenizer.chat_template = chat_template
         tokenizer.save_pretrained(directory)
         _write_processors(directory, model.config)
-        _write_json(directory / "generation_config.json", _generation(tokenizer))
+        _write_json(directory / GENERATION, _generation(tokenizer))
 
 
 def refuse_existing(out: Path) -> None:
@@ -178,7 +181,7 @@ def _export(
     shard_bytes: int,
 ) -> None:
     """Weights and everything around them. `parameters` are the model's tensors by their names in `naming`."""
-    raw = json.loads((source / "config.json").read_text())
+    raw = read_json_object(source / "config.json")
     plans = _plans(parameters, config, kinds, naming, original.is_original(raw))
     refuse_existing(out)
     if naming == "hf" and max(config.image_token, config.video_token) >= config.text.vocab_size:
@@ -195,10 +198,15 @@ def _export(
     tokenizer = _tokenizer(source)  # before the weights: what is wrong shall show at once
     with new_directory(out) as directory:
         write_tensors(directory, plans, shard_bytes)
-        _write_json(directory / "config.json", _config(raw, kinds.stored, config, naming, kinds.asked))
+        new = _config(raw, kinds.stored, config, naming)
+        _write_json(directory / "config.json", _with_dtype(new, _main_dtype(plans), naming, asked=kinds.asked is not None))
         _copy(source, directory, (*TOKENIZER_FILES, *PROCESSOR_FILES))
+        templates = read_chat_templates(source)
         if naming == "hf":
-            _complete(directory, config, tokenizer, converted=original.is_original(raw))
+            if tokenizer is not None and not templates:
+                templates = {DEFAULT: CHAT_TEMPLATE}
+            _complete(source, directory, config, tokenizer, converted=original.is_original(raw))
+        write_chat_templates(directory, templates)
         if card is not None:
             (directory / "README.md").write_text(card)
 
@@ -284,7 +292,6 @@ def _config(
     stored: StoredTensors,
     config: LlavaOnevisionConfig,
     naming: weights.Naming,
-    dtype: np.dtype | None,
 ) -> dict[str, Any]:
     """The source's config.json in the naming asked for, with what this model has changed."""
     if original.is_original(raw):
@@ -297,14 +304,28 @@ def _config(
             new["text_config"] = {**new["text_config"], "tie_word_embeddings": False}
     if naming == "hf":
         new["architectures"] = ["LlavaOnevisionForConditionalGeneration"]
-    if dtype is not None:
-        new["torch_dtype" if "torch_dtype" in new else "dtype"] = dtype.name
-        for part in {"text_config", "vision_config"} & new.keys():
-            new[part] = {key: value for key, value in new[part].items() if key not in ("dtype", "torch_dtype")}
     new.pop("reward_head", None)
     if config.reward_head is not None:
         new["reward_head"] = config.reward_head
     return new
+
+
+def _main_dtype(plans: Sequence[TensorPlan]) -> np.dtype:
+    """In which most of the model is written."""
+    sizes: dict[np.dtype, int] = {}
+    for plan in plans:
+        sizes[plan.dtype] = sizes.get(plan.dtype, 0) + plan.nbytes
+    return max(sizes, key=sizes.__getitem__)
+
+
+def _with_dtype(config: Mapping[str, Any], dtype: np.dtype, naming: weights.Naming, *, asked: bool) -> dict[str, Any]:
+    """The one dtype under every name that a config has for it (transformers 5 reads `dtype`, older ones `torch_dtype`), in the
+    parts' configs as well. Where it has none, it gets one only if a dtype was `asked` for."""
+    new = {name: _with_dtype(value, dtype, naming, asked=False) if name in NESTED else value for name, value in config.items()}
+    names = [name for name in ("dtype", "torch_dtype") if name in new]
+    if asked and not names:
+        names = ["dtype" if naming == "hf" else "torch_dtype"]
+    return new | dict.fromkeys(names, dtype.name)
 
 
 def _tokenizer(source: Path) -> PreTrainedTokenizerFast | None:
@@ -316,21 +337,23 @@ def _tokenizer(source: Path) -> PreTrainedTokenizerFast | None:
 
 
 def _complete(
-    directory: Path, config: LlavaOnevisionConfig, tokenizer: PreTrainedTokenizerFast | None, converted: bool
+    source: Path, directory: Path, config: LlavaOnevisionConfig, tokenizer: PreTrainedTokenizerFast | None, converted: bool
 ) -> None:
     """Write what a Hugging Face directory needs and the source's naming or its makers left out."""
     if tokenizer is not None:
         if converted:
             tokenizer.save_pretrained(directory)
-        if not tokenizer.chat_template:
-            (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-        if not (directory / "generation_config.json").exists():
-            _write_json(directory / "generation_config.json", _generation(tokenizer))
+        if not (directory / GENERATION).exists():
+            _write_json(directory / GENERATION, _generation(tokenizer, end_tokens(source)))
     _write_processors(directory, config, keep=not converted)
 
 
-def _generation(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def _generation(tokenizer: PreTrainedTokenizerFast, ends: Sequence[int] = ()) -> dict[str, Any]:
+    """With every token that ends a text: the tokenizer's, the `ends` that the source names, and ChatML's closing one."""
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    closing = tokenizer.get_vocab().get(IM_END)
+    stops = [number for number in dict.fromkeys([ids["eos_token_id"], *ends, closing]) if number is not None]
+    ids["eos_token_id"] = stops[0] if len(stops) == 1 else stops or None
     return {name: value for name, value in ids.items() if value is not None}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -20,7 +19,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import expand_home
+from mmrlhf_jax.files import expand_home, read_json_object
+from mmrlhf_jax.huggingface.chat_templates import DEFAULT, read_chat_templates
 from mmrlhf_jax.huggingface.tensors import StoredTensors, all_finite
 from mmrlhf_jax.huggingface.weight_files import say_once, some
 from mmrlhf_jax.models import reward_head as reward_heads
@@ -141,7 +141,7 @@ def check_checkpoint(model: str | os.PathLike[str]) -> tuple[LlavaOnevisionConfi
 
 
 def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
-    """The tokenizer of a model directory or hub id.
+    """The tokenizer of a model directory or hub id, with the directory's chat template (`chat_templates`).
 
     Tokenizers of the original naming have no image token (its code uses a number outside the vocabulary); they get
     `<image>` and `<video>` behind their last token, where the converted checkpoints have them.
@@ -161,6 +161,8 @@ def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
         raise UserError(f"{directory}: the tokenizer cannot be loaded ({reason})") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{directory}: the tokenizer is not a fast one; a tokenizer.json is needed")
+    templates = read_chat_templates(directory)
+    tokenizer.chat_template = templates.get(DEFAULT) or templates or None
     vocabulary = tokenizer.get_vocab()
     _check_ids(vocabulary, raw, directory)
     if original.is_original(raw) and IMAGE_TOKEN not in vocabulary:
@@ -189,12 +191,9 @@ def _check_ids(vocabulary: Mapping[str, int], raw: Mapping[str, Any], directory:
 
 
 def _config(directory: Path) -> dict[str, Any]:
-    try:
-        return json.loads((directory / "config.json").read_text())
-    except FileNotFoundError:
-        raise UserError(f"{directory}: no config.json; a model is a directory with config, tokenizer and weights") from None
-    except ValueError as error:
-        raise UserError(f"{directory / 'config.json'}: not JSON ({error})") from None
+    if not (directory / "config.json").exists():
+        raise UserError(f"{directory}: no config.json; a model is a directory with config, tokenizer and weights")
+    return read_json_object(directory / "config.json")
 
 
 class _Checkpoint(NamedTuple):

@@ -19,6 +19,7 @@ from mmrlhf_jax.data.rows import round_up
 from mmrlhf_jax.data.templates import closing_token, find_template
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.generation_config import end_tokens
 from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, local_directory
 from mmrlhf_jax.inference.generate import generate
 from mmrlhf_jax.inference.prompts import Prompt, prompt_rows, prompt_trees
@@ -30,9 +31,19 @@ from mmrlhf_jax.training.reference import make_scoring_step, model_fingerprint, 
 
 
 class Engine:
-    """`batch` is how many sequences (or rows) run at a time."""
+    """`batch` is how many sequences (or rows) run at a time. Writing stops at the template's closing token, at the tokenizer's
+    last one, and at any of `ends`, those that the checkpoint names."""
 
-    def __init__(self, model: nnx.Module, tokenizer, mesh: Mesh, *, template: str = "qwen_1_5", batch: int = 16):
+    def __init__(
+        self,
+        model: nnx.Module,
+        tokenizer,
+        mesh: Mesh,
+        *,
+        template: str = "qwen_1_5",
+        batch: int = 16,
+        ends: Sequence[int] = (),
+    ):
         self.config: LlavaOnevisionConfig = model.config
         self.graphdef, self.params = nnx.split(with_short_sums(model))
         self.tokenizer, self.mesh = tokenizer, mesh
@@ -40,8 +51,8 @@ class Engine:
         divisor = rows_divisor(mesh)
         self.batch = round_up(batch, divisor)
         closing = closing_token(find_template(template, tokenizer))
-        stops = {tokenizer.eos_token_id} | ({tokenizer.convert_tokens_to_ids(closing)} if closing else set())
-        self.stop_tokens = tuple(stops - {None})
+        stops = {tokenizer.eos_token_id, *ends} | ({tokenizer.convert_tokens_to_ids(closing)} if closing else set())
+        self.stop_tokens = tuple(sorted(stops - {None}))
         self.fingerprint: str | None = None  # of the stored checkpoint, where the model came from one
         self._scoring = make_scoring_step(self.graphdef, chunk=128)
 
@@ -54,12 +65,12 @@ class Engine:
             raise UserError(f"--dtype {dtype!r}: choose from {', '.join(get_args(Dtype))}")
         mesh = mesh or make_mesh({"fsdp": -1})
         source = local_directory(path)
-        tokenizer = load_tokenizer(source)  # before the weights, which take longer
+        tokenizer, ends = load_tokenizer(source), end_tokens(source)  # before the weights, which take longer
         with use_mesh(mesh):
             model = load_model(source, mesh=mesh, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
-        engine = Engine(model, tokenizer, mesh, template=template, batch=batch)
+        engine = Engine(model, tokenizer, mesh, template=template, batch=batch, ends=ends)
         tokens = engine.encoder("answer").fingerprint  # whose tokens, and how a conversation is written
-        engine.fingerprint = model_fingerprint(source, dtype=dtype, tokens=tokens)
+        engine.fingerprint = model_fingerprint(source, dtype=dtype, tokens=tokens, stops=engine.stop_tokens)
         return engine
 
     def encoder(self, task: str) -> GroupEncoder:

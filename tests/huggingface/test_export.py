@@ -174,6 +174,40 @@ def test_another_dtype_may_be_asked_for(tmp_path):
     assert read_json(tmp_path / "out/config.json")["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize("asked", [None, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"dtype": "float16", "torch_dtype": "float32"},
+        {"torch_dtype": "float16"},
+        {"dtype": "float16", "text": {"dtype": "float32", "torch_dtype": "float16"}, "vision": {"torch_dtype": "float32"}},
+    ],
+)
+def test_every_name_for_the_dtype_says_the_one_that_is_written(tmp_path, asked, stated):
+    """The source's own may disagree with each other and with its weights."""
+    raw = tiny.config(text=stated.get("text"), vision=stated.get("vision"))
+    source = tiny.checkpoint(tmp_path / "in", raw, dtype=tiny.BFLOAT16)
+    top = {name: value for name, value in read_json(source / "config.json").items() if name != "dtype"}
+    top |= {name: value for name, value in stated.items() if "dtype" in name}
+    (source / "config.json").write_text(json.dumps(top))
+    export_checkpoint(source, tmp_path / "out", dtype=asked)
+    written, config = np.dtype(asked or tiny.BFLOAT16).name, read_json(tmp_path / "out/config.json")
+    parts = {"": (config, top), "text": (config["text_config"], top["text_config"])}
+    parts["vision"] = (config["vision_config"], top["vision_config"])
+    for out, was in parts.values():
+        assert {name: out[name] for name in out if "dtype" in name} == {name: written for name in was if "dtype" in name}
+
+
+@pytest.mark.parametrize("naming", ["hf", "original"])
+def test_a_dtype_that_is_asked_for_is_stated_where_the_source_states_none(tmp_path, naming):
+    source = tiny.checkpoint(tmp_path / "in", naming=naming)
+    config = {name: value for name, value in read_json(source / "config.json").items() if "dtype" not in name}
+    (source / "config.json").write_text(json.dumps(config))
+    export_checkpoint(source, tmp_path / "out", dtype=jnp.bfloat16, naming=naming)
+    found = {name: value for name, value in read_json(tmp_path / "out/config.json").items() if "dtype" in name}
+    assert found == {"dtype" if naming == "hf" else "torch_dtype": "bfloat16"}
+
+
 # File to file
 
 

@@ -6,13 +6,13 @@ No jax here: data workers read it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from typing import Any
 
 from etils import epath
 
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import read_json_object
 from mmrlhf_jax.huggingface.tensors import StoredTensors
 from mmrlhf_jax.models.llava_onevision import original
 from mmrlhf_jax.models.llava_onevision.vision_plan import PLAIN, VisionGeometry
@@ -104,7 +104,7 @@ def read_config(directory: epath.PathLike) -> LlavaOnevisionConfig:
     path = directory / "config.json"
     if not path.exists():
         raise UserError(f"{directory}: no config.json; a model is a Hugging Face directory with config and safetensors weights")
-    raw = _read_json(path)
+    raw = read_json_object(path)
     if original.is_original(raw):
         raw = original.to_hf(raw, StoredTensors(directory).shapes, str(path))
     if raw.get("model_type") != "llava_onevision":
@@ -112,7 +112,7 @@ def read_config(directory: epath.PathLike) -> LlavaOnevisionConfig:
     pixels = {}
     for name in ("preprocessor_config.json", "processor_config.json"):  # where both say something, the latter counts
         if (directory / name).exists():
-            found = _read_json(directory / name)
+            found = read_json_object(directory / name)
             pixels = found.get("image_processor") or (found if "image_processor_type" in found else pixels)
     config = config_from_hf(raw, pixels, str(path))
     _check_preprocessing(pixels, config.geometry, str(directory))
@@ -216,13 +216,3 @@ def _check_preprocessing(pixels: dict[str, Any], geometry: VisionGeometry, where
     cut = pixels.get("image_grid_pinpoints")
     if geometry.anyres and cut and sorted(map(tuple, cut)) != sorted(geometry.pinpoints):
         raise UserError(f"{where}: image_grid_pinpoints of the image processor and of config.json differ; they must agree")
-
-
-def _read_json(path: epath.Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: holds a {type(raw).__name__}, not a JSON object")
-    return raw
