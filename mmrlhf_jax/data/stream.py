@@ -69,6 +69,14 @@ class Rows:
             epoch += 1
         return epoch, t
 
+    def epochs(self, done: int) -> float:
+        """How many epochs the first `done` rows are: whole ones, and the share of the one that is begun."""
+        epoch = 0
+        while done and done >= (count := _epoch_rows(self, epoch)):
+            done -= count
+            epoch += 1
+        return epoch + (done / _epoch_rows(self, epoch) if done else 0.0)
+
     def groups(self, t: int) -> np.ndarray:
         """Numbers in the data set of the groups in row t."""
         return self.index.groups[self._row(t)]

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -40,7 +40,7 @@ from mmrlhf_jax.training.goodput import Goodput
 from mmrlhf_jax.training.identity import run_identity
 from mmrlhf_jax.training.metrics import MetricsLog
 from mmrlhf_jax.training.objective import make_objective
-from mmrlhf_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from mmrlhf_jax.training.optimizer import learning_rate_at, make_optimizer
 from mmrlhf_jax.training.peers import COMPILING, MEASURING, Peers
 from mmrlhf_jax.training.profiler import ProfilerWindow
 from mmrlhf_jax.training.record import Pending, Recorder, as_number, bad_batch_file, record
@@ -141,15 +141,14 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             if first_process():
                 write_run_page(directory, experiment, done=start, steps=steps, goodput=goodput.figures())
 
-        rate = learning_rate_schedule(experiment.optimizer, steps)
         recorder = Recorder(
             experiment,
             model.config,
             log,
-            rate,
             directory,
             steps=steps - start,
-            epoch_rows=rows.count(1),
+            rate=partial(learning_rate_at, experiment.optimizer, steps),
+            epochs=lambda done: rows.epochs(min(done * experiment.batch.rows, total_rows)),  # the last batch may be filled up
             goodput=goodput,
             records=examples.records,
         )
@@ -178,12 +177,13 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
                 stopping = vote.stops(stop.requested)
                 if previous is not None:  # read one step late: the device never waits for the host
                     record(previous, recorder)
-                profiler.after(start, state)
+                    profiler.after(previous.step + 1)
                 due = start % run.checkpoint_every == 0 or start == steps or stopping
                 judged = held_out is not None and run.eval_every and (start % run.eval_every == 0 or start == steps)
                 if due or judged:
                     # First the figures: a run that is cut off here must not continue from a step that has none.
                     record(pending, recorder, always=True)
+                    profiler.after(start)
                     pending = score = None
                     if judged:
                         with goodput.part("evaluation"):

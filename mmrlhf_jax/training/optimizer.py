@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,6 +23,19 @@ def learning_rate_schedule(settings: config.Optimizer, steps: int) -> optax.Sche
         after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1), alpha=settings.final_fraction)
     # Warm-up counts from 1, so that the first step already moves (transformers' scheduler starts at 0).
     return optax.join_schedules([lambda step: peak * (step + 1) / (warmup + 1), after], [warmup])
+
+
+def learning_rate_at(settings: config.Optimizer, steps: int, step: int) -> float:
+    """`learning_rate_schedule` at one step, on the host: for logs, which must not put work behind a running step."""
+    warmup = round(settings.warmup_ratio * steps)
+    peak = settings.learning_rate
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    if settings.schedule == "constant":
+        return peak
+    decaying = max(steps - warmup, 1)
+    cosine = (1 + math.cos(math.pi * min(step - warmup, decaying) / decaying)) / 2
+    return peak * ((1 - settings.final_fraction) * cosine + settings.final_fraction)
 
 
 def make_optimizer(

@@ -9,7 +9,10 @@ from mmrlhf_jax.progress import say
 
 
 class ProfilerWindow:
-    """Traces steps `first` to `first + steps - 1` into `directory`; with `first` None nothing."""
+    """Traces steps `first` to `first + steps - 1` into `directory`; with `first` None nothing.
+
+    The device is not waited for: the trace may begin in the step before, and end in the one behind.
+    """
 
     def __init__(self, directory: epath.Path, first: int | None, steps: int):
         self._directory, self._first, self._steps = directory, first, steps
@@ -20,10 +23,9 @@ class ProfilerWindow:
             jax.profiler.start_trace(str(self._directory))
             self._open = True
 
-    def after(self, done: int, state) -> None:
-        """`done` steps have been started; the window closes when its last one has ended on the device."""
+    def after(self, done: int) -> None:
+        """`done` steps have ended on the device, which the caller knows from their figures."""
         if self._open and done >= self._first + self._steps:
-            jax.block_until_ready(state)
             self.close()
 
     def close(self) -> None:

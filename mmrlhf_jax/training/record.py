@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,23 +34,26 @@ class Pending:
 
 
 class Recorder:
-    """What recording needs beside the step: where figures go, and a clock from one finished step to the next."""
+    """What recording needs beside the step: where figures go, and a clock from one finished step to the next.
+
+    `rate` is the learning rate of a step that is not skipped, `epochs` how many epochs so many steps are.
+    """
 
     def __init__(
         self,
         experiment: config.Experiment,
         model: LlavaOnevisionConfig,
         log: MetricsLog,
-        rate,
         directory: epath.Path,
         *,
         steps: int,
-        epoch_rows: int,
+        rate: Callable[[int], float],
+        epochs: Callable[[int], float],
         goodput: Goodput,
         records: Sequence[RankedRecord],
     ):
-        self.experiment, self.model, self.log, self.rate, self.directory = experiment, model, log, rate, directory
-        self.epoch_rows, self.goodput, self.records = epoch_rows, goodput, records
+        self.experiment, self.model, self.log, self.directory = experiment, model, log, directory
+        self.rate, self.epochs, self.goodput, self.records = rate, epochs, goodput, records
         self.progress = Progress(f"training {directory.name}", steps)
         self.peak = peak_flops()
         self.num_tokens = log.kept.get("num_tokens", 0.0)
@@ -75,9 +78,13 @@ class Recorder:
 
 def record(done: Pending, recorder: Recorder, *, always: bool = False) -> None:
     """Write a finished step's figures, every `log_every` steps or `always`. A bad step is skipped or stops the run (`guard`),
-    with the batch saved for replay."""
+    with the batch saved for replay.
+
+    All figures are read at once. This waits for the step to end, so another one should be running meanwhile; nothing here
+    puts work on the devices.
+    """
     experiment = recorder.experiment
-    figures = {name: as_number(value) for name, value in done.figures.items()}
+    figures = {name: as_number(value) for name, value in jax.device_get(done.figures).items()}
     seconds = recorder.lap()
     work = Work(*(figures.pop(f"work/{name}") for name in Work._fields))
     status, skipped = int(figures.pop("guard")), int(figures["skipped_steps"])
@@ -96,8 +103,8 @@ def record(done: Pending, recorder: Recorder, *, always: bool = False) -> None:
         say(f"step {done.step} is skipped: loss {loss:g}, gradient norm {norm:g}; {skipped} skipped so far")
     recorder.num_tokens += work.tokens
     figures["num_tokens"] = recorder.num_tokens
-    figures["epoch"] = (done.step + 1) * experiment.batch.rows / recorder.epoch_rows
-    figures["learning_rate"] = float(recorder.rate(max(done.step - skipped, 0)))
+    figures["epoch"] = recorder.epochs(done.step + 1)
+    figures["learning_rate"] = recorder.rate(max(done.step - skipped, 0))
     figures |= recorder.throughput(work, seconds)
     figures |= recorder.goodput.figures()
     if always or (done.step + 1) % experiment.run.log_every == 0:
@@ -109,9 +116,9 @@ def record(done: Pending, recorder: Recorder, *, always: bool = False) -> None:
     recorder.progress.update(shown + rates + (f", {utilisation:.1%} of peak" if utilisation is not None else ""))
 
 
-def as_number(value: jax.Array) -> Any:
+def as_number(value: np.ndarray) -> Any:
     """A float, or a list of floats."""
-    return float(value) if np.ndim(value) == 0 else [float(x) for x in np.asarray(value)]
+    return np.asarray(value, float).tolist()
 
 
 def bad_batch_file(step: int | str) -> str:

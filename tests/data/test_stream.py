@@ -59,6 +59,19 @@ def test_every_group_is_delivered_once_per_epoch_in_another_order(rows):
     assert start == rows.count(3)
 
 
+@pytest.mark.parametrize("weight", [None, 0.65, 1.55])
+def test_the_epoch_of_a_number_of_rows_is_whole_where_one_ends_and_a_share_of_its_own_rows_between(rows, weight):
+    """Epochs of weighted sets differ in length; the one behind the last row need not be planned to be told."""
+    weights = None if weight is None else np.full(len(rows.index.groups), weight)
+    weighted = dataclasses.replace(rows, index=dataclasses.replace(rows.index, weights=weights))
+    counts = [len(weighted.plan(epoch)) for epoch in range(4)]
+    assert weight is None or len(set(counts)) > 1
+    for epoch, count in enumerate(counts):
+        before = sum(counts[:epoch])
+        assert [weighted.epochs(before + row) for row in range(count)] == [epoch + row / count for row in range(count)]
+    assert weighted.epochs(sum(counts)) == 4.0
+
+
 def test_the_batches_hold_what_the_plan_says(rows):
     """Every response of the data set arrives once per epoch; padding rows at the end hold none."""
     arrived = collections.Counter()

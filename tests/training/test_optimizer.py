@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmrlhf_jax import config
 from mmrlhf_jax.sharding.mesh import make_mesh
-from mmrlhf_jax.training.optimizer import make_optimizer
+from mmrlhf_jax.training.optimizer import learning_rate_at, learning_rate_schedule, make_optimizer
 from mmrlhf_jax.training.state import init_state
 
 
@@ -80,3 +81,14 @@ def test_a_part_with_its_own_rate_follows_the_same_schedule_under_its_own_peak()
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(4 * a, b, rtol=1e-6), updates[0]["projector"], updates[1]["projector"]
         )
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize(("warmup", "steps"), [(0.0, 1), (0.0, 7), (0.1, 10), (0.3, 50), (0.03, 12345), (0.9, 10)])
+@pytest.mark.parametrize("final", [0.0, 0.1, 1.0])
+def test_the_rate_that_the_host_knows_is_the_one_that_the_step_applies(schedule, warmup, steps, final):
+    settings = config.Optimizer(learning_rate=3e-6, warmup_ratio=warmup, schedule=schedule, final_fraction=final)
+    applied = learning_rate_schedule(settings, steps)
+    asked = sorted({step for step in (0, 1, 2, steps // 3, steps // 2, steps - 1, steps, steps + 5) if step >= 0})
+    found = [learning_rate_at(settings, steps, step) for step in asked]
+    np.testing.assert_allclose(found, [float(applied(step)) for step in asked], rtol=1e-5, atol=1e-7 * 3e-6)

@@ -21,7 +21,7 @@ def run(events, window: ProfilerWindow, steps: int) -> list:
     for step in range(steps):
         window.before(step)
         events.append(step)
-        window.after(step + 1, jax.numpy.zeros(()))
+        window.after(step + 1)
     window.close()
     return events
 
