@@ -329,6 +329,7 @@ def generate(
     images = tuple(read_media(epath.Path(path), "--image") for path in image or [])
     frames = () if video is None else tuple(read_video_frames(video, video_frames))
     record = RankedRecord(id="prompt", prompt=prompt, responses=(), images=tuple(image or []), video=video)
+    record.prompt_text("--prompt")  # tags and media are counted before the model is loaded
     example = Example(record, images, frames)
     engine = Engine.load(model, dtype=dtype, template=template, batch=1)
     settings = dict(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)

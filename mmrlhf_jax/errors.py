@@ -15,6 +15,8 @@ class UserError(Exception):
 
 def shown(value: Any, limit: int = 100) -> str:
     """A value as one short line for an error message."""
+    if isinstance(value, str | bytes) and len(value) > limit:  # no need to write out a megabyte
+        value = value[: limit + 1]
     try:
         text = repr(value)
     except RecursionError:

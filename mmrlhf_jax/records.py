@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.places import PromptText, WrongMedia, check_places, find_places, split_at
 
 SCORE_NAMES = ("helpfulness", "faithfulness", "ethics")
 
@@ -24,6 +26,7 @@ class Response:
     """One answer to the record's prompt.
 
     `rank` is None where the source does not rank (data for scoring or log-probs only). `reward` is a reward model's score.
+    A critique that says nothing is none: it becomes None, whichever reader or program it came from.
     """
 
     text: str
@@ -34,6 +37,10 @@ class Response:
     model: str | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.critique is not None and is_blank(self.critique):
+            object.__setattr__(self, "critique", None)
+
     @property
     def mean_score(self) -> float | None:
         """Mean of the human scores that are given, or None."""
@@ -41,12 +48,15 @@ class Response:
 
 
 # Fields of the project's own form. A column of another format that has such a name but is not that field must not pass for it.
-_FIELDS = frozenset({"id", "images", "image", "video", "prompt", "source", "responses"})
+_FIELDS = frozenset({"id", "images", "image", "video", "prompt", "media_places", "source", "responses"})
 
 
 @dataclasses.dataclass(frozen=True)
 class RankedRecord:
     """A ranking group. `images` and `video` are paths relative to the media root; unknown fields live in `extra`.
+
+    The tags in `prompt` are the places of the media (see `mmrlhf_jax.places`), unless `media_places` gives their characters:
+    then every other tag is text.
 
     An unknown field with the name of a known one (an ms-swift row may have `query` and `prompt`) is kept as `original_NAME`.
     """
@@ -58,11 +68,36 @@ class RankedRecord:
     video: str | None = None
     source: str | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    media_places: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if clashing := _FIELDS & self.extra.keys():
-            renamed = {f"original_{name}" if name in clashing else name: value for name, value in self.extra.items()}
+            renamed = {name: value for name, value in self.extra.items() if name not in clashing}
+            for name in sorted(clashing):
+                free = f"original_{name}"
+                while free in renamed:
+                    free = f"original_{free}"
+                renamed[free] = self.extra[name]
             object.__setattr__(self, "extra", renamed)
+
+    def prompt_text(self, where: str | None = None) -> PromptText:
+        """The prompt for a chat template: a text that follows the media, or the texts around them.
+
+        Raises WrongMedia, opened by `where` (None: the record's id), for tags that are not those of the record's media.
+        """
+        places = self.media_places
+        if places is None:
+            where = f"record {shown(self.id)}" if where is None else where
+            places = find_places(self.prompt, len(self.images), int(self.video is not None), where)
+        return split_at(self.prompt, places)
+
+    def with_media(self, images: tuple[str, ...], video: str | None) -> RankedRecord:
+        """The same record about other media. They take the places of its own; of another number or kind, they stand first."""
+        changed = dataclasses.replace(self, images=images, video=video)
+        texts = self.prompt_text()
+        if isinstance(texts, str) or (len(images), video is None) == (len(self.images), self.video is None):
+            return changed
+        return dataclasses.replace(changed, prompt="".join(texts).strip(), media_places=())
 
     def pairs(self) -> list[Pair]:
         """All strictly ordered pairs (chosen, rejected); ties and unranked responses give none."""
@@ -79,10 +114,17 @@ class RankedRecord:
         if self.video is not None:
             out["video"] = self.video
         out["prompt"] = self.prompt
+        if self.media_places is not None:
+            out["media_places"] = list(self.media_places)
         if self.source is not None:
             out["source"] = self.source
         out["responses"] = [_response_to_json(r) for r in self.responses]
         return out | dict(self.extra)
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: it has only spaces, control characters and marks without width."""
+    return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
 
 
 def strict_pairs(ranks: Sequence[int | None]) -> list[Pair]:
@@ -122,26 +164,28 @@ def record_from_json(row: Any, where: str) -> RankedRecord:
     if isinstance(record_id, int) and not isinstance(record_id, bool):
         record_id = str(record_id)
     if not isinstance(record_id, str) or not record_id:
-        raise UserError(f"{where}: field 'id' must be a non-empty string, found {record_id!r}")
-    where = f"{where} (record {record_id!r})"
+        raise UserError(f"{where}: field 'id' must be a non-empty string, found {shown(record_id)}")
+    where = f"{where} (record {shown(record_id)})"
 
-    images = row.pop("images", None)
-    if images is None:
-        images = row.pop("image", None)
-    if images is None:
-        images = []
+    images, image = row.pop("images", None), row.pop("image", None)
+    if images and image and images not in (image, [image]):
+        raise WrongMedia(f"{where}: has both 'image' and 'images'; keep one of them")
+    images = images or image or ([] if images is None else images)
     if isinstance(images, str):
         images = [images]
     if not isinstance(images, list) or not all(isinstance(path, str) and path for path in images):
-        raise UserError(f"{where}: field 'images' must be a list of paths, found {images!r}")
+        raise UserError(f"{where}: field 'images' must be a list of paths, found {shown(images)}")
     video = row.pop("video", None)
     if video is not None and (not isinstance(video, str) or not video):
-        raise UserError(f"{where}: field 'video' must be a path, found {video!r}")
+        raise UserError(f"{where}: field 'video' must be a path, found {shown(video)}")
     if images and video is not None:
         raise UserError(f"{where}: has both images and a video; keep one of them")
     prompt = row.pop("prompt", None)
     if not isinstance(prompt, str):
-        raise UserError(f"{where}: field 'prompt' must be a string, found {prompt!r}")
+        raise UserError(f"{where}: field 'prompt' must be a string, found {shown(prompt)}")
+    places = row.pop("media_places", None)
+    if places is not None:
+        places = check_places(places, prompt, len(images) + (video is not None), where)
     responses = row.pop("responses", None)
     if not isinstance(responses, list) or not responses:
         raise UserError(f"{where}: field 'responses' must be a non-empty list; a record needs at least one response")
@@ -153,6 +197,7 @@ def record_from_json(row: Any, where: str) -> RankedRecord:
         video=video,
         source=_optional(row, "source", str, where),
         extra=row,
+        media_places=places,
     )
 
 
@@ -164,23 +209,25 @@ def _response_from_json(row: Any, where: str) -> Response:
     row = dict(row)
     text = row.pop("text", None)
     if not isinstance(text, str):
-        raise UserError(f"{where}: field 'text' must be a string, found {text!r}")
+        raise UserError(f"{where}: field 'text' must be a string, found {shown(text)}")
     rank = row.pop("rank", None)
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int)):
-        raise UserError(f"{where}: field 'rank' must be an integer (1 = best, equal = tie), found {rank!r}")
+        raise UserError(f"{where}: field 'rank' must be an integer (1 = best, equal = tie), found {shown(rank)}")
     scores = row.pop("scores", None)
     if scores is not None:
         if not isinstance(scores, dict) or not all(_is_finite(v) for v in scores.values()):
-            raise UserError(f"{where}: field 'scores' must map dimension names to finite numbers, found {scores!r}")
+            raise UserError(f"{where}: field 'scores' must map dimension names to finite numbers, found {shown(scores)}")
         scores = {name: float(value) for name, value in scores.items()}
     reward = row.pop("reward", None)
     if reward is not None and not _is_finite(reward):
-        raise UserError(f"{where}: field 'reward' must be a finite number, found {reward!r}")
+        raise UserError(f"{where}: field 'reward' must be a finite number, found {shown(reward)}")
     critique = _optional(row, "critique", str, where)
-    if critique is None and row.get("critiques"):  # several reviewers: the first one is the teacher, all are kept in `extra`
-        critique = row["critiques"][0] if isinstance(row["critiques"], list) else None
-        if not isinstance(critique, str):
-            raise UserError(f"{where}: field 'critiques' must be a list of strings, found {row['critiques']!r}")
+    if (critique is None or is_blank(critique)) and row.get("critiques"):
+        # Several reviewers: the first one who says something is the teacher, all are kept in `extra`.
+        several = row["critiques"]
+        if not isinstance(several, list) or not all(isinstance(one, str) for one in several):
+            raise UserError(f"{where}: field 'critiques' must be a list of strings, found {shown(several)}")
+        critique = next((one for one in several if not is_blank(one)), None)
     return Response(
         text=text,
         rank=rank,
@@ -207,7 +254,7 @@ def _response_to_json(response: Response) -> dict[str, Any]:
 def _optional(row: dict[str, Any], name: str, kind: type, where: str) -> Any:
     value = row.pop(name, None)
     if value is not None and not isinstance(value, kind):
-        raise UserError(f"{where}: field {name!r} must be a {kind.__name__}, found {value!r}")
+        raise UserError(f"{where}: field {name!r} must be a {kind.__name__}, found {shown(value)}")
     return value
 
 

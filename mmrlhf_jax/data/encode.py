@@ -68,25 +68,43 @@ class GroupEncoder:
 
     def conversation(self, record: RankedRecord, response: Response, media_tokens: Sequence[int]) -> Conversation:
         """One complete conversation, as an unshared trainer would have it."""
-        template, media = self._template, len(media_tokens)
+        template, media, prompt = self._template, len(media_tokens), record.prompt_text()
         if self.task == "answer":
-            return self.tokenizer.conversation(template(record.prompt, media, response.text), media_tokens)
+            return self.tokenizer.conversation(template(prompt, media, response.text), media_tokens)
         if self.task == "uncritiqued":
             return self.tokenizer.conversation(self.open_pieces(record, response, media), media_tokens)
         if response.critique is None:
-            tokens, is_target = self.tokenizer.conversation(template(record.prompt, media, response.text), media_tokens)
+            tokens, is_target = self.tokenizer.conversation(template(prompt, media, response.text), media_tokens)
             return Conversation(tokens, np.zeros_like(is_target))
-        pieces = template(critique_prompt(record.prompt, response.text), media, response.critique)
+        pieces = template(critique_prompt(prompt, response.text), media, response.critique)
         return self.tokenizer.conversation(pieces, media_tokens)
 
     def open_pieces(self, record: RankedRecord, response: Response | None, media: int) -> list[Piece]:
         """The conversation up to where the model writes: the answer, or the critique of `response`."""
-        prompt = record.prompt if response is None else critique_prompt(record.prompt, response.text)
+        prompt = record.prompt_text()
+        if response is not None:
+            prompt = critique_prompt(prompt, response.text)
         return self._template(prompt, media, None)
 
     def tree(self, record: RankedRecord, media_tokens: Sequence[int], most_targets: int = 0) -> TokenTree:
         conversations = [self.conversation(record, response, media_tokens) for response in record.responses]
         return token_tree([cut(conversation, most_targets) if most_targets else conversation for conversation in conversations])
+
+    def visual_plan(self, plans: Sequence[VisualPlan], tree: TokenTree) -> VisualPlan:
+        """What every visual slot of the tree is made of, in the order of the slots.
+
+        Media stand in the trunk, once, unless conversations differ before them: a critique's prompt and the plain one of a
+        response without a critique do, where the question has its media inside the text. Every branch then has its own
+        slots for the same tiles.
+        """
+        plan = vision_plan.join(plans) if plans else empty_plan()
+        slots = np.flatnonzero(tree.tokens == self.tokenizer.image_token)
+        if len(slots) == plan.tokens:
+            return plan
+        shared = int((slots < tree.trunk).sum())
+        own = np.arange(len(slots) - shared) % (plan.tokens - shared)
+        numbers = np.concatenate([np.arange(shared), shared + own])
+        return dataclasses.replace(plan, taps=plan.taps[numbers], weights=plan.weights[numbers])
 
     def chosen_pairs(self, record: RankedRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pairs, their weights, and their weights as ties: int32[p, 2], float32[p], float32[p]."""
@@ -104,7 +122,7 @@ class GroupEncoder:
         size = Budget(
             slots=len(tree.tokens),
             tiles=sum(p.tiles for p in plans),
-            visual=sum(p.tokens for p in plans),
+            visual=int((tree.tokens == self.tokenizer.image_token).sum()),
             targets=len(tree.targets),
             responses=len(record.responses),
             pairs=len(self.chosen_pairs(record)[0]),
@@ -123,7 +141,7 @@ class GroupEncoder:
         learnt = [self.learn == "all" or rank == best for rank in ranks]
         return EncodedGroup(
             tree=tree,
-            plan=vision_plan.join(plans) if plans else empty_plan(),
+            plan=self.visual_plan(plans, tree),
             tiles=media_tiles(example, self.geometry, limit.tiles),
             image_slots=np.flatnonzero(tree.tokens == self.tokenizer.image_token).astype(np.int32),
             pairs=pairs,

@@ -26,9 +26,8 @@ from mmrlhf_jax import sections
 from mmrlhf_jax.data.examples import BuiltExamples, Example, Layout, SourceExamples
 from mmrlhf_jax.data.media import MediaFile
 from mmrlhf_jax.data.sources import OnError
-from mmrlhf_jax.data.sources.rows import shown
 from mmrlhf_jax.data.subset import Subset
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.files import expand_home
 from mmrlhf_jax.records import RankedRecord
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.places import IMAGE_TAG, PromptText
 
 SYSTEM = "You are a helpful assistant."
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
@@ -31,8 +32,11 @@ CHAT_TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% set media = message['content'] | selectattr('type', 'in', ['image', 'video']) | list %}"
+    "{% if message['content'][:media | length] == media %}"  # all before the text, or inside it
     "{% for part in media %}<{{ part['type'] }}>{{ '\n' if loop.last else ' ' }}{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'text' or part in media %}"
+    "{{ part['text'] if part['type'] == 'text' else '<' + part['type'] + '>' }}{% endfor %}{% endif %}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -63,14 +67,18 @@ class Media:
 Piece = Text | Special | Media
 
 
-def qwen_1_5(prompt: str, media: int, response: str | None, *, after_media: str = "\n", system: str = SYSTEM) -> list[Piece]:
-    """One user turn with `media` media before the prompt, and the assistant's turn.
+def qwen_1_5(
+    prompt: PromptText, media: int, response: str | None, *, after_media: str = "\n", system: str = SYSTEM
+) -> list[Piece]:
+    """One user turn with `media` media before the prompt (or between its texts, with nothing added), and the assistant's turn.
 
     `response` None leaves the assistant's turn open, for generation. Targets are the response and its `<|im_end|>`.
     """
     pieces: list[Piece] = [Special(IM_START), Text(f"system\n{system}"), Special(IM_END), Text("\n")]
     pieces.append(Special(IM_START))
-    if media:
+    if not isinstance(prompt, str):
+        pieces += _between_media(("user\n" + prompt[0], *prompt[1:]), media)
+    elif media:
         pieces.append(Text("user\n"))
         for index in range(media):
             pieces += [Text(" "), Media(index)] if index else [Media(index)]
@@ -84,12 +92,21 @@ def qwen_1_5(prompt: str, media: int, response: str | None, *, after_media: str 
     return [*pieces, Text(header + response, target_from=len(header)), Special(IM_END, target=True), Text("\n")]
 
 
-def upstream_train(prompt: str, media: int, response: str | None) -> list[Piece]:
+def _between_media(texts: tuple[str, ...], media: int) -> list[Piece]:
+    if len(texts) != media + 1:
+        raise ValueError(f"{len(texts)} texts around {media} media")
+    pieces: list[Piece] = [Text(texts[0])] if texts[0] else []
+    for index, text in enumerate(texts[1:]):
+        pieces += [Media(index), Text(text)] if text else [Media(index)]
+    return pieces
+
+
+def upstream_train(prompt: PromptText, media: int, response: str | None) -> list[Piece]:
     """As MM-RLHF tokenised in training: a second newline between media and prompt."""
     return qwen_1_5(prompt, media, response, after_media="\n\n")
 
 
-Template = Callable[[str, int, str | None], list[Piece]]
+Template = Callable[[PromptText, int, str | None], list[Piece]]
 
 TEMPLATES: dict[str, Template] = {
     "qwen_1_5": qwen_1_5,
@@ -112,15 +129,18 @@ def closing_token(template: Template) -> str | None:
     return closing[0] if closing else None
 
 
-def critique_prompt(question: str, answer: str) -> str:
-    """The user turn that asks the reward model for a critique of `answer`."""
-    return CRITIQUE_PROMPT.format(question=question, answer=answer)
+def critique_prompt(question: PromptText, answer: str) -> PromptText:
+    """The user turn that asks the reward model for a critique of `answer`. Media inside the question stay in their places."""
+    before, after = CRITIQUE_PROMPT.split("{question}")
+    after = after.replace("{answer}", answer)
+    if isinstance(question, str):
+        return before + question + after
+    return (before + question[0], *question[1:-1], question[-1] + after)
 
 
 # Stand-ins for the texts of a conversation while a Jinja template is rendered; from Unicode's private use area.
-_PROMPT, _RESPONSE = "\ue000prompt\ue001", "\ue000response\ue001"
-_IMAGE = "<image>"
-_IMAGE_LINE = f"{_IMAGE}\n"
+_PROMPT, _RESPONSE = "\ue000prompt{}\ue001", "\ue000response\ue001"
+_STAND_IN = re.compile(re.escape(_PROMPT).replace(r"\{\}", "([0-9]+)"))
 
 
 class CheckpointTemplate:
@@ -128,7 +148,8 @@ class CheckpointTemplate:
 
     It is rendered around stand-ins, and only what it wrote itself may become control tokens. The assistant's turn opens as it
     does for generation (`add_generation_prompt`), in training as well; LLaVA-OneVision's template opens the two differently.
-    Media go where it puts `{"type": "image"}` parts; a template for text only gets LLaVA's `<image>` lines before the prompt.
+    Media go where it puts `{"type": "image"}` parts; a template for text only gets LLaVA's `<image>` lines before the prompt,
+    or `<image>` inside it. A template that moves media out of a text's middle is refused for such a text.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -136,13 +157,15 @@ class CheckpointTemplate:
             raise UserError("data.template: checkpoint: the tokenizer has no chat template; choose qwen_1_5")
         self.tokenizer = tokenizer
 
-    def __call__(self, prompt: str, media: int, response: str | None) -> list[Piece]:
-        opening, closing = self._render(media)
-        pieces = self._pieces(opening, prompt)
+    def __call__(self, prompt: PromptText, media: int, response: str | None) -> list[Piece]:
+        texts = ("",) * media + (prompt,) if isinstance(prompt, str) else prompt
+        there = (*map(bool, texts[:-1]), isinstance(prompt, str) or bool(texts[-1]))  # an empty prompt is one, too
+        opening, closing = self._render(there, isinstance(prompt, str))
+        pieces = self._pieces(opening, texts)
         if response is None:
             return pieces
         header = pieces.pop().text if isinstance(pieces[-1], Text) else ""
-        end = self._pieces(closing, "")
+        end = self._pieces(closing, ())
         text = header + response
         if end and isinstance(end[0], Text) and len(end) > 1:  # text before the closing token belongs to the response
             text += end.pop(0).text
@@ -150,11 +173,16 @@ class CheckpointTemplate:
             end[0] = Special(end[0].token, target=True)
         return [*pieces, Text(text, target_from=len(header)), *end]
 
-    @functools.cache  # noqa: B019  (as many entries as there are numbers of media in a prompt)
-    def _render(self, media: int) -> tuple[str, str]:
-        """What comes before the response, and what after it."""
-        parts = [{"type": "image"}] * media + [{"type": "text", "text": _PROMPT}]
-        for content in (parts, _IMAGE_LINE * media + _PROMPT):
+    @functools.cache  # noqa: B019  (as many entries as there are shapes of prompts)
+    def _render(self, there: tuple[bool, ...], media_first: bool) -> tuple[str, str]:
+        """What comes before the response, and what after it. `there[i]`: whether there is a text before medium i."""
+        wanted: list[str] = []
+        for number, is_text in enumerate(there):
+            wanted += [_PROMPT.format(number)] if is_text else []
+            wanted += [IMAGE_TAG] if number < len(there) - 1 else []
+        parts = [{"type": "image"} if one == IMAGE_TAG else {"type": "text", "text": one} for one in wanted]
+        line = f"{IMAGE_TAG}\n" if media_first else IMAGE_TAG
+        for content in (parts, "".join(line if one == IMAGE_TAG else one for one in wanted)):
             user = {"role": "user", "content": content}
             answer = _content(content, _RESPONSE)
             try:
@@ -163,26 +191,32 @@ class CheckpointTemplate:
             except Exception as error:  # whatever a template raises, TemplateError or any error of the expressions in it
                 reason = error
                 continue
-            reason = "it leaves out a part of the conversation"
-            found = opening.count(_IMAGE) == media and "'type'" not in opening
-            if found and opening.count(_PROMPT) == 1 and complete.count(_RESPONSE) == 1:
+            found = [match[0] for match in re.finditer(f"{_STAND_IN.pattern}|{IMAGE_TAG}", opening)]
+            whole = "'type'" not in opening and complete.count(_RESPONSE) == 1
+            if whole and found == wanted:
                 return opening, complete.partition(_RESPONSE)[2]
+            if whole and sorted(found) == sorted(wanted):
+                raise UserError(
+                    "data.template: checkpoint: the chat template moves media out of their places inside the text;"
+                    " choose qwen_1_5"
+                )
+            reason = "it leaves out a part of the conversation"
         raise UserError(f"data.template: checkpoint: the chat template cannot be used ({reason}); choose qwen_1_5")
 
     def _apply(self, messages: list[dict[str, Any]], **options: Any) -> str:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
-    def _pieces(self, rendered: str, prompt: str) -> list[Piece]:
-        names = sorted({*self.tokenizer.get_added_vocab(), _IMAGE, _PROMPT}, key=len, reverse=True)
+    def _pieces(self, rendered: str, texts: tuple[str, ...]) -> list[Piece]:
+        names = sorted({*self.tokenizer.get_added_vocab(), IMAGE_TAG}, key=len, reverse=True)
         pieces: list[Piece] = []
         media = 0
-        for part in re.split("(" + "|".join(map(re.escape, names)) + ")", rendered):
-            if part == _IMAGE:
+        for part in re.split("(" + "|".join([*map(re.escape, names), _PROMPT.format("[0-9]+")]) + ")", rendered):
+            if part == IMAGE_TAG:
                 pieces.append(Media(media))
                 media += 1
-            elif part in names and part != _PROMPT:
+            elif part in names:
                 pieces.append(Special(part))
-            elif text := prompt if part == _PROMPT else part:
+            elif text := texts[int(stand_in[1])] if (stand_in := _STAND_IN.fullmatch(part)) else part:
                 if pieces and isinstance(pieces[-1], Text):  # tokenised together, as the rendered text would be
                     text = pieces.pop().text + text
                 pieces.append(Text(text))

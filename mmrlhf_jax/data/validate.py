@@ -16,6 +16,7 @@ from mmrlhf_jax.data.mixture import find_parts, open_mixture
 from mmrlhf_jax.data.shards import check_media
 from mmrlhf_jax.data.sources import ContradictingPairs, UsedTwice
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.places import WrongMedia
 from mmrlhf_jax.records import RankedRecord, Response
 
 # Characters of one prompt or response; an answer of a model is a hundredth of this.
@@ -85,6 +86,10 @@ def check_record(record: RankedRecord, max_text: int = MAX_TEXT) -> Iterator[tup
     for better, worse in record.pairs():
         if _is_dominated(record.responses[better], record.responses[worse]):
             yield "scores", f"response {better} is ranked above response {worse}, which has the better scores"
+    try:
+        record.prompt_text()
+    except WrongMedia as error:
+        yield "media", str(error)
     for name, text in _texts(record):
         if not text.strip():
             yield "text", f"{name} is empty"
@@ -124,7 +129,8 @@ def _from_error(error: UserError) -> Iterator[Finding]:
     if isinstance(error, ContradictingPairs):
         yield from (Finding("contradicting pairs", f"pairs contradict each other under id {group}") for group in error.groups)
     else:
-        yield Finding("id used twice" if isinstance(error, UsedTwice) else "unreadable", str(error))
+        kind = "id used twice" if isinstance(error, UsedTwice) else "media" if isinstance(error, WrongMedia) else "unreadable"
+        yield Finding(kind, str(error))
 
 
 def _texts(record: RankedRecord) -> Iterator[tuple[str, str]]:

@@ -105,4 +105,4 @@ class ExchangedExamples(OverlaidExamples):
 
 def _with_media(record: RankedRecord, images: tuple[str, ...], video: str | None) -> RankedRecord:
     extra = {**record.extra, "category": category(record)}  # which a media path may say
-    return dataclasses.replace(record, images=images, video=video, extra=extra)
+    return dataclasses.replace(record.with_media(images, video), extra=extra)

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mmrlhf_jax.data.encode import GroupEncoder, empty_plan, media_layout, media_plans, media_tiles
+from mmrlhf_jax.data.encode import GroupEncoder, media_layout, media_plans, media_tiles
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.rows import round_up
 from mmrlhf_jax.data.tokens import TokenTree, token_tree
 from mmrlhf_jax.inference.generate import PromptRows
-from mmrlhf_jax.models.llava_onevision import vision_plan
 from mmrlhf_jax.models.llava_onevision.model import Visual
 from mmrlhf_jax.models.llava_onevision.vision_plan import NEWLINE, VisualPlan
 from mmrlhf_jax.records import Response
@@ -52,7 +51,7 @@ def prompt_trees(prompts: Sequence[Prompt], encoder: GroupEncoder) -> list[Promp
         media_tokens = [plan.tokens for plan in plans]
         pieces = [encoder.open_pieces(p.example.record, p.response, len(plans)) for p in same]
         tree = token_tree([encoder.tokenizer.conversation(piece, media_tokens) for piece in pieces])
-        trees.append(PromptTree(numbers, tree, vision_plan.join(plans) if plans else empty_plan()))
+        trees.append(PromptTree(numbers, tree, encoder.visual_plan(plans, tree)))
     return trees
 
 
@@ -116,7 +115,7 @@ def _neighbours(prompts: Sequence[Prompt]) -> Iterator[tuple[tuple[int, ...], li
 
 def _subject(prompt: Prompt) -> tuple:
     example = prompt.example
-    return example.record.id, example.record.prompt, example.images, example.frames
+    return example.record.id, example.record.prompt_text(), example.images, example.frames
 
 
 def power_of_two(value: int) -> int:

@@ -58,7 +58,8 @@ def write(folder: Path, count: int, seed: int = 0) -> Path:
     path = ranked.write(folder, ranks, images, seed)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for i, row in enumerate(rows):
-        row["prompt"] = HOSTILE if i % 5 == 0 else row["prompt"]
+        if i % 5 == 0:
+            row |= {"prompt": HOSTILE, "media_places": []}  # its tag is text
         if i % 4 == 3:
             row["video"] = "clip"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -173,7 +173,7 @@ def test_paths_are_not_taken_for_base64(tmp_path, path):
     assert record.images == (path,)
 
 
-@pytest.mark.parametrize("name", ["image/main", "0", "a.b", "ünder 100%"])
+@pytest.mark.parametrize("name", ["blob/main", "0", "a.b", "ünder 100%"])
 def test_column_names_may_hold_slashes_digits_and_dots(write, name):
     table = with_column(name, [b"x", b"y"]).append_column("image", [[png(1), png(2)]])
     examples = SourceExamples(write(table))

@@ -336,10 +336,10 @@ def test_a_reward_bench_file_is_its_46_groups_and_their_pairs_are_exactly_its_17
 
 
 def test_llava_placeholder_is_removed_only_beside_media(write):
-    with_image, text_only = read_records(
-        write(pair("i", "A", "B", prompt="<image>\nWhich?"), pair("t", "A", "B", prompt="What is <image>?", image=None))
-    )
-    assert (with_image.prompt, text_only.prompt) == ("Which?", "What is <image>?")
+    (with_image,) = read_records(write(pair("i", "A", "B", prompt="<image>\nWhich?")))
+    assert with_image.prompt == "Which?"
+    text = message(write(pair("i", "A", "B"), pair("t", "A", "B", prompt="What is <image>?", image=None)))
+    assert "rows.jsonl:2 (record 't'): the prompt has the tag <image>, but there are no media" in text
 
 
 # MM-RLHF annotations -------------------------------------------------------------------------------------------------
@@ -572,7 +572,8 @@ SWIFT = {"messages": [user("<image>Which?"), assistant("A")], "rejected_response
     "row",
     [
         SWIFT,
-        {k: v for k, v in SWIFT.items() if k != "rejected_response"} | {"rejected_messages": [user("q"), assistant("B")]},
+        {k: v for k, v in SWIFT.items() if k != "rejected_response"}
+        | {"rejected_messages": [user("<image>Which?"), assistant("B")]},
         {
             "query": "<image>Which?",
             "response": "A",
@@ -606,9 +607,9 @@ def test_an_ms_swift_video_is_read_from_videos_whatever_else_the_row_has_and_its
     assert record.responses[0].text == "A <video>"
 
 
-def test_the_video_tag_of_an_ms_swift_row_without_a_video_is_text(write):
-    (record,) = read_records(write(SWIFT | {"messages": [user("What is <video>?"), assistant("A")]}))
-    assert record.prompt == "What is <video>?"
+def test_the_video_tag_of_an_ms_swift_row_without_a_video_is_refused(write):
+    text = message(write(SWIFT | {"messages": [user("What is <video>?"), assistant("A")]}))
+    assert "the prompt has the tag <video>, but the record's media are images" in text
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,12 @@ from mmrlhf_jax.data.sources import (
 )
 from mmrlhf_jax.data.sources.fields import check_is_path
 from mmrlhf_jax.data.sources.folding import ContradictingPairs
-from mmrlhf_jax.data.sources.rows import Format, OnError, Row, read_rows, shown
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.data.sources.rows import Format, OnError, Row, read_rows
+from mmrlhf_jax.data.sources.unread import checked
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.records import RankedRecord
 
-FORMATS: tuple[Format, ...] = (
+_FORMATS: tuple[Format, ...] = (
     reward_benches.VL_REWARD_BENCH,
     reward_benches.MULTIMODAL_REWARD_BENCH,
     swift_rows.FORMAT,
@@ -34,6 +35,9 @@ FORMATS: tuple[Format, ...] = (
     mmrlhf_pairs.FORMAT,
     preference_rows.FORMAT,
 )
+
+# Every reader's rows pass the same checks of tags and media.
+FORMATS = tuple(checked(format_) for format_ in _FORMATS)
 
 
 class UsedTwice(UserError):

@@ -2,34 +2,125 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from mmrlhf_jax.data.sources.rows import shown
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.data.sources.fields import Media
+from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.places import IMAGE_TAG, TAG, VIDEO_TAG, WrongMedia
 
 Messages = list[dict[str, Any]]
 
+_KINDS = {"image": IMAGE_TAG, "image_url": IMAGE_TAG, "video": VIDEO_TAG, "video_url": VIDEO_TAG}
+_PATH_FIELDS = ("image", "image_url", "video", "video_url", "path", "url", "base64", "bytes")
+
+
+class MediaPart(NamedTuple):
+    """A medium between the texts of a message. `path` None: it stands for one that is listed beside the messages."""
+
+    tag: str
+    path: str | None
+
 
 def message_text(value: Any, role: str, field: str, where: str) -> str:
-    """The text of a plain string or of the one message of `role` that a list must hold."""
+    """The text of a plain string or of the one message of `role` that a list must hold. UserError for media inside it."""
     if isinstance(value, str):
         return value
+    parts = _parts(_only_message(value, role, field, where), field, where)
+    if any(isinstance(part, MediaPart) for part in parts):
+        raise WrongMedia(f"{where}: field {field!r} has media inside an answer; only the user's message may have them")
+    return _joined(parts)
+
+
+def read_prompt(value: Any, field: str, media: Media, where: str) -> tuple[str, Media]:
+    """(the text of the one user message, the media) with a tag in the place of every medium that stands inside the text.
+
+    `media` are those listed beside the messages: parts without a path of their own stand for them, in order. Raises UserError
+    for parts and listed media that do not fit each other.
+    """
+    if isinstance(value, str):
+        return value, media
+    parts = _parts(_only_message(value, "user", field, where), field, where)
+    found = [part for part in parts if isinstance(part, MediaPart)]
+    if not found:
+        return _joined(parts), media
+    texts = [part for part in parts if isinstance(part, str)]
+    if tag := next((match for text in texts if (match := TAG.search(text))), None):
+        raise WrongMedia(
+            f"{where}: field {field!r} has the tag {tag[0]} in its text, beside parts that are media; keep one of them"
+        )
+    media = _fill(found, media, field, where)
+    is_first = all(isinstance(part, MediaPart) for part in parts[: len(found)])
+    return _joined(texts if is_first else parts), media
+
+
+def _only_message(value: Any, role: str, field: str, where: str) -> Any:
+    """The content of the one message that a list must hold."""
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise UserError(f"{where}: field {field!r} must be a string or a list of messages, found {shown(value)}")
     roles = [message.get("role") for message in value]
     if roles != [role]:
         raise UserError(f"{where}: field {field!r} must be one {role} message (one turn), found roles {shown(roles)}")
-    content = value[0].get("content")
-    if isinstance(content, list):
-        content = "\n".join(part["text"] for part in message_parts(value, where) if isinstance(part.get("text"), str))
-    if not isinstance(content, str):
+    if calls := value[0].get("tool_calls"):
+        raise UserError(f"{where}: field {field!r} has tool calls, which are not read: {shown(calls)}")
+    return value[0].get("content")
+
+
+def _parts(content: Any, field: str, where: str) -> list[str | MediaPart]:
+    if isinstance(content, str):
+        return [content]
+    if not isinstance(content, list) or not content:
         raise UserError(f"{where}: a message of {field!r} must have text content, found {shown(content)}")
-    return content
+    return [_part(part, field, where) for part in content]
 
 
-def message_parts(messages: Messages, where: str) -> list[dict[str, Any]]:
-    contents = [message.get("content") for message in messages if isinstance(message, dict)]
-    parts = [part for content in contents if isinstance(content, list) for part in content]
-    if not all(isinstance(part, dict) for part in parts):
-        raise UserError(f"{where}: message content must be a string or a list of objects, found {shown(parts)}")
-    return parts
+def _part(part: Any, field: str, where: str) -> str | MediaPart:
+    if not isinstance(part, dict):
+        raise UserError(f"{where}: message content must be a string or a list of objects, found {shown(part)}")
+    kind = part.get("type") or ("text" if isinstance(part.get("text"), str) else None)
+    paths = [part[name] for name in _PATH_FIELDS if part.get(name) not in (None, "", [])]
+    if kind == "text" and isinstance(part.get("text"), str) and not paths:
+        return part["text"]
+    if not isinstance(kind, str) or kind not in _KINDS or part.get("text"):
+        raise UserError(f"{where}: a part of {field!r} must be a text, an image or a video, found {shown(part)}")
+    path = paths[0] if paths else None
+    if isinstance(path, dict) and isinstance(path.get("path"), str) and not path.get("bytes"):
+        path = path["path"]
+    if len(paths) > 1 or not isinstance(path, str | None):
+        raise WrongMedia(
+            f"{where}: media inside messages must be image paths or a video's, found {shown(part)};"
+            " list them in 'images' or 'video'"
+        )
+    return MediaPart(_KINDS[kind], path)
+
+
+def _fill(parts: list[MediaPart], media: Media, field: str, where: str) -> Media:
+    """The media of the parts, in the order of the parts."""
+    tags = {part.tag for part in parts}
+    images, video = media
+    kind, listed = ("image", list(images)) if tags == {IMAGE_TAG} else ("video", [] if video is None else [video])
+    if len(tags) > 1 or (images if kind == "video" else video):
+        raise WrongMedia(f"{where}: has both images and a video; keep one of them")
+    empty = sum(part.path is None for part in parts)
+    named = [part.path for part in parts if part.path is not None]
+    if not empty and listed in ([], named):
+        filled = named
+    elif empty != len(listed):
+        beside = f"'images' has {len(listed)} paths" if kind == "image" else f"'video' names {len(listed)}"
+        raise WrongMedia(f"{where}: the {field} has {empty} {kind} parts, but {beside}" + " for them" * bool(named))
+    else:
+        rest = iter(listed)
+        filled = [next(rest) if part.path is None else part.path for part in parts]
+    if kind == "image":
+        return tuple(filled), None
+    if len(filled) != 1:
+        raise WrongMedia(f"{where}: the {field} has {len(filled)} video parts; a record has one video")
+    return (), filled[0]
+
+
+def _joined(parts: list[str | MediaPart]) -> str:
+    """One text: a tag for every medium, and a line of its own for a text that follows a text."""
+    text = ""
+    for number, part in enumerate(parts):
+        follows_text = number > 0 and isinstance(parts[number - 1], str)
+        text += part.tag if isinstance(part, MediaPart) else "\n" * follows_text + part
+    return text

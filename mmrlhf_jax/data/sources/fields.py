@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from mmrlhf_jax.data.sources.embedded import is_inline
-from mmrlhf_jax.data.sources.rows import Row, shown
-from mmrlhf_jax.errors import UserError
-
-IMAGE_PLACEHOLDER = "<image>"
+from mmrlhf_jax.data.sources.rows import Row
+from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.places import TAG, WrongMedia, find_places, with_leading_tags_left_out, without_tags
 
 Media = tuple[tuple[str, ...], str | None]  # paths of images, path of a video
 
@@ -33,18 +32,28 @@ def open_record(row: Row, why: str = "") -> tuple[dict[str, Any], str, str]:
 
 
 def pop_media(data: dict[str, Any], where: str) -> Media:
-    """(`image` or `images` as a tuple of paths, `video` path or None). Null and "" mean absent."""
+    """(`image` or `images` as a tuple of paths, `video` or the one of `videos` or None). Null, "" and [] mean absent."""
     images = _paths(data.pop("images", None), where, "images")
     if image := _paths(data.pop("image", None), where, "image"):
         if images:
-            raise UserError(f"{where}: has both 'image' and 'images'; keep one of them")
+            raise WrongMedia(f"{where}: has both 'image' and 'images'; keep one of them")
         images = image
-    video = data.pop("video", None) or None
+    video = _pop_video(data, where)
+    if images and video:
+        raise WrongMedia(f"{where}: has both images and a video; keep one of them")
+    return images, video
+
+
+def _pop_video(data: dict[str, Any], where: str) -> str | None:
+    video, videos = data.pop("video", None) or None, data.pop("videos", None) or []
     if video is not None and not isinstance(video, str):
         raise UserError(f"{where}: field 'video' must be a path, found {shown(video)}")
-    if images and video:
-        raise UserError(f"{where}: has both images and a video; keep one of them")
-    return images, video
+    videos = videos if isinstance(videos, list) else [videos]
+    if len(videos) > 1 or not all(isinstance(path, str) and path for path in videos):
+        raise UserError(f"{where}: field 'videos' must list one path, found {shown(videos)}")
+    if video and videos and videos != [video]:
+        raise WrongMedia(f"{where}: fields 'video' and 'videos' name different videos, {shown(video)} and {shown(videos)}")
+    return video or (videos[0] if videos else None)
 
 
 def check_is_path(path: str, name: str, where: str) -> None:
@@ -72,14 +81,23 @@ def pop_optional_text(data: dict[str, Any], name: str, where: str) -> str | None
     return value
 
 
-def without_placeholder(prompt: str, has_media: bool) -> str:
-    """The prompt without the `<image>` markers that formats made for LLaVA write into it; the template puts them back.
+def media_before_text(prompt: str, media: Media, where: str) -> str:
+    """MM-RLHF's own rewriting: the media stand before the text wherever the tags were, one tag (or one each) for all of them.
 
-    In a record without media the same characters are text and stay.
+    Raises WrongMedia for any other number of tags, and for tags without media.
     """
-    if not has_media or IMAGE_PLACEHOLDER not in prompt:
-        return prompt
-    return prompt.replace(IMAGE_PLACEHOLDER, "").strip()
+    images, video = media
+    if len(TAG.findall(prompt)) == 1 and len(images) > 1:
+        images = images[:1]
+    find_places(prompt, len(images), int(video is not None), where)
+    return without_tags(prompt)
+
+
+def media_in_place(prompt: str, media: Media, where: str) -> str:
+    """The prompt with tags only where media stand inside its text. Raises WrongMedia for tags that are not the media's."""
+    images, video = media
+    find_places(prompt, len(images), int(video is not None), where)
+    return with_leading_tags_left_out(prompt)
 
 
 def _paths(value: Any, where: str, name: str) -> tuple[str, ...]:

@@ -15,9 +15,9 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mmrlhf_jax.data.sources.fields import Media, pop_id, pop_optional_text, without_placeholder
+from mmrlhf_jax.data.sources.fields import Media, media_in_place, pop_id, pop_optional_text
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.records import Pair, RankedRecord, Response, strict_pairs
+from mmrlhf_jax.records import Pair, RankedRecord, Response, is_blank, strict_pairs
 
 # Fields that belong to one pair even where all pairs of a group agree on them.
 _PAIR_FIELDS = ("ls_factor", "mixed_up_image", "reference_", "mix_reference_")
@@ -42,14 +42,17 @@ class PairRow:
 
 
 def pair_row(data: dict[str, Any], where: str, media: Media, prompt: str, chosen: str, rejected: str) -> PairRow:
-    """A row of which `data` still holds the id and the source, if it has any; what is left then is `extra`."""
+    """A row of which `data` still holds the id and the source, if it has any; what is left then is `extra`.
+
+    Tags in the prompt are the places of the media. Raises WrongMedia where they do not fit.
+    """
     images, video = media
     return PairRow(
         where=where,
         id=pop_id(data, where),
         images=images,
         video=video,
-        prompt=without_placeholder(prompt, bool(images or video)),
+        prompt=media_in_place(prompt, media, where),
         chosen=chosen,
         rejected=rejected,
         source=pop_optional_text(data, "source", where),
@@ -184,7 +187,7 @@ def _record(rows: list[PairRow], ranks: dict[str, int]) -> RankedRecord:
 def _response(text: str, rank: int, rows: list[PairRow]) -> Response:
     reasons = [row.chosen_reason for row in rows if row.chosen == text]
     reasons += [row.rejected_reason for row in rows if row.rejected == text]
-    critiques = list(dict.fromkeys(reason for reason in reasons if reason))
+    critiques = list(dict.fromkeys(reason for reason in reasons if reason and not is_blank(reason)))
     # Usually each row repeats the response's one critique; where rows differ, all are kept as several reviewers' are.
     extra = {"critiques": critiques} if len(critiques) > 1 else {}
     return Response(text=text, rank=rank, critique=critiques[0] if critiques else None, extra=extra)

@@ -6,10 +6,10 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-from mmrlhf_jax.data.sources.fields import open_record, pop_media, pop_optional_text, pop_text, without_placeholder
+from mmrlhf_jax.data.sources.fields import media_before_text, open_record, pop_media, pop_optional_text, pop_text
 from mmrlhf_jax.data.sources.rankings import check_ranking, read_rankings
-from mmrlhf_jax.data.sources.rows import Format, Row, shown
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.data.sources.rows import Format, Row
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.records import RankedRecord, Response
 
 # The release's name of each score list, and ours (`records.SCORE_NAMES`).
@@ -44,8 +44,8 @@ def _join(annotations: list[Annotation]) -> list[RankedRecord]:
 
 
 def _record(record_id: str, data: dict[str, Any], where: str) -> RankedRecord:
-    images, video = pop_media(data, where)
-    prompt = without_placeholder(pop_text(data, "question", where), bool(images or video))
+    images, video = media = pop_media(data, where)
+    prompt = media_before_text(pop_text(data, "question", where), media, where)
     texts = data.pop("models_output", None)
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{where}: field 'models_output' must be a non-empty list of strings, found {shown(texts)}")

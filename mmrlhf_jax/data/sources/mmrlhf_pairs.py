@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmrlhf_jax.data.sources.fields import open_record, pop_media, pop_optional_text, pop_text, without_placeholder
+from mmrlhf_jax.data.sources.fields import media_before_text, open_record, pop_media, pop_optional_text, pop_text
 from mmrlhf_jax.data.sources.folding import PairRow, fold
-from mmrlhf_jax.data.sources.rows import Format, Row, shown
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.data.sources.rows import Format, Row
+from mmrlhf_jax.errors import UserError, shown
 
 
 def _parse(row: Row) -> PairRow:
     data, record_id, where = open_record(row, "; the pairs of one prompt share an id")
-    images, video = pop_media(data, where)
+    images, video = media = pop_media(data, where)
     is_tie = data.pop("is_tie", None) or False
     if not isinstance(is_tie, bool):
         raise UserError(f"{where}: field 'is_tie' must be true or false, found {shown(is_tie)}")
@@ -21,7 +21,7 @@ def _parse(row: Row) -> PairRow:
         id=record_id,
         images=images,
         video=video,
-        prompt=without_placeholder(pop_text(data, "prompt", where), bool(images or video)),
+        prompt=media_before_text(pop_text(data, "prompt", where), media, where),
         chosen=pop_text(data, "chosen", where),
         rejected=pop_text(data, "rejected", where),
         chosen_reason=pop_optional_text(data, "chosen_reason", where),

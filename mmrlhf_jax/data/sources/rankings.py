@@ -20,8 +20,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from mmrlhf_jax.data.sources.rows import shown
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, shown
 
 Ranks = list[int]  # per response, 1 = best, equal = tie, no gaps
 

@@ -7,17 +7,17 @@ for the best. Multimodal-RewardBench (`facebookresearch/multimodal_rewardbench`,
 
 from __future__ import annotations
 
-from mmrlhf_jax.data.sources.fields import open_record, pop_media, pop_optional_text, pop_text, without_placeholder
+from mmrlhf_jax.data.sources.fields import media_before_text, open_record, pop_media, pop_optional_text, pop_text
 from mmrlhf_jax.data.sources.folding import PairRow, fold, pair_row
 from mmrlhf_jax.data.sources.rankings import read_rankings
-from mmrlhf_jax.data.sources.rows import Format, Row, shown
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.data.sources.rows import Format, Row
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.records import RankedRecord, Response
 
 
 def _parse_vl(row: Row) -> RankedRecord:
     data, record_id, where = open_record(row)
-    images, video = pop_media(data, where)
+    images, video = media = pop_media(data, where)
     texts = data.pop("response", None)
     if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{where}: field 'response' must list two or more strings, found {shown(texts)}")
@@ -27,7 +27,7 @@ def _parse_vl(row: Row) -> RankedRecord:
     models = data.pop("models") if isinstance(models, list) and len(models) == len(texts) else [None] * len(texts)
     return RankedRecord(
         id=record_id,
-        prompt=without_placeholder(pop_text(data, "query", where), bool(images or video)),
+        prompt=media_before_text(pop_text(data, "query", where), media, where),
         responses=tuple(
             Response(text=text, rank=rank, model=model if isinstance(model, str) else None)
             for text, rank, model in zip(texts, ranks or [None] * len(texts), models, strict=True)
@@ -47,15 +47,22 @@ def _vl_category(record_id: str) -> str:
     return "hallucination" if any(part in name for part in ("hallucination", "rlhf", "rlaif")) else "general"
 
 
+_MULTIMODAL_FIELDS = ("ID", "Text", "Image", "Images", "Video", "Output1", "Output2", "Better", "Category")
+
+
 def _parse_multimodal(row: Row) -> PairRow:
-    data, where = {name.lower(): value for name, value in row.data.items()}, row.where
+    where = row.where
+    data = {name.lower() if name in _MULTIMODAL_FIELDS else name: value for name, value in row.data.items()}
+    if len(data) < len(row.data):
+        raise UserError(f"{where}: has a field twice, once in lower case: {shown(sorted(row.data))}")
     media = pop_media(data, where)
     outputs = {name: pop_text(data, name.lower(), where) for name in ("Output1", "Output2")}
     better = data.pop("better", None)
     if better not in list(outputs):
         raise UserError(f"{where}: field 'Better' must be Output1 or Output2, found {shown(better)}")
     chosen, rejected = (outputs[name] for name in sorted(outputs, key=lambda name: name != better))
-    return pair_row(data, where, media, pop_text(data, "text", where), chosen, rejected)
+    prompt = media_before_text(pop_text(data, "text", where), media, where)
+    return pair_row(data, where, media, prompt, chosen, rejected)
 
 
 VL_REWARD_BENCH = Format(

@@ -1,0 +1,137 @@
+"""What every reader's rows go through: tags and media that fit each other, and no media under a name that nobody reads.
+
+A format reads the fields that it knows. A field that it does not know is kept as it came, unless it holds pictures, a video or
+sound that the record would then be without (`img_path`, `rejected_images`, `videos` beside images): that is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from mmrlhf_jax.data.sources.rows import Format, Row
+from mmrlhf_jax.errors import shown
+from mmrlhf_jax.places import WrongMedia, find_places
+from mmrlhf_jax.records import RankedRecord
+
+_IMAGE_WORDS = {"image", "img", "picture", "pic", "photo", "photograph", "screenshot", "thumbnail", "pixel"}
+_VIDEO_WORDS = {"video", "vid", "clip", "movie", "frame"}
+_OTHER_WORDS = {"audio", "sound", "speech", "wav", "voice", "media", "medium", "multimedia", "visual"}
+_WORDS = _IMAGE_WORDS | _VIDEO_WORDS | _OTHER_WORDS
+# Words that leave the name of a medium the name of one: `image_path`, `img_url`, `video_file`.
+_SAME = {"path", "url", "uri", "file", "filename", "filepath", "data", "byte", "base", "b", "64", "link", "list", "value"}
+# Words of a second name of what was read already: where it was fetched from, or how its publisher calls it.
+_SECOND_NAME = _SAME | {
+    "name",
+    "id",
+    "source",
+    "src",
+    "original",
+    "origin",
+    "coco",
+    "local",
+    "relative",
+    "full",
+    "abs",
+    "absolute",
+}
+_JOINED = re.compile("(image|img|picture|photo|video|audio)s?(?=path|url|uri|file|data|bytes|list|name|base)", re.IGNORECASE)
+_SUFFIX = re.compile(
+    r"\.(jpe?g|png|webp|bmp|gif|tiff?|heic|avif|svg|mp4|avi|mov|mkv|webm|m4v|mpe?g|wav|mp3|flac|ogg|m4a)$", re.IGNORECASE
+)
+_ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]{1,9}://|data:(image|video|audio)/)", re.IGNORECASE)
+_HOLDERS = {"bytes", "path", "url", "src", "uri", "base64", "file"}
+_DEPTH = 6  # of objects inside each other
+
+
+def checked(format_: Format) -> Format:
+    """The format with a `parse` that refuses rows whose tags and media are not understood."""
+    return dataclasses.replace(format_, parse=functools.partial(_parse_and_check, format_.parse))
+
+
+def _parse_and_check(parse: Any, row: Row) -> Any:
+    parsed = parse(row)
+    check_media_understood(getattr(parsed, "record", parsed), row.where)
+    return parsed
+
+
+def check_media_understood(row: Any, where: str) -> None:
+    """Raises WrongMedia for tags that are not those of the media, and for media among the fields that are not read.
+
+    `row` is a record, or a row of pairs: anything with `id`, `prompt`, `images`, `video` and `extra`.
+    """
+    where = where if row.id is None else f"{where} (record {shown(row.id)})"
+    if getattr(row, "media_places", None) is None:
+        find_places(row.prompt, len(row.images), int(row.video is not None), where)
+    fields = [("", row.extra)]
+    if isinstance(row, RankedRecord):
+        fields += [(f"response {number}, ", response.extra) for number, response in enumerate(row.responses)]
+    for place, extra in fields:
+        for name, value in _unread(extra, _DEPTH):
+            if place or not _names_what_was_read(name, value, row):
+                read = _read_media(row)
+                raise WrongMedia(
+                    f"{where}: {place}field {shown(name)} seems to hold media ({shown(value, 60)}), which are not read under"
+                    f" this name{read}; media are read from 'images', 'image' or 'video': move it there, or remove it"
+                )
+
+
+def _unread(fields: Any, depth: int) -> Iterator[tuple[str, Any]]:
+    """(name, value) of fields, at any depth, that are called like media and hold what media are named by."""
+    if isinstance(fields, list) and depth:
+        for item in fields:
+            yield from _unread(item, depth - 1)
+    if not isinstance(fields, dict) or not depth:
+        return
+    for name, value in fields.items():
+        if name == "mixed_up_image":  # MM-RLHF's picture that does not belong to the question: no part of the record
+            continue
+        words = _words(name)
+        if words & _WORDS and _is_media(value, is_plain=words <= _WORDS | _SAME | {"rejected", "chosen"}):
+            yield name, value
+        else:
+            yield from _unread(value, depth - 1)
+
+
+@functools.lru_cache(maxsize=4096)
+def _words(name: str) -> frozenset[str]:
+    """`imgPath` and `Image_paths2` as {"img", "path"} and {"image", "path"}; digits are words of their own."""
+    name = _JOINED.sub(r"\1_", str(name)[:200])  # `imagepath`
+    found = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
+    return frozenset(word[:-1] if word.endswith("s") and len(word) > 3 else word for word in map(str.lower, found))
+
+
+def _is_media(value: Any, is_plain: bool) -> bool:
+    """Whether a value names or holds media. Under a plain name of media any text without spaces does."""
+    match value:
+        case bytes():
+            return bool(value)
+        case str():
+            text = value.strip()
+            looks = _SUFFIX.search(text[-10:]) or _ADDRESS.match(text[:40])
+            return bool(text) and bool((looks and "\n" not in text[:500]) or (is_plain and not re.search(r"\s", text[:500])))
+        case list():
+            return any(_is_media(item, is_plain) for item in value[:100])
+        case dict():
+            return any(_is_media(inner, True) for name, inner in value.items() if str(name).lower() in _HOLDERS)
+    return False
+
+
+def _names_what_was_read(name: str, value: Any, row: Any) -> bool:
+    """Whether the field is but another name of the media that were read: of the same kind, and as many."""
+    words = _words(name)
+    values = value if isinstance(value, list) else [value]
+    if "rejected" in words or "chosen" in words:
+        read = list(row.images) or ([row.video] if row.video else [])
+        return values == read
+    kind, count = (_IMAGE_WORDS, len(row.images)) if row.images else (_VIDEO_WORDS, int(row.video is not None))
+    return count == len(values) and words <= kind | _SECOND_NAME
+
+
+def _read_media(row: Any) -> str:
+    if not row.images and row.video is None:
+        return ""
+    return f", beside {len(row.images)} images that are" if row.images else ", beside a video that is"
