@@ -10,6 +10,7 @@ import shlex
 
 from mmrlhf_jax.data import stats as figures
 from mmrlhf_jax.data.builder import build as build_data
+from mmrlhf_jax.data.checks import summarise_findings
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.data.sources import drop_contradictions
@@ -46,6 +47,8 @@ def build(
     )
     for error in left_out:
         say(str(error))
+    if found := summarise_findings(built.records, source):
+        say(found)
     responses = sum(len(record.responses) for record in built.records)
     pairs = sum(len(record.pairs()) for record in built.records)
     dropped = f"; {len(left_out)} contradictory groups left out" if left_out else ""

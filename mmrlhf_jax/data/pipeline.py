@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from mmrlhf_jax import config
+from mmrlhf_jax.data.checks import summarise_findings
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.examples import BuiltExamples, open_examples
 from mmrlhf_jax.data.index import GroupIndex, build_index, keep_groups
@@ -46,6 +47,7 @@ def make_encoder(data: config.Data, objective: config.Objective | None, tokenize
 def open_training_examples(data: config.Data, objective: config.Objective):
     """The examples with the critiques and the rewards that the objective needs. UserError where rewards are missing."""
     examples = with_margins(open_examples(sets(data.path), data.media_root, data.video_frames), data, objective)
+    _say_findings(examples, data.named)
     match margins_from(objective):
         case "human_scores":
             check_rewards(examples, data.named, "human score", "take the margins from rewards, or do without")
@@ -60,7 +62,14 @@ def open_training_examples(data: config.Data, objective: config.Objective):
 
 def open_held_out_examples(data: config.Data, objective: config.Objective):
     """The held-out examples, like the training ones, except that their rewards may be missing (β is then that of δ = 0)."""
-    return with_margins(open_examples(sets(data.held_out), data.media_root, data.video_frames), data, objective)
+    examples = with_margins(open_examples(sets(data.held_out), data.media_root, data.video_frames), data, objective)
+    _say_findings(examples, f"data.held_out, {data.held_out}")
+    return examples
+
+
+def _say_findings(examples, named: str) -> None:
+    if found := summarise_findings(examples.records, named):
+        say(found)
 
 
 def sets(path: str | tuple[str | config.DataSet, ...]) -> str | list[str | Part]:

@@ -11,16 +11,14 @@ from typing import Any
 
 from etils import epath
 
+from mmrlhf_jax.data.checks import MAX_TEXT, check_record
 from mmrlhf_jax.data.examples import Progress
 from mmrlhf_jax.data.mixture import find_parts, open_mixture
 from mmrlhf_jax.data.shards import check_media
 from mmrlhf_jax.data.sources import ContradictingPairs, UsedTwice
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.places import WrongMedia
-from mmrlhf_jax.records import RankedRecord, Response
-
-# Characters of one prompt or response; an answer of a model is a hundredth of this.
-MAX_TEXT = 200_000
+from mmrlhf_jax.records import RankedRecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,38 +65,6 @@ def validate(
     return Report(records, tuple(findings), notes)
 
 
-def check_record(record: RankedRecord, max_text: int = MAX_TEXT) -> Iterator[tuple[str, str]]:
-    """(kind, what is wrong) of ranks, scores and texts."""
-    ranks = [response.rank for response in record.responses]
-    given = sorted({rank for rank in ranks if rank is not None})
-    if None in ranks and given:
-        yield "ranks", f"{ranks.count(None)} of {len(ranks)} responses have no rank"
-    places = [1 + sum(other < rank for other in ranks if other is not None) for rank in given]  # as in sports: 1, 1, 3
-    if given not in (list(range(1, len(given) + 1)), places):
-        yield "ranks", f"ranks are {ranks}; the best is 1, and no number is left out but for a tie"
-    texts: dict[str, int | None] = {}
-    for response in record.responses:
-        if texts.setdefault(response.text, response.rank) != response.rank:
-            yield "ranks", f"the same text has the ranks {texts[response.text]} and {response.rank}"
-    names = {frozenset(response.scores or ()) for response in record.responses}
-    if len(names) > 1:
-        yield "scores", f"responses have different scores: {', '.join(sorted(map(_named, names)))}"
-    for better, worse in record.pairs():
-        if _is_dominated(record.responses[better], record.responses[worse]):
-            yield "scores", f"response {better} is ranked above response {worse}, which has the better scores"
-    try:
-        record.prompt_text()
-    except WrongMedia as error:
-        yield "media", str(error)
-    for name, text in _texts(record):
-        if not text.strip():
-            yield "text", f"{name} is empty"
-        elif len(text) > max_text:
-            yield "text", f"{name} has {len(text)} characters, more than {max_text}"
-        elif "\ufffd" in text:
-            yield "text", f"{name} holds U+FFFD, the trace of a wrong decoding"
-
-
 def note_record(record: RankedRecord) -> Iterator[str]:
     ranks = [response.rank for response in record.responses]
     if len(ranks) == 1:
@@ -131,22 +97,3 @@ def _from_error(error: UserError) -> Iterator[Finding]:
     else:
         kind = "id used twice" if isinstance(error, UsedTwice) else "media" if isinstance(error, WrongMedia) else "unreadable"
         yield Finding(kind, str(error))
-
-
-def _texts(record: RankedRecord) -> Iterator[tuple[str, str]]:
-    yield "the prompt", record.prompt
-    for number, response in enumerate(record.responses):
-        yield f"response {number}", response.text
-        if response.critique is not None:
-            yield f"the critique of response {number}", response.critique
-
-
-def _is_dominated(better: Response, worse: Response) -> bool:
-    """Whether no score of the better-ranked response is higher, and one is lower."""
-    shared = (better.scores or {}).keys() & (worse.scores or {}).keys()
-    differences = [better.scores[name] - worse.scores[name] for name in shared]
-    return bool(differences) and max(differences) <= 0 and min(differences) < 0
-
-
-def _named(names: frozenset[str]) -> str:
-    return "+".join(sorted(names)) or "none"

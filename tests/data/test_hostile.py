@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmrlhf_jax.data.builder import build
+from mmrlhf_jax.data.checks import check_record
 from mmrlhf_jax.data.encode import media_layout
 from mmrlhf_jax.data.examples import Layout
 from mmrlhf_jax.data.media import resolve_media
@@ -25,7 +26,6 @@ from mmrlhf_jax.data.sources import FORMATS, read_records
 from mmrlhf_jax.data.sources.rankings import check_ranking
 from mmrlhf_jax.data.sources.rows import Row
 from mmrlhf_jax.data.stats import estimated_encoder
-from mmrlhf_jax.data.validate import check_record
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_json_lines
 from mmrlhf_jax.models.llava_onevision.images import decode_image

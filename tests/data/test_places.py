@@ -193,7 +193,7 @@ def test_a_rejected_side_with_another_question_is_refused(tmp_path, other):
     with pytest.raises(UserError, match="'chosen' and 'rejected' begin with other messages"):
         one(tmp_path, sides)
     rejected = swift("<image>Which?", ONE) | {"rejected_messages": conversation(other, "B"), "rejected_response": None}
-    with pytest.raises(UserError, match="field 'rejected_messages' begins with .*, another prompt"):
+    with pytest.raises(UserError, match=r"field 'rejected_messages' begins with .*, another prompt"):
         one(tmp_path, rejected)
 
 
