@@ -52,8 +52,14 @@ def _finite(value: float) -> float:
 
 
 Model = Annotated[str, path_option("--model", help="Hugging Face directory or hub id.")]
+RANKED_SOURCE = (
+    "Ranked rows (JSONL, JSON, parquet): a file, a folder of files, a pattern such as 'data/train-*.parquet', or any of these"
+    " on the hub, as hf://datasets/OWNER/NAME@REVISION/..."
+)
 Source = Annotated[str, path_option("--data", help="Ranked source file, or a directory from `mmrlhf data build`.")]
-MediaRoot = Annotated[str | None, path_option(help="Folder that media paths are relative to; default: the source's own.")]
+MediaRoot = Annotated[
+    str | None, path_option(help="Folder or zip archive that media paths are relative to; default: the source's folder.")
+]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Sequences or rows at a time.")]
 Template = Annotated[str, typer.Option(help="Chat template: qwen_1_5, upstream_train, or checkpoint (the model's own).")]
@@ -109,7 +115,7 @@ def quickstart(
 
 @data_app.command()
 def build(
-    source: Annotated[str, path_argument(help="Ranked source file (JSONL, JSON, parquet), or a mixture file (YAML).")],
+    source: Annotated[str, path_argument(help=f"{RANKED_SOURCE}; or a mixture file (YAML).")],
     out: Annotated[str, path_argument(help="Directory to make.")],
     media_root: MediaRoot = None,
     video_frames: VideoFrames = 32,

@@ -18,7 +18,8 @@ from typing import Any
 
 from etils import epath
 
-from mmrlhf_jax.data.media import MediaFile, read_media, read_video_frames, resolve_media, video_files
+from mmrlhf_jax.data.hub import check_repository, hub_errors
+from mmrlhf_jax.data.media import MediaFile, check_media_root, read_media, read_video_frames, resolve_media, video_files
 from mmrlhf_jax.data.sources import OnError, read_source
 from mmrlhf_jax.data.sources.embedded import find_embedded
 from mmrlhf_jax.errors import UserError
@@ -31,6 +32,7 @@ Progress = Callable[[str, int, int], None]
 DATASET_INFO_FILE = "dataset_info.json"
 RECORDS_FILE = "records.jsonl"  # in a built data set: all records without their media, in order
 LAYOUTS_FILE = "layouts.jsonl"  # and the sizes of their media
+_ARRAY_RECORDS = ".array_record"  # in the names of its shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +53,10 @@ class Example:
 
 
 class SourceExamples:
-    """The examples of a source file of any format that `read_records` knows; media are read when asked for.
+    """The examples of a source (a file, a folder of files, or a pattern) of any format that `read_records` knows.
 
-    `media_root` is the folder that media paths are relative to (default: the source file's own); `video_frames` is how
-    many frames a video gives; `on_error` is `read_source`'s.
+    Media are read when they are asked for. `media_root` is the folder or zip archive that media paths are relative to (default:
+    the folder of the source); `video_frames` is how many frames a video gives; `on_error` is `read_source`'s.
     """
 
     weights = None  # an epoch sees every example once
@@ -69,11 +71,12 @@ class SourceExamples:
         if video_frames < 1:
             raise UserError(f"video_frames must be at least 1, found {video_frames}")
         self.path = epath.Path(path)
-        self.media_root = self.path.parent if media_root is None else epath.Path(media_root)
-        if media_root is not None and not self.media_root.is_dir():  # without one, "no such file" is what the source says
-            raise UserError(f"{self.media_root}: the media root is not a folder")
         self.video_frames = video_frames
+        if media_root is not None:
+            check_media_root(epath.Path(media_root))
         source = read_source(self.path, on_error)
+        self.files = source.files
+        self.media_root = source.files.folder if media_root is None else epath.Path(media_root)
         self.records: list[RankedRecord] = source.records
         self.rows = [source.rows(record) for record in source.records]  # of the file, per record
 
@@ -149,7 +152,8 @@ class SourceExamples:
         return self.fingerprint
 
     def _find(self, path: str, where: str) -> MediaFile:
-        return find_embedded(self.path, self.path.name, path, where) or resolve_media(self.media_root, path, where)
+        inside = (find_embedded(file, self.files.name(file), path, where) for file in self.files.files)
+        return next(filter(None, inside), None) or resolve_media(self.media_root, path, where)
 
     def where(self, index: int) -> str:
         """The opening of an error message about example `index`."""
@@ -231,10 +235,17 @@ class BuiltExamples:
         self.__dict__.update(state)
 
 
+def is_built(path: epath.Path) -> bool:
+    """Whether a path is a folder that `data.builder.build` wrote, or began to write: no other has records beside layouts."""
+    check_repository(path)
+    with hub_errors(path):
+        return path.is_dir() and any(_ARRAY_RECORDS in file.name or file.name == LAYOUTS_FILE for file in path.iterdir())
+
+
 def open_examples(
     path: Any, media_root: str | epath.Path | None = None, video_frames: int = 32, on_error: OnError | None = None
 ):
-    """A built directory, a source file, or several of them: see `mixture.open_mixture`."""
+    """A built directory, a source, or several of them: see `mixture.open_mixture`."""
     from mmrlhf_jax.data.mixture import open_mixture  # it is made of the classes here
 
     return open_mixture(path, media_root, video_frames, on_error)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
-import re
-from collections.abc import Iterable
 from pathlib import PureWindowsPath
 from typing import Any
 
@@ -13,19 +12,30 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from mmrlhf_jax.data.archives import ArchivedFile, find_archived, is_archive
+from mmrlhf_jax.data.hub import check_repository, hub_errors
+from mmrlhf_jax.data.names import in_order
 from mmrlhf_jax.data.sources.embedded import EmbeddedFile
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import is_remote
 
-MediaFile = epath.Path | EmbeddedFile
+MediaFile = epath.Path | EmbeddedFile | ArchivedFile
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Frames cut from a video file are stored as JPEG of this quality, without chroma subsampling.
 FRAME_QUALITY = 95
 
 
-def resolve_media(root: str | epath.Path, relative: str, where: str) -> epath.Path:
-    """The file or folder that a record's media path names, under `root`.
+def check_media_root(root: epath.Path) -> None:
+    """UserError where media cannot lie under `root`: it is no folder, no zip archive, and there is no archive of its name."""
+    check_repository(root)
+    with hub_errors(root):
+        if not (root.is_dir() or is_archive(root) or is_archive(root.parent / f"{root.name}.zip")):
+            raise UserError(f"{root}: the media root is not a folder, nor a zip archive")
+
+
+def resolve_media(root: str | epath.Path, relative: str, where: str) -> MediaFile:
+    """The file or folder that a record's media path names, under `root` or inside a zip archive that stands for a folder there.
 
     Raises UserError for an absolute path or URL, for a path that leaves the root (through `..` or through a symbolic
     link), and for one that does not exist. `where` names the record and opens the message.
@@ -37,15 +47,40 @@ def resolve_media(root: str | epath.Path, relative: str, where: str) -> epath.Pa
     path = root / relative
     if not _is_inside(root, path):
         raise UserError(f"{where}: media path {relative!r} leaves the media root {root}; move the file under it")
-    if not _exists(path):
+    with hub_errors(root):
+        found = _find_remote(root, relative) if is_remote(root) else _find(root, relative)
+    if found is None:
         raise UserError(f"{where}: media file {relative!r} does not exist under {root}; check path and media root")
-    return path
+    archive = found.archive if isinstance(found, ArchivedFile) else root
+    if archive not in (root, root.parent / f"{root.name}.zip") and not _is_inside(root, archive):
+        raise UserError(f"{where}: archive {archive} is a link that leaves the media root {root}; copy the file instead")
+    return found
+
+
+def _find(root: epath.Path, relative: str) -> MediaFile | None:
+    path = root / relative
+    return path if _exists(path) else find_archived(root, relative, root.is_dir())
+
+
+def _find_remote(root: epath.Path, relative: str) -> MediaFile | None:
+    """As `_find`; but it looks into archives first, which have been read, because every other question takes a request."""
+    archived = find_archived(root, relative, _is_folder(root))
+    if archived is not None and not _is_folder(archived.archive.parent / archived.archive.name[: -len(".zip")]):
+        return archived
+    path = root / relative
+    return path if _exists(path) else archived
+
+
+@functools.cache
+def _is_folder(path: epath.Path) -> bool:
+    return path.is_dir()
 
 
 def read_media(path: MediaFile, where: str) -> bytes:
     """The bytes of a media file. Raises UserError where it cannot be read (a folder, no permission, ...)."""
     try:
-        return path.read_bytes()
+        with hub_errors(path):
+            return path.read_bytes()
     except OSError as error:
         raise UserError(f"{where}: media file {path} cannot be read ({error.strerror or error})") from error
 
@@ -53,8 +88,9 @@ def read_media(path: MediaFile, where: str) -> bytes:
 def video_files(path: str | MediaFile, count: int, root: str | epath.Path | None = None) -> list[MediaFile]:
     """The files that `read_video_frames` reads: `count` images of a frame folder, or the one video file.
 
-    Images are in `frame_order` and taken at linspace(0, n - 1, count), rounded down, as MM-RLHF does: a folder with fewer
-    images gives some of them more than once. UserError for a link among them that leaves `root`, the media root.
+    Images are sorted by name, numbers of different widths by size (`names.in_order`), and taken at linspace(0, n - 1, count),
+    rounded down, as MM-RLHF does: a folder with fewer images gives some of them more than once. UserError for a link among
+    them that leaves `root`, the media root.
     """
     path = epath.Path(path) if isinstance(path, str) else path
     if not path.is_dir():
@@ -62,25 +98,12 @@ def video_files(path: str | MediaFile, count: int, root: str | epath.Path | None
     images = {file.name: file for file in path.iterdir() if file.name.lower().endswith(IMAGE_SUFFIXES)}
     if not images:
         raise UserError(f"{path}: the frame folder holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    images = [images[name] for name in frame_order(images)]
+    images = [images[name] for name in in_order(images)]
     chosen = [images[i] for i in _frame_indices(len(images), count)]
     for file in dict.fromkeys(chosen) if root is not None else ():
         if not _is_inside(epath.Path(root), file):
             raise UserError(f"{path}: frame {file.name!r} is a link that leaves the media root {root}; copy the file instead")
     return chosen
-
-
-def frame_order(names: Iterable[str]) -> list[str]:
-    """The file names of a video's frames in the order of time.
-
-    Names whose numbers have the same digits throughout, as MM-RLHF's zero-padded ones, are sorted as text, which is what
-    MM-RLHF does. Where the widths differ, the numbers decide: 2.png comes before 10.png, also in frame_2 and frame_10.
-    Names that differ in zeros alone (1.png and 01.png) are sorted as text.
-    """
-    names = sorted(names)
-    if len({tuple(map(len, _NUMBER.findall(name))) for name in names}) == 1:
-        return names
-    return sorted(names, key=_natural_key)
 
 
 def read_video_frames(path: str | MediaFile, count: int, root: str | epath.Path | None = None) -> list[bytes]:
@@ -96,15 +119,6 @@ def read_video_frames(path: str | MediaFile, count: int, root: str | epath.Path 
         contents = {file: read_media(file, str(path)) for file in dict.fromkeys(files)}
         return [contents[file] for file in files]
     return _decode_video(path, count)
-
-
-_NUMBER = re.compile("[0-9]+")
-
-
-def _natural_key(name: str) -> list[tuple[int, str]]:
-    """A name as alternating texts and numbers; texts come first, so that like is compared with like."""
-    texts, numbers = _NUMBER.split(name), _NUMBER.findall(name)
-    return [part for text, number in zip(texts, [*numbers, "0"], strict=True) for part in ((0, text), (int(number), ""))]
 
 
 def _is_inside(root: epath.Path, path: epath.Path) -> bool:

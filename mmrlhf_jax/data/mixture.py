@@ -23,12 +23,12 @@ import numpy as np
 from etils import epath
 
 from mmrlhf_jax import sections
-from mmrlhf_jax.data.examples import BuiltExamples, Example, Layout, SourceExamples
+from mmrlhf_jax.data.examples import BuiltExamples, Example, Layout, SourceExamples, is_built
 from mmrlhf_jax.data.media import MediaFile
 from mmrlhf_jax.data.sources import OnError
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError, shown
-from mmrlhf_jax.files import expand_home
+from mmrlhf_jax.files import expand_home, is_remote
 from mmrlhf_jax.records import RankedRecord
 
 # A random choice is part of what the set is, so it does not follow a run's seed.
@@ -120,7 +120,7 @@ def open_mixture(
     video_frames: int = 32,
     on_error: OnError | None = None,
 ) -> SourceExamples | BuiltExamples | Subset | MixedExamples:
-    """A directory that was built, a source file, a mixture file, or a list of any of these.
+    """A directory that was built, a source (a file, a folder of files, a pattern), a mixture file, or a list of these.
 
     The other arguments concern source files only.
     """
@@ -169,7 +169,8 @@ def _expand(part: Part) -> list[Part]:
     path = epath.Path(part.path)
     if path.name.endswith(_MIXTURE_SUFFIXES):
         return [_inside(part, inner) for inner in _read_mixture(path)]
-    if braces := re.fullmatch(r"(.*)\{(.*)\}(.*)", part.path):
+    braces = re.fullmatch(r"(.*)\{(.*)\}(.*)", part.path)
+    if braces and not path.exists():
         return [dataclasses.replace(part, path=f"{braces[1]}{name.strip()}{braces[3]}") for name in braces[2].split(",")]
     return [part]
 
@@ -207,13 +208,18 @@ def _read_part(entry: Any, path: epath.Path, where: str) -> Part:
         if not isinstance(entry.get(name, ""), str):
             raise UserError(f"{where}: {name} must be text, found {shown(entry[name])}")
     # Paths in the file are relative to it; an absolute one stays as it is.
-    entry |= {name: str(path.parent / expand_home(entry[name])) for name in ("path", "media_root") if entry.get(name)}
+    entry |= {name: _beside(path, entry[name]) for name in ("path", "media_root") if entry.get(name)}
     return Part(**entry)
+
+
+def _beside(path: epath.Path, named: str) -> str:
+    named = expand_home(named)
+    return named if is_remote(named) else str(path.parent / named)
 
 
 def _open(part: Part, media_root: str | epath.Path | None, video_frames: int, on_error: OnError | None):
     path = epath.Path(part.path)
-    if path.is_dir():
+    if is_built(path):
         examples: SourceExamples | BuiltExamples = BuiltExamples(path)
     else:
         examples = SourceExamples(path, part.media_root or media_root, video_frames, on_error)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmrlhf_jax.data.media import frame_order, read_video_frames, resolve_media, video_files
+from mmrlhf_jax.data.media import read_video_frames, resolve_media, video_files
+from mmrlhf_jax.data.names import in_order
 from mmrlhf_jax.errors import UserError
 
 
@@ -239,12 +240,12 @@ def test_frames_are_read_in_the_order_of_their_numbers(tmp_path, names):
 def test_the_order_of_frames_does_not_depend_on_the_order_of_the_folder(names, rng):
     shuffled = list(names)
     rng.shuffle(shuffled)
-    assert frame_order(shuffled) == frame_order(names)
-    assert sorted(frame_order(names)) == sorted(names)
+    assert in_order(shuffled) == in_order(names)
+    assert sorted(in_order(names)) == sorted(names)
 
 
 @given(st.lists(st.integers(0, 9999), unique=True, min_size=2), st.sampled_from(["", "frame_", "a1b", "x-"]))
 def test_zero_padded_names_are_sorted_as_mm_rlhf_sorts_them_and_others_by_their_numbers(numbers, prefix):
     padded = [f"{prefix}{number:04}.jpg" for number in numbers]
-    assert frame_order(padded) == sorted(padded)
-    assert frame_order([f"{prefix}{number}.jpg" for number in numbers]) == [f"{prefix}{n}.jpg" for n in sorted(numbers)]
+    assert in_order(padded) == sorted(padded)
+    assert in_order([f"{prefix}{number}.jpg" for number in numbers]) == [f"{prefix}{n}.jpg" for n in sorted(numbers)]

@@ -133,7 +133,7 @@ def test_wrong_files_end_in_one_line_that_says_where(write, lines, name, expecte
 
 def test_missing_file_directory_and_torn_gzip_end_in_one_line(write, tmp_path):
     assert "no such file" in message(tmp_path / "nowhere.jsonl")
-    assert "is a directory" in message(tmp_path)
+    assert "holds no rows" in message(tmp_path)
     whole = gzip.compress(b"\n".join(b'{"id": "%d"}' % random.getrandbits(64) for _ in range(99)))
     (tmp_path / "torn.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     assert "not a complete gzip file" in message(tmp_path / "torn.jsonl.gz")

@@ -22,6 +22,7 @@ from mmrlhf_jax.data.sources import (
 from mmrlhf_jax.data.sources.fields import check_is_path
 from mmrlhf_jax.data.sources.folding import ContradictingPairs
 from mmrlhf_jax.data.sources.rows import Format, OnError, Row, read_rows
+from mmrlhf_jax.data.sources.shards import SourceFiles, find_files
 from mmrlhf_jax.data.sources.unread import checked
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.records import RankedRecord
@@ -46,10 +47,11 @@ class UsedTwice(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The records of a file, in its order, and the format that they had there."""
+    """The records of a source, in its order, the format that they had there, and the files that they come from."""
 
     records: list[RankedRecord]
     format: Format
+    files: SourceFiles
 
     def rows(self, record: RankedRecord) -> int:
         """How many rows of the file a record stands for."""
@@ -62,22 +64,36 @@ def read_records(path: str | epath.Path, on_error: OnError | None = None) -> lis
 
 
 def read_source(path: str | epath.Path, on_error: OnError | None = None) -> Source:
-    """All records of a source file, in the file's order (a folded group stands where its first pair stood).
+    """All records of a source, in its order (a folded group stands where its first pair stood).
 
-    The format is recognised from the first row. Raises UserError for a missing or empty file, a torn line (with its
-    number), a format that is none of `FORMATS`, a field that is missing or ill-typed, an id used twice, and pairs that
-    contradict each other. With `on_error` the errors that concern single rows or groups go there instead, and what is not
-    concerned is still read.
+    `path` is a file, a folder of files, or a pattern (`shards.find_files`). The format is recognised from the first row of
+    each file, and must be the same in all. Raises UserError for a missing or empty file, a torn line (with its number), a
+    format that is none of `FORMATS`, a field that is missing or ill-typed, an id used twice, and pairs that contradict each
+    other. With `on_error` the errors that concern single rows or groups go there instead, and what is not concerned is still
+    read.
     """
-    path = epath.Path(path)
-    rows = read_rows(path, on_error)
-    first = rows[0]
+    files = find_files(path)
+    rows: list[Row] = []
+    format_ = None
+    for file in files.files:
+        of_file = read_rows(file, on_error, files.name(file))
+        own = recognise(of_file[0])
+        if format_ is not None and own is not format_:
+            raise UserError(f"{file}: is in the form {own.name}, but {files.files[0].name} is {format_.name}; name one of them")
+        format_ = own
+        rows += of_file
+    records = format_.read(rows) if on_error is None else _join(format_, _parse(format_, rows, on_error), on_error)
+    records = _with_paths(_with_own_ids(records, path, on_error), path, on_error)
+    return Source(records, format_, files)
+
+
+def recognise(first: Row) -> Format:
+    """The format of a file by its first row. UserError where it is none of FORMATS."""
     format_ = next((known for known in FORMATS if known.matches(first.data)), None)
     if format_ is None:
         known = "; ".join(f"{f.name} ({f.fields})" for f in FORMATS)
         raise UserError(f"{first.where}: unknown format, fields {shown(sorted(first.data))}; understood are: {known}")
-    records = format_.read(rows) if on_error is None else _join(format_, _parse(format_, rows, on_error), on_error)
-    return Source(_with_paths(_with_own_ids(records, path, on_error), path, on_error), format_)
+    return format_
 
 
 def drop_contradictions(report: OnError) -> OnError:
@@ -114,7 +130,7 @@ def _join(format_: Format, parsed: list[Any], on_error: OnError) -> list[RankedR
         return []
 
 
-def _with_paths(records: list[RankedRecord], path: epath.Path, on_error: OnError | None) -> list[RankedRecord]:
+def _with_paths(records: list[RankedRecord], path: str | epath.Path, on_error: OnError | None) -> list[RankedRecord]:
     """The records whose media are paths, as formats check for themselves where they look at media; this is for all of them."""
     kept = []
     for record in records:
@@ -129,7 +145,7 @@ def _with_paths(records: list[RankedRecord], path: epath.Path, on_error: OnError
     return kept
 
 
-def _with_own_ids(records: list[RankedRecord], path: epath.Path, on_error: OnError | None) -> list[RankedRecord]:
+def _with_own_ids(records: list[RankedRecord], path: str | epath.Path, on_error: OnError | None) -> list[RankedRecord]:
     seen: dict[str, int] = {}
     kept = []
     for number, record in enumerate(records, start=1):

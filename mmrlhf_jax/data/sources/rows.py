@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Literal
 
 from etils import epath
 
+from mmrlhf_jax.data.hub import hub_errors
 from mmrlhf_jax.data.sources.parquet import parquet_rows
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.errors import shown as shown  # readers take it from here
@@ -58,21 +59,33 @@ class Format:
         return self.join([self.parse(row) for row in rows])
 
 
-def read_rows(path: epath.Path, on_error: OnError | None = None) -> list[Row]:
+def row_suffix(path: epath.Path) -> str | None:
+    """The one of SUFFIXES that a file's name ends with, or None."""
+    fitting = [suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)]
+    return max(fitting, key=len, default=None)
+
+
+def read_rows(path: epath.Path, on_error: OnError | None = None, name: str | None = None) -> list[Row]:
     """All rows of the file, in order. Raises UserError for a missing, unreadable, torn or empty file.
 
-    With `on_error` a torn line of a JSON lines file goes there, and the others are still read.
+    With `on_error` a torn line of a JSON lines file goes there, and the others are still read. `name` is what the names of
+    images inside the file begin with (default: the file's own).
     """
+    with hub_errors(path):
+        return _read(path, on_error, path.name if name is None else name)
+
+
+def _read(path: epath.Path, on_error: OnError | None, name: str) -> list[Row]:
     if path.is_dir():
         raise UserError(f"{path}: is a directory; name a file ({', '.join(SUFFIXES)})")
     if not path.exists():
         raise UserError(f"{path}: no such file")
-    reader = next((read for suffix, read in _READERS.items() if path.name.lower().endswith(suffix)), None)
-    if reader is None:
+    suffix = row_suffix(path)
+    if suffix is None:
         raise UserError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
     rows: list[Row] = []
     try:
-        for row in reader(path):
+        for row in _read_parquet(path, name) if suffix == ".parquet" else _READERS[suffix](path):
             if isinstance(row, Row):
                 rows.append(row)
             elif on_error is None:
@@ -108,8 +121,8 @@ def _read_json_array(path: epath.Path) -> Iterator[Row]:
         yield Row(f"{path}[{index}]", _object(row, f"{path}[{index}]"))
 
 
-def _read_parquet(path: epath.Path) -> Iterator[Row]:
-    for index, row in enumerate(parquet_rows(path, path.name)):
+def _read_parquet(path: epath.Path, name: str) -> Iterator[Row]:
+    for index, row in enumerate(parquet_rows(path, name)):
         yield Row(f"{path}[{index}]", row)
 
 
@@ -118,7 +131,6 @@ _READERS: dict[str, Callable[[epath.Path], Iterator[Row | UserError]]] = {
     ".jsonl.gz": _read_json_lines,
     ".json": _read_json_array,
     ".json.gz": _read_json_array,
-    ".parquet": _read_parquet,
 }
 
 

@@ -1,0 +1,81 @@
+"""Paths on the Hugging Face hub, `hf://datasets/OWNER/NAME[@REVISION]/...`: what goes wrong there, in one line.
+
+`epath` reads them through `huggingface_hub.HfFileSystem`: the token comes from the environment (HF_TOKEN) or from a login, the
+address of the hub from HF_ENDPOINT. Only this process's own errors need a translation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from mmrlhf_jax.errors import UserError
+
+PREFIX = "hf://"
+
+
+@contextlib.contextmanager
+def hub_errors(path: os.PathLike | str) -> Iterator[None]:
+    """Turns errors of the hub and of the network on the way to it, inside the block, into a UserError about `path`."""
+    text = os.fspath(path)
+    if not text.startswith(PREFIX):
+        yield
+        return
+    try:
+        yield
+    except (*_of_the_network(), OSError) as error:
+        raise UserError(f"{text}: {_explained(error, text)}") from error
+
+
+def check_repository(path: os.PathLike | str) -> None:
+    """UserError where the repository or revision that a path on the hub names cannot be had. Nothing for other paths."""
+    text = os.fspath(path)
+    if not text.startswith(PREFIX):
+        return
+    import fsspec
+
+    with hub_errors(text):
+        try:
+            fsspec.filesystem("hf").resolve_path(text)
+        except (ValueError, NotImplementedError) as error:  # of which huggingface_hub's own explanations are long
+            raise UserError(f"{text}: not a path on the hub; a data set's is hf://datasets/OWNER/NAME/...") from error
+
+
+def _of_the_network() -> tuple[type[Exception], ...]:
+    """Errors of the HTTP library that huggingface_hub is built on, whichever its version uses."""
+    from huggingface_hub import errors
+
+    return errors.HfHubHTTPError.__bases__
+
+
+def _explained(error: Exception, path: str) -> str:
+    from huggingface_hub import constants, errors
+
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None and cause not in causes:
+        causes.append(cause)
+
+    def has(*kinds: Any) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    login = "`hf auth login`, or HF_TOKEN in the environment"
+    if has(errors.GatedRepoError):
+        return f"the repository is gated; accept its conditions on {constants.ENDPOINT}, then log in ({login})"
+    if has(errors.RevisionNotFoundError):
+        return "the repository has no such revision; @REVISION is a branch, a tag or a commit"
+    if has(errors.RepositoryNotFoundError):
+        other = "" if path.startswith(f"{PREFIX}datasets/") else "; a data set's path is hf://datasets/OWNER/NAME/..."
+        return f"no such repository on {constants.ENDPOINT}, or it is private and wants a login ({login}){other}"
+    if has(errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set; unset it, or name local files"
+    if has(ConnectionError, TimeoutError) or (has(*_of_the_network()) and not has(errors.HfHubHTTPError, FileNotFoundError)):
+        return f"{constants.ENDPOINT} cannot be reached ({_line(causes[-1])}); try again, or name local files"
+    if has(errors.EntryNotFoundError, FileNotFoundError):
+        return "no such file in the repository"
+    return f"cannot be read from the hub ({_line(error)})"
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

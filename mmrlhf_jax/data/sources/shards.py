@@ -1,0 +1,123 @@
+"""Which files a source is: one, all of a folder, or those that a pattern such as `data/train-*.parquet` fits.
+
+Several files are read as one source: by their names, numbers in them by size (`part-2` before `part-10`), so that the order is
+the same everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import re
+from collections.abc import Iterable, Iterator
+
+from etils import epath
+
+from mmrlhf_jax.data.hub import check_repository, hub_errors
+from mmrlhf_jax.data.names import in_order
+from mmrlhf_jax.data.sources.rows import SUFFIXES, row_suffix
+from mmrlhf_jax.errors import UserError
+
+# Files beside the rows that `datasets` writes, in a folder of parquet or JSON lines.
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+# How `datasets` names the files of a split: train-00000-of-00008.parquet
+_OF_A_SPLIT = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}\..+")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceFiles:
+    """The files of a source in their order, and the folder that they lie in or below."""
+
+    folder: epath.Path
+    files: tuple[epath.Path, ...]
+
+    def name(self, file: epath.Path) -> str:
+        """A file's path below the folder."""
+        return str(file).removeprefix(str(self.folder)).lstrip("/")
+
+
+def find_files(source: str | epath.Path) -> SourceFiles:
+    """The files that `source` means. A name that exists is that file, whatever characters it has.
+
+    Raises UserError for what is not there, for a folder without rows, with rows of several kinds, or of several splits, and
+    for a repository on the hub that cannot be had.
+    """
+    source = str(source)
+    path = epath.Path(source)
+    check_repository(source)
+    with hub_errors(source):
+        if path.is_dir():
+            return _of_folder(path)
+        if path.exists() or not is_pattern(source):
+            return SourceFiles(path.parent, (path,))
+        folder, steps = _split_pattern(path)
+        found = _in_order(_fitting(folder, steps))
+    if not found:
+        raise UserError(f"{source}: no file is named like that")
+    _check_are_alike(source, found, "say them more exactly")
+    return SourceFiles(folder, tuple(found))
+
+
+def is_pattern(source: str) -> bool:
+    return re.search(r"[*?\[]", source.rpartition("://")[2]) is not None
+
+
+def _of_folder(folder: epath.Path) -> SourceFiles:
+    entries = list(folder.iterdir())
+    found = _in_order(file for file in entries if row_suffix(file) and file.name not in _DESCRIPTIONS)
+    if not found and any(file.name.endswith(".arrow") for file in entries):
+        raise UserError(f"{folder}: holds Arrow files of `save_to_disk`; write the set with `to_parquet` and name that")
+    if not found and (folder / "data").is_dir():  # where the hub's sets have them
+        return _of_folder(folder / "data")
+    if not found:
+        raise UserError(
+            f"{folder}: holds no rows ({', '.join(SUFFIXES)}), and is not a built data set; make one with"
+            " `mmrlhf data build SRC OUT`"
+        )
+    _check_are_alike(str(folder), found, "name those that are meant, as in FOLDER/train-*.parquet")
+    return SourceFiles(folder, tuple(found))
+
+
+def _check_are_alike(source: str, files: list[epath.Path], advice: str) -> None:
+    kinds = {file: row_suffix(file) for file in files}
+    if strange := [file.name for file, kind in kinds.items() if kind is None]:
+        raise UserError(f"{source}: {strange[0]} is of an unknown kind; expected {', '.join(SUFFIXES)}; {advice}")
+    if len(set(kinds.values())) > 1:
+        raise UserError(f"{source}: holds rows of several kinds, {_listed(files)}; {advice}")
+    splits = {fits[1] for file in files if (fits := _OF_A_SPLIT.fullmatch(file.name))}
+    if len(splits) > 1:
+        raise UserError(f"{source}: holds the splits {', '.join(sorted(splits))}; {advice}")
+
+
+def _in_order(files: Iterable[epath.Path]) -> list[epath.Path]:
+    paths = {str(file): file for file in files}
+    return [paths[name] for name in in_order(paths)]
+
+
+def _listed(files: list[epath.Path]) -> str:
+    names = [file.name for file in files]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _split_pattern(path: epath.Path) -> tuple[epath.Path, list[str]]:
+    """(the folder before the first pattern, the steps from there)."""
+    steps = [path.name]
+    folder = path.parent
+    while is_pattern(str(folder)) and not folder.is_dir():
+        steps.insert(0, folder.name)
+        folder = folder.parent
+    if any("**" in step for step in steps):
+        raise UserError(f"{path}: '**' is not understood; write the folders, as in data/*/train.jsonl")
+    return folder, steps
+
+
+def _fitting(folder: epath.Path, steps: list[str]) -> Iterator[epath.Path]:
+    if not folder.is_dir():
+        return
+    first, *rest = steps
+    for entry in folder.iterdir():
+        if entry.name == first or fnmatch.fnmatchcase(entry.name, first):
+            if rest:
+                yield from _fitting(entry, rest)
+            elif not entry.is_dir():
+                yield entry
