@@ -22,21 +22,37 @@ Dtype = Literal["float32", "bfloat16"]
 NonNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Count = Annotated[Integer, Field(ge=1)]
+# A bfloat16 has 8 bits: what shrinks by less than 1/512 of itself stays, and by 1/50 it loses a tenth of that to rounding.
+SLOWEST_IN_BFLOAT16 = 0.98
 PartName = Literal["vision_tower", "projector", "newline", "language_model", "reward_head"]
 
 
 class Model(Section):
     """`path`: a Hugging Face directory or hub id, in either naming.
 
+    Precision is by role: `dtype` is what the model computes in, `frozen_dtype` what is stored of the parameters that do not
+    learn. Those that do, and all that belongs to them (adapters, moments), are float32 whatever these say: in bfloat16 a
+    weight does not move at all under a step of less than 1/512 of itself. A reward head always computes in float32.
+    `param_dtype`, the older name of `frozen_dtype`, is read as that.
+
     `attention`: the implementation, by platform (a Pallas kernel on TPU, else XLA) or forced.
     """
 
     path: PathName
     dtype: Dtype = "bfloat16"
-    param_dtype: Dtype = "float32"
+    frozen_dtype: Dtype = "float32"
     remat: Literal["none", "full", "dots"] = "full"
     attention: Literal["auto", "xla", "pallas"] = "auto"
     reward_head: Literal["tanh", "silu", "linear"] | None = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _older_name(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or "param_dtype" not in raw:
+            return raw
+        if "frozen_dtype" in raw:
+            raise ValueError("param_dtype is the older name of frozen_dtype; give one of them")
+        return {("frozen_dtype" if key == "param_dtype" else key): value for key, value in raw.items()}
 
 
 class DataSet(Section):
@@ -211,7 +227,16 @@ class Lora(Section):
     rank: Count = 64
     alpha: Positive = 16.0
     layers: tuple[str, ...] | None = None
-    dtype: Dtype = "float32"
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _older_key(cls, raw: Any) -> Any:
+        """Runs before this said `dtype: float32`, which is what adapters are."""
+        if not isinstance(raw, dict) or "dtype" not in raw:
+            return raw
+        if raw["dtype"] != "float32":
+            raise ValueError("adapters learn in float32 and compute in model.dtype; leave dtype out")
+        return {key: value for key, value in raw.items() if key != "dtype"}
 
 
 class Optimizer(Section):
@@ -219,6 +244,9 @@ class Optimizer(Section):
 
     `part_rates` are the peak learning rates of the parts that have their own. `algorithm: muon` gives the kernels of the
     stacked layers orthogonalised momentum, with the peak `matrix_learning_rate` (None: `learning_rate`), all else AdamW.
+
+    `mu_dtype` stores the first moment; bfloat16 is for a `beta1` of at most 0.98, beyond which it could not decay. The
+    second moment is always float32.
     """
 
     algorithm: Literal["adamw", "muon"] = "adamw"
@@ -234,6 +262,12 @@ class Optimizer(Section):
     weight_decay: NonNegative = 0.0
     max_grad_norm: Positive = 1.0
     mu_dtype: Dtype = "float32"
+
+    @pydantic.model_validator(mode="after")
+    def _decays(self):
+        if self.mu_dtype == "bfloat16" and self.beta1 > SLOWEST_IN_BFLOAT16:
+            raise ValueError(f"mu_dtype bfloat16 cannot hold a moment of beta1 {self.beta1:g}; set mu_dtype: float32")
+        return self
 
 
 class Batch(Section):

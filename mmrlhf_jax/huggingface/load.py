@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -71,7 +72,7 @@ def load_model(
     *,
     mesh: Mesh,
     dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
+    param_dtype: Any | Callable[[weights.Path], Any] = jnp.float32,
     remat: str = "full",
     attention: Backend = "auto",
     reward_head: str | None = None,
@@ -83,17 +84,17 @@ def load_model(
     that only what this process's devices keep (on CPU devices that memory is the parameter). Embeddings are tied as
     transformers ties them: where the config says so, unless the checkpoint stores another projection. With `rm_head.*`
     tensors the model gets its reward head; `reward_head` gives a fresh one (initialised from `seed`) to a checkpoint
-    without.
+    without. `param_dtype` is one for all parameters, or a function of a parameter's path; stored values are converted to it
+    directly, so that those of float32 files stay as they are where it says float32.
 
     Raises UserError, naming the tensors, where the checkpoint is not exactly this model, and where a value is not finite.
     """
     directory = local_directory(model)
     config, stored, found, fresh_head = _open_checkpoint(directory, reward_head)
+    dtype_of = param_dtype if isinstance(param_dtype, FunctionType) else lambda path: param_dtype
     with use_mesh(mesh):
         abstract = nnx.eval_shape(
-            lambda: LlavaOnevision(
-                config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype, remat=remat, attention=attention
-            )
+            lambda: LlavaOnevision(config, rngs=nnx.Rngs(0), dtype=dtype, remat=remat, attention=attention)
         )
         graph, state = nnx.split(abstract)
         shardings = parameter_shardings(state, mesh)
@@ -103,17 +104,17 @@ def load_model(
 
     leaves, spoilt = [], set()
     for path, variable in variables.items():
-        sharding = shardings[path]
+        sharding, kind = shardings[path], dtype_of(path)
         if path in names:
-            array = _assemble(stored, path, names[path], variable.shape, param_dtype, sharding, directory, spoilt.add)
+            array = _assemble(stored, path, names[path], variable.shape, kind, sharding, directory, spoilt.add)
         else:
-            array = _fresh(path, variable.shape, param_dtype, sharding, config, seed)
+            array = _fresh(path, variable.shape, kind, sharding, config, seed)
         leaves.append((path, variable.replace(array)))
-    _refuse_spoilt(spoilt, directory, param_dtype)
+    _refuse_spoilt(spoilt, directory, sorted({np.dtype(dtype_of(path)).name for path in variables}))
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
-def _refuse_spoilt(spoilt: Collection[str], directory: Path, dtype: Any) -> None:
+def _refuse_spoilt(spoilt: Collection[str], directory: Path, dtypes: Sequence[str]) -> None:
     """Together with the other processes: each has read the values of its own devices alone."""
     count = 0
     if jax.process_count() > 1:
@@ -123,7 +124,7 @@ def _refuse_spoilt(spoilt: Collection[str], directory: Path, dtype: Any) -> None
     if not spoilt and not count:
         return
     named = f"{len(spoilt)} tensors hold NaN or infinity ({some(sorted(spoilt))})" if spoilt else "another process's part does"
-    raise UserError(f"{directory}: {named} as {np.dtype(dtype)}; a model with such weights cannot be used")
+    raise UserError(f"{directory}: {named} as {' or '.join(dtypes)}; a model with such weights cannot be used")
 
 
 def check_checkpoint(model: str | os.PathLike[str]) -> tuple[LlavaOnevisionConfig, StoredTensors]:

@@ -97,13 +97,16 @@ def add_lora(
 
 
 def merge_lora(model: nnx.Module) -> nnx.Module:
-    """A model without adapters that computes the same: every kernel is W + (alpha / rank) · A B. `model` stays as it is."""
+    """A model without adapters that computes the same: every kernel is W + (alpha / rank) · A B. `model` stays as it is.
+
+    Such kernels are float32, whatever W is: who writes them may want what bfloat16 would lose of the update.
+    """
     merged = nnx.clone(model)
     for _, layer in list(adapted_layers(merged)):
         kernel, a, b = (p[...].astype(jnp.float32) for p in (layer.kernel, layer.lora_a, layer.lora_b))
         with jax.default_matmul_precision("highest"):
             kernel = kernel + layer.lora_scale * (a @ b)
-        layer.kernel[...] = kernel.astype(layer.kernel.dtype)
+        layer.kernel = layer.kernel.replace(kernel)
         del layer.lora_a, layer.lora_b, layer.lora_scale
     return merged
 

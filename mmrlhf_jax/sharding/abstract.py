@@ -12,20 +12,20 @@ from mmrlhf_jax.data.rows import Budget, RowBatch, empty_row
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.sharding.mesh import batch_sharding, parameter_shardings, replicated, use_mesh
-from mmrlhf_jax.training.state import TrainState, moment_places, split_model, with_adapters
+from mmrlhf_jax.training.state import TrainState, moment_places, split_model, stored_dtype, with_adapters
 
 
 def abstract_model(sizes: LlavaOnevisionConfig, experiment: config.Experiment, mesh: Mesh) -> LlavaOnevision:
     """The experiment's model, adapters included, every parameter a `ShapeDtypeStruct` in its place on the mesh."""
     settings = experiment.model
-    kinds = dict(dtype=jnp.dtype(settings.dtype), param_dtype=jnp.dtype(settings.param_dtype), remat=settings.remat)
-    kinds |= dict(attention=settings.attention)
+    kinds = dict(dtype=jnp.dtype(settings.dtype), remat=settings.remat, attention=settings.attention)
+    dtype_of = stored_dtype(settings, experiment.trains, experiment.lora)
     with use_mesh(mesh):
         made = nnx.eval_shape(lambda: LlavaOnevision(sizes, rngs=nnx.Rngs(0), **kinds))
         graphdef, state = nnx.split(with_adapters(made, experiment.lora, experiment.run.seed))
         places = parameter_shardings(state, mesh)
     leaves = [
-        (path, param.replace(jax.ShapeDtypeStruct(param.shape, param.get_value().dtype, sharding=places[path])))
+        (path, param.replace(jax.ShapeDtypeStruct(param.shape, dtype_of(path), sharding=places[path])))
         for path, param in nnx.to_flat_state(state)
     ]
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))

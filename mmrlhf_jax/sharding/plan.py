@@ -38,6 +38,7 @@ from mmrlhf_jax.training.state import TrainState
 from mmrlhf_jax.training.step import Step, make_train_step
 
 PLANNED_STEPS = 1000  # of the schedule; the program is the same for any number
+NOTHING = config.Trains(projector=False, newline=False, language_model=False, reward_head=False)
 PROMPT, NEW_TOKENS = 4096, 512  # of the generation that is planned beside the step
 
 
@@ -208,9 +209,9 @@ def lower_generation(experiment: config.Experiment, launch: config.Launch) -> tu
     """`inference.generate` in the compute dtype: one prompt with one picture per batch shard."""
     sizes, _ = model_sizes(experiment)
     mesh = launch_mesh(launch)
-    inference = config.Model(path=experiment.model.path, dtype=experiment.model.dtype, param_dtype=experiment.model.dtype)
+    inference = config.Model(path=experiment.model.path, dtype=experiment.model.dtype, frozen_dtype=experiment.model.dtype)
     with use_mesh(mesh), matmul_precision(experiment.model.dtype):
-        model = abstract_model(sizes, experiment.model_copy(update={"model": inference, "lora": None}), mesh)
+        model = abstract_model(sizes, experiment.model_copy(update={"model": inference, "lora": None, "trains": NOTHING}), mesh)
         graphdef, params = nnx.split(model)
         batch: RowBatch = abstract_batch(rows_divisor(mesh), _prompt_budget(), sizes.geometry, mesh)
         ends = jax.ShapeDtypeStruct((rows_divisor(mesh), 1), jnp.int32, sharding=batch_sharding(mesh, 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
 from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
 from mmrlhf_jax.training.bench import compare, group_layout, pair_layout
 from mmrlhf_jax.training.loop import load_base
+from mmrlhf_jax.training.state import Path, stored_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ def shape_experiment(shape: str) -> config.Experiment:
     """MM-DPO with a cached reference, as `configs/mmdpo_llava_ov_7b.yaml` has it; float32 only for the small shape."""
     dtype = "float32" if shape == "small" else "bfloat16"
     return config.Experiment(
-        model=config.Model(path=f"{shape} shape, random weights", dtype=dtype, param_dtype=dtype),
+        model=config.Model(path=f"{shape} shape, random weights", dtype=dtype, frozen_dtype=dtype),
         data=config.Data(path="made up"),
         objective=config.Preference(),
         optimizer=config.Optimizer(mu_dtype=dtype),
@@ -91,25 +92,26 @@ def compare_case(shape: str, case: Case, mesh, *, repeats: int) -> dict[str, Any
     """One prompt of the case in both layouts."""
     experiment, sizes = shape_experiment(shape), shape_config(shape)
     settings = experiment.model
-    dtypes = dict(dtype=jnp.dtype(settings.dtype), param_dtype=jnp.dtype(settings.param_dtype))
+    dtype_of = stored_dtype(settings, experiment.trains, experiment.lora)
     made = synthetic_group(sizes, images=case.images, responses=case.responses)
     with use_mesh(mesh), matmul_precision(settings.dtype):
-        model = random_model(sizes, remat=settings.remat, **dtypes)
+        model = random_model(sizes, dtype_of, remat=settings.remat, dtype=jnp.dtype(settings.dtype))
         layouts = (group_layout(exact_batch([made[0]], sizes.geometry)), pair_layout([made], sizes.geometry))
         title = f"{case.images * sizes.vision.patches} image tokens, {case.responses} responses"
         found = compare(model, experiment, layouts, mesh, repeats=repeats, title=title)
     return {"image_tokens": case.images * sizes.vision.patches, "responses": case.responses} | found
 
 
-def random_model(sizes: LlavaOnevisionConfig, **options: Any) -> LlavaOnevision:
-    """Made in one program, so that no parameter exists twice."""
+def random_model(sizes: LlavaOnevisionConfig, dtype_of: Callable[[Path], np.dtype], **options: Any) -> LlavaOnevision:
+    """Made in one program, so that no parameter exists twice. `dtype_of`: of the parameter of a path."""
 
     @jax.jit
-    def make():
-        return nnx.split(LlavaOnevision(sizes, rngs=nnx.Rngs(0), **options))
+    def make() -> nnx.State:
+        state = nnx.to_flat_state(nnx.state(LlavaOnevision(sizes, rngs=nnx.Rngs(0), **options)))
+        return nnx.from_flat_state([(path, param.replace(param[...].astype(dtype_of(path)))) for path, param in state])
 
     graphdef = nnx.split(nnx.eval_shape(lambda: LlavaOnevision(sizes, rngs=nnx.Rngs(0), **options)))[0]
-    return nnx.merge(graphdef, make()[1])
+    return nnx.merge(graphdef, make())
 
 
 def compare_experiment(experiment: config.Experiment, launch: config.Launch, *, repeats: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ SETTINGS, CONFIGURATION = "settings", "configuration"
 def run_identity(experiment: config.Experiment, rows: Rows, steps: int, source: epath.PathLike) -> dict[str, Any]:
     """`source`: the directory of the model that the run starts from."""
     settings = experiment.model_dump(mode="json", include={"objective", "optimizer", "lora"})
-    settings["model"] = experiment.model.model_dump(mode="json", include={"dtype", "param_dtype", "reward_head"})
+    settings["model"] = experiment.model.model_dump(mode="json", include={"dtype", "frozen_dtype", "reward_head"})
     return {
         "data": rows.index.fingerprint,
         "seed": experiment.run.seed,
@@ -40,7 +40,7 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str
             continue
         if key != SETTINGS or SETTINGS not in found:
             return key, found.get(key), value
-        before, now = (_flat(json.loads(text)) for text in (found[SETTINGS], value))
+        before, now = (_with_todays_names(_flat(json.loads(text))) for text in (found[SETTINGS], value))
         for name in dict.fromkeys([*before, *now]):
             if before.get(name) != now.get(name):
                 return name, before.get(name), now.get(name)
@@ -52,6 +52,12 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
+
+
+def _with_todays_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of checkpoints from before precision went by role. Whatever they stored what learns in is restored into float32."""
+    names = {"model.param_dtype": "model.frozen_dtype"}
+    return {names.get(name, name): value for name, value in settings.items() if name != "lora.dtype"}
 
 
 def learning(experiment: config.Experiment) -> str:

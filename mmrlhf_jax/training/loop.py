@@ -46,7 +46,7 @@ from mmrlhf_jax.training.profiler import ProfilerWindow
 from mmrlhf_jax.training.record import Pending, Recorder, as_number, bad_batch_file, record
 from mmrlhf_jax.training.reference import make_scoring_step, model_fingerprint, reference_logps
 from mmrlhf_jax.training.run_page import PAGE, write_run_page
-from mmrlhf_jax.training.state import TrainState, init_state, split_model, with_adapters
+from mmrlhf_jax.training.state import TrainState, init_state, split_model, stored_dtype, with_adapters
 from mmrlhf_jax.training.step import Reference, make_eval_step, make_train_step, mean_loss
 from mmrlhf_jax.training.stop import StopSignal, Vote
 
@@ -227,7 +227,7 @@ def load_base(experiment: config.Experiment, mesh) -> LlavaOnevision:
         settings.path,
         mesh=mesh,
         dtype=jnp.dtype(settings.dtype),
-        param_dtype=jnp.dtype(settings.param_dtype),
+        param_dtype=stored_dtype(settings, experiment.trains, experiment.lora),
         remat=settings.remat,
         attention=settings.attention,
         reward_head=settings.reward_head,

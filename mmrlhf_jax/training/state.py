@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmrlhf_jax.config import Lora, Trains
+from mmrlhf_jax.config import Lora, Model, Trains
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import Path, add_lora, is_adapter
@@ -23,6 +25,7 @@ PARTS = {
     "language": "language_model",
     "reward_head": "reward_head",
 }
+MASTER = np.dtype(np.float32)  # of all that learns
 # Gets an adapter only where it is named, as in PEFT: the output layer.
 UNADAPTED = {("language", "head")}
 
@@ -41,13 +44,25 @@ class TrainState:
 
 def split_model(model: LlavaOnevision, trains: Trains, lora: Lora | None = None) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """(graphdef, trained parameters, frozen parameters). Of the parts in `lora.parts` only the adapters are trained."""
+    learns = learner(trains, lora)
+    return nnx.split(model, lambda path, _: learns(path), ...)
+
+
+def learner(trains: Trains, lora: Lora | None) -> Callable[[Path], bool]:
+    """Whether the parameter of a path learns."""
     adapted = lora.parts if lora else ()
 
-    def learns(path, _) -> bool:
+    def learns(path: Path) -> bool:
         part = PARTS[path[0]]
         return getattr(trains, part) and (part not in adapted or is_adapter(path))
 
-    return nnx.split(model, learns, ...)
+    return learns
+
+
+def stored_dtype(settings: Model, trains: Trains, lora: Lora | None) -> Callable[[Path], np.dtype]:
+    """In what the parameter of a path is stored: float32 where it learns, `frozen_dtype` where it does not."""
+    learns, frozen = learner(trains, lora), jnp.dtype(settings.frozen_dtype)
+    return lambda path: MASTER if learns(path) else frozen
 
 
 def with_adapters(model: LlavaOnevision, lora: Lora | None, seed: int) -> LlavaOnevision:
@@ -63,7 +78,7 @@ def with_adapters(model: LlavaOnevision, lora: Lora | None, seed: int) -> LlavaO
         there.append(path)
         return path not in UNADAPTED if lora.layers is None else path[-1] in lora.layers
 
-    adapted = add_lora(model, chosen, rank=lora.rank, alpha=lora.alpha, dtype=jnp.dtype(lora.dtype), seed=seed)
+    adapted = add_lora(model, chosen, rank=lora.rank, alpha=lora.alpha, dtype=MASTER, seed=seed)
     layers = lora.layers or ()
     if "head" in layers and "language_model" in lora.parts and model.config.text.tied:
         raise UserError(
@@ -86,7 +101,10 @@ def with_adapters(model: LlavaOnevision, lora: Lora | None, seed: int) -> LlavaO
 def init_state(
     params: nnx.State, frozen: nnx.State, tx: optax.GradientTransformation, mesh: Mesh, *, keep_start: bool = False
 ) -> TrainState:
-    """A fresh state at step 0. The optimizer's moments lie where the parameters they belong to lie."""
+    """A fresh state at step 0. The optimizer's moments lie where the parameters they belong to lie, in their dtype: float32."""
+    rounded = [jax.tree_util.keystr(path) for path, x in jax.tree_util.tree_leaves_with_path(params) if x.dtype != MASTER]
+    if rounded:
+        raise ValueError(f"{rounded[0]} and {len(rounded) - 1} more learn and are not float32")
     replicated = NamedSharding(mesh, PartitionSpec())
     places = moment_places(jax.eval_shape(tx.init, params), params, replicated)
     opt_state = jax.jit(tx.init, out_shardings=places)(params)
