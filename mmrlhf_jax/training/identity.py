@@ -33,6 +33,16 @@ def run_identity(experiment: config.Experiment, rows: Rows, steps: int, source: 
     }
 
 
+def computed_precision(experiment: config.Experiment) -> dict[str, str]:
+    """What of the experiment's precision the numbers of its starting model depend on, beside the model itself."""
+    settings = experiment.model
+    if (
+        settings.dtype == "bfloat16" or settings.frozen_dtype == "float32"
+    ):  # weights are rounded where they are used, or nowhere
+        return {"dtype": settings.dtype}
+    return {"dtype": settings.dtype, "frozen": settings.frozen_dtype, "learns": learning(experiment)}
+
+
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """The first thing (name, as found, as wanted) that makes two identities two runs; None if they are one."""
     for key, value in wanted.items():

@@ -37,7 +37,7 @@ from mmrlhf_jax.sharding.mesh import check_rows, make_mesh, use_mesh
 from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.feed import agree, feed, own_rows
 from mmrlhf_jax.training.goodput import Goodput
-from mmrlhf_jax.training.identity import run_identity
+from mmrlhf_jax.training.identity import computed_precision, run_identity
 from mmrlhf_jax.training.metrics import MetricsLog
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import learning_rate_at, make_optimizer
@@ -46,7 +46,7 @@ from mmrlhf_jax.training.profiler import ProfilerWindow
 from mmrlhf_jax.training.record import Pending, Recorder, as_number, bad_batch_file, record
 from mmrlhf_jax.training.reference import make_scoring_step, model_fingerprint, reference_logps
 from mmrlhf_jax.training.run_page import PAGE, write_run_page
-from mmrlhf_jax.training.state import TrainState, init_state, split_model, stored_dtype, with_adapters
+from mmrlhf_jax.training.state import TrainState, init_state, precision_line, split_model, stored_dtype, with_adapters
 from mmrlhf_jax.training.step import Reference, make_eval_step, make_train_step, mean_loss
 from mmrlhf_jax.training.stop import StopSignal, Vote
 
@@ -90,11 +90,12 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
 
         # --- Reference -------------------------------------------------------------------------------------------------
         graphdef, params, frozen = split_model(model, experiment.trains, experiment.lora)
+        say(precision_line(params, frozen, experiment.model.dtype))
         held_out = held_out_rows(experiment, encoder)
         reference = reference_mode(experiment.objective)
         if isinstance(experiment.objective, config.Preference) and reference is None:
             scoring = make_scoring_step(graphdef, chunk=experiment.batch.logprob_chunk)
-            scorer = model_fingerprint(source, dtype=experiment.model.dtype)
+            scorer = model_fingerprint(source, **computed_precision(experiment))
             settings = dict(batch_rows=experiment.batch.rows // experiment.batch.accumulation, mesh=mesh)
             settings["cache"] = reference_cache(examples, directory)
             settings["at_batch"] = lambda done: peers.at(0, f"computing reference log-probs, batch {done}")

@@ -65,6 +65,14 @@ def stored_dtype(settings: Model, trains: Trains, lora: Lora | None) -> Callable
     return lambda path: MASTER if learns(path) else frozen
 
 
+def precision_line(params: nnx.State, frozen: nnx.State, dtype: str) -> str:
+    """How many parameters learn and how many do not, and in what precision, for the beginning of a run's log."""
+    counts = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, frozen)]
+    kinds = " and ".join(sorted({x.dtype.name for x in jax.tree.leaves(frozen)}))
+    still = f", {counts[1]:,} are frozen in {kinds}" if counts[1] else ""
+    return f"{counts[0]:,} parameters learn in float32{still}; the model computes in {dtype}"
+
+
 def with_adapters(model: LlavaOnevision, lora: Lora | None, seed: int) -> LlavaOnevision:
     """`model` with the adapters that an experiment asks for. UserError where a named layer is nowhere."""
     if lora is None:

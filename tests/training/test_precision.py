@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,11 @@ from mmrlhf_jax.models.lora import adapted_layers, is_adapter, merge_lora
 from mmrlhf_jax.sharding.abstract import abstract_model, abstract_state
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.training.feed import place
-from mmrlhf_jax.training.identity import SETTINGS, difference
+from mmrlhf_jax.training.identity import SETTINGS, computed_precision, difference
 from mmrlhf_jax.training.loop import load_base
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import make_optimizer
-from mmrlhf_jax.training.state import init_state, split_model
+from mmrlhf_jax.training.state import init_state, precision_line, split_model
 from mmrlhf_jax.training.step import make_train_step
 from tests import tiny
 from tests.training import groups
@@ -205,6 +206,26 @@ def test_a_run_from_before_goes_on():
     now["model"]["frozen_dtype"] = "bfloat16"
     found = difference({SETTINGS: json.dumps(before)}, {SETTINGS: json.dumps(now)})
     assert found == ("model.frozen_dtype", "float32", "bfloat16")
+
+
+def test_references_of_rounded_weights_are_not_taken_for_those_of_others(directory):
+    """Under float32 computation it counts which parameters are stored in bfloat16; under bfloat16 all are rounded anyway."""
+    model = {"dtype": "float32", "frozen_dtype": "bfloat16"}
+    whole, tower, rounded, half = (
+        computed_precision(experiment(directory, **settings))
+        for settings in (model | {"frozen_dtype": "float32"}, model, model | {"way": LORA}, model | {"dtype": "bfloat16"})
+    )
+    assert whole == {"dtype": "float32"} and half == {"dtype": "bfloat16"}
+    assert len({json.dumps(each) for each in (whole, tower, rounded, half)}) == 4
+
+
+def test_a_run_says_what_learns_in_which_precision(directory):
+    _, *states = split(experiment(directory, way=LORA, frozen_dtype="bfloat16"))
+    line = precision_line(*states, "bfloat16")
+    assert re.fullmatch(
+        r"[\d,]+ parameters learn in float32, [\d,]+ are frozen in bfloat16; the model computes in bfloat16", line
+    )
+    assert precision_line(states[0], nnx.State({}), "float32").endswith("learn in float32; the model computes in float32")
 
 
 def test_a_small_update_survives_merging_into_a_bfloat16_base(directory):
