@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -11,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 
 app = typer.Typer(
@@ -221,7 +221,7 @@ def replay(
 
     found = replaying.replay(batch, where, step=step, overrides=overrides or [])
     if loop.first_process():
-        print(json.dumps(replaying.as_json(found)) if as_json else replaying.as_text(found, most))
+        strict_json.print_figures(replaying.as_json(found)) if as_json else print(replaying.as_text(found, most))
 
 
 @app.command()
@@ -266,7 +266,7 @@ def bench(
     else:
         found = list(bench_cases.compare_cases(shape, bench_cases.CASES if table else bench_cases.CASES[:1], repeats=repeats))
     if as_json:
-        print(json.dumps(found[0] | ({"table": found} if len(found) > 1 else {})))
+        strict_json.print_figures(found[0] | ({"table": found} if len(found) > 1 else {}))
     else:
         print(bench_cases.as_table(found))
 
@@ -295,7 +295,7 @@ def logprobs(
 ) -> None:
     """Log-probability of every response under the model."""
     from mmrlhf_jax.data.examples import open_examples
-    from mmrlhf_jax.inference.engine import Engine
+    from mmrlhf_jax.inference.engine import Engine, all_finite
     from mmrlhf_jax.inference.jobs import write_in_pieces
 
     examples = open_examples(data, media_root, video_frames)
@@ -303,7 +303,7 @@ def logprobs(
 
     def work(piece):
         for record, found in zip(piece.records, engine.score_responses(piece, "answer", description="log-probs"), strict=True):
-            pairs = zip(found["logps"], found["lengths"], strict=True)
+            pairs = zip(all_finite(found["logps"], record, "log-prob"), found["lengths"], strict=True)
             yield {"id": record.id, "responses": [{"logprob": float(p), "tokens": int(n)} for p, n in pairs]}
 
     write_in_pieces(examples, out, f"logprobs {engine.fingerprint}", work)
@@ -402,7 +402,7 @@ def reward_bench(
     table = bench.by_category(critic.score(engine, examples, critique=critique, max_new_tokens=max_new_tokens))
     longer = bench.longer_wins(examples.records)
     if as_json:
-        print(json.dumps({name: dataclasses.asdict(row) for name, row in table.items()} | {"acc_longer_wins": longer}))
+        strict_json.print_figures({name: dataclasses.asdict(row) for name, row in table.items()} | {"acc_longer_wins": longer})
         return
     print(f"{'category':<16}{'pairs':>7}{'groups':>8}{'ACC':>8}{'ACC+':>8}")
     for name, row in table.items():

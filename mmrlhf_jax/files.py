@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import time
 import uuid
+import zipfile
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +15,9 @@ import fsspec.config
 import numpy as np
 from etils import epath
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.progress import say
 
 # fsspec's file systems remember listings; but a process must see what others, on other hosts perhaps, have written since.
 fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
@@ -61,7 +64,10 @@ def can_write(directory: epath.PathLike) -> bool:
 
 
 def write_json_lines(path: epath.PathLike, rows: Iterable[dict[str, Any]]) -> None:
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    """One object a line. UserError, and no file, where one holds a number that is not finite: it names the record."""
+    named = ((f"{path}: record {row.get('id', number)!r}", row) for number, row in enumerate(rows, 1))
+    lines = [strict_json.dumps(row, where=where, ensure_ascii=False) + "\n" for where, row in named]
+    write_atomically(path, "".join(lines).encode())
 
 
 class GrowingFile:
@@ -104,7 +110,7 @@ class GrowingFile:
 def read_json_object(path: epath.PathLike) -> dict[str, Any]:
     """The names and values of a JSON file. Raises UserError where it holds anything else."""
     try:
-        found = json.loads(epath.Path(path).read_bytes().decode())
+        found = strict_json.loads(epath.Path(path).read_bytes().decode())
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     if not isinstance(found, dict):
@@ -117,6 +123,15 @@ def write_arrays(path: epath.PathLike, **arrays: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
+
+
+def read_sound_arrays(path: epath.PathLike) -> dict[str, np.ndarray] | None:
+    """What a cache holds; None, which is said, where the file is no whole .npz. A read that fails is an error as ever."""
+    try:
+        return read_arrays(path)
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        say(f"{path}: not a whole file, and not used")
+        return None
 
 
 def read_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:

@@ -7,12 +7,12 @@ produces and what the builder, the stream, the reward model and the evaluations 
 from __future__ import annotations
 
 import dataclasses
-import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.finite import is_finite
 from mmrlhf_jax.places import PromptText, WrongMedia, check_places, find_places, split_at
 
 SCORE_NAMES = ("helpfulness", "faithfulness", "ethics")
@@ -215,11 +215,11 @@ def _response_from_json(row: Any, where: str) -> Response:
         raise UserError(f"{where}: field 'rank' must be an integer (1 = best, equal = tie), found {shown(rank)}")
     scores = row.pop("scores", None)
     if scores is not None:
-        if not isinstance(scores, dict) or not all(_is_finite(v) for v in scores.values()):
+        if not isinstance(scores, dict) or not all(is_finite(v) for v in scores.values()):
             raise UserError(f"{where}: field 'scores' must map dimension names to finite numbers, found {shown(scores)}")
         scores = {name: float(value) for name, value in scores.items()}
     reward = row.pop("reward", None)
-    if reward is not None and not _is_finite(reward):
+    if reward is not None and not is_finite(reward):
         raise UserError(f"{where}: field 'reward' must be a finite number, found {shown(reward)}")
     critique = _optional(row, "critique", str, where)
     if (critique is None or is_blank(critique)) and row.get("critiques"):
@@ -256,7 +256,3 @@ def _optional(row: dict[str, Any], name: str, kind: type, where: str) -> Any:
     if value is not None and not isinstance(value, kind):
         raise UserError(f"{where}: field {name!r} must be a {kind.__name__}, found {shown(value)}")
     return value
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -11,7 +11,6 @@ import types
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-import numpy as np
 import pydantic
 from etils import epath
 from pydantic import AfterValidator, Strict
@@ -20,6 +19,7 @@ from mmrlhf_jax import core_yaml
 from mmrlhf_jax.core_yaml import Empty
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.files import expand_home
+from mmrlhf_jax.finite import LARGEST, LEAST_NORMAL, is_finite
 from mmrlhf_jax.progress import say
 
 
@@ -51,9 +51,8 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 def _in_float32(value: float) -> float:
-    largest, least = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
-    if abs(value) > largest or 0 < abs(value) < least:
-        raise ValueError(f"{value:g} has no place in float32, whose numbers are 0 or from {least:.2g} to {largest:.2g}")
+    if not is_finite(value) or 0 < abs(value) < LEAST_NORMAL:
+        raise ValueError(f"{value:g} has no place in float32, whose numbers are 0 or from {LEAST_NORMAL:.2g} to {LARGEST:.2g}")
     return value
 
 

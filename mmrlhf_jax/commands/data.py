@@ -5,9 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import difflib
-import json
 import shlex
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.data import stats as figures
 from mmrlhf_jax.data.builder import build as build_data
 from mmrlhf_jax.data.checks import summarise_findings
@@ -60,7 +60,7 @@ def validate(source: str, media_root: str | None, video_frames: int, max_text: i
     report = check(source, media_root, video_frames=video_frames, max_text=max_text, progress=StagedProgress())
     kinds = collections.Counter(finding.kind for finding in report.findings)
     if as_json:
-        print(json.dumps(dataclasses.asdict(report) | {"kinds": kinds}, ensure_ascii=False))
+        strict_json.print_figures(dataclasses.asdict(report) | {"kinds": kinds})
         return bool(report.findings)
     print(f"{report.records} records read, {len(report.findings)} findings")
     for kind, count in kinds.most_common():
@@ -92,7 +92,7 @@ def stats(
     layouts = [examples.layout(i) for i in range(len(examples))]
     found = figures.summarise(examples.records, layouts, sizes, slots)
     if as_json:
-        print(json.dumps(found | {"lengths_from": lengths_from}, ensure_ascii=False))
+        strict_json.print_figures(found | {"lengths_from": lengths_from})
         return
     write_atomically(out, stats_page(data, found, sizes, slots, lengths_from).encode())
     fill = found["packing"][str(slots)]["fill"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from etils import epath
 
-from mmrlhf_jax import config
+from mmrlhf_jax import config, strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import is_remote
 from mmrlhf_jax.progress import say
@@ -71,7 +70,7 @@ def plan(
                 print(show.as_text(made), flush=True)
     if as_json:
         made = [planning.as_json(each) for each in plans]
-        print(json.dumps(made if several else made[0]))
+        strict_json.print_figures(made if several else made[0])
     if readme is not None:
         say(f"{readme}: {len(plans)} plans")
 
@@ -87,7 +86,7 @@ def alike(experiments: dict[str, config.Experiment]) -> list[tuple[list[str], co
         key["objective"].pop("scaling", None)
         if not at_hand(experiment.data):
             key["data"] |= {"path": None, "pairs": None, "critiques": experiment.data.critiques is None}
-        found.setdefault(json.dumps(_without_values(key)), ([], experiment))[0].append(name)
+        found.setdefault(strict_json.dumps(_without_values(key)), ([], experiment))[0].append(name)
     return list(found.values())
 
 

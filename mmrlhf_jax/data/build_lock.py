@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import uuid
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import is_remote
 
@@ -25,7 +25,7 @@ def sole_build(workplace: epath.Path, out: epath.Path) -> Iterator[None]:
     both get it: there, a file can not be made on condition that it is new.
     """
     path = workplace / LOCK
-    mine = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "build": uuid.uuid4().hex})
+    mine = strict_json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "build": uuid.uuid4().hex})
     while not _make(path, mine):
         held = _read(path)
         if held is None:  # released since
@@ -66,7 +66,7 @@ def _read(path: epath.Path) -> str | None:
 def _owner(held: str) -> tuple[int, str] | None:
     """(process id, host); None where the file does not say, as when it is being written."""
     try:
-        owner = json.loads(held)
+        owner = strict_json.loads(held)
         return int(owner["pid"]), str(owner["host"])
     except (ValueError, KeyError, TypeError):
         return None

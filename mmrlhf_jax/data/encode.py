@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.examples import Example, Layout
 from mmrlhf_jax.data.pair_margins import pair_margins
 from mmrlhf_jax.data.rows import Budget, EncodedGroup
@@ -60,7 +60,7 @@ class GroupEncoder:
         settings["tokenizer"] = self.tokenizer.tokenizer.backend_tokenizer.to_str()
         if self.template == "checkpoint":
             settings["chat_template"] = self.tokenizer.tokenizer.chat_template
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(strict_json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     @functools.cached_property
     def _template(self) -> Template:

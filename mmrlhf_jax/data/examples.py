@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Any
 
 from etils import epath
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.hub import check_repository, hub_errors
 from mmrlhf_jax.data.media import MediaFile, check_media_root, read_media, read_video_frames, resolve_media, video_files
 from mmrlhf_jax.data.sources import OnError, read_source
@@ -198,7 +198,7 @@ class BuiltExamples:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         stored = self._data_source[index]
-        record = record_from_json(json.loads(stored["record"]), f"{self.directory}: example {index}")
+        record = record_from_json(strict_json.loads(stored["record"]), f"{self.directory}: example {index}")
         return Example(record, tuple(stored["images"]), tuple(stored["frames"]))
 
     def layout(self, index: int) -> Layout:
@@ -212,7 +212,7 @@ class BuiltExamples:
     @functools.cached_property
     def _layouts(self) -> list[Layout]:
         lines = (self.directory / LAYOUTS_FILE).read_text().splitlines()
-        return [Layout(tuple((h, w) for h, w in row["images"]), row["frames"]) for row in map(json.loads, lines)]
+        return [Layout(tuple((h, w) for h, w in row["images"]), row["frames"]) for row in map(strict_json.loads, lines)]
 
     @functools.cached_property
     def records(self) -> list[RankedRecord]:
@@ -252,12 +252,12 @@ def open_examples(
 
 
 def dump_layout(layout: Layout) -> str:
-    return json.dumps(dataclasses.asdict(layout))
+    return strict_json.dumps(dataclasses.asdict(layout))
 
 
 def dump_record(record: RankedRecord) -> str:
     """A record as one line of the project's own JSONL form; equal records give equal lines."""
-    return json.dumps(record.to_json(), sort_keys=True)
+    return strict_json.dumps(record.to_json(), where=f"record {record.id!r}", sort_keys=True)
 
 
 def _read_info(directory: epath.Path) -> tuple[int, str]:

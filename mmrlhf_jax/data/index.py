@@ -14,7 +14,7 @@ from etils import epath
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.processes import spawn_pool
 from mmrlhf_jax.data.rows import Budget
-from mmrlhf_jax.files import read_arrays, write_arrays
+from mmrlhf_jax.files import read_sound_arrays, write_arrays
 from mmrlhf_jax.progress import say
 
 Progress = Callable[[Iterable, str, int], Iterable]
@@ -68,7 +68,7 @@ def build_index(
     measured = f"{VERSION} {' '.join(Budget.names())}"
     fingerprint = hashlib.sha256(f"{examples.fingerprint} {encoder.fingerprint} {measured}".encode()).hexdigest()
     stored = cache / f"index-{fingerprint[:16]}.npz" if cache is not None else None
-    sizes = None if stored is None else _read(stored, len(examples))
+    sizes = None if stored is None else _read(stored, [len(record.responses) for record in examples.records])
     if sizes is None:
         found: Iterable[np.ndarray] = measure_all(examples, encoder, jobs)
         if progress is not None:
@@ -88,10 +88,13 @@ def build_index(
     )
 
 
-def _read(stored: epath.Path, groups: int) -> np.ndarray | None:
-    """The sizes that are kept there; None where there are none, or not of so many groups."""
-    sizes = read_arrays(stored)["sizes"] if stored.exists() else None
-    return sizes if sizes is not None and sizes.shape == (groups, len(Budget.names())) else None
+def _read(stored: epath.Path, responses: list[int]) -> np.ndarray | None:
+    """The sizes that are kept there; None where there are none, or not of these groups, by their numbers of responses."""
+    found = read_sound_arrays(stored) if stored.exists() else None
+    sizes = None if found is None else found.get("sizes")
+    if sizes is None or sizes.shape != (len(responses), len(Budget.names())):
+        return None
+    return sizes if (sizes[:, Budget.names().index("responses")] == responses).all() else None
 
 
 def _keep(stored: epath.Path, sizes: np.ndarray) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.examples import Example, Layout, dump_record
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.records import RankedRecord
@@ -54,7 +54,7 @@ def read_scores(path: epath.PathLike) -> dict[str, list[Mapping]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = strict_json.loads(line)
             scores[row["id"]] = [{"reward": float(r["reward"]), "critique": r.get("critique")} for r in row["responses"]]
         except (ValueError, KeyError, TypeError):
             raise UserError(f'{path}, line {number}: expected {{"id", "responses": [{{"reward", ...}}]}}') from None

@@ -8,29 +8,38 @@ from typing import Any
 import numpy as np
 
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.finite import is_finite, number
 from mmrlhf_jax.records import Pair, RankedRecord
 
 
 def pair_margins(record: RankedRecord, pairs: np.ndarray) -> np.ndarray:
     """float32[p]: the `ls_factor` that the pair file gave to each of `pairs` (int32[p, 2]), NaN where there is none."""
-    stored = dict(_stored(record.extra.get("pairs")))
+    stored = {pair: factor for pair, factor in _stored(record) if is_finite(factor)}
     return np.asarray([stored.get((int(c), int(r)), np.nan) for c, r in pairs], np.float32)
 
 
-def _stored(field: Any) -> Iterator[tuple[Pair, float]]:
-    """Pairs and their numbers in an `extra["pairs"]`, which is `folding`'s, or a field of that name that means anything."""
+def _stored(record: RankedRecord) -> Iterator[tuple[Pair, Any]]:
+    """Pairs and what stands for their numbers in `extra["pairs"]`, which is `folding`'s, or means anything else."""
+    field: Any = record.extra.get("pairs")
     for entry in field if isinstance(field, list) else ():
         match entry:
-            case {"chosen": int(chosen), "rejected": int(rejected), "ls_factor": int() | float() as factor}:
-                yield (chosen, rejected), float(factor)
+            case {"chosen": int(chosen), "rejected": int(rejected), "ls_factor": factor} if factor is not None:
+                yield (chosen, rejected), factor
 
 
 def check_pair_margins(examples, source: str, instead: str) -> None:
-    """Raise UserError that counts the records with a strict pair that has no number of its own."""
+    """Raise UserError that counts the records with a strict pair that has no number of its own.
+
+    And one that names record and pair for an `ls_factor` that is no finite number, or not the only one of its pair.
+    """
 
     def lacks(record: RankedRecord) -> bool:
-        margins = pair_margins(record, np.asarray(record.pairs(), np.int32).reshape(-1, 2))
-        return bool(np.isnan(margins).any())
+        stored: dict[Pair, float] = {}
+        for pair, factor in _stored(record):
+            where = f"{source}: record {record.id!r}, pair {pair}: ls_factor"
+            if stored.setdefault(pair, number(factor, where)) != factor:
+                raise UserError(f"{where} is both {stored[pair]:g} and {factor:g}; remove one")
+        return not set(record.pairs()) <= stored.keys()
 
     lacking = [record.id for record in examples.records if lacks(record)]
     if lacking:

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.examples import Example, Layout, Progress, dump_layout, dump_record
 from mmrlhf_jax.data.processes import CONTEXT, spawn_pool
 from mmrlhf_jax.errors import UserError
@@ -65,7 +65,7 @@ class Shard:
         """The note of a finished shard, None where it is missing, or of a shard that was made from something else."""
         if not self.note_path.exists() or not self.path.exists():
             return None
-        stored = json.loads(self.note_path.read_text())
+        stored = strict_json.loads(self.note_path.read_text())
         if stored.pop("key") != self.key:
             return None
         return Note(tuple(stored["digests"]), tuple(stored["layouts"]), stored["size"])
@@ -87,7 +87,7 @@ def plan_shards(examples: Any, directory: epath.Path, notes: epath.Path) -> list
         part = examples.part(range(start, stop))
         name = f"{NAME}-train.array_record-{number:05d}-of-{len(bounds) - 1:05d}"
         content = [part.video_frames, [dump_record(record) for record in part.records], states[start:stop]]
-        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        key = hashlib.sha256(strict_json.dumps(content).encode()).hexdigest()
         shards.append(Shard(part, directory / name, notes, key))
     return shards
 
@@ -116,7 +116,7 @@ def write_shard(shard: Shard, tick: Callable[[], None] | None = None) -> None:
         finally:
             writer.close()
     stored = {"key": shard.key, "digests": digests, "layouts": layouts, "size": shard.path.stat().length}
-    write_atomically(shard.note_path, json.dumps(stored).encode())
+    write_atomically(shard.note_path, strict_json.dumps(stored).encode())
 
 
 def check_media(example: Example, where: str) -> Layout:

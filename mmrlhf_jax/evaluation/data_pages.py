@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.evaluation import report
@@ -90,7 +90,7 @@ def card_page(example: Example) -> str:
     record = example.record
     ordered = sorted(record.responses, key=lambda response: (response.rank is None, response.rank or 0))
     media = element("div", *_pictures(example), class_="media one" if len(example.images) == 1 else "media")
-    extra = element("pre", json.dumps(dict(record.extra), ensure_ascii=False, indent=1)) if record.extra else None
+    extra = element("pre", strict_json.dumps(dict(record.extra), ensure_ascii=False, indent=1)) if record.extra else None
     sections = {
         "Prompt": join(media, element("p", record.prompt, class_="text lead")),
         "Responses": join(*[_response(response) for response in ordered]),
@@ -115,7 +115,7 @@ def _response(response: Response) -> Markup:
     if response.critique is not None:
         parts.append(element("div", element("p", response.critique, class_="text"), class_="critique"))
     if response.extra:
-        fields = element("pre", json.dumps(dict(response.extra), ensure_ascii=False, indent=1))
+        fields = element("pre", strict_json.dumps(dict(response.extra), ensure_ascii=False, indent=1))
         parts.append(element("details", element("summary", f"other fields: {', '.join(response.extra)}"), fields))
     return element("article", *parts, class_="response")
 

@@ -5,7 +5,6 @@ Reference: PEFT `utils/save_and_load.py`, `tuners/lora/config.py`; modules are n
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.export import gather, new_directory, refuse_existing
 from mmrlhf_jax.models.llava_onevision import weights
@@ -70,7 +70,7 @@ def export_adapter(
         return
     with new_directory(Path(out)) as directory:
         save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-        (directory / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        (directory / "adapter_config.json").write_text(strict_json.dumps(settings, indent=2, sort_keys=True) + "\n")
         if card is not None:
             (directory / "README.md").write_text(card)
 

@@ -6,11 +6,11 @@ that has a template counts, and what another place says differently is ignored, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import read_json_object
 from mmrlhf_jax.huggingface.weight_files import say_once
@@ -45,7 +45,7 @@ def write_chat_templates(directory: Path, templates: Mapping[str, str]) -> None:
         content = _json(path)
         if KEY in content:
             content.pop(KEY)
-            path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+            path.write_text(strict_json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     for name, text in templates.items():
         path = directory / FILE if name == DEFAULT else directory / FOLDER / f"{name}.jinja"
         path.parent.mkdir(exist_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import shutil
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.templates import CHAT_TEMPLATE, IM_END
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import read_json_object
@@ -402,4 +402,4 @@ def _copy(source: Path, directory: Path, names: tuple[str, ...]) -> None:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    path.write_text(strict_json.dumps(value, indent=2, sort_keys=True) + "\n")

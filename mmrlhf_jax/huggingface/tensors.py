@@ -7,7 +7,6 @@ The safetensors library writes a file from a dictionary of all its arrays; `writ
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.weight_files import INDEX, SINGLE, find_weight_files
 
@@ -102,7 +102,7 @@ def sampled_bytes(path: os.PathLike[str], *, places: int = 4, size: int = 4096) 
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length)
         yield header
-        for name, tensor in json.loads(header).items():
+        for name, tensor in strict_json.loads(header).items():
             if name == "__metadata__":
                 continue
             start, end = (8 + length + offset for offset in tensor["data_offsets"])
@@ -143,7 +143,7 @@ def write_tensors(directory: Path, plans: Sequence[TensorPlan], shard_bytes: int
     if len(shards) > 1:
         weight_map = {plan.name: filename for filename, shard in zip(names, shards, strict=True) for plan in shard}
         index = {"metadata": {"total_size": sum(plan.nbytes for plan in plans)}, "weight_map": dict(sorted(weight_map.items()))}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (directory / INDEX).write_text(strict_json.dumps(index, indent=2) + "\n")
 
 
 def _open(path: os.PathLike[str]):
@@ -173,7 +173,7 @@ def _write_file(path: Path, plans: Sequence[TensorPlan]) -> None:
         offsets = [offset, offset + plan.nbytes]
         header[plan.name] = {"dtype": codes[plan.dtype], "shape": list(plan.shape), "data_offsets": offsets}
         offset = offsets[1]
-    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded = strict_json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little"))

@@ -7,12 +7,12 @@ them (a single file that was left over, shards of an earlier export, consolidate
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.progress import say
 
@@ -84,7 +84,7 @@ def _hint(directory: Path) -> str:
 def _read_index(path: Path) -> dict[str, str]:
     wrong = UserError(f"{path}: not a safetensors index; download or export the model again")
     try:
-        places = json.loads(path.read_text(), object_pairs_hook=_without_repeats)["weight_map"]
+        places = strict_json.loads(path.read_text(), object_pairs_hook=_without_repeats)["weight_map"]
     except _Repeated as error:
         raise UserError(f"{path}: {error} is given twice; download or export the model again") from None
     except (ValueError, KeyError, TypeError):

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from mmrlhf_jax.data.overlay import OverlaidExamples, map_records
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.inference.engine import Engine, Prompt
+from mmrlhf_jax.inference.engine import Engine, Prompt, all_finite
 from mmrlhf_jax.records import RankedRecord
 
 # written: one greedy critique (the paper's way); given: the data's own critiques; none: the score without a critique.
@@ -21,14 +21,17 @@ def check_mode(mode: str) -> None:
 
 
 def score(engine: Engine, examples, *, critique: CritiqueMode = "written", max_new_tokens: int = 512) -> list[RankedRecord]:
-    """The examples' records with `critique` (as read by the head) and `reward` set on every response."""
+    """The examples' records with `critique` (as read by the head) and `reward` set on every response.
+
+    UserError that names record and response where a reward is not finite.
+    """
     if critique == "written":
         examples = write_critiques(engine, examples, max_new_tokens=max_new_tokens)
     task = "uncritiqued" if critique == "none" else "critique"
     scored = engine.score_responses(examples, task)
 
     def with_reward(record: RankedRecord, rewards) -> RankedRecord:
-        pairs = zip(record.responses, rewards, strict=True)
+        pairs = zip(record.responses, all_finite(rewards, record, "reward"), strict=True)
         return record.replace_responses([dataclasses.replace(r, reward=float(reward)) for r, reward in pairs])
 
     return [with_reward(record, found["rewards"]) for record, found in zip(examples.records, scored, strict=True)]

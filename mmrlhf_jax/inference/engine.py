@@ -26,6 +26,7 @@ from mmrlhf_jax.inference.prompts import Prompt, prompt_rows, prompt_trees
 from mmrlhf_jax.models.layers import matmul_precision, with_short_sums
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.progress import Progress
+from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
 from mmrlhf_jax.training.reference import make_scoring_step, model_fingerprint, score_responses
 
@@ -136,6 +137,17 @@ class Engine:
 
     def _dtype(self):
         return jax.tree.leaves(self.params)[0].dtype
+
+
+def all_finite(values: np.ndarray, record: RankedRecord, what: str) -> np.ndarray:
+    """`values`, one per response of the record. UserError, which says `what` they are, where one is not finite."""
+    if not np.isfinite(values).all():
+        place = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise UserError(
+            f"record {record.id!r}, response {place}: the model's {what} is {values[place]}; nothing is written of it."
+            " Check the checkpoint, or compute in --dtype float32"
+        )
+    return values
 
 
 def batched(items: Iterable, size: int) -> Iterator[list]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from etils import epath
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_atomically
@@ -38,7 +38,7 @@ def write_in_pieces(
             say(f"records {start} to {min(start + piece, len(examples)) - 1}: done before")
         else:
             lines = work(Subset(examples, range(start, min(start + piece, len(examples)))))
-            write_atomically(part, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+            write_atomically(part, "".join(strict_json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
         parts.append(part)
     write_atomically(out, b"".join(part.read_bytes() for part in parts))
     if parts:

@@ -6,11 +6,11 @@ made of the same.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.quickstart.scenes import PLACES, SHAPES, SceneObject, objects_from_key
 
 PROMPT = "Say what the picture shows."
@@ -42,7 +42,7 @@ def caption_records(records_path: Path, seed: int) -> tuple[Path, Path]:
     with things seen as another one."""
     rng, accounts, captions = random.Random(f"{seed}/captions"), {}, {}
     for line in filter(None, records_path.read_text().split("\n")):
-        row = json.loads(line)
+        row = strict_json.loads(line)
         name, objects = row["id"].rsplit("-", 1)[0], objects_from_key(row["scene"])
         if name in accounts:
             continue
@@ -52,7 +52,7 @@ def caption_records(records_path: Path, seed: int) -> tuple[Path, Path]:
         captions[name] = record | {"responses": [{"text": text} for text in texts]}
     paths = records_path.parent / "accounts.jsonl", records_path.parent / "captions.jsonl"
     for path, records in zip(paths, (accounts, captions), strict=True):
-        path.write_text("".join(f"{json.dumps(record)}\n" for record in records.values()))
+        path.write_text("".join(f"{strict_json.dumps(record)}\n" for record in records.values()))
     return paths
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Set
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.quickstart.questions import Question, ask
 from mmrlhf_jax.quickstart.responses import respond
@@ -73,7 +73,7 @@ def write_dataset(
                 if record.images[0] not in written:
                     image.save(folder / record.images[0])
                     written.add(record.images[0])
-                file.write(json.dumps(record.to_json()) + "\n")
+                file.write(strict_json.dumps(record.to_json()) + "\n")
                 keys |= {record.extra["scene"]}
         partial.replace(path)
         paths[split] = path

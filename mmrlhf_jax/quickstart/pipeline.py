@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 import jax
 
 import mmrlhf_jax
-from mmrlhf_jax import config
+from mmrlhf_jax import config, strict_json
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.examples import BuiltExamples, open_examples
 from mmrlhf_jax.data.templates import CRITIQUE_PROMPT, SYSTEM
@@ -67,7 +66,7 @@ class Quickstart:
         if not path.exists():
             raise UserError(f"{path}: not found; run the quickstart from a clone of the repository (pip install --editable)")
         experiment = config.load_experiment(path)
-        moved = json.loads(experiment.model_dump_json().replace("runs/quickstart/", f"{self.root.as_posix()}/"))
+        moved = strict_json.loads(experiment.model_dump_json().replace("runs/quickstart/", f"{self.root.as_posix()}/"))
         return config.Experiment.model_validate(moved)
 
 
@@ -102,9 +101,9 @@ def run(out: str) -> None:
     step("8/8  the exported model, in transformers", check_export, quickstart)
 
     quickstart.figures["seconds"] = round(time.monotonic() - started, 1)
-    write_atomically(quickstart.root / "summary.json", json.dumps(quickstart.figures, indent=2).encode())
+    write_atomically(quickstart.root / "summary.json", strict_json.dumps(quickstart.figures, indent=2).encode())
     write_page(quickstart.root, quickstart.figures, held_out, answers)
-    say(json.dumps(quickstart.figures, indent=2))
+    say(strict_json.dumps(quickstart.figures, indent=2))
     say(f"\nLook at {quickstart.root / 'report.html'}")
 
 

@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import math
 import multiprocessing
 import os
@@ -27,6 +26,7 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_atomically
 
@@ -162,11 +162,11 @@ def _kept(fingerprint: str) -> Path | None:
 
 
 def _keep(program: Program, path: Path) -> None:
-    write_atomically(path, gzip.compress(json.dumps(dataclasses.asdict(program)).encode(), 6))
+    write_atomically(path, gzip.compress(strict_json.dumps(dataclasses.asdict(program)).encode(), 6))
 
 
 def _read(path: Path) -> Program:
-    stored = json.loads(gzip.decompress(path.read_bytes()))
+    stored = strict_json.loads(gzip.decompress(path.read_bytes()))
     memory = stored.pop("memory")
     return Program(**stored, memory=memory and Memory(**memory))
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
-from mmrlhf_jax import config, sections
+from mmrlhf_jax import config, sections, strict_json
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.training.reference import model_fingerprint
 
@@ -28,7 +27,7 @@ def run_identity(experiment: config.Experiment, rows: Rows, steps: int, source: 
         "trains": learning(experiment),
         "plan of rows": rows.identity,
         "model": model_fingerprint(source),
-        SETTINGS: json.dumps(settings, sort_keys=True),
+        SETTINGS: strict_json.dumps(settings, sort_keys=True),
         CONFIGURATION: sections.resolved(experiment),
     }
 
@@ -50,7 +49,7 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str
             continue
         if key != SETTINGS or SETTINGS not in found:
             return key, found.get(key), value
-        before, now = (_with_todays_names(_flat(json.loads(text))) for text in (found[SETTINGS], value))
+        before, now = (_with_todays_names(_flat(strict_json.loads(text))) for text in (found[SETTINGS], value))
         for name in dict.fromkeys([*before, *now]):
             if before.get(name) != now.get(name):
                 return name, before.get(name), now.get(name)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 
 import numpy as np
 from etils import epath
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import GrowingFile
 
@@ -43,7 +43,7 @@ class MetricsLog:
         kept = [row for row in found if row["step"] <= resume_step]
         self.found, self.kept = (next((r for r in reversed(rows) if "loss" in r), {}) for rows in (found, kept))
         # Cut when there is a first line to write: who is stopped before leaves the file as it was.
-        self._text = "".join(json.dumps(row) + "\n" for row in kept)
+        self._text = "".join(strict_json.dumps(row) + "\n" for row in kept)
         self._file: GrowingFile | None = None
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
         self._wandb = None if wandb is None else _start_wandb(wandb, directory, settings or {})
@@ -54,13 +54,15 @@ class MetricsLog:
             return
         scalars = {name: value for name, value in figures.items() if not isinstance(value, list)}
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        lists = {name: value for name, value in figures.items() if isinstance(value, list)}
+        # A histogram of which one number is not finite says nothing.
+        lists = {name: value for name, value in figures.items() if isinstance(value, list) and np.isfinite(value).all()}
+        finite |= {name: None for name, value in figures.items() if isinstance(value, list) and name not in lists}
         if self._file is None:
             self._file = GrowingFile(self._path, self._text)
-        self._file.write(json.dumps({"step": step} | finite | lists) + "\n")
+        self._file.write(strict_json.dumps({"step": step} | finite | lists) + "\n")
         shown = {name: value for name, value in finite.items() if value is not None}
         for name, value in shown.items():
-            self._board.add_scalar(name, value, step)
+            self._board.add_scalar(name, value, step)  # TensorBoard leaves gaps where there is none
         for name, shares in lists.items():
             if f"{name}_edges" in lists:
                 self._add_histogram(name, np.asarray(shares), np.asarray(lists[f"{name}_edges"]), step)
@@ -115,8 +117,8 @@ def read_metrics(directory: epath.PathLike) -> list[dict[str, float]]:
     lines = path.read_text().split("\n")
     for number, line in enumerate(lines, 1):
         try:
-            rows += [json.loads(line)] if line else []
-        except json.JSONDecodeError:
+            rows += [strict_json.loads(line)] if line else []
+        except strict_json.JSONDecodeError:
             if number < len(lines) - 1:
                 raise UserError(f"{path}, line {number}: not JSON; delete the line") from None
     return rows

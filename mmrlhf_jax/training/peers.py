@@ -6,7 +6,6 @@ never ends, and none of them can say why. So every process beats: a small file i
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Callable
 
 from etils import epath
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.exits import PEER_LOST
@@ -122,7 +122,7 @@ class Peers:
     def _write(self, doing: str) -> None:
         self._beats += 1
         beat = {"beat": self._beats, "step": self._step, "doing": doing, "host": platform.node(), "pid": os.getpid()}
-        write_atomically(self._path(self._process), json.dumps(beat).encode())
+        write_atomically(self._path(self._process), strict_json.dumps(beat).encode())
 
     def _path(self, process: int) -> epath.Path:
         return self._directory / f"process-{process}.json"
@@ -131,7 +131,7 @@ class Peers:
         found = {}
         for process in range(self._count):
             try:
-                found[process] = json.loads(self._path(process).read_text())
+                found[process] = strict_json.loads(self._path(process).read_text())
             except Exception:  # not there yet, a file system in the middle of it, or whatever an object store raises
                 continue
         return found
@@ -139,7 +139,7 @@ class Peers:
     def _gone(self, now: float) -> str | None:
         gone = []
         for process, beat in self._read().items():
-            text = json.dumps(beat)
+            text = strict_json.dumps(beat)
             if self._seen.get(process, ("", 0.0))[0] != text:
                 self._seen[process] = (text, now)
             silent = now - self._seen[process][1]
@@ -151,7 +151,7 @@ class Peers:
 
     def _behind(self, now: float) -> str | None:
         beats = self._read()
-        where = json.dumps({process: [beat["step"], beat["doing"]] for process, beat in beats.items()})
+        where = strict_json.dumps({process: [beat["step"], beat["doing"]] for process, beat in beats.items()})
         if where != self._progress[0] or any(beat["doing"] in UNTIMED for beat in beats.values()):
             self._progress = (where, now)
         if now - self._progress[1] < self._hang or len(beats) < self._count:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +12,11 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.data.stream import Rows, batches
-from mmrlhf_jax.files import read_arrays, write_arrays
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import read_arrays, read_sound_arrays, write_arrays
 from mmrlhf_jax.huggingface.tensors import sampled_bytes
 from mmrlhf_jax.huggingface.weight_files import find_weight_files
 from mmrlhf_jax.progress import Progress, say
@@ -58,9 +59,9 @@ def score_responses(
     steps = -(-count // batch_rows)
     found = {name: np.full(rows.index.responses, np.nan, np.float32) for name in ("logps", "lengths", "rewards")}
     start = 0
-    if partial is not None and agree(partial.exists()):
-        stored = read_arrays(partial)
-        start, found = int(stored.pop("steps")), {name: values.copy() for name, values in stored.items()}
+    stored = _kept_pass(partial, found, steps) if partial is not None else None
+    if stored is not None:
+        start, found = stored
         say(f"{description}: {start} of {steps} batches were done before")
     progress, kept = Progress(description, steps - start), time.monotonic()
     stream = batches(rows, batch_rows=batch_rows, steps=steps, total=count, start=start, mine=own_rows(mesh, batch_rows))
@@ -91,22 +92,68 @@ def reference_logps(
 ) -> np.ndarray:
     """float32[responses], read from `cache` if data, encoder, the groups that are kept and model are as when it was written.
 
-    Responses of groups that `rows` leaves out are NaN.
+    Responses of groups that `rows` leaves out are NaN. UserError that names the record where another one is not finite.
     """
     content = f"{rows.index.fingerprint} {model_fingerprint}".encode() + rows.index.groups.astype(np.int64).tobytes()
     key = hashlib.sha256(content).hexdigest()[:16]
     path = cache / f"reference-{key}.npz"
-    if agree(path.exists()):
+    scored = _scored_responses(rows)
+    stored = _kept_logps(path, scored)
+    if stored is not None:
         say(f"reference log-probs: read from {path}")
-        return read_arrays(path)["logps"]
+        return stored
     layout = hashlib.sha256(f"{rows.budget} {rows.seed} {batch_rows}".encode()).hexdigest()[:8]
     partial = cache / f"reference-{key}-{layout}-partial.npz"
     settings = dict(batch_rows=batch_rows, mesh=mesh, description="reference log-probs", partial=partial, at_batch=at_batch)
     found = score_responses(step, params, frozen, rows, **settings)
+    check_finite(found["logps"], scored, rows)
     if jax.process_index() == 0:
         write_arrays(path, logps=found["logps"])
         partial.unlink(missing_ok=True)
     return found["logps"]
+
+
+def _kept_pass(partial: epath.Path, empty: dict[str, np.ndarray], steps: int) -> tuple[int, dict[str, np.ndarray]] | None:
+    """(batches done, what they gave) of a pass that was cut off. All processes go by what the first one finds."""
+    stored = read_sound_arrays(partial) if partial.exists() else None
+    done = int(stored.pop("steps", -1)) if stored is not None else -1
+    sound = 0 <= done <= steps and {n: x.shape for n, x in stored.items()} == {n: x.shape for n, x in empty.items()}
+    if not agree(sound):
+        return None
+    stored = read_arrays(partial) if stored is None else stored | {"steps": done}
+    return int(stored.pop("steps")), {name: values.copy() for name, values in stored.items()}
+
+
+def _kept_logps(path: epath.Path, scored: np.ndarray) -> np.ndarray | None:
+    """The log-probs of a file, if there are as many as responses, and those of `scored` ones are finite."""
+    stored = read_sound_arrays(path) if path.exists() else None
+    logps = None if stored is None else stored.get("logps")
+    sound = logps is not None and logps.shape == scored.shape and bool(np.isfinite(logps[scored]).all())
+    if logps is not None and not sound:
+        say(f"{path}: has other responses, or log-probs that are not finite; it is computed anew")
+    if not agree(sound):
+        return None
+    return read_arrays(path)["logps"] if logps is None else logps
+
+
+def _scored_responses(rows: Rows) -> np.ndarray:
+    """bool[responses]: those of the groups that `rows` keeps."""
+    first = rows.index.first_responses
+    scored = np.zeros(rows.index.responses, bool)
+    for group in rows.index.groups:
+        scored[first[group] : first[group + 1]] = True
+    return scored
+
+
+def check_finite(logps: np.ndarray, scored: np.ndarray, rows: Rows) -> None:
+    """UserError that counts the responses whose reference is not finite, and names the record of the first."""
+    wrong = np.flatnonzero(scored & ~np.isfinite(logps))
+    if len(wrong):
+        record = rows.examples.records[int(np.searchsorted(rows.index.first_responses, wrong[0], side="right")) - 1]
+        raise UserError(
+            f"{len(wrong)} of {scored.sum()} reference log-probs are not finite, the first is of record {record.id!r};"
+            " check the checkpoint, or set model.dtype: float32"
+        )
 
 
 # What beside the weights decides what a model says of an example.
@@ -116,7 +163,7 @@ SETTINGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 def model_fingerprint(directory: epath.PathLike, **settings) -> str:
     """Identifies a checkpoint without reading it all: names, shapes and some KB of every tensor, and how it sees pictures."""
     directory = epath.Path(directory)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(strict_json.dumps(settings, sort_keys=True, default=str).encode())
     for path in find_weight_files(Path(directory)).files:  # what else lies there is not the model
         digest.update(f"{path.name} {path.stat().st_size}".encode())
         for piece in sampled_bytes(path):

@@ -15,7 +15,7 @@ import optax
 from etils import epath
 from flax import nnx
 
-from mmrlhf_jax import config
+from mmrlhf_jax import config, strict_json
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.layers import matmul_precision
@@ -142,16 +142,8 @@ def _stored(value: float) -> float | None:
 
 def as_json(found: Replay) -> dict[str, Any]:
     """With None for what is not finite, which JSON cannot say."""
-
-    def plain(value):
-        if isinstance(value, dict):
-            return {name: plain(each) for name, each in value.items()}
-        if isinstance(value, list):
-            return [plain(each) for each in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
     responses = [dataclasses.asdict(each) | {"finite": each.finite} for each in found.responses]
-    return plain(dataclasses.asdict(found) | {"responses": responses})
+    return strict_json.with_nulls(dataclasses.asdict(found) | {"responses": responses})
 
 
 def as_text(found: Replay, most: int) -> str:

@@ -162,7 +162,10 @@ def test_one_response_and_all_ties_are_kept_and_give_no_pair(tmp_path):
     [
         (json.dumps(RECORD | {"responses": []}), "needs at least one response"),
         (json.dumps(RECORD) + "\n" + json.dumps(RECORD), "id 'r' is used twice"),
-        (json.dumps(RECORD | {"responses": [RESPONSES[0] | {"scores": {"ethics": math.nan}}]}), "finite numbers"),
+        (
+            json.dumps(RECORD | {"responses": [RESPONSES[0] | {"scores": {"ethics": math.nan}}]}),
+            r"'responses\.0\.scores\.ethics' must be a finite number, found NaN",
+        ),
         (json.dumps(RECORD | {"responses": [RESPONSES[0] | {"reward": math.inf}]}), "finite number"),
         (json.dumps(RECORD).encode() + b"\xff", "not valid UTF-8"),
         ('{"id": "r", "prompt": "\\ud800", "responses": ["a"]}', "not valid UTF-8"),

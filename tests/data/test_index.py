@@ -75,3 +75,16 @@ def test_an_index_that_cannot_be_kept_is_made_all_the_same(built, tmp_path, capf
     index = build_index(built, groups.encoder(), cache=epath.Path(tmp_path / "file" / "index"))
     assert (index.sizes == build_index(built, groups.encoder()).sizes).all()
     assert "the index cannot be kept there (Not a directory)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["torn", "another set"])
+def test_an_index_that_is_not_whole_or_of_other_groups_is_made_anew(built, tmp_path, how):
+    """By the numbers of responses, so that a file that another program put there under this name is found, too."""
+    cache = epath.Path(tmp_path)
+    first = build_index(built, groups.encoder(), cache=cache)
+    (kept,) = cache.iterdir()
+    if how == "torn":
+        kept.write_bytes(kept.read_bytes()[:-40])
+    else:
+        write_arrays(kept, sizes=np.roll(first.sizes, 1, axis=0))
+    np.testing.assert_array_equal(build_index(built, groups.encoder(), cache=cache).sizes, first.sizes)

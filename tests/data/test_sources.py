@@ -4,6 +4,7 @@ import gzip
 import importlib.util
 import itertools
 import json
+import math
 import random
 
 import pytest
@@ -448,13 +449,18 @@ def test_permutations_that_mean_the_same_either_way_need_no_scores():
         4,
         [[1, 2]],
         ["A", "B", 3],
-        float("nan"),
     ],
 )
 def test_any_other_ranking_is_an_error_that_shows_the_value(write, value):
     row = annotation(value, outputs="abc", faithfulness=None, helpfulness=None, ethical=None)
     text = message(write(annotation("1>2=3=4", "fine"), row))
     assert "rows.jsonl:2 (record 'a1'): field 'final_ranking' is " + repr(value) in text
+
+
+def test_a_ranking_that_is_no_finite_number_is_an_error_that_names_it(write):
+    for value in (math.nan, [1, math.inf, 2]):
+        text = message(write(annotation("1>2=3=4", "fine"), annotation(value)))
+        assert "rows.jsonl:2: record 'a1': field 'final_ranking" in text and "must be a finite number, found" in text
 
 
 def test_absent_rankings_and_scores_leave_responses_unranked(write):
@@ -474,7 +480,10 @@ def test_absent_rankings_and_scores_leave_responses_unranked(write):
         ({"models_output": "one"}, "field 'models_output'"),
         ({"models_output": []}, "field 'models_output'"),
         ({"faithfulness": [1, 2]}, "field 'faithfulness' must list 4 values"),
-        ({"helpfulness": [1, 2, 3, float("nan")]}, "a score of 'helpfulness' must be a finite number"),
+        ({"helpfulness": [1, 2, 3, float("nan")]}, "field 'helpfulness.3' must be a finite number, found NaN"),
+        ({"helpfulness": [1, 2, 3, "nan"]}, "a score of 'helpfulness' must be a finite number, found 'nan'"),
+        ({"helpfulness": [1, 2, 3, "1e39"]}, "a score of 'helpfulness' must be a finite number, found '1e39'"),
+        ({"helpfulness": [1, 2, 3, 10**39]}, "a score of 'helpfulness' must be a finite number, found 1000"),
         ({"question": None}, "field 'question' must be a string"),
         ({"id": None}, "field 'id' is missing"),
     ],

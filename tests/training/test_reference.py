@@ -15,6 +15,7 @@ from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.data.pipeline import all_rows
 from mmrlhf_jax.data.tokens import PieceTokenizer
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.training import reference
@@ -150,3 +151,52 @@ def test_a_run_that_left_groups_out_leaves_no_hole_for_one_that_keeps_them(sourc
     assert np.isnan(fewer).sum() == 5 and not np.isnan(every).any()
     np.testing.assert_array_equal(every[~np.isnan(fewer)], fewer[~np.isnan(fewer)])
     np.testing.assert_array_equal(logps(Model(fails_at=0), source, cache, left_out=(1, 3)), fewer)  # read, not computed
+
+
+def damaged(name: str, written) -> bytes | np.ndarray:
+    """What a kept file may hold that is not what was written there."""
+    match name:
+        case "nan":
+            return np.where(np.arange(len(written)) == 3, np.nan, written)
+        case "infinity":
+            return np.where(np.arange(len(written)) == 3, -np.inf, written)
+        case "other responses":
+            return written[:-1]
+    return b"" if name == "empty" else b"PK\x03\x04 no more"
+
+
+@pytest.mark.parametrize("how", ["nan", "infinity", "other responses", "empty", "torn"])
+def test_kept_log_probs_that_are_not_whole_or_not_finite_are_computed_anew(source, cache, capsys, how):
+    first = logps(Model(), source, cache)
+    (path,) = cache.glob("reference-*.npz")
+    wrong = damaged(how, first)
+    path.write_bytes(wrong) if isinstance(wrong, bytes) else reference.write_arrays(path, logps=wrong)
+    again = Model()
+    np.testing.assert_array_equal(logps(again, source, cache), first)
+    assert again.batches > 0 and path.name in capsys.readouterr().err
+    np.testing.assert_array_equal(logps(Model(fails_at=0), source, cache), first)
+
+
+@pytest.mark.parametrize("how", ["empty", "torn"])
+def test_a_pass_whose_kept_part_is_damaged_starts_over(source, cache, how):
+    with pytest.raises(KeyboardInterrupt):
+        logps(Model(fails_at=2), source, cache)
+    (partial,) = cache.glob("*partial*")
+    partial.write_bytes(damaged(how, None))
+    whole = Model()
+    np.testing.assert_array_equal(logps(whole, source, cache), logps(Model(), source, cache / "whole"))
+    assert whole.batches > 2
+
+
+class Overflowing(Model):
+    """A model whose log-probs of long responses are not finite."""
+
+    def __call__(self, params, frozen, batch):
+        outputs, lengths = super().__call__(params, frozen, batch)
+        return outputs._replace(logps=jnp.where(lengths == lengths.max(), jnp.nan, outputs.logps)), lengths
+
+
+def test_a_reference_that_is_not_finite_is_an_error_that_names_the_record_and_is_not_kept(source, cache):
+    with pytest.raises(UserError, match=r"reference log-probs are not finite, the first is of record '"):
+        logps(Overflowing(), source, cache)
+    assert not [path for path in cache.glob("*.npz") if "partial" not in path.name]

@@ -10,6 +10,7 @@ from mmrlhf_jax.data.sources.fields import media_before_text, open_record, pop_m
 from mmrlhf_jax.data.sources.rankings import check_ranking, read_rankings
 from mmrlhf_jax.data.sources.rows import Format, Row
 from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.finite import is_finite
 from mmrlhf_jax.records import RankedRecord, Response
 
 # The release's name of each score list, and ours (`records.SCORE_NAMES`).
@@ -85,7 +86,7 @@ def _score(value: Any, name: str, where: str) -> float:
         score = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
     except ValueError:
         score = math.nan
-    if not math.isfinite(score):
+    if not is_finite(score):
         raise UserError(f"{where}: a score of {name!r} must be a finite number, found {shown(value)}")
     return score
 

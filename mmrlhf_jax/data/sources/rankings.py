@@ -14,12 +14,12 @@ taken; and where nothing decides, it is an error.
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError, shown
 
 Ranks = list[int]  # per response, 1 = best, equal = tie, no gaps
@@ -123,11 +123,13 @@ def _parse_string(text: str) -> list[Any]:
     text = unicodedata.normalize("NFKC", text).strip()
     if text.startswith("[") and not re.search("[>=]", text):
         try:
-            return json.loads(text)
-        except json.JSONDecodeError:
+            return strict_json.loads(text)
+        except strict_json.BadNumber as error:
+            raise ValueError(f"which is no ranking: {error.msg}") from None
+        except strict_json.JSONDecodeError:
             pass  # "[A, B]": letters without quotes
-        except (RecursionError, ValueError):  # ValueError: Python reads no integer of thousands of digits
-            raise ValueError("which is nested too deeply, or holds a number of too many digits") from None
+        except RecursionError:
+            raise ValueError("which is nested too deeply") from None
     text = text.strip("[](){} \t")
     if re.search("[>=]", text):
         return [[label.strip() for label in tier.split("=")] for tier in text.split(">")]

@@ -9,21 +9,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gzip
-import json
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Literal
 
 from etils import epath
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.hub import hub_errors
 from mmrlhf_jax.data.sources.parquet import parquet_rows
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.errors import shown as shown  # readers take it from here
 from mmrlhf_jax.records import RankedRecord
-
-# A float holds integers of up to 308 digits; what counts or identifies something has far fewer.
-_MOST_DIGITS = 300
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
@@ -146,10 +143,13 @@ def _open(path: epath.Path) -> Iterator[BinaryIO]:
 
 def _parse(text: bytes, where: str) -> Any:
     try:
-        value = json.loads(text.decode("utf-8"), parse_int=_integer)
+        value = strict_json.loads(text.decode("utf-8"))
         if b"\\ud" in text or b"\\uD" in text:  # a lone surrogate is valid JSON but is no text: no tokenizer takes it
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except json.JSONDecodeError as error:
+            strict_json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except strict_json.BadNumber as error:
+        place = where if error.lineno == 1 else f"{where}:{error.lineno}"
+        raise UserError(f"{place}: {error.msg}") from error
+    except strict_json.JSONDecodeError as error:
         place = where if error.lineno == 1 else f"{where}:{error.lineno}"
         advice = "if the file is JSON lines, name it .jsonl" if error.msg == "Extra data" else "it may be torn"
         raise UserError(f"{place}: not valid JSON ({error.msg} at column {error.colno}); {advice}") from error
@@ -157,16 +157,7 @@ def _parse(text: bytes, where: str) -> Any:
         raise UserError(f"{where}: not valid UTF-8 text ({error.reason})") from error
     except RecursionError as error:
         raise UserError(f"{where}: JSON nested too deeply") from error
-    except OverflowError as error:
-        raise UserError(f"{where}: {error}") from error
     return value
-
-
-def _integer(digits: str) -> int:
-    """Python's integers have any size, and become an error only where one is to be a float."""
-    if len(digits) > _MOST_DIGITS:
-        raise OverflowError(f"an integer of {len(digits)} digits, more than {_MOST_DIGITS}")
-    return int(digits)
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
