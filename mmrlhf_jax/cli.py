@@ -28,21 +28,31 @@ app.add_typer(eval_app, name="eval")
 app.add_typer(config_app, name="config")
 
 
-def path_argument(**settings: Any) -> Any:
-    return typer.Argument(callback=_expanded, **settings)
+def path_argument(*, writes: bool = False, **settings: Any) -> Any:
+    return typer.Argument(callback=_written if writes else _read, **settings)
 
 
-def path_option(*names: str, **settings: Any) -> Any:
-    return typer.Option(*names, callback=_expanded, **settings)
+def path_option(*names: str, writes: bool = False, **settings: Any) -> Any:
+    return typer.Option(*names, callback=_written if writes else _read, **settings)
 
 
-def _expanded(value: str | list[str] | None) -> str | list[str] | None:
-    """Paths with `~` as the home directory, which a shell does not see in `--out=~/x`."""
+def _read(value: str | list[str] | None) -> str | list[str] | None:
+    return _places(value, writes=False)
+
+
+def _written(value: str | None) -> str | None:
+    return _places(value, writes=True)
+
+
+def _places(value: Any, writes: bool) -> Any:
+    """Paths with `~` as the home directory, which a shell does not see in `--out=~/x`, that can be read from or written to."""
     if value is None:
         return None
-    from mmrlhf_jax.files import expand_home
+    from mmrlhf_jax.files import check_place, expand_home
 
-    return expand_home(value) if isinstance(value, str) else [expand_home(path) for path in value]
+    if isinstance(value, list):
+        return [_places(path, writes) for path in value]
+    return check_place(expand_home(value), writes=writes)
 
 
 def _finite(value: float) -> float:
@@ -104,7 +114,9 @@ def _one_of_several() -> bool:
 
 @app.command()
 def quickstart(
-    out: Annotated[str, path_argument(help="Directory for data, models, figures and the page.")] = "runs/quickstart",
+    out: Annotated[
+        str, path_argument(writes=True, help="Directory for data, models, figures and the page.")
+    ] = "runs/quickstart",
 ) -> None:
     """The whole of MM-RLHF, small, on this machine: data, reward model, MM-DPO, evaluation, export, and a page of it."""
     from mmrlhf_jax.quickstart.pipeline import run, use_processors
@@ -116,7 +128,7 @@ def quickstart(
 @data_app.command()
 def build(
     source: Annotated[str, path_argument(help=f"{RANKED_SOURCE}; or a mixture file (YAML).")],
-    out: Annotated[str, path_argument(help="Directory to make.")],
+    out: Annotated[str, path_argument(writes=True, help="Directory to make.")],
     media_root: MediaRoot = None,
     video_frames: VideoFrames = 32,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
@@ -153,7 +165,7 @@ def stats(
     video_frames: VideoFrames = 32,
     slots: Annotated[int, typer.Option(min=1, help="Row size that `dropped` refers to.")] = 8192,
     template: Template = "qwen_1_5",
-    out: Annotated[str, path_option(help="Page to write.")] = "stats.html",
+    out: Annotated[str, path_option(writes=True, help="Page to write.")] = "stats.html",
     as_json: Json = False,
 ) -> None:
     """Figures of a data set: lengths, tiles, ties, scores, predicted packing. Writes a page with plots, or prints JSON."""
@@ -168,7 +180,7 @@ def show_group(
     record_id: Annotated[str, typer.Argument(metavar="ID", help="The group's id.")],
     media_root: MediaRoot = None,
     video_frames: VideoFrames = 32,
-    out: Annotated[str, path_option(help="Page to write.")] = "group.html",
+    out: Annotated[str, path_option(writes=True, help="Page to write.")] = "group.html",
 ) -> None:
     """A page of one group: its pictures, the prompt, and the responses from best to worst with all that is known of them."""
     from mmrlhf_jax.commands import data as commands
@@ -237,7 +249,7 @@ def plan(
     ] = False,
     generation: Annotated[bool, typer.Option(help="Compile generation beside the train step.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="Stop before machine code is made (ten times as fast).")] = False,
-    readme: Annotated[str | None, path_option(help="Write the table of all plans between its marks in this file.")] = None,
+    readme: Annotated[str | None, path_option(writes=True, help="File to write the table of all plans into.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object, or a list of them.")] = False,
 ) -> None:
     """Compile the train step for a pod that is not here: memory, FLOPs, collectives, bounds on time. Needs no accelerator."""
@@ -286,7 +298,7 @@ def show(
 def logprobs(
     model: Model,
     data: Source,
-    out: Annotated[str, path_option(help="JSON lines: per response, its sum of log-probs and number of tokens.")],
+    out: Annotated[str, path_option(writes=True, help="JSON lines: per response, its sum of log-probs and number of tokens.")],
     media_root: MediaRoot = None,
     video_frames: VideoFrames = 32,
     dtype: Dtype = "float32",
@@ -346,7 +358,9 @@ def generate(
 def score(
     model: Model,
     data: Source,
-    out: Annotated[str, path_option(help="JSON lines: per response, its reward and the critique it was scored with.")],
+    out: Annotated[
+        str, path_option(writes=True, help="JSON lines: per response, its reward and the critique it was scored with.")
+    ],
     media_root: MediaRoot = None,
     video_frames: VideoFrames = 32,
     critique: Annotated[str, typer.Option(help="written (by the model), given (in the data) or none.")] = "written",
@@ -412,8 +426,8 @@ def reward_bench(
 
 @app.command()
 def export(
-    checkpoint: Annotated[str, path_argument(help="Run directory of `mmrlhf train`, or a model directory.")],
-    out: Annotated[str, path_argument(help="Hugging Face directory to make.")],
+    checkpoint: Annotated[str, path_argument(help="Run of `mmrlhf train`, model (directory or hub id), or PEFT adapter.")],
+    out: Annotated[str, path_argument(writes=True, help="Hugging Face directory to make.")],
     step: Annotated[str | None, typer.Option(help="Which checkpoint: a step, or best; default: the newest.")] = None,
     naming: Annotated[str, typer.Option(help="hf (transformers, vLLM) or original (lmms-lab).")] = "hf",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: as the base model is stored.")] = None,

@@ -7,6 +7,7 @@ experiment may name one `base:` file whose keys it overrides; `--set a.b=c` over
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,9 @@ from pydantic import Field
 
 from mmrlhf_jax import sections
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.sections import Flag, Integer, Number, PathName, Section
+from mmrlhf_jax.files import is_remote
+from mmrlhf_jax.huggingface.hub import is_hub_id
+from mmrlhf_jax.sections import Flag, Integer, Number, PathName, Section, WrittenPath
 
 Dtype = Literal["float32", "bfloat16"]
 NonNegative = Annotated[Number, Field(ge=0)]
@@ -311,7 +314,7 @@ class Run(Section):
     project of Weights & Biases to log to as well.
     """
 
-    directory: PathName
+    directory: WrittenPath
     seed: Annotated[Integer, Field(ge=0)] = 42
     epochs: Count = 1
     steps: Count | None = None
@@ -429,6 +432,30 @@ class Launch(Section):
     @property
     def slices(self) -> int:
         return math.prod(self.mesh.slices.values())
+
+
+def with_absolute_paths(experiment: Experiment) -> Experiment:
+    """The same experiment, as it is read from any other directory: for what a run keeps. Hub ids and gs:// stay as they are."""
+
+    def absolute(path: str | None) -> str | None:
+        return path if path is None or is_remote(path) else os.path.abspath(path)
+
+    data, model = experiment.data, experiment.model.path
+    parts = [
+        part.model_copy(update={"path": absolute(part.path), "media_root": absolute(part.media_root)})
+        if isinstance(part, DataSet)
+        else absolute(part)
+        for part in ([data.path] if isinstance(data.path, str) else data.path)
+    ]
+    places = {name: absolute(getattr(data, name)) for name in ("media_root", "rewards", "held_out")}
+    places["path"] = parts[0] if isinstance(data.path, str) else tuple(parts)
+    return experiment.model_copy(
+        update={
+            "model": experiment.model.model_copy(update={"path": model if is_hub_id(model) else absolute(model)}),
+            "data": data.model_copy(update=places),
+            "run": experiment.run.model_copy(update={"directory": absolute(experiment.run.directory)}),
+        }
+    )
 
 
 def load_experiment(path: epath.PathLike, overrides: Sequence[str] = ()) -> Experiment:

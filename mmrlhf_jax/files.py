@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import time
 import uuid
 import zipfile
@@ -34,6 +35,26 @@ def expand_home(path: str) -> str:
     if expanded.startswith("~"):
         raise UserError(f"{path}: there is no home directory of that name; a folder whose name begins with ~ is ./{path}")
     return expanded
+
+
+READ_FROM, WRITTEN_TO = ("gs", "s3", "az", "hf"), ("gs", "s3", "az")
+
+
+def check_place(path: str, *, writes: bool = False) -> str:
+    """The path itself. UserError where it names a kind of place that is not read from (or not written to): such a path would
+    be a folder called `hf:` or `gs:` here."""
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(/+)", path)
+    if found is None or os.path.exists(path):
+        return path
+    scheme, known = found[1], WRITTEN_TO if writes else READ_FROM
+    if len(found[2]) == 1:
+        raise UserError(f"{path}: a place is written {scheme}://..., a folder whose name is {scheme}: as ./{path}")
+    if scheme not in known:
+        what = "nothing is written to" if writes else "nothing is read from"
+        others = ", ".join(f"{name}://" for name in known)
+        upload = "; write to a directory here, then `hf upload`" if scheme == "hf" else f" (but {others} and directories here)"
+        raise UserError(f"{path}: {what} {scheme}://{upload}")
+    return path
 
 
 def is_remote(path: epath.PathLike) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import pydantic
@@ -18,7 +19,7 @@ from pydantic import AfterValidator, Strict
 from mmrlhf_jax import core_yaml
 from mmrlhf_jax.core_yaml import Empty
 from mmrlhf_jax.errors import UserError, shown
-from mmrlhf_jax.files import expand_home
+from mmrlhf_jax.files import check_place, expand_home
 from mmrlhf_jax.finite import LARGEST, LEAST_NORMAL, is_finite
 from mmrlhf_jax.progress import say
 
@@ -56,9 +57,9 @@ def _in_float32(value: float) -> float:
     return value
 
 
-def _home(path: str) -> str:
+def _place(path: str, writes: bool = False) -> str:
     try:
-        return expand_home(path)
+        return check_place(expand_home(path), writes=writes)
     except UserError as error:
         raise ValueError(str(error)) from None
 
@@ -67,7 +68,8 @@ def _home(path: str) -> str:
 Number = Annotated[float, Strict(), AfterValidator(_in_float32)]
 Integer = Annotated[int, Strict(), pydantic.Field(ge=-(2**31), lt=2**31)]
 Flag = Annotated[bool, Strict()]
-PathName = Annotated[str, pydantic.Field(min_length=1), AfterValidator(_home)]
+PathName = Annotated[str, pydantic.Field(min_length=1), AfterValidator(_place)]
+WrittenPath = Annotated[str, pydantic.Field(min_length=1), AfterValidator(partial(_place, writes=True))]
 
 
 def validate(kind: type[AnySection], raw: dict[str, Any], where: str) -> AnySection:

@@ -103,7 +103,8 @@ def stats(
 
 def _encoder_of(model: str, template: str) -> GroupEncoder:
     # The model's tokenizer brings transformers and jax along, which the other verbs do without.
-    from mmrlhf_jax.huggingface.load import load_tokenizer, local_directory
+    from mmrlhf_jax.huggingface.hub import local_directory
+    from mmrlhf_jax.huggingface.load import load_tokenizer
     from mmrlhf_jax.models.llava_onevision.config import read_config
 
     directory = local_directory(model)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,7 +14,10 @@ from safetensors.numpy import save_file
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.huggingface.export import gather, new_directory, refuse_existing
+from mmrlhf_jax.huggingface.export import gather
+from mmrlhf_jax.huggingface.new_directory import new_directory, refuse_existing
+from mmrlhf_jax.huggingface.tensors import all_finite
+from mmrlhf_jax.huggingface.weight_files import some
 from mmrlhf_jax.models.llava_onevision import weights
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import adapted_layers
@@ -51,6 +53,9 @@ def export_adapter(
             stacked = tensor.layer is not None
             tensors[f"base_model.model.{module}.lora_A.weight"] = np.ascontiguousarray((a[i] if stacked else a).T)
             tensors[f"base_model.model.{module}.lora_B.weight"] = np.ascontiguousarray((b[i] if stacked else b).T)
+    spoilt = sorted(name for name, tensor in tensors.items() if not all_finite(tensor))
+    if spoilt:
+        raise UserError(f"{some(spoilt)} hold NaN or infinity: such adapters are not written")
     if not tensors:
         raise UserError("this model has no adapters; export it without --adapter")
     settings = {
@@ -65,10 +70,11 @@ def export_adapter(
         "inference_mode": True,
         "target_modules": "|".join(sorted(targets)),  # PEFT matches a string as one regular expression on whole names
     }
-    refuse_existing(Path(out))
+    refuse_existing(out)
     if jax.process_index() != 0:
         return
-    with new_directory(Path(out)) as directory:
+    with new_directory(out) as place:
+        directory = place.files
         save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
         (directory / "adapter_config.json").write_text(strict_json.dumps(settings, indent=2, sort_keys=True) + "\n")
         if card is not None:

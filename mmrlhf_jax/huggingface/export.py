@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,10 @@ from mmrlhf_jax.files import read_json_object
 from mmrlhf_jax.huggingface.chat_templates import DEFAULT, read_chat_templates, write_chat_templates
 from mmrlhf_jax.huggingface.generation_config import FILE as GENERATION
 from mmrlhf_jax.huggingface.generation_config import end_tokens
-from mmrlhf_jax.huggingface.load import IMAGE_TOKEN, VIDEO_TOKEN, check_checkpoint, load_tokenizer, local_directory
+from mmrlhf_jax.huggingface.hub import find_directory, local_directory
+from mmrlhf_jax.huggingface.load import IMAGE_TOKEN, VIDEO_TOKEN, check_checkpoint, load_tokenizer
+from mmrlhf_jax.huggingface.new_directory import new_directory, refuse_existing
+from mmrlhf_jax.huggingface.peft_adapter import MergedTensors, base_of, is_adapter
 from mmrlhf_jax.huggingface.tensors import StoredTensors, TensorPlan, write_tensors, writing_order
 from mmrlhf_jax.models.llava_onevision import original, weights
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, config_from_hf
@@ -64,7 +67,7 @@ def export_model(
     naming: weights.Naming = "hf",
     card: str | None = None,
     shard_bytes: int = SHARD_BYTES,
-) -> None:
+) -> int:
     """Write `model` to the new directory `out`, complete: weights, config, tokenizer, processors and model card.
 
     `source` is the directory that the run started from. Where its naming is kept, every tensor keeps its own name and
@@ -72,7 +75,8 @@ def export_model(
     every tensor comes out byte for byte. A reward head is written as `rm_head.*` and named in config.json (`reward_head`).
 
     Host memory holds one tensor at a time. On several hosts every process must call this; the first one writes.
-    Nothing is left at `out` unless all of it was written. Raises UserError where `out` exists and is not empty.
+    Nothing is left at `out` unless all of it was written. Returns how many numbers that is. Raises UserError where `out`
+    exists and is not empty.
     """
     source = local_directory(source)
     stored = StoredTensors(source)
@@ -83,7 +87,7 @@ def export_model(
         embedding = model.language.embedding.embedding.get_value()
         name = weights.spell(head, naming)
         parameters[name] = _from_device(name, embedding.shape, kinds(head), weights.Layout.SAME, embedding, None)
-    _export(source, Path(out), model.config, kinds, parameters, naming, card, shard_bytes)
+    return _export(source, out, model.config, kinds, parameters, naming, card, shard_bytes)
 
 
 def export_checkpoint(
@@ -94,17 +98,25 @@ def export_checkpoint(
     naming: weights.Naming = "hf",
     card: str | None = None,
     shard_bytes: int = SHARD_BYTES,
-) -> None:
-    """As `export_model` of the untouched model of `source`, file to file: no device takes part, memory holds one tensor."""
-    source = local_directory(source)
-    config, stored = check_checkpoint(source)
+) -> int:
+    """As `export_model` of the untouched model of `source`, file to file: no device takes part, memory holds one tensor.
+
+    `source` may be a PEFT adapter: then it is merged into its base, whose directory gives everything else.
+    """
+    directory = find_directory(source)
+    if is_adapter(directory):
+        source = local_directory(base_of(directory))
+        config, stored = check_checkpoint(source)[0], MergedTensors(source, directory)
+    else:
+        source = local_directory(source)
+        config, stored = check_checkpoint(source)
     kinds = _Dtypes(stored, None if dtype is None else np.dtype(dtype))
     parameters = {}
     for tensor, name in kinds.names.items():
         if weights.parameter(tensor) is not None and not _left_out(tensor, config, naming):
             spelt = weights.spell(tensor, naming)
             parameters[spelt] = _copied(stored, name, kinds(tensor), spelt)
-    _export(source, Path(out), config, kinds, parameters, naming, card, shard_bytes)
+    return _export(source, out, config, kinds, parameters, naming, card, shard_bytes)
 
 
 def new_checkpoint(
@@ -121,40 +133,24 @@ def new_checkpoint(
     Pixels are normalised as SigLIP's (mean and deviation 0.5) and pinpoints are the config's. No torch is needed, here or
     to load it. Raises UserError where `out` exists and is not empty, or the config is no LLaVA-OneVision model.
     """
-    refuse_existing(Path(out))
+    refuse_existing(out)
     config = {**config, "model_type": "llava_onevision", "architectures": ["LlavaOnevisionForConditionalGeneration"]}
     config |= {"dtype": np.dtype(dtype).name, "vision_config": {**config["vision_config"], "vision_use_head": False}}
     with use_mesh(make_mesh({}, jax.devices()[:1])):
         model = LlavaOnevision(config_from_hf(config, {}, "config"), rngs=nnx.Rngs(seed), param_dtype=dtype)
-    with new_directory(Path(out)) as directory:
+    with new_directory(out) as new:
+        directory = new.files
         width, kind = (model.config.vision.hidden_size,), np.dtype(dtype)
         plans = list(_model_plans(model, "hf", lambda _: kind))
         for (part, tail), value in weights.WANTED_BY_TRANSFORMERS.items():
             plans.append(_constant(weights.spell(weights.Stored(part, tail, None), "hf"), width, kind, value))
-        write_tensors(directory, plans, SHARD_BYTES)
+        write_tensors(new.large, plans, SHARD_BYTES)
         _write_json(directory / "config.json", config)
         if chat_template is not None:
             tokenizer.chat_template = chat_template
         tokenizer.save_pretrained(directory)
         _write_processors(directory, model.config)
         _write_json(directory / GENERATION, _generation(tokenizer))
-
-
-def refuse_existing(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is not empty; give a new directory, nothing is overwritten")
-
-
-@contextlib.contextmanager
-def new_directory(out: Path) -> Iterator[Path]:
-    """A temporary sibling of `out` that takes its place when all has gone well."""
-    directory = out.parent / f".{out.name}.{os.getpid()}.partial"
-    directory.mkdir(parents=True)
-    try:
-        yield directory
-        directory.replace(out)  # over an empty directory, too
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 class _Dtypes:
@@ -172,17 +168,18 @@ class _Dtypes:
 
 def _export(
     source: Path,
-    out: Path,
+    out: str | os.PathLike[str],
     config: LlavaOnevisionConfig,
     kinds: _Dtypes,
     parameters: Mapping[str, TensorPlan],
     naming: weights.Naming,
     card: str | None,
     shard_bytes: int,
-) -> None:
+) -> int:
     """Weights and everything around them. `parameters` are the model's tensors by their names in `naming`."""
     raw = read_json_object(source / "config.json")
     plans = _plans(parameters, config, kinds, naming, original.is_original(raw))
+    count = sum(math.prod(plan.shape) for plan in plans)
     refuse_existing(out)
     if naming == "hf" and max(config.image_token, config.video_token) >= config.text.vocab_size:
         raise UserError(
@@ -194,10 +191,11 @@ def _export(
     if jax.process_index() != 0:
         for plan in writing_order(plans):  # to gather what the first process writes
             plan.read()
-        return
+        return count
     tokenizer = _tokenizer(source)  # before the weights: what is wrong shall show at once
-    with new_directory(out) as directory:
-        write_tensors(directory, plans, shard_bytes)
+    with new_directory(out) as place:
+        directory = place.files
+        write_tensors(place.large, plans, shard_bytes)
         new = _config(raw, kinds.stored, config, naming)
         _write_json(directory / "config.json", _with_dtype(new, _main_dtype(plans), naming, asked=kinds.asked is not None))
         _copy(source, directory, (*TOKENIZER_FILES, *PROCESSOR_FILES))
@@ -209,6 +207,7 @@ def _export(
         write_chat_templates(directory, templates)
         if card is not None:
             (directory / "README.md").write_text(card)
+    return count
 
 
 def _plans(

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import math
 import os
-import re
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +19,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import expand_home, read_json_object
+from mmrlhf_jax.files import read_json_object
 from mmrlhf_jax.huggingface.chat_templates import DEFAULT, read_chat_templates
+from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.tensors import StoredTensors, all_finite
 from mmrlhf_jax.huggingface.weight_files import say_once, some
 from mmrlhf_jax.models import reward_head as reward_heads
@@ -37,34 +37,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
-HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 LACKS_PROJECTION = (
     '; where the model projects with its embedding, set "tie_word_embeddings": true in config.json (at the top level and in'
     " text_config); where it does not, the file that holds lm_head is missing"
 )
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
-
-
-def local_directory(model: str | os.PathLike[str]) -> Path:
-    """The directory of a model: the given one, or a hub id (`org/name`) downloaded into the Hugging Face cache.
-
-    Raises UserError where it is neither, or where the download fails.
-    """
-    path = Path(expand_home(os.fspath(model)))
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise UserError(f"{path}: not a directory; a model is a directory with config.json and safetensors weights")
-    if not HUB_ID.fullmatch(str(model)):
-        raise UserError(f"{path}: no such directory; give a model directory or a hub id (org/name)")
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{model}: no such directory, and the hub does not give it ({reason})") from None
 
 
 def load_model(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from etils import epath
 from safetensors import SafetensorError, safe_open
 
 from mmrlhf_jax import strict_json
@@ -96,8 +97,7 @@ def sampled_bytes(path: os.PathLike[str], *, places: int = 4, size: int = 4096) 
 
     Raises UserError for a file that is truncated or no safetensors.
     """
-    with _open(path):  # checks header and length
-        pass
+    check_file(path)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length)
@@ -134,7 +134,7 @@ def writing_order(plans: Sequence[TensorPlan]) -> list[TensorPlan]:
     return sorted(plans, key=lambda plan: -plan.dtype.itemsize)
 
 
-def write_tensors(directory: Path, plans: Sequence[TensorPlan], shard_bytes: int) -> None:
+def write_tensors(directory: Path | epath.Path, plans: Sequence[TensorPlan], shard_bytes: int) -> None:
     """Write `model.safetensors`, or shards of at most `shard_bytes` (at least one tensor each) and their index."""
     shards = _shards(writing_order(plans), shard_bytes)
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))] if len(shards) > 1 else [SINGLE]
@@ -144,6 +144,12 @@ def write_tensors(directory: Path, plans: Sequence[TensorPlan], shard_bytes: int
         weight_map = {plan.name: filename for filename, shard in zip(names, shards, strict=True) for plan in shard}
         index = {"metadata": {"total_size": sum(plan.nbytes for plan in plans)}, "weight_map": dict(sorted(weight_map.items()))}
         (directory / INDEX).write_text(strict_json.dumps(index, indent=2) + "\n")
+
+
+def check_file(path: os.PathLike[str]) -> None:
+    """UserError for a file that is truncated or no safetensors."""
+    with _open(path):
+        pass
 
 
 def _open(path: os.PathLike[str]):
@@ -166,7 +172,7 @@ def _shards(plans: Sequence[TensorPlan], shard_bytes: int) -> list[list[TensorPl
     return shards
 
 
-def _write_file(path: Path, plans: Sequence[TensorPlan]) -> None:
+def _write_file(path: Path | epath.Path, plans: Sequence[TensorPlan]) -> None:
     codes = {dtype: code for code, dtype in DTYPES.items()}
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for plan in plans:

@@ -20,7 +20,8 @@ from mmrlhf_jax.data.templates import closing_token, find_template
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.generation_config import end_tokens
-from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, local_directory
+from mmrlhf_jax.huggingface.hub import local_directory
+from mmrlhf_jax.huggingface.load import load_model, load_tokenizer
 from mmrlhf_jax.inference.generate import generate
 from mmrlhf_jax.inference.prompts import Prompt, prompt_rows, prompt_trees
 from mmrlhf_jax.models.layers import matmul_precision, with_short_sums

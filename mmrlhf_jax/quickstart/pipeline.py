@@ -19,7 +19,7 @@ from mmrlhf_jax.data.examples import BuiltExamples, open_examples
 from mmrlhf_jax.data.templates import CRITIQUE_PROMPT, SYSTEM
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.evaluation.reward_bench import accuracy, by_category, exchange_media, longer_wins
-from mmrlhf_jax.files import write_atomically, write_json_lines
+from mmrlhf_jax.files import is_remote, write_atomically, write_json_lines
 from mmrlhf_jax.huggingface.export import export_model, new_checkpoint
 from mmrlhf_jax.huggingface.load import load_model
 from mmrlhf_jax.inference import critic
@@ -84,6 +84,8 @@ def use_processors() -> None:
 
 def run(out: str) -> None:
     """Everything, into the new directory `out`: data, models, runs, scores, `summary.json` and `report.html`."""
+    if is_remote(out):
+        raise UserError(f"{out}: the quickstart works in a directory of this machine; give one")
     started = time.monotonic()
     quickstart = Quickstart(Path(out))
     if quickstart.root.exists() and any(quickstart.root.iterdir()):

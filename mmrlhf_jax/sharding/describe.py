@@ -15,6 +15,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.mixture import Part, find_parts
 from mmrlhf_jax.data.pipeline import sets
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.hub import is_hub_id
 from mmrlhf_jax.sharding.accelerators import accelerator
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
@@ -56,8 +57,7 @@ def directories(path: str, options: Sequence[str]) -> list[str]:
     named = [("run.directory", experiment.run.directory)]
     named += [(key, value) for part in parts for key, value in (("data.path", part.path), ("data.path", part.media_root))]
     named += [(f"data.{key}", getattr(data, key)) for key in ("media_root", "rewards", "held_out")]
-    # A model's path may be a hub id, which has no "/" in front.
-    named += [("model.path", experiment.model.path)] if experiment.model.path.startswith("/") else []
+    named += [] if is_hub_id(experiment.model.path) else [("model.path", experiment.model.path)]
     found = []
     for key, value in named:
         if value is None or "://" in value:

@@ -14,7 +14,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.pipeline import demanded_budget
 from mmrlhf_jax.data.rows import Budget, RowBatch
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.huggingface.load import local_directory
+from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.inference.generate import PromptRows, generate
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, read_config

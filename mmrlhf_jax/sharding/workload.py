@@ -18,7 +18,8 @@ from mmrlhf_jax.data.packing import plan_rows
 from mmrlhf_jax.data.pipeline import make_encoder, plan_training_rows, row_budget, sets, with_chosen_critiques
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.huggingface.load import load_tokenizer, local_directory
+from mmrlhf_jax.huggingface.hub import local_directory
+from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.models.attention.visibility import HIDDEN, block_kinds
 from mmrlhf_jax.models.llava_onevision import vision_plan
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig

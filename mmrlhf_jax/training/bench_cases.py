@@ -18,7 +18,8 @@ from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.synthetic import synthetic_group
 from mmrlhf_jax.data.unshared import exact_batch
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.huggingface.load import load_tokenizer, local_directory
+from mmrlhf_jax.huggingface.hub import local_directory
+from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, TextConfig, VisionConfig
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision

@@ -50,10 +50,10 @@ def describe_method(objective: config.Objective) -> tuple[str, str]:
 
 
 def conversion_card(source: str, naming: str, dtype: str | None) -> str:
-    """The card of a model that was only written anew: nothing was trained."""
+    """The card of a model that was only written anew, or that an adapter was merged into: nothing was trained here."""
     how = "Hugging Face (`llava-hf`)" if naming == "hf" else "original (`lmms-lab`)"
     return (
         f"---\nbase_model: {source}\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [mmrlhf_jax]\n---\n\n"
-        f"# {source.rstrip('/').rsplit('/', 1)[-1]}\n\nLLaVA-OneVision: the weights of `{source}`, untrained, written by"
-        f" `mmrlhf export` in the {how} naming{'' if dtype is None else f' as {dtype}'}.\n"
+        f"# {source.rstrip('/').rsplit('/', 1)[-1]}\n\nLLaVA-OneVision: the weights of `{source}`, not trained here, written"
+        f" by `mmrlhf export` in the {how} naming{'' if dtype is None else f' as {dtype}'}.\n"
     )

@@ -27,7 +27,8 @@ from mmrlhf_jax.data.pipeline import (
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import can_write
-from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, local_directory
+from mmrlhf_jax.huggingface.hub import local_directory
+from mmrlhf_jax.huggingface.load import load_model, load_tokenizer
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.objectives.weighted import merge, summary
@@ -61,6 +62,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
     Raises UserError for whatever is wrong with the configuration, model or data, before the first step; and when a loss is
     not finite, with the batch saved for replay.
     """
+    experiment = config.with_absolute_paths(experiment)
     run, goodput = experiment.run, Goodput()
     directory = epath.Path(run.directory)
     mesh = make_mesh(launch.mesh.model_dump())

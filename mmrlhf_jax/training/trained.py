@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -14,8 +13,8 @@ from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.adapter import export_adapter
 from mmrlhf_jax.huggingface.export import export_checkpoint, export_model
-from mmrlhf_jax.huggingface.load import local_directory
-from mmrlhf_jax.huggingface.tensors import StoredTensors
+from mmrlhf_jax.huggingface.hub import local_directory
+from mmrlhf_jax.huggingface.new_directory import refuse_existing
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import merge_lora
 from mmrlhf_jax.progress import say
@@ -78,14 +77,15 @@ def export_run(
     dtype: str | None = None,
     adapter: bool = False,
 ) -> None:
-    """`mmrlhf export`: from a run directory, or a model directory as it is (another naming or dtype).
+    """`mmrlhf export`: from a run directory, a model directory as it is (another naming or dtype), or a PEFT adapter.
 
-    Adapters are merged into the model, or with `adapter` written alone as PEFT has them.
+    Adapters are merged into the model, or with `adapter` those of a run are written alone, as PEFT has them.
     """
     if naming not in ("hf", "original"):
         raise UserError(f"--naming {naming!r}: choose hf or original")
     if dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"--dtype {dtype!r}: choose float32 or bfloat16")
+    refuse_existing(out)
     mesh = make_mesh({"fsdp": -1})
     kind = None if dtype is None else jnp.dtype(dtype)
     if (epath.Path(checkpoint) / CONFIG_FILE).exists():
@@ -96,12 +96,12 @@ def export_run(
             return
         with use_mesh(mesh):
             merged = merge_lora(trained.model)
-        export_model(merged, trained.source, out, dtype=kind, naming=naming, card=card)
+        parameters = export_model(merged, trained.source, out, dtype=kind, naming=naming, card=card)
     else:
         if adapter:
             raise UserError(f"{checkpoint}: --adapter exports a run with `lora`; this is not a run directory")
-        export_checkpoint(checkpoint, out, dtype=kind, naming=naming, card=conversion_card(checkpoint, naming, dtype))
-    parameters = sum(math.prod(shape) for shape in StoredTensors(out).shapes.values())
+        card = conversion_card(checkpoint, naming, dtype)
+        parameters = export_checkpoint(checkpoint, out, dtype=kind, naming=naming, card=card)
     say(f"{out}: {parameters:,} parameters exported")
 
 

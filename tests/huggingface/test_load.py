@@ -13,7 +13,8 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.huggingface.load import load_tokenizer, local_directory
+from mmrlhf_jax.huggingface.hub import local_directory
+from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.models.llava_onevision.config import config_from_hf
 from mmrlhf_jax.models.llava_onevision.vision_plan import count_visual_tokens
 from tests import tiny

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import xml.etree.ElementTree
 
 import jax
@@ -44,7 +46,26 @@ def experiment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(experiment):
-    return loop.train(experiment, LAUNCH)
+    """Started beside its model and data, by paths relative to there; its readers are elsewhere."""
+    root = os.path.dirname(experiment.run.directory)
+    parts = {name: getattr(experiment, name) for name in ("model", "data")}
+    near = {name: part.model_copy(update={"path": os.path.relpath(part.path, root)}) for name, part in parts.items()}
+    with contextlib.chdir(root):
+        return loop.train(in_directory(experiment.model_copy(update=near), "whole"), LAUNCH)
+
+
+def test_a_run_that_was_started_by_relative_paths_keeps_absolute_ones(experiment, whole, monkeypatch, tmp_path):
+    """So that an export, a replay or a continuation from another directory finds the same model and data."""
+    directory = loop.epath.Path(experiment.run.directory)
+    kept = config.load_experiment(directory / loop.CONFIG_FILE)
+    assert (kept.model.path, kept.data.path, kept.run.directory) == (
+        experiment.model.path,
+        experiment.data.path,
+        experiment.run.directory,
+    )
+    monkeypatch.chdir(tmp_path)
+    export_run(str(directory), "out", step=4)
+    assert (tmp_path / "out/model.safetensors").exists()
 
 
 def in_directory(experiment, directory):
