@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Sequence
-from functools import partial
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import pydantic
@@ -51,31 +50,40 @@ class Section(pydantic.BaseModel):
 AnySection = TypeVar("AnySection", bound=Section)
 
 
+FROM_FILE = "file"  # context of values that somebody wrote; programs may leave a path to be filled in
+
+
 def _in_float32(value: float) -> float:
     if not is_finite(value) or 0 < abs(value) < LEAST_NORMAL:
         raise ValueError(f"{value:g} has no place in float32, whose numbers are 0 or from {LEAST_NORMAL:.2g} to {LARGEST:.2g}")
     return value
 
 
-def _place(path: str, writes: bool = False) -> str:
+def _place(path: str, info: pydantic.ValidationInfo, writes: bool = False) -> str:
+    if not path and info.context == FROM_FILE:
+        raise ValueError("the path is empty")
     try:
         return check_place(expand_home(path), writes=writes)
     except UserError as error:
         raise ValueError(str(error)) from None
 
 
+def _written_place(path: str, info: pydantic.ValidationInfo) -> str:
+    return _place(path, info, writes=True)
+
+
 # Truth values are no numbers, and text is neither.
 Number = Annotated[float, Strict(), AfterValidator(_in_float32)]
 Integer = Annotated[int, Strict(), pydantic.Field(ge=-(2**31), lt=2**31)]
 Flag = Annotated[bool, Strict()]
-PathName = Annotated[str, pydantic.Field(min_length=1), AfterValidator(_place)]
-WrittenPath = Annotated[str, pydantic.Field(min_length=1), AfterValidator(partial(_place, writes=True))]
+PathName = Annotated[str, AfterValidator(_place)]
+WrittenPath = Annotated[str, AfterValidator(_written_place)]
 
 
 def validate(kind: type[AnySection], raw: dict[str, Any], where: str) -> AnySection:
     """A section of `raw` keys and values. Raises UserError that opens with `where` and names the first wrong key."""
     try:
-        return kind.model_validate(raw)
+        return kind.model_validate(raw, context=FROM_FILE)
     except pydantic.ValidationError as error:
         raise UserError(f"{where}: {_first_error(kind, error, raw)}") from None
 

@@ -145,7 +145,7 @@ def test_numbers_of_free_keys_are_as_strict():
         ("objective.losses.sigmoid=yes", ": objective.losses.sigmoid: Input should be a valid number, found 'yes'"),
         ("data.path=[a, {path: b, weight: .inf}]", ": data.path.1.weight: Input should be a finite number, found inf"),
         ("run.directory=", "run.directory: Input should be a valid string, found null"),
-        ("run.directory=''", "run.directory: String should have at least 1 character"),
+        ("run.directory=''", "run.directory: the path is empty"),
         ("objective=null", "objective.kind: choose from preference, reward_model, supervised"),
         ("optimizer=5", "optimizer: Input should be a valid dictionary or instance of Optimizer, found 5"),
         ("run.directory.x=5", "run.directory: Input should be a valid string, found {'x': 5}"),
