@@ -134,11 +134,15 @@ def build(
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
     beam: Annotated[str | None, typer.Option(help='Run on Apache Beam, with options such as "--runner=DirectRunner".')] = None,
     contradictions: Annotated[str, typer.Option(help="Groups whose pairs contradict each other: error or drop.")] = "error",
+    rank_by: Annotated[
+        str | None,
+        typer.Option(help="Rank groups that have no ranks by this score, the highest first: mean_score, or a score's name."),
+    ] = None,
 ) -> None:
     """Check every record and medium of SOURCE and store them as ArrayRecord files in OUT. A build that was cut off goes on."""
     from mmrlhf_jax.commands import data as commands
 
-    commands.build(source, out, media_root, video_frames, jobs, beam, contradictions)
+    commands.build(source, out, media_root, video_frames, jobs, beam, contradictions, rank_by)
 
 
 @data_app.command()
@@ -407,9 +411,12 @@ def reward_bench(
     from mmrlhf_jax.evaluation import reward_bench as bench
     from mmrlhf_jax.inference import critic
     from mmrlhf_jax.inference.engine import Engine, require_reward_model
+    from mmrlhf_jax.progress import say
 
     critic.check_mode(critique)
     examples = open_examples(data, media_root, video_frames)
+    for note in getattr(examples, "notes", ()):
+        say(note)
     engine = Engine.load(model, dtype=dtype, template=template, batch=batch)
     require_reward_model(engine, model)
     examples = bench.exchange_media(examples) if blind else examples

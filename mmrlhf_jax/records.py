@@ -127,6 +127,12 @@ def is_blank(text: str) -> bool:
     return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
 
 
+def ranks_of(scores: Sequence[float | None]) -> list[int | None]:
+    """Ranks by scores: the highest is 1, equal scores are a tie, no number is left out. Without a score, no rank."""
+    levels = sorted({score for score in scores if score is not None}, reverse=True)
+    return [None if score is None else levels.index(score) + 1 for score in scores]
+
+
 def strict_pairs(ranks: Sequence[int | None]) -> list[Pair]:
     """(chosen, rejected) for every pair with different ranks, best rank first, in a deterministic order."""
     ranked = [(rank, i) for i, rank in enumerate(ranks) if rank is not None]

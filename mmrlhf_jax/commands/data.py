@@ -20,6 +20,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.evaluation.data_pages import card_page, stats_page
 from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.progress import StagedProgress, say, track
+from mmrlhf_jax.records import RankedRecord
 
 
 def build(
@@ -30,8 +31,9 @@ def build(
     jobs: int | None,
     beam: str | None,
     contradictions: str,
+    rank_by: str | None = None,
 ) -> None:
-    """`beam`: its command line, or None for this machine's processes. `contradictions`: error or drop."""
+    """`beam`: its command line, or None for this machine's processes. `contradictions`: error or drop. `rank_by`: a score."""
     if contradictions not in ("error", "drop"):
         raise UserError(f"--contradictions {contradictions!r}: give error or drop")
     left_out: list[UserError] = []
@@ -43,16 +45,26 @@ def build(
         jobs=jobs,
         beam_options=None if beam is None else shlex.split(beam),
         on_error=drop_contradictions(left_out.append) if contradictions == "drop" else None,
+        rank_by=rank_by,
+        on_note=say,
         progress=StagedProgress(),
     )
     for error in left_out:
         say(str(error))
     if found := summarise_findings(built.records, source):
         say(found)
+    if unranked := sum(_has_scores_alone(record) for record in built.records):
+        say(
+            f"{unranked} groups have scores but no ranks, so they give no pair; rank them with --rank-by mean_score (or a name)"
+        )
     responses = sum(len(record.responses) for record in built.records)
     pairs = sum(len(record.pairs()) for record in built.records)
     dropped = f"; {len(left_out)} contradictory groups left out" if left_out else ""
     say(f"{out}: {len(built)} groups, {responses} responses, {pairs} strictly ordered pairs{dropped}")
+
+
+def _has_scores_alone(record: RankedRecord) -> bool:
+    return all(response.rank is None for response in record.responses) and any(response.scores for response in record.responses)
 
 
 def validate(source: str, media_root: str | None, video_frames: int, max_text: int, most: int, as_json: bool) -> bool:
@@ -69,6 +81,8 @@ def validate(source: str, media_root: str | None, video_frames: int, max_text: i
         print("".join(f"  {message}\n" for message in messages[:most]), end="")
         if count > most:
             print(f"  ... and {count - most} more (--most, --json)")
+    for remark in report.remarks:
+        print(f"\nnote: {remark}")
     for note, count in report.notes.most_common():
         print(f"\nnote: {count} {note}; they give no pair")
     return bool(report.findings)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
@@ -48,6 +48,8 @@ def build(
     jobs: int | None = None,
     beam_options: Sequence[str] | None = None,
     on_error: OnError | None = None,
+    rank_by: str | None = None,
+    on_note: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> BuiltExamples:
     """Build `source` (a file or a mixture file) into the directory `out_dir`, which appears complete or not at all.
@@ -56,21 +58,24 @@ def build(
 
     Every image is decoded once, to prove that it can be. `jobs` processes write at a time (None: one per core), or the
     workers of an Apache Beam pipeline with `beam_options`. What is not finished stands in `.OUT.building` beside `out_dir`; the
-    same call continues it, whether it was killed or stopped at something wrong with the source. `on_error` is
-    `sources.read_source`'s. `progress(stage, done, total)` is called per record; where `out_dir` already holds a build of the
-    very same content, that one is returned, and the last call is progress("reused", n, n).
+    same call continues it, whether it was killed or stopped at something wrong with the source. `on_error` and `rank_by` are
+    `sources.read_source`'s, and `on_note` is called with its notes. `progress(stage, done, total)` is called per record; where
+    `out_dir` already holds a build of the very same content, that one is returned, and the last call is
+    progress("reused", n, n).
 
     Raises UserError for whatever is wrong with the source or its media (naming the record), for an `out_dir` that holds
     anything else, and for one that another process is building.
     """
     if any(part.weight != 1 for part in find_parts(source)):
         raise UserError(f"{source}: weights are for training; build the sets without them and list them in data.path")
-    examples = open_examples(source, media_root, video_frames, on_error)
+    examples = open_examples(source, media_root, video_frames, on_error, rank_by)
     if not hasattr(examples, "part") or any(isinstance(inner, BuiltExamples) for inner in getattr(examples, "sets", ())):
         raise UserError(f"{source}: holds what is built already; name source files")
     for inner in getattr(examples, "sets", [examples]):
         if not len(inner):
             raise UserError(f"{inner.path}: nothing is left of it, every group was left out; correct it, or leave it out")
+    for note in examples.notes if on_note else ():
+        on_note(note)
     out = epath.Path(out_dir)
     workplace = out.parent / f".{out.name}.building"
     # An object store renames a folder by copying all of it: there, shards are written in their place, and the file that makes

@@ -56,7 +56,8 @@ class SourceExamples:
     """The examples of a source (a file, a folder of files, or a pattern) of any format that `read_records` knows.
 
     Media are read when they are asked for. `media_root` is the folder or zip archive that media paths are relative to (default:
-    the folder of the source); `video_frames` is how many frames a video gives; `on_error` is `read_source`'s.
+    the folder of the source); `video_frames` is how many frames a video gives; `on_error` and `rank_by` are
+    `read_source`'s, and so are `notes`.
     """
 
     weights = None  # an epoch sees every example once
@@ -67,6 +68,7 @@ class SourceExamples:
         media_root: str | epath.Path | None = None,
         video_frames: int = 32,
         on_error: OnError | None = None,
+        rank_by: str | None = None,
     ) -> None:
         if video_frames < 1:
             raise UserError(f"video_frames must be at least 1, found {video_frames}")
@@ -74,8 +76,8 @@ class SourceExamples:
         self.video_frames = video_frames
         if media_root is not None:
             check_media_root(epath.Path(media_root))
-        source = read_source(self.path, on_error)
-        self.files = source.files
+        source = read_source(self.path, on_error, rank_by)
+        self.files, self.notes = source.files, source.notes
         self.media_root = source.files.folder if media_root is None else epath.Path(media_root)
         self.records: list[RankedRecord] = source.records
         self.rows = [source.rows(record) for record in source.records]  # of the file, per record
@@ -243,12 +245,16 @@ def is_built(path: epath.Path) -> bool:
 
 
 def open_examples(
-    path: Any, media_root: str | epath.Path | None = None, video_frames: int = 32, on_error: OnError | None = None
+    path: Any,
+    media_root: str | epath.Path | None = None,
+    video_frames: int = 32,
+    on_error: OnError | None = None,
+    rank_by: str | None = None,
 ):
     """A built directory, a source, or several of them: see `mixture.open_mixture`."""
     from mmrlhf_jax.data.mixture import open_mixture  # it is made of the classes here
 
-    return open_mixture(path, media_root, video_frames, on_error)
+    return open_mixture(path, media_root, video_frames, on_error, rank_by)
 
 
 def dump_layout(layout: Layout) -> str:

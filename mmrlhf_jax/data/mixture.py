@@ -24,6 +24,7 @@ from etils import epath
 
 from mmrlhf_jax import sections
 from mmrlhf_jax.data.examples import BuiltExamples, Example, Layout, SourceExamples, is_built
+from mmrlhf_jax.data.internvl_meta import read_meta
 from mmrlhf_jax.data.media import MediaFile
 from mmrlhf_jax.data.sources import OnError
 from mmrlhf_jax.data.subset import Subset
@@ -98,6 +99,11 @@ class MixedExamples:
         return part
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Of the sets that have any: see `sources.Source`."""
+        return tuple(note for examples in self.sets for note in getattr(examples, "notes", ()))
+
+    @property
     def video_frames(self) -> int:
         return self.sets[0].video_frames  # `open_mixture` gives all sets the same
 
@@ -119,6 +125,7 @@ def open_mixture(
     media_root: str | epath.Path | None = None,
     video_frames: int = 32,
     on_error: OnError | None = None,
+    rank_by: str | None = None,
 ) -> SourceExamples | BuiltExamples | Subset | MixedExamples:
     """A directory that was built, a source (a file, a folder of files, a pattern), a mixture file, or a list of these.
 
@@ -126,8 +133,8 @@ def open_mixture(
     """
     parts = find_parts(path)
     if len(parts) == 1 and parts[0].weight == 1:
-        return _open(parts[0], media_root, video_frames, on_error)
-    sets = [_open(part, media_root, video_frames, on_error) for part in parts]
+        return _open(parts[0], media_root, video_frames, on_error, rank_by)
+    sets = [_open(part, media_root, video_frames, on_error, rank_by) for part in parts]
     return MixedExamples(sets, [part.weight for part in parts])
 
 
@@ -169,6 +176,8 @@ def _expand(part: Part) -> list[Part]:
     path = epath.Path(part.path)
     if path.name.endswith(_MIXTURE_SUFFIXES):
         return [_inside(part, inner) for inner in _read_mixture(path)]
+    if (sets := read_meta(path)) is not None:
+        return [_inside(part, Part(one.rows, one.images, one.weight)) for one in sets]
     braces = re.fullmatch(r"(.*)\{(.*)\}(.*)", part.path)
     if braces and not path.exists():
         return [dataclasses.replace(part, path=f"{braces[1]}{name.strip()}{braces[3]}") for name in braces[2].split(",")]
@@ -217,12 +226,14 @@ def _beside(path: epath.Path, named: str) -> str:
     return named if is_remote(named) else str(path.parent / named)
 
 
-def _open(part: Part, media_root: str | epath.Path | None, video_frames: int, on_error: OnError | None):
+def _open(
+    part: Part, media_root: str | epath.Path | None, video_frames: int, on_error: OnError | None, rank_by: str | None
+) -> Any:
     path = epath.Path(part.path)
     if is_built(path):
         examples: SourceExamples | BuiltExamples = BuiltExamples(path)
     else:
-        examples = SourceExamples(path, part.media_root or media_root, video_frames, on_error)
+        examples = SourceExamples(path, part.media_root or media_root, video_frames, on_error, rank_by)
     if part.sampling_strategy == "all":
         return examples
     is_source = isinstance(examples, SourceExamples)

@@ -31,11 +31,12 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """`notes` counts what is no mistake, but teaches a preference objective nothing."""
+    """`notes` counts what is no mistake, but teaches a preference objective nothing; `remarks` say what readers did."""
 
     records: int
     findings: tuple[Finding, ...]
     notes: collections.Counter[str]
+    remarks: tuple[str, ...] = ()
 
 
 def validate(
@@ -50,6 +51,7 @@ def validate(
     findings: list[Finding] = []
     notes: collections.Counter[str] = collections.Counter()
     records = 0
+    remarks: list[str] = []
 
     def note_error(error: UserError) -> None:
         findings.extend(_from_error(error))
@@ -57,12 +59,13 @@ def validate(
     for part in find_parts(source):
         examples = open_mixture([part], media_root, video_frames, note_error)
         records += len(examples)
+        remarks += getattr(examples, "notes", ())
         findings += _check_media(examples, progress)
         for number, record in enumerate(examples.records):
             where = examples.where(number)
             findings += (Finding(kind, f"{where}: {message}") for kind, message in check_record(record, max_text))
             notes.update(note_record(record))
-    return Report(records, tuple(findings), notes)
+    return Report(records, tuple(findings), notes, tuple(remarks))
 
 
 def note_record(record: RankedRecord) -> Iterator[str]:

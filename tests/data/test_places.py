@@ -142,6 +142,9 @@ def test_the_tag_of_a_video_is_its_place_in_every_reader(tmp_path, row, tag):
     ],
 )
 def test_media_under_a_name_that_is_not_read_are_refused_by_that_name(tmp_path, row, media, name):
+    if (row, name) == (vl_bench, "image_path"):  # the name that VL-RewardBench's authors give it
+        assert one(tmp_path, row("Which?", media)).images == ("pictures/7",)
+        return
     with pytest.raises(WrongMedia) as error:
         one(tmp_path, row("Which?", media))
     assert f"field '{name}' seems to hold media" in str(error.value) and "rows.jsonl:1" in str(error.value)

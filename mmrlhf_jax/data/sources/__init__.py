@@ -12,15 +12,20 @@ from typing import Any
 from etils import epath
 
 from mmrlhf_jax.data.sources import (
+    llama_factory,
     mmrlhf_annotations,
     mmrlhf_pairs,
+    not_pairs,
     preference_rows,
+    question_rows,
     ranked,
     reward_benches,
     swift_rows,
+    vlfeedback,
 )
 from mmrlhf_jax.data.sources.fields import check_is_path
-from mmrlhf_jax.data.sources.folding import ContradictingPairs
+from mmrlhf_jax.data.sources.folding import ContradictingPairs, free_id
+from mmrlhf_jax.data.sources.rank_by import rank_unranked
 from mmrlhf_jax.data.sources.rows import Format, OnError, Row, read_rows
 from mmrlhf_jax.data.sources.shards import SourceFiles, find_files
 from mmrlhf_jax.data.sources.unread import checked
@@ -31,9 +36,13 @@ _FORMATS: tuple[Format, ...] = (
     reward_benches.VL_REWARD_BENCH,
     reward_benches.MULTIMODAL_REWARD_BENCH,
     swift_rows.FORMAT,
+    vlfeedback.FORMAT,
     ranked.FORMAT,
     mmrlhf_annotations.FORMAT,
     mmrlhf_pairs.FORMAT,
+    question_rows.QUESTIONS,
+    question_rows.RLHF_V,
+    llama_factory.FORMAT,
     preference_rows.FORMAT,
 )
 
@@ -47,11 +56,15 @@ class UsedTwice(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The records of a source, in its order, the format that they had there, and the files that they come from."""
+    """The records of a source, in its order, the format that they had there, and the files that they come from.
+
+    `notes` say, a line each, what was done to the records beyond reading them.
+    """
 
     records: list[RankedRecord]
     format: Format
     files: SourceFiles
+    notes: tuple[str, ...] = ()
 
     def rows(self, record: RankedRecord) -> int:
         """How many rows of the file a record stands for."""
@@ -63,14 +76,14 @@ def read_records(path: str | epath.Path, on_error: OnError | None = None) -> lis
     return read_source(path, on_error).records
 
 
-def read_source(path: str | epath.Path, on_error: OnError | None = None) -> Source:
+def read_source(path: str | epath.Path, on_error: OnError | None = None, rank_by: str | None = None) -> Source:
     """All records of a source, in its order (a folded group stands where its first pair stood).
 
     `path` is a file, a folder of files, or a pattern (`shards.find_files`). The format is recognised from the first row of
     each file, and must be the same in all. Raises UserError for a missing or empty file, a torn line (with its number), a
     format that is none of `FORMATS`, a field that is missing or ill-typed, an id used twice, and pairs that contradict each
     other. With `on_error` the errors that concern single rows or groups go there instead, and what is not concerned is still
-    read.
+    read. `rank_by` names a score by which records without any rank are ranked (`rank_by.rank_unranked`).
     """
     files = find_files(path)
     rows: list[Row] = []
@@ -83,12 +96,19 @@ def read_source(path: str | epath.Path, on_error: OnError | None = None) -> Sour
         format_ = own
         rows += of_file
     records = format_.read(rows) if on_error is None else _join(format_, _parse(format_, rows, on_error), on_error)
+    notes: list[str] = []
+    if format_.repeats_ids:
+        records = _renamed(records, path, notes)
     records = _with_paths(_with_own_ids(records, path, on_error), path, on_error)
-    return Source(records, format_, files)
+    if rank_by is not None:
+        records = rank_unranked(records, rank_by, str(path), notes)
+    return Source(records, format_, files, tuple(notes))
 
 
 def recognise(first: Row) -> Format:
     """The format of a file by its first row. UserError where it is none of FORMATS."""
+    if named := not_pairs.name_of(first.data):
+        raise UserError(f"{first.where}: {named}")
     format_ = next((known for known in FORMATS if known.matches(first.data)), None)
     if format_ is None:
         known = "; ".join(f"{f.name} ({f.fields})" for f in FORMATS)
@@ -128,6 +148,19 @@ def _join(format_: Format, parsed: list[Any], on_error: OnError) -> list[RankedR
     except UserError as error:  # what concerns the file as a whole
         on_error(error)
         return []
+
+
+def _renamed(records: list[RankedRecord], path: str | epath.Path, notes: list[str]) -> list[RankedRecord]:
+    """The records, all under ids of their own."""
+    taken: set[str] = set()
+    named = [dataclasses.replace(record, id=free_id(record.id, taken)) for record in records]
+    changed = [(old.id, new.id) for old, new in zip(records, named, strict=True) if old.id != new.id]
+    if changed:
+        ids = len({old for old, _ in changed})
+        old, new = changed[0]
+        more = f"{len(changed)} later records are renamed, the first from {old!r} to {new!r}"
+        notes.append(f"{path}: {ids} ids occur more than once; {more}")
+    return named
 
 
 def _with_paths(records: list[RankedRecord], path: str | epath.Path, on_error: OnError | None) -> list[RankedRecord]:

@@ -25,7 +25,10 @@ _PAIR_FIELDS = ("ls_factor", "mixed_up_image", "reference_", "mix_reference_")
 
 @dataclasses.dataclass(frozen=True)
 class PairRow:
-    """One row of a pair file. `id` None: the row stands alone. `extra` are its unknown fields."""
+    """One row of a pair file. `id` None: the row stands alone. `extra` are its unknown fields.
+
+    `also_rejected` are more answers that the chosen one is preferred to; nothing is said about them among each other.
+    """
 
     where: str
     id: str | None
@@ -39,6 +42,14 @@ class PairRow:
     is_tie: bool = False
     source: str | None = None
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    also_rejected: tuple[str, ...] = ()
+
+    def pairs(self) -> list[PairRow]:
+        """The row for every answer that is rejected."""
+        one = dataclasses.replace(self, also_rejected=())
+        return (
+            [one, *(dataclasses.replace(one, rejected=text) for text in self.also_rejected)] if self.also_rejected else [self]
+        )
 
 
 def pair_row(data: dict[str, Any], where: str, media: Media, prompt: str, chosen: str, rejected: str) -> PairRow:
@@ -79,14 +90,15 @@ def fold(rows: Sequence[PairRow]) -> list[RankedRecord]:
     taken: set[str] = set()
     for key, group in groups.items():
         name = f"row-{key}" if group[0].id is None else group[0].id
+        pairs = [pair for row in group for pair in row.pairs()]
         try:
-            folded = _fold_group(group)
+            folded = _fold_group(pairs)
         except Contradiction as error:
-            contradictions.append(f"{name!r} ({group[error.row].where}: {error})")
+            contradictions.append(f"{name!r} ({pairs[error.row].where}: {error})")
             members += [numbers[id(row)] for row in group]
             continue
         for record in folded:
-            records.append(dataclasses.replace(record, id=_free_id(name, taken)))
+            records.append(dataclasses.replace(record, id=free_id(name, taken)))
     if contradictions:
         raise ContradictingPairs(contradictions, members)
     return records
@@ -193,7 +205,8 @@ def _response(text: str, rank: int, rows: list[PairRow]) -> Response:
     return Response(text=text, rank=rank, critique=critiques[0] if critiques else None, extra=extra)
 
 
-def _free_id(name: str, taken: set[str]) -> str:
+def free_id(name: str, taken: set[str]) -> str:
+    """The name, or `name#2` (`#3`, ...) where it is taken; it is taken then."""
     free, number = name, 1
     while free in taken:
         number += 1

@@ -17,6 +17,8 @@ from mmrlhf_jax.records import RankedRecord, Response
 
 def _parse_vl(row: Row) -> RankedRecord:
     data, record_id, where = open_record(row)
+    if not (data.get("image") or data.get("images")):  # the authors' JSON lines; the hub's parquet holds the image
+        data["image"] = data.pop("image_path", None)
     images, video = media = pop_media(data, where)
     texts = data.pop("response", None)
     if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
@@ -70,6 +72,7 @@ VL_REWARD_BENCH = Format(
     "id, image, query, response[], human_ranking[]",
     lambda row: {"query", "response", "human_ranking"} <= row.keys(),
     _parse_vl,
+    repeats_ids=True,
 )
 
 MULTIMODAL_REWARD_BENCH = Format(

@@ -42,7 +42,8 @@ class Format:
     """An input format: how to recognise it from its first row, and how to turn its rows into records.
 
     `parse` reads one row and raises UserError for what is wrong with it; `join` makes records of all parsed rows at once,
-    because in some formats a record is made of several of them. `row` says what a row is.
+    because in some formats a record is made of several of them. `row` says what a row is. With `repeats_ids`, ids that occur
+    again are the publisher's own, and the later records get new ones.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Format:
     parse: Callable[[Row], Any]
     join: Callable[[list[Any]], list[RankedRecord]] = list
     row: Literal["group", "pair"] = "group"
+    repeats_ids: bool = False
 
     def read(self, rows: list[Row]) -> list[RankedRecord]:
         return self.join([self.parse(row) for row in rows])

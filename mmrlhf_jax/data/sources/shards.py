@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 
 from etils import epath
 
+from mmrlhf_jax.data.archives import ArchivedFile, find_archived
 from mmrlhf_jax.data.hub import check_repository, hub_errors
 from mmrlhf_jax.data.names import in_order
 from mmrlhf_jax.data.sources.rows import SUFFIXES, row_suffix
@@ -29,10 +30,12 @@ class SourceFiles:
     """The files of a source in their order, and the folder that they lie in or below."""
 
     folder: epath.Path
-    files: tuple[epath.Path, ...]
+    files: tuple[epath.Path | ArchivedFile, ...]
 
-    def name(self, file: epath.Path) -> str:
+    def name(self, file: epath.Path | ArchivedFile) -> str:
         """A file's path below the folder."""
+        if isinstance(file, ArchivedFile):
+            return file.name
         return str(file).removeprefix(str(self.folder)).lstrip("/")
 
 
@@ -48,7 +51,11 @@ def find_files(source: str | epath.Path) -> SourceFiles:
     with hub_errors(source):
         if path.is_dir():
             return _of_folder(path)
-        if path.exists() or not is_pattern(source):
+        if path.exists():
+            return SourceFiles(path.parent, (path,))
+        if archived := find_archived(path.parent, path.name, path.parent.is_dir()):
+            return SourceFiles(path.parent, (archived,))
+        if not is_pattern(source):
             return SourceFiles(path.parent, (path,))
         folder, steps = _split_pattern(path)
         found = _in_order(_fitting(folder, steps))

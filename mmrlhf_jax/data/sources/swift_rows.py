@@ -2,11 +2,13 @@
 
 Three generations of keys are in use: `messages` that end with the preferred answer (ms-swift 3), `query` and `response`
 (ms-swift 2), and `question` and `response`, which MM-RLHF's own `convert_to_swift.py` writes. Tags such as `<image>` in the
-prompt are the places of the media listed beside it. One turn only, as everywhere here.
+prompt are the places of the media listed beside it. A `rejected_response` may be a list of answers, to each of which the one
+answer is preferred. One turn only, as everywhere here.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from mmrlhf_jax.data.sources.chat import message_text, read_prompt
@@ -24,7 +26,8 @@ def _parse(row: Row) -> PairRow:
             raise UserError(f"{where}: field {unread!r} must be empty; a record's prompt is one user text")
     question, chosen = _preferred(data, where)
     prompt, media = read_prompt(question, "messages", media, where)
-    return pair_row(data, where, media, prompt, chosen, _rejected(data, question, where))
+    rejected, *more = _rejected(data, question, where)
+    return dataclasses.replace(pair_row(data, where, media, prompt, chosen, rejected), also_rejected=tuple(more))
 
 
 def _preferred(data: dict[str, Any], where: str) -> tuple[Any, str]:
@@ -40,10 +43,13 @@ def _preferred(data: dict[str, Any], where: str) -> tuple[Any, str]:
     return messages[:1], message_text(messages[1:], "assistant", "messages", where)
 
 
-def _rejected(data: dict[str, Any], question: Any, where: str) -> str:
+def _rejected(data: dict[str, Any], question: Any, where: str) -> list[str]:
+    """The rejected answers, one or more."""
     messages = data.pop("rejected_messages", None)
+    if messages is None and isinstance(data.get("rejected_response"), list):
+        return _several(data.pop("rejected_response"), where)
     if messages is None:
-        return pop_text(data, "rejected_response", where)
+        return [pop_text(data, "rejected_response", where)]
     if data.pop("rejected_response", None) is not None:
         raise UserError(f"{where}: has both 'rejected_messages' and 'rejected_response'; keep one of them")
     if not isinstance(messages, list) or not messages:
@@ -54,12 +60,21 @@ def _rejected(data: dict[str, Any], question: Any, where: str) -> str:
             f"{where}: field 'rejected_messages' begins with {shown(messages[:-1])}, another prompt than the preferred side;"
             " both sides must answer the same prompt"
         )
-    return message_text(messages[-1:], "assistant", "rejected_messages", where)
+    return [message_text(messages[-1:], "assistant", "rejected_messages", where)]
+
+
+def _several(answers: list[Any], where: str) -> list[str]:
+    """A list in `rejected_response`: of texts, each an answer, or of the one message that is the answer."""
+    if answers and all(isinstance(answer, str) for answer in answers):
+        return answers
+    if not answers or not all(isinstance(answer, dict) for answer in answers):
+        raise UserError(f"{where}: field 'rejected_response' must be a string, or a list of them, found {shown(answers)}")
+    return [message_text(answers, "assistant", "rejected_response", where)]
 
 
 FORMAT = Format(
     "ms-swift rows",
-    "messages | query | question, response, rejected_response, images, videos",
+    "messages | query | question, response, rejected_response | rejected_messages, images, videos",
     lambda row: "rejected_response" in row or ("messages" in row and "rejected_messages" in row),
     _parse,
     fold,

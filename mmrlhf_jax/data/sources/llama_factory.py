@@ -1,0 +1,75 @@
+"""LLaMA-Factory preference rows, in its two styles, with `images` or `videos` beside them.
+
+ShareGPT style: `conversations` (or `messages`) up to the question, and `chosen` and `rejected` as one message each, in
+`from`/`value` or in `role`/`content`. Alpaca style: `instruction`, and `input` on a line of its own, `chosen` and `rejected` as
+texts. Tags such as `<image>` in the question are the places of the media. One turn only, as everywhere here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmrlhf_jax.data.sources.chat import message_text, read_prompt
+from mmrlhf_jax.data.sources.fields import as_objects, pop_media, pop_optional_text, pop_text
+from mmrlhf_jax.data.sources.folding import PairRow, fold, pair_row
+from mmrlhf_jax.data.sources.rows import Format, Row
+from mmrlhf_jax.errors import UserError
+
+_ROLES = {"human": "user", "gpt": "assistant"}
+
+
+def _parse(row: Row) -> PairRow:
+    data, where = dict(row.data), row.where
+    media = pop_media(data, where)
+    for unread in ("history", "system", "tools"):
+        if data.pop(unread, None):
+            raise UserError(f"{where}: field {unread!r} must be empty; a record's prompt is one user text")
+    field = next(name for name in ("conversations", "messages", "instruction") if name in data)
+    if field == "instruction":
+        question: Any = pop_text(data, field, where)
+        if more := pop_optional_text(data, "input", where):
+            question = f"{question}\n{more}" if question else more
+    else:
+        question = _messages(data.pop(field), where)
+    prompt, media = read_prompt(question, field, media, where)
+    chosen, rejected = (_answer(data, name, where) for name in ("chosen", "rejected"))
+    return pair_row(data, where, media, prompt, chosen, rejected)
+
+
+def _answer(data: dict[str, Any], field: str, where: str) -> str:
+    value = data.pop(field)
+    return message_text(value if isinstance(value, str) else _messages(value, where), "assistant", field, where)
+
+
+def _messages(value: Any, where: str) -> Any:
+    """Messages as chat templates have them; anything else as it is, for the reader of messages to refuse."""
+    value = (
+        as_objects(value) if isinstance(value, dict) and isinstance(value.get("value", value.get("content")), list) else value
+    )
+    messages = [value] if isinstance(value, dict) else value
+    return [_message(message, where) for message in messages] if isinstance(messages, list) else messages
+
+
+def _message(message: Any, where: str) -> Any:
+    if not isinstance(message, dict) or "from" not in message:
+        return message
+    if "role" in message or "content" in message:
+        raise UserError(f"{where}: a message has both 'from' and 'role' or 'content'; keep one of them")
+    role = message["from"]
+    return {"role": _ROLES.get(role, role) if isinstance(role, str) else role, "content": message.get("value")}
+
+
+def _matches(row: dict[str, Any]) -> bool:
+    if not {"chosen", "rejected"} <= row.keys() or "prompt" in row:
+        return False
+    return "conversations" in row or "instruction" in row or ("messages" in row and not isinstance(row["chosen"], list))
+
+
+FORMAT = Format(
+    "LLaMA-Factory preference rows",
+    "conversations | messages | instruction, input, chosen, rejected, images | videos",
+    _matches,
+    _parse,
+    fold,
+    row="pair",
+)

@@ -1,0 +1,64 @@
+"""Pairs of answers to a `question`: RLAIF-V and SPA-VL (parquet with the image inside), MMPR (JSON lines), RLHF-V.
+
+RLHF-V (`openbmb/RLHF-V-Dataset`) has the three texts as JSON inside its column `text`. The id is `id`, or RLAIF-V's and
+RLHF-V's `idx`. Rows of one id, image and question are folded like MM-RLHF's pairs; others stand alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmrlhf_jax import strict_json
+from mmrlhf_jax.data.sources.fields import pop_media, pop_text
+from mmrlhf_jax.data.sources.folding import PairRow, fold, pair_row
+from mmrlhf_jax.data.sources.rows import Format, Row
+from mmrlhf_jax.errors import UserError, shown
+
+_TEXTS = ("question", "chosen", "rejected")
+
+
+def _parse(row: Row) -> PairRow:
+    data, where = dict(row.data), row.where
+    if "id" not in data and "idx" in data:
+        data["id"] = data.pop("idx")
+    media = pop_media(data, where)
+    question, chosen, rejected = (pop_text(data, name, where) for name in _TEXTS)
+    return pair_row(data, where, media, question, chosen, rejected)
+
+
+def _parse_inside_text(row: Row) -> PairRow:
+    text = _inside_text(row.data)
+    if text is None:
+        raise UserError(f"{row.where}: field 'text' must be JSON with {', '.join(_TEXTS)}, found {shown(row.data.get('text'))}")
+    rest = {name: value for name, value in row.data.items() if name != "text"}
+    if twice := sorted(text.keys() & rest.keys()):
+        raise UserError(f"{row.where}: has {twice[0]!r} both as a field and inside 'text'; keep one of them")
+    return _parse(Row(row.where, rest | text))
+
+
+def _inside_text(row: dict[str, Any]) -> dict[str, Any] | None:
+    text = row.get("text")
+    if isinstance(text, str) and text.lstrip().startswith("{"):
+        try:
+            text = strict_json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+    return text if isinstance(text, dict) and set(_TEXTS) <= text.keys() else None
+
+
+QUESTIONS = Format(
+    "RLAIF-V, SPA-VL or MMPR rows",
+    "question, chosen, rejected, image | images",
+    lambda row: set(_TEXTS) <= row.keys(),
+    _parse,
+    fold,
+    row="pair",
+)
+RLHF_V = Format(
+    "RLHF-V",
+    "text{question, chosen, rejected}, image",
+    lambda row: _inside_text(row) is not None,
+    _parse_inside_text,
+    fold,
+    row="pair",
+)

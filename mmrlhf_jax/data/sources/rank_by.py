@@ -1,0 +1,61 @@
+"""Ranks for records that have scores alone, where whoever reads them says by which score."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.records import RankedRecord, Response, ranks_of
+
+MEAN = "mean_score"
+
+
+def rank_unranked(records: Sequence[RankedRecord], by: str, where: str, notes: list[str]) -> list[RankedRecord]:
+    """The records, ranked by a score where none of their responses has a rank: the highest is the best, equal ones tie.
+
+    `by` is `mean_score`, a name among the responses' scores, `reward`, or a field of theirs that holds a number. A response
+    without that score gets no rank. Raises UserError where no response has it, and for one that is not a finite number.
+    """
+    unranked = [number for number, record in enumerate(records) if all(response.rank is None for response in record.responses)]
+    ranked, scored, without = list(records), 0, 0
+    for number in unranked:
+        record = records[number]
+        scores = _scores(record, by, f"{where}: record {record.id!r}")
+        scored += any(score is not None for score in scores)
+        without += scores.count(None) if any(score is not None for score in scores) else 0
+        pairs = zip(record.responses, ranks_of(scores), strict=True)
+        ranked[number] = record.replace_responses([dataclasses.replace(response, rank=rank) for response, rank in pairs])
+    if unranked and not scored:
+        known = sorted({name for number in unranked for response in records[number].responses for name in _names(response)})
+        raise UserError(f"{where}: no response has the score {by!r}; there is {', '.join(known) or 'none at all'}")
+    missing = f"; {without} of their responses have no such score and no rank" if without else ""
+    notes.append(f"{where}: {scored} of {len(records)} records had no ranks and are ranked by {by}{missing}")
+    return ranked
+
+
+def _names(response: Response) -> list[str]:
+    fields = [name for name, value in response.extra.items() if isinstance(value, int | float) and not isinstance(value, bool)]
+    return [
+        *([MEAN, *response.scores] if response.scores else []),
+        *(["reward"] if response.reward is not None else []),
+        *fields,
+    ]
+
+
+def _scores(record: RankedRecord, by: str, where: str) -> list[float | None]:
+    if by != MEAN:
+        return [_score(response, by, where) for response in record.responses]
+    # Means of different scores are not to be compared: who lacks one that others have has none.
+    names = {name for response in record.responses for name in response.scores or ()}
+    return [response.mean_score if names and names == set(response.scores or ()) else None for response in record.responses]
+
+
+def _score(response: Response, by: str, where: str) -> float | None:
+    if response.scores and by in response.scores:
+        return response.scores[by]
+    value = response.reward if by == "reward" else response.extra.get(by)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
+        raise UserError(f"{where}: the score {by!r} must be a finite number, found {shown(value)}")
+    return value

@@ -1,0 +1,79 @@
+"""VLFeedback (`MMInstruction/VLFeedback`): a prompt with the answers of four models, each rated in three aspects.
+
+Ranks follow the mean of an answer's ratings, as in the authors' `run_dpo.py`: the same mean is a tie. An answer of which any
+aspect has no number ("N/A", or no rating at all) has no rank, and so no pair; the others keep theirs. The annotations stay as
+they came, with the rationales. `vlfeedback_80k.jsonl` lists the completions; the hub's parquet stores a list per field of them.
+Images are named by `img_path`, from `merged_images.zip`: --media-root merged_images.zip.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from mmrlhf_jax.data.sources.fields import as_objects, media_before_text, open_record, pop_media, pop_text
+from mmrlhf_jax.data.sources.rows import Format, Row
+from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.records import RankedRecord, Response, ranks_of
+
+# The aspects' names there, and ours (`records.SCORE_NAMES`).
+ASPECTS = {"Helpfulness": "helpfulness", "Visual Faithfulness": "faithfulness", "Ethical Considerations": "ethics"}
+
+
+def _parse(row: Row) -> RankedRecord:
+    data, record_id, where = open_record(row)
+    if not (data.get("image") or data.get("images")):
+        data["image"] = data.pop("img_path", None)
+    images, video = media = pop_media(data, where)
+    completions = as_objects(data.pop("completions", None))
+    if not isinstance(completions, list) or not completions or not all(isinstance(one, dict) for one in completions):
+        raise UserError(f"{where}: field 'completions' must list answers with annotations, found {shown(completions)}")
+    ratings = [_ratings(one, f"{where}, completion {number}") for number, one in enumerate(completions)]
+    aspects = {aspect for of_one in ratings for aspect in of_one}
+    means = [_mean(of_one, aspects) for of_one in ratings]
+    responses = zip(completions, ratings, ranks_of(means), strict=True)
+    return RankedRecord(
+        id=record_id,
+        prompt=media_before_text(pop_text(data, "prompt", where), media, where),
+        responses=tuple(_response(*response, f"{where}, completion {number}") for number, response in enumerate(responses)),
+        images=images,
+        video=video,
+        extra={name: value for name, value in data.items() if name != "models"},  # each completion names its own
+    )
+
+
+def _ratings(completion: dict[str, Any], where: str) -> dict[str, float | None]:
+    """Per aspect the rating, None where it is no number."""
+    annotations = completion.get("annotations") or {}
+    if not isinstance(annotations, dict) or not all(isinstance(one, dict | None) for one in annotations.values()):
+        raise UserError(f"{where}: field 'annotations' must have an object per aspect, found {shown(annotations)}")
+    return {ASPECTS.get(aspect, aspect): _number((one or {}).get("Rating")) for aspect, one in annotations.items()}
+
+
+def _number(rating: Any) -> float | None:
+    try:
+        number = math.nan if isinstance(rating, bool) else float(rating)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _mean(ratings: dict[str, float | None], aspects: set[str]) -> float | None:
+    values = [ratings.get(aspect) for aspect in sorted(aspects)]
+    return None if not values or None in values else sum(values) / len(values)
+
+
+def _response(completion: dict[str, Any], ratings: dict[str, float | None], rank: int | None, where: str) -> Response:
+    rest = dict(completion)
+    text, model = pop_text(rest, "response", where), rest.pop("model", None)
+    scores = {aspect: rating for aspect, rating in ratings.items() if rating is not None}
+    return Response(text=text, rank=rank, scores=scores or None, model=model if isinstance(model, str) else None, extra=rest)
+
+
+FORMAT = Format(
+    "VLFeedback",
+    "id, prompt, img_path | image, completions[{response, model, annotations{aspect: {Rating, Rationale}}}]",
+    lambda row: "completions" in row and "prompt" in row,
+    _parse,
+    repeats_ids=True,
+)
