@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import fnmatch
 import io
 import os
 import re
+import shutil
+import tempfile
 import time
 import uuid
 import zipfile
 import zlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import fsspec.config
@@ -62,6 +67,51 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def entries(directory: epath.PathLike) -> list[epath.Path]:
+    """What a folder holds, sorted by name; nothing where there is none (in an object store an empty one does not exist)."""
+    try:
+        return sorted(epath.Path(directory).iterdir(), key=lambda path: path.name)
+    except FileNotFoundError:
+        return []
+
+
+def matching(directory: epath.PathLike, pattern: str) -> list[epath.Path]:
+    """Those whose names have a pattern. epath's own `glob` takes the folder's name for a part of the pattern."""
+    return [path for path in entries(directory) if fnmatch.fnmatchcase(path.name, pattern)]
+
+
+def plain_path(path: epath.PathLike) -> epath.Path:
+    """A path to the same place, for libraries that take a path's name for a pattern (`[`, `*`, `?`, `\\`), as Orbax does.
+
+    Where the name has such characters that is a link in a folder of this process's own, which goes when it ends. UserError for
+    such a name in an object store, which has no links, and for one that is not UTF-8.
+    """
+    path = epath.Path(path)
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name!a}: the name is not UTF-8; choose another") from None
+    special = [character for character in ("*?[]\\#%\n\r" if is_remote(path) else "*?[\\") if character in name]
+    if is_remote(path):
+        if special:
+            raise UserError(f"{path}: names of objects with {' '.join(map(repr, special))} are not supported; choose another")
+        return path
+    path = epath.Path(os.path.abspath(name))
+    if not special:
+        return path
+    if os.fspath(path) not in _links:
+        folder = tempfile.mkdtemp(prefix="mmrlhf-link-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        link = Path(folder) / "link"
+        link.symlink_to(os.fspath(path))
+        _links[os.fspath(path)] = epath.Path(link)
+    return _links[os.fspath(path)]
+
+
+_links: dict[str, epath.Path] = {}  # by what they lead to
+
+
 def write_atomically(path: epath.PathLike, content: bytes) -> None:
     """Write beside the target, then rename: a kill leaves the old file or the new one."""
     path = epath.Path(path)
@@ -69,7 +119,8 @@ def write_atomically(path: epath.PathLike, content: bytes) -> None:
         path.write_bytes(content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"  # other processes may write the same file
+    # Other processes may write the same file; a long name has no room for more characters.
+    partial = path.parent / f".{path.name[:40]}.{uuid.uuid4().hex[:8]}.partial"
     partial.write_bytes(content)
     partial.replace(path)
 

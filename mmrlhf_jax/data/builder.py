@@ -32,7 +32,7 @@ from mmrlhf_jax.data.mixture import find_parts
 from mmrlhf_jax.data.shards import NAME, Shard, features, plan_shards, write_shards, write_shards_with_beam
 from mmrlhf_jax.data.sources import OnError
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import is_remote
+from mmrlhf_jax.files import entries, is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -182,14 +182,9 @@ def _reuse(out: epath.Path, workplace: epath.Path, examples: Any, progress: Prog
 def _remove_others(planned: Sequence[Shard], directory: epath.Path, workplace: epath.Path) -> None:
     """Clear away what an earlier build of something else, or the last moments before a kill, left behind."""
     known = {shard.path.name for shard in planned}
-    for path in _entries(directory):
+    for path in entries(directory):
         if path.name not in known:
             path.unlink()
-    for path in _entries(workplace):
+    for path in entries(workplace):
         if path.name not in (directory.name, "notes", MARK, LOCK):  # of a writer that was killed
             path.rmtree()
-
-
-def _entries(folder: epath.Path) -> list[epath.Path]:
-    """What a folder holds; in an object store an empty one does not exist."""
-    return list(folder.iterdir()) if folder.exists() else []

@@ -7,7 +7,7 @@ stored: they are the base model's.
 from __future__ import annotations
 
 import contextlib
-import errno
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,117 +15,205 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
-from flax import nnx
 
-from mmrlhf_jax.config import Lora, Trains
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import is_remote
-from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.faults import Fault, fault, first_line, retried
+from mmrlhf_jax.files import entries, is_remote
 from mmrlhf_jax.progress import say
+from mmrlhf_jax.sharding.agreement import FailedElsewhere, first_acts, first_decides, gather
 from mmrlhf_jax.training.identity import difference
-from mmrlhf_jax.training.state import TrainState, split_model
+from mmrlhf_jax.training.state import TrainState
+from mmrlhf_jax.training.stored import SCORE, StoredCheckpoints, abstract, alone, like, pure
 
-SCORE = "score"
+# Of folders beside the checkpoints: what Orbax is writing, what could not be read and is kept, what is being removed.
+UNFINISHED, UNREADABLE, REMOVED = ".orbax-checkpoint-tmp", ".unreadable", ".removed"
+# Up to here a new checkpoint is read back whole; of larger ones what says what they hold.
+WHOLE_BYTES = 1 << 24
+USER = "the user's"  # of an error that is in words already
 
 
-class Checkpoints:
-    """The checkpoints of one run directory. Saving is asynchronous and atomic.
+class Checkpoints(StoredCheckpoints):
+    """The checkpoints of a run, for the one trainer that owns its directory. Saving is asynchronous and atomic.
 
-    The newest `keep` stay, and the best of those that were saved with a `score` (higher is better).
+    The newest `keep` stay, and the best of those that were saved with a `score` (higher is better). Others are removed when a
+    newer one is complete and was read back. All processes make the same calls; the first one's listing counts.
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int = 2):
-        path = epath.Path(directory)
-        path.mkdir(parents=True, exist_ok=True)
-        policies = ocp.training.preservation_policies
-        best = policies.BestN(n=1, get_metric_fn=lambda metrics: metrics[SCORE], keep_checkpoints_without_metrics=False)
-        self._checkpointer = ocp.training.Checkpointer(
-            path if is_remote(path) else path.resolve(),  # which takes gs:// for the name of a folder here
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            cleanup_tmp_directories=True,
-        )
-        self._path = path
-        self._unreadable: set[int] = set()
+        super().__init__(directory)
+        self._keep = keep
+        self._writer: ocp.training.Checkpointer | None = None
+        self._pending: tuple[int, dict[str, Any], float | None] | None = None  # step, what is expected of it, score
+        first_acts(self._prepare)
+        self._scores: dict[int, float | None] = {int(step): score for step, score in first_decides(self._found).items()}
 
     @property
     def steps(self) -> list[int]:
-        """Of the checkpoints that are there and not known to be unreadable, ascending."""
-        return sorted({checkpoint.step for checkpoint in self._checkpointer.checkpoints} - self._unreadable)
-
-    @property
-    def latest(self) -> int | None:
-        return self.steps[-1] if self.steps else None
+        """Of the checkpoints that are complete and not known to be unreadable, ascending."""
+        return sorted(self._scores)
 
     @property
     def scores(self) -> dict[int, float]:
         """Score by step, of the checkpoints that have one."""
-        return {c.step: c.metrics[SCORE] for c in self._checkpointer.checkpoints if c.metrics}
-
-    @property
-    def best(self) -> int | None:
-        """The step of the best score, the earliest of equals."""
-        scores = self.scores
-        return min(scores, key=lambda step: (-scores[step], step)) if scores else None
+        return {step: score for step, score in self._scores.items() if score is not None}
 
     def save(self, state: TrainState, identity: dict[str, Any], *, score: float | None = None) -> None:
         """Start writing the state at its step; returns once the arrays are copied off the device.
 
-        UserError where the checkpoint before could not be written: what was there before that is still there.
+        UserError where the checkpoint before could not be written or read back: what was there before that is still there.
         """
+        self.wait()
         step = int(state.step)
-        if step not in self.steps:
-            parts = {"params": _pure(state.params), "opt_state": _pure(state.opt_state), "identity": identity}
+        if step in self._scores:
+            return
+        parts = {"params": pure(state.params), "opt_state": pure(state.opt_state), "identity": identity}
+        with self._writing():
+            if self._writer is None:  # not before there is something to write: it takes the checkpoints for what it finds then
+                everything = ocp.training.preservation_policies.PreserveAll()
+                self._writer = ocp.training.Checkpointer(self._orbax_path, preservation_policy=everything)
+            metrics = None if score is None else {SCORE: score}
+            self._writer.save_checkpointables_async(step, parts, force=True, metrics=metrics)
+        expected = {name: abstract(parts[name]) for name in ("params", "opt_state")} | {"identity": identity}
+        self._pending = step, expected, score
+
+    def wait(self) -> None:
+        """Until what is being written is complete and was read back. UserError where it could not be."""
+        if self._pending is None:
+            return
+        (step, expected, score), self._pending = self._pending, None
+        with self._writing():
+            self._writer.wait()
+        self._check_saved(step, expected)
+        self._scores[step] = score
+        self._remove_older()
+
+    def close(self) -> None:
+        """Wait for what is being written, in whatever state the run is: the other processes may be elsewhere."""
+        self._pending = None
+        if self._writer is not None:
             with self._writing():
-                self._checkpointer.save_checkpointables_async(
-                    step,
-                    parts,
-                    force=True,
-                    overwrite=step in self._unreadable,
-                    metrics=None if score is None else {SCORE: score},
-                )
-            self._unreadable.discard(step)
+                self._writer.close()
 
     def restore(self, state: TrainState, identity: dict[str, Any]) -> TrainState:
         """The newest state that can be read, sharded like `state`: another mesh or number of hosts than wrote it may read it.
 
-        A checkpoint that cannot be read is named, and the one before is taken. UserError if none can be read, or if it is of
-        another experiment.
+        A checkpoint that is damaged for any of the processes is named and kept aside, and the one before is taken. UserError
+        if none can be read, or if it is of another experiment; Unavailable where the storage does not answer.
         """
-        target = {"params": _abstract(state.params), "opt_state": _abstract(state.opt_state)}
+        target = {"params": abstract(state.params), "opt_state": abstract(state.opt_state)}
         step, loaded = self._newest(target, identity)
-        params, opt_state = (_like(getattr(state, name), loaded[name]) for name in ("params", "opt_state"))
+        params, opt_state = (like(getattr(state, name), loaded[name]) for name in ("params", "opt_state"))
         number = jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding)
         return TrainState(number, params, state.frozen, opt_state, state.start)
 
-    def restore_model(self, model: LlavaOnevision, trains: Trains, lora: Lora | None, step: int) -> LlavaOnevision:
-        """`model` with the trained parameters of the checkpoint at `step`."""
-        graphdef, params, frozen = split_model(model, trains, lora)
-        loaded = self._checkpointer.load_checkpointables(step, {"params": _abstract(params)})
-        return nnx.merge(graphdef, _like(params, loaded["params"]), frozen)
-
     def _newest(self, target: dict[str, Any], identity: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        tried = self.steps
+        tried, damaged = self.steps, []
         for step in reversed(tried):
-            try:
-                # First whose it is: the arrays of another run may not even have the same names.
-                self._check(step, self._checkpointer.load_checkpointables(step, {"identity": None})["identity"], identity)
-                return step, self._checkpointer.load_checkpointables(step, target)
-            except UserError:
-                raise
-            except Exception as error:  # whatever a storage backend raises for what it cannot read
-                reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-                say(f"the checkpoint at step {step} cannot be read ({reason}); trying the one before")
-                self._unreadable.add(step)
+            loaded = self._load_together(step, target, identity)
+            if loaded is not None:
+                for each in damaged:
+                    self._set_aside(each)
+                return step, loaded
+            damaged.append(step)
         raise UserError(f"{self._path}: none of the checkpoints {tried} can be read; use --fresh to start over")
 
-    def _check(self, step: int, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-        other = difference(found, wanted)
-        if other is not None:
-            name, before, now = other
-            raise UserError(
-                f"the checkpoint at step {step} has {name} {before!r}, this run has {now!r}: it would not be the same run;"
-                " use --fresh, or another run.directory"
-            )
+    def _load_together(self, step: int, target: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any] | None:
+        """The parts of a checkpoint; None, in every process, where it is damaged for one of them."""
+        loaded, error = None, None
+        try:
+            # First whose it is: the arrays of another run may not even have the same names.
+            check_identity(step, self.load(step, {"identity": None})["identity"], identity)
+            loaded = self.load(step, target)
+        except Exception as raised:  # whatever a storage backend raises; the others have to hear of it
+            error = raised
+        outcomes = gather(None if error is None else [_kind(error), first_line(error)])
+        failed = {process: outcome for process, outcome in enumerate(outcomes) if outcome is not None}
+        if not failed:
+            return loaded
+        others = {process: outcome for process, outcome in failed.items() if outcome[0] != Fault.DAMAGED.name}
+        if jax.process_index() in others:
+            raise error if isinstance(error, UserError) else self.explained(step, error) from error
+        for process, (kind, line) in others.items():
+            raise UserError(line) if kind == USER else FailedElsewhere(f"process {process}: {line}")
+        process, (_, line) = next(iter(failed.items()))
+        where = f" by process {process}" if len(outcomes) > 1 else ""
+        say(f"the checkpoint at step {step} cannot be read{where} ({line}); trying the one before")
+        return None
+
+    def _check_saved(self, step: int, expected: dict[str, Any]) -> None:
+        """A checkpoint that cannot be read back is none. UserError says so, and that the ones before are still there."""
+
+        def check() -> None:
+            try:
+                if step not in StoredCheckpoints(self._path).steps:
+                    raise FileNotFoundError("it is not listed")
+                check_identity(step, self.load(step, {"identity": None})["identity"], expected["identity"])
+                self._check_arrays(step, {name: expected[name] for name in ("params", "opt_state")})
+            except Exception as error:
+                if fault(error) is not Fault.DAMAGED and not isinstance(error, UserError):
+                    raise
+                raise UserError(
+                    f"{self._path}: the checkpoint at step {step} was written but cannot be read back ({first_line(error)});"
+                    f" {self._kept()}. Is the disk sound, and does nothing else write there?"
+                ) from error
+
+        first_acts(check)
+
+    def _check_arrays(self, step: int, wanted: dict[str, Any]) -> None:
+        where, what = self._orbax_path / str(step), f"{self._path}: reading back the checkpoint at step {step}"
+        with alone():
+            found = retried(lambda: ocp.checkpointables_metadata(where).metadata, what)
+        for name, tree in wanted.items():
+            there = {_path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(found[name])}
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+                if tuple(there.get(_path_name(path), ("missing",))) != leaf.shape:
+                    raise ValueError(f"{name}{jax.tree_util.keystr(path)} is {there.get(_path_name(path))}, not {leaf.shape}")
+        leaves = jax.tree.leaves(wanted)
+        if jax.process_count() == 1 and sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves) <= WHOLE_BYTES:
+            self.load(step, wanted)
+
+    def _remove_older(self) -> None:
+        keep = {*self.steps[-self._keep :], self.best}
+        for step in [step for step in self.steps if step not in keep]:
+            first_acts(lambda step=step: self._remove(str(step)))
+            del self._scores[step]
+
+    def _remove(self, name: str) -> None:
+        """So that a kill half way leaves no part of it under a checkpoint's name."""
+        folder = self._path / name
+        if is_remote(folder):
+            (folder / "commit_success.txt").unlink(missing_ok=True)
+        elif not name.endswith(REMOVED):
+            folder = folder.rename(self._path / f"{name}{REMOVED}")
+        folder.rmtree(missing_ok=True)
+
+    def _set_aside(self, step: int) -> None:
+        """A checkpoint that could not be read keeps its bytes, under a name that the run does not come to again."""
+        name = f"{step}{UNREADABLE}"
+        first_acts(lambda: self._rename(str(step), name))
+        say(f"{self._path / str(step)} is kept as {name}")
+        del self._scores[step]
+
+    def _rename(self, name: str, new: str) -> None:
+        if (self._path / new).exists():  # of an earlier time
+            (self._path / new).rmtree()
+        (self._path / name).rename(self._path / new)
+
+    def _prepare(self) -> None:
+        """Make the directory, and clear away what a killed process was writing or removing."""
+        self._path.mkdir(parents=True, exist_ok=True)
+        finished = {str(each.step) for each in self._finished()}
+        for path in entries(self._path):
+            if UNFINISHED in path.name or path.name.endswith(REMOVED) or (path.name.isdecimal() and path.name not in finished):
+                self._remove(path.name)
+
+    def _found(self) -> dict[str, float | None]:
+        stored = StoredCheckpoints(self._path)
+        scores = stored.scores
+        return {str(step): scores.get(step) for step in stored.steps}
+
+    def _kept(self) -> str:
+        return f"the checkpoint at step {self.latest} is complete" if self.steps else "there is no complete one yet"
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -135,39 +223,33 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:  # OSError here, but tensorstore and Orbax have their own
-            if not any(sign in str(error) for sign in _NO_ROOM) and getattr(error, "errno", None) not in _NO_ROOM_ERRNO:
-                raise
-            kept = f"the checkpoint at step {self.latest} is complete" if self.steps else "there is no complete one yet"
-            raise UserError(
-                f"{self._path}: no room for a checkpoint ({str(error).strip().splitlines()[0][:160]}); {kept}."
-                " Make room, or set run.directory or run.keep, and start the same command again"
-            ) from None
-
-    def wait(self) -> None:
-        """Until what is being written is complete. UserError where it could not be."""
-        with self._writing():
-            self._checkpointer.wait()
-
-    def close(self) -> None:
-        self._checkpointer.close()
+            if fault(error) is Fault.NO_ROOM:
+                raise UserError(
+                    f"{self._path}: no room for a checkpoint ({first_line(error)}); {self._kept()}."
+                    " Make room, or set run.directory or run.keep, and start the same command again"
+                ) from None
+            if fault(error) is Fault.DENIED:
+                denied = f"a checkpoint may not be written ({first_line(error)})"
+                raise UserError(f"{self._path}: {denied}; {self._kept()}") from None
+            raise
 
 
-# How file systems and the libraries above them say that there is no room.
-_NO_ROOM = ("No space left", "RESOURCE_EXHAUSTED", "File too large", "Disk quota exceeded")
-_NO_ROOM_ERRNO = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+def check_identity(step: int, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """UserError where a checkpoint is of another run."""
+    other = difference(found, wanted)
+    if other is not None:
+        name, before, now = other
+        raise UserError(
+            f"the checkpoint at step {step} has {name} {before!r}, this run has {now!r}: it would not be the same run;"
+            " use --fresh, or another run.directory"
+        )
 
 
-def _pure(tree):
-    """NNX states inside a pytree as plain dictionaries by parameter name, which any Orbax reader understands."""
-    return jax.tree.map(
-        lambda x: nnx.to_pure_dict(x) if isinstance(x, nnx.State) else x, tree, is_leaf=lambda x: isinstance(x, nnx.State)
-    )
+def _kind(error: Exception) -> str:
+    return USER if isinstance(error, UserError) else fault(error).name
 
 
-def _abstract(tree):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _pure(tree))
-
-
-def _like(tree, stored):
-    """The stored arrays in the structure of `tree`; both flatten in the same order of names."""
-    return jax.tree.unflatten(jax.tree.structure(tree), jax.tree.leaves(stored))
+def _path_name(path) -> str:
+    """The names in a pytree's path, which Orbax has as keys of dictionaries whatever they were."""
+    names = (getattr(each, "key", getattr(each, "idx", getattr(each, "name", each))) for each in path)
+    return "/".join(str(name) for name in names)

@@ -18,11 +18,12 @@ from mmrlhf_jax.huggingface.new_directory import refuse_existing
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import merge_lora
 from mmrlhf_jax.progress import say
+from mmrlhf_jax.sharding.agreement import first_decides
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.training.card import conversion_card, model_card
-from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.loop import CHECKPOINTS, CONFIG_FILE, load_base
 from mmrlhf_jax.training.metrics import read_metrics
+from mmrlhf_jax.training.stored import StoredCheckpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,22 +51,32 @@ def load_trained(
     if not (run / CONFIG_FILE).exists():
         raise UserError(f"{run}: not a run directory (no {CONFIG_FILE}); `mmrlhf train` makes one")
     experiment = config.load_experiment(run / CONFIG_FILE, overrides)
-    checkpoints = Checkpoints(run / CHECKPOINTS, keep=experiment.run.keep)
-    try:
+    checkpoints = StoredCheckpoints(run / CHECKPOINTS)
+    step = _chosen(run, checkpoints, step, up_to)
+    with use_mesh(mesh):
+        model = load_base(experiment, mesh)
+        if step != 0:
+            model = checkpoints.restore_model(model, experiment.trains, experiment.lora, step)
+    return Trained(model, experiment, epath.Path(local_directory(experiment.model.path)), step)
+
+
+def _chosen(run: epath.Path, checkpoints: StoredCheckpoints, step: int | str | None, up_to: int | None) -> int:
+    """The step that is meant, the same in all processes; 0 is the base model. UserError where there is no such checkpoint."""
+
+    def choose() -> int:
         found = checkpoints.steps
-        if step == "best" and checkpoints.best is None:
+        best = checkpoints.best if step == "best" else None
+        if step == "best" and best is None:
             raise UserError(f"{run}: no checkpoint was judged on held-out data (data.held_out, run.eval_every); give a step")
-        newest = checkpoints.latest if up_to is None else max((s for s in found if s <= up_to), default=0)
-        step = {None: newest, "best": checkpoints.best}.get(step, step)
-        if step not in found and (step != 0 or up_to is None):
-            raise UserError(f"{run}: no checkpoint{'' if step is None else f' of step {step}'}; there are {found or 'none'}")
-        with use_mesh(mesh):
-            model = load_base(experiment, mesh)
-            if step != 0:
-                model = checkpoints.restore_model(model, experiment.trains, experiment.lora, step)
-        return Trained(model, experiment, epath.Path(local_directory(experiment.model.path)), step)
-    finally:
-        checkpoints.close()
+        newest = max(found, default=None) if up_to is None else max((s for s in found if s <= up_to), default=0)
+        chosen = {None: newest, "best": best}.get(step, step)
+        if chosen not in found and (chosen != 0 or up_to is None):
+            raise UserError(
+                f"{run}: no checkpoint{'' if chosen is None else f' of step {chosen}'}; there are {found or 'none'}"
+            )
+        return chosen
+
+    return first_decides(choose)
 
 
 def export_run(

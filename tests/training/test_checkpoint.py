@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -10,13 +11,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import optax
+import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 from flax import nnx
 
+from mmrlhf_jax import faults
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.sharding.mesh import make_mesh, replicated
 from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.state import TrainState, init_state
+from mmrlhf_jax.training.stored import StoredCheckpoints
 
 IDENTITY = {"data": "d", "seed": 1}
 MESH = make_mesh({}, jax.devices()[:1])
@@ -124,3 +128,187 @@ def test_checkpoints_go_to_a_bucket_and_come_back(bucket, tmp_path, monkeypatch)
     save(bucket / "run" / "checkpoints", 1, 2)
     assert restored(bucket / "run" / "checkpoints") == (2, 2.0)
     assert not list(tmp_path.iterdir())  # and not into a folder of the name gs:
+
+
+# Names that a glob, a pattern, a URL or a shell would read as more than a name.
+NAMES = ["a[1]", "[!x]*", "**", "a?b", "back\\slash", "{a,b}", "100%25", "a#b?c", " spaces ", "new\nline", "ä'\"$x`", "-x", "~"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpoints_in_a_directory_of_any_name_are_read_again(tmp_path, name):
+    save(tmp_path / name / "checkpoints", 1, 2)
+    assert restored(tmp_path / name / "checkpoints") == (2, 2.0)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_directory_whose_name_is_a_pattern_has_nothing_to_do_with_those_that_it_matches(tmp_path):
+    save(tmp_path / "axb", 1, 2)
+    save(tmp_path / "a*b", 5)
+    assert restored(tmp_path / "a*b") == (5, 5.0) and restored(tmp_path / "axb") == (2, 2.0)
+
+
+@pytest.mark.parametrize("name", ["gs://bucket/a[1]", "gs://bucket/run#2", "gs://bucket/a?b", "/tmp/\udce4"])
+def test_names_that_cannot_work_are_refused_in_words(name):
+    with pytest.raises(UserError, match="choose another"):
+        Checkpoints(name)
+
+
+def snapshot(directory: Path) -> dict[str, tuple]:
+    found = {}
+    for path in sorted([directory, *directory.rglob("*")]):
+        status = path.lstat()
+        found[str(path)] = status.st_size, status.st_mtime_ns, status.st_ino, path.read_bytes() if path.is_file() else None
+    return found
+
+
+@pytest.mark.parametrize("half", ["3.orbax-checkpoint-tmp", "3.orbax-checkpoint-tmp-1700000000"])
+def test_a_reader_changes_nothing_beside_a_checkpoint_that_is_being_written(tmp_path, half):
+    save(tmp_path, 1, 2)
+    shutil.copytree(tmp_path / "2", tmp_path / half)
+    before = snapshot(tmp_path)
+    stored = StoredCheckpoints(tmp_path)
+    assert (stored.steps, stored.latest, stored.best) == ([1, 2], 2, None)
+    assert stored.load(2, {"identity": None})["identity"] == IDENTITY
+    assert float(stored.load(1, {"params": {"w": jax.ShapeDtypeStruct((8,), jnp.float32)}})["params"]["w"][0]) == 1.0
+    assert snapshot(tmp_path) == before
+
+
+def test_a_reader_makes_no_folder(tmp_path):
+    assert StoredCheckpoints(tmp_path / "none" / "checkpoints").steps == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_is_told_that_a_checkpoint_was_removed_or_is_damaged(tmp_path):
+    save(tmp_path, 1, 2)
+    stored = StoredCheckpoints(tmp_path)
+    shutil.rmtree(tmp_path / "1")
+    with pytest.raises(Exception) as error:
+        stored.load(1, {"identity": None})
+    assert "the checkpoint at step 1 is not there any more; there are [2]" in str(stored.explained(1, error.value))
+    damage(tmp_path / "2")
+    with pytest.raises(Exception) as error:
+        stored.load(2, {"params": {"w": jax.ShapeDtypeStruct((8,), jnp.float32)}})
+    assert "the checkpoint at step 2 cannot be read" in str(stored.explained(2, error.value))
+
+
+@pytest.mark.parametrize("name", ["3.orbax-checkpoint-tmp", "1.removed"])
+def test_what_a_killed_trainer_was_writing_or_removing_is_cleared_away_by_the_next_one(tmp_path, name):
+    save(tmp_path, 2)
+    shutil.copytree(tmp_path / "2", tmp_path / name)
+    assert restored(tmp_path) == (2, 2.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+
+
+def test_the_newest_and_the_best_stay(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step, score in ((1, 0.5), (2, 0.9), (3, None), (4, 0.1), (5, None)):
+        checkpoints.save(state_at(step), IDENTITY, score=score)
+    checkpoints.wait()
+    assert checkpoints.steps == [2, 4, 5] and checkpoints.best == 2
+    checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4", "5"]
+    assert StoredCheckpoints(tmp_path).scores == {2: 0.9, 4: 0.1}
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_a_checkpoint_that_cannot_be_read_back_does_not_count_and_removes_no_other(tmp_path, monkeypatch, keep):
+    save(tmp_path, 1, 2, 3)
+    checkpoints = Checkpoints(tmp_path, keep=keep)
+    checkpoints.save(state_at(4), IDENTITY)
+    checkpoints._writer.wait()
+    damage(tmp_path / "4")
+    with pytest.raises(UserError, match=r"at step 4 was written but cannot be read back .*at step 3 is complete"):
+        checkpoints.wait()
+    checkpoints.close()
+    assert StoredCheckpoints(tmp_path).steps == [1, 2, 3, 4]
+    assert restored(tmp_path) == (3, 3.0)
+
+
+class Broken:
+    """`ocp.load_checkpointables` that fails for one step, so many times."""
+
+    def __init__(self, monkeypatch, step: int, error: Exception, times: int):
+        self.calls, load = 0, ocp.load_checkpointables
+
+        def failing(path, *arguments, **options):
+            if path.name == str(step):
+                self.calls += 1
+                if self.calls <= times:
+                    raise error
+            return load(path, *arguments, **options)
+
+        monkeypatch.setattr(ocp, "load_checkpointables", failing)
+        monkeypatch.setattr(faults, "FIRST_DELAY", 0.001)
+
+
+PASSING = [
+    OSError(503),
+    OSError(503, "Service Unavailable"),
+    OSError(errno.ETIMEDOUT, "Connection timed out"),
+    ConnectionResetError("Connection reset by peer"),
+    ValueError('UNAVAILABLE: Error reading "manifest.ocdbt": CURL error: Couldn\'t resolve host name'),
+    RuntimeError("DEADLINE_EXCEEDED: request took too long"),
+    OSError("HTTP 429: Too Many Requests"),
+]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=str)
+def test_a_passing_error_is_tried_again_and_the_newest_checkpoint_is_taken(tmp_path, monkeypatch, capfd, error):
+    save(tmp_path, 1, 2)
+    Broken(monkeypatch, 2, error, times=2)
+    assert restored(tmp_path) == (2, 2.0)
+    assert capfd.readouterr().err.count("trying again in") == 2
+
+
+@pytest.mark.parametrize("error", PASSING[:2] + PASSING[4:5], ids=str)
+def test_where_it_does_not_pass_the_run_ends_and_goes_back_to_no_older_one(tmp_path, monkeypatch, error):
+    save(tmp_path, 1, 2)
+    broken = Broken(monkeypatch, 2, error, times=100)
+    with pytest.raises(faults.Unavailable, match="checkpoint at step 2"):
+        restored(tmp_path)
+    assert broken.calls == faults.TRIES
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "the process is out of memory"),
+        (
+            ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes"),
+            "the process is out of memory",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied"), "may not be read"),
+        (RuntimeError("PERMISSION_DENIED: caller has no storage.objects.get"), "may not be read"),
+    ],
+)
+def test_what_is_no_damage_is_called_what_it_is_and_nothing_older_is_taken(tmp_path, monkeypatch, error, said):
+    save(tmp_path, 1, 2)
+    Broken(monkeypatch, 2, error, times=100)
+    with pytest.raises(UserError, match=said) as told:
+        restored(tmp_path)
+    assert "--fresh" not in str(told.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize("steps", [(1, 2), (3, 7, 9)])
+def test_a_damaged_checkpoint_is_kept_aside_under_a_name_that_says_so(tmp_path, steps):
+    *_, before, last = steps
+    save(tmp_path, *steps)
+    damage(tmp_path / str(last))
+    bytes_before = [path.stat().st_size for path in sorted((tmp_path / str(last)).rglob("*")) if path.is_file()]
+    assert restored(tmp_path) == (before, float(before))
+    aside = tmp_path / f"{last}.unreadable"
+    assert [path.stat().st_size for path in sorted(aside.rglob("*")) if path.is_file()] == bytes_before
+    save(tmp_path, last)
+    assert aside.exists() and restored(tmp_path) == (last, float(last))
+
+
+def test_a_bucket_keeps_no_more_checkpoints_than_a_disk(bucket):
+    where = bucket / "older" / "checkpoints"
+    save(where, 1, 2, 3, 4)
+    assert sorted(path.name for path in where.iterdir()) == ["2", "3", "4"]
+    (where / "4" / "commit_success.txt").unlink()  # as a writer that was killed leaves it
+    assert StoredCheckpoints(where).steps == [2, 3]
+    assert restored(where) == (3, 3.0)
+    assert sorted(path.name for path in where.iterdir()) == ["2", "3"]

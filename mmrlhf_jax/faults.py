@@ -1,0 +1,150 @@
+"""What an error of storage means: whether it passes, whether what was read is damaged, or something else is the matter."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import random
+import re
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.progress import say
+
+Found = TypeVar("Found")
+
+TRIES = 6
+FIRST_DELAY = 1.0  # seconds; every further one is twice as long
+
+
+class Fault(enum.Enum):
+    PASSING = "a passing error of the storage"
+    DAMAGED = "damaged"
+    NO_MEMORY = "out of memory"
+    NO_ROOM = "no room"
+    DENIED = "access denied"
+    OTHER = "an error"
+
+
+class Unavailable(Exception):
+    """Storage that did not answer in all tries. Nothing is wrong with what it holds: the same command may succeed later."""
+
+
+def fault(error: BaseException) -> Fault:
+    """By the error itself, or what it was raised from, or what libraries that have one type for everything say in its text."""
+    found = [_own_fault(each) for each in _chain(error)]
+    for kind in (Fault.NO_MEMORY, Fault.DENIED, Fault.NO_ROOM, Fault.PASSING, Fault.DAMAGED):
+        if kind in found:
+            return kind
+    return Fault.OTHER
+
+
+def retried(act: Callable[[], Found], what: str) -> Found:
+    """Do it, and again after a passing error, with longer and longer pauses; each is said. Unavailable where all tries fail."""
+    for number in range(1, TRIES + 1):
+        try:
+            return act()
+        except UserError:
+            raise
+        except Exception as error:
+            if fault(error) is not Fault.PASSING:
+                raise
+            if number == TRIES:
+                raise Unavailable(f"{what}: {first_line(error)}, {TRIES} times") from error
+            delay = FIRST_DELAY * 2 ** (number - 1) * random.uniform(0.5, 1.5)  # so that many hosts do not come back at once
+            say(f"{what}: {first_line(error)}; trying again in {delay:.1f} s ({number} of {TRIES - 1})")
+            time.sleep(delay)
+    raise AssertionError("unreachable")
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what groups hold, and what it came from; each once."""
+    waiting, seen = [error], set()
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        waiting += [each.__cause__, None if each.__suppress_context__ else each.__context__, *getattr(each, "exceptions", ())]
+
+
+def _own_fault(error: BaseException) -> Fault:
+    if isinstance(error, MemoryError):
+        return Fault.NO_MEMORY
+    if isinstance(error, OSError):
+        number = error.errno if error.errno is not None else next((a for a in error.args if isinstance(a, int)), None)
+        if number in _BY_NUMBER:
+            return _BY_NUMBER[number]
+    said = (getattr(error, name, None) for name in ("status", "code", "status_code"))
+    status = next((each for each in said if isinstance(each, int)), None)
+    if status in _PASSING_STATUS or status in _DENIED_STATUS:
+        return Fault.PASSING if status in _PASSING_STATUS else Fault.DENIED
+    for kind, types in _BY_TYPE:
+        if isinstance(error, types):
+            return kind
+    if _PASSING_NAMES.search(" ".join(each.__name__ for each in type(error).__mro__)):
+        return Fault.PASSING
+    return next((kind for kind, pattern in _BY_TEXT if pattern.search(str(error))), _by_weak_type(error))
+
+
+def _by_weak_type(error: BaseException) -> Fault:
+    """Readers raise these for bytes that are not what they should be."""
+    return Fault.DAMAGED if isinstance(error, (ValueError, LookupError, EOFError, TypeError, zlib.error)) else Fault.OTHER
+
+
+_PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
+_DENIED_STATUS = (401, 403)
+_BY_NUMBER = (
+    dict.fromkeys(_PASSING_STATUS, Fault.PASSING)
+    | dict.fromkeys(_DENIED_STATUS, Fault.DENIED)
+    | {
+        getattr(errno, name): kind
+        for kind, names in {
+            Fault.PASSING: "ETIMEDOUT ECONNRESET ECONNABORTED ECONNREFUSED EAGAIN EINTR EIO EREMOTEIO EPIPE EBUSY ESTALE"
+            " ENETDOWN ENETUNREACH ENETRESET EHOSTDOWN EHOSTUNREACH ENOTCONN ESHUTDOWN",
+            Fault.DENIED: "EACCES EPERM EROFS",
+            Fault.NO_ROOM: "ENOSPC EFBIG EDQUOT",
+            Fault.NO_MEMORY: "ENOMEM",
+            Fault.DAMAGED: "ENOENT ENOTDIR EISDIR",
+        }.items()
+        for name in names.split()
+        if hasattr(errno, name)
+    }
+)
+_BY_TYPE = (
+    (Fault.DENIED, PermissionError),
+    (Fault.PASSING, (TimeoutError, ConnectionError)),
+    (Fault.DAMAGED, (FileNotFoundError, NotADirectoryError, EOFError, zipfile.BadZipFile)),
+)
+# Of aiohttp, requests, google.api_core, google.auth and gcsfs, which need not be installed.
+_PASSING_NAMES = re.compile(
+    r"\b(ClientConnectionError|ClientPayloadError|ServerDisconnectedError|ServerTimeoutError|ConnectTimeout|ReadTimeout|"
+    r"ChunkedEncodingError|ServiceUnavailable|TooManyRequests|InternalServerError|BadGateway|GatewayTimeout|DeadlineExceeded|"
+    r"RetryError|TransportError|FSTimeoutError|ProtocolError|IncompleteRead)\b"
+)
+_BY_TEXT = tuple(
+    (kind, re.compile(pattern, re.IGNORECASE))
+    for kind, pattern in (
+        (Fault.NO_MEMORY, r"out of memory|failed to allocate|bad_alloc|cannot allocate memory"),
+        (Fault.DENIED, r"PERMISSION_DENIED|UNAUTHENTICATED|permission denied|\b(401|403)\b.*(unauthorized|forbidden)"),
+        (Fault.NO_ROOM, r"no space left|file too large|disk quota exceeded"),
+        (
+            Fault.PASSING,
+            r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)\b|"
+            r"\b(429|50[0234])\b.*(too many requests|internal|bad gateway|service|gateway)|\bHTTP\D{0,20}(429|50[0234])\b|"
+            r"connection (reset|refused|aborted)|timed out|too many requests|service unavailable|"
+            r"temporary failure in name resolution|stale file handle|input/output error",
+        ),
+        (Fault.DAMAGED, r"\b(DATA_LOSS|NOT_FOUND|OUT_OF_RANGE|FAILED_PRECONDITION|INVALID_ARGUMENT)\b|corrupt|checksum"),
+    )
+)

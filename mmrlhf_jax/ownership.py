@@ -1,0 +1,294 @@
+"""One owner at a time: a file names the process that is at work in a directory, and beats as long as that process lives.
+
+It holds here, on file systems that hosts share, and in object stores. The clocks of two hosts are never compared: whether an
+owner on another host is alive is seen by watching whether its file changes; of this host the kernel knows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+from etils import epath
+
+from mmrlhf_jax import strict_json
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import is_remote
+from mmrlhf_jax.progress import clock_time, say
+
+BEAT_SECONDS = 5.0
+# An owner elsewhere whose file stays the same for so long is gone. Twelve beats: shared file systems may show a change late.
+SILENT_SECONDS = 60.0
+LOOK_SECONDS = 1.0
+# An object store that does not know "create only": who still finds its own record after this is the owner.
+SETTLE_SECONDS = 1.0
+
+_held: set[str] = set()  # by this process
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """What the file says. `place` is where process ids mean the same: a host since its start, a container."""
+
+    nonce: str
+    pid: int
+    host: str
+    place: str = ""
+    started: str = ""  # of the process, in the kernel's ticks: ids are given anew
+    beat: int = 0
+    at: float = 0.0  # of the beat, by the clock of `place`
+
+    @staticmethod
+    def me() -> Owner:
+        return Owner(uuid.uuid4().hex, os.getpid(), socket.gethostname(), _place(), _process(os.getpid())[1])
+
+    @staticmethod
+    def parse(text: str) -> Owner | None:
+        """None where the file does not say, as when it is being written."""
+        try:
+            found = strict_json.loads(text)
+            known = {each.name for each in dataclasses.fields(Owner)}
+            return Owner(**{"nonce": ""} | {name: value for name, value in found.items() if name in known})
+        except (ValueError, TypeError, AttributeError):
+            return None
+
+    def text(self) -> str:
+        return strict_json.dumps(dataclasses.asdict(self))
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process can tell if it lives."""
+        return self.host == socket.gethostname() and self.place in ("", _place())
+
+    @property
+    def has_ended(self) -> bool:
+        """Of one that `is_here`."""
+        if self.pid == os.getpid():  # an earlier process of the same id, or an attempt of this process that is over
+            return self.nonce not in _held
+        alive, started = _process(self.pid)
+        return not alive or bool(self.started and started and self.started != started)
+
+
+class Ownership:
+    """The file at `path`, to be taken and given back. A context: it beats inside, and gives back at the end.
+
+    `lost(reason)` is called, in whatever thread finds it, where another has taken the file over: after this process was
+    suspended for long, its next act must not be to write on.
+    """
+
+    def __init__(self, path: epath.PathLike, lost: Callable[[str], None]):
+        self.path, self._lost = epath.Path(path), lost
+        self._me = Owner.me()
+        self._seen: str | None = None  # the file as it was when its silence began
+        self._silent, self._looked = 0.0, time.monotonic()
+        self._confirmed, self._complaint = now_here(), ""
+        self._takeover: Ownership | None = None
+        self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, name="owner", daemon=True)
+
+    def take(self, say_who: Callable[[str], str]) -> None:
+        """Take it, watching an owner of another host for as long as it needs. UserError of `say_who(owner)` if it is held."""
+        while (outcome := self.look()) is not True:
+            if outcome:
+                raise UserError(f"{say_who(outcome[0])} ({outcome[1]})")
+            time.sleep(LOOK_SECONDS)
+
+    def look(self) -> bool | tuple[str, str]:
+        """Try once: True if it is taken now, (the owner, its last sign of life) if it is held, False if that is not known."""
+        passed, self._looked = time.monotonic() - self._looked, time.monotonic()
+        text = _read(self.path)
+        if text is None:
+            return self._holds() if _create(self.path, self._beat_text()) else False
+        owner = Owner.parse(text)
+        if owner is not None and owner.is_here:
+            if owner.has_ended:
+                return self._take_over(text, owner)
+            age = f"{clock_time(max(now_here() - owner.at, 0.0))} ago" if owner.at and owner.place else "not recorded"
+            return f"process {owner.pid} on {owner.host}", f"it lives; its last sign of life was {age}"
+        if text != self._seen:
+            if self._seen is not None:
+                return _named(owner), f"its last sign of life was at most {passed:.0f} s ago"
+            wait = f"looking for signs of life, for {SILENT_SECONDS:.0f} s at most"
+            say(f"{self.path.parent}: {_named(owner)} was at work here; {wait}")
+            self._seen, self._silent = text, 0.0
+            return False
+        self._silent += min(passed, 2 * LOOK_SECONDS)  # time in which this process was suspended itself does not count
+        return self._take_over(text, owner) if self._silent >= SILENT_SECONDS else False
+
+    def __enter__(self) -> Ownership:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.quiet()
+        if self._is_mine(_read(self.path)):
+            self.path.unlink(missing_ok=True)
+        _held.discard(self._me.nonce)
+
+    def quiet(self) -> None:
+        """Beat no more, for who removes the directory next."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def check(self) -> None:
+        """To be called before writing: after a long time without a beat, whether it is still this process's."""
+        if now_here() - self._confirmed > 3 * BEAT_SECONDS:
+            self._confirm()
+
+    def _take_over(self, held: str, owner: Owner | None) -> bool:
+        """Of several processes that find the owner gone, one gets the right to follow it, which is a file to own as well."""
+        if self._takeover is None:
+            name = f"{self.path.name}.after-{owner.nonce[:16] if owner and owner.nonce else 'unknown'}"
+            self._takeover = Ownership(self.path.parent / name, self._lost)
+        if self._takeover.look() is not True:
+            return False
+        follow, self._takeover = self._takeover, None
+        try:
+            if _read(self.path) != held:  # somebody followed it before
+                return False
+            _replace(self.path, self._beat_text())
+            say(f"{self.path.parent}: {_named(owner)}, which was at work here, is gone; going on in its place")
+        finally:
+            follow.__exit__()
+        return self._holds()
+
+    def _holds(self) -> bool:
+        if is_remote(self.path):
+            time.sleep(SETTLE_SECONDS)
+            if not self._is_mine(_read(self.path)):
+                return False
+        _held.add(self._me.nonce)
+        self._confirmed = now_here()
+        return True
+
+    def _is_mine(self, text: str | None) -> bool:
+        owner = None if text is None else Owner.parse(text)
+        return owner is not None and owner.nonce == self._me.nonce
+
+    def _beat_text(self) -> str:
+        self._me = dataclasses.replace(self._me, beat=self._me.beat + 1, at=now_here())
+        return self._me.text()
+
+    def _run(self) -> None:
+        while not self._stop.wait(BEAT_SECONDS):
+            try:
+                if self._confirm():
+                    _replace(self.path, self._beat_text())
+                self._complaint = ""
+            except (
+                Exception
+            ) as error:  # whatever a storage backend raises (a full disk, a store that is away): the thread lives on
+                complaint = str(error).strip() or type(error).__name__
+                if complaint != self._complaint:
+                    say(f"{self.path}: no sign of life can be left there ({complaint})")
+                self._complaint = complaint
+
+    def _confirm(self) -> bool:
+        """Whether the file is there and this process's; another's is the end of this one."""
+        text = _read(self.path)
+        if text is None:  # removed by somebody, with its directory perhaps; it is not made anew under their hands
+            return False
+        if not self._is_mine(text):
+            other = _named(Owner.parse(text))
+            self._lost(f"{self.path.parent}: {other} is at work here now: this process gave no sign of life for too long")
+        self._confirmed = now_here()
+        return True
+
+
+def now_here() -> float:
+    """Seconds on a clock that all processes of this host share, that nobody sets, and that runs while the host is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def _named(owner: Owner | None) -> str:
+    return "another process" if owner is None else f"process {owner.pid} on {owner.host}"
+
+
+def _place() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux
+        return ""
+
+
+def _process(pid: int) -> tuple[bool, str]:
+    """(whether it lives, when it started in the kernel's ticks). One that ended and was not waited for lives no more."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        state, *fields = stat[stat.rindex(")") + 2 :].split()  # the name before may hold anything
+        return state not in "ZX", fields[18]
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return False, ""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False, ""
+    except PermissionError:  # another user's
+        pass
+    return True, ""
+
+
+def _read(path: epath.Path) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
+
+
+def _create(path: epath.Path, text: str) -> bool:
+    """Whether the file is made; False where there is one."""
+    if is_remote(path):
+        store, name = fsspec.core.url_to_fs(os.fspath(path))
+        if path.exists():
+            return False
+        try:
+            store.pipe_file(name, text.encode(), mode="create")  # on condition that it is new, which a store may ignore
+        except FileExistsError:
+            return False
+        return True
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _beside(path)
+    try:
+        partial.write_text(text)
+        os.link(partial, path)  # appears with its content, or not at all
+    except (FileExistsError, FileNotFoundError):  # not found: the directory was removed at this moment
+        return False
+    except OSError:  # a file system without links
+        return _create_without_links(path, text)
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+def _create_without_links(path: epath.Path, text: str) -> bool:
+    try:
+        with open(path, "x") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _replace(path: epath.Path, text: str) -> None:
+    if is_remote(path):
+        path.write_text(text)
+        return
+    partial = _beside(path)
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _beside(path: epath.Path) -> epath.Path:
+    return path.parent / f".{path.name[:40]}.{uuid.uuid4().hex[:8]}"

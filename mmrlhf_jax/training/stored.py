@@ -1,0 +1,118 @@
+"""Reading a run's checkpoints. Nothing here writes: a reader beside a trainer changes nothing of what that one makes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import orbax.checkpoint.experimental.v1 as ocp
+from etils import epath
+from flax import nnx
+
+from mmrlhf_jax import strict_json
+from mmrlhf_jax.config import Lora, Trains
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import Fault, fault, first_line, retried
+from mmrlhf_jax.files import plain_path
+from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.training.state import split_model
+
+SCORE = "score"
+
+
+class StoredCheckpoints:
+    """The checkpoints of one directory, which need not be there, as they are when they are asked for."""
+
+    def __init__(self, directory: epath.PathLike):
+        self._path = epath.Path(directory)
+        self._orbax_path = plain_path(self._path)
+
+    @property
+    def steps(self) -> list[int]:
+        """Of the checkpoints that are complete, ascending."""
+        return retried(lambda: sorted(each.step for each in self._finished()), f"{self._path}: listing checkpoints")
+
+    @property
+    def latest(self) -> int | None:
+        steps = self.steps
+        return steps[-1] if steps else None
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """Score by step, of the checkpoints that have one (higher is better)."""
+        found = {step: self._score(step) for step in self.steps}
+        return {step: score for step, score in found.items() if score is not None}
+
+    @property
+    def best(self) -> int | None:
+        """The step of the best score, the earliest of equals."""
+        scores = {step: score for step, score in self.scores.items() if math.isfinite(score)}
+        return min(scores, key=lambda step: (-scores[step], step)) if scores else None
+
+    def load(self, step: int, target: dict[str, Any]) -> dict[str, Any]:
+        """Parts of the checkpoint at `step`, arrays as `target` says. Each process reads for itself and waits for no other."""
+        where, what = self._orbax_path / str(step), f"{self._path}: reading the checkpoint at step {step}"
+        with alone():
+            return retried(lambda: ocp.load_checkpointables(where, target), what)
+
+    def restore_model(self, model: LlavaOnevision, trains: Trains, lora: Lora | None, step: int) -> LlavaOnevision:
+        """`model` with the trained parameters of the checkpoint at `step`. UserError where it is gone or cannot be read."""
+        graphdef, params, frozen = split_model(model, trains, lora)
+        try:
+            loaded = self.load(step, {"params": abstract(params)})
+        except Exception as error:
+            raise self.explained(step, error) from error
+        return nnx.merge(graphdef, like(params, loaded["params"]), frozen)
+
+    def explained(self, step: int, error: Exception) -> Exception:
+        """The error of reading the checkpoint at `step` in words, where there are any."""
+        there, which = self.steps, f"{self._path}: the checkpoint at step {step}"
+        match fault(error):
+            case Fault.DAMAGED if step not in there:
+                return UserError(f"{which} is not there any more; there are {there or 'none'}")
+            case Fault.DAMAGED:
+                others = [each for each in there if each != step]
+                return UserError(f"{which} cannot be read ({first_line(error)}); there are also {others or 'no others'}")
+            case Fault.NO_MEMORY:
+                return UserError(
+                    f"{which} is whole, but the process is out of memory while reading it ({first_line(error)}); use more"
+                    " devices, or a launch file that puts less on each"
+                )
+            case Fault.DENIED:
+                return UserError(f"{which} may not be read ({first_line(error)})")
+        return error
+
+    def _finished(self):
+        return ocp.path.step.standard_name_format().find_all(self._orbax_path)
+
+    def _score(self, step: int) -> float | None:
+        path = self._path / str(step) / "metrics" / "metrics"  # where Orbax writes them, as JSON
+        text = retried(lambda: path.read_text() if path.exists() else None, f"{path}")
+        try:
+            return None if text is None else strict_json.loads(text)[SCORE]
+        except strict_json.BadNumber:  # what is not finite is no score
+            return None
+
+
+def alone() -> ocp.Context:
+    """In which Orbax waits for no other process: one that fails would leave the others in a barrier."""
+    context, me = ocp.Context(), jax.process_index()
+    context.multiprocessing.primary_host, context.multiprocessing.active_processes = me, {me}
+    return context
+
+
+def pure(tree):
+    """NNX states inside a pytree as plain dictionaries by parameter name, which any Orbax reader understands."""
+    return jax.tree.map(
+        lambda x: nnx.to_pure_dict(x) if isinstance(x, nnx.State) else x, tree, is_leaf=lambda x: isinstance(x, nnx.State)
+    )
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), pure(tree))
+
+
+def like(tree, stored):
+    """The stored arrays in the structure of `tree`; both flatten in the same order of names."""
+    return jax.tree.unflatten(jax.tree.structure(tree), jax.tree.leaves(stored))
