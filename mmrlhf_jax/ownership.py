@@ -20,6 +20,7 @@ from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import retried
 from mmrlhf_jax.files import is_remote
 from mmrlhf_jax.progress import clock_time, say
 
@@ -83,8 +84,9 @@ class Ownership:
     suspended for long, its next act must not be to write on.
     """
 
-    def __init__(self, path: epath.PathLike, lost: Callable[[str], None]):
-        self.path, self._lost = epath.Path(path), lost
+    def __init__(self, path: epath.PathLike, what: str, doing: str, advice: str, lost: Callable[[str], None]):
+        """`what`, `doing` and `advice` are for the message to who comes second: what is held, and what may be done."""
+        self.path, self._what, self._doing, self._advice, self._lost = epath.Path(path), what, doing, advice, lost
         self._me = Owner.me()
         self._seen: str | None = None  # the file as it was when its silence began
         self._silent, self._looked = 0.0, time.monotonic()
@@ -92,12 +94,21 @@ class Ownership:
         self._takeover: Ownership | None = None
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, name="owner", daemon=True)
 
-    def take(self, say_who: Callable[[str], str]) -> None:
-        """Take it, watching an owner of another host for as long as it needs. UserError of `say_who(owner)` if it is held."""
-        while (outcome := self.look()) is not True:
-            if outcome:
-                raise UserError(f"{say_who(outcome[0])} ({outcome[1]})")
+    def take(self) -> None:
+        """Take it, watching an owner on another host for as long as that needs. UserError if it is held."""
+        while not self.attempt():
             time.sleep(LOOK_SECONDS)
+
+    def attempt(self) -> bool:
+        """Whether it is taken now; False where that has to be tried again. UserError if it is held, or cannot be."""
+        try:
+            outcome = retried(self.look, f"{self.path}")
+        except OSError as error:
+            raise UserError(f"{self._what}: cannot be written ({error.strerror or error})") from None
+        if isinstance(outcome, bool):
+            return outcome
+        who, sign = outcome
+        raise UserError(f"{self._what}: {who} {self._doing}; wait for that, or, {self._advice} ({sign})")
 
     def look(self) -> bool | tuple[str, str]:
         """Try once: True if it is taken now, (the owner, its last sign of life) if it is held, False if that is not known."""
@@ -146,7 +157,7 @@ class Ownership:
         """Of several processes that find the owner gone, one gets the right to follow it, which is a file to own as well."""
         if self._takeover is None:
             name = f"{self.path.name}.after-{owner.nonce[:16] if owner and owner.nonce else 'unknown'}"
-            self._takeover = Ownership(self.path.parent / name, self._lost)
+            self._takeover = Ownership(self.path.parent / name, self._what, self._doing, self._advice, self._lost)
         if self._takeover.look() is not True:
             return False
         follow, self._takeover = self._takeover, None
@@ -198,6 +209,7 @@ class Ownership:
         if not self._is_mine(text):
             other = _named(Owner.parse(text))
             self._lost(f"{self.path.parent}: {other} is at work here now: this process gave no sign of life for too long")
+            return False
         self._confirmed = now_here()
         return True
 

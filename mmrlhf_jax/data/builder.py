@@ -33,6 +33,7 @@ from mmrlhf_jax.data.shards import NAME, Shard, features, plan_shards, write_sha
 from mmrlhf_jax.data.sources import OnError
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import entries, is_remote
+from mmrlhf_jax.ownership import Ownership
 
 logger = logging.getLogger(__name__)
 
@@ -84,20 +85,23 @@ def build(
     if _is_in_use(out) and not _is_unfinished(out, workplace):
         return _reuse(out, workplace, examples, progress)
     planned = plan_shards(examples, directory, workplace / "notes")
-    with sole_build(workplace, out):
+    with sole_build(workplace, out) as lock:
         if _is_in_use(out) and not _is_unfinished(out, workplace):  # by another process, since it was looked at
+            lock.quiet()
             return _reuse(out, workplace, examples, progress)
-        _write(planned, directory, workplace, source, jobs, beam_options, progress)
+        _write(lock, planned, directory, workplace, source, jobs, beam_options, progress)
         _complete(planned, directory, examples)
         if directory != out:
             if out.exists():  # empty
                 out.rmdir()
             directory.rename(out)
+        lock.quiet()
         workplace.rmtree()
     return BuiltExamples(out)
 
 
 def _write(
+    lock: Ownership,
     planned: Sequence[Shard],
     directory: epath.Path,
     workplace: epath.Path,
@@ -120,6 +124,7 @@ def _write(
         if not any(shard.note() for shard in planned):  # nothing that would be worth keeping
             for shard in planned:
                 shard.path.unlink(missing_ok=True)
+            lock.quiet()
             workplace.rmtree()
         raise
 
@@ -186,5 +191,5 @@ def _remove_others(planned: Sequence[Shard], directory: epath.Path, workplace: e
         if path.name not in known:
             path.unlink()
     for path in entries(workplace):
-        if path.name not in (directory.name, "notes", MARK, LOCK):  # of a writer that was killed
+        if path.name not in (directory.name, "notes", MARK) and LOCK not in path.name:  # of a writer that was killed
             path.rmtree()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+REFUSED = 2  # something the user gave is wrong, or another trainer is at work in the run directory
 SIGNALLED = 143  # stopped by SIGTERM or SIGINT behind a checkpoint
 PEER_LOST = 75  # another process crashed or hangs (EX_TEMPFAIL)
 COORDINATOR_LOST = 134  # the first process is gone: JAX aborts the others before they can say so (SIGABRT)

@@ -26,13 +26,14 @@ from mmrlhf_jax.data.pipeline import (
 )
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import can_write
+from mmrlhf_jax.files import can_write, matching, write_atomically
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_model, load_tokenizer
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.objectives.weighted import merge, summary
 from mmrlhf_jax.progress import say
+from mmrlhf_jax.sharding.agreement import first_acts, first_process, together
 from mmrlhf_jax.sharding.exits import PEER_LOST, SIGNALLED
 from mmrlhf_jax.sharding.mesh import check_rows, make_mesh, use_mesh
 from mmrlhf_jax.training.checkpoint import Checkpoints
@@ -42,6 +43,7 @@ from mmrlhf_jax.training.identity import computed_precision, run_identity
 from mmrlhf_jax.training.metrics import MetricsLog
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import learning_rate_at, make_optimizer
+from mmrlhf_jax.training.owner import owned
 from mmrlhf_jax.training.peers import COMPILING, MEASURING, Peers
 from mmrlhf_jax.training.profiler import ProfilerWindow
 from mmrlhf_jax.training.record import Pending, Recorder, as_number, bad_batch_file, record
@@ -69,10 +71,15 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
     check_rows(experiment.batch, mesh)
     limits = launch.distributed or config.Distributed()
     peers = Peers(directory / PEERS, jax.process_index(), jax.process_count(), limits.heartbeat_timeout, limits.hang_timeout)
-    peers.forget()
-    everyone("no beat of an earlier attempt is left")
-
-    with use_mesh(mesh), matmul_precision(experiment.model.dtype), StopSignal() as stop, peers, ends_if_alone(peers):
+    with (
+        owned(directory) as still_owned,
+        use_mesh(mesh),
+        matmul_precision(experiment.model.dtype),
+        StopSignal() as stop,
+        no_old_beats(peers),
+        peers,
+        ends_if_alone(peers),
+    ):
         # --- Model -----------------------------------------------------------------------------------------------------
         source = local_directory(experiment.model.path)
         tokenizer = load_tokenizer(source)
@@ -111,17 +118,13 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         tx = make_optimizer(experiment.optimizer, steps, experiment.guard)
         state = init_state(params, frozen, tx, mesh, keep_start=reference == "live")
         identity = run_identity(experiment, rows, steps, source)
-        if fresh and directory.exists() and first_process():
-            clear(directory)
-        everyone("the run directory is clear")
-        directory.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            first_acts(lambda: clear(directory))
         checkpoints = Checkpoints(directory / CHECKPOINTS, keep=run.keep)
         if checkpoints.latest is not None:
             state = checkpoints.restore(state, identity)
             say(f"resumed from step {int(state.step)} of {steps} in {directory}")
-        if first_process():
-            (directory / CONFIG_FILE).write_text(sections.resolved(experiment))
-            write_left_out(rows.index, directory)
+        first_acts(lambda: write_settings(experiment, rows, directory))
 
         # --- Steps -----------------------------------------------------------------------------------------------------
         train_step = make_train_step(
@@ -137,7 +140,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         )
         eval_step = make_eval_step(graphdef, objective, chunk=experiment.batch.logprob_chunk, reference=reference)
         start = first = int(state.step)
-        log = open_log(experiment, directory, start)
+        log = together(lambda: open_log(experiment, directory, start))
         goodput.follows(log.found, log.kept)
 
         def write_page() -> None:
@@ -178,6 +181,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
                     state, pending.figures = train_step(state, batch)
                 start += 1
                 stopping = vote.stops(stop.requested)
+                still_owned()
                 if previous is not None:  # read one step late: the device never waits for the host
                     record(previous, recorder)
                     profiler.after(previous.step + 1)
@@ -296,17 +300,17 @@ def evaluate(
     return {f"eval_{name}": as_number(value) for name, value in figures.items()}
 
 
-def first_process() -> bool:
-    """Whether this process writes what all of them have: configuration, metrics."""
-    return jax.process_index() == 0
+@contextlib.contextmanager
+def no_old_beats(peers: Peers) -> Iterator[None]:
+    """Before any process beats, all have removed their beats of an earlier attempt."""
+    together(peers.forget)
+    yield
 
 
-def everyone(what: str) -> None:
-    """Wait until every process is here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(what)
+def write_settings(experiment: config.Experiment, rows: Rows, directory: epath.Path) -> None:
+    """What a run's directory says of it before its first step: the resolved configuration, and what of the data is left out."""
+    write_atomically(directory / CONFIG_FILE, sections.resolved(experiment).encode())
+    write_left_out(rows.index, directory)
 
 
 def open_log(experiment: config.Experiment, directory: epath.Path, start: int) -> MetricsLog:
@@ -346,5 +350,5 @@ def clear(directory: epath.Path) -> None:
         if (directory / name).exists():
             say(f"--fresh: removing {directory / name}")
             (directory / name).rmtree()
-    for path in [directory / "metrics.jsonl", directory / PAGE, *directory.glob(bad_batch_file("*"))]:
+    for path in [directory / "metrics.jsonl", directory / PAGE, *matching(directory, bad_batch_file("*"))]:
         path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmrlhf_jax import ownership
 from mmrlhf_jax.data import shards
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.examples import BuiltExamples, SourceExamples, open_examples
@@ -254,19 +255,32 @@ def test_of_two_builds_of_the_same_out_one_is_told_of_the_other_and_changes_noth
 
 
 @pytest.mark.parametrize("owner", ["dead", "recycled", "other host", "torn"])
-def test_a_lock_is_taken_over_where_its_process_has_certainly_ended(source, tmp_path, owner):
+def test_a_lock_is_taken_over_where_its_process_has_certainly_ended(source, tmp_path, owner, monkeypatch):
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
     pid = os.getpid() if owner == "recycled" else int(gone.stdout)
     host = "elsewhere" if owner == "other host" else socket.gethostname()
     lock = tmp_path / ".out.building" / "lock"
     lock.parent.mkdir()
     lock.write_text("" if owner == "torn" else json.dumps({"pid": pid, "host": host}))
-    if owner in ("dead", "recycled"):
-        assert len(build(source, tmp_path / "out")) == COUNT
-        assert listing(tmp_path) == ["out", "source"]
-        return
-    who = "another process" if owner == "torn" else f"process {pid} on elsewhere"
-    with pytest.raises(UserError, match=rf"out: {who} is building it; wait for that, or, if it has ended, remove .*lock$"):
+    if owner in ("other host", "torn"):  # of these nothing is known but that they are silent
+        monkeypatch.setattr(ownership, "LOOK_SECONDS", 0.02)
+        monkeypatch.setattr(ownership, "SILENT_SECONDS", 0.2)
+    assert len(build(source, tmp_path / "out")) == COUNT
+    assert listing(tmp_path) == ["out", "source"]
+
+
+@pytest.mark.parametrize("owner", ["other host", "torn"])
+def test_a_build_elsewhere_that_gives_signs_of_life_is_left_alone(source, tmp_path, owner, monkeypatch):
+    lock = tmp_path / ".out.building" / "lock"
+    lock.parent.mkdir()
+    lock.write_text("torn 0" if owner == "torn" else json.dumps({"pid": 7, "host": "elsewhere", "beat": 0}))
+
+    def beat(seconds):
+        lock.write_text("torn 1" if owner == "torn" else json.dumps({"pid": 7, "host": "elsewhere", "beat": 1}))
+
+    monkeypatch.setattr(ownership.time, "sleep", beat)
+    who = "another process" if owner == "torn" else "process 7 on elsewhere"
+    with pytest.raises(UserError, match=rf"out: {who} is building it; wait for that, or, if it has ended, remove .*lock"):
         build(source, tmp_path / "out")
     assert listing(tmp_path) == [".out.building", "source"] and listing(lock.parent) == ["lock"]
 

@@ -1,0 +1,280 @@
+"""One owner at a time: who comes second is told of the first and touches nothing; the place of one that is gone is taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmrlhf_jax import cli, ownership
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.ownership import Owner, Ownership
+
+# Takes the file that is named at the moment that is given, says whether, and holds it until it is killed.
+HOLD = """
+import sys, time
+from mmrlhf_jax import ownership
+from mmrlhf_jax.errors import UserError
+ownership.SETTLE_SECONDS, ownership.BEAT_SECONDS = 2.0, 0.2
+path, moment = sys.argv[1], float(sys.argv[2])
+owner = ownership.Ownership(path, "RUN", "holds it", "end it", lambda reason: print("lost", flush=True))
+print("ready", flush=True)
+time.sleep(max(moment - time.time(), 0))
+try:
+    owner.take()
+except UserError as error:
+    print(f"refused: {error}", flush=True)
+else:
+    with owner:
+        print("taken", flush=True)
+        time.sleep(600)
+"""
+
+
+def start(path, moment: float = 0.0) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", HOLD, str(path), str(moment)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+@pytest.fixture
+def holders():
+    """Processes that are killed behind the test."""
+    started: list[subprocess.Popen] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def hold(path, holders) -> subprocess.Popen:
+    holders.append(start(path))
+    assert [holders[-1].stdout.readline().strip() for _ in range(2)] == ["ready", "taken"]
+    return holders[-1]
+
+
+def mine(path, lost=lambda reason: pytest.fail(reason)) -> Ownership:
+    return Ownership(path, "RUN", "holds it", "end it", lost)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    for name, seconds in (("BEAT_SECONDS", 0.05), ("LOOK_SECONDS", 0.02), ("SILENT_SECONDS", 0.3), ("SETTLE_SECONDS", 0.1)):
+        monkeypatch.setattr(ownership, name, seconds)
+
+
+def test_who_comes_second_is_told_host_process_and_last_sign_of_life_and_touches_nothing(tmp_path, holders):
+    first = hold(tmp_path / "run" / "owner", holders)
+    before = [path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")]
+    with pytest.raises(UserError) as refused:
+        mine(tmp_path / "run" / "owner").take()
+    line = str(refused.value)
+    assert f"RUN: process {first.pid} on {socket.gethostname()} holds it; wait for that, or, end it" in line
+    assert "last sign of life was 0:00:0" in line and "\n" not in line
+    assert [path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")] == before == ["owner"]
+    assert json.loads((tmp_path / "run" / "owner").read_text())["pid"] == first.pid
+
+
+@pytest.mark.parametrize("waited_for", [True, False], ids=["gone", "zombie"])
+def test_the_place_of_a_process_that_was_killed_is_taken_at_once(tmp_path, holders, waited_for):
+    first = hold(tmp_path / "owner", holders)
+    first.kill()
+    if waited_for:
+        first.wait()
+    else:
+        time.sleep(0.2)
+    began = time.monotonic()
+    with (own := mine(tmp_path / "owner")):
+        own.take()
+        assert json.loads((tmp_path / "owner").read_text())["pid"] == os.getpid()
+    assert time.monotonic() - began < 5
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("whose", ["own", "other"])
+def test_an_id_that_was_given_to_another_process_is_no_sign_of_life(tmp_path, holders, whose):
+    """The trainer is gone, and something else has its number: in a container that starts again, this very process."""
+    other = hold(tmp_path / "elsewhere", holders)
+    stale = dataclasses.replace(Owner.me(), pid=os.getpid() if whose == "own" else other.pid, started="12")
+    (tmp_path / "owner").write_text(stale.text())
+    mine(tmp_path / "owner").take()
+
+
+def test_a_suspended_owner_of_this_host_is_not_gone(tmp_path, holders, quick):
+    first = hold(tmp_path / "owner", holders)
+    first.send_signal(signal.SIGSTOP)
+    time.sleep(0.5)
+    with pytest.raises(UserError, match="it lives"):
+        mine(tmp_path / "owner").take()
+    first.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("before", ["nobody", "dead"])
+def test_of_several_that_start_at_the_same_moment_exactly_one_wins(tmp_path, holders, before):
+    path = tmp_path / "run" / "owner"
+    if before == "dead":
+        first = hold(path, holders)
+        first.kill()
+        first.wait()
+    assert_one_wins(path, holders)
+
+
+def test_of_several_that_start_at_the_same_moment_in_a_bucket_exactly_one_wins(bucket, holders):
+    assert_one_wins(bucket / "run" / "owner", holders, count=3)
+
+
+def assert_one_wins(path, holders, count: int = 5) -> None:
+    moment = time.time() + 5
+    racing = [start(path, moment) for _ in range(count)]
+    holders += racing
+    assert [process.stdout.readline().strip() for process in racing] == ["ready"] * count
+    said = [process.stdout.readline().strip().split(":")[0] for process in racing]
+    assert sorted(said) == ["refused"] * (count - 1) + ["taken"]
+    assert Owner.parse(path.read_text()).pid == racing[said.index("taken")].pid
+
+
+ELSEWHERE = {
+    "another host": {"host": "elsewhere", "place": "b"},
+    "a container of this host": {"place": "b"},
+    "no place": {"host": "x"},
+}
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_a_silent_owner_elsewhere_gives_way_after_a_time(tmp_path, quick, capsys, where):
+    (tmp_path / "owner").write_text(dataclasses.replace(Owner.me(), **ELSEWHERE[where]).text())
+    began = time.monotonic()
+    mine(tmp_path / "owner").take()
+    assert 0.3 <= time.monotonic() - began < 10
+    said = capsys.readouterr().err
+    assert "looking for signs of life" in said and "is gone; going on in its place" in said
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"host": 1}', "torn"])
+def test_a_file_that_says_nothing_gives_way_after_a_time(tmp_path, quick, text):
+    (tmp_path / "owner").write_text(text)
+    mine(tmp_path / "owner").take()
+
+
+def test_an_owner_elsewhere_that_beats_is_not_gone_whatever_the_clocks_say(tmp_path, quick, monkeypatch):
+    """Its clock is years behind, and this one's jumps: only the change of its file counts."""
+    monkeypatch.setattr(ownership.time, "time", lambda: 0.0)
+    owner, beats = dataclasses.replace(Owner.me(), host="elsewhere", place="b", at=12.0), 0
+    own = mine(tmp_path / "owner")
+    for beats in range(3):
+        (tmp_path / "owner").write_text(dataclasses.replace(owner, beat=beats).text())
+        outcome = own.look()
+        if outcome is not False:
+            break
+    assert outcome[0] == f"process {os.getpid()} on elsewhere" and beats == 1
+
+
+def test_who_was_suspended_itself_does_not_count_that_time_as_the_others_silence(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(ownership.time, "monotonic", lambda: now[0])
+    (tmp_path / "owner").write_text(dataclasses.replace(Owner.me(), host="elsewhere", place="b").text())
+    own = mine(tmp_path / "owner")
+    assert own.look() is False
+    now[0] += 3600.0
+    assert own.look() is False
+
+
+@pytest.mark.parametrize("notices", ["beat", "check"])
+def test_an_owner_whose_place_was_taken_while_it_was_suspended_notices(tmp_path, quick, monkeypatch, notices):
+    reasons: list[str] = []
+    if notices == "check":
+        monkeypatch.setattr(ownership, "BEAT_SECONDS", 0.0)
+    own = mine(tmp_path / "owner", reasons.append)
+    own.take()
+    (tmp_path / "owner").write_text(dataclasses.replace(Owner.me(), host="elsewhere", pid=7).text())
+    if notices == "check":
+        own.check()
+    else:
+        with own:
+            deadline = time.monotonic() + 10
+            while not reasons and time.monotonic() < deadline:
+                time.sleep(0.02)
+    assert "process 7 on elsewhere is at work here now" in reasons[0]
+    assert json.loads((tmp_path / "owner").read_text())["pid"] == 7
+
+
+def test_a_beat_is_a_change_and_leaves_nothing_behind(tmp_path, quick):
+    own = mine(tmp_path / "owner")
+    own.take()
+    with own:
+        before, deadline = (tmp_path / "owner").read_text(), time.monotonic() + 10
+        while (tmp_path / "owner").read_text() == before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert (tmp_path / "owner").read_text() != before
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_links_works_as_well(tmp_path, monkeypatch):
+    def link(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(ownership.os, "link", link)
+    own = mine(tmp_path / "owner")
+    own.take()
+    with own, pytest.raises(UserError, match="holds it"):
+        mine(tmp_path / "owner").take()
+
+
+def test_in_a_bucket_who_comes_second_is_told_and_the_place_of_a_dead_one_is_taken(bucket, holders, quick):
+    path = bucket / "other" / "owner"
+    first = hold(path, holders)
+    with pytest.raises(UserError, match=f"process {first.pid} on"):
+        mine(path).take()
+    first.kill()
+    first.wait()
+    own = mine(path)
+    own.take()
+    with own:
+        assert Owner.parse(path.read_text()).pid == os.getpid()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_text(""), lambda path: (path.mkdir(), path.chmod(0o500))])
+def test_a_directory_that_cannot_be_used_is_said_in_words(tmp_path, make):
+    make(tmp_path / "run")
+    if os.geteuid() == 0 and (tmp_path / "run").is_dir():
+        pytest.skip("nothing is forbidden to root")
+    with pytest.raises(UserError, match="RUN: cannot be written"):
+        mine(tmp_path / "run" / "owner").take()
+
+
+def listing(directory: Path) -> dict[str, bytes]:
+    files = (path for path in directory.rglob("*") if path.is_file() and "owner" not in path.name)
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("options", [[], ["--fresh"]])
+def test_a_second_trainer_ends_with_status_2_before_it_loads_anything(tmp_path, holders, monkeypatch, capsys, options):
+    first = hold(tmp_path / "run" / "owner", holders)
+    (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "7" / "data").write_text("precious")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+    before = listing(tmp_path / "run")
+    experiment = {
+        "model": {"path": str(tmp_path / "no model")},
+        "data": {"path": str(tmp_path / "no data")},
+        "objective": {"kind": "supervised"},
+        "run": {"directory": str(tmp_path / "run")},
+    }
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(experiment))
+    monkeypatch.setattr(sys, "argv", ["mmrlhf", "train", str(tmp_path / "experiment.yaml"), *options])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert ended.value.code == 2
+    assert len(said) == 1 and f"process {first.pid} on {socket.gethostname()} is training in it" in said[0]
+    assert listing(tmp_path / "run") == before
