@@ -87,21 +87,31 @@ def is_archive(path: epath.Path) -> bool:
     return path.name.lower().endswith(SUFFIX) and _contents(path) is not None
 
 
-def find_archived(root: epath.Path, relative: str, has_root: bool = True) -> ArchivedFile | None:
+def find_archived(root: epath.Path, relative: str) -> ArchivedFile | None:
     """What the path `relative` names inside an archive that stands for one of the folders on the way to it, or None.
 
-    `root` may be an archive itself, and where it is no folder (`has_root`), the archive of its name stands for it.
+    `root` is a folder, or an archive itself.
     """
     parts = PurePosixPath(posixpath.normpath(relative)).parts
     if root.name.lower().endswith(SUFFIX):
         return _first([ArchivedFile(root, posixpath.join(*way, *parts)) for way in ((), (root.name[: -len(SUFFIX)],))])
-    for depth in range(1 if has_root else 0, len(parts) + 1):
-        folder = root.joinpath(*parts[:depth])
-        archive = folder.parent / f"{folder.name}{SUFFIX}"
-        rest = "/".join(parts[depth:])
-        if found := _first([ArchivedFile(archive, f"{folder.name}/{rest}".rstrip("/")), ArchivedFile(archive, rest)]):
+    for archive, name, rest in _on_the_way(root, parts):
+        if found := _first([ArchivedFile(archive, f"{name}/{rest}".rstrip("/")), ArchivedFile(archive, rest)]):
             return found
     return None
+
+
+def archives_on_the_way(root: epath.Path, relative: str) -> list[epath.Path]:
+    """The archives that `find_archived` looks into, and that are there."""
+    parts = PurePosixPath(posixpath.normpath(relative)).parts
+    return [archive for archive, _, _ in _on_the_way(root, parts) if _contents(archive) is not None]
+
+
+def _on_the_way(root: epath.Path, parts: tuple[str, ...]) -> Iterator[tuple[epath.Path, str, str]]:
+    """(archive, the folder that it stands for, the rest of the way) for every folder from below `root` on."""
+    for depth in range(1, len(parts) + 1):
+        folder = root.joinpath(*parts[:depth])
+        yield folder.parent / f"{folder.name}{SUFFIX}", folder.name, "/".join(parts[depth:])
 
 
 def _first(candidates: list[ArchivedFile]) -> ArchivedFile | None:

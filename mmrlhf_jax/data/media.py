@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from mmrlhf_jax.data.archives import ArchivedFile, find_archived, is_archive
+from mmrlhf_jax.data.archives import ArchivedFile, archives_on_the_way, find_archived, is_archive
 from mmrlhf_jax.data.hub import check_repository, hub_errors
 from mmrlhf_jax.data.names import in_order
 from mmrlhf_jax.data.sources.embedded import EmbeddedFile
@@ -27,11 +27,23 @@ FRAME_QUALITY = 95
 
 
 def check_media_root(root: epath.Path) -> None:
-    """UserError where media cannot lie under `root`: it is no folder, no zip archive, and there is no archive of its name."""
+    """UserError where media cannot lie under `root`: it is no folder, no zip archive, and no folder inside one."""
     check_repository(root)
     with hub_errors(root):
-        if not (root.is_dir() or is_archive(root) or is_archive(root.parent / f"{root.name}.zip")):
+        if is_archive(root) or root.is_dir():
+            return
+        base, way = _real_folder(root)
+        found = find_archived(base, way) if way else None
+        if found is None or not found.is_dir():
             raise UserError(f"{root}: the media root is not a folder, nor a zip archive")
+
+
+def _real_folder(root: epath.Path) -> tuple[epath.Path, str]:
+    """(the root or the nearest folder above it that is one, the way from there to the root, through archives)."""
+    base = root
+    while not _is_folder(base) and not is_archive(base) and base != base.parent:
+        base = base.parent
+    return base, "" if base == root else str(root.relative_to(base))
 
 
 def resolve_media(root: str | epath.Path, relative: str, where: str) -> MediaFile:
@@ -47,32 +59,43 @@ def resolve_media(root: str | epath.Path, relative: str, where: str) -> MediaFil
     path = root / relative
     if not _is_inside(root, path):
         raise UserError(f"{where}: media path {relative!r} leaves the media root {root}; move the file under it")
-    with hub_errors(root):
-        found = _find_remote(root, relative) if is_remote(root) else _find(root, relative)
+    try:
+        with hub_errors(root):
+            base, way = _real_folder(root)
+            relative_to_base = os.path.join(way, relative)
+            found = (_find_remote if is_remote(root) else _find)(base, relative_to_base)
+    except UserError as error:  # of an archive, or of the hub
+        raise UserError(f"{where}: {error}") from error
     if found is None:
-        raise UserError(f"{where}: media file {relative!r} does not exist under {root}; check path and media root")
-    archive = found.archive if isinstance(found, ArchivedFile) else root
-    if archive not in (root, root.parent / f"{root.name}.zip") and not _is_inside(root, archive):
-        raise UserError(f"{where}: archive {archive} is a link that leaves the media root {root}; copy the file instead")
+        looked_into = "".join(f", nor in {archive}" for archive in archives_on_the_way(base, relative_to_base))
+        raise UserError(f"{where}: media file {relative!r} does not exist under {root}{looked_into}; check path and media root")
+    if isinstance(found, ArchivedFile) and found.archive != base and not _is_inside(base, found.archive):
+        raise UserError(f"{where}: archive {found.archive} is a link that leaves the media root {root}; copy the file instead")
     return found
 
 
-def _find(root: epath.Path, relative: str) -> MediaFile | None:
-    path = root / relative
-    return path if _exists(path) else find_archived(root, relative, root.is_dir())
+def _find(base: epath.Path, relative: str) -> MediaFile | None:
+    path = base / relative
+    return path if _exists(path) else find_archived(base, relative)
 
 
-def _find_remote(root: epath.Path, relative: str) -> MediaFile | None:
+def _find_remote(base: epath.Path, relative: str) -> MediaFile | None:
     """As `_find`; but it looks into archives first, which have been read, because every other question takes a request."""
-    archived = find_archived(root, relative, _is_folder(root))
-    if archived is not None and not _is_folder(archived.archive.parent / archived.archive.name[: -len(".zip")]):
+    archived = find_archived(base, relative)
+    if archived is not None and (
+        archived.archive == base or not _is_folder(archived.archive.parent / archived.archive.name[: -len(".zip")])
+    ):
         return archived
-    path = root / relative
+    path = base / relative
     return path if _exists(path) else archived
 
 
-@functools.cache
 def _is_folder(path: epath.Path) -> bool:
+    return _is_remote_folder(path) if is_remote(path) else path.is_dir()
+
+
+@functools.cache
+def _is_remote_folder(path: epath.Path) -> bool:
     return path.is_dir()
 
 
@@ -81,6 +104,8 @@ def read_media(path: MediaFile, where: str) -> bytes:
     try:
         with hub_errors(path):
             return path.read_bytes()
+    except UserError as error:
+        raise UserError(f"{where}: media file {error}") from error
     except OSError as error:
         raise UserError(f"{where}: media file {path} cannot be read ({error.strerror or error})") from error
 
@@ -100,7 +125,7 @@ def video_files(path: str | MediaFile, count: int, root: str | epath.Path | None
         raise UserError(f"{path}: the frame folder holds no images ({', '.join(IMAGE_SUFFIXES)})")
     images = [images[name] for name in in_order(images)]
     chosen = [images[i] for i in _frame_indices(len(images), count)]
-    for file in dict.fromkeys(chosen) if root is not None else ():
+    for file in dict.fromkeys(chosen) if root is not None and not isinstance(path, ArchivedFile) else ():
         if not _is_inside(epath.Path(root), file):
             raise UserError(f"{path}: frame {file.name!r} is a link that leaves the media root {root}; copy the file instead")
     return chosen

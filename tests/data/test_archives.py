@@ -105,6 +105,29 @@ def test_a_media_root_may_be_an_archive(tmp_path, root, inside):
     assert [example.images for example in examples] == [(png(1),), (png(2),)]
 
 
+@pytest.mark.parametrize("root", ["images/deep", "images.zip/deep"])
+def test_a_media_root_may_be_a_folder_inside_an_archive(tmp_path, root):
+    """As MMPR's meta.json names them: images/ScienceQA, in images.zip."""
+    write_zip(tmp_path / "images.zip", {"images/deep/a.png": png(1), "images/deep/clip/2.png": png(2), "images/b.png": png(3)})
+    rows = [{"id": "a", "prompt": "p", "responses": ["A"], "image": "a.png"}]
+    rows += [{"id": "b", "prompt": "p", "responses": ["A"], "video": "clip"}]
+    path = write_rows(tmp_path / "rows" / "rows.jsonl", rows)
+    first, second = SourceExamples(path, tmp_path / root, 2)
+    assert (first.images, second.frames) == ((png(1),), (png(2), png(2)))
+    with pytest.raises(UserError, match="does not exist under"):
+        resolve_media(tmp_path / root, "b.png", "r")
+    with pytest.raises(UserError, match="leaves the media root"):
+        resolve_media(tmp_path / root, "../b.png", "r")
+
+
+def test_rows_may_lie_in_an_archive_too(tmp_path):
+    """As MMPR has them: annotations.zip."""
+    write_zip(tmp_path / "annotations.zip", {"annotations/x.jsonl": json.dumps(own("inside"))})
+    assert [record.id for record in open_examples(tmp_path / "annotations" / "x.jsonl").records] == ["inside"]
+    with pytest.raises(UserError, match="no such file"):
+        open_examples(tmp_path / "annotations" / "y.jsonl")
+
+
 def test_a_file_in_a_folder_comes_before_one_in_an_archive(tmp_path):
     write_zip(tmp_path / "short.zip", {"short/a.png": b"packed", "short/b.png": b"packed"})
     (tmp_path / "short").mkdir()
@@ -188,7 +211,7 @@ WRONG = {
     lambda path: path.write_bytes(write_zip(path, {"a.png": b"x" * 999}).read_bytes()[:500]): "not a complete zip archive",
     lambda path: write_zip(path, {"a.png": b"", "../../evil.png": b""}): "leads out of the archive",
     lambda path: write_zip(path, {"a.png": b"", "/etc/evil.png": b""}): "leads out of the archive",
-    lambda path: write_zip(path, {"b.png": b""}): "'short/a.png' does not exist under",
+    lambda path: write_zip(path, {"b.png": b""}): "short.zip; check path and media root",
 }
 
 
@@ -199,7 +222,7 @@ def test_what_is_wrong_with_an_archive_is_said_with_the_record(tmp_path, number)
     rows = [{"id": "x", "prompt": "p", "responses": ["A"], "image": "short/a.png"}]
     with pytest.raises(UserError) as error:
         list(SourceExamples(write_rows(tmp_path / "rows.jsonl", rows)))
-    assert expected in str(error.value) and "\n" not in str(error.value) and "short" in str(error.value)
+    assert expected in str(error.value) and "\n" not in str(error.value) and "record 'x'" in str(error.value)
 
 
 @pytest.mark.parametrize("relative", ["../short/a.png", "short/../../short/a.png", "/short/a.png"])
@@ -326,7 +349,7 @@ def hub(packed, monkeypatch):
     """The packed set as hf://datasets/made/up, through huggingface_hub's own file system."""
     from huggingface_hub import constants
 
-    remembered = (backend.fsspec_backend._get_filesystem, archives._read_remote_directory, media._is_folder)
+    remembered = (backend.fsspec_backend._get_filesystem, archives._read_remote_directory, media._is_remote_folder)
     with serve(packed.parent) as (hub, address):
         for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
             monkeypatch.delenv(name, raising=False)
@@ -380,6 +403,13 @@ def test_what_is_wrong_on_the_hub_is_one_line(hub, source, expected):
     with pytest.raises(UserError) as error:
         open_examples(source)
     assert expected in str(error.value) and "\n" not in str(error.value) and source.split("*")[0] in str(error.value)
+
+
+def test_a_media_root_on_the_hub_may_be_an_archive(hub, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", [own("x", image="3.png")])
+    for root in ("short.zip", "short"):
+        (example,) = SourceExamples(rows, f"hf://datasets/made/up@v1/{root}")
+        assert example.images == (MEDIA["short/3.png"],)
 
 
 def test_media_that_are_missing_on_the_hub_are_named_with_their_record(hub, tmp_path):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from etils import epath
+from PIL import Image
 
 from mmrlhf_jax import files
 from mmrlhf_jax.data import shards
@@ -43,6 +47,27 @@ def test_a_source_in_a_bucket_builds_into_a_bucket_what_a_local_one_does(bucket,
         build(_with_image(there, "../../sets/copied/records.jsonl"), bucket / "sets" / "other", video_frames=3, jobs=1)
     with pytest.raises(UserError, match=r"'none\.png' does not exist under gs://bucket/some/source"):
         build(_with_image(there, "none.png"), bucket / "sets" / "other", video_frames=3, jobs=1)
+
+
+def test_shards_and_archives_in_a_bucket_are_read_as_local_ones_are(bucket, tmp_path):
+    for place in (epath.Path(tmp_path), bucket / "packed"):
+        (place / "data").mkdir(parents=True, exist_ok=True)
+        for number in (2, 10):
+            row = {"id": str(number), "prompt": "p", "responses": ["A"], "images": [f"short/{number}.png"]}
+            (place / "data" / f"part-{number}.jsonl").write_text(json.dumps(row) + "\n")
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for number in (2, 10):
+                image = io.BytesIO()
+                Image.new("L", (8, 8), number).save(image, "PNG")
+                archive.writestr(f"short/{number}.png", image.getvalue())
+        (place / "short.zip").write_bytes(packed.getvalue())
+    local = SourceExamples(f"{tmp_path}/data/part-*.jsonl", tmp_path)
+    for source in ("data/part-*.jsonl", "data"):
+        there = SourceExamples(f"gs://bucket/packed/{source}", "gs://bucket/packed")
+        assert [record.id for record in there.records] == ["2", "10"] and list(there) == list(local)
+    (example,) = SourceExamples("gs://bucket/packed/data/part-2.jsonl", "gs://bucket/packed/short.zip").part([0])
+    assert example.record.images == ("short/2.png",)
 
 
 def _with_image(folder: epath.Path, name: str) -> epath.Path:

@@ -166,6 +166,34 @@ def test_base64_is_refused_by_that_name_and_not_shown(tmp_path, write, prefix, o
     assert read_records(tmp_path / "rows.jsonl", found.append) == [] and len(found) == 1
 
 
+CELLS_OF_TEXT = [lambda text: {"bytes": text, "path": None}, lambda text: [{"url": text}], lambda text: {"base64": text}]
+
+
+@pytest.mark.parametrize("cell", CELLS_OF_TEXT)
+def test_base64_inside_an_object_is_refused_by_that_name(tmp_path, cell):
+    text = base64.b64encode(png(200, (300, 300))).decode()
+    (tmp_path / "rows.jsonl").write_text(json.dumps(PAIR | {"image": cell(text)}))
+    assert "field 'image' holds a picture as base64 text ('iVBOR" in message(tmp_path / "rows.jsonl")
+
+
+def test_a_video_inside_parquet_is_decoded(write, tmp_path):
+    import av
+
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for grey in (0, 120, 240):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), grey, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    data = (tmp_path / "clip.mp4").read_bytes()
+    (tmp_path / "rows.jsonl").write_text(json.dumps(PAIR | {"video": "clip.mp4"}))
+    inside = SourceExamples(write([PAIR | {"video": {"bytes": data, "path": "clip.mp4"}}]), video_frames=3)
+    beside = SourceExamples(tmp_path / "rows.jsonl", video_frames=3)
+    assert inside[0].frames == beside[0].frames and len(inside[0].frames) == 3
+    assert inside.media_files(0)[0].read_bytes() == data and inside.digest(0) != beside.digest(0)
+
+
 @pytest.mark.parametrize("path", ["data/a.png", "iVBORw0KGgo.png", "9j/a", "R0lGODlh"])
 def test_paths_are_not_taken_for_base64(tmp_path, path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(PAIR | {"image": path}))

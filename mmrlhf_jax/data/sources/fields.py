@@ -116,6 +116,9 @@ def _paths(value: Any, where: str, name: str) -> tuple[str, ...]:
         return ()
     paths = []
     for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, dict):
+            for written in (inner for inner in item.values() if isinstance(inner, str)):
+                check_is_path(written, name, where)
         if isinstance(item, dict) and not item.get("bytes"):  # Hugging Face's image cell: {"bytes": null, "path": ...}
             item = item.get("path")
         if not isinstance(item, str) or not item:

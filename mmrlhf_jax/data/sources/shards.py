@@ -53,7 +53,7 @@ def find_files(source: str | epath.Path) -> SourceFiles:
             return _of_folder(path)
         if path.exists():
             return SourceFiles(path.parent, (path,))
-        if archived := find_archived(path.parent, path.name, path.parent.is_dir()):
+        if archived := _archived(path):
             return SourceFiles(path.parent, (archived,))
         if not is_pattern(source):
             return SourceFiles(path.parent, (path,))
@@ -63,6 +63,14 @@ def find_files(source: str | epath.Path) -> SourceFiles:
         raise UserError(f"{source}: no file is named like that")
     _check_are_alike(source, found, "say them more exactly")
     return SourceFiles(folder, tuple(found))
+
+
+def _archived(path: epath.Path) -> ArchivedFile | None:
+    """A file of rows inside an archive, as MMPR has them: annotations/x.jsonl in annotations.zip."""
+    folder = path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return find_archived(folder, str(path.relative_to(folder)))
 
 
 def is_pattern(source: str) -> bool:
