@@ -1,18 +1,56 @@
-"""An object store on this machine, for all tests: an emulator of Google Cloud Storage.
+"""For all tests: programs are compiled cheaply and once, and an object store on this machine.
 
 `pip install gcsfs gcp-storage-emulator`; tests that ask for `bucket` are skipped without them.
 """
 
 from __future__ import annotations
 
+import gc
+import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 
 import pytest
 from etils import epath
+
+# LLVM's optimiser takes most of a compilation for CPUs, and tests run a program only a few times. These flags change the
+# machine code alone: the optimised HLO is the same, and without LLVM's passes arithmetic is still IEEE float32.
+QUICK_TO_COMPILE = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+)
+DEFAULT_SELECTION = "not slow"
+
+compiled = pytest.StashKey[str]()
+
+
+def pytest_configure(config):
+    """Before any test module imports jax; subprocesses inherit it all.
+
+    One compilation cache serves every test and process of a session. The slow tests run their programs for minutes and compile
+    them as users do: `-m "slow or not slow"` is every test that way.
+    """
+    if config.option.markexpr == DEFAULT_SELECTION:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_TO_COMPILE}".strip()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        config.stash[compiled] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+
+def pytest_unconfigure(config):
+    if compiled in config.stash:
+        shutil.rmtree(config.stash[compiled], ignore_errors=True)
+
+
+def pytest_collection_finish():
+    """Tracing makes millions of small objects; looking at all of them for cycles takes more time than they take memory."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(scope="module")

@@ -191,7 +191,7 @@ else:
 
 def test_a_mesh_splits_the_parameters_and_changes_none_or_is_refused(tmp_path):
     tiny.checkpoint(tmp_path)
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", SHARDED, str(tmp_path)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -35,7 +35,7 @@ def experiment(tmp_path_factory):
         objective=config.Preference(),
         optimizer=config.Optimizer(learning_rate=3e-2, warmup_ratio=0.0, schedule="constant"),
         batch=config.Batch(rows=1, slots=512, logprob_chunk=64),
-        run=config.Run(directory="", seed=3, steps=4, checkpoint_every=100, eval_every=1, keep=1),
+        run=config.Run(directory="of each test", seed=3, steps=4, checkpoint_every=100, eval_every=1, keep=1),
     )
 
 
