@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,25 @@ def write_experiment(root: Path, kind: str, **run: Any) -> dict[str, Any]:
     }
 
 
+def mmrlhf(process: int) -> list[str]:
+    """The command line of the program, for every process of a launch."""
+    return [sys.executable, "-c", COMMAND]
+
+
 def start(
-    folder: Path, experiment: Mapping[str, Any], mesh: Mapping[str, Any], processes: int, devices: int, *, heartbeat: int = 40
+    folder: Path,
+    experiment: Mapping[str, Any],
+    mesh: Mapping[str, Any],
+    processes: int,
+    devices: int,
+    *,
+    heartbeat: int = 40,
+    command: Callable[[int], list[str]] = mmrlhf,
 ) -> list[subprocess.Popen]:
-    """Start `mmrlhf train` in that many processes. Their output goes to `folder/process-N.log`."""
+    """Start `mmrlhf train` in that many processes. Their output goes to `folder/process-N.log`.
+
+    `command` gives, by the number of the process, the program that is started in the place of `mmrlhf`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "experiment.yaml").write_text(yaml.safe_dump(dict(experiment)))
     launch: dict[str, Any] = {"mesh": dict(mesh)}
@@ -63,8 +78,7 @@ def start(
     for process in range(processes):
         with (folder / f"process-{process}.log").open("a") as log:
             environment = os.environ | common | ({"JAX_PROCESS_ID": str(process)} if processes > 1 else {})
-            command = [sys.executable, "-c", COMMAND, *arguments]
-            started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT))
+            started.append(subprocess.Popen([*command(process), *arguments], env=environment, stdout=log, stderr=log, cwd=ROOT))
     return started
 
 
@@ -79,7 +93,9 @@ def train(
 
 
 def losses(run: Path) -> dict[int, float]:
-    return {row["step"]: row["loss"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())}
+    """The loss of every step. Lines of held-out figures have none."""
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
 def output(folder: Path) -> str:
