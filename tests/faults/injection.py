@@ -31,7 +31,7 @@ PHASES: dict[str, Callable[[int, str], bool]] = {
     "checkpoint": lambda step, doing: step == WRITTEN and "saving" in doing,
     "prefix": lambda step, doing: step == PREFIX + 1 and doing == "in step",
 }
-# From the beginning of a phase to a signal: compiling and writing take a moment, and a signal is to fall into it.
+# From the beginning of a phase to the fault: compiling and writing take a moment, and the fault is to fall into it.
 SECONDS_INTO = {"compile": 0.2, "checkpoint": 0.01, "reference pass": 0.0, "step": 0.0, "evaluation": 0.0}
 DAY = 86400.0
 FAILING_READS = 2
@@ -70,8 +70,12 @@ def fill_disk(phase: str, folder: Path) -> None:
 def move_clock(phase: str, folder: Path) -> None:
     """The wall clock jumps, a day ahead in one process and a day back in another."""
     real, days = time.time, -1 if int(os.environ.get("JAX_PROCESS_ID", 0)) else 1
-    time.time = lambda: real() + days * DAY
-    time.time_ns = lambda: int(time.time() * 1e9)
+
+    def jump() -> None:
+        time.time = lambda: real() + days * DAY
+        time.time_ns = lambda: int(time.time() * 1e9)
+
+    threading.Timer(SECONDS_INTO[phase], jump).start()
 
 
 def remove_data(phase: str, folder: Path) -> None:
