@@ -90,7 +90,13 @@ def main() -> None:
             raise
         print("error: gs:// paths need gcsfs; `pip install 'mmrlhf-jax[gcs]'`", file=sys.stderr)
         _leave(2)
-    except Exception:
+    except Exception as error:
+        from mmrlhf_jax.faults import Unavailable, in_words
+        from mmrlhf_jax.sharding.exits import PEER_LOST
+
+        if line := in_words(error):
+            print(f"error: {line}", file=sys.stderr)
+            _leave(PEER_LOST if isinstance(error, Unavailable) else 2)  # launchers start the same command again on the first
         if not _one_of_several():
             raise
         traceback.print_exc()

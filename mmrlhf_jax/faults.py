@@ -61,6 +61,22 @@ def retried(act: Callable[[], Found], what: str) -> Found:
     raise AssertionError("unreachable")
 
 
+def in_words(error: Exception) -> str | None:
+    """One line for an error of storage or memory that the user can do something about; None for every other error."""
+    if isinstance(error, Unavailable):
+        return f"{error}; the same command goes on when the storage answers again"
+    name = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+    match fault(error):
+        case Fault.NO_ROOM:
+            return f"{name}no room to write ({reason}); what is complete stays: make room, and start the same command again"
+        case Fault.DENIED:
+            return f"{name}access denied ({reason})"
+        case Fault.NO_MEMORY:
+            return f"out of memory ({reason}); take fewer rows at once, or more or larger devices"
+    return None
+
+
 def first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fnmatch
 import io
 import os
@@ -13,7 +14,7 @@ import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import retried
 from mmrlhf_jax.progress import say
 
 # fsspec's file systems remember listings; but a process must see what others, on other hosts perhaps, have written since.
@@ -112,8 +114,19 @@ def plain_path(path: epath.PathLike) -> epath.Path:
 _links: dict[str, epath.Path] = {}  # by what they lead to
 
 
+def read_bytes(path: epath.PathLike) -> bytes:
+    """A whole file. Passing errors of the storage are tried again; Unavailable where it does not answer."""
+    path = epath.Path(path)
+    return retried(path.read_bytes, f"{path}")
+
+
+def read_text(path: epath.PathLike) -> str:
+    """As `read_bytes`, in UTF-8."""
+    return read_bytes(path).decode()
+
+
 def write_atomically(path: epath.PathLike, content: bytes) -> None:
-    """Write beside the target, then rename: a kill leaves the old file or the new one."""
+    """Write beside the target, then rename: a kill, or an error such as a full disk, leaves the old file or the new one."""
     path = epath.Path(path)
     if is_remote(path):  # an object is there when all of it is
         path.write_bytes(content)
@@ -121,8 +134,24 @@ def write_atomically(path: epath.PathLike, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Other processes may write the same file; a long name has no room for more characters.
     partial = path.parent / f".{path.name[:40]}.{uuid.uuid4().hex[:8]}.partial"
-    partial.write_bytes(content)
-    partial.replace(path)
+    with _named(path):
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _named(path: epath.Path) -> Iterator[None]:
+    """Writing to an open file fails without its name, which the user needs most."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def can_write(directory: epath.PathLike) -> bool:
@@ -157,8 +186,9 @@ class GrowingFile:
 
     def write(self, line: str) -> None:
         if self._file is not None:
-            self._file.write(line)
-            self._file.flush()
+            with _named(self._path):
+                self._file.write(line)
+                self._file.flush()
             return
         self._parts.append(line)
         if time.monotonic() - self._written > REWRITE_SECONDS:
@@ -176,13 +206,14 @@ class GrowingFile:
 
     def _rewrite(self) -> None:
         self._parts, self._written = ["".join(self._parts)], time.monotonic()
-        write_atomically(self._path, self._parts[0].encode())
+        content = self._parts[0].encode()
+        retried(lambda: write_atomically(self._path, content), f"{self._path}")
 
 
 def read_json_object(path: epath.PathLike) -> dict[str, Any]:
     """The names and values of a JSON file. Raises UserError where it holds anything else."""
     try:
-        found = strict_json.loads(epath.Path(path).read_bytes().decode())
+        found = strict_json.loads(read_text(path))
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     if not isinstance(found, dict):
@@ -207,5 +238,5 @@ def read_sound_arrays(path: epath.PathLike) -> dict[str, np.ndarray] | None:
 
 
 def read_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(epath.Path(path).read_bytes())) as stored:
+    with np.load(io.BytesIO(read_bytes(path))) as stored:
         return dict(stored)

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Strict
 from mmrlhf_jax import core_yaml
 from mmrlhf_jax.core_yaml import Empty
 from mmrlhf_jax.errors import UserError, shown
-from mmrlhf_jax.files import check_place, expand_home
+from mmrlhf_jax.files import check_place, expand_home, read_text
 from mmrlhf_jax.finite import LARGEST, LEAST_NORMAL, is_finite
 from mmrlhf_jax.progress import say
 
@@ -121,7 +121,7 @@ def read_value(path: epath.Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file")
     try:
-        text = path.read_bytes().decode()
+        text = read_text(path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
     return core_yaml.parse(text, str(path))

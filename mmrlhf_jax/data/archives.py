@@ -75,7 +75,7 @@ class ArchivedFile:
         try:
             return contents.archive.read(info)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            raise OSError(errno.EIO, f"the archive is damaged, or packed in an unusual way: {error}", str(self)) from error
+            raise OSError(errno.EBADMSG, f"the archive is damaged, or packed in an unusual way: {error}", str(self)) from error
 
     def __fspath__(self) -> str:
         return posixpath.join(str(self.archive), self.inner)

@@ -23,6 +23,7 @@ from mmrlhf_jax.data.media import MediaFile, check_media_root, read_media, read_
 from mmrlhf_jax.data.sources import OnError, read_source
 from mmrlhf_jax.data.sources.embedded import find_embedded
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import read_text
 from mmrlhf_jax.models.llava_onevision.images import image_size
 from mmrlhf_jax.records import RankedRecord, record_from_json
 
@@ -213,7 +214,7 @@ class BuiltExamples:
 
     @functools.cached_property
     def _layouts(self) -> list[Layout]:
-        lines = (self.directory / LAYOUTS_FILE).read_text().splitlines()
+        lines = read_text(self.directory / LAYOUTS_FILE).splitlines()
         return [Layout(tuple((h, w) for h, w in row["images"]), row["frames"]) for row in map(strict_json.loads, lines)]
 
     @functools.cached_property

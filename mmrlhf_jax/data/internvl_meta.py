@@ -12,6 +12,7 @@ from etils import epath
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.hub import hub_errors
 from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.files import read_bytes
 
 
 class MetaSet(NamedTuple):
@@ -37,7 +38,7 @@ def read_meta(path: epath.Path) -> list[MetaSet] | None:
             if not file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
                 return None
         try:
-            sets = strict_json.loads(path.read_bytes())
+            sets = strict_json.loads(read_bytes(path))
         except (ValueError, RecursionError):
             return None  # what is wrong with it is said where it is read as rows
     if not isinstance(sets, dict) or not any(isinstance(entry, dict) and "annotation" in entry for entry in sets.values()):

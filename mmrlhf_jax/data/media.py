@@ -17,6 +17,7 @@ from mmrlhf_jax.data.hub import check_repository, hub_errors
 from mmrlhf_jax.data.names import in_order
 from mmrlhf_jax.data.sources.embedded import EmbeddedFile
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import retried
 from mmrlhf_jax.files import is_remote
 
 MediaFile = epath.Path | EmbeddedFile | ArchivedFile
@@ -100,10 +101,13 @@ def _is_remote_folder(path: epath.Path) -> bool:
 
 
 def read_media(path: MediaFile, where: str) -> bytes:
-    """The bytes of a media file. Raises UserError where it cannot be read (a folder, no permission, ...)."""
+    """The bytes of a media file; passing errors of the storage are tried again.
+
+    Raises UserError where it cannot be read (a folder, no permission, ...), and Unavailable where the storage does not answer.
+    """
     try:
         with hub_errors(path):
-            return path.read_bytes()
+            return retried(path.read_bytes, f"{where}: media file {path}")
     except UserError as error:
         raise UserError(f"{where}: media file {error}") from error
     except OSError as error:
@@ -164,21 +168,11 @@ def _frame_indices(total: int, count: int) -> list[int]:
     return np.linspace(0, total - 1, count, dtype=int).tolist()
 
 
-def _decode_video(path: epath.Path, count: int) -> list[bytes]:
+def _decode_video(path: MediaFile, count: int) -> list[bytes]:
     import av
 
     try:
-        with path.open("rb") as file:
-            total = _count_frames(file)
-            file.seek(0)
-            wanted = _frame_indices(total, count)
-            encoded: dict[int, bytes] = {}
-            with av.open(file) as container:
-                for index, frame in enumerate(container.decode(video=0)):
-                    if index in wanted:
-                        encoded[index] = _encode_jpeg(_upright(frame, path))
-                    if index == wanted[-1]:
-                        break
+        encoded, wanted = retried(lambda: _chosen_frames(path, count), f"{path}")
     except (av.FFmpegError, OSError, IndexError) as error:  # IndexError: no video stream
         raise UserError(f"{path}: the video cannot be decoded ({error}); replace it or remove the record") from error
     if not encoded:
@@ -186,6 +180,23 @@ def _decode_video(path: epath.Path, count: int) -> list[bytes]:
     # A container may promise more frames than its stream decodes to: the last one that came stands in for the missing.
     last = max(encoded)
     return [encoded.get(index, encoded[last]) for index in wanted]
+
+
+def _chosen_frames(path: MediaFile, count: int) -> tuple[dict[int, bytes], list[int]]:
+    """(encoded frames by their numbers, the numbers that are wanted)."""
+    import av
+
+    with path.open("rb") as file:
+        wanted = _frame_indices(_count_frames(file), count)
+        file.seek(0)
+        encoded: dict[int, bytes] = {}
+        with av.open(file) as container:
+            for index, frame in enumerate(container.decode(video=0)):
+                if index in wanted:
+                    encoded[index] = _encode_jpeg(_upright(frame, path))
+                if index == wanted[-1]:
+                    break
+    return encoded, wanted
 
 
 def _count_frames(file: object) -> int:

@@ -27,7 +27,7 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.examples import Example, Layout, Progress, dump_layout, dump_record
 from mmrlhf_jax.data.processes import CONTEXT, spawn_pool
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import is_remote, write_atomically
+from mmrlhf_jax.files import is_remote, read_text, write_atomically
 from mmrlhf_jax.models.llava_onevision.images import decode_image
 
 SHARD_BYTES = 128 << 20  # of media per file
@@ -65,7 +65,7 @@ class Shard:
         """The note of a finished shard, None where it is missing, or of a shard that was made from something else."""
         if not self.note_path.exists() or not self.path.exists():
             return None
-        stored = strict_json.loads(self.note_path.read_text())
+        stored = strict_json.loads(read_text(self.note_path))
         if stored.pop("key") != self.key:
             return None
         return Note(tuple(stored["digests"]), tuple(stored["layouts"]), stored["size"])
@@ -166,7 +166,7 @@ def write_shards_with_beam(shards: Sequence[Shard], options: Sequence[str]) -> N
         _ = pipeline | beam.Create(left) | beam.Reshuffle() | beam.Map(_write_or_note_error)
     for shard in left:  # in their order, so that the error is the same on every run
         if shard.error_path.exists():
-            raise UserError(shard.error_path.read_text())
+            raise UserError(read_text(shard.error_path))
 
 
 def _write_or_note_error(shard: Shard) -> None:

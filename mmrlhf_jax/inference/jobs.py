@@ -11,7 +11,7 @@ from etils import epath
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import write_atomically
+from mmrlhf_jax.files import read_bytes, write_atomically
 from mmrlhf_jax.progress import say
 
 # Records per piece: what a kill can cost.
@@ -40,6 +40,6 @@ def write_in_pieces(
             lines = work(Subset(examples, range(start, min(start + piece, len(examples)))))
             write_atomically(part, "".join(strict_json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
         parts.append(part)
-    write_atomically(out, b"".join(part.read_bytes() for part in parts))
+    write_atomically(out, b"".join(read_bytes(part) for part in parts))
     if parts:
         folder.rmtree()

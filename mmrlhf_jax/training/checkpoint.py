@@ -17,7 +17,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.faults import Fault, fault, first_line, retried
+from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, retried
 from mmrlhf_jax.files import entries, is_remote
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import FailedElsewhere, first_acts, first_decides, gather
@@ -220,7 +220,7 @@ class Checkpoints(StoredCheckpoints):
         """Errors of the file system as what they mean. An unfinished checkpoint has no name yet: the last good one stays."""
         try:
             yield
-        except UserError:
+        except (UserError, Unavailable):
             raise
         except Exception as error:  # OSError here, but tensorstore and Orbax have their own
             if fault(error) is Fault.NO_ROOM:
@@ -231,6 +231,9 @@ class Checkpoints(StoredCheckpoints):
             if fault(error) is Fault.DENIED:
                 denied = f"a checkpoint may not be written ({first_line(error)})"
                 raise UserError(f"{self._path}: {denied}; {self._kept()}") from None
+            if fault(error) is Fault.PASSING:  # the arrays are gone from the device, so it cannot be written once more
+                reason = f"a checkpoint could not be written ({first_line(error)})"
+                raise Unavailable(f"{self._path}: {reason}; {self._kept()}") from None
             raise
 
 

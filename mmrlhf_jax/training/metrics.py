@@ -10,7 +10,7 @@ from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import GrowingFile
+from mmrlhf_jax.files import GrowingFile, read_text
 
 
 class MetricsLog:
@@ -114,7 +114,7 @@ def read_metrics(directory: epath.PathLike) -> list[dict[str, float]]:
     if not path.exists():
         return []
     rows = []
-    lines = path.read_text().split("\n")
+    lines = read_text(path).split("\n")
     for number, line in enumerate(lines, 1):
         try:
             rows += [strict_json.loads(line)] if line else []

@@ -16,7 +16,7 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import read_arrays, read_sound_arrays, write_arrays
+from mmrlhf_jax.files import read_arrays, read_bytes, read_sound_arrays, write_arrays
 from mmrlhf_jax.huggingface.tensors import sampled_bytes
 from mmrlhf_jax.huggingface.weight_files import find_weight_files
 from mmrlhf_jax.progress import Progress, say
@@ -170,5 +170,5 @@ def model_fingerprint(directory: epath.PathLike, **settings) -> str:
             digest.update(piece)
     for path in (directory / name for name in SETTINGS):
         if path.exists():
-            digest.update(path.name.encode() + path.read_bytes())
+            digest.update(path.name.encode() + read_bytes(path))
     return digest.hexdigest()

@@ -11,6 +11,7 @@ import dataclasses
 import gzip
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, BinaryIO, Literal
 
 from etils import epath
@@ -20,6 +21,7 @@ from mmrlhf_jax.data.hub import hub_errors
 from mmrlhf_jax.data.sources.parquet import parquet_rows
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.errors import shown as shown  # readers take it from here
+from mmrlhf_jax.faults import retried
 from mmrlhf_jax.records import RankedRecord
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
@@ -67,6 +69,8 @@ def row_suffix(path: epath.Path) -> str | None:
 def read_rows(path: epath.Path, on_error: OnError | None = None, name: str | None = None) -> list[Row]:
     """All rows of the file, in order. Raises UserError for a missing, unreadable, torn or empty file.
 
+    Passing errors of the storage are tried again; Unavailable where it does not answer.
+
     With `on_error` a torn line of a JSON lines file goes there, and the others are still read. `name` is what the names of
     images inside the file begin with (default: the file's own).
     """
@@ -82,17 +86,19 @@ def _read(path: epath.Path, on_error: OnError | None, name: str) -> list[Row]:
     suffix = row_suffix(path)
     if suffix is None:
         raise UserError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
-    rows: list[Row] = []
+    read = partial(_read_parquet, path, name) if suffix == ".parquet" else partial(_READERS[suffix], path)
     try:
-        for row in _read_parquet(path, name) if suffix == ".parquet" else _READERS[suffix](path):
-            if isinstance(row, Row):
-                rows.append(row)
-            elif on_error is None:
-                raise row
-            else:
-                on_error(row)
+        found = retried(lambda: list(read()), f"{path}")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: not a complete gzip file ({error}); fetch or write it again") from error
+    rows: list[Row] = []
+    for row in found:
+        if isinstance(row, Row):
+            rows.append(row)
+        elif on_error is None:
+            raise row
+        else:
+            on_error(row)
     if not rows:
         raise UserError(f"{path}: holds no records")
     return rows
