@@ -72,9 +72,14 @@ def split_at(prompt: str, places: Sequence[int]) -> PromptText:
     return tuple(prompt[start:stop] for start, stop in zip([0, *ends], [*places, len(prompt)], strict=True))
 
 
-def without_tags(prompt: str) -> str:
-    """The prompt without any tag, for media that stand before the text."""
-    return TAG.sub("", prompt).strip() if TAG.search(prompt) else prompt
+def without_tags(prompt: str, where: str) -> str:
+    """The prompt without any tag, for media that stand before the text. WrongMedia where what is left spells another tag."""
+    if not TAG.search(prompt):
+        return prompt
+    rest = TAG.sub("", prompt)
+    if tag := TAG.search(rest):
+        raise WrongMedia(f"{where}: the prompt has a tag inside a tag: {tag[0]} is left when tags are taken out")
+    return rest.strip()
 
 
 def with_leading_tags_left_out(prompt: str) -> str:

@@ -173,19 +173,15 @@ def record_from_json(row: Any, where: str) -> RankedRecord:
         raise UserError(f"{where}: field 'id' must be a non-empty string, found {shown(record_id)}")
     where = f"{where} (record {shown(record_id)})"
 
-    images, image = row.pop("images", None), row.pop("image", None)
-    if images and image and images not in (image, [image]):
+    images, image = (_paths(row, name, where) for name in ("images", "image"))
+    if images and image and images != image:
         raise WrongMedia(f"{where}: has both 'image' and 'images'; keep one of them")
-    images = images or image or ([] if images is None else images)
-    if isinstance(images, str):
-        images = [images]
-    if not isinstance(images, list) or not all(isinstance(path, str) and path for path in images):
-        raise UserError(f"{where}: field 'images' must be a list of paths, found {shown(images)}")
+    images = images or image
     video = row.pop("video", None)
     if video is not None and (not isinstance(video, str) or not video):
         raise UserError(f"{where}: field 'video' must be a path, found {shown(video)}")
     if images and video is not None:
-        raise UserError(f"{where}: has both images and a video; keep one of them")
+        raise UserError(f"{where}: has both images and a video; keep one of the fields 'images' and 'video'")
     prompt = row.pop("prompt", None)
     if not isinstance(prompt, str):
         raise UserError(f"{where}: field 'prompt' must be a string, found {shown(prompt)}")
@@ -199,12 +195,20 @@ def record_from_json(row: Any, where: str) -> RankedRecord:
         id=record_id,
         prompt=prompt,
         responses=tuple(_response_from_json(r, f"{where}, response {i}") for i, r in enumerate(responses)),
-        images=tuple(images),
+        images=images,
         video=video,
         source=_optional(row, "source", str, where),
         extra=row,
         media_places=places,
     )
+
+
+def _paths(row: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
+    value = row.pop(name, None)
+    paths = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+        raise UserError(f"{where}: field {name!r} must be a list of paths, found {shown(value)}")
+    return tuple(paths)
 
 
 def _response_from_json(row: Any, where: str) -> Response:

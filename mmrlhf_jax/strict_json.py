@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.progress import say
 
 # A float holds integers of up to 308 digits; what counts or identifies something has far fewer.
@@ -15,12 +15,17 @@ MOST_DIGITS = 300
 JSONDecodeError = json.JSONDecodeError
 
 
+class DoubledKey(json.JSONDecodeError):
+    """An object that has a key twice, of which Python's own module keeps the last without a word."""
+
+
 class BadNumber(json.JSONDecodeError):
     """A number that is not finite, or has too many digits. `msg` names the field that it stands in."""
 
 
 def loads(text: str | bytes, **options: Any) -> Any:
-    """As `json.loads`. Raises BadNumber, which is a JSONDecodeError, for NaN, Infinity, 1e999 and endless integers."""
+    """As `json.loads`, but strict. Raises JSONDecodeErrors: BadNumber for NaN, Infinity, 1e999 and endless integers, and
+    DoubledKey for an object that has a key twice."""
     text = text if isinstance(text, str) else text.decode()
 
     def refuse(number: str) -> Any:
@@ -32,6 +37,14 @@ def loads(text: str | bytes, **options: Any) -> Any:
     def to_int(number: str) -> int:
         return refuse(number) if len(number) > MOST_DIGITS else int(number)
 
+    def to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DoubledKey(f"field {shown(twice)} stands twice in one object", text, 0)
+        return found
+
+    options = {"object_pairs_hook": to_object} | options
     return json.loads(text, parse_float=to_float, parse_int=to_int, parse_constant=refuse, **options)
 
 
@@ -41,8 +54,10 @@ def _complaint(text: str, number: str) -> str:
         return f"holds an integer of {len(number)} digits, more than {MOST_DIGITS}"
     value = json.loads(text, parse_int=lambda digits: 0)
     path = next((path for path, _ in _not_finite(value, "")), "")
-    record = f"record {value['id']!r}: " if isinstance(value, dict) and isinstance(value.get("id"), str) else ""
-    return f"{record}field {path!r} must be a finite number, found {number}" if path else f"{number} is no finite number"
+    record = f"record {shown(value['id'])}: " if isinstance(value, dict) and isinstance(value.get("id"), str) else ""
+    if not path and not isinstance(value, dict):
+        return f"{number} is no finite number"
+    return f"{record}field {shown(path)} must be a finite number, found {number[:40]}"
 
 
 def dumps(value: Any, *, where: str = "", **options: Any) -> str:

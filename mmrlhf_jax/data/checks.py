@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterator, Sequence
 
+from mmrlhf_jax.errors import shown
 from mmrlhf_jax.places import WrongMedia
 from mmrlhf_jax.records import RankedRecord, Response, is_blank
 
@@ -58,10 +59,10 @@ def summarise_findings(records: Sequence[RankedRecord], source: str) -> str | No
     for record in records:
         found = list(check_record(record))
         if any(kind == "media" for kind, _ in found):
-            record.prompt_text(f"{source}: record {record.id!r}")
+            record.prompt_text(f"{source}: record {shown(record.id)}")
         if found:
             wrong += 1
-            first = first or f"record {record.id!r}: {found[0][1]}"
+            first = first or f"record {shown(record.id)}: {found[0][1]}"
         kinds.update(kind for kind, _ in found)
     if not wrong:
         return None

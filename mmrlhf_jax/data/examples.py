@@ -22,7 +22,7 @@ from mmrlhf_jax.data.hub import check_repository, hub_errors
 from mmrlhf_jax.data.media import MediaFile, check_media_root, read_media, read_video_frames, resolve_media, video_files
 from mmrlhf_jax.data.sources import OnError, read_source
 from mmrlhf_jax.data.sources.embedded import find_embedded
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.files import read_text
 from mmrlhf_jax.models.llava_onevision.images import image_size
 from mmrlhf_jax.records import RankedRecord, record_from_json
@@ -160,7 +160,7 @@ class SourceExamples:
 
     def where(self, index: int) -> str:
         """The opening of an error message about example `index`."""
-        return f"{self.path}: record {self.records[index].id!r}"
+        return f"{self.path}: record {shown(self.records[index].id)}"
 
 
 def compute_digests(examples: Any, progress: Progress | None = None) -> Iterator[bytes]:
@@ -210,7 +210,7 @@ class BuiltExamples:
 
     def where(self, index: int) -> str:
         """The opening of an error message about example `index`."""
-        return f"{self.directory}: record {self.records[index].id!r}"
+        return f"{self.directory}: record {shown(self.records[index].id)}"
 
     @functools.cached_property
     def _layouts(self) -> list[Layout]:

@@ -169,7 +169,7 @@ def _with_paths(records: list[RankedRecord], path: str | epath.Path, on_error: O
     for record in records:
         try:
             for media in (*record.images, *filter(None, [record.video])):
-                check_is_path(media, "image" if record.images else "video", f"{path}: record {record.id!r}")
+                check_is_path(media, "image" if record.images else "video", f"{path}: record {shown(record.id)}")
             kept.append(record)
         except UserError as error:
             if on_error is None:
@@ -187,7 +187,7 @@ def _with_own_ids(records: list[RankedRecord], path: str | epath.Path, on_error:
             kept.append(record)
             continue
         twice = f"by records {seen[record.id]} and {number}"
-        error = UsedTwice(f"{path}: id {record.id!r} is used twice, {twice}; give every record its own")
+        error = UsedTwice(f"{path}: id {shown(record.id)} is used twice, {twice}; give every record its own")
         if on_error is None:
             raise error
         on_error(error)

@@ -75,7 +75,7 @@ def _parts(content: Any, field: str, where: str) -> list[str | MediaPart]:
 
 def _part(part: Any, field: str, where: str) -> str | MediaPart:
     if not isinstance(part, dict):
-        raise UserError(f"{where}: message content must be a string or a list of objects, found {shown(part)}")
+        raise UserError(f"{where}: field {field!r}: message content must be a string or a list of objects, found {shown(part)}")
     kind = part.get("type") or ("text" if isinstance(part.get("text"), str) else None)
     paths = [part[name] for name in _PATH_FIELDS if part.get(name) not in (None, "", [])]
     if kind == "text" and isinstance(part.get("text"), str) and not paths:
@@ -99,7 +99,7 @@ def _fill(parts: list[MediaPart], media: Media, field: str, where: str) -> Media
     images, video = media
     kind, listed = ("image", list(images)) if tags == {IMAGE_TAG} else ("video", [] if video is None else [video])
     if len(tags) > 1 or (images if kind == "video" else video):
-        raise WrongMedia(f"{where}: has both images and a video; keep one of them")
+        raise WrongMedia(f"{where}: has both images and a video; keep one of the fields 'images' and 'video'")
     empty = sum(part.path is None for part in parts)
     named = [part.path for part in parts if part.path is not None]
     if not empty and listed in ([], named):

@@ -28,7 +28,13 @@ def open_record(row: Row, why: str = "") -> tuple[dict[str, Any], str, str]:
     record_id = pop_id(data, row.where)
     if record_id is None:
         raise UserError(f"{row.where}: field 'id' is missing{why}")
-    return data, record_id, f"{row.where} (record {record_id!r})"
+    return data, record_id, f"{row.where} (record {shown(record_id)})"
+
+
+def take_image_from(data: dict[str, Any], name: str) -> None:
+    """Let the image be the one under another name, where the row has none under its own."""
+    if _is_absent(data.get("image")) and _is_absent(data.get("images")):
+        data["image"] = data.pop(name, None)
 
 
 def pop_media(data: dict[str, Any], where: str) -> Media:
@@ -40,15 +46,15 @@ def pop_media(data: dict[str, Any], where: str) -> Media:
         images = image
     video = _pop_video(data, where)
     if images and video:
-        raise WrongMedia(f"{where}: has both images and a video; keep one of them")
+        raise WrongMedia(f"{where}: has both images and a video; keep one of the fields 'images' and 'video'")
     return images, video
 
 
 def _pop_video(data: dict[str, Any], where: str) -> str | None:
-    video, videos = data.pop("video", None) or None, data.pop("videos", None) or []
-    if video is not None and not isinstance(video, str):
+    video, videos = data.pop("video", None), data.pop("videos", None)
+    if not isinstance(video, str | None):
         raise UserError(f"{where}: field 'video' must be a path, found {shown(video)}")
-    videos = videos if isinstance(videos, list) else [videos]
+    videos = [] if _is_absent(videos) else videos if isinstance(videos, list) else [videos]
     if len(videos) > 1 or not all(isinstance(path, str) and path for path in videos):
         raise UserError(f"{where}: field 'videos' must list one path, found {shown(videos)}")
     if video and videos and videos != [video]:
@@ -86,10 +92,10 @@ def pop_text(data: dict[str, Any], name: str, where: str) -> str:
 
 def pop_optional_text(data: dict[str, Any], name: str, where: str) -> str | None:
     """A string, or None where the field is absent, null or empty."""
-    value = data.pop(name, None) or None
-    if value is not None and not isinstance(value, str):
+    value = data.pop(name, None)
+    if not isinstance(value, str | None):
         raise UserError(f"{where}: field {name!r} must be a string, found {shown(value)}")
-    return value
+    return value or None
 
 
 def media_before_text(prompt: str, media: Media, where: str) -> str:
@@ -101,7 +107,7 @@ def media_before_text(prompt: str, media: Media, where: str) -> str:
     if len(TAG.findall(prompt)) == 1 and len(images) > 1:
         images = images[:1]
     find_places(prompt, len(images), int(video is not None), where)
-    return without_tags(prompt)
+    return without_tags(prompt, where)
 
 
 def media_in_place(prompt: str, media: Media, where: str) -> str:
@@ -112,7 +118,7 @@ def media_in_place(prompt: str, media: Media, where: str) -> str:
 
 
 def _paths(value: Any, where: str, name: str) -> tuple[str, ...]:
-    if not value:
+    if _is_absent(value):
         return ()
     paths = []
     for item in value if isinstance(value, list) else [value]:
@@ -128,3 +134,8 @@ def _paths(value: Any, where: str, name: str) -> tuple[str, ...]:
         check_is_path(item, name, where)
         paths.append(item)
     return tuple(paths)
+
+
+def _is_absent(value: Any) -> bool:
+    """Null, "" and []; but 0 and false are values of a wrong type."""
+    return value is None or (isinstance(value, str | list) and not value)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmrlhf_jax.data.sources.fields import Media, media_in_place, pop_id, pop_optional_text
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.records import Pair, RankedRecord, Response, is_blank, strict_pairs
 
 # Fields that belong to one pair even where all pairs of a group agree on them.
@@ -94,7 +94,7 @@ def fold(rows: Sequence[PairRow]) -> list[RankedRecord]:
         try:
             folded = _fold_group(pairs)
         except Contradiction as error:
-            contradictions.append(f"{name!r} ({pairs[error.row].where}: {error})")
+            contradictions.append(f"{shown(name)} ({pairs[error.row].where}: {error})")
             members += [numbers[id(row)] for row in group]
             continue
         for record in folded:

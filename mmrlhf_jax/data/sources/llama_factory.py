@@ -13,7 +13,7 @@ from mmrlhf_jax.data.sources.chat import message_text, read_prompt
 from mmrlhf_jax.data.sources.fields import as_objects, pop_media, pop_optional_text, pop_text
 from mmrlhf_jax.data.sources.folding import PairRow, fold, pair_row
 from mmrlhf_jax.data.sources.rows import Format, Row
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, shown
 
 _ROLES = {"human": "user", "gpt": "assistant"}
 
@@ -24,20 +24,24 @@ def _parse(row: Row) -> PairRow:
     for unread in ("history", "system", "tools"):
         if data.pop(unread, None):
             raise UserError(f"{where}: field {unread!r} must be empty; a record's prompt is one user text")
-    field = next(name for name in ("conversations", "messages", "instruction") if name in data)
+    field = next((name for name in ("conversations", "messages", "instruction") if name in data), None)
+    if field is None:
+        raise UserError(f"{where}: field 'conversations', 'messages' or 'instruction' is missing; one of them has the prompt")
     if field == "instruction":
         question: Any = pop_text(data, field, where)
         if more := pop_optional_text(data, "input", where):
             question = f"{question}\n{more}" if question else more
     else:
         question = _messages(data.pop(field), where)
+        if isinstance(question, str):
+            raise UserError(f"{where}: field {field!r} must be a list of messages, found {shown(question)}")
     prompt, media = read_prompt(question, field, media, where)
     chosen, rejected = (_answer(data, name, where) for name in ("chosen", "rejected"))
     return pair_row(data, where, media, prompt, chosen, rejected)
 
 
 def _answer(data: dict[str, Any], field: str, where: str) -> str:
-    value = data.pop(field)
+    value = data.pop(field, None)
     return message_text(value if isinstance(value, str) else _messages(value, where), "assistant", field, where)
 
 

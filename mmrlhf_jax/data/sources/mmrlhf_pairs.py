@@ -13,8 +13,8 @@ from mmrlhf_jax.errors import UserError, shown
 def _parse(row: Row) -> PairRow:
     data, record_id, where = open_record(row, "; the pairs of one prompt share an id")
     images, video = media = pop_media(data, where)
-    is_tie = data.pop("is_tie", None) or False
-    if not isinstance(is_tie, bool):
+    is_tie = data.pop("is_tie", None)
+    if not isinstance(is_tie, bool | None):
         raise UserError(f"{where}: field 'is_tie' must be true or false, found {shown(is_tie)}")
     return PairRow(
         where=row.where,
@@ -26,7 +26,7 @@ def _parse(row: Row) -> PairRow:
         rejected=pop_text(data, "rejected", where),
         chosen_reason=pop_optional_text(data, "chosen_reason", where),
         rejected_reason=pop_optional_text(data, "rejected_reason", where),
-        is_tie=is_tie,
+        is_tie=bool(is_tie),
         source=pop_optional_text(data, "source", where),
         extra=data,
     )

@@ -7,7 +7,16 @@ for the best. Multimodal-RewardBench (`facebookresearch/multimodal_rewardbench`,
 
 from __future__ import annotations
 
-from mmrlhf_jax.data.sources.fields import media_before_text, open_record, pop_media, pop_optional_text, pop_text
+from typing import Any
+
+from mmrlhf_jax.data.sources.fields import (
+    media_before_text,
+    open_record,
+    pop_media,
+    pop_optional_text,
+    pop_text,
+    take_image_from,
+)
 from mmrlhf_jax.data.sources.folding import PairRow, fold, pair_row
 from mmrlhf_jax.data.sources.rankings import read_rankings
 from mmrlhf_jax.data.sources.rows import Format, Row
@@ -17,21 +26,21 @@ from mmrlhf_jax.records import RankedRecord, Response
 
 def _parse_vl(row: Row) -> RankedRecord:
     data, record_id, where = open_record(row)
-    if not (data.get("image") or data.get("images")):  # the authors' JSON lines; the hub's parquet holds the image
-        data["image"] = data.pop("image_path", None)
+    take_image_from(data, "image_path")  # the authors' JSON lines; the hub's parquet holds the image
     images, video = media = pop_media(data, where)
     texts = data.pop("response", None)
     if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{where}: field 'response' must list two or more strings, found {shown(texts)}")
     unknown = [[None] * len(texts)]
     (ranks,) = read_rankings([data.pop("human_ranking", None)], [len(texts)], unknown, [where], field="human_ranking")
-    models = data.get("models")
-    models = data.pop("models") if isinstance(models, list) and len(models) == len(texts) else [None] * len(texts)
+    models: Any = data.get("models")
+    are_names = isinstance(models, list) and all(isinstance(model, str | None) for model in models)
+    models = data.pop("models") if are_names and len(models) == len(texts) else [None] * len(texts)
     return RankedRecord(
         id=record_id,
         prompt=media_before_text(pop_text(data, "query", where), media, where),
         responses=tuple(
-            Response(text=text, rank=rank, model=model if isinstance(model, str) else None)
+            Response(text=text, rank=rank, model=model)
             for text, rank, model in zip(texts, ranks or [None] * len(texts), models, strict=True)
         ),
         images=images,

@@ -154,7 +154,7 @@ def _parse(text: bytes, where: str) -> Any:
         value = strict_json.loads(text.decode("utf-8"))
         if b"\\ud" in text or b"\\uD" in text:  # a lone surrogate is valid JSON but is no text: no tokenizer takes it
             strict_json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except strict_json.BadNumber as error:
+    except (strict_json.BadNumber, strict_json.DoubledKey) as error:
         place = where if error.lineno == 1 else f"{where}:{error.lineno}"
         raise UserError(f"{place}: {error.msg}") from error
     except strict_json.JSONDecodeError as error:

@@ -19,7 +19,7 @@ from mmrlhf_jax.records import RankedRecord
 
 _IMAGE_WORDS = {"image", "img", "picture", "pic", "photo", "photograph", "screenshot", "thumbnail", "pixel"}
 _VIDEO_WORDS = {"video", "vid", "clip", "movie", "frame"}
-_OTHER_WORDS = {"audio", "sound", "speech", "wav", "voice", "media", "medium", "multimedia", "visual"}
+_OTHER_WORDS = {"audio", "sound", "speech", "wav", "voice", "media", "medium", "multimedia"}
 _WORDS = _IMAGE_WORDS | _VIDEO_WORDS | _OTHER_WORDS
 # Words that leave the name of a medium the name of one: `image_path`, `img_url`, `video_file`.
 _SAME = {"path", "url", "uri", "file", "filename", "filepath", "data", "byte", "base", "b", "64", "link", "list", "value"}
@@ -90,7 +90,7 @@ def _unread(fields: Any, depth: int) -> Iterator[tuple[str, Any]]:
         if name == "mixed_up_image":  # MM-RLHF's picture that does not belong to the question: no part of the record
             continue
         words = _words(name)
-        if words & _WORDS and _is_media(value, is_plain=words <= _WORDS | _SAME | {"rejected", "chosen"}):
+        if words & _WORDS and _is_media(value, is_plain=_is_plain(words)):
             yield name, value
         else:
             yield from _unread(value, depth - 1)
@@ -101,7 +101,12 @@ def _words(name: str) -> frozenset[str]:
     """`imgPath` and `Image_paths2` as {"img", "path"} and {"image", "path"}; digits are words of their own."""
     name = _JOINED.sub(r"\1_", str(name)[:200])  # `imagepath`
     found = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
-    return frozenset(word[:-1] if word.endswith("s") and len(word) > 3 else word for word in map(str.lower, found))
+    return frozenset(word.rstrip("s") if len(word) > 3 else word for word in map(str.lower, found))
+
+
+def _is_plain(words: frozenset[str]) -> bool:
+    """Whether the words say nothing but that a field holds media."""
+    return all(word in _WORDS | _SAME | {"rejected", "chosen"} or word.isdigit() for word in words)
 
 
 def _is_media(value: Any, is_plain: bool) -> bool:
@@ -121,14 +126,12 @@ def _is_media(value: Any, is_plain: bool) -> bool:
 
 
 def _names_what_was_read(name: str, value: Any, row: Any) -> bool:
-    """Whether the field is but another name of the media that were read: of the same kind, and as many."""
+    """Whether the field is but another name of the media that were read: the same paths, or an address for each of them."""
     words = _words(name)
     values = value if isinstance(value, list) else [value]
-    if "rejected" in words or "chosen" in words:
-        read = list(row.images) or ([row.video] if row.video else [])
-        return values == read
-    kind, count = (_IMAGE_WORDS, len(row.images)) if row.images else (_VIDEO_WORDS, int(row.video is not None))
-    return count == len(values) and words <= kind | _SECOND_NAME
+    kind, read = (_IMAGE_WORDS, list(row.images)) if row.images else (_VIDEO_WORDS, [row.video])
+    is_address = bool(words & _SECOND_NAME) and words <= kind | _SECOND_NAME
+    return values == read or (is_address and len(values) == len(read) and read != [None])
 
 
 def _read_media(row: Any) -> str:

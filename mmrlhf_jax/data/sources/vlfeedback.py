@@ -11,9 +11,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mmrlhf_jax.data.sources.fields import as_objects, media_before_text, open_record, pop_media, pop_text
+from mmrlhf_jax.data.sources.fields import (
+    as_objects,
+    media_before_text,
+    open_record,
+    pop_media,
+    pop_optional_text,
+    pop_text,
+    take_image_from,
+)
 from mmrlhf_jax.data.sources.rows import Format, Row
 from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.finite import is_finite
 from mmrlhf_jax.records import RankedRecord, Response, ranks_of
 
 # The aspects' names there, and ours (`records.SCORE_NAMES`).
@@ -22,8 +31,7 @@ ASPECTS = {"Helpfulness": "helpfulness", "Visual Faithfulness": "faithfulness", 
 
 def _parse(row: Row) -> RankedRecord:
     data, record_id, where = open_record(row)
-    if not (data.get("image") or data.get("images")):
-        data["image"] = data.pop("img_path", None)
+    take_image_from(data, "img_path")
     images, video = media = pop_media(data, where)
     completions = as_objects(data.pop("completions", None))
     if not isinstance(completions, list) or not completions or not all(isinstance(one, dict) for one in completions):
@@ -44,18 +52,23 @@ def _parse(row: Row) -> RankedRecord:
 
 def _ratings(completion: dict[str, Any], where: str) -> dict[str, float | None]:
     """Per aspect the rating, None where it is no number."""
-    annotations = completion.get("annotations") or {}
+    annotations = {} if (annotations := completion.get("annotations")) is None else annotations
     if not isinstance(annotations, dict) or not all(isinstance(one, dict | None) for one in annotations.values()):
         raise UserError(f"{where}: field 'annotations' must have an object per aspect, found {shown(annotations)}")
-    return {ASPECTS.get(aspect, aspect): _number((one or {}).get("Rating")) for aspect, one in annotations.items()}
+    return {ASPECTS.get(aspect, aspect): _number((one or {}).get("Rating"), where) for aspect, one in annotations.items()}
 
 
-def _number(rating: Any) -> float | None:
+def _number(rating: Any, where: str) -> float | None:
+    """None for a text that is no number, such as "N/A". UserError for anything but a number or a text."""
+    if isinstance(rating, bool) or not isinstance(rating, str | int | float | None):
+        raise UserError(f"{where}: field 'Rating' must be a number, or a text such as N/A, found {shown(rating)}")
     try:
-        number = math.nan if isinstance(rating, bool) else float(rating)
-    except (TypeError, ValueError, OverflowError):
+        number = math.nan if rating is None else float(rating)
+    except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    if not isinstance(rating, str | None) and not is_finite(number):
+        raise UserError(f"{where}: field 'Rating' must be a finite number, found {shown(rating)}")
+    return number if is_finite(number) else None
 
 
 def _mean(ratings: dict[str, float | None], aspects: set[str]) -> float | None:
@@ -65,9 +78,9 @@ def _mean(ratings: dict[str, float | None], aspects: set[str]) -> float | None:
 
 def _response(completion: dict[str, Any], ratings: dict[str, float | None], rank: int | None, where: str) -> Response:
     rest = dict(completion)
-    text, model = pop_text(rest, "response", where), rest.pop("model", None)
+    text, model = pop_text(rest, "response", where), pop_optional_text(rest, "model", where)
     scores = {aspect: rating for aspect, rating in ratings.items() if rating is not None}
-    return Response(text=text, rank=rank, scores=scores or None, model=model if isinstance(model, str) else None, extra=rest)
+    return Response(text=text, rank=rank, scores=scores or None, model=model, extra=rest)
 
 
 FORMAT = Format(
