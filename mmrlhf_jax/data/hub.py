@@ -43,6 +43,17 @@ def check_repository(path: os.PathLike | str) -> None:
             raise UserError(f"{text}: not a path on the hub; a data set's is hf://datasets/OWNER/NAME/...") from error
 
 
+def content_id(file: Any) -> str | None:
+    """The hub's id of what a file there holds (of the parquet file, for an image inside one). None for any other file."""
+    text = os.fspath(getattr(file, "parquet", file))
+    if not text.startswith(PREFIX) or hasattr(file, "archive"):
+        return None
+    import fsspec
+
+    with hub_errors(text):
+        return fsspec.filesystem("hf").info(text).get("blob_id")
+
+
 def _of_the_network() -> tuple[type[Exception], ...]:
     """Errors of the HTTP library that huggingface_hub is built on, whichever its version uses."""
     from huggingface_hub import errors

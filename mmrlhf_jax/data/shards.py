@@ -25,6 +25,7 @@ from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.examples import Example, Layout, Progress, dump_layout, dump_record
+from mmrlhf_jax.data.hub import content_id
 from mmrlhf_jax.data.processes import CONTEXT, spawn_pool
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import is_remote, read_text, write_atomically
@@ -269,7 +270,7 @@ def _object_array(values: tuple[bytes, ...]) -> np.ndarray:
     return array
 
 
-def _media_state(examples: Any, index: int) -> list[tuple[str, int, float]]:
-    """(path, bytes, time of change) of every file that an example is read from."""
-    stats = [(os.fspath(file), file.stat()) for file in examples.media_files(index)]
-    return [(path, stat.length, stat.mtime) for path, stat in stats]
+def _media_state(examples: Any, index: int) -> list[tuple[str, int, float | str]]:
+    """(path, bytes, time of change, or on the hub, which knows none, the id of the content) of every file of an example."""
+    stats = [(file, file.stat()) for file in examples.media_files(index)]
+    return [(os.fspath(file), stat.length, content_id(file) or stat.mtime) for file, stat in stats]

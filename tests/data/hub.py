@@ -6,6 +6,7 @@ It answers what `huggingface_hub.HfFileSystem` asks: information on a repository
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -73,8 +74,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not folder.is_dir():
             return self._refuse(404, "EntryNotFound")
         found = [
-            {"path": str(path.relative_to(self.hub.folder)), "oid": "0", "size": 0 if path.is_dir() else path.stat().st_size}
-            | {"type": "directory" if path.is_dir() else "file"}
+            {"path": str(path.relative_to(self.hub.folder)), "type": "directory" if path.is_dir() else "file"}
+            | {"oid": "0" if path.is_dir() else hashlib.sha1(path.read_bytes()).hexdigest()}
+            | {"size": 0 if path.is_dir() else path.stat().st_size}
             for path in sorted(folder.iterdir())
         ]
         return self._answer(200, found)

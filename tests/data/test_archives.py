@@ -10,7 +10,9 @@ import sys
 import zipfile
 from pathlib import Path
 
+import fsspec
 import pytest
+from etils import epath
 from etils.epath import backend
 from PIL import Image
 
@@ -18,6 +20,7 @@ from mmrlhf_jax.data import archives, media
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.examples import SourceExamples, open_examples
 from mmrlhf_jax.data.media import read_media, read_video_frames, resolve_media
+from mmrlhf_jax.data.shards import plan_shards
 from mmrlhf_jax.data.sources import read_records
 from mmrlhf_jax.data.validate import validate
 from mmrlhf_jax.errors import UserError
@@ -369,6 +372,26 @@ def test_a_set_on_the_hub_builds_into_what_the_local_one_does(hub, unpacked, tmp
         root = "hf://datasets/made/up@v1" if source == "data" else None
         built = build(f"hf://datasets/made/up@v1/{source}", tmp_path / f"{number}", root, video_frames=5, jobs=1)
         assert built.fingerprint == local.fingerprint and list(built) == list(local)
+
+
+def test_another_file_of_the_same_size_on_the_hub_is_another_shard(hub, packed, tmp_path):
+    """A build that was cut off goes on only from what was made of the same content, and the hub tells no times."""
+    rows = write_rows(tmp_path / "rows.jsonl", [own("x", image="plain/p.png")])
+
+    def key():
+        backend.fsspec_backend._get_filesystem.cache_clear()
+        type(fsspec.filesystem("hf")).clear_instance_cache()
+        examples = SourceExamples(rows, "hf://datasets/made/up")
+        return plan_shards(examples, epath.Path(tmp_path), epath.Path(tmp_path))[0].key
+
+    first = key()
+    assert key() == first
+    image = packed.parent / "plain" / "p.png"
+    image.write_bytes(MEDIA["plain/p.png"][:-1] + b"!")
+    try:
+        assert key() != first
+    finally:
+        image.write_bytes(MEDIA["plain/p.png"])
 
 
 def test_of_an_archive_on_the_hub_only_what_is_wanted_is_fetched(hub, packed):

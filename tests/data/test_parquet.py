@@ -5,14 +5,15 @@ import datetime
 import decimal
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mmrlhf_jax.data.examples import SourceExamples, open_examples
+from mmrlhf_jax.data.sources import embedded, read_records
 from mmrlhf_jax.data.sources import parquet as reader
-from mmrlhf_jax.data.sources import read_records
 from mmrlhf_jax.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
@@ -281,3 +282,19 @@ def test_rows_that_lack_images_are_read_in_small_batches(write, monkeypatch):
     path = write([PAIR | {"images": [image] * (i % 2)} for i in range(20)], row_group_size=10, use_dictionary=False)
     assert [len(record.images) for record in read_records(path)] == [0, 1] * 10
     assert sizes and max(sizes) < 10
+
+
+def test_images_of_one_large_row_group_are_read_in_any_order_from_a_window_of_it(write, monkeypatch):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, 10_000, np.uint8).tobytes() for _ in range(60)]
+    path = write([PAIR | {"image": {"bytes": data, "path": "x"}} for data in images])
+    monkeypatch.setattr(embedded, "WINDOW_BYTES", 100_000)
+    embedded._column.cache_clear()
+    examples = SourceExamples(path)
+    order = [*range(60), 3, 59, 0, *rng.integers(0, 60, 20).tolist()]
+    assert [examples[i].images[0] for i in order] == [images[i] for i in order]
+    column = embedded._column(examples.path, 0, "image")
+    assert sum(array.nbytes for _, array in column._kept) < 150_000
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda i: examples[i].images[0], order)) == [images[i] for i in order]
+    embedded._column.cache_clear()

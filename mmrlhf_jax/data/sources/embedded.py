@@ -2,22 +2,26 @@
 
 The name is a path below the folder of the source: the file, the number of the row, the column, and the way from there to the
 bytes, through numbers of items and names of fields, each quoted as in an address. The bytes are read when they are asked for,
-a row group at a time, so that a data set of any size can be listed without them.
+some megabytes at a time, so that a data set of any size can be listed without them.
 """
 
 from __future__ import annotations
 
 import base64
+import collections
 import dataclasses
 import errno
 import functools
 import io
+import threading
 from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
 from etils import epath
 
 from mmrlhf_jax.errors import UserError
+
+WINDOW_BYTES = 256 << 20  # of a column that are kept in memory
 
 
 def is_inline(path: str) -> bool:
@@ -109,14 +113,48 @@ def _cell(parquet: epath.Path, row: int, column: str) -> Any:
     if row >= starts[-1]:
         raise IndexError(row)
     group = next(group for group, start in enumerate(starts[1:]) if row < start)
-    return _column(parquet, group, column)[row - starts[group]].as_py()
+    return _column(parquet, group, column)[row - starts[group]]
+
+
+class _Column:
+    """One column of a row group, of which a window is kept in memory: some writers make one row group of a whole file.
+
+    Cells are read in their order; one that lies before the window starts the reading anew.
+    """
+
+    def __init__(self, parquet: epath.Path, group: int, column: str) -> None:
+        self._parquet, self._group, self._column = parquet, group, column
+        self._lock = threading.Lock()
+        self._start()
+
+    def _start(self) -> None:
+        import pyarrow.parquet as pq
+
+        file = pq.ParquetFile(self._parquet.open("rb"), buffer_size=1 << 20, pre_buffer=False)
+        if self._column not in file.schema_arrow.names:
+            raise KeyError(self._column)
+        metadata = file.metadata.row_group(self._group)
+        each = max(1, metadata.total_byte_size // max(1, metadata.num_rows))
+        rows = max(1, min(1024, WINDOW_BYTES // 8 // each))
+        self._batches = file.iter_batches(rows, row_groups=[self._group], columns=[self._column], use_threads=False)
+        self._kept: collections.deque[tuple[int, Any]] = collections.deque()
+        self._next, self._size = 0, 0
+
+    def __getitem__(self, row: int) -> Any:
+        with self._lock:
+            if self._kept and row < self._kept[0][0]:
+                self._start()
+            while row >= self._next:
+                batch = next(self._batches)
+                array = batch.column(batch.schema.names.index(self._column))
+                self._kept.append((self._next, array))
+                self._next, self._size = self._next + len(array), self._size + array.nbytes
+                while self._size > WINDOW_BYTES and len(self._kept) > 1:
+                    self._size -= self._kept.popleft()[1].nbytes
+            start, array = next((start, array) for start, array in reversed(self._kept) if start <= row)
+            return array[row - start].as_py()
 
 
 @functools.lru_cache(maxsize=2)
-def _column(parquet: epath.Path, group: int, column: str) -> Any:
-    """One column of a row group, as Arrow holds it: only the cells that are asked for are copied out of it."""
-    import pyarrow.parquet as pq
-
-    with parquet.open("rb") as file:
-        table = pq.ParquetFile(file).read_row_group(group, columns=[column])
-    return table.column(table.schema.names.index(column)) if column in table.schema.names else []
+def _column(parquet: epath.Path, group: int, column: str) -> _Column:
+    return _Column(parquet, group, column)

@@ -41,7 +41,7 @@ def parquet_rows(path: epath.Path, base: str) -> Iterator[dict[str, Any]]:
 
     try:
         with path.open("rb") as opened:
-            yield from _rows(pq.ParquetFile(opened, buffer_size=1 << 20), path, base)
+            yield from _rows(pq.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False), path, base)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: a column of text is not valid UTF-8 ({error.reason}); write it again") from error
     except pa.ArrowException as error:
