@@ -381,6 +381,7 @@ def score(
 ) -> None:
     """Critique, then score: the reward of every response."""
     from mmrlhf_jax.data.examples import open_examples
+    from mmrlhf_jax.data.scores import score_lines
     from mmrlhf_jax.inference import critic
     from mmrlhf_jax.inference.engine import Engine, require_reward_model
     from mmrlhf_jax.inference.jobs import write_in_pieces
@@ -391,7 +392,7 @@ def score(
     require_reward_model(engine, model)
 
     def work(piece):
-        return map(critic.score_line, critic.score(engine, piece, critique=critique, max_new_tokens=max_new_tokens))
+        return score_lines(piece, critic.score(engine, piece, critique=critique, max_new_tokens=max_new_tokens))
 
     write_in_pieces(examples, out, f"score {engine.fingerprint} {critique} {max_new_tokens}", work)
 

@@ -83,6 +83,7 @@ class Data(Section):
     `pairs`: all strictly ordered ones, the extreme one, or `at_most: n` of a group (n alone means the same).
     `critiques` names the field of a response that its critique is taken from; null leaves critiques out, for a reward
     model of scores alone.
+    `rewards` is a file that `mmrlhf score` wrote of the training data, `held_out_rewards` one of the held-out data.
     """
 
     path: PathName | tuple[PathName | DataSet, ...]
@@ -94,9 +95,16 @@ class Data(Section):
     critiques: str | None = "critique"
     rewards: PathName | None = None
     held_out: PathName | None = None
+    held_out_rewards: PathName | None = None
     over_budget: tuple[OverBudget, ...] = ("error",)
     video_frames: Count = 32
     workers: Annotated[Integer, Field(ge=0)] = 0
+
+    @pydantic.model_validator(mode="after")
+    def _held_out(self):
+        if self.held_out_rewards is not None and self.held_out is None:
+            raise ValueError("held_out_rewards is given, but no held_out data")
+        return self
 
     @property
     def paths(self) -> list[str]:
@@ -117,6 +125,10 @@ class Data(Section):
     @classmethod
     def _at_most(cls, pairs: Any) -> Any:
         return pairs["at_most"] if isinstance(pairs, dict) and list(pairs) == ["at_most"] else pairs
+
+
+# The keys of `data` that name a file or a folder, beside `path`.
+DATA_PLACES = ("media_root", "rewards", "held_out", "held_out_rewards")
 
 
 class Scaling(Section):
@@ -447,7 +459,7 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
         else absolute(part)
         for part in ([data.path] if isinstance(data.path, str) else data.path)
     ]
-    places = {name: absolute(getattr(data, name)) for name in ("media_root", "rewards", "held_out")}
+    places = {name: absolute(getattr(data, name)) for name in DATA_PLACES}
     places["path"] = parts[0] if isinstance(data.path, str) else tuple(parts)
     return experiment.model_copy(
         update={

@@ -82,7 +82,7 @@ def alike(experiments: dict[str, config.Experiment]) -> list[tuple[list[str], co
     """
     found: dict[str, tuple[list[str], config.Experiment]] = {}
     for name, experiment in experiments.items():
-        key = experiment.model_dump(mode="json", exclude={"run": True, "data": {"rewards", "workers"}})
+        key = experiment.model_dump(mode="json", exclude={"run": True, "data": {"rewards", "held_out_rewards", "workers"}})
         key["objective"].pop("scaling", None)
         if not at_hand(experiment.data):
             key["data"] |= {"path": None, "pairs": None, "critiques": experiment.data.critiques is None}

@@ -17,6 +17,7 @@ from typing import Any
 from etils import epath
 
 from mmrlhf_jax.data.build_lock import LOCK, sole_build
+from mmrlhf_jax.data.digests import digest
 from mmrlhf_jax.data.examples import (
     DATASET_INFO_FILE,
     LAYOUTS_FILE,
@@ -137,8 +138,10 @@ def _complete(planned: Sequence[Shard], directory: epath.Path, examples: Any) ->
     lost = [shard.path.name for shard, note in zip(planned, notes, strict=True) if note is None]
     if lost:
         raise UserError(f"{directory}: {len(lost)} files were not written, the first is {lost[0]}; run the same command again")
-    (directory / RECORDS_FILE).write_text("".join(dump_record(record) + "\n" for record in examples.records))
-    (directory / LAYOUTS_FILE).write_text("".join(layout + "\n" for note in notes for layout in note.layouts))
+    records = "".join(dump_record(record) + "\n" for record in examples.records).encode()
+    layouts = "".join(layout + "\n" for note in notes for layout in note.layouts).encode()
+    for name, content in ((RECORDS_FILE, records), (LAYOUTS_FILE, layouts)):
+        (directory / name).write_bytes(content)
     digests = (bytes.fromhex(digest) for note in notes for digest in note.digests)
     template = tfds.core.ShardedFileTemplate(
         data_dir=directory, dataset_name=NAME, split="train", filetype_suffix="array_record"
@@ -156,7 +159,11 @@ def _complete(planned: Sequence[Shard], directory: epath.Path, examples: Any) ->
         filename_template=template,
         check_data=False,
         description="Ranked multimodal preferences: one prompt with its media and ranked responses per example.",
-        metadata=tfds.core.MetadataDict(fingerprint=fingerprint_of(digests), video_frames=examples.video_frames),
+        metadata=tfds.core.MetadataDict(
+            fingerprint=fingerprint_of(digests),
+            video_frames=examples.video_frames,
+            files={RECORDS_FILE: digest(records), LAYOUTS_FILE: digest(layouts)},
+        ),
         disable_shuffling=True,
     )
 

@@ -18,12 +18,13 @@ from typing import Any
 from etils import epath
 
 from mmrlhf_jax import strict_json
+from mmrlhf_jax.data.digests import digest, media_content
 from mmrlhf_jax.data.hub import check_repository, hub_errors
 from mmrlhf_jax.data.media import MediaFile, check_media_root, read_media, read_video_frames, resolve_media, video_files
 from mmrlhf_jax.data.sources import OnError, read_source
 from mmrlhf_jax.data.sources.embedded import find_embedded
 from mmrlhf_jax.errors import UserError, shown
-from mmrlhf_jax.files import read_text
+from mmrlhf_jax.files import read_bytes
 from mmrlhf_jax.models.llava_onevision.images import image_size
 from mmrlhf_jax.records import RankedRecord, record_from_json
 
@@ -38,10 +39,14 @@ _ARRAY_RECORDS = ".array_record"  # in the names of its shards
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Of an example's media: (height, width) of every image, in pixels and upright, and how many frames its video has."""
+    """Of an example's media: (height, width) of every image, in pixels and upright, and how many frames its video has.
+
+    `content` is a digest of the files (`digests.media_content`), where a build has noted it.
+    """
 
     images: tuple[tuple[int, int], ...] = ()
     frames: int = 0
+    content: str | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +87,7 @@ class SourceExamples:
         self.media_root = source.files.folder if media_root is None else epath.Path(media_root)
         self.records: list[RankedRecord] = source.records
         self.rows = [source.rows(record) for record in source.records]  # of the file, per record
+        self._contents: dict[int, str] = {}  # digests of media that were read for the fingerprint
 
     def __len__(self) -> int:
         return len(self.records)
@@ -122,6 +128,7 @@ class SourceExamples:
         part, numbers = copy.copy(self), list(numbers)
         part.__dict__.pop("fingerprint", None)
         part.records, part.rows = [self.records[i] for i in numbers], [self.rows[i] for i in numbers]
+        part._contents = {place: self._contents[i] for place, i in enumerate(numbers) if i in self._contents}
         return part
 
     def digest(self, index: int, example: Example | None = None) -> bytes:
@@ -135,6 +142,7 @@ class SourceExamples:
             media = [read_media(file, where) for file in self.media_files(index)]
         else:
             media = [*example.images, *example.frames]
+        self._contents[index] = media_content(record, media, frame_folder=record.video is not None and not from_file)
         content = [dump_record(record).encode(), *media]
         if record.video is not None:
             content.append(b"frames %d" % self.video_frames)
@@ -142,6 +150,12 @@ class SourceExamples:
         for part in (b"%d" % len(content), *content):  # lengths first, so that no two contents run together alike
             digest.update(b"%d:" % len(part) + part)
         return digest.digest()
+
+    def media_content(self, index: int) -> str:
+        """A digest of the files of example `index` (`digests.media_content`); with `digest` they are read once for both."""
+        if index not in self._contents:
+            self.digest(index)
+        return self._contents[index]
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -191,7 +205,7 @@ class BuiltExamples:
         for name in (RECORDS_FILE, LAYOUTS_FILE):
             if not (self.directory / name).exists():
                 raise UserError(f"{self.directory}: {name} is missing; remove the directory and build it again")
-        self._length, self.fingerprint = _read_info(self.directory)
+        self._length, self.fingerprint, self._files = _read_info(self.directory)
 
     def __len__(self) -> int:
         return self._length
@@ -208,21 +222,36 @@ class BuiltExamples:
         """Sizes of the example's media, as the build noted them: no media are read."""
         return self._layouts[index]
 
+    def media_content(self, index: int) -> str | None:
+        """A digest of the files that the example was built from; None in sets of builds that did not note it."""
+        return self._layouts[index].content
+
     def where(self, index: int) -> str:
         """The opening of an error message about example `index`."""
         return f"{self.directory}: record {shown(self.records[index].id)}"
 
     @functools.cached_property
     def _layouts(self) -> list[Layout]:
-        lines = read_text(self.directory / LAYOUTS_FILE).splitlines()
-        return [Layout(tuple((h, w) for h, w in row["images"]), row["frames"]) for row in map(strict_json.loads, lines)]
+        rows = [strict_json.loads(line) for line in self._read(LAYOUTS_FILE).splitlines()]
+        return [Layout(tuple((h, w) for h, w in row["images"]), row["frames"], row.get("content")) for row in rows]
 
     @functools.cached_property
     def records(self) -> list[RankedRecord]:
         """All records, read without their media."""
         from mmrlhf_jax.data.sources import ranked, rows
 
+        self._read(RECORDS_FILE)
         return ranked.FORMAT.read(rows.read_rows(self.directory / RECORDS_FILE))
+
+    def _read(self, name: str) -> bytes:
+        """A file that is joined to the shards by the number of its line. UserError where it is not as the build wrote it."""
+        content = read_bytes(self.directory / name)
+        if content.count(b"\n") != len(self) or self._files.get(name, own := digest(content)) != own:
+            raise UserError(
+                f"{self.directory / name}: is not as the build wrote it, beside {len(self)} stored examples; change the source"
+                " and build it again"
+            )
+        return content
 
     @functools.cached_property
     def _data_source(self) -> Any:
@@ -267,8 +296,8 @@ def dump_record(record: RankedRecord) -> str:
     return strict_json.dumps(record.to_json(), where=f"record {record.id!r}", sort_keys=True)
 
 
-def _read_info(directory: epath.Path) -> tuple[int, str]:
-    """(number of examples, source fingerprint) from the data set's metadata."""
+def _read_info(directory: epath.Path) -> tuple[int, str, dict[str, str]]:
+    """(number of examples, source fingerprint, digests of the files beside the shards) from the data set's metadata."""
     import tensorflow_datasets as tfds
 
     try:
@@ -279,4 +308,4 @@ def _read_info(directory: epath.Path) -> tuple[int, str]:
     fingerprint = (info.metadata or {}).get("fingerprint")
     if not isinstance(fingerprint, str) or "train" not in info.splits:
         raise UserError(f"{directory}: a data set of another program; make one with `mmrlhf data build SRC OUT`")
-    return info.splits["train"].num_examples, fingerprint
+    return info.splits["train"].num_examples, fingerprint, dict(info.metadata.get("files") or {})

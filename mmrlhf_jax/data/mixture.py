@@ -85,6 +85,10 @@ class MixedExamples:
         examples, own = self._locate(index)
         return examples.digest(own, example)
 
+    def media_content(self, index: int) -> str | None:
+        examples, own = self._locate(index)
+        return examples.media_content(own)
+
     def where(self, index: int) -> str:
         examples, own = self._locate(index)
         return examples.where(own)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from etils import epath
-
-from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.examples import Example, Layout, dump_record
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.records import RankedRecord
@@ -35,6 +32,9 @@ class OverlaidExamples:
     def layout(self, index: int) -> Layout:
         return self.examples.layout(index)
 
+    def media_content(self, index: int) -> str | None:
+        return self.examples.media_content(index)
+
     @property
     def weights(self):
         return self.examples.weights
@@ -42,42 +42,6 @@ class OverlaidExamples:
 
 def map_records(examples, change: Callable[[RankedRecord], RankedRecord]) -> OverlaidExamples:
     return OverlaidExamples(examples, [change(record) for record in examples.records])
-
-
-def read_scores(path: epath.PathLike) -> dict[str, list[Mapping]]:
-    """`mmrlhf score` output: id -> one {"reward", "critique"} per response. UserError names the line that is not."""
-    path = epath.Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such score file; `mmrlhf score --model RM --data SRC --out {path}` writes it")
-    scores: dict[str, list[Mapping]] = {}
-    for number, line in enumerate(path.read_text().split("\n"), 1):  # splitlines() would cut at U+2028 inside a critique
-        if not line.strip():
-            continue
-        try:
-            row = strict_json.loads(line)
-            scores[row["id"]] = [{"reward": float(r["reward"]), "critique": r.get("critique")} for r in row["responses"]]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f'{path}, line {number}: expected {{"id", "responses": [{{"reward", ...}}]}}') from None
-    return scores
-
-
-def with_rewards(examples, path: epath.PathLike) -> OverlaidExamples:
-    """Rewards from a score file. A record that it lacks keeps its own; another number of responses is a UserError."""
-    scores = read_scores(path)
-
-    def change(record: RankedRecord) -> RankedRecord:
-        found = scores.get(record.id)
-        if found is None:
-            return record
-        if len(found) != len(record.responses):
-            raise UserError(
-                f"{path}: record {record.id!r} has {len(found)} scores for {len(record.responses)} responses;"
-                " score this data again"
-            )
-        pairs = zip(record.responses, found, strict=True)
-        return record.replace_responses([dataclasses.replace(r, reward=s["reward"]) for r, s in pairs])
-
-    return map_records(examples, change)
 
 
 def with_human_margins(examples) -> OverlaidExamples:
@@ -110,9 +74,13 @@ def with_critiques(examples, field: str | None) -> OverlaidExamples:
 
 def check_rewards(examples, source: str, what: str, instead: str) -> None:
     """Raise UserError that counts the responses without the reward (`what` it is made of), and says what to do `instead`."""
-    lacking = [r.id for r in examples.records if any(x.reward is None for x in r.responses)]
-    if lacking:
+    if lacking := lacking_rewards(examples):
         raise UserError(
             f"{source}: {len(lacking)} of {len(examples)} records have responses without a {what}"
             f" (the first is {lacking[0]!r}); {instead}"
         )
+
+
+def lacking_rewards(examples) -> list[str]:
+    """The ids of records with responses that have no reward."""
+    return [record.id for record in examples.records if any(response.reward is None for response in record.responses)]

@@ -15,10 +15,11 @@ from mmrlhf_jax.data.examples import BuiltExamples, open_examples
 from mmrlhf_jax.data.index import GroupIndex, build_index, keep_groups
 from mmrlhf_jax.data.mixture import Part
 from mmrlhf_jax.data.over_budget import within_budget
-from mmrlhf_jax.data.overlay import check_rewards, with_critiques, with_human_margins, with_rewards
+from mmrlhf_jax.data.overlay import check_rewards, lacking_rewards, with_critiques, with_human_margins
 from mmrlhf_jax.data.packing import auto_budget
 from mmrlhf_jax.data.pair_margins import check_pair_margins
 from mmrlhf_jax.data.rows import Budget, round_up
+from mmrlhf_jax.data.scores import with_rewards
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
@@ -46,7 +47,8 @@ def make_encoder(data: config.Data, objective: config.Objective | None, tokenize
 
 def open_training_examples(data: config.Data, objective: config.Objective):
     """The examples with the critiques and the rewards that the objective needs. UserError where rewards are missing."""
-    examples = with_margins(open_examples(sets(data.path), data.media_root, data.video_frames), data, objective)
+    examples = open_examples(sets(data.path), data.media_root, data.video_frames)
+    examples = with_margins(examples, data, objective, data.rewards, data.named)
     _say_findings(examples, data.named)
     match margins_from(objective):
         case "human_scores":
@@ -61,9 +63,16 @@ def open_training_examples(data: config.Data, objective: config.Objective):
 
 
 def open_held_out_examples(data: config.Data, objective: config.Objective):
-    """The held-out examples, like the training ones, except that their rewards may be missing (β is then that of δ = 0)."""
-    examples = with_margins(open_examples(sets(data.held_out), data.media_root, data.video_frames), data, objective)
+    """The held-out examples, like the training ones, except that their rewards may be missing: β is then that of δ = 0, and how
+    many lack them is said. Their rewards are the data's own, or those of `data.held_out_rewards`; never the training data's."""
+    examples = open_examples(sets(data.held_out), data.media_root, data.video_frames)
+    examples = with_margins(examples, data, objective, data.held_out_rewards, data.held_out)
     _say_findings(examples, f"data.held_out, {data.held_out}")
+    if margins_from(objective) == "rewards" and (lacking := lacking_rewards(examples)):
+        say(
+            f"data.held_out, {data.held_out}: {len(lacking)} of {len(examples)} records have responses without a reward (the"
+            f" first is {lacking[0]!r}); they are judged without margins. `mmrlhf score` it, and set data.held_out_rewards"
+        )
     return examples
 
 
@@ -79,13 +88,16 @@ def sets(path: str | tuple[str | config.DataSet, ...]) -> str | list[str | Part]
     return [part if isinstance(part, str) else Part(**part.model_dump()) for part in path]
 
 
-def with_margins(examples, data: config.Data, objective: config.Objective):
-    """Rewards from where the objective takes its margins, critiques from where the experiment takes them."""
+def with_margins(examples, data: config.Data, objective: config.Objective, rewards: str | None, source: str):
+    """Rewards from where the objective takes its margins (`rewards`: a score file of these examples, which are `source`),
+    critiques from where the experiment takes them."""
     match margins_from(objective):
         case "human_scores":
             examples = with_human_margins(examples)
-        case "rewards" if data.rewards is not None:
-            examples = with_rewards(examples, data.rewards)
+        case "rewards" if rewards is not None:
+            examples = with_rewards(examples, rewards, source)
+    if rewards is not None and margins_from(objective) != "rewards":
+        say(f"{rewards} is not read: the objective takes no margins from rewards")
     return with_chosen_critiques(examples, data, objective)
 
 

@@ -109,8 +109,9 @@ def write_shard(shard: Shard, tick: Callable[[], None] | None = None) -> None:
         try:
             for index in range(len(shard.examples)):
                 example = shard.examples[index]
-                layouts.append(dump_layout(check_media(example, shard.examples.where(index))))
+                layout = check_media(example, shard.examples.where(index))
                 digests.append(shard.examples.digest(index, example).hex())
+                layouts.append(dump_layout(dataclasses.replace(layout, content=shard.examples.media_content(index))))
                 writer.write(_serialised(example))
                 if tick:
                     tick()

@@ -27,6 +27,9 @@ class Subset:
     def layout(self, index: int) -> Layout:
         return self.examples.layout(self.numbers[index])
 
+    def media_content(self, index: int) -> str | None:
+        return self.examples.media_content(self.numbers[index])
+
     def where(self, index: int) -> str:
         return self.examples.where(self.numbers[index])
 

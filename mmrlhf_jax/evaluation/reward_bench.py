@@ -102,6 +102,9 @@ class ExchangedExamples(OverlaidExamples):
     def layout(self, index: int) -> Layout:
         return self._all.layout(self.donors[index])
 
+    def media_content(self, index: int) -> str | None:
+        return self._all.media_content(self.donors[index])
+
 
 def _with_media(record: RankedRecord, images: tuple[str, ...], video: str | None) -> RankedRecord:
     extra = {**record.extra, "category": category(record)}  # which a media path may say

@@ -37,11 +37,6 @@ def score(engine: Engine, examples, *, critique: CritiqueMode = "written", max_n
     return [with_reward(record, found["rewards"]) for record, found in zip(examples.records, scored, strict=True)]
 
 
-def score_line(record: RankedRecord) -> dict:
-    """A scored record as `mmrlhf score` writes it and `data.overlay.read_scores` reads it."""
-    return {"id": record.id, "responses": [{"reward": r.reward, "critique": r.critique} for r in record.responses]}
-
-
 def write_critiques(engine: Engine, examples, *, max_new_tokens: int) -> OverlaidExamples:
     """The examples with every response's critique replaced by one that the model writes, greedily."""
     prompts = CritiquePrompts(examples)

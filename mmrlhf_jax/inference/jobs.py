@@ -11,11 +11,14 @@ from etils import epath
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import read_bytes, write_atomically
+from mmrlhf_jax.files import read_bytes, write_atomically, write_json_lines
 from mmrlhf_jax.progress import say
 
 # Records per piece: what a kill can cost.
 PIECE = 512
+
+# Of what lines hold. Whoever changes them counts on: pieces of an earlier version are then not gone on from.
+VERSION = 2
 
 
 def write_in_pieces(
@@ -24,22 +27,35 @@ def write_in_pieces(
     """Run `work` over pieces of the examples and write its lines to `out`, in the order of the examples.
 
     Finished pieces are kept in a folder beside `out`, named after `job` (whatever the lines depend on) and the data, that
-    the first of them makes; `out` appears when all are there. Raises UserError if `out` exists already.
+    the first of them makes; `out` appears when all are there. Raises UserError if `out` exists already, and for a line with a
+    number that is not finite, which is not kept.
     """
     out = epath.Path(out)
     if out.exists():
         raise UserError(f"{out}: already exists; choose another --out or remove it first")
-    key = hashlib.sha256(f"{job} {examples.fingerprint} {piece}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{VERSION} {job} {examples.fingerprint} {piece}".encode()).hexdigest()[:16]
     folder = out.parent / f".{out.name}.{key}.pieces"
     parts = []
     for start in range(0, len(examples), piece):
-        part = folder / f"{start:09d}.jsonl"
-        if part.exists():
-            say(f"records {start} to {min(start + piece, len(examples)) - 1}: done before")
+        part, chosen = folder / f"{start:09d}.jsonl", Subset(examples, range(start, min(start + piece, len(examples))))
+        if part.exists() and _is_whole(part, chosen):
+            say(f"records {start} to {start + len(chosen) - 1}: done before")
         else:
-            lines = work(Subset(examples, range(start, min(start + piece, len(examples)))))
-            write_atomically(part, "".join(strict_json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+            write_json_lines(part, work(chosen))
         parts.append(part)
     write_atomically(out, b"".join(read_bytes(part) for part in parts))
     if parts:
         folder.rmtree()
+
+
+def _is_whole(part: epath.Path, examples: Subset) -> bool:
+    """Whether a kept piece has one line for each of these records, with all its responses."""
+    try:
+        lines = [strict_json.loads(line) for line in read_bytes(part).split(b"\n")[:-1]]
+        found = [(line["id"], len(line["responses"])) for line in lines]
+    except (ValueError, LookupError, TypeError):
+        found = None
+    whole = found == [(record.id, len(record.responses)) for record in examples.records]
+    if not whole:
+        say(f"{part}: is not whole, or of other records; it is made anew")
+    return whole

@@ -16,6 +16,7 @@ import mmrlhf_jax
 from mmrlhf_jax import config, strict_json
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.examples import BuiltExamples, open_examples
+from mmrlhf_jax.data.scores import score_lines
 from mmrlhf_jax.data.templates import CRITIQUE_PROMPT, SYSTEM
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.evaluation.reward_bench import accuracy, by_category, exchange_media, longer_wins
@@ -182,9 +183,10 @@ def judge_reward_model(quickstart: Quickstart) -> list[RankedRecord]:
     }
     say(f"ACC {overall.acc:.3f}, ACC+ {overall.acc_plus:.3f}, blind {accuracy(blind).acc:.3f}")
     scores = quickstart.root / "scores"
-    preference = critic.score(engine, open_examples(quickstart.data("preference")), max_new_tokens=MAX_CRITIQUE)
-    for split, records in (("held_out", scored), ("preference", preference)):
-        write_json_lines(scores / f"{split}.jsonl", map(critic.score_line, records))
+    preference = open_examples(quickstart.data("preference"))
+    preferred = critic.score(engine, preference, max_new_tokens=MAX_CRITIQUE)
+    for split, data, records in (("held_out", examples, scored), ("preference", preference, preferred)):
+        write_json_lines(scores / f"{split}.jsonl", score_lines(data, records))
     return scored
 
 

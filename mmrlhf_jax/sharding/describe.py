@@ -56,7 +56,7 @@ def directories(path: str, options: Sequence[str]) -> list[str]:
         parts = [Part(part) for part in data.paths]
     named = [("run.directory", experiment.run.directory)]
     named += [(key, value) for part in parts for key, value in (("data.path", part.path), ("data.path", part.media_root))]
-    named += [(f"data.{key}", getattr(data, key)) for key in ("media_root", "rewards", "held_out")]
+    named += [(f"data.{key}", getattr(data, key)) for key in config.DATA_PLACES]
     named += [] if is_hub_id(experiment.model.path) else [("model.path", experiment.model.path)]
     found = []
     for key, value in named:

@@ -13,6 +13,7 @@ from mmrlhf_jax.data.checks import summarise_findings
 from mmrlhf_jax.data.examples import BuiltExamples, open_examples
 from mmrlhf_jax.data.overlay import with_critiques
 from mmrlhf_jax.data.pipeline import open_held_out_examples, open_training_examples
+from mmrlhf_jax.data.scores import score_lines
 from mmrlhf_jax.data.sources import read_records
 from mmrlhf_jax.data.validate import validate
 from mmrlhf_jax.errors import UserError
@@ -75,8 +76,8 @@ def test_a_written_critique_that_says_nothing_is_none_and_scored_as_none(tmp_pat
             return [{"rewards": [0.0] * len(record.responses)} for record in examples.records]
 
     row = {"id": "r", "prompt": "p", "responses": [{"text": "A", "critique": "old"}, {"text": "B"}]}
-    (record,) = critic.score(Mute(), open_examples(write(tmp_path, row)))
-    assert critic.score_line(record)["responses"] == [{"reward": 0.0, "critique": None}] * 2
+    (line,) = score_lines(examples := open_examples(write(tmp_path, row)), critic.score(Mute(), examples))
+    assert [(made["reward"], made["critique"]) for made in line["responses"]] == [(0.0, None)] * 2
 
 
 def test_a_response_without_a_critique_and_one_with_a_blank_one_have_the_same_conversation():

@@ -21,7 +21,7 @@ from mmrlhf_jax.data.checks import check_record
 from mmrlhf_jax.data.encode import media_layout
 from mmrlhf_jax.data.examples import Layout
 from mmrlhf_jax.data.media import resolve_media
-from mmrlhf_jax.data.overlay import read_scores
+from mmrlhf_jax.data.scores import read_scores
 from mmrlhf_jax.data.sources import FORMATS, read_records
 from mmrlhf_jax.data.sources.rankings import check_ranking
 from mmrlhf_jax.data.sources.rows import Row
@@ -231,7 +231,7 @@ def test_a_line_separator_inside_a_text_ends_no_line_of_what_is_read_back(tmp_pa
     write_json_lines(tmp_path / "scores.jsonl", [row, row | {"id": "s"}])
     (tmp_path / "scores.jsonl").write_text((tmp_path / "scores.jsonl").read_text() + "\n")  # an empty line
     scores = read_scores(tmp_path / "scores.jsonl")
-    assert list(scores) == ["r", "s"] and scores["s"] == row["responses"]
+    assert list(scores) == ["r", "s"] and (scores["s"].rewards, scores["s"].critiques) == ((1.5,), (critique,))
     scene = sample_scene(random.Random(0))
     write_json_lines(tmp_path / "records.jsonl", [RECORD | {"id": "r-0", "scene": scene.key, "source": critique}])
     for path in caption_records(tmp_path / "records.jsonl", seed=0):

@@ -1,0 +1,166 @@
+"""Score files: what `mmrlhf score` writes, one line a record, and how its rewards come back to the records.
+
+    {"id": "1", "responses": [{"reward": 0.5, "critique": "...", "digest": "..."}, ...],
+     "digests": {"prompt": "...", "media": "...", "media_content": "..."}}
+
+The digests (`data.digests`) are of what was scored: a reward of another prompt, of other media or of another text is refused.
+A file that somebody wrote by hand may lack them; how many lines could not be checked is said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from mmrlhf_jax import strict_json
+from mmrlhf_jax.data.digests import comparable, media_names, prompt_digest, text_digest
+from mmrlhf_jax.data.overlay import OverlaidExamples
+from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.files import read_bytes
+from mmrlhf_jax.finite import number
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.records import RankedRecord
+
+_DIGESTS = ("prompt", "media", "media_content")
+_EXPECTED = '{"id", "responses": [{"reward", ...}]}'
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredLine:
+    """One line. `digests` are those of `_DIGESTS` that it has, `texts` one per response, None where there is none."""
+
+    where: str
+    rewards: tuple[float, ...]
+    critiques: tuple[str | None, ...]
+    digests: Mapping[str, str]
+    texts: tuple[str | None, ...]
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether a record with this id and this number of responses can be told from the one that was scored."""
+        return "prompt" in self.digests and "media" in self.digests and None not in self.texts
+
+
+def score_lines(examples, scored: Iterable[RankedRecord]) -> Iterator[dict[str, Any]]:
+    """Lines of a score file: `scored` are the records of `examples`, in their order, with `reward` and `critique` set."""
+    for place, (record, with_rewards) in enumerate(zip(examples.records, scored, strict=True)):
+        content = examples.media_content(place)
+        yield {
+            "id": record.id,
+            "responses": [
+                {"reward": made.reward, "critique": made.critique, "digest": text_digest(response.text)}
+                for response, made in zip(record.responses, with_rewards.responses, strict=True)
+            ],
+            "digests": {"prompt": prompt_digest(record), "media": media_names(record)}
+            | ({} if content is None else {"media_content": content}),
+        }
+
+
+def read_scores(path: epath.PathLike) -> dict[str, ScoredLine]:
+    """The lines by id. UserError for one that is none, for a number that is not finite, and for an id that stands twice."""
+    path = epath.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such score file; `mmrlhf score --model RM --data SRC --out {path}` writes it")
+    scores: dict[str, ScoredLine] = {}
+    for count, line in enumerate(read_bytes(path).split(b"\n"), 1):  # splitlines() would cut at U+2028 inside a critique
+        if not line.strip():
+            continue
+        record_id, scored = _read_line(line, f"{path}, line {count}")
+        if record_id in scores:
+            raise UserError(f"{scored.where}: id {record_id!r} stands in {scores[record_id].where} already; remove one of them")
+        scores[record_id] = scored
+    return scores
+
+
+def _read_line(line: bytes, where: str) -> tuple[str, ScoredLine]:
+    try:
+        row = strict_json.loads(line)
+    except strict_json.BadNumber as error:
+        raise UserError(f"{where}: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON, expected {_EXPECTED} ({error})") from None
+    record_id = row.get("id") if isinstance(row, dict) else None
+    responses = row.get("responses") if isinstance(row, dict) else None
+    if isinstance(record_id, int) and not isinstance(record_id, bool):  # as in the readers of records
+        record_id = str(record_id)
+    if not isinstance(record_id, str) or not isinstance(responses, list) or not all(isinstance(r, dict) for r in responses):
+        raise UserError(f"{where}: expected {_EXPECTED}, found {shown(row)}")
+    where_record = f"{where}: record {record_id!r}"
+    rewards = [number(r.get("reward"), f"{where_record}, response {i}: reward") for i, r in enumerate(responses)]
+    digests = row.get("digests") or {}
+    if not isinstance(digests, dict):
+        raise UserError(f"{where_record}: digests must have the keys {', '.join(_DIGESTS)}, found {shown(digests)}")
+    texts = [(f"response {i}: {name}", r.get(name)) for name in ("critique", "digest") for i, r in enumerate(responses)]
+    for what, value in (*digests.items(), *texts):
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{where_record}: {what} must be text, found {shown(value)}")
+    return record_id, ScoredLine(
+        where,
+        tuple(rewards),
+        tuple(r.get("critique") for r in responses),
+        {name: value for name, value in digests.items() if value is not None},
+        tuple(r.get("digest") for r in responses),
+    )
+
+
+def with_rewards(examples, path: epath.PathLike, source: str) -> OverlaidExamples:
+    """The examples of `source` with the rewards of a score file. A record that it lacks keeps its own; these are counted.
+
+    UserError for a record whose prompt, media or responses are not those that were scored, and for a file of other records.
+    """
+    scores = read_scores(path)
+    _ = examples.fingerprint  # a source reads its media once, for this and for their digests
+    found = [scores.get(record.id) for record in examples.records]
+    if not any(found):
+        raise UserError(f"{path}: none of its {len(scores)} lines is of a record of {source}; score this data")
+    for place, (record, line) in enumerate(zip(examples.records, found, strict=True)):
+        if line is not None:
+            _check(record, line, examples.media_content(place))
+    _say_rest(examples, path, source, scores)
+
+    def change(record: RankedRecord) -> RankedRecord:
+        if (line := scores.get(record.id)) is None:
+            return record
+        pairs = zip(record.responses, line.rewards, strict=True)
+        return record.replace_responses([dataclasses.replace(response, reward=reward) for response, reward in pairs])
+
+    return OverlaidExamples(examples, [change(record) for record in examples.records])
+
+
+def _check(record: RankedRecord, line: ScoredLine, content: str | None) -> None:
+    """UserError that says what of the record is not what the line was made of."""
+    where, again = f"{line.where}: record {record.id!r}", "score this data again"
+    if len(line.rewards) != len(record.responses):
+        raise UserError(f"{where} has {len(line.rewards)} scores for {len(record.responses)} responses; {again}")
+    if line.digests.get("prompt", own := prompt_digest(record)) != own:
+        raise UserError(f"{where} was scored with another prompt; {again}")
+    by_content = comparable(line.digests.get("media_content"), content)
+    scored, own = ("media_content", content) if by_content else ("media", media_names(record))
+    if line.digests.get(scored, own) != own:
+        raise UserError(f"{where} was scored with other media; {again}")
+    texts = [text_digest(response.text) for response in record.responses]
+    other = [i for i, (text, own) in enumerate(zip(line.texts, texts, strict=True)) if text not in (None, own)]
+    if other and sorted(texts) == sorted(map(str, line.texts)):
+        raise UserError(f"{where} was scored with its responses in another order; {again}")
+    if other:
+        raise UserError(f"{where} was scored with another text as response {other[0]}; {again}")
+
+
+def _say_rest(examples, path: epath.PathLike, source: str, scores: Mapping[str, ScoredLine]) -> None:
+    """What of file and data has no counterpart, and what could not be checked."""
+    ids = [record.id for record in examples.records]
+    lacking = [record_id for record_id in ids if record_id not in scores]
+    if lacking:
+        kept = f"the first is {lacking[0]!r}; these keep the rewards that the data has, if any"
+        say(f"{path}: has no line for {len(lacking)} of {len(ids)} records of {source} ({kept})")
+    if others := list(scores.keys() - set(ids)):
+        say(f"{path}: {len(others)} of {len(scores)} lines are of no record of {source} (one is {min(others)!r}), and not used")
+    unchecked = sum(not line.is_checked for line in scores.values())
+    if unchecked:
+        say(
+            f"{path}: {unchecked} of {len(scores)} lines do not say what was scored (digests of prompt, media and texts, which"
+            " `mmrlhf score` writes): of these only ids and numbers of responses could be compared"
+        )
