@@ -229,9 +229,12 @@ def write_arrays(path: epath.PathLike, **arrays: np.ndarray) -> None:
 
 
 def read_sound_arrays(path: epath.PathLike) -> dict[str, np.ndarray] | None:
-    """What a cache holds; None, which is said, where the file is no whole .npz. A read that fails is an error as ever."""
+    """What a cache holds; None where there is none, and, which is said, where the file is no whole .npz. A read that fails is
+    an error as ever."""
     try:
         return read_arrays(path)
+    except FileNotFoundError:
+        return None
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         say(f"{path}: not a whole file, and not used")
         return None

@@ -90,7 +90,7 @@ def build_index(
 
 def _read(stored: epath.Path, responses: list[int]) -> np.ndarray | None:
     """The sizes that are kept there; None where there are none, or not of these groups, by their numbers of responses."""
-    found = read_sound_arrays(stored) if stored.exists() else None
+    found = read_sound_arrays(stored)
     sizes = None if found is None else found.get("sizes")
     if sizes is None or sizes.shape != (len(responses), len(Budget.names())):
         return None

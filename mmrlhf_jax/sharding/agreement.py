@@ -5,7 +5,8 @@ Every process calls these at the same place, in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import Unavailable, first_line
 
 Found = TypeVar("Found")
 
@@ -47,14 +49,30 @@ def together(act: Callable[[], Found]) -> Found:
         found = act()
     except Exception as raised:  # whatever it is, the others have to hear of it
         error = raised
-    failures = gather(None if error is None else [isinstance(error, UserError), _line(error)])
+    fail_together(error, gather(None if error is None else described(error)))
+    return found
+
+
+def described(error: Exception) -> list[str]:
+    """An error for the other processes: what kind it is, and its line."""
+    for kind in (UserError, Unavailable):
+        if isinstance(error, kind):
+            return [kind.__name__, str(error)]
+    line = first_line(error)
+    return [FailedElsewhere.__name__, line if line == type(error).__name__ else f"{type(error).__name__}: {line}"]
+
+
+def fail_together(error: Exception | None, failures: Sequence[list[str] | None]) -> None:
+    """Raise `error`, this process's own, or else what `described` the first other's; nothing where all are None."""
     if error is not None:
         raise error
     for process, failure in enumerate(failures):
         if failure is not None:
-            by_user, line = failure
-            raise UserError(line) if by_user else FailedElsewhere(f"process {process}: {line}")
-    return found
+            kind, line = failure
+            for known in (UserError, Unavailable):
+                if kind == known.__name__:
+                    raise known(line)
+            raise FailedElsewhere(f"process {process}: {line}")
 
 
 def first_decides(find: Callable[[], Found]) -> Found:
@@ -71,8 +89,31 @@ def first_acts(act: Callable[[], Any]) -> None:
     together(lambda: act() if first_process() else None)
 
 
-def _line(error: Exception) -> str:
-    if isinstance(error, UserError):
-        return str(error)
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:300]}" if text else type(error).__name__
+def first_reads(read: Callable[[], dict[str, np.ndarray] | None]) -> dict[str, np.ndarray] | None:
+    """The arrays that the first process reads, or None, in all of them: the others do not look into the file."""
+    found = together(lambda: read() if first_process() else None)
+    if jax.process_count() == 1:
+        return found
+    shapes = gather(None if found is None else {name: [x.shape, x.dtype.str] for name, x in found.items()})[0]
+    if shapes is None:
+        return None
+    from jax.experimental import multihost_utils
+
+    arrays = {}
+    for name, (shape, dtype) in shapes.items():
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        mine = np.zeros(size, np.uint8) if found is None else np.frombuffer(found[name].tobytes(), np.uint8)
+        arrays[name] = np.asarray(multihost_utils.broadcast_one_to_all(mine)).view(dtype).reshape(shape)
+    return arrays
+
+
+def same_everywhere(values: Mapping[str, Any], what: str) -> None:
+    """UserError, in every process, that names the first of the values that is not the same in all of them."""
+    first, *others = gather(dict(values))
+    for process, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other.get(name) != value:
+                raise UserError(
+                    f"{what}: {name} is {value!r} for process 0 and {other.get(name)!r} for process {process}; all hosts must"
+                    " have the same files"
+                )

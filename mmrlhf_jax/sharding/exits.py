@@ -4,7 +4,7 @@ from __future__ import annotations
 
 REFUSED = 2  # something the user gave is wrong, or another trainer is at work in the run directory
 SIGNALLED = 143  # stopped by SIGTERM or SIGINT behind a checkpoint
-PEER_LOST = 75  # another process crashed or hangs (EX_TEMPFAIL)
+PEER_LOST = 75  # another process crashed or hangs, or storage did not answer in all tries (EX_TEMPFAIL)
 COORDINATOR_LOST = 134  # the first process is gone: JAX aborts the others before they can say so (SIGABRT)
 KILLED = 137  # outright (SIGKILL), as on a machine that is taken away, or a process that did not end in its grace period
 

@@ -15,21 +15,21 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
+from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator  # which has no public name
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, retried
 from mmrlhf_jax.files import entries, is_remote
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.sharding.agreement import FailedElsewhere, first_acts, first_decides, gather
+from mmrlhf_jax.sharding.agreement import described, fail_together, first_acts, first_decides, gather
 from mmrlhf_jax.training.identity import difference
 from mmrlhf_jax.training.state import TrainState
-from mmrlhf_jax.training.stored import SCORE, StoredCheckpoints, abstract, alone, like, pure
+from mmrlhf_jax.training.stored import COMMITTED, SCORE, StoredCheckpoints, abstract, alone, like, pure
 
 # Of folders beside the checkpoints: what Orbax is writing, what could not be read and is kept, what is being removed.
 UNFINISHED, UNREADABLE, REMOVED = ".orbax-checkpoint-tmp", ".unreadable", ".removed"
 # Up to here a new checkpoint is read back whole; of larger ones what says what they hold.
 WHOLE_BYTES = 1 << 24
-USER = "the user's"  # of an error that is in words already
 
 
 class Checkpoints(StoredCheckpoints):
@@ -67,6 +67,7 @@ class Checkpoints(StoredCheckpoints):
         if step in self._scores:
             return
         parts = {"params": pure(state.params), "opt_state": pure(state.opt_state), "identity": identity}
+        _same_operation()
         with self._writing():
             if self._writer is None:  # not before there is something to write: it takes the checkpoints for what it finds then
                 everything = ocp.training.preservation_policies.PreserveAll()
@@ -119,25 +120,23 @@ class Checkpoints(StoredCheckpoints):
 
     def _load_together(self, step: int, target: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any] | None:
         """The parts of a checkpoint; None, in every process, where it is damaged for one of them."""
-        loaded, error = None, None
+        loaded, error, damage = None, None, None
         try:
             # First whose it is: the arrays of another run may not even have the same names.
             check_identity(step, self.load(step, {"identity": None})["identity"], identity)
             loaded = self.load(step, target)
         except Exception as raised:  # whatever a storage backend raises; the others have to hear of it
-            error = raised
-        outcomes = gather(None if error is None else [_kind(error), first_line(error)])
-        failed = {process: outcome for process, outcome in enumerate(outcomes) if outcome is not None}
-        if not failed:
+            if isinstance(raised, UserError) or fault(raised) is not Fault.DAMAGED:
+                error = self.explained(step, raised)
+            else:
+                damage = first_line(raised)
+        fail_together(error, gather(None if error is None else described(error)))
+        found = {process: line for process, line in enumerate(gather(damage)) if line is not None}
+        if not found:
             return loaded
-        others = {process: outcome for process, outcome in failed.items() if outcome[0] != Fault.DAMAGED.name}
-        if jax.process_index() in others:
-            raise error if isinstance(error, UserError) else self.explained(step, error) from error
-        for process, (kind, line) in others.items():
-            raise UserError(line) if kind == USER else FailedElsewhere(f"process {process}: {line}")
-        process, (_, line) = next(iter(failed.items()))
-        where = f" by process {process}" if len(outcomes) > 1 else ""
-        say(f"the checkpoint at step {step} cannot be read{where} ({line}); trying the one before")
+        process = min(found)
+        where = f" by process {process}" if jax.process_count() > 1 else ""
+        say(f"the checkpoint at step {step} cannot be read{where} ({found[process]}); trying the one before")
         return None
 
     def _check_saved(self, step: int, expected: dict[str, Any]) -> None:
@@ -182,7 +181,7 @@ class Checkpoints(StoredCheckpoints):
         """So that a kill half way leaves no part of it under a checkpoint's name."""
         folder = self._path / name
         if is_remote(folder):
-            (folder / "commit_success.txt").unlink(missing_ok=True)
+            (folder / COMMITTED).unlink(missing_ok=True)
         elif not name.endswith(REMOVED):
             folder = folder.rename(self._path / f"{name}{REMOVED}")
         folder.rmtree(missing_ok=True)
@@ -202,7 +201,7 @@ class Checkpoints(StoredCheckpoints):
     def _prepare(self) -> None:
         """Make the directory, and clear away what a killed process was writing or removing."""
         self._path.mkdir(parents=True, exist_ok=True)
-        finished = {str(each.step) for each in self._finished()}
+        finished = {str(step) for step in self._finished()}
         for path in entries(self._path):
             if UNFINISHED in path.name or path.name.endswith(REMOVED) or (path.name.isdecimal() and path.name not in finished):
                 self._remove(path.name)
@@ -248,8 +247,12 @@ def check_identity(step: int, found: dict[str, Any], wanted: dict[str, Any]) -> 
         )
 
 
-def _kind(error: Exception) -> str:
-    return USER if isinstance(error, UserError) else fault(error).name
+def _same_operation() -> None:
+    """Orbax's barriers bear the number of its operation by each process's own count, but one may have read more often."""
+    if jax.process_count() > 1:
+        most = max(gather(int(OperationIdGenerator.get_current_operation_id())))
+        while int(OperationIdGenerator.get_current_operation_id()) < most:
+            OperationIdGenerator.next_operation_id()
 
 
 def _path_name(path) -> str:

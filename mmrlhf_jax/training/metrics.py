@@ -111,10 +111,11 @@ def _start_wandb(project: str, directory: epath.Path, settings: Mapping):
 def read_metrics(directory: epath.PathLike) -> list[dict[str, float]]:
     """All complete lines of a run's metrics, in order. A last line torn by a kill is left out."""
     path = epath.Path(directory) / "metrics.jsonl"
-    if not path.exists():
+    try:
+        lines = read_text(path).split("\n")
+    except FileNotFoundError:
         return []
     rows = []
-    lines = read_text(path).split("\n")
     for number, line in enumerate(lines, 1):
         try:
             rows += [strict_json.loads(line)] if line else []

@@ -16,11 +16,13 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import read_arrays, read_bytes, read_sound_arrays, write_arrays
+from mmrlhf_jax.faults import first_line
+from mmrlhf_jax.files import read_bytes, read_sound_arrays, write_arrays
 from mmrlhf_jax.huggingface.tensors import sampled_bytes
 from mmrlhf_jax.huggingface.weight_files import find_weight_files
 from mmrlhf_jax.progress import Progress, say
-from mmrlhf_jax.training.feed import agree, feed, fetch, own_rows
+from mmrlhf_jax.sharding.agreement import first_reads
+from mmrlhf_jax.training.feed import feed, fetch, own_rows
 from mmrlhf_jax.training.objective import Outputs, forward, target_counts
 
 
@@ -73,7 +75,7 @@ def score_responses(
             found[name][ids[ids >= 0]] = fetch(values)[ids >= 0]
         progress.update()
         if partial is not None and jax.process_index() == 0 and time.monotonic() - kept >= keep_seconds:
-            write_arrays(partial, steps=np.asarray(done), **found)
+            _keep(partial, steps=np.asarray(done), **found)
             kept = time.monotonic()
     return found
 
@@ -108,32 +110,47 @@ def reference_logps(
     found = score_responses(step, params, frozen, rows, **settings)
     check_finite(found["logps"], scored, rows)
     if jax.process_index() == 0:
-        write_arrays(path, logps=found["logps"])
+        _keep(path, logps=found["logps"])
         partial.unlink(missing_ok=True)
     return found["logps"]
 
 
 def _kept_pass(partial: epath.Path, empty: dict[str, np.ndarray], steps: int) -> tuple[int, dict[str, np.ndarray]] | None:
-    """(batches done, what they gave) of a pass that was cut off. All processes go by what the first one finds."""
-    stored = read_sound_arrays(partial) if partial.exists() else None
-    done = int(stored.pop("steps", -1)) if stored is not None else -1
-    sound = 0 <= done <= steps and {n: x.shape for n, x in stored.items()} == {n: x.shape for n, x in empty.items()}
-    if not agree(sound):
-        return None
-    stored = read_arrays(partial) if stored is None else stored | {"steps": done}
-    return int(stored.pop("steps")), {name: values.copy() for name, values in stored.items()}
+    """(batches done, what they gave) of a pass that was cut off, in all processes what the first one finds."""
+
+    def read() -> dict[str, np.ndarray] | None:
+        stored = read_sound_arrays(partial) or {}
+        done = int(stored.pop("steps", -1))
+        sound = 0 <= done <= steps and {n: x.shape for n, x in stored.items()} == {n: x.shape for n, x in empty.items()}
+        return stored | {"steps": np.asarray(done)} if sound else None
+
+    stored = first_reads(read)
+    return None if stored is None else (int(stored.pop("steps")), {name: values.copy() for name, values in stored.items()})
 
 
 def _kept_logps(path: epath.Path, scored: np.ndarray) -> np.ndarray | None:
-    """The log-probs of a file, if there are as many as responses, and those of `scored` ones are finite."""
-    stored = read_sound_arrays(path) if path.exists() else None
-    logps = None if stored is None else stored.get("logps")
-    sound = logps is not None and logps.shape == scored.shape and bool(np.isfinite(logps[scored]).all())
-    if logps is not None and not sound:
-        say(f"{path}: has other responses, or log-probs that are not finite; it is computed anew")
-    if not agree(sound):
-        return None
-    return read_arrays(path)["logps"] if logps is None else logps
+    """The log-probs of a file, if there are as many as responses, and those of `scored` ones are finite; in all processes
+    those that the first one reads."""
+
+    def read() -> dict[str, np.ndarray] | None:
+        logps = (read_sound_arrays(path) or {}).get("logps")
+        if logps is None:
+            return None
+        if logps.shape != scored.shape or not np.isfinite(logps[scored]).all():
+            say(f"{path}: has other responses, or log-probs that are not finite; it is computed anew")
+            return None
+        return {"logps": logps}
+
+    stored = first_reads(read)
+    return None if stored is None else stored["logps"]
+
+
+def _keep(path: epath.Path, **arrays: np.ndarray) -> None:
+    """What can be computed again ends no run where it cannot be kept."""
+    try:
+        write_arrays(path, **arrays)
+    except OSError as error:
+        say(f"{path}: reference log-probs cannot be kept there ({first_line(error)})")
 
 
 def _scored_responses(rows: Rows) -> np.ndarray:

@@ -20,6 +20,7 @@ from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.objectives.weighted import summary
+from mmrlhf_jax.sharding.agreement import together
 from mmrlhf_jax.sharding.mesh import check_rows, make_mesh, use_mesh
 from mmrlhf_jax.training.feed import fetch, own_rows, place
 from mmrlhf_jax.training.loop import CONFIG_FILE, load_base, reference_mode
@@ -69,7 +70,7 @@ def replay(saved: str, launch: config.Launch, *, step: int | None = None, overri
     directory, the checkpoint is not there, or the mesh cannot share the batch.
     """
     path = epath.Path(saved)
-    found = read_batch(path)
+    found = together(lambda: read_batch(path))
     if not (path.parent / CONFIG_FILE).exists():
         raise UserError(f"{path}: not in a run directory (no {CONFIG_FILE} beside it)")
     mesh = make_mesh(launch.mesh.model_dump())

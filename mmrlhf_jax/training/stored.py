@@ -14,11 +14,12 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.config import Lora, Trains
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Fault, fault, first_line, retried
-from mmrlhf_jax.files import plain_path
+from mmrlhf_jax.files import entries, is_remote, plain_path
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.training.state import split_model
 
 SCORE = "score"
+COMMITTED = "commit_success.txt"  # that makes a folder of an object store a checkpoint; elsewhere its name does
 
 
 class StoredCheckpoints:
@@ -31,7 +32,7 @@ class StoredCheckpoints:
     @property
     def steps(self) -> list[int]:
         """Of the checkpoints that are complete, ascending."""
-        return retried(lambda: sorted(each.step for each in self._finished()), f"{self._path}: listing checkpoints")
+        return retried(self._finished, f"{self._path}: listing checkpoints")
 
     @property
     def latest(self) -> int | None:
@@ -67,6 +68,8 @@ class StoredCheckpoints:
 
     def explained(self, step: int, error: Exception) -> Exception:
         """The error of reading the checkpoint at `step` in words, where there are any."""
+        if isinstance(error, UserError):
+            return error
         there, which = self.steps, f"{self._path}: the checkpoint at step {step}"
         match fault(error):
             case Fault.DAMAGED if step not in there:
@@ -83,14 +86,21 @@ class StoredCheckpoints:
                 return UserError(f"{which} may not be read ({first_line(error)})")
         return error
 
-    def _finished(self):
-        return ocp.path.step.standard_name_format().find_all(self._orbax_path)
+    def _finished(self) -> list[int]:
+        """By listing alone: of a file that the storage fails to find it may say that it does not exist."""
+        folders = [path for path in entries(self._path) if path.name.isdecimal()]
+        if is_remote(self._path):
+            return sorted(int(path.name) for path in folders if any(file.name == COMMITTED for file in entries(path)))
+        return sorted(int(path.name) for path in folders if path.is_dir())
 
     def _score(self, step: int) -> float | None:
         path = self._path / str(step) / "metrics" / "metrics"  # where Orbax writes them, as JSON
-        text = retried(lambda: path.read_text() if path.exists() else None, f"{path}")
         try:
-            return None if text is None else strict_json.loads(text)[SCORE]
+            text = retried(path.read_text, f"{path}")
+        except FileNotFoundError:
+            return None
+        try:
+            return strict_json.loads(text)[SCORE]
         except strict_json.BadNumber:  # what is not finite is no score
             return None
 

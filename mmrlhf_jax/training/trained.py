@@ -18,7 +18,7 @@ from mmrlhf_jax.huggingface.new_directory import refuse_existing
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import merge_lora
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.sharding.agreement import first_decides
+from mmrlhf_jax.sharding.agreement import first_decides, together
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.training.card import conversion_card, model_card
 from mmrlhf_jax.training.loop import CHECKPOINTS, CONFIG_FILE, load_base
@@ -48,9 +48,7 @@ def load_trained(
     `overrides` are settings other than the run's.
     """
     run = epath.Path(run)
-    if not (run / CONFIG_FILE).exists():
-        raise UserError(f"{run}: not a run directory (no {CONFIG_FILE}); `mmrlhf train` makes one")
-    experiment = config.load_experiment(run / CONFIG_FILE, overrides)
+    experiment = together(lambda: _experiment(run, overrides))
     checkpoints = StoredCheckpoints(run / CHECKPOINTS)
     step = _chosen(run, checkpoints, step, up_to)
     with use_mesh(mesh):
@@ -58,6 +56,12 @@ def load_trained(
         if step != 0:
             model = checkpoints.restore_model(model, experiment.trains, experiment.lora, step)
     return Trained(model, experiment, epath.Path(local_directory(experiment.model.path)), step)
+
+
+def _experiment(run: epath.Path, overrides: Sequence[str]) -> config.Experiment:
+    if not (run / CONFIG_FILE).exists():
+        raise UserError(f"{run}: not a run directory (no {CONFIG_FILE}); `mmrlhf train` makes one")
+    return config.load_experiment(run / CONFIG_FILE, overrides)
 
 
 def _chosen(run: epath.Path, checkpoints: StoredCheckpoints, step: int | str | None, up_to: int | None) -> int:
