@@ -233,7 +233,7 @@ def read_sound_arrays(path: epath.PathLike) -> dict[str, np.ndarray] | None:
     an error as ever."""
     try:
         return read_arrays(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         say(f"{path}: not a whole file, and not used")
