@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+from collections.abc import Iterator
 from pathlib import PureWindowsPath
 from typing import Any
 
@@ -154,7 +155,14 @@ def _is_inside(root: epath.Path, path: epath.Path) -> bool:
     # normpath handles `..` in any file system; realpath also follows links, which only local ones have.
     normal = os.path.normpath if is_remote(root) else os.path.realpath
     outer, inner = normal(os.fspath(root)), normal(os.fspath(path))
-    return os.path.commonpath([outer, inner]) == outer
+    return any(os.path.commonpath([folder, inner]) == folder for folder in (outer, *_blobs(outer)))
+
+
+def _blobs(root: str) -> Iterator[str]:
+    """Where `root` lies in a snapshot in the hub's cache, the folder beside it that holds what its files are links to."""
+    parts = root.split(os.sep)
+    if "snapshots" in parts and (repository := parts[: parts.index("snapshots")])[-1].startswith(("datasets--", "models--")):
+        yield os.sep.join([*repository, "blobs"])
 
 
 def _exists(path: epath.Path) -> bool:

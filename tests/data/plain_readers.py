@@ -457,7 +457,12 @@ def vlfeedback(row: dict) -> Meaning:
     id_ = identity(row.pop("id", None), needed=True)
     if is_in(row.get("image"), ABSENT) and is_in(row.get("images"), ABSENT):
         row.pop("image", None)
-        row["image"] = row.pop("img_path", None)
+        path = row.pop("img_path", None)
+        if path is None or path == "":  # the publisher's builder: the id names the image
+            path = f"{id_}.jpg" if is_in(row.get("video"), ABSENT) and is_in(row.get("videos"), ABSENT) else None
+        elif isinstance(path, str) and path.startswith("/"):
+            path = path.split("/")[-1] or path
+        row["image"] = path
     images, video = media(row)
     prompt, completions = text_of(row.pop("prompt", None)), row.pop("completions", None)
     refuse_unless(isinstance(completions, list) and completions and all(isinstance(one, dict) for one in completions))

@@ -54,6 +54,24 @@ def test_paths_that_leave_the_root_are_refused(root, relative):
         resolve_media(root, relative, "record 'x'")
 
 
+def test_links_of_a_download_into_its_own_cache_are_fine(tmp_path):
+    """`huggingface_hub` stores every file once, under blobs, and links to it from the snapshots."""
+    repository = tmp_path / "datasets--owner--name"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "blobs" / "f00").write_bytes(b"a")
+    snapshot = repository / "snapshots" / "1234"
+    (snapshot / "short").mkdir(parents=True)
+    (snapshot / "short" / "a.png").symlink_to("../../../blobs/f00")
+    assert resolve_media(snapshot, "short/a.png", "r").read_bytes() == b"a"
+    assert resolve_media(snapshot / "short", "a.png", "r").read_bytes() == b"a"
+    (tmp_path / "secret").write_bytes(b"secret")
+    (snapshot / "b.png").symlink_to(tmp_path / "secret")
+    (snapshot / "c.png").symlink_to("../../refs")
+    for name in ("b.png", "c.png", "../../blobs/../../secret"):
+        with pytest.raises(UserError, match="leaves the media root"):
+            resolve_media(snapshot, name, "r")
+
+
 def test_a_frame_that_is_a_link_out_of_the_root_is_refused(root):
     (root / "clip").mkdir()
     (root / "clip" / "0.png").symlink_to(root / "sub" / "a.png")

@@ -129,13 +129,26 @@ def test_vlfeedbacks_pairs_are_those_of_its_authors(write):
         assert sorted((record.responses[i].text, record.responses[j].text) for i, j in record.pairs()) == authors_pairs(row)
 
 
-def test_vlfeedbacks_images_are_read_from_its_archive_or_from_parquet(write, tmp_path):
+@pytest.mark.parametrize("path", [None, "LRV-1.jpg", "/cache/datasets/downloads/extracted/f00/merged_images/LRV-1.jpg"])
+def test_vlfeedbacks_images_are_read_from_its_archive(write, tmp_path, path):
+    """As `VLFeedback.py` finds them: the JSON lines name no image; where the hub's parquet names one, it is the converter's."""
     import zipfile
 
     with zipfile.ZipFile(tmp_path / "merged_images.zip", "w") as archive:
-        archive.writestr("merged_images/a.png", png(7))
-    (example,) = SourceExamples(write(feedback(*FOUR)), tmp_path / "merged_images.zip")
-    assert example.images == (png(7),)
+        archive.writestr("merged_images/LRV-1.jpg", png(7))
+    row = feedback(*FOUR, img_path=path)
+    for source in (write(row), write(as_the_hub_stores_it(row), name="rows.parquet")):
+        (example,) = SourceExamples(source, tmp_path / "merged_images.zip")
+        assert example.images == (png(7),)
+
+
+def test_vlfeedback_rows_of_one_image_have_one_id_and_get_their_own(write):
+    source = read_source(write(feedback(*FOUR), feedback(*FOUR, prompt="And why?")))
+    assert [record.id for record in source.records] == ["LRV-1", "LRV-1#2"] and "1 ids occur more than once" in source.notes[0]
+    assert {record.images for record in source.records} == {("a.png",)}
+
+
+def test_vlfeedbacks_images_may_be_inside_parquet(write):
     row = as_the_hub_stores_it(feedback(*FOUR)) | {"img_path": None, "image": {"bytes": png(8), "path": "a.png"}}
     (example,) = SourceExamples(write(row, name="rows.parquet"))
     assert example.images == (png(8),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mmrlhf_jax.data.sources.embedded import is_inline
@@ -31,10 +32,14 @@ def open_record(row: Row, why: str = "") -> tuple[dict[str, Any], str, str]:
     return data, record_id, f"{row.where} (record {shown(record_id)})"
 
 
-def take_image_from(data: dict[str, Any], name: str) -> None:
-    """Let the image be the one under another name, where the row has none under its own."""
+def take_image_from(data: dict[str, Any], name: str, read: Callable[[Any], Any] = lambda path: path) -> None:
+    """Let the image be the one under another name, as `read` gives it, where the row has none under its own."""
     if _is_absent(data.get("image")) and _is_absent(data.get("images")):
-        data["image"] = data.pop(name, None)
+        data["image"] = read(data.pop(name, None))
+
+
+def has_video(data: dict[str, Any]) -> bool:
+    return not (_is_absent(data.get("video")) and _is_absent(data.get("videos")))
 
 
 def pop_media(data: dict[str, Any], where: str) -> Media:

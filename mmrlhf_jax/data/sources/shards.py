@@ -36,7 +36,7 @@ class SourceFiles:
         """A file's path below the folder."""
         if isinstance(file, ArchivedFile):
             return file.name
-        return str(file).removeprefix(str(self.folder)).lstrip("/")
+        return str(file.relative_to(self.folder))
 
 
 def find_files(source: str | epath.Path) -> SourceFiles:

@@ -3,16 +3,19 @@
 Ranks follow the mean of an answer's ratings, as in the authors' `run_dpo.py`: the same mean is a tie. An answer of which any
 aspect has no number ("N/A", or no rating at all) has no rank, and so no pair; the others keep theirs. The annotations stay as
 they came, with the rationales. `vlfeedback_80k.jsonl` lists the completions; the hub's parquet stores a list per field of them.
-Images are named by `img_path`, from `merged_images.zip`: --media-root merged_images.zip.
+The image of a row is ID.jpg in `merged_images.zip` (--media-root merged_images.zip), as in the authors' `VLFeedback.py`: the
+JSON lines name none, and the parquet's `img_path` is absolute, on the machine that made it.
 """
 
 from __future__ import annotations
 
 import math
+import posixpath
 from typing import Any
 
 from mmrlhf_jax.data.sources.fields import (
     as_objects,
+    has_video,
     media_before_text,
     open_record,
     pop_media,
@@ -31,7 +34,7 @@ ASPECTS = {"Helpfulness": "helpfulness", "Visual Faithfulness": "faithfulness", 
 
 def _parse(row: Row) -> RankedRecord:
     data, record_id, where = open_record(row)
-    take_image_from(data, "img_path")
+    take_image_from(data, "img_path", lambda path: _image_name(path, None if has_video(data) else f"{record_id}.jpg"))
     images, video = media = pop_media(data, where)
     completions = as_objects(data.pop("completions", None))
     if not isinstance(completions, list) or not completions or not all(isinstance(one, dict) for one in completions):
@@ -48,6 +51,12 @@ def _parse(row: Row) -> RankedRecord:
         video=video,
         extra={name: value for name, value in data.items() if name != "models"},  # each completion names its own
     )
+
+
+def _image_name(path: Any, default: str | None) -> Any:
+    if path is None or path == "":
+        return default
+    return posixpath.basename(path) or path if isinstance(path, str) and posixpath.isabs(path) else path
 
 
 def _ratings(completion: dict[str, Any], where: str) -> dict[str, float | None]:
