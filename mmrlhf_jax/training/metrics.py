@@ -11,6 +11,7 @@ from etils import epath
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import GrowingFile, read_text
+from mmrlhf_jax.training.event_file import EventFile
 
 
 class MetricsLog:
@@ -35,8 +36,6 @@ class MetricsLog:
         self.kept: dict[str, float] = {}  # and the last of these up to `resume_step`
         if not writes:
             return
-        from tensorboardX import SummaryWriter  # imports protobuf: only where something is logged
-
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self._path, found = directory / "metrics.jsonl", read_metrics(directory)
@@ -45,7 +44,7 @@ class MetricsLog:
         # Cut when there is a first line to write: who is stopped before leaves the file as it was.
         self._text = "".join(strict_json.dumps(row) + "\n" for row in kept)
         self._file: GrowingFile | None = None
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=resume_step + 1)
+        self._board = EventFile(directory / "tensorboard", resume_step + 1)
         self._wandb = None if wandb is None else _start_wandb(wandb, directory, settings or {})
 
     def write(self, step: int, figures: Mapping[str, float | list[float]]) -> None:
@@ -61,27 +60,11 @@ class MetricsLog:
             self._file = GrowingFile(self._path, self._text)
         self._file.write(strict_json.dumps({"step": step} | finite | lists) + "\n")
         shown = {name: value for name, value in finite.items() if value is not None}
-        for name, value in shown.items():
-            self._board.add_scalar(name, value, step)  # TensorBoard leaves gaps where there is none
-        for name, shares in lists.items():
-            if f"{name}_edges" in lists:
-                self._add_histogram(name, np.asarray(shares), np.asarray(lists[f"{name}_edges"]), step)
+        edged = {name: shares for name, shares in lists.items() if f"{name}_edges" in lists}
+        histograms = {name: (np.asarray(shares), np.asarray(lists[f"{name}_edges"])) for name, shares in edged.items()}
+        self._board.add(step, shown, histograms)  # TensorBoard leaves gaps where there is none
         if self._wandb is not None:
             self._wandb.log(shown, step=step)
-
-    def _add_histogram(self, name: str, shares: np.ndarray, edges: np.ndarray, step: int) -> None:
-        middles = (edges[1:] + edges[:-1]) / 2
-        self._board.add_histogram_raw(
-            name,
-            min=float(edges[0]),
-            max=float(edges[-1]),
-            num=float(shares.sum()),
-            sum=float(shares @ middles),
-            sum_squares=float(shares @ middles**2),
-            bucket_limits=edges[1:].tolist(),
-            bucket_counts=shares.tolist(),
-            global_step=step,
-        )
 
     def flush(self) -> None:
         """Returns when every line is stored: a checkpoint must not be from a step whose line a kill can still cost."""
