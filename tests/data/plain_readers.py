@@ -213,12 +213,13 @@ def own_answer(row: Any) -> tuple:
 
 def mmrlhf_pairs(row: dict) -> Meaning:
     row = dict(row)
+    style = "first" if is_in(row.get("images"), ABSENT) else "inside"
     id_, (images, video) = identity(row.pop("id", None), needed=True), media(row)
     is_tie = row.pop("is_tie", None)
     refuse_unless(is_in(is_tie, (None, True, False)))
     prompt, chosen, rejected = (text_of(row.pop(name, None)) for name in ("prompt", "chosen", "rejected"))
     reasons = [critique_of(row.pop(name, None)) for name in ("chosen_reason", "rejected_reason")]
-    return pair(row, id_, prompt, images, video, chosen, rejected, "first", reasons, bool(is_tie))
+    return pair(row, id_, prompt, images, video, chosen, rejected, style, reasons, bool(is_tie))
 
 
 def mmrlhf_annotations(row: dict) -> Meaning:
@@ -385,6 +386,8 @@ def swift(row: dict) -> Meaning:
         refuse_unless(rejected and all(isinstance(one, str) for one in rejected))
     prompt, images, video = question_of(question, images, video)
     refuse_unless(chosen not in rejected)
+    if isinstance(question, str) or isinstance(question[0]["content"], str):
+        tags_are_the_prompts(prompt, images, video, [chosen, *rejected])
     return meaning(
         row, id_, prompt, images, video, [(chosen, 1, None, None), *((one, 2, None, None) for one in rejected)], "inside"
     )
@@ -431,7 +434,13 @@ def llama_factory(row: dict) -> Meaning:
     prompt, images, video = question_of(question, images, video)
     sides = [row.pop(name, None) for name in ("chosen", "rejected")]
     chosen, rejected = (answer_of(side if isinstance(side, str) else as_messages(side)) for side in sides)
+    tags_are_the_prompts(prompt, images, video, [chosen, rejected])
     return pair(row, identity(row.pop("id", None), needed=False), prompt, images, video, chosen, rejected, "inside")
+
+
+def tags_are_the_prompts(prompt: str, images: tuple, video: str | None, answers: list[str]) -> None:
+    """The tools of these formats count the tags of whole conversations: media of an answer must not pass for the prompt's."""
+    refuse_unless(TAG.search(prompt) or not (images or video) or not any(map(TAG.search, answers)))
 
 
 def as_messages(value: Any) -> list:

@@ -64,7 +64,12 @@ def multimodal_bench(prompt, media, **more):
     return {"ID": "r", "Text": prompt, "Output1": "A", "Output2": "B", "Better": "Output1"} | media | more
 
 
-EVERY_READER = [own, mmrlhf_pair, annotation, trl, trl_messages, swift, swift_query, vl_bench, multimodal_bench]
+def llama_factory(prompt, media, **more):
+    sides = {side: {"from": "gpt", "value": text} for side, text in (("chosen", "A"), ("rejected", "B"))}
+    return {"conversations": [{"from": "human", "value": prompt}]} | sides | media | more
+
+
+EVERY_READER = [llama_factory, own, mmrlhf_pair, annotation, trl, trl_messages, swift, swift_query, vl_bench, multimodal_bench]
 ONE, TWO, CLIP = {"images": ["a.png"]}, {"images": ["a.png", "b.png"]}, {"video": "clip"}
 
 
@@ -106,7 +111,7 @@ def test_tags_that_are_not_the_medias_are_refused_by_every_reader(tmp_path, row,
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
-@pytest.mark.parametrize("row", [trl, trl_messages, swift, swift_query, own])
+@pytest.mark.parametrize("row", [trl, trl_messages, swift, swift_query, own, llama_factory, mmrlhf_pair])
 def test_fewer_tags_than_pictures_are_refused_where_tags_are_places(tmp_path, row):
     with pytest.raises(WrongMedia, match=r"has 1 tags \(<image>\) for 2 images"):
         one(tmp_path, row("Which of <image> is it?", TWO))
@@ -262,7 +267,7 @@ def test_parts_and_media_that_do_not_fit_are_refused(tmp_path, content, media, e
         assert expected in str(error.value) and "rows.jsonl:1" in str(error.value)
 
 
-@pytest.mark.parametrize("row", [trl, swift, swift_query, own])
+@pytest.mark.parametrize("row", [trl, swift, swift_query, own, llama_factory, mmrlhf_pair])
 def test_tags_inside_a_text_are_places_where_the_format_says_so(tmp_path, row):
     assert one(tmp_path, row("Is <image> like <image>?", TWO)).prompt_text() == ("Is ", " like ", "?")
 
@@ -270,8 +275,20 @@ def test_tags_inside_a_text_are_places_where_the_format_says_so(tmp_path, row):
 @pytest.mark.parametrize("row", [mmrlhf_pair, annotation, vl_bench, multimodal_bench])
 @pytest.mark.parametrize("prompt", ["Which?\n<image>", "<image>\nWhich?", "Which?"])
 def test_mmrlhf_files_have_their_media_before_the_text(tmp_path, row, prompt):
-    for media in (ONE, TWO):  # one tag stands for all of them there
-        assert one(tmp_path, row(prompt, media)).prompt_text() == "Which?"
+    for images in ("a.png", ["a.png", "b.png"]):  # one tag stands for all of them there
+        assert one(tmp_path, row(prompt, {"image": images})).prompt_text() == "Which?"
+
+
+@pytest.mark.parametrize("row", [swift, swift_query, llama_factory])
+def test_media_of_an_answer_do_not_pass_for_the_prompts(tmp_path, row):
+    answer = {"response": "<image>"} if row is swift_query else {}
+    made = row("Draw a kite.", ONE, **answer)
+    if row is swift:
+        made["messages"][1]["content"] = "<image>"
+    if row is llama_factory:
+        made["rejected"] = {"from": "gpt", "value": "<image>"}
+    with pytest.raises(WrongMedia, match="the tag <image> stands in an answer and not in the prompt"):
+        one(tmp_path, made)
 
 
 def test_media_places_say_which_tags_are_text(tmp_path):

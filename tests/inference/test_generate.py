@@ -159,6 +159,42 @@ def test_prompts_about_one_example_share_a_row_and_read_as_they_do_alone(engine)
     assert len(set(together)) > 3  # or the texts would prove nothing
 
 
+def test_pictures_inside_a_question_are_scored_beside_other_responses_as_alone(engine, tmp_path):
+    """With critiques of some responses only, the conversations of one group differ before the picture."""
+    path = ranked.write(tmp_path, [(1, 2, 3)] * 2, [[(40, 30)], [(30, 30), (50, 20)]])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row, prompt in zip(rows, ("Is <image> it?", "Is <image> like <image>?"), strict=True):
+        row["prompt"] = prompt
+        del row["responses"][1]["critique"]
+    alone = [row | {"id": f"{row['id']}-{k}", "responses": [one]} for row in rows for k, one in enumerate(row["responses"])]
+    rewards = []
+    for records in (rows, alone):
+        path.write_text("".join(json.dumps(row) + "\n" for row in records))
+        found = critic.score(engine, open_examples(path), critique="given")
+        rewards.append([response.reward for record in found for response in record.responses])
+    np.testing.assert_allclose(rewards[0], rewards[1], rtol=1e-5)
+    assert len(set(rewards[1])) == 6
+
+
+def test_a_question_and_its_critique_with_a_picture_inside_share_a_row_and_read_as_alone(engine):
+    asked = example("Is <image> it?", [(40, 30)])
+    prompts = [Prompt(asked), Prompt(asked, Response("A kite.", 1)), Prompt(asked, Response("No.", 1))]
+    assert len(prompt_trees(prompts, engine.encoder("answer"))) == 1
+    together = engine.generate(prompts, max_new_tokens=8)
+    assert together == [engine.generate([prompt], max_new_tokens=8)[0] for prompt in prompts]
+
+
+def test_exchanged_media_take_the_places_or_stand_first_where_there_are_others(tmp_path):
+    sizes = [[(40, 30)], [(31, 30)], [(30, 30), (50, 20)]]
+    path = ranked.write(tmp_path, [(1, 2)] * 3, sizes)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row["prompt"] = "Is" + " <image> it" * len(row["images"])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    exchanged = exchange_media(open_examples(path))
+    assert [record.prompt_text() for record in exchanged.records] == [("Is ", " it"), "Is  it", "Is  it  it"]
+
+
 def test_the_critic_scores_with_the_critique_it_wrote(engine, tmp_path):
     examples = open_examples(ranked.write(tmp_path, [(1, 2), (1, 2, 2)], [[(40, 30)], []]))
     written = critic.score(engine, examples, max_new_tokens=6)

@@ -123,10 +123,13 @@ def expected_sums(model, directory, record: dict, media) -> list[tuple[float, in
         with torch.no_grad():
             features = model.model.get_image_features(**pixels)
         counts = [len(image) for image in getattr(features, "pooler_output", features)]
-    images = " ".join("<image>" * count for count in counts) + "\n" if counts else ""
+    prompt = " ".join("<image>" * count for count in counts) + "\n" * bool(counts) + record["prompt"]
+    if "<image>" in record["prompt"]:  # in their places
+        before, *texts = record["prompt"].split("<image>")
+        prompt = before + "".join("<image>" * count + text for count, text in zip(counts, texts, strict=True))
     opening = (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        f"<|im_start|>user\n{images}{record['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+        f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
     )
     sums = []
     for response in record["responses"]:
@@ -141,9 +144,14 @@ def expected_sums(model, directory, record: dict, media) -> list[tuple[float, in
 
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 22))])
 def test_every_sum_is_transformers_on_models_and_images_drawn_at_random(seed, tmp_path, monkeypatch):
+    """In odd seeds the pictures stand inside the prompts."""
     rng = np.random.default_rng(seed)
     model = draw_model(rng, tmp_path / "model")
     records = draw_records(rng, tmp_path)
+    if seed % 2:
+        for record in records:
+            record["prompt"] += "".join(f" <image> {n}" for n in range(len(record["images"])))
+        (tmp_path / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     arguments = ["--model", tmp_path / "model", "--data", tmp_path / "records.jsonl", "--out", tmp_path / "out.jsonl"]
     monkeypatch.setattr(sys, "argv", ["mmrlhf", "logprobs", *map(str, arguments), "--batch", "2"])
     with pytest.raises(SystemExit) as end:

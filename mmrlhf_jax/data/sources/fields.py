@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmrlhf_jax.data.sources.embedded import is_inline
@@ -113,6 +113,12 @@ def media_before_text(prompt: str, media: Media, where: str) -> str:
         images = images[:1]
     find_places(prompt, len(images), int(video is not None), where)
     return without_tags(prompt, where)
+
+
+def check_answers(prompt: str, media: Media, answers: Sequence[str], where: str) -> None:
+    """WrongMedia where the tags of a conversation stand in an answer: then the media are the answer's, not the prompt's."""
+    if media != ((), None) and not TAG.search(prompt) and (tag := next(filter(None, map(TAG.search, answers)), None)):
+        raise WrongMedia(f"{where}: the tag {tag[0]} stands in an answer and not in the prompt; media are read in prompts only")
 
 
 def media_in_place(prompt: str, media: Media, where: str) -> str:

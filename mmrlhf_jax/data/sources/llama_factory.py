@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmrlhf_jax.data.sources.chat import message_text, read_prompt
-from mmrlhf_jax.data.sources.fields import as_objects, pop_media, pop_optional_text, pop_text
+from mmrlhf_jax.data.sources.fields import as_objects, check_answers, pop_media, pop_optional_text, pop_text
 from mmrlhf_jax.data.sources.folding import PairRow, fold, pair_row
 from mmrlhf_jax.data.sources.rows import Format, Row
 from mmrlhf_jax.errors import UserError, shown
@@ -37,6 +37,7 @@ def _parse(row: Row) -> PairRow:
             raise UserError(f"{where}: field {field!r} must be a list of messages, found {shown(question)}")
     prompt, media = read_prompt(question, field, media, where)
     chosen, rejected = (_answer(data, name, where) for name in ("chosen", "rejected"))
+    check_answers(prompt, media, (chosen, rejected), where)
     return pair_row(data, where, media, prompt, chosen, rejected)
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmrlhf_jax.data.sources.fields import media_before_text, open_record, pop_media, pop_optional_text, pop_text
+from mmrlhf_jax.data.sources.fields import (
+    media_before_text,
+    media_in_place,
+    open_record,
+    pop_media,
+    pop_optional_text,
+    pop_text,
+)
 from mmrlhf_jax.data.sources.folding import PairRow, fold
 from mmrlhf_jax.data.sources.rows import Format, Row
 from mmrlhf_jax.errors import UserError, shown
@@ -12,6 +19,8 @@ from mmrlhf_jax.errors import UserError, shown
 
 def _parse(row: Row) -> PairRow:
     data, record_id, where = open_record(row, "; the pairs of one prompt share an id")
+    # `images` is the name that others give them, for whom tags are places; MM-RLHF's own files say `image`.
+    place = media_in_place if data.get("images") else media_before_text
     images, video = media = pop_media(data, where)
     is_tie = data.pop("is_tie", None)
     if not isinstance(is_tie, bool | None):
@@ -21,7 +30,7 @@ def _parse(row: Row) -> PairRow:
         id=record_id,
         images=images,
         video=video,
-        prompt=media_before_text(pop_text(data, "prompt", where), media, where),
+        prompt=place(pop_text(data, "prompt", where), media, where),
         chosen=pop_text(data, "chosen", where),
         rejected=pop_text(data, "rejected", where),
         chosen_reason=pop_optional_text(data, "chosen_reason", where),

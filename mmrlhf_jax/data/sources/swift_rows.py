@@ -12,7 +12,7 @@ import dataclasses
 from typing import Any
 
 from mmrlhf_jax.data.sources.chat import message_text, read_prompt
-from mmrlhf_jax.data.sources.fields import pop_media, pop_text
+from mmrlhf_jax.data.sources.fields import check_answers, pop_media, pop_text
 from mmrlhf_jax.data.sources.folding import PairRow, fold, pair_row
 from mmrlhf_jax.data.sources.rows import Format, Row
 from mmrlhf_jax.errors import UserError, shown
@@ -27,6 +27,8 @@ def _parse(row: Row) -> PairRow:
     question, chosen = _preferred(data, where)
     prompt, media = read_prompt(question, "messages", media, where)
     rejected, *more = _rejected(data, question, where)
+    if not isinstance(question, list) or isinstance(question[0].get("content"), str):  # typed parts are places themselves
+        check_answers(prompt, media, (chosen, rejected, *more), where)
     return dataclasses.replace(pair_row(data, where, media, prompt, chosen, rejected), also_rejected=tuple(more))
 
 
