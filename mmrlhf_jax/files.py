@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fnmatch
+import hashlib
 import io
 import os
 import re
@@ -49,7 +50,8 @@ READ_FROM, WRITTEN_TO = ("gs", "s3", "az", "hf"), ("gs", "s3", "az")
 
 def check_place(path: str, *, writes: bool = False) -> str:
     """The path itself. UserError where it names a kind of place that is not read from (or not written to): such a path would
-    be a folder called `hf:` or `gs:` here."""
+    be a folder called `hf:` or `gs:` here. Nor are names that are not UTF-8, which many libraries below cannot take."""
+    _check_utf8(path)
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(/+)", path)
     if found is None or os.path.exists(path):
         return path
@@ -64,9 +66,26 @@ def check_place(path: str, *, writes: bool = False) -> str:
     return path
 
 
+def _check_utf8(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path!a}: the name is not UTF-8; choose another") from None
+
+
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is an object store's, as gs:// is. Those have no links, no empty folders, and rename by copying."""
     return "://" in os.fspath(path)
+
+
+def hidden_beside(path: epath.PathLike, suffix: str) -> epath.Path:
+    """`.NAME.SUFFIX` beside a path, for what is to become it; of a name without room for more characters a part."""
+    path = epath.Path(path)
+    name = path.name
+    encoded = os.fsencode(name)
+    if len(encoded) > 160:
+        name = f"{name[:40]}-{hashlib.sha256(encoded).hexdigest()[:12]}"
+    return path.parent / f".{name}.{suffix}"
 
 
 def entries(directory: epath.PathLike) -> list[epath.Path]:
@@ -90,10 +109,7 @@ def plain_path(path: epath.PathLike) -> epath.Path:
     """
     path = epath.Path(path)
     name = os.fspath(path)
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{name!a}: the name is not UTF-8; choose another") from None
+    _check_utf8(name)
     special = [character for character in ("*?[]\\#%\n\r" if is_remote(path) else "*?[\\") if character in name]
     if is_remote(path):
         if special:
@@ -132,8 +148,7 @@ def write_atomically(path: epath.PathLike, content: bytes) -> None:
         path.write_bytes(content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Other processes may write the same file; a long name has no room for more characters.
-    partial = path.parent / f".{path.name[:40]}.{uuid.uuid4().hex[:8]}.partial"
+    partial = hidden_beside(path, f"{uuid.uuid4().hex[:8]}.partial")  # other processes may write the same file
     with _named(path):
         try:
             partial.write_bytes(content)

@@ -21,7 +21,7 @@ from etils import epath
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import retried
-from mmrlhf_jax.files import is_remote
+from mmrlhf_jax.files import hidden_beside, is_remote
 from mmrlhf_jax.progress import clock_time, say
 
 BEAT_SECONDS = 5.0
@@ -303,4 +303,4 @@ def _replace(path: epath.Path, text: str) -> None:
 
 
 def _beside(path: epath.Path) -> epath.Path:
-    return path.parent / f".{path.name[:40]}.{uuid.uuid4().hex[:8]}"
+    return hidden_beside(path, uuid.uuid4().hex[:8])

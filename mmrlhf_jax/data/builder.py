@@ -33,7 +33,7 @@ from mmrlhf_jax.data.mixture import find_parts
 from mmrlhf_jax.data.shards import NAME, Shard, features, plan_shards, write_shards, write_shards_with_beam
 from mmrlhf_jax.data.sources import OnError
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import entries, is_remote
+from mmrlhf_jax.files import entries, hidden_beside, is_remote
 from mmrlhf_jax.ownership import Ownership
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def build(
     for note in examples.notes if on_note else ():
         on_note(note)
     out = epath.Path(out_dir)
-    workplace = out.parent / f".{out.name}.building"
+    workplace = hidden_beside(out, "building")
     # An object store renames a folder by copying all of it: there, shards are written in their place, and the file that makes
     # them a data set, dataset_info.json, comes last.
     directory = out if is_remote(out) else workplace / "data"

@@ -13,7 +13,7 @@ from pathlib import Path
 from etils import epath
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import is_remote
+from mmrlhf_jax.files import hidden_beside, is_remote
 
 LAST = "config.json"  # without it no reader takes the directory for a model
 
@@ -42,7 +42,7 @@ def new_directory(out: epath.PathLike) -> Iterator[NewDirectory]:
 
 @contextlib.contextmanager
 def _beside(out: epath.Path) -> Iterator[NewDirectory]:
-    directory = Path(out.parent / f".{out.name}.{os.getpid()}.partial")
+    directory = Path(hidden_beside(out, f"{os.getpid()}.partial"))
     directory.mkdir(parents=True)
     try:
         yield NewDirectory(directory, epath.Path(directory))

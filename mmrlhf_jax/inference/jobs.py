@@ -11,7 +11,7 @@ from etils import epath
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import read_bytes, write_atomically, write_json_lines
+from mmrlhf_jax.files import hidden_beside, read_bytes, write_atomically, write_json_lines
 from mmrlhf_jax.progress import say
 
 # Records per piece: what a kill can cost.
@@ -34,7 +34,7 @@ def write_in_pieces(
     if out.exists():
         raise UserError(f"{out}: already exists; choose another --out or remove it first")
     key = hashlib.sha256(f"{VERSION} {job} {examples.fingerprint} {piece}".encode()).hexdigest()[:16]
-    folder = out.parent / f".{out.name}.{key}.pieces"
+    folder = hidden_beside(out, f"{key}.pieces")
     parts = []
     for start in range(0, len(examples), piece):
         part, chosen = folder / f"{start:09d}.jsonl", Subset(examples, range(start, min(start + piece, len(examples))))

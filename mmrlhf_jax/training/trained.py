@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import jax.numpy as jnp
 from etils import epath
@@ -50,12 +51,21 @@ def load_trained(
     run = epath.Path(run)
     experiment = together(lambda: _experiment(run, overrides))
     checkpoints = StoredCheckpoints(run / CHECKPOINTS)
-    step = _chosen(run, checkpoints, step, up_to)
+    chosen = _chosen(run, checkpoints, step, up_to)
     with use_mesh(mesh):
         model = load_base(experiment, mesh)
-        if step != 0:
-            model = checkpoints.restore_model(model, experiment.trains, experiment.lora, step)
-    return Trained(model, experiment, epath.Path(local_directory(experiment.model.path)), step)
+        while chosen != 0:
+            try:
+                model = together(partial(checkpoints.restore_model, model, experiment.trains, experiment.lora, chosen))
+                break
+            except UserError:
+                # A trainer at work removes older checkpoints: whoever asks for the newest then has a newer one.
+                newer = _chosen(run, checkpoints, step, up_to)
+                if newer == chosen:
+                    raise
+                say(f"{run}: the checkpoint at step {chosen} was removed meanwhile; taking step {newer}")
+                chosen = newer
+    return Trained(model, experiment, epath.Path(local_directory(experiment.model.path)), chosen)
 
 
 def _experiment(run: epath.Path, overrides: Sequence[str]) -> config.Experiment:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import xml.etree.ElementTree
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,13 +18,14 @@ from mmrlhf_jax import config, files
 from mmrlhf_jax.data.rows import Budget, empty_row
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
-from mmrlhf_jax.training import loop
+from mmrlhf_jax.sharding.mesh import make_mesh
+from mmrlhf_jax.training import loop, trained
 from mmrlhf_jax.training import record as recording
 from mmrlhf_jax.training.metrics import read_metrics
 from mmrlhf_jax.training.record import read_batch
 from mmrlhf_jax.training.replay import _responses, as_json, as_text, replay
 from mmrlhf_jax.training.run_page import PAGE, write_run_page
-from mmrlhf_jax.training.trained import export_run
+from mmrlhf_jax.training.trained import export_run, load_trained
 from tests import ranked, tiny
 
 RANKS = [(1, 2), (1, 2, 3), (1, 1, 2), (2, 1), (1, 2, 2), (1, 2)]
@@ -40,7 +43,7 @@ def experiment(tmp_path_factory):
         objective=config.Preference(),
         optimizer=config.Optimizer(learning_rate=1e-3),
         batch=config.Batch(rows=1, slots=1024, logprob_chunk=64),
-        run=config.Run(directory=str(root / "whole"), seed=3, steps=5, checkpoint_every=2),
+        run=config.Run(directory=str(root / "wh[o]le run?* \\{#%7e'$x"), seed=3, steps=5, checkpoint_every=2),
     )
 
 
@@ -51,7 +54,7 @@ def whole(experiment):
     parts = {name: getattr(experiment, name) for name in ("model", "data")}
     near = {name: part.model_copy(update={"path": os.path.relpath(part.path, root)}) for name, part in parts.items()}
     with contextlib.chdir(root):
-        return loop.train(in_directory(experiment.model_copy(update=near), "whole"), LAUNCH)
+        return loop.train(in_directory(experiment.model_copy(update=near), os.path.basename(experiment.run.directory)), LAUNCH)
 
 
 def test_a_run_that_was_started_by_relative_paths_keeps_absolute_ones(experiment, whole, monkeypatch, tmp_path):
@@ -276,6 +279,42 @@ def test_a_reward_models_reward_and_a_policys_reference_must_be_there():
     ):
         found = _responses(saved, *outputs, judges=judges, compares=compares)
         assert [each.finite for each in found] == expected
+
+
+def snapshot(directory: Path) -> dict[str, tuple]:
+    return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns, path.lstat().st_ino) for path in directory.rglob("*")}
+
+
+def test_readers_of_a_run_change_nothing_in_it(experiment, whole, tmp_path):
+    """Beside a trainer that is writing a checkpoint, whose name says so."""
+    run = tmp_path / "run"
+    shutil.copytree(experiment.run.directory, run)
+    shutil.copytree(run / "checkpoints" / "4", run / "checkpoints" / "6.orbax-checkpoint-tmp")
+    before = snapshot(run)
+    export_run(str(run), str(tmp_path / "out"))
+    assert load_trained(run, mesh=make_mesh({}, jax.devices()[:1]), up_to=4).step == 4
+    assert snapshot(run) == before
+    with pytest.raises(UserError, match="no checkpoint of step 3"):
+        load_trained(run, mesh=make_mesh({}, jax.devices()[:1]), step=3)
+    with pytest.raises(UserError, match="not a run directory"):
+        load_trained(tmp_path / "none", mesh=make_mesh({}, jax.devices()[:1]))
+    assert snapshot(run) == before and not (tmp_path / "none").exists()
+
+
+def test_a_reader_of_the_newest_takes_a_newer_one_where_that_is_removed_meanwhile(
+    experiment, whole, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(experiment.run.directory, run)
+    load_base = trained.load_base
+
+    def meanwhile(*arguments):
+        (run / "checkpoints" / "5").rename(run / "checkpoints" / "7")
+        return load_base(*arguments)
+
+    monkeypatch.setattr(trained, "load_base", meanwhile)
+    assert load_trained(run, mesh=make_mesh({}, jax.devices()[:1])).step == 7
+    assert "the checkpoint at step 5 was removed meanwhile; taking step 7" in capsys.readouterr().err
 
 
 def test_the_exported_run_is_the_trained_model(experiment, whole, tmp_path):
