@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmrlhf_jax import faults
 from mmrlhf_jax.data.examples import SourceExamples, open_examples
 from mmrlhf_jax.data.sources import embedded, read_records
 from mmrlhf_jax.data.sources import parquet as reader
@@ -298,3 +299,35 @@ def test_images_of_one_large_row_group_are_read_in_any_order_from_a_window_of_it
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda i: examples[i].images[0], order)) == [images[i] for i in order]
     embedded._column.cache_clear()
+
+
+def test_a_damaged_image_column_is_named_with_its_record_when_it_is_read(write):
+    """The listing leaves the images out, so that it does not see the damage."""
+    image = {"bytes": np.random.default_rng(0).integers(0, 256, 50_000, np.uint8).tobytes(), "path": "x"}
+    path = write(pa.table({"image": [image] * 3} | {name: [text] * 3 for name, text in PAIR.items()}), compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[4:5_000] = bytes(4_996)  # the first page, of the first column
+    path.write_bytes(data)
+    examples = SourceExamples(path)
+    with pytest.raises(
+        UserError, match=r"record 'row-1': media file .*rows\.parquet/0/image cannot be read \(the parquet"
+    ) as error:
+        examples[0]
+    assert "\n" not in str(error.value)
+
+
+def test_a_passing_error_of_the_storage_costs_no_image(write, monkeypatch):
+    images = [png(i) * 40 for i in range(6)]
+    examples = SourceExamples(write([PAIR | {"image": {"bytes": data, "path": "x"}} for data in images], row_group_size=3))
+    monkeypatch.setattr(faults, "FIRST_DELAY", 0)
+    embedded._column.cache_clear()
+    iter_batches, failures = pq.ParquetFile.iter_batches, iter([OSError(5, "Input/output error"), OSError(503, "unavailable")])
+
+    def failing(self, *args, **options):
+        if error := next(failures, None):
+            raise error
+        yield from iter_batches(self, *args, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", failing)
+    assert [example.images[0] for example in examples] == images
+    assert next(failures, None) is None

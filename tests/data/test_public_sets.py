@@ -433,6 +433,7 @@ NOT_PAIRS = {
     ],
     "prompts for sampling": [{"messages": SWIFT["messages"][:1], "solution": "a"}],
     "MMPR's prompts": [{"image": "1.png", "question": "q", "chosen": "a"}],
+    "questions about images": [{"image": "1.png", "question": "q", "class1": "c"}],  # SPA-VL's test
     "questions with one answer": [{"image": "1.png", "question": "q", "answer": "a"}],
 }
 

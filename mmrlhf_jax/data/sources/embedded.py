@@ -142,17 +142,30 @@ class _Column:
 
     def __getitem__(self, row: int) -> Any:
         with self._lock:
-            if self._kept and row < self._kept[0][0]:
+            if self._batches is None or (self._kept and row < self._kept[0][0]):
                 self._start()
             while row >= self._next:
-                batch = next(self._batches)
-                array = batch.column(batch.schema.names.index(self._column))
-                self._kept.append((self._next, array))
-                self._next, self._size = self._next + len(array), self._size + array.nbytes
-                while self._size > WINDOW_BYTES and len(self._kept) > 1:
-                    self._size -= self._kept.popleft()[1].nbytes
+                self._read_batch()
             start, array = next((start, array) for start, array in reversed(self._kept) if start <= row)
             return array[row - start].as_py()
+
+    def _read_batch(self) -> None:
+        import pyarrow as pa
+
+        batches, self._batches = self._batches, None  # after an error, the next who asks starts anew
+        try:
+            batch = next(batches)
+        except (pa.ArrowException, StopIteration, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the storage's, not the file's
+                raise
+            reason = str(error).splitlines()[0] if str(error) else "it ends too early"
+            raise OSError(errno.EBADMSG, f"the parquet file is damaged: {reason}", str(self._parquet)) from error
+        self._batches = batches
+        array = batch.column(batch.schema.names.index(self._column))
+        self._kept.append((self._next, array))
+        self._next, self._size = self._next + len(array), self._size + array.nbytes
+        while self._size > WINDOW_BYTES and len(self._kept) > 1:
+            self._size -= self._kept.popleft()[1].nbytes
 
 
 @functools.lru_cache(maxsize=2)

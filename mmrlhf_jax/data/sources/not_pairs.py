@@ -42,4 +42,5 @@ _FORMS: tuple[tuple[str, str, Callable[[dict[str, Any]], bool]], ...] = (
     ("supervised fine-tuning rows (`prompt`, `completion`)", _ONE_ANSWER, _has("prompt", "completion")),
     ("supervised fine-tuning rows (`query`, `response`)", _ONE_ANSWER, _has("query", "response")),
     ("questions with one answer (`question`, `answer`)", _ONE_ANSWER, _has("question", "answer")),
+    ("questions about images (`question`, `image`)", "there is no answer in them", _has("question", "image")),
 )
