@@ -153,7 +153,7 @@ def build(
 
 @data_app.command()
 def validate(
-    source: Annotated[str, path_argument(help="Ranked source file, mixture file, or directory from `mmrlhf data build`.")],
+    source: Annotated[str, path_argument(help=f"{RANKED_SOURCE}; a mixture file; or a directory from `mmrlhf data build`.")],
     media_root: MediaRoot = None,
     video_frames: VideoFrames = 32,
     max_text: Annotated[int, typer.Option(min=1, help="Characters that a prompt or response may have.")] = 200_000,

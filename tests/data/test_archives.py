@@ -344,6 +344,14 @@ def test_what_else_is_wrong_with_shards(tmp_path):
             read_records(f"{tmp_path}/{pattern}")
 
 
+def test_a_hub_id_without_its_address_is_known_for_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no such file; a data set on the hub is named hf://datasets/openbmb/RLAIF-V-Dataset"):
+        open_examples("openbmb/RLAIF-V-Dataset")
+    with pytest.raises(UserError, match=r"^nowhere/rows\.jsonl: no such file$"):
+        open_examples("nowhere/rows.jsonl")
+
+
 # The hub -------------------------------------------------------------------------------------------------------------
 
 

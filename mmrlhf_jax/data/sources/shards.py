@@ -24,6 +24,8 @@ _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json",
 # How `datasets` names the files of a split: train-00000-of-00008.parquet
 _OF_A_SPLIT = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}\..+")
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
 
 @dataclasses.dataclass(frozen=True)
 class SourceFiles:
@@ -55,6 +57,8 @@ def find_files(source: str | epath.Path) -> SourceFiles:
             return SourceFiles(path.parent, (path,))
         if archived := _archived(path):
             return SourceFiles(path.parent, (archived,))
+        if _HUB_ID.fullmatch(source) and row_suffix(path) is None:
+            raise UserError(f"{source}: no such file; a data set on the hub is named hf://datasets/{source}")
         if not is_pattern(source):
             return SourceFiles(path.parent, (path,))
         folder, steps = _split_pattern(path)
