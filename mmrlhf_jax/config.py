@@ -20,6 +20,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import is_remote
 from mmrlhf_jax.huggingface.hub import is_hub_id
 from mmrlhf_jax.sections import Flag, Integer, Number, PathName, Section, WrittenPath
+from mmrlhf_jax.sharding.axes import MESH_AXES, check_axes, sizes_over
 
 Dtype = Literal["float32", "bfloat16"]
 NonNegative = Annotated[Number, Field(ge=0)]
@@ -404,9 +405,21 @@ class Mesh(Section):
 
     data: Integer = 1
     fsdp: Integer = -1
-    tensor: Count = 1
-    context: Count = 1
+    tensor: Integer = 1
+    context: Integer = 1
     slices: dict[Literal["data", "fsdp", "tensor", "context"], Count] = Field(default_factory=dict)
+
+    @pydantic.model_validator(mode="after")
+    def _sizes(self):
+        try:
+            check_axes(self.axes, self.slices)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def axes(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in MESH_AXES}
 
 
 class Distributed(Section):
@@ -441,9 +454,27 @@ class Launch(Section):
         except UserError as error:
             raise ValueError(str(error)) from None
 
+    @pydantic.model_validator(mode="after")
+    def _covers(self):
+        try:
+            self.axes()
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return self
+
     @property
     def slices(self) -> int:
         return math.prod(self.mesh.slices.values())
+
+    def axes(self) -> dict[str, int] | None:
+        """The size of every axis over the accelerator's devices, None where it names none. UserError where they differ."""
+        from mmrlhf_jax.sharding.accelerators import accelerator
+
+        if self.accelerator is None:
+            return None
+        chips = accelerator(self.accelerator).chips
+        where = f"in {self.slices} x {self.accelerator}" if self.slices > 1 else f"in {self.accelerator}"
+        return sizes_over(self.mesh.axes, self.mesh.slices, chips * self.slices, where)
 
 
 def with_absolute_paths(experiment: Experiment) -> Experiment:
@@ -482,4 +513,4 @@ def read_experiment(path: epath.PathLike, overrides: Sequence[str] = ()) -> dict
 
 def load_launch(path: epath.PathLike | None, overrides: Sequence[str] = ()) -> Launch:
     raw = {} if path is None else sections.read(epath.Path(path))
-    return sections.validate(Launch, sections.override(Launch, raw, overrides), str(path))
+    return sections.validate(Launch, sections.override(Launch, raw, overrides), "the launch" if path is None else str(path))

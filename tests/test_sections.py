@@ -169,7 +169,9 @@ def test_a_dotted_key_sets_that_key_alone():
     assert losses == {"sigmoid": 0.8, "bco_pair": 0.2}
     rates = load_experiment(MMDPO, ["optimizer.part_rates.projector=1e-5", "optimizer.part_rates.newline=2e-5"])
     assert rates.optimizer.part_rates == {"projector": 1e-5, "newline": 2e-5}
-    slices = load_launch(None, ["mesh.slices.data=2", "environment.A=x", "mesh.slices.fsdp=4", "environment.B=y"])
+    slices = load_launch(
+        None, ["mesh.slices.data=2", "environment.A=x", "mesh.slices.fsdp=4", "environment.B=y", "mesh.data=2"]
+    )
     assert slices.mesh.slices == {"data": 2, "fsdp": 4} and slices.environment == {"A": "x", "B": "y"}
 
 

@@ -42,6 +42,7 @@ def plan(
     from mmrlhf_jax.sharding import fit as fitting
     from mmrlhf_jax.sharding import plan as planning
     from mmrlhf_jax.sharding import show
+    from mmrlhf_jax.sharding.mesh import check_layout, say_waste
     from mmrlhf_jax.sharding.workload import find_workload
 
     plans, several = [], len(experiments) * len(launches) > 1
@@ -50,7 +51,11 @@ def plan(
         for where, launch in places.items():
             names = (", ".join(together), Path(where).stem)
             try:
-                workload = workload or find_workload(experiment, planning.model_sizes(experiment)[0])
+                sizes = planning.model_sizes(experiment)[0]
+                if not fit:  # which searches the mesh
+                    check_layout(experiment, sizes, launch.axes())
+                    say_waste(experiment, sizes, launch.axes())
+                workload = workload or find_workload(experiment, sizes)
                 if fit:
                     devices = len(planning.planned_devices(launch))
                     made, chosen, place = fitting.best_fit(experiment, launch, devices, names, workload=workload)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -14,15 +15,19 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.sharding import rules
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.sharding import axes, rules
+
+if TYPE_CHECKING:
+    from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 
 
 def make_mesh(
-    axes: Mapping[str, int | Mapping[str, int]], devices: list | None = None, *, per_slice: int | None = None
+    named: Mapping[str, int | Mapping[str, int]], devices: list | None = None, *, per_slice: int | None = None
 ) -> Mesh:
     """A mesh over all devices. One axis may be -1: it takes what the others leave.
 
-    `axes["slices"]` are the factors of the axes that run over the network between slices (or GPU hosts) instead of the fast
+    `named["slices"]` are the factors of the axes that run over the network between slices (or GPU hosts) instead of the fast
     links within one: with {"data": 2, "fsdp": 32, "slices": {"data": 2}} the gradients alone cross it. Devices are ordered so
     that neighbours in the mesh are neighbours in the machine. `per_slice`: as many devices, one after the other, stand for a
     slice, whatever they say themselves.
@@ -30,16 +35,8 @@ def make_mesh(
     Raises UserError where the product of the axes is not the number of devices, or the slices are not those there are.
     """
     devices = jax.devices() if devices is None else devices
-    slices = dict(axes.get("slices") or {})
-    sizes = {name: axes.get(name, 1) for name in rules.MESH_AXES}
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    free = [name for name, size in sizes.items() if size == -1]
-    if free and len(devices) % fixed == 0:
-        sizes[free[0]] = len(devices) // fixed
-        fixed = len(devices)
-    if fixed != len(devices) or len(free) > 1:
-        shown = {name: size for name, size in axes.items() if name in rules.MESH_AXES}
-        raise UserError(f"mesh {shown} needs {fixed} devices but {len(devices)} are here; change `mesh` in the launch file")
+    slices = dict(named.get("slices") or {})
+    sizes = axes.sizes_over({name: named.get(name, 1) for name in rules.MESH_AXES}, slices, len(devices), "here")
     if math.prod(slices.values()) > 1:
         placed = _hybrid(sizes, slices, devices, per_slice)
     else:  # an axis of the torus may serve two axes of the mesh: fsdp 32 x tensor 2 on 4 x 4 x 4 chips
@@ -50,10 +47,6 @@ def make_mesh(
 def _hybrid(sizes: Mapping[str, int], slices: Mapping[str, int], devices: list, per_slice: int | None) -> np.ndarray:
     """Devices [data, fsdp, tensor, context], every axis a product of its part between slices and its part within one."""
     outer = [slices.get(name, 1) for name in rules.MESH_AXES]
-    undivided = [name for name, size in zip(rules.MESH_AXES, outer, strict=True) if sizes[name] % size]
-    if undivided:
-        name = undivided[0]
-        raise UserError(f"mesh.slices.{name} {slices[name]} does not divide mesh.{name} {sizes[name]}")
     inner = [size // out for size, out in zip(sizes.values(), outer, strict=True)]
     if per_slice is not None:
         if math.prod(inner) != per_slice:
@@ -102,11 +95,19 @@ def rows_divisor(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def check_layout(experiment: config.Experiment, model: LlavaOnevisionConfig, sizes: Mapping[str, int]) -> None:
+    """UserError where an experiment cannot be laid over a mesh of these sizes, by its numbers alone: for rows that the batch
+    shards do not divide, and for widths of the model that `tensor` does not divide."""
+    axes.check_rows(experiment.batch.rows, experiment.batch.accumulation, sizes)
+    axes.check_widths(model, sizes, forced_kernel=experiment.model.attention == "pallas")
+
+
+def say_waste(experiment: config.Experiment, model: LlavaOnevisionConfig, sizes: Mapping[str, int]) -> None:
+    """What of it works, but is computed on several devices alike."""
+    for line in axes.wasted(model, experiment.batch.slots, sizes):
+        say(line)
+
+
 def check_rows(batch: config.Batch, mesh: Mesh) -> None:
     """UserError unless every batch shard gets whole rows."""
-    rows, shards = batch.rows // batch.accumulation, rows_divisor(mesh)
-    if rows % shards:
-        raise UserError(
-            f"batch.rows / accumulation = {rows} must be a multiple of the {shards} batch shards of this mesh (data x fsdp);"
-            " change batch.rows, or give devices to tensor or context in the launch file"
-        )
+    axes.check_rows(batch.rows, batch.accumulation, mesh.shape)

@@ -27,7 +27,7 @@ from mmrlhf_jax.sharding.advice import advice
 from mmrlhf_jax.sharding.audit import used_sizes
 from mmrlhf_jax.sharding.compiled import Compiled, read_program
 from mmrlhf_jax.sharding.executed import Executed, executed_flops
-from mmrlhf_jax.sharding.mesh import batch_sharding, check_rows, make_mesh, replicated, rows_divisor, use_mesh
+from mmrlhf_jax.sharding.mesh import batch_sharding, check_layout, make_mesh, replicated, rows_divisor, use_mesh
 from mmrlhf_jax.sharding.program import Lowering, compile_lowered, optimise
 from mmrlhf_jax.sharding.topology import planned_devices
 from mmrlhf_jax.sharding.workload import Workload, find_workload
@@ -111,7 +111,7 @@ def make_plan(
     mesh = launch_mesh(launch)
     chip = CHIPS["v5e"] if launch.accelerator is None else accelerator(launch.accelerator).chip
     stand_in = launch.accelerator is not None and not accelerator(launch.accelerator).is_tpu
-    check_rows(experiment.batch, mesh)
+    check_layout(experiment, sizes, mesh.shape)
     workload = find_workload(experiment, sizes) if workload is None else workload
     experiment = with_budget(experiment, workload.budget)
     executed = executed_flops(sizes, experiment, workload, mesh)

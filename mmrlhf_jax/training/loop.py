@@ -29,13 +29,14 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import can_write, matching, write_atomically
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_model, load_tokenizer
+from mmrlhf_jax.huggingface.sizes import known_sizes
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.objectives.weighted import merge, summary
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import first_acts, first_process, together
 from mmrlhf_jax.sharding.exits import PEER_LOST, SIGNALLED
-from mmrlhf_jax.sharding.mesh import check_rows, make_mesh, use_mesh
+from mmrlhf_jax.sharding.mesh import check_layout, make_mesh, say_waste, use_mesh
 from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.feed import agree, feed, own_rows
 from mmrlhf_jax.training.goodput import Goodput
@@ -68,7 +69,9 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
     run, goodput = experiment.run, Goodput()
     directory = epath.Path(run.directory)
     mesh = make_mesh(launch.mesh.model_dump())
-    check_rows(experiment.batch, mesh)
+    sizes = known_sizes(experiment.model.path)
+    check_layout(experiment, sizes, mesh.shape)
+    say_waste(experiment, sizes, mesh.shape)
     limits = launch.distributed or config.Distributed()
     peers = Peers(directory / PEERS, jax.process_index(), jax.process_count(), limits.heartbeat_timeout, limits.hang_timeout)
     with (

@@ -63,7 +63,7 @@ def test_what_looks_at_the_whole_batch_is_not_taken_in_pieces():
 
 
 def test_every_candidate_divides_rows_and_devices():
-    slices = config.Launch(mesh=config.Mesh(slices={"data": 2}))
+    slices = config.Launch(mesh=config.Mesh(data=2, slices={"data": 2}))
     for experiment, launch in fit.candidates(EXPERIMENT, slices, 32):
         mesh = launch.mesh
         assert mesh.data * mesh.fsdp * mesh.tensor * mesh.context == 32 and mesh.data == 2

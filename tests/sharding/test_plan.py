@@ -25,7 +25,7 @@ from mmrlhf_jax.sharding import plan as planning
 from mmrlhf_jax.sharding import program, show
 from mmrlhf_jax.sharding.accelerators import CHIPS
 from mmrlhf_jax.sharding.advice import advice
-from mmrlhf_jax.sharding.mesh import make_mesh
+from mmrlhf_jax.sharding.mesh import check_rows, make_mesh
 from mmrlhf_jax.sharding.program import needed_bytes
 from mmrlhf_jax.sharding.workload import assumed_workload, find_workload, pack_workload
 from tests import ranked, tiny
@@ -236,9 +236,9 @@ def test_the_experiments_own_data_is_measured_where_it_is_at_hand(model, tmp_pat
 def test_rows_that_the_mesh_cannot_share_are_refused_before_anything_is_compiled(model):
     settings = experiment(model, config.Preference()).model_copy(update={"batch": config.Batch(rows=3, accumulation=3)})
     mesh = make_mesh({}, jax.devices()[:1])
-    planning.check_rows(settings.batch, mesh)
+    check_rows(settings.batch, mesh)
     with pytest.raises(UserError, match="a multiple of the 8 batch shards"):
-        planning.check_rows(settings.batch, jax.sharding.AbstractMesh((2, 4, 1, 1), mesh.axis_names))
+        check_rows(settings.batch, jax.sharding.AbstractMesh((2, 4, 1, 1), mesh.axis_names))
 
 
 def test_experiments_that_differ_in_no_shape_share_a_plan():
