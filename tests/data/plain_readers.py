@@ -121,19 +121,26 @@ def prompt_around(prompt: str, images: tuple, video: str | None, style: str) -> 
     return tuple(texts)
 
 
-def check_unknown(row: dict, images: tuple, video: str | None) -> dict:
-    """The rest of a row, without media that would be lost."""
+def check_unknown(row: dict, images: tuple, video: str | None, of_answer: bool = False) -> dict:
+    """The rest of a row, or of one of its answers, without media that would be lost."""
     for name, value in row.items():
         if isinstance(value, dict):
-            check_unknown(value, images, video)
+            check_unknown(value, images, video, of_answer)
         for inner in value if isinstance(value, list) else []:
             if isinstance(inner, dict):
-                check_unknown(inner, images, video)
+                check_unknown(inner, images, video, of_answer)
+        refuse_unless(images or video is not None or not names_a_file(value))
         if (kind := media_kind(name)) and is_medium(value):
             values, read = value if isinstance(value, list) else [value], list(images) or [video]
             may_be = kind == ("address of image" if images else "address of video") and read != [None]
-            refuse_unless(values == read or (may_be and len(values) == len(read)))
+            refuse_unless(not of_answer and (values == read or (may_be and len(values) == len(read))))
     return row
+
+
+def names_a_file(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(names_a_file, value))
+    return isinstance(value, str) and bool(re.fullmatch(r"\s*\S+\.(png|jpg|mp4|wav)\s*", value))
 
 
 def is_medium(value: Any) -> bool:
@@ -179,7 +186,7 @@ def own(row: dict) -> Meaning:
     prompt, places = text_of(row.pop("prompt", None)), row.pop("media_places", None)
     responses = row.pop("responses", None)
     refuse_unless(isinstance(responses, list) and responses)
-    answers = [own_answer(response) for response in responses]
+    answers = [own_answer(response, images, video) for response in responses]
     source = row.pop("source", None)
     refuse_unless(source is None or isinstance(source, str))
     read = meaning(row, id_, prompt if places is None else "", images, video, answers, "raw")._replace(source=source)
@@ -197,7 +204,7 @@ def at_places(prompt: str, places: Any, count: int) -> tuple[str, ...]:
     return (*texts, prompt[start:])
 
 
-def own_answer(row: Any) -> tuple:
+def own_answer(row: Any, images: tuple, video: str | None) -> tuple:
     row = {"text": row} if isinstance(row, str) else row
     refuse_unless(isinstance(row, dict))
     text, rank, scores, reward = text_of(row.get("text")), row.get("rank"), row.get("scores"), row.get("reward")
@@ -206,7 +213,7 @@ def own_answer(row: Any) -> tuple:
     refuse_unless(reward is None or finite(reward))
     refuse_unless(all(row.get(name) is None or isinstance(row[name], str) for name in ("critique", "model")))
     known = ("text", "rank", "scores", "critique", "reward", "model")
-    check_unknown({name: value for name, value in row.items() if name not in known}, (), None)
+    check_unknown({name: value for name, value in row.items() if name not in known}, images, video, of_answer=True)
     floats = None if scores is None else {name: float(value) for name, value in scores.items()}
     return text, rank, critique_of(row.get("critique")), floats
 
@@ -241,7 +248,8 @@ def mmrlhf_annotations(row: dict) -> Meaning:
     if isinstance(row.get("score_reasons"), list):
         reasons = row.pop("score_reasons")
         refuse_unless(len(reasons) == len(texts))
-    check_unknown({"reasons": [reason for reason in reasons if not isinstance(reason, str)]}, (), None)
+    for reason in reasons:
+        check_unknown({} if isinstance(reason, str) else {"reason": reason}, images, video, of_answer=True)
     reasons = [critique_of(reason) if isinstance(reason, str) else None for reason in reasons]
     ranks = ranks_of(row.pop("final_ranking", None), len(texts))
     answers = [
@@ -492,7 +500,7 @@ def vlfeedback(row: dict) -> Meaning:
     for completion, one, mean in zip(completions, ratings, means, strict=True):
         known = {name: value for name, value in one.items() if value is not None}
         rest = {name: value for name, value in completion.items() if name not in ("response", "model")}
-        check_unknown(rest, (), None)
+        check_unknown(rest, images, video, of_answer=True)
         answers.append(
             (text_of(completion.get("response")), None if mean is None else 1 + order.index(mean), None, known or None)
         )

@@ -139,6 +139,8 @@ def test_the_tag_of_a_video_is_its_place_in_every_reader(tmp_path, row, tag):
         ({"audios": ["a.wav"]}, "audios"),
         ({"meta": {"img": "a.jpg"}}, "img"),
         ({"frames": ["0.png", "1.png"]}, "frames"),
+        ({"attachments": ["a.png"]}, "attachments"),
+        ({"file": "speech/7.wav"}, "file"),
         (ONE | {"rejected_images": ["b.png"]}, "rejected_images"),
         (ONE | {"image_2": "b.png"}, "image_2"),
         (ONE | {"videos_path": ["clip.mp4"]}, "videos_path"),

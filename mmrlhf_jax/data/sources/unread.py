@@ -69,8 +69,9 @@ def check_media_understood(row: Any, where: str) -> None:
     fields = [("", row.extra)]
     if isinstance(row, RankedRecord):
         fields += [(f"response {number}, ", response.extra) for number, response in enumerate(row.responses)]
+    has_media = bool(row.images) or row.video is not None
     for place, extra in fields:
-        for name, value in _unread(extra, _DEPTH):
+        for name, value in _unread(extra, has_media, _DEPTH):
             if place or not _names_what_was_read(name, value, row):
                 read = _read_media(row)
                 raise WrongMedia(
@@ -79,21 +80,24 @@ def check_media_understood(row: Any, where: str) -> None:
                 )
 
 
-def _unread(fields: Any, depth: int) -> Iterator[tuple[str, Any]]:
-    """(name, value) of fields, at any depth, that are called like media and hold what media are named by."""
+def _unread(fields: Any, has_media: bool, depth: int) -> Iterator[tuple[str, Any]]:
+    """(name, value) of fields, at any depth, that are called like media and hold what media are named by.
+
+    In a row without any media, a field of any name may be theirs that names a file of a picture, a video or sound.
+    """
     if isinstance(fields, list) and depth:
         for item in fields:
-            yield from _unread(item, depth - 1)
+            yield from _unread(item, has_media, depth - 1)
     if not isinstance(fields, dict) or not depth:
         return
     for name, value in fields.items():
         if name == "mixed_up_image":  # MM-RLHF's picture that does not belong to the question: no part of the record
             continue
         words = _words(name)
-        if words & _WORDS and _is_media(value, is_plain=_is_plain(words)):
+        if (words & _WORDS and _is_media(value, is_plain=_is_plain(words))) or (not has_media and _names_a_file(value)):
             yield name, value
         else:
-            yield from _unread(value, depth - 1)
+            yield from _unread(value, has_media, depth - 1)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -123,6 +127,13 @@ def _is_media(value: Any, is_plain: bool) -> bool:
         case dict():
             return any(_is_media(inner, True) for name, inner in value.items() if str(name).lower() in _HOLDERS)
     return False
+
+
+def _names_a_file(value: Any) -> bool:
+    """Whether a text, or one of a list, is but the name of a picture, a video or sound."""
+    if isinstance(value, list):
+        return any(map(_names_a_file, value[:100]))
+    return isinstance(value, str) and bool(_SUFFIX.search(value[-10:].rstrip())) and not re.search(r"\s", value[:500].strip())
 
 
 def _names_what_was_read(name: str, value: Any, row: Any) -> bool:
