@@ -6,6 +6,7 @@ owner on another host is alive is seen by watching whether its file changes; of 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
@@ -91,6 +92,7 @@ class Ownership:
         self._seen: str | None = None  # the file as it was when its silence began
         self._silent, self._looked = 0.0, time.monotonic()
         self._confirmed, self._complaint = now_here(), ""
+        self._made_folder = False
         self._takeover: Ownership | None = None
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, name="owner", daemon=True)
 
@@ -115,6 +117,7 @@ class Ownership:
         passed, self._looked = time.monotonic() - self._looked, time.monotonic()
         text = _read(self.path)
         if text is None:
+            self._made_folder |= not self.path.parent.exists()
             return self._holds() if _create(self.path, self._beat_text()) else False
         owner = Owner.parse(text)
         if owner is not None and owner.is_here:
@@ -140,6 +143,9 @@ class Ownership:
         self.quiet()
         if self._is_mine(_read(self.path)):
             self.path.unlink(missing_ok=True)
+            if self._made_folder and not is_remote(self.path):  # where nothing came of it
+                with contextlib.suppress(OSError):
+                    os.rmdir(self.path.parent)
         _held.discard(self._me.nonce)
 
     def quiet(self) -> None:

@@ -16,8 +16,11 @@ import pytest
 import yaml
 
 from mmrlhf_jax import cli, ownership
+from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.inference.jobs import write_in_pieces
 from mmrlhf_jax.ownership import Owner, Ownership
+from tests.data import groups
 
 # Takes the file that is named at the moment that is given, says whether, and holds it until it is killed.
 HOLD = """
@@ -278,3 +281,28 @@ def test_a_second_trainer_ends_with_status_2_before_it_loads_anything(tmp_path, 
     assert ended.value.code == 2
     assert len(said) == 1 and f"process {first.pid} on {socket.gethostname()} is training in it" in said[0]
     assert listing(tmp_path / "run") == before
+
+
+def test_a_second_pass_that_writes_the_same_file_is_refused(tmp_path, holders):
+    """Its pieces are the first one's."""
+    examples = open_examples(groups.write(tmp_path / "source", 3), video_frames=3)
+    said = []
+
+    def work(piece):
+        with pytest.raises(UserError, match=rf"out: process {os.getpid()} on .* is writing it; wait for that"):
+            write_in_pieces(examples, tmp_path / "out", "job", lambda piece: said.append("written twice") or [])
+        return ({"id": record.id} for record in piece.records)
+
+    write_in_pieces(examples, tmp_path / "out", "job", work)
+    assert len((tmp_path / "out").read_text().splitlines()) == 3 and not said
+    assert sorted(os.listdir(tmp_path)) == ["out", "source"]
+
+
+@pytest.mark.parametrize("left", [[], ["data"]])
+def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path, left):
+    own = mine(tmp_path / "run" / "owner")
+    own.take()
+    with own:
+        for name in left:
+            (tmp_path / "run" / name).write_text("")
+    assert [path.name for path in tmp_path.rglob("*")] == (["run", *left] if left else [])

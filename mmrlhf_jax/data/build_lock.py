@@ -1,4 +1,4 @@
-"""One build of an OUT at a time: a file in the workplace names the process that is at it."""
+"""One process at a time makes an OUT: a file in the workplace names it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from mmrlhf_jax.progress import say
 LOCK = "lock"
 
 
-def sole_build(workplace: epath.Path, out: epath.Path) -> Ownership:
-    """Hold `workplace`, which is made where it is not there. UserError names the process that holds it already.
+def sole_writer(workplace: epath.Path, out: epath.Path, doing: str) -> Ownership:
+    """Hold `workplace`, to be entered as a context. It is made where it is not there.
 
-    What a process left that has ended is taken over: of this host at once, of another after `ownership.SILENT_SECONDS`.
+    UserError names the process that holds it already. What a process left that has ended is taken over: of this host at once,
+    of another after `ownership.SILENT_SECONDS`.
     """
     path = workplace / LOCK
-    lock = Ownership(path, f"{out}", "is building it", f"if it has ended, remove {path}", _lost)
+    lock = Ownership(path, f"{out}", doing, f"if it has ended, remove {path}", _lost)
     lock.take()
     return lock
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from mmrlhf_jax.data.build_lock import LOCK, sole_build
+from mmrlhf_jax.data.build_lock import LOCK, sole_writer
 from mmrlhf_jax.data.digests import digest
 from mmrlhf_jax.data.examples import (
     DATASET_INFO_FILE,
@@ -86,7 +86,7 @@ def build(
     if _is_in_use(out) and not _is_unfinished(out, workplace):
         return _reuse(out, workplace, examples, progress)
     planned = plan_shards(examples, directory, workplace / "notes")
-    with sole_build(workplace, out) as lock:
+    with sole_writer(workplace, out, "is building it") as lock:
         if _is_in_use(out) and not _is_unfinished(out, workplace):  # by another process, since it was looked at
             lock.quiet()
             return _reuse(out, workplace, examples, progress)

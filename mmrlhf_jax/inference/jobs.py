@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from mmrlhf_jax import strict_json
+from mmrlhf_jax.data.build_lock import sole_writer
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import hidden_beside, read_bytes, write_atomically, write_json_lines
@@ -31,21 +32,27 @@ def write_in_pieces(
     number that is not finite, which is not kept.
     """
     out = epath.Path(out)
-    if out.exists():
-        raise UserError(f"{out}: already exists; choose another --out or remove it first")
+    _refuse_existing(out)
     key = hashlib.sha256(f"{VERSION} {job} {examples.fingerprint} {piece}".encode()).hexdigest()[:16]
     folder = hidden_beside(out, f"{key}.pieces")
-    parts = []
-    for start in range(0, len(examples), piece):
-        part, chosen = folder / f"{start:09d}.jsonl", Subset(examples, range(start, min(start + piece, len(examples))))
-        if part.exists() and _is_whole(part, chosen):
-            say(f"records {start} to {start + len(chosen) - 1}: done before")
-        else:
-            write_json_lines(part, work(chosen))
-        parts.append(part)
-    write_atomically(out, b"".join(read_bytes(part) for part in parts))
-    if parts:
+    with sole_writer(folder, out, "is writing it") as lock:
+        _refuse_existing(out)  # by a process that was at it until now
+        parts = []
+        for start in range(0, len(examples), piece):
+            part, chosen = folder / f"{start:09d}.jsonl", Subset(examples, range(start, min(start + piece, len(examples))))
+            if part.exists() and _is_whole(part, chosen):
+                say(f"records {start} to {start + len(chosen) - 1}: done before")
+            else:
+                write_json_lines(part, work(chosen))
+            parts.append(part)
+        write_atomically(out, b"".join(read_bytes(part) for part in parts))
+        lock.quiet()
         folder.rmtree()
+
+
+def _refuse_existing(out: epath.Path) -> None:
+    if out.exists():
+        raise UserError(f"{out}: already exists; choose another --out or remove it first")
 
 
 def _is_whole(part: epath.Path, examples: Subset) -> bool:
