@@ -108,18 +108,27 @@ class Checkpoints(StoredCheckpoints):
         return TrainState(number, params, state.frozen, opt_state, state.start)
 
     def _newest(self, target: dict[str, Any], identity: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        tried, damaged = self.steps, []
+        tried, damaged = self.steps, {}
         for step in reversed(tried):
-            loaded = self._load_together(step, target, identity)
+            loaded, damage = self._load_together(step, target, identity)
             if loaded is not None:
                 for each in damaged:
                     self._set_aside(each)
                 return step, loaded
-            damaged.append(step)
+            damaged[step] = damage
+        for step, damage in damaged.items():
+            if len(damage) < jax.process_count():  # nothing is wrong with it, but with what these processes see
+                process, line = next(iter(damage.items()))
+                raise UserError(
+                    f"{self._path}: process {process} can read none of the checkpoints that others can read, as of step {step}"
+                    f" ({line}); nothing is removed. Does every host see the same directory?"
+                )
         raise UserError(f"{self._path}: none of the checkpoints {tried} can be read; use --fresh to start over")
 
-    def _load_together(self, step: int, target: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any] | None:
-        """The parts of a checkpoint; None, in every process, where it is damaged for one of them."""
+    def _load_together(
+        self, step: int, target: dict[str, Any], identity: dict[str, Any]
+    ) -> tuple[dict[str, Any] | None, dict[int, str]]:
+        """The parts of a checkpoint; or, in every process, None and for which processes it is damaged, with the error."""
         loaded, error, damage = None, None, None
         try:
             # First whose it is: the arrays of another run may not even have the same names.
@@ -133,11 +142,11 @@ class Checkpoints(StoredCheckpoints):
         fail_together(error, gather(None if error is None else described(error)))
         found = {process: line for process, line in enumerate(gather(damage)) if line is not None}
         if not found:
-            return loaded
+            return loaded, {}
         process = min(found)
         where = f" by process {process}" if jax.process_count() > 1 else ""
         say(f"the checkpoint at step {step} cannot be read{where} ({found[process]}); trying the one before")
-        return None
+        return None, found
 
     def _check_saved(self, step: int, expected: dict[str, Any]) -> None:
         """A checkpoint that cannot be read back is none. UserError says so, and that the ones before are still there."""

@@ -97,8 +97,8 @@ def record(done: Pending, recorder: Recorder, *, always: bool = False) -> None:
             raise UserError(
                 f"step {done.step}: {reason} (loss {loss:g}, norm {norm:g}); `mmrlhf replay {path}`"
                 " (on the same --launch) shows the batch."
-                " Set guard to skip such steps and start the same command again, or start over (--fresh) with a lower"
-                " optimizer.learning_rate"
+                " Set guard to skip such steps and start the same command again, or start over in another"
+                " run.directory with a lower optimizer.learning_rate"
             )
         say(f"step {done.step} is skipped: loss {loss:g}, gradient norm {norm:g}; {skipped} skipped so far")
     recorder.num_tokens += work.tokens

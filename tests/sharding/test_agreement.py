@@ -79,13 +79,16 @@ def restored(name, **errors):
 def all_steps(name):
     return sorted(path.name for path in (root / name).iterdir())
 
-for name in ("damaged", "passing", "memory", "listing"):
+for name in ("damaged", "passing", "memory", "listing", "blind"):
     saved(name, 1, 2, 3)
 report("damaged", lambda: restored("damaged", _3=FileNotFoundError("no manifest")))
 report("after damaged", lambda: all_steps("damaged"))
 report("passing", lambda: restored("passing", _3=OSError(503)))
 report("memory", lambda: restored("memory", _3=MemoryError()))
 report("after memory", lambda: all_steps("memory"))
+gone = FileNotFoundError("no such directory")
+report("blind", lambda: restored("blind", _1=gone, _2=gone, _3=gone))
+report("after blind", lambda: all_steps("blind"))
 broken.clear()
 
 # One host's listing is out of date: it does not see the newest.
@@ -171,6 +174,12 @@ def test_a_newest_checkpoint_that_one_host_cannot_read_gives_way_for_all(found):
 def test_what_is_no_damage_ends_all_and_none_falls_back(found, name, kind):
     assert [each[name][0] for each in found[:2]] == [kind, kind]
     assert "step 3" in found[0][name][1] and found[0]["after memory"] == ["1", "2", "3"]
+
+
+def test_a_host_that_does_not_see_the_directory_is_named_and_nobody_is_told_to_remove_what_is_good(found):
+    assert found[0]["blind"] == found[1]["blind"] and found[0]["blind"][0] == "UserError"
+    assert "process 1 can read none of the checkpoints that others can read" in found[0]["blind"][1]
+    assert "--fresh" not in found[0]["blind"][1] and found[0]["after blind"] == ["1", "2", "3"]
 
 
 def test_the_first_processs_listing_counts(found):
