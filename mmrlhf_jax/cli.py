@@ -334,7 +334,7 @@ def logprobs(
 @app.command()
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Option(help="What to ask.")],
+    prompt: Annotated[str, typer.Option(help="What to ask; `<image>` in it is a picture's place.")],
     image: Annotated[list[str] | None, path_option(help="Image file; may be given several times.")] = None,
     video: Annotated[str | None, path_option(help="Video file, or folder of frames.")] = None,
     video_frames: VideoFrames = 32,

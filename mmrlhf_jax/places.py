@@ -15,6 +15,10 @@ from mmrlhf_jax.errors import UserError, shown
 
 IMAGE_TAG, VIDEO_TAG = "<image>", "<video>"
 TAG = re.compile("<(?:image|video|audio)>")
+# What other programs write in the place of media. Here it is text.
+FOREIGN_TAG = re.compile(
+    r"<\|(?:image|video|audio|vision)[a-z0-9_]*\|>|<(?:IMG_CONTEXT|ImageHere|image_placeholder|image_\d+|IMAGE|Image|VIDEO|Video)>"
+)
 
 # A prompt as chat templates take it: the text after all media, or the n + 1 texts around n media.
 PromptText = str | tuple[str, ...]

@@ -10,7 +10,7 @@ import collections
 from collections.abc import Iterator, Sequence
 
 from mmrlhf_jax.errors import shown
-from mmrlhf_jax.places import WrongMedia
+from mmrlhf_jax.places import FOREIGN_TAG, WrongMedia
 from mmrlhf_jax.records import RankedRecord, Response, is_blank
 
 # Characters of one prompt or response; an answer of a model is a hundredth of this.
@@ -40,6 +40,8 @@ def check_record(record: RankedRecord, max_text: int = MAX_TEXT) -> Iterator[tup
         record.prompt_text()
     except WrongMedia as error:
         yield "media", str(error)
+    if tag := FOREIGN_TAG.search(record.prompt):
+        yield "media", f"the prompt has {tag[0]}, which is read as text; the place of a picture is <image>, of a video <video>"
     for name, text in _texts(record):
         if is_blank(text):
             yield "text", f"{name} is empty"

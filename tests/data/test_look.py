@@ -48,6 +48,7 @@ def answer(text, rank=None, **fields):
         ([answer("a", 1, scores={"ethics": 1}), answer("b", 2)], "responses have different scores: ethics, none"),
         ([answer("a", 1, scores={"ethics": 1}), answer("b", 2, scores={"ethics": 5})], "response 0 is ranked above response 1"),
         ([answer("a", 1), answer(" ", 2)], "response 1 is empty"),
+        ([answer("a", 1), answer("\u200b", 2)], "response 1 is empty"),
         ([answer("a", 1), answer("b" * 101, 2)], "response 1 has 101 characters, more than 100"),
         ([answer("a", 1, critique="\ufffd"), answer("b", 2)], "the critique of response 0 holds U.FFFD"),
     ],

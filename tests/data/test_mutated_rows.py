@@ -392,6 +392,19 @@ def test_mutated_rows_are_read_right_or_refused_by_place_and_name(tmp_path, name
     assert 75 < read < 225
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_first_row_that_is_of_no_format_any_more_is_refused_in_one_short_line(tmp_path, name):
+    path = tmp_path / "rows.jsonl"
+    for seed in range(60):
+        rng = random.Random(seed)
+        row = mutate(mutate(CASES[name][0](rng, 0), rng, []), rng, [])
+        path.write_text(json.dumps(row))
+        try:
+            read_source(path)
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) <= 700 + len(str(path)) and str(path) in str(error)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

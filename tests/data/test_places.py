@@ -456,6 +456,15 @@ def test_validate_finds_what_build_and_training_refuse(tmp_path, row):
             door()
 
 
+@pytest.mark.parametrize("tag", ["<|image_pad|>", "<IMG_CONTEXT>", "<|vision_start|>", "<image_1>", "<IMAGE>", "<|image_1|>"])
+def test_validate_finds_the_tags_of_other_programs_which_are_text_here(tmp_path, tag):
+    (tmp_path / "a.png").write_bytes(ranked.picture((40, 30), 1))
+    path = write(tmp_path, own(f"{tag} What?", ONE), own("<pre> What?", ONE) | {"id": "s"})
+    (finding,) = validate(path).findings
+    assert finding.kind == "media" and f"the prompt has {tag}, which is read as text" in finding.message
+    assert read_records(path)[0].prompt_text() == f"{tag} What?"
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

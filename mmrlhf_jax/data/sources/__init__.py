@@ -7,6 +7,7 @@ the file.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from etils import epath
@@ -111,9 +112,17 @@ def recognise(first: Row) -> Format:
         raise UserError(f"{first.where}: {named}")
     format_ = next((known for known in FORMATS if known.matches(first.data)), None)
     if format_ is None:
-        known = "; ".join(f"{f.name} ({f.fields})" for f in FORMATS)
-        raise UserError(f"{first.where}: unknown format, fields {shown(sorted(first.data))}; understood are: {known}")
+        known = "; ".join(f.name for f in FORMATS)
+        found = f"unknown format, fields {shown(sorted(first.data))}"
+        raise UserError(f"{first.where}: {found}{_nearest(first)}; known are: {known}")
     return format_
+
+
+def _nearest(first: Row) -> str:
+    """Which format has most of the row's fields, and what its fields are."""
+    shared = {format_: len(first.data.keys() & set(re.findall(r"\w+", format_.fields))) for format_ in FORMATS}
+    nearest = max(FORMATS, key=shared.__getitem__)
+    return f"; the nearest is {nearest.name} ({nearest.fields})" if shared[nearest] else ""
 
 
 def drop_contradictions(report: OnError) -> OnError:
