@@ -21,7 +21,7 @@ from mmrlhf_jax.files import read_bytes, read_sound_arrays, write_arrays
 from mmrlhf_jax.huggingface.tensors import sampled_bytes
 from mmrlhf_jax.huggingface.weight_files import find_weight_files
 from mmrlhf_jax.progress import Progress, say
-from mmrlhf_jax.sharding.agreement import first_reads
+from mmrlhf_jax.sharding.agreement import first_acts, first_reads
 from mmrlhf_jax.training.feed import feed, fetch, own_rows
 from mmrlhf_jax.training.objective import Outputs, forward, target_counts
 
@@ -109,9 +109,7 @@ def reference_logps(
     settings = dict(batch_rows=batch_rows, mesh=mesh, description="reference log-probs", partial=partial, at_batch=at_batch)
     found = score_responses(step, params, frozen, rows, **settings)
     check_finite(found["logps"], scored, rows)
-    if jax.process_index() == 0:
-        _keep(path, logps=found["logps"])
-        partial.unlink(missing_ok=True)
+    first_acts(lambda: _keep_in_the_end(path, partial, found["logps"]))
     return found["logps"]
 
 
@@ -143,6 +141,11 @@ def _kept_logps(path: epath.Path, scored: np.ndarray) -> np.ndarray | None:
 
     stored = first_reads(read)
     return None if stored is None else stored["logps"]
+
+
+def _keep_in_the_end(path: epath.Path, partial: epath.Path, logps: np.ndarray) -> None:
+    _keep(path, logps=logps)
+    partial.unlink(missing_ok=True)
 
 
 def _keep(path: epath.Path, **arrays: np.ndarray) -> None:

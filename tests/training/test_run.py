@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -242,6 +243,18 @@ def test_a_batch_that_was_met_later_is_replayed_under_the_checkpoint_before_it(e
     assert abs(third["rewards/margins"]) > 1e-3 and "rewards/accuracies" in found.figures
     for name, value in found.figures.items():
         assert value == pytest.approx(third[name], rel=1e-5, abs=1e-6), name
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_batch_that_cannot_be_saved_does_not_hide_why_the_run_stops(tmp_path, monkeypatch, capsys, number):
+    def fails(path, **arrays):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(recording, "write_arrays", fails)
+    batch = empty_row(Budget(8, 1, 1, 2, 2, 1), VisionGeometry(28, 14, ((28, 28),), 9))
+    batch = jax.tree.map(lambda x: jax.numpy.asarray(x)[None], batch)
+    recording.save_batch(loop.epath.Path(tmp_path / "bad_batch_step_0.npz"), 0, batch, [])
+    assert f"cannot be saved ([Errno {number}]" in capsys.readouterr().err
 
 
 def test_a_replay_names_what_is_not_finite(experiment, whole, tmp_path):
