@@ -92,7 +92,7 @@ class Ownership:
         self._seen: str | None = None  # the file as it was when its silence began
         self._silent, self._looked = 0.0, time.monotonic()
         self._confirmed, self._complaint = now_here(), ""
-        self._made_folder = False
+        self._made_folder, self._checked = False, 0.0
         self._takeover: Ownership | None = None
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, name="owner", daemon=True)
 
@@ -155,9 +155,14 @@ class Ownership:
             self._thread.join()
 
     def check(self) -> None:
-        """To be called before writing: after a long time without a beat, whether it is still this process's."""
-        if now_here() - self._confirmed > 3 * BEAT_SECONDS:
-            self._confirm()
+        """To be called before writing: after a long time without a beat, whether it is still this process's.
+
+        Where the storage does not answer nobody else could have taken it either, and the beats say so.
+        """
+        if now_here() - max(self._confirmed, self._checked) > 3 * BEAT_SECONDS:
+            self._checked = now_here()
+            with contextlib.suppress(Exception):  # whatever a storage backend raises
+                self._confirm()
 
     def _take_over(self, held: str, owner: Owner | None) -> bool:
         """Of several processes that find the owner gone, one gets the right to follow it, which is a file to own as well."""

@@ -210,6 +210,18 @@ def test_an_owner_whose_place_was_taken_while_it_was_suspended_notices(tmp_path,
     assert json.loads((tmp_path / "owner").read_text())["pid"] == 7
 
 
+def test_storage_that_is_away_for_a_while_ends_no_run(tmp_path, monkeypatch):
+    own = mine(tmp_path / "owner")
+    own.take()
+    asked = []
+    monkeypatch.setattr(ownership, "_read", lambda path: asked.append(path) or (_ for _ in ()).throw(OSError(503)))
+    now = ownership.now_here()
+    for later in (10.0, 100.0, 101.0, 200.0):
+        monkeypatch.setattr(ownership, "now_here", lambda later=later: now + later)
+        own.check()
+    assert len(asked) == 2  # not in every step
+
+
 def test_a_beat_is_a_change_and_leaves_nothing_behind(tmp_path, quick):
     own = mine(tmp_path / "owner")
     own.take()
