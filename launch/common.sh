@@ -7,6 +7,7 @@ launch="" name="" image="" dry_run=0 arguments=()
 # one of them, or killed outright, as a machine that is taken away does (`mmrlhf_jax/sharding/exits.py`).
 RESTART=(143 75 134 137)
 ATTEMPTS=${ATTEMPTS:-100}
+ABSENT=76 RETRIES=3 # another process never came: so many attempts in a row
 GRACE_SECONDS=300 # from SIGTERM to SIGKILL: time for a checkpoint
 
 fail() { echo "error: $*" >&2; exit 2; }
@@ -111,13 +112,20 @@ train_command() {
 }
 
 # Repeats a command (or a function that runs one) while it ends with a status that another attempt continues from, unless
-# it was the launcher that was told to stop.
+# it was the launcher that was told to stop, or the same process never came in RETRIES attempts in a row.
 run_until_finished() {
-  local attempt status
+  local attempt status absent=0
   for ((attempt = 1; attempt <= ATTEMPTS; attempt++)); do
     status=0
     "$@" || status=$?
-    ((signals == 0)) && [[ " ${RESTART[*]} " == *" $status "* ]] || return "$status"
+    ((signals == 0)) || return "$status"
+    if ((status == ABSENT)); then
+      absent=$((absent + 1))
+      ((absent < RETRIES)) || return "$status"
+    else
+      absent=0
+      [[ " ${RESTART[*]} " == *" $status "* ]] || return "$status"
+    fi
     echo "attempt $attempt ended with status $status; continuing from the newest checkpoint" >&2
     pause
     ((signals == 0)) || return "$status"

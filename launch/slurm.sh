@@ -33,18 +33,19 @@ set -uo pipefail
 # srun ends with the highest status of its tasks. What another attempt does not mend is raised above all signals, or the
 # others, which srun ends for it, would hide it. SLURM signals the trainer too, so the shell around it only lives on.
 task='trap : TERM INT; "\$@"; status=\$?
-case \$status in 0|$restart) exit \$status ;; *) exit \$((200 + (status < 55 ? status : 55))) ;; esac'
+case \$status in 0|$restart) exit \$status ;; $ABSENT) exit 254 ;; *) exit \$((200 + (status < 55 ? status : 55))) ;; esac'
 srun --kill-on-bad-exit=1 bash -c "\$task" task $(train_command "$launch" "${arguments[@]}")
 status=\$?
+most=0
 case \$status in
-  $restart)
-    if ((\${SLURM_RESTART_COUNT:-0} < $ATTEMPTS)); then
-      scontrol requeue "\$SLURM_JOB_ID"
-    else
-      echo "requeued $ATTEMPTS times: not again" >&2
-    fi
-    ;;
+  $restart) most=$ATTEMPTS ;;
+  254) status=$ABSENT most=$RETRIES ;;
 esac
+if ((\${SLURM_RESTART_COUNT:-0} < most)); then
+  scontrol requeue "\$SLURM_JOB_ID"
+elif ((most > 0)); then
+  echo "requeued \${SLURM_RESTART_COUNT:-0} times: not again" >&2
+fi
 exit \$((status < 200 ? status : status - 200))
 SCRIPT
 )

@@ -79,12 +79,12 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a k
 
 
 def main() -> None:
-    """Entry point. Whatever the user gave wrongly ends in one line and exit status 2."""
+    """Entry point. Whatever the user gave wrongly ends in one line and exit status 2 (or as `sharding.exits` says)."""
     try:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        _leave(2)
+        _leave(error.status)
     except ImportError as error:
         if "gcsfs" not in str(error):
             raise
@@ -214,7 +214,7 @@ def train(
     where = config.load_launch(launch)
     distributed.prepare(where)  # before jax is imported
     settings = config.load_experiment(experiment, overrides or [])
-    distributed.join(where)
+    distributed.join(where, launch)
     from mmrlhf_jax.training.loop import train as run
 
     run(settings, where, fresh=fresh)
@@ -237,7 +237,7 @@ def replay(
 
     where = config.load_launch(launch)
     distributed.prepare(where)  # before jax is imported
-    distributed.join(where)
+    distributed.join(where, launch)
     from mmrlhf_jax.training import loop
     from mmrlhf_jax.training import replay as replaying
 

@@ -9,8 +9,10 @@ class UserError(Exception):
     """Something the user gave (a file, a record, a key) is wrong.
 
     The message is one line: what is wrong, where (file, record id, key), and what to do. The command line prints it as
-    `error: ...` and exits with status 2, without a traceback.
+    `error: ...` and exits with `status`, without a traceback.
     """
+
+    status = 2
 
 
 def shown(value: Any, limit: int = 100) -> str:

@@ -29,6 +29,7 @@ from mmrlhf_jax.models.attention import Backend
 from mmrlhf_jax.models.llava_onevision import original, weights
 from mmrlhf_jax.models.llava_onevision.config import TEXT_DEFAULTS, LlavaOnevisionConfig, read_config
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.sharding.agreement import gather
 from mmrlhf_jax.sharding.mesh import make_mesh, parameter_shardings, use_mesh
 
 if TYPE_CHECKING:
@@ -92,15 +93,10 @@ def load_model(
 
 def _refuse_spoilt(spoilt: Collection[str], directory: Path, dtypes: Sequence[str]) -> None:
     """Together with the other processes: each has read the values of its own devices alone."""
-    count = 0
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        count = int(np.sum(multihost_utils.process_allgather(np.int32(len(spoilt)))))
-    if not spoilt and not count:
-        return
-    named = f"{len(spoilt)} tensors hold NaN or infinity ({some(sorted(spoilt))})" if spoilt else "another process's part does"
-    raise UserError(f"{directory}: {named} as {' or '.join(dtypes)}; a model with such weights cannot be used")
+    found = sorted({name for names in gather(sorted(spoilt)) for name in names})
+    if found:
+        what = f"{len(found)} tensors hold NaN or infinity ({some(found)}) as {' or '.join(dtypes)}"
+        raise UserError(f"{directory}: {what}; a model with such weights cannot be used")
 
 
 def check_checkpoint(model: str | os.PathLike[str]) -> tuple[LlavaOnevisionConfig, StoredTensors]:

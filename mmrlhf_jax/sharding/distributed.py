@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, MutableMapping
+from collections import Counter
+from collections.abc import Mapping, MutableMapping
+from typing import NamedTuple
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.accelerators import accelerator
+from mmrlhf_jax.sharding.meeting import meet
 
 # What a scheduler that JAX does not know sets for every process; the first is JAX's own variable.
 COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -34,23 +37,39 @@ def _starts(name: str, pattern: str) -> bool:
     return pattern.endswith("*") and name.startswith(pattern[:-1])
 
 
-def join(launch: config.Launch) -> None:
-    """Become one of the processes of this launch. Without `distributed` in it this process is all there is.
+def join(launch: config.Launch, name: str | None = None) -> None:
+    """Become one of the processes of this launch, whose file is `name`. Without `distributed` in it this process is all there
+    is.
 
     Who the others are comes from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` where they are set, else
-    from the scheduler (TPU pods, GKE, SLURM, MPI). UserError where they do not all come in time.
+    from the scheduler (TPU pods, GKE, SLURM, MPI). Raises UserError where neither says so or they contradict each other, and
+    `meeting.Absent` where not all of them come in time.
     """
+    name = name or "this launch file"
+    expected = _hosts(launch)
     if launch.distributed is None:
+        if expected > 1:
+            raise UserError(
+                f"{name}: is for {expected} hosts and has no `distributed:` section, so that each would train alone; add"
+                " `distributed: {}`, or use launch/local.yaml on one machine"
+            )
         return
     import jax
 
-    settings = launch.distributed
+    settings, devices = launch.distributed, _devices(launch)
+    place = _explicit() or _from_scheduler(devices, settings.initialization_timeout)
+    if place is None:
+        raise UserError(_how_to_start(name, expected))
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if place.count > 1:
+        meet(place.address, place.count, place.process, settings.initialization_timeout)
     try:
         jax.distributed.initialize(
-            **dict(_explicit()),
-            **_devices(launch),
+            place.address,
+            place.count,
+            place.process,
+            **devices,
             initialization_timeout=settings.initialization_timeout,
             # JAX would abort without a word; `training.peers` says which process is gone before that.
             heartbeat_timeout_seconds=3 * settings.heartbeat_timeout,
@@ -61,7 +80,63 @@ def join(launch: config.Launch) -> None:
             f"the processes of this launch did not come together within {settings.initialization_timeout} s ({reason});"
             f" look at the other hosts' logs, or raise distributed.initialization_timeout"
         ) from None
+    _check_devices(Counter(device.process_index for device in jax.devices()))
     say(f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} of {jax.device_count()} devices")
+
+
+class _Place(NamedTuple):
+    address: str  # of process 0, HOST:PORT
+    count: int
+    process: int
+
+
+def _explicit() -> _Place | None:
+    """What the environment says. UserError where it says half of it, or nonsense."""
+    given = {name: os.environ[name] for name in (COORDINATOR, PROCESSES, PROCESS) if os.environ.get(name)}
+    if PROCESSES not in given and PROCESS not in given:
+        return None  # a scheduler may know the rest
+    missing = [name for name in (COORDINATOR, PROCESSES, PROCESS) if name not in given]
+    if missing:
+        raise UserError(f"{next(reversed(given))} is set but {missing[0]} is not; set {COORDINATOR}, {PROCESSES} and {PROCESS}")
+    for name in (PROCESSES, PROCESS):
+        if not given[name].isdecimal():
+            raise UserError(f"{name} is {given[name]!r}; expected a number")
+    return _Place(given[COORDINATOR], int(given[PROCESSES]), int(given[PROCESS]))
+
+
+def _from_scheduler(devices: dict[str, range], timeout: int) -> _Place | None:
+    """What JAX finds out about the scheduler that started this process; None where there is none."""
+    from jax._src import clusters  # JAX shows nobody what it found, and would wait for the others before it does
+
+    address, process = os.environ.get(COORDINATOR), None
+    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        address, None, process, devices.get("local_device_ids"), None, timeout
+    )
+    return None if None in found[:3] else _Place(*found[:3])
+
+
+def _hosts(launch: config.Launch) -> int:
+    """How many processes a launch file is for: one a host; 1 where it does not say."""
+    hosts = 1 if launch.accelerator is None else accelerator(launch.accelerator).hosts
+    return hosts * launch.slices
+
+
+def _how_to_start(name: str, expected: int) -> str:
+    number = str(expected) if expected > 1 else "several"
+    return (
+        f"{name}: is for {number} processes, and nothing says which of them this is: start it on all hosts with one of launch/"
+        f" (slurm.sh, tpu_queued_resource.sh, tpu_xpk.sh, jobset.sh), or set {COORDINATOR}=HOST:PORT, {PROCESSES}={number} and"
+        f" {PROCESS}=0, 1, ... for each process; on this machine alone use --launch launch/local.yaml"
+    )
+
+
+def _check_devices(devices: Mapping[int, int]) -> None:
+    """`devices`: how many each process has. All processes see the same, so all of them stop."""
+    usual = Counter(devices.values()).most_common(1)[0][0]
+    odd = {process: number for process, number in sorted(devices.items()) if number != usual}
+    if odd:
+        named = ", ".join(f"process {process} has {number} devices" for process, number in odd.items())
+        raise UserError(f"{named}, the others have {usual}: a mesh needs the same number in each; look at those hosts")
 
 
 def _devices(launch: config.Launch) -> dict[str, range]:
@@ -69,13 +144,3 @@ def _devices(launch: config.Launch) -> dict[str, range]:
     if launch.accelerator is None or accelerator(launch.accelerator).is_tpu or "JAX_LOCAL_DEVICE_IDS" in os.environ:
         return {}
     return {"local_device_ids": range(accelerator(launch.accelerator).chips_per_host)}
-
-
-def _explicit() -> Iterator[tuple[str, str | int]]:
-    if PROCESSES in os.environ:
-        missing = [name for name in (COORDINATOR, PROCESS) if name not in os.environ]
-        if missing:
-            raise UserError(f"{PROCESSES} is set but {missing[0]} is not; set all three, or none")
-        yield "coordinator_address", os.environ[COORDINATOR]
-        yield "num_processes", int(os.environ[PROCESSES])
-        yield "process_id", int(os.environ[PROCESS])

@@ -45,7 +45,7 @@ from mmrlhf_jax.training.metrics import MetricsLog
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import learning_rate_at, make_optimizer
 from mmrlhf_jax.training.owner import owned
-from mmrlhf_jax.training.peers import COMPILING, MEASURING, Peers
+from mmrlhf_jax.training.peers import COMPILING, MEASURING, Peers, coordinator_lines
 from mmrlhf_jax.training.profiler import ProfilerWindow
 from mmrlhf_jax.training.record import Pending, Recorder, as_number, bad_batch_file, record
 from mmrlhf_jax.training.reference import make_scoring_step, model_fingerprint, reference_logps
@@ -56,7 +56,6 @@ from mmrlhf_jax.training.stop import StopSignal, Vote
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
-PEERS = "peers"
 
 
 def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool = False) -> TrainState:
@@ -73,13 +72,13 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
     check_layout(experiment, sizes, mesh.shape)
     say_waste(experiment, sizes, mesh.shape)
     limits = launch.distributed or config.Distributed()
-    peers = Peers(directory / PEERS, jax.process_index(), jax.process_count(), limits.heartbeat_timeout, limits.hang_timeout)
+    lines = coordinator_lines() if jax.process_count() > 1 else None
+    peers = Peers(lines, jax.process_index(), jax.process_count(), limits.heartbeat_timeout, limits.hang_timeout)
     with (
         owned(directory) as still_owned,
         use_mesh(mesh),
         matmul_precision(experiment.model.dtype),
         StopSignal() as stop,
-        no_old_beats(peers),
         peers,
         ends_if_alone(peers),
     ):
@@ -301,13 +300,6 @@ def evaluate(
     sums, metrics = reduce(lambda a, b: (merge(a[0], b[0]), merge(a[1], b[1])), results)
     figures = summary(metrics) | {"loss": mean_loss(objective, sums)}
     return {f"eval_{name}": as_number(value) for name, value in figures.items()}
-
-
-@contextlib.contextmanager
-def no_old_beats(peers: Peers) -> Iterator[None]:
-    """Before any process beats, all have removed their beats of an earlier attempt."""
-    together(peers.forget)
-    yield
 
 
 def write_settings(experiment: config.Experiment, rows: Rows, directory: epath.Path) -> None:

@@ -1,7 +1,8 @@
 """The other processes of a run: are they alive, and how far are they?
 
 In one program over many hosts, all wait for the slowest; a host that hangs or is gone leaves the others in a collective that
-never ends, and none of them can say why. So every process beats: a small file in the run directory, which all of them see.
+never ends, and none of them can say why. So every process beats: a line in the memory of the first one, which JAX's
+coordination service shares with all. No file system takes part, and whoever looks reads all lines at once.
 """
 
 from __future__ import annotations
@@ -11,18 +12,48 @@ import platform
 import threading
 import time
 from collections.abc import Callable
-
-from etils import epath
+from typing import Any, Protocol
 
 from mmrlhf_jax import strict_json
-from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.exits import PEER_LOST
 
 BEAT_SECONDS = 5.0
+# Between two looks at most so much silence counts: who did not look for longer (stopped, or kept waiting by the network) does
+# not know whether a peer was silent meanwhile, or itself deaf.
+MOST_BETWEEN_LOOKS = 2 * BEAT_SECONDS
 # What takes as long as it takes, and says nothing meanwhile.
 COMPILING, LOADING, MEASURING = "compiling", "loading the model", "measuring the data"
 UNTIMED = (COMPILING, LOADING, MEASURING)
+
+
+class Lines(Protocol):
+    """One line per process, seen by all. Both may raise whatever their transport does."""
+
+    def write(self, process: int, line: str) -> None: ...
+
+    def read(self) -> dict[int, str]: ...
+
+
+class CoordinatorLines:
+    """In JAX's coordination service: one call to write, one to read the lines of all processes. Empty at every start."""
+
+    PREFIX = "mmrlhf/beats/"
+
+    def __init__(self, client: Any):
+        self._client = client
+
+    def write(self, process: int, line: str) -> None:
+        self._client.key_value_set(f"{self.PREFIX}{process}", line, allow_overwrite=True)
+
+    def read(self) -> dict[int, str]:
+        return {int(key.rpartition("/")[2]): line for key, line in self._client.key_value_dir_get(self.PREFIX)}
+
+
+def coordinator_lines() -> CoordinatorLines:
+    from jax._src.distributed import global_state  # JAX has no public name for it; Orbax uses the same
+
+    return CoordinatorLines(global_state.client)
 
 
 class Peers:
@@ -35,7 +66,7 @@ class Peers:
 
     def __init__(
         self,
-        directory: epath.Path,
+        lines: Lines | None,
         process: int,
         count: int,
         timeout: float,
@@ -43,27 +74,17 @@ class Peers:
         *,
         leave: Callable[[int], None] = os._exit,
     ):
-        self._directory, self._process, self._count, self._timeout, self._hang, self._leave = (
-            directory,
-            process,
-            count,
-            timeout,
-            hang,
-            leave,
-        )
+        """`lines` may be None where there is one process."""
+        self._lines, self._process, self._count = lines, process, count
+        self._timeout, self._hang, self._leave = timeout, hang, leave
         self._step, self._doing, self._beats = 0, LOADING, 0
-        self._complaint = ""
+        self._complaint = self._line = ""
         self.finished = self._searched = False
-        self._seen: dict[int, tuple[str, float]] = {}
-        self._progress: tuple[str, float] = ("", time.monotonic())
+        self._looked: float | None = None  # when
+        self._seen: dict[int, tuple[str, float]] = {}  # the last line of each, and for how long it has been the same
+        self._progress: tuple[str, float] = ("", 0.0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
-
-    def forget(self) -> None:
-        """Remove this process's beat of an earlier attempt: to be done by all before any starts, or one would seem gone."""
-        if self._count > 1:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._path(self._process).unlink(missing_ok=True)
 
     def __enter__(self) -> Peers:
         if self._count > 1:
@@ -89,72 +110,75 @@ class Peers:
         self._searched = True  # an error is judged once, however many contexts it passes
         deadline = time.monotonic() + self._timeout + 2 * BEAT_SECONDS
         while time.monotonic() < deadline:
-            gone = self._gone(time.monotonic())
+            gone, _ = self.look(time.monotonic())
             if gone:
                 return gone
             time.sleep(1)
         return None
 
+    def look(self, now: float) -> tuple[str | None, str | None]:
+        """Read all beats once: (who is gone, who hangs), in words."""
+        try:
+            lines = self._lines.read()
+        except Exception:  # whatever the transport raises: the coordinator may be gone, which JAX says itself
+            return None, None
+        elapsed = 0.0 if self._looked is None else min(max(now - self._looked, 0.0), MOST_BETWEEN_LOOKS)
+        self._looked = now
+        if self._line and lines.get(self._process) != self._line:  # what is read is older than what was written
+            elapsed = 0.0
+        for process in range(self._count):
+            line = lines.get(process, "")  # one that never beat has ended before it could
+            last, silent = self._seen.get(process, ("", 0.0))
+            self._seen[process] = (line, silent + elapsed if line == last else 0.0)
+        beats = {process: strict_json.loads(line) for process, line in lines.items()}
+        return self._gone(beats), self._behind(beats, elapsed)
+
     def _run(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             self._beat(self._doing)
-            gone = self._gone(time.monotonic())
+            gone, behind = self.look(time.monotonic())
             if gone:
                 say(f"process {self._process}: {gone}; ending, the same command continues from the newest checkpoint")
                 self._leave(PEER_LOST)
                 return
-            behind = self._behind(time.monotonic())
             if behind:
                 say(f"process {self._process}: no step was finished for {self._hang:.0f} s; {behind}")
                 self._leave(PEER_LOST)
                 return
 
     def _beat(self, doing: str) -> None:
-        """One that cannot be written (a full disk, an object store that is away) is said once, and the next one is tried."""
-        try:
-            self._write(doing)
-        except Exception as error:  # whatever a storage backend raises: the thread must live on
-            complaint = str(error).strip() or type(error).__name__
-            if complaint != self._complaint:
-                say(f"process {self._process}: no sign of life can be left in {self._directory} ({complaint})")
-            self._complaint = complaint
-
-    def _write(self, doing: str) -> None:
+        """One that cannot be written is said once, and the next one is tried."""
         self._beats += 1
         beat = {"beat": self._beats, "step": self._step, "doing": doing, "host": platform.node(), "pid": os.getpid()}
-        write_atomically(self._path(self._process), strict_json.dumps(beat).encode())
+        line = strict_json.dumps(beat)
+        try:
+            self._lines.write(self._process, line)
+            self._line = line
+        except Exception as error:  # whatever the transport raises: the thread must live on
+            complaint = str(error).strip().split("\n")[0] or type(error).__name__
+            if complaint != self._complaint:
+                say(f"process {self._process}: no sign of life reaches the other processes ({complaint})")
+            self._complaint = complaint
 
-    def _path(self, process: int) -> epath.Path:
-        return self._directory / f"process-{process}.json"
-
-    def _read(self) -> dict[int, dict]:
-        found = {}
-        for process in range(self._count):
-            try:
-                found[process] = strict_json.loads(self._path(process).read_text())
-            except Exception:  # not there yet, a file system in the middle of it, or whatever an object store raises
-                continue
-        return found
-
-    def _gone(self, now: float) -> str | None:
+    def _gone(self, beats: dict[int, dict]) -> str | None:
         gone = []
-        for process, beat in self._read().items():
-            text = strict_json.dumps(beat)
-            if self._seen.get(process, ("", 0.0))[0] != text:
-                self._seen[process] = (text, now)
-            silent = now - self._seen[process][1]
-            if process != self._process and silent > self._timeout and beat["doing"] != "finished":
+        for process, (_, silent) in self._seen.items():
+            if process == self._process or silent <= self._timeout:
+                continue
+            beat = beats.get(process)
+            if beat is None:
+                gone.append(f"process {process} is gone (no sign of life for {silent:.0f} s)")
+            elif beat["doing"] != "finished":
                 gone.append(
                     f"process {process} on {beat['host']} is gone (silent for {silent:.0f} s, last at step {beat['step']})"
                 )
         return "; ".join(gone) or None
 
-    def _behind(self, now: float) -> str | None:
-        beats = self._read()
+    def _behind(self, beats: dict[int, dict], elapsed: float) -> str | None:
         where = strict_json.dumps({process: [beat["step"], beat["doing"]] for process, beat in beats.items()})
-        if where != self._progress[0] or any(beat["doing"] in UNTIMED for beat in beats.values()):
-            self._progress = (where, now)
-        if now - self._progress[1] < self._hang or len(beats) < self._count:
+        moved = where != self._progress[0] or any(beat["doing"] in UNTIMED for beat in beats.values())
+        self._progress = (where, 0.0 if moved else self._progress[1] + elapsed)
+        if self._progress[1] < self._hang or len(beats) < self._count:
             return None
         # Who waits in a step waits for the others; who does something else is waited for.
         least = min(beat["step"] for beat in beats.values())

@@ -14,7 +14,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.sharding import distributed
 from mmrlhf_jax.sharding.accelerators import ACCELERATORS, accelerator
 from mmrlhf_jax.sharding.describe import describe, directories
-from mmrlhf_jax.sharding.exits import RESTART
+from mmrlhf_jax.sharding.exits import ABSENT, RESTART, RETRIES
 from mmrlhf_jax.sharding.jobset import GRACE_SECONDS
 from mmrlhf_jax.sharding.rules import MESH_AXES
 from tests.launch.launchers import (
@@ -68,6 +68,7 @@ def test_launchers_know_the_trainers_own_statuses_and_grace_period():
     common = (ROOT / "launch" / "common.sh").read_text()
     assert f"\nRESTART=({' '.join(map(str, RESTART))})\n" in common
     assert f"\nGRACE_SECONDS={GRACE_SECONDS} " in common
+    assert f"\nABSENT={ABSENT} RETRIES={RETRIES} " in common
 
 
 @pytest.mark.parametrize(("name", "path"), PAIRS, ids=lambda part: getattr(part, "stem", part))

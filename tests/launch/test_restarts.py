@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrlhf_jax.sharding.exits import RESTART
+from mmrlhf_jax.sharding.exits import ABSENT, RESTART, RETRIES, RETRY
 from tests.launch.launchers import BUCKET, CLOUD, EXPERIMENT, ROOT, dry_run, environment, stand_in
 
 LOCAL = str(ROOT / "launch" / "local.sh")
@@ -50,6 +50,25 @@ def test_a_local_run_that_cannot_go_on_is_not_repeated(tmp_path, status):
     stand_in(tmp_path, "mmrlhf", f"echo x >> {tmp_path / 'count'}; exit {status}")
     assert subprocess.run([LOCAL, EXPERIMENT], env=environment(tmp_path), cwd=ROOT).returncode == status
     assert len(lines(tmp_path / "count")) == 1
+
+
+def test_a_process_that_never_comes_is_waited_for_in_three_attempts_and_not_for_ever(tmp_path):
+    count = tmp_path / "count"
+    stand_in(tmp_path, "mmrlhf", f"echo x >> {count}; exit {ABSENT}")
+    assert subprocess.run([LOCAL, EXPERIMENT], env=environment(tmp_path), cwd=ROOT).returncode == ABSENT
+    assert len(lines(count)) == RETRIES == 3
+
+
+def test_one_that_comes_late_now_and_then_is_no_reason_to_end(tmp_path):
+    """Only attempts in a row count: between them the run went on."""
+    count = tmp_path / "count"
+    stand_in(
+        tmp_path,
+        "mmrlhf",
+        f"echo x >> {count}\ncase $(wc -l < {count}) in 3 | 6) exit 75 ;; 9) exit 0 ;; *) exit {ABSENT} ;; esac",
+    )
+    assert subprocess.run([LOCAL, EXPERIMENT], env=environment(tmp_path), cwd=ROOT).returncode == 0
+    assert len(lines(count)) == 9
 
 
 # It says which signals come, and ends behind its checkpoint as the trainer does: at the first; a second one is one too many.
@@ -139,6 +158,19 @@ def test_a_task_that_failed_is_not_hidden_behind_those_that_were_ended_for_it(tm
     done = slurm_job(tmp_path, statuses)
     assert done.returncode == min(int(status) for status in statuses.split() if status in "12")
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("statuses", [str(ABSENT), f"143 {ABSENT} 137 {ABSENT}"])
+def test_a_slurm_job_that_a_host_never_joins_is_requeued_three_times(tmp_path, statuses):
+    """Whatever becomes of the tasks that srun ends for it."""
+    for before, requeued in (("0", True), ("2", True), ("3", False)):
+        done = slurm_job(tmp_path, statuses, SLURM_RESTART_COUNT=before)
+        assert (done.returncode, done.stdout) == (ABSENT, "requeue 7\n" if requeued else "")
+    assert "requeued 3 times: not again" in done.stderr
+
+
+def test_what_is_tried_a_few_times_is_not_tried_a_hundred_times():
+    assert not {*RETRY} & {*RESTART}
 
 
 def test_a_crash_of_the_trainer_itself_is_not_requeued(tmp_path):

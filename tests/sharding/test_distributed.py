@@ -14,30 +14,40 @@ from mmrlhf_jax.sharding import distributed
 LAUNCH = Path(__file__).parents[2] / "launch"
 
 
+NAMES = (distributed.COORDINATOR, distributed.PROCESSES, distributed.PROCESS)
+
+
 @pytest.fixture
 def told(monkeypatch):
-    """What `jax.distributed.initialize` is called with."""
+    """What `jax.distributed.initialize` is called with; all the others have come."""
     found = {}
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: found.update(settings))
-    for name in (distributed.COORDINATOR, distributed.PROCESSES, distributed.PROCESS, "JAX_LOCAL_DEVICE_IDS"):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *place, **settings: found.update(settings, place=place))
+    monkeypatch.setattr(distributed, "meet", lambda *arguments: found.update(met=arguments))
+    for name in (*NAMES, "JAX_LOCAL_DEVICE_IDS"):
         monkeypatch.delenv(name, raising=False)
     return found
 
 
-def test_a_gpu_hosts_one_process_drives_all_its_devices_under_slurm_too(told, monkeypatch):
+@pytest.fixture
+def placed(monkeypatch, told):
+    for name, value in zip(NAMES, ("host:1", "4", "2"), strict=True):
+        monkeypatch.setenv(name, value)
+
+
+def test_a_gpu_hosts_one_process_drives_all_its_devices_under_slurm_too(told, placed, monkeypatch):
     """There each task has a number on its host, and JAX would take the one device of that number."""
     monkeypatch.setenv("SLURM_LOCALID", "0")
     distributed.join(config.load_launch(LAUNCH / "h100-8x4.yaml"))
     assert list(told["local_device_ids"]) == list(range(8))
 
 
-def test_who_names_the_devices_is_followed(told, monkeypatch):
+def test_who_names_the_devices_is_followed(told, placed, monkeypatch):
     monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "0,1")
     distributed.join(config.load_launch(LAUNCH / "h100-8x4.yaml"))
     assert "local_device_ids" not in told
 
 
-def test_on_tpus_the_devices_are_the_slices_own(told):
+def test_on_tpus_the_devices_are_the_slices_own(told, placed):
     distributed.join(config.load_launch(LAUNCH / "v6e-32x2.yaml"))
     assert "local_device_ids" not in told
 
@@ -47,3 +57,54 @@ def test_half_of_the_variables_is_an_error_that_names_the_missing_one(told, monk
     monkeypatch.setenv(distributed.COORDINATOR, "127.0.0.1:1")
     with pytest.raises(UserError, match=f"{distributed.PROCESS} is not"):
         distributed.join(config.load_launch(LAUNCH / "h100-8x4.yaml"))
+
+
+def test_all_processes_meet_at_the_coordinators_address_before_jax_is_told_of_it(told, placed):
+    distributed.join(config.load_launch(LAUNCH / "h100-8x4.yaml"))
+    assert told["met"] == ("host:1", 4, 2, 600)
+    assert told["place"] == ("host:1", 4, 2)
+
+
+@pytest.mark.parametrize(("launch", "processes"), [("h100-8x4", 4), ("v6e-32x2", 16), ("v5e-16", 4)])
+def test_a_launch_file_of_several_hosts_on_one_machine_says_what_is_missing_and_how_to_start_it(told, launch, processes):
+    path = LAUNCH / f"{launch}.yaml"
+    with pytest.raises(UserError) as error:
+        distributed.join(config.load_launch(path), str(path))
+    message = str(error.value)
+    assert message.startswith(f"{path}: is for {processes} processes, and nothing says which of them this is: start it on all")
+    assert f"JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES={processes} and JAX_PROCESS_ID=0, 1, ..." in message
+    assert message.endswith("on this machine alone use --launch launch/local.yaml") and "\n" not in message
+    assert not told
+
+
+@pytest.mark.parametrize("settings", [{"accelerator": "v5e-16"}, {"mesh": {"slices": {"data": 2}}}])
+def test_several_hosts_without_a_distributed_section_would_each_train_alone(told, settings):
+    with pytest.raises(UserError, match="hosts and has no `distributed:` section"):
+        distributed.join(config.Launch.model_validate(settings))
+
+
+def test_one_host_needs_no_others(told):
+    for settings in ({}, {"accelerator": "h100-8"}, {"accelerator": "h200-8"}):
+        distributed.join(config.Launch.model_validate(settings))
+    assert not told
+
+
+@pytest.mark.parametrize("given", [{1}, {2}, {0, 1}, {0, 2}, {1, 2}])
+def test_any_part_of_the_variables_names_what_is_missing(told, monkeypatch, given):
+    for number in given:
+        monkeypatch.setenv(NAMES[number], "host:1" if number == 0 else "1")
+    with pytest.raises(UserError, match=f"is set but {NAMES[min({0, 1, 2} - given)]} is not; set "):
+        distributed.join(config.load_launch(LAUNCH / "h100-8x4.yaml"))
+
+
+@pytest.mark.parametrize("value", ["two", "-1", "1.5"])
+def test_variables_that_are_no_numbers_are_refused(told, placed, monkeypatch, value):
+    monkeypatch.setenv(distributed.PROCESS, value)
+    with pytest.raises(UserError, match=f"JAX_PROCESS_ID is '{value}'; expected a number"):
+        distributed.join(config.load_launch(LAUNCH / "h100-8x4.yaml"))
+
+
+def test_a_process_with_another_number_of_devices_is_named():
+    distributed._check_devices({0: 4, 1: 4, 2: 4})
+    with pytest.raises(UserError, match="process 1 has 2 devices, the others have 4"):
+        distributed._check_devices({0: 4, 1: 2, 2: 4})

@@ -7,68 +7,160 @@ import json
 import pytest
 
 from mmrlhf_jax.training.goodput import PARTS, Goodput
-from mmrlhf_jax.training.peers import COMPILING, LOADING, MEASURING, Peers
+from mmrlhf_jax.training.peers import BEAT_SECONDS, COMPILING, LOADING, MEASURING, Peers
+
+
+class Memory:
+    """Lines as the coordination service has them, with a count of the calls."""
+
+    def __init__(self):
+        self.lines: dict[int, str] = {}
+        self.reads = self.writes = 0
+        self.away = False
+
+    def write(self, process: int, line: str) -> None:
+        self.writes += 1
+        if self.away:
+            raise OSError("the coordinator is away")
+        self.lines[process] = line
+
+    def read(self) -> dict[int, str]:
+        self.reads += 1
+        if self.away:
+            raise OSError("the coordinator is away")
+        return dict(self.lines)
+
+    def beat(self, process: int, step: int, doing: str, number: int = 1):
+        beat = {"beat": number, "step": step, "doing": doing, "host": f"host-{process}", "pid": 1}
+        self.lines[process] = json.dumps(beat)
 
 
 @pytest.fixture
-def watched(tmp_path):
-    return Peers(tmp_path, 0, 3, timeout=30.0, hang=300.0)
+def memory():
+    return Memory()
 
 
-def beat(directory, process: int, step: int, doing: str, number: int = 1):
-    text = json.dumps({"beat": number, "step": step, "doing": doing, "host": f"host-{process}", "pid": 1})
-    (directory / f"process-{process}.json").write_text(text)
+@pytest.fixture
+def watched(memory):
+    return Peers(memory, 0, 3, timeout=30.0, hang=300.0)
 
 
-def test_the_process_that_is_behind_is_named_with_what_it_does(watched, tmp_path):
-    beat(tmp_path, 0, 7, "in step")
-    beat(tmp_path, 1, 7, "waiting for data")
-    beat(tmp_path, 2, 8, "in step")
-    assert watched._behind(0.0) is None
-    beat(tmp_path, 1, 7, "waiting for data", number=2)  # alive, but no further
-    assert watched._behind(1.0 + 300.0) == "process 1 on host-1 hangs at step 7: waiting for data"
+def looks(peers: Peers, start: float, end: float, every: float = BEAT_SECONDS, each=lambda now: None):
+    """What a process finds that looks again and again: the first complaint of either kind."""
+    gone = behind = None
+    while start <= end:
+        each(start)
+        found = peers.look(start)
+        gone, behind = gone or found[0], behind or found[1]
+        start += every
+    return gone, behind
 
 
-def test_progress_of_any_process_is_no_hang(watched, tmp_path):
-    for process in range(3):
-        beat(tmp_path, process, 7, "in step")
-    watched._behind(0.0)
-    beat(tmp_path, 2, 8, "in step")
-    assert watched._behind(1.0 + 300.0) is None
+def alive(memory, **where):
+    """All three processes beat, so that none is gone."""
+    number = iter(range(1, 10_000))
+
+    def each(now):
+        count = next(number)
+        for process, (step, doing) in where["at"].items():
+            memory.beat(process, step, doing, count)
+
+    return each
 
 
-def test_compiling_is_no_hang_however_long_it_takes(watched, tmp_path):
-    for process in range(3):
-        beat(tmp_path, process, 0, COMPILING if process == 2 else "in step")
-    watched._behind(0.0)
-    assert watched._behind(1000.0) is None
+def test_the_process_that_is_behind_is_named_with_what_it_does(watched, memory):
+    each = alive(memory, at={0: (7, "in step"), 1: (7, "waiting for data"), 2: (8, "in step")})
+    assert looks(watched, 0.0, 299.0, each=each) == (None, None)
+    assert looks(watched, 300.0, 305.0, each=each) == (None, "process 1 on host-1 hangs at step 7: waiting for data")
 
 
-def test_a_process_that_does_not_beat_is_gone_and_one_that_finished_is_not(watched, tmp_path):
+def test_progress_of_any_process_is_no_hang(watched, memory):
+    at = dict.fromkeys(range(3), (7, "in step"))
+    each = alive(memory, at=at)
+    looks(watched, 0.0, 295.0, each=each)
+    at[2] = (8, "in step")
+    assert looks(watched, 300.0, 595.0, each=each) == (None, None)
+
+
+@pytest.mark.parametrize("doing", [COMPILING, LOADING, MEASURING])
+def test_what_has_no_steps_of_its_own_is_no_hang_however_long_it_takes(watched, memory, doing):
+    each = alive(memory, at={0: (0, "in step"), 1: (0, "in step"), 2: (0, doing)})
+    assert looks(watched, 0.0, 1000.0, each=each) == (None, None)
+
+
+def test_a_process_that_does_not_beat_is_gone_and_one_that_finished_is_not(watched, memory):
     for process, doing in enumerate(("in step", "in step", "finished")):
-        beat(tmp_path, process, 7, doing)
-    assert watched._gone(0.0) is None
-    assert watched._gone(29.0) is None
-    assert watched._gone(31.0) == "process 1 on host-1 is gone (silent for 31 s, last at step 7)"
+        memory.beat(process, 7, doing)
+    assert looks(watched, 0.0, 30.0) == (None, None)
+    assert watched.look(31.0)[0] == "process 1 on host-1 is gone (silent for 31 s, last at step 7)"
 
 
-def test_a_beat_that_cannot_be_written_is_said_and_the_next_one_is_tried(watched, tmp_path, monkeypatch, capsys):
-    failing = lambda doing: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    with monkeypatch.context() as full:
-        full.setattr(watched, "_write", failing)
-        watched._beat("in step")
-        watched._beat("in step")
-    assert capsys.readouterr().err.count("No space left") == 1
+def test_a_process_that_never_beat_is_gone_as_well(watched, memory):
+    memory.beat(2, 7, "finished")
+    assert looks(watched, 0.0, 30.0) == (None, None)
+    assert watched.look(35.0)[0] == "process 1 is gone (no sign of life for 35 s)"
+
+
+def test_a_beat_that_cannot_be_written_is_said_and_the_next_one_is_tried(watched, memory, capsys):
+    memory.away = True
     watched._beat("in step")
-    assert (tmp_path / "process-0.json").exists()
+    watched._beat("in step")
+    assert capsys.readouterr().err.count("the coordinator is away") == 1
+    memory.away = False
+    watched._beat("in step")
+    assert 0 in memory.lines
 
 
-@pytest.mark.parametrize("doing", [LOADING, MEASURING])
-def test_what_has_no_steps_of_its_own_is_no_hang(watched, tmp_path, doing):
+# What makes a peer seem gone that is not
+
+
+@pytest.mark.parametrize("jump", [60.0, 86_400.0, -86_400.0])
+def test_a_jump_of_the_clock_makes_no_peer_gone(watched, memory, jump):
+    """Or a process that stood still: it does not know what it missed."""
+    memory.beat(1, 7, "in step")
+    memory.beat(2, 7, "in step")
+    assert looks(watched, 0.0, 5.0) == (None, None)
+    assert looks(watched, 5.0 + jump, 15.0 + jump) == (None, None)
+
+
+def test_lines_that_cannot_be_read_for_long_make_no_peer_gone(watched, memory):
+    """Nobody could write meanwhile, and after it everybody looks before the others' next beat."""
     for process in range(3):
-        beat(tmp_path, process, 0, doing)
-    watched._behind(0.0)
-    assert watched._behind(1000.0) is None
+        memory.beat(process, 7, "in step")
+    looks(watched, 0.0, 5.0)
+    memory.away = True
+    assert looks(watched, 10.0, 200.0) == (None, None)
+    memory.away = False
+    assert watched.look(205.0) == (None, None)
+
+
+def test_lines_that_are_older_than_what_was_written_make_no_peer_gone(watched, memory):
+    """As from a store that answers with what it had: this process's own last beat is not in it either."""
+    for process in range(1, 3):
+        memory.beat(process, 7, "in step")
+    watched._beat("in step")
+    old = dict(memory.lines)
+    watched._beat("in step")
+    memory.lines = old
+    assert looks(watched, 0.0, 200.0) == (None, None)
+
+
+def test_slow_answers_make_no_peer_gone(watched, memory):
+    """A look every 25 s, each with a new beat of the others."""
+    each = alive(memory, at=dict.fromkeys(range(3), (7, "in step")))
+    assert looks(watched, 0.0, 250.0, every=25.0, each=each) == (None, None)
+
+
+def test_a_tick_is_one_write_and_one_read_however_many_processes_there_are(memory):
+    """256 processes that each read every other's beat would read 65,536 objects every five seconds."""
+    peers = [Peers(memory, number, 256, timeout=30.0, hang=300.0) for number in range(256)]
+    for tick in range(3):
+        for each in peers:
+            each._beat("in step")
+        for each in peers:
+            assert each.look(5.0 * tick) == (None, None)
+    assert (memory.writes, memory.reads) == (3 * 256, 3 * 256)
+    assert len(memory.lines) == 256
 
 
 def test_time_that_is_not_a_steps_is_counted_by_what_it_went_into(monkeypatch):
