@@ -77,7 +77,7 @@ def test_a_launch_file_of_several_hosts_on_one_machine_says_what_is_missing_and_
     assert not told
 
 
-@pytest.mark.parametrize("settings", [{"accelerator": "v5e-16"}, {"mesh": {"slices": {"data": 2}}}])
+@pytest.mark.parametrize("settings", [{"accelerator": "v5e-16"}, {"mesh": {"data": 2, "slices": {"data": 2}}}])
 def test_several_hosts_without_a_distributed_section_would_each_train_alone(told, settings):
     with pytest.raises(UserError, match="hosts and has no `distributed:` section"):
         distributed.join(config.Launch.model_validate(settings))
