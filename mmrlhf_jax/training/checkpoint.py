@@ -44,7 +44,7 @@ class Checkpoints(StoredCheckpoints):
         self._keep = keep
         self._writer: ocp.training.Checkpointer | None = None
         self._pending: tuple[int, dict[str, Any], float | None] | None = None  # step, what is expected of it, score
-        first_acts(self._prepare)
+        first_acts(lambda: retried(self._prepare, f"{self._path}"))
         self._scores: dict[int, float | None] = {int(step): score for step, score in first_decides(self._found).items()}
 
     @property
@@ -183,17 +183,18 @@ class Checkpoints(StoredCheckpoints):
     def _remove_older(self) -> None:
         keep = {*self.steps[-self._keep :], self.best}
         for step in [step for step in self.steps if step not in keep]:
-            first_acts(lambda step=step: self._remove(str(step)))
+            first_acts(lambda step=step: retried(lambda: self._remove(str(step)), f"{self._path / str(step)}"))
             del self._scores[step]
 
     def _remove(self, name: str) -> None:
         """So that a kill half way leaves no part of it under a checkpoint's name."""
-        folder = self._path / name
+        folder, aside = self._path / name, self._path / (name if name.endswith(REMOVED) else f"{name}{REMOVED}")
         if is_remote(folder):
             (folder / COMMITTED).unlink(missing_ok=True)
-        elif not name.endswith(REMOVED):
-            folder = folder.rename(self._path / f"{name}{REMOVED}")
-        folder.rmtree(missing_ok=True)
+            aside = folder
+        elif folder != aside and folder.exists():
+            folder.rename(aside)
+        aside.rmtree(missing_ok=True)
 
     def _set_aside(self, step: int) -> None:
         """A checkpoint that could not be read keeps its bytes, under a name that the run does not come to again."""
@@ -239,6 +240,9 @@ class Checkpoints(StoredCheckpoints):
             if fault(error) is Fault.DENIED:
                 denied = f"a checkpoint may not be written ({first_line(error)})"
                 raise UserError(f"{self._path}: {denied}; {self._kept()}") from None
+            if fault(error) is Fault.PASSING:
+                away = f"a checkpoint could not be written ({first_line(error)})"
+                raise Unavailable(f"{self._path}: {away}; {self._kept()}") from error
             if fault(error) is Fault.PASSING:  # the arrays are gone from the device, so it cannot be written once more
                 reason = f"a checkpoint could not be written ({first_line(error)})"
                 raise Unavailable(f"{self._path}: {reason}; {self._kept()}") from None

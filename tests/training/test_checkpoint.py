@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 import orbax.checkpoint.experimental.v1 as ocp
 import pytest
+from etils import epath
 from flax import nnx
 
 from mmrlhf_jax import faults
@@ -312,3 +313,37 @@ def test_a_bucket_keeps_no_more_checkpoints_than_a_disk(bucket):
     assert StoredCheckpoints(where).steps == [2, 3]
     assert restored(where) == (3, 3.0)
     assert sorted(path.name for path in where.iterdir()) == ["2", "3"]
+
+
+@pytest.mark.parametrize("error", PASSING[:3], ids=str)
+def test_storage_that_is_away_while_a_checkpoint_is_written_ends_the_run_as_that(tmp_path, monkeypatch, error):
+    save(tmp_path, 1)
+    checkpoints = Checkpoints(tmp_path, keep=3)
+
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(ocp.training.Checkpointer, "save_checkpointables_async", fails)
+    with pytest.raises(faults.Unavailable, match=r"could not be written .*at step 1 is complete"):
+        checkpoints.save(state_at(2), IDENTITY)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_removal_that_fails_for_a_moment_is_done_all_the_same(tmp_path, monkeypatch, fails):
+    save(tmp_path, 1, 2, 3)
+    rmtree, left = type(epath.Path(tmp_path)).rmtree, [fails]
+
+    def failing(path, *arguments, **options):
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        rmtree(path, *arguments, **options)
+
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "rmtree", failing)
+    monkeypatch.setattr(faults, "FIRST_DELAY", 0.001)
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints.save(state_at(4), IDENTITY)
+    checkpoints.wait()
+    checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", "4"]
