@@ -171,6 +171,7 @@ def test_media_under_a_name_that_is_not_read_are_refused_by_that_name(tmp_path, 
         {"video": None, "videos": [], "audio": None, "rejected_images": []},
         {"rejected_images": ["a.png"]},  # the same as the preferred side's
         {"media_type": "picture", "has_audio": False},
+        {"audio": "none", "voice": "calm", "image_type": ".png", "medium": "oil"},
     ],
 )
 def test_fields_that_are_no_other_media_are_kept(tmp_path, field):

@@ -21,6 +21,9 @@ _IMAGE_WORDS = {"image", "img", "picture", "pic", "photo", "photograph", "screen
 _VIDEO_WORDS = {"video", "vid", "clip", "movie", "frame"}
 _OTHER_WORDS = {"audio", "sound", "speech", "wav", "voice", "media", "medium", "multimedia"}
 _WORDS = _IMAGE_WORDS | _VIDEO_WORDS | _OTHER_WORDS
+# Words that mean something else as well: under them alone not every text is a path.
+_AMBIGUOUS = {"sound", "speech", "voice", "medium", "movie", "pixel"}
+_NO_PATHS = {"none", "null", "nan", "n/a", "na", "no", "yes", "true", "false"}
 # Words that leave the name of a medium the name of one: `image_path`, `img_url`, `video_file`.
 _SAME = {"path", "url", "uri", "file", "filename", "filepath", "data", "byte", "base", "b", "64", "link", "list", "value"}
 # Words of a second name of what was read already: where it was fetched from, or how its publisher calls it.
@@ -40,7 +43,8 @@ _SECOND_NAME = _SAME | {
 }
 _JOINED = re.compile("(image|img|picture|photo|video|audio)s?(?=path|url|uri|file|data|bytes|list|name|base)", re.IGNORECASE)
 _SUFFIX = re.compile(
-    r"\.(jpe?g|png|webp|bmp|gif|tiff?|heic|avif|svg|mp4|avi|mov|mkv|webm|m4v|mpe?g|wav|mp3|flac|ogg|m4a)$", re.IGNORECASE
+    r"[^./\\]\.(jpe?g|png|webp|bmp|gif|tiff?|heic|avif|svg|mp4|avi|mov|mkv|webm|m4v|mpe?g|wav|mp3|flac|ogg|m4a)$",
+    re.IGNORECASE,
 )
 _ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]{1,9}://|data:(image|video|audio)/)", re.IGNORECASE)
 _HOLDERS = {"bytes", "path", "url", "src", "uri", "base64", "file"}
@@ -110,7 +114,8 @@ def _words(name: str) -> frozenset[str]:
 
 def _is_plain(words: frozenset[str]) -> bool:
     """Whether the words say nothing but that a field holds media."""
-    return all(word in _WORDS | _SAME | {"rejected", "chosen"} or word.isdigit() for word in words)
+    plain = (_WORDS - _AMBIGUOUS) | _SAME | {"rejected", "chosen"}
+    return all(word in plain or word.isdigit() for word in words)
 
 
 def _is_media(value: Any, is_plain: bool) -> bool:
@@ -121,7 +126,8 @@ def _is_media(value: Any, is_plain: bool) -> bool:
         case str():
             text = value.strip()
             looks = _SUFFIX.search(text[-10:]) or _ADDRESS.match(text[:40])
-            return bool(text) and bool((looks and "\n" not in text[:500]) or (is_plain and not re.search(r"\s", text[:500])))
+            may_be = is_plain and text.lower() not in _NO_PATHS and not re.search(r"\s", text[:500])
+            return bool(text) and bool(may_be or (looks and "\n" not in text[:500]))
         case list():
             return any(_is_media(item, is_plain) for item in value[:100])
         case dict():
