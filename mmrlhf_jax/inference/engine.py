@@ -47,6 +47,7 @@ class Engine:
         ends: Sequence[int] = (),
     ):
         self.config: LlavaOnevisionConfig = model.config
+        self.dtype = model.language.embedding.dtype  # that of all computation but the reward head's
         self.graphdef, self.params = nnx.split(with_short_sums(model))
         self.tokenizer, self.mesh = tokenizer, mesh
         self.template = template
@@ -69,7 +70,9 @@ class Engine:
         source = local_directory(path)
         tokenizer, ends = load_tokenizer(source), end_tokens(source)  # before the weights, which take longer
         with use_mesh(mesh):
-            model = load_model(source, mesh=mesh, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
+            # A reward head computes in float32, and so are its weights.
+            kinds = lambda path: jnp.dtype("float32" if path[0] == "reward_head" else dtype)
+            model = load_model(source, mesh=mesh, dtype=jnp.dtype(dtype), param_dtype=kinds)
         engine = Engine(model, tokenizer, mesh, template=template, batch=batch, ends=ends)
         tokens = engine.encoder("answer").fingerprint  # whose tokens, and how a conversation is written
         engine.fingerprint = model_fingerprint(source, dtype=dtype, tokens=tokens, stops=engine.stop_tokens)
@@ -104,7 +107,7 @@ class Engine:
         # Trees of like shape share a batch: less padding, and few shapes.
         trees = sorted(prompt_trees(prompts, encoder), key=lambda t: (t.branches, len(t.tree.tokens), t.numbers))
         settings = dict(max_new_tokens=max_new_tokens, stop_tokens=self.stop_tokens, temperature=temperature)
-        with use_mesh(self.mesh), matmul_precision(self._dtype()):
+        with use_mesh(self.mesh), matmul_precision(self.dtype):
             for branches, alike in itertools.groupby(trees, key=lambda t: t.branches):
                 count = round_up(max(1, self.batch // branches), rows_divisor(self.mesh))
                 for chosen in batched(alike, count):
@@ -126,7 +129,7 @@ class Engine:
     ) -> list[dict[str, np.ndarray]]:
         """Per example: `logps`, `lengths` and `rewards`, float32[K] each, of its responses under `task`'s conversations."""
         rows = all_rows(examples, self.encoder(task), slots=slots)
-        with use_mesh(self.mesh), matmul_precision(self._dtype()):
+        with use_mesh(self.mesh), matmul_precision(self.dtype):
             arguments = dict(batch_rows=self._rows(rows), mesh=self.mesh, description=description)
             found = score_responses(self._scoring, self.params, nnx.State({}), rows, **arguments)
         first = rows.index.first_responses
@@ -135,9 +138,6 @@ class Engine:
     def _rows(self, rows) -> int:
         divisor = rows_divisor(self.mesh)
         return max(divisor, min(self.batch, round_up(rows.count(1), divisor)))
-
-    def _dtype(self):
-        return jax.tree.leaves(self.params)[0].dtype
 
 
 def all_finite(values: np.ndarray, record: RankedRecord, what: str) -> np.ndarray:

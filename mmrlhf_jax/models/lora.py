@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from mmrlhf_jax.sharding.rules import gather_param
+from mmrlhf_jax.models import parameters
 
 Path = tuple[str, ...]
 ADAPTERS = ("lora_a", "lora_b")
@@ -26,25 +26,32 @@ ADAPTERS = ("lora_a", "lora_b")
 class AdaptableLinear(nnx.Linear):
     """`nnx.Linear` whose parameters are gathered where they are used.
 
-    It may carry `lora_a: [..., inputs, rank]` and `lora_b: [..., rank, outputs]`.
+    It may carry `lora_a: [..., inputs, rank]` and `lora_b: [..., rank, outputs]`. Gradients of its matrices are summed in
+    `reduce_dtype`.
     """
 
+    reduce_dtype = "float32"
+
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        x = x.astype(self.dtype)
         y = self.product(x)
         if self.bias is not None:
-            y = y + gather_param(self.bias, self.dtype)
+            y = (y + parameters.used(self.bias, y.dtype)).astype(y.dtype)
         if not self.adapted:
             return y
-        a, b = (gather_param(adapter, y.dtype) for adapter in (self.lora_a, self.lora_b))
-        return y + (x.astype(y.dtype) @ a @ b) * jnp.asarray(self.lora_scale, y.dtype)
+        return y + self.adapter_product(self.adapter_product(x, self.lora_a), self.lora_b) * jnp.asarray(
+            self.lora_scale, y.dtype
+        )
 
     @property
     def adapted(self) -> bool:
         return hasattr(self, "lora_a")
 
     def product(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        kernel = gather_param(self.kernel, self.dtype)
-        return x.astype(kernel.dtype) @ kernel
+        return parameters.product(x, self.kernel, self.reduce_dtype)
+
+    def adapter_product(self, x: Float[Array, "... I"], adapter: nnx.Param) -> Float[Array, "... O"]:
+        return parameters.product(x, adapter, self.reduce_dtype)
 
     def add_adapters(self, a: nnx.Param, b: nnx.Param, scale: float) -> None:
         self.lora_a, self.lora_b, self.lora_scale = a, b, scale
@@ -94,6 +101,13 @@ def add_lora(
         )
         paths.append(path)
     return paths
+
+
+def with_reduce_dtype(model: nnx.Module, dtype: str) -> nnx.Module:
+    """`model`, the gradients of whose matrices are summed in `dtype`, or in what it computes in if that is wider."""
+    for _, layer in _linear_layers(model):
+        layer.reduce_dtype = dtype
+    return model
 
 
 def merge_lora(model: nnx.Module) -> nnx.Module:

@@ -12,10 +12,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from mmrlhf_jax.models import parameters
 from mmrlhf_jax.models.attention import Backend, attend_cache, attention
 from mmrlhf_jax.models.layers import linear, run_stack, stack
 from mmrlhf_jax.models.llava_onevision.config import TextConfig
-from mmrlhf_jax.sharding.rules import constrain, gather_param, partitioned
+from mmrlhf_jax.models.parameters import for_norm
+from mmrlhf_jax.sharding.rules import constrain, partitioned
 
 
 class KVCache(NamedTuple):
@@ -37,10 +39,11 @@ class Vocabulary:
 
     def __rmatmul__(self, hidden: Float[Array, "... E"]) -> Float[Array, "... V"]:
         """Logits in float32, of all hidden states: for few of them. `objectives.logprobs` goes chunk by chunk."""
-        logits = jnp.matmul(hidden, self.kernel, preferred_element_type=jnp.float32)
-        if self.adapter is None:
+        kernel, *adapter = (w.astype(hidden.dtype) for w in (self.kernel, *(self.adapter or ())))
+        logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        if not adapter:
             return logits
-        a, b = self.adapter
+        a, b = adapter
         return logits + jnp.matmul(hidden @ a, b, preferred_element_type=jnp.float32)
 
 
@@ -119,7 +122,8 @@ class DecoderLayer(nnx.Module):
 
 
 def rms_norm(config: TextConfig, *, dtype, param_dtype, rngs) -> nnx.RMSNorm:
-    return nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    kinds = dict(dtype=dtype, param_dtype=param_dtype, promote_dtype=for_norm)
+    return nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs, **kinds)
 
 
 class Qwen2(nnx.Module):
@@ -143,23 +147,16 @@ class Qwen2(nnx.Module):
             self.head = linear(config.hidden_size, config.vocab_size, ("embed", "vocab"), bias=False, rngs=rngs, **kinds)
 
     def vocabulary(self) -> Vocabulary:
-        """The projection from hidden states to logits, its adapter included."""
-        dtype = self.embedding.dtype
+        """The projection from hidden states to logits, its adapter included, as it is stored."""
         if self.config.tied:
-            return Vocabulary(self.embedding.embedding[...].T.astype(dtype))
-        kernel = self.head.kernel[...].astype(dtype)
+            return Vocabulary(self.embedding.embedding[...].T)
         if not self.head.adapted:
-            return Vocabulary(kernel)
-        a = gather_param(self.head.lora_a, None) * self.head.lora_scale
-        return Vocabulary(kernel, (a.astype(dtype), self.head.lora_b[...].astype(dtype)))
+            return Vocabulary(self.head.kernel[...])
+        a = parameters.used(self.head.lora_a, None) * self.head.lora_scale
+        return Vocabulary(self.head.kernel[...], (a, self.head.lora_b[...]))
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S E"]:
-        # The table stays where it is stored, in columns, and the tokens come to it: what they find is a column's part of every
-        # row, and goes back as whole rows.
-        table = constrain(self.embedding.embedding[...].astype(self.embedding.dtype), "vocab", "columns")
-        tokens = constrain(constrain(tokens, "replica", None), "replica", "slots")
-        found = constrain(jnp.take(table, tokens, axis=0), "replica", "slots", "columns")
-        return constrain(found, "batch", "slots", None)
+        return parameters.look_up(self.embedding.embedding, tokens, self.embedding.dtype)
 
     def __call__(
         self, x: Float[Array, "B S E"], positions: Int[Array, "B S"], visible_until: Int[Array, "B S"]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mmrlhf_jax.models.layers import linear
+from mmrlhf_jax.models.layers import linear, matmul_precision
 from mmrlhf_jax.models.lora import AdaptableLinear
 from mmrlhf_jax.sharding import ring
 
@@ -19,13 +19,15 @@ class FewRowsLinear(AdaptableLinear):
     """For the few rows of a score: of their product's gradient, unlike that of a sequence's, XLA makes an all-reduce."""
 
     def product(self, x: Float[Array, "B ... I"]) -> Float[Array, "B ... O"]:
-        kernel = self.kernel[...].astype(self.dtype)
-        return ring.multiply(x.astype(kernel.dtype), kernel, self.kernel.get_metadata().get("out_sharding") or (None, None))
+        kernel = self.kernel[...].astype(x.dtype)
+        return ring.multiply(x, kernel, self.kernel.get_metadata().get("out_sharding") or (None, None))
 
 
 class RewardHead(nnx.Module):
-    def __init__(self, hidden_size: int, variant: str, *, dtype, param_dtype, rngs: nnx.Rngs):
-        kinds = dict(bias=True, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    """Computes in float32 whatever the model does: scores of good responses differ by less than bfloat16 can say."""
+
+    def __init__(self, hidden_size: int, variant: str, *, param_dtype, rngs: nnx.Rngs):
+        kinds = dict(bias=True, dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs)
         self.variant = variant
         if variant != "linear":
             self.dense = linear(hidden_size, hidden_size, ("embed", None), kind=FewRowsLinear, **kinds)
@@ -33,8 +35,9 @@ class RewardHead(nnx.Module):
 
     def __call__(self, hidden: Float[Array, "... E"]) -> Float[Array, ...]:
         """Scalar rewards in float32."""
-        if self.variant == "tanh":
-            hidden = jnp.tanh(self.dense(hidden))
-        elif self.variant == "silu":
-            hidden = jax.nn.silu(self.dense(hidden))
-        return self.out(hidden)[..., 0].astype(jnp.float32)
+        with matmul_precision(jnp.float32):
+            if self.variant == "tanh":
+                hidden = jnp.tanh(self.dense(hidden))
+            elif self.variant == "silu":
+                hidden = jax.nn.silu(self.dense(hidden))
+            return self.out(hidden)[..., 0]

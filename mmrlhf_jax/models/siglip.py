@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, UInt8
 from mmrlhf_jax.models.attention import Backend, full_attention
 from mmrlhf_jax.models.layers import linear, run_stack, stack
 from mmrlhf_jax.models.llava_onevision.config import VisionConfig
-from mmrlhf_jax.sharding.rules import constrain, gather_param, partitioned
+from mmrlhf_jax.models.parameters import for_norm, used
+from mmrlhf_jax.sharding.rules import constrain, partitioned
 
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -28,6 +29,7 @@ def layer_norm(config: VisionConfig, *, dtype, param_dtype, rngs) -> nnx.LayerNo
         use_fast_variance=False,
         dtype=dtype,
         param_dtype=param_dtype,
+        promote_dtype=for_norm,
         rngs=rngs,
     )
 
@@ -85,7 +87,8 @@ class Siglip(nnx.Module):
 
     def __call__(self, tiles: UInt8[Array, "N H W 3"]) -> Float[Array, "N P E"]:
         """Hidden states of the feature layer (LLaVA-OneVision's `vision_feature_layer`), without post-norm."""
-        x = self.patch(patches(tiles, self.config)) + gather_param(self.positions.embedding, self.patch.dtype)
+        x = self.patch(patches(tiles, self.config))
+        x = (x + used(self.positions.embedding, x.dtype)).astype(x.dtype)
         layers = jax.tree.map(lambda p: p[: self.config.feature_layers], self.layers)
         x = constrain(x, "tiles", None, None)
         x, _ = run_stack(lambda layer, x: (layer(x, self.attention_backend), None), x, layers, remat=self.remat)

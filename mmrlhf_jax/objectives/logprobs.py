@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mmrlhf_jax.sharding import rules
-from mmrlhf_jax.sharding.ring import gather_rows
+from mmrlhf_jax.sharding.ring import gather_rows, reduce_scatter_rows
 
 
 class TargetLogps(NamedTuple):
@@ -48,69 +49,137 @@ def target_logps(
     padding = ((0, 0), (0, -count % (chunk * shards)))
     targets, predictors = jnp.pad(targets, padding), jnp.pad(predictors, padding)
     states = jnp.take_along_axis(hidden, predictors[..., None], axis=1)
-    terms = [(states, vocabulary)]
+    inputs, kernels = (states,), (vocabulary,)
     if adapter is not None:
-        terms.append((states @ adapter[0], adapter[1]))
-    project = partial(_project, chunk=chunk) if mesh is None else _project_in_place(mesh, terms, chunk)
-    return jax.tree.map(lambda x: x[:, :count], project(*zip(*terms, strict=True), targets))
+        inputs, kernels = (states, states @ adapter[0].astype(states.dtype)), (vocabulary, adapter[1])
+    how = _How(chunk, ((),) * len(kernels), jax.config.jax_default_matmul_precision)
+    project = _project if mesh is None else partial(_project_in_place, mesh)
+    found = project(inputs, kernels, targets, how)
+    return jax.tree.map(lambda x: x[:, :count], found)
 
 
-# What logits are summed from: inputs of some width and a kernel each.
+# What logits are summed from: inputs of some width and a kernel for each.
 Inputs = tuple[Float[Array, "B M _"], ...]
 Kernels = tuple[Float[Array, "_ V"], ...]
 
 
-def _project_in_place(mesh: AbstractMesh, terms: list[tuple[jax.Array, jax.Array]], chunk: int):
+class _How(NamedTuple):
+    chunk: int
+    gathered: tuple[tuple[str, ...], ...]  # of every kernel: the (manual) mesh axes over which its rows are stored
+    precision: str | None  # of all products
+
+
+def _project_in_place(mesh: AbstractMesh, inputs: Inputs, kernels: Kernels, targets: Int[Array, "B M"], how: _How):
     """`_project` with rows and targets where they are, and the vocabulary gathered once.
 
     Left to the partitioner, every chunk's part of the vocabulary's gradient would be reduced over the mesh. Here each device
     adds up its own chunks, and the sum is reduced once, straight into the stored pieces.
     """
-    rows = tuple(rules.fit(rules.spec("batch", "slots", None), x.shape, mesh) for x, _ in terms)
-    # The inputs of an adapter's B are not split.
+    rows = tuple(rules.fit(rules.spec("batch", "slots", None), x.shape, mesh) for x in inputs)
+    # The rows of an adapter's B, as many as its rank, are not split.
     stored = tuple(
         PartitionSpec(rules.fit_stored((axis, None), kernel.shape, mesh)[0])
-        for axis, (_, kernel) in zip(("embed", None), terms, strict=False)
+        for axis, kernel in zip(("embed", None), kernels, strict=False)
     )
-
-    def local(inputs: Inputs, kernels: Kernels, targets):
-        whole = (gather_rows(w, rules.axes_in(spec[0])) if spec[0] else w for w, spec in zip(kernels, stored, strict=True))
-        return _project(inputs, tuple(whole), targets, chunk=chunk)
-
+    how = how._replace(gathered=tuple(rules.axes_in(spec[0]) for spec in stored))
     return jax.shard_map(
-        local,
+        lambda inputs, kernels, targets: _project(inputs, kernels, targets, how),
         mesh=mesh,
         in_specs=(rows, stored, PartitionSpec(*rows[0][:2])),
         out_specs=PartitionSpec(*rows[0][:2]),
         axis_names=set(rules.MESH_AXES) - {"tensor"},
         check_vma=False,
-    )
+    )(inputs, kernels, targets)
 
 
-def _project(inputs: Inputs, kernels: Kernels, targets: Int[Array, "B M"], *, chunk: int) -> TargetLogps:
-    batch, count = targets.shape
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _project(inputs: Inputs, kernels: Kernels, targets: Int[Array, "B M"], how: _How) -> TargetLogps:
+    """`kernels` as they are stored, in pieces; they are used in the dtype of the inputs. Their gradients are summed over all
+    chunks in float32, which a cast of the whole kernel before the scan would not allow.
+    """
+    return _figures(inputs, _whole(inputs, kernels, how), targets, how)
 
-    def chunks(x):
-        return x.reshape(batch, count // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-    @partial(jax.checkpoint, prevent_cse=False)
-    def body(inputs, targets):
-        products = [
-            jnp.einsum("bce,ev->bcv", x, kernel, preferred_element_type=jnp.float32)
-            for x, kernel in zip(inputs, kernels, strict=True)
-        ]
-        logits = rules.constrain(sum(products[1:], products[0]), None, None, "act_vocab")
+def _whole(inputs: Inputs, kernels: Kernels, how: _How) -> Kernels:
+    cast = (kernel.astype(x.dtype) for x, kernel in zip(inputs, kernels, strict=True))
+    return tuple(gather_rows(kernel, axes) if axes else kernel for kernel, axes in zip(cast, how.gathered, strict=True))
+
+
+def _figures(inputs: Inputs, whole: Kernels, targets: Int[Array, "B M"], how: _How) -> TargetLogps:
+    def body(_, chunk):
+        inputs, targets = chunk
+        logits = _logits(inputs, whole, how)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         normaliser = jax.nn.logsumexp(logits, axis=-1)
-        seen, sums = jax.lax.stop_gradient((logits, normaliser))
-        correct = (jnp.argmax(seen, axis=-1) == targets).astype(jnp.float32)
-        surprise = sums[..., None] - seen
+        correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
+        surprise = normaliser[..., None] - logits
         entropy = (jnp.exp(-surprise) * surprise).sum(axis=-1)
-        return TargetLogps(chosen - normaliser, correct, seen.mean(axis=-1), entropy)
+        return None, TargetLogps(chosen - normaliser, correct, logits.mean(axis=-1), entropy)
 
     # The count of chunks is static; a scan keeps one chunk alive at a time.
-    _, out = jax.lax.scan(lambda _, xs: (None, body(*xs)), None, (jax.tree.map(chunks, inputs), chunks(targets)))
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(batch, count), out)
+    _, found = jax.lax.scan(body, None, _chunks((inputs, targets), how.chunk))
+    return jax.tree.map(_rows, found)
+
+
+def _logits(inputs: Inputs, whole: Kernels, how: _How) -> Float[Array, "B C V"]:
+    settings = dict(precision=how.precision, preferred_element_type=jnp.float32)
+    products = [jnp.einsum("bce,ev->bcv", x, kernel, **settings) for x, kernel in zip(inputs, whole, strict=True)]
+    return rules.constrain(sum(products[1:], products[0]), None, None, "act_vocab")
+
+
+def _project_forward(inputs, kernels, targets, how):
+    values = tuple(x.value for x in inputs)
+    whole = _whole(values, tuple(kernel.value for kernel in kernels), how)
+    # Of a kernel that learns an empty array of its dtype, of a frozen one nothing.
+    learns = tuple(jnp.zeros(0, kernel.value.dtype) if kernel.perturbed else None for kernel in kernels)
+    return _figures(values, whole, targets.value, how), (values, whole, targets.value, learns)
+
+
+def _project_backward(how, kept, cotangents):
+    """d logp / d logits is one at the target less the probabilities; logits are made again, chunk by chunk."""
+    inputs, whole, targets, learns = kept
+    if type(cotangents.logps) is SymbolicZero:
+        return None, None, None
+    settings = dict(precision=how.precision, preferred_element_type=jnp.float32)
+
+    def body(sums, chunk):
+        inputs, targets, cotangent = chunk
+        logits = _logits(inputs, whole, how)
+        probabilities = jnp.exp(logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+        at_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+        back = rules.constrain(cotangent[..., None] * (at_target - probabilities), None, None, "act_vocab")
+        # As mixed products: rounding what comes back would cost more than it saves.
+        to_inputs = tuple(
+            jax.lax.dot_general(back, kernel, (((2,), (1,)), ((), ())), **settings).astype(x.dtype)
+            for x, kernel in zip(inputs, whole, strict=True)
+        )
+        sums = tuple(
+            None if total is None else total + jax.lax.dot_general(x, back, (((0, 1), (0, 1)), ((), ())), **settings)
+            for x, total in zip(inputs, sums, strict=True)
+        )
+        return sums, to_inputs
+
+    nothing = tuple(
+        None if own is None else jnp.zeros(kernel.shape, jnp.float32) for own, kernel in zip(learns, whole, strict=True)
+    )
+    sums, to_inputs = jax.lax.scan(body, nothing, _chunks((inputs, targets, cotangents.logps), how.chunk))
+    pieces = tuple(
+        None if own is None else (reduce_scatter_rows(total, axes) if axes else total).astype(own.dtype)
+        for own, total, axes in zip(learns, sums, how.gathered, strict=True)
+    )
+    return jax.tree.map(_rows, to_inputs), pieces, None
+
+
+_project.defvjp(_project_forward, _project_backward, symbolic_zeros=True)
+
+
+def _chunks(tree, size: int):
+    """[B, M, ...] to [M / size, B, size, ...]."""
+    return jax.tree.map(lambda x: x.reshape(len(x), x.shape[1] // size, size, *x.shape[2:]).swapaxes(0, 1), tree)
+
+
+def _rows(x: Float[Array, "N B C ..."]) -> Float[Array, "B M ..."]:
+    return x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])
 
 
 def sum_by_response(values: Float[Array, "B M"], responses: Int[Array, "B M"], count: int) -> Float[Array, "B R"]:

@@ -11,6 +11,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.rows import Budget, RowBatch, empty_row
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.models.lora import with_reduce_dtype
 from mmrlhf_jax.sharding.mesh import batch_sharding, parameter_shardings, replicated, use_mesh
 from mmrlhf_jax.training.state import TrainState, moment_places, split_model, stored_dtype, with_adapters
 
@@ -22,7 +23,8 @@ def abstract_model(sizes: LlavaOnevisionConfig, experiment: config.Experiment, m
     dtype_of = stored_dtype(settings, experiment.trains, experiment.lora)
     with use_mesh(mesh):
         made = nnx.eval_shape(lambda: LlavaOnevision(sizes, rngs=nnx.Rngs(0), **kinds))
-        graphdef, state = nnx.split(with_adapters(made, experiment.lora, experiment.run.seed))
+        adapted = with_adapters(made, experiment.lora, experiment.run.seed)
+        graphdef, state = nnx.split(with_reduce_dtype(adapted, settings.reduce_dtype))
         places = parameter_shardings(state, mesh)
     leaves = [
         (path, param.replace(jax.ShapeDtypeStruct(param.shape, dtype_of(path), sharding=places[path])))

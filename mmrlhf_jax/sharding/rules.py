@@ -96,7 +96,8 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def gather(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     """A stored parameter as it is used: whole over the storage axes. Its gradient is reduced straight into the pieces.
 
-    Cast before: then half as many bytes travel.
+    Cast before: then half as many bytes travel. In a scan over layers a parameter has lost its leading axis but not that
+    axis's name: the last names count.
     """
     mesh = current_mesh()
     if mesh is None:
@@ -105,15 +106,10 @@ def gather(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     return _gather(x, stored, used(stored))
 
 
-def gather_param(param: nnx.Param, dtype) -> jax.Array:
-    """The value of a parameter in the compute dtype, whole over the storage axes.
-
-    In a scan over layers a parameter has lost its leading axis but not that axis's name: the last names count.
-    """
-    value = param[...]
-    value = value if dtype is None else value.astype(dtype)
-    axes = param.get_metadata().get("out_sharding")
-    return value if axes is None else gather(value, tuple(axes))
+def scatter(gradient: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """The gradient of a parameter of these logical axes, reduced straight into the stored pieces."""
+    mesh = current_mesh()
+    return gradient if mesh is None else _scatter(gradient, fit_stored(axes[-gradient.ndim :], gradient.shape, mesh))
 
 
 def used(stored: PartitionSpec) -> PartitionSpec:
@@ -142,13 +138,17 @@ def _gather_forward(x, stored, whole):
 
 
 def _gather_backward(stored, whole, _, cotangent):
+    return (_scatter(cotangent, stored),)
+
+
+def _scatter(cotangent, stored: PartitionSpec):
     # Not the transposed constraints: they would ask for the whole gradient everywhere first, which is an all-reduce.
     mesh = current_mesh()
     if mesh is not None and mesh.shape["tensor"] > 1:
         # `tensor` lies between the storage axes. XLA scatters a product in a ring over one axis, or over neighbouring ones.
         first = PartitionSpec(*(_until_first_storage_axis(axes_in(entry)) or None for entry in stored))
         cotangent = jax.lax.with_sharding_constraint(cotangent, first)
-    return (jax.lax.with_sharding_constraint(cotangent, stored),)
+    return jax.lax.with_sharding_constraint(cotangent, stored)
 
 
 def _until_first_storage_axis(axes: tuple[str, ...]) -> tuple[str, ...]:

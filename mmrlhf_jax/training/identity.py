@@ -18,7 +18,9 @@ SETTINGS, CONFIGURATION = "settings", "configuration"
 def run_identity(experiment: config.Experiment, rows: Rows, steps: int, source: epath.PathLike) -> dict[str, Any]:
     """`source`: the directory of the model that the run starts from."""
     settings = experiment.model_dump(mode="json", include={"objective", "optimizer", "lora"})
-    settings["model"] = experiment.model.model_dump(mode="json", include={"dtype", "frozen_dtype", "reward_head"})
+    settings["model"] = experiment.model.model_dump(
+        mode="json", include={"dtype", "frozen_dtype", "reduce_dtype", "reward_head"}
+    )
     return {
         "data": rows.index.fingerprint,
         "seed": experiment.run.seed,
@@ -64,9 +66,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _with_todays_names(settings: dict[str, Any]) -> dict[str, Any]:
-    """Of checkpoints from before precision went by role. Whatever they stored what learns in is restored into float32."""
+    """Of checkpoints from before precision went by role. Whatever they stored what learns in is restored into float32, and
+    sums that were bfloat16 are the default's from here on."""
     names = {"model.param_dtype": "model.frozen_dtype"}
-    return {names.get(name, name): value for name, value in settings.items() if name != "lora.dtype"}
+    settings = {names.get(name, name): value for name, value in settings.items() if name != "lora.dtype"}
+    return {"model.reduce_dtype": config.Model.model_fields["reduce_dtype"].default} | settings
 
 
 def learning(experiment: config.Experiment) -> str:

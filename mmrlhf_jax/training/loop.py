@@ -32,6 +32,7 @@ from mmrlhf_jax.huggingface.load import load_model, load_tokenizer
 from mmrlhf_jax.huggingface.sizes import known_sizes
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.models.lora import with_reduce_dtype
 from mmrlhf_jax.objectives.weighted import merge, summary
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import first_acts, first_process, together
@@ -242,7 +243,7 @@ def load_base(experiment: config.Experiment, mesh) -> LlavaOnevision:
         reward_head=settings.reward_head,
         seed=experiment.run.seed,
     )
-    return with_adapters(model, experiment.lora, experiment.run.seed)
+    return with_reduce_dtype(with_adapters(model, experiment.lora, experiment.run.seed), settings.reduce_dtype)
 
 
 def reference_mode(objective: config.Objective) -> Reference:

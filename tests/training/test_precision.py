@@ -56,7 +56,7 @@ def half(tmp_path_factory):
 
 def experiment(directory, *, way: str = "without the tower", optimizer=None, objective=None, **model) -> config.Experiment:
     settings = {"model": {"path": str(directory), "reward_head": "tanh", "remat": "none"} | model, "data": {"path": "d"}}
-    settings |= {"objective": objective or {"kind": "reward_model"}, "run": {"directory": "r"}}
+    settings |= {"objective": objective or {"kind": "reward_model", "centring": 0.01}, "run": {"directory": "r"}}
     return config.Experiment.model_validate(settings | {"optimizer": optimizer or {}} | WAYS[way])
 
 

@@ -31,6 +31,8 @@ def attend(
         return _attend_block(q, k, v, visible_until, 0, causal)
     size = min(max(length // 4, QUERY_BLOCKS[0]), QUERY_BLOCKS[1])
     block = _attend_block if length < REMAT_LIMIT else jax.checkpoint(_attend_block, static_argnums=(4, 5))
+    # In float32 outside of the blocks: there the gradients of a key's blocks are summed.
+    k, v = k.astype(jnp.float32), v.astype(jnp.float32)
     outs = []
     for start in range(0, length, size):
         end = min(start + size, length)
@@ -56,7 +58,7 @@ def _attend_block(q, k, v, visible_until, start: int, causal: bool):
     visible = queries[None, :, None] < visible_until[:, None, :]
     if causal:
         visible &= keys[None, None, :] <= queries[None, :, None]
-    return _softmax_attend(q, k, v, visible)
+    return _softmax_attend(q, k.astype(q.dtype), v.astype(q.dtype), visible)
 
 
 def _softmax_attend(q, k, v, visible: Bool[Array, "B Q S"]):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
+from mmrlhf_jax.models import parameters
 from mmrlhf_jax.models.attention import Backend
 from mmrlhf_jax.models.layers import linear
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
@@ -68,14 +69,15 @@ class LlavaOnevision(nnx.Module):
         )
         self.language = Qwen2(config.text, remat=remat, attention=attention, rngs=rngs, **kinds)
         if config.reward_head is not None:
-            self.reward_head = RewardHead(config.text.hidden_size, config.reward_head, rngs=rngs, **kinds)
+            self.reward_head = RewardHead(config.text.hidden_size, config.reward_head, param_dtype=param_dtype, rngs=rngs)
 
     def visual_features(self, tiles: UInt8[Array, "B T H W 3"]) -> Float[Array, "B F E"]:
         """Projected patch features of a row's tiles and, last, the newline: F = T * P + 1."""
         batch = tiles.shape[0]
         features = self.projector(self.vision(tiles.reshape(-1, *tiles.shape[2:])))
         features = features.reshape(batch, -1, features.shape[-1])
-        newline = jnp.broadcast_to(self.newline[...].astype(features.dtype), (batch, 1, features.shape[-1]))
+        newline = jnp.broadcast_to(parameters.used(self.newline, features.dtype), (batch, 1, features.shape[-1]))
+        newline = newline.astype(features.dtype)
         return constrain(jnp.concatenate([features, newline], axis=1), "batch", None, None)
 
     def embed(self, tokens: Int[Array, "B S"], visual: Visual | None) -> Float[Array, "B S E"]:
@@ -83,7 +85,7 @@ class LlavaOnevision(nnx.Module):
         x = self.language.embed(tokens)
         if visual is None or visual.slots.shape[1] == 0:
             return x
-        tokens_visual = jax.vmap(weighted_taps)(self.visual_features(visual.tiles), visual.taps, visual.weights)
+        tokens_visual = weighted_taps(self.visual_features(visual.tiles), visual.taps, visual.weights)
         placed = jax.vmap(lambda row, slots, values: row.at[slots].set(values, mode="drop"))(x, visual.slots, tokens_visual)
         return constrain(placed, "batch", "slots", None)
 
@@ -98,9 +100,37 @@ class LlavaOnevision(nnx.Module):
         return self.language(self.embed(tokens, visual), positions, visible_until)
 
 
-def weighted_taps(features: Float[Array, "F E"], taps: Int[Array, "V 4"], weights: Float[Array, "V 4"]) -> Float[Array, "V E"]:
-    """Sum over the taps of weight * feature, one tap at a time so that no [V, 4, E] array exists."""
-    total = jnp.zeros((taps.shape[0], features.shape[1]), features.dtype)
-    for i in range(taps.shape[1]):
-        total += weights[:, i, None].astype(features.dtype) * features[taps[:, i]]
-    return total
+@jax.custom_vjp
+def weighted_taps(
+    features: Float[Array, "B F E"], taps: Int[Array, "B V 4"], weights: Float[Array, "B V 4"]
+) -> Float[Array, "B V E"]:
+    """Sum over the taps of weight * feature, one tap at a time so that no [B, V, 4, E] array exists."""
+
+    def of_row(features, taps, weights):
+        total = jnp.zeros((taps.shape[0], features.shape[1]), features.dtype)
+        for i in range(taps.shape[1]):
+            total += weights[:, i, None].astype(features.dtype) * features[taps[:, i]]
+        return total
+
+    return jax.vmap(of_row)(features, taps, weights)
+
+
+def _taps_forward(features, taps, weights):
+    # The empty array says the dtype and the count of the features.
+    return weighted_taps(features, taps, weights), (features[..., :0], taps, weights)
+
+
+def _taps_backward(kept, cotangent):
+    """That of the features alone, summed in float32: the newline ends hundreds of lines."""
+    like, taps, weights = kept
+
+    def of_row(taps, weights, cotangent):
+        total = jnp.zeros((like.shape[1], cotangent.shape[1]), jnp.float32)
+        for i in range(taps.shape[1]):
+            total = total.at[taps[:, i]].add(weights[:, i, None] * cotangent.astype(jnp.float32))
+        return total.astype(like.dtype)
+
+    return jax.vmap(of_row)(taps, weights, cotangent), None, None
+
+
+weighted_taps.defvjp(_taps_forward, _taps_backward)
