@@ -28,6 +28,8 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import retried
 from mmrlhf_jax.progress import say
 
+# Where TensorFlow happens to be installed, epath would ask it for remote files, and it knows no hf://.
+os.environ.setdefault("EPATH_USE_TF", "false")
 # fsspec's file systems remember listings; but a process must see what others, on other hosts perhaps, have written since.
 fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
 

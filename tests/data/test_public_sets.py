@@ -413,6 +413,47 @@ def test_ids_that_occur_twice_are_still_refused_where_they_are_the_users_own(wri
     assert "id 'a' is used twice" in message(write(row, row))
 
 
+# Lists of objects ----------------------------------------------------------------------------------------------------
+
+
+def as_datasets_stores_them(value):
+    """Every list of objects as an object of lists, at any depth: `datasets.Sequence` of objects."""
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        names = dict.fromkeys(name for one in value for name in one)
+        return {name: [as_datasets_stores_them(one.get(name)) for one in value] for name in names}
+    return {name: as_datasets_stores_them(inner) for name, inner in value.items()} if isinstance(value, dict) else value
+
+
+def turn(role, text):
+    return {"role": role, "content": text}
+
+
+PARTS = [{"type": "image", "text": None}, {"type": "text", "text": "Which?"}]
+LISTS_OF_OBJECTS = [
+    SWIFT | {"rejected_messages": [turn("user", "Which?"), turn("assistant", "B")]},
+    {"prompt": [turn("user", "Which?")], "chosen": [turn("assistant", "A")], "rejected": [turn("assistant", "B")]},
+    {
+        "prompt": [turn("user", PARTS)],
+        "chosen": [turn("assistant", "A")],
+        "rejected": [turn("assistant", "B")],
+        "images": ["a.png"],
+    },
+    {"id": "x", "prompt": "Which?", "responses": [{"text": "A", "rank": 1, "critique": "good"}, {"text": "B", "rank": 2}]},
+    SHARE,
+    feedback(*FOUR),
+]
+
+
+@pytest.mark.parametrize("row", LISTS_OF_OBJECTS)
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_lists_of_objects_are_read_as_datasets_stores_them(write, row, name):
+    (plain,) = read_records(write(row, name="plain.jsonl"))
+    stored = as_datasets_stores_them(row)
+    assert stored != row
+    (record,) = read_records(write(stored, name=name))
+    assert record == plain and len(ranks(record)) >= 2
+
+
 # What is not pairs ---------------------------------------------------------------------------------------------------
 
 TURNS = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]

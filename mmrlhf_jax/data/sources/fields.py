@@ -76,17 +76,6 @@ def check_is_path(path: str, name: str, where: str) -> None:
         )
 
 
-def as_objects(value: Any) -> Any:
-    """A list of objects, where `value` is an object of lists of one length: so parquet has what `datasets` calls a Sequence."""
-    if not isinstance(value, dict) or not value or not all(isinstance(items, list) for items in value.values()):
-        return value
-    sizes = {len(items) for items in value.values()}
-    if len(sizes) != 1:
-        return value
-    cells = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
-    return [{name: cell for name, cell in row.items() if cell is not None} for row in cells]
-
-
 def pop_text(data: dict[str, Any], name: str, where: str) -> str:
     """A field that must be there and be a string."""
     value = data.pop(name, None)

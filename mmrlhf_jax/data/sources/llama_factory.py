@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmrlhf_jax.data.sources.chat import message_text, read_prompt
-from mmrlhf_jax.data.sources.fields import as_objects, check_answers, pop_media, pop_optional_text, pop_text
+from mmrlhf_jax.data.sources.fields import check_answers, pop_media, pop_optional_text, pop_text
 from mmrlhf_jax.data.sources.folding import PairRow, fold, pair_row
 from mmrlhf_jax.data.sources.rows import Format, Row
 from mmrlhf_jax.errors import UserError, shown
@@ -48,9 +48,6 @@ def _answer(data: dict[str, Any], field: str, where: str) -> str:
 
 def _messages(value: Any, where: str) -> Any:
     """Messages as chat templates have them; anything else as it is, for the reader of messages to refuse."""
-    value = (
-        as_objects(value) if isinstance(value, dict) and isinstance(value.get("value", value.get("content")), list) else value
-    )
     messages = [value] if isinstance(value, dict) else value
     return [_message(message, where) for message in messages] if isinstance(messages, list) else messages
 

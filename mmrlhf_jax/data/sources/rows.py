@@ -24,6 +24,10 @@ from mmrlhf_jax.errors import shown as shown  # readers take it from here
 from mmrlhf_jax.faults import retried
 from mmrlhf_jax.records import RankedRecord
 
+_LISTS_OF_OBJECTS = frozenset(
+    {"prompt", "chosen", "rejected", "messages", "conversations", "rejected_messages", "responses", "completions", "content"}
+)
+
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 
@@ -94,7 +98,7 @@ def _read(path: epath.Path, on_error: OnError | None, name: str) -> list[Row]:
     rows: list[Row] = []
     for row in found:
         if isinstance(row, Row):
-            rows.append(row)
+            rows.append(Row(row.where, with_lists_of_objects(row.data)))
         elif on_error is None:
             raise row
         else:
@@ -102,6 +106,28 @@ def _read(path: epath.Path, on_error: OnError | None, name: str) -> list[Row]:
     if not rows:
         raise UserError(f"{path}: holds no records")
     return rows
+
+
+def with_lists_of_objects(data: dict[str, Any], depth: int = 3) -> dict[str, Any]:
+    """The fields of a row with lists of objects where `datasets` stores an object of lists: so it stores a Sequence of objects.
+
+    Only in fields that hold such lists in some format; `{"role": ["user"], "content": ["Why?"]}` is one message there.
+    """
+    changed = {}
+    for name in _LISTS_OF_OBJECTS & data.keys() if depth else ():
+        objects = _as_objects(data[name])
+        if isinstance(objects, list):
+            changed[name] = [with_lists_of_objects(one, depth - 1) if isinstance(one, dict) else one for one in objects]
+    return {name: changed.get(name, value) for name, value in data.items()} if changed else data
+
+
+def _as_objects(value: Any) -> Any:
+    if not isinstance(value, dict) or not value or not all(isinstance(items, list) for items in value.values()):
+        return value
+    if len({len(items) for items in value.values()}) > 1:
+        return value
+    cells = (dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True))
+    return [{name: cell for name, cell in row.items() if cell is not None} for row in cells]
 
 
 def _read_json_lines(path: epath.Path) -> Iterator[Row | UserError]:

@@ -14,7 +14,6 @@ import posixpath
 from typing import Any
 
 from mmrlhf_jax.data.sources.fields import (
-    as_objects,
     has_video,
     media_before_text,
     open_record,
@@ -36,7 +35,7 @@ def _parse(row: Row) -> RankedRecord:
     data, record_id, where = open_record(row)
     take_image_from(data, "img_path", lambda path: _image_name(path, None if has_video(data) else f"{record_id}.jpg"))
     images, video = media = pop_media(data, where)
-    completions = as_objects(data.pop("completions", None))
+    completions = data.pop("completions", None)
     if not isinstance(completions, list) or not completions or not all(isinstance(one, dict) for one in completions):
         raise UserError(f"{where}: field 'completions' must list answers with annotations, found {shown(completions)}")
     ratings = [_ratings(one, f"{where}, completion {number}") for number, one in enumerate(completions)]
