@@ -72,6 +72,11 @@ MediaRoot = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Sequences or rows at a time.")]
+Slots = Annotated[
+    int,
+    typer.Option(min=128, help="Longest record and row, in tokens; default: that of batch.slots. Memory grows with it."),
+]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that decode and tokenise; 0: threads of this one.")]
 Template = Annotated[str, typer.Option(help="Chat template: qwen_1_5, upstream_train, or checkpoint (the model's own).")]
 VideoFrames = Annotated[int, typer.Option(min=1, help="Frames sampled per video.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
@@ -83,7 +88,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         _leave(error.status)
     except ImportError as error:
         if "gcsfs" not in str(error):
@@ -258,6 +263,7 @@ def plan(
         bool, typer.Option("--fit", help="Search mesh, remat policy and accumulation for the fastest that fits.")
     ] = False,
     generation: Annotated[bool, typer.Option(help="Compile generation beside the train step.")] = True,
+    passes: Annotated[bool, typer.Option(help="Compile evaluation and reference pass too, where the run has them.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="Stop before machine code is made (ten times as fast).")] = False,
     readme: Annotated[str | None, path_option(writes=True, help="File to write the table of all plans into.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object, or a list of them.")] = False,
@@ -265,7 +271,7 @@ def plan(
     """Compile the train step for a pod that is not here: memory, FLOPs, collectives, bounds on time. Needs no accelerator."""
     from mmrlhf_jax.commands import plan as commands
 
-    commands.plan(experiments, launches, overrides or [], every, fit, generation, quick, readme, as_json)
+    commands.plan(experiments, launches, overrides or [], every, fit, generation, quick, readme, as_json, passes)
 
 
 @app.command()
@@ -314,6 +320,8 @@ def logprobs(
     dtype: Dtype = "float32",
     batch: BatchSize = 4,
     template: Template = "qwen_1_5",
+    slots: Slots = 8192,
+    workers: Workers = 0,
 ) -> None:
     """Log-probability of every response under the model."""
     from mmrlhf_jax.data.examples import open_examples
@@ -321,7 +329,8 @@ def logprobs(
     from mmrlhf_jax.inference.jobs import write_in_pieces
 
     examples = open_examples(data, media_root, video_frames)
-    engine = Engine.load(model, dtype=dtype, template=template, batch=batch)
+    engine = Engine.load(model, dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
+    engine.check_lengths(examples, "answer")
 
     def work(piece):
         for record, found in zip(piece.records, engine.score_responses(piece, "answer", description="log-probs"), strict=True):
@@ -378,6 +387,8 @@ def score(
     dtype: Dtype = "float32",
     batch: BatchSize = 16,
     template: Template = "qwen_1_5",
+    slots: Slots = 8192,
+    workers: Workers = 0,
 ) -> None:
     """Critique, then score: the reward of every response."""
     from mmrlhf_jax.data.examples import open_examples
@@ -388,8 +399,9 @@ def score(
 
     critic.check_mode(critique)
     examples = open_examples(data, media_root, video_frames)
-    engine = Engine.load(model, dtype=dtype, template=template, batch=batch)
+    engine = Engine.load(model, dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
     require_reward_model(engine, model)
+    engine.check_lengths(examples, "critique" if critique == "given" else "uncritiqued")  # what is written is not known yet
 
     def work(piece):
         return score_lines(piece, critic.score(engine, piece, critique=critique, max_new_tokens=max_new_tokens))
@@ -410,6 +422,8 @@ def reward_bench(
     dtype: Dtype = "float32",
     batch: BatchSize = 16,
     template: Template = "qwen_1_5",
+    slots: Slots = 8192,
+    workers: Workers = 0,
 ) -> None:
     """ACC and ACC+ of a reward model over ranked data, per category."""
     import dataclasses
@@ -424,7 +438,7 @@ def reward_bench(
     examples = open_examples(data, media_root, video_frames)
     for note in getattr(examples, "notes", ()):
         say(note)
-    engine = Engine.load(model, dtype=dtype, template=template, batch=batch)
+    engine = Engine.load(model, dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
     require_reward_model(engine, model)
     examples = bench.exchange_media(examples) if blind else examples
     table = bench.by_category(critic.score(engine, examples, critique=critique, max_new_tokens=max_new_tokens))

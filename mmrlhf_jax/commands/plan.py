@@ -27,6 +27,7 @@ def plan(
     quick: bool,
     readme: str | None,
     as_json: bool,
+    passes: bool = True,
 ) -> None:
     experiments = list(experiments or (_files(CONFIGS) if every else ()))
     launches = list(launches or (_pods() if every else ()))
@@ -61,7 +62,7 @@ def plan(
                     made, chosen, place = fitting.best_fit(experiment, launch, devices, names, workload=workload)
                     say(f"{names[0]} on {names[1]}: {fitting.as_overrides(chosen, place)}")
                 else:
-                    how = dict(names=names, generation=generation, quick=quick, workload=workload)
+                    how = dict(names=names, generation=generation, passes=passes, quick=quick, workload=workload)
                     made = planning.make_plan(experiment, launch, **how)
             except UserError as error:
                 if not several:

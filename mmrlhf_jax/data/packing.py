@@ -148,7 +148,17 @@ def auto_budget(sizes: np.ndarray, slots: int) -> np.ndarray:
     ratio = sizes.sum(axis=0) / max(sizes[:, 0].sum(), 1)
     beside = np.maximum(slots - sizes[:, :1], 0) * ratio / 2
     wanted = np.maximum(slots * ratio * SLACK, (sizes + beside).max(axis=0, initial=0))
-    budget = -(-np.ceil(wanted.round(6)).astype(np.int64) // MULTIPLES) * MULTIPLES
+    budget = _round_up(np.ceil(wanted.round(6)).astype(np.int64))
     budget[0] = slots
     budget[3:] = np.maximum(budget[3:], MULTIPLES[3:])  # a pass without targets or pairs still has arrays of them
     return budget
+
+
+def wide_enough(budget: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """`budget`, or more of what one of these groups (int64[G, resources]) alone needs more of."""
+    largest = sizes.max(axis=0, initial=0)
+    return np.where(largest > budget, _round_up(largest), budget)
+
+
+def _round_up(budget: np.ndarray) -> np.ndarray:
+    return -(-budget // MULTIPLES) * MULTIPLES

@@ -18,7 +18,7 @@ from mmrlhf_jax.data.over_budget import within_budget
 from mmrlhf_jax.data.overlay import check_rewards, lacking_rewards, with_critiques, with_human_margins
 from mmrlhf_jax.data.packing import auto_budget
 from mmrlhf_jax.data.pair_margins import check_pair_margins
-from mmrlhf_jax.data.rows import Budget, round_up
+from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.data.scores import with_rewards
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.tokens import PieceTokenizer
@@ -130,9 +130,14 @@ def plan_training_rows(
         raise UserError(f"{data.named}: no group has a strictly ordered pair; there is nothing to prefer")
     # First what the experiment demands; what it leaves open then follows from the groups as they have become.
     index = within_budget(index, examples, encoder, demanded_budget(batch), data.over_budget)
-    _list(f"{data.named}: left out {len(index.dropped)} of {len(examples)} groups", index.dropped)
-    _list(f"{data.named}: made {len(index.cut)} of {len(examples)} groups smaller", index.cut)
+    list_changes(index, data.named, len(examples))
     return Rows(examples, encoder, index, row_budget(batch, index), seed)
+
+
+def list_changes(index: GroupIndex, named: str, count: int) -> None:
+    """Say which of the `count` groups of the data set are left out or not whole: their number, and the first of them."""
+    _list(f"{named}: left out {len(index.dropped)} of {count} groups", index.dropped)
+    _list(f"{named}: made {len(index.cut)} of {count} groups smaller", index.cut)
 
 
 def _list(heading: str, lines: Sequence[str]) -> None:
@@ -168,14 +173,6 @@ def row_budget(batch: config.Batch, index: GroupIndex) -> Budget:
     derived = auto_budget(fitting, batch.slots)
     given = [getattr(batch, name) for name in Budget.names()]
     return Budget(*(int(d if g is None else g) for g, d in zip(given, derived, strict=True)))
-
-
-def all_rows(examples, encoder: GroupEncoder, *, slots: int = 0, seed: int = 0) -> Rows:
-    """Rows over every group, for passes that score or measure: a row has `slots` slots, or more if a group needs more."""
-    index = dataclasses.replace(build_index(examples, encoder, cache=index_cache(examples)), weights=None)
-    longest = int(index.sizes[:, 0].max())
-    slots = max(slots, round_up(longest, 128))
-    return Rows(examples, encoder, index, Budget(*map(int, auto_budget(index.sizes, slots))), seed)
 
 
 def index_cache(examples) -> epath.Path | None:

@@ -24,6 +24,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from mmrlhf_jax import strict_json
+from mmrlhf_jax.cleanup import Cleanup
 from mmrlhf_jax.data.examples import Example, Layout, Progress, dump_layout, dump_record
 from mmrlhf_jax.data.hub import content_id
 from mmrlhf_jax.data.processes import CONTEXT, spawn_pool
@@ -106,7 +107,8 @@ def write_shard(shard: Shard, tick: Callable[[], None] | None = None) -> None:
         # Without compression of its own: media are compressed already. On photographs the default (brotli) saves nothing,
         # writes 6 times and reads 3 times slower.
         writer = ArrayRecordWriter(os.fspath(file), "group_size:1,uncompressed")
-        try:
+        with Cleanup() as cleanup:
+            cleanup.add(os.fspath(file), writer.close)
             for index in range(len(shard.examples)):
                 example = shard.examples[index]
                 layout = check_media(example, shard.examples.where(index))
@@ -115,8 +117,6 @@ def write_shard(shard: Shard, tick: Callable[[], None] | None = None) -> None:
                 writer.write(_serialised(example))
                 if tick:
                     tick()
-        finally:
-            writer.close()
     stored = {"key": shard.key, "digests": digests, "layouts": layouts, "size": shard.path.stat().length}
     write_atomically(shard.note_path, strict_json.dumps(stored).encode())
 

@@ -15,6 +15,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from mmrlhf_jax.cleanup import Cleanup
 from mmrlhf_jax.data.encode import GroupEncoder, Limit
 from mmrlhf_jax.data.index import GroupIndex
 from mmrlhf_jax.data.packing import VERSION, epoch_groups, fill, plan_rows
@@ -162,9 +163,8 @@ def batches(
         flags.FLAGS.mark_as_parsed()  # Grain's worker pool reads absl flags, which no command line of ours parses
         iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     iterator = iter(iterable)
-    try:
-        yield from iterator
-    finally:
+    with Cleanup() as cleanup:
         close = getattr(iterator, "close", None)  # an abandoned iterator would keep its threads and workers alive
         if close is not None:
-            close()
+            cleanup.add("the data workers", close)
+        yield from iterator

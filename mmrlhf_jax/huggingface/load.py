@@ -99,6 +99,11 @@ def _refuse_spoilt(spoilt: Collection[str], directory: Path, dtypes: Sequence[st
         raise UserError(f"{directory}: {what}; a model with such weights cannot be used")
 
 
+def read_sizes(model: str | os.PathLike[str], reward_head: str | None = None) -> LlavaOnevisionConfig:
+    """The config that `load_model` gives its model, of which only headers are read. UserError as there."""
+    return _open_checkpoint(local_directory(model), reward_head)[0]
+
+
 def check_checkpoint(model: str | os.PathLike[str]) -> tuple[LlavaOnevisionConfig, StoredTensors]:
     """Sizes and stored tensors of a directory or hub id, of which only headers are read.
 

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 
 from mmrlhf_jax.config import Dtype
 from mmrlhf_jax.data.encode import GroupEncoder
-from mmrlhf_jax.data.pipeline import all_rows
 from mmrlhf_jax.data.rows import round_up
+from mmrlhf_jax.data.scored_rows import SLOTS, check_lengths, scored_rows
+from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.templates import closing_token, find_template
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
@@ -33,7 +34,8 @@ from mmrlhf_jax.training.reference import make_scoring_step, model_fingerprint, 
 
 
 class Engine:
-    """`batch` is how many sequences (or rows) run at a time. Writing stops at the template's closing token, at the tokenizer's
+    """`batch` is how many sequences (or rows) run at a time, `slots` the most that a row of a scoring pass may have, `workers`
+    the processes that make its rows (0: threads of this one). Writing stops at the template's closing token, at the tokenizer's
     last one, and at any of `ends`, those that the checkpoint names."""
 
     def __init__(
@@ -45,12 +47,14 @@ class Engine:
         template: str = "qwen_1_5",
         batch: int = 16,
         ends: Sequence[int] = (),
+        slots: int = SLOTS,
+        workers: int = 0,
     ):
         self.config: LlavaOnevisionConfig = model.config
         self.dtype = model.language.embedding.dtype  # that of all computation but the reward head's
         self.graphdef, self.params = nnx.split(with_short_sums(model))
         self.tokenizer, self.mesh = tokenizer, mesh
-        self.template = template
+        self.template, self.slots, self.workers = template, slots, workers
         divisor = rows_divisor(mesh)
         self.batch = round_up(batch, divisor)
         closing = closing_token(find_template(template, tokenizer))
@@ -61,7 +65,14 @@ class Engine:
 
     @staticmethod
     def load(
-        path: str, *, dtype: str = "float32", template: str = "qwen_1_5", batch: int = 16, mesh: Mesh | None = None
+        path: str,
+        *,
+        dtype: str = "float32",
+        template: str = "qwen_1_5",
+        batch: int = 16,
+        mesh: Mesh | None = None,
+        slots: int = SLOTS,
+        workers: int = 0,
     ) -> Engine:
         """From a Hugging Face directory or hub id, on all devices of this process. UserError for another dtype."""
         if dtype not in get_args(Dtype):
@@ -73,7 +84,8 @@ class Engine:
             # A reward head computes in float32, and so are its weights.
             kinds = lambda path: jnp.dtype("float32" if path[0] == "reward_head" else dtype)
             model = load_model(source, mesh=mesh, dtype=jnp.dtype(dtype), param_dtype=kinds)
-        engine = Engine(model, tokenizer, mesh, template=template, batch=batch, ends=ends)
+        how = dict(template=template, batch=batch, ends=ends, slots=slots, workers=workers)
+        engine = Engine(model, tokenizer, mesh, **how)
         tokens = engine.encoder("answer").fingerprint  # whose tokens, and how a conversation is written
         engine.fingerprint = model_fingerprint(source, dtype=dtype, tokens=tokens, stops=engine.stop_tokens)
         return engine
@@ -124,20 +136,31 @@ class Engine:
         kept = [t for t in ids if t not in self.stop_tokens]
         return self.tokenizer.decode(kept, skip_special_tokens=True)
 
-    def score_responses(
-        self, examples, task: str, *, description: str = "scoring", slots: int = 0
-    ) -> list[dict[str, np.ndarray]]:
-        """Per example: `logps`, `lengths` and `rewards`, float32[K] each, of its responses under `task`'s conversations."""
-        rows = all_rows(examples, self.encoder(task), slots=slots)
+    def check_lengths(self, examples, task: str) -> None:
+        """UserError where an example does not fit a row of the engine's slots."""
+        check_lengths(examples, self.encoder(task), self.slots)
+
+    def score_responses(self, examples, task: str, *, description: str = "scoring") -> list[dict[str, np.ndarray]]:
+        """Per example: `logps`, `lengths` and `rewards`, float32[K] each, of its responses under `task`'s conversations.
+
+        UserError where an example does not fit a row.
+        """
+        found: dict[str, np.ndarray] = {}
         with use_mesh(self.mesh), matmul_precision(self.dtype):
-            arguments = dict(batch_rows=self._rows(rows), mesh=self.mesh, description=description)
-            found = score_responses(self._scoring, self.params, nnx.State({}), rows, **arguments)
-        first = rows.index.first_responses
+            parts = scored_rows(examples, self.encoder(task), self.slots)
+            for rows in parts:
+                arguments = dict(batch_rows=self._rows(rows, parts[0]), mesh=self.mesh, workers=self.workers)
+                name = description if rows is parts[0] else f"{description}, long records"
+                scored = score_responses(self._scoring, self.params, nnx.State({}), rows, description=name, **arguments)
+                found = {k: np.where(np.isnan(found.get(k, v)), v, found.get(k, v)) for k, v in scored.items()}
+        first = parts[0].index.first_responses
         return [{name: values[a:b] for name, values in found.items()} for a, b in itertools.pairwise(first)]
 
-    def _rows(self, rows) -> int:
+    def _rows(self, rows: Rows, ordinary: Rows) -> int:
+        """As many as there are and `batch` allows; of longer rows fewer, so that a batch holds no more slots."""
         divisor = rows_divisor(self.mesh)
-        return max(divisor, min(self.batch, round_up(rows.count(1), divisor)))
+        most = self.batch * ordinary.budget.slots // rows.budget.slots // divisor * divisor
+        return max(divisor, min(most, round_up(rows.count(1), divisor)))
 
 
 def all_finite(values: np.ndarray, record: RankedRecord, what: str) -> np.ndarray:

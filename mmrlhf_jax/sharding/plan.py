@@ -28,18 +28,31 @@ from mmrlhf_jax.sharding.audit import used_sizes
 from mmrlhf_jax.sharding.compiled import Compiled, read_program
 from mmrlhf_jax.sharding.executed import Executed, executed_flops
 from mmrlhf_jax.sharding.mesh import batch_sharding, check_layout, make_mesh, replicated, rows_divisor, use_mesh
-from mmrlhf_jax.sharding.program import Lowering, compile_lowered, optimise
+from mmrlhf_jax.sharding.program import Lowering, compile_lowered, held_bytes, optimise
 from mmrlhf_jax.sharding.topology import planned_devices
 from mmrlhf_jax.sharding.workload import Workload, find_workload
 from mmrlhf_jax.training.loop import reference_mode
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import make_optimizer
+from mmrlhf_jax.training.reference import make_scoring_step
 from mmrlhf_jax.training.state import TrainState
-from mmrlhf_jax.training.step import Step, make_train_step
+from mmrlhf_jax.training.step import Step, make_eval_step, make_train_step
 
 PLANNED_STEPS = 1000  # of the schedule; the program is the same for any number
 NOTHING = config.Trains(projector=False, newline=False, language_model=False, reward_head=False)
 PROMPT, NEW_TOKENS = 4096, 512  # of the generation that is planned beside the step
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """A forward pass of a run over a batch: its program, and what stays on each device beside it, in bytes."""
+
+    program: Compiled
+    resident: int
+
+    @property
+    def needed(self) -> int:
+        return self.program.needed + self.resident
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,17 +68,20 @@ class Plan:
     step: Compiled
     executed: Executed  # one step, all devices: counted from shapes
     generation: Compiled | None
+    passes: dict[str, Pass]  # by name: what the run computes beside the steps
     advice: str | None  # where it does not fit
     stand_in: bool  # compiled for CPU devices in the place of GPUs
 
     @property
     def peak(self) -> int:
-        return max(self.step.needed, self.generation.needed if self.generation else 0)
+        beside = [each.needed for each in self.passes.values()]
+        return max(self.step.needed, self.generation.needed if self.generation else 0, *beside)
 
     @property
     def fits(self) -> bool:
-        known = self.step.memory is not None and (self.generation is None or self.generation.memory is not None)
-        return known and self.peak <= self.chip.hbm_bytes
+        programs = [self.step, *(each.program for each in self.passes.values())]
+        programs += [] if self.generation is None else [self.generation]
+        return all(program.memory is not None for program in programs) and self.peak <= self.chip.hbm_bytes
 
     @property
     def flops(self) -> float | None:
@@ -99,10 +115,13 @@ def make_plan(
     *,
     names: tuple[str, str] = ("", ""),
     generation: bool = True,
+    passes: bool = False,
     quick: bool = False,
     workload: Workload | None = None,
 ) -> Plan:
     """Compile the experiment for the launch file's devices; with `quick` as far as a plan needs it.
+
+    `passes`: also the evaluation of held-out data and the pass for reference log-probs, where the experiment has them.
 
     `workload`: as `find_workload` found it for this experiment, whatever its mesh, accumulation and remat policy.
     UserError where the two do not go together.
@@ -133,6 +152,11 @@ def make_plan(
         parameters = used_sizes((state.params, state.frozen))
     step = compiled(lower_step, skipped=executed.skipped / mesh.size, parameters=parameters)
     generated = compiled(lower_generation) if generation else None
+    beside = {}
+    if passes:
+        with use_mesh(mesh):
+            resident = resident_bytes(experiment, sizes, mesh)
+        beside = {name: Pass(compiled(PASSES[name]), resident[name]) for name in run_passes(experiment)}
     plan = Plan(
         *names,
         chip=chip,
@@ -144,6 +168,7 @@ def make_plan(
         step=step,
         executed=executed,
         generation=generated,
+        passes=beside,
         advice=None,
         stand_in=stand_in,
     )
@@ -205,6 +230,56 @@ def step_arguments(experiment: config.Experiment, sizes: LlavaOnevisionConfig, m
     return step, state, abstract_batch(experiment.batch.rows, demanded_budget(experiment.batch), sizes.geometry, mesh)
 
 
+def run_passes(experiment: config.Experiment) -> list[str]:
+    """Names in `PASSES` of what a run of the experiment computes beside its steps."""
+    found = [] if experiment.data.held_out is None else ["evaluation"]
+    cached = isinstance(experiment.objective, config.Preference) and reference_mode(experiment.objective) is None
+    return [*found, "reference"] if cached else found
+
+
+def lower_evaluation(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:
+    """`training.loop`'s evaluation of one batch of held-out rows, as `lower_step`."""
+    sizes, _ = model_sizes(experiment)
+    mesh = launch_mesh(launch)
+    with use_mesh(mesh), matmul_precision(experiment.model.dtype):
+        graphdef, state, batch = _pass_arguments(experiment, sizes, mesh)
+        mode = reference_mode(experiment.objective)
+        objective = make_objective(experiment.objective)
+        step = make_eval_step(graphdef, objective, chunk=experiment.batch.logprob_chunk, reference=mode)
+        return step.lower(state, batch), (state.params, state.frozen, batch), mesh
+
+
+def lower_reference(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:
+    """`training.loop`'s pass for reference log-probs over one batch, as `lower_step`."""
+    sizes, _ = model_sizes(experiment)
+    mesh = launch_mesh(launch)
+    with use_mesh(mesh), matmul_precision(experiment.model.dtype):
+        graphdef, state, batch = _pass_arguments(experiment, sizes, mesh)
+        arguments = state.params, state.frozen, batch
+        return make_scoring_step(graphdef, chunk=experiment.batch.logprob_chunk).lower(*arguments), arguments, mesh
+
+
+PASSES = {"evaluation": lower_evaluation, "reference": lower_reference}
+
+
+def resident_bytes(experiment: config.Experiment, sizes: LlavaOnevisionConfig, mesh: Mesh) -> dict[str, int]:
+    """By pass, what is on each device beside its program's own arguments: nothing before the optimizer's state is made."""
+    _, state, _ = _pass_arguments(experiment, sizes, mesh)
+    start = () if reference_mode(experiment.objective) == "live" else state.start  # which a live reference computes with
+    return {"evaluation": held_bytes((state.opt_state, start)), "reference": 0}
+
+
+def _pass_arguments(
+    experiment: config.Experiment, sizes: LlavaOnevisionConfig, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState, RowBatch]:
+    """The module, and an abstract state and batch for it, of the rows of one piece of a step."""
+    batch = experiment.batch
+    tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, experiment.guard)
+    keep_start = reference_mode(experiment.objective) == "live"
+    graphdef, state = abstract_state(abstract_model(sizes, experiment, mesh), experiment, tx, mesh, keep_start=keep_start)
+    return graphdef, state, abstract_batch(batch.rows // batch.accumulation, demanded_budget(batch), sizes.geometry, mesh)
+
+
 def lower_generation(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:
     """`inference.generate` in the compute dtype: one prompt with one picture per batch shard."""
     sizes, _ = model_sizes(experiment)
@@ -255,6 +330,16 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "generation": None
         if plan.generation is None
         else {"hbm_peak_bytes": plan.generation.needed, "compile_seconds": plan.generation.seconds},
+        **{name: None for name in PASSES},
+        **{
+            name: {
+                "hbm_peak_bytes": each.needed,
+                "hbm": None if each.program.memory is None else dataclasses.asdict(each.program.memory),
+                "resident_bytes": each.resident,
+                "compile_seconds": each.program.seconds,
+            }
+            for name, each in plan.passes.items()
+        },
         "mesh": plan.mesh,
         "rows": plan.rows,
         "budget": dataclasses.asdict(plan.workload.budget),

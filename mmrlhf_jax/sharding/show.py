@@ -57,6 +57,9 @@ def as_text(plan: Plan) -> str:
             f"  at best    {plan.step_seconds:.3f} s a step, {plan.flop_utilisation:.1%} of peak,"
             f" {plan.pairs_per_second:.4g} pairs/s, {plan.chip_hours_per_epoch:.4g} chip-hours an epoch",
         ]
+    for name, each in plan.passes.items():
+        beside = f", {shown_bytes(each.resident)} of them kept beside it" if each.resident else ""
+        lines.append(f"  {name:<10} {shown_bytes(each.needed)} per device{beside}, compiled in {each.program.seconds:.0f} s")
     if plan.generation is not None:
         lines.append(
             f"  generation {shown_bytes(plan.generation.needed)} per device, compiled in {plan.generation.seconds:.0f} s"

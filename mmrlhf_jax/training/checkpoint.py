@@ -22,9 +22,22 @@ from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, retried
 from mmrlhf_jax.files import entries, is_remote
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import described, fail_together, first_acts, first_decides, gather
-from mmrlhf_jax.training.identity import difference
+from mmrlhf_jax.training.identity import check_identity
 from mmrlhf_jax.training.state import TrainState
-from mmrlhf_jax.training.stored import COMMITTED, SCORE, StoredCheckpoints, abstract, alone, like, pure
+from mmrlhf_jax.training.stored import (
+    BEST_IS,
+    COMMITTED,
+    METRIC,
+    SCORE,
+    UNKNOWN,
+    Criterion,
+    Judgement,
+    StoredCheckpoints,
+    abstract,
+    alone,
+    like,
+    pure,
+)
 
 # Of folders beside the checkpoints: what Orbax is writing, what could not be read and is kept, what is being removed.
 UNFINISHED, UNREADABLE, REMOVED = ".orbax-checkpoint-tmp", ".unreadable", ".removed"
@@ -35,27 +48,31 @@ WHOLE_BYTES = 1 << 24
 class Checkpoints(StoredCheckpoints):
     """The checkpoints of a run, for the one trainer that owns its directory. Saving is asynchronous and atomic.
 
-    The newest `keep` stay, and the best of those that were saved with a `score` (higher is better). Others are removed when a
-    newer one is complete and was read back. All processes make the same calls; the first one's listing counts.
+    The newest `keep` stay, and the best of those that were saved with a `score` (higher is better) by the `criterion`, as well
+    as by any other that there are scores by: a changed setting makes none of them worse. Others are removed when a newer one is
+    complete and was read back. All processes make the same calls; the first one's listing counts.
     """
 
-    def __init__(self, directory: epath.PathLike, *, keep: int = 2):
-        super().__init__(directory)
+    def __init__(self, directory: epath.PathLike, *, keep: int = 2, criterion: Criterion = UNKNOWN):
+        super().__init__(directory, criterion)
         self._keep = keep
         self._writer: ocp.training.Checkpointer | None = None
-        self._pending: tuple[int, dict[str, Any], float | None] | None = None  # step, what is expected of it, score
+        self._pending: tuple[int, dict[str, Any], Judgement | None] | None = None  # step, what is expected of it, judgement
         first_acts(lambda: retried(self._prepare, f"{self._path}"))
-        self._scores: dict[int, float | None] = {int(step): score for step, score in first_decides(self._found).items()}
+        self._judged: dict[int, Judgement | None] = {
+            int(step): None if judged is None else Judgement(judged[0], Criterion(*judged[1]))
+            for step, judged in first_decides(self._found).items()
+        }
 
     @property
     def steps(self) -> list[int]:
         """Of the checkpoints that are complete and not known to be unreadable, ascending."""
-        return sorted(self._scores)
+        return sorted(self._judged)
 
     @property
-    def scores(self) -> dict[int, float]:
-        """Score by step, of the checkpoints that have one."""
-        return {step: score for step, score in self._scores.items() if score is not None}
+    def judgements(self) -> dict[int, Judgement]:
+        """By step, of the checkpoints that have one."""
+        return {step: judgement for step, judgement in self._judged.items() if judgement is not None}
 
     def save(self, state: TrainState, identity: dict[str, Any], *, score: float | None = None) -> None:
         """Start writing the state at its step; returns once the arrays are copied off the device.
@@ -64,28 +81,31 @@ class Checkpoints(StoredCheckpoints):
         """
         self.wait()
         step = int(state.step)
-        if step in self._scores:
+        if step in self._judged:
             return
+        judgement = None if score is None or not math.isfinite(score) else Judgement(score, self.criterion)
         parts = {"params": pure(state.params), "opt_state": pure(state.opt_state), "identity": identity}
         _same_operation()
         with self._writing():
             if self._writer is None:  # not before there is something to write: it takes the checkpoints for what it finds then
                 everything = ocp.training.preservation_policies.PreserveAll()
                 self._writer = ocp.training.Checkpointer(self._orbax_path, preservation_policy=everything)
-            metrics = None if score is None else {SCORE: score}
+            metrics = None
+            if judgement is not None:
+                metrics = {SCORE: judgement.score, METRIC: self.criterion.metric, BEST_IS: self.criterion.best_is}
             self._writer.save_checkpointables_async(step, parts, force=True, metrics=metrics)
         expected = {name: abstract(parts[name]) for name in ("params", "opt_state")} | {"identity": identity}
-        self._pending = step, expected, score
+        self._pending = step, expected, judgement
 
     def wait(self) -> None:
         """Until what is being written is complete and was read back. UserError where it could not be."""
         if self._pending is None:
             return
-        (step, expected, score), self._pending = self._pending, None
+        (step, expected, judgement), self._pending = self._pending, None
         with self._writing():
             self._writer.wait()
         self._check_saved(step, expected)
-        self._scores[step] = score
+        self._judged[step] = judgement
         self._remove_older()
 
     def close(self) -> None:
@@ -181,10 +201,10 @@ class Checkpoints(StoredCheckpoints):
             self.load(step, wanted)
 
     def _remove_older(self) -> None:
-        keep = {*self.steps[-self._keep :], self.best}
+        keep = {*self.steps[-self._keep :], *self.bests.values()}
         for step in [step for step in self.steps if step not in keep]:
             first_acts(lambda step=step: retried(lambda: self._remove(str(step)), f"{self._path / str(step)}"))
-            del self._scores[step]
+            del self._judged[step]
 
     def _remove(self, name: str) -> None:
         """So that a kill half way leaves no part of it under a checkpoint's name."""
@@ -201,7 +221,7 @@ class Checkpoints(StoredCheckpoints):
         name = f"{step}{UNREADABLE}"
         first_acts(lambda: self._rename(str(step), name))
         say(f"{self._path / str(step)} is kept as {name}")
-        del self._scores[step]
+        del self._judged[step]
 
     def _rename(self, name: str, new: str) -> None:
         if (self._path / new).exists():  # of an earlier time
@@ -216,10 +236,10 @@ class Checkpoints(StoredCheckpoints):
             if UNFINISHED in path.name or path.name.endswith(REMOVED) or (path.name.isdecimal() and path.name not in finished):
                 self._remove(path.name)
 
-    def _found(self) -> dict[str, float | None]:
+    def _found(self) -> dict[str, Judgement | None]:
         stored = StoredCheckpoints(self._path)
-        scores = stored.scores
-        return {str(step): scores.get(step) for step in stored.steps}
+        judgements = stored.judgements
+        return {str(step): judgements.get(step) for step in stored.steps}
 
     def _kept(self) -> str:
         return f"the checkpoint at step {self.latest} is complete" if self.steps else "there is no complete one yet"
@@ -247,17 +267,6 @@ class Checkpoints(StoredCheckpoints):
                 reason = f"a checkpoint could not be written ({first_line(error)})"
                 raise Unavailable(f"{self._path}: {reason}; {self._kept()}") from None
             raise
-
-
-def check_identity(step: int, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """UserError where a checkpoint is of another run."""
-    other = difference(found, wanted)
-    if other is not None:
-        name, before, now = other
-        raise UserError(
-            f"the checkpoint at step {step} has {name} {before!r}, this run has {now!r}: it would not be the same run;"
-            " use --fresh, or another run.directory"
-        )
 
 
 def _same_operation() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +23,20 @@ def feed(batches: Iterable[RowBatch], mesh: Mesh) -> Iterator[RowBatch]:
         ahead = placed
     if ahead is not None:
         yield ahead
+
+
+def fetched(results: Iterable[Any]) -> Iterator[Any]:
+    """Each result (a tree of arrays) on the host, in order, read when the one behind it has been started.
+
+    So the devices have work while the host waits, reads and prepares, and never more than two batches of it.
+    """
+    running = None
+    for result in results:
+        if running is not None:
+            yield jax.tree.map(fetch, running)
+        running = result
+    if running is not None:
+        yield jax.tree.map(fetch, running)
 
 
 def own_rows(mesh: Mesh, batch_rows: int) -> tuple[int, ...]:

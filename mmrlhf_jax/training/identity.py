@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
 
-from mmrlhf_jax import config, sections, strict_json
+from mmrlhf_jax import config, core_yaml, sections, strict_json
 from mmrlhf_jax.data.stream import Rows
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.training.reference import model_fingerprint
 
-# As JSON text: compared setting by setting. The resolved configuration is kept beside it for whoever reads the checkpoint.
+# As JSON text: compared setting by setting. The resolved configuration is kept beside it for whoever reads the checkpoint, and
+# to say in words why two fingerprints differ.
 SETTINGS, CONFIGURATION = "settings", "configuration"
+FINGERPRINTS = DATA, EXAMPLES, ENCODER, PLAN, MODEL = "data", "examples", "encoder", "plan of rows", "model"
+STEPS, SHOWN = "steps", {"seed": "run.seed", "rows": "batch.rows"}
+# Settings of which another value always gives other rows; and those that may.
+ALWAYS = ("data.template", "data.pairs", "data.weighting", "data.learn", "batch.slots")
+MAYBE = (
+    *(f"data.{name}" for name in ("path", "media_root", "critiques", "rewards", "over_budget", "video_frames")),
+    *(f"batch.{name}" for name in ("tiles", "visual", "targets", "responses", "pairs")),
+)
 
 
 def run_identity(experiment: config.Experiment, rows: Rows, steps: int, source: epath.PathLike) -> dict[str, Any]:
     """`source`: the directory of the model that the run starts from."""
+    return known_identity(experiment) | {
+        STEPS: steps,
+        DATA: rows.index.fingerprint,
+        EXAMPLES: rows.examples.fingerprint,
+        ENCODER: rows.encoder.fingerprint,
+        PLAN: rows.identity,
+        MODEL: model_fingerprint(source),
+    }
+
+
+def known_identity(experiment: config.Experiment) -> dict[str, Any]:
+    """What of it the experiment alone tells, before data or model are read."""
     settings = experiment.model_dump(mode="json", include={"objective", "optimizer", "lora"})
     settings["model"] = experiment.model.model_dump(
         mode="json", include={"dtype", "frozen_dtype", "reduce_dtype", "reward_head"}
     )
-    return {
-        "data": rows.index.fingerprint,
+    known = {
         "seed": experiment.run.seed,
         "rows": experiment.batch.rows,
-        "steps": steps,
         "trains": learning(experiment),
-        "plan of rows": rows.identity,
-        "model": model_fingerprint(source),
         SETTINGS: strict_json.dumps(settings, sort_keys=True),
         CONFIGURATION: sections.resolved(experiment),
     }
+    return known if experiment.run.steps is None else known | {STEPS: experiment.run.steps}
 
 
 def computed_precision(experiment: config.Experiment) -> dict[str, str]:
@@ -44,18 +63,81 @@ def computed_precision(experiment: config.Experiment) -> dict[str, str]:
     return {"dtype": settings.dtype, "frozen": settings.frozen_dtype, "learns": learning(experiment)}
 
 
-def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first thing (name, as found, as wanted) that makes two identities two runs; None if they are one."""
-    for key, value in wanted.items():
-        if key == CONFIGURATION or found.get(key) == value:
-            continue
-        if key != SETTINGS or SETTINGS not in found:
-            return key, found.get(key), value
-        before, now = (_with_todays_names(_flat(strict_json.loads(text))) for text in (found[SETTINGS], value))
-        for name in dict.fromkeys([*before, *now]):
-            if before.get(name) != now.get(name):
-                return name, before.get(name), now.get(name)
+def check_identity(step: int, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """UserError, in words, where the checkpoint at `step` is of another run. `wanted` may be what is known so far."""
+    why = difference(found, wanted)
+    if why is not None:
+        raise UserError(
+            f"the checkpoint at step {step} has {why}: it would not be the same run; use --fresh, or another run.directory"
+        )
+
+
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """What makes two identities two runs, as in "data.pairs all, this run has extreme"; None if they are one.
+
+    A setting is named rather than a fingerprint that it changes; fingerprints that no setting explains say what has changed.
+    """
+    before, now = (configuration(identity) for identity in (found, wanted))
+    named = [name for name in wanted if name not in (SETTINGS, CONFIGURATION, *FINGERPRINTS)]
+    settings = [_settings(found, wanted)]
+    settings += [_changed({SHOWN.get(n, n): found.get(n)}, {SHOWN.get(n, n): wanted[n]}) for n in named if n != STEPS]
+    settings += [_changed(before, now, ALWAYS)] if before and now else []
+    other = {name for name in FINGERPRINTS if name in wanted and name in found and found[name] != wanted[name]}
+    if other & {DATA, EXAMPLES, ENCODER, PLAN}:
+        settings.append(_data_changed(other, before, now, knows=EXAMPLES in found))
+    if found.get(STEPS, wanted.get(STEPS)) != wanted.get(STEPS, found.get(STEPS)):
+        settings.append(_changed(before, now, ("run.steps", "run.epochs")) or _changed(found, wanted, (STEPS,)))
+    if MODEL in other:
+        path = _changed(before, now, ("model.path",))
+        settings.append(path or f"another model: what is at {now.get('model.path', 'model.path')} has changed since")
+    return next((each for each in settings if each is not None), None)
+
+
+def _data_changed(other: set[str], before: Mapping[str, Any], now: Mapping[str, Any], *, knows: bool) -> str:
+    explained = _changed(before, now, MAYBE)
+    if explained is not None:
+        return explained
+    if EXAMPLES in other or (DATA in other and not knows):
+        rewards = now.get("data.rewards")
+        return f"other data: {_path(now)}{f' (or {rewards})' if rewards else ''} has changed since"
+    if ENCODER in other:
+        return f"other tokens: the tokenizer or picture settings of {now.get('model.path')} have changed since"
+    if DATA in other:
+        return f"other groups of {_path(now)}, made smaller or left out to fit a row"
+    return f"other rows of {_path(now)}: another version of mmrlhf_jax packed them"
+
+
+def _path(configuration: Mapping[str, Any]) -> str:
+    path = configuration.get("data.path", "data.path")
+    parts = path if isinstance(path, list) else [path]
+    return "the data at " + ", ".join(part["path"] if isinstance(part, Mapping) else str(part) for part in parts)
+
+
+def _settings(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    if SETTINGS not in wanted or found.get(SETTINGS) == wanted[SETTINGS]:
+        return None
+    before, now = (_with_todays_names(_flat(strict_json.loads(identity.get(SETTINGS, "{}")))) for identity in (found, wanted))
+    return _changed(before, now)
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str] | None = None) -> str | None:
+    """The first of the named settings (None: of all) that differs, in words."""
+    for name in dict.fromkeys([*before, *now]) if names is None else names:
+        if before.get(name) != now.get(name):
+            return f"{name} {_shown(before.get(name))}, this run has {_shown(now.get(name))}"
     return None
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else value if isinstance(value, str) else strict_json.dumps(value)
+
+
+def configuration(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's configuration: every setting by its dotted name; none where there is nothing that today's YAML reads."""
+    try:
+        return _flat(core_yaml.parse(identity.get(CONFIGURATION, "{}"), CONFIGURATION))
+    except UserError:  # of an earlier version
+        return {}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

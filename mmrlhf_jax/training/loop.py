@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial, reduce
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 from etils import epath
 
 from mmrlhf_jax import config, sections
+from mmrlhf_jax.cleanup import Cleanup
 from mmrlhf_jax.data.pipeline import (
-    all_rows,
     index_cache,
     make_encoder,
     open_held_out_examples,
@@ -25,15 +26,13 @@ from mmrlhf_jax.data.pipeline import (
     write_left_out,
 )
 from mmrlhf_jax.data.stream import Rows, batches
-from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import can_write, matching, write_atomically
 from mmrlhf_jax.huggingface.hub import local_directory
-from mmrlhf_jax.huggingface.load import load_model, load_tokenizer
+from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, read_sizes
 from mmrlhf_jax.huggingface.sizes import known_sizes
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import with_reduce_dtype
-from mmrlhf_jax.objectives.weighted import merge, summary
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import first_acts, first_process, together
 from mmrlhf_jax.sharding.exits import PEER_LOST, SIGNALLED
@@ -41,19 +40,22 @@ from mmrlhf_jax.sharding.mesh import check_layout, make_mesh, say_waste, use_mes
 from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.feed import agree, feed, own_rows
 from mmrlhf_jax.training.goodput import Goodput
-from mmrlhf_jax.training.identity import computed_precision, run_identity
+from mmrlhf_jax.training.held_out import check_pairs, evaluate, plan_held_out
+from mmrlhf_jax.training.identity import computed_precision, known_identity, run_identity
 from mmrlhf_jax.training.metrics import MetricsLog
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import learning_rate_at, make_optimizer
 from mmrlhf_jax.training.owner import owned
-from mmrlhf_jax.training.peers import COMPILING, MEASURING, Peers, coordinator_lines
+from mmrlhf_jax.training.peers import COMPILING, LOADING, MEASURING, Peers, coordinator_lines
+from mmrlhf_jax.training.preflight import check_directory, check_profile, check_room, check_settings, check_stored
 from mmrlhf_jax.training.profiler import ProfilerWindow
-from mmrlhf_jax.training.record import Pending, Recorder, as_number, bad_batch_file, record
+from mmrlhf_jax.training.record import Pending, Recorder, bad_batch_file, record
 from mmrlhf_jax.training.reference import make_scoring_step, model_fingerprint, reference_logps
 from mmrlhf_jax.training.run_page import PAGE, write_run_page
 from mmrlhf_jax.training.state import TrainState, init_state, precision_line, split_model, stored_dtype, with_adapters
-from mmrlhf_jax.training.step import Reference, make_eval_step, make_train_step, mean_loss
+from mmrlhf_jax.training.step import Reference, make_eval_step, make_train_step
 from mmrlhf_jax.training.stop import StopSignal, Vote
+from mmrlhf_jax.training.stored import Criterion
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -62,16 +64,20 @@ CHECKPOINTS = "checkpoints"
 def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool = False) -> TrainState:
     """Run an experiment to its end, from its newest checkpoint if it has one (unless `fresh`).
 
-    Raises UserError for whatever is wrong with the configuration, model or data, before the first step; and when a loss is
-    not finite, with the batch saved for replay.
+    Raises UserError for whatever is wrong with the configuration, model or data, before the first step, and what can be known
+    early before anything that takes long; and when a loss is not finite, with the batch saved for replay.
     """
     experiment = config.with_absolute_paths(experiment)
-    run, goodput = experiment.run, Goodput()
+    run, batch, goodput = experiment.run, experiment.batch, Goodput()
     directory = epath.Path(run.directory)
     mesh = make_mesh(launch.mesh.model_dump())
     sizes = known_sizes(experiment.model.path)
     check_layout(experiment, sizes, mesh.shape)
     say_waste(experiment, sizes, mesh.shape)
+    check_settings(experiment)
+    together(lambda: check_directory(directory))
+    if not fresh:
+        check_stored(directory / CHECKPOINTS, known_identity(experiment))
     limits = launch.distributed or config.Distributed()
     lines = coordinator_lines() if jax.process_count() > 1 else None
     peers = Peers(lines, jax.process_index(), jax.process_count(), limits.heartbeat_timeout, limits.hang_timeout)
@@ -81,52 +87,64 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         matmul_precision(experiment.model.dtype),
         StopSignal() as stop,
         peers,
-        ends_if_alone(peers),
+        Cleanup() as cleanup,
+        ends_if_alone(peers),  # before the cleanup, which would wait for the process that is gone
     ):
-        # --- Model -----------------------------------------------------------------------------------------------------
-        source = local_directory(experiment.model.path)
-        tokenizer = load_tokenizer(source)
-        model = load_base(experiment, mesh)
-
-        # --- Data ------------------------------------------------------------------------------------------------------
+        # --- Data: of the model no more than its tokenizer and sizes ------------------------------------------------------
         peers.at(0, MEASURING)
-        encoder = make_encoder(experiment.data, experiment.objective, tokenizer, model.config)
         examples = open_training_examples(experiment.data, experiment.objective)
-        rows = plan_training_rows(examples, encoder, experiment.data, experiment.batch, experiment.objective, seed=run.seed)
-        total_rows = rows.count(run.epochs) if run.steps is None else run.steps * experiment.batch.rows
-        steps = -(-total_rows // experiment.batch.rows)
+        check_pairs(examples, experiment.objective, experiment.data.named)
+        judged = open_judged(experiment)
+        source = local_directory(experiment.model.path)
+        sizes = read_sizes(source, experiment.model.reward_head)
+        encoder = make_encoder(experiment.data, experiment.objective, load_tokenizer(source), sizes)
+        rows = plan_training_rows(examples, encoder, experiment.data, batch, experiment.objective, seed=run.seed)
+        held_out = None if judged is None else plan_held_out(judged, encoder, experiment, rows)
+        total_rows = rows.count(run.epochs) if run.steps is None else run.steps * batch.rows
+        steps = -(-total_rows // batch.rows)
+        check_profile(run, steps)
+        identity = run_identity(experiment, rows, steps, source)
+        if not fresh:
+            check_stored(directory / CHECKPOINTS, identity)
         say(
             f"{len(rows.index.groups)} groups in {rows.count(1)} rows of {rows.budget.slots} slots"
-            f" ({rows.fill:.1%} filled), {steps} steps of {experiment.batch.rows} rows"
+            f" ({rows.fill:.1%} filled), {steps} steps of {batch.rows} rows"
         )
 
-        # --- Reference -------------------------------------------------------------------------------------------------
+        # --- Model -----------------------------------------------------------------------------------------------------
+        peers.at(0, LOADING)
+        model = load_base(experiment, mesh)
         graphdef, params, frozen = split_model(model, experiment.trains, experiment.lora)
         say(precision_line(params, frozen, experiment.model.dtype))
-        held_out = held_out_rows(experiment, encoder)
+        tx = make_optimizer(experiment.optimizer, steps, experiment.guard)
+        check_room(directory, params, tx)
+
+        # --- Reference -------------------------------------------------------------------------------------------------
         reference = reference_mode(experiment.objective)
+        piece = batch.rows // batch.accumulation
         if isinstance(experiment.objective, config.Preference) and reference is None:
-            scoring = make_scoring_step(graphdef, chunk=experiment.batch.logprob_chunk)
+            scoring = make_scoring_step(graphdef, chunk=batch.logprob_chunk)
             scorer = model_fingerprint(source, **computed_precision(experiment))
-            settings = dict(batch_rows=experiment.batch.rows // experiment.batch.accumulation, mesh=mesh)
+            settings = dict(batch_rows=piece, mesh=mesh, workers=experiment.data.workers)
             settings["cache"] = reference_cache(examples, directory)
             settings["at_batch"] = lambda done: peers.at(0, f"computing reference log-probs, batch {done}")
             rows = with_reference(rows, reference_logps(scoring, params, frozen, rows.once(), scorer, **settings))
             if held_out is not None:
                 held_out = with_reference(held_out, reference_logps(scoring, params, frozen, held_out, scorer, **settings))
 
-        peers.at(0, "preparing the first step")
         # --- State: fresh, or where an earlier run of the same experiment stopped ----------------------------------------
+        peers.at(0, "preparing the first step")
         objective = make_objective(experiment.objective)
-        tx = make_optimizer(experiment.optimizer, steps, experiment.guard)
         state = init_state(params, frozen, tx, mesh, keep_start=reference == "live")
-        identity = run_identity(experiment, rows, steps, source)
         if fresh:
             first_acts(lambda: clear(directory))
-        checkpoints = Checkpoints(directory / CHECKPOINTS, keep=run.keep)
+        checkpoints = Checkpoints(directory / CHECKPOINTS, keep=run.keep, criterion=Criterion(run.best, run.best_is))
+        cleanup.add("the checkpoints", checkpoints.close)
         if checkpoints.latest is not None:
             state = checkpoints.restore(state, identity)
             say(f"resumed from step {int(state.step)} of {steps} in {directory}")
+        if held_out is not None and checkpoints.other_scores is not None:
+            say(f"{checkpoints.other_scores}; they are not compared with those by {run.best} ({run.best_is} is best)")
         first_acts(lambda: write_settings(experiment, rows, directory))
 
         # --- Steps -----------------------------------------------------------------------------------------------------
@@ -134,14 +152,14 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             graphdef,
             objective,
             tx,
-            chunk=experiment.batch.logprob_chunk,
-            accumulation=experiment.batch.accumulation,
+            chunk=batch.logprob_chunk,
+            accumulation=batch.accumulation,
             seed=run.seed,
             reference=reference,
             patches=model.config.vision.patches,
             shardings=jax.tree.map(lambda x: x.sharding, state),
         )
-        eval_step = make_eval_step(graphdef, objective, chunk=experiment.batch.logprob_chunk, reference=reference)
+        eval_step = make_eval_step(graphdef, objective, chunk=batch.logprob_chunk, reference=reference)
         start = first = int(state.step)
         log = together(lambda: open_log(experiment, directory, start))
         goodput.follows(log.found, log.kept)
@@ -150,6 +168,8 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             if first_process():
                 write_run_page(directory, experiment, done=start, steps=steps, goodput=goodput.figures())
 
+        cleanup.add("the run's page", write_page)
+        cleanup.add("the logs", log.close)
         recorder = Recorder(
             experiment,
             model.config,
@@ -157,73 +177,66 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             directory,
             steps=steps - start,
             rate=partial(learning_rate_at, experiment.optimizer, steps),
-            epochs=lambda done: rows.epochs(min(done * experiment.batch.rows, total_rows)),  # the last batch may be filled up
+            epochs=lambda done: rows.epochs(min(done * batch.rows, total_rows)),  # the last batch may be filled up
             goodput=goodput,
             records=examples.records,
         )
         profiler = ProfilerWindow(directory / "profile", run.profile_at, run.profile_steps)
         stream = batches(
             rows,
-            batch_rows=experiment.batch.rows,
+            batch_rows=batch.rows,
             steps=steps,
             total=total_rows,
             start=start,
             workers=experiment.data.workers,
-            mine=own_rows(mesh, experiment.batch.rows),
+            mine=own_rows(mesh, batch.rows),
         )
+        cleanup.add("the data's workers", stream.close)
+        cleanup.add("the profile", profiler.close)
         pending: Pending | None = None
         stopping, vote = False, Vote(mesh)
         stop.steps_begin()
         goodput.started()
-        try:
-            for batch in goodput.waiting(feed(stream, mesh)):
-                peers.at(start, COMPILING if start == first else "in step")
-                profiler.before(start)
-                previous, pending = pending, Pending(start, batch)
-                with goodput.part("compile") if start == first else contextlib.nullcontext():
-                    state, pending.figures = train_step(state, batch)
-                start += 1
-                stopping = vote.stops(stop.requested)
-                still_owned()
-                if previous is not None:  # read one step late: the device never waits for the host
-                    record(previous, recorder)
-                    profiler.after(previous.step + 1)
-                due = start % run.checkpoint_every == 0 or start == steps or stopping
-                judged = held_out is not None and run.eval_every and (start % run.eval_every == 0 or start == steps)
-                if due or judged:
-                    # First the figures: a run that is cut off here must not continue from a step that has none.
-                    record(pending, recorder, always=True)
-                    profiler.after(start)
-                    pending = score = None
-                    if judged:
-                        with goodput.part("evaluation"):
-                            at_batch = lambda number, step=start: peers.at(step, f"evaluating batch {number}")
-                            figures = evaluate(eval_step, state, held_out, objective, experiment, mesh, at_batch)
-                        log.write(start, figures | goodput.figures())
-                        score = run_score(figures, run)
-                    if due or (score is not None and score > max(checkpoints.scores.values(), default=-float("inf"))):
-                        peers.at(start, "saving a checkpoint")
-                        with goodput.part("checkpoint"):
-                            log.flush()
-                            checkpoints.save(state, identity, score=score)
-                            write_page()
-                    recorder.restart_clock()
-                if stopping:
-                    break
-                peers.at(start, "waiting for data")
-            if pending is not None:
-                record(pending, recorder)
-            checkpoints.wait()
-            peers.finished = True
-        except LOST_PEER as error:
-            end_if_alone(peers, error)  # before what is below waits for the process that is gone
-            raise
-        finally:
-            profiler.close()
-            stream.close()
-            checkpoints.close()
-            log.close()
-            write_page()
+        for fed in goodput.waiting(feed(stream, mesh)):
+            peers.at(start, COMPILING if start == first else "in step")
+            profiler.before(start)
+            previous, pending = pending, Pending(start, fed)
+            with goodput.part("compile") if start == first else contextlib.nullcontext():
+                state, pending.figures = train_step(state, fed)
+            start += 1
+            stopping = vote.stops(stop.requested)
+            still_owned()
+            if previous is not None:  # read one step late: the device never waits for the host
+                record(previous, recorder)
+                profiler.after(previous.step + 1)
+            due = start % run.checkpoint_every == 0 or start == steps or stopping
+            judging = held_out is not None and (start == steps or (run.eval_every and start % run.eval_every == 0))
+            if due or judging:
+                # First the figures: a run that is cut off here must not continue from a step that has none.
+                record(pending, recorder, always=True)
+                profiler.after(start)
+                pending = score = None
+                if judging:
+                    with goodput.part("evaluation"):
+                        at_batch = lambda number, step=start: peers.at(step, f"evaluating batch {number}")
+                        settings = dict(batch_rows=piece, mesh=mesh, workers=experiment.data.workers, at_batch=at_batch)
+                        figures = evaluate(eval_step, state, held_out, objective, **settings)
+                    log.write(start, figures | goodput.figures())
+                    score = run_score(figures, run, start)
+                if due or (score is not None and score > max(checkpoints.scores.values(), default=-float("inf"))):
+                    peers.at(start, "saving a checkpoint")
+                    with goodput.part("checkpoint"):
+                        log.flush()
+                        checkpoints.save(state, identity, score=score)
+                        write_page()
+                recorder.restart_clock()
+            if stopping:
+                break
+            peers.at(start, "waiting for data")
+        if pending is not None:
+            record(pending, recorder)
+        checkpoints.wait()
+        peers.finished = True
         if stopping and start < steps:
             say(f"stopped by a signal after step {start}; the same command continues from there")
             raise SystemExit(SIGNALLED)
@@ -261,46 +274,25 @@ def reference_cache(examples, directory: epath.Path) -> epath.Path:
     return beside
 
 
-def run_score(figures: dict[str, Any], run: config.Run) -> float:
-    """The number that best checkpoints are chosen by, higher is better. UserError where the evaluation has no such metric."""
-    if run.best not in figures:
-        known = ", ".join(name for name, value in figures.items() if isinstance(value, float))
-        raise UserError(f"run.best: the evaluation has no metric {run.best!r}; there are {known}")
-    return -figures[run.best] if run.best_is == "lowest" else figures[run.best]
+def run_score(figures: dict[str, Any], run: config.Run, step: int) -> float | None:
+    """The number that best checkpoints are chosen by, higher is better. One that is not finite is none, which is said."""
+    figure = figures[run.best]
+    if not math.isfinite(figure):
+        say(f"step {step}: {run.best} is {figure}, which is no score: this step cannot be the best one")
+        return None
+    return -figure if run.best_is == "lowest" else figure
 
 
-def held_out_rows(experiment: config.Experiment, encoder) -> Rows | None:
-    """Rows over the held-out data, if the experiment names any. Their β needs rewards only where they are there."""
-    data = experiment.data
+def open_judged(experiment: config.Experiment):
+    """The held-out examples, None where the experiment names none. UserError where nothing in them can be judged."""
+    data, run = experiment.data, experiment.run
     if data.held_out is None:
         return None
     examples = open_held_out_examples(data, experiment.objective)
-    return all_rows(examples, encoder, slots=experiment.batch.slots, seed=experiment.run.seed)
-
-
-def evaluate(
-    eval_step,
-    state: TrainState,
-    rows: Rows,
-    objective,
-    experiment: config.Experiment,
-    mesh,
-    at_batch: Callable[[int], None] = lambda number: None,
-) -> dict[str, float]:
-    """Loss and metrics over all held-out groups, as exact means, under the prefix `eval_` (as TRL logs them).
-
-    `at_batch` is called with the number of every batch.
-    """
-    count, batch_rows = rows.count(1), experiment.batch.rows // experiment.batch.accumulation
-    mine = own_rows(mesh, batch_rows)
-    stream = batches(rows, batch_rows=batch_rows, steps=-(-count // batch_rows), total=count, mine=mine)
-    results = []
-    for number, batch in enumerate(feed(stream, mesh)):
-        at_batch(number)
-        results.append(eval_step(state, batch))
-    sums, metrics = reduce(lambda a, b: (merge(a[0], b[0]), merge(a[1], b[1])), results)
-    figures = summary(metrics) | {"loss": mean_loss(objective, sums)}
-    return {f"eval_{name}": as_number(value) for name, value in figures.items()}
+    check_pairs(examples, experiment.objective, data.held_out)
+    if run.eval_every is None:
+        say(f"{data.held_out} is judged once, behind the last step; run.eval_every judges it more often")
+    return examples
 
 
 def write_settings(experiment: config.Experiment, rows: Rows, directory: epath.Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from mmrlhf_jax.huggingface.tensors import sampled_bytes
 from mmrlhf_jax.huggingface.weight_files import find_weight_files
 from mmrlhf_jax.progress import Progress, say
 from mmrlhf_jax.sharding.agreement import first_acts, first_reads
-from mmrlhf_jax.training.feed import feed, fetch, own_rows
+from mmrlhf_jax.training.feed import feed, fetched, own_rows
 from mmrlhf_jax.training.objective import Outputs, forward, target_counts
 
 
@@ -50,12 +51,13 @@ def score_responses(
     description: str,
     partial: epath.Path | None = None,
     keep_seconds: float = KEEP_SECONDS,
+    workers: int = 0,
     at_batch: Callable[[int], None] = lambda done: None,
 ) -> dict[str, np.ndarray]:
     """Run every row once; per response of the data set: `logps`, `lengths`, `rewards` (float32[responses], NaN = not seen).
 
     With `partial` (a file named after everything the numbers and the order of rows depend on) the pass continues where an
-    earlier one was cut off. `at_batch` is called with the number of every batch.
+    earlier one was cut off. `at_batch` is called with the number of every batch; `workers` as for `batches`.
     """
     count = rows.count(1)
     steps = -(-count // batch_rows)
@@ -66,13 +68,18 @@ def score_responses(
         start, found = stored
         say(f"{description}: {start} of {steps} batches were done before")
     progress, kept = Progress(description, steps - start), time.monotonic()
-    stream = batches(rows, batch_rows=batch_rows, steps=steps, total=count, start=start, mine=own_rows(mesh, batch_rows))
-    for done, batch in enumerate(feed(stream, mesh), start + 1):
-        at_batch(done)
-        outputs, lengths = step(params, frozen, batch)
-        ids = fetch(batch.response_ids)
-        for name, values in (("logps", outputs.logps), ("lengths", lengths), ("rewards", outputs.rewards)):
-            found[name][ids[ids >= 0]] = fetch(values)[ids >= 0]
+    settings = dict(batch_rows=batch_rows, steps=steps, total=count, start=start, workers=workers)
+
+    def results():
+        with contextlib.closing(batches(rows, mine=own_rows(mesh, batch_rows), **settings)) as stream:
+            for number, batch in enumerate(feed(stream, mesh), start + 1):
+                at_batch(number)
+                outputs, lengths = step(params, frozen, batch)
+                yield batch.response_ids, {"logps": outputs.logps, "lengths": lengths, "rewards": outputs.rewards}
+
+    for done, (ids, values) in enumerate(fetched(results()), start + 1):
+        for name, value in values.items():
+            found[name][ids[ids >= 0]] = value[ids >= 0]
         progress.update()
         if partial is not None and jax.process_index() == 0 and time.monotonic() - kept >= keep_seconds:
             _keep(partial, steps=np.asarray(done), **found)
@@ -90,6 +97,7 @@ def reference_logps(
     batch_rows: int,
     mesh,
     cache: epath.Path,
+    workers: int = 0,
     at_batch: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
     """float32[responses], read from `cache` if data, encoder, the groups that are kept and model are as when it was written.
@@ -106,8 +114,8 @@ def reference_logps(
         return stored
     layout = hashlib.sha256(f"{rows.budget} {rows.seed} {batch_rows}".encode()).hexdigest()[:8]
     partial = cache / f"reference-{key}-{layout}-partial.npz"
-    settings = dict(batch_rows=batch_rows, mesh=mesh, description="reference log-probs", partial=partial, at_batch=at_batch)
-    found = score_responses(step, params, frozen, rows, **settings)
+    settings = dict(batch_rows=batch_rows, mesh=mesh, partial=partial, workers=workers, at_batch=at_batch)
+    found = score_responses(step, params, frozen, rows, description="reference log-probs", **settings)
     check_finite(found["logps"], scored, rows)
     first_acts(lambda: _keep_in_the_end(path, partial, found["logps"]))
     return found["logps"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
@@ -16,18 +15,37 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Fault, fault, first_line, retried
 from mmrlhf_jax.files import entries, is_remote, plain_path
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.training.identity import configuration
 from mmrlhf_jax.training.state import split_model
 
-SCORE = "score"
+SCORE, METRIC, BEST_IS = "score", "metric", "best_is"
 COMMITTED = "commit_success.txt"  # that makes a folder of an object store a checkpoint; elsewhere its name does
+
+
+class Criterion(NamedTuple):
+    """What checkpoints are chosen by: a held-out figure, and whether its lowest or its highest value is the best."""
+
+    metric: str | None  # None: not known
+    best_is: str | None
+
+
+UNKNOWN = Criterion(None, None)
+
+
+class Judgement(NamedTuple):
+    """A checkpoint's score (finite, higher is better) and what it is a score of. Scores of two criteria are not compared."""
+
+    score: float
+    criterion: Criterion
 
 
 class StoredCheckpoints:
     """The checkpoints of one directory, which need not be there, as they are when they are asked for."""
 
-    def __init__(self, directory: epath.PathLike):
+    def __init__(self, directory: epath.PathLike, criterion: Criterion = UNKNOWN):
         self._path = epath.Path(directory)
         self._orbax_path = plain_path(self._path)
+        self.criterion = criterion
 
     @property
     def steps(self) -> list[int]:
@@ -40,16 +58,39 @@ class StoredCheckpoints:
         return steps[-1] if steps else None
 
     @property
+    def judgements(self) -> dict[int, Judgement]:
+        """By step, of the checkpoints that have one."""
+        found = {step: self._judgement(step) for step in self.steps}
+        return {step: judgement for step, judgement in found.items() if judgement is not None}
+
+    @property
     def scores(self) -> dict[int, float]:
-        """Score by step, of the checkpoints that have one (higher is better)."""
-        found = {step: self._score(step) for step in self.steps}
-        return {step: score for step, score in found.items() if score is not None}
+        """Score by step, of the checkpoints that were judged by the criterion (higher is better)."""
+        return {step: found.score for step, found in self.judgements.items() if found.criterion == self.criterion}
 
     @property
     def best(self) -> int | None:
-        """The step of the best score, the earliest of equals."""
-        scores = {step: score for step, score in self.scores.items() if math.isfinite(score)}
-        return min(scores, key=lambda step: (-scores[step], step)) if scores else None
+        """The step of the best score by the criterion, the earliest of equals."""
+        return self.bests.get(self.criterion)
+
+    @property
+    def bests(self) -> dict[Criterion, int]:
+        """The same for every criterion that a checkpoint was judged by."""
+        found: dict[Criterion, int] = {}
+        for step, judgement in sorted(self.judgements.items(), key=lambda item: (-item[1].score, item[0])):
+            found.setdefault(judgement.criterion, step)
+        return found
+
+    @property
+    def other_scores(self) -> str | None:
+        """Scores by other criteria, in words; None where there are none."""
+        others = {step: found.criterion for step, found in self.judgements.items() if found.criterion != self.criterion}
+        if not others:
+            return None
+        named = [
+            f"{metric or 'another figure'} ({best_is or '?'} is best)" for metric, best_is in dict.fromkeys(others.values())
+        ]
+        return f"the scores of checkpoints {', '.join(map(str, others))} are by {', '.join(named)}"
 
     def load(self, step: int, target: dict[str, Any]) -> dict[str, Any]:
         """Parts of the checkpoint at `step`, arrays as `target` says. Each process reads for itself and waits for no other."""
@@ -93,16 +134,30 @@ class StoredCheckpoints:
             return sorted(int(path.name) for path in folders if any(file.name == COMMITTED for file in entries(path)))
         return sorted(int(path.name) for path in folders if path.is_dir())
 
-    def _score(self, step: int) -> float | None:
+    def _judgement(self, step: int) -> Judgement | None:
         path = self._path / str(step) / "metrics" / "metrics"  # where Orbax writes them, as JSON
         try:
             text = retried(path.read_text, f"{path}")
         except FileNotFoundError:
             return None
         try:
-            return strict_json.loads(text)[SCORE]
+            found = strict_json.loads(text)
         except strict_json.BadNumber:  # what is not finite is no score
             return None
+        if SCORE not in found:
+            return None
+        criterion = Criterion(found[METRIC], found[BEST_IS]) if METRIC in found else self._configured(step)
+        return Judgement(found[SCORE], criterion)
+
+    def _configured(self, step: int) -> Criterion:
+        """The criterion of a checkpoint whose score does not say it: that of the configuration that was kept with it."""
+        try:
+            identity = self.load(step, {"identity": None})["identity"]
+        except Exception as error:  # whatever a storage backend raises
+            if fault(error) is not Fault.DAMAGED:
+                raise
+            return UNKNOWN
+        return Criterion(*(configuration(identity).get(f"run.{name}") for name in ("best", "best_is")))
 
 
 def alone() -> ocp.Context:

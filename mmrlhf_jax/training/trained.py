@@ -24,7 +24,7 @@ from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.training.card import conversion_card, model_card
 from mmrlhf_jax.training.loop import CHECKPOINTS, CONFIG_FILE, load_base
 from mmrlhf_jax.training.metrics import read_metrics
-from mmrlhf_jax.training.stored import StoredCheckpoints
+from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def load_trained(
     """
     run = epath.Path(run)
     experiment = together(lambda: _experiment(run, overrides))
-    checkpoints = StoredCheckpoints(run / CHECKPOINTS)
+    checkpoints = StoredCheckpoints(run / CHECKPOINTS, Criterion(experiment.run.best, experiment.run.best_is))
     chosen = _chosen(run, checkpoints, step, up_to)
     with use_mesh(mesh):
         model = load_base(experiment, mesh)
@@ -81,7 +81,9 @@ def _chosen(run: epath.Path, checkpoints: StoredCheckpoints, step: int | str | N
         found = checkpoints.steps
         best = checkpoints.best if step == "best" else None
         if step == "best" and best is None:
-            raise UserError(f"{run}: no checkpoint was judged on held-out data (data.held_out, run.eval_every); give a step")
+            metric, best_is = checkpoints.criterion
+            others = checkpoints.other_scores or "none was judged on held-out data (data.held_out, run.eval_every)"
+            raise UserError(f"{run}: no checkpoint has a score by run.best {metric} ({best_is} is best): {others}; give a step")
         newest = max(found, default=None) if up_to is None else max((s for s in found if s <= up_to), default=0)
         chosen = {None: newest, "best": best}.get(step, step)
         if chosen not in found and (chosen != 0 or up_to is None):

@@ -305,3 +305,48 @@ def test_predicted_memory_is_what_a_step_takes(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1800, env=os.environ)
     predicted, measured = map(int, done.stdout.split()) if done.returncode == 0 else pytest.fail(done.stderr[-3000:])
     assert measured == pytest.approx(predicted, rel=0.10)
+
+
+@pytest.mark.parametrize(
+    ("objective", "held_out", "passes"),
+    [
+        (config.Preference(), "held out", ["evaluation", "reference"]),
+        (config.Preference(), None, ["reference"]),
+        (config.Preference(reference="live"), "held out", ["evaluation"]),
+        (config.Supervised(), "held out", ["evaluation"]),
+        (config.RewardModel(), None, []),
+    ],
+)
+def test_what_a_run_computes_beside_its_steps_is_planned_with_it(model, objective, held_out, passes):
+    planned = experiment(model, objective)
+    planned = planned.model_copy(update={"data": planned.data.model_copy(update={"held_out": held_out})})
+    assert planning.run_passes(planned) == passes
+
+
+def test_evaluation_and_reference_pass_are_compiled_and_their_memory_shown(made, model):
+    """Beside the evaluation stay the optimizer's moments, two numbers for each that learns; no pass needs gradients."""
+    judged = experiment(model, config.Preference())
+    judged = judged.model_copy(update={"data": judged.data.model_copy(update={"held_out": "not there either"})})
+    plan = planning.make_plan(judged, config.Launch(), names=("tiny", "here"), generation=False, passes=True)
+    before, after = planning.as_json(made), planning.as_json(plan)
+    assert {name: value for name, value in before.items() if value is None}.keys() >= {"evaluation", "reference"}
+    evaluation, reference = after["evaluation"], after["reference"]
+    learnt = sum(x.size * 4 for x in jax.tree.leaves(_learnt(planning.with_budget(judged, plan.workload.budget))))
+    assert evaluation["resident_bytes"] == pytest.approx(2 * learnt, rel=0.01)
+    assert reference["resident_bytes"] == 0
+    for found in (evaluation, reference):
+        assert 0 < found["hbm_peak_bytes"] < plan.step.needed and found["hbm"]["temporaries"] > 0
+    shown = show.as_text(plan)
+    assert "  evaluation " in shown and "  reference  " in shown and "kept beside it" in shown
+
+
+def _learnt(made):
+    sizes, _ = planning.model_sizes(made)
+    return planning.step_arguments(made, sizes, make_mesh({}, jax.devices()[:1]))[1].params
+
+
+def test_a_pass_that_does_not_fit_is_a_plan_that_does_not_fit(made):
+    small = dataclasses.replace(made, generation=None, passes={})
+    assert small.fits
+    large = planning.Pass(made.step, resident=made.chip.hbm_bytes)
+    assert not dataclasses.replace(small, passes={"evaluation": large}).fits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from mmrlhf_jax import faults
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.sharding.mesh import make_mesh, replicated
 from mmrlhf_jax.training.checkpoint import Checkpoints
+from mmrlhf_jax.training.identity import CONFIGURATION
 from mmrlhf_jax.training.state import TrainState, init_state
-from mmrlhf_jax.training.stored import StoredCheckpoints
+from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints
 
 IDENTITY = {"data": "d", "seed": 1}
 MESH = make_mesh({}, jax.devices()[:1])
@@ -347,3 +349,54 @@ def test_a_removal_that_fails_for_a_moment_is_done_all_the_same(tmp_path, monkey
     checkpoints.wait()
     checkpoints.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", "4"]
+
+
+LOSS, ACCURACY = Criterion("eval_loss", "lowest"), Criterion("eval_accuracy", "highest")
+
+
+def judged(directory: Path, criterion: Criterion, scores: dict[int, float | None], keep: int = 1) -> Checkpoints:
+    checkpoints = Checkpoints(directory, keep=keep, criterion=criterion)
+    for step, score in scores.items():
+        checkpoints.save(state_at(step), IDENTITY, score=score)
+        checkpoints.wait()
+    return checkpoints
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("scores", [[-2.0, None, -3.0], [None, -2.0], [-2.0, None]])
+def test_a_score_that_is_not_finite_is_none_and_never_costs_the_best_one(tmp_path, bad, scores):
+    given = {step: bad if score is None else score for step, score in enumerate(scores, 1)}
+    checkpoints = judged(tmp_path, LOSS, given | {len(scores) + 1: None})
+    best = scores.index(-2.0) + 1
+    assert checkpoints.best == best and checkpoints.steps == [best, len(scores) + 1]
+    assert StoredCheckpoints(tmp_path, LOSS).scores == {best: -2.0}
+    checkpoints.close()
+
+
+def test_scores_of_two_criteria_are_not_compared_and_the_best_of_each_stays(tmp_path):
+    """Losses are below 0 as scores, accuracies above: compared, every accuracy would beat every loss."""
+    judged(tmp_path, LOSS, {1: -0.5, 2: -0.9}).close()
+    checkpoints = judged(tmp_path, ACCURACY, {3: 0.4, 4: 0.7, 5: 0.6})
+    assert checkpoints.best == 4 and checkpoints.scores == {4: 0.7, 5: 0.6} and checkpoints.steps == [1, 4, 5]
+    assert checkpoints.other_scores == "the scores of checkpoints 1 are by eval_loss (lowest is best)"
+    checkpoints.close()
+    assert StoredCheckpoints(tmp_path, LOSS).best == 1 and StoredCheckpoints(tmp_path, ACCURACY).best == 4
+    assert StoredCheckpoints(tmp_path, Criterion("eval_loss", "highest")).best is None
+    again = judged(tmp_path, LOSS, {6: -0.7})  # back to the first one
+    assert again.best == 1 and again.steps == [1, 4, 6]
+    again.close()
+
+
+def test_a_score_that_does_not_say_of_what_is_one_of_the_configuration_that_was_kept_with_it(tmp_path):
+    """As versions before wrote them."""
+    configured = {CONFIGURATION: "run:\n  best: eval_accuracy\n  best_is: highest\n"}
+    checkpoints = Checkpoints(tmp_path, keep=3, criterion=ACCURACY)
+    for step, identity in ((1, IDENTITY | configured), (2, IDENTITY)):
+        checkpoints.save(state_at(step), identity, score=0.5 * step)
+        checkpoints.wait()
+        path = tmp_path / str(step) / "metrics" / "metrics"
+        path.write_text(json.dumps({"score": 0.5 * step}))
+    checkpoints.close()
+    assert StoredCheckpoints(tmp_path, ACCURACY).scores == {1: 0.5}
+    assert StoredCheckpoints(tmp_path, LOSS).best is None
+    assert "2 are by" in StoredCheckpoints(tmp_path, ACCURACY).other_scores

@@ -7,16 +7,26 @@ import math
 import sys
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.examples import open_examples
+from mmrlhf_jax.data.rows import Budget, empty_row
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.engine import Engine
+from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.training import loop
 from mmrlhf_jax.training.checkpoint import Checkpoints
+from mmrlhf_jax.training.held_out import check_pairs, evaluate, figure_names
+from mmrlhf_jax.training.objective import Outputs, make_objective
+from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints
+from mmrlhf_jax.training.trained import load_trained
 from tests import ranked, tiny
+from tests.training.pretended import PretendedStep
 
 TRAIN = [(1, 2), (1, 2, 3), (1, 1, 2)], [[(30, 30)], [], [(33, 90)]]
 HELD_OUT = [(2, 1), (1, 2, 2), (1, 2), (3, 1, 2)], [[(30, 30)], [(75, 40)], [], [(50, 20)]]
@@ -67,7 +77,7 @@ def test_the_best_checkpoint_stays_beside_the_last_one(experiment, tmp_path):
     found = evaluations(rows)
     assert list(found) == [1, 2, 3, 4]
     best = min(found, key=lambda step: found[step]["eval_loss"])
-    checkpoints = Checkpoints(tmp_path / loop.CHECKPOINTS, keep=1)
+    checkpoints = Checkpoints(tmp_path / loop.CHECKPOINTS, keep=1, criterion=Criterion("eval_loss", "lowest"))
     assert set(checkpoints.steps) == {best, 4} and checkpoints.best == best
     assert checkpoints.scores[best] == pytest.approx(-found[best]["eval_loss"])
     checkpoints.close()
@@ -83,11 +93,6 @@ def test_the_evaluation_does_not_depend_on_how_its_rows_are_batched(experiment, 
     np.testing.assert_allclose([b[name] for name in names], [a[name] for name in names], rtol=1e-5, atol=1e-6)
 
 
-def test_a_metric_that_does_not_exist_is_named_with_those_that_do(experiment, tmp_path):
-    with pytest.raises(UserError, match=r"no metric 'eval_los'; there are .*eval_loss"):
-        run(experiment, tmp_path, best="eval_los", steps=1)
-
-
 def test_figures_go_to_weights_and_biases_too(experiment, tmp_path, monkeypatch):
     logged, module = [], types.ModuleType("wandb")
     module.init = lambda **settings: (
@@ -101,3 +106,104 @@ def test_figures_go_to_weights_and_biases_too(experiment, tmp_path, monkeypatch)
     start, *figures, end = logged
     assert start["project"] == "alignment" and end == "finished"
     assert {name for _, shown in figures for name in shown} >= {"loss", "eval_loss"}
+
+
+def unjudged(experiment, tmp_path, **changes):
+    """The experiment with these keys of `data` or `run` changed, and what `train` says of it before it loads the model."""
+    data = experiment.data.model_copy(update={k: v for k, v in changes.items() if k in config.Data.model_fields})
+    settings = {k: v for k, v in changes.items() if k in config.Run.model_fields} | {"directory": str(tmp_path / "run")}
+    return experiment.model_copy(update={"data": data, "run": experiment.run.model_copy(update=settings)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"best": "eval_los"}, r"run\.best: the evaluation has no metric 'eval_los'; there are .*eval_loss"),
+        ({"best": "loss", "best_is": "highest"}, r"no metric 'loss'; there are .*eval_rewards/accuracies"),
+        ({"best": "eval_beta/histogram"}, r"no metric 'eval_beta/histogram'; there are "),
+        ({"held_out": None}, r"run\.eval_every is set, and there is no held-out data to judge: set data\.held_out"),
+        ({"held_out": None, "eval_every": None, "best": "eval_rewards/margins"}, r"run\.best is set, and there is no held-out"),
+        ({"held_out": None, "eval_every": None, "best_is": "highest"}, r"run\.best_is is set, and there is no held-out"),
+        ({"held_out": "/nowhere.jsonl"}, r"/nowhere\.jsonl"),
+    ],
+)
+def test_what_is_wrong_with_held_out_settings_is_said_before_the_model_is_loaded(
+    experiment, tmp_path, monkeypatch, changes, said
+):
+    monkeypatch.setattr(loop, "load_base", lambda *_: pytest.fail("the model is loaded"))
+    with pytest.raises(UserError, match=said):
+        loop.train(unjudged(experiment, tmp_path, **changes), LAUNCH)
+
+
+@pytest.mark.parametrize("ranks", [[(1, 1), (2, 2, 2)], [(1,), (1, 1, 1)]])
+@pytest.mark.parametrize("objective", [config.Preference(), config.RewardModel()])
+def test_held_out_data_without_a_strict_pair_is_refused_before_the_model_is_loaded(
+    experiment, tmp_path, monkeypatch, ranks, objective
+):
+    monkeypatch.setattr(loop, "load_base", lambda *_: pytest.fail("the model is loaded"))
+    held_out = str(ranked.write(tmp_path / "held", ranks, [[] for _ in ranks]))
+    tied = unjudged(experiment, tmp_path, held_out=held_out).model_copy(update={"objective": objective})
+    with pytest.raises(UserError, match=rf"{held_out}: no group has a strictly ordered pair"):
+        loop.train(tied, LAUNCH)
+    check_pairs(open_examples(held_out), config.Supervised(), held_out)  # which learns from responses
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        config.Preference(),
+        config.Preference(losses={"aot": 1.0}, scaling=config.Scaling(mode="batch_implicit")),
+        config.Preference(scaling=config.Scaling(mode="fixed"), ld_alpha=0.5, reference="live"),
+        config.RewardModel(),
+        config.RewardModel(tie_weight=0.5, margins="rewards"),
+        config.Supervised(),
+    ],
+)
+def test_the_names_that_run_best_may_have_are_those_of_the_figures_that_an_evaluation_gives(objective):
+    """Evaluated on an empty row, under outputs that are made up."""
+    made = make_objective(objective)
+
+    def eval_step(state, batch):
+        zeros, tokens = (jnp.zeros(x.shape, jnp.float32) for x in (batch.ends, batch.targets))
+        outputs = Outputs(zeros, zeros, zeros, zeros, zeros, tokens)
+        return made.terms(outputs, batch, jax.random.key(0), outputs)
+
+    class OneRow:
+        budget = Budget(16, 1, 1, 8, 8, 8)
+        encoder = types.SimpleNamespace(geometry=VisionGeometry(28, 14, ((28, 28),), 9))
+        count = staticmethod(lambda epochs: 1)
+        row = staticmethod(lambda t: empty_row(OneRow.budget, OneRow.encoder.geometry))
+
+    figures = evaluate(eval_step, None, OneRow, made, batch_rows=1, mesh=make_mesh({}, jax.devices()[:1]))
+    assert figure_names(made) == sorted(name for name, value in figures.items() if isinstance(value, float))
+
+
+@pytest.mark.parametrize(("steps", "every", "judged"), [(2, None, [2]), (5, 2, [2, 4, 5]), (4, 2, [2, 4])])
+def test_held_out_data_is_judged_at_the_end_and_as_often_as_eval_every_says(
+    experiment, tmp_path, monkeypatch, capsys, steps, every, judged
+):
+    step = PretendedStep()
+    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: step)
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {"eval_loss": 1.0})
+    supervised = experiment.model_copy(update={"objective": config.Supervised()})
+    assert list(evaluations(run(supervised, tmp_path, eval_every=every, steps=steps))) == judged
+    assert ("is judged once, behind the last step" in capsys.readouterr().err) == (every is None)
+
+
+@pytest.mark.parametrize(("best_is", "worst"), [("lowest", float("nan")), ("highest", float("inf")), ("lowest", -float("inf"))])
+def test_an_evaluation_that_is_not_finite_is_said_and_the_true_best_is_what_is_exported(
+    experiment, tmp_path, monkeypatch, capsys, best_is, worst
+):
+    step, figures = PretendedStep(), iter([worst, 2.0, 3.0, worst])
+    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: step)
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {"eval_loss": next(figures)})
+    supervised = experiment.model_copy(update={"objective": config.Supervised()})
+    rows = run(supervised, tmp_path, best_is=best_is)
+    best = {"lowest": 2, "highest": 3}[best_is]
+    assert f"step 4: eval_loss is {worst}, which is no score" in capsys.readouterr().err
+    assert StoredCheckpoints(tmp_path / loop.CHECKPOINTS).steps == [best, 4]
+    assert [row.get("eval_loss") for row in rows if "eval_loss" in row] == [None, 2.0, 3.0, None]
+    mesh = make_mesh({}, jax.devices()[:1])
+    assert load_trained(tmp_path, step="best", mesh=mesh).step == best
+    with pytest.raises(UserError, match=rf"no checkpoint has a score by run\.best eval_entropy .*{best} are by eval_loss"):
+        load_trained(tmp_path, step="best", mesh=mesh, overrides=["run.best=eval_entropy"])

@@ -27,7 +27,7 @@ def experiment(tmp_path_factory):
         data=config.Data(path=str(ranked.write(root / "data", RANKS, IMAGES)), learn="best"),
         objective=config.Supervised(),
         batch=config.Batch(rows=1, slots=512, logprob_chunk=64),
-        run=config.Run(directory="", seed=3, steps=6, checkpoint_every=4),
+        run=config.Run(directory="each test has its own", seed=3, steps=6, checkpoint_every=4),
     )
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.examples import open_examples
-from mmrlhf_jax.data.pipeline import all_rows
+from mmrlhf_jax.data.scored_rows import scored_rows
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
@@ -33,7 +33,7 @@ def source(tmp_path):
 def rows(source, left_out=()):
     geometry = VisionGeometry(tiny.SIDE, 7, pinpoints=((tiny.SIDE, tiny.SIDE),), max_patches=9)
     encoder = GroupEncoder(PieceTokenizer(tiny.tokenizer(), tiny.IMAGE_TOKEN), geometry)
-    found = all_rows(open_examples(source), encoder)
+    (found,) = scored_rows(open_examples(source), encoder)
     keep = ~np.isin(found.index.groups, left_out)
     return dataclasses.replace(found, index=found.index.keep(keep, [f"group {g}" for g in left_out]))
 
@@ -88,7 +88,7 @@ def test_a_pass_that_was_cut_off_continues_where_it_stopped(source, cache):
     whole = Model()
     expected = logps(whole, source, cache / "whole")
     with pytest.raises(KeyboardInterrupt):
-        logps(Model(fails_at=2), source, cache)
+        logps(Model(fails_at=3), source, cache)  # the one before is still under way
     continued = Model()
     np.testing.assert_array_equal(logps(continued, source, cache), expected)
     assert continued.batches == whole.batches - 2 > 0

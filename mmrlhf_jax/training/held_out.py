@@ -1,0 +1,106 @@
+"""Held-out data: its rows, what an evaluation of them gives, and which of that chooses the best checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+
+from mmrlhf_jax import config
+from mmrlhf_jax.data.encode import GroupEncoder
+from mmrlhf_jax.data.index import build_index
+from mmrlhf_jax.data.over_budget import within_budget
+from mmrlhf_jax.data.packing import wide_enough
+from mmrlhf_jax.data.pipeline import demanded_budget, index_cache, list_changes
+from mmrlhf_jax.data.rows import Budget, RowBatch, empty_row
+from mmrlhf_jax.data.stream import Rows, batches
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.objectives.weighted import merge, summary
+from mmrlhf_jax.training.feed import feed, fetched, own_rows
+from mmrlhf_jax.training.objective import Objective, Outputs, make_objective
+from mmrlhf_jax.training.record import as_number
+from mmrlhf_jax.training.state import TrainState
+from mmrlhf_jax.training.step import mean_loss
+
+PREFIX = "eval_"  # as TRL logs them
+
+
+def check_settings(experiment: config.Experiment) -> None:
+    """UserError where the settings about held-out data do not go together, or `run.best` is no figure of an evaluation."""
+    run = experiment.run
+    if experiment.data.held_out is None:
+        for key in ("eval_every", "best", "best_is"):
+            if getattr(run, key) != config.Run.model_fields[key].default:
+                raise UserError(f"run.{key} is set, and there is no held-out data to judge: set data.held_out, or leave it out")
+        return
+    known = figure_names(make_objective(experiment.objective))
+    if run.best not in known:
+        raise UserError(f"run.best: the evaluation has no metric {run.best!r}; there are {', '.join(known)}")
+
+
+def figure_names(objective: Objective) -> list[str]:
+    """The figures of an evaluation that are one number, without evaluating anything."""
+    batch = jax.tree.map(lambda x: x[None], empty_row(Budget(8, 1, 1, 8, 8, 8), VisionGeometry(28, 14, ((28, 28),), 9)))
+    responses, tokens = jnp.zeros(batch.ends.shape, jnp.float32), jnp.zeros(batch.targets.shape, jnp.float32)
+    outputs = Outputs(responses, responses, responses, responses, responses, tokens)
+
+    def figures(batch: RowBatch, outputs: Outputs) -> dict[str, jax.Array]:
+        return _figures(objective, *objective.terms(outputs, batch, jax.random.key(0), outputs))
+
+    return sorted(name for name, value in jax.eval_shape(figures, batch, outputs).items() if value.ndim == 0)
+
+
+def check_pairs(examples, objective: config.Objective, named: str) -> None:
+    """UserError where the objective learns from pairs and no record has one."""
+    if isinstance(objective, config.Supervised) or any(record.pairs() for record in examples.records):
+        return
+    raise UserError(f"{named}: no group has a strictly ordered pair (of different ranks); there is nothing to prefer")
+
+
+def plan_held_out(examples, encoder: GroupEncoder, experiment: config.Experiment, training: Rows) -> Rows:
+    """Rows over all held-out groups, of the size of the training rows.
+
+    A group that exceeds what the experiment sets for rows is treated as `data.over_budget` says. Where a group needs more of
+    something that was derived from the training data, rows have more of it.
+    """
+    index = dataclasses.replace(build_index(examples, encoder, cache=index_cache(examples)), weights=None)
+    index = within_budget(index, examples, encoder, demanded_budget(experiment.batch), experiment.data.over_budget)
+    list_changes(index, experiment.data.held_out, len(examples))
+    return Rows(examples, encoder, index, Budget(*wide_enough(training.budget.vector, index.sizes)), experiment.run.seed)
+
+
+def evaluate(
+    eval_step,
+    state: TrainState,
+    rows: Rows,
+    objective: Objective,
+    *,
+    batch_rows: int,
+    mesh,
+    workers: int = 0,
+    at_batch: Callable[[int], None] = lambda number: None,
+) -> dict[str, float | list[float]]:
+    """Loss and metrics over all groups of `rows`, as exact means, under the prefix `eval_`.
+
+    `at_batch` is called with the number of every batch; `workers` as for `batches`.
+    """
+    count = rows.count(1)
+    settings = dict(batch_rows=batch_rows, steps=-(-count // batch_rows), total=count, workers=workers)
+
+    def results():
+        with contextlib.closing(batches(rows, mine=own_rows(mesh, batch_rows), **settings)) as stream:
+            for number, batch in enumerate(feed(stream, mesh)):
+                at_batch(number)
+                yield eval_step(state, batch)
+
+    sums, metrics = reduce(lambda a, b: (merge(a[0], b[0]), merge(a[1], b[1])), fetched(results()))
+    return {name: as_number(value) for name, value in _figures(objective, sums, metrics).items()}
+
+
+def _figures(objective: Objective, sums, metrics) -> dict[str, jax.Array]:
+    return {f"{PREFIX}{name}": value for name, value in (summary(metrics) | {"loss": mean_loss(objective, sums)}).items()}

@@ -1,0 +1,107 @@
+"""What can be known to go wrong before anything that takes long is done."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+from etils import epath
+
+from mmrlhf_jax import config
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import Fault, fault
+from mmrlhf_jax.files import is_remote
+from mmrlhf_jax.sharding.agreement import first_decides
+from mmrlhf_jax.training import held_out
+from mmrlhf_jax.training.identity import check_identity
+from mmrlhf_jax.training.stored import StoredCheckpoints
+
+PROBE_BYTES = 1 << 16
+
+
+def check_settings(experiment: config.Experiment) -> None:
+    """UserError for settings that only a running experiment would find out to be wrong."""
+    run = experiment.run
+    held_out.check_settings(experiment)
+    if run.wandb is not None and "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
+        raise UserError("run.wandb: wandb is not installed; pip install wandb, or leave run.wandb out")
+    if run.steps is not None:
+        check_profile(run, run.steps)
+
+
+def check_profile(run: config.Run, steps: int) -> None:
+    if run.profile_at is not None and run.profile_at >= steps:
+        raise UserError(f"run.profile_at: the run's steps are 0 to {steps - 1}, so step {run.profile_at} is never traced")
+
+
+def check_directory(directory: epath.Path) -> None:
+    """UserError where a run's files cannot be made in a directory that need not be there yet. Nothing stays of the trial."""
+    if is_remote(directory):
+        probe = directory / f".probe-{os.getpid()}"
+        try:
+            probe.write_bytes(b"a run may write here")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"run.directory {directory}: cannot be written ({_reason(error)})") from None
+        return
+    there = directory
+    try:
+        while not there.exists():
+            there = there.parent
+        if not there.is_dir():
+            raise UserError(f"run.directory {directory}: {there} is a file; choose another directory, or move it away")
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".probe-") as probe:
+            probe.write(bytes(PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        where = "" if there == directory else f" in {there}"
+        raise UserError(f"run.directory {directory}: nothing can be written{where} ({_reason(error)})") from None
+
+
+def check_stored(directory: epath.Path, wanted: Mapping[str, Any]) -> None:
+    """UserError where the newest checkpoint there is of another run, by what of `wanted` is known so far.
+
+    One that cannot be read is left to `Checkpoints.restore`, which tries the ones before.
+    """
+    found = first_decides(lambda: _newest_identity(directory))
+    if found is not None:
+        check_identity(*found, wanted)
+
+
+def _newest_identity(directory: epath.Path) -> tuple[int, dict[str, Any]] | None:
+    stored = StoredCheckpoints(directory)
+    step = stored.latest
+    try:
+        return None if step is None else (step, stored.load(step, {"identity": None})["identity"])
+    except Exception as error:  # whatever a storage backend raises
+        if fault(error) is Fault.DAMAGED:
+            return None
+        raise stored.explained(step, error) from error
+
+
+def check_room(directory: epath.Path, params, tx: optax.GradientTransformation) -> None:
+    """UserError where a disk has no room for one checkpoint of these parameters and their optimizer's state."""
+    if is_remote(directory):
+        return
+    needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((params, jax.eval_shape(tx.init, params))))
+    there = directory
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UserError(
+            f"run.directory {directory}: a checkpoint takes {needed / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free;"
+            " make room, or choose another directory"
+        )
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error).strip() or type(error).__name__
