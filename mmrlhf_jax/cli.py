@@ -359,6 +359,7 @@ def generate(
     from mmrlhf_jax.data.examples import Example
     from mmrlhf_jax.data.media import read_media, read_video_frames
     from mmrlhf_jax.inference.engine import Engine, Prompt
+    from mmrlhf_jax.places import TAG, WrongMedia
     from mmrlhf_jax.records import RankedRecord
 
     if image and video is not None:
@@ -366,6 +367,8 @@ def generate(
     images = tuple(read_media(epath.Path(path), "--image") for path in image or [])
     frames = () if video is None else tuple(read_video_frames(video, video_frames))
     record = RankedRecord(id="prompt", prompt=prompt, responses=(), images=tuple(image or []), video=video)
+    if not (images or frames) and (tag := TAG.search(prompt)):
+        raise WrongMedia(f"--prompt: the prompt has the tag {tag[0]}, but there are no media; give --image or --video")
     record.prompt_text("--prompt")  # tags and media are counted before the model is loaded
     example = Example(record, images, frames)
     engine = Engine.load(model, dtype=dtype, template=template, batch=1)

@@ -143,6 +143,8 @@ def test_the_tag_of_a_video_is_its_place_in_every_reader(tmp_path, row, tag):
         ({"file": "speech/7.wav"}, "file"),
         (ONE | {"rejected_images": ["b.png"]}, "rejected_images"),
         (ONE | {"image_2": "b.png"}, "image_2"),
+        (ONE | {"image_b": "b.png"}, "image_b"),
+        ({"image_b64": "aGVsbG8="}, "image_b64"),
         (ONE | {"videos_path": ["clip.mp4"]}, "videos_path"),
         (ONE | {"image_paths": ["a.png", "b.png"]}, "image_paths"),
         (CLIP | {"audio": "speech.mp3"}, "audio"),

@@ -25,23 +25,12 @@ _WORDS = _IMAGE_WORDS | _VIDEO_WORDS | _OTHER_WORDS
 _AMBIGUOUS = {"sound", "speech", "voice", "medium", "movie", "pixel"}
 _NO_PATHS = {"none", "null", "nan", "n/a", "na", "no", "yes", "true", "false"}
 # Words that leave the name of a medium the name of one: `image_path`, `img_url`, `video_file`.
-_SAME = {"path", "url", "uri", "file", "filename", "filepath", "data", "byte", "base", "b", "64", "link", "list", "value"}
+_SAME = set(["path", "url", "uri", "file", "filename", "filepath", "data", "byte", "encoded", "link", "list", "value"])
 # Words of a second name of what was read already: where it was fetched from, or how its publisher calls it.
-_SECOND_NAME = _SAME | {
-    "name",
-    "id",
-    "source",
-    "src",
-    "original",
-    "origin",
-    "coco",
-    "local",
-    "relative",
-    "full",
-    "abs",
-    "absolute",
-}
-_JOINED = re.compile("(image|img|picture|photo|video|audio)s?(?=path|url|uri|file|data|bytes|list|name|base)", re.IGNORECASE)
+_SECOND_NAME = _SAME | set(
+    ["name", "id", "source", "src", "original", "origin", "coco", "local", "relative", "full", "absolute"]
+)
+_JOINED = re.compile("(image|img|picture|photo|video|audio)s?(?=path|url|uri|file|data|bytes|list|name)", re.IGNORECASE)
 _SUFFIX = re.compile(
     r"[^./\\]\.(jpe?g|png|webp|bmp|gif|tiff?|heic|avif|svg|mp4|avi|mov|mkv|webm|m4v|mpe?g|wav|mp3|flac|ogg|m4a)$",
     re.IGNORECASE,
@@ -107,7 +96,8 @@ def _unread(fields: Any, has_media: bool, depth: int) -> Iterator[tuple[str, Any
 @functools.lru_cache(maxsize=4096)
 def _words(name: str) -> frozenset[str]:
     """`imgPath` and `Image_paths2` as {"img", "path"} and {"image", "path"}; digits are words of their own."""
-    name = _JOINED.sub(r"\1_", str(name)[:200])  # `imagepath`
+    name = re.sub("base64|b64", "_encoded_", str(name)[:200], flags=re.IGNORECASE)
+    name = _JOINED.sub(r"\1_", name)  # `imagepath`
     found = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
     return frozenset(word.rstrip("s") if len(word) > 3 else word for word in map(str.lower, found))
 
