@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
@@ -12,6 +13,7 @@ from mmrlhf_jax.cli import app
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import check_place
 from mmrlhf_jax.huggingface.export import export_checkpoint
+from mmrlhf_jax.sharding.describe import directories
 from mmrlhf_jax.training.trained import export_run
 from tests import tiny
 
@@ -58,6 +60,16 @@ def test_a_hub_id_stays_one_unless_a_directory_of_that_name_is_here(tmp_path, mo
     assert config.with_absolute_paths(read).model.path == "llava-hf/model-hf"
     Path("llava-hf/model-hf").mkdir(parents=True)
     assert config.with_absolute_paths(read).model.path == str(tmp_path / "llava-hf/model-hf")
+
+
+def test_a_container_does_not_keep_a_model_whose_relative_path_looks_like_a_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = {"data": {"path": "gs://b/d", "rewards": "gs://b/r"}, "run": {"directory": "gs://b/run"}}
+    Path("x.yaml").write_text(yaml.safe_dump(EXPERIMENT | place | {"model": {"path": "models/base"}}))
+    assert directories("x.yaml", []) == []  # of the hub
+    Path("models/base").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"model\.path is models/base, which a container does not keep"):
+        directories("x.yaml", [])
 
 
 # Where things are written

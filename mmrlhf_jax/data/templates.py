@@ -129,6 +129,15 @@ def closing_token(template: Template) -> str | None:
     return closing[0] if closing else None
 
 
+def writes_alike(tokenizer: Any, name: str) -> bool:
+    """Whether the tokenizer's own chat template writes conversations as the template of this name does."""
+    try:
+        own, other = find_template("checkpoint", tokenizer), find_template(name, tokenizer)
+        return all(own("prompt", media, None) == other("prompt", media, None) for media in (0, 1, 2))
+    except UserError:
+        return False
+
+
 def critique_prompt(question: PromptText, answer: str) -> PromptText:
     """The user turn that asks the reward model for a critique of `answer`. Media inside the question stay in their places."""
     before, after = CRITIQUE_PROMPT.split("{question}")

@@ -11,7 +11,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.accelerators import accelerator
-from mmrlhf_jax.sharding.meeting import meet
+from mmrlhf_jax.sharding.meeting import Absent, meet
 
 # What a scheduler that JAX does not know sets for every process; the first is JAX's own variable.
 COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -108,10 +108,17 @@ def _from_scheduler(devices: dict[str, range], timeout: int) -> _Place | None:
     """What JAX finds out about the scheduler that started this process; None where there is none."""
     from jax._src import clusters  # JAX shows nobody what it found, and would wait for the others before it does
 
-    address, process = os.environ.get(COORDINATOR), None
-    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-        address, None, process, devices.get("local_device_ids"), None, timeout
-    )
+    ids = devices.get("local_device_ids")
+    try:
+        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            os.environ.get(COORDINATOR), None, None, ids, None, timeout
+        )
+    except (RuntimeError, ValueError, OSError) as error:  # the first host has no address yet, say
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Absent(
+            f"the scheduler does not say where process 0 is ({reason}); see that it was started, or set {COORDINATOR},"
+            f" {PROCESSES} and {PROCESS}"
+        ) from None
     return None if None in found[:3] else _Place(*found[:3])
 
 

@@ -11,10 +11,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from mmrlhf_jax import config
+from mmrlhf_jax.data.templates import writes_alike
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.adapter import export_adapter
 from mmrlhf_jax.huggingface.export import export_checkpoint, export_model
 from mmrlhf_jax.huggingface.hub import local_directory
+from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.huggingface.new_directory import refuse_existing
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import merge_lora
@@ -124,12 +126,23 @@ def export_run(
         with use_mesh(mesh):
             merged = merge_lora(trained.model)
         parameters = export_model(merged, trained.source, out, dtype=kind, naming=naming, card=card)
+        _say_other_template(trained, out)
     else:
         if adapter:
             raise UserError(f"{checkpoint}: --adapter exports a run with `lora`; this is not a run directory")
         card = conversion_card(checkpoint, naming, dtype)
         parameters = export_checkpoint(checkpoint, out, dtype=kind, naming=naming, card=card)
     say(f"{out}: {parameters:,} parameters exported")
+
+
+def _say_other_template(trained: Trained, out: str) -> None:
+    """An export has the base's own chat template; the model may have learnt with another (`data.template`)."""
+    name, tokenizer = trained.experiment.data.template, load_tokenizer(trained.source)
+    if tokenizer.chat_template and not writes_alike(tokenizer, name):
+        say(
+            f"{out}: the chat template is the base model's own, which writes conversations otherwise than the {name} that this"
+            " run learnt with (data.template); for other programs train with data.template: checkpoint"
+        )
 
 
 def export_run_adapter(trained: Trained, out: str, card: str) -> None:

@@ -7,7 +7,7 @@ import shutil
 import jax
 import pytest
 
-from mmrlhf_jax.data.templates import CHAT_TEMPLATE, CheckpointTemplate, closing_token, find_template
+from mmrlhf_jax.data.templates import CHAT_TEMPLATE, CheckpointTemplate, closing_token, find_template, writes_alike
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface import weight_files
@@ -135,6 +135,21 @@ def test_named_templates_without_a_default_are_no_template_to_train_with(model):
     put(model, "chat_template.json", {"rag": text("rag"), "tools": text("tools")})
     with pytest.raises(UserError, match="the chat template cannot be used"):
         find_template("checkpoint", load_tokenizer(model))("prompt", 0, None)
+
+
+@pytest.mark.parametrize(
+    ("own", "name", "alike"),
+    [
+        (CHAT_TEMPLATE, "qwen_1_5", True),
+        (CHAT_TEMPLATE, "checkpoint", True),
+        (CHAT_TEMPLATE, "upstream_train", False),  # which differs with media alone
+        (text("another system"), "qwen_1_5", False),
+        ("no template", "qwen_1_5", False),
+    ],
+)
+def test_an_export_whose_template_is_not_the_one_learnt_with_is_known(model, own, name, alike):
+    put(model, "chat_template.jinja", own)
+    assert writes_alike(load_tokenizer(model), name) == alike
 
 
 # Where writing stops

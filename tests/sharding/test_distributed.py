@@ -6,10 +6,13 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax._src import clusters
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.sharding import distributed
+from mmrlhf_jax.sharding.exits import ABSENT
+from mmrlhf_jax.sharding.meeting import Absent
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
@@ -108,3 +111,21 @@ def test_a_process_with_another_number_of_devices_is_named():
     distributed._check_devices({0: 4, 1: 4, 2: 4})
     with pytest.raises(UserError, match="process 1 has 2 devices, the others have 4"):
         distributed._check_devices({0: 4, 1: 2, 2: 4})
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Failed to recognize\ncoordinator address host"), OSError("no metadata")])
+def test_a_scheduler_that_does_not_know_the_first_host_yet_is_one_line_and_tried_again(told, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(clusters.ClusterEnv, "auto_detect_unset_distributed_params", fail)
+    with pytest.raises(Absent, match="does not say where process 0 is") as raised:
+        distributed.join(config.load_launch(LAUNCH / "v6e-32x2.yaml"))
+    assert "\n" not in str(raised.value) and raised.value.status == ABSENT
+
+
+def test_what_a_scheduler_says_is_where_the_processes_meet(told, monkeypatch):
+    found = lambda *_: ("first:8482", 16, 3, None)
+    monkeypatch.setattr(clusters.ClusterEnv, "auto_detect_unset_distributed_params", found)
+    distributed.join(config.load_launch(LAUNCH / "v6e-32x2.yaml"))
+    assert told["met"] == ("first:8482", 16, 3, 600) and told["place"] == ("first:8482", 16, 3)

@@ -58,7 +58,7 @@ def whole(experiment):
         return loop.train(in_directory(experiment.model_copy(update=near), os.path.basename(experiment.run.directory)), LAUNCH)
 
 
-def test_a_run_that_was_started_by_relative_paths_keeps_absolute_ones(experiment, whole, monkeypatch, tmp_path):
+def test_a_run_that_was_started_by_relative_paths_keeps_absolute_ones(experiment, whole, monkeypatch, tmp_path, capsys):
     """So that an export, a replay or a continuation from another directory finds the same model and data."""
     directory = loop.epath.Path(experiment.run.directory)
     kept = config.load_experiment(directory / loop.CONFIG_FILE)
@@ -70,6 +70,8 @@ def test_a_run_that_was_started_by_relative_paths_keeps_absolute_ones(experiment
     monkeypatch.chdir(tmp_path)
     export_run(str(directory), "out", step=4)
     assert (tmp_path / "out/model.safetensors").exists()
+    said = capsys.readouterr().err  # the tiny model's own template has no system turn
+    assert "writes conversations otherwise than the qwen_1_5 that this run" in said
 
 
 def in_directory(experiment, directory):
