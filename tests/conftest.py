@@ -39,6 +39,7 @@ def pytest_configure(config):
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         config.stash[compiled] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or torch's threads wait for each other at full speed
 
 
 def pytest_unconfigure(config):

@@ -71,6 +71,7 @@ def start(
         launch["distributed"] = {"initialization_timeout": 120, "heartbeat_timeout": heartbeat}
     (folder / "launch.yaml").write_text(yaml.safe_dump(launch))
     common = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
+    common["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # attempts of a run share their programs, as they would on a pod
     if processes > 1:
         common |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(processes)}
     arguments = ["train", str(folder / "experiment.yaml"), "--launch", str(folder / "launch.yaml")]

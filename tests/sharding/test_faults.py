@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
@@ -23,15 +22,6 @@ WAIT = 300.0
 def experiment(tmp_path_factory):
     """Of the objective that compiles fastest: what is tested here is the same for all."""
     return loopback.write_experiment(tmp_path_factory.mktemp("supervised"), "supervised", steps=8, checkpoint_every=2, keep=3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Attempts of the same run share their compiled programs, as they would on a pod."""
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    yield
-    del os.environ["JAX_COMPILATION_CACHE_DIR"], os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]
 
 
 @pytest.fixture(scope="module")
