@@ -475,3 +475,5 @@ def test_from_hub_id_to_a_built_set_in_one_command_with_the_token_of_the_environ
 def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path):
     offline = mmrlhf("data", "validate", "hf://datasets/made/up/a.jsonl", HF_HUB_OFFLINE="1")
     assert offline.returncode == 2 and "HF_HUB_OFFLINE is set" in offline.stderr and offline.stderr.count("\n") == 1
+    down = mmrlhf("data", "validate", "hf://datasets/made/up/a.jsonl", HF_ENDPOINT="http://127.0.0.1:9")
+    assert down.returncode == 2 and "http://127.0.0.1:9 cannot be reached" in down.stderr and down.stderr.count("\n") == 1

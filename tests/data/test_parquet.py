@@ -106,6 +106,8 @@ def test_scores_that_are_no_numbers_and_text_that_is_bytes_are_refused_where_the
 CELLS = {
     "plain bytes": (lambda data: {"image": data}, "image"),
     "an object": (lambda data: {"image": {"bytes": data, "path": "no such file.png"}}, "image"),
+    "an object that says more": (lambda data: {"image": {"bytes": data, "path": None, "format": "PNG", "width": 9}}, "image"),
+    "a list of objects that say more": (lambda data: {"images": [{"bytes": data, "mime": "image/png"}]}, "images/0"),
     "an object without a path": (lambda data: {"image": {"bytes": data}}, "image"),
     "a list of objects": (lambda data: {"images": [{"bytes": data, "path": None}]}, "images/0"),
     "a list of bytes": (lambda data: {"images": [data]}, "images/0"),

@@ -142,12 +142,18 @@ def _values(array: Any) -> list[Any]:
     return array.to_pylist()
 
 
+def _is_media(value: dict[str, Any], field: str) -> bool:
+    """Whether an object is Hugging Face's cell of an image or a video, or one in a field of media that says more about it."""
+    is_named_so = value.keys() <= {"bytes", "path"} or field.lower() in MEDIA_FIELDS
+    return "bytes" in value and is_named_so and isinstance(value["bytes"], bytes | None)
+
+
 def _plain(value: Any, name: str, field: str) -> Any:
     """A value as JSON has it; `name` names it, if it is bytes, and `field` is the innermost field that it stands in."""
     if isinstance(value, bytes):
         return name if field.lower() in MEDIA_FIELDS else {"bytes": name}
     if isinstance(value, dict):
-        if "bytes" in value and value.keys() <= {"bytes", "path"} and not isinstance(value["bytes"], (str, list, dict)):
+        if _is_media(value, field):
             return name if value["bytes"] else value.get("path") or None
         present = {key: inner for key, inner in value.items() if inner is not None}
         return {key: _plain(inner, media_name(name, key), key) for key, inner in present.items()}
