@@ -134,14 +134,14 @@ def test_checkpoints_go_to_a_bucket_and_come_back(bucket, tmp_path, monkeypatch)
 
 
 # Names that a glob, a pattern, a URL or a shell would read as more than a name.
-NAMES = ["a[1]", "[!x]*", "**", "a?b", "back\\slash", "{a,b}", "100%25", "a#b?c", " spaces ", "new\nline", "ä'\"$x`", "-x", "~"]
+NAMES = ["a[1]", "[!x]*", "**", "a?b", "back\\slash", "{a,b}/100%25/a#b?c/ spaces /new\nline/ä'\"$x`/-x/~/gs:"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpoints_in_a_directory_of_any_name_are_read_again(tmp_path, name):
     save(tmp_path / name / "checkpoints", 1, 2)
     assert restored(tmp_path / name / "checkpoints") == (2, 2.0)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert [path.name for path in tmp_path.iterdir()] == [name.split("/")[0]]
 
 
 def test_a_directory_whose_name_is_a_pattern_has_nothing_to_do_with_those_that_it_matches(tmp_path):
@@ -309,12 +309,15 @@ def test_a_damaged_checkpoint_is_kept_aside_under_a_name_that_says_so(tmp_path, 
 
 def test_a_bucket_keeps_no_more_checkpoints_than_a_disk(bucket):
     where = bucket / "older" / "checkpoints"
-    save(where, 1, 2, 3, 4)
-    assert sorted(path.name for path in where.iterdir()) == ["2", "3", "4"]
-    (where / "4" / "commit_success.txt").unlink()  # as a writer that was killed leaves it
-    assert StoredCheckpoints(where).steps == [2, 3]
-    assert restored(where) == (3, 3.0)
-    assert sorted(path.name for path in where.iterdir()) == ["2", "3"]
+    checkpoints = Checkpoints(where, keep=1)
+    for step in (1, 2):
+        checkpoints.save(state_at(step), IDENTITY)
+    checkpoints.wait()
+    checkpoints.close()
+    (where / "3" / "manifest").write_text("")  # as a writer that was killed leaves it
+    assert StoredCheckpoints(where).steps == [2]
+    assert restored(where) == (2, 2.0)
+    assert [path.name for path in where.iterdir()] == ["2"]
 
 
 @pytest.mark.parametrize("error", PASSING[:3], ids=str)
