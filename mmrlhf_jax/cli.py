@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import traceback
@@ -12,6 +11,7 @@ import typer
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.finite import LEAST_NORMAL, is_finite
 
 app = typer.Typer(
     name="mmrlhf",
@@ -56,8 +56,8 @@ def _places(value: Any, writes: bool) -> Any:
 
 
 def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is no finite number")
+    if not is_finite(value) or 0 < abs(value) < LEAST_NORMAL:
+        raise typer.BadParameter(f"{value} is no number of float32")
     return value
 
 
@@ -349,7 +349,7 @@ def generate(
     video_frames: VideoFrames = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, callback=_finite, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
     dtype: Dtype = "float32",
     template: Template = "qwen_1_5",
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from typing import Any
 
 from mmrlhf_jax.errors import UserError, shown
@@ -13,6 +15,16 @@ LEAST_NORMAL = 1.1754943508222875e-38  # below it devices may make 0 of a number
 def is_finite(value: Any) -> bool:
     """Whether a value is an integer or a float (no truth value, no text) whose float32 is finite."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+
+
+# What people type for a number. Python's own reader of text also takes 1_0, infinity, and digits of other scripts.
+_DECIMAL = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", re.ASCII)
+
+
+def from_text(text: str) -> float | None:
+    """The number that a text says (full-width digits are digits); None where it says none, or one that float32 does not hold."""
+    value = float(text) if _DECIMAL.fullmatch(text := unicodedata.normalize("NFKC", text).strip()) else None
+    return value if is_finite(value) else None
 
 
 def number(value: Any, where: str) -> float:

@@ -89,6 +89,15 @@ def test_a_number_from_outside_is_one_that_float32_holds(value):
         finite.number(value, "here")
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("4", 4.0), (" 4.5 ", 4.5), ("-.5", -0.5), ("1e-3", 1e-3), ("+2.", 2.0), ("５", 5.0)]
+    + [(text, None) for text in ("", "N/A", "nan", "inf", "Infinity", "1_0", "1e39", "1e999", "٤", "0x1", "1e", ".")],
+)
+def test_a_text_that_says_a_number_is_one(text, value):
+    assert finite.from_text(text) == value
+
+
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_every_number_of_float32_is_one(value):
     assert finite.number(value, "here") == value and np.isfinite(np.float32(value))
@@ -164,7 +173,7 @@ def test_weights_within_weights_are_one_too(tmp_path):
         open_mixture([Part(str(tmp_path / "mixture.yaml"), weight=1e6)])
 
 
-@pytest.mark.parametrize("temperature", ["nan", "inf", "-1"])
+@pytest.mark.parametrize("temperature", ["nan", "inf", "-1", "1e39", "1e-50"])
 def test_an_option_that_is_a_number_is_finite(monkeypatch, capsys, temperature):
     monkeypatch.setattr(sys, "argv", ["mmrlhf", "generate", "--model", "m", "--prompt", "p", "--temperature", temperature])
     with pytest.raises(SystemExit) as end:

@@ -482,6 +482,8 @@ def test_absent_rankings_and_scores_leave_responses_unranked(write):
         ({"faithfulness": [1, 2]}, "field 'faithfulness' must list 4 values"),
         ({"helpfulness": [1, 2, 3, float("nan")]}, "field 'helpfulness.3' must be a finite number, found NaN"),
         ({"helpfulness": [1, 2, 3, "nan"]}, "a score of 'helpfulness' must be a finite number, found 'nan'"),
+        ({"helpfulness": [1, 2, 3, "1_0"]}, "a score of 'helpfulness' must be a finite number, found '1_0'"),
+        ({"helpfulness": [1, 2, 3, True]}, "a score of 'helpfulness' must be a finite number, found True"),
         ({"helpfulness": [1, 2, 3, "1e39"]}, "a score of 'helpfulness' must be a finite number, found '1e39'"),
         ({"helpfulness": [1, 2, 3, 10**39]}, "a score of 'helpfulness' must be a finite number, found 1000"),
         ({"question": None}, "field 'question' must be a string"),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 from mmrlhf_jax.data.sources.fields import media_before_text, open_record, pop_media, pop_optional_text, pop_text
 from mmrlhf_jax.data.sources.rankings import check_ranking, read_rankings
 from mmrlhf_jax.data.sources.rows import Format, Row
 from mmrlhf_jax.errors import UserError, shown
-from mmrlhf_jax.finite import is_finite
+from mmrlhf_jax.finite import from_text, is_finite
 from mmrlhf_jax.records import RankedRecord, Response
 
 # The release's name of each score list, and ours (`records.SCORE_NAMES`).
@@ -82,13 +81,10 @@ def _parallel(data: dict[str, Any], field: str, size: int, where: str) -> list[A
 
 
 def _score(value: Any, name: str, where: str) -> float:
-    try:
-        score = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
-    except ValueError:
-        score = math.nan
+    score = from_text(value) if isinstance(value, str) else value
     if not is_finite(score):
         raise UserError(f"{where}: a score of {name!r} must be a finite number, found {shown(value)}")
-    return score
+    return float(score)
 
 
 def _with_ranks(record: RankedRecord, ranks: list[int]) -> RankedRecord:

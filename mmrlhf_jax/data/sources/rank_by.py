@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.finite import is_finite
 from mmrlhf_jax.records import RankedRecord, Response, ranks_of
 
 MEAN = "mean_score"
@@ -56,6 +56,6 @@ def _score(response: Response, by: str, where: str) -> float | None:
     if response.scores and by in response.scores:
         return response.scores[by]
     value = response.reward if by == "reward" else response.extra.get(by)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
+    if value is not None and not is_finite(value):
         raise UserError(f"{where}: the score {by!r} must be a finite number, found {shown(value)}")
     return value
