@@ -22,7 +22,7 @@ _DECIMAL = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)
 
 
 def from_text(text: str) -> float | None:
-    """The number that a text says (full-width digits are digits); None where it says none, or one that float32 does not hold."""
+    """The number that a text says (full-width digits are digits); None if it says none, or one that float32 does not hold."""
     value = float(text) if _DECIMAL.fullmatch(text := unicodedata.normalize("NFKC", text).strip()) else None
     return value if is_finite(value) else None
 
