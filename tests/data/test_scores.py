@@ -132,6 +132,35 @@ def test_parts_of_a_set_and_several_sets_are_joined(source, tmp_path):
     assert rewards(with_rewards(mixed, score(mixed, tmp_path / "mixed.jsonl"), "data")) == expected(mixed)
 
 
+def test_sets_of_equal_ids_are_told_apart(source, tmp_path):
+    other = ranked.write(tmp_path / "more", RANKS, [[]] * 4, seed=9)
+    mixed = open_examples([str(source), str(other)])
+    assert rewards(with_rewards(mixed, score(mixed, tmp_path / "mixed.jsonl"), "data")) == expected(mixed)
+    alone = score(open_examples(other), tmp_path / "alone.jsonl")
+    with pytest.raises(UserError, match="record 'group-0' was scored with another prompt"):
+        with_rewards(mixed, alone, "data")
+
+
+def test_images_inside_a_parquet_file_are_joined_by_their_content(tmp_path):
+    """Their names are the file's and its rows'."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [
+        {"id": f"r{i}", "prompt": "Which?", "chosen": "A", "rejected": "B", "images": [{"bytes": ranked.picture((9, 9), i)}]}
+        for i in range(2)
+    ]
+    for name, order in (("a", rows), ("b", rows[::-1])):
+        parquet.write_table(pyarrow.Table.from_pylist(order), tmp_path / f"{name}.parquet")
+    out = score(open_examples(tmp_path / "a.parquet"), tmp_path / "scores.jsonl")
+    for examples in (open_examples(tmp_path / "b.parquet"), build(tmp_path / "b.parquet", tmp_path / "built")):
+        assert rewards(with_rewards(examples, out, "data")) == expected(examples)
+    rows[0]["images"], rows[1]["images"] = rows[1]["images"], rows[0]["images"]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "c.parquet")
+    with pytest.raises(UserError, match="record 'r0' was scored with other media"):
+        with_rewards(open_examples(tmp_path / "c.parquet"), out, "data")
+
+
 @pytest.mark.parametrize("change", ["text", "order", "a line less", "a line more"])
 @pytest.mark.parametrize("name", [RECORDS_FILE, LAYOUTS_FILE])
 def test_records_and_layouts_of_a_built_set_are_those_of_its_shards(source, tmp_path, name, change):
