@@ -36,7 +36,7 @@ from mmrlhf_jax.models.lora import with_reduce_dtype
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import first_acts, first_process, together
 from mmrlhf_jax.sharding.exits import PEER_LOST, SIGNALLED
-from mmrlhf_jax.sharding.mesh import check_layout, make_mesh, say_waste, use_mesh
+from mmrlhf_jax.sharding.mesh import check_layout, check_rows, make_mesh, say_waste, use_mesh
 from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.feed import agree, feed, own_rows
 from mmrlhf_jax.training.goodput import Goodput
@@ -71,6 +71,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
     run, batch, goodput = experiment.run, experiment.batch, Goodput()
     directory = epath.Path(run.directory)
     mesh = make_mesh(launch.mesh.model_dump())
+    check_rows(batch, mesh)  # before a model that has no published name is fetched for its sizes
     sizes = known_sizes(experiment.model.path)
     check_layout(experiment, sizes, mesh.shape)
     say_waste(experiment, sizes, mesh.shape)
