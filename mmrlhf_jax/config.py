@@ -182,8 +182,9 @@ class Preference(Section):
     def _known(cls, losses: dict[str, Number]) -> dict[str, Number]:
         from mmrlhf_jax.objectives.preference import LOSSES  # here: reading a config should not import jax unless it is used
 
-        unknown = [name for name in losses if name not in LOSSES]
-        if unknown or not losses:
+        if not losses:
+            raise ValueError(f"names no loss; choose from {', '.join(LOSSES)}")
+        if unknown := [name for name in losses if name not in LOSSES]:
             raise ValueError(f"unknown loss {unknown}; choose from {', '.join(LOSSES)}")
         return losses
 

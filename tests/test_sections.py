@@ -144,6 +144,7 @@ def test_numbers_of_free_keys_are_as_strict():
         ("optimizer.learning_rate=1_0", "optimizer.learning_rate: Input should be a valid number, found '1_0'"),
         ("objective.losses.sigmoid=yes", ": objective.losses.sigmoid: Input should be a valid number, found 'yes'"),
         ("data.path=[a, {path: b, weight: .inf}]", ": data.path.1.weight: Input should be a finite number, found inf"),
+        ("objective.losses={}", "objective.losses: names no loss; choose from"),
         ("run.directory=", "run.directory: Input should be a valid string, found null"),
         ("run.directory=''", "run.directory: the path is empty"),
         ("objective=null", "objective.kind: choose from preference, reward_model, supervised"),

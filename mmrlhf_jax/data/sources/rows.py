@@ -20,7 +20,6 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.hub import hub_errors
 from mmrlhf_jax.data.sources.parquet import parquet_rows
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.errors import shown as shown  # readers take it from here
 from mmrlhf_jax.faults import retried
 from mmrlhf_jax.records import RankedRecord
 
