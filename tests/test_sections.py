@@ -15,6 +15,7 @@ from mmrlhf_jax import cli, config, core_yaml, sections
 from mmrlhf_jax.config import load_experiment, load_launch
 from mmrlhf_jax.data.mixture import find_parts
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.sharding import distributed
 from mmrlhf_jax.sharding.describe import directories
 
 MMDPO = Path(__file__).parents[1] / "configs" / "mmdpo_llava_ov_7b.yaml"
@@ -273,6 +274,13 @@ def test_a_home_of_nobody_is_refused_and_a_container_is_not_given_one(home):
         load_experiment(MMDPO, ["run.directory=~nobody-of-that-name/x"])
     with pytest.raises(UserError, match="~/runs is another directory in a container"):
         directories(str(MMDPO), ["--set", "run.directory=~/runs"])
+
+
+def test_a_tilde_in_the_environment_of_a_launch_file_is_what_it_is_in_a_shell(home):
+    environment = {"A": "~/mine"}
+    launch = load_launch(None, ["environment={JAX_COMPILATION_CACHE_DIR: ~/cache, A: ~/theirs, B: 'x=~/y', C: '~'}"])
+    distributed.prepare(launch, environment)
+    assert environment == {"JAX_COMPILATION_CACHE_DIR": f"{home}/cache", "A": "~/mine", "B": "x=~/y", "C": "~"}
 
 
 def test_a_tilde_on_the_command_line_is_the_home_directory(home, monkeypatch, capsys, tmp_path):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import expand_home
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.accelerators import accelerator
 from mmrlhf_jax.sharding.meeting import Absent, meet
@@ -30,7 +31,7 @@ def prepare(launch: config.Launch, environment: MutableMapping[str, str] | None 
         if name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS"):
             environment[name] = " ".join(filter(None, (value, environment.get(name))))
         else:
-            environment.setdefault(name, value)
+            environment.setdefault(name, expand_home(value) if value.startswith("~/") else value)  # as in a shell
 
 
 def _starts(name: str, pattern: str) -> bool:
