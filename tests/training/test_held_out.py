@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 
 from mmrlhf_jax import config
+from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.examples import open_examples
+from mmrlhf_jax.data.pipeline import plan_training_rows
 from mmrlhf_jax.data.rows import Budget, empty_row
+from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.training import loop
 from mmrlhf_jax.training.checkpoint import Checkpoints
-from mmrlhf_jax.training.held_out import check_pairs, evaluate, figure_names
+from mmrlhf_jax.training.held_out import check_pairs, evaluate, figure_names, plan_held_out
 from mmrlhf_jax.training.objective import Outputs, make_objective
 from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints
 from mmrlhf_jax.training.trained import load_trained
@@ -207,3 +210,56 @@ def test_an_evaluation_that_is_not_finite_is_said_and_the_true_best_is_what_is_e
     assert load_trained(tmp_path, step="best", mesh=mesh).step == best
     with pytest.raises(UserError, match=rf"no checkpoint has a score by run\.best eval_entropy .*{best} are by eval_loss"):
         load_trained(tmp_path, step="best", mesh=mesh, overrides=["run.best=eval_entropy"])
+
+
+def held_out_plan(tmp_path, lengths, **changes):
+    """(training rows, held-out rows) of groups with a response of so many bytes, which are as many tokens."""
+    paths = []
+    for name, given in zip(("train", "held"), lengths, strict=True):
+        paths.append(tmp_path / f"{name}.jsonl")
+        records = [
+            {"id": f"{name}-{i}", "prompt": "Well?", "responses": [{"text": "x" * n, "rank": 1}, {"text": "no", "rank": 2}]}
+            for i, n in enumerate(given)
+        ]
+        paths[-1].write_text("".join(json.dumps(record) + "\n" for record in records))
+    made = config.Experiment(
+        model=config.Model(path="not read"),
+        data=config.Data(path=str(paths[0]), held_out=str(paths[1]), **changes.pop("data", {})),
+        objective=config.Preference(),
+        batch=config.Batch(rows=1, slots=512, **changes.pop("batch", {})),
+        run=config.Run(directory="not made"),
+    )
+    geometry = VisionGeometry(tiny.SIDE, 7, pinpoints=((tiny.SIDE, tiny.SIDE),), max_patches=9)
+    encoder = GroupEncoder(PieceTokenizer(tiny.tokenizer(), tiny.IMAGE_TOKEN), geometry)
+    train, held = (open_examples(path) for path in paths)
+    rows = plan_training_rows(train, encoder, made.data, made.batch, made.objective, seed=0)
+    return rows, plan_held_out(held, encoder, made, rows)
+
+
+def test_held_out_rows_have_the_size_of_training_rows(tmp_path):
+    rows, held = held_out_plan(tmp_path, ([100] * 6, [90, 30, 100]))
+    assert held.budget == rows.budget and sum(len(held.groups(t)) for t in range(held.count(1))) == 3
+
+
+def test_held_out_rows_grow_only_in_what_was_derived_from_the_training_data(tmp_path):
+    rows, held = held_out_plan(tmp_path, ([8] * 6, [440, 8]))
+    assert held.budget.slots == rows.budget.slots == 512
+    assert held.budget.targets == 512 > rows.budget.targets
+
+
+@pytest.mark.parametrize("long", [600, 6000])
+def test_a_held_out_group_that_fits_no_row_is_treated_as_over_budget_says(tmp_path, capsys, long):
+    lengths = [100] * 4, [100, long]
+    with pytest.raises(UserError, match=rf"held-1 does not fit: {long // 100}\d\d slots > 512"):
+        held_out_plan(tmp_path, lengths)
+    rows, held = held_out_plan(tmp_path, lengths, data={"over_budget": "drop"})
+    assert held.budget == rows.budget and held.index.groups.tolist() == [0]
+    assert "held.jsonl: left out 1 of 2 groups" in capsys.readouterr().err
+    _, held = held_out_plan(tmp_path, lengths, data={"over_budget": "cut_longest"})
+    assert held.index.groups.tolist() == [0, 1] and held.index.sizes[1, 0] <= 512
+    assert "held.jsonl: made 1 of 2 groups smaller" in capsys.readouterr().err
+
+
+def test_a_budget_that_the_experiment_sets_holds_for_held_out_groups_too(tmp_path):
+    with pytest.raises(UserError, match=r"held-1 does not fit: 30\d targets > 256"):
+        held_out_plan(tmp_path, ([100] * 4, [100, 300]), batch={"targets": 256})

@@ -77,3 +77,27 @@ def test_after_whole_epochs_the_log_says_so_however_full_the_last_batch_is(exper
     said = [line["epoch"] for line in lines]
     assert said[-1] == epochs
     assert said == sorted(said) and len(set(said)) == len(said)
+
+
+@pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
+def test_the_error_that_ends_a_run_is_the_one_that_is_seen_whatever_the_closes_do(experiment, tmp_path, monkeypatch, kind):
+    closed = []
+
+    def failing(name):
+        def close(self):
+            closed.append(name)
+            raise kind(f"{name} cannot be closed")
+
+        return close
+
+    for owner, name in ((loop.Checkpoints, "checkpoints"), (loop.MetricsLog, "logs"), (loop.ProfilerWindow, "profile")):
+        monkeypatch.setattr(owner, "close", failing(name))
+    monkeypatch.setattr(loop, "write_run_page", lambda *_, **__: closed.append("page"))
+    monkeypatch.setattr(loop, "record", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("the first error")))
+    with pytest.raises(RuntimeError, match="the first error") as raised:
+        train(experiment, tmp_path, monkeypatch)
+    assert closed == ["profile", "logs", "page", "checkpoints"]
+    assert [
+        f"{name} cannot be closed" in note for name, note in zip(("profile", "logs", "checkpoints"), raised.value.__notes__)
+    ]
+    assert len(raised.value.__notes__) == 3
