@@ -20,7 +20,9 @@ def advice(peak: int, chip: Chip, experiment: config.Experiment, launch: config.
         ways.append("model.remat: full")
     if rows > 1 and not config.looks_at_batch(experiment.objective):
         ways.append(f"batch.accumulation: {experiment.batch.accumulation * rows} (1 row per shard at a time instead of {rows})")
-    if experiment.optimizer.mu_dtype == "float32":
+    if experiment.model.frozen_dtype == "float32" and (experiment.lora or not experiment.trains.language_model):
+        ways.append("model.frozen_dtype: bfloat16")
+    if experiment.optimizer.mu_dtype == "float32" and experiment.optimizer.beta1 <= config.SLOWEST_IN_BFLOAT16:
         ways.append("optimizer.mu_dtype: bfloat16")
     if mesh.shape["context"] == 1 and experiment.batch.slots > 4096:
         ways.append("mesh.context: 2 in the launch file (each device then has half of a row's slots)")

@@ -191,6 +191,18 @@ def test_what_does_not_fit_says_by_how_much_and_what_would_make_it_fit(model):
         assert way in line
 
 
+def test_advice_names_only_what_helps(model):
+    """Storing what is frozen in bfloat16 where most of the model is; a first moment in bfloat16 where it can decay."""
+    chip, mesh = dataclasses.replace(CHIPS["v5e"], hbm_bytes=2**30), make_mesh({}, jax.devices()[:1])
+    settings = experiment(model, config.Preference())
+    lora = settings.model_copy(update={"lora": config.Lora()})
+    stored = lora.model_copy(update={"model": lora.model.model_copy(update={"frozen_dtype": "bfloat16"})})
+    slow = settings.model_copy(update={"optimizer": config.Optimizer(beta1=0.995)})
+    lines = [advice(3 * 2**30, chip, each, config.Launch(), mesh) for each in (settings, lora, stored, slow)]
+    assert ["model.frozen_dtype: bfloat16" in line for line in lines] == [False, True, False, False]
+    assert ["optimizer.mu_dtype: bfloat16" in line for line in lines] == [True, True, True, False]
+
+
 def test_the_compilers_message_says_what_a_program_takes():
     message = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
     message += "temporaries (54.25G) exceeds available HBM (15.75G). HLO module: jit_f."
