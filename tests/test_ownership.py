@@ -20,6 +20,7 @@ from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.jobs import write_in_pieces
 from mmrlhf_jax.ownership import Owner, Ownership
+from tests import tiny
 from tests.data import groups
 
 # Takes the file that is named at the moment that is given, says whether, and holds it until it is killed.
@@ -280,7 +281,7 @@ def test_a_second_trainer_ends_with_status_2_before_it_loads_anything(tmp_path, 
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
     before = listing(tmp_path / "run")
     experiment = {
-        "model": {"path": str(tmp_path / "no model")},
+        "model": {"path": str(tiny.checkpoint(tmp_path / "model"))},
         "data": {"path": str(tmp_path / "no data")},
         "objective": {"kind": "supervised"},
         "run": {"directory": str(tmp_path / "run")},

@@ -29,7 +29,7 @@ from mmrlhf_jax.models.attention import Backend
 from mmrlhf_jax.models.llava_onevision import original, weights
 from mmrlhf_jax.models.llava_onevision.config import TEXT_DEFAULTS, LlavaOnevisionConfig, read_config
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
-from mmrlhf_jax.sharding.agreement import gather
+from mmrlhf_jax.sharding.agreement import gather, together
 from mmrlhf_jax.sharding.mesh import make_mesh, parameter_shardings, use_mesh
 
 if TYPE_CHECKING:
@@ -66,28 +66,34 @@ def load_model(
 
     Raises UserError, naming the tensors, where the checkpoint is not exactly this model, and where a value is not finite.
     """
-    directory = local_directory(model)
-    config, stored, found, fresh_head = _open_checkpoint(directory, reward_head)
-    dtype_of = param_dtype if isinstance(param_dtype, FunctionType) else lambda path: param_dtype
-    with use_mesh(mesh):
-        abstract = nnx.eval_shape(
-            lambda: LlavaOnevision(config, rngs=nnx.Rngs(0), dtype=dtype, remat=remat, attention=attention)
-        )
-        graph, state = nnx.split(abstract)
-        shardings = parameter_shardings(state, mesh)
-    variables = dict(nnx.to_flat_state(state))
-    shapes = {path: variable.shape for path, variable in variables.items() if not (fresh_head and path[0] == "reward_head")}
-    names = _match(found, stored, shapes, config, directory)
+    spoilt: set[str] = set()
 
-    leaves, spoilt = [], set()
-    for path, variable in variables.items():
-        sharding, kind = shardings[path], dtype_of(path)
-        if path in names:
-            array = _assemble(stored, path, names[path], variable.shape, kind, sharding, directory, spoilt.add)
-        else:
-            array = _fresh(path, variable.shape, kind, sharding, config, seed)
-        leaves.append((path, variable.replace(array)))
-    _refuse_spoilt(spoilt, directory, sorted({np.dtype(dtype_of(path)).name for path in variables}))
+    def read() -> tuple[nnx.GraphDef, list[tuple[Any, Any]], Path, list[str]]:
+        directory = local_directory(model)
+        config, stored, found, fresh_head = _open_checkpoint(directory, reward_head)
+        dtype_of = param_dtype if isinstance(param_dtype, FunctionType) else lambda path: param_dtype
+        with use_mesh(mesh):
+            abstract = nnx.eval_shape(
+                lambda: LlavaOnevision(config, rngs=nnx.Rngs(0), dtype=dtype, remat=remat, attention=attention)
+            )
+            graph, state = nnx.split(abstract)
+            shardings = parameter_shardings(state, mesh)
+        variables = dict(nnx.to_flat_state(state))
+        shapes = {path: variable.shape for path, variable in variables.items() if not (fresh_head and path[0] == "reward_head")}
+        names = _match(found, stored, shapes, config, directory)
+
+        leaves = []
+        for path, variable in variables.items():
+            sharding, kind = shardings[path], dtype_of(path)
+            if path in names:
+                array = _assemble(stored, path, names[path], variable.shape, kind, sharding, directory, spoilt.add)
+            else:
+                array = _fresh(path, variable.shape, kind, sharding, config, seed)
+            leaves.append((path, variable.replace(array)))
+        return graph, leaves, directory, sorted({np.dtype(dtype_of(path)).name for path in variables})
+
+    graph, leaves, directory, dtypes = together(read)
+    _refuse_spoilt(spoilt, directory, dtypes)
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 

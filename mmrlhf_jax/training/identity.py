@@ -68,7 +68,8 @@ def check_identity(step: int, found: Mapping[str, Any], wanted: Mapping[str, Any
     why = difference(found, wanted)
     if why is not None:
         raise UserError(
-            f"the checkpoint at step {step} has {why}: it would not be the same run; use --fresh, or another run.directory"
+            f"the checkpoint at step {step} has {why}: it would not be the same run; set another"
+            " run.directory (--fresh would remove that run's checkpoints)"
         )
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,14 +34,14 @@ from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import with_reduce_dtype
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.sharding.agreement import first_acts, first_process, together
+from mmrlhf_jax.sharding.agreement import first_acts, first_process, same_everywhere, together
 from mmrlhf_jax.sharding.exits import PEER_LOST, SIGNALLED
 from mmrlhf_jax.sharding.mesh import check_layout, check_rows, make_mesh, say_waste, use_mesh
 from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.feed import agree, feed, own_rows
 from mmrlhf_jax.training.goodput import Goodput
 from mmrlhf_jax.training.held_out import check_pairs, evaluate, plan_held_out
-from mmrlhf_jax.training.identity import computed_precision, known_identity, run_identity
+from mmrlhf_jax.training.identity import CONFIGURATION, computed_precision, known_identity, run_identity
 from mmrlhf_jax.training.metrics import MetricsLog
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import learning_rate_at, make_optimizer
@@ -93,18 +93,9 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
     ):
         # --- Data: of the model no more than its tokenizer and sizes ------------------------------------------------------
         peers.at(0, MEASURING)
-        examples = open_training_examples(experiment.data, experiment.objective)
-        check_pairs(examples, experiment.objective, experiment.data.named)
-        judged = open_judged(experiment)
-        source = local_directory(experiment.model.path)
-        sizes = read_sizes(source, experiment.model.reward_head)
-        encoder = make_encoder(experiment.data, experiment.objective, load_tokenizer(source), sizes)
-        rows = plan_training_rows(examples, encoder, experiment.data, batch, experiment.objective, seed=run.seed)
-        held_out = None if judged is None else plan_held_out(judged, encoder, experiment, rows)
-        total_rows = rows.count(run.epochs) if run.steps is None else run.steps * batch.rows
-        steps = -(-total_rows // batch.rows)
-        check_profile(run, steps)
-        identity = run_identity(experiment, rows, steps, source)
+        plan = together(lambda: plan_run(experiment))
+        examples, source, rows, held_out, total_rows, steps, identity = plan
+        same_everywhere({name: value for name, value in identity.items() if name != CONFIGURATION}, "the run")
         if not fresh:
             check_stored(directory / CHECKPOINTS, identity)
         say(
@@ -118,7 +109,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         graphdef, params, frozen = split_model(model, experiment.trains, experiment.lora)
         say(precision_line(params, frozen, experiment.model.dtype))
         tx = make_optimizer(experiment.optimizer, steps, experiment.guard)
-        check_room(directory, params, tx)
+        together(lambda: check_room(directory, params, tx))
 
         # --- Reference -------------------------------------------------------------------------------------------------
         reference = reference_mode(experiment.objective)
@@ -242,6 +233,34 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             say(f"stopped by a signal after step {start}; the same command continues from there")
             raise SystemExit(SIGNALLED)
     return state
+
+
+class PlannedRun(NamedTuple):
+    examples: Any
+    source: epath.Path  # the model's directory
+    rows: Rows
+    held_out: Rows | None
+    total_rows: int
+    steps: int
+    identity: dict[str, Any]
+
+
+def plan_run(experiment: config.Experiment) -> PlannedRun:
+    """What the run learns from, and how it will be fed, found without the model's weights."""
+    run, batch = experiment.run, experiment.batch
+    examples = open_training_examples(experiment.data, experiment.objective)
+    check_pairs(examples, experiment.objective, experiment.data.named)
+    judged = open_judged(experiment)
+    source = local_directory(experiment.model.path)
+    sizes = read_sizes(source, experiment.model.reward_head)
+    encoder = make_encoder(experiment.data, experiment.objective, load_tokenizer(source), sizes)
+    rows = plan_training_rows(examples, encoder, experiment.data, batch, experiment.objective, seed=run.seed)
+    held_out = None if judged is None else plan_held_out(judged, encoder, experiment, rows)
+    total_rows = rows.count(run.epochs) if run.steps is None else run.steps * batch.rows
+    steps = -(-total_rows // batch.rows)
+    check_profile(run, steps)
+    identity = run_identity(experiment, rows, steps, source)
+    return PlannedRun(examples, source, rows, held_out, total_rows, steps, identity)
 
 
 def load_base(experiment: config.Experiment, mesh) -> LlavaOnevision:

@@ -21,6 +21,7 @@ from mmrlhf_jax.files import is_remote
 from mmrlhf_jax.sharding.agreement import first_decides
 from mmrlhf_jax.training import held_out
 from mmrlhf_jax.training.identity import check_identity
+from mmrlhf_jax.training.owner import OWNER
 from mmrlhf_jax.training.stored import StoredCheckpoints
 
 PROBE_BYTES = 1 << 16
@@ -42,7 +43,12 @@ def check_profile(run: config.Run, steps: int) -> None:
 
 
 def check_directory(directory: epath.Path) -> None:
-    """UserError where a run's files cannot be made in a directory that need not be there yet. Nothing stays of the trial."""
+    """UserError where a run's files cannot be made in a directory that need not be there yet. Nothing stays of the trial.
+
+    Nothing is tried where a trainer is at work: who comes second touches nothing.
+    """
+    if (directory / OWNER).exists():
+        return
     if is_remote(directory):
         probe = directory / f".probe-{os.getpid()}"
         try:
