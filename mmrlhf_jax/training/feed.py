@@ -65,15 +65,6 @@ def place(batch: RowBatch, mesh: Mesh) -> RowBatch:
     return jax.tree.map(put, batch)
 
 
-def agree(mine: bool) -> bool:
-    """What the first process says: a file may be there for one host and not yet for another."""
-    if jax.process_count() == 1:
-        return mine
-    from jax.experimental import multihost_utils  # only where there are several processes
-
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(mine)))
-
-
 def fetch(x: jax.Array) -> np.ndarray:
     """A whole (perhaps multi-process) array on this host."""
     if x.is_fully_addressable or x.is_fully_replicated:

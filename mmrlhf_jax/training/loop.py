@@ -34,11 +34,11 @@ from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import with_reduce_dtype
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.sharding.agreement import first_acts, first_process, same_everywhere, together
+from mmrlhf_jax.sharding.agreement import first_acts, first_decides, first_process, same_everywhere, together
 from mmrlhf_jax.sharding.exits import PEER_LOST, SIGNALLED
 from mmrlhf_jax.sharding.mesh import check_layout, check_rows, make_mesh, say_waste, use_mesh
 from mmrlhf_jax.training.checkpoint import Checkpoints
-from mmrlhf_jax.training.feed import agree, feed, own_rows
+from mmrlhf_jax.training.feed import feed, own_rows
 from mmrlhf_jax.training.goodput import Goodput
 from mmrlhf_jax.training.held_out import check_pairs, evaluate, plan_held_out
 from mmrlhf_jax.training.identity import CONFIGURATION, computed_precision, known_identity, run_identity
@@ -289,7 +289,7 @@ def reference_mode(objective: config.Objective) -> Reference:
 def reference_cache(examples, directory: epath.Path) -> epath.Path:
     """Beside the data, where other runs find them too; in the run's directory where the data has no such place."""
     beside = index_cache(examples)
-    if beside is None or not agree(can_write(beside)):
+    if beside is None or not first_decides(lambda: can_write(beside)):
         return directory / "reference"
     return beside
 
