@@ -71,8 +71,9 @@ class Checkpoints(StoredCheckpoints):
 
     @property
     def judgements(self) -> dict[int, Judgement]:
-        """By step, of the checkpoints that have one."""
-        return {step: judgement for step, judgement in self._judged.items() if judgement is not None}
+        """By step, of the checkpoints that have one, with that which is being written."""
+        found = self._judged if self._pending is None else self._judged | {self._pending[0]: self._pending[2]}
+        return {step: judgement for step, judgement in found.items() if judgement is not None}
 
     def save(self, state: TrainState, identity: dict[str, Any], *, score: float | None = None) -> None:
         """Start writing the state at its step; returns once the arrays are copied off the device.

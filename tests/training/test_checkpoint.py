@@ -213,6 +213,16 @@ def test_the_newest_and_the_best_stay(tmp_path):
     assert StoredCheckpoints(tmp_path).scores == {2: 0.9, 4: 0.1}
 
 
+def test_a_score_counts_while_its_checkpoint_is_being_written(tmp_path):
+    """Or a worse one in the meantime would be taken for the best."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(state_at(1), IDENTITY, score=0.9)
+    assert (checkpoints.scores, checkpoints.steps) == ({1: 0.9}, [])
+    checkpoints.wait()
+    assert (checkpoints.scores, checkpoints.steps) == ({1: 0.9}, [1])
+    checkpoints.close()
+
+
 @pytest.mark.parametrize("keep", [1, 3])
 def test_a_checkpoint_that_cannot_be_read_back_does_not_count_and_removes_no_other(tmp_path, monkeypatch, keep):
     save(tmp_path, 1, 2, 3)
