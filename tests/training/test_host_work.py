@@ -97,7 +97,6 @@ def test_the_error_that_ends_a_run_is_the_one_that_is_seen_whatever_the_closes_d
     with pytest.raises(RuntimeError, match="the first error") as raised:
         train(experiment, tmp_path, monkeypatch)
     assert closed == ["profile", "logs", "page", "checkpoints"]
-    assert [
-        f"{name} cannot be closed" in note for name, note in zip(("profile", "logs", "checkpoints"), raised.value.__notes__)
-    ]
-    assert len(raised.value.__notes__) == 3
+    notes = raised.value.__notes__
+    assert len(notes) == 3
+    assert all(f"{name} cannot be closed" in note for name, note in zip(("profile", "logs", "checkpoints"), notes, strict=True))
