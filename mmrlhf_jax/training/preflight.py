@@ -16,7 +16,7 @@ from etils import epath
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.faults import Fault, fault
+from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, retried
 from mmrlhf_jax.files import is_remote
 from mmrlhf_jax.sharding.agreement import first_decides
 from mmrlhf_jax.training import held_out
@@ -45,31 +45,40 @@ def check_profile(run: config.Run, steps: int) -> None:
 def check_directory(directory: epath.Path) -> None:
     """UserError where a run's files cannot be made in a directory that need not be there yet. Nothing stays of the trial.
 
-    Nothing is tried where a trainer is at work: who comes second touches nothing.
+    Nothing is tried where a trainer is at work: who comes second touches nothing. Unavailable where the storage does not answer
+    for now.
     """
     if (directory / OWNER).exists():
         return
+    where = f"run.directory {directory}"
+    try:
+        retried(lambda: _try_to_write(directory, where), where)
+    except (UserError, Unavailable):
+        raise
+    except Exception as error:  # whatever a storage backend raises
+        if not isinstance(error, OSError) and fault(error) not in (Fault.DENIED, Fault.NO_ROOM):
+            raise
+        raise UserError(f"{where}: nothing can be written there ({_reason(error)})") from None
+
+
+def _try_to_write(directory: epath.Path, where: str) -> None:
     if is_remote(directory):
         probe = directory / f".probe-{os.getpid()}"
-        try:
-            probe.write_bytes(b"a run may write here")
-            probe.unlink()
-        except OSError as error:
-            raise UserError(f"run.directory {directory}: cannot be written ({_reason(error)})") from None
+        probe.write_bytes(b"a run may write here")
+        probe.unlink()
         return
-    there = directory
-    try:
-        while not there.exists():
-            there = there.parent
-        if not there.is_dir():
-            raise UserError(f"run.directory {directory}: {there} is a file; choose another directory, or move it away")
-        with tempfile.NamedTemporaryFile(dir=there, prefix=".probe-") as probe:
-            probe.write(bytes(PROBE_BYTES))
-            probe.flush()
-            os.fsync(probe.fileno())
-    except OSError as error:
-        where = "" if there == directory else f" in {there}"
-        raise UserError(f"run.directory {directory}: nothing can be written{where} ({_reason(error)})") from None
+    there = _nearest(directory)
+    if not there.is_dir():
+        raise UserError(f"{where}: {there} is a file; choose another directory, or move it away")
+    with tempfile.NamedTemporaryFile(dir=there, prefix=".probe-") as probe:
+        probe.write(bytes(PROBE_BYTES))
+        probe.flush()
+        os.fsync(probe.fileno())
+
+
+def _nearest(directory: epath.Path) -> epath.Path:
+    """The directory, or the nearest one above that is there."""
+    return directory if directory.exists() or directory == directory.parent else _nearest(directory.parent)
 
 
 def check_stored(directory: epath.Path, wanted: Mapping[str, Any]) -> None:
@@ -98,10 +107,7 @@ def check_room(directory: epath.Path, params, tx: optax.GradientTransformation) 
     if is_remote(directory):
         return
     needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((params, jax.eval_shape(tx.init, params))))
-    there = directory
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(_nearest(directory)).free
     if free < needed:
         raise UserError(
             f"run.directory {directory}: a checkpoint takes {needed / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free;"
@@ -109,5 +115,5 @@ def check_room(directory: epath.Path, params, tx: optax.GradientTransformation) 
         )
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error).strip() or type(error).__name__
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or first_line(error)

@@ -10,7 +10,7 @@ from collections import namedtuple
 
 import pytest
 
-from mmrlhf_jax import config
+from mmrlhf_jax import config, faults
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.training import loop, preflight
 from mmrlhf_jax.training.identity import CONFIGURATION, DATA, ENCODER, EXAMPLES, MODEL, PLAN, STEPS, difference, known_identity
@@ -144,15 +144,34 @@ def test_a_file_in_the_place_of_the_run_directory_is_refused(experiment, tmp_pat
 
 
 def test_a_run_directory_that_cannot_be_written_is_refused_and_nothing_is_left_of_the_trial(experiment, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"run\.directory /proc/run: nothing can be written in /proc"):
+    with pytest.raises(UserError, match=r"run\.directory /proc/run: nothing can be written there \("):
         loop.train(changed(experiment, "run", directory="/proc/run"), LAUNCH)
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(preflight.os, "fsync", full)
-    with pytest.raises(UserError, match=r"nothing can be written in .* \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"nothing can be written there \(No space left on device\)"):
         loop.train(changed(experiment, "run", directory=str(tmp_path / "new" / "run")), LAUNCH)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("passing", [1, 3])
+def test_storage_that_fails_for_a_moment_is_no_wrong_directory(tmp_path, monkeypatch, passing):
+    fsync, left = os.fsync, [passing]
+
+    def busy(descriptor):
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.EAGAIN, "503 Service Unavailable")
+        fsync(descriptor)
+
+    monkeypatch.setattr(preflight.os, "fsync", busy)
+    monkeypatch.setattr(faults, "FIRST_DELAY", 0.001)
+    preflight.check_directory(loop.epath.Path(tmp_path))
+    left[0] = 1000
+    with pytest.raises(faults.Unavailable):
+        preflight.check_directory(loop.epath.Path(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
