@@ -63,16 +63,26 @@ def evaluations(rows):
     return {row["step"]: row for row in rows if "eval_loss" in row}
 
 
-def test_at_learning_rate_zero_the_loss_is_that_of_the_start(experiment, tmp_path):
+@pytest.fixture(scope="module")
+def still(experiment):
+    return experiment.model_copy(update={"optimizer": config.Optimizer(learning_rate=1e-30)})
+
+
+@pytest.fixture(scope="module")
+def at_the_start(still, tmp_path_factory):
+    """The evaluation after a step that changes nothing."""
+    (found,) = evaluations(run(still, tmp_path_factory.mktemp("still"), steps=1)).values()
+    return found
+
+
+def test_at_learning_rate_zero_the_loss_is_that_of_the_start(experiment, at_the_start):
     """Policy = reference: every pair's DPO loss is log 2, and the SFT term is the mean over the chosen responses' tokens."""
-    still = experiment.model_copy(update={"optimizer": config.Optimizer(learning_rate=1e-30)})
-    (found,) = evaluations(run(still, tmp_path, steps=1)).values()
     examples = open_examples(experiment.data.held_out)
     scored = Engine.load(experiment.model.path, batch=1).score_responses(examples, "answer")
     chosen = [(scored[i], pair[0]) for i, record in enumerate(examples.records) for pair in record.pairs()]
     nll = -sum(found["logps"][k] for found, k in chosen) / sum(found["lengths"][k] for found, k in chosen)
-    assert found["eval_rewards/margins"] == pytest.approx(0, abs=1e-4)
-    assert found["eval_loss"] == pytest.approx(math.log(2) + experiment.objective.sft_weight * nll, rel=1e-4)
+    assert at_the_start["eval_rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert at_the_start["eval_loss"] == pytest.approx(math.log(2) + experiment.objective.sft_weight * nll, rel=1e-4)
 
 
 def test_the_best_checkpoint_stays_beside_the_last_one(experiment, tmp_path):
@@ -86,14 +96,13 @@ def test_the_best_checkpoint_stays_beside_the_last_one(experiment, tmp_path):
     checkpoints.close()
 
 
-def test_the_evaluation_does_not_depend_on_how_its_rows_are_batched(experiment, tmp_path):
-    several = experiment.model_copy(update={"batch": config.Batch(rows=3, slots=512, logprob_chunk=64)})
-    still = config.Optimizer(learning_rate=1e-30)
-    a = evaluations(run(experiment.model_copy(update={"optimizer": still}), tmp_path / "b", steps=1))[1]
-    b = evaluations(run(several.model_copy(update={"optimizer": still}), tmp_path / "c", steps=1))[1]
-    names = [name for name, value in a.items() if name.startswith("eval_") and isinstance(value, float)]
+def test_the_evaluation_does_not_depend_on_how_its_rows_are_batched(still, at_the_start, tmp_path):
+    several = still.model_copy(update={"batch": config.Batch(rows=3, slots=512, logprob_chunk=64)})
+    found = evaluations(run(several, tmp_path, steps=1))[1]
+    names = [name for name, value in at_the_start.items() if name.startswith("eval_") and isinstance(value, float)]
     assert len(names) > 8
-    np.testing.assert_allclose([b[name] for name in names], [a[name] for name in names], rtol=1e-5, atol=1e-6)
+    expected = [at_the_start[name] for name in names]
+    np.testing.assert_allclose([found[name] for name in names], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_figures_go_to_weights_and_biases_too(experiment, tmp_path, monkeypatch):

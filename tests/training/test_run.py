@@ -49,12 +49,20 @@ def experiment(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(experiment):
+def train_steps():
+    """The compiled steps of `whole`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def whole(experiment, train_steps):
     """Started beside its model and data, by paths relative to there; its readers are elsewhere."""
     root = os.path.dirname(experiment.run.directory)
     parts = {name: getattr(experiment, name) for name in ("model", "data")}
     near = {name: part.model_copy(update={"path": os.path.relpath(part.path, root)}) for name, part in parts.items()}
-    with contextlib.chdir(root):
+    make = loop.make_train_step
+    with contextlib.chdir(root), pytest.MonkeyPatch.context() as watched:
+        watched.setattr(loop, "make_train_step", lambda *a, **k: train_steps.append(make(*a, **k)) or train_steps[-1])
         return loop.train(in_directory(experiment.model_copy(update=near), os.path.basename(experiment.run.directory)), LAUNCH)
 
 
@@ -132,12 +140,8 @@ def test_no_run_ends_because_of_its_page(experiment, whole, tmp_path, capsys):
     assert not (tmp_path / PAGE).exists() and "is not written: " in capsys.readouterr().err
 
 
-def test_one_compilation_serves_every_picture_size(experiment, tmp_path, monkeypatch):
-    steps = []
-    make = loop.make_train_step
-    monkeypatch.setattr(loop, "make_train_step", lambda *a, **k: steps.append(make(*a, **k)) or steps[-1])
-    loop.train(in_directory(experiment, tmp_path), LAUNCH)
-    (step,) = steps
+def test_one_compilation_serves_every_picture_size(whole, train_steps):
+    (step,) = train_steps
     assert step._cache_size() == 1
 
 
@@ -199,11 +203,21 @@ def test_missing_rewards_are_counted_and_the_command_is_named(experiment, tmp_pa
         loop.train(in_directory(lacking, tmp_path / "run"), LAUNCH)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(experiment, tmp_path):
+@pytest.fixture(scope="module")
+def stopped(experiment, tmp_path_factory):
+    """The directory of a run that ended with a loss that is not finite."""
+    directory = tmp_path_factory.mktemp("stopped")
     wild = experiment.model_copy(update={"optimizer": config.Optimizer(learning_rate=1e30, warmup_ratio=0.0)})
+    wild = wild.model_copy(
+        update={"run": experiment.run.model_copy(update={"directory": str(directory), "checkpoint_every": 1})}
+    )
     with pytest.raises(UserError, match="bad_batch_step"):
-        loop.train(in_directory(wild, tmp_path), LAUNCH)
-    (saved,) = tmp_path.glob("bad_batch_step_*.npz")
+        loop.train(wild, LAUNCH)
+    return directory
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(stopped):
+    (saved,) = stopped.glob("bad_batch_step_*.npz")
     step, batch, groups, numbers = read_batch(saved)
     assert saved.name == f"bad_batch_step_{step}.npz"
     assert ((groups != "") == (batch.response_ids >= 0)).all() and numbers.max() >= 2
@@ -259,14 +273,8 @@ def test_a_batch_that_cannot_be_saved_does_not_hide_why_the_run_stops(tmp_path, 
     assert f"cannot be saved ([Errno {number}]" in capsys.readouterr().err
 
 
-def test_a_replay_names_what_is_not_finite(experiment, whole, tmp_path):
-    wild = experiment.model_copy(update={"optimizer": config.Optimizer(learning_rate=1e30, warmup_ratio=0.0)})
-    wild = wild.model_copy(
-        update={"run": experiment.run.model_copy(update={"directory": str(tmp_path), "checkpoint_every": 1})}
-    )
-    with pytest.raises(UserError, match="bad_batch_step"):
-        loop.train(wild, LAUNCH)
-    (saved,) = tmp_path.glob("bad_batch_step_*.npz")
+def test_a_replay_names_what_is_not_finite(stopped, tmp_path):
+    (saved,) = stopped.glob("bad_batch_step_*.npz")
     found = replay(str(saved), LAUNCH)
     page = as_text(found, most=3)
     assert not found.responses[0].finite and "NOT FINITE" in page and found.responses[0].group in page
