@@ -21,6 +21,9 @@ Progress = Callable[[Iterable, str, int], Iterable]
 
 # Of how groups are measured. Whoever changes what `GroupEncoder.measure` finds counts on: stored indexes are then made anew.
 VERSION = 1
+# Of the files that keep it. Counts on where only groups are measured otherwise that no run can have had: then the fingerprint,
+# which runs are recognised by, stays. 2: media inside the text.
+KEPT = 2
 
 # Starting processes costs seconds; below so many groups one is quicker.
 PARALLEL_GROUPS = 4096
@@ -67,7 +70,7 @@ def build_index(
     """Measure every group, on `jobs` cores (None: all). With `cache` (a directory) the result is kept there."""
     measured = f"{VERSION} {' '.join(Budget.names())}"
     fingerprint = hashlib.sha256(f"{examples.fingerprint} {encoder.fingerprint} {measured}".encode()).hexdigest()
-    stored = cache / f"index-{fingerprint[:16]}.npz" if cache is not None else None
+    stored = cache / f"index-{fingerprint[:16]}-{KEPT}.npz" if cache is not None else None
     sizes = None if stored is None else _read(stored, [len(record.responses) for record in examples.records])
     if sizes is None:
         found: Iterable[np.ndarray] = measure_all(examples, encoder, jobs)

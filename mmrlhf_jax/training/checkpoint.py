@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from mmrlhf_jax.training.state import TrainState
 from mmrlhf_jax.training.stored import (
     BEST_IS,
     COMMITTED,
+    JUDGEMENT,
     METRIC,
     SCORE,
     UNKNOWN,
@@ -45,6 +46,15 @@ UNFINISHED, UNREADABLE, REMOVED = ".orbax-checkpoint-tmp", ".unreadable", ".remo
 WHOLE_BYTES = 1 << 24
 
 
+class _Pending(NamedTuple):
+    """A checkpoint that is being written."""
+
+    step: int
+    expected: dict[str, Any]  # of what is read back
+    judgement: Judgement | None
+    writing: Any  # Orbax's response, whose `result()` waits
+
+
 class Checkpoints(StoredCheckpoints):
     """The checkpoints of a run, for the one trainer that owns its directory. Saving is asynchronous and atomic.
 
@@ -56,8 +66,7 @@ class Checkpoints(StoredCheckpoints):
     def __init__(self, directory: epath.PathLike, *, keep: int = 2, criterion: Criterion = UNKNOWN):
         super().__init__(directory, criterion)
         self._keep = keep
-        self._writer: ocp.training.Checkpointer | None = None
-        self._pending: tuple[int, dict[str, Any], Judgement | None] | None = None  # step, what is expected of it, judgement
+        self._pending: _Pending | None = None
         first_acts(lambda: retried(self._prepare, f"{self._path}"))
         self._judged: dict[int, Judgement | None] = {
             int(step): None if judged is None else Judgement(judged[0], Criterion(*judged[1]))
@@ -86,35 +95,33 @@ class Checkpoints(StoredCheckpoints):
             return
         judgement = None if score is None or not math.isfinite(score) else Judgement(score, self.criterion)
         parts = {"params": pure(state.params), "opt_state": pure(state.opt_state), "identity": identity}
+        judged = {}
+        if judgement is not None:
+            judged[JUDGEMENT] = {SCORE: judgement.score, METRIC: self.criterion.metric, BEST_IS: self.criterion.best_is}
         _same_operation()
         with self._writing():
-            if self._writer is None:  # not before there is something to write: it takes the checkpoints for what it finds then
-                everything = ocp.training.preservation_policies.PreserveAll()
-                self._writer = ocp.training.Checkpointer(self._orbax_path, preservation_policy=everything)
-            metrics = None
-            if judgement is not None:
-                metrics = {SCORE: judgement.score, METRIC: self.criterion.metric, BEST_IS: self.criterion.best_is}
-            self._writer.save_checkpointables_async(step, parts, force=True, metrics=metrics)
+            # Orbax's own checkpointer of a directory would read all that is there whenever it is made.
+            writing = ocp.save_checkpointables_async(self._orbax_path / str(step), parts, custom_metadata=judged)
         expected = {name: abstract(parts[name]) for name in ("params", "opt_state")} | {"identity": identity}
-        self._pending = step, expected, judgement
+        self._pending = _Pending(step, expected, judgement, writing)
 
     def wait(self) -> None:
         """Until what is being written is complete and was read back. UserError where it could not be."""
         if self._pending is None:
             return
-        (step, expected, judgement), self._pending = self._pending, None
+        pending, self._pending = self._pending, None
         with self._writing():
-            self._writer.wait()
-        self._check_saved(step, expected)
-        self._judged[step] = judgement
+            pending.writing.result()
+        self._check_saved(pending.step, pending.expected)
+        self._judged[pending.step] = pending.judgement
         self._remove_older()
 
     def close(self) -> None:
         """Wait for what is being written, in whatever state the run is: the other processes may be elsewhere."""
-        self._pending = None
-        if self._writer is not None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
             with self._writing():
-                self._writer.close()
+                pending.writing.result()
 
     def restore(self, state: TrainState, identity: dict[str, Any]) -> TrainState:
         """The newest state that can be read, sharded like `state`: another mesh or number of hosts than wrote it may read it.

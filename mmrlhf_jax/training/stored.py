@@ -18,6 +18,7 @@ from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.training.identity import configuration
 from mmrlhf_jax.training.state import split_model
 
+JUDGEMENT = "judgement"  # among what Orbax keeps of the user's in a checkpoint's own metadata
 SCORE, METRIC, BEST_IS = "score", "metric", "best_is"
 COMMITTED = "commit_success.txt"  # that makes a folder of an object store a checkpoint; elsewhere its name does
 
@@ -135,16 +136,10 @@ class StoredCheckpoints:
         return sorted(int(path.name) for path in folders if path.is_dir())
 
     def _judgement(self, step: int) -> Judgement | None:
-        path = self._path / str(step) / "metrics" / "metrics"  # where Orbax writes them, as JSON
-        try:
-            text = retried(path.read_text, f"{path}")
-        except FileNotFoundError:
-            return None
-        try:
-            found = strict_json.loads(text)
-        except strict_json.BadNumber:  # what is not finite is no score
-            return None
-        if SCORE not in found:
+        folder = self._path / str(step)
+        found = ((_read_json(folder / "_CHECKPOINT_METADATA") or {}).get("custom_metadata") or {}).get(JUDGEMENT)
+        found = found or _read_json(folder / "metrics" / "metrics")  # where versions before had it
+        if not found or SCORE not in found:
             return None
         criterion = Criterion(found[METRIC], found[BEST_IS]) if METRIC in found else self._configured(step)
         return Judgement(found[SCORE], criterion)
@@ -158,6 +153,14 @@ class StoredCheckpoints:
                 raise
             return UNKNOWN
         return Criterion(*(configuration(identity).get(f"run.{name}") for name in ("best", "best_is")))
+
+
+def _read_json(path: epath.Path) -> dict[str, Any] | None:
+    """None where there is no such file, or a number in it is not finite, which is no score."""
+    try:
+        return strict_json.loads(retried(path.read_text, f"{path}"))
+    except (FileNotFoundError, strict_json.BadNumber):
+        return None
 
 
 def alone() -> ocp.Context:

@@ -228,7 +228,7 @@ def test_a_checkpoint_that_cannot_be_read_back_does_not_count_and_removes_no_oth
     save(tmp_path, 1, 2, 3)
     checkpoints = Checkpoints(tmp_path, keep=keep)
     checkpoints.save(state_at(4), IDENTITY)
-    checkpoints._writer.wait()
+    checkpoints._pending.writing.result()
     damage(tmp_path / "4")
     with pytest.raises(UserError, match=r"at step 4 was written but cannot be read back .*at step 3 is complete"):
         checkpoints.wait()
@@ -338,7 +338,7 @@ def test_storage_that_is_away_while_a_checkpoint_is_written_ends_the_run_as_that
     def fails(*_, **__):
         raise error
 
-    monkeypatch.setattr(ocp.training.Checkpointer, "save_checkpointables_async", fails)
+    monkeypatch.setattr(ocp, "save_checkpointables_async", fails)
     with pytest.raises(faults.Unavailable, match=r"could not be written .*at step 1 is complete"):
         checkpoints.save(state_at(2), IDENTITY)
     checkpoints.close()
@@ -405,9 +405,10 @@ def test_a_score_that_does_not_say_of_what_is_one_of_the_configuration_that_was_
     configured = {CONFIGURATION: "run:\n  best: eval_accuracy\n  best_is: highest\n"}
     checkpoints = Checkpoints(tmp_path, keep=3, criterion=ACCURACY)
     for step, identity in ((1, IDENTITY | configured), (2, IDENTITY)):
-        checkpoints.save(state_at(step), identity, score=0.5 * step)
+        checkpoints.save(state_at(step), identity)
         checkpoints.wait()
         path = tmp_path / str(step) / "metrics" / "metrics"
+        path.parent.mkdir()
         path.write_text(json.dumps({"score": 0.5 * step}))
     checkpoints.close()
     assert StoredCheckpoints(tmp_path, ACCURACY).scores == {1: 0.5}
