@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from mmrlhf_jax.data.rows import RowBatch
-from mmrlhf_jax.sharding.mesh import batch_sharding, rows_divisor
+from mmrlhf_jax.sharding.mesh import batch_sharding, replicated, rows_divisor
 
 
 def feed(batches: Iterable[RowBatch], mesh: Mesh) -> Iterator[RowBatch]:
@@ -37,6 +38,16 @@ def fetched(results: Iterable[Any]) -> Iterator[Any]:
         running = result
     if running is not None:
         yield jax.tree.map(fetch, running)
+
+
+def whole(results: Any, mesh: Mesh) -> Any:
+    """A tree of arrays of which every process has all, so that it can be fetched without any work behind later steps."""
+    return results if jax.process_count() == 1 else _whole(replicated(mesh))(results)
+
+
+@functools.cache
+def _whole(sharding: NamedSharding):
+    return jax.jit(lambda results: results, out_shardings=sharding)
 
 
 def own_rows(mesh: Mesh, batch_rows: int) -> tuple[int, ...]:

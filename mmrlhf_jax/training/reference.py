@@ -23,7 +23,7 @@ from mmrlhf_jax.huggingface.tensors import sampled_bytes
 from mmrlhf_jax.huggingface.weight_files import find_weight_files
 from mmrlhf_jax.progress import Progress, say
 from mmrlhf_jax.sharding.agreement import first_acts, first_reads
-from mmrlhf_jax.training.feed import feed, fetched, own_rows
+from mmrlhf_jax.training.feed import feed, fetched, own_rows, whole
 from mmrlhf_jax.training.objective import Outputs, forward, target_counts
 
 
@@ -75,7 +75,8 @@ def score_responses(
             for number, batch in enumerate(feed(stream, mesh), start + 1):
                 at_batch(number)
                 outputs, lengths = step(params, frozen, batch)
-                yield batch.response_ids, {"logps": outputs.logps, "lengths": lengths, "rewards": outputs.rewards}
+                values = {"logps": outputs.logps, "lengths": lengths, "rewards": outputs.rewards}
+                yield whole((batch.response_ids, values), mesh)
 
     for done, (ids, values) in enumerate(fetched(results()), start + 1):
         for name, value in values.items():
