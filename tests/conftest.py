@@ -18,8 +18,9 @@ import urllib.request
 import pytest
 from etils import epath
 
-# LLVM's optimiser takes most of a compilation for CPUs, and tests run a program only a few times. These flags change the
-# machine code alone: the optimised HLO is the same, and without LLVM's passes arithmetic is still IEEE float32.
+# LLVM's optimiser and the emitters of fused loops take most of a compilation for CPUs, and tests run a program but a few times.
+# Without them the program is the same and its arithmetic is still IEEE float32. libtpu ends at the last flag, which it does not
+# know: a subprocess that loads it takes XLA_FLAGS out of its environment.
 QUICK_TO_COMPILE = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
 )
