@@ -21,7 +21,7 @@ from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.faults import retried
+from mmrlhf_jax.faults import first_line, retried
 from mmrlhf_jax.files import hidden_beside, is_remote
 from mmrlhf_jax.progress import clock_time, say
 
@@ -140,13 +140,21 @@ class Ownership:
         return self
 
     def __exit__(self, *_) -> None:
+        """No error of giving back takes the place of the one that ended the work."""
         self.quiet()
+        try:
+            self._give_back()
+        except Exception as error:  # whatever a storage backend raises
+            say(f"{self.path}: cannot be removed ({first_line(error)}); whoever comes next sees that this process is gone")
+        finally:
+            _held.discard(self._me.nonce)
+
+    def _give_back(self) -> None:
         if self._is_mine(_read(self.path)):
             self.path.unlink(missing_ok=True)
             if self._made_folder and not is_remote(self.path):  # where nothing came of it
                 with contextlib.suppress(OSError):
                     os.rmdir(self.path.parent)
-        _held.discard(self._me.nonce)
 
     def quiet(self) -> None:
         """Beat no more, for who removes the directory next."""
@@ -204,9 +212,7 @@ class Ownership:
                 if self._confirm():
                     _replace(self.path, self._beat_text())
                 self._complaint = ""
-            except (
-                Exception
-            ) as error:  # whatever a storage backend raises (a full disk, a store that is away): the thread lives on
+            except Exception as error:  # of a full disk, or a store that is away: the thread lives on
                 complaint = str(error).strip() or type(error).__name__
                 if complaint != self._complaint:
                     say(f"{self.path}: no sign of life can be left there ({complaint})")
@@ -261,8 +267,9 @@ def _process(pid: int) -> tuple[bool, str]:
 
 
 def _read(path: epath.Path) -> str | None:
+    """None where there is no file. A disk that failed may leave any bytes in it, which then name nobody."""
     try:
-        return path.read_text()
+        return path.read_bytes().decode(errors="replace")
     except FileNotFoundError:
         return None
 

@@ -18,6 +18,7 @@ import yaml
 from mmrlhf_jax import cli, ownership
 from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import Unavailable
 from mmrlhf_jax.inference.jobs import write_in_pieces
 from mmrlhf_jax.ownership import Owner, Ownership
 from tests import tiny
@@ -163,9 +164,9 @@ def test_a_silent_owner_elsewhere_gives_way_after_a_time(tmp_path, quick, capsys
     assert "looking for signs of life" in said and "is gone; going on in its place" in said
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"host": 1}', "torn"])
-def test_a_file_that_says_nothing_gives_way_after_a_time(tmp_path, quick, text):
-    (tmp_path / "owner").write_text(text)
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"host": 1}', b"torn", bytes(300), b"\xff\xfe{\x80"])
+def test_a_file_that_says_nothing_gives_way_after_a_time(tmp_path, quick, content):
+    (tmp_path / "owner").write_bytes(content)
     mine(tmp_path / "owner").take()
 
 
@@ -221,6 +222,20 @@ def test_storage_that_is_away_for_a_while_ends_no_run(tmp_path, monkeypatch):
         monkeypatch.setattr(ownership, "now_here", lambda later=later: now + later)
         own.check()
     assert len(asked) == 2  # not in every step
+
+
+@pytest.mark.parametrize("ends", [UserError("step 3: the loss is not finite"), Unavailable("run: 503"), KeyboardInterrupt()])
+@pytest.mark.parametrize("fails", [OSError(503), PermissionError(13, "Permission denied"), RuntimeError("store closed")])
+def test_the_error_that_ends_the_work_is_seen_where_the_file_cannot_be_given_back(tmp_path, monkeypatch, capsys, ends, fails):
+    own = mine(tmp_path / "owner")
+    own.take()
+    with pytest.raises(type(ends)) as raised, own:
+        monkeypatch.setattr(ownership, "_read", lambda path: (_ for _ in ()).throw(fails))
+        raise ends
+    assert raised.value is ends
+    assert f"{tmp_path / 'owner'}: cannot be removed" in capsys.readouterr().err
+    monkeypatch.undo()
+    mine(tmp_path / "owner").take()  # at once: its owner is known to be gone
 
 
 def test_a_beat_is_a_change_and_leaves_nothing_behind(tmp_path, quick):

@@ -268,9 +268,6 @@ class Checkpoints(StoredCheckpoints):
             if fault(error) is Fault.DENIED:
                 denied = f"a checkpoint may not be written ({first_line(error)})"
                 raise UserError(f"{self._path}: {denied}; {self._kept()}") from None
-            if fault(error) is Fault.PASSING:
-                away = f"a checkpoint could not be written ({first_line(error)})"
-                raise Unavailable(f"{self._path}: {away}; {self._kept()}") from error
             if fault(error) is Fault.PASSING:  # the arrays are gone from the device, so it cannot be written once more
                 reason = f"a checkpoint could not be written ({first_line(error)})"
                 raise Unavailable(f"{self._path}: {reason}; {self._kept()}") from None
