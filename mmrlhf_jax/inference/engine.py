@@ -25,7 +25,7 @@ from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_model, load_tokenizer
 from mmrlhf_jax.inference.generate import generate
 from mmrlhf_jax.inference.prompts import Prompt, prompt_rows, prompt_trees
-from mmrlhf_jax.models.layers import matmul_precision, with_short_sums
+from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.records import RankedRecord
@@ -52,7 +52,7 @@ class Engine:
     ):
         self.config: LlavaOnevisionConfig = model.config
         self.dtype = model.language.embedding.dtype  # that of all computation but the reward head's
-        self.graphdef, self.params = nnx.split(with_short_sums(model))
+        self.graphdef, self.params = nnx.split(model)
         self.tokenizer, self.mesh = tokenizer, mesh
         self.template, self.slots, self.workers = template, slots, workers
         divisor = rows_divisor(mesh)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from mmrlhf_jax.models.lora import AdaptableLinear
@@ -22,9 +20,6 @@ REMAT_POLICIES: dict[str, Callable | None] = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-
-# `sum_in_parts` splits products from these sizes on: below, the error is small or (one token at a time) the time is not.
-PARTS, LEAST_ROWS, LEAST_INPUTS = 8, 64, 256
 
 
 def matmul_precision(dtype):
@@ -74,29 +69,3 @@ def run_stack(body: Callable, x, layers, *, remat: str):
         # prevent_cse is for code outside a scan; inside, the loop already keeps the forward and backward pass apart.
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     return jax.lax.scan(lambda x, layer: body(layer, x), x, layers)
-
-
-def with_short_sums(model: nnx.Module) -> nnx.Module:
-    """A model of the same arrays whose linear layers sum float32 products in parts, on CPU, where XLA has one long chain.
-
-    For inference: at 30 layers this halves the distance of the logits from float64's. `model` stays as it is.
-    """
-    if jax.default_backend() == "cpu":
-        model = nnx.clone(model)
-        for _, module in nnx.iter_modules(model):
-            if isinstance(module, nnx.Linear):
-                module.dot_general = sum_in_parts
-    return model
-
-
-def sum_in_parts(lhs, rhs, dimension_numbers, **options):
-    """`jax.lax.dot_general` of [..., K] and [K, N], summed over K in `PARTS` parts."""
-    inputs, rows = lhs.shape[-1], lhs.size // lhs.shape[-1]
-    if lhs.dtype != jnp.float32 or rows < LEAST_ROWS or inputs < LEAST_INPUTS:
-        return jax.lax.dot_general(lhs, rhs, dimension_numbers, **options)
-    bounds = np.linspace(0, inputs, PARTS + 1, dtype=int).tolist()
-    products = [
-        jax.lax.dot_general(lhs[..., start:end], rhs[start:end], dimension_numbers, **options)
-        for start, end in itertools.pairwise(bounds)
-    ]
-    return sum(products[1:], products[0])
