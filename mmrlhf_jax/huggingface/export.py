@@ -106,7 +106,8 @@ def export_checkpoint(
     directory = find_directory(source)
     if is_adapter(directory):
         source = local_directory(base_of(directory))
-        config, stored = check_checkpoint(source)[0], MergedTensors(source, directory)
+        config, _ = check_checkpoint(source)
+        stored = MergedTensors(source, directory, tied=config.text.tied)
     else:
         source = local_directory(source)
         config, stored = check_checkpoint(source)

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import load_file
 
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.files import read_json_object
+from mmrlhf_jax.finite import number
 from mmrlhf_jax.huggingface.hub import ADAPTER, find_directory
-from mmrlhf_jax.huggingface.tensors import StoredTensors, check_file
+from mmrlhf_jax.huggingface.tensors import DTYPES, StoredTensors, all_finite, check_file
 from mmrlhf_jax.huggingface.weight_files import some
 from mmrlhf_jax.models.llava_onevision import weights
 
@@ -41,6 +42,16 @@ PLAIN = {
     "megatron_config": (),
     "init_lora_weights": (True, False, "gaussian", "orthogonal"),  # PiSSA, OLoRA, CorDA, EVA and LoftQ move the base
 }
+
+
+# What is one array where the base ties embeddings.
+TIED = (weights.Stored("language", "embed_tokens.weight", None), weights.Stored("vocabulary", "weight", None))
+
+
+class _Stored(NamedTuple):
+    key: str
+    module: str
+    value: np.ndarray
 
 
 class _Update(NamedTuple):
@@ -68,33 +79,29 @@ class MergedTensors(StoredTensors):
     """The tensors of `base`, under their names and of their dtypes, but read in float32 with the adapter's updates added, and
     with the modules in place that it stores as a whole.
 
-    Raises UserError for anything in the adapter that has no place in the base.
+    `tied` says whether the base's vocabulary projection is its token embedding. Raises UserError for anything in the adapter
+    that has no place in the base.
     """
 
-    def __init__(self, base: Path, adapter: Path):
+    def __init__(self, base: Path, adapter: Path, *, tied: bool):
         super().__init__(base)
         settings = read_json_object(adapter / ADAPTER)
         _check(settings, adapter)
         self._updates: dict[str, _Update] = {}
         self._whole: dict[str, np.ndarray] = {}
-        names = {weights.resolve(name): name for name in self.shapes}
-        sides: dict[str, dict[str, np.ndarray]] = {}
-        for key, tensor in _load(adapter).items():
-            spelt = WRAPPERS.sub("", key.removeprefix(PREFIX))
-            match = LORA.fullmatch(spelt)
-            name = names.get(weights.resolve(f"{match['module']}.weight" if match else spelt))
-            if name is None or not key.startswith(PREFIX):
-                raise UserError(f"{adapter / WEIGHTS}: {key} belongs to no tensor of the base {base}")
-            if match:
-                sides.setdefault(match["module"], {"name": name})[match["side"]] = tensor.astype(np.float32)
-            elif tensor.shape != self.shapes[name]:
-                raise UserError(f"{adapter / WEIGHTS}: {key} is {tensor.shape}, the base has {self.shapes[name]}")
-            else:
-                self._whole[name] = tensor
-        for module, found in sides.items():
-            self._add_update(module, found, settings, adapter)
-        if not self._updates and not self._whole:
+        found = _by_tensor(adapter, {weights.resolve(name): name for name in self.shapes}, base)
+        if not found:
             raise UserError(f"{adapter / WEIGHTS}: holds no tensors")
+        for name, kinds in found.items():
+            if tied and weights.resolve(name) in TIED:
+                raise UserError(
+                    f"{adapter / WEIGHTS}: {next(iter(kinds.values())).key} changes one of two that are the same in the base"
+                    f" {base} (tie_word_embeddings: token embedding and vocabulary projection); merge it with PEFT"
+                )
+            if "whole" in kinds:
+                self._add_whole(name, kinds["whole"], adapter)
+            else:
+                self._add_update(name, kinds, settings, adapter)
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         if name in self._whole:
@@ -106,9 +113,15 @@ class MergedTensors(StoredTensors):
         rows, columns = index or (slice(None), slice(None))
         return stored.astype(np.float32) + np.float32(scale) * (b[rows] @ a[:, columns])
 
-    def _add_update(self, module: str, found: dict[str, Any], settings: Mapping[str, Any], adapter: Path) -> None:
-        name, a, b = found["name"], found.get("A"), found.get("B")
-        fits = a is not None and b is not None and a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1]
+    def _add_whole(self, name: str, stored: _Stored, adapter: Path) -> None:
+        if stored.value.shape != self.shapes[name]:
+            raise UserError(f"{adapter / WEIGHTS}: {stored.key} is {stored.value.shape}, the base has {self.shapes[name]}")
+        self._whole[name] = stored.value
+
+    def _add_update(self, name: str, kinds: Mapping[str, _Stored], settings: Mapping[str, Any], adapter: Path) -> None:
+        module = next(iter(kinds.values())).module
+        a, b = (kinds[side].value.astype(np.float32) if side in kinds else None for side in "AB")
+        fits = a is not None and b is not None and a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1] > 0
         if not fits or (b.shape[0], a.shape[1]) != self.shapes[name]:
             shapes = [None if side is None else side.shape for side in (a, b)]
             raise UserError(f"{adapter / WEIGHTS}: A and B of {module} are {shapes}, for a weight of {self.shapes[name]}")
@@ -120,17 +133,48 @@ class MergedTensors(StoredTensors):
         self._updates[name] = _Update(alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank), a, b)
 
 
+def _by_tensor(adapter: Path, names: Mapping[weights.Stored | None, str], base: Path) -> dict[str, dict[str, _Stored]]:
+    """What an adapter stores of every tensor of its base (`names`): "A" and "B" of an update, or "whole".
+
+    UserError for what belongs to no tensor, is said twice (in two spellings, say), or is no finite number.
+    """
+    found: dict[str, dict[str, _Stored]] = {}
+    for key, value in _load(adapter).items():
+        where = f"{adapter / WEIGHTS}: {key}"
+        spelt = WRAPPERS.sub("", key.removeprefix(PREFIX))
+        match = LORA.fullmatch(spelt)
+        name = names.get(weights.resolve(f"{match['module']}.weight" if match else spelt))
+        if name is None or not key.startswith(PREFIX):
+            raise UserError(f"{where} belongs to no tensor of the base {base}")
+        if value.dtype not in DTYPES.values():
+            raise UserError(f"{where} is {value.dtype}; weights must be one of {', '.join(DTYPES)}")
+        if not all_finite(value):
+            raise UserError(f"{where} holds NaN or infinity; such an adapter cannot be merged")
+        kind, kinds = match["side"] if match else "whole", found.setdefault(name, {})
+        rivals = [stored.key for other, stored in kinds.items() if other == kind or "whole" in (other, kind)]
+        if rivals:
+            raise UserError(f"{where} and {rivals[0]} both say what becomes of {name}; keep one of them")
+        kinds[kind] = _Stored(key, match["module"] if match else spelt, value)
+    return found
+
+
 def _check(settings: Mapping[str, Any], adapter: Path) -> None:
+    where = adapter / ADAPTER
     if settings.get("peft_type") != "LORA":
-        raise UserError(
-            f"{adapter / ADAPTER}: peft_type is {settings.get('peft_type')!r}; only LORA can be merged into a model"
-        )
+        raise UserError(f"{where}: peft_type is {settings.get('peft_type')!r}; only LORA can be merged into a model")
     for key, allowed in PLAIN.items():
         if settings.get(key) not in (None, *allowed) and settings[key] not in ([], {}):
-            raise UserError(f"{adapter / ADAPTER}: {key} is {settings[key]!r}, which is not supported; merge it with PEFT")
-    alpha = settings.get("lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise UserError(f"{adapter / ADAPTER}: lora_alpha is {alpha!r}, which is no number")
+            raise UserError(f"{where}: {key} is {settings[key]!r}, which is not supported; merge it with PEFT")
+    number(settings.get("lora_alpha"), f"{where}: lora_alpha")
+    patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise UserError(f"{where}: alpha_pattern must be an object of names and numbers, found {shown(patterns)}")
+    for pattern, alpha in patterns.items():
+        number(alpha, f"{where}: alpha_pattern {pattern!r}")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"{where}: alpha_pattern {pattern!r} is no regular expression ({error})") from None
 
 
 def _load(adapter: Path) -> dict[str, np.ndarray]:

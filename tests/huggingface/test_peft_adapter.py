@@ -14,6 +14,7 @@ from mmrlhf_jax.training.trained import export_run
 from tests import tiny
 
 Q, UP = "model.language_model.layers.1.self_attn.q_proj", "model.multi_modal_projector.linear_1"
+OTHER = "language_model.model.layers.1.self_attn.q_proj"  # Q in another spelling
 RNG = np.random.default_rng(0)
 TENSORS = {
     f"base_model.model.{Q}.lora_A.weight": RNG.normal(size=(4, 48)).astype(np.float32),
@@ -148,6 +149,13 @@ def test_a_run_as_the_model_names_the_command_as_well(tmp_path):
         {"trainable_token_indices": [1]},
         {"lora_alpha": None},
         {"lora_alpha": "16"},
+        {"lora_alpha": True},
+        {"lora_alpha": 1e39},
+        {"alpha_pattern": {"q_proj": "8"}},
+        {"alpha_pattern": {"q_proj": True}},
+        {"alpha_pattern": {"q_proj": 1e39}},
+        {"alpha_pattern": {"q_(proj": 8}},
+        {"alpha_pattern": ["q_proj"]},
         {"base_model_name_or_path": None},
         {"base_model_name_or_path": "/nowhere"},
     ],
@@ -166,11 +174,40 @@ def test_what_a_merged_model_cannot_express_is_refused_by_its_setting(base, tmp_
         ({"base_model.model.lm_head.lora_A.weight": np.zeros((4, 48), np.float32)}, "belongs to no tensor"),  # tied base
         ({"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": np.zeros((4, 48), np.float32)}, "belongs to no tensor"),
         ({"base_model.model.model.language_model.norm.weight": np.zeros(47, np.float32)}, "the base has (48,)"),
-        ({f"base_model.model.{Q}.lora_A.weight": np.full((4, 48), np.nan, np.float32)}, "holds NaN or infinity"),
+        ({f"base_model.model.{Q}.lora_A.weight": np.full((4, 48), np.nan, np.float32)}, f"{Q}.lora_A.weight holds NaN"),
+        ({f"base_model.model.{Q}.lora_A.weight": np.ones((4, 48), np.int32)}, "is int32; weights must be one of"),
+        # Twice, of which one would be lost: in another spelling, and beside the whole.
+        ({f"base_model.model.{OTHER}.lora_A.weight": np.ones((4, 48), np.float32)}, "both say what becomes of"),
+        ({f"base_model.model.{Q}.modules_to_save.default.weight": np.ones((48, 48), np.float32)}, "both say what becomes of"),
     ],
 )
 def test_tensors_that_do_not_fit_the_base_are_refused_by_name(base, tmp_path, changes, complaint):
     assert complaint in refusal(export_checkpoint, adapter(tmp_path / "adapter", base, TENSORS | changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_update_of_rank_0_is_refused(base, tmp_path):
+    none = {name: value[:0] if "lora_A" in name else value[:, :0] for name, value in TENSORS.items()}
+    assert "A and B of" in refusal(export_checkpoint, adapter(tmp_path / "adapter", base, none), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"lm_head.lora_A.weight": np.ones((4, 48), np.float32), "lm_head.lora_B.weight": np.ones((264, 4), np.float32)},
+        {"lm_head.modules_to_save.default.weight": np.ones((264, 48), np.float32)},
+        {"model.language_model.embed_tokens.modules_to_save.default.weight": np.ones((264, 48), np.float32)},
+    ],
+)
+def test_a_change_of_one_of_two_tied_tensors_is_refused_also_where_both_are_stored(tmp_path, tensors):
+    """PEFT would leave the other one as it is; a merged model that is still called tied has one array for both."""
+    base = tiny.checkpoint(tmp_path / "base")
+    stored = load_file(base / "model.safetensors")
+    projection = {"lm_head.weight": stored["model.language_model.embed_tokens.weight"]}
+    save_file(stored | projection, base / "model.safetensors", metadata={"format": "pt"})
+    folder = adapter(tmp_path / "adapter", base, {f"base_model.model.{name}": value for name, value in tensors.items()})
+    message = refusal(export_checkpoint, folder, tmp_path / "out")
+    assert next(iter(tensors)) in message and "tie_word_embeddings" in message
     assert not (tmp_path / "out").exists()
 
 
