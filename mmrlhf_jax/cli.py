@@ -326,8 +326,9 @@ def logprobs(
     """Log-probability of every response under the model."""
     from mmrlhf_jax.data.examples import open_examples
     from mmrlhf_jax.inference.engine import Engine, all_finite
-    from mmrlhf_jax.inference.jobs import write_in_pieces
+    from mmrlhf_jax.inference.jobs import refuse_existing, write_in_pieces
 
+    refuse_existing(out)
     examples = open_examples(data, media_root, video_frames)
     engine = Engine.load(model, dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
     engine.check_lengths(examples, "answer")
@@ -398,13 +399,14 @@ def score(
     from mmrlhf_jax.data.scores import score_lines
     from mmrlhf_jax.inference import critic
     from mmrlhf_jax.inference.engine import Engine, require_reward_model
-    from mmrlhf_jax.inference.jobs import write_in_pieces
+    from mmrlhf_jax.inference.jobs import refuse_existing, write_in_pieces
 
     critic.check_mode(critique)
+    refuse_existing(out)
     examples = open_examples(data, media_root, video_frames)
     engine = Engine.load(model, dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
     require_reward_model(engine, model)
-    engine.check_lengths(examples, "critique" if critique == "given" else "uncritiqued")  # what is written is not known yet
+    critic.check_lengths(engine, examples, critique)
 
     def work(piece):
         return score_lines(piece, critic.score(engine, piece, critique=critique, max_new_tokens=max_new_tokens))
@@ -443,6 +445,7 @@ def reward_bench(
         say(note)
     engine = Engine.load(model, dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
     require_reward_model(engine, model)
+    critic.check_lengths(engine, examples, critique)
     examples = bench.exchange_media(examples) if blind else examples
     table = bench.by_category(critic.score(engine, examples, critique=critique, max_new_tokens=max_new_tokens))
     longer = bench.longer_wins(examples.records)

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from mmrlhf_jax import cli
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.inference.engine import Engine
 from tests import ranked, tiny
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mmdpo_llava_ov_7b.yaml"
@@ -21,6 +22,11 @@ CONFIG = Path(__file__).parents[1] / "configs" / "mmdpo_llava_ov_7b.yaml"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return tiny.checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory):
+    return tiny.checkpoint(tmp_path_factory.mktemp("reward_model"), reward_head=True)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +107,27 @@ def test_a_misspelt_critique_mode_is_refused_before_anything_is_loaded(monkeypat
         monkeypatch, capsys, "score", "--model", "none", "--data", "none", "--out", tmp_path / "o", "--critique", "writen"
     )
     assert "writen" in message and "written" in message
+
+
+@pytest.mark.parametrize("verb", ["score", "logprobs"])
+def test_an_out_that_exists_is_refused_before_the_model_is_loaded(monkeypatch, capsys, tmp_path, data, verb):
+    (tmp_path / "out").write_text("kept")
+    message = refused(monkeypatch, capsys, verb, "--model", tmp_path / "none", "--data", data, "--out", tmp_path / "out")
+    assert f"{tmp_path / 'out'}: already exists" in message and (tmp_path / "out").read_text() == "kept"
+
+
+@pytest.mark.parametrize("critique", ["written", "given", "none"])
+@pytest.mark.parametrize("verb", [("score", "--out", "out"), ("eval", "reward-bench")])
+def test_a_record_that_is_too_long_to_score_is_refused_before_a_critique_is_written(
+    monkeypatch, capsys, tmp_path, reward_model, verb, critique
+):
+    long = [{"id": "long", "prompt": "Why?", "responses": [{"text": "x" * 300, "rank": 1}, {"text": "y", "rank": 2}]}]
+    (tmp_path / "long.jsonl").write_text(json.dumps(long[0]) + "\n")
+    monkeypatch.setattr(Engine, "generate", lambda *_, **__: pytest.fail("a critique was written"))
+    monkeypatch.chdir(tmp_path)
+    settings = ("--data", "long.jsonl", "--critique", critique, "--slots", 256)
+    message = refused(monkeypatch, capsys, *verb, "--model", reward_model, *settings)
+    assert "1 of 1 records need more than 256 slots; 'long' needs" in message
 
 
 def test_a_run_directory_that_is_none_is_named(monkeypatch, capsys, tmp_path):

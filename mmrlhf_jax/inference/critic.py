@@ -20,6 +20,11 @@ def check_mode(mode: str) -> None:
         raise UserError(f"--critique {mode!r}: choose from {', '.join(get_args(CritiqueMode))}")
 
 
+def check_lengths(engine: Engine, examples, critique: CritiqueMode) -> None:
+    """UserError where an example does not fit a row, as far as that is known before a critique is written."""
+    engine.check_lengths(examples, "critique" if critique == "given" else "uncritiqued")
+
+
 def score(engine: Engine, examples, *, critique: CritiqueMode = "written", max_new_tokens: int = 512) -> list[RankedRecord]:
     """The examples' records with `critique` (as read by the head) and `reward` set on every response.
 

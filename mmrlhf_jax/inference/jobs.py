@@ -32,11 +32,11 @@ def write_in_pieces(
     number that is not finite, which is not kept.
     """
     out = epath.Path(out)
-    _refuse_existing(out)
+    refuse_existing(out)
     key = hashlib.sha256(f"{VERSION} {job} {examples.fingerprint} {piece}".encode()).hexdigest()[:16]
     folder = hidden_beside(out, f"{key}.pieces")
     with sole_writer(folder, out, "is writing it") as lock:
-        _refuse_existing(out)  # by a process that was at it until now
+        refuse_existing(out)  # by a process that was at it until now
         parts = []
         for start in range(0, len(examples), piece):
             part, chosen = folder / f"{start:09d}.jsonl", Subset(examples, range(start, min(start + piece, len(examples))))
@@ -50,8 +50,9 @@ def write_in_pieces(
         folder.rmtree()
 
 
-def _refuse_existing(out: epath.Path) -> None:
-    if out.exists():
+def refuse_existing(out: epath.PathLike) -> None:
+    """For the start of a command too: before a model is loaded for nothing."""
+    if epath.Path(out).exists():
         raise UserError(f"{out}: already exists; choose another --out or remove it first")
 
 

@@ -135,6 +135,9 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         if checkpoints.latest is not None:
             state = checkpoints.restore(state, identity)
             say(f"resumed from step {int(state.step)} of {steps} in {directory}")
+            if int(state.step) == steps:
+                judged = f", and {experiment.data.held_out} is judged only behind steps that are made"
+                say(f"all {steps} steps are done: nothing is left to train{judged if held_out is not None else ''}")
         if held_out is not None and checkpoints.other_scores is not None:
             say(f"{checkpoints.other_scores}; they are not compared with those by {run.best} ({run.best_is} is best)")
         first_acts(lambda: write_settings(experiment, rows, directory))

@@ -70,11 +70,9 @@ def replay(saved: str, launch: config.Launch, *, step: int | None = None, overri
     directory, the checkpoint is not there, or the mesh cannot share the batch.
     """
     path = epath.Path(saved)
-    found = together(lambda: read_batch(path))
-    if not (path.parent / CONFIG_FILE).exists():
-        raise UserError(f"{path}: not in a run directory (no {CONFIG_FILE} beside it)")
     mesh = make_mesh(launch.mesh.model_dump())
-    check_rows(config.load_experiment(path.parent / CONFIG_FILE, overrides).batch, mesh)
+    found, batch = together(lambda: _read(path, overrides))
+    check_rows(batch, mesh)
     trained = load_trained(path.parent, step=step, mesh=mesh, up_to=found.step, overrides=overrides)
     experiment = trained.experiment
     with use_mesh(mesh), matmul_precision(experiment.model.dtype):
@@ -96,6 +94,14 @@ def replay(saved: str, launch: config.Launch, *, step: int | None = None, overri
         {name: float(norm) for name, norm in norms.items()},
         _responses(found, *per_response, judges=judges, compares=isinstance(experiment.objective, config.Preference)),
     )
+
+
+def _read(path: epath.Path, overrides: Sequence[str]) -> tuple[SavedBatch, config.Batch]:
+    """A saved batch, and how its run cuts batches into pieces."""
+    found = read_batch(path)
+    if not (path.parent / CONFIG_FILE).exists():
+        raise UserError(f"{path}: not in a run directory (no {CONFIG_FILE} beside it)")
+    return found, config.load_experiment(path.parent / CONFIG_FILE, overrides).batch
 
 
 def _figures(graphdef: nnx.GraphDef, experiment: config.Experiment, reference, state: TrainState, batch: RowBatch):

@@ -89,9 +89,9 @@ def _chosen(run: epath.Path, checkpoints: StoredCheckpoints, step: int | str | N
         newest = max(found, default=None) if up_to is None else max((s for s in found if s <= up_to), default=0)
         chosen = {None: newest, "best": best}.get(step, step)
         if chosen not in found and (chosen != 0 or up_to is None):
-            raise UserError(
-                f"{run}: no checkpoint{'' if chosen is None else f' of step {chosen}'}; there are {found or 'none'}"
-            )
+            if not found:
+                raise UserError(f"{run}: this run has no complete checkpoint; it saves one every run.checkpoint_every steps")
+            raise UserError(f"{run}: there is no checkpoint of step {chosen}; there are those of {', '.join(map(str, found))}")
         return chosen
 
     return first_decides(choose)

@@ -202,6 +202,24 @@ def test_held_out_data_is_judged_at_the_end_and_as_often_as_eval_every_says(
     assert ("is judged once, behind the last step" in capsys.readouterr().err) == (every is None)
 
 
+@pytest.mark.parametrize("judges", [True, False])
+def test_a_run_whose_steps_are_all_done_says_that_nothing_is_left(experiment, tmp_path, monkeypatch, capsys, judges):
+    """Held-out data that was named afterwards is not judged, which is said."""
+    step = PretendedStep()
+    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: step)
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: pytest.fail("judged"))
+    data = experiment.data.model_copy(update={"held_out": None})
+    supervised = experiment.model_copy(update={"objective": config.Supervised(), "data": data})
+    run(supervised, tmp_path, eval_every=None, steps=2)
+    assert "all 2 steps are done" not in capsys.readouterr().err
+    if judges:
+        supervised = supervised.model_copy(update={"data": experiment.data})
+    run(supervised, tmp_path, eval_every=None, steps=2)
+    said = capsys.readouterr().err
+    assert "all 2 steps are done: nothing is left to train" in said
+    assert (f"and {experiment.data.held_out} is judged only behind steps that are made" in said) == judges
+
+
 @pytest.mark.parametrize(("best_is", "worst"), [("lowest", float("nan")), ("highest", float("inf")), ("lowest", -float("inf"))])
 def test_an_evaluation_that_is_not_finite_is_said_and_the_true_best_is_what_is_exported(
     experiment, tmp_path, monkeypatch, capsys, best_is, worst

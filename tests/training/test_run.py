@@ -317,11 +317,15 @@ def test_readers_of_a_run_change_nothing_in_it(experiment, whole, tmp_path):
     export_run(str(run), str(tmp_path / "out"))
     assert load_trained(run, mesh=make_mesh({}, jax.devices()[:1]), up_to=4).step == 4
     assert snapshot(run) == before
-    with pytest.raises(UserError, match="no checkpoint of step 3"):
+    with pytest.raises(UserError, match=r"there is no checkpoint of step 3; there are those of 4, 5$"):
         load_trained(run, mesh=make_mesh({}, jax.devices()[:1]), step=3)
     with pytest.raises(UserError, match="not a run directory"):
         load_trained(tmp_path / "none", mesh=make_mesh({}, jax.devices()[:1]))
     assert snapshot(run) == before and not (tmp_path / "none").exists()
+    for step in ("4", "5"):
+        shutil.rmtree(run / "checkpoints" / step)
+    with pytest.raises(UserError, match="this run has no complete checkpoint"):
+        load_trained(run, mesh=make_mesh({}, jax.devices()[:1]))
 
 
 def test_a_reader_of_the_newest_takes_a_newer_one_where_that_is_removed_meanwhile(
