@@ -510,8 +510,9 @@ def vlfeedback(row: dict) -> Meaning:
 def rating(value: Any) -> float | None:
     """`5`, `"5"`, or a text such as `"N/A"`, which is none."""
     refuse_unless(value is None or isinstance(value, str) or finite(value))
+    text = str(value).strip()  # of separators too, which Python's float does not pass over
     try:
-        return None if value is None or not finite(float(value)) else float(value)
+        return None if value is None or "_" in text or not finite(float(text)) else float(text)
     except ValueError:
         return None
 

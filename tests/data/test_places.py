@@ -174,6 +174,8 @@ def test_media_under_a_name_that_is_not_read_are_refused_by_that_name(tmp_path, 
         {"rejected_images": ["a.png"]},  # the same as the preferred side's
         {"media_type": "picture", "has_audio": False},
         {"audio": "none", "voice": "calm", "image_type": ".png", "medium": "oil"},
+        {"image_license_url": "https://creativecommons.org/licenses/by/2.0", "img_author": "https://host/me"},
+        {"photo_page": "https://host/7"},
     ],
 )
 def test_fields_that_are_no_other_media_are_kept(tmp_path, field):
@@ -182,6 +184,35 @@ def test_fields_that_are_no_other_media_are_kept(tmp_path, field):
     kept = {name: value for name, value in field.items() if name not in ("video", "videos")}
     found = dict(record.extra) | (record.extra.get("pairs") or [{}])[0]
     assert {name: found[name] for name in kept} == kept
+
+
+@pytest.mark.parametrize("row", EVERY_READER)
+def test_an_answer_may_be_the_name_of_a_file_in_a_row_without_media(tmp_path, row):
+    record = one(tmp_path, row("Which file holds the logo?", {"reference_answer": "logo.png"}))
+    found = dict(record.extra) | (record.extra.get("pairs") or [{}])[0]
+    assert (record.images, record.video, found["reference_answer"]) == ((), None, "logo.png")
+
+
+@pytest.mark.parametrize(
+    "field", [{"page_image": "page_3.png"}, {"image_page": {"bytes": "aGVsbG8="}}, {"image_owner": "https://host/me.jpg"}]
+)
+def test_a_picture_under_a_name_that_is_about_pictures_is_refused(tmp_path, field):
+    with pytest.raises(WrongMedia, match="seems to hold media"):
+        one(tmp_path, trl("Which?", ONE, **field))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
+        {"type": "image", "image": {"bytes": "iVBORw0KGgoAAAANSUhEUg" + "A" * 90, "path": None}},
+        {"type": "image", "base64": "/9j/4AAQSkZJRgABAQ" + "A" * 90},
+    ],
+)
+def test_base64_inside_a_message_is_refused_by_that_name(tmp_path, part):
+    message = MESSAGE | {"content": [part, {"type": "text", "text": "Which?"}]}
+    with pytest.raises(UserError, match="field 'prompt' holds a picture as base64 text"):
+        one(tmp_path, {"prompt": [message], "chosen": "A", "rejected": "B"})
 
 
 def test_media_inside_a_response_are_refused(tmp_path):

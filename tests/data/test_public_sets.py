@@ -90,7 +90,7 @@ def test_vlfeedback_is_ranked_by_the_mean_of_its_ratings(write, name):
 
 
 @pytest.mark.parametrize("parquet", [False, True])
-@pytest.mark.parametrize("missing", ["N/A", "n/a", "", None, "not applicable", "nan", "inf"])
+@pytest.mark.parametrize("missing", ["N/A", "n/a", "", None, "not applicable", "nan", "inf", "1_0"])
 def test_a_rating_that_is_no_number_gives_its_answer_no_rank(write, missing, parquet):
     row = feedback(completion("A", "1", "1", "1"), completion("B", "5", missing, "5"), completion("C", "3", "3", "4"))
     (record,) = read_records(write(as_the_hub_stores_it(row), name="rows.parquet") if parquet else write(row))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from mmrlhf_jax.data.sources.fields import Media
+from mmrlhf_jax.data.sources.fields import Media, check_is_no_picture
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.places import IMAGE_TAG, TAG, VIDEO_TAG, WrongMedia
 
@@ -78,6 +78,8 @@ def _part(part: Any, field: str, where: str) -> str | MediaPart:
         raise UserError(f"{where}: field {field!r}: message content must be a string or a list of objects, found {shown(part)}")
     kind = part.get("type") or ("text" if isinstance(part.get("text"), str) else None)
     paths = [part[name] for name in _PATH_FIELDS if part.get(name) not in (None, "", [])]
+    for path in paths:
+        check_is_no_picture(path, field, where)
     if kind == "text" and isinstance(part.get("text"), str) and not paths:
         return part["text"]
     if not isinstance(kind, str) or kind not in _KINDS or part.get("text"):

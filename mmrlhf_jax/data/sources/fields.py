@@ -76,6 +76,13 @@ def check_is_path(path: str, name: str, where: str) -> None:
         )
 
 
+def check_is_no_picture(value: Any, name: str, where: str) -> None:
+    """UserError where a text, or one of an object, is a picture itself."""
+    for text in value.values() if isinstance(value, dict) else [value]:
+        if isinstance(text, str):
+            check_is_path(text, name, where)
+
+
 def pop_text(data: dict[str, Any], name: str, where: str) -> str:
     """A field that must be there and be a string."""
     value = data.pop(name, None)
@@ -122,17 +129,14 @@ def _paths(value: Any, where: str, name: str) -> tuple[str, ...]:
         return ()
     paths = []
     for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, dict):
-            for written in (inner for inner in item.values() if isinstance(inner, str)):
-                check_is_path(written, name, where)
-        if isinstance(item, dict) and not item.get("bytes"):  # Hugging Face's image cell: {"bytes": null, "path": ...}
-            item = item.get("path")
-        if not isinstance(item, str) or not item:
+        check_is_no_picture(item, name, where)
+        is_cell = isinstance(item, dict) and not item.get("bytes")  # Hugging Face's: {"bytes": null, "path": ...}
+        path = item.get("path") if is_cell else item
+        if not isinstance(path, str) or not path:
             raise UserError(
                 f"{where}: field {name!r} must hold paths, found {shown(item)}; write embedded images to files first"
             )
-        check_is_path(item, name, where)
-        paths.append(item)
+        paths.append(path)
     return tuple(paths)
 
 

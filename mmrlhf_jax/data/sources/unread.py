@@ -24,6 +24,10 @@ _WORDS = _IMAGE_WORDS | _VIDEO_WORDS | _OTHER_WORDS
 # Words that mean something else as well: under them alone not every text is a path.
 _AMBIGUOUS = {"sound", "speech", "voice", "medium", "movie", "pixel"}
 _NO_PATHS = {"none", "null", "nan", "n/a", "na", "no", "yes", "true", "false"}
+# Words by which a field says something about a medium: an address in `image_license_url` leads elsewhere.
+_ABOUT = {"license", "licence", "copyright", "credit", "attribution", "author", "owner", "page", "homepage"}
+# Words of fields that hold text; to some questions the answer is the name of a file.
+_TEXTS = {"answer", "solution", "truth", "text", "title"}
 # Words that leave the name of a medium the name of one: `image_path`, `img_url`, `video_file`.
 _SAME = set(["path", "url", "uri", "file", "filename", "filepath", "data", "byte", "encoded", "link", "list", "value"])
 # Words of a second name of what was read already: where it was fetched from, or how its publisher calls it.
@@ -87,7 +91,8 @@ def _unread(fields: Any, has_media: bool, depth: int) -> Iterator[tuple[str, Any
         if name == "mixed_up_image":  # MM-RLHF's picture that does not belong to the question: no part of the record
             continue
         words = _words(name)
-        if (words & _WORDS and _is_media(value, is_plain=_is_plain(words))) or (not has_media and _names_a_file(value)):
+        is_medium = words & _WORDS and _is_media(value, is_plain=_is_plain(words)) and not _leads_elsewhere(words, value)
+        if is_medium or (not has_media and not words & _TEXTS and _names_a_file(value)):
             yield name, value
         else:
             yield from _unread(value, has_media, depth - 1)
@@ -123,6 +128,12 @@ def _is_media(value: Any, is_plain: bool) -> bool:
         case dict():
             return any(_is_media(inner, True) for name, inner in value.items() if str(name).lower() in _HOLDERS)
     return False
+
+
+def _leads_elsewhere(words: frozenset[str], value: Any) -> bool:
+    """Whether a value is the address of something about a medium, not of a medium."""
+    is_address = isinstance(value, str) and value.strip().lower().startswith(("http://", "https://"))
+    return bool(words & _ABOUT) and is_address and not _names_a_file(value)
 
 
 def _names_a_file(value: Any) -> bool:

@@ -9,7 +9,6 @@ JSON lines name none, and the parquet's `img_path` is absolute, on the machine t
 
 from __future__ import annotations
 
-import math
 import posixpath
 from typing import Any
 
@@ -24,7 +23,7 @@ from mmrlhf_jax.data.sources.fields import (
 )
 from mmrlhf_jax.data.sources.rows import Format, Row
 from mmrlhf_jax.errors import UserError, shown
-from mmrlhf_jax.finite import is_finite
+from mmrlhf_jax.finite import from_text, is_finite
 from mmrlhf_jax.records import RankedRecord, Response, ranks_of
 
 # The aspects' names there, and ours (`records.SCORE_NAMES`).
@@ -70,13 +69,11 @@ def _number(rating: Any, where: str) -> float | None:
     """None for a text that is no number, such as "N/A". UserError for anything but a number or a text."""
     if isinstance(rating, bool) or not isinstance(rating, str | int | float | None):
         raise UserError(f"{where}: field 'Rating' must be a number, or a text such as N/A, found {shown(rating)}")
-    try:
-        number = math.nan if rating is None else float(rating)
-    except ValueError:
-        return None
-    if not isinstance(rating, str | None) and not is_finite(number):
+    if isinstance(rating, str | None):
+        return None if rating is None else from_text(rating)
+    if not is_finite(rating):
         raise UserError(f"{where}: field 'Rating' must be a finite number, found {shown(rating)}")
-    return number if is_finite(number) else None
+    return float(rating)
 
 
 def _mean(ratings: dict[str, float | None], aspects: set[str]) -> float | None:
