@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmrlhf_jax import sections
+from mmrlhf_jax import config, sections
 from mmrlhf_jax.data.examples import BuiltExamples, Example, Layout, SourceExamples, is_built
 from mmrlhf_jax.data.internvl_meta import read_meta
 from mmrlhf_jax.data.media import MediaFile
@@ -140,6 +140,13 @@ def open_mixture(
         return _open(parts[0], media_root, video_frames, on_error, rank_by)
     sets = [_open(part, media_root, video_frames, on_error, rank_by) for part in parts]
     return MixedExamples(sets, [part.weight for part in parts])
+
+
+def sets(path: str | tuple[str | config.DataSet, ...]) -> str | list[str | Part]:
+    """`data.path` as `open_examples` takes it."""
+    if isinstance(path, str):
+        return path
+    return [part if isinstance(part, str) else Part(**part.model_dump()) for part in path]
 
 
 def find_parts(path: str | epath.Path | Sequence[str | Part]) -> list[Part]:

@@ -13,7 +13,7 @@ from mmrlhf_jax.data.checks import summarise_findings
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.examples import BuiltExamples, open_examples
 from mmrlhf_jax.data.index import GroupIndex, build_index, keep_groups
-from mmrlhf_jax.data.mixture import Part
+from mmrlhf_jax.data.mixture import sets
 from mmrlhf_jax.data.over_budget import within_budget
 from mmrlhf_jax.data.overlay import check_rewards, lacking_rewards, with_critiques, with_human_margins
 from mmrlhf_jax.data.packing import auto_budget
@@ -79,13 +79,6 @@ def open_held_out_examples(data: config.Data, objective: config.Objective):
 def _say_findings(examples, named: str) -> None:
     if found := summarise_findings(examples.records, named):
         say(found)
-
-
-def sets(path: str | tuple[str | config.DataSet, ...]) -> str | list[str | Part]:
-    """`data.path` as `open_examples` takes it."""
-    if isinstance(path, str):
-        return path
-    return [part if isinstance(part, str) else Part(**part.model_dump()) for part in path]
 
 
 def with_margins(examples, data: config.Data, objective: config.Objective, rewards: str | None, source: str):

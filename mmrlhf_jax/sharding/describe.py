@@ -12,8 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from mmrlhf_jax import config
-from mmrlhf_jax.data.mixture import Part, find_parts
-from mmrlhf_jax.data.pipeline import sets
+from mmrlhf_jax.data.mixture import Part, find_parts, sets
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.hub import is_hub_id
 from mmrlhf_jax.sharding.accelerators import accelerator

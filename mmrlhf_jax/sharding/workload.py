@@ -14,8 +14,9 @@ import numpy as np
 from mmrlhf_jax import config
 from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.data.index import GroupIndex
+from mmrlhf_jax.data.mixture import sets
 from mmrlhf_jax.data.packing import plan_rows
-from mmrlhf_jax.data.pipeline import make_encoder, plan_training_rows, row_budget, sets, with_chosen_critiques
+from mmrlhf_jax.data.pipeline import make_encoder, plan_training_rows, row_budget, with_chosen_critiques
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.hub import local_directory

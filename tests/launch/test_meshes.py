@@ -59,3 +59,9 @@ def test_the_state_of_a_7b_model_is_spread_over_all_chips_of_every_pod():
         whole_tiles = WIDTH // (size // replicas // mesh.tensor) % TILE_ROWS == 0
         share = size / replicas if whole_tiles else size / replicas / mesh.context
         assert here <= 1.15 * whole / share, name
+
+
+def test_launchers_read_their_files_without_importing_jax():
+    """They run on the machine that one types at, several times in a row."""
+    code = "import sys, mmrlhf_jax.sharding.describe, mmrlhf_jax.sharding.jobset; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
