@@ -18,7 +18,8 @@ def end_tokens(directory: Path) -> tuple[int, ...]:
     """
     for name in (FILE, "config.json"):
         content = read_json_object(directory / name) if (directory / name).exists() else {}
-        for key, value in (("", content), ("text_config.", content.get("text_config") or {})):
+        inner = content.get("text_config")
+        for key, value in (("", content), ("text_config.", inner if isinstance(inner, dict) else {})):
             if value.get("eos_token_id") is not None:
                 return _ids(value["eos_token_id"], f"{directory / name}: {key}eos_token_id")
     return ()

@@ -115,7 +115,7 @@ def test_from_one_naming_to_the_other_and_back_is_the_same_model(tmp_path, featu
     assert twin.vision.feature_layers == 4 + feature_layer
 
 
-@pytest.mark.parametrize("kind", [{"projector_hidden_act": "silu"}, {"multimodal_projector_bias": False}])
+@pytest.mark.parametrize("kind", [{"projector_hidden_act": "gelu_pytorch_tanh"}, {"multimodal_projector_bias": False}])
 def test_a_projector_that_the_original_naming_cannot_say_is_refused(tmp_path, kind):
     source = tiny.checkpoint(tmp_path / "in", tiny.config(**kind))
     with pytest.raises(UserError, match=r"gelu with biases.*--naming at hf"):

@@ -316,6 +316,70 @@ def test_preprocessing_that_this_project_does_not_do_is_refused(tmp_path, change
     assert complaint in refusal(directory)
 
 
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"image_std": [0, 0, 0]}, "image_std must be three positive numbers, found [0, 0, 0]"),
+        ({"image_std": [0.2, 0.2, -1]}, "image_std must be three positive numbers"),
+        ({"image_std": [1e-320] * 3}, "image_std must be three positive numbers"),  # 0 on devices
+        ({"image_std": [1, 1]}, "image_std must be three finite numbers, found [1, 1]"),
+        ({"image_mean": [0.5]}, "image_mean must be three finite numbers"),
+        ({"image_mean": [True, 0, 0]}, "image_mean must be three finite numbers"),
+        ({"image_mean": [1e39, 0, 0]}, "image_mean must be three finite numbers"),
+        ({"rescale_factor": 0}, "rescale_factor must be a positive, finite number, found 0"),
+        ({"rescale_factor": "1/255"}, "rescale_factor must be a positive, finite number"),
+        ({"size": 31}, "size 31 is not the vision tower's, 30"),
+        ({"image_grid_pinpoints": [[30]]}, "image_grid_pinpoints must be pairs of whole numbers"),
+    ],
+)
+def test_pixel_statistics_that_make_no_finite_pixels_of_the_towers_size_are_refused(tmp_path, changes, complaint):
+    directory = tiny.checkpoint(tmp_path)
+    path = directory / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    message = refusal(directory)
+    assert complaint in message and (str(path) in message or "image_grid" in complaint or "size" in complaint)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "complaint"),
+    [
+        ("text_config", "rope_theta", 0, "rope_theta must be a positive, finite number, found 0"),
+        ("text_config", "rope_theta", "1e6", "rope_theta must be a positive, finite number"),
+        ("text_config", "rms_norm_eps", -1, "rms_norm_eps must be a positive, finite number"),
+        ("text_config", "hidden_size", 48.0, "hidden_size must be a whole number of at least 1, found 48.0"),
+        ("text_config", "vocab_size", "264", "vocab_size must be a whole number of at least 1"),
+        ("text_config", "num_attention_heads", 0, "num_attention_heads must be a whole number of at least 1"),
+        ("text_config", "num_key_value_heads", 4, "6 attention heads are no multiple of num_key_value_heads 4"),
+        ("text_config", "tie_word_embeddings", "false", "tie_word_embeddings must be true or false, found 'false'"),
+        ("text_config", "rope_parameters", "x", "rope_parameters must be an object, found 'x'"),
+        ("vision_config", "num_hidden_layers", True, "num_hidden_layers must be a whole number"),
+        ("vision_config", "num_attention_heads", 5, "hidden_size 36 is no multiple of num_attention_heads 5"),
+        ("vision_config", "hidden_act", "relu", "hidden_act must be one of 'gelu', 'gelu_pytorch_tanh', found 'relu'"),
+        ("vision_config", "patch_size", 0, "patch_size must be between 1 and"),
+        (None, "projector_hidden_act", "relu", "projector_hidden_act must be one of"),
+        (None, "text_config", [1], "text_config must be an object, found [1]"),
+        (None, "image_grid_pinpoints", [[30.5, 30]], "image_grid_pinpoints must be pairs of whole numbers"),
+        (None, "image_token_index", "259", "image_token_index must be a whole number of at least 0"),
+        (None, "vision_aspect_ratio", None, "vision_aspect_ratio None is not one of"),
+        (None, "vision_aspect_ratio", "anyres_max_0", "needs N >= 1"),
+    ],
+)
+def test_a_value_of_config_json_that_is_of_no_use_is_refused_by_file_and_key(tmp_path, part, key, value, complaint):
+    directory = tiny.checkpoint(tmp_path)
+    raw = json.loads((directory / "config.json").read_text())
+    (raw if part is None else raw[part])[key] = value
+    (directory / "config.json").write_text(json.dumps(raw))
+    message = refusal(directory)
+    assert complaint in message and message.startswith(f"{directory}/config.json: ")
+
+
+@pytest.mark.parametrize("pinpoints", [[[30]], [[30.5, 30]], [["30", 30]], 30])
+def test_so_are_pinpoints_of_the_original_naming(tmp_path, pinpoints):
+    directory = tiny.checkpoint(tmp_path, naming="original")
+    reconfigure(directory, image_grid_pinpoints=pinpoints)
+    assert "image_grid_pinpoints must be pairs of whole numbers" in refusal(directory)
+
+
 def test_keys_that_published_configs_leave_out_are_transformers_defaults():
     """llava-hf files written by older releases state only what differs from the classes' defaults. Oracle: the classes."""
     transformers = pytest.importorskip("transformers")

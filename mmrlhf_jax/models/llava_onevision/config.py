@@ -15,11 +15,14 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import read_json_object
 from mmrlhf_jax.huggingface.tensors import StoredTensors
 from mmrlhf_jax.models.llava_onevision import original
+from mmrlhf_jax.models.llava_onevision.stated import Stated
 from mmrlhf_jax.models.llava_onevision.vision_plan import PLAIN, VisionGeometry
 
 # What transformers' LlavaOnevisionImageProcessor takes where its file does not say; without a file SigLIP's 0.5 holds.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+SIGLIP = (0.5, 0.5, 0.5)
+ACTIVATIONS = ("gelu", "gelu_pytorch_tanh")  # of the tower and the projector
 
 # Published configs leave out what equals a default of transformers' LlavaOnevisionConfig, SiglipVisionConfig, Qwen2Config.
 PINPOINTS = tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7))
@@ -109,99 +112,118 @@ def read_config(directory: epath.PathLike) -> LlavaOnevisionConfig:
         raw = original.to_hf(raw, StoredTensors(directory).shapes, str(path))
     if raw.get("model_type") != "llava_onevision":
         raise UserError(f"{path}: model_type is {raw.get('model_type')!r}; this project reads LLaVA-OneVision checkpoints")
-    pixels = {}
+    pixels, source = {}, path
     for name in ("preprocessor_config.json", "processor_config.json"):  # where both say something, the latter counts
         if (directory / name).exists():
             found = read_json_object(directory / name)
-            pixels = found.get("image_processor") or (found if "image_processor_type" in found else pixels)
-    config = config_from_hf(raw, pixels, str(path))
+            if stated := found.get("image_processor") or (found if "image_processor_type" in found else None):
+                pixels, source = stated, directory / name
+    config = config_from_hf(raw, pixels, str(path), str(source))
     _check_preprocessing(pixels, config.geometry, str(directory))
     return config
 
 
-def config_from_hf(raw: dict[str, Any], pixels: dict[str, Any], where: str) -> LlavaOnevisionConfig:
-    """From the dictionaries of a Hugging Face `config.json` and image processor config."""
-    vision = _vision(raw.get("vision_config") or {}, raw, pixels, where)
-    text = _text(raw.get("text_config") or {}, raw, where)
-    if raw.get("vision_feature_select_strategy", "full") != "full":
+def config_from_hf(raw: dict[str, Any], pixels: dict[str, Any], where: str, pixels_where: str = "") -> LlavaOnevisionConfig:
+    """From the dictionaries of a Hugging Face `config.json` and image processor config, which stand at `where` and
+    `pixels_where`. Raises UserError that names the file and the key that is wrong."""
+    stated = Stated(raw, where)
+    vision = _vision(stated, Stated(pixels, f"{pixels_where or where}: the image processor"), where)
+    text = _text(stated, where)
+    if stated.get("vision_feature_select_strategy", "full") != "full":
         raise UserError(f"{where}: vision_feature_select_strategy is not 'full'; a SigLIP tower has no class token to drop")
-    aspect = raw.get("vision_aspect_ratio", "anyres_max_9")
-    limit = re.fullmatch(r"anyres(?:_max_(\d+))?", aspect)
+    aspect = stated.get("vision_aspect_ratio", "anyres_max_9")
+    limit = re.fullmatch(r"anyres(?:_max_(\d+))?", aspect) if isinstance(aspect, str) else None
     if limit is None and aspect not in PLAIN:
         known = "'anyres', 'anyres_max_N', " + ", ".join(map(repr, PLAIN))
         raise UserError(f"{where}: vision_aspect_ratio {aspect!r} is not one of {known}")
-    geometry = VisionGeometry(
-        image_size=vision.image_size,
-        patch_size=vision.patch_size,
-        pinpoints=tuple((int(h), int(w)) for h, w in raw.get("image_grid_pinpoints") or PINPOINTS),
-        max_patches=int(limit[1]) if limit and limit[1] else None,
-        anyres=limit is not None,
-        plain=aspect if limit is None else "pad",
-        video_newline=raw.get("mm_newline_position", "one_token"),
-        pad_color=tuple(int(255 * value) for value in vision.image_mean),
-    )
+    pinpoints = stated.pairs("image_grid_pinpoints", PINPOINTS)
+    try:
+        geometry = VisionGeometry(
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            pinpoints=pinpoints,
+            max_patches=int(limit[1]) if limit and limit[1] else None,
+            anyres=limit is not None,
+            plain=aspect if limit is None else "pad",
+            video_newline=stated.get("mm_newline_position", "one_token"),
+            pad_color=tuple(int(255 * value) for value in vision.image_mean),
+        )
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     return LlavaOnevisionConfig(
         vision=vision,
         text=text,
         geometry=geometry,
-        image_token=raw.get("image_token_id", raw.get("image_token_index", 151646)),
-        video_token=raw.get("video_token_id", raw.get("video_token_index", 151647)),
-        projector_activation=raw.get("projector_hidden_act", "gelu"),
-        projector_bias=raw.get("multimodal_projector_bias", True),
-        reward_head=raw.get("reward_head"),
+        image_token=_token(stated, "image_token", 151646),
+        video_token=_token(stated, "video_token", 151647),
+        projector_activation=stated.choice("projector_hidden_act", ACTIVATIONS, "gelu"),
+        projector_bias=stated.truth("multimodal_projector_bias", True),
+        reward_head=stated.get("reward_head"),
     )
 
 
-def _vision(raw: dict[str, Any], top: dict[str, Any], pixels: dict[str, Any], where: str) -> VisionConfig:
-    if raw.get("model_type", "siglip_vision_model") != "siglip_vision_model":
-        raise UserError(f"{where}: vision_config.model_type is {raw['model_type']!r}; this project runs SigLIP towers")
-    raw = VISION_DEFAULTS | raw
-    layers = raw["num_hidden_layers"]
-    feature_layer = top.get("vision_feature_layer", -1)
-    if not isinstance(feature_layer, int):
+def _token(stated: Stated, name: str, default: int) -> int:
+    """Under its newer key or its older one."""
+    key = f"{name}_id" if stated.get(f"{name}_id") is not None else f"{name}_index"
+    return stated.integer(key, default, least=0)
+
+
+def _vision(top: Stated, pixels: Stated, where: str) -> VisionConfig:
+    tower = top.part("vision_config", VISION_DEFAULTS)
+    if tower.get("model_type", "siglip_vision_model") != "siglip_vision_model":
+        raise UserError(f"{where}: vision_config.model_type is {tower.get('model_type')!r}; this project runs SigLIP towers")
+    layers, feature_layer = tower.integer("num_hidden_layers", least=1), top.get("vision_feature_layer", -1)
+    if not isinstance(feature_layer, int) or isinstance(feature_layer, bool):
         raise UserError(f"{where}: vision_feature_layer {feature_layer} is not one number; several layers are not supported")
     feature_layers = feature_layer if feature_layer >= 0 else layers + 1 + feature_layer
     if not 0 < feature_layers <= layers:
         raise UserError(f"{where}: vision_feature_layer {feature_layer} is outside the tower's {layers} layers")
+    hidden, heads = tower.integer("hidden_size", least=1), tower.integer("num_attention_heads", least=1)
+    if hidden % heads:
+        raise UserError(f"{where}: vision_config: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
     return VisionConfig(
-        hidden_size=raw["hidden_size"],
-        intermediate_size=raw["intermediate_size"],
+        hidden_size=hidden,
+        intermediate_size=tower.integer("intermediate_size", least=1),
         layers=layers,
-        heads=raw["num_attention_heads"],
-        image_size=raw["image_size"],
-        patch_size=raw["patch_size"],
-        layer_norm_eps=raw.get("layer_norm_eps", 1e-6),
-        activation=raw.get("hidden_act", "gelu_pytorch_tanh"),
+        heads=heads,
+        image_size=tower.integer("image_size", least=1),
+        patch_size=tower.integer("patch_size"),
+        layer_norm_eps=tower.positive("layer_norm_eps", 1e-6),
+        activation=tower.choice("hidden_act", ACTIVATIONS, "gelu_pytorch_tanh"),
         feature_layers=feature_layers,
-        image_mean=tuple(pixels.get("image_mean") or (CLIP_MEAN if pixels else (0.5, 0.5, 0.5))),
-        image_std=tuple(pixels.get("image_std") or (CLIP_STD if pixels else (0.5, 0.5, 0.5))),
-        rescale=pixels.get("rescale_factor") or 1 / 255,
+        image_mean=pixels.colour("image_mean", SIGLIP if pixels.is_empty else CLIP_MEAN),
+        image_std=pixels.colour("image_std", SIGLIP if pixels.is_empty else CLIP_STD, positive=True),
+        rescale=pixels.positive("rescale_factor", 1 / 255),
     )
 
 
-def _text(raw: dict[str, Any], top: dict[str, Any], where: str) -> TextConfig:
+def _text(top: Stated, where: str) -> TextConfig:
+    raw = top.part("text_config", TEXT_DEFAULTS)
     if raw.get("model_type", "qwen2") != "qwen2":
-        raise UserError(f"{where}: text_config.model_type is {raw['model_type']!r}; this project runs Qwen2 language models")
+        raise UserError(
+            f"{where}: text_config.model_type is {raw.get('model_type')!r}; this project runs Qwen2 language models"
+        )
     if raw.get("use_sliding_window") or raw.get("hidden_act", "silu") != "silu":
         raise UserError(f"{where}: text_config has a sliding window or an activation other than silu, which is not supported")
-    raw = TEXT_DEFAULTS | raw
-    heads = raw["num_attention_heads"]
-    hidden = raw["hidden_size"]
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    rope = raw.part("rope_parameters" if raw.get("rope_parameters") else "rope_scaling")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise UserError(f"{where}: rope_type {kind!r} is not supported; LLaVA-OneVision uses plain rotary embeddings")
+    hidden, heads = raw.integer("hidden_size", least=1), raw.integer("num_attention_heads", least=1)
+    kv_heads = heads if raw.get("num_key_value_heads") is None else raw.integer("num_key_value_heads", least=1)
+    if heads % kv_heads:
+        raise UserError(f"{where}: text_config: {heads} attention heads are no multiple of num_key_value_heads {kv_heads}")
     return TextConfig(
-        vocab_size=raw["vocab_size"],
+        vocab_size=raw.integer("vocab_size", least=1),
         hidden_size=hidden,
-        intermediate_size=raw["intermediate_size"],
-        layers=raw["num_hidden_layers"],
+        intermediate_size=raw.integer("intermediate_size", least=1),
+        layers=raw.integer("num_hidden_layers", least=1),
         heads=heads,
-        kv_heads=raw["num_key_value_heads"] or heads,
-        head_dim=raw.get("head_dim") or hidden // heads,
-        rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 1e4))),
-        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-        tied=bool(top.get("tie_word_embeddings") or raw.get("tie_word_embeddings")),  # either one suffices in transformers
+        kv_heads=kv_heads,
+        head_dim=hidden // heads if raw.get("head_dim") is None else raw.integer("head_dim", least=1),
+        rope_theta=rope.positive("rope_theta") if rope.get("rope_theta") is not None else raw.positive("rope_theta", 1e4),
+        rms_norm_eps=raw.positive("rms_norm_eps", 1e-6),
+        tied=any([each.truth("tie_word_embeddings", False) for each in (top, raw)]),  # either one suffices in transformers
     )
 
 
@@ -211,8 +233,12 @@ def _check_preprocessing(pixels: dict[str, Any], geometry: VisionGeometry, where
         if pixels.get(key, expected) != expected:
             raise UserError(f"{where}: the image processor has {key} {pixels[key]!r}; only {expected!r} is supported")
     size = pixels.get("size") or {}
-    if isinstance(size, dict) and any(length != geometry.image_size for length in size.values()):
+    if any(length != geometry.image_size for length in (size.values() if isinstance(size, dict) else [size])):
         raise UserError(f"{where}: the image processor's size {size} is not the vision tower's, {geometry.image_size}")
     cut = pixels.get("image_grid_pinpoints")
-    if geometry.anyres and cut and sorted(map(tuple, cut)) != sorted(geometry.pinpoints):
+    if (
+        geometry.anyres
+        and cut
+        and sorted(Stated(pixels, where).pairs("image_grid_pinpoints", ())) != sorted(geometry.pinpoints)
+    ):
         raise UserError(f"{where}: image_grid_pinpoints of the image processor and of config.json differ; they must agree")

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.llava_onevision.stated import Stated
 
 if TYPE_CHECKING:
     from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
@@ -78,6 +79,8 @@ def to_hf(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: 
         "text_config": {"model_type": "qwen2", **{key: raw[key] for key in TEXT_KEYS if key in raw}},
     }
     pinpoints = raw.get("image_grid_pinpoints")
+    if not isinstance(pinpoints, str | None):
+        pinpoints = Stated(raw, where).pairs("image_grid_pinpoints", ())
     side = _image_side(pinpoints)
     config["vision_config"] = _tower(raw, shapes, side, where)
     config["image_grid_pinpoints"] = [[h, w] for w, h in _pinpoints(pinpoints, config["vision_config"]["image_size"], where)]
@@ -182,7 +185,7 @@ def _image_side(pinpoints: Any) -> int | None:
     """Tile side that a pinpoint list implies: all its numbers are multiples of it."""
     if not isinstance(pinpoints, Sequence) or isinstance(pinpoints, str) or not pinpoints:
         return None
-    return math.gcd(*(int(number) for pair in pinpoints for number in pair))
+    return math.gcd(*(number for pair in pinpoints for number in pair))
 
 
 def _pinpoints(pinpoints: Any, side: int, where: str) -> list[tuple[int, int]]:
@@ -195,4 +198,4 @@ def _pinpoints(pinpoints: Any, side: int, where: str) -> list[tuple[int, int]]:
             raise UserError(f"{where}: image_grid_pinpoints {pinpoints!r} is neither a list of pairs nor '(1x1),...,(NxN)'")
         (w0, h0), (w1, h1) = ends[0], ends[-1]
         return [(side * w, side * h) for w in range(w0, w1 + 1) for h in range(h0, h1 + 1)]
-    return [(int(w), int(h)) for w, h in pinpoints]
+    return list(pinpoints)

@@ -1,0 +1,84 @@
+"""What a JSON object of a checkpoint's directory states, every value checked as it is taken. No jax here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.finite import LEAST_NORMAL, is_finite
+
+
+class Stated:
+    """The keys and values of `raw`, which stands at `where`; `defaults` hold for keys that are not there.
+
+    Every method raises UserError, which names file and key, for a value of another kind.
+    """
+
+    def __init__(self, raw: Any, where: str, defaults: Mapping[str, Any] | None = None):
+        if not isinstance(raw, dict):
+            raise UserError(f"{where} must be an object, found {shown(raw)}")
+        self._values, self._where = dict(defaults or {}) | raw, where
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._values
+
+    def part(self, key: str, defaults: Mapping[str, Any] | None = None) -> Stated:
+        """An object inside; an empty one for null, as for a key that is not there."""
+        value = self.get(key)
+        return Stated({} if value is None else value, f"{self._where}: {key}", defaults)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._values.get(key, default)
+
+    def integer(self, key: str, default: int | None = None, *, least: int | None = None) -> int:
+        value = self.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+            self._refuse(key, "a whole number" if least is None else f"a whole number of at least {least}", value)
+        return value
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        value = self.get(key, default)
+        if not is_finite(value) or value < LEAST_NORMAL:
+            self._refuse(key, "a positive, finite number", value)
+        return float(value)
+
+    def colour(self, key: str, default: tuple[float, ...], *, positive: bool = False) -> tuple[float, ...]:
+        """Three numbers, one per channel; `default` for null as well."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, list) or len(value) != 3 or not all(map(is_finite, value)):
+            self._refuse(key, "three finite numbers", value)
+        if positive and min(value) < LEAST_NORMAL:
+            self._refuse(key, "three positive numbers", value)
+        return tuple(map(float, value))
+
+    def choice(self, key: str, known: Collection[str], default: str) -> str:
+        value = self.get(key, default)
+        if value not in known:
+            self._refuse(key, f"one of {', '.join(map(repr, known))}", value)
+        return value
+
+    def truth(self, key: str, default: bool) -> bool:
+        """null is false, as in Python."""
+        value = self.get(key, default)
+        if not isinstance(value, bool | None):
+            self._refuse(key, "true or false", value)
+        return bool(value)
+
+    def pairs(self, key: str, default: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        """Pairs of positive whole numbers; `default` for none."""
+        value = self.get(key) or default
+        if not isinstance(value, list | tuple) or not all(map(_is_pair, value)):
+            self._refuse(key, "pairs of whole numbers, height and width", value)
+        return tuple((first, second) for first, second in value)
+
+    def _refuse(self, key: str, expected: str, value: Any) -> None:
+        raise UserError(f"{self._where}: {key} must be {expected}, found {shown(value)}")
+
+
+def _is_pair(value: Any) -> bool:
+    numbers = isinstance(value, list | tuple) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in value)
+    return numbers and len(value) == 2
