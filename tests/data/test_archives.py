@@ -294,14 +294,14 @@ def test_images_inside_parquet_shards_are_found_in_their_own_shard(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow as pa
 
-    for number, folder in enumerate(("en", "en", "de")):
+    for number, (folder, count) in enumerate((("en", 2), ("en", 2), ("de", 1))):
         cells = [{"bytes": png(9 * number + i), "path": "x"} for i in range(3)]
         rows = [{"prompt": "p", "chosen": "A", "rejected": "B", "image": cell} for cell in cells]
         (tmp_path / folder).mkdir(exist_ok=True)
-        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / folder / f"train-{number % 2:05}-of-00002.parquet")
+        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / folder / f"train-{number % 2:05}-of-{count:05}.parquet")
     examples = SourceExamples(f"{tmp_path}/*/train-*.parquet")
     assert [example.images[0] for example in examples] == [png(i) for i in (18, 19, 20, 0, 1, 2, 9, 10, 11)]
-    assert examples.records[0].images == ("de/train-00000-of-00002.parquet/0/image",)
+    assert examples.records[0].images == ("de/train-00000-of-00001.parquet/0/image",)
     assert [example.images[0] for example in SourceExamples(tmp_path / "en")] == [png(i) for i in (0, 1, 2, 9, 10, 11)]
 
 
@@ -317,9 +317,25 @@ def test_a_file_whose_name_is_a_pattern_is_that_file(tmp_path, name):
 FOLDERS = {
     ("a.jsonl", "b.parquet"): "holds rows of several kinds, a.jsonl, b.parquet; name those that are meant",
     ("train-00000-of-00001.jsonl", "test-00000-of-00001.jsonl"): "holds the splits test, train; name those that are meant",
+    ("train.jsonl", "test.jsonl"): "holds the splits test, train; name those that are meant",
+    ("short_val.jsonl", "short-train.jsonl"): "holds the splits train, validation; name those that are meant",
+    ("train-00000-of-00003.jsonl", "train-00002-of-00003.jsonl"): "2 of the 3 files of train, train-00001-of-00003.jsonl is",
+    ("train-00001-of-00002-6f3b.jsonl",): "holds 1 of the 2 files of train, train-00000-of-00002-6f3b.jsonl is missing",
     ("README.md",): "holds no rows",
+    (".rows.jsonl",): "holds no rows",
     ("data-00000-of-00001.arrow", "dataset_info.json", "state.json"): "Arrow files of `save_to_disk`",
 }
+
+
+def test_shards_that_a_pattern_leaves_out_are_not_missed(tmp_path):
+    for number in (0, 1, 3):
+        write_rows(tmp_path / f"train-{number:05}-of-00004.jsonl", [own(str(number))])
+    write_rows(tmp_path / ".train-00002-of-00004.jsonl", [own("hidden")])
+    assert [record.id for record in read_records(f"{tmp_path}/train-0000[01]-*.jsonl")] == ["0", "1"]
+    for pattern in ("train-*.jsonl", "*", "train-0000[0-2]-of-00004.jsonl"):
+        with pytest.raises(UserError, match=r"train-00002-of-00004\.jsonl is missing; fetch it, or name"):
+            read_records(f"{tmp_path}/{pattern}")
+    assert [record.id for record in read_records(f"{tmp_path}/.train-00002*")] == ["hidden"]
 
 
 @pytest.mark.parametrize("names", FOLDERS)

@@ -21,8 +21,12 @@ from mmrlhf_jax.errors import UserError
 
 # Files beside the rows that `datasets` writes, in a folder of parquet or JSON lines.
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-# How `datasets` names the files of a split: train-00000-of-00008.parquet
-_OF_A_SPLIT = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}\..+")
+# How `datasets` names the files of a split: train-00000-of-00008.parquet, in older sets train-00000-of-00008-6f3b.parquet
+_OF_A_SPLIT = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})([-.].+)")
+# Words by which the name of a file says of which split it is, as `datasets` understands them.
+_SPLITS = {"train": "train", "training": "train"}
+_SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+_SPLITS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -44,8 +48,8 @@ class SourceFiles:
 def find_files(source: str | epath.Path) -> SourceFiles:
     """The files that `source` means. A name that exists is that file, whatever characters it has.
 
-    Raises UserError for what is not there, for a folder without rows, with rows of several kinds, or of several splits, and
-    for a repository on the hub that cannot be had.
+    Raises UserError for what is not there, for a folder without rows, with rows of several kinds, of several splits, or of a
+    split that is not whole, and for a repository on the hub that cannot be had. Hidden files (`.name`) are no shards.
     """
     source = str(source)
     path = epath.Path(source)
@@ -66,6 +70,7 @@ def find_files(source: str | epath.Path) -> SourceFiles:
     if not found:
         raise UserError(f"{source}: no file is named like that")
     _check_are_alike(source, found, "say them more exactly")
+    _check_are_whole(source, found, steps[-1])
     return SourceFiles(folder, tuple(found))
 
 
@@ -82,7 +87,7 @@ def is_pattern(source: str) -> bool:
 
 
 def _of_folder(folder: epath.Path) -> SourceFiles:
-    entries = list(folder.iterdir())
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     found = _in_order(file for file in entries if row_suffix(file) and file.name not in _DESCRIPTIONS)
     if not found and any(file.name.endswith(".arrow") for file in entries):
         raise UserError(f"{folder}: holds Arrow files of `save_to_disk`; write the set with `to_parquet` and name that")
@@ -94,6 +99,7 @@ def _of_folder(folder: epath.Path) -> SourceFiles:
             " `mmrlhf data build SRC OUT`"
         )
     _check_are_alike(str(folder), found, "name those that are meant, as in FOLDER/train-*.parquet")
+    _check_are_whole(str(folder), found, "*")
     return SourceFiles(folder, tuple(found))
 
 
@@ -103,9 +109,30 @@ def _check_are_alike(source: str, files: list[epath.Path], advice: str) -> None:
         raise UserError(f"{source}: {strange[0]} is of an unknown kind; expected {', '.join(SUFFIXES)}; {advice}")
     if len(set(kinds.values())) > 1:
         raise UserError(f"{source}: holds rows of several kinds, {_listed(files)}; {advice}")
-    splits = {fits[1] for file in files if (fits := _OF_A_SPLIT.fullmatch(file.name))}
+    splits = set().union(*(_splits_of(file.name) for file in files))
     if len(splits) > 1:
         raise UserError(f"{source}: holds the splits {', '.join(sorted(splits))}; {advice}")
+
+
+def _splits_of(name: str) -> set[str]:
+    """The split that a file's name says that it is of; more or none where the name is not clear."""
+    if fits := _OF_A_SPLIT.fullmatch(name):
+        return {fits[1]}
+    return {_SPLITS[word] for word in re.findall("[a-z]+", name.lower()) if word in _SPLITS}
+
+
+def _check_are_whole(source: str, files: list[epath.Path], pattern: str) -> None:
+    """UserError where files of a split are missing that the pattern fits: a narrower one says that they are not wanted."""
+    groups: dict[tuple[epath.Path, str, int], dict[int, str]] = {}
+    for file in files:
+        if fits := _OF_A_SPLIT.fullmatch(file.name):
+            groups.setdefault((file.parent, fits[1], int(fits[3])), {})[int(fits[2])] = fits[4]
+    for (_, split, count), found in groups.items():
+        rest = next(iter(found.values()))
+        names = [f"{split}-{number:05}-of-{count:05}{rest}" for number in range(count) if number not in found]
+        if missing := [name for name in names if fnmatch.fnmatchcase(name, pattern)]:
+            there = f"{len(found)} of the {count} files of {split}"
+            raise UserError(f"{source}: holds {there}, {missing[0]} is missing; fetch it, or name those that are meant")
 
 
 def _in_order(files: Iterable[epath.Path]) -> list[epath.Path]:
@@ -135,7 +162,8 @@ def _fitting(folder: epath.Path, steps: list[str]) -> Iterator[epath.Path]:
         return
     first, *rest = steps
     for entry in folder.iterdir():
-        if entry.name == first or fnmatch.fnmatchcase(entry.name, first):
+        is_hidden = entry.name.startswith(".") and not first.startswith(".")
+        if entry.name == first or (fnmatch.fnmatchcase(entry.name, first) and not is_hidden):
             if rest:
                 yield from _fitting(entry, rest)
             elif not entry.is_dir():
