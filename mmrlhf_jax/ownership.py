@@ -110,7 +110,7 @@ class Ownership:
         if isinstance(outcome, bool):
             return outcome
         who, sign = outcome
-        raise UserError(f"{self._what}: {who} {self._doing}; wait for that, or, {self._advice} ({sign})")
+        raise UserError(f"{self._what}: {who} {self._doing}; {self._advice} ({sign})")
 
     def look(self) -> bool | tuple[str, str]:
         """Try once: True if it is taken now, (the owner, its last sign of life) if it is held, False if that is not known."""

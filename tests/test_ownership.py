@@ -83,7 +83,7 @@ def test_who_comes_second_is_told_host_process_and_last_sign_of_life_and_touches
     with pytest.raises(UserError) as refused:
         mine(tmp_path / "run" / "owner").take()
     line = str(refused.value)
-    assert f"RUN: process {first.pid} on {socket.gethostname()} holds it; wait for that, or, end it" in line
+    assert f"RUN: process {first.pid} on {socket.gethostname()} holds it; end it (" in line
     assert "last sign of life was 0:00:0" in line and "\n" not in line
     assert [path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")] == before == ["owner"]
     assert json.loads((tmp_path / "run" / "owner").read_text())["pid"] == first.pid
@@ -317,7 +317,7 @@ def test_a_second_pass_that_writes_the_same_file_is_refused(tmp_path, holders):
     said = []
 
     def work(piece):
-        with pytest.raises(UserError, match=rf"out: process {os.getpid()} on .* is writing it; wait for that"):
+        with pytest.raises(UserError, match=rf"out: process {os.getpid()} on .* is writing it; wait for it, or remove "):
             write_in_pieces(examples, tmp_path / "out", "job", lambda piece: said.append("written twice") or [])
         return ({"id": record.id} for record in piece.records)
 

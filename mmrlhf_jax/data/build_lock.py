@@ -20,7 +20,7 @@ def sole_writer(workplace: epath.Path, out: epath.Path, doing: str) -> Ownership
     of another after `ownership.SILENT_SECONDS`.
     """
     path = workplace / LOCK
-    lock = Ownership(path, f"{out}", doing, f"if it has ended, remove {path}", _lost)
+    lock = Ownership(path, f"{out}", doing, f"wait for it, or remove {path} if it has ended", _lost)
     lock.take()
     return lock
 

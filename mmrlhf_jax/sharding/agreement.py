@@ -111,9 +111,9 @@ def same_everywhere(values: Mapping[str, Any], what: str) -> None:
     """UserError, in every process, that names the first of the values that is not the same in all of them."""
     first, *others = gather(dict(values))
     for process, other in enumerate(others, 1):
-        for name, value in first.items():
-            if other.get(name) != value:
+        for name in [*first, *other]:
+            if first.get(name) != other.get(name):
                 raise UserError(
-                    f"{what}: {name} is {value!r} for process 0 and {other.get(name)!r} for process {process}; all hosts must"
-                    " have the same files"
+                    f"{what}: {name} is {first.get(name)!r} for process 0 and {other.get(name)!r} for process {process}; all"
+                    " hosts must have the same files and settings"
                 )

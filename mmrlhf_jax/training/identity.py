@@ -117,7 +117,7 @@ def _path(configuration: Mapping[str, Any]) -> str:
 def _settings(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
     if SETTINGS not in wanted or found.get(SETTINGS) == wanted[SETTINGS]:
         return None
-    before, now = (_with_todays_names(_flat(strict_json.loads(identity.get(SETTINGS, "{}")))) for identity in (found, wanted))
+    before, now = (_with_todays_names(flat(strict_json.loads(identity.get(SETTINGS, "{}")))) for identity in (found, wanted))
     return _changed(before, now)
 
 
@@ -136,15 +136,16 @@ def _shown(value: Any) -> str:
 def configuration(identity: Mapping[str, Any]) -> dict[str, Any]:
     """The run's configuration: every setting by its dotted name; none where there is nothing that today's YAML reads."""
     try:
-        return _flat(core_yaml.parse(identity.get(CONFIGURATION, "{}"), CONFIGURATION))
+        return flat(core_yaml.parse(identity.get(CONFIGURATION, "{}"), CONFIGURATION))
     except UserError:  # of an earlier version
         return {}
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings, by their dotted names."""
     found = {}
     for name, value in tree.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
 
 

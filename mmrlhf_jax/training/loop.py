@@ -29,14 +29,13 @@ from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.files import can_write, matching, write_atomically
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, read_sizes
-from mmrlhf_jax.huggingface.sizes import known_sizes
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import with_reduce_dtype
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import first_acts, first_decides, first_process, same_everywhere, together
 from mmrlhf_jax.sharding.exits import PEER_LOST, SIGNALLED
-from mmrlhf_jax.sharding.mesh import check_layout, check_rows, make_mesh, say_waste, use_mesh
+from mmrlhf_jax.sharding.mesh import use_mesh
 from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.feed import feed, own_rows
 from mmrlhf_jax.training.goodput import Goodput
@@ -47,7 +46,7 @@ from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import learning_rate_at, make_optimizer
 from mmrlhf_jax.training.owner import owned
 from mmrlhf_jax.training.peers import COMPILING, LOADING, MEASURING, Peers, coordinator_lines
-from mmrlhf_jax.training.preflight import check_directory, check_profile, check_room, check_settings, check_stored
+from mmrlhf_jax.training.preflight import check_launch, check_profile, check_room, check_stored
 from mmrlhf_jax.training.profiler import ProfilerWindow
 from mmrlhf_jax.training.record import Pending, Recorder, bad_batch_file, record
 from mmrlhf_jax.training.reference import make_scoring_step, model_fingerprint, reference_logps
@@ -70,13 +69,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
     experiment = config.with_absolute_paths(experiment)
     run, batch, goodput = experiment.run, experiment.batch, Goodput()
     directory = epath.Path(run.directory)
-    mesh = make_mesh(launch.mesh.model_dump())
-    check_rows(batch, mesh)  # before a model that has no published name is fetched for its sizes
-    sizes = known_sizes(experiment.model.path)
-    check_layout(experiment, sizes, mesh.shape)
-    say_waste(experiment, sizes, mesh.shape)
-    check_settings(experiment)
-    together(lambda: check_directory(directory))
+    mesh = check_launch(experiment, launch)
     if not fresh:
         check_stored(directory / CHECKPOINTS, known_identity(experiment))
     limits = launch.distributed or config.Distributed()
@@ -95,7 +88,8 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         peers.at(0, MEASURING)
         plan = together(lambda: plan_run(experiment))
         examples, source, rows, held_out, total_rows, steps, identity = plan
-        same_everywhere({name: value for name, value in identity.items() if name != CONFIGURATION}, "the run")
+        found = identity | {"held-out data": None if held_out is None else [held_out.index.fingerprint, held_out.identity]}
+        same_everywhere({name: value for name, value in found.items() if name != CONFIGURATION}, "the run")
         if not fresh:
             check_stored(directory / CHECKPOINTS, identity)
         say(
@@ -136,7 +130,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
             state = checkpoints.restore(state, identity)
             say(f"resumed from step {int(state.step)} of {steps} in {directory}")
             if int(state.step) == steps:
-                judged = f", and {experiment.data.held_out} is judged only behind steps that are made"
+                judged = f"; {experiment.data.held_out} is judged behind a step that is made, and so not now"
                 say(f"all {steps} steps are done: nothing is left to train{judged if held_out is not None else ''}")
         if held_out is not None and checkpoints.other_scores is not None:
             say(f"{checkpoints.other_scores}; they are not compared with those by {run.best} ({run.best_is} is best)")

@@ -33,7 +33,8 @@ def owned(directory: epath.Path, *, leave: Callable[[int], None] = os._exit) -> 
         sys.stdout.flush()
         leave(REFUSED)
 
-    mine = Ownership(directory / OWNER, f"{directory}", "is training in it", "end it or set another run.directory", lost)
+    advice = "wait for it, end it, or set another run.directory"
+    mine = Ownership(directory / OWNER, f"{directory}", "is training in it", advice, lost)
     while not first_decides(mine.attempt):
         time.sleep(LOOK_SECONDS)
     if not first_process():

@@ -13,18 +13,47 @@ from typing import Any
 import jax
 import optax
 from etils import epath
+from jax.sharding import Mesh
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, retried
 from mmrlhf_jax.files import is_remote
-from mmrlhf_jax.sharding.agreement import first_decides
+from mmrlhf_jax.huggingface.sizes import known_sizes
+from mmrlhf_jax.sharding.agreement import first_decides, same_everywhere, together
+from mmrlhf_jax.sharding.mesh import check_layout, check_rows, make_mesh, say_waste
 from mmrlhf_jax.training import held_out
-from mmrlhf_jax.training.identity import check_identity
+from mmrlhf_jax.training.identity import check_identity, flat
 from mmrlhf_jax.training.owner import OWNER
 from mmrlhf_jax.training.stored import StoredCheckpoints
 
 PROBE_BYTES = 1 << 16
+# Sections that say what a run does and when, in which all processes must agree; and what a host may have of its own there.
+# Paths of model and data may differ as well: what lies there is compared when it has been read.
+DECIDING = {"objective", "trains", "lora", "optimizer", "guard", "batch", "run"}
+OWN = ("run.directory", "run.wandb")
+
+
+def check_launch(experiment: config.Experiment, launch: config.Launch) -> Mesh:
+    """The launch's mesh. UserError, in all processes, for what is wrong by the numbers alone, by the model's sizes or with the
+    run's directory; and where the processes were given different settings, because they would part at the first difference.
+    """
+
+    def check() -> Mesh:
+        mesh = make_mesh(launch.mesh.model_dump())
+        check_rows(experiment.batch, mesh)  # before a model that has no published name is fetched for its sizes
+        sizes = known_sizes(experiment.model.path)
+        check_layout(experiment, sizes, mesh.shape)
+        say_waste(experiment, sizes, mesh.shape)
+        check_settings(experiment)
+        check_directory(epath.Path(experiment.run.directory))
+        return mesh
+
+    mesh = together(check)
+    settings = flat(experiment.model_dump(mode="json", include=DECIDING))
+    settings = {name: value for name, value in settings.items() if name not in OWN}
+    same_everywhere(settings | {f"mesh.{name}": size for name, size in mesh.shape.items()}, "this launch")
+    return mesh
 
 
 def check_settings(experiment: config.Experiment) -> None:

@@ -249,7 +249,7 @@ def test_of_two_builds_of_the_same_out_one_is_told_of_the_other_and_changes_noth
 
     built = build(source, tmp_path / "out", jobs=1, progress=interfere)
     (line,) = refused
-    assert f"out: process {os.getpid()} on {socket.gethostname()} is building it; wait for that" in line
+    assert f"out: process {os.getpid()} on {socket.gethostname()} is building it; wait for it, or remove " in line
     assert list(built) == list(SourceExamples(source))
     assert listing(tmp_path) == ["out", "source"]
 
@@ -280,7 +280,7 @@ def test_a_build_elsewhere_that_gives_signs_of_life_is_left_alone(source, tmp_pa
 
     monkeypatch.setattr(ownership.time, "sleep", beat)
     who = "another process" if owner == "torn" else "process 7 on elsewhere"
-    with pytest.raises(UserError, match=rf"out: {who} is building it; wait for that, or, if it has ended, remove .*lock"):
+    with pytest.raises(UserError, match=rf"out: {who} is building it; wait for it, or remove .*lock if it has ended"):
         build(source, tmp_path / "out")
     assert listing(tmp_path) == [".out.building", "source"] and listing(lock.parent) == ["lock"]
 

@@ -50,9 +50,9 @@ def few_steps(monkeypatch):
     monkeypatch.setattr(alignment, "BATCH", 16)
     monkeypatch.setattr(pipeline, "LAUNCH", config.Launch(mesh=config.Mesh(data=1, fsdp=1)))
     make_mesh = pipeline.make_mesh
-    from mmrlhf_jax.training import loop
+    from mmrlhf_jax.training import preflight
 
-    monkeypatch.setattr(loop, "make_mesh", lambda axes: make_mesh({}, pipeline.jax.devices()[:1]))
+    monkeypatch.setattr(preflight, "make_mesh", lambda axes: make_mesh({}, pipeline.jax.devices()[:1]))
 
 
 def test_every_step_runs_and_the_summary_says_what_came_out(few_steps, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmrlhf_jax.sharding import agreement
+from tests import tiny
 from tests.sharding.loopback import ROOT, free_port
 
 # Two processes with a device each. What process 1 alone suffers is in `broken`; each prints what became of it.
@@ -113,6 +114,23 @@ report("first acts", lambda: agreement.first_acts(fails(ValueError("bad"), 0)))
 report("first decides", lambda: agreement.first_decides(lambda: f"said by {me}"))
 report("same", lambda: agreement.same_everywhere({"rows": 3, "data": f"digest {me}"}, "the data"))
 
+# What one host's command line or file system has and the other's has not.
+from mmrlhf_jax import config
+from mmrlhf_jax.training.preflight import check_launch
+def launched(model="model", mesh={"fsdp": 2}, lora=None, **run):
+    experiment = config.Experiment(
+        model=config.Model(path=str(root / model)), data=config.Data(path=f"data of {me}"), objective=config.Supervised(),
+        lora=lora, run=config.Run(directory=str(root / "never"), **run),
+    )
+    found = check_launch(experiment, config.Launch(mesh=config.Mesh(**mesh)))
+    return sorted(path.name for path in root.glob("never*")) + [found.shape["fsdp"]]
+report("launch", launched)
+report("launch, every", lambda: launched(eval_every=None, checkpoint_every=[500, 250][me]))
+report("launch, lora", lambda: launched(lora=[None, config.Lora(rank=2)][me]))
+report("launch, mesh", lambda: launched(mesh=[{"fsdp": 2}, {"fsdp": 1, "data": 2}][me]))
+report("launch, model", lambda: launched(model=["model", "none"][me]))
+report("launch, wandb", lambda: launched(wandb=[None, "alignment"][me]))
+
 # A cache that only the first process sees, and one that is another file for the second.
 scored = np.ones(3, bool)
 if me == 0:
@@ -124,7 +142,9 @@ report("no cache", lambda: _kept_logps(epath.Path(root / f"cache-{1 - me}.npz"),
 def owned():
     with owner.owned(epath.Path(root / "run")):
         agreement.together(lambda: None)
-        return sorted(path.name for path in (root / "run").iterdir())
+        found = sorted(path.name for path in (root / "run").iterdir())
+        agreement.together(lambda: None)  # the directory goes with its owner
+        return found
 report("owned", owned)
 other = root / "taken" / "owner"
 if me == 0:
@@ -145,6 +165,8 @@ report("taken", taken)
 def found(tmp_path_factory):
     """What each of the two processes reports, by name."""
     root = tmp_path_factory.mktemp("two")
+    (root / "model").mkdir()
+    (root / "model" / "config.json").write_text(json.dumps(tiny.config()))
     address = f"127.0.0.1:{free_port()}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
     logs = [(root / f"process-{i}.log").open("w") for i in range(2)]
@@ -210,8 +232,27 @@ def test_one_finds_and_all_have_it(found):
 
 
 def test_hosts_with_other_files_are_told(found):
-    line = "the data: data is 'digest 0' for process 0 and 'digest 1' for process 1; all hosts must have the same files"
+    line = "the data: data is 'digest 0' for process 0 and 'digest 1' for process 1; "
+    line += "all hosts must have the same files and settings"
     assert found[0]["same"] == found[1]["same"] == ["UserError", line]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("every", "this launch: run.checkpoint_every is 500 for process 0 and 250 for process 1; all hosts must have the same"),
+        ("lora", "this launch: lora.parts is None for process 0 and ['language_model'] for process 1; all hosts must have"),
+        ("mesh", "this launch: mesh.data is 1 for process 0 and 2 for process 1; all hosts must have the same"),
+        ("model", "{root}/none: no such directory"),
+        ("wandb", "run.wandb: wandb is not installed"),
+    ],
+)
+def test_what_one_process_was_started_with_alone_ends_all_before_anything_is_made(found, name, line):
+    """Else they would part where they first differ, and wait for each other for ever."""
+    assert found[0]["launch"] == found[1]["launch"] == [2]
+    assert found[0][f"launch, {name}"] == found[1][f"launch, {name}"]
+    kind, said = found[0][f"launch, {name}"]
+    assert kind == "UserError" and line.replace("{root}", "") in said
 
 
 def test_a_run_of_two_processes_has_one_owner_and_both_hear_of_another(found):

@@ -7,12 +7,12 @@ import pytest
 
 @pytest.fixture(scope="module")
 def one_device():
-    """`training.loop` makes its mesh of the first device alone."""
+    """`training.preflight` makes the mesh of a run of the first device alone."""
     import jax
 
-    from mmrlhf_jax.training import loop
+    from mmrlhf_jax.training import preflight
 
-    make_mesh = loop.make_mesh
-    loop.make_mesh = lambda axes: make_mesh({}, jax.devices()[:1])
+    make_mesh = preflight.make_mesh
+    preflight.make_mesh = lambda axes: make_mesh({}, jax.devices()[:1])
     yield
-    loop.make_mesh = make_mesh
+    preflight.make_mesh = make_mesh

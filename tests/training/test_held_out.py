@@ -217,7 +217,7 @@ def test_a_run_whose_steps_are_all_done_says_that_nothing_is_left(experiment, tm
     run(supervised, tmp_path, eval_every=None, steps=2)
     said = capsys.readouterr().err
     assert "all 2 steps are done: nothing is left to train" in said
-    assert (f"and {experiment.data.held_out} is judged only behind steps that are made" in said) == judges
+    assert (f"; {experiment.data.held_out} is judged behind a step that is made, and so not now" in said) == judges
 
 
 @pytest.mark.parametrize(("best_is", "worst"), [("lowest", float("nan")), ("highest", float("inf")), ("lowest", -float("inf"))])
