@@ -6,6 +6,7 @@ value or null exactly where the core schema says so, and everything else, dates 
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any, ClassVar
 
@@ -19,7 +20,6 @@ _INT = re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z")
 _FLOAT = re.compile(
     r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?(?:\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN)\Z"
 )
-_MERGE = re.compile(r"<<\Z")
 
 # Tag, pattern, first characters; the first pattern that matches decides.
 _CORE = (
@@ -27,7 +27,6 @@ _CORE = (
     ("bool", _BOOL, list("tTfF")),
     ("int", _INT, list("-+0123456789")),
     ("float", _FLOAT, list("-+.0123456789")),
-    ("merge", _MERGE, ["<"]),
 )
 
 
@@ -56,6 +55,20 @@ def parse(text: str, where: str) -> Any:
         raise UserError(f"{where}{line}: not valid YAML ({reason})") from None
 
 
+def parse_value(text: str, where: str) -> Any:
+    """As `parse`, of a value that stands alone: a comment behind it, as in `runs/try #2`, is refused, for it may be meant."""
+    value = parse(text, where)
+    # Between tokens stands nothing but spaces and comments.
+    for before, after in itertools.pairwise(yaml.scan(text)):
+        gap = text[before.end_mark.index : after.start_mark.index]
+        if "#" in gap:
+            raise UserError(
+                f"{where}: YAML takes {gap.strip()!r} for a comment and would ignore it; write the value in quotes of its own,"
+                """ as in key='"a #b"', or leave the comment out"""
+            )
+    return value
+
+
 def dump(value: Any) -> str:
     """YAML that this module reads back as `value`. What YAML 1.1 would take for something else than text is quoted as well."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
@@ -77,8 +90,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen: set[str] = set()
         for key, _ in node.value:
-            name = self.construct_object(key, deep=True) if key.tag != "tag:yaml.org,2002:merge" else "<<"
-            if key.tag == "tag:yaml.org,2002:merge":
+            name = self.construct_object(key, deep=True)
+            if name == "<<" and key.style is None:
                 problem = "merge keys (<<) are not read; write the keys out, or name a common file as `base:`"
             elif not isinstance(name, str):
                 problem = f"key {name!r} is no text; write it in quotes"

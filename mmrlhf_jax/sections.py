@@ -154,7 +154,7 @@ def override(kind: type[Section], raw: dict[str, Any], overrides: Sequence[str])
         settings[key] = setting
     # A `kind` replaces the section that it stands in, so it goes before all that is set there.
     for key, setting in sorted(settings.items(), key=lambda item: not item[0].endswith(".kind")):
-        value = core_yaml.parse(setting.partition("=")[2], f"--set {setting!r}")
+        value = core_yaml.parse_value(setting.partition("=")[2], f"--set {setting!r}")
         raw = _set([kind], raw, key.split("."), value, setting)
     return raw
 

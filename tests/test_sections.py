@@ -49,7 +49,7 @@ def written(tmp_path, text: str, name: str = "own.yaml") -> Path:
         ("null", None),
         # Text, although YAML 1.1 makes true, ninety, a million, two, a date and infinity of it.
         *((text, text) for text in ("yes", "No", "on", "off", "y", "1:30", "1:30:15.5", "1_000", "0b1", "2026-01-02")),
-        *((text, text) for text in ("2026-13-01", "inf", "nan", "Infinity", "1e", "-0x1F", "+0o7", "tRUE", "١٢")),
+        *((text, text) for text in ("=", "<<", "2026-13-01", "inf", "nan", "Infinity", "1e", "-0x1F", "+0o7", "tRUE", "١٢")),
     ],
 )
 def test_plain_text_is_what_the_core_schema_of_yaml_1_2_says(text, value):
@@ -79,6 +79,7 @@ def test_text_that_is_a_number_to_some_reader_is_written_in_quotes(text):
         ("run:\n  steps: 1\n  'steps': 2", "key 'steps' is given twice"),
         ("1: 2", "key 1 is no text; write it in quotes"),
         ("run: {true: 2}", "key True is no text"),
+        ("run: {!!merge <<: 2}", "could not determine a constructor"),
         ("run: {[a]: 2}", "key ['a'] is no text"),
         ("run: {~: 2}", "key None is no text"),
         ("run: !!python/object:os.system {}", "could not determine a constructor"),
@@ -153,6 +154,9 @@ def test_numbers_of_free_keys_are_as_strict():
         ("run.directory.x=5", "run.directory: Input should be a valid string, found {'x': 5}"),
         ("data.path.0=x", "data.path: Input should be a valid string, found {'0': 'x'}"),
         ("run..steps=1", "expected key=value"),
+        ("run.directory=runs/try #2", "YAML takes '#2' for a comment and would ignore it; write the value in quotes"),
+        ("run.directory=#2", "YAML takes '#2' for a comment"),
+        ("data.path=[a #b\n, c]", "YAML takes '#b' for a comment"),
         ("=1", "expected key=value"),
         ("run=1", "run: Input should be a valid dictionary or instance of Run, found 1"),
     ],
@@ -164,6 +168,11 @@ def test_the_line_says_what_was_found_under_the_key_as_the_file_spells_it(overri
 
 
 # What lies over what -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["runs/try#2", "'runs/try #2'", '"runs/try #2"'])
+def test_a_hash_that_begins_no_comment_is_part_of_the_value(value):
+    assert load_experiment(MMDPO, [f"run.directory={value}"]).run.directory == value.strip("'\"")
 
 
 def test_a_dotted_key_sets_that_key_alone():
