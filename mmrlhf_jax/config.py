@@ -91,7 +91,7 @@ class Data(Section):
     `rewards` is a file that `mmrlhf score` wrote of the training data, `held_out_rewards` one of the held-out data.
     """
 
-    path: PathName | tuple[PathName | DataSet, ...]
+    path: PathName | Annotated[tuple[PathName | DataSet, ...], Field(min_length=1)]
     media_root: PathName | None = None
     template: Literal["qwen_1_5", "upstream_train", "checkpoint"] = "qwen_1_5"
     pairs: Literal["all", "extreme"] | Count = "all"
@@ -101,7 +101,7 @@ class Data(Section):
     rewards: PathName | None = None
     held_out: PathName | None = None
     held_out_rewards: PathName | None = None
-    over_budget: tuple[OverBudget, ...] = ("error",)
+    over_budget: Annotated[tuple[OverBudget, ...], Field(min_length=1)] = ("error",)
     video_frames: Count = 32
     workers: Annotated[Integer, Field(ge=0)] = 0
 
@@ -159,7 +159,7 @@ class Preference(Section):
     """
 
     kind: Literal["preference"] = "preference"
-    losses: dict[str, Number] = Field(default_factory=lambda: {"sigmoid": 1.0})
+    losses: dict[str, NonNegative] = Field(default_factory=lambda: {"sigmoid": 1.0})
     beta: Positive = 0.1
     scaling: Scaling = Scaling()
     sft_weight: NonNegative = 0.25
@@ -179,7 +179,7 @@ class Preference(Section):
 
     @pydantic.field_validator("losses")
     @classmethod
-    def _known(cls, losses: dict[str, Number]) -> dict[str, Number]:
+    def _known(cls, losses: dict[str, NonNegative]) -> dict[str, NonNegative]:
         from mmrlhf_jax.objectives.preference import LOSSES  # here: reading a config should not import jax unless it is used
 
         if not losses:
@@ -237,6 +237,9 @@ class Trains(Section):
     reward_head: Flag = True
 
 
+AdaptedPart = Literal["vision_tower", "projector", "language_model", "reward_head"]
+
+
 class Lora(Section):
     """Parts that learn through adapters instead of as a whole; the values are the released code's.
 
@@ -244,10 +247,10 @@ class Lora(Section):
     those parts but the vocabulary projection and the patch embedding.
     """
 
-    parts: tuple[Literal["vision_tower", "projector", "language_model", "reward_head"], ...] = ("language_model",)
+    parts: Annotated[tuple[AdaptedPart, ...], Field(min_length=1)] = ("language_model",)
     rank: Count = 64
     alpha: Positive = 16.0
-    layers: tuple[str, ...] | None = None
+    layers: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -364,6 +367,21 @@ def writes(objective: Objective, data: Data) -> bool:
     return not isinstance(objective, RewardModel) or (objective.critique_weight > 0 and data.critiques is not None)
 
 
+def _check_something_learns(objective: Objective, data: Data, trains: Trains) -> None:
+    """ValueError where no term has a weight, or no part that a term depends on learns: such a run would change nothing."""
+    if isinstance(objective, Preference) and not any((*objective.losses.values(), objective.sft_weight)):
+        raise ValueError("objective: losses and sft_weight are all 0, so that nothing would be learnt; give one a weight")
+    if not scores(objective) and not writes(objective, data):
+        raise ValueError(
+            "objective: all weights are 0 (or there is only critique_weight, and data.critiques is null), so that nothing would"
+            " be learnt; give one a weight"
+        )
+    parts = [part for part, learns in trains if learns and (part != "reward_head" or scores(objective))]
+    if not parts:
+        unused = " but reward_head, at which this objective does not look" if trains.reward_head else ""
+        raise ValueError(f"trains: every part is false{unused}, so that nothing would be learnt; set one to true")
+
+
 class Experiment(Section):
     model: Model
     data: Data
@@ -384,6 +402,7 @@ class Experiment(Section):
                 f"{looks_at_batch(self.objective)} looks at the whole batch, of which accumulation shows it a piece at a time;"
                 " set batch.accumulation: 1"
             )
+        _check_something_learns(self.objective, self.data, self.trains)
         adapted = self.lora.parts if self.lora else ()
         for part in adapted:
             if not getattr(self.trains, part):

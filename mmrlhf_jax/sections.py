@@ -97,7 +97,7 @@ def read_with_base(kind: type[Section], path: epath.Path) -> dict[str, Any]:
     """A file's keys over those of the one file that its `base:` names, if it names one."""
     raw = read(path)
     base = raw.pop("base", None)
-    if base is None:
+    if base is None or isinstance(base, Empty):
         return raw
     if not isinstance(base, str):
         raise UserError(f"{path}: base: expected the name of a file, found {base!r}")
@@ -206,6 +206,13 @@ def _is_section(kind: Any) -> bool:
 
 _NUMBER_TYPES = ("int_type", "float_type")
 _WRONG_TYPES = (*_NUMBER_TYPES, "int_from_float", "finite_number", "bool_type", "string_type", "dict_type", "model_type")
+# What pydantic says in Python's words.
+_PLAIN = {
+    "tuple_type": "expected a list, as in [a, b]",
+    "model_attributes_type": "expected keys and values",
+    "too_short": "the list is empty",
+}
+_WRONG_TYPES += ("tuple_type", "model_attributes_type")
 
 
 def _first_error(kind: type[Section], error: pydantic.ValidationError, raw: Any) -> str:
@@ -215,14 +222,15 @@ def _first_error(kind: type[Section], error: pydantic.ValidationError, raw: Any)
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
     key = _spelled(raw, first["loc"])
     *above, last = [str(part) for part in first["loc"]] or [""]
-    if first["type"] == "union_tag_not_found":
+    if first["type"] in ("union_tag_not_found", "union_tag_invalid"):
         tags = [tag for section in _sections_at([_holder(kind, above)], last) for tag in _tags(section)]
-        return f"{key}.kind: choose from {', '.join(tags)}{more}"
+        found = f", found {shown(first['input'].get('kind'))}" if first["type"] == "union_tag_invalid" else ""
+        return f"{key}.kind: choose from {', '.join(tags)}{found}{more}"
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(last, list(_holder(kind, above).model_fields), 1, cutoff=0.0)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"unknown key {key!r}{hint}{more}"
-    message = first["msg"].removeprefix("Value error, ") + _found(first)
+    message = _PLAIN.get(first["type"], first["msg"].removeprefix("Value error, ")) + _found(first)
     return f"{key}: {message}{more}" if key else message + more
 
 

@@ -154,3 +154,53 @@ def test_a_file_that_is_no_experiment_is_named(tmp_path, text, message):
 def test_a_config_cannot_be_changed_after_it_was_validated():
     with pytest.raises(pydantic.ValidationError):
         load_experiment(MMDPO).batch.rows = 3
+
+
+RM, HEAD = "objective={kind: reward_model", "model.reward_head=tanh"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective.losses={sigmoid: 0}", "objective.sft_weight=0"], "losses and sft_weight are all 0"),
+        (["objective.losses={sigmoid: 1, hinge: -0.5}"], "objective.losses.hinge: Input should be greater than or equal to 0"),
+        (
+            ["objective={kind: reward_model, score_weight: 0, critique_weight: 0}", "model.reward_head=tanh"],
+            "all weights are 0",
+        ),
+        (
+            ["objective={kind: reward_model, score_weight: 0}", "model.reward_head=tanh", "data.critiques=null"],
+            "critiques is null",
+        ),
+        (["trains={projector: false, newline: false, language_model: false}"], "every part is false but reward_head"),
+        (
+            [
+                "trains={projector: false, newline: false, language_model: false, reward_head: false}",
+                "objective.kind=supervised",
+            ],
+            "trains: every part is false, so that nothing would be learnt",
+        ),
+    ],
+)
+def test_an_experiment_that_would_learn_nothing_or_the_contrary_is_refused(overrides, message):
+    with pytest.raises(UserError) as error:
+        load_experiment(MMDPO, overrides)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["objective.losses={sigmoid: 0}"],  # the chosen responses are learnt still
+        ["objective.losses={sigmoid: 1, hinge: 0}", "objective.sft_weight=0"],
+        [f"{RM}, critique_weight: 0}}", HEAD],
+        [
+            f"{RM}, critique_weight: 0}}",
+            HEAD,
+            "trains={projector: false, newline: false, language_model: false}",
+        ],
+        ["trains={projector: false, language_model: false}"],
+    ],
+)
+def test_one_term_and_one_part_suffice(overrides):
+    load_experiment(MMDPO, overrides)

@@ -153,6 +153,13 @@ def test_numbers_of_free_keys_are_as_strict():
         ("optimizer=5", "optimizer: Input should be a valid dictionary or instance of Optimizer, found 5"),
         ("run.directory.x=5", "run.directory: Input should be a valid string, found {'x': 5}"),
         ("data.path.0=x", "data.path: Input should be a valid string, found {'0': 'x'}"),
+        ("objective.kind=", "objective.kind: choose from preference, reward_model, supervised, found nothing"),
+        ("objective=supervised", "objective: expected keys and values, found 'supervised'"),
+        ("lora.layers=q", "lora.layers: expected a list, as in [a, b], found 'q'"),
+        ("lora.layers=[]", "lora.layers: the list is empty"),
+        ("lora.parts=[]", "lora.parts: the list is empty"),  # which would train all of them as a whole
+        ("data.over_budget=[]", "data.over_budget: the list is empty"),
+        ("data.path=[]", "data.path: "),
         ("run..steps=1", "expected key=value"),
         ("run.directory=runs/try #2", "YAML takes '#2' for a comment and would ignore it; write the value in quotes"),
         ("run.directory=#2", "YAML takes '#2' for a comment"),
