@@ -87,6 +87,10 @@ def main() -> None:
     """Entry point. Whatever the user gave wrongly ends in one line and exit status 2 (or as `sharding.exits` says)."""
     try:
         app()
+    except SystemExit as end:
+        if end.code:  # such as after a signal before the first step, which only this process has got
+            _leave(end.code)
+        raise
     except UserError as error:
         print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         _leave(error.status)

@@ -151,3 +151,34 @@ def test_a_full_disk_names_the_file_and_leaves_no_part_of_it(tmp_path):
     assert whole.value.filename == str(tmp_path / "page.html")
     assert line.value.filename == str(tmp_path / "log.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_process_that_ends_by_a_signal_alone_does_not_wait_for_the_others(monkeypatch, several):
+    """JAX's orderly end waits for all processes, and takes this one along with a trace of its own when they find it gone."""
+    left: list[int] = []
+
+    def leave(status):
+        left.append(status)
+        raise InterruptedError
+
+    def stopped():
+        raise SystemExit(143)
+
+    monkeypatch.setattr(cli, "app", stopped)
+    monkeypatch.setattr(cli, "_one_of_several", lambda: several)
+    monkeypatch.setattr(cli.os, "_exit", leave)
+    with pytest.raises(InterruptedError if several else SystemExit):
+        cli.main()
+    assert left == [143] * several
+
+
+def test_a_command_that_succeeds_ends_in_order(monkeypatch):
+    def succeeded():
+        raise SystemExit(0)
+
+    monkeypatch.setattr(cli, "app", succeeded)
+    monkeypatch.setattr(cli, "_one_of_several", lambda: True)
+    monkeypatch.setattr(cli.os, "_exit", lambda status: pytest.fail("it left the others alone"))
+    with pytest.raises(SystemExit):
+        cli.main()

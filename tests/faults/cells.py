@@ -82,6 +82,10 @@ def outcome(fault: str, phase: str) -> Outcome:
             return Outcome(frozenset({0}), frozenset({0}), beside=USER_ERROR)
         case "concurrent export":
             return Outcome(frozenset({0}), frozenset({0}), beside=0)
+        case "transient read error" if phase == "checkpoint":
+            # What a failed save wrote is gone, and so is its state on the devices: launchers start the same command again.
+            away = frozenset({PEER_LOST})
+            return Outcome(away, away, says="could not be written", continued_from=PREFIX)
         case "transient read error" | "clock jump":
             return Outcome(frozenset({0}), frozenset({0}))
     raise KeyError(fault)
