@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmrlhf_jax import cli, ownership
+from mmrlhf_jax import cli, config, ownership
 from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Unavailable
 from mmrlhf_jax.inference.jobs import write_in_pieces
 from mmrlhf_jax.ownership import Owner, Ownership
+from mmrlhf_jax.sharding.exits import SIGNALLED
+from mmrlhf_jax.training import loop, owner
 from tests import tiny
 from tests.data import groups
 
@@ -309,6 +311,24 @@ def test_a_second_trainer_ends_with_status_2_before_it_loads_anything(tmp_path, 
     assert ended.value.code == 2
     assert len(said) == 1 and f"process {first.pid} on {socket.gethostname()} is training in it" in said[0]
     assert listing(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_a_signal_while_an_owner_elsewhere_is_watched_ends_the_trainer_as_one_that_is_repeated(tmp_path, monkeypatch, where):
+    left = dataclasses.replace(Owner.me(), **ELSEWHERE[where]).text()
+    (tmp_path / "owner").write_text(left)
+    monkeypatch.setattr(loop, "check_launch", lambda *_: None)
+    monkeypatch.setattr(owner.time, "sleep", lambda seconds: os.kill(os.getpid(), signal.SIGTERM))
+    experiment = config.Experiment(
+        model=config.Model(path="none"),
+        data=config.Data(path="none"),
+        objective=config.Supervised(),
+        run=config.Run(directory=str(tmp_path)),
+    )
+    with pytest.raises(SystemExit) as ended:
+        loop.train(experiment, config.Launch())
+    assert ended.value.code == SIGNALLED and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert (tmp_path / "owner").read_text() == left and os.listdir(tmp_path) == ["owner"]
 
 
 def test_a_second_pass_that_writes_the_same_file_is_refused(tmp_path, holders):

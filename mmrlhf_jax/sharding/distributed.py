@@ -63,6 +63,8 @@ def join(launch: config.Launch, name: str | None = None) -> None:
         raise UserError(_how_to_start(name, expected))
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Its thread takes SIGTERM for itself whenever it gets to run, and tells nobody who listens here: `training.stop` does that.
+    jax.config.update("jax_enable_preemption_service", False)
     if place.count > 1:
         meet(place.address, place.count, place.process, settings.initialization_timeout)
     try:

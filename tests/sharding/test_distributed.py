@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -13,6 +16,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.sharding import distributed
 from mmrlhf_jax.sharding.exits import ABSENT
 from mmrlhf_jax.sharding.meeting import Absent
+from tests.sharding.loopback import free_port
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
@@ -42,6 +46,26 @@ def test_a_gpu_hosts_one_process_drives_all_its_devices_under_slurm_too(told, pl
     monkeypatch.setenv("SLURM_LOCALID", "0")
     distributed.join(config.load_launch(LAUNCH / "h100-8x4.yaml"))
     assert list(told["local_device_ids"]) == list(range(8))
+
+
+JOINED = """
+import time
+from mmrlhf_jax import config
+from mmrlhf_jax.sharding import distributed
+distributed.join(config.Launch(distributed=config.Distributed()))
+time.sleep(1)
+caught = next(int(line.split()[1], 16) for line in open("/proc/self/status") if line.startswith("SigCgt"))
+print("SIGTERM is", "caught" if caught >> (15 - 1) & 1 else "nobody's")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for a process's signal handlers")
+def test_a_signal_to_stop_is_left_to_the_run():
+    """JAX has a thread that takes SIGTERM for itself when it gets to it: such a signal would stop nothing."""
+    own = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(LAUNCH.parent)}
+    own |= dict(zip(NAMES, (f"127.0.0.1:{free_port()}", "1", "0"), strict=True))
+    found = subprocess.run([sys.executable, "-c", JOINED], env=os.environ | own, capture_output=True, text=True, timeout=120)
+    assert "SIGTERM is nobody's" in found.stdout, found.stderr
 
 
 def test_who_names_the_devices_is_followed(told, placed, monkeypatch):
