@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from typing import Annotated, Any, NoReturn
 
@@ -12,6 +13,8 @@ import typer
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.finite import LEAST_NORMAL, is_finite
+
+COORDINATOR_LINGERS = 2.0  # seconds
 
 app = typer.Typer(
     name="mmrlhf",
@@ -88,7 +91,9 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if end.code:  # such as after a signal before the first step, which only this process has got
+        from mmrlhf_jax.sharding.exits import StoppedTogether
+
+        if end.code and not isinstance(end, StoppedTogether):  # a signal before the first step, say, which only this one got
             _leave(end.code)
         raise
     except UserError as error:
@@ -118,6 +123,8 @@ def _leave(status: int) -> NoReturn:
     if _one_of_several():
         sys.stdout.flush()
         sys.stderr.flush()
+        if sys.modules["jax"].process_index() == 0:  # without whom JAX aborts the others, who may be about to say the same
+            time.sleep(COORDINATOR_LINGERS)
         os._exit(status)
     raise SystemExit(status)
 

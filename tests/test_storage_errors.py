@@ -10,6 +10,7 @@ import re
 import resource
 import sys
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -18,6 +19,7 @@ from mmrlhf_jax import cli, faults, files
 from mmrlhf_jax.data.media import read_media, read_video_frames
 from mmrlhf_jax.data.sources import read_records
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.sharding.exits import StoppedTogether
 from mmrlhf_jax.training.metrics import MetricsLog, read_metrics
 from tests import ranked
 
@@ -153,6 +155,32 @@ def test_a_full_disk_names_the_file_and_leaves_no_part_of_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
 
 
+@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize(
+    "ends", [StoppedTogether(143), SystemExit(143), UserError("one line"), faults.Unavailable("away"), RuntimeError("a defect")]
+)
+def test_the_coordinator_leaves_last_and_where_all_stop_in_order(monkeypatch, process, ends):
+    """JAX aborts the other processes when the first one is gone, whatever they were about to say."""
+    done: list[str] = []
+
+    def stopped():
+        raise ends
+
+    def leave(status):
+        done.append("left")
+        raise InterruptedError
+
+    monkeypatch.setattr(cli, "app", stopped)
+    monkeypatch.setattr(cli, "_one_of_several", lambda: True)
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: done.append(f"waited {seconds:g}"))
+    monkeypatch.setattr(cli.os, "_exit", leave)
+    with pytest.raises((InterruptedError, StoppedTogether)):
+        cli.main()
+    waited = [f"waited {cli.COORDINATOR_LINGERS:g}"] if process == 0 else []
+    assert done == ([] if isinstance(ends, StoppedTogether) else [*waited, "left"])
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_a_process_that_ends_by_a_signal_alone_does_not_wait_for_the_others(monkeypatch, several):
     """JAX's orderly end waits for all processes, and takes this one along with a trace of its own when they find it gone."""
@@ -167,6 +195,7 @@ def test_a_process_that_ends_by_a_signal_alone_does_not_wait_for_the_others(monk
 
     monkeypatch.setattr(cli, "app", stopped)
     monkeypatch.setattr(cli, "_one_of_several", lambda: several)
+    monkeypatch.setattr(cli, "COORDINATOR_LINGERS", 0.0)
     monkeypatch.setattr(cli.os, "_exit", leave)
     with pytest.raises(InterruptedError if several else SystemExit):
         cli.main()

@@ -9,6 +9,12 @@ COORDINATOR_LOST = 134  # the first process is gone: JAX aborts the others befor
 ABSENT = 76  # another process of the launch never came (EX_PROTOCOL)
 KILLED = 137  # outright (SIGKILL), as on a machine that is taken away, or a process that did not end in its grace period
 
+
+class StoppedTogether(SystemExit):
+    """All processes of a run end behind the same step. JAX's orderly end, which waits for all of them, then waits in vain for
+    none."""
+
+
 # The same command goes on from the newest checkpoint.
 RESTART = (SIGNALLED, PEER_LOST, COORDINATOR_LOST, KILLED)
 

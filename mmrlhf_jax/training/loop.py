@@ -34,7 +34,7 @@ from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import with_reduce_dtype
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import first_acts, first_decides, first_process, same_everywhere, together
-from mmrlhf_jax.sharding.exits import PEER_LOST, SIGNALLED
+from mmrlhf_jax.sharding.exits import PEER_LOST, SIGNALLED, StoppedTogether
 from mmrlhf_jax.sharding.mesh import use_mesh
 from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.feed import feed, own_rows
@@ -228,7 +228,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         peers.finished = True
         if stopping and start < steps:
             say(f"stopped by a signal after step {start}; the same command continues from there")
-            raise SystemExit(SIGNALLED)
+            raise StoppedTogether(SIGNALLED)
     return state
 
 
