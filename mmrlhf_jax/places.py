@@ -17,7 +17,10 @@ IMAGE_TAG, VIDEO_TAG = "<image>", "<video>"
 TAG = re.compile("<(?:image|video|audio)>")
 # What other programs write in the place of media. Here it is text.
 FOREIGN_TAG = re.compile(
-    r"<\|(?:image|video|audio|vision)[a-z0-9_]*\|>|<(?:IMG_CONTEXT|ImageHere|image_placeholder|image_\d+|IMAGE|Image|VIDEO|Video)>"
+    r"<\|(?:image|video|audio|vision)[a-z0-9_]*\|>"
+    r"|<(?!(?-i:image|video|audio)>)\s*(?:image|img|video|audio)[ _-]?(?:\d*|context|here|placeholder|token|pad)\s*/?>"
+    r"|<im_patch>",
+    re.IGNORECASE,
 )
 
 # A prompt as chat templates take it: the text after all media, or the n + 1 texts around n media.

@@ -490,7 +490,11 @@ def test_validate_finds_what_build_and_training_refuse(tmp_path, row):
             door()
 
 
-@pytest.mark.parametrize("tag", ["<|image_pad|>", "<IMG_CONTEXT>", "<|vision_start|>", "<image_1>", "<IMAGE>", "<|image_1|>"])
+FOREIGN = ["<|image_pad|>", "<IMG_CONTEXT>", "<|vision_start|>", "<image_1>", "<IMAGE>", "<|image_1|>"]
+FOREIGN += ["<image 1>", "<video_2>", "< image >", "<image/>", "<img>", "<Img>", "<image_token>", "<im_patch>"]
+
+
+@pytest.mark.parametrize("tag", FOREIGN)
 def test_validate_finds_the_tags_of_other_programs_which_are_text_here(tmp_path, tag):
     (tmp_path / "a.png").write_bytes(ranked.picture((40, 30), 1))
     path = write(tmp_path, own(f"{tag} What?", ONE), own("<pre> What?", ONE) | {"id": "s"})

@@ -32,7 +32,7 @@ _TEXTS = {"answer", "solution", "truth", "text", "title"}
 _SAME = set(["path", "url", "uri", "file", "filename", "filepath", "data", "byte", "encoded", "link", "list", "value"])
 # Words of a second name of what was read already: where it was fetched from, or how its publisher calls it.
 _SECOND_NAME = _SAME | set(
-    ["name", "id", "source", "src", "original", "origin", "coco", "local", "relative", "full", "absolute"]
+    ["name", "id", "ids", "source", "src", "original", "origin", "coco", "local", "relative", "full", "absolute"]
 )
 _JOINED = re.compile("(image|img|picture|photo|video|audio)s?(?=path|url|uri|file|data|bytes|list|name)", re.IGNORECASE)
 _SUFFIX = re.compile(
