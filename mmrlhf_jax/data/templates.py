@@ -152,6 +152,9 @@ _PROMPT, _RESPONSE = "\ue000prompt{}\ue001", "\ue000response\ue001"
 _STAND_IN = re.compile(re.escape(_PROMPT).replace(r"\{\}", "([0-9]+)"))
 
 
+CLOCK = "strftime_now"  # the function that transformers gives to templates
+
+
 class CheckpointTemplate:
     """A checkpoint's own chat template (Jinja), as pieces.
 
@@ -164,6 +167,8 @@ class CheckpointTemplate:
     def __init__(self, tokenizer: Any) -> None:
         if not tokenizer.chat_template:
             raise UserError("data.template: checkpoint: the tokenizer has no chat template; choose qwen_1_5")
+        if CLOCK in str(tokenizer.chat_template):  # what was measured, cached or begun yesterday would have other tokens
+            raise UserError(f"data.template: checkpoint: the chat template writes today's date ({CLOCK}); choose qwen_1_5")
         self.tokenizer = tokenizer
 
     def __call__(self, prompt: PromptText, media: int, response: str | None) -> list[Piece]:
@@ -173,7 +178,7 @@ class CheckpointTemplate:
         pieces = self._pieces(opening, texts)
         if response is None:
             return pieces
-        header = pieces.pop().text if isinstance(pieces[-1], Text) else ""
+        header = pieces.pop().text if pieces and isinstance(pieces[-1], Text) else ""
         end = self._pieces(closing, ())
         text = header + response
         if end and isinstance(end[0], Text) and len(end) > 1:  # text before the closing token belongs to the response

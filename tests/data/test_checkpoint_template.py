@@ -103,6 +103,18 @@ def test_a_template_that_cannot_be_used_is_the_users(template):
         find_template("checkpoint", tokenizer(template))("Why?", 1, "So.")
 
 
+def test_a_template_that_writes_the_date_is_refused():
+    """Two days of one run would not train on the same tokens."""
+    with pytest.raises(UserError, match="writes today's date"):
+        find_template("checkpoint", tokenizer("{{ strftime_now('%d %b %Y') }}" + WITH_SYSTEM))
+
+
+def test_a_template_that_writes_nothing_of_its_own_has_no_closing_token():
+    plain = find_template("checkpoint", tokenizer("{% for m in messages %}{{ m['content'] }}{% endfor %}"))
+    assert closing_token(plain) is None
+    assert plain("Why?", 0, "So.") == [Text("Why?So.", target_from=4)]
+
+
 def test_an_unknown_template_is_named():
     with pytest.raises(UserError, match="unknown chat template 'llama'; there are qwen_1_5, upstream_train, checkpoint"):
         find_template("llama", None)
