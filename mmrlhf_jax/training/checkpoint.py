@@ -151,7 +151,12 @@ class Checkpoints(StoredCheckpoints):
                     f"{self._path}: process {process} can read none of the checkpoints that others can read, as of step {step}"
                     f" ({line}); nothing is removed. Does every host see the same directory?"
                 )
-        raise UserError(f"{self._path}: none of the checkpoints {tried} can be read; use --fresh to start over")
+        newest, *_ = damaged[tried[-1]].values()
+        # No advice to remove them: what this version cannot read another may.
+        raise UserError(
+            f"{self._path}: none of the checkpoints {tried} can be read (of step {tried[-1]}: {newest}); nothing is removed. To"
+            " start over set another run.directory"
+        )
 
     def _load_together(
         self, step: int, target: dict[str, Any], identity: dict[str, Any]

@@ -84,7 +84,7 @@ def test_a_checkpoint_that_was_never_finished_is_not_taken_for_one(tmp_path):
 def test_where_none_can_be_read_the_user_is_told_what_to_do(tmp_path):
     save(tmp_path, 1)
     damage(tmp_path / "1")
-    with pytest.raises(UserError, match=r"none of the checkpoints \[1\] can be read; use --fresh"):
+    with pytest.raises(UserError, match=r"none of the checkpoints \[1\] can be read \(of step 1: .+\); nothing is removed"):
         restored(tmp_path)
 
 
