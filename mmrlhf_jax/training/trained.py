@@ -18,6 +18,7 @@ from mmrlhf_jax.huggingface.export import export_checkpoint, export_model
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.huggingface.new_directory import refuse_existing
+from mmrlhf_jax.huggingface.tensors import StoredTensors
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import merge_lora
 from mmrlhf_jax.progress import say
@@ -44,18 +45,21 @@ def load_trained(
     mesh: Mesh,
     up_to: int | None = None,
     overrides: Sequence[str] = (),
+    exact: bool = False,
 ) -> Trained:
     """The base model with a run's trained parameters from its checkpoint at `step` ("best", or by default the newest).
 
     With `up_to` the newest is that of no later step, or step 0, the base model. Adapters stay beside what they adapt.
-    `overrides` are settings other than the run's.
+    `overrides` are settings other than the run's. With `exact` what does not learn is as the base stores it, even where the run
+    kept it in bfloat16: for who writes the model, not for who computes what the run computed.
     """
     run = epath.Path(run)
     experiment = together(lambda: _experiment(run, overrides))
+    loaded = together(lambda: _unrounded(experiment)) if exact else experiment
     checkpoints = StoredCheckpoints(run / CHECKPOINTS, Criterion(experiment.run.best, experiment.run.best_is))
     chosen = _chosen(run, checkpoints, step, up_to)
     with use_mesh(mesh):
-        model = load_base(experiment, mesh)
+        model = load_base(loaded, mesh)
         while chosen != 0:
             try:
                 model = together(partial(checkpoints.restore_model, model, experiment.trains, experiment.lora, chosen))
@@ -74,6 +78,18 @@ def _experiment(run: epath.Path, overrides: Sequence[str]) -> config.Experiment:
     if not (run / CONFIG_FILE).exists():
         raise UserError(f"{run}: not a run directory (no {CONFIG_FILE}); `mmrlhf train` makes one")
     return config.load_experiment(run / CONFIG_FILE, overrides)
+
+
+def _unrounded(experiment: config.Experiment) -> config.Experiment:
+    """The same with frozen parameters in float32, where bfloat16 would round what the base stores and the run computed with the
+    rounded values anyway (`model.dtype`). A base of bfloat16 stays so, and takes half the memory."""
+    settings = experiment.model
+    if settings.frozen_dtype == "float32" or settings.dtype == "float32":
+        return experiment
+    stored = set(StoredTensors(local_directory(settings.path)).dtypes.values())
+    if stored == {jnp.dtype("bfloat16")}:
+        return experiment
+    return experiment.model_copy(update={"model": settings.model_copy(update={"frozen_dtype": "float32"})})
 
 
 def _chosen(run: epath.Path, checkpoints: StoredCheckpoints, step: int | str | None, up_to: int | None) -> int:
@@ -118,7 +134,7 @@ def export_run(
     mesh = make_mesh({"fsdp": -1})
     kind = None if dtype is None else jnp.dtype(dtype)
     if (epath.Path(checkpoint) / CONFIG_FILE).exists():
-        trained = load_trained(checkpoint, step=step, mesh=mesh)
+        trained = load_trained(checkpoint, step=step, mesh=mesh, exact=True)
         card = model_card(trained.experiment, trained.step, read_metrics(checkpoint))
         if adapter:
             export_run_adapter(trained, out, card)

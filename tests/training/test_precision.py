@@ -18,8 +18,10 @@ from mmrlhf_jax import config
 from mmrlhf_jax.models.llava_onevision import weights
 from mmrlhf_jax.models.llava_onevision.config import read_config
 from mmrlhf_jax.models.lora import adapted_layers, is_adapter, merge_lora
+from mmrlhf_jax.sections import resolved
 from mmrlhf_jax.sharding.abstract import abstract_model, abstract_state
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
+from mmrlhf_jax.training import trained
 from mmrlhf_jax.training.feed import place
 from mmrlhf_jax.training.identity import SETTINGS, computed_precision, difference
 from mmrlhf_jax.training.loop import load_base
@@ -238,3 +240,18 @@ def test_a_small_update_survives_merging_into_a_bfloat16_base(directory):
     assert all(is_adapter((*path, "lora_a")) for path in base)
     for path, kernel in base.items():
         assert (np.asarray(merged[path].kernel[...]) != kernel).mean() > 0.5, path
+
+
+@pytest.mark.parametrize("stored", [np.float32, np.float16])
+@pytest.mark.parametrize("way", [LORA, "the newline alone"])
+def test_an_export_has_the_bases_own_values_of_what_did_not_learn(tmp_path, monkeypatch, way, stored):
+    """A run that keeps frozen parameters in bfloat16 rounds neither them in its export nor what adapters are merged into."""
+    base = tiny.checkpoint(tmp_path / "base", dtype=stored)
+    objective = {"kind": "supervised"}
+    made = experiment(base, way=way, objective=objective, reward_head=None, dtype="bfloat16", frozen_dtype="bfloat16")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(resolved(made))
+    monkeypatch.setattr(trained, "_chosen", lambda *_: 0)  # adapters and newline as they are before the first step
+    trained.export_run(str(tmp_path / "run"), str(tmp_path / "out"))
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "out"))
+    assert not [name for name in before if after[name].dtype != stored or not np.array_equal(after[name], before[name])]
