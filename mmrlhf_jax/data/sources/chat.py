@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mmrlhf_jax.data.sources.fields import Media, check_is_no_picture
+from mmrlhf_jax.data.sources.unread import check_message
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.places import IMAGE_TAG, TAG, VIDEO_TAG, WrongMedia
 
@@ -12,6 +14,8 @@ Messages = list[dict[str, Any]]
 
 _KINDS = {"image": IMAGE_TAG, "image_url": IMAGE_TAG, "video": VIDEO_TAG, "video_url": VIDEO_TAG}
 _PATH_FIELDS = ("image", "image_url", "video", "video_url", "path", "url", "base64", "bytes")
+# What belongs to an answer for some programs, and is not read here.
+_BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 
 
 class MediaPart(NamedTuple):
@@ -25,7 +29,7 @@ def message_text(value: Any, role: str, field: str, where: str) -> str:
     """The text of a plain string or of the one message of `role` that a list must hold. UserError for media inside it."""
     if isinstance(value, str):
         return value
-    parts = _parts(_only_message(value, role, field, where), field, where)
+    parts = _parts(_only_message(value, role, field, (), where), field, (), where)
     if any(isinstance(part, MediaPart) for part in parts):
         raise WrongMedia(f"{where}: field {field!r} has media inside an answer; only the user's message may have them")
     return _joined(parts)
@@ -39,7 +43,8 @@ def read_prompt(value: Any, field: str, media: Media, where: str) -> tuple[str, 
     """
     if isinstance(value, str):
         return value, media
-    parts = _parts(_only_message(value, "user", field, where), field, where)
+    listed = [*media[0], *filter(None, [media[1]])]
+    parts = _parts(_only_message(value, "user", field, listed, where), field, listed, where)
     found = [part for part in parts if isinstance(part, MediaPart)]
     if not found:
         return _joined(parts), media
@@ -53,37 +58,42 @@ def read_prompt(value: Any, field: str, media: Media, where: str) -> tuple[str, 
     return _joined(texts if is_first else parts), media
 
 
-def _only_message(value: Any, role: str, field: str, where: str) -> Any:
-    """The content of the one message that a list must hold."""
+def _only_message(value: Any, role: str, field: str, listed: Sequence[str], where: str) -> Any:
+    """The content of the one message that a list must hold. `listed` are the paths of the media beside it."""
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise UserError(f"{where}: field {field!r} must be a string or a list of messages, found {shown(value)}")
     roles = [message.get("role") for message in value]
     if roles != [role]:
         raise UserError(f"{where}: field {field!r} must be one {role} message (one turn), found roles {shown(roles)}")
-    if calls := value[0].get("tool_calls"):
-        raise UserError(f"{where}: field {field!r} has tool calls, which are not read: {shown(calls)}")
-    return value[0].get("content")
+    message = value[0]
+    if unread := next((name for name in _BESIDE_CONTENT if message.get(name)), None):
+        raise UserError(f"{where}: a message of {field!r} has {unread!r}, which is not read: {shown(message[unread])}")
+    check_message({name: inner for name, inner in message.items() if name != "content"}, listed, where)
+    return message.get("content")
 
 
-def _parts(content: Any, field: str, where: str) -> list[str | MediaPart]:
+def _parts(content: Any, field: str, listed: Sequence[str], where: str) -> list[str | MediaPart]:
     if isinstance(content, str):
         return [content]
     if not isinstance(content, list) or not content:
         raise UserError(f"{where}: a message of {field!r} must have text content, found {shown(content)}")
-    return [_part(part, field, where) for part in content]
+    return [_part(part, field, listed, where) for part in content]
 
 
-def _part(part: Any, field: str, where: str) -> str | MediaPart:
+def _part(part: Any, field: str, listed: Sequence[str], where: str) -> str | MediaPart:
     if not isinstance(part, dict):
         raise UserError(f"{where}: field {field!r}: message content must be a string or a list of objects, found {shown(part)}")
     kind = part.get("type") or ("text" if isinstance(part.get("text"), str) else None)
     paths = [part[name] for name in _PATH_FIELDS if part.get(name) not in (None, "", [])]
     for path in paths:
         check_is_no_picture(path, field, where)
-    if kind == "text" and isinstance(part.get("text"), str) and not paths:
-        return part["text"]
-    if not isinstance(kind, str) or kind not in _KINDS or part.get("text"):
+    is_text = kind == "text" and isinstance(part.get("text"), str) and not paths
+    if not is_text and (not isinstance(kind, str) or kind not in _KINDS or part.get("text")):
         raise UserError(f"{where}: a part of {field!r} must be a text, an image or a video, found {shown(part)}")
+    if not paths:
+        check_message({name: inner for name, inner in part.items() if name != "text"}, listed, where)
+    if is_text:
+        return part["text"]
     path = paths[0] if paths else None
     if isinstance(path, dict) and isinstance(path.get("path"), str) and not path.get("bytes"):
         path = path["path"]

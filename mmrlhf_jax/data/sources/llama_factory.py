@@ -57,8 +57,9 @@ def _message(message: Any, where: str) -> Any:
         return message
     if "role" in message or "content" in message:
         raise UserError(f"{where}: a message has both 'from' and 'role' or 'content'; keep one of them")
+    rest = {name: value for name, value in message.items() if name not in ("from", "value")}
     role = message["from"]
-    return {"role": _ROLES.get(role, role) if isinstance(role, str) else role, "content": message.get("value")}
+    return rest | {"role": _ROLES.get(role, role) if isinstance(role, str) else role, "content": message.get("value")}
 
 
 def _matches(row: dict[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmrlhf_jax.data.sources.rows import Format, Row
@@ -70,11 +70,21 @@ def check_media_understood(row: Any, where: str) -> None:
     for place, extra in fields:
         for name, value in _unread(extra, has_media, _DEPTH):
             if place or not _names_what_was_read(name, value, row):
-                read = _read_media(row)
-                raise WrongMedia(
-                    f"{where}: {place}field {shown(name)} seems to hold media ({shown(value, 60)}), which are not read under"
-                    f" this name{read}; media are read from 'images', 'image' or 'video': move it there, or remove it"
-                )
+                raise _not_read(f"{where}: {place}", name, value, _read_media(row))
+
+
+def check_message(fields: dict[str, Any], listed: Sequence[str], where: str) -> None:
+    """Raises WrongMedia for media among the fields of a message, or of a part of one, other than those `listed` beside it."""
+    for name, value in _unread(fields, False, _DEPTH):
+        if not all(path in listed for path in (value if isinstance(value, list) else [value])):
+            raise _not_read(f"{where}: a message's ", name, value)
+
+
+def _not_read(where: str, name: str, value: Any, read: str = "") -> WrongMedia:
+    return WrongMedia(
+        f"{where}field {shown(name)} seems to hold media ({shown(value, 60)}), which are not read under this name{read}; media"
+        " are read from the row's 'images', 'image' or 'video': move it there, or remove it"
+    )
 
 
 def _unread(fields: Any, has_media: bool, depth: int) -> Iterator[tuple[str, Any]]:
