@@ -21,9 +21,9 @@ SHORTEST_RESPONSE = 16
 
 
 def within_budget(
-    index: GroupIndex, examples: Any, encoder: GroupEncoder, budget: Budget, policies: Sequence[str]
+    index: GroupIndex, examples: Any, encoder: GroupEncoder, budget: Budget, policies: Sequence[str], named: str = "the data"
 ) -> GroupIndex:
-    """Bring every group within the budget, trying the policies in their order.
+    """Bring every group within the budget, trying the policies in their order. `named` is the data set, for errors.
 
     `fewer_tiles`: the image on a smaller canvas, the video with fewer frames, as few fewer as needed. `cut_longest`: the
     longest responses cut to a common length, as long as fits; never below SHORTEST_RESPONSE tokens. Where neither is enough
@@ -48,11 +48,11 @@ def within_budget(
             dropped.append(f"{record.id}: {why}")
         else:
             raise UserError(
-                f"{over.sum()} of {len(over)} groups exceed the row budget; {record.id} does not fit: {why};"
+                f"{named}: {over.sum()} of {len(over)} groups exceed the row budget; {record.id} does not fit: {why};"
                 " raise `batch.slots` (or the budget named), or set `data.over_budget: drop` (or fewer_tiles, cut_longest)"
             )
     if not keep.any():
-        raise UserError(f"no group fits the row budget; the first is {dropped[0]}")
+        raise UserError(f"{named}: no group fits the row budget; the first is {dropped[0]}")
     fingerprint = hashlib.sha256(index.fingerprint.encode() + limits.tobytes()).hexdigest() if cut else index.fingerprint
     changed = dataclasses.replace(index, sizes=sizes, limits=limits, cut=index.cut + tuple(cut), fingerprint=fingerprint)
     return changed.keep(keep, dropped)

@@ -122,7 +122,7 @@ def plan_training_rows(
     if not len(index.groups):
         raise UserError(f"{data.named}: no group has a strictly ordered pair; there is nothing to prefer")
     # First what the experiment demands; what it leaves open then follows from the groups as they have become.
-    index = within_budget(index, examples, encoder, demanded_budget(batch), data.over_budget)
+    index = within_budget(index, examples, encoder, demanded_budget(batch), data.over_budget, data.named)
     list_changes(index, data.named, len(examples))
     return Rows(examples, encoder, index, row_budget(batch, index), seed)
 

@@ -69,7 +69,8 @@ def plan_held_out(examples, encoder: GroupEncoder, experiment: config.Experiment
     something that was derived from the training data, rows have more of it.
     """
     index = dataclasses.replace(build_index(examples, encoder, cache=index_cache(examples)), weights=None)
-    index = within_budget(index, examples, encoder, demanded_budget(experiment.batch), experiment.data.over_budget)
+    data, demanded = experiment.data, demanded_budget(experiment.batch)
+    index = within_budget(index, examples, encoder, demanded, data.over_budget, f"data.held_out, {data.held_out}")
     list_changes(index, experiment.data.held_out, len(examples))
     return Rows(examples, encoder, index, Budget(*wide_enough(training.budget.vector, index.sizes)), experiment.run.seed)
 

@@ -277,7 +277,9 @@ def test_held_out_rows_grow_only_in_what_was_derived_from_the_training_data(tmp_
 @pytest.mark.parametrize("long", [600, 6000])
 def test_a_held_out_group_that_fits_no_row_is_treated_as_over_budget_says(tmp_path, capsys, long):
     lengths = [100] * 4, [100, long]
-    with pytest.raises(UserError, match=rf"held-1 does not fit: {long // 100}\d\d slots > 512"):
+    with pytest.raises(
+        UserError, match=rf"data\.held_out, .*held\.jsonl: 1 of 2 groups .* held-1 does not fit: {long // 100}\d\d slots > 512"
+    ):
         held_out_plan(tmp_path, lengths)
     rows, held = held_out_plan(tmp_path, lengths, data={"over_budget": "drop"})
     assert held.budget == rows.budget and held.index.groups.tolist() == [0]
@@ -290,3 +292,5 @@ def test_a_held_out_group_that_fits_no_row_is_treated_as_over_budget_says(tmp_pa
 def test_a_budget_that_the_experiment_sets_holds_for_held_out_groups_too(tmp_path):
     with pytest.raises(UserError, match=r"held-1 does not fit: 30\d targets > 256"):
         held_out_plan(tmp_path, ([100] * 4, [100, 300]), batch={"targets": 256})
+    with pytest.raises(UserError, match=r"^\S*train\.jsonl: 1 of 4 groups .* train-0 does not fit: 30\d targets > 256"):
+        held_out_plan(tmp_path, ([300] + [100] * 3, [100, 100]), batch={"targets": 256})
