@@ -63,6 +63,15 @@ NEEDLESS = {
     "fixed binary": (pa.array([b"abcd", b"efgh"], pa.binary(4)), {"bytes": "rows.parquet/0/column"}),
     "large binary": (pa.array([b"abcd", None], pa.large_binary()), {"bytes": "rows.parquet/0/column"}),
     "map": (pa.array([[("k", 1)], []], pa.map_(pa.string(), pa.int64())), [["k", 1]]),
+    "times in a map": (
+        pa.array([[("k", 1), ("l", None)], None], pa.map_(pa.string(), pa.timestamp("ns"))),
+        [["k", "1970-01-01 00:00:00.000000001"], ["l", None]],
+    ),
+    "maps in a list": (
+        pa.array([[[("k", 1)], None], []], pa.list_(pa.map_(pa.string(), pa.time64("ns")))),
+        [[["k", "00:00:00.000000001"]], None],
+    ),
+    "a view of times": (pa.array([[1], None], pa.list_view(pa.time64("ns"))), ["00:00:00.000000001"]),
     "large text": (pa.array(["t", None], pa.large_string()), "t"),
     "large list": (pa.array([[1], []], pa.large_list(pa.int8())), [1]),
     "fixed list": (pa.array([[1, 2], None], pa.list_(pa.int8(), 2)), [1, 2]),

@@ -134,7 +134,10 @@ def _values(array: Any) -> list[Any]:
         names = [kind.field(i).name for i in range(kind.num_fields)]
         there = enumerate(array.is_valid().to_pylist())
         return [{name: field[i] for name, field in zip(names, fields, strict=True)} if valid else None for i, valid in there]
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if pa.types.is_map(kind):
+        entries = _values(array.cast(pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)]))))
+        return [None if of_one is None else [(entry["key"], entry["value"]) for entry in of_one] for of_one in entries]
+    if hasattr(array, "flatten"):  # lists of every kind
         inner = iter(_values(array.flatten()))
         lengths = pc.list_value_length(array).to_pylist()
         there = array.is_valid().to_pylist()
