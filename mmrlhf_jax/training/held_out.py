@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mmrlhf_jax import config
+from mmrlhf_jax.data.digests import media_names, prompt_digest
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.index import build_index
 from mmrlhf_jax.data.over_budget import within_budget
@@ -21,6 +22,7 @@ from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
 from mmrlhf_jax.objectives.weighted import merge, summary
+from mmrlhf_jax.progress import say
 from mmrlhf_jax.training.feed import feed, fetched, own_rows
 from mmrlhf_jax.training.objective import Objective, Outputs, make_objective
 from mmrlhf_jax.training.record import as_number
@@ -60,6 +62,18 @@ def check_pairs(examples, objective: config.Objective, named: str) -> None:
     if isinstance(objective, config.Supervised) or any(record.pairs() for record in examples.records):
         return
     raise UserError(f"{named}: no group has a strictly ordered pair (of different ranks); there is nothing to prefer")
+
+
+def say_shared(training, judged, named: str) -> None:
+    """Say how many of the judged records ask what training records ask, about media of the same names: of the model on what it
+    has not seen, figures of them say nothing."""
+    learnt = {(prompt_digest(record), media_names(record)) for record in training.records}
+    shared = [record.id for record in judged.records if (prompt_digest(record), media_names(record)) in learnt]
+    if shared:
+        say(
+            f"data.held_out, {named}: {len(shared)} of {len(judged.records)} records have prompts and media that training"
+            f" records have (the first is {shared[0]!r}), so that eval_ figures are too good"
+        )
 
 
 def plan_held_out(examples, encoder: GroupEncoder, experiment: config.Experiment, training: Rows) -> Rows:

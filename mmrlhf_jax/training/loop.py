@@ -39,7 +39,7 @@ from mmrlhf_jax.sharding.mesh import use_mesh
 from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.feed import feed, own_rows
 from mmrlhf_jax.training.goodput import Goodput
-from mmrlhf_jax.training.held_out import check_pairs, evaluate, plan_held_out
+from mmrlhf_jax.training.held_out import check_pairs, evaluate, plan_held_out, say_shared
 from mmrlhf_jax.training.identity import CONFIGURATION, computed_precision, known_identity, run_identity
 from mmrlhf_jax.training.metrics import MetricsLog
 from mmrlhf_jax.training.objective import make_objective
@@ -248,6 +248,8 @@ def plan_run(experiment: config.Experiment) -> PlannedRun:
     examples = open_training_examples(experiment.data, experiment.objective)
     check_pairs(examples, experiment.objective, experiment.data.named)
     judged = open_judged(experiment)
+    if judged is not None:
+        say_shared(examples, judged, experiment.data.held_out)
     source = local_directory(experiment.model.path)
     sizes = read_sizes(source, experiment.model.reward_head)
     encoder = make_encoder(experiment.data, experiment.objective, load_tokenizer(source), sizes)

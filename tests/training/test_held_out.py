@@ -24,7 +24,7 @@ from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.training import loop
 from mmrlhf_jax.training.checkpoint import Checkpoints
-from mmrlhf_jax.training.held_out import check_pairs, evaluate, figure_names, plan_held_out
+from mmrlhf_jax.training.held_out import check_pairs, evaluate, figure_names, plan_held_out, say_shared
 from mmrlhf_jax.training.objective import Outputs, make_objective
 from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints
 from mmrlhf_jax.training.trained import load_trained
@@ -237,6 +237,21 @@ def test_an_evaluation_that_is_not_finite_is_said_and_the_true_best_is_what_is_e
     assert load_trained(tmp_path, step="best", mesh=mesh).step == best
     with pytest.raises(UserError, match=rf"no checkpoint has a score by run\.best eval_entropy .*{best} are by eval_loss"):
         load_trained(tmp_path, step="best", mesh=mesh, overrides=["run.best=eval_entropy"])
+
+
+@pytest.mark.parametrize(("held", "shared"), [([0, 1, 2], "3 of 3"), ([2, 7], "1 of 2"), ([8, 9], None)])
+def test_held_out_records_that_are_learnt_from_are_counted(tmp_path, capsys, held, shared):
+    def examples(name, numbers):
+        made = ranked.rows([(1, 2)] * len(numbers), [[]] * len(numbers))
+        asked = [row | {"id": f"{name}-{i}", "prompt": f"Question {i}?"} for i, row in zip(numbers, made, strict=True)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in asked))
+        return open_examples(tmp_path / name)
+
+    say_shared(examples("train.jsonl", [0, 1, 2, 3]), examples("held.jsonl", held), "HELD")
+    said = capsys.readouterr().err
+    first = f"held.jsonl-{min(i for i in held if i < 4)}" if shared else None
+    expected = f"data.held_out, HELD: {shared} records have prompts and media that training records have"
+    assert said.startswith(f"{expected} (the first is {first!r})") if shared else not said
 
 
 def held_out_plan(tmp_path, lengths, **changes):
