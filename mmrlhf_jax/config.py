@@ -288,6 +288,12 @@ class Optimizer(Section):
     mu_dtype: Dtype = "float32"
 
     @pydantic.model_validator(mode="after")
+    def _matrices(self):
+        if self.matrix_learning_rate is not None and self.algorithm != "muon":
+            raise ValueError(f"matrix_learning_rate is of algorithm muon, this is {self.algorithm}; leave it out")
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _decays(self):
         if self.mu_dtype == "bfloat16" and self.beta1 > SLOWEST_IN_BFLOAT16:
             raise ValueError(f"mu_dtype bfloat16 cannot hold a moment of beta1 {self.beta1:g}; set mu_dtype: float32")
@@ -403,6 +409,9 @@ class Experiment(Section):
                 " set batch.accumulation: 1"
             )
         _check_something_learns(self.objective, self.data, self.trains)
+        for part in self.optimizer.part_rates:
+            if not getattr(self.trains, part):
+                raise ValueError(f"optimizer.part_rates names {part}, which does not learn; set trains.{part}: true")
         adapted = self.lora.parts if self.lora else ()
         for part in adapted:
             if not getattr(self.trains, part):

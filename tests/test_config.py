@@ -204,3 +204,18 @@ def test_an_experiment_that_would_learn_nothing_or_the_contrary_is_refused(overr
 )
 def test_one_term_and_one_part_suffice(overrides):
     load_experiment(MMDPO, overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.part_rates.vision_tower=1e-5"], "part_rates names vision_tower, which does not learn"),
+        (["optimizer.part_rates={newline: 1e-5}", "trains.newline=false"], "part_rates names newline, which does not learn"),
+        (["optimizer.matrix_learning_rate=1e-2"], "matrix_learning_rate is of algorithm muon, this is adamw"),
+    ],
+)
+def test_a_rate_of_what_does_not_learn_so_is_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        load_experiment(MMDPO, overrides)
+    learnt = ["trains.vision_tower=true", "trains.newline=true", "optimizer.algorithm=muon"]
+    load_experiment(MMDPO, [*(each for each in overrides if "trains" not in each), *learnt])

@@ -146,6 +146,8 @@ def export_run(
     else:
         if adapter:
             raise UserError(f"{checkpoint}: --adapter exports a run with `lora`; this is not a run directory")
+        if step is not None:
+            raise UserError(f"{checkpoint}: --step chooses a checkpoint of a run; this is not a run directory")
         card = conversion_card(checkpoint, naming, dtype)
         parameters = export_checkpoint(checkpoint, out, dtype=kind, naming=naming, card=card)
     say(f"{out}: {parameters:,} parameters exported")

@@ -211,6 +211,13 @@ def test_a_change_of_one_of_two_tied_tensors_is_refused_also_where_both_are_stor
     assert not (tmp_path / "out").exists()
 
 
+def test_what_only_a_run_has_is_not_asked_of_a_model_or_an_adapter(base, tmp_path):
+    for source in (base, adapter(tmp_path / "adapter", base)):
+        for options, option in (({"step": 3}, "--step"), ({"step": "best"}, "--step"), ({"adapter": True}, "--adapter")):
+            message = refusal(lambda options=options, source=source: export_run(str(source), str(tmp_path / "out"), **options))
+            assert option in message and "this is not a run directory" in message
+
+
 def test_half_an_update_or_none_is_refused(base, tmp_path):
     half = {name: value for name, value in TENSORS.items() if "lora_A" in name}
     assert "A and B of" in refusal(export_checkpoint, adapter(tmp_path / "half", base, half), tmp_path / "out")
