@@ -186,8 +186,10 @@ CELLS_OF_TEXT = [lambda text: {"bytes": text, "path": None}, lambda text: [{"url
 @pytest.mark.parametrize("cell", CELLS_OF_TEXT)
 def test_base64_inside_an_object_is_refused_by_that_name(tmp_path, cell):
     text = base64.b64encode(png(200, (300, 300))).decode()
-    (tmp_path / "rows.jsonl").write_text(json.dumps(PAIR | {"image": cell(text)}))
-    assert "field 'image' holds a picture as base64 text ('iVBOR" in message(tmp_path / "rows.jsonl")
+    own = {"id": "a", "prompt": "p", "responses": ["A"]}
+    for row in (PAIR, own):
+        (tmp_path / "rows.jsonl").write_text(json.dumps(row | {"image": cell(text)}))
+        assert "field 'image' holds a picture as base64 text ('iVBOR" in message(tmp_path / "rows.jsonl")
 
 
 def test_a_video_inside_parquet_is_decoded(write, tmp_path):

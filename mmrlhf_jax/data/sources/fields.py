@@ -57,6 +57,7 @@ def pop_media(data: dict[str, Any], where: str) -> Media:
 
 def _pop_video(data: dict[str, Any], where: str) -> str | None:
     video, videos = data.pop("video", None), data.pop("videos", None)
+    check_is_no_picture(video, "video", where)
     if not isinstance(video, str | None):
         raise UserError(f"{where}: field 'video' must be a path, found {shown(video)}")
     videos = [] if _is_absent(videos) else videos if isinstance(videos, list) else [videos]

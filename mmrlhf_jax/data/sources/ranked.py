@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmrlhf_jax.data.sources.fields import check_is_no_picture
 from mmrlhf_jax.data.sources.rows import Format, Row
 from mmrlhf_jax.records import RankedRecord, record_from_json
 
@@ -14,6 +15,10 @@ def _matches(row: dict[str, Any]) -> bool:
 
 
 def _parse(row: Row) -> RankedRecord:
+    for name in ("images", "image", "video"):
+        value = row.data.get(name)
+        for item in value if isinstance(value, list) else [value]:
+            check_is_no_picture(item, name, row.where)
     return record_from_json(row.data, row.where)
 
 

@@ -69,7 +69,7 @@ def find_files(source: str | epath.Path) -> SourceFiles:
         found = _in_order(_fitting(folder, steps))
     if not found:
         raise UserError(f"{source}: no file is named like that")
-    _check_are_alike(source, found, "say them more exactly")
+    _check_are_alike(source, found, "write a pattern that fits only those that are meant")
     _check_are_whole(source, found, steps[-1])
     return SourceFiles(folder, tuple(found))
 
