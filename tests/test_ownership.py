@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 import yaml
 
@@ -21,7 +22,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Unavailable
 from mmrlhf_jax.inference.jobs import write_in_pieces
 from mmrlhf_jax.ownership import Owner, Ownership
-from mmrlhf_jax.sharding.exits import SIGNALLED
+from mmrlhf_jax.sharding.exits import PEER_LOST, SIGNALLED
 from mmrlhf_jax.training import loop, owner
 from tests import tiny
 from tests.data import groups
@@ -313,20 +314,43 @@ def test_a_second_trainer_ends_with_status_2_before_it_loads_anything(tmp_path, 
     assert listing(tmp_path / "run") == before
 
 
+def experiment_in(directory: Path) -> config.Experiment:
+    return config.Experiment(
+        model=config.Model(path="none"),
+        data=config.Data(path="none"),
+        objective=config.Supervised(),
+        run=config.Run(directory=str(directory)),
+    )
+
+
+@pytest.mark.parametrize("error", [ValueError("gloo: connection closed by peer"), jax.errors.JaxRuntimeError("UNAVAILABLE")])
+def test_a_process_that_is_gone_while_the_owner_is_looked_for_is_named_and_the_run_repeated(
+    tmp_path, monkeypatch, capsys, error
+):
+    def collective(act):
+        raise error
+
+    def leave(status):
+        raise InterruptedError(status)
+
+    monkeypatch.setattr(loop, "check_launch", lambda *_: None)
+    monkeypatch.setattr(loop, "check_stored", lambda *_: None)
+    monkeypatch.setattr(loop.Peers, "lost", lambda self: "process 1 on elsewhere is gone")
+    monkeypatch.setattr(owner, "first_decides", collective)
+    monkeypatch.setattr(loop.os, "_exit", leave)
+    with pytest.raises(InterruptedError) as left:
+        loop.train(experiment_in(tmp_path), config.Launch())
+    assert left.value.args == (PEER_LOST,) and "process 1 on elsewhere is gone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("where", ELSEWHERE)
 def test_a_signal_while_an_owner_elsewhere_is_watched_ends_the_trainer_as_one_that_is_repeated(tmp_path, monkeypatch, where):
     left = dataclasses.replace(Owner.me(), **ELSEWHERE[where]).text()
     (tmp_path / "owner").write_text(left)
     monkeypatch.setattr(loop, "check_launch", lambda *_: None)
     monkeypatch.setattr(owner.time, "sleep", lambda seconds: os.kill(os.getpid(), signal.SIGTERM))
-    experiment = config.Experiment(
-        model=config.Model(path="none"),
-        data=config.Data(path="none"),
-        objective=config.Supervised(),
-        run=config.Run(directory=str(tmp_path)),
-    )
     with pytest.raises(SystemExit) as ended:
-        loop.train(experiment, config.Launch())
+        loop.train(experiment_in(tmp_path), config.Launch())
     assert ended.value.code == SIGNALLED and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert (tmp_path / "owner").read_text() == left and os.listdir(tmp_path) == ["owner"]
 

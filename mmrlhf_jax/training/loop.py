@@ -76,13 +76,15 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
     lines = coordinator_lines() if jax.process_count() > 1 else None
     peers = Peers(lines, jax.process_index(), jax.process_count(), limits.heartbeat_timeout, limits.hang_timeout)
     with (
-        StopSignal() as stop,  # the first, because an owner elsewhere may have to be watched for a minute
+        # These first, because an owner elsewhere may have to be watched for a minute.
+        StopSignal() as stop,
+        peers,
+        ends_if_alone(peers),
         owned(directory) as still_owned,
         use_mesh(mesh),
         matmul_precision(experiment.model.dtype),
-        peers,
         Cleanup() as cleanup,
-        ends_if_alone(peers),  # before the cleanup, which would wait for the process that is gone
+        ends_if_alone(peers),  # again, before the cleanup, which would wait for the process that is gone
     ):
         # --- Data: of the model no more than its tokenizer and sizes ------------------------------------------------------
         peers.at(0, MEASURING)
