@@ -15,6 +15,8 @@ from mmrlhf_jax.records import RankedRecord, Response, is_blank
 
 # Characters of one prompt or response; an answer of a model is a hundredth of this.
 MAX_TEXT = 200_000
+# Fields by which other programs give a prompt more than its text. Here they are kept, and nothing is trained on them.
+_CONTEXT = ("system", "system_prompt", "history", "tools")
 
 
 def check_record(record: RankedRecord, max_text: int = MAX_TEXT) -> Iterator[tuple[str, str]]:
@@ -42,6 +44,9 @@ def check_record(record: RankedRecord, max_text: int = MAX_TEXT) -> Iterator[tup
         yield "media", str(error)
     if tag := FOREIGN_TAG.search(record.prompt):
         yield "media", f"the prompt has {tag[0]}, which is read as text; the place of a picture is <image>, of a video <video>"
+    for name in _CONTEXT:
+        if value := record.extra.get(name):
+            yield "prompt", f"field {name!r} ({shown(value, 60)}) is not read as part of the prompt"
     for name, text in _texts(record):
         if is_blank(text):
             yield "text", f"{name} is empty"

@@ -127,3 +127,17 @@ def test_tags_of_records_that_no_reader_checked_are_an_error():
     record = RankedRecord("r", "<image>What?", (Response("A", 1), Response("B", 2)))
     with pytest.raises(WrongMedia, match=r"set: record 'r': the prompt has the tag <image>"):
         summarise_findings([record], "set")
+
+
+CONTEXTS = [{"system": "You are a poet."}, {"history": [["Hello.", "Hi."]]}, {"tools": [{"name": "zoom"}]}]
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("question", [{"prompt": "Why?"}, {"question": "Why?"}, {"prompt": "Why?", "id": "r"}])
+def test_what_is_not_read_of_a_prompt_is_said(tmp_path, question, context):
+    ((name, value),) = context.items()
+    pair = question | {"chosen": "A", "rejected": "B"}
+    path = write(tmp_path, pair | context, pair | {"id": "s", name: type(value)()})
+    (finding,) = validate(path).findings
+    assert finding.kind == "prompt" and f"field '{name}' (" in finding.message and "is not read as part" in finding.message
+    assert "1 of 2 records have something wrong (prompt 1)" in summarise_findings(read_records(path), str(path))
