@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
+STATED_DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 LACKS_PROJECTION = (
     '; where the model projects with its embedding, set "tie_word_embeddings": true in config.json (at the top level and in'
     " text_config); where it does not, the file that holds lm_head is missing"
@@ -177,7 +178,12 @@ def _check_ids(vocabulary: Mapping[str, int], raw: Mapping[str, Any], directory:
 def _config(directory: Path) -> dict[str, Any]:
     if not (directory / "config.json").exists():
         raise UserError(f"{directory}: no config.json; a model is a directory with config, tokenizer and weights")
-    return read_json_object(directory / "config.json")
+    raw = read_json_object(directory / "config.json")
+    for key in ("dtype", "torch_dtype"):  # transformers reads it before the tokenizer, and would blame that
+        if isinstance(raw.get(key), str) and raw[key] not in STATED_DTYPES:
+            known = ", ".join(STATED_DTYPES)
+            raise UserError(f"{directory / 'config.json'}: {key} {raw[key]!r} is not one of {known}")
+    return raw
 
 
 class _Checkpoint(NamedTuple):

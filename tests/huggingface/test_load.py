@@ -453,6 +453,14 @@ def test_a_tokenizer_without_image_token_is_refused(tmp_path):
         load_tokenizer(directory)
 
 
+@pytest.mark.parametrize(("key", "value"), [("dtype", "bf16"), ("torch_dtype", "torch.bfloat16")])
+def test_a_dtype_that_does_not_exist_is_not_blamed_on_the_tokenizer(tmp_path, key, value):
+    directory = tiny.checkpoint(tmp_path)
+    reconfigure(directory, **{key: value})
+    with pytest.raises(UserError, match=rf"config\.json: {key} '{value}' is not one of float32, bfloat16"):
+        load_tokenizer(directory)
+
+
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     directory = tiny.checkpoint(tmp_path)
     reconfigure(directory, image_token_index=12)
