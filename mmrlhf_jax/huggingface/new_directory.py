@@ -42,6 +42,7 @@ def new_directory(out: epath.PathLike) -> Iterator[NewDirectory]:
 
 @contextlib.contextmanager
 def _beside(out: epath.Path) -> Iterator[NewDirectory]:
+    out = epath.Path(os.path.realpath(out))  # nothing takes the place of a link, but of the empty directory that it leads to
     directory = Path(hidden_beside(out, f"{os.getpid()}.partial"))
     directory.mkdir(parents=True)
     try:
