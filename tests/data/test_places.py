@@ -289,7 +289,7 @@ def test_a_video_part_is_the_place_of_the_video(tmp_path):
     [
         ([IMAGE, text("<image>Which?")], ONE, "has the tag <image> in its text, beside parts that are media"),
         ([IMAGE, IMAGE, text("Which?")], ONE, "has 2 image parts, but 'images' has 1 paths"),
-        ([IMAGE | {"image": "c.png"}, text("Which?")], ONE, "has 0 image parts, but 'images' has 1 paths for them"),
+        ([IMAGE | {"image": "c.png"}, text("Which?")], ONE, "has 0 image parts, but 'images' has 1 paths for them; the parts"),
         ([{"type": "audio", "audio": "a.wav"}, text("Which?")], {}, "must be a text, an image or a video"),
         ([{"type": "text"}, IMAGE], ONE, "must be a text, an image or a video"),
         ([IMAGE, {"type": "video"}, text("Which?")], ONE, "has both images and a video"),

@@ -118,7 +118,8 @@ def _fill(parts: list[MediaPart], media: Media, field: str, where: str) -> Media
         filled = named
     elif empty != len(listed):
         beside = f"'images' has {len(listed)} paths" if kind == "image" else f"'video' names {len(listed)}"
-        raise WrongMedia(f"{where}: the {field} has {empty} {kind} parts, but {beside}" + " for them" * bool(named))
+        rest = f" for them; the parts with paths of their own name {shown(named)}" if named else ""
+        raise WrongMedia(f"{where}: the {field} has {empty} {kind} parts, but {beside}{rest}")
     else:
         rest = iter(listed)
         filled = [next(rest) if part.path is None else part.path for part in parts]
