@@ -82,10 +82,11 @@ def outcome(fault: str, phase: str) -> Outcome:
             return Outcome(frozenset({0}), frozenset({0}), beside=USER_ERROR)
         case "concurrent export":
             return Outcome(frozenset({0}), frozenset({0}), beside=0)
-        case "transient read error" if phase == "checkpoint":
-            # What a failed save wrote is gone, and so is its state on the devices: launchers start the same command again.
-            away = frozenset({PEER_LOST})
-            return Outcome(away, away, says="could not be written", continued_from=PREFIX)
+        case "transient read error" | "clock jump" if phase == "checkpoint":
+            # Where it hits Orbax's own reads and deadlines, the save has failed, and its state is gone from the devices: the run
+            # ends with the status that launchers repeat. Where it misses them, nothing happens.
+            either = frozenset({0, PEER_LOST})
+            return Outcome(either, either, continued_from=PREFIX)
         case "transient read error" | "clock jump":
             return Outcome(frozenset({0}), frozenset({0}))
     raise KeyError(fault)
