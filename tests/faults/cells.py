@@ -83,8 +83,8 @@ def outcome(fault: str, phase: str) -> Outcome:
         case "concurrent export":
             return Outcome(frozenset({0}), frozenset({0}), beside=0)
         case "transient read error" | "clock jump" if phase == "checkpoint":
-            # Where it hits Orbax's own reads and deadlines, the save has failed, and its state is gone from the devices: the run
-            # ends with the status that launchers repeat. Where it misses them, nothing happens.
+            # Where it hits Orbax's own reads and deadlines, the save has failed, and its state is gone from the devices: the
+            # run ends with the status that launchers repeat. Where it misses them, nothing happens.
             either = frozenset({0, PEER_LOST})
             return Outcome(either, either, continued_from=PREFIX)
         case "transient read error" | "clock jump":
