@@ -44,7 +44,7 @@ def send(number: int, phase: str, folder: Path) -> None:
 
 
 def fail_reads(phase: str, folder: Path) -> None:
-    """The first reads of every stored file of the data, the model and the run fail as an object store's do when it is busy.
+    """The first reads of every file of the data, and of every folder of the run, fail as an object store's do when it is busy.
 
     In the phase of writing a checkpoint also the reads of what is just being written do, which are Orbax's own.
     """
@@ -56,12 +56,12 @@ def fail_reads(phase: str, folder: Path) -> None:
         name = os.fspath(file) if isinstance(file, (str, os.PathLike)) else ""
         reads = "r" in mode and "+" not in mode and isinstance(name, str) and name.startswith(str(folder))
         if reads and not (spared and spared in name):
+            area = Path(name).relative_to(folder).parts[:2]
             with lock:
-                failures[name] = failures.get(name, 0) + 1
-                if failures[name] <= FAILING_READS:
-                    with real_open(folder / "failed_reads.log", "a") as log:
-                        log.write(f"{name}\n")
-                    raise OSError(f"503 Service Unavailable: {name}")
+                failures[area] = failures.get(area, 0) + 1
+                fails = failures[area] <= FAILING_READS
+            if fails:
+                raise OSError(f"503 Service Unavailable: {name}")
         return real_open(file, mode, *args, **kwargs)
 
     builtins.open = io.open = open_
