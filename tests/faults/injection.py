@@ -68,7 +68,11 @@ def fail_reads(phase: str, folder: Path) -> None:
 
 
 def fill_disk(phase: str, folder: Path) -> None:
-    """No file can grow beyond a few bytes: writing more fails, as on a full disk."""
+    """No file can grow beyond a few bytes: writing more fails, as on a full disk. What the process prints goes through a pipe to
+    a process without the limit, because here it ends in a file."""
+    printer = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    for number in (1, 2):
+        os.dup2(printer.stdin.fileno(), number)
     resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_BYTES, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
