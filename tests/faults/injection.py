@@ -68,8 +68,10 @@ def fail_reads(phase: str, folder: Path) -> None:
 
 
 def fill_disk(phase: str, folder: Path) -> None:
-    """No file can grow beyond a few bytes: writing more fails, as on a full disk. What the process prints goes through a pipe to
-    a process without the limit, because here it ends in a file."""
+    """No file can grow beyond a few bytes: writing more fails, as on a full disk.
+
+    What the process prints ends in a file as well, so it goes there through a process without the limit.
+    """
     printer = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     for number in (1, 2):
         os.dup2(printer.stdin.fileno(), number)
