@@ -7,6 +7,7 @@ stored: they are the base model's.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -44,6 +45,16 @@ from mmrlhf_jax.training.stored import (
 UNFINISHED, UNREADABLE, REMOVED = ".orbax-checkpoint-tmp", ".unreadable", ".removed"
 # Up to here a new checkpoint is read back whole; of larger ones what says what they hold.
 WHOLE_BYTES = 1 << 24
+
+
+class _ErrorsOfThreads(logging.Filter):
+    """Orbax logs the errors of its threads with their tracebacks. They come to `wait` as well, where they are said in words."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "_SignalingThread.run() raised an exception" not in record.getMessage()
+
+
+logging.getLogger("absl").addFilter(_ErrorsOfThreads())
 
 
 class _Pending(NamedTuple):

@@ -123,6 +123,7 @@ def test_a_full_disk_is_said_and_leaves_the_last_good_checkpoint(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert "no room for a checkpoint" in done.stdout, done.stderr[-2000:]
     assert "the checkpoint at step 2 is complete" in done.stdout
+    assert "Traceback" not in done.stderr, done.stderr[-2000:]
     assert restored(tmp_path) == (2, 2.0)
 
 
