@@ -98,7 +98,8 @@ def test_ctrl_c_reaches_the_trainer_once(tmp_path):
     """A terminal signals the whole process group; the trainer is in one of its own."""
     log = tmp_path / "log"
     stand_in(tmp_path, "mmrlhf", TRAINER.format(log=log))
-    running = subprocess.Popen([LOCAL, EXPERIMENT], env=environment(tmp_path), cwd=ROOT, process_group=0)
+    heard = ["env", "--default-signal=INT"]  # tests that run in the background of a shell ignore it
+    running = subprocess.Popen([*heard, LOCAL, EXPERIMENT], env=environment(tmp_path), cwd=ROOT, process_group=0)
     appears(log, "started")
     subprocess.run(["kill", "-INT", "--", f"-{running.pid}"], check=True)
     assert running.wait(timeout=20) == 143
