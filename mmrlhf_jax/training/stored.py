@@ -13,7 +13,7 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.config import Lora, Trains
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Fault, fault, first_line, retried
-from mmrlhf_jax.files import entries, is_remote, plain_path
+from mmrlhf_jax.files import entries, is_remote, plain_path, read_text
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.training.identity import configuration
 from mmrlhf_jax.training.state import split_model
@@ -158,7 +158,7 @@ class StoredCheckpoints:
 def _read_json(path: epath.Path) -> dict[str, Any] | None:
     """None where there is no such file, or a number in it is not finite, which is no score."""
     try:
-        return strict_json.loads(retried(path.read_text, f"{path}"))
+        return strict_json.loads(read_text(path))
     except (FileNotFoundError, strict_json.BadNumber):
         return None
 

@@ -26,6 +26,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from mmrlhf_jax.progress import clock_time, say
 from tests import ranked
+from tests.damage import damage
 from tests.faults import cells
 from tests.sharding import loopback
 
@@ -182,13 +183,6 @@ def wait(processes: Sequence[subprocess.Popen], folder: Path) -> list[int]:
         for process in processes:
             process.kill()
         raise AssertionError(f"a process hangs\n{loopback.output(folder)}") from None
-
-
-def damage(checkpoint: Path) -> None:
-    """Cut every file of the parameters to half, as a copy that was broken off leaves them."""
-    for path in (checkpoint / "params").rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def assert_same(run: Path, expected: Path) -> None:

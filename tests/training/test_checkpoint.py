@@ -24,6 +24,7 @@ from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.identity import CONFIGURATION
 from mmrlhf_jax.training.state import TrainState, init_state
 from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints
+from tests.damage import damage
 
 IDENTITY = {"data": "d", "seed": 1}
 MESH = make_mesh({}, jax.devices()[:1])
@@ -48,13 +49,6 @@ def restored(directory: Path) -> tuple[int, float]:
     state = checkpoints.restore(state_at(0), IDENTITY)
     checkpoints.close()
     return int(state.step), float(state.params["w"].get_value()[0])
-
-
-def damage(checkpoint: Path) -> None:
-    """Cut every file of the parameters to half, as a copy that was broken off leaves them."""
-    for path in (checkpoint / "params").rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def test_a_newest_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(tmp_path, capfd):
