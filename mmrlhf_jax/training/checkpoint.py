@@ -7,7 +7,6 @@ stored: they are the base model's.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from mmrlhf_jax.files import entries, is_remote
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import described, fail_together, first_acts, first_decides, gather
 from mmrlhf_jax.training.identity import check_identity
+from mmrlhf_jax.training.orbax_threads import print_no_errors_twice
 from mmrlhf_jax.training.state import TrainState
 from mmrlhf_jax.training.stored import (
     BEST_IS,
@@ -47,14 +47,7 @@ UNFINISHED, UNREADABLE, REMOVED = ".orbax-checkpoint-tmp", ".unreadable", ".remo
 WHOLE_BYTES = 1 << 24
 
 
-class _ErrorsOfThreads(logging.Filter):
-    """Orbax logs the errors of its threads with their tracebacks. They come to `wait` as well, where they are said in words."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "_SignalingThread.run() raised an exception" not in record.getMessage()
-
-
-logging.getLogger("absl").addFilter(_ErrorsOfThreads())
+print_no_errors_twice()
 
 
 class _Pending(NamedTuple):
