@@ -16,7 +16,6 @@ from typing import Any
 
 from etils import epath
 
-from mmrlhf_jax.data.build_lock import LOCK, sole_writer
 from mmrlhf_jax.data.digests import digest
 from mmrlhf_jax.data.examples import (
     DATASET_INFO_FILE,
@@ -35,6 +34,7 @@ from mmrlhf_jax.data.sources import OnError
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import entries, hidden_beside, is_remote
 from mmrlhf_jax.ownership import Ownership
+from mmrlhf_jax.sole_writer import LOCK, sole_writer
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from mmrlhf_jax.data.media import MediaFile, check_media_root, read_media, read_
 from mmrlhf_jax.data.sources import OnError, read_source
 from mmrlhf_jax.data.sources.embedded import find_embedded
 from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.files import read_bytes
 from mmrlhf_jax.models.llava_onevision.images import image_size
 from mmrlhf_jax.records import RankedRecord, record_from_json
@@ -303,8 +304,7 @@ def _read_info(directory: epath.Path) -> tuple[int, str, dict[str, str]]:
     try:
         info = tfds.builder_from_directory(directory).info
     except Exception as error:  # whatever TFDS and protobuf raise for a file that is damaged or of another version
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{directory}: {DATASET_INFO_FILE} cannot be read ({reason}); build it again") from error
+        raise UserError(f"{directory}: {DATASET_INFO_FILE} cannot be read ({first_line(error)}); build it again") from error
     fingerprint = (info.metadata or {}).get("fingerprint")
     if not isinstance(fingerprint, str) or "train" not in info.splits:
         raise UserError(f"{directory}: a data set of another program; make one with `mmrlhf data build SRC OUT`")

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.files import expand_home, is_remote
 
 ADAPTER = "adapter_config.json"
@@ -56,5 +57,4 @@ def find_directory(model: str | os.PathLike[str]) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{model}: no such directory, and the hub does not give it ({reason})") from None
+        raise UserError(f"{model}: no such directory, and the hub does not give it ({first_line(error)})") from None

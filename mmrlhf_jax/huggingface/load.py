@@ -19,6 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.files import read_json_object
 from mmrlhf_jax.huggingface.chat_templates import DEFAULT, read_chat_templates
 from mmrlhf_jax.huggingface.hub import local_directory
@@ -142,8 +143,7 @@ def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except Exception as error:  # the tokenizers library raises bare Exception for a broken tokenizer.json
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{directory}: the tokenizer cannot be loaded ({reason})") from None
+        raise UserError(f"{directory}: the tokenizer cannot be loaded ({first_line(error)})") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{directory}: the tokenizer is not a fast one; a tokenizer.json is needed")
     templates = read_chat_templates(directory)

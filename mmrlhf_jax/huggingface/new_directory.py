@@ -14,6 +14,7 @@ from etils import epath
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import hidden_beside, is_remote
+from mmrlhf_jax.sole_writer import sole_writer
 
 LAST = "config.json"  # without it no reader takes the directory for a model
 
@@ -34,22 +35,32 @@ def refuse_existing(out: epath.PathLike) -> None:
 
 @contextlib.contextmanager
 def new_directory(out: epath.PathLike) -> Iterator[NewDirectory]:
-    """`out` when all has gone well: a temporary sibling takes its place, or, in an object store, config.json comes last."""
+    """`out` when all has gone well: a temporary sibling takes its place, or, in an object store, config.json comes last.
+
+    UserError where another process is writing it, on this host or another one, or has written it meanwhile.
+    """
     out = epath.Path(out)
-    with _in_store(out) if is_remote(out) else _beside(out) as directory:
-        yield directory
+    if not is_remote(out):
+        out = epath.Path(os.path.realpath(out))  # nothing takes the place of a link, but of the directory that it leads to
+    workplace = hidden_beside(out, "exporting")
+    with sole_writer(workplace, out, "is exporting to it") as lock:
+        try:
+            refuse_existing(out)
+            with _in_store(out) if is_remote(out) else _beside(out, Path(workplace / "partial")) as directory:
+                yield directory
+        finally:
+            lock.quiet()
+            with contextlib.suppress(OSError):  # the error that brought us here is the one to be seen
+                workplace.rmtree(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _beside(out: epath.Path) -> Iterator[NewDirectory]:
-    out = epath.Path(os.path.realpath(out))  # nothing takes the place of a link, but of the empty directory that it leads to
-    directory = Path(hidden_beside(out, f"{os.getpid()}.partial"))
-    directory.mkdir(parents=True)
-    try:
-        yield NewDirectory(directory, epath.Path(directory))
-        directory.replace(out)  # over an empty directory, too
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+def _beside(out: epath.Path, directory: Path) -> Iterator[NewDirectory]:
+    shutil.rmtree(directory, ignore_errors=True)  # of a process that was killed
+    directory.mkdir()
+    yield NewDirectory(directory, epath.Path(directory))
+    refuse_existing(out)
+    directory.replace(out)  # over an empty directory, too
 
 
 @contextlib.contextmanager

@@ -9,11 +9,11 @@ from typing import Any
 from etils import epath
 
 from mmrlhf_jax import strict_json
-from mmrlhf_jax.data.build_lock import sole_writer
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import hidden_beside, read_bytes, write_atomically, write_json_lines
 from mmrlhf_jax.progress import say
+from mmrlhf_jax.sole_writer import sole_writer
 
 # Records per piece: what a kill can cost.
 PIECE = 512
@@ -45,6 +45,7 @@ def write_in_pieces(
             else:
                 write_json_lines(part, work(chosen))
             parts.append(part)
+        refuse_existing(out)  # by a process with other settings, whose pieces are elsewhere
         write_atomically(out, b"".join(read_bytes(part) for part in parts))
         lock.quiet()
         folder.rmtree()

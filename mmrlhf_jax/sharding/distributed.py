@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.files import expand_home
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.accelerators import accelerator
@@ -78,10 +79,9 @@ def join(launch: config.Launch, name: str | None = None) -> None:
             heartbeat_timeout_seconds=3 * settings.heartbeat_timeout,
         )
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"the processes of this launch did not come together within {settings.initialization_timeout} s ({reason});"
-            f" look at the other hosts' logs, or raise distributed.initialization_timeout"
+            f"the processes of this launch did not come together within {settings.initialization_timeout} s"
+            f" ({first_line(error)}); look at the other hosts' logs, or raise distributed.initialization_timeout"
         ) from None
     _check_devices(Counter(device.process_index for device in jax.devices()))
     say(f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} of {jax.device_count()} devices")

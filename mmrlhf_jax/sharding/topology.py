@@ -8,6 +8,7 @@ import jax
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.sharding.accelerators import Accelerator, accelerator
 
 # libtpu is asked only for its compiler: no chip is looked for, and several processes may ask.
@@ -35,9 +36,8 @@ def _tpu_devices(found: Accelerator, slices: int) -> list:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=found.libtpu, **settings).devices)
     except Exception as error:  # whatever libtpu or its absence raises
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{found.name}: cannot compile for TPUs here ({reason}); pip install libtpu (the extra `plan`)"
+            f"{found.name}: cannot compile for TPUs here ({first_line(error)}); pip install libtpu (the extra `plan`)"
         ) from None
 
 

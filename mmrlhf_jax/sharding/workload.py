@@ -19,6 +19,7 @@ from mmrlhf_jax.data.packing import plan_rows
 from mmrlhf_jax.data.pipeline import make_encoder, plan_training_rows, row_budget, with_chosen_critiques
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.models.attention.visibility import HIDDEN, block_kinds
@@ -109,7 +110,7 @@ def find_workload(experiment: config.Experiment, model: LlavaOnevisionConfig) ->
     try:
         return measured_workload(experiment, model)
     except (UserError, OSError, ImportError) as error:  # ImportError: gs:// without gcsfs
-        return assumed_workload(experiment, model.geometry, str(error).strip().splitlines()[0])
+        return assumed_workload(experiment, model.geometry, first_line(error))
 
 
 def measured_workload(experiment: config.Experiment, model: LlavaOnevisionConfig) -> Workload:

@@ -26,6 +26,7 @@ from mmrlhf_jax.data.pipeline import (
     write_left_out,
 )
 from mmrlhf_jax.data.stream import Rows, batches
+from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.files import can_write, matching, write_atomically
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, read_sizes
@@ -348,7 +349,7 @@ def end_if_alone(peers: Peers, error: Exception) -> None:
     """
     lost = peers.lost()
     if lost is not None:
-        say(f"{str(error).strip().splitlines()[0][:160]}: {lost}; the same command continues from the newest checkpoint")
+        say(f"{first_line(error)}: {lost}; the same command continues from the newest checkpoint")
         sys.stdout.flush()
         os._exit(PEER_LOST)
 

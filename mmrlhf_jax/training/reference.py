@@ -193,7 +193,9 @@ def model_fingerprint(directory: epath.PathLike, **settings) -> str:
     """Identifies a checkpoint without reading it all: names, shapes and some KB of every tensor, and how it sees pictures."""
     directory = epath.Path(directory)
     digest = hashlib.sha256(strict_json.dumps(settings, sort_keys=True, default=str).encode())
-    for path in find_weight_files(Path(directory)).files:  # what else lies there is not the model
+    found = find_weight_files(Path(directory))
+    digest.update(strict_json.dumps(found.places, sort_keys=True).encode())
+    for path in found.files:  # what else lies there is not the model
         digest.update(f"{path.name} {path.stat().st_size}".encode())
         for piece in sampled_bytes(path):
             digest.update(piece)

@@ -143,6 +143,7 @@ def export_run(
             merged = merge_lora(trained.model)
         parameters = export_model(merged, trained.source, out, dtype=kind, naming=naming, card=card)
         _say_other_template(trained, out)
+        _say_rounded(trained, out, kind)
     else:
         if adapter:
             raise UserError(f"{checkpoint}: --adapter exports a run with `lora`; this is not a run directory")
@@ -151,6 +152,18 @@ def export_run(
         card = conversion_card(checkpoint, naming, dtype)
         parameters = export_checkpoint(checkpoint, out, dtype=kind, naming=naming, card=card)
     say(f"{out}: {parameters:,} parameters exported")
+
+
+def _say_rounded(trained: Trained, out: str, asked: jnp.dtype | None) -> None:
+    """What learns is float32 in training. By default an export has the dtypes of its base, in which small updates vanish."""
+    kinds = {asked} if asked else set(StoredTensors(trained.source).dtypes.values())
+    narrow = sorted(kind.name for kind in kinds if kind.itemsize < 4)
+    if narrow:
+        why = "" if asked else ", as the base model is stored"
+        say(
+            f"{out}: weights that learnt in float32 are rounded to {' and '.join(narrow)}{why}; updates that are small beside"
+            " their weights are lost by that, which may be most of a short run's (--dtype float32 keeps them)"
+        )
 
 
 def _say_other_template(trained: Trained, out: str) -> None:

@@ -71,6 +71,12 @@ def test_a_copy_of_a_tensor_in_another_file_of_the_index_is_ignored_and_said(tmp
     save_file(load_file(last) | {first: tensors[first] + 1}, last)
     assert_reads(directory, tensors)
     assert f"ignored: 1 tensors of {last.name}" in capsys.readouterr().err
+    before = model_fingerprint(directory)
+    index = json.loads((directory / INDEX).read_text())
+    index["weight_map"][first] = last.name
+    (directory / INDEX).write_text(json.dumps(index))
+    assert_reads(directory, tensors | {first: tensors[first] + 1})
+    assert model_fingerprint(directory) != before, "the same files, but another model"
 
 
 def test_what_lies_beside_a_single_file_is_ignored_and_said_but_an_adapter_is_no_model(tmp_path, capsys):

@@ -244,7 +244,7 @@ def test_a_small_update_survives_merging_into_a_bfloat16_base(directory):
 
 @pytest.mark.parametrize("stored", [np.float32, np.float16])
 @pytest.mark.parametrize("way", [LORA, "the newline alone"])
-def test_an_export_has_the_bases_own_values_of_what_did_not_learn(tmp_path, monkeypatch, way, stored):
+def test_an_export_has_the_bases_own_values_of_what_did_not_learn(tmp_path, monkeypatch, capsys, way, stored):
     """A run that keeps frozen parameters in bfloat16 rounds neither them in its export nor what adapters are merged into."""
     base = tiny.checkpoint(tmp_path / "base", dtype=stored)
     objective = {"kind": "supervised"}
@@ -253,5 +253,10 @@ def test_an_export_has_the_bases_own_values_of_what_did_not_learn(tmp_path, monk
     (tmp_path / "run/config.yaml").write_text(resolved(made))
     monkeypatch.setattr(trained, "_chosen", lambda *_: 0)  # adapters and newline as they are before the first step
     trained.export_run(str(tmp_path / "run"), str(tmp_path / "out"))
+    said = "rounded to float16, as the base model is stored"
+    assert (said in capsys.readouterr().err) is (stored is np.float16)
+    for asked in ("bfloat16", "float32"):
+        trained.export_run(str(tmp_path / "run"), str(tmp_path / asked), dtype=asked)
+        assert ("rounded to bfloat16;" in capsys.readouterr().err) is (asked == "bfloat16")
     before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "out"))
     assert not [name for name in before if after[name].dtype != stored or not np.array_equal(after[name], before[name])]

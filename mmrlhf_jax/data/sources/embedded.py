@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote
 from etils import epath
 
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import first_line
 
 WINDOW_BYTES = 256 << 20  # of a column that are kept in memory
 
@@ -158,7 +159,7 @@ class _Column:
         except (pa.ArrowException, StopIteration, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # the storage's, not the file's
                 raise
-            reason = str(error).splitlines()[0] if str(error) else "it ends too early"
+            reason = first_line(error) if str(error) else "it ends too early"
             raise OSError(errno.EBADMSG, f"the parquet file is damaged: {reason}", str(self._parquet)) from error
         self._batches = batches
         array = batch.column(batch.schema.names.index(self._column))

@@ -20,6 +20,7 @@ from etils import epath
 
 from mmrlhf_jax.data.sources.embedded import media_name
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import first_line
 
 BATCH_BYTES = 32 << 20
 SMALLEST_IMAGE = 32  # bytes; the smallest picture of any kind has more
@@ -45,11 +46,11 @@ def parquet_rows(path: epath.Path, base: str) -> Iterator[dict[str, Any]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: a column of text is not valid UTF-8 ({error.reason}); write it again") from error
     except pa.ArrowException as error:
-        raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: not a readable parquet file ({first_line(error)})") from error
     except OSError as error:
         if error.errno is not None:  # the file system's, not the file's
             raise
-        raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: not a readable parquet file ({first_line(error)})") from error
 
 
 def _rows(file: Any, path: epath.Path, base: str) -> Iterator[dict[str, Any]]:
