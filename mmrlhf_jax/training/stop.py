@@ -40,8 +40,10 @@ class StopSignal:
         self._in_steps = True
 
     def _request(self, number, frame) -> None:
-        if self.requested or (number == signal.SIGINT and not self._in_steps):  # the second one is meant
+        if number == signal.SIGINT and (self.requested or not self._in_steps):  # a person's second Ctrl-C is meant
             raise KeyboardInterrupt
+        if self.requested:  # schedulers send SIGTERM again, at the end of the time perhaps: what is being saved is worth more
+            return
         self.requested = True
         if not self._in_steps:
             say("stopped by a signal before the first step; the same command starts again")

@@ -22,13 +22,23 @@ def test_before_the_first_step_an_interrupt_is_one():
         os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_between_steps_it_is_a_request_and_the_second_one_is_meant(number):
-    before = signal.getsignal(number)
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_between_steps_it_is_a_request_and_a_second_ctrl_c_is_meant(first):
+    before = signal.getsignal(first)
     with StopSignal() as stop:
         stop.steps_begin()
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), first)
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(first) is before
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_again_does_not_end_what_is_being_saved(first):
+    """SLURM sends it before the end of the time and again at the end."""
+    with StopSignal() as stop:
+        stop.steps_begin()
+        for number in (first, signal.SIGTERM, signal.SIGTERM):
             os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is before
+            assert stop.requested
