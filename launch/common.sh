@@ -70,13 +70,16 @@ run() {
 }
 
 # A signal to the launcher is handed on to what it waits for. That has a process group of its own (set -m), so that Ctrl-C
-# reaches it once: a second signal ends a trainer without its checkpoint. `to`: the whole group, or the process alone.
+# reaches it once: a second one ends a trainer without its checkpoint. `to`: the whole group, or the process alone.
 child="" signals=0 to=group
-hand_on() {
+hand_on() { # SIGNAL
+  local signal=TERM
+  ((signals == 0)) || signal=$1
   signals=$((signals + 1))
-  [[ -z $child ]] || kill -TERM -- "$([[ $to == process ]] || echo -)$child" 2> /dev/null || true
+  [[ -z $child ]] || kill "-$signal" -- "$([[ $to == process ]] || echo -)$child" 2> /dev/null || true
 }
-trap hand_on INT TERM HUP
+trap 'hand_on INT' INT
+trap 'hand_on TERM' TERM HUP
 
 wait_for() {
   local status seen

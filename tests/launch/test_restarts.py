@@ -106,6 +106,28 @@ def test_ctrl_c_reaches_the_trainer_once(tmp_path):
     assert lines(log)[1:] == ["signal", "checkpoint"]
 
 
+@pytest.mark.parametrize(("second", "heard"), [(signal.SIGINT, "INT"), (signal.SIGTERM, "TERM")])
+def test_a_second_signal_reaches_the_trainer_as_what_it_is(tmp_path, second, heard):
+    """The trainer ends without its checkpoint at a second Ctrl-C, and not at a second SIGTERM."""
+    log = tmp_path / "log"
+    trainer = """
+        trap 'echo TERM >> {log}' TERM
+        trap 'echo INT >> {log}; exit 1' INT
+        echo started >> {log}
+        until [[ $(grep -c TERM {log}) == 2 ]]; do sleep 0.05; done
+        exit 143
+    """
+    stand_in(tmp_path, "mmrlhf", trainer.format(log=log))
+    command = ["env", "--default-signal=INT", LOCAL, EXPERIMENT]
+    running = subprocess.Popen(command, env=environment(tmp_path), cwd=ROOT, start_new_session=True)
+    appears(log, "started")
+    running.send_signal(signal.SIGINT)
+    appears(log, "TERM")
+    running.send_signal(second)
+    assert running.wait(timeout=20) == (1 if second == signal.SIGINT else 143)
+    assert lines(log) == ["started", "TERM", heard]
+
+
 def test_a_signal_between_two_attempts_ends_the_launcher(tmp_path):
     log = tmp_path / "log"
     stand_in(tmp_path, "mmrlhf", f"echo started >> {log}; exit 75")
