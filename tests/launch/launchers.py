@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -29,9 +32,31 @@ def accepts(name: str, launch: Path) -> bool:
     return name in (TPU if launch.stem.startswith("v") else GPU if launch.stem.startswith("h") else ("local.sh",))
 
 
+# Most launchers ask the same of the files of the project: Python is started for an answer once in a session.
+ASKED_ONCE = """#!/bin/bash
+for word in "$@"; do
+  [[ ! -e $word || $word == "$ROOT"/* || $word == configs/* ]] || exec "$REAL" "$@"
+done
+kept=$KEPT/$(printf '%q ' "$@" | sha256sum | cut -c -64)
+[[ -e $kept ]] || { "$REAL" "$@" > "$kept.new" && mv "$kept.new" "$kept"; } || exit
+cat "$kept"
+"""
+
+
+@functools.cache
+def python() -> dict[str, str]:
+    """The variables under which the launchers find Python."""
+    kept = tempfile.mkdtemp(prefix="described-")
+    atexit.register(shutil.rmtree, kept, ignore_errors=True)
+    stand_in = Path(kept) / "python"
+    stand_in.write_text(ASKED_ONCE)
+    stand_in.chmod(0o755)
+    return {"PYTHON": str(stand_in), "REAL": sys.executable, "ROOT": str(ROOT), "KEPT": kept}
+
+
 def environment(tools: Path | None = None, **variables: str) -> dict[str, str]:
     path = os.environ["PATH"] if tools is None else f"{tools}:{os.environ['PATH']}"
-    return os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "PATH": path, "RESTART_SECONDS": "0"} | variables
+    return os.environ | python() | {"PYTHONPATH": str(ROOT), "PATH": path, "RESTART_SECONDS": "0"} | variables
 
 
 def launcher(name: str, *arguments: str, status: int = 0, **kwargs) -> list[str]:

@@ -13,14 +13,21 @@ from typing import Any
 
 import yaml
 
+from mmrlhf_jax import config
 from mmrlhf_jax.data.templates import CRITIQUE_PROMPT, SYSTEM
 from mmrlhf_jax.quickstart.tokenizer import train_tokenizer
+from mmrlhf_jax.training import loop
 from tests import ranked, tiny
 
 ROOT = Path(__file__).parents[2]
 RANKS = [(1, 2), (1, 2, 3), (1, 1, 2), (2, 1), (1, 2, 2), (1, 2), (2, 1, 3), (1, 2)]
 IMAGES = [[(30, 30)], [(75, 40)], [], [(33, 90)], [(30, 30)], [(60, 31)], [], [(30, 60)]]
-COMMAND = "from mmrlhf_jax.cli import main; main()"
+# transformers would load torch, which is here for the parity tests; on the hosts of a pod it is not.
+WITHOUT_TORCH = (
+    "import importlib.util as u; find_spec = u.find_spec;"
+    " u.find_spec = lambda name, *package: None if name == 'torch' else find_spec(name, *package); "
+)
+COMMAND = f"{WITHOUT_TORCH}from mmrlhf_jax.cli import main; main()"
 
 
 def write_experiment(root: Path, kind: str, **run: Any) -> dict[str, Any]:
@@ -90,6 +97,15 @@ def train(
     experiment = dict(experiment) | {"run": experiment["run"] | {"directory": str(folder / "run")}}
     codes = [process.wait(timeout=900) for process in start(folder, experiment, mesh, processes, devices)]
     assert codes == [0] * processes, output(folder)
+    return losses(folder / "run")
+
+
+def train_here(folder: Path, experiment: Mapping[str, Any]) -> dict[int, float]:
+    """As `train` on one device, without starting a process for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    experiment = dict(experiment) | {"run": experiment["run"] | {"directory": str(folder / "run")}}
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(experiment))
+    loop.train(config.load_experiment(folder / "experiment.yaml"), config.Launch(mesh=config.Mesh(fsdp=1)))
     return losses(folder / "run")
 
 

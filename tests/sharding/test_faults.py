@@ -28,7 +28,7 @@ def experiment(tmp_path_factory):
 def whole(experiment, tmp_path_factory):
     """The uninterrupted run on one device."""
     folder = tmp_path_factory.mktemp("whole")
-    loopback.train(folder, experiment, {"fsdp": 1}, 1, 1)
+    loopback.train_here(folder, experiment)
     return folder / "run"
 
 
@@ -82,7 +82,7 @@ def survive(settings, expected: Path, folder: Path, kills: int, seed: int, steps
     for number in range(kills):
         (process,) = loopback.start(folder, in_folder(settings, folder), {"fsdp": 1}, 1, 1)
         kill_at(("writing", "step")[number % 2], rng, folder, process)
-    loopback.train(folder, settings, {"fsdp": 1}, 1, 1)
+    loopback.train_here(folder, settings)
     assert_same_run(folder / "run", expected, steps)
 
 
@@ -105,7 +105,7 @@ def test_a_preempted_process_takes_the_others_along_and_fewer_hosts_go_on(experi
     processes[1].send_signal(signal.SIGTERM)
     assert [process.wait(timeout=WAIT) for process in processes] == [SIGNALLED] * 2, loopback.output(tmp_path)
     assert "continues from there" in loopback.output(tmp_path)
-    continued = loopback.train(tmp_path, experiment, {"fsdp": 1}, 1, 1)
+    continued = loopback.train_here(tmp_path, experiment)
     np.testing.assert_allclose(list(continued.values()), list(loopback.losses(whole).values()), rtol=1e-5)
 
 

@@ -34,7 +34,7 @@ def one_device(tmp_path_factory):
         if (kind, steps) not in made:
             root = tmp_path_factory.mktemp(kind)
             experiment = loopback.write_experiment(root, kind, steps=steps)
-            made[kind, steps] = experiment, loopback.train(root / "one", experiment, {"fsdp": 1}, 1, 1)
+            made[kind, steps] = experiment, loopback.train_here(root / "one", experiment)
         return made[kind, steps]
 
     return get

@@ -31,6 +31,7 @@ batch: {rows: 16, slots: 8192}
 run: {directory: not made}
 """
 COMMAND = "from mmrlhf_jax.cli import main; main()"
+STEP_ALONE = ("--no-generation", "--no-passes")
 
 
 def plan(*arguments: str | Path, cache: Path) -> dict:
@@ -78,7 +79,7 @@ def sent(made: dict, kind: str) -> int:
 @needs_libtpu
 def test_a_small_model_on_a_pod(small, tmp_path):
     """Attention's kernels are counted too. At this size some small gradients are still summed whole."""
-    made = plan(small, "--launch", ROOT / "launch" / "v5e-16.yaml", "--quick", "--no-generation", cache=tmp_path)
+    made = plan(small, "--launch", ROOT / "launch" / "v5e-16.yaml", "--quick", *STEP_ALONE, cache=tmp_path)
     check(made)
     assert made["skipped_flops"] > 0 and not made["machine_code"]
 
@@ -90,7 +91,7 @@ def test_gpus_are_planned_by_stand_ins(small, tmp_path):
     assert made["flops"] == pytest.approx(made["analytic_flops"], rel=0.05)
     assert sent(made, "all-gather") > 0 and sent(made, "all-reduce") > 0
     assert made["generation"]["hbm_peak_bytes"] < made["hbm_peak_bytes"]
-    wide = plan(small, "--launch", ROOT / "launch" / "h100-8.yaml", "--set", "model.dtype=float32", cache=tmp_path)
+    wide = plan(small, "--launch", ROOT / "launch" / "h100-8.yaml", "--set", "model.dtype=float32", *STEP_ALONE, cache=tmp_path)
     assert sent(made, "all-gather") < 0.6 * sent(wide, "all-gather")
 
 
