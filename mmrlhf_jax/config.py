@@ -19,6 +19,7 @@ from mmrlhf_jax import sections
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import is_remote
 from mmrlhf_jax.huggingface.hub import is_hub_id
+from mmrlhf_jax.objectives.loss_names import LOSSES, check_options
 from mmrlhf_jax.sections import Flag, Integer, Number, PathName, Section, WrittenPath
 from mmrlhf_jax.sharding.axes import MESH_AXES, check_axes, sizes_over
 
@@ -180,8 +181,6 @@ class Preference(Section):
     @pydantic.field_validator("losses")
     @classmethod
     def _known(cls, losses: dict[str, NonNegative]) -> dict[str, NonNegative]:
-        from mmrlhf_jax.objectives.preference import LOSSES  # here: reading a config should not import jax unless it is used
-
         if not losses:
             raise ValueError(f"names no loss; choose from {', '.join(LOSSES)}")
         if unknown := [name for name in losses if name not in LOSSES]:
@@ -190,8 +189,6 @@ class Preference(Section):
 
     @pydantic.model_validator(mode="after")
     def _defined(self):
-        from mmrlhf_jax.objectives.preference import check_options
-
         for name in self.losses:
             try:
                 check_options(name, self.label_smoothing, self.f_divergence)

@@ -8,15 +8,14 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from mmrlhf_jax import config
 from mmrlhf_jax.sharding.rules import TILE_ROWS
+from tests.launch.launchers import BUCKET, EXPERIMENT, ROOT
 
 WIDTH = 3584  # of the 7B model
-ROOT = Path(__file__).parents[2]
 PODS = [path for path in sorted((ROOT / "launch").glob("v*.yaml"))]
 STATE = """
 import sys, math, json
@@ -63,5 +62,12 @@ def test_the_state_of_a_7b_model_is_spread_over_all_chips_of_every_pod():
 
 def test_launchers_read_their_files_without_importing_jax():
     """They run on the machine that one types at, several times in a row."""
-    code = "import sys, mmrlhf_jax.sharding.describe, mmrlhf_jax.sharding.jobset; assert 'jax' not in sys.modules"
+    code = f"""
+import sys
+import mmrlhf_jax.sharding.jobset
+from mmrlhf_jax.sharding.describe import describe, directories
+describe("launch/v5e-16.yaml")
+directories({EXPERIMENT!r}, {BUCKET!r})
+assert "jax" not in sys.modules
+"""
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -18,15 +18,9 @@ from hypothesis import strategies as st
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.objectives import weighted
+from mmrlhf_jax.objectives.loss_names import F_DIVERGENCE_LOSSES, F_DIVERGENCES, LOSSES
 from mmrlhf_jax.objectives.pairs import PairLogps, length_desensitized_pair_logps, pair_logps
-from mmrlhf_jax.objectives.preference import (
-    F_DIVERGENCE_LOSSES,
-    F_DIVERGENCES,
-    LOSSES,
-    pair_loss,
-    preference_losses,
-    preference_metrics,
-)
+from mmrlhf_jax.objectives.preference import pair_loss, preference_losses, preference_metrics
 
 BETA = 0.1
 N = 8  # pairs in most batches: one shape, so that each operation compiles once

@@ -85,13 +85,19 @@ def test_a_small_model_on_a_pod(small, tmp_path):
 
 
 def test_gpus_are_planned_by_stand_ins(small, tmp_path):
-    """In bfloat16, which XLA would turn into float32 for CPUs."""
     made = plan(small, "--launch", ROOT / "launch" / "h100-8.yaml", cache=tmp_path)
     assert made["fits"] and made["stand_in"] and not made["machine_code"]
     assert made["flops"] == pytest.approx(made["analytic_flops"], rel=0.05)
     assert sent(made, "all-gather") > 0 and sent(made, "all-reduce") > 0
     assert made["generation"]["hbm_peak_bytes"] < made["hbm_peak_bytes"]
-    wide = plan(small, "--launch", ROOT / "launch" / "h100-8.yaml", "--set", "model.dtype=float32", *STEP_ALONE, cache=tmp_path)
+
+
+@pytest.mark.slow
+def test_stand_ins_for_gpus_keep_bfloat16(small, tmp_path):
+    """Which XLA would turn into float32 for CPUs."""
+    where = small, "--launch", ROOT / "launch" / "h100-8.yaml", *STEP_ALONE
+    made = plan(*where, cache=tmp_path)
+    wide = plan(*where, "--set", "model.dtype=float32", cache=tmp_path)
     assert sent(made, "all-gather") < 0.6 * sent(wide, "all-gather")
 
 
