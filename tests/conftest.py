@@ -23,7 +23,6 @@ from etils import epath
 # know: a subprocess that loads it takes XLA_FLAGS out of its environment.
 QUICK_TO_COMPILE = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
-    " --xla_cpu_parallel_codegen_split_count=1"
 )
 DEFAULT_SELECTION = "not slow"
 
