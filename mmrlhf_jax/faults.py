@@ -78,7 +78,7 @@ def in_words(error: Exception) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """Of what it says, for a message of one line; its type where it says nothing."""
+    """The first line of the error's text, at most 200 characters; the name of its type where it has no text."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
 

@@ -370,6 +370,24 @@ def test_a_second_pass_that_writes_the_same_file_is_refused(tmp_path, holders):
     assert sorted(os.listdir(tmp_path)) == ["out", "source"]
 
 
+def test_a_pass_with_other_settings_that_was_faster_is_not_overwritten(tmp_path):
+    """Its pieces lie elsewhere, so nothing holds this one back until it has its lines. Those are kept."""
+    examples = open_examples(groups.write(tmp_path / "source", 3), video_frames=3)
+
+    def lines(text):
+        return lambda piece: ({"id": r.id, "text": text, "responses": [{}] * len(r.responses)} for r in piece.records)
+
+    def slower(piece):
+        write_in_pieces(examples, tmp_path / "out", "other settings", lines("faster"))
+        return lines("slower")(piece)
+
+    with pytest.raises(UserError, match=r"out: already exists"):
+        write_in_pieces(examples, tmp_path / "out", "settings", slower)
+    assert [json.loads(line)["text"] for line in (tmp_path / "out").read_text().splitlines()] == ["faster"] * 3
+    (kept,) = tmp_path.glob(".out.*.pieces/*.jsonl")
+    assert "slower" in kept.read_text()
+
+
 @pytest.mark.parametrize("left", [[], ["data"]])
 def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path, left):
     own = mine(tmp_path / "run" / "owner")

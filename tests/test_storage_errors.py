@@ -14,14 +14,19 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from transformers import AutoTokenizer
 
 from mmrlhf_jax import cli, faults, files
 from mmrlhf_jax.data.media import read_media, read_video_frames
 from mmrlhf_jax.data.sources import read_records
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface import tensors
+from mmrlhf_jax.huggingface.load import load_tokenizer
+from mmrlhf_jax.huggingface.tensors import StoredTensors
 from mmrlhf_jax.sharding.exits import StoppedTogether
 from mmrlhf_jax.training.metrics import MetricsLog, read_metrics
-from tests import ranked
+from mmrlhf_jax.training.reference import model_fingerprint
+from tests import ranked, tiny
 
 PASSING = [OSError(503, "Service Unavailable"), TimeoutError("timed out"), OSError(errno.ECONNRESET, "Connection reset")]
 
@@ -47,6 +52,47 @@ def busy(monkeypatch):
         return tries
 
     return below
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale file handle")])
+def test_weights_and_tokenizers_are_read_from_a_storage_that_is_busy(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(faults, "FIRST_DELAY", 0.0)
+    model = tiny.checkpoint(tmp_path / "model")
+
+    def busy(real, tries: int):
+        def act(*arguments, **options):
+            nonlocal tries
+            tries -= 1
+            if tries >= 0:
+                raise error
+            return real(*arguments, **options)
+
+        return act
+
+    whole = model_fingerprint(model)
+    monkeypatch.setattr(tensors, "safe_open", busy(tensors.safe_open, 2))
+    assert StoredTensors(model).shapes and model_fingerprint(model) == whole
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", busy(AutoTokenizer.from_pretrained, 2))
+    assert load_tokenizer(model).eos_token_id is not None
+    monkeypatch.setattr(tensors, "safe_open", busy(tensors.safe_open, 1000))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", busy(AutoTokenizer.from_pretrained, 1000))
+    for act in (StoredTensors, model_fingerprint, load_tokenizer):
+        with pytest.raises(faults.Unavailable):
+            act(model)
+
+
+def test_weights_and_tokenizers_that_memory_does_not_hold_are_not_called_damaged(tmp_path, monkeypatch):
+    model = tiny.checkpoint(tmp_path / "model")
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(tensors, "safe_open", full)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", full)
+    for act in (StoredTensors, load_tokenizer):
+        with pytest.raises(OSError) as raised:
+            act(model)
+        assert faults.in_words(raised.value).startswith("out of memory")
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.faults import first_line
+from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, retried
 from mmrlhf_jax.files import read_json_object
 from mmrlhf_jax.huggingface.chat_templates import DEFAULT, read_chat_templates
 from mmrlhf_jax.huggingface.hub import local_directory
@@ -141,8 +141,12 @@ def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     directory = local_directory(model)
     raw = _config(directory)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = retried(lambda: AutoTokenizer.from_pretrained(directory), f"{directory}: the tokenizer")
+    except Unavailable:
+        raise
     except Exception as error:  # the tokenizers library raises bare Exception for a broken tokenizer.json
+        if fault(error) in (Fault.NO_MEMORY, Fault.DENIED):
+            raise
         raise UserError(f"{directory}: the tokenizer cannot be loaded ({first_line(error)})") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{directory}: the tokenizer is not a fast one; a tokenizer.json is needed")

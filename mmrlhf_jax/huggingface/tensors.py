@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import Fault, fault, retried
 from mmrlhf_jax.huggingface.weight_files import INDEX, SINGLE, find_weight_files
 
 DTYPES: dict[str, np.dtype] = {
@@ -146,6 +147,12 @@ def write_tensors(directory: Path | epath.Path, plans: Sequence[TensorPlan], sha
         (directory / INDEX).write_text(strict_json.dumps(index, indent=2) + "\n")
 
 
+def tensor_names(path: os.PathLike[str]) -> list[str]:
+    """The names of all tensors in a file. UserError where it is truncated or no safetensors."""
+    with _open(path) as file:
+        return list(file.keys())
+
+
 def check_file(path: os.PathLike[str]) -> None:
     """UserError for a file that is truncated or no safetensors."""
     with _open(path):
@@ -154,8 +161,10 @@ def check_file(path: os.PathLike[str]) -> None:
 
 def _open(path: os.PathLike[str]):
     try:
-        return safe_open(path, framework="np")
+        return retried(lambda: safe_open(path, framework="np"), f"{path}")
     except (SafetensorError, OSError) as error:
+        if fault(error) not in (Fault.DAMAGED, Fault.OTHER):  # no memory, no rights: nothing is wrong with the file
+            raise
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: truncated or not a safetensors file ({reason}); download or export it again") from None
 

@@ -7,7 +7,9 @@ them (a single file that was left over, shards of an earlier export, consolidate
 from __future__ import annotations
 
 import functools
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,23 +37,35 @@ class WeightFiles:
         stored = list(stored)
         if self.places is None:
             return stored
-        wanted = [name for name, filename in self.places.items() if filename == path.name]
+        wanted = [name for name, filename in self.places.items() if self.directory / filename == path]
         lacking = sorted({*wanted} - {*stored})
         if lacking:
             raise UserError(
                 f"{path}: {INDEX} says that it holds {some(lacking)}, but it does not; download or export the model again"
             )
         if len(wanted) < len(stored):
-            self._elsewhere[path.name] = len(stored) - len(wanted)
+            self._elsewhere[self._relative(path)] = len(stored) - len(wanted)
         return wanted
+
+    def chosen(self, stored: Mapping[Path, Iterable[str]]) -> dict[str, str | None]:
+        """What the index alone decides, of the tensors that are `stored` in each file: from which of several files a tensor is
+        read, or from none."""
+        if self.places is None:
+            return {}
+        counts = Counter(name for names in stored.values() for name in names)
+        return {name: self.places.get(name) for name, count in counts.items() if count > 1 or name not in self.places}
+
+    def _relative(self, path: Path) -> str:
+        return os.path.relpath(path, self.directory)
 
     def say_ignored(self) -> None:
         """One line, once a process, if there is anything that a reader might take for a part of this model."""
-        others = sorted({path.name for path in self.directory.glob("*.safetensors")} - {path.name for path in self.files})
+        read = {self._relative(path) for path in self.files}
+        others = sorted({path.name for path in self.directory.glob("*.safetensors")} - read)
         ignored = [name for name in others if not name.startswith("adapter_")]
         ignored += [f"{count} tensors of {name}" for name, count in self._elsewhere.items()]
         if ignored:
-            taken = INDEX if self.places is not None else some([path.name for path in self.files])
+            taken = INDEX if self.places is not None else some(sorted(read))
             say_once(f"{self.directory}: the weights are those of {taken}; ignored: {some(ignored)} (remove what is stale)")
 
 

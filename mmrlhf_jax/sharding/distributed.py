@@ -62,6 +62,11 @@ def join(launch: config.Launch, name: str | None = None) -> None:
     place = _explicit() or _from_scheduler(devices, settings.initialization_timeout)
     if place is None:
         raise UserError(_how_to_start(name, expected))
+    if launch.accelerator is not None and place.count != expected:
+        raise UserError(
+            f"{name}: {launch.accelerator} has {expected} host{'s' * (expected != 1)} with one process each, but {PROCESSES} or"
+            f" the scheduler says {place.count}; start one process on every host, or name the launch file of what is there"
+        )
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Its thread takes SIGTERM for itself whenever it gets to run, and tells nobody who listens here: `training.stop` does that.
@@ -104,7 +109,10 @@ def _explicit() -> _Place | None:
     for name in (PROCESSES, PROCESS):
         if not given[name].isdecimal():
             raise UserError(f"{name} is {given[name]!r}; expected a number")
-    return _Place(given[COORDINATOR], int(given[PROCESSES]), int(given[PROCESS]))
+    count, process = int(given[PROCESSES]), int(given[PROCESS])
+    if process >= count:
+        raise UserError(f"{PROCESS} is {process} and {PROCESSES} is {count}; processes are numbered from 0 to {PROCESSES} - 1")
+    return _Place(given[COORDINATOR], count, process)
 
 
 def _from_scheduler(devices: dict[str, range], timeout: int) -> _Place | None:

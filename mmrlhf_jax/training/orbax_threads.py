@@ -17,7 +17,7 @@ def print_no_errors_twice() -> None:
     """From now on the errors of these threads are only raised, and not printed as well.
 
     Orbax logs them. And writes that end after another one has failed find its event loop closed, which tensorstore cannot
-    raise anywhere: Python would print a traceback for each. All other errors that cannot be raised are printed as before.
+    raise anywhere: Python would print a traceback for each. Errors of any other text or origin are printed as before.
     """
     logging.getLogger("absl").addFilter(_Logged())
     print_unraisable = sys.unraisablehook

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,9 +93,10 @@ def check_directory(directory: epath.Path) -> None:
 
 def _try_to_write(directory: epath.Path, where: str) -> None:
     if is_remote(directory):
-        probe = directory / f".probe-{os.getpid()}"
+        # Every host tries at the same moment, in containers as the same process id.
+        probe = directory / f".probe-{uuid.uuid4().hex}"
         probe.write_bytes(b"a run may write here")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
         return
     there = _nearest(directory)
     if not there.is_dir():

@@ -17,9 +17,9 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.faults import first_line
+from mmrlhf_jax.faults import first_line, retried
 from mmrlhf_jax.files import read_bytes, read_sound_arrays, write_arrays
-from mmrlhf_jax.huggingface.tensors import sampled_bytes
+from mmrlhf_jax.huggingface.tensors import sampled_bytes, tensor_names
 from mmrlhf_jax.huggingface.weight_files import find_weight_files
 from mmrlhf_jax.progress import Progress, say
 from mmrlhf_jax.sharding.agreement import first_acts, first_reads
@@ -194,11 +194,12 @@ def model_fingerprint(directory: epath.PathLike, **settings) -> str:
     directory = epath.Path(directory)
     digest = hashlib.sha256(strict_json.dumps(settings, sort_keys=True, default=str).encode())
     found = find_weight_files(Path(directory))
-    digest.update(strict_json.dumps(found.places, sort_keys=True).encode())
     for path in found.files:  # what else lies there is not the model
         digest.update(f"{path.name} {path.stat().st_size}".encode())
-        for piece in sampled_bytes(path):
+        for piece in retried(lambda path=path: list(sampled_bytes(path)), f"{path}"):
             digest.update(piece)
+    if chosen := found.chosen({path: tensor_names(path) for path in found.files}):
+        digest.update(strict_json.dumps(chosen, sort_keys=True).encode())
     for path in (directory / name for name in SETTINGS):
         if path.exists():
             digest.update(path.name.encode() + read_bytes(path))

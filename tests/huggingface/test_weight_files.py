@@ -79,6 +79,34 @@ def test_a_copy_of_a_tensor_in_another_file_of_the_index_is_ignored_and_said(tmp
     assert model_fingerprint(directory) != before, "the same files, but another model"
 
 
+@pytest.mark.parametrize("index", [True, False])
+def test_an_index_that_decides_nothing_does_not_count_in_a_fingerprint(tmp_path, index):
+    directory = tiny.checkpoint(tmp_path)
+    split(directory, index=index)
+    before = model_fingerprint(directory)
+    if index:
+        (directory / INDEX).unlink()
+    else:
+        places = {name: path.name for path in directory.glob("*.safetensors") for name in load_file(path)}
+        (directory / INDEX).write_text(json.dumps({"weight_map": places}))
+    assert model_fingerprint(directory) == before
+
+
+@pytest.mark.parametrize("folder", ["weights", "./weights", "deep/er"])
+def test_an_index_may_name_files_in_a_folder(tmp_path, capsys, folder):
+    directory = tiny.checkpoint(tmp_path)
+    tensors = load_file(directory / "model.safetensors")
+    (directory / folder).mkdir(parents=True)
+    (directory / "model.safetensors").rename(directory / folder / "model.safetensors")
+    places = dict.fromkeys(tensors, f"{folder}/model.safetensors")
+    (directory / INDEX).write_text(json.dumps({"weight_map": places}))
+    assert_reads(directory, tensors)
+    assert "ignored" not in capsys.readouterr().err
+    save_file({name: value + 1 for name, value in tensors.items()}, directory / "model.safetensors")
+    assert_reads(directory, tensors)
+    assert "ignored: model.safetensors (remove what is stale)" in capsys.readouterr().err
+
+
 def test_what_lies_beside_a_single_file_is_ignored_and_said_but_an_adapter_is_no_model(tmp_path, capsys):
     directory = tiny.checkpoint(tmp_path)
     tensors = load_file(directory / "model.safetensors")

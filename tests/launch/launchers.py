@@ -32,7 +32,7 @@ def accepts(name: str, launch: Path) -> bool:
     return name in (TPU if launch.stem.startswith("v") else GPU if launch.stem.startswith("h") else ("local.sh",))
 
 
-# Most launchers ask the same of the files of the project: Python is started for an answer once in a session.
+# The launchers call Python to read launch files and experiments. Its answer to one command line is kept for the session.
 ASKED_ONCE = """#!/bin/bash
 for word in "$@"; do
   [[ ! -e $word || $word == "$ROOT"/* || $word == configs/* ]] || exec "$REAL" "$@"

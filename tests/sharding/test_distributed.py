@@ -74,7 +74,8 @@ def test_who_names_the_devices_is_followed(told, placed, monkeypatch):
     assert "local_device_ids" not in told
 
 
-def test_on_tpus_the_devices_are_the_slices_own(told, placed):
+def test_on_tpus_the_devices_are_the_slices_own(told, placed, monkeypatch):
+    monkeypatch.setenv(distributed.PROCESSES, "16")
     distributed.join(config.load_launch(LAUNCH / "v6e-32x2.yaml"))
     assert "local_device_ids" not in told
 
@@ -129,6 +130,24 @@ def test_variables_that_are_no_numbers_are_refused(told, placed, monkeypatch, va
     monkeypatch.setenv(distributed.PROCESS, value)
     with pytest.raises(UserError, match=f"JAX_PROCESS_ID is '{value}'; expected a number"):
         distributed.join(config.load_launch(LAUNCH / "h100-8x4.yaml"))
+
+
+@pytest.mark.parametrize(("count", "process"), [(4, 4), (1, 1), (0, 0)])
+def test_a_process_whose_number_is_beyond_their_count_is_refused(told, placed, monkeypatch, count, process):
+    monkeypatch.setenv(distributed.PROCESSES, str(count))
+    monkeypatch.setenv(distributed.PROCESS, str(process))
+    said = f"JAX_PROCESS_ID is {process} and JAX_NUM_PROCESSES is {count}; processes are numbered"
+    with pytest.raises(UserError, match=said):
+        distributed.join(config.load_launch(LAUNCH / "h100-8x4.yaml"))
+    assert not told
+
+
+@pytest.mark.parametrize(("launch", "expected"), [("v6e-32x2", "16 hosts"), ("v5e-64", "16 hosts"), ("v5p-128", "16 hosts")])
+def test_another_number_of_processes_than_the_accelerator_has_hosts_is_refused(told, placed, launch, expected):
+    said = f"has {expected} with one process each, but JAX_NUM_PROCESSES or the scheduler says 4;"
+    with pytest.raises(UserError, match=said):
+        distributed.join(config.load_launch(LAUNCH / f"{launch}.yaml"))
+    assert not told
 
 
 def test_a_process_with_another_number_of_devices_is_named():

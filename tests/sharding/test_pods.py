@@ -94,7 +94,7 @@ def test_gpus_are_planned_by_stand_ins(small, tmp_path):
 
 @pytest.mark.slow
 def test_stand_ins_for_gpus_keep_bfloat16(small, tmp_path):
-    """Which XLA would turn into float32 for CPUs."""
+    """XLA would turn bfloat16 into float32 for CPUs, and the bytes of a gather would be those of a float32 model."""
     where = small, "--launch", ROOT / "launch" / "h100-8.yaml", *STEP_ALONE
     made = plan(*where, cache=tmp_path)
     wide = plan(*where, "--set", "model.dtype=float32", cache=tmp_path)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 import time
+import types
 
 import pytest
 import tensorstore
@@ -34,17 +35,40 @@ def end_late(result) -> None:
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
     promise.set_result(result)
-    time.sleep(0.05)  # its callbacks run in a thread
     waiting._log_destroy_pending = False
 
 
-def test_late_writes_print_nothing(printed):
+def test_late_writes_print_nothing(printed, monkeypatch):
     end_late(1)
+    appears(printed)
     assert [str(error) for error in printed] == ["Event loop is closed"], "the case is the one that tensorstore prints"
     printed.clear()
     print_no_errors_twice()
+    heard, print_others = [], sys.unraisablehook
+
+    def listen(unraisable):
+        print_others(unraisable)
+        heard.append(unraisable)
+
+    monkeypatch.setattr(sys, "unraisablehook", listen)
     end_late(2)
+    appears(heard)
     assert not printed
+
+
+def appears(errors: list) -> None:
+    """The callbacks of tensorstore run in a thread."""
+    deadline = time.monotonic() + 30
+    while not errors and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert errors
+
+
+@pytest.mark.parametrize("error", [RuntimeError("another"), OSError("Event loop is closed")])
+def test_so_are_other_errors_of_no_object(printed, error):
+    print_no_errors_twice()
+    sys.unraisablehook(types.SimpleNamespace(exc_type=type(error), exc_value=error, err_msg=None, object=None))
+    assert printed == [error]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Event loop is closed"), RuntimeError("another"), ValueError("a value")])

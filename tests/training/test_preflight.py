@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import shutil
+import threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -172,6 +174,24 @@ def test_storage_that_fails_for_a_moment_is_no_wrong_directory(tmp_path, monkeyp
     left[0] = 1000
     with pytest.raises(faults.Unavailable):
         preflight.check_directory(loop.epath.Path(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hosts_that_try_a_bucket_at_the_same_moment_do_not_meet(tmp_path, monkeypatch):
+    """As they do in containers, where all of them are process 1."""
+    directory, both_have_written = loop.epath.Path(tmp_path), threading.Barrier(2)
+    unlink = type(directory).unlink
+
+    def unlink_later(path, *arguments, **options):
+        both_have_written.wait(timeout=30)
+        return unlink(path, *arguments, **options)
+
+    monkeypatch.setattr(preflight, "is_remote", lambda path: True)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(type(directory), "unlink", unlink_later)
+    with ThreadPoolExecutor(2) as hosts:
+        for tried in [hosts.submit(preflight.check_directory, directory) for _ in range(2)]:
+            tried.result()
     assert list(tmp_path.iterdir()) == []
 
 
