@@ -72,10 +72,11 @@ class Checkpoints(StoredCheckpoints):
         self._keep = keep
         self._pending: _Pending | None = None
         first_acts(lambda: retried(self._prepare, f"{self._path}"))
+        found, unread = first_decides(self._found)
         self._judged: dict[int, Judgement | None] = {
-            int(step): None if judged is None else Judgement(judged[0], Criterion(*judged[1]))
-            for step, judged in first_decides(self._found).items()
+            int(step): None if judged is None else Judgement(judged[0], Criterion(*judged[1])) for step, judged in found.items()
         }
+        self.unread = {int(step): why for step, why in unread.items()}
 
     @property
     def steps(self) -> list[int]:
@@ -220,6 +221,9 @@ class Checkpoints(StoredCheckpoints):
     def _remove_older(self) -> None:
         keep = {*self.steps[-self._keep :], *self.bests.values()}
         for step in [step for step in self.steps if step not in keep]:
+            if step in self.unread:  # it may have been the best
+                self._set_aside(step)
+                continue
             first_acts(lambda step=step: retried(lambda: self._remove(str(step)), f"{self._path / str(step)}"))
             del self._judged[step]
 
@@ -253,10 +257,11 @@ class Checkpoints(StoredCheckpoints):
             if UNFINISHED in path.name or path.name.endswith(REMOVED) or (path.name.isdecimal() and path.name not in finished):
                 self._remove(path.name)
 
-    def _found(self) -> dict[str, Judgement | None]:
+    def _found(self) -> tuple[dict[str, Judgement | None], dict[str, str]]:
+        """Judgements by step, and of which steps they cannot be read."""
         stored = StoredCheckpoints(self._path)
         judgements = stored.judgements
-        return {str(step): judgements.get(step) for step in stored.steps}
+        return {str(step): judgements.get(step) for step in stored.steps}, {str(s): why for s, why in stored.unread.items()}
 
     def _kept(self) -> str:
         return f"the checkpoint at step {self.latest} is complete" if self.steps else "there is no complete one yet"

@@ -11,10 +11,11 @@ from flax import nnx
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.config import Lora, Trains
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.faults import Fault, fault, first_line, retried
 from mmrlhf_jax.files import entries, is_remote, plain_path, read_text
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.progress import say
 from mmrlhf_jax.training.identity import configuration
 from mmrlhf_jax.training.state import split_model
 
@@ -47,6 +48,7 @@ class StoredCheckpoints:
         self._path = epath.Path(directory)
         self._orbax_path = plain_path(self._path)
         self.criterion = criterion
+        self.unread: dict[int, str] = {}  # steps whose judgement could not be read, and why
 
     @property
     def steps(self) -> list[int]:
@@ -136,12 +138,37 @@ class StoredCheckpoints:
         return sorted(int(path.name) for path in folders if path.is_dir())
 
     def _judgement(self, step: int) -> Judgement | None:
-        folder = self._path / str(step)
-        found = ((_read_json(folder / "_CHECKPOINT_METADATA") or {}).get("custom_metadata") or {}).get(JUDGEMENT)
-        found = found or _read_json(folder / "metrics" / "metrics")  # where versions before had it
-        if not found or SCORE not in found:
+        """None where there is none, and, which is said once, where it cannot be read."""
+        try:
+            return self._read_judgement(step)
+        except Exception as error:  # whatever a storage backend raises
+            if fault(error) is not Fault.DAMAGED:
+                raise
+            if step in self._finished() and step not in self.unread:  # else a trainer has removed it meanwhile
+                self.unread[step] = first_line(error)
+                say(f"{self._path / str(step)}: its score, if it has one, cannot be read ({first_line(error)})")
             return None
-        criterion = Criterion(found[METRIC], found[BEST_IS]) if METRIC in found else self._configured(step)
+
+    def _read_judgement(self, step: int) -> Judgement | None:
+        """FileNotFoundError or ValueError where the checkpoint's metadata is damaged."""
+        folder = self._path / str(step)
+        kept = _read_object(folder / "_CHECKPOINT_METADATA").get("custom_metadata") or {}
+        found = _object(kept, "custom_metadata").get(JUDGEMENT)
+        if found is None:
+            try:
+                found = _read_object(folder / "metrics" / "metrics")  # where versions before had it
+            except FileNotFoundError:
+                return None
+        found = _object(found, JUDGEMENT)
+        if SCORE not in found:
+            return None
+        if isinstance(found[SCORE], bool) or not isinstance(found[SCORE], int | float):
+            raise ValueError(f"{SCORE} is {shown(found[SCORE])}, no number")
+        if METRIC not in found:
+            return Judgement(found[SCORE], self._configured(step))
+        criterion = _criterion(found[METRIC], found.get(BEST_IS, 0))
+        if criterion is None:
+            raise ValueError(f"{METRIC} and {BEST_IS} are {shown(found[METRIC])} and {shown(found.get(BEST_IS))}")
         return Judgement(found[SCORE], criterion)
 
     def _configured(self, step: int) -> Criterion:
@@ -152,15 +179,26 @@ class StoredCheckpoints:
             if fault(error) is not Fault.DAMAGED:
                 raise
             return UNKNOWN
-        return Criterion(*(configuration(identity).get(f"run.{name}") for name in ("best", "best_is")))
+        return _criterion(*(configuration(identity).get(f"run.{name}") for name in ("best", "best_is"))) or UNKNOWN
 
 
-def _read_json(path: epath.Path) -> dict[str, Any] | None:
-    """None where there is no such file, or a number in it is not finite, which is no score."""
+def _criterion(metric: Any, best_is: Any) -> Criterion | None:
+    """None where a file has something else in the place of one."""
+    return Criterion(metric, best_is) if all(isinstance(each, str | None) for each in (metric, best_is)) else None
+
+
+def _read_object(path: epath.Path) -> dict[str, Any]:
+    """Empty where a number in it is not finite, which is no score. ValueError where it is no JSON object."""
     try:
-        return strict_json.loads(read_text(path))
-    except (FileNotFoundError, strict_json.BadNumber):
-        return None
+        return _object(strict_json.loads(read_text(path)), path.name)
+    except strict_json.BadNumber:
+        return {}
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} holds {shown(value)}, no JSON object")
+    return value
 
 
 def alone() -> ocp.Context:

@@ -24,7 +24,7 @@ from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.identity import CONFIGURATION
 from mmrlhf_jax.training.state import TrainState, init_state
 from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints
-from tests.damage import damage
+from tests.damage import HARM, damage, files
 
 IDENTITY = {"data": "d", "seed": 1}
 MESH = make_mesh({}, jax.devices()[:1])
@@ -56,6 +56,82 @@ def test_a_newest_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(tmp
     damage(tmp_path / "3")
     assert restored(tmp_path) == (2, 2.0)
     assert "checkpoint at step 3 cannot be read" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_whichever_file_of_the_newest_is_damaged_the_run_goes_on_from_it_or_from_the_one_before(tmp_path, capfd, harm):
+    save(tmp_path / "whole", 1, 2)
+    untouched = []
+    for path in files(tmp_path / "whole" / "2"):
+        name = str(path.relative_to(tmp_path / "whole" / "2"))
+        shutil.copytree(tmp_path / "whole", tmp_path / "run")
+        damage(tmp_path / "run" / "2", name, harm)
+        step, value = restored(tmp_path / "run")
+        assert (step, value) in ((1, 1.0), (2, 2.0)), name
+        said, aside = capfd.readouterr().err, (tmp_path / "run" / "2.unreadable").exists()
+        assert aside == ("checkpoint at step 2 cannot be read" in said) == (step == 1), name
+        untouched += [name] * (step == 2)
+        shutil.rmtree(tmp_path / "run")
+    # What holds numbers or says which there are is needed; Orbax has copies of some of it, and notes that nobody reads.
+    needed = {
+        "params/_METADATA",
+        "params/manifest.ocdbt",
+        "opt_state/_METADATA",
+        "identity/_METADATA",
+        "identity/_strings.json",
+    }
+    assert not needed & set(untouched)
+
+
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize("best", [1, 3])
+def test_a_best_checkpoint_whose_score_is_damaged_is_no_best_and_is_kept_all_the_same(tmp_path, capfd, harm, best):
+    scores = {step: 0.5 + 0.1 * step for step in (1, 2, 3)} | {best: 0.9}
+    judged(tmp_path, ACCURACY, scores, keep=3).close()
+    damage(tmp_path / str(best), "_CHECKPOINT_METADATA", harm)
+    second = 2 if best == 3 else 3
+    assert StoredCheckpoints(tmp_path, ACCURACY).best == second
+    said = f"{tmp_path / str(best)}: its score, if it has one, cannot be read"
+    assert said in capfd.readouterr().err
+    checkpoints = Checkpoints(tmp_path, keep=1, criterion=ACCURACY)
+    assert checkpoints.best == second and capfd.readouterr().err.count(said) == 1
+    checkpoints.save(state_at(4), IDENTITY)
+    checkpoints.wait()
+    checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([str(second), "4", f"{best}.unreadable"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        None,
+        {"custom_metadata": [1]},
+        {"custom_metadata": {"judgement": "good"}},
+        {"custom_metadata": {"judgement": {"score": "0.9", "metric": "eval_accuracy", "best_is": "highest"}}},
+        {"custom_metadata": {"judgement": {"score": True, "metric": "eval_accuracy", "best_is": "highest"}}},
+        {"custom_metadata": {"judgement": {"score": 0.9, "metric": "eval_accuracy"}}},
+        {"custom_metadata": {"judgement": {"score": 0.9, "metric": ["eval_accuracy"], "best_is": "highest"}}},
+    ],
+    ids=json.dumps,
+)
+def test_a_score_that_is_none_by_its_shape_is_said_and_not_compared(tmp_path, capfd, content):
+    judged(tmp_path, ACCURACY, {1: 0.5, 2: 0.4}, keep=2).close()
+    path = tmp_path / "2" / "_CHECKPOINT_METADATA"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | content if isinstance(content, dict) else content))
+    checkpoints = Checkpoints(tmp_path, keep=2, criterion=ACCURACY)
+    assert checkpoints.scores == {1: 0.5} and checkpoints.steps == [1, 2]
+    assert "2: its score, if it has one, cannot be read" in capfd.readouterr().err
+    checkpoints.close()
+
+
+def test_a_checkpoint_that_is_removed_meanwhile_has_no_score_and_nothing_is_said_of_it(tmp_path, capfd):
+    judged(tmp_path, ACCURACY, {1: 0.5, 2: 0.4}, keep=2).close()
+    stored = StoredCheckpoints(tmp_path, ACCURACY)
+    shutil.rmtree(tmp_path / "2")
+    assert stored._judgement(2) is None and stored.scores == {1: 0.5}
+    assert "cannot be read" not in capfd.readouterr().err
 
 
 def test_an_unreadable_checkpoint_is_written_anew_when_the_run_comes_there_again(tmp_path):
