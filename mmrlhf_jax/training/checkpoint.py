@@ -28,6 +28,7 @@ from mmrlhf_jax.training.state import TrainState
 from mmrlhf_jax.training.stored import (
     BEST_IS,
     COMMITTED,
+    HELD_OUT,
     JUDGEMENT,
     METRIC,
     SCORE,
@@ -102,7 +103,8 @@ class Checkpoints(StoredCheckpoints):
         parts = {"params": pure(state.params), "opt_state": pure(state.opt_state), "identity": identity}
         judged = {}
         if judgement is not None:
-            judged[JUDGEMENT] = {SCORE: judgement.score, METRIC: self.criterion.metric, BEST_IS: self.criterion.best_is}
+            names = METRIC, BEST_IS, HELD_OUT
+            judged[JUDGEMENT] = {SCORE: judgement.score} | dict(zip(names, self.criterion, strict=True))
         _same_operation()
         with self._writing():
             # Orbax's own checkpointer of a directory would read all that is there whenever it is made.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from functools import reduce
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.digests import media_names, prompt_digest
@@ -87,6 +89,12 @@ def plan_held_out(examples, encoder: GroupEncoder, experiment: config.Experiment
     index = within_budget(index, examples, encoder, demanded, data.over_budget, f"data.held_out, {data.held_out}")
     list_changes(index, experiment.data.held_out, len(examples))
     return Rows(examples, encoder, index, Budget(*wide_enough(training.budget.vector, index.sizes)), experiment.run.seed)
+
+
+def fingerprint(rows: Rows) -> str:
+    """Changes with the groups that are judged and what is known of them, as rewards; not with the rows that they are in."""
+    groups = np.asarray(rows.index.groups, np.int64)
+    return hashlib.sha256(rows.index.fingerprint.encode() + groups.tobytes()).hexdigest()
 
 
 def evaluate(

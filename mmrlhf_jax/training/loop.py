@@ -40,7 +40,7 @@ from mmrlhf_jax.sharding.mesh import use_mesh
 from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.feed import feed, own_rows
 from mmrlhf_jax.training.goodput import Goodput
-from mmrlhf_jax.training.held_out import check_pairs, evaluate, plan_held_out, say_shared
+from mmrlhf_jax.training.held_out import check_pairs, evaluate, fingerprint, plan_held_out, say_shared
 from mmrlhf_jax.training.identity import CONFIGURATION, computed_precision, known_identity, run_identity
 from mmrlhf_jax.training.metrics import MetricsLog
 from mmrlhf_jax.training.objective import make_objective
@@ -127,7 +127,8 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         state = init_state(params, frozen, tx, mesh, keep_start=reference == "live")
         if fresh:
             first_acts(lambda: clear(directory))
-        checkpoints = Checkpoints(directory / CHECKPOINTS, keep=run.keep, criterion=Criterion(run.best, run.best_is))
+        criterion = Criterion(run.best, run.best_is, None if held_out is None else fingerprint(held_out))
+        checkpoints = Checkpoints(directory / CHECKPOINTS, keep=run.keep, criterion=criterion)
         cleanup.add("the checkpoints", checkpoints.close)
         if checkpoints.latest is not None:
             state = checkpoints.restore(state, identity)
@@ -136,7 +137,8 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
                 judged = f"; {experiment.data.held_out} is judged behind a step that is made, and so not now"
                 say(f"all {steps} steps are done: nothing is left to train{judged if held_out is not None else ''}")
         if held_out is not None and checkpoints.other_scores is not None:
-            say(f"{checkpoints.other_scores}; they are not compared with those by {run.best} ({run.best_is} is best)")
+            here = f"{criterion.figure} on {experiment.data.held_out}"
+            say(f"{checkpoints.other_scores}; they are not compared with those by {here}")
         first_acts(lambda: write_settings(experiment, rows, directory))
 
         # --- Steps -----------------------------------------------------------------------------------------------------

@@ -20,15 +20,27 @@ from mmrlhf_jax.training.identity import configuration
 from mmrlhf_jax.training.state import split_model
 
 JUDGEMENT = "judgement"  # among what Orbax keeps of the user's in a checkpoint's own metadata
-SCORE, METRIC, BEST_IS = "score", "metric", "best_is"
+SCORE, METRIC, BEST_IS, HELD_OUT = "score", "metric", "best_is", "held_out"
 COMMITTED = "commit_success.txt"  # that makes a folder of an object store a checkpoint; elsewhere its name does
 
 
 class Criterion(NamedTuple):
-    """What checkpoints are chosen by: a held-out figure, and whether its lowest or its highest value is the best."""
+    """What checkpoints are chosen by: a held-out figure, whether its lowest or its highest value is the best, and the held-out
+    data that it is of (`held_out.fingerprint`). None: not known."""
 
-    metric: str | None  # None: not known
+    metric: str | None
     best_is: str | None
+    held_out: str | None = None
+
+    @property
+    def figure(self) -> str:
+        return f"{self.metric or 'another figure'} ({self.best_is or '?'} is best)"
+
+    def unlike(self, other: Criterion) -> str:
+        """In words, with the held-out data where only that is another."""
+        if self.figure != other.figure:
+            return self.figure
+        return f"{self.figure} on {'held-out data that they do not name' if self.held_out is None else 'other held-out data'}"
 
 
 UNKNOWN = Criterion(None, None)
@@ -90,10 +102,14 @@ class StoredCheckpoints:
         others = {step: found.criterion for step, found in self.judgements.items() if found.criterion != self.criterion}
         if not others:
             return None
-        named = [
-            f"{metric or 'another figure'} ({best_is or '?'} is best)" for metric, best_is in dict.fromkeys(others.values())
-        ]
+        named = dict.fromkeys(found.unlike(self.criterion) for found in others.values())
         return f"the scores of checkpoints {', '.join(map(str, others))} are by {', '.join(named)}"
+
+    def on_newest_data(self) -> StoredCheckpoints:
+        """The same, by the held-out data that the figure of the newest score is of: for readers, who do not open that data."""
+        judged = sorted(self.judgements.items(), reverse=True)
+        known = (found.criterion for _, found in judged if found.criterion.figure == self.criterion.figure)
+        return StoredCheckpoints(self._path, next(known, self.criterion))
 
     def load(self, step: int, target: dict[str, Any]) -> dict[str, Any]:
         """Parts of the checkpoint at `step`, arrays as `target` says. Each process reads for itself and waits for no other."""
@@ -166,9 +182,9 @@ class StoredCheckpoints:
             raise ValueError(f"{SCORE} is {shown(found[SCORE])}, no number")
         if METRIC not in found:
             return Judgement(found[SCORE], self._configured(step))
-        criterion = _criterion(found[METRIC], found.get(BEST_IS, 0))
+        criterion = _criterion(found[METRIC], found.get(BEST_IS, 0), found.get(HELD_OUT))
         if criterion is None:
-            raise ValueError(f"{METRIC} and {BEST_IS} are {shown(found[METRIC])} and {shown(found.get(BEST_IS))}")
+            raise ValueError(f"{JUDGEMENT} holds {shown(found)}")
         return Judgement(found[SCORE], criterion)
 
     def _configured(self, step: int) -> Criterion:
@@ -182,9 +198,9 @@ class StoredCheckpoints:
         return _criterion(*(configuration(identity).get(f"run.{name}") for name in ("best", "best_is"))) or UNKNOWN
 
 
-def _criterion(metric: Any, best_is: Any) -> Criterion | None:
+def _criterion(*found: Any) -> Criterion | None:
     """None where a file has something else in the place of one."""
-    return Criterion(metric, best_is) if all(isinstance(each, str | None) for each in (metric, best_is)) else None
+    return Criterion(*found) if all(isinstance(each, str | None) for each in found) else None
 
 
 def _read_object(path: epath.Path) -> dict[str, Any]:

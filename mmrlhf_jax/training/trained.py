@@ -96,12 +96,15 @@ def _chosen(run: epath.Path, checkpoints: StoredCheckpoints, step: int | str | N
     """The step that is meant, the same in all processes; 0 is the base model. UserError where there is no such checkpoint."""
 
     def choose() -> int:
-        found = checkpoints.steps
-        best = checkpoints.best if step == "best" else None
-        if step == "best" and best is None:
-            metric, best_is = checkpoints.criterion
-            others = checkpoints.other_scores or "none was judged on held-out data (data.held_out, run.eval_every)"
-            raise UserError(f"{run}: no checkpoint has a score by run.best {metric} ({best_is} is best): {others}; give a step")
+        found, best = checkpoints.steps, None
+        if step == "best":
+            judged = checkpoints.on_newest_data()
+            best, figure, others = judged.best, judged.criterion.figure, judged.other_scores
+            if best is None:
+                others = others or "none was judged on held-out data (data.held_out, run.eval_every)"
+                raise UserError(f"{run}: no checkpoint has a score by run.best {figure}: {others}; give a step")
+            if others is not None:
+                say(f"{run}: step {best} is the best by {figure} on the newest held-out data; {others}, which is not compared")
         newest = max(found, default=None) if up_to is None else max((s for s in found if s <= up_to), default=0)
         chosen = {None: newest, "best": best}.get(step, step)
         if chosen not in found and (chosen != 0 or up_to is None):

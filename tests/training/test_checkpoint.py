@@ -471,6 +471,25 @@ def test_scores_of_two_criteria_are_not_compared_and_the_best_of_each_stays(tmp_
     again.close()
 
 
+def test_scores_of_two_held_out_sets_are_not_compared_nor_those_that_do_not_say_of_which(tmp_path):
+    sets = {name: LOSS._replace(held_out=name) for name in ("first", "second")}
+    judged(tmp_path, LOSS, {1: -0.1, 2: -0.2}).close()  # as versions before wrote them
+    judged(tmp_path, sets["first"], {3: -0.5, 4: -0.9}).close()
+    checkpoints = judged(tmp_path, sets["second"], {5: -8.0, 6: -7.0, 7: -9.0})
+    assert checkpoints.steps == [1, 3, 6, 7] and checkpoints.best == 6
+    assert checkpoints.other_scores == (
+        "the scores of checkpoints 1, 3 are by eval_loss (lowest is best) on held-out data that they do not name, eval_loss"
+        " (lowest is best) on other held-out data"
+    )
+    checkpoints.close()
+    reader = StoredCheckpoints(tmp_path, LOSS).on_newest_data()
+    assert reader.best == 6 and reader.scores == {6: -7.0, 7: -9.0}
+    assert StoredCheckpoints(tmp_path, ACCURACY).on_newest_data().best is None
+    again = judged(tmp_path, sets["first"], {8: -0.6})  # back to the first one
+    assert again.best == 3 and again.steps == [1, 3, 6, 8]
+    again.close()
+
+
 def test_a_score_that_does_not_say_of_what_is_one_of_the_configuration_that_was_kept_with_it(tmp_path):
     """As versions before wrote them."""
     configured = {CONFIGURATION: "run:\n  best: eval_accuracy\n  best_is: highest\n"}

@@ -23,8 +23,7 @@ from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.training import loop
-from mmrlhf_jax.training.checkpoint import Checkpoints
-from mmrlhf_jax.training.held_out import check_pairs, evaluate, figure_names, plan_held_out, say_shared
+from mmrlhf_jax.training.held_out import check_pairs, evaluate, figure_names, fingerprint, plan_held_out, say_shared
 from mmrlhf_jax.training.objective import Outputs, make_objective
 from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints
 from mmrlhf_jax.training.trained import load_trained
@@ -90,10 +89,9 @@ def test_the_best_checkpoint_stays_beside_the_last_one(experiment, tmp_path):
     found = evaluations(rows)
     assert list(found) == [1, 2, 3, 4]
     best = min(found, key=lambda step: found[step]["eval_loss"])
-    checkpoints = Checkpoints(tmp_path / loop.CHECKPOINTS, keep=1, criterion=Criterion("eval_loss", "lowest"))
+    checkpoints = StoredCheckpoints(tmp_path / loop.CHECKPOINTS, Criterion("eval_loss", "lowest")).on_newest_data()
     assert set(checkpoints.steps) == {best, 4} and checkpoints.best == best
     assert checkpoints.scores[best] == pytest.approx(-found[best]["eval_loss"])
-    checkpoints.close()
 
 
 def test_the_evaluation_does_not_depend_on_how_its_rows_are_batched(still, at_the_start, tmp_path):
@@ -237,6 +235,62 @@ def test_an_evaluation_that_is_not_finite_is_said_and_the_true_best_is_what_is_e
     assert load_trained(tmp_path, step="best", mesh=mesh).step == best
     with pytest.raises(UserError, match=rf"no checkpoint has a score by run\.best eval_entropy .*{best} are by eval_loss"):
         load_trained(tmp_path, step="best", mesh=mesh, overrides=["run.best=eval_entropy"])
+
+
+@pytest.mark.parametrize(
+    ("other", "second", "best"),
+    [
+        ("another file", (5.0, 6.0), 3),  # all worse than the first set's best: it would have stayed the best
+        ("the same file with other rows", (0.9, 0.1), 4),  # all better: it would have been removed
+        ("other rewards", (6.0, 5.0), 4),
+    ],
+)
+def test_scores_of_another_held_out_set_are_not_compared_and_the_best_of_each_stays(
+    experiment, tmp_path, monkeypatch, capsys, other, second, best
+):
+    def continued(experiment, done, *figures):
+        step, given = PretendedStep(), iter(figures)
+        step._done = done
+        monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: step)
+        monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {"eval_loss": next(given)})
+        run(experiment, tmp_path / "run", checkpoint_every=1)
+
+    held, rewards = tmp_path / "held" / "records.jsonl", tmp_path / "rewards.jsonl"
+    rows = [json.loads(line) for line in ranked.write(tmp_path / "held", *HELD_OUT, seed=7).read_text().splitlines()]
+    data = experiment.data.model_copy(update={"held_out": str(held)})
+    first = experiment.model_copy(update={"data": data, "objective": config.Preference(reference="live")})
+    with pytest.raises(StopIteration):  # in the place of a kill behind the second evaluation
+        continued(first, 0, 1.0, 2.0)
+    if other == "another file":
+        data = data.model_copy(update={"held_out": experiment.data.path})
+    elif other == "the same file with other rows":
+        held.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    else:
+        scores = [
+            {"id": row["id"], "responses": [{"reward": 0.25 * i} for i, _ in enumerate(row["responses"])]} for row in rows
+        ]
+        rewards.write_text("".join(json.dumps(row) + "\n" for row in scores))
+        data = data.model_copy(update={"held_out_rewards": str(rewards)})
+    capsys.readouterr()
+    continued(first.model_copy(update={"data": data}), 2, *second)
+    said = capsys.readouterr().err
+    assert (
+        "the scores of checkpoints 1, 2 are by eval_loss (lowest is best) on other held-out data; they are not compared" in said
+    )
+    assert StoredCheckpoints(tmp_path / "run" / loop.CHECKPOINTS).steps == sorted({1, best, 4})
+    assert load_trained(tmp_path / "run", step="best", mesh=make_mesh({}, jax.devices()[:1])).step == best
+    said = capsys.readouterr().err
+    assert "checkpoints 1 are by eval_loss (lowest is best) on other held-out data, which" in said
+
+
+def test_the_held_out_data_of_a_score_is_its_groups_and_what_is_known_of_them_not_its_rows(tmp_path):
+    _, held = held_out_plan(tmp_path, ([100] * 6, [90, 30, 100]))
+    _, wider = held_out_plan(tmp_path, ([100] * 6, [90, 30, 100]), batch={"targets": 400})
+    assert held.budget != wider.budget and fingerprint(held) == fingerprint(wider)
+    _, fewer = held_out_plan(tmp_path, ([100] * 6, [90, 30]))
+    _, cut = held_out_plan(tmp_path, ([100] * 6, [90, 30, 600]), data={"over_budget": "cut_longest"})
+    _, left_out = held_out_plan(tmp_path, ([100] * 6, [90, 30, 600]), data={"over_budget": "drop"})
+    assert len({fingerprint(rows) for rows in (held, fewer, cut, left_out)}) == 4
 
 
 @pytest.mark.parametrize(("held", "shared"), [([0, 1, 2], "3 of 3"), ([2, 7], "1 of 2"), ([8, 9], None)])
