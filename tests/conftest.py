@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 
 import pytest
 from etils import epath
@@ -22,7 +23,9 @@ from etils import epath
 # Without them the program is the same and its arithmetic is still IEEE float32. libtpu ends at the last flag, which it does not
 # know: a subprocess that loads it takes XLA_FLAGS out of its environment.
 QUICK_TO_COMPILE = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
 )
 DEFAULT_SELECTION = "not slow"
 
@@ -36,11 +39,21 @@ def pytest_configure(config):
     them as users do: `-m "slow or not slow"` is every test that way.
     """
     if config.option.markexpr == DEFAULT_SELECTION:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_TO_COMPILE}".strip()
+        os.environ["XLA_FLAGS"] = " ".join(filter(None, (os.environ.get("XLA_FLAGS"), *_known(QUICK_TO_COMPILE))))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         config.stash[compiled] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or torch's threads wait for each other at full speed
+
+
+def _known(flags: Sequence[str]) -> Sequence[str]:
+    """Those that this version of XLA has: it ends the process at the first one that it does not know."""
+    command = [sys.executable, "-c", "from jaxlib import xla_client; xla_client.make_cpu_client()"]
+
+    def runs(*tried: str) -> bool:
+        return subprocess.run(command, env=os.environ | {"XLA_FLAGS": " ".join(tried)}, capture_output=True).returncode == 0
+
+    return flags if runs(*flags) else [flag for flag in flags if runs(flag)]
 
 
 def pytest_unconfigure(config):
