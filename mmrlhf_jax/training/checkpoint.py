@@ -172,7 +172,7 @@ class Checkpoints(StoredCheckpoints):
         loaded, error, damage = None, None, None
         try:
             # First whose it is: the arrays of another run may not even have the same names.
-            check_identity(step, self.load(step, {"identity": None})["identity"], identity)
+            check_identity(step, self.identity(step), identity)
             loaded = self.load(step, target)
         except Exception as raised:  # whatever a storage backend raises; the others have to hear of it
             if isinstance(raised, UserError) or fault(raised) is not Fault.DAMAGED:
@@ -195,7 +195,7 @@ class Checkpoints(StoredCheckpoints):
             try:
                 if step not in StoredCheckpoints(self._path).steps:
                     raise FileNotFoundError("it is not listed")
-                check_identity(step, self.load(step, {"identity": None})["identity"], expected["identity"])
+                check_identity(step, self.identity(step), expected["identity"])
                 self._check_arrays(step, {name: expected[name] for name in ("params", "opt_state")})
             except Exception as error:
                 if fault(error) is not Fault.DAMAGED and not isinstance(error, UserError):

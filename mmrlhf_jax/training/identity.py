@@ -94,6 +94,19 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | Non
     return next((each for each in settings if each is not None), None)
 
 
+def learnt_otherwise(found: Mapping[str, Any], experiment: config.Experiment, source: epath.PathLike) -> str | None:
+    """What would make a checkpoint's parameters mean something else than they meant to the run that learnt them, as in
+    "lora.alpha 16.0, this run has 8.0": the model at `source`, adapters and head, what learns, and what is drawn from the seed.
+
+    None if nothing does. How and from what the run learnt may differ, as may what it computes in.
+    """
+    wanted = known_identity(experiment) | {MODEL: model_fingerprint(source)}
+    before, now = (_settings_of(identity) for identity in (found, wanted))
+    names = [name for name in {**before, **now} if name == "model.reward_head" or name.partition(".")[0] == "lora"]
+    changed = _changed(before, now, names) if SETTINGS in found else None
+    return changed or difference(found, {name: wanted[name] for name in ("seed", "trains", MODEL, CONFIGURATION)})
+
+
 def _data_changed(other: set[str], before: Mapping[str, Any], now: Mapping[str, Any], *, knows: bool) -> str:
     explained = _changed(before, now, MAYBE)
     if explained is not None:
@@ -117,8 +130,11 @@ def _path(configuration: Mapping[str, Any]) -> str:
 def _settings(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
     if SETTINGS not in wanted or found.get(SETTINGS) == wanted[SETTINGS]:
         return None
-    before, now = (_with_todays_names(flat(strict_json.loads(identity.get(SETTINGS, "{}")))) for identity in (found, wanted))
-    return _changed(before, now)
+    return _changed(_settings_of(found), _settings_of(wanted))
+
+
+def _settings_of(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return _with_todays_names(flat(strict_json.loads(identity.get(SETTINGS, "{}"))))
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str] | None = None) -> str | None:

@@ -126,7 +126,7 @@ def _newest_identity(directory: epath.Path) -> tuple[int, dict[str, Any]] | None
     stored = StoredCheckpoints(directory)
     step = stored.latest
     try:
-        return None if step is None else (step, stored.load(step, {"identity": None})["identity"])
+        return None if step is None else (step, stored.identity(step))
     except Exception as error:  # whatever a storage backend raises
         if fault(error) is Fault.DAMAGED:
             return None

@@ -117,6 +117,10 @@ class StoredCheckpoints:
         with alone():
             return retried(lambda: ocp.load_checkpointables(where, target), what)
 
+    def identity(self, step: int) -> dict[str, Any]:
+        """What was stored of the run that made the checkpoint."""
+        return self.load(step, {"identity": None})["identity"]
+
     def restore_model(self, model: LlavaOnevision, trains: Trains, lora: Lora | None, step: int) -> LlavaOnevision:
         """`model` with the trained parameters of the checkpoint at `step`. UserError where it is gone or cannot be read."""
         graphdef, params, frozen = split_model(model, trains, lora)
@@ -190,7 +194,7 @@ class StoredCheckpoints:
     def _configured(self, step: int) -> Criterion:
         """The criterion of a checkpoint whose score does not say it: that of the configuration that was kept with it."""
         try:
-            identity = self.load(step, {"identity": None})["identity"]
+            identity = self.identity(step)
         except Exception as error:  # whatever a storage backend raises
             if fault(error) is not Fault.DAMAGED:
                 raise

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from mmrlhf_jax import config
 from mmrlhf_jax.data.templates import writes_alike
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import Fault, fault
 from mmrlhf_jax.huggingface.adapter import export_adapter
 from mmrlhf_jax.huggingface.export import export_checkpoint, export_model
 from mmrlhf_jax.huggingface.hub import local_directory
@@ -25,6 +26,7 @@ from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import first_decides, together
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.training.card import conversion_card, model_card
+from mmrlhf_jax.training.identity import learnt_otherwise
 from mmrlhf_jax.training.loop import CHECKPOINTS, CONFIG_FILE, load_base
 from mmrlhf_jax.training.metrics import read_metrics
 from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints
@@ -52,18 +54,23 @@ def load_trained(
     With `up_to` the newest is that of no later step, or step 0, the base model. Adapters stay beside what they adapt.
     `overrides` are settings other than the run's. With `exact` what does not learn is as the base stores it, even where the run
     kept it in bfloat16: for who writes the model, not for who computes what the run computed.
+
+    UserError, before the model is loaded, where that is not what the run learnt on: another model at `model.path`, other
+    adapters, another head.
     """
     run = epath.Path(run)
     experiment = together(lambda: _experiment(run, overrides))
     loaded = together(lambda: _unrounded(experiment)) if exact else experiment
     checkpoints = StoredCheckpoints(run / CHECKPOINTS, Criterion(experiment.run.best, experiment.run.best_is))
-    chosen = _chosen(run, checkpoints, step, up_to)
+    chosen, source, model = _chosen(run, checkpoints, step, up_to), together(lambda: _source(experiment)), None
     with use_mesh(mesh):
-        model = load_base(loaded, mesh)
-        while chosen != 0:
+        while True:
             try:
-                model = together(partial(checkpoints.restore_model, model, experiment.trains, experiment.lora, chosen))
-                break
+                together(partial(_check_base, run, checkpoints, chosen, experiment, source))
+                model = load_base(loaded, mesh) if model is None else model
+                if chosen != 0:
+                    model = together(partial(checkpoints.restore_model, model, experiment.trains, experiment.lora, chosen))
+                return Trained(model, experiment, source, chosen)
             except UserError:
                 # A trainer at work removes older checkpoints: whoever asks for the newest then has a newer one.
                 newer = _chosen(run, checkpoints, step, up_to)
@@ -71,7 +78,29 @@ def load_trained(
                     raise
                 say(f"{run}: the checkpoint at step {chosen} was removed meanwhile; taking step {newer}")
                 chosen = newer
-    return Trained(model, experiment, epath.Path(local_directory(experiment.model.path)), chosen)
+
+
+def _source(experiment: config.Experiment) -> epath.Path:
+    return epath.Path(local_directory(experiment.model.path))
+
+
+def _check_base(
+    run: epath.Path, checkpoints: StoredCheckpoints, step: int, experiment: config.Experiment, source: epath.Path
+) -> None:
+    """UserError where the parameters of the checkpoint at `step` belong to another model, or to adapters or a head of other
+    settings. Of step 0, the base model, any checkpoint tells."""
+    for each in [step] if step else reversed(checkpoints.steps):
+        try:
+            identity = checkpoints.identity(each)
+        except Exception as error:  # whatever a storage backend raises
+            if not step and fault(error) is Fault.DAMAGED:
+                continue
+            raise checkpoints.explained(each, error) from error
+        why = learnt_otherwise(identity, experiment, source)
+        if why is not None:
+            which = f"{run}: the checkpoint at step {each} was learnt with {why}"
+            raise UserError(f"{which}: it would be another model; put back what the run had")
+        return
 
 
 def _experiment(run: epath.Path, overrides: Sequence[str]) -> config.Experiment:
