@@ -337,19 +337,20 @@ def logprobs(
     """Log-probability of every response under the model."""
     from mmrlhf_jax.data.examples import open_examples
     from mmrlhf_jax.inference.engine import Engine, all_finite
-    from mmrlhf_jax.inference.jobs import refuse_existing, write_in_pieces
+    from mmrlhf_jax.inference.jobs import reserved, write_in_pieces
 
-    refuse_existing(out)
-    examples = open_examples(data, media_root, video_frames)
-    engine = Engine.load(model, dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
-    engine.check_lengths(examples, "answer")
+    with reserved(out) as place:
+        examples = open_examples(data, media_root, video_frames)
+        engine = Engine.load(model, dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
+        engine.check_lengths(examples, "answer")
 
-    def work(piece):
-        for record, found in zip(piece.records, engine.score_responses(piece, "answer", description="log-probs"), strict=True):
-            pairs = zip(all_finite(found["logps"], record, "log-prob"), found["lengths"], strict=True)
-            yield {"id": record.id, "responses": [{"logprob": float(p), "tokens": int(n)} for p, n in pairs]}
+        def work(piece):
+            scores = engine.score_responses(piece, "answer", description="log-probs")
+            for record, found in zip(piece.records, scores, strict=True):
+                pairs = zip(all_finite(found["logps"], record, "log-prob"), found["lengths"], strict=True)
+                yield {"id": record.id, "responses": [{"logprob": float(p), "tokens": int(n)} for p, n in pairs]}
 
-    write_in_pieces(examples, out, f"logprobs {engine.fingerprint}", work)
+        write_in_pieces(examples, place, f"logprobs {engine.fingerprint}", work)
 
 
 @app.command()
@@ -410,19 +411,19 @@ def score(
     from mmrlhf_jax.data.scores import score_lines
     from mmrlhf_jax.inference import critic
     from mmrlhf_jax.inference.engine import Engine, require_reward_model
-    from mmrlhf_jax.inference.jobs import refuse_existing, write_in_pieces
+    from mmrlhf_jax.inference.jobs import reserved, write_in_pieces
 
     critic.check_mode(critique)
-    refuse_existing(out)
-    examples = open_examples(data, media_root, video_frames)
-    engine = Engine.load(model, dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
-    require_reward_model(engine, model)
-    critic.check_lengths(engine, examples, critique)
+    with reserved(out) as place:
+        examples = open_examples(data, media_root, video_frames)
+        engine = Engine.load(model, dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
+        require_reward_model(engine, model)
+        critic.check_lengths(engine, examples, critique)
 
-    def work(piece):
-        return score_lines(piece, critic.score(engine, piece, critique=critique, max_new_tokens=max_new_tokens))
+        def work(piece):
+            return score_lines(piece, critic.score(engine, piece, critique=critique, max_new_tokens=max_new_tokens))
 
-    write_in_pieces(examples, out, f"score {engine.fingerprint} {critique} {max_new_tokens}", work)
+        write_in_pieces(examples, place, f"score {engine.fingerprint} {critique} {max_new_tokens}", work)
 
 
 @eval_app.command("reward-bench")

@@ -80,14 +80,22 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def is_bucket(path: epath.PathLike) -> bool:
+    """Whether a path is a whole bucket, as gs://bucket is."""
+    return is_remote(path) and "/" not in os.fspath(path).split("://", 1)[1].rstrip("/")
+
+
 def hidden_beside(path: epath.PathLike, suffix: str) -> epath.Path:
-    """`.NAME.SUFFIX` beside a path, for what is to become it; of a name without room for more characters a part."""
+    """`.NAME.SUFFIX` beside a path, for what is to become it; of a name without room for more characters a part.
+
+    Beside a bucket there are only other people's buckets: there it is in it.
+    """
     path = epath.Path(path)
     name = path.name
     encoded = os.fsencode(name)
     if len(encoded) > 160:
         name = f"{name[:40]}-{hashlib.sha256(encoded).hexdigest()[:12]}"
-    return path.parent / f".{name}.{suffix}"
+    return (path if is_bucket(path) else path.parent) / f".{name}.{suffix}"
 
 
 def entries(directory: epath.PathLike) -> list[epath.Path]:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NamedTuple
 
 import fsspec
 from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.faults import first_line, retried
-from mmrlhf_jax.files import hidden_beside, is_remote
+from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, retried
+from mmrlhf_jax.files import entries, hidden_beside, is_remote
 from mmrlhf_jax.progress import clock_time, say
 
 BEAT_SECONDS = 5.0
@@ -78,6 +80,14 @@ class Owner:
         return not alive or bool(self.started and started and self.started != started)
 
 
+class Held(NamedTuple):
+    """What is known of an owner that lives."""
+
+    who: str
+    sign: str  # of life, its last
+    here: bool  # on this host, where the kernel knows that it lives
+
+
 class Ownership:
     """The file at `path`, to be taken and given back. A context: it beats inside, and gives back at the end.
 
@@ -85,14 +95,30 @@ class Ownership:
     suspended for long, its next act must not be to write on.
     """
 
-    def __init__(self, path: epath.PathLike, what: str, doing: str, advice: str, lost: Callable[[str], None]):
-        """`what`, `doing` and `advice` are for the message to who comes second: what is held, and what may be done."""
+    def __init__(
+        self,
+        path: epath.PathLike,
+        what: str,
+        doing: str,
+        advice: str,
+        lost: Callable[[str], None],
+        *,
+        elsewhere: str = "",
+        follows: str = "going on in its place",
+    ):
+        """`what`, `doing` and `advice` are for the message to who comes second: what is held, and what may be done.
+
+        `elsewhere` is the advice where the owner is on another host, of which only its signs of life are known here.
+        `follows` says what becomes of the work of an owner that is gone.
+        """
         self.path, self._what, self._doing, self._advice, self._lost = epath.Path(path), what, doing, advice, lost
+        self._elsewhere, self._follows = elsewhere or advice, follows
         self._me = Owner.me()
         self._seen: str | None = None  # the file as it was when its silence began
         self._silent, self._looked = 0.0, time.monotonic()
         self._confirmed, self._complaint = now_here(), ""
-        self._made_folder, self._checked = False, 0.0
+        self._made: list[Path] = []  # the folders above the file that were not there, the innermost first
+        self._cleared, self._checked = False, 0.0
         self._takeover: Ownership | None = None
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, name="owner", daemon=True)
 
@@ -105,29 +131,35 @@ class Ownership:
         """Whether it is taken now; False where that has to be tried again. UserError if it is held, or cannot be."""
         try:
             outcome = retried(self.look, f"{self.path}")
-        except OSError as error:
-            raise UserError(f"{self._what}: cannot be written ({error.strerror or error})") from None
+        except (UserError, Unavailable):
+            raise
+        except Exception as error:  # whatever a storage backend raises
+            self._remove_folders()
+            if not isinstance(error, OSError) and fault(error) not in (Fault.DENIED, Fault.NO_ROOM):
+                raise
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise UserError(f"{self._what}: cannot be written ({reason})") from None
         if isinstance(outcome, bool):
             return outcome
-        who, sign = outcome
-        raise UserError(f"{self._what}: {who} {self._doing}; {self._advice} ({sign})")
+        advice = self._advice if outcome.here else self._elsewhere
+        raise UserError(f"{self._what}: {outcome.who} {self._doing}; {advice} ({outcome.sign})")
 
-    def look(self) -> bool | tuple[str, str]:
-        """Try once: True if it is taken now, (the owner, its last sign of life) if it is held, False if that is not known."""
+    def look(self) -> bool | Held:
+        """Try once: True if it is taken now, False if it is not known yet whether it is held."""
         passed, self._looked = time.monotonic() - self._looked, time.monotonic()
         text = _read(self.path)
         if text is None:
-            self._made_folder |= not self.path.parent.exists()
+            self._made = self._made or _missing(self.path.parent)
             return self._holds() if _create(self.path, self._beat_text()) else False
         owner = Owner.parse(text)
         if owner is not None and owner.is_here:
             if owner.has_ended:
                 return self._take_over(text, owner)
             age = f"{clock_time(max(now_here() - owner.at, 0.0))} ago" if owner.at and owner.place else "not recorded"
-            return f"process {owner.pid} on {owner.host}", f"it lives; its last sign of life was {age}"
+            return Held(_named(owner), f"it lives; its last sign of life was {age}", here=True)
         if text != self._seen:
             if self._seen is not None:
-                return _named(owner), f"its last sign of life was at most {passed:.0f} s ago"
+                return Held(_named(owner), f"its last sign of life was at most {passed:.0f} s ago", here=False)
             wait = f"looking for signs of life, for {SILENT_SECONDS:.0f} s at most"
             say(f"{self.path.parent}: {_named(owner)} was at work here; {wait}")
             self._seen, self._silent = text, 0.0
@@ -151,23 +183,49 @@ class Ownership:
 
     def _give_back(self) -> None:
         if self._is_mine(_read(self.path)):
+            for path in entries(self.path.parent) if self._cleared else ():
+                if self._is_beside(path):  # of processes that were killed while they tried to get it
+                    path.unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
-            if self._made_folder and not is_remote(self.path):  # where nothing came of it
-                with contextlib.suppress(OSError):
-                    os.rmdir(self.path.parent)
+            self._remove_folders()
+
+    def _remove_folders(self) -> None:
+        """Those that were made for this file, where nothing came of it."""
+        with contextlib.suppress(OSError):  # one that holds something stays, and those around it
+            for folder in self._made:
+                os.rmdir(folder)
+
+    def _is_beside(self, path: epath.Path) -> bool:
+        """Whether it is one of the files with which this one is taken and followed."""
+        return path.name.startswith((f".{self.path.name}.", f"{self.path.name}.after-"))
+
+    def clear(self, keep: Collection[str] = ()) -> None:
+        """Remove whatever lies around the file, except for the names to `keep`; the folder itself goes when it is given back.
+
+        This is how a workplace ends: while the file is there and beats, nobody else begins to work in it. What cannot be
+        removed is said, and changes nothing about the work, whether that is done or failed.
+        """
+        self.check(at_once=True)
+        try:
+            for path in entries(self.path.parent):
+                if path.name not in (self.path.name, *keep) and not self._is_beside(path):
+                    path.rmtree(missing_ok=True) if path.is_dir() else path.unlink(missing_ok=True)
+        except Exception as error:  # whatever a storage backend raises
+            say(f"{self.path.parent}: cannot be removed ({first_line(error)}); whoever comes next does that, or you may")
+        self._cleared, self._made = True, self._made or ([] if is_remote(self.path) else [Path(self.path.parent)])
 
     def quiet(self) -> None:
-        """Beat no more, for who removes the directory next."""
+        """Beat no more."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
 
-    def check(self) -> None:
-        """To be called before writing: after a long time without a beat, whether it is still this process's.
+    def check(self, *, at_once: bool = False) -> None:
+        """To be called before writing: after a long time without a beat, or `at_once`, whether it is still this process's.
 
         Where the storage does not answer nobody else could have taken it either, and the beats say so.
         """
-        if now_here() - max(self._confirmed, self._checked) > 3 * BEAT_SECONDS:
+        if at_once or now_here() - max(self._confirmed, self._checked) > 3 * BEAT_SECONDS:
             self._checked = now_here()
             with contextlib.suppress(Exception):  # whatever a storage backend raises
                 self._confirm()
@@ -184,7 +242,7 @@ class Ownership:
             if _read(self.path) != held:  # somebody followed it before
                 return False
             _replace(self.path, self._beat_text())
-            say(f"{self.path.parent}: {_named(owner)}, which was at work here, is gone; going on in its place")
+            say(f"{self.path.parent}: {_named(owner)}, which was at work here, is gone; {self._follows}")
         finally:
             follow.__exit__()
         return self._holds()
@@ -266,6 +324,12 @@ def _process(pid: int) -> tuple[bool, str]:
     return True, ""
 
 
+def _missing(folder: epath.Path) -> list[Path]:
+    """The folder and those above it that are not there, the innermost first. Object stores have no folders."""
+    above = [] if is_remote(folder) else [Path(folder), *Path(folder).parents]
+    return list(itertools.takewhile(lambda path: not path.exists(), above))
+
+
 def _read(path: epath.Path) -> str | None:
     """None where there is no file. A disk that failed may leave any bytes in it, which then name nobody."""
     try:
@@ -289,22 +353,32 @@ def _create(path: epath.Path, text: str) -> bool:
     partial = _beside(path)
     try:
         partial.write_text(text)
-        os.link(partial, path)  # appears with its content, or not at all
+        return _link(partial, path) or _create_without_links(path, text)
     except (FileExistsError, FileNotFoundError):  # not found: the directory was removed at this moment
         return False
-    except OSError:  # a file system without links
-        return _create_without_links(path, text)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _link(partial: epath.Path, path: epath.Path) -> bool:
+    """The file appears with its content, or not at all. False on a file system without links."""
+    try:
+        os.link(partial, path)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:
+        return False
     return True
 
 
 def _create_without_links(path: epath.Path, text: str) -> bool:
-    try:
-        with open(path, "x") as file:
+    with open(path, "x") as file:
+        try:
             file.write(text)
-    except FileExistsError:
-        return False
+            file.flush()
+        except BaseException:  # a file that names nobody would be watched for a minute
+            path.unlink(missing_ok=True)
+            raise
     return True
 
 

@@ -361,7 +361,7 @@ def test_a_second_pass_that_writes_the_same_file_is_refused(tmp_path, holders):
     said = []
 
     def work(piece):
-        with pytest.raises(UserError, match=rf"out: process {os.getpid()} on .* is writing it; wait for it, or remove "):
+        with pytest.raises(UserError, match=rf"out: process {os.getpid()} on .* is writing it; wait for it, or end it "):
             write_in_pieces(examples, tmp_path / "out", "job", lambda piece: said.append("written twice") or [])
         return ({"id": record.id} for record in piece.records)
 
@@ -370,20 +370,29 @@ def test_a_second_pass_that_writes_the_same_file_is_refused(tmp_path, holders):
     assert sorted(os.listdir(tmp_path)) == ["out", "source"]
 
 
-def test_a_pass_with_other_settings_that_was_faster_is_not_overwritten(tmp_path):
-    """Its pieces lie elsewhere, so nothing holds this one back until it has its lines. Those are kept."""
+@pytest.mark.parametrize("made_by", ["a pass with other settings", "another program"])
+def test_what_another_one_writes_to_the_same_file_is_not_overwritten(tmp_path, made_by):
+    """A pass with other settings is held back before it computes anything; whatever else is found costs no finished piece."""
     examples = open_examples(groups.write(tmp_path / "source", 3), video_frames=3)
 
     def lines(text):
         return lambda piece: ({"id": r.id, "text": text, "responses": [{}] * len(r.responses)} for r in piece.records)
 
     def slower(piece):
-        write_in_pieces(examples, tmp_path / "out", "other settings", lines("faster"))
+        if made_by == "another program":
+            (tmp_path / "out").write_text("faster")
+        else:
+            with pytest.raises(UserError, match="is writing it; wait for it"):
+                write_in_pieces(examples, tmp_path / "out", "other settings", lines("faster"))
         return lines("slower")(piece)
 
+    if made_by != "another program":
+        write_in_pieces(examples, tmp_path / "out", "settings", slower)
+        assert [json.loads(line)["text"] for line in (tmp_path / "out").read_text().splitlines()] == ["slower"] * 3
+        return
     with pytest.raises(UserError, match=r"out: already exists"):
         write_in_pieces(examples, tmp_path / "out", "settings", slower)
-    assert [json.loads(line)["text"] for line in (tmp_path / "out").read_text().splitlines()] == ["faster"] * 3
+    assert (tmp_path / "out").read_text() == "faster"
     (kept,) = tmp_path.glob(".out.*.pieces/*.jsonl")
     assert "slower" in kept.read_text()
 

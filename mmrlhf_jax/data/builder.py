@@ -83,21 +83,26 @@ def build(
     # An object store renames a folder by copying all of it: there, shards are written in their place, and the file that makes
     # them a data set, dataset_info.json, comes last.
     directory = out if is_remote(out) else workplace / "data"
-    if _is_in_use(out) and not _is_unfinished(out, workplace):
-        return _reuse(out, workplace, examples, progress)
+    if _is_in_use(out, workplace) and not _is_unfinished(out, workplace):
+        found = _reuse(out, examples, progress)
+        if workplace.exists():  # of a build that was killed between its last two acts, or is at them now
+            with contextlib.suppress(UserError), sole_writer(workplace, out, "is building it") as lock:
+                lock.clear()
+        return found
     planned = plan_shards(examples, directory, workplace / "notes")
     with sole_writer(workplace, out, "is building it") as lock:
-        if _is_in_use(out) and not _is_unfinished(out, workplace):  # by another process, since it was looked at
-            lock.quiet()
-            return _reuse(out, workplace, examples, progress)
+        if _is_in_use(out, workplace) and not _is_unfinished(out, workplace):  # by another process, since it was looked at
+            found = _reuse(out, examples, progress)
+            lock.clear()
+            return found
         _write(lock, planned, directory, workplace, source, jobs, beam_options, progress)
+        lock.check(at_once=True)
         _complete(planned, directory, examples)
         if directory != out:
             if out.exists():  # empty
                 out.rmdir()
             directory.rename(out)
-        lock.quiet()
-        workplace.rmtree()
+        lock.clear()
     return BuiltExamples(out)
 
 
@@ -125,8 +130,7 @@ def _write(
         if not any(shard.note() for shard in planned):  # nothing that would be worth keeping
             for shard in planned:
                 shard.path.unlink(missing_ok=True)
-            lock.quiet()
-            workplace.rmtree()
+            lock.clear()
         raise
 
 
@@ -168,8 +172,8 @@ def _complete(planned: Sequence[Shard], directory: epath.Path, examples: Any) ->
     )
 
 
-def _is_in_use(out: epath.Path) -> bool:
-    return out.exists() and not (out.is_dir() and next(iter(out.iterdir()), None) is None)
+def _is_in_use(out: epath.Path, workplace: epath.Path) -> bool:
+    return out.exists() and not (out.is_dir() and all(path == workplace for path in out.iterdir()))
 
 
 def _is_unfinished(out: epath.Path, workplace: epath.Path) -> bool:
@@ -177,14 +181,12 @@ def _is_unfinished(out: epath.Path, workplace: epath.Path) -> bool:
     return is_remote(out) and (workplace / MARK).exists() and not (out / DATASET_INFO_FILE).exists()
 
 
-def _reuse(out: epath.Path, workplace: epath.Path, examples: Any, progress: Progress | None) -> BuiltExamples:
+def _reuse(out: epath.Path, examples: Any, progress: Progress | None) -> BuiltExamples:
     if not (out / DATASET_INFO_FILE).exists():
         raise UserError(f"{out}: already exists and is not a built data set; choose another OUT")
     built = BuiltExamples(out)
     if built.fingerprint != fingerprint_of(compute_digests(examples, progress)):
         raise UserError(f"{out}: holds a data set built from other content; choose another OUT, or remove it first")
-    with contextlib.suppress(FileNotFoundError):  # another process may be at the same
-        workplace.rmtree(missing_ok=True)  # of a build that was killed between its last two acts
     logger.info("%s: already built from the same content, reused", out)
     if progress:
         progress("reused", len(built), len(built))
@@ -195,7 +197,7 @@ def _remove_others(planned: Sequence[Shard], directory: epath.Path, workplace: e
     """Clear away what an earlier build of something else, or the last moments before a kill, left behind."""
     known = {shard.path.name for shard in planned}
     for path in entries(directory):
-        if path.name not in known:
+        if path.name not in known and path != workplace:  # which is in it where a whole bucket is built
             path.unlink()
     for path in entries(workplace):
         if path.name not in (directory.name, "notes", MARK) and LOCK not in path.name:  # of a writer that was killed

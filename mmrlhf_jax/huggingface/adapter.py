@@ -8,14 +8,12 @@ from __future__ import annotations
 import os
 import re
 
-import jax
 import numpy as np
 from safetensors.numpy import save_file
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.huggingface.export import gather
-from mmrlhf_jax.huggingface.new_directory import new_directory, refuse_existing
+from mmrlhf_jax.huggingface.new_directory import new_directory
 from mmrlhf_jax.huggingface.tensors import all_finite
 from mmrlhf_jax.huggingface.weight_files import some
 from mmrlhf_jax.models.llava_onevision import weights
@@ -37,8 +35,8 @@ def export_adapter(
 ) -> None:
     """Write a model's adapters to the new directory `out`. `base` is the model that they belong to.
 
-    On several hosts every process must call this; the first one writes. Raises UserError where `out` exists and is not empty,
-    and for adapters of a reward head, which no model of transformers has.
+    Raises UserError where `out` exists and is not empty, in a run of several processes, and for adapters of a reward head,
+    which no model of transformers has.
     """
     tensors: dict[str, np.ndarray] = {}
     targets = set()
@@ -46,7 +44,7 @@ def export_adapter(
         stored, _ = weights.tensors((*path, "kernel"), layer.kernel.shape[0])
         if stored[0].part not in MODULES:
             raise UserError(f"adapters of {'.'.join(path)} fit no transformers model; export the merged model (no --adapter)")
-        a, b = gather(layer.lora_a.get_value()), gather(layer.lora_b.get_value())
+        a, b = np.asarray(layer.lora_a.get_value()), np.asarray(layer.lora_b.get_value())
         for i, tensor in enumerate(stored):
             module = _module(tensor)
             targets.add(re.escape(_module(tensor._replace(layer=0))).replace(r"layers\.0\.", r"layers\.\d+\."))
@@ -70,9 +68,6 @@ def export_adapter(
         "inference_mode": True,
         "target_modules": "|".join(sorted(targets)),  # PEFT matches a string as one regular expression on whole names
     }
-    refuse_existing(out)
-    if jax.process_index() != 0:
-        return
     with new_directory(out) as place:
         directory = place.files
         save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})

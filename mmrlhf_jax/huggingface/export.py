@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,11 @@ from mmrlhf_jax.huggingface.hub import find_directory, local_directory
 from mmrlhf_jax.huggingface.load import IMAGE_TOKEN, VIDEO_TOKEN, check_checkpoint, load_tokenizer
 from mmrlhf_jax.huggingface.new_directory import new_directory, refuse_existing
 from mmrlhf_jax.huggingface.peft_adapter import MergedTensors, base_of, is_adapter
-from mmrlhf_jax.huggingface.tensors import StoredTensors, TensorPlan, write_tensors, writing_order
+from mmrlhf_jax.huggingface.tensors import StoredTensors, TensorPlan, write_tensors
 from mmrlhf_jax.models.llava_onevision import original, weights
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, config_from_hf
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 
 if TYPE_CHECKING:
@@ -74,13 +75,13 @@ def export_model(
     (with `dtype` None) its own stored dtype, and tensors that the model does not use are copied: of an untrained model
     every tensor comes out byte for byte. A reward head is written as `rm_head.*` and named in config.json (`reward_head`).
 
-    Host memory holds one tensor at a time. On several hosts every process must call this; the first one writes.
-    Nothing is left at `out` unless all of it was written. Returns how many numbers that is. Raises UserError where `out`
-    exists and is not empty.
+    Host memory holds one tensor at a time. `out` is a path, or what is `new_directory.reserved`; nothing is left there unless
+    all of it was written. Returns how many numbers that is. Raises UserError where `out` exists and is not empty, and in a run
+    of several processes.
     """
     source = local_directory(source)
     stored = StoredTensors(source)
-    kinds = _Dtypes(stored, None if dtype is None else np.dtype(dtype))
+    kinds = WrittenDtypes(stored, None if dtype is None else np.dtype(dtype))
     parameters = {plan.name: plan for plan in _model_plans(model, naming, kinds)}
     head = weights.Stored("vocabulary", "weight", None)
     if model.config.text.tied and head in kinds.names:  # tied, and stored all the same
@@ -101,23 +102,40 @@ def export_checkpoint(
 ) -> int:
     """As `export_model` of the untouched model of `source`, file to file: no device takes part, memory holds one tensor.
 
-    `source` may be a PEFT adapter: then it is merged into its base, whose directory gives everything else.
+    `source` may be a PEFT adapter: then it is merged into its base, whose directory gives everything else. What its updates
+    lose by the dtype is said.
     """
     directory = find_directory(source)
+    learnt: Mapping[str, np.dtype] = {}
     if is_adapter(directory):
         source = local_directory(base_of(directory))
         config, _ = check_checkpoint(source)
         stored = MergedTensors(source, directory, tied=config.text.tied)
+        learnt = stored.learnt
     else:
         source = local_directory(source)
         config, stored = check_checkpoint(source)
-    kinds = _Dtypes(stored, None if dtype is None else np.dtype(dtype))
+    kinds = WrittenDtypes(stored, None if dtype is None else np.dtype(dtype))
     parameters = {}
     for tensor, name in kinds.names.items():
         if weights.parameter(tensor) is not None and not _left_out(tensor, config, naming):
             spelt = weights.spell(tensor, naming)
             parameters[spelt] = _copied(stored, name, kinds(tensor), spelt)
-    return _export(source, out, config, kinds, parameters, naming, card, shard_bytes)
+    count = _export(source, out, config, kinds, parameters, naming, card, shard_bytes)
+    rounded = {kinds(tensor) for tensor, name in kinds.names.items() if name in learnt and learnt[name] != kinds(tensor)}
+    say_rounded(out, rounded, "the updates of the adapter", asked=dtype is not None)
+    return count
+
+
+def say_rounded(out: str | os.PathLike[str], dtypes: Collection[np.dtype], what: str, *, asked: bool) -> None:
+    """What was learnt in float32 and is written in the given dtypes loses what is small beside a weight."""
+    narrow = sorted(dtype.name for dtype in dtypes if dtype.itemsize < 4)
+    if narrow:
+        why = "" if asked else ", as the base model is stored"
+        say(
+            f"{out}: {what} are rounded to {' and '.join(narrow)}{why}. Small updates are lost by this rounding, perhaps most"
+            " of what a short run learnt; --dtype float32 keeps them"
+        )
 
 
 def new_checkpoint(
@@ -154,7 +172,7 @@ def new_checkpoint(
         _write_json(directory / GENERATION, _generation(tokenizer))
 
 
-class _Dtypes:
+class WrittenDtypes:
     """The dtype in which a tensor is written: the one asked for, its own in the source, or that of the source's embedding."""
 
     def __init__(self, stored: StoredTensors, asked: np.dtype | None):
@@ -171,7 +189,7 @@ def _export(
     source: Path,
     out: str | os.PathLike[str],
     config: LlavaOnevisionConfig,
-    kinds: _Dtypes,
+    kinds: WrittenDtypes,
     parameters: Mapping[str, TensorPlan],
     naming: weights.Naming,
     card: str | None,
@@ -189,12 +207,8 @@ def _export(
         )
     if naming == "original" and (*config.vision.image_mean, *config.vision.image_std) != (0.5,) * 6:
         logger.warning("%s: the original code normalises pixels with 0.5, unlike this model; it runs right only here", out)
-    if jax.process_index() != 0:
-        for plan in writing_order(plans):  # to gather what the first process writes
-            plan.read()
-        return count
-    tokenizer = _tokenizer(source)  # before the weights: what is wrong shall show at once
     with new_directory(out) as place:
+        tokenizer = _tokenizer(source)  # before the weights: what is wrong shall show at once
         directory = place.files
         write_tensors(place.large, plans, shard_bytes)
         new = _config(raw, kinds.stored, config, naming)
@@ -214,7 +228,7 @@ def _export(
 def _plans(
     parameters: Mapping[str, TensorPlan],
     config: LlavaOnevisionConfig,
-    kinds: _Dtypes,
+    kinds: WrittenDtypes,
     naming: weights.Naming,
     from_original: bool,
 ) -> list[TensorPlan]:
@@ -266,7 +280,7 @@ def _from_device(
     def read() -> np.ndarray:
         # A copy on the device: reading `array` itself would keep its host copy alive as long as the model.
         part = jnp.copy(array) if layer is None else array[layer]
-        return layout.to_tensor(gather(part)).astype(dtype)
+        return layout.to_tensor(np.asarray(part)).astype(dtype)
 
     return TensorPlan(name, shape, dtype, read)
 
@@ -277,14 +291,6 @@ def _copied(stored: StoredTensors, name: str, dtype: np.dtype, spelt: str) -> Te
 
 def _constant(name: str, shape: tuple[int, ...], dtype: np.dtype, value: float) -> TensorPlan:
     return TensorPlan(name, shape, dtype, lambda: np.full(shape, value, dtype))
-
-
-def gather(array: jax.Array) -> np.ndarray:
-    if array.is_fully_addressable:
-        return np.asarray(array)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def _config(

@@ -103,6 +103,11 @@ class MergedTensors(StoredTensors):
             else:
                 self._add_update(name, kinds, settings, adapter)
 
+    @property
+    def learnt(self) -> dict[str, np.dtype]:
+        """In what the tensors that the adapter changes are known: updates in float32, modules as it stores them."""
+        return dict.fromkeys(self._updates, np.dtype(np.float32)) | {name: value.dtype for name, value in self._whole.items()}
+
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         if name in self._whole:
             return self._whole[name][index or ...]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from etils import epath
@@ -11,9 +12,10 @@ from etils import epath
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.files import hidden_beside, read_bytes, write_atomically, write_json_lines
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.sole_writer import sole_writer
+from mmrlhf_jax.sole_writer import Held, held
 
 # Records per piece: what a kill can cost.
 PIECE = 512
@@ -27,17 +29,14 @@ def write_in_pieces(
 ) -> None:
     """Run `work` over pieces of the examples and write its lines to `out`, in the order of the examples.
 
-    Finished pieces are kept in a folder beside `out`, named after `job` (whatever the lines depend on) and the data, that
-    the first of them makes; `out` appears when all are there. Raises UserError if `out` exists already, and for a line with a
-    number that is not finite, which is not kept.
+    `out` is a path, or what is `reserved`. Finished pieces are kept in a folder beside it, named after `job` (whatever the
+    lines depend on) and the data, that the first of them makes; `out` appears when all are there. Raises UserError as of
+    `reserved`, and for a line with a number that is not finite, which is not kept.
     """
-    out = epath.Path(out)
-    refuse_existing(out)
     key = hashlib.sha256(f"{VERSION} {job} {examples.fingerprint} {piece}".encode()).hexdigest()[:16]
-    folder = hidden_beside(out, f"{key}.pieces")
-    with sole_writer(folder, out, "is writing it") as lock:
-        refuse_existing(out)  # by a process that was at it until now
-        parts = []
+    with reserved(out) as place:
+        out, parts = place.out, []
+        folder = hidden_beside(out, f"{key}.pieces")
         for start in range(0, len(examples), piece):
             part, chosen = folder / f"{start:09d}.jsonl", Subset(examples, range(start, min(start + piece, len(examples))))
             if part.exists() and _is_whole(part, chosen):
@@ -45,14 +44,36 @@ def write_in_pieces(
             else:
                 write_json_lines(part, work(chosen))
             parts.append(part)
-        refuse_existing(out)  # by a process with other settings, whose pieces are elsewhere
-        write_atomically(out, b"".join(read_bytes(part) for part in parts))
-        lock.quiet()
-        folder.rmtree()
+        content = b"".join(read_bytes(part) for part in parts)
+        place.lock.check(at_once=True)
+        _refuse_existing(out)  # which another program may have made
+        write_atomically(out, content)
+        try:
+            folder.rmtree(missing_ok=True)
+        except Exception as error:  # whatever a storage backend raises: the work is done
+            say(f"{folder}: cannot be removed ({first_line(error)}); it is not needed any more")
 
 
-def refuse_existing(out: epath.PathLike) -> None:
-    """For the start of a command too: before a model is loaded for nothing."""
+@contextlib.contextmanager
+def reserved(out: epath.PathLike) -> Iterator[Held]:
+    """Hold the place of a file before a model is loaded: the path to be given to `write_in_pieces`.
+
+    UserError where something is there, where nothing can be written, and where another process is writing it, on this host or
+    another one.
+    """
+    if isinstance(out, Held):
+        yield out
+        return
+    _refuse_existing(out)
+    with held(out, hidden_beside(out, "writing"), "is writing it") as place:
+        _refuse_existing(out)  # by a process that was at it until now
+        try:
+            yield place
+        finally:
+            place.lock.clear()
+
+
+def _refuse_existing(out: epath.PathLike) -> None:
     if epath.Path(out).exists():
         raise UserError(f"{out}: already exists; choose another --out or remove it first")
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from functools import partial
 
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
+from flax import nnx
 from jax.sharding import Mesh
 
 from mmrlhf_jax import config
@@ -15,13 +18,14 @@ from mmrlhf_jax.data.templates import writes_alike
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Fault, fault
 from mmrlhf_jax.huggingface.adapter import export_adapter
-from mmrlhf_jax.huggingface.export import export_checkpoint, export_model
+from mmrlhf_jax.huggingface.export import WrittenDtypes, export_checkpoint, export_model, say_rounded
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_tokenizer
-from mmrlhf_jax.huggingface.new_directory import refuse_existing
+from mmrlhf_jax.huggingface.new_directory import reserved
 from mmrlhf_jax.huggingface.tensors import StoredTensors
+from mmrlhf_jax.models.llava_onevision import weights
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
-from mmrlhf_jax.models.lora import merge_lora
+from mmrlhf_jax.models.lora import is_adapter, merge_lora
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import first_decides, together
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
@@ -29,6 +33,7 @@ from mmrlhf_jax.training.card import conversion_card, model_card
 from mmrlhf_jax.training.identity import learnt_otherwise
 from mmrlhf_jax.training.loop import CHECKPOINTS, CONFIG_FILE, load_base
 from mmrlhf_jax.training.metrics import read_metrics
+from mmrlhf_jax.training.state import learner
 from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints
 
 
@@ -162,43 +167,54 @@ def export_run(
         raise UserError(f"--naming {naming!r}: choose hf or original")
     if dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"--dtype {dtype!r}: choose float32 or bfloat16")
-    refuse_existing(out)
-    mesh = make_mesh({"fsdp": -1})
+    is_run = (epath.Path(checkpoint) / CONFIG_FILE).exists()
+    for given, use in (
+        (adapter, "--adapter exports a run with `lora`"),
+        (step is not None, "--step chooses a run's checkpoint"),
+    ):
+        if given and not is_run:
+            raise UserError(f"{checkpoint}: {use}; this is not a run directory")
     kind = None if dtype is None else jnp.dtype(dtype)
-    if (epath.Path(checkpoint) / CONFIG_FILE).exists():
-        trained = load_trained(checkpoint, step=step, mesh=mesh, exact=True)
-        card = model_card(trained.experiment, trained.step, read_metrics(checkpoint))
-        if adapter:
-            export_run_adapter(trained, out, card)
-            return
-        with use_mesh(mesh):
-            merged = merge_lora(trained.model)
-        parameters = export_model(merged, trained.source, out, dtype=kind, naming=naming, card=card)
-        _say_other_template(trained, out)
-        _say_rounded(trained, out, kind)
-    else:
-        if adapter:
-            raise UserError(f"{checkpoint}: --adapter exports a run with `lora`; this is not a run directory")
-        if step is not None:
-            raise UserError(f"{checkpoint}: --step chooses a checkpoint of a run; this is not a run directory")
-        card = conversion_card(checkpoint, naming, dtype)
-        parameters = export_checkpoint(checkpoint, out, dtype=kind, naming=naming, card=card)
+    with reserved(out) as place:  # before anything is loaded that cannot be written
+        if is_run:
+            _export_run(checkpoint, place, step, naming, kind, adapter)
+        else:
+            card = conversion_card(checkpoint, naming, dtype)
+            parameters = export_checkpoint(checkpoint, place, dtype=kind, naming=naming, card=card)
+            say(f"{out}: {parameters:,} parameters exported")
+
+
+def _export_run(
+    run: str, out: os.PathLike[str], step: int | str | None, naming: str, kind: jnp.dtype | None, adapter: bool
+) -> None:
+    mesh = make_mesh({"fsdp": -1})
+    trained = load_trained(run, step=step, mesh=mesh, exact=True)
+    card = model_card(trained.experiment, trained.step, read_metrics(run))
+    if adapter:
+        export_run_adapter(trained, out, card)
+        return
+    with use_mesh(mesh):
+        merged = merge_lora(trained.model)
+    parameters = export_model(merged, trained.source, out, dtype=kind, naming=naming, card=card)
+    _say_other_template(trained, out)
+    say_rounded(out, _learnt_dtypes(trained, kind), "weights that learnt in float32", asked=kind is not None)
     say(f"{out}: {parameters:,} parameters exported")
 
 
-def _say_rounded(trained: Trained, out: str, asked: jnp.dtype | None) -> None:
-    """What learns is float32 in training. By default an export has the dtypes of its base, in which small updates vanish."""
-    kinds = {asked} if asked else set(StoredTensors(trained.source).dtypes.values())
-    narrow = sorted(kind.name for kind in kinds if kind.itemsize < 4)
-    if narrow:
-        why = "" if asked else ", as the base model is stored"
-        say(
-            f"{out}: weights that learnt in float32 are rounded to {' and '.join(narrow)}{why}; updates that are small beside"
-            " their weights are lost by that, which may be most of a short run's (--dtype float32 keeps them)"
-        )
+def _learnt_dtypes(trained: Trained, asked: jnp.dtype | None) -> set[np.dtype]:
+    """Those in which an export has what learnt. By default they are the base's, in which small updates vanish."""
+    kinds = WrittenDtypes(StoredTensors(trained.source), asked)
+    learns = learner(trained.experiment.trains, trained.experiment.lora)
+    found = set()
+    for path, variable in nnx.to_flat_state(nnx.state(trained.model)):
+        if learns(path):
+            changed = (*path[:-1], "kernel") if is_adapter(path) else path
+            tensors, _ = weights.tensors(changed, variable.get_value().shape[0])
+            found |= {kinds(tensor) for tensor in tensors}
+    return found
 
 
-def _say_other_template(trained: Trained, out: str) -> None:
+def _say_other_template(trained: Trained, out: str | os.PathLike[str]) -> None:
     """An export has the base's own chat template; the model may have learnt with another (`data.template`)."""
     name, tokenizer = trained.experiment.data.template, load_tokenizer(trained.source)
     if tokenizer.chat_template and not writes_alike(tokenizer, name):
@@ -208,7 +224,7 @@ def _say_other_template(trained: Trained, out: str) -> None:
         )
 
 
-def export_run_adapter(trained: Trained, out: str, card: str) -> None:
+def export_run_adapter(trained: Trained, out: str | os.PathLike[str], card: str) -> None:
     """The adapters alone. UserError where parts learnt as a whole, which an adapter directory cannot hold."""
     experiment, lora = trained.experiment, trained.experiment.lora
     adapted = lora.parts if lora else ()

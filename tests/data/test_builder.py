@@ -249,7 +249,7 @@ def test_of_two_builds_of_the_same_out_one_is_told_of_the_other_and_changes_noth
 
     built = build(source, tmp_path / "out", jobs=1, progress=interfere)
     (line,) = refused
-    assert f"out: process {os.getpid()} on {socket.gethostname()} is building it; wait for it, or remove " in line
+    assert f"out: process {os.getpid()} on {socket.gethostname()} is building it; wait for it, or end it (" in line
     assert list(built) == list(SourceExamples(source))
     assert listing(tmp_path) == ["out", "source"]
 

@@ -226,3 +226,28 @@ def test_half_an_update_or_none_is_refused(base, tmp_path):
     assert "there is adapter_model.bin; save it as safetensors" in refusal(
         export_checkpoint, tmp_path / "none", tmp_path / "out"
     )
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "rounded"),
+    [
+        (np.float32, None, None),
+        (tiny.BFLOAT16, None, "bfloat16, as the base model is stored."),
+        (np.float16, None, "float16, as the base model is stored."),
+        (np.float32, "bfloat16", "bfloat16."),
+        (tiny.BFLOAT16, "float32", None),
+    ],
+)
+def test_what_a_dtype_rounds_of_an_adapters_updates_is_said(tmp_path, capsys, stored, asked, rounded):
+    base = tiny.checkpoint(tmp_path / "base", dtype=stored)
+    export_run(str(adapter(tmp_path / "adapter", base)), str(tmp_path / "out"), dtype=asked)
+    said = [line for line in capsys.readouterr().err.splitlines() if "rounded" in line]
+    assert len(said) == (rounded is not None)
+    assert not said or f"the updates of the adapter are rounded to {rounded} Small updates are lost by this rounding" in said[0]
+
+
+def test_modules_that_an_adapter_stores_as_the_base_does_are_not_rounded(tmp_path, capsys):
+    base = tiny.checkpoint(tmp_path / "base", dtype=tiny.BFLOAT16)
+    whole = {"base_model.model.model.language_model.norm.modules_to_save.default.weight": np.full(48, 3, tiny.BFLOAT16)}
+    export_run(str(adapter(tmp_path / "adapter", base, whole)), str(tmp_path / "out"))
+    assert "rounded" not in capsys.readouterr().err
