@@ -104,7 +104,7 @@ def test_stand_ins_for_gpus_keep_bfloat16(small, tmp_path):
 @pytest.mark.slow
 @needs_libtpu
 def test_stopping_before_machine_code_changes_no_figure(small, tmp_path):
-    where = small, "--launch", ROOT / "launch" / "v5e-16.yaml", "--no-generation"
+    where = small, "--launch", ROOT / "launch" / "v5e-16.yaml", *STEP_ALONE
     whole, stopped = plan(*where, cache=tmp_path / "whole"), plan(*where, "--quick", cache=tmp_path / "stopped")
     assert whole.pop("machine_code") and not stopped.pop("machine_code")
     assert stopped.pop("compile_seconds") < whole.pop("compile_seconds")
@@ -135,7 +135,7 @@ def test_72b_fits_a_listed_pod(launch, tmp_path):
     files = ROOT / "configs" / "mmdpo_llava_ov_72b.yaml", "--launch", ROOT / "launch" / f"{launch}.yaml"
     made = plan(*files, "--quick", "--no-generation", cache=tmp_path)
     check(made)
-    projector = {"bf16[8192, 8192] over fsdp+context", "bf16[1152, 8192] over fsdp+context"}
+    projector = {"f32[8192, 8192] over fsdp+context", "f32[1152, 8192] over fsdp+context"}
     assert set(made["reduced_whole"]) <= (projector if launch == "v6e-256" else set())
 
 
