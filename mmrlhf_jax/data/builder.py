@@ -32,9 +32,10 @@ from mmrlhf_jax.data.mixture import find_parts
 from mmrlhf_jax.data.shards import NAME, Shard, features, plan_shards, write_shards, write_shards_with_beam
 from mmrlhf_jax.data.sources import OnError
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import entries, hidden_beside, is_remote
+from mmrlhf_jax.files import entries
 from mmrlhf_jax.ownership import Ownership
 from mmrlhf_jax.sole_writer import LOCK, sole_writer
+from mmrlhf_jax.workplace import is_filled, place_of
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ def build(
 ) -> BuiltExamples:
     """Build `source` (a file or a mixture file) into the directory `out_dir`, which appears complete or not at all.
 
-    In an object store (gs://) its shards appear one by one, and it is a data set from the moment when it is complete.
+    In an object store (gs://), and where a disk is mounted, its shards appear one by one, and it is a data set from the moment
+    when it is complete.
 
     Every image is decoded once, to prove that it can be. `jobs` processes write at a time (None: one per core), or the
     workers of an Apache Beam pipeline with `beam_options`. What is not finished stands in `.OUT.building` beside `out_dir`; the
@@ -78,11 +80,10 @@ def build(
             raise UserError(f"{inner.path}: nothing is left of it, every group was left out; correct it, or leave it out")
     for note in examples.notes if on_note else ():
         on_note(note)
-    out = epath.Path(out_dir)
-    workplace = hidden_beside(out, "building")
-    # An object store renames a folder by copying all of it: there, shards are written in their place, and the file that makes
-    # them a data set, dataset_info.json, comes last.
-    directory = out if is_remote(out) else workplace / "data"
+    out, workplace = place_of(out_dir, "building")
+    # Where nothing can take its place shards are written into it, and the file that makes them a data set, dataset_info.json,
+    # comes last.
+    directory = out if is_filled(out) else workplace / "data"
     if _is_in_use(out, workplace) and not _is_unfinished(out, workplace):
         found = _reuse(out, examples, progress)
         if workplace.exists():  # of a build that was killed between its last two acts, or is at them now
@@ -178,7 +179,7 @@ def _is_in_use(out: epath.Path, workplace: epath.Path) -> bool:
 
 def _is_unfinished(out: epath.Path, workplace: epath.Path) -> bool:
     """Whether what `out` holds are the first shards of a build that was cut off."""
-    return is_remote(out) and (workplace / MARK).exists() and not (out / DATASET_INFO_FILE).exists()
+    return is_filled(out) and (workplace / MARK).exists() and not (out / DATASET_INFO_FILE).exists()
 
 
 def _reuse(out: epath.Path, examples: Any, progress: Progress | None) -> BuiltExamples:

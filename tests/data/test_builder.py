@@ -12,9 +12,10 @@ import time
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
-from mmrlhf_jax import ownership
+from mmrlhf_jax import ownership, workplace
 from mmrlhf_jax.data import shards
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.examples import BuiltExamples, SourceExamples, open_examples
@@ -283,6 +284,39 @@ def test_a_build_elsewhere_that_gives_signs_of_life_is_left_alone(source, tmp_pa
     with pytest.raises(UserError, match=rf"out: {who} is building it; wait for it, or remove .*lock if it has ended"):
         build(source, tmp_path / "out")
     assert listing(tmp_path) == [".out.building", "source"] and listing(lock.parent) == ["lock"]
+
+
+MOUNTED = """
+import os, sys
+from mmrlhf_jax import workplace
+mount = sys.argv[2]
+workplace.os.path.ismount = lambda path: os.fspath(path) == mount
+"""
+
+
+@pytest.mark.parametrize("cut", [None, 7])
+def test_a_mounted_disk_is_filled_and_a_build_that_was_killed_there_goes_on(source, tmp_path, monkeypatch, cut):
+    """Nothing can take its place: renaming over it fails, and so does removing it."""
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(workplace.os.path, "ismount", lambda path: os.fspath(path) == os.fspath(out))
+    monkeypatch.setattr(type(epath.Path(out)), "rename", lambda *_: pytest.fail("renamed"))
+    cut_into_small_shards(monkeypatch)
+    if cut is not None:
+        subprocess.run([sys.executable, "-c", MOUNTED + KILLED, source, out, str(cut)], check=False)
+        assert (out / ".out.building" / "unfinished").exists() and list(out.glob("*.array_record*"))
+    built = build(source, out, jobs=1)
+    assert list(built) == list(SourceExamples(source)) and listing(tmp_path) == ["out", "source"]
+    assert not [name for name in os.listdir(out) if name.startswith(".")]
+    assert list(build(source, out, jobs=1)) == list(built)
+
+
+@pytest.mark.parametrize("place", ["empty", "deeper/empty"])
+def test_a_link_to_an_empty_directory_is_built_into_that_directory(source, tmp_path, place):
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / place)
+    assert len(build(source, tmp_path / "out", jobs=1)) == COUNT
+    assert (tmp_path / "out").is_symlink() and (tmp_path / place / "dataset_info.json").exists()
 
 
 def test_a_build_that_failed_half_way_holds_nothing(source, tmp_path, monkeypatch):
