@@ -103,6 +103,14 @@ class RankedRecord:
         """All strictly ordered pairs (chosen, rejected); ties and unranked responses give none."""
         return strict_pairs([r.rank for r in self.responses])
 
+    def mean_scores(self) -> list[float | None]:
+        """Per response the mean of its human scores, as far as these means can be compared.
+
+        Means of different scores cannot: a response that lacks one which others of the record have has none.
+        """
+        names = {name for response in self.responses for name in response.scores or ()}
+        return [response.mean_score if names == set(response.scores or ()) else None for response in self.responses]
+
     def replace_responses(self, responses: Sequence[Response]) -> RankedRecord:
         return dataclasses.replace(self, responses=tuple(responses))
 

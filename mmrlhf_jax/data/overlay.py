@@ -45,10 +45,11 @@ def map_records(examples, change: Callable[[RankedRecord], RankedRecord]) -> Ove
 
 
 def with_human_margins(examples) -> OverlaidExamples:
-    """Rewards = the mean of the human scores, so that margins are differences of human scores."""
+    """Rewards = the mean of the human scores, so that margins are differences of human scores (`RankedRecord.mean_scores`)."""
 
     def change(record: RankedRecord) -> RankedRecord:
-        return record.replace_responses([dataclasses.replace(r, reward=r.mean_score) for r in record.responses])
+        pairs = zip(record.responses, record.mean_scores(), strict=True)
+        return record.replace_responses([dataclasses.replace(response, reward=mean) for response, mean in pairs])
 
     return map_records(examples, change)
 
@@ -70,15 +71,6 @@ def with_critiques(examples, field: str | None) -> OverlaidExamples:
             f"data.critiques: no response has a field {field!r}; `mmrlhf data show` lists the fields that there are"
         )
     return changed
-
-
-def check_rewards(examples, source: str, what: str, instead: str) -> None:
-    """Raise UserError that counts the responses without the reward (`what` it is made of), and says what to do `instead`."""
-    if lacking := lacking_rewards(examples):
-        raise UserError(
-            f"{source}: {len(lacking)} of {len(examples)} records have responses without a {what}"
-            f" (the first is {lacking[0]!r}); {instead}"
-        )
 
 
 def lacking_rewards(examples) -> list[str]:

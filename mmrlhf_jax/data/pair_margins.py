@@ -27,10 +27,10 @@ def _stored(record: RankedRecord) -> Iterator[tuple[Pair, Any]]:
                 yield (chosen, rejected), factor
 
 
-def check_pair_margins(examples, source: str, instead: str) -> None:
-    """Raise UserError that counts the records with a strict pair that has no number of its own.
+def lacking_pair_margins(examples, source: str) -> list[str]:
+    """The ids of records with a strict pair that has no number of its own.
 
-    And one that names record and pair for an `ls_factor` that is no finite number, or not the only one of its pair.
+    UserError that names record and pair for an `ls_factor` that is no finite number, or not the only one of its pair.
     """
 
     def lacks(record: RankedRecord) -> bool:
@@ -41,9 +41,4 @@ def check_pair_margins(examples, source: str, instead: str) -> None:
                 raise UserError(f"{where} is both {stored[pair]:g} and {factor:g}; remove one")
         return not set(record.pairs()) <= stored.keys()
 
-    lacking = [record.id for record in examples.records if lacks(record)]
-    if lacking:
-        raise UserError(
-            f"{source}: {len(lacking)} of {len(examples)} records have pairs without `ls_factor`"
-            f" (the first is {lacking[0]!r}); {instead}"
-        )
+    return [record.id for record in examples.records if lacks(record)]

@@ -15,9 +15,9 @@ from mmrlhf_jax.data.examples import BuiltExamples, open_examples
 from mmrlhf_jax.data.index import GroupIndex, build_index, keep_groups
 from mmrlhf_jax.data.mixture import sets
 from mmrlhf_jax.data.over_budget import within_budget
-from mmrlhf_jax.data.overlay import check_rewards, lacking_rewards, with_critiques, with_human_margins
+from mmrlhf_jax.data.overlay import lacking_rewards, with_critiques, with_human_margins
 from mmrlhf_jax.data.packing import auto_budget
-from mmrlhf_jax.data.pair_margins import check_pair_margins
+from mmrlhf_jax.data.pair_margins import lacking_pair_margins
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.data.scores import with_rewards
 from mmrlhf_jax.data.stream import Rows
@@ -50,30 +50,50 @@ def open_training_examples(data: config.Data, objective: config.Objective):
     examples = open_examples(sets(data.path), data.media_root, data.video_frames)
     examples = with_margins(examples, data, objective, data.rewards, data.named)
     _say_findings(examples, data.named)
-    match margins_from(objective):
-        case "human_scores":
-            check_rewards(examples, data.named, "human score", "take the margins from rewards, or do without")
-        case "rewards":
-            command = f"run `mmrlhf score --model RM --data {data.named} --out FILE` and set data.rewards to FILE"
-            others = "or choose objective.scaling.margins: human_scores, or objective.scaling.mode: fixed"
-            check_rewards(examples, data.named, "reward", f"{command}, {others}")
-        case "stored":
-            check_pair_margins(examples, data.named, "take objective.scaling.margins from rewards or human_scores")
+    if lacking := lacking_margins(examples, objective, data.named):
+        without = "margins: none" if isinstance(objective, config.RewardModel) else "scaling.mode: fixed"
+        other = "margins: human_scores" if isinstance(objective, config.RewardModel) else "scaling.margins: human_scores"
+        instead = {
+            "human_scores": f"take the margins from rewards, or set objective.{without}",
+            "rewards": f"run `mmrlhf score --model RM --data {data.named} --out FILE` and set data.rewards to FILE,"
+            f" or choose objective.{other}, or objective.{without}",
+            "stored": "take objective.scaling.margins from rewards or human_scores",
+        }
+        raise UserError(f"{lacking}; {instead[margins_from(objective)]}")
     return examples
 
 
 def open_held_out_examples(data: config.Data, objective: config.Objective):
-    """The held-out examples, like the training ones, except that their rewards may be missing: β is then that of δ = 0, and how
-    many lack them is said. Their rewards are the data's own, or those of `data.held_out_rewards`; never the training data's."""
+    """The held-out examples, like the training ones, except that what margins are made of may be missing: β is then that of
+    δ = 0, and how many lack it is said. Their rewards are the data's own, or those of `data.held_out_rewards`; never the
+    training data's."""
     examples = open_examples(sets(data.held_out), data.media_root, data.video_frames)
     examples = with_margins(examples, data, objective, data.held_out_rewards, data.held_out)
-    _say_findings(examples, f"data.held_out, {data.held_out}")
-    if margins_from(objective) == "rewards" and (lacking := lacking_rewards(examples)):
-        say(
-            f"data.held_out, {data.held_out}: {len(lacking)} of {len(examples)} records have responses without a reward (the"
-            f" first is {lacking[0]!r}); they are judged without margins. `mmrlhf score` it, and set data.held_out_rewards"
-        )
+    named = f"data.held_out, {data.held_out}"
+    _say_findings(examples, named)
+    if lacking := lacking_margins(examples, objective, named):
+        scored = margins_from(objective) == "rewards"
+        advice = ". `mmrlhf score` it, and set data.held_out_rewards" if scored else ""
+        say(f"{lacking}; pairs without a margin are judged as if it were 0{advice}")
     return examples
+
+
+_LACKING = {
+    "human_scores": "responses without a human score, or without one of the names that others of the record have",
+    "rewards": "responses without a reward",
+    "stored": "pairs without `ls_factor`",
+}
+
+
+def lacking_margins(examples, objective: config.Objective, named: str) -> str | None:
+    """How many records lack what the objective's margins are made of, None where none does. UserError for what is no number."""
+    source = margins_from(objective)
+    if source is None:
+        return None
+    lacking = lacking_pair_margins(examples, named) if source == "stored" else lacking_rewards(examples)
+    if not lacking:
+        return None
+    return f"{named}: {len(lacking)} of {len(examples)} records have {_LACKING[source]} (the first is {lacking[0]!r})"
 
 
 def _say_findings(examples, named: str) -> None:

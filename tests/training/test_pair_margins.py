@@ -1,4 +1,7 @@
-"""`ls_factor` as upstream stores it, a number per pair of a pair file, reaches the β of exactly that pair."""
+"""Margins reach exactly their own pair: stored ones (upstream's `ls_factor`), and those of rewards or human scores.
+
+Where a side has none, there is no margin: training refuses the data, held-out data is judged with δ = 0, which is said.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ import pytest
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.encode import GroupEncoder
-from mmrlhf_jax.data.pipeline import open_training_examples
+from mmrlhf_jax.data.pipeline import open_held_out_examples, open_training_examples
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.data.unshared import exact_batch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
-from mmrlhf_jax.training.objective import Outputs, make_objective, pair_betas, pair_margins
+from mmrlhf_jax.training.objective import Outputs, make_objective, pair_betas, pair_margins, reward_margins
 from tests import tiny
 
 TEXTS = ("best", "second", "last")
@@ -31,12 +34,17 @@ def pair_file(directory, factors):
     return config.Data(path=str(path))
 
 
+def batch_of(examples):
+    """A row per group."""
+    geometry = VisionGeometry(tiny.SIDE, 7, pinpoints=((tiny.SIDE, tiny.SIDE),), max_patches=9)
+    encoder = GroupEncoder(PieceTokenizer(tiny.tokenizer(), tiny.IMAGE_TOKEN), geometry)
+    return exact_batch([encoder.encode(examples[i]) for i in range(len(examples))], geometry)
+
+
 def test_beta_is_upstreams_linear_form_of_each_pairs_own_factor(tmp_path):
     data = pair_file(tmp_path, {pair: {"ls_factor": factor} for pair, factor in FACTORS.items()})
     (record,) = (examples := open_training_examples(data, STORED)).records
-    geometry = VisionGeometry(tiny.SIDE, 7, pinpoints=((tiny.SIDE, tiny.SIDE),), max_patches=9)
-    group = GroupEncoder(PieceTokenizer(tiny.tokenizer(), tiny.IMAGE_TOKEN), geometry).encode(examples[0])
-    batch = exact_batch([group], geometry)
+    batch = batch_of(examples)
     betas = pair_betas(STORED, pair_margins(STORED, batch), None, batch.pair_weights, jax.random.key(0))[0]
     texts = [response.text for response in record.responses]
     found = {(texts[c], texts[r]): beta for (c, r), beta in zip(batch.pairs[0], betas, strict=True)}
@@ -56,3 +64,85 @@ def test_pairs_without_a_factor_are_counted(tmp_path):
     factors = {pair: {} for pair in itertools.combinations(TEXTS, 2)} | {("best", "last"): {"ls_factor": 1.0}}
     with pytest.raises(UserError, match=r"1 of 1 records have pairs without `ls_factor` \(the first is 'a'\)"):
         open_training_examples(pair_file(tmp_path, factors), STORED)
+
+
+def ranked_file(directory, *groups):
+    """Groups of responses, best first, that have these further fields."""
+    rows = [
+        {
+            "id": f"g{g}",
+            "prompt": f"Which {g}?",
+            "responses": [{"text": "abc"[i], "rank": i + 1} | r for i, r in enumerate(group)],
+        }
+        for g, group in enumerate(groups)
+    ]
+    path = directory / "ranked.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def score(**scores):
+    return {"scores": scores}
+
+
+SCORED = config.Preference(scaling=config.Scaling(margins="human_scores"))
+NO_REWARD, NO_SCORE = "responses without a reward", "responses without a human score, or without one of the names"
+
+
+@pytest.mark.parametrize(
+    ("objective", "groups", "margins", "said"),
+    [
+        (config.Preference(), [[{"reward": 5.0}, {}]], [0], f"1 of 1 records have {NO_REWARD}"),
+        (
+            config.Preference(),
+            [[{}, {"reward": 5.0}], [{"reward": 2.0}, {"reward": -1.0}]],
+            [0, 3],
+            f"1 of 2 records have {NO_REWARD}",
+        ),
+        (config.Preference(), [[{"reward": 1.0}, {}, {"reward": -1.0}]], [0, 2, 0], f"1 of 1 records have {NO_REWARD}"),
+        (config.RewardModel(margins="rewards"), [[{"reward": 4.0}, {}]], [0], f"1 of 1 records have {NO_REWARD}"),
+        (SCORED, [[score(help=5), {}], [score(help=5), score(help=3)]], [0, 2], f"1 of 2 records have {NO_SCORE}"),
+        (SCORED, [[score(help=4), score(help=4, ethics=1)]], [0], f"1 of 1 records have {NO_SCORE}"),
+        (config.RewardModel(margins="human_scores"), [[score(a=4), score(b=1)]], [0], f"1 of 1 records have {NO_SCORE}"),
+        (SCORED, [[score(a=4, b=2), score(b=1, a=1)]], [2], None),
+    ],
+)
+def test_a_pair_of_which_one_side_has_no_number_has_no_margin_and_its_record_is_named(
+    tmp_path, capsys, objective, groups, margins, said
+):
+    path = ranked_file(tmp_path, *groups)
+    batch = batch_of(open_held_out_examples(config.Data(path="not read", held_out=path), objective))
+    np.testing.assert_array_equal(reward_margins(batch).ravel(), margins)
+    heard = capsys.readouterr().err
+    if said is None:
+        assert "records have responses" not in heard
+        open_training_examples(config.Data(path=path), objective)
+        return
+    assert f"data.held_out, {path}: {said}" in heard and "(the first is 'g0')" in heard and "as if it were 0" in heard
+    with pytest.raises(UserError, match=said):  # training refuses what held-out data may lack
+        open_training_examples(config.Data(path=path), objective)
+
+
+def test_held_out_pairs_without_a_stored_factor_have_margin_0_and_are_counted(tmp_path, capsys):
+    factors = {("best", "second"): {}, ("best", "last"): {"ls_factor": 1.5}, ("second", "last"): {"ls_factor": 0.0}}
+    held_out = pair_file(tmp_path, factors)
+    examples = open_held_out_examples(held_out.model_copy(update={"held_out": held_out.path}), STORED)
+    assert sorted(pair_margins(STORED, batch_of(examples))[0].tolist()) == [0, 0, 1.5]
+    assert "1 of 1 records have pairs without `ls_factor` (the first is 'a'); pairs without a margin" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("factors", "said"),
+    [
+        ([("best", "last", "0.7")], r"record 'a', pair \(0, 1\): ls_factor must be a finite number"),
+        ([("best", "last", True)], r"record 'a', pair \(0, 1\): ls_factor must be a finite number"),
+        ([("best", "last", 0.1), ("best", "last", 0.9)], r"record 'a', pair \(0, 1\): ls_factor is both 0.1 and 0.9"),
+    ],
+)
+@pytest.mark.parametrize("opened", [open_training_examples, open_held_out_examples])
+def test_stored_factors_are_one_finite_number_a_pair_in_training_and_in_held_out_data(tmp_path, factors, said, opened):
+    rows = [{"id": "a", "prompt": "Which?", "chosen": c, "rejected": r, "ls_factor": factor} for c, r, factor in factors]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=said):
+        opened(config.Data(path=str(path), held_out=str(path)), STORED)

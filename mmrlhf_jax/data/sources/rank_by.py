@@ -47,9 +47,7 @@ def _names(response: Response) -> list[str]:
 def _scores(record: RankedRecord, by: str, where: str) -> list[float | None]:
     if by != MEAN:
         return [_score(response, by, where) for response in record.responses]
-    # Means of different scores are not to be compared: who lacks one that others have has none.
-    names = {name for response in record.responses for name in response.scores or ()}
-    return [response.mean_score if names and names == set(response.scores or ()) else None for response in record.responses]
+    return record.mean_scores()
 
 
 def _score(response: Response, by: str, where: str) -> float | None:
