@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import socket
 import threading
@@ -18,13 +17,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
-import fsspec
 from etils import epath
 
-from mmrlhf_jax import strict_json
+from mmrlhf_jax import owner_file, strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, retried
-from mmrlhf_jax.files import entries, hidden_beside, is_remote
+from mmrlhf_jax.files import entries, is_remote
 from mmrlhf_jax.progress import clock_time, say
 
 BEAT_SECONDS = 5.0
@@ -80,7 +78,7 @@ class Owner:
         return not alive or bool(self.started and started and self.started != started)
 
 
-class Held(NamedTuple):
+class Living(NamedTuple):
     """What is known of an owner that lives."""
 
     who: str
@@ -144,22 +142,22 @@ class Ownership:
         advice = self._advice if outcome.here else self._elsewhere
         raise UserError(f"{self._what}: {outcome.who} {self._doing}; {advice} ({outcome.sign})")
 
-    def look(self) -> bool | Held:
+    def look(self) -> bool | Living:
         """Try once: True if it is taken now, False if it is not known yet whether it is held."""
         passed, self._looked = time.monotonic() - self._looked, time.monotonic()
-        text = _read(self.path)
+        text = owner_file.read(self.path)
         if text is None:
-            self._made = self._made or _missing(self.path.parent)
-            return self._holds() if _create(self.path, self._beat_text()) else False
+            self._made = self._made or owner_file.missing(self.path.parent)
+            return self._holds() if owner_file.create(self.path, self._beat_text()) else False
         owner = Owner.parse(text)
         if owner is not None and owner.is_here:
             if owner.has_ended:
                 return self._take_over(text, owner)
             age = f"{clock_time(max(now_here() - owner.at, 0.0))} ago" if owner.at and owner.place else "not recorded"
-            return Held(_named(owner), f"it lives; its last sign of life was {age}", here=True)
+            return Living(_named(owner), f"it lives; its last sign of life was {age}", here=True)
         if text != self._seen:
             if self._seen is not None:
-                return Held(_named(owner), f"its last sign of life was at most {passed:.0f} s ago", here=False)
+                return Living(_named(owner), f"its last sign of life was at most {passed:.0f} s ago", here=False)
             wait = f"looking for signs of life, for {SILENT_SECONDS:.0f} s at most"
             say(f"{self.path.parent}: {_named(owner)} was at work here; {wait}")
             self._seen, self._silent = text, 0.0
@@ -182,7 +180,7 @@ class Ownership:
             _held.discard(self._me.nonce)
 
     def _give_back(self) -> None:
-        if self._is_mine(_read(self.path)):
+        if self._is_mine(owner_file.read(self.path)):
             for path in entries(self.path.parent) if self._cleared else ():
                 if self._is_beside(path):  # of processes that were killed while they tried to get it
                     path.unlink(missing_ok=True)
@@ -239,9 +237,9 @@ class Ownership:
             return False
         follow, self._takeover = self._takeover, None
         try:
-            if _read(self.path) != held:  # somebody followed it before
+            if owner_file.read(self.path) != held:  # somebody followed it before
                 return False
-            _replace(self.path, self._beat_text())
+            owner_file.replace(self.path, self._beat_text())
             say(f"{self.path.parent}: {_named(owner)}, which was at work here, is gone; {self._follows}")
         finally:
             follow.__exit__()
@@ -250,7 +248,7 @@ class Ownership:
     def _holds(self) -> bool:
         if is_remote(self.path):
             time.sleep(SETTLE_SECONDS)
-            if not self._is_mine(_read(self.path)):
+            if not self._is_mine(owner_file.read(self.path)):
                 return False
         _held.add(self._me.nonce)
         self._confirmed = now_here()
@@ -268,7 +266,7 @@ class Ownership:
         while not self._stop.wait(BEAT_SECONDS):
             try:
                 if self._confirm():
-                    _replace(self.path, self._beat_text())
+                    owner_file.replace(self.path, self._beat_text())
                 self._complaint = ""
             except Exception as error:  # of a full disk, or a store that is away: the thread lives on
                 complaint = str(error).strip() or type(error).__name__
@@ -278,7 +276,7 @@ class Ownership:
 
     def _confirm(self) -> bool:
         """Whether the file is there and this process's; another's is the end of this one."""
-        text = _read(self.path)
+        text = owner_file.read(self.path)
         if text is None:  # removed by somebody, with its directory perhaps; it is not made anew under their hands
             return False
         if not self._is_mine(text):
@@ -322,77 +320,3 @@ def _process(pid: int) -> tuple[bool, str]:
     except PermissionError:  # another user's
         pass
     return True, ""
-
-
-def _missing(folder: epath.Path) -> list[Path]:
-    """The folder and those above it that are not there, the innermost first. Object stores have no folders."""
-    above = [] if is_remote(folder) else [Path(folder), *Path(folder).parents]
-    return list(itertools.takewhile(lambda path: not path.exists(), above))
-
-
-def _read(path: epath.Path) -> str | None:
-    """None where there is no file. A disk that failed may leave any bytes in it, which then name nobody."""
-    try:
-        return path.read_bytes().decode(errors="replace")
-    except FileNotFoundError:
-        return None
-
-
-def _create(path: epath.Path, text: str) -> bool:
-    """Whether the file is made; False where there is one."""
-    if is_remote(path):
-        store, name = fsspec.core.url_to_fs(os.fspath(path))
-        if path.exists():
-            return False
-        try:
-            store.pipe_file(name, text.encode(), mode="create")  # on condition that it is new, which a store may ignore
-        except FileExistsError:
-            return False
-        return True
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _beside(path)
-    try:
-        partial.write_text(text)
-        return _link(partial, path) or _create_without_links(path, text)
-    except (FileExistsError, FileNotFoundError):  # not found: the directory was removed at this moment
-        return False
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _link(partial: epath.Path, path: epath.Path) -> bool:
-    """The file appears with its content, or not at all. False on a file system without links."""
-    try:
-        os.link(partial, path)
-    except (FileExistsError, FileNotFoundError):
-        raise
-    except OSError:
-        return False
-    return True
-
-
-def _create_without_links(path: epath.Path, text: str) -> bool:
-    with open(path, "x") as file:
-        try:
-            file.write(text)
-            file.flush()
-        except BaseException:  # a file that names nobody would be watched for a minute
-            path.unlink(missing_ok=True)
-            raise
-    return True
-
-
-def _replace(path: epath.Path, text: str) -> None:
-    if is_remote(path):
-        path.write_text(text)
-        return
-    partial = _beside(path)
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _beside(path: epath.Path) -> epath.Path:
-    return hidden_beside(path, uuid.uuid4().hex[:8])

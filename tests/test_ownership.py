@@ -219,7 +219,7 @@ def test_storage_that_is_away_for_a_while_ends_no_run(tmp_path, monkeypatch):
     own = mine(tmp_path / "owner")
     own.take()
     asked = []
-    monkeypatch.setattr(ownership, "_read", lambda path: asked.append(path) or (_ for _ in ()).throw(OSError(503)))
+    monkeypatch.setattr(ownership.owner_file, "read", lambda path: asked.append(path) or (_ for _ in ()).throw(OSError(503)))
     now = ownership.now_here()
     for later in (10.0, 100.0, 101.0, 200.0):
         monkeypatch.setattr(ownership, "now_here", lambda later=later: now + later)
@@ -233,7 +233,7 @@ def test_the_error_that_ends_the_work_is_seen_where_the_file_cannot_be_given_bac
     own = mine(tmp_path / "owner")
     own.take()
     with pytest.raises(type(ends)) as raised, own:
-        monkeypatch.setattr(ownership, "_read", lambda path: (_ for _ in ()).throw(fails))
+        monkeypatch.setattr(ownership.owner_file, "read", lambda path: (_ for _ in ()).throw(fails))
         raise ends
     assert raised.value is ends
     assert f"{tmp_path / 'owner'}: cannot be removed" in capsys.readouterr().err

@@ -284,7 +284,7 @@ def test_one_elsewhere_that_shows_signs_of_life_may_have_ended(tmp_path, monkeyp
     lock.parent.mkdir()
     beats = iter(range(100))
     monkeypatch.setattr(
-        ownership, "_read", lambda path: Owner("b" * 32, 4242, "other-host", beat=next(beats)).text()
+        ownership.owner_file, "read", lambda path: Owner("b" * 32, 4242, "other-host", beat=next(beats)).text()
     )  # another beat whenever it is looked at
     with pytest.raises(UserError, match=rf"process 4242 on other-host .* or remove {lock} if it has ended \(its last sign"):
         sole_writer.sole_writer(epath.Path(lock.parent), tmp_path / "out", "is exporting to it")

@@ -1,0 +1,87 @@
+"""A file that one process alone makes, and that appears with its content: here, on shared file systems, in object stores."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import uuid
+from pathlib import Path
+
+import fsspec
+from etils import epath
+
+from mmrlhf_jax.files import hidden_beside, is_remote
+
+
+def missing(folder: epath.Path) -> list[Path]:
+    """The folder and those above it that are not there, the innermost first. Object stores have no folders."""
+    above = [] if is_remote(folder) else [Path(folder), *Path(folder).parents]
+    return list(itertools.takewhile(lambda path: not path.exists(), above))
+
+
+def read(path: epath.Path) -> str | None:
+    """None where there is no file. A disk that failed may leave any bytes in it, which then name nobody."""
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def create(path: epath.Path, text: str) -> bool:
+    """Whether the file is made; False where there is one."""
+    if is_remote(path):
+        store, name = fsspec.core.url_to_fs(os.fspath(path))
+        if path.exists():
+            return False
+        try:
+            store.pipe_file(name, text.encode(), mode="create")  # on condition that it is new, which a store may ignore
+        except FileExistsError:
+            return False
+        return True
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _beside(path)
+    try:
+        partial.write_text(text)
+        return _link(partial, path) or _create_without_links(path, text)
+    except (FileExistsError, FileNotFoundError):  # not found: the directory was removed at this moment
+        return False
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _link(partial: epath.Path, path: epath.Path) -> bool:
+    """The file appears with its content, or not at all. False on a file system without links."""
+    try:
+        os.link(partial, path)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _create_without_links(path: epath.Path, text: str) -> bool:
+    with open(path, "x") as file:
+        try:
+            file.write(text)
+            file.flush()
+        except BaseException:  # a file that names nobody would be watched for a minute
+            path.unlink(missing_ok=True)
+            raise
+    return True
+
+
+def replace(path: epath.Path, text: str) -> None:
+    if is_remote(path):
+        path.write_text(text)
+        return
+    partial = _beside(path)
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _beside(path: epath.Path) -> epath.Path:
+    return hidden_beside(path, uuid.uuid4().hex[:8])
