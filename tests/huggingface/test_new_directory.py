@@ -29,10 +29,26 @@ def out(request, tmp_path, monkeypatch):
     made.mkdir()
     if request.param == "mounted":
         monkeypatch.setattr(workplace.os.path, "ismount", lambda path: os.fspath(path) == os.fspath(made))
+        replace = Path.replace
+
+        def busy(self, target):
+            if os.fspath(target) == os.fspath(made):
+                raise OSError(16, "Device or resource busy")
+            return replace(self, target)
+
+        monkeypatch.setattr(Path, "replace", busy)
     elif request.param != "takes its place":
         access = os.access
         denied = lambda path, mode: os.fspath(path) != os.fspath(tmp_path) and access(path, mode)
         monkeypatch.setattr(workplace.os, "access", denied)
+        mkdir = Path.mkdir
+
+        def refused(self, *arguments, **options):
+            if self.parent == tmp_path and self != made:
+                raise PermissionError(13, "Permission denied")
+            mkdir(self, *arguments, **options)
+
+        monkeypatch.setattr(Path, "mkdir", refused)
     return made
 
 
