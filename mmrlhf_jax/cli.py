@@ -105,12 +105,12 @@ def main() -> None:
         print("error: gs:// paths need gcsfs; `pip install 'mmrlhf-jax[gcs]'`", file=sys.stderr)
         _leave(2)
     except Exception as error:
-        from mmrlhf_jax.faults import Unavailable, in_words
+        from mmrlhf_jax.faults import away, in_words
         from mmrlhf_jax.sharding.exits import PEER_LOST
 
         if line := in_words(error):
             print(f"error: {line}", file=sys.stderr)
-            _leave(PEER_LOST if isinstance(error, Unavailable) else 2)  # launchers start the same command again on the first
+            _leave(PEER_LOST if away(error) else 2)  # launchers start the same command again on the first
         if not _one_of_several():
             raise
         traceback.print_exc()

@@ -48,7 +48,7 @@ def retried(act: Callable[[], Found], what: str) -> Found:
     for number in range(1, TRIES + 1):
         try:
             return act()
-        except UserError:
+        except (UserError, Unavailable):  # the second: what it tried within was tried often enough
             raise
         except Exception as error:
             if fault(error) is not Fault.PASSING:
@@ -61,10 +61,31 @@ def retried(act: Callable[[], Found], what: str) -> Found:
     raise AssertionError("unreachable")
 
 
+def away(error: BaseException) -> bool:
+    """Whether it is storage that does not answer for now, which nobody has tried again.
+
+    More narrowly than `fault`: errors of a file system or a storage library, alone or as the stated cause. What only reads like
+    one, or was raised while one was handled, may be a mistake of the program, whose traceback is needed.
+    """
+    return isinstance(error, Unavailable) or (fault(error) is Fault.PASSING and _of_storage(error, set()))
+
+
+def _of_storage(error: BaseException | None, seen: set[int]) -> bool:
+    if error is None or id(error) in seen:  # an error may be stated to be its own cause
+        return False
+    seen.add(id(error))
+    if isinstance(error, OSError) or _PASSING_NAMES.search(_names(error)) or _status(error) in _PASSING_STATUS:
+        return _own_fault(error) is Fault.PASSING
+    within = getattr(error, "exceptions", ())
+    return _of_storage(error.__cause__, seen) or (bool(within) and all(_of_storage(each, seen) for each in within))
+
+
 def in_words(error: Exception) -> str | None:
     """One line for an error of storage or memory that the user can do something about; None for every other error."""
     if isinstance(error, Unavailable):
         return f"{error}; the same command goes on when the storage answers again"
+    if away(error):
+        return f"{first_line(error)}; the same command goes on when the storage answers again"
     name = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
     reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
     match fault(error):
@@ -102,16 +123,25 @@ def _own_fault(error: BaseException) -> Fault:
         number = error.errno if error.errno is not None else next((a for a in error.args if isinstance(a, int)), None)
         if number in _BY_NUMBER:
             return _BY_NUMBER[number]
-    said = (getattr(error, name, None) for name in ("status", "code", "status_code"))
-    status = next((each for each in said if isinstance(each, int)), None)
+    status = _status(error)
     if status in _PASSING_STATUS or status in _DENIED_STATUS:
         return Fault.PASSING if status in _PASSING_STATUS else Fault.DENIED
     for kind, types in _BY_TYPE:
         if isinstance(error, types):
             return kind
-    if _PASSING_NAMES.search(" ".join(each.__name__ for each in type(error).__mro__)):
+    if _PASSING_NAMES.search(_names(error)):
         return Fault.PASSING
     return next((kind for kind, pattern in _BY_TEXT if pattern.search(str(error))), _by_weak_type(error))
+
+
+def _status(error: BaseException) -> int | None:
+    """HTTP's, where a library's error has one."""
+    said = (getattr(error, name, None) for name in ("status", "code", "status_code"))
+    return next((each for each in said if isinstance(each, int)), None)
+
+
+def _names(error: BaseException) -> str:
+    return " ".join(each.__name__ for each in type(error).__mro__)
 
 
 def _by_weak_type(error: BaseException) -> Fault:

@@ -100,8 +100,9 @@ def hidden_beside(path: epath.PathLike, suffix: str) -> epath.Path:
 
 def entries(directory: epath.PathLike) -> list[epath.Path]:
     """What a folder holds, sorted by name; nothing where there is none (in an object store an empty one does not exist)."""
+    folder = epath.Path(directory)
     try:
-        return sorted(epath.Path(directory).iterdir(), key=lambda path: path.name)
+        return retried(lambda: sorted(folder.iterdir(), key=lambda path: path.name), f"{folder}")
     except FileNotFoundError:
         return []
 
@@ -140,6 +141,12 @@ def plain_path(path: epath.PathLike) -> epath.Path:
 _links: dict[str, epath.Path] = {}  # by what they lead to
 
 
+def exists(path: epath.PathLike) -> bool:
+    """Whether anything is there, asked again where the storage does not answer at once."""
+    path = epath.Path(path)
+    return retried(path.exists, f"{path}")
+
+
 def read_bytes(path: epath.PathLike) -> bytes:
     """A whole file. Passing errors of the storage are tried again; Unavailable where it does not answer."""
     path = epath.Path(path)
@@ -152,8 +159,15 @@ def read_text(path: epath.PathLike) -> str:
 
 
 def write_atomically(path: epath.PathLike, content: bytes) -> None:
-    """Write beside the target, then rename: a kill, or an error such as a full disk, leaves the old file or the new one."""
+    """Write beside the target, then rename: a kill, or an error such as a full disk, leaves the old file or the new one.
+
+    Passing errors of the storage are tried again; Unavailable where it does not answer.
+    """
     path = epath.Path(path)
+    retried(lambda: _write_atomically(path, content), f"{path}")
+
+
+def _write_atomically(path: epath.Path, content: bytes) -> None:
     if is_remote(path):  # an object is there when all of it is
         path.write_bytes(content)
         return
@@ -184,7 +198,7 @@ def can_write(directory: epath.PathLike) -> bool:
     path = epath.Path(directory)
     if is_remote(path):
         return True
-    while not path.exists() and path != path.parent:
+    while not exists(path) and path != path.parent:
         path = path.parent
     return os.access(path, os.W_OK)
 
@@ -207,13 +221,16 @@ class GrowingFile:
         """`text` is what the file holds already, or is to hold; another content is overwritten."""
         self._path, self._parts, self._written = epath.Path(path), [text], time.monotonic()
         write_atomically(self._path, text.encode())
-        self._file = None if is_remote(path) else self._path.open("a")
+        self._size, self._file = len(text.encode()), None
+        if not is_remote(path):
+            retried(self._open, f"{self._path}")
 
     def write(self, line: str) -> None:
-        if self._file is not None:
-            with _named(self._path):
-                self._file.write(line)
-                self._file.flush()
+        """Passing errors of the storage are tried again; Unavailable where it does not answer."""
+        if not is_remote(self._path):
+            content = line.encode()
+            retried(lambda: self._append(content), f"{self._path}")
+            self._size += len(content)
             return
         self._parts.append(line)
         if time.monotonic() - self._written > REWRITE_SECONDS:
@@ -221,7 +238,7 @@ class GrowingFile:
 
     def flush(self) -> None:
         """Returns when every line is stored, in an object store too: for what must not be ahead of the lines."""
-        if self._file is None and len(self._parts) > 1:
+        if is_remote(self._path) and len(self._parts) > 1:
             self._rewrite()
 
     def close(self) -> None:
@@ -229,10 +246,31 @@ class GrowingFile:
         if self._file is not None:
             self._file.close()
 
+    def _open(self) -> None:
+        """At the end of the last line: what a try that failed has left behind it gives way."""
+        self._file = io.FileIO(self._path, "ab")
+        if self._file.seek(0, io.SEEK_END) > self._size:
+            self._file.truncate(self._size)
+
+    def _append(self, content: bytes) -> None:
+        """After an error the file is opened anew: some file systems never take anything more by the old handle."""
+        try:
+            with _named(self._path):
+                if self._file is None:
+                    self._open()
+                left = memoryview(content)
+                while left:
+                    left = left[self._file.write(left) :]
+        except OSError:
+            file, self._file = self._file, None
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
+            raise
+
     def _rewrite(self) -> None:
         self._parts, self._written = ["".join(self._parts)], time.monotonic()
-        content = self._parts[0].encode()
-        retried(lambda: write_atomically(self._path, content), f"{self._path}")
+        write_atomically(self._path, self._parts[0].encode())
 
 
 def read_json_object(path: epath.PathLike) -> dict[str, Any]:

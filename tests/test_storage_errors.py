@@ -8,6 +8,7 @@ import gzip
 import io
 import re
 import resource
+import subprocess
 import sys
 
 import jax
@@ -23,10 +24,13 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface import tensors
 from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.huggingface.tensors import StoredTensors
+from mmrlhf_jax.sharding import agreement
 from mmrlhf_jax.sharding.exits import StoppedTogether
+from mmrlhf_jax.training import loop
 from mmrlhf_jax.training.metrics import MetricsLog, read_metrics
 from mmrlhf_jax.training.reference import model_fingerprint
 from tests import ranked, tiny
+from tests.test_storage_faults import named, raised_from
 
 PASSING = [OSError(503, "Service Unavailable"), TimeoutError("timed out"), OSError(errno.ECONNRESET, "Connection reset")]
 
@@ -167,6 +171,13 @@ def ended(error: Exception, monkeypatch, capsys) -> tuple[int, str]:
         (MemoryError("Unable to allocate 3 GiB"), 2, "out of memory"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12 bytes"), 2, "out of memory"),
         (faults.Unavailable("gs://b/x: 503, 6 times"), 75, "when the storage answers again"),
+        (OSError(errno.EIO, "Input/output error", "/nfs/x"), 75, "Input/output error: '/nfs/x'; the same command goes on"),
+        (OSError(503, "Service Unavailable"), 75, "Service Unavailable.*when the storage answers again"),
+        (TimeoutError("timed out"), 75, "timed out; the same command goes on"),
+        (named("ServiceUnavailable", "try later"), 75, "try later; the same command goes on"),
+        (named("HttpError", "backend error", code=500), 75, "backend error; the same command goes on"),
+        (raised_from(RuntimeError("no index"), OSError(errno.ESTALE, "Stale file handle")), 75, "no index; the same command"),
+        (ExceptionGroup("reads", [OSError(errno.EIO, "one"), TimeoutError("two")]), 75, "reads .*; the same command"),
     ],
 )
 def test_the_command_line_says_it_in_one_line(error, status, line, monkeypatch, capsys):
@@ -175,13 +186,139 @@ def test_the_command_line_says_it_in_one_line(error, status, line, monkeypatch, 
     assert re.match(f"error: .*{line}", said), said
 
 
-def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
+def while_handling(error: Exception, handled: Exception) -> Exception:
+    error.__context__ = handled
+    return error
+
+
+MISTAKES = [
+    ValueError("a mistake"),
+    subprocess.TimeoutExpired("a mistake", 5),  # reads "timed out after 5 seconds"
+    RuntimeError("UNAVAILABLE: a mistake"),
+    while_handling(KeyError("a mistake"), OSError(errno.EIO, "Input/output error")),
+    ExceptionGroup("a mistake", [KeyError("step"), OSError(errno.EIO, "Input/output error")]),
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=repr)
+def test_an_error_of_the_program_keeps_its_traceback(monkeypatch, mistake):
     def fail():
-        raise ValueError("a mistake")
+        raise mistake
 
     monkeypatch.setattr(cli, "app", fail)
-    with pytest.raises(ValueError, match="a mistake"):
+    with pytest.raises(type(mistake), match="a mistake"):
         cli.main()
+
+
+def test_an_error_that_is_stated_to_be_its_own_cause_is_looked_at_once():
+    error = RuntimeError("timed out")
+    error.__cause__ = error
+    assert not faults.away(error)
+
+
+def failing_times(monkeypatch, owner, name: str, times: int, error: Exception) -> list[int]:
+    """`owner.name` fails so many times; what is left of them."""
+    monkeypatch.setattr(faults, "FIRST_DELAY", 0.0)
+    real, left = getattr(owner, name), [times]
+
+    def act(*arguments, **options):
+        if left[0]:
+            left[0] -= 1
+            raise error
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, act)
+    return left
+
+
+POSIX = type(epath.Path("/"))
+
+
+@pytest.mark.parametrize("error", PASSING, ids=str)
+@pytest.mark.parametrize("name", ["write_bytes", "replace", "mkdir"])
+def test_a_file_is_written_where_the_storage_is_busy_and_no_part_of_a_try_stays(tmp_path, monkeypatch, name, error):
+    (tmp_path / "file").write_text("before")
+    failing_times(monkeypatch, POSIX, name, 2, error)
+    files.write_json_lines(tmp_path / "file", [{"a": 1}])
+    assert (tmp_path / "file").read_text() == '{"a": 1}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_of_a_storage_that_never_answers_is_not_written_and_was_tried_as_often_as_any(tmp_path, monkeypatch):
+    left = failing_times(monkeypatch, POSIX, "replace", 100, OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(faults.Unavailable, match=rf"Input/output error.*, {faults.TRIES} times"):
+        faults.retried(lambda: files.write_atomically(tmp_path / "file", b"x"), "whoever calls it")
+    assert left == [100 - faults.TRIES]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("written", [0, 3])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale file handle")])
+def test_a_line_is_in_a_growing_file_once_whatever_part_of_it_a_try_that_failed_has_written(
+    tmp_path, monkeypatch, error, written
+):
+    monkeypatch.setattr(faults, "FIRST_DELAY", 0.0)
+    growing = files.GrowingFile(tmp_path / "log", "kept\n")
+    growing.write("first\n")
+
+    class Stale:
+        """A handle that takes a part of what it is given, and nothing more."""
+
+        def __init__(self, file):
+            self._file = file
+
+        def write(self, content):
+            self._file.write(content[:written])
+            raise error
+
+        def close(self):
+            self._file.close()
+            raise error
+
+    growing._file = Stale(growing._file)
+    growing.write("second\n")
+    growing.write("third\n")
+    growing.close()
+    assert (tmp_path / "log").read_text() == "kept\nfirst\nsecond\nthird\n"
+
+
+def test_a_short_write_is_gone_on_with(tmp_path):
+    growing = files.GrowingFile(tmp_path / "log", "")
+
+    class Slow:
+        def __init__(self, file):
+            self._file = file
+
+        def write(self, content):
+            return self._file.write(content[:2])
+
+        def close(self):
+            self._file.close()
+
+    growing._file = Slow(growing._file)
+    growing.write("a line of some length\n")
+    growing.close()
+    assert (tmp_path / "log").read_text() == "a line of some length\n"
+
+
+@pytest.mark.parametrize("error", PASSING, ids=str)
+@pytest.mark.parametrize("name", ["exists", "rmtree", "unlink", "iterdir"])
+def test_a_directory_is_cleared_where_the_storage_is_busy(tmp_path, monkeypatch, name, error):
+    run = tmp_path / "run"
+    (run / "checkpoints" / "3").mkdir(parents=True)
+    for file in ("metrics.jsonl", "bad_batch_step_2.npz", "config.yaml"):
+        (run / file).write_text("x")
+    left = failing_times(monkeypatch, POSIX, name, 3, error)
+    loop.clear(epath.Path(run))
+    monkeypatch.undo()
+    assert left == [0] and [path.name for path in run.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("error", [*PASSING, RuntimeError("a defect")], ids=str)
+def test_the_other_processes_of_one_whose_storage_is_away_end_as_that_one_does(error):
+    kind = RuntimeError if isinstance(error, RuntimeError) else faults.Unavailable
+    with pytest.raises(kind, match=re.escape(str(error))):
+        agreement.fail_together(None, [agreement.described(error), None])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")

@@ -25,7 +25,7 @@ from mmrlhf_jax.data.sources import OnError, read_source
 from mmrlhf_jax.data.sources.embedded import find_embedded
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.faults import first_line
-from mmrlhf_jax.files import read_bytes
+from mmrlhf_jax.files import exists, read_bytes
 from mmrlhf_jax.models.llava_onevision.images import image_size
 from mmrlhf_jax.records import RankedRecord, record_from_json
 
@@ -201,10 +201,10 @@ class BuiltExamples:
 
     def __init__(self, directory: str | epath.Path) -> None:
         self.directory = epath.Path(directory)
-        if not (self.directory / DATASET_INFO_FILE).exists():
+        if not exists(self.directory / DATASET_INFO_FILE):
             raise UserError(f"{self.directory}: not a built data set; make one with `mmrlhf data build SRC OUT`")
         for name in (RECORDS_FILE, LAYOUTS_FILE):
-            if not (self.directory / name).exists():
+            if not exists(self.directory / name):
                 raise UserError(f"{self.directory}: {name} is missing; remove the directory and build it again")
         self._length, self.fingerprint, self._files = _read_info(self.directory)
 

@@ -23,6 +23,7 @@ from mmrlhf_jax.data.scores import with_rewards
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import retried
 from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.progress import say, track
@@ -168,7 +169,7 @@ def write_left_out(index: GroupIndex, directory: epath.Path) -> None:
     path = directory / LEFT_OUT_FILE
     lines = [*(f"left out: {line}" for line in index.dropped), *(f"made smaller: {line}" for line in index.cut)]
     if not lines:
-        path.unlink(missing_ok=True)
+        retried(lambda: path.unlink(missing_ok=True), f"{path}")
         return
     write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
     say(f"{path} lists all groups that are left out ({len(index.dropped)}) or made smaller ({len(index.cut)})")

@@ -12,8 +12,8 @@ from etils import epath
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.faults import first_line
-from mmrlhf_jax.files import hidden_beside, read_bytes, write_atomically, write_json_lines
+from mmrlhf_jax.faults import first_line, retried
+from mmrlhf_jax.files import exists, hidden_beside, read_bytes, write_atomically, write_json_lines
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sole_writer import Held, held
 
@@ -39,7 +39,7 @@ def write_in_pieces(
         folder = hidden_beside(out, f"{key}.pieces")
         for start in range(0, len(examples), piece):
             part, chosen = folder / f"{start:09d}.jsonl", Subset(examples, range(start, min(start + piece, len(examples))))
-            if part.exists() and _is_whole(part, chosen):
+            if exists(part) and _is_whole(part, chosen):
                 say(f"records {start} to {start + len(chosen) - 1}: done before")
             else:
                 write_json_lines(part, work(chosen))
@@ -49,7 +49,7 @@ def write_in_pieces(
         _refuse_existing(out)  # which another program may have made
         write_atomically(out, content)
         try:
-            folder.rmtree(missing_ok=True)
+            retried(lambda: folder.rmtree(missing_ok=True), f"{folder}")
         except Exception as error:  # whatever a storage backend raises: the work is done
             say(f"{folder}: cannot be removed ({first_line(error)}); it is not needed any more")
 
@@ -74,7 +74,7 @@ def reserved(out: epath.PathLike) -> Iterator[Held]:
 
 
 def _refuse_existing(out: epath.PathLike) -> None:
-    if epath.Path(out).exists():
+    if exists(out):
         raise UserError(f"{out}: already exists; choose another --out or remove it first")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.faults import Unavailable, first_line
+from mmrlhf_jax.faults import Unavailable, away, first_line
 
 Found = TypeVar("Found")
 
@@ -58,6 +58,8 @@ def described(error: Exception) -> list[str]:
     for kind in (UserError, Unavailable):
         if isinstance(error, kind):
             return [kind.__name__, str(error)]
+    if away(error):
+        return [Unavailable.__name__, first_line(error)]
     line = first_line(error)
     return [FailedElsewhere.__name__, line if line == type(error).__name__ else f"{type(error).__name__}: {line}"]
 

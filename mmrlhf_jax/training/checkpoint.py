@@ -19,7 +19,7 @@ from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator  
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, retried
-from mmrlhf_jax.files import entries, is_remote
+from mmrlhf_jax.files import entries, exists, is_remote
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import described, fail_together, first_acts, first_decides, gather
 from mmrlhf_jax.training.identity import check_identity
@@ -235,7 +235,7 @@ class Checkpoints(StoredCheckpoints):
         if is_remote(folder):
             (folder / COMMITTED).unlink(missing_ok=True)
             aside = folder
-        elif folder != aside and folder.exists():
+        elif folder != aside and exists(folder):
             folder.rename(aside)
         aside.rmtree(missing_ok=True)
 
@@ -247,9 +247,17 @@ class Checkpoints(StoredCheckpoints):
         del self._judged[step]
 
     def _rename(self, name: str, new: str) -> None:
-        if (self._path / new).exists():  # of an earlier time
-            (self._path / new).rmtree()
-        (self._path / name).rename(self._path / new)
+        old, new = self._path / name, self._path / new
+
+        def rename() -> None:
+            if exists(old):  # else a try whose success was not heard of has done it
+                old.rename(new)
+
+        retried(lambda: new.rmtree(missing_ok=True), f"{new}")  # of an earlier time
+        if is_remote(old):  # which copies: a second try would meet what the first has copied
+            rename()
+        else:
+            retried(rename, f"{old}")
 
     def _prepare(self) -> None:
         """Make the directory, and clear away what a killed process was writing or removing."""

@@ -26,8 +26,8 @@ from mmrlhf_jax.data.pipeline import (
     write_left_out,
 )
 from mmrlhf_jax.data.stream import Rows, batches
-from mmrlhf_jax.faults import first_line
-from mmrlhf_jax.files import can_write, matching, write_atomically
+from mmrlhf_jax.faults import first_line, retried
+from mmrlhf_jax.files import can_write, exists, matching, write_atomically
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, read_sizes
 from mmrlhf_jax.models.layers import matmul_precision
@@ -359,8 +359,8 @@ def end_if_alone(peers: Peers, error: Exception) -> None:
 def clear(directory: epath.Path) -> None:
     """Remove what an earlier run of this directory left: checkpoints, metrics and their page, bad batches; nothing else."""
     for name in (CHECKPOINTS, "tensorboard"):
-        if (directory / name).exists():
+        if exists(directory / name):
             say(f"--fresh: removing {directory / name}")
-            (directory / name).rmtree()
+            retried(partial((directory / name).rmtree, missing_ok=True), f"{directory / name}")
     for path in [directory / "metrics.jsonl", directory / PAGE, *matching(directory, bad_batch_file("*"))]:
-        path.unlink(missing_ok=True)
+        retried(partial(path.unlink, missing_ok=True), f"{path}")

@@ -10,6 +10,7 @@ from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import retried
 from mmrlhf_jax.files import GrowingFile, read_text
 from mmrlhf_jax.training.event_file import EventFile
 
@@ -37,7 +38,7 @@ class MetricsLog:
         if not writes:
             return
         directory = epath.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        retried(lambda: directory.mkdir(parents=True, exist_ok=True), f"{directory}")
         self._path, found = directory / "metrics.jsonl", read_metrics(directory)
         kept = [row for row in found if row["step"] <= resume_step]
         self.found, self.kept = (next((r for r in reversed(rows) if "loss" in r), {}) for rows in (found, kept))

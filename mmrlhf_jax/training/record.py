@@ -14,7 +14,7 @@ from etils import epath
 from mmrlhf_jax import config
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.faults import first_line
+from mmrlhf_jax.faults import Unavailable, first_line
 from mmrlhf_jax.files import read_arrays, write_arrays
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.progress import Progress, say
@@ -136,7 +136,7 @@ def save_batch(path: epath.Path, step: int, batch: RowBatch, records: Sequence[R
         groups, numbers = (np.asarray([[owner[part] for owner in row] for row in found]) for part in (0, 1))
         try:
             write_arrays(path, step=np.asarray(step), groups=groups, numbers=numbers, **arrays)
-        except OSError as error:  # what stops the run is to be said, in all processes
+        except (OSError, Unavailable) as error:  # what stops the run is to be said, in all processes
             say(f"{path}: the batch cannot be saved ({first_line(error)})")
 
 

@@ -17,8 +17,8 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.faults import first_line, retried
-from mmrlhf_jax.files import read_bytes, read_sound_arrays, write_arrays
+from mmrlhf_jax.faults import Unavailable, first_line, retried
+from mmrlhf_jax.files import exists, read_bytes, read_sound_arrays, write_arrays
 from mmrlhf_jax.huggingface.tensors import sampled_bytes, tensor_names
 from mmrlhf_jax.huggingface.weight_files import find_weight_files
 from mmrlhf_jax.progress import Progress, say
@@ -154,14 +154,14 @@ def _kept_logps(path: epath.Path, scored: np.ndarray) -> np.ndarray | None:
 
 def _keep_in_the_end(path: epath.Path, partial: epath.Path, logps: np.ndarray) -> None:
     _keep(path, logps=logps)
-    partial.unlink(missing_ok=True)
+    retried(lambda: partial.unlink(missing_ok=True), f"{partial}")
 
 
 def _keep(path: epath.Path, **arrays: np.ndarray) -> None:
     """What can be computed again ends no run where it cannot be kept."""
     try:
         write_arrays(path, **arrays)
-    except OSError as error:
+    except (OSError, Unavailable) as error:
         say(f"{path}: reference log-probs cannot be kept there ({first_line(error)})")
 
 
@@ -201,6 +201,6 @@ def model_fingerprint(directory: epath.PathLike, **settings) -> str:
     if chosen := found.chosen({path: tensor_names(path) for path in found.files}):
         digest.update(strict_json.dumps(chosen, sort_keys=True).encode())
     for path in (directory / name for name in SETTINGS):
-        if path.exists():
+        if exists(path):
             digest.update(path.name.encode() + read_bytes(path))
     return digest.hexdigest()

@@ -18,6 +18,7 @@ from flax import nnx
 from mmrlhf_jax import config, strict_json
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import exists
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.objectives.weighted import summary
 from mmrlhf_jax.sharding.agreement import together
@@ -99,7 +100,7 @@ def replay(saved: str, launch: config.Launch, *, step: int | None = None, overri
 def _read(path: epath.Path, overrides: Sequence[str]) -> tuple[SavedBatch, config.Batch]:
     """A saved batch, and how its run cuts batches into pieces."""
     found = read_batch(path)
-    if not (path.parent / CONFIG_FILE).exists():
+    if not exists(path.parent / CONFIG_FILE):
         raise UserError(f"{path}: not in a run directory (no {CONFIG_FILE} beside it)")
     return found, config.load_experiment(path.parent / CONFIG_FILE, overrides).batch
 

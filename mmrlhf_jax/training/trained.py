@@ -17,6 +17,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.templates import writes_alike
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Fault, fault
+from mmrlhf_jax.files import exists
 from mmrlhf_jax.huggingface.adapter import export_adapter
 from mmrlhf_jax.huggingface.export import WrittenDtypes, export_checkpoint, export_model, say_rounded
 from mmrlhf_jax.huggingface.hub import local_directory
@@ -109,7 +110,7 @@ def _check_base(
 
 
 def _experiment(run: epath.Path, overrides: Sequence[str]) -> config.Experiment:
-    if not (run / CONFIG_FILE).exists():
+    if not exists(run / CONFIG_FILE):
         raise UserError(f"{run}: not a run directory (no {CONFIG_FILE}); `mmrlhf train` makes one")
     return config.load_experiment(run / CONFIG_FILE, overrides)
 

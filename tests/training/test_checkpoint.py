@@ -435,6 +435,32 @@ def test_a_removal_that_fails_for_a_moment_is_done_all_the_same(tmp_path, monkey
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", "4"]
 
 
+@pytest.mark.parametrize("done", [False, True], ids=["not done", "done all the same"])
+@pytest.mark.parametrize("name", ["rename", "rmtree"])
+def test_a_damaged_checkpoint_is_kept_aside_where_the_storage_is_busy(tmp_path, monkeypatch, name, done):
+    save(tmp_path, 1, 2)
+    damage(tmp_path / "2")
+    (tmp_path / "2.unreadable").mkdir()
+    (tmp_path / "2.unreadable" / "of an earlier time").write_text("x")
+    inside = [path.relative_to(tmp_path / "2") for path in files(tmp_path / "2")]
+    real, left = getattr(type(epath.Path(tmp_path)), name), [2]
+
+    def failing(path, *arguments, **options):
+        if "2" not in path.name or not left[0]:
+            return real(path, *arguments, **options)
+        left[0] -= 1
+        if done:
+            real(path, *arguments, **options)
+        raise OSError(errno.ETIMEDOUT, "Connection timed out")
+
+    monkeypatch.setattr(type(epath.Path(tmp_path)), name, failing)
+    monkeypatch.setattr(faults, "FIRST_DELAY", 0.001)
+    assert restored(tmp_path) == (1, 1.0)
+    assert left[0] < 2
+    assert [path.relative_to(tmp_path / "2.unreadable") for path in files(tmp_path / "2.unreadable")] == inside
+    assert not (tmp_path / "2").exists()
+
+
 LOSS, ACCURACY = Criterion("eval_loss", "lowest"), Criterion("eval_accuracy", "highest")
 
 
