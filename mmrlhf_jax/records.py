@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from mmrlhf_jax.errors import UserError, shown
@@ -26,7 +26,8 @@ class Response:
     """One answer to the record's prompt.
 
     `rank` is None where the source does not rank (data for scoring or log-probs only). `reward` is a reward model's score.
-    A critique that says nothing is none: it becomes None, whichever reader or program it came from.
+    A critique that says nothing is none: it becomes None, whichever reader or program it came from. An unknown field with the
+    name of a known one (an answer of VLFeedback may have its own `rank`) is kept as `original_NAME`.
     """
 
     text: str
@@ -40,6 +41,10 @@ class Response:
     def __post_init__(self) -> None:
         if self.critique is not None and is_blank(self.critique):
             object.__setattr__(self, "critique", None)
+        critiques = self.extra.get("critiques")
+        # Several critiques go with their teacher. Without one they would be read back as its critique.
+        is_other = self.critique is None and bool(critiques) and not _are_blank(critiques)
+        object.__setattr__(self, "extra", under_free_names(self.extra, _ANSWER_FIELDS | ({"critiques"} if is_other else set())))
 
     @property
     def mean_score(self) -> float | None:
@@ -49,6 +54,23 @@ class Response:
 
 # Fields of the project's own form. A column of another format that has such a name but is not that field must not pass for it.
 _FIELDS = frozenset({"id", "images", "image", "video", "prompt", "media_places", "source", "responses"})
+_ANSWER_FIELDS = frozenset({"text", "rank", "scores", "critique", "reward", "model"})
+
+
+def under_free_names(extra: Mapping[str, Any], taken: Set[str]) -> dict[str, Any]:
+    """The unknown fields, those with a name of `taken` as `original_NAME`."""
+    clashing = taken & extra.keys()
+    renamed = {name: value for name, value in extra.items() if name not in clashing}
+    for name in sorted(clashing):
+        free = f"original_{name}"
+        while free in renamed:
+            free = f"original_{free}"
+        renamed[free] = extra[name]
+    return renamed
+
+
+def _are_blank(critiques: Any) -> bool:
+    return isinstance(critiques, list) and all(isinstance(one, str) and is_blank(one) for one in critiques)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +80,8 @@ class RankedRecord:
     The tags in `prompt` are the places of the media (see `mmrlhf_jax.places`), unless `media_places` gives their characters:
     then every other tag is text.
 
-    An unknown field with the name of a known one (an ms-swift row may have `query` and `prompt`) is kept as `original_NAME`.
+    An unknown field with the name of a known one (an ms-swift row may repeat its `query` as `prompt`) is kept as
+    `original_NAME`.
     """
 
     id: str
@@ -71,14 +94,7 @@ class RankedRecord:
     media_places: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if clashing := _FIELDS & self.extra.keys():
-            renamed = {name: value for name, value in self.extra.items() if name not in clashing}
-            for name in sorted(clashing):
-                free = f"original_{name}"
-                while free in renamed:
-                    free = f"original_{free}"
-                renamed[free] = self.extra[name]
-            object.__setattr__(self, "extra", renamed)
+        object.__setattr__(self, "extra", under_free_names(self.extra, _FIELDS))
 
     def prompt_text(self, where: str | None = None) -> PromptText:
         """The prompt for a chat template: a text that follows the media, or the texts around them.

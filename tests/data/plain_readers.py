@@ -156,13 +156,54 @@ def finite(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 3e38
 
 
-def meaning(row, id_, prompt, images, video, answers, style, source=True) -> Meaning:
+def check_prompts(row: dict, prompt: str) -> None:
+    """The rest of a row, without another prompt: a text, or what a user says in messages."""
+    for name, value in row.items():
+        if name == "Text" or name.lower() in (
+            "prompt",
+            "question",
+            "query",
+            "instruction",
+            "input",
+            "messages",
+            "conversations",
+        ):
+            said = [text for text in asked_in(value) if text.split()]
+            refuse_unless(not said or bare(" ".join(said)) in ([], bare(prompt)))
+
+
+def asked_in(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    found: list[str] = []
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, dict) and one.get("role", one.get("from", "user")) not in ("user", "human"):
+            continue
+        content = one.get("content", one.get("value", one.get("text"))) if isinstance(one, dict) else one
+        parts = content if isinstance(content, list) and isinstance(one, dict) else [content]
+        found += [text for part in parts if isinstance(text := part.get("text") if isinstance(part, dict) else part, str)]
+    return found
+
+
+def bare(text: str) -> list[str]:
+    return TAG.sub(" ", text).split()
+
+
+def says_tie(row: dict) -> bool:
+    said = [row.pop(name, None) for name in ("is_tie", "tie")]
+    refuse_unless(all(is_in(one, (None, True, False)) for one in said) and not {True, False} <= set(said))
+    return True in said
+
+
+def meaning(row, id_, prompt, images, video, answers, style, source=True, asked=None) -> Meaning:
+    check_prompts(row, prompt if asked is None else asked)
     around = prompt_around(prompt, images, video, style)
     named = optional_text(row.pop("source", None)) if source else None
     return Meaning(id_, around, images, video, tuple(answers), named, check_unknown(row, images, video))
 
 
-def pair(row, id_, prompt, images, video, chosen, rejected, style, reasons=(None, None), is_tie=False) -> Meaning:
+def pair(row, id_, prompt, images, video, chosen, rejected, style, reasons=(None, None)) -> Meaning:
+    is_tie = says_tie(row)
     refuse_unless(chosen != rejected or is_tie)
     answers = [(chosen, 1, reasons[0], None), (rejected, 1 if is_tie else 2, reasons[1], None)]
     return meaning(row, id_, prompt, images, video, answers, style)
@@ -189,7 +230,8 @@ def own(row: dict) -> Meaning:
     answers = [own_answer(response, images, video) for response in responses]
     source = row.pop("source", None)
     refuse_unless(source is None or isinstance(source, str))
-    read = meaning(row, id_, prompt if places is None else "", images, video, answers, "raw")._replace(source=source)
+    text = prompt if places is None else ""
+    read = meaning(row, id_, text, images, video, answers, "raw", asked=prompt)._replace(source=source)
     return read if places is None else read._replace(prompt=at_places(prompt, places, len(images) or int(video is not None)))
 
 
@@ -222,11 +264,9 @@ def mmrlhf_pairs(row: dict) -> Meaning:
     row = dict(row)
     style = "first" if is_in(row.get("images"), ABSENT) else "inside"
     id_, (images, video) = identity(row.pop("id", None), needed=True), media(row)
-    is_tie = row.pop("is_tie", None)
-    refuse_unless(is_in(is_tie, (None, True, False)))
     prompt, chosen, rejected = (text_of(row.pop(name, None)) for name in ("prompt", "chosen", "rejected"))
     reasons = [critique_of(row.pop(name, None)) for name in ("chosen_reason", "rejected_reason")]
-    return pair(row, id_, prompt, images, video, chosen, rejected, style, reasons, bool(is_tie))
+    return pair(row, id_, prompt, images, video, chosen, rejected, style, reasons)
 
 
 def mmrlhf_annotations(row: dict) -> Meaning:
@@ -393,11 +433,18 @@ def swift(row: dict) -> Meaning:
         rejected = rejected if isinstance(rejected, list) else [rejected]
         refuse_unless(rejected and all(isinstance(one, str) for one in rejected))
     prompt, images, video = question_of(question, images, video)
-    refuse_unless(chosen not in rejected)
+    is_tie = says_tie(row)
+    refuse_unless(is_tie or chosen not in rejected)
     if isinstance(question, str) or isinstance(question[0]["content"], str):
         tags_are_the_prompts(prompt, images, video, [chosen, *rejected])
     return meaning(
-        row, id_, prompt, images, video, [(chosen, 1, None, None), *((one, 2, None, None) for one in rejected)], "inside"
+        row,
+        id_,
+        prompt,
+        images,
+        video,
+        [(chosen, 1, None, None), *((one, 1 if is_tie else 2, None, None) for one in rejected)],
+        "inside",
     )
 
 

@@ -200,7 +200,7 @@ def mutate(row, rng, others):
     def put(where, value):
         inside(row, where[:-1])[where[-1]] = value
 
-    match rng.randrange(15):
+    match rng.randrange(16):
         case 0 if path:
             del inside(row, path[:-1])[path[-1]]
         case 1 if row:
@@ -237,6 +237,9 @@ def mutate(row, rng, others):
         case 13 if text:
             old = inside(row, text)
             put(text, old[:1] + rng.choice(SEPARATORS) + old[1:])
+        case 15:
+            name = rng.choice(["Prompt", "Question", "Input", "Text", "is_tie", "tie"])
+            row[name] = copy.deepcopy(rng.choice(["Which?", "<image>Why?", [user("Which?")], True, False, None, 1, " "]))
         case 14:
             lists = [
                 p for p in everywhere if isinstance(inside(row, p), list) and any("role" in str(m) for m in inside(row, p))

@@ -70,9 +70,9 @@ def test_json_and_gzip_hold_the_same_records(write, name):
 
 def test_a_column_with_the_name_of_another_field_does_not_pass_for_it(write):
     """What the record is stored as must not be another record."""
-    row = {"query": "Which?", "response": "A", "rejected_response": "B", "prompt": "no", "responses": ["no"]}
+    row = {"query": "Which?", "response": "A", "rejected_response": "B", "prompt": "Which? ", "responses": ["no"]}
     (record,) = read_records(write(row))
-    assert record.extra == {"original_prompt": "no", "original_responses": ["no"]}
+    assert record.extra == {"original_prompt": "Which? ", "original_responses": ["no"]}
     assert record_from_json(record.to_json(), "here") == record
 
 
@@ -268,6 +268,39 @@ def test_stated_ties_share_a_rank(write):
     ]
     records = read_records(write(*rows))
     assert [[r.rank for r in record.responses] for record in records] == [[1, 1, 2], [1, 1]]
+
+
+SIDES = {"chosen": "A", "rejected": "B"}
+PAIRS_OF_EVERY_FORMAT = [
+    SIDES | {"id": "x", "prompt": "Which?"},
+    SIDES | {"prompt": "Which?"},
+    SIDES | {"prompt": [{"role": "user", "content": "Which?"}]},
+    SIDES | {"question": "Which?"},
+    SIDES | {"instruction": "Which?"},
+    SIDES | {"conversations": [{"from": "human", "value": "Which?"}]},
+    {"text": SIDES | {"question": "Which?"}},
+    {"query": "Which?", "response": "A", "rejected_response": "B"},
+    {"query": "Which?", "response": "A", "rejected_response": ["B", "C"]},
+    {"Text": "Which?", "Output1": "A", "Output2": "B", "Better": "Output2"},
+]
+
+
+@pytest.mark.parametrize("row", PAIRS_OF_EVERY_FORMAT)
+@pytest.mark.parametrize("name", ["is_tie", "tie"])
+def test_a_stated_tie_is_no_preference_in_any_format_of_pairs(write, row, name):
+    (record,) = read_records(write(row | {name: True}))
+    assert {response.rank for response in record.responses} == {1} and record.pairs() == [] and name not in record.extra
+    for value in (False, None):
+        (record,) = read_records(write(row | {name: value}))
+        assert record.pairs()[0] == (0, 1) and name not in record.extra
+
+
+@pytest.mark.parametrize("row", PAIRS_OF_EVERY_FORMAT)
+@pytest.mark.parametrize("value", ["yes", "true", 1, 0, [True]])
+def test_a_tie_that_is_neither_true_nor_false_is_refused(write, row, value):
+    assert "field 'is_tie' must be true or false" in message(write(row | {"is_tie": value}))
+    assert "field 'tie' must be true or false" in message(write(row | {"tie": value}))
+    assert "fields 'is_tie' and 'tie' say different things" in message(write(row | {"tie": True, "is_tie": False}))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Any
 
 from mmrlhf_jax.data.sources.fields import Media, media_in_place, pop_id, pop_optional_text
 from mmrlhf_jax.errors import UserError, shown
-from mmrlhf_jax.records import Pair, RankedRecord, Response, is_blank, strict_pairs
+from mmrlhf_jax.records import Pair, RankedRecord, Response, is_blank, strict_pairs, under_free_names
 
 # Fields that belong to one pair even where all pairs of a group agree on them.
 _PAIR_FIELDS = ("ls_factor", "mixed_up_image", "reference_", "mix_reference_")
@@ -53,11 +53,12 @@ class PairRow:
 
 
 def pair_row(data: dict[str, Any], where: str, media: Media, prompt: str, chosen: str, rejected: str) -> PairRow:
-    """A row of which `data` still holds the id and the source, if it has any; what is left then is `extra`.
+    """A row of which `data` still holds the id, the source and what it says of a tie; what is left then is `extra`.
 
     Tags in the prompt are the places of the media. Raises WrongMedia where they do not fit.
     """
     images, video = media
+    is_tie = pop_tie(data, where)
     return PairRow(
         where=where,
         id=pop_id(data, where),
@@ -66,9 +67,21 @@ def pair_row(data: dict[str, Any], where: str, media: Media, prompt: str, chosen
         prompt=media_in_place(prompt, media, where),
         chosen=chosen,
         rejected=rejected,
+        is_tie=is_tie,
         source=pop_optional_text(data, "source", where),
         extra=data,
     )
+
+
+def pop_tie(data: dict[str, Any], where: str) -> bool:
+    """Whether a row says, in `is_tie` or `tie`, that neither answer is the better one. UserError for any other value."""
+    said = {name: data.pop(name) for name in ("is_tie", "tie") if name in data}
+    for name, value in said.items():
+        if not isinstance(value, bool | None):
+            raise UserError(f"{where}: field {name!r} must be true or false, found {shown(value)}")
+    if len(values := {value for value in said.values() if value is not None}) > 1:
+        raise UserError(f"{where}: fields 'is_tie' and 'tie' say different things; keep one of them")
+    return True in values
 
 
 def fold(rows: Sequence[PairRow]) -> list[RankedRecord]:
@@ -184,7 +197,8 @@ def _record(rows: list[PairRow], ranks: dict[str, int]) -> RankedRecord:
     for row in rows:
         own = {name: value for name, value in row.extra.items() if name not in shared}
         if own:
-            pairs.append({"chosen": texts.index(row.chosen), "rejected": texts.index(row.rejected)} | own)
+            place = {"chosen": texts.index(row.chosen), "rejected": texts.index(row.rejected)}
+            pairs.append(place | under_free_names(own, place.keys()))
     return RankedRecord(
         id=first.id or "",  # `fold` names it
         prompt=first.prompt,
@@ -192,7 +206,7 @@ def _record(rows: list[PairRow], ranks: dict[str, int]) -> RankedRecord:
         images=first.images,
         video=first.video,
         source=first.source,
-        extra=shared | ({"pairs": pairs} if pairs else {}),
+        extra=(under_free_names(shared, {"pairs"}) | {"pairs": pairs}) if pairs else shared,
     )
 
 

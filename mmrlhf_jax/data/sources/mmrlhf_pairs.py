@@ -12,9 +12,8 @@ from mmrlhf_jax.data.sources.fields import (
     pop_optional_text,
     pop_text,
 )
-from mmrlhf_jax.data.sources.folding import PairRow, fold
+from mmrlhf_jax.data.sources.folding import PairRow, fold, pop_tie
 from mmrlhf_jax.data.sources.rows import Format, Row
-from mmrlhf_jax.errors import UserError, shown
 
 
 def _parse(row: Row) -> PairRow:
@@ -22,9 +21,6 @@ def _parse(row: Row) -> PairRow:
     # `images` is the name that others give them, for whom tags are places; MM-RLHF's own files say `image`.
     place = media_in_place if data.get("images") else media_before_text
     images, video = media = pop_media(data, where)
-    is_tie = data.pop("is_tie", None)
-    if not isinstance(is_tie, bool | None):
-        raise UserError(f"{where}: field 'is_tie' must be true or false, found {shown(is_tie)}")
     return PairRow(
         where=row.where,
         id=record_id,
@@ -35,7 +31,7 @@ def _parse(row: Row) -> PairRow:
         rejected=pop_text(data, "rejected", where),
         chosen_reason=pop_optional_text(data, "chosen_reason", where),
         rejected_reason=pop_optional_text(data, "rejected_reason", where),
-        is_tie=bool(is_tie),
+        is_tie=pop_tie(data, where),
         source=pop_optional_text(data, "source", where),
         extra=data,
     )

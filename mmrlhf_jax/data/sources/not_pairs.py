@@ -6,7 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 _ANSWERS = ("completion", "response", "output", "answer", "messages", "conversations")
-_COMPARED = ("rejected", "rejected_response", "rejected_messages", "responses", "models_output", "completions", "human_ranking")
+_COMPARED = (
+    *("rejected", "rejected_response", "rejected_messages", "Better"),
+    *("responses", "models_output", "completions", "human_ranking"),
+)
 
 
 def name_of(row: dict[str, Any]) -> str | None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mmrlhf_jax.data.sources.one_prompt import check_one_prompt
 from mmrlhf_jax.data.sources.rows import Format, Row
 from mmrlhf_jax.errors import shown
 from mmrlhf_jax.places import WrongMedia, find_places
@@ -45,13 +46,15 @@ _DEPTH = 6  # of objects inside each other
 
 
 def checked(format_: Format) -> Format:
-    """The format with a `parse` that refuses rows whose tags and media are not understood."""
+    """The format with a `parse` that refuses rows whose tags and media are not understood, and those with two prompts."""
     return dataclasses.replace(format_, parse=functools.partial(_parse_and_check, format_.parse))
 
 
 def _parse_and_check(parse: Any, row: Row) -> Any:
     parsed = parse(row)
-    check_media_understood(getattr(parsed, "record", parsed), row.where)
+    read = getattr(parsed, "record", parsed)
+    check_one_prompt(read, row)
+    check_media_understood(read, row.where)
     return parsed
 
 

@@ -1,0 +1,77 @@
+"""A row has one prompt: what else in it is called like a prompt must say the same.
+
+Rows of others often keep a prompt in several columns (`prompt` and `messages`, `question` and `conversations`). Where these
+differ, nobody but the user knows to which of them the answers belong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmrlhf_jax.data.sources.rows import Row
+from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.places import TAG
+
+# In any case (`Question`); but `text` in lower case is often a prompt and an answer in one.
+_NAMES = frozenset({"prompt", "question", "query", "instruction", "input", "messages", "conversations"})
+_ASKING = ("user", "human")
+
+
+def check_one_prompt(parsed: Any, row: Row) -> None:
+    """UserError for a field that is called like a prompt and says something else than the prompt that was read.
+
+    `parsed` is a record, or a row of pairs: anything with `id`, `prompt` and `extra`, the fields that were not read.
+    """
+    left = {name: value for name, value in parsed.extra.items() if _is_name(name)}
+    # A record keeps a field that is called like one of its own as `original_NAME`.
+    left |= {
+        name: row.data[name] for name in row.data if f"original_{name}" in parsed.extra and f"original_{name}" not in row.data
+    }
+    for name, value in left.items():
+        if _is_name(name) and (texts := _texts(value)) and " ".join(texts) != (read := _plain(parsed.prompt)):
+            where = row.where if parsed.id is None else f"{row.where} (record {shown(parsed.id)})"
+            raise UserError(
+                f"{where}: has two prompts, {_read_from(row.data, left)} ({shown(read, 60)}) and field {name!r}"
+                f" ({shown(' '.join(texts), 60)}); remove one of them, or rename it if it is no prompt"
+            )
+
+
+def _is_name(name: str) -> bool:
+    return name.casefold() in _NAMES or name == "Text"
+
+
+def _read_from(data: Mapping[str, Any], left: Mapping[str, Any]) -> str:
+    """What the prompt was read from, for a message."""
+    names = [name for name in data if _is_name(name) and name not in left]
+    name = next(iter(names), next((name for name in ("text", "chosen") if name in data), None))
+    return "the one that is read" if name is None else f"field {name!r}"
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of a prompt, or of what is asked in messages; none for what is neither."""
+    if isinstance(value, dict):
+        value = [value]
+    if isinstance(value, str):
+        found = [value]
+    elif isinstance(value, list):
+        found = [text for item in value for text in _asked(item)]
+    else:
+        found = []
+    return [text for text in map(_plain, found) if text]
+
+
+def _asked(item: Any) -> list[str]:
+    if isinstance(item, str):
+        return [item]
+    if not isinstance(item, dict) or item.get("role", item.get("from", "user")) not in _ASKING:
+        return []
+    content = item.get("content", item.get("value", item.get("text")))
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    return [text for text in texts if isinstance(text, str)]
+
+
+def _plain(text: str) -> str:
+    """A text without tags of media, and whatever white space is between its words."""
+    return " ".join(TAG.sub(" ", text).split())
