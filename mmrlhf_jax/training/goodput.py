@@ -27,11 +27,13 @@ class Goodput:
         """Go on from earlier attempts: `found` are the figures that they logged last, `kept` those of the step that is gone on
         from; either is empty where there are none.
         """
-        if f"{NAME}/attempt" not in found:
+        names = ["attempt", "seconds", *(f"{part}_seconds" for part in PARTS)]
+        logged = {name: found.get(f"{NAME}/{name}") for name in names}
+        if not all(isinstance(each, int | float) for each in logged.values()):  # not there, or of a version with other parts
             return
-        self._attempt, self._before = int(found[f"{NAME}/attempt"]) + 1, found[f"{NAME}/seconds"]
+        self._attempt, self._before = int(logged["attempt"]) + 1, logged["seconds"]
         for part in PARTS:
-            self._seconds[part] += found[f"{NAME}/{part}_seconds"]
+            self._seconds[part] += logged[f"{part}_seconds"]
         self._seconds["repeated"] += productive_seconds(found) - productive_seconds(kept)
 
     @contextlib.contextmanager
@@ -69,4 +71,5 @@ class Goodput:
 
 
 def productive_seconds(figures: Mapping[str, float]) -> float:
-    return figures.get(f"{NAME}/productive", 0.0) * figures.get(f"{NAME}/seconds", 0.0)
+    share, seconds = (figures.get(f"{NAME}/{name}") for name in ("productive", "seconds"))
+    return share * seconds if isinstance(share, int | float) and isinstance(seconds, int | float) else 0.0

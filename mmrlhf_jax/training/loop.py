@@ -47,7 +47,7 @@ from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import learning_rate_at, make_optimizer
 from mmrlhf_jax.training.owner import owned
 from mmrlhf_jax.training.peers import COMPILING, LOADING, MEASURING, Peers, coordinator_lines
-from mmrlhf_jax.training.preflight import check_launch, check_profile, check_room, check_stored
+from mmrlhf_jax.training.preflight import check_launch, check_metrics, check_profile, check_room, check_stored
 from mmrlhf_jax.training.profiler import ProfilerWindow
 from mmrlhf_jax.training.record import Pending, Recorder, bad_batch_file, record
 from mmrlhf_jax.training.reference import make_scoring_step, model_fingerprint, reference_logps
@@ -73,6 +73,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
     mesh = check_launch(experiment, launch)
     if not fresh:
         check_stored(directory / CHECKPOINTS, known_identity(experiment))
+        check_metrics(directory)
     limits = launch.distributed or config.Distributed()
     lines = coordinator_lines() if jax.process_count() > 1 else None
     peers = Peers(lines, jax.process_index(), jax.process_count(), limits.heartbeat_timeout, limits.hang_timeout)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from mmrlhf_jax import strict_json
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.faults import retried
-from mmrlhf_jax.files import GrowingFile, read_text
+from mmrlhf_jax.files import GrowingFile, read_bytes
 from mmrlhf_jax.training.event_file import EventFile
+
+Figure = float | int | list | None  # a number (null where it is not finite), or a histogram's
 
 
 class MetricsLog:
@@ -60,12 +63,12 @@ class MetricsLog:
         if self._file is None:
             self._file = GrowingFile(self._path, self._text)
         self._file.write(strict_json.dumps({"step": step} | finite | lists) + "\n")
-        shown = {name: value for name, value in finite.items() if value is not None}
+        plain = {name: value for name, value in finite.items() if value is not None}
         edged = {name: shares for name, shares in lists.items() if f"{name}_edges" in lists}
         histograms = {name: (np.asarray(shares), np.asarray(lists[f"{name}_edges"])) for name, shares in edged.items()}
-        self._board.add(step, shown, histograms)  # TensorBoard leaves gaps where there is none
+        self._board.add(step, plain, histograms)  # TensorBoard leaves gaps where there is none
         if self._wandb is not None:
-            self._wandb.log(shown, step=step)
+            self._wandb.log(plain, step=step)
 
     def flush(self) -> None:
         """Returns when every line is stored: a checkpoint must not be from a step whose line a kill can still cost."""
@@ -92,18 +95,34 @@ def _start_wandb(project: str, directory: epath.Path, settings: Mapping):
     return wandb.init(project=project, name=name, id=name, dir=str(directory), resume="allow", config=dict(settings))
 
 
-def read_metrics(directory: epath.PathLike) -> list[dict[str, float]]:
-    """All complete lines of a run's metrics, in order. A last line torn by a kill is left out."""
+def read_metrics(directory: epath.PathLike) -> list[dict[str, Figure]]:
+    """All complete lines of a run's metrics, in order. A last line torn by a kill is left out.
+
+    UserError, with the line's number, where another one is not what `MetricsLog` writes.
+    """
     path = epath.Path(directory) / "metrics.jsonl"
     try:
-        lines = read_text(path).split("\n")
+        lines = read_bytes(path).split(b"\n")
     except FileNotFoundError:
         return []
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows += [strict_json.loads(line)] if line else []
-        except strict_json.JSONDecodeError:
+            row = strict_json.loads(line) if line else None
+        except (strict_json.JSONDecodeError, UnicodeDecodeError, RecursionError):
             if number < len(lines) - 1:
                 raise UserError(f"{path}, line {number}: not JSON; delete the line") from None
+            continue
+        if line:
+            _check_row(row, f"{path}, line {number}")
+            rows.append(row)
     return rows
+
+
+def _check_row(row: Any, where: str) -> None:
+    step = row.get("step") if isinstance(row, dict) else None
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise UserError(f"{where}: {shown(row)} is no object with a whole step; delete the line")
+    for name, value in row.items():
+        if not isinstance(value, Figure):
+            raise UserError(f"{where}: {name} is {shown(value)}, no figure; delete the line")

@@ -21,10 +21,11 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, retried
 from mmrlhf_jax.files import is_remote
 from mmrlhf_jax.huggingface.sizes import known_sizes
-from mmrlhf_jax.sharding.agreement import first_decides, same_everywhere, together
+from mmrlhf_jax.sharding.agreement import first_acts, first_decides, same_everywhere, together
 from mmrlhf_jax.sharding.mesh import check_layout, check_rows, make_mesh, say_waste
 from mmrlhf_jax.training import held_out
 from mmrlhf_jax.training.identity import check_identity, flat
+from mmrlhf_jax.training.metrics import read_metrics
 from mmrlhf_jax.training.owner import OWNER
 from mmrlhf_jax.training.stored import StoredCheckpoints
 
@@ -110,6 +111,11 @@ def _try_to_write(directory: epath.Path, where: str) -> None:
 def _nearest(directory: epath.Path) -> epath.Path:
     """The directory, or the nearest one above that is there."""
     return directory if directory.exists() or directory == directory.parent else _nearest(directory.parent)
+
+
+def check_metrics(directory: epath.Path) -> None:
+    """UserError where the run's metrics, which it goes on with, cannot be read."""
+    first_acts(lambda: read_metrics(directory))
 
 
 def check_stored(directory: epath.Path, wanted: Mapping[str, Any]) -> None:

@@ -189,6 +189,7 @@ def _export_run(
     run: str, out: os.PathLike[str], step: int | str | None, naming: str, kind: jnp.dtype | None, adapter: bool
 ) -> None:
     mesh = make_mesh({"fsdp": -1})
+    read_metrics(run)  # a file that the card cannot be made from is refused before the model is loaded
     trained = load_trained(run, step=step, mesh=mesh, exact=True)
     card = model_card(trained.experiment, trained.step, read_metrics(run))
     if adapter:

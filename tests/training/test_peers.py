@@ -194,7 +194,11 @@ def test_the_next_attempt_goes_on_counting_and_steps_that_are_done_again_were_no
     assert figures["goodput/productive"] == pytest.approx((150 - 30 - 40) / 150)
 
 
-def test_figures_of_an_earlier_version_are_not_gone_on_from():
+@pytest.mark.parametrize("lacking", ["start_seconds", "seconds", "attempt"])
+@pytest.mark.parametrize("instead", [{}, None, [0.5]], ids=str)
+def test_figures_of_an_earlier_version_are_not_gone_on_from(lacking, instead):
+    figures = {f"goodput/{part}_seconds": 1.0 for part in PARTS} | {"goodput/attempt": 2, "goodput/seconds": 60.0}
+    del figures[f"goodput/{lacking}"]
     goodput = Goodput()
-    goodput.follows({"goodput/productive": 0.5}, {})
+    goodput.follows(figures | ({} if instead == {} else {f"goodput/{lacking}": instead}), {"goodput/productive": None})
     assert goodput.figures()["goodput/attempt"] == 1

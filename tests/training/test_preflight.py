@@ -223,3 +223,45 @@ def test_what_a_run_would_find_out_late_is_checked_first(experiment, tmp_path, s
     with pytest.raises(UserError, match=said):
         loop.train(changed(fresh, section, **values), LAUNCH)
     assert not (tmp_path / "run" / loop.CONFIG_FILE).exists()
+
+
+LINES = [
+    (b"junk", "not JSON"),
+    (b"\xff\xfe", "not JSON"),
+    (b'{"step": 1, "loss": NaN}', "not JSON"),
+    (b'{"loss": 1}', r"\{'loss': 1\} is no object with a whole step"),
+    (b"[1]", r"\[1\] is no object with a whole step"),
+    (b"null", "None is no object with a whole step"),
+    (b"7", "7 is no object with a whole step"),
+    (b'{"step": "1"}', r"\{'step': '1'\} is no object with a whole step"),
+    (b'{"step": 1.5}', ".* is no object with a whole step"),
+    (b'{"step": true}', ".* is no object with a whole step"),
+    (b'{"step": 1, "loss": "low"}', "loss is 'low', no figure"),
+    (b'{"step": 1, "loss": {"mean": 1}}', r"loss is \{'mean': 1\}, no figure"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), LINES, ids=[line.decode(errors="replace") for line, _ in LINES])
+@pytest.mark.parametrize("before", [b"", b'{"step": 1, "loss": 1.0}\n'])
+def test_metrics_that_a_run_cannot_go_on_with_are_refused_before_data_or_model_are_read(
+    experiment, tmp_path, monkeypatch, line, said, before
+):
+    monkeypatch.setattr(loop, "open_training_examples", lambda *_: pytest.fail("the data is read"))
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_bytes(before + line + b'\n{"step": 2, "loss": 1.0}\n')
+    with pytest.raises(UserError, match=rf"^{metrics}, line {1 + bool(before)}: {said}.*; delete the line$"):
+        loop.train(changed(experiment, "run", directory=str(tmp_path)), LAUNCH)
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 2, "lo', b'{"step": 2, "loss": 1.0}'[:-1], b"\0" * 20])
+def test_a_last_line_of_the_metrics_that_a_kill_has_torn_is_left_out(experiment, tmp_path, torn):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_bytes(b'{"step": 1, "loss": 1.0}\n' + torn)
+    preflight.check_metrics(loop.epath.Path(tmp_path))
+    assert loop.MetricsLog(tmp_path, resume_step=5).kept == {"step": 1, "loss": 1.0}
+
+
+def test_a_fresh_run_does_not_look_at_the_metrics_that_it_removes(experiment, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("junk\n[1]\n{}\n")
+    with pytest.raises(pytest.fail.Exception, match="the model is loaded"):
+        loop.train(changed(experiment, "run", directory=str(tmp_path)), LAUNCH, fresh=True)

@@ -152,3 +152,12 @@ def test_a_run_without_a_checkpoint_has_nothing_to_compare_its_base_with(copied)
         shutil.rmtree(run / CHECKPOINTS / step)
     with pytest.raises(ModelIsLoaded):
         load_trained(run, mesh=MESH, up_to=0)
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+@pytest.mark.parametrize("line", ["[1]", "junk"])
+def test_metrics_that_no_card_can_be_made_from_are_refused_before_the_model_is_loaded(copied, tmp_path, line):
+    run, _ = copied
+    (run / "metrics.jsonl").write_text(f'{line}\n{{"step": 2}}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 1: .*; delete the line"):
+        export_run(str(run), str(tmp_path / "out"))
