@@ -115,6 +115,14 @@ class GroupEncoder:
             kinds = [kind / max(kind.sum(), 1) for kind in kinds]
         return np.asarray([*strict, *ties], np.int32).reshape(-1, 2), *(kind.astype(np.float32) for kind in kinds)
 
+    def margins(self, record: RankedRecord, source: str) -> np.ndarray:
+        """float32[p]: δ of every pair that is chosen, of the numbers stored with the pair or of the rewards; NaN = none."""
+        pairs, _, _ = self.chosen_pairs(record)
+        if source == "stored":
+            return pair_margins(record, pairs)
+        rewards = _rewards(record)
+        return rewards[pairs[:, 0]] - rewards[pairs[:, 1]]
+
     def measure(self, record: RankedRecord, layout: Layout, limit: Limit = NO_LIMIT) -> np.ndarray:
         """What the group takes of a row, in the order of `Budget`."""
         plans = media_plans(layout, self.geometry, limit.tiles)
@@ -138,7 +146,7 @@ class GroupEncoder:
         count = len(record.responses)
         ranks = [r.rank for r in record.responses]
         best = min((r for r in ranks if r is not None), default=None)
-        learnt = [self.learn == "all" or rank == best for rank in ranks]
+        learnt = [self.learn == "all" or (rank is not None and rank == best) for rank in ranks]
         return EncodedGroup(
             tree=tree,
             plan=self.visual_plan(plans, tree),
@@ -149,10 +157,15 @@ class GroupEncoder:
             tie_weights=tie_weights,
             pair_margins=pair_margins(record, pairs),
             response_weights=np.asarray(learnt, np.float32),
-            rewards=np.asarray([np.nan if r.reward is None else r.reward for r in record.responses], np.float32),
+            rewards=_rewards(record),
             reference_logps=np.full(count, np.nan, np.float32),
             response_ids=np.arange(first_response, first_response + count, dtype=np.int32),
         )
+
+
+def _rewards(record: RankedRecord) -> np.ndarray:
+    """float32[K]: of every response, NaN = none."""
+    return np.asarray([np.nan if r.reward is None else r.reward for r in record.responses], np.float32)
 
 
 def media_layout(example: Example) -> Layout:

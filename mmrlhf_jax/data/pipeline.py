@@ -13,6 +13,7 @@ from mmrlhf_jax.data.checks import summarise_findings
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.examples import BuiltExamples, open_examples
 from mmrlhf_jax.data.index import GroupIndex, build_index, keep_groups
+from mmrlhf_jax.data.learnable import check_learnable, with_best
 from mmrlhf_jax.data.mixture import sets
 from mmrlhf_jax.data.over_budget import within_budget
 from mmrlhf_jax.data.overlay import lacking_rewards, with_critiques, with_human_margins
@@ -137,6 +138,7 @@ def plan_training_rows(
 ) -> Rows:
     """Measure all groups, settle the row budget and plan. What is left out is counted and listed, the first of it by name."""
     index = build_index(examples, encoder, cache=index_cache(examples), progress=track)
+    index = with_best(index, examples, objective, data, data.named)
     if not isinstance(objective, config.Supervised):
         has_pairs = index.sizes[:, Budget.names().index("pairs")] > 0
         index = keep_groups(index, has_pairs, "no strictly ordered pair", examples)
@@ -145,7 +147,21 @@ def plan_training_rows(
     # First what the experiment demands; what it leaves open then follows from the groups as they have become.
     index = within_budget(index, examples, encoder, demanded_budget(batch), data.over_budget, data.named)
     list_changes(index, data.named, len(examples))
+    check_learnable(index, examples, encoder, data, objective, data.named)
     return Rows(examples, encoder, index, row_budget(batch, index), seed)
+
+
+def count_rows(rows: Rows, experiment: config.Experiment) -> int:
+    """Rows of the whole run. UserError where there are none, because the sets' weights are so small."""
+    run, named = experiment.run, experiment.data.named
+    if run.steps is not None:
+        return run.steps * experiment.batch.rows
+    if count := rows.count(run.epochs):
+        return count
+    raise UserError(
+        f"{named}: {run.epochs} epochs (run.epochs) see none of the {len(rows.index.groups)} groups, because the weights of the"
+        f" sets are so small (at most {rows.index.weights.max():g}); raise the weights or run.epochs, or set run.steps"
+    )
 
 
 def list_changes(index: GroupIndex, named: str, count: int) -> None:

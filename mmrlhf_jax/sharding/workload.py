@@ -16,7 +16,7 @@ from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.data.index import GroupIndex
 from mmrlhf_jax.data.mixture import sets
 from mmrlhf_jax.data.packing import plan_rows
-from mmrlhf_jax.data.pipeline import make_encoder, plan_training_rows, row_budget, with_chosen_critiques
+from mmrlhf_jax.data.pipeline import count_rows, make_encoder, plan_training_rows, row_budget, with_chosen_critiques
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line
@@ -121,6 +121,9 @@ def measured_workload(experiment: config.Experiment, model: LlavaOnevisionConfig
     examples = with_chosen_critiques(open_examples(sets(data.path), data.media_root, data.video_frames), data, objective)
     encoder = make_encoder(data, objective, load_tokenizer(local_directory(experiment.model.path)), model)
     rows = plan_training_rows(examples, encoder, data, experiment.batch, objective, seed=experiment.run.seed)
+    count_rows(rows, experiment)
+    if not rows.plan(0):  # of sets that not every epoch sees
+        rows = rows.once()
     found = _workload(rows.index.sizes, rows.plan(0), rows.budget, f"measured in {data.named}")
     if encoder.ties:  # their places are in the budget, but they are no pairs
         ordered = [len(examples.records[g].pairs()) for row in rows.plan(0) for g in rows.index.groups[row]]

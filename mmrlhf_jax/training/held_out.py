@@ -16,6 +16,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.digests import media_names, prompt_digest
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.index import build_index
+from mmrlhf_jax.data.learnable import check_learnable, with_best
 from mmrlhf_jax.data.over_budget import within_budget
 from mmrlhf_jax.data.packing import wide_enough
 from mmrlhf_jax.data.pipeline import demanded_budget, index_cache, list_changes
@@ -59,13 +60,6 @@ def figure_names(objective: Objective) -> list[str]:
     return sorted(name for name, value in jax.eval_shape(figures, batch, outputs).items() if value.ndim == 0)
 
 
-def check_pairs(examples, objective: config.Objective, named: str) -> None:
-    """UserError where the objective learns from pairs and no record has one."""
-    if isinstance(objective, config.Supervised) or any(record.pairs() for record in examples.records):
-        return
-    raise UserError(f"{named}: no group has a strictly ordered pair (of different ranks); there is nothing to prefer")
-
-
 def say_shared(training, judged, named: str) -> None:
     """Say how many of the judged records ask what training records ask, about media of the same names: of the model on what it
     has not seen, figures of them say nothing."""
@@ -79,15 +73,17 @@ def say_shared(training, judged, named: str) -> None:
 
 
 def plan_held_out(examples, encoder: GroupEncoder, experiment: config.Experiment, training: Rows) -> Rows:
-    """Rows over all held-out groups, of the size of the training rows.
+    """Rows over all held-out groups that can be judged, of the size of the training rows.
 
     A group that exceeds what the experiment sets for rows is treated as `data.over_budget` says. Where a group needs more of
     something that was derived from the training data, rows have more of it.
     """
     index = dataclasses.replace(build_index(examples, encoder, cache=index_cache(examples)), weights=None)
-    data, demanded = experiment.data, demanded_budget(experiment.batch)
-    index = within_budget(index, examples, encoder, demanded, data.over_budget, f"data.held_out, {data.held_out}")
-    list_changes(index, experiment.data.held_out, len(examples))
+    data, objective, named = experiment.data, experiment.objective, f"data.held_out, {experiment.data.held_out}"
+    index = with_best(index, examples, objective, data, named)
+    index = within_budget(index, examples, encoder, demanded_budget(experiment.batch), data.over_budget, named)
+    list_changes(index, data.held_out, len(examples))
+    check_learnable(index, examples, encoder, data, objective, named)
     return Rows(examples, encoder, index, Budget(*wide_enough(training.budget.vector, index.sizes)), experiment.run.seed)
 
 

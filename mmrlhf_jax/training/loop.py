@@ -16,7 +16,9 @@ from etils import epath
 
 from mmrlhf_jax import config, sections
 from mmrlhf_jax.cleanup import Cleanup
+from mmrlhf_jax.data.learnable import check_pairs
 from mmrlhf_jax.data.pipeline import (
+    count_rows,
     index_cache,
     make_encoder,
     open_held_out_examples,
@@ -40,7 +42,7 @@ from mmrlhf_jax.sharding.mesh import use_mesh
 from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.feed import feed, own_rows
 from mmrlhf_jax.training.goodput import Goodput
-from mmrlhf_jax.training.held_out import check_pairs, evaluate, fingerprint, plan_held_out, say_shared
+from mmrlhf_jax.training.held_out import evaluate, fingerprint, plan_held_out, say_shared
 from mmrlhf_jax.training.identity import CONFIGURATION, computed_precision, known_identity, run_identity
 from mmrlhf_jax.training.metrics import MetricsLog
 from mmrlhf_jax.training.objective import make_objective
@@ -261,7 +263,7 @@ def plan_run(experiment: config.Experiment) -> PlannedRun:
     encoder = make_encoder(experiment.data, experiment.objective, load_tokenizer(source), sizes)
     rows = plan_training_rows(examples, encoder, experiment.data, batch, experiment.objective, seed=run.seed)
     held_out = None if judged is None else plan_held_out(judged, encoder, experiment, rows)
-    total_rows = rows.count(run.epochs) if run.steps is None else run.steps * batch.rows
+    total_rows = count_rows(rows, experiment)
     steps = -(-total_rows // batch.rows)
     check_profile(run, steps)
     identity = run_identity(experiment, rows, steps, source)

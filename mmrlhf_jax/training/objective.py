@@ -117,18 +117,14 @@ def reference_pair_logps(
 
 def pair_margins(settings: config.Preference, batch: RowBatch) -> Float[Array, "B P"]:
     """δ of every pair, from where the experiment takes it; 0 where there is none."""
-    return _known(batch.pair_margins) if settings.scaling.margins == "stored" else reward_margins(batch)
+    return jnp.nan_to_num(batch.pair_margins) if settings.scaling.margins == "stored" else reward_margins(batch)
 
 
 def reward_margins(batch: RowBatch) -> Float[Array, "B P"]:
     """δ = r⁺ − r⁻ of the batch's stored rewards; 0 where one of the two is missing."""
     chosen, rejected = gather_pairs(batch.rewards, batch.pairs, batch.pair_weights)
-    return _known(chosen - rejected)
-
-
-def _known(margins: Float[Array, "B P"]) -> Float[Array, "B P"]:
-    """0 in the place of NaN. Only of whole margins: a number that is missing is not 0, and half a difference is none."""
-    return jnp.where(jnp.isnan(margins), 0, margins)
+    # Of the whole margin: a number that is missing is not 0, and half a difference is none.
+    return jnp.nan_to_num(chosen - rejected)
 
 
 def beta_range(settings: config.Preference) -> tuple[float, float] | None:
