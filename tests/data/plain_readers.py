@@ -32,7 +32,9 @@ ABSENT = (None, "", [])
 TAG = re.compile("<image>|<video>|<audio>")
 # Names under which media stand in data of others. Beside media that were read, an address may be where they came from.
 ADDRESSES = {"img_path": "image", "image_path": "image", "image_url": "image", "imageFile": "image", "video_path": "video"}
+ADDRESSES |= {"image_name": "image", "imageDir": "image", "video_folder": "video", "frame_dir": "video"}
 OTHER_NAMES = ("rejected_images", "image_2", "img", "picture", "audio", "audios", "media", "frames", "Videos")
+OTHER_NAMES += ("jpg", "webp", "mp4")
 
 
 def media_kind(name: str) -> str | None:
@@ -133,8 +135,19 @@ def check_unknown(row: dict, images: tuple, video: str | None, of_answer: bool =
         if (kind := media_kind(name)) and is_medium(value):
             values, read = value if isinstance(value, list) else [value], list(images) or [video]
             may_be = kind == ("address of image" if images else "address of video") and read != [None]
-            refuse_unless(not of_answer and (values == read or (may_be and len(values) == len(read))))
+            named = [one["path"] if isinstance(one, dict) and set(one) == {"path"} else one for one in values]
+            same = len(named) == len(read) and all(map(may_name, named, read))
+            refuse_unless(not of_answer and (values == read or (may_be and same)))
     return row
+
+
+def may_name(other: Any, read: Any) -> bool:
+    """A second name: an address, or the same file in another folder, with its suffix or without."""
+    if not isinstance(other, str) or not isinstance(read, str):
+        return False
+    last, own = (path.strip().rstrip("/").split("/")[-1] for path in (other, read))
+    suffix = re.compile(r"(?<=.)\.(png|jpg|mp4|wav)$")
+    return "://" in other or other.startswith("/") or own == last or suffix.sub("", own) == last or suffix.sub("", last) == own
 
 
 def names_a_file(value: Any) -> bool:
@@ -149,7 +162,7 @@ def is_medium(value: Any) -> bool:
         return bool(value.strip()) and bool(looks or not re.search(r"\s", value.strip()))
     if isinstance(value, list):
         return any(map(is_medium, value))
-    return isinstance(value, dict) and any(is_medium(value.get(name)) for name in ("path", "bytes", "url"))
+    return isinstance(value, dict) and any(is_medium(value.get(name)) for name in ("path", "bytes", "url", "value"))
 
 
 def finite(value: Any) -> bool:

@@ -162,7 +162,7 @@ def test_a_null_among_images_or_answers_is_named_in_one_short_line(write):
     image = {"bytes": png(200, (400, 400)) * 500, "path": None}
     assert "field 'images' must hold paths, found None" in message(write([PAIR | {"images": [None, image]}]))
     assert "found {'url': 'a.png'}" in message(write([PAIR | {"images": [{"url": "a.png"}]}]))
-    assert "found {'bytes': 'rows.parquet/0/chosen'}" in message(write([PAIR | {"chosen": image["bytes"]}]))
+    assert "found {'bytes': 'rows.parquet/0/chosen', 'kind': 'image'}" in message(write([PAIR | {"chosen": image["bytes"]}]))
     own = {"id": "a", "prompt": "p", "responses": [{"text": "A"}, None], "image": image}
     assert "expected a JSON object with 'text'" in message(write([own]))
 

@@ -13,6 +13,7 @@ import dataclasses
 import errno
 import functools
 import io
+import re
 import threading
 from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
@@ -25,15 +26,31 @@ from mmrlhf_jax.faults import first_line
 WINDOW_BYTES = 256 << 20  # of a column that are kept in memory
 
 
+# What files of pictures, videos and sound begin with; `.` stands for any byte.
+_BEGINNINGS = {
+    "image": rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|II\*\0|MM\0\*|BM.{4}\0{4}|RIFF.{4}WEBP|.{4}ftyp(?:avi[fs]|hei[cfmsx]|mif1)",
+    "video": rb".{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI |\0\0\x01[\xb3\xba]|FLV\x01",
+    "audio": rb"RIFF.{4}WAVE|ID3|fLaC|OggS",
+}
+MEDIA_KINDS = frozenset(_BEGINNINGS)
+
+
+def media_kind(content: bytes) -> str | None:
+    """`image`, `video` or `audio` for the bytes of such a file in one of the usual formats, else None."""
+    kinds = (kind for kind, beginning in _BEGINNINGS.items() if re.match(beginning, content[:32], re.DOTALL))
+    return next(kinds, None)
+
+
 def is_inline(path: str) -> bool:
-    """Whether a text is no path but a picture itself: a data URL, or base64 of one of the usual formats."""
+    """Whether a text is no path but a medium itself: its data URL, or base64 of one of the usual formats."""
     if path.startswith("data:"):
         return True
+    if len(path) <= 64:
+        return False
     try:
-        start = base64.b64decode(path[:24], validate=True)
+        return media_kind(base64.b64decode(path[:44], validate=True)) is not None
     except ValueError:
         return False
-    return start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")) and len(path) > 64
 
 
 def media_name(base: str, *way: str | int) -> str:

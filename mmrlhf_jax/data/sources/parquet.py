@@ -3,7 +3,7 @@
 - A null is an absent field, in a row and in the objects inside it; in a list it stays null, because places count there.
 - An image, as Hugging Face stores it (`{"bytes": ..., "path": ...}`) or as plain bytes, becomes a name (`embedded.py`), and
   its bytes are read when they are asked for. One without bytes (null or empty) is its path. Bytes in any other place become
-  `{"bytes": name}`, so that they never pass for text.
+  `{"bytes": name}`, so that they never pass for text; `"kind": "image"` (or video, audio) says what they begin like.
 - Dates, times, decimals and whatever else JSON has no word for become text, also numbers that are not finite.
 
 Rows are read a few megabytes at a time, whatever the file's row groups hold.
@@ -18,7 +18,7 @@ from typing import Any
 
 from etils import epath
 
-from mmrlhf_jax.data.sources.embedded import media_name
+from mmrlhf_jax.data.sources.embedded import media_kind, media_name
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line
 
@@ -155,7 +155,10 @@ def _is_media(value: dict[str, Any], field: str) -> bool:
 def _plain(value: Any, name: str, field: str) -> Any:
     """A value as JSON has it; `name` names it, if it is bytes, and `field` is the innermost field that it stands in."""
     if isinstance(value, bytes):
-        return name if field.lower() in MEDIA_FIELDS else {"bytes": name}
+        if field.lower() in MEDIA_FIELDS:
+            return name
+        kind = media_kind(value)
+        return {"bytes": name} | ({"kind": kind} if kind else {})
     if isinstance(value, dict):
         if _is_media(value, field):
             return name if value["bytes"] else value.get("path") or None

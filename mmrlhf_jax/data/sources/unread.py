@@ -8,40 +8,54 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import posixpath
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import PureWindowsPath
 from typing import Any
 
+from mmrlhf_jax.data.sources.embedded import MEDIA_KINDS, is_inline
 from mmrlhf_jax.data.sources.one_prompt import check_one_prompt
 from mmrlhf_jax.data.sources.rows import Format, Row
 from mmrlhf_jax.errors import shown
 from mmrlhf_jax.places import WrongMedia, find_places
 from mmrlhf_jax.records import RankedRecord
 
-_IMAGE_WORDS = {"image", "img", "picture", "pic", "photo", "photograph", "screenshot", "thumbnail", "pixel"}
-_VIDEO_WORDS = {"video", "vid", "clip", "movie", "frame"}
-_OTHER_WORDS = {"audio", "sound", "speech", "wav", "voice", "media", "medium", "multimedia"}
+_IMAGE_TYPES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "heic", "avif"}
+_VIDEO_TYPES = {"avi", "mov", "mkv", "webm", "mpeg", "mpg"}  # `_words` writes mp4 and m4v as "video", mp3 and m4a as "audio"
+_SOUND_TYPES = {"wav", "flac", "ogg"}
+_IMAGE_WORDS = _IMAGE_TYPES | set(
+    ["image", "img", "picture", "pic", "photo", "photograph", "screenshot", "thumbnail", "pixel", "visual"]
+)
+_VIDEO_WORDS = {"video", "vid", "clip", "movie", "frame"} | _VIDEO_TYPES
+_OTHER_WORDS = {"audio", "sound", "speech", "voice", "media", "medium", "multimedia"} | _SOUND_TYPES
 _WORDS = _IMAGE_WORDS | _VIDEO_WORDS | _OTHER_WORDS
 # Words that mean something else as well: under them alone not every text is a path.
-_AMBIGUOUS = {"sound", "speech", "voice", "medium", "movie", "pixel"}
+_AMBIGUOUS = {"sound", "speech", "voice", "medium", "movie", "pixel", "visual", "tiff", "tif", "mov"}
 _NO_PATHS = {"none", "null", "nan", "n/a", "na", "no", "yes", "true", "false"}
 # Words by which a field says something about a medium: an address in `image_license_url` leads elsewhere.
 _ABOUT = {"license", "licence", "copyright", "credit", "attribution", "author", "owner", "page", "homepage"}
 # Words of fields that hold text; to some questions the answer is the name of a file.
 _TEXTS = {"answer", "solution", "truth", "text", "title"}
-# Words that leave the name of a medium the name of one: `image_path`, `img_url`, `video_file`.
-_SAME = set(["path", "url", "uri", "file", "filename", "filepath", "data", "byte", "encoded", "link", "list", "value"])
+# Words of a field that says where a medium lies.
+_PLACES = {"path", "url", "uri", "file", "filename", "filepath", "dir", "directory", "folder", "root"}
+# Words that leave the name of a medium the name of one: `image_path`, `img_url`, `video_file`, `image_name`.
+_SAME = _PLACES | {"data", "byte", "encoded", "link", "list", "value", "name", "info", "metadata"}
 # Words of a second name of what was read already: where it was fetched from, or how its publisher calls it.
-_SECOND_NAME = _SAME | set(
-    ["name", "id", "ids", "source", "src", "original", "origin", "coco", "local", "relative", "full", "absolute"]
+_SECOND_NAME = _SAME | set(["id", "ids", "coco", "local", "relative", "full", "absolute"])
+# The same, beside a word that says that the field leads there; `source_image` alone may be another picture.
+_ORIGIN = {"source", "src", "original", "origin"}
+_JOINED = re.compile(
+    "(image|img|picture|photo|video|frame|audio)s?(?=path|url|uri|file|data|bytes|list|name|dir|folder|root)", re.IGNORECASE
 )
-_JOINED = re.compile("(image|img|picture|photo|video|audio)s?(?=path|url|uri|file|data|bytes|list|name)", re.IGNORECASE)
 _SUFFIX = re.compile(
-    r"[^./\\]\.(jpe?g|png|webp|bmp|gif|tiff?|heic|avif|svg|mp4|avi|mov|mkv|webm|m4v|mpe?g|wav|mp3|flac|ogg|m4a)$",
+    r"[^./\\]\.(jpe?g|jfif|png|webp|bmp|gif|tiff?|tga|ppm|hei[cf]|avif|svg|dcm"
+    r"|mp4|avi|mov|mkv|webm|m4v|mpe?g|wmv|flv|wav|mp3|flac|ogg|m4a)$",
     re.IGNORECASE,
 )
 _ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]{1,9}://|data:(image|video|audio)/)", re.IGNORECASE)
-_HOLDERS = {"bytes", "path", "url", "src", "uri", "base64", "file"}
+# How `parquet.py` names what it holds inside: it keeps objects of bytes and a path for pictures, videos and sound.
+_INSIDE_PARQUET = re.compile(r"\.parquet/\d+/", re.IGNORECASE)
 _DEPTH = 6  # of objects inside each other
 
 
@@ -103,9 +117,12 @@ def _unread(fields: Any, has_media: bool, depth: int) -> Iterator[tuple[str, Any
     for name, value in fields.items():
         if name == "mixed_up_image":  # MM-RLHF's picture that does not belong to the question: no part of the record
             continue
+        if name == "bytes" and isinstance(value, str) and _is_inside_parquet(value):  # what they are, `kind` says
+            continue
         words = _words(name)
         is_medium = words & _WORDS and _is_media(value, is_plain=_is_plain(words)) and not _leads_elsewhere(words, value)
-        if is_medium or (not has_media and not words & _TEXTS and _names_a_file(value)):
+        is_file = _is_content(value) or (not words & _TEXTS and _names_a_file(value))
+        if is_medium or (is_file and not has_media):
             yield name, value
         else:
             yield from _unread(value, has_media, depth - 1)
@@ -115,15 +132,16 @@ def _unread(fields: Any, has_media: bool, depth: int) -> Iterator[tuple[str, Any
 def _words(name: str) -> frozenset[str]:
     """`imgPath` and `Image_paths2` as {"img", "path"} and {"image", "path"}; digits are words of their own."""
     name = re.sub("base64|b64", "_encoded_", str(name)[:200], flags=re.IGNORECASE)
+    name = re.sub("mp4|m4v", "_video_", re.sub("mp3|m4a", "_audio_", name, flags=re.IGNORECASE), flags=re.IGNORECASE)
     name = _JOINED.sub(r"\1_", name)  # `imagepath`
     found = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
     return frozenset(word.rstrip("s") if len(word) > 3 else word for word in map(str.lower, found))
 
 
 def _is_plain(words: frozenset[str]) -> bool:
-    """Whether the words say nothing but that a field holds media."""
-    plain = (_WORDS - _AMBIGUOUS) | _SAME | {"rejected", "chosen"}
-    return all(word in plain or word.isdigit() for word in words)
+    """Whether the words say nothing but that a field holds media, or where they lie."""
+    known = _WORDS | _SAME | {"rejected", "chosen"}
+    return bool(words & (_WORDS - _AMBIGUOUS | _PLACES)) and all(word in known or word.isdigit() for word in words)
 
 
 def _is_media(value: Any, is_plain: bool) -> bool:
@@ -133,14 +151,35 @@ def _is_media(value: Any, is_plain: bool) -> bool:
             return bool(value)
         case str():
             text = value.strip()
-            looks = _SUFFIX.search(text[-10:]) or _ADDRESS.match(text[:40])
+            looks = _SUFFIX.search(_without_query(text)[-10:]) or _ADDRESS.match(text[:40])
             may_be = is_plain and text.lower() not in _NO_PATHS and not re.search(r"\s", text[:500])
             return bool(text) and bool(may_be or (looks and "\n" not in text[:500]))
         case list():
             return any(_is_media(item, is_plain) for item in value[:100])
         case dict():
-            return any(_is_media(inner, True) for name, inner in value.items() if str(name).lower() in _HOLDERS)
+            return any(_is_media(inner, True) for name, inner in value.items() if _holds(name))
     return False
+
+
+def _holds(name: Any) -> bool:
+    """Whether a field of an object about a medium holds it: `path`, `file_name`, `value`."""
+    return (words := _words(name)) <= _SAME | {"src"} and bool(words)
+
+
+def _is_content(value: Any) -> bool:
+    """Whether a value is a picture, a video or sound itself: base64 of it, or bytes of a parquet file."""
+    if isinstance(value, list):
+        return any(map(_is_content, value[:100]))
+    if isinstance(value, dict):
+        return isinstance(value.get("bytes"), str) and value.get("kind") in MEDIA_KINDS
+    if not isinstance(value, str):
+        return False
+    is_text = value.startswith("data:") and not _ADDRESS.match(value[:40])  # "data: see below"
+    return _is_inside_parquet(value) or (is_inline(value) and not is_text)
+
+
+def _is_inside_parquet(text: str) -> bool:
+    return _INSIDE_PARQUET.search(text[:4000]) is not None
 
 
 def _leads_elsewhere(words: frozenset[str], value: Any) -> bool:
@@ -153,16 +192,55 @@ def _names_a_file(value: Any) -> bool:
     """Whether a text, or one of a list, is but the name of a picture, a video or sound."""
     if isinstance(value, list):
         return any(map(_names_a_file, value[:100]))
-    return isinstance(value, str) and bool(_SUFFIX.search(value[-10:].rstrip())) and not re.search(r"\s", value[:500].strip())
+    if not isinstance(value, str) or re.search(r"\s", value[:500].strip()):
+        return False
+    return bool(_SUFFIX.search(_without_query(value.strip())[-10:]))
+
+
+def _without_query(text: str) -> str:
+    """An address without what follows the name of its file: `https://host/a.jpg?w=3`."""
+    return re.split("[?#]", text[:4000], maxsplit=1)[0] if _ADDRESS.match(text[:40]) else text
 
 
 def _names_what_was_read(name: str, value: Any, row: Any) -> bool:
-    """Whether the field is but another name of the media that were read: the same paths, or an address for each of them."""
+    """Whether the field is but another name of the media that were read: the same paths, or another for each of them."""
     words = _words(name)
-    values = value if isinstance(value, list) else [value]
     kind, read = (_IMAGE_WORDS, list(row.images)) if row.images else (_VIDEO_WORDS, [row.video])
-    is_address = bool(words & _SECOND_NAME) and words <= kind | _SECOND_NAME
-    return values == read or (is_address and len(values) == len(read) and read != [None])
+    if (value if isinstance(value, list) else [value]) == read:
+        return True
+    allowed = kind | _SECOND_NAME | (_ORIGIN if words & (_PLACES | {"link"}) else set())
+    values = list(_leaves(value))
+    if read == [None] or len(values) != len(read) or not words & _SECOND_NAME or not words <= allowed:
+        return False
+    return all(map(_may_be_the_same, values, read))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What a field names: a text, or those of a list, or of an object's fields that hold it."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, dict):
+        yield from (inner for name, inner in value.items() if _holds(name))
+    else:
+        yield value
+
+
+def _may_be_the_same(other: Any, read: str) -> bool:
+    """Whether a second name can be that of a file that was read: it leads elsewhere, or ends in the same name."""
+    if _is_inside_parquet(read):  # it has no name of its own
+        return True
+    if not isinstance(other, str):
+        return False
+    other = other.strip()
+    if _ADDRESS.match(other[:40]) or posixpath.isabs(other) or PureWindowsPath(other).anchor:
+        return True
+    one, two = (posixpath.basename(path.replace("\\", "/").rstrip("/")) for path in (other, read))
+    return one == two or (_stem(one) == two) or (one == _stem(two))
+
+
+def _stem(name: str) -> str:
+    return _SUFFIX.sub(lambda found: found[0][0], name)
 
 
 def _read_media(row: Any) -> str:
