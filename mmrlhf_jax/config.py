@@ -16,11 +16,11 @@ from etils import epath
 from pydantic import Field
 
 from mmrlhf_jax import sections
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.files import is_remote
 from mmrlhf_jax.huggingface.hub import is_hub_id
 from mmrlhf_jax.objectives.loss_names import LOSSES, check_options
-from mmrlhf_jax.sections import Flag, Integer, Number, PathName, Section, WrittenPath
+from mmrlhf_jax.sections import AboveOne, BelowOne, Flag, Integer, Number, PathName, Section, WrittenPath
 from mmrlhf_jax.sharding.axes import MESH_AXES, check_axes, sizes_over
 
 Dtype = Literal["float32", "bfloat16"]
@@ -184,7 +184,7 @@ class Preference(Section):
         if not losses:
             raise ValueError(f"names no loss; choose from {', '.join(LOSSES)}")
         if unknown := [name for name in losses if name not in LOSSES]:
-            raise ValueError(f"unknown loss {unknown}; choose from {', '.join(LOSSES)}")
+            raise ValueError(f"unknown loss {shown(unknown)}; choose from {', '.join(LOSSES)}")
         return losses
 
     @pydantic.model_validator(mode="after")
@@ -274,11 +274,11 @@ class Optimizer(Section):
     learning_rate: Positive = 1e-6
     matrix_learning_rate: Positive | None = None
     part_rates: dict[PartName, Positive] = Field(default_factory=dict)
-    warmup_ratio: Annotated[Number, Field(ge=0, lt=1)] = 0.1
+    warmup_ratio: BelowOne = 0.1
     schedule: Literal["cosine", "constant"] = "cosine"
     final_fraction: NonNegative = 0.0
-    beta1: Annotated[Number, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[Number, Field(ge=0, lt=1)] = 0.999
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.999
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
     max_grad_norm: Positive = 1.0
@@ -326,8 +326,8 @@ class Guard(Section):
 
     not_finite: Literal["stop", "skip"] = "stop"
     spike: Literal["ignore", "stop", "skip"] = "ignore"
-    spike_factor: Annotated[Number, Field(gt=1)] = 10.0
-    decay: Annotated[Number, Field(gt=0, lt=1)] = 0.98
+    spike_factor: AboveOne = 10.0
+    decay: Annotated[BelowOne, Field(gt=0)] = 0.98
 
 
 class Run(Section):

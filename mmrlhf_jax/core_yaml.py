@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, shown
 
 _NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
@@ -94,9 +94,9 @@ class _Loader(yaml.SafeLoader):
             if name == "<<" and key.style is None:
                 problem = "merge keys (<<) are not read; write the keys out, or name a common file as `base:`"
             elif not isinstance(name, str):
-                problem = f"key {name!r} is no text; write it in quotes"
+                problem = f"key {shown(name)} is no text; write it in quotes"
             elif name in seen:
-                problem = f"key {name!r} is given twice"
+                problem = f"key {shown(name)} is given twice"
             else:
                 seen.add(name)
                 continue
@@ -126,7 +126,7 @@ def _constructor(pattern: re.Pattern, convert, what: str):
     def construct(loader: _Loader, node: yaml.ScalarNode) -> Any:
         text = loader.construct_scalar(node)
         if not pattern.match(text):
-            raise yaml.MarkedYAMLError(problem=f"{text!r} is {what}", problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"{shown(text)} is {what}", problem_mark=node.start_mark)
         try:
             return convert(text)
         except ValueError:  # Python reads no integer of thousands of digits

@@ -54,6 +54,8 @@ def check_place(path: str, *, writes: bool = False) -> str:
     """The path itself. UserError where it names a kind of place that is not read from (or not written to): such a path would
     be a folder called `hf:` or `gs:` here. Nor are names that are not UTF-8, which many libraries below cannot take."""
     _check_utf8(path)
+    if "\0" in path:
+        raise UserError(f"{path!a}: the name has a NUL character, which no file system takes; choose another")
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(/+)", path)
     if found is None or os.path.exists(path):
         return path

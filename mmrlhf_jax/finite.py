@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import unicodedata
 from typing import Any
 
@@ -15,6 +16,11 @@ LEAST_NORMAL = 1.1754943508222875e-38  # below it devices may make 0 of a number
 def is_finite(value: Any) -> bool:
     """Whether a value is an integer or a float (no truth value, no text) whose float32 is finite."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+
+
+def as_float32(value: float) -> float:
+    """The float32 that is nearest to a number whose float32 is finite: what devices make of it."""
+    return struct.unpack("f", struct.pack("f", value))[0]
 
 
 # What people type for a number. Python's own reader of text also takes 1_0, infinity, and digits of other scripts.

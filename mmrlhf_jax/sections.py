@@ -19,7 +19,7 @@ from mmrlhf_jax import core_yaml
 from mmrlhf_jax.core_yaml import Empty
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.files import check_place, expand_home, read_text
-from mmrlhf_jax.finite import LARGEST, LEAST_NORMAL, is_finite
+from mmrlhf_jax.finite import LARGEST, LEAST_NORMAL, as_float32, is_finite
 from mmrlhf_jax.progress import say
 
 
@@ -59,6 +59,18 @@ def _in_float32(value: float) -> float:
     return value
 
 
+def _below_one(value: float) -> float:
+    if not 0 <= as_float32(value) < 1:
+        raise ValueError(f"must be at least 0 and below 1, also in float32, which rounds from 1 - 3e-8 to 1; found {value!r}")
+    return value
+
+
+def _above_one(value: float) -> float:
+    if not as_float32(value) > 1:
+        raise ValueError(f"must be above 1, also in float32, which rounds up to 1 + 6e-8 to 1; found {value!r}")
+    return value
+
+
 def _place(path: str, info: pydantic.ValidationInfo, writes: bool = False) -> str:
     if not path and info.context == FROM_FILE:
         raise ValueError("the path is empty")
@@ -74,6 +86,9 @@ def _written_place(path: str, info: pydantic.ValidationInfo) -> str:
 
 # Truth values are no numbers, and text is neither.
 Number = Annotated[float, Strict(), AfterValidator(_in_float32)]
+# Devices compute in float32: a decay that is 1 there keeps what it has for ever, and 1 minus it is no divisor.
+BelowOne = Annotated[Number, AfterValidator(_below_one)]
+AboveOne = Annotated[Number, AfterValidator(_above_one)]
 Integer = Annotated[int, Strict(), pydantic.Field(ge=-(2**31), lt=2**31)]
 Flag = Annotated[bool, Strict()]
 PathName = Annotated[str, AfterValidator(_place)]
@@ -142,20 +157,39 @@ def _merge(kinds: Sequence[type[Section]], base: dict[str, Any], over: dict[str,
 
 
 def override(kind: type[Section], raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`raw` with every `a.b=c` of the command line laid over it; where a key is given twice the last counts, which is said."""
+    """`raw` with every `a.b=c` of the command line laid over it; where a key is given twice the last counts, which is said.
+
+    UserError where a setting takes away what another one has set, as one of `a` behind one of `a.b` may do.
+    """
     settings: dict[str, str] = {}
     for setting in overrides:
         key, equals, _ = setting.partition("=")
         if not equals or not all(key.split(".")):
-            raise UserError(f"--set {setting!r}: expected key=value, such as optimizer.learning_rate=1e-6")
+            raise UserError(f"--set {shown(setting)}: expected key=value, such as optimizer.learning_rate=1e-6")
         if key in settings:
-            say(f"--set {key} is given twice; --set {setting} counts")
+            say(f"--set {key[:100]} is given twice; --set {setting[:100]} counts")
         settings.pop(key, None)
         settings[key] = setting
     # A `kind` replaces the section that it stands in, so it goes before all that is set there.
+    done: list[tuple[list[str], str]] = []
     for key, setting in sorted(settings.items(), key=lambda item: not item[0].endswith(".kind")):
-        value = core_yaml.parse_value(setting.partition("=")[2], f"--set {setting!r}")
-        raw = _set([kind], raw, key.split("."), value, setting)
+        value, path = core_yaml.parse_value(setting.partition("=")[2], f"--set {shown(setting)}"), key.split(".")
+        changed = _set([kind], raw, path, value, setting)
+        for earlier, other in done:
+            below = path[: len(earlier)] == earlier  # it says more of what the other one sets
+            if not below and _held(changed, earlier) != _held(raw, earlier):
+                raise UserError(f"--set {shown(setting)} takes away what --set {shown(other)} sets; put both into one of them")
+        raw = changed
+        done.append((path, setting))
+    return raw
+
+
+def _held(raw: Any, path: Sequence[str]) -> Any:
+    """The value that a path of keys leads to, `...` where it leads nowhere."""
+    for key in path:
+        if not isinstance(raw, dict) or key not in raw:
+            return ...
+        raw = raw[key]
     return raw
 
 
@@ -168,7 +202,7 @@ def _set(kinds: Sequence[type[Section]], raw: dict[str, Any], path: Sequence[str
     inner, held = _sections_at(kinds, key), raw.get(key)
     if inner:
         if not isinstance(held, dict | None):
-            raise UserError(f"--set {setting!r}: {key} is {shown(held)} and has no keys; set the whole of it")
+            raise UserError(f"--set {shown(setting)}: {key} is {shown(held)} and has no keys; set the whole of it")
         return raw | {key: _set(inner, held or {}, rest, value, setting)}
     for part in reversed(rest[1:]):
         value = {part: value}
@@ -229,7 +263,7 @@ def _first_error(kind: type[Section], error: pydantic.ValidationError, raw: Any)
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(last, list(_holder(kind, above).model_fields), 1, cutoff=0.0)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"unknown key {key!r}{hint}{more}"
+        return f"unknown key {shown(key)}{hint}{more}"
     message = _PLAIN.get(first["type"], first["msg"].removeprefix("Value error, ")) + _found(first)
     return f"{key}: {message}{more}" if key else message + more
 

@@ -227,6 +227,79 @@ def test_a_key_that_is_set_twice_is_said_and_the_last_counts(capsys):
     assert "--set run.steps is given twice; --set run.steps=4 counts" in capsys.readouterr().err
 
 
+CHILD, PARENT = "objective.losses.sigmoid=2", "objective.losses={bco_pair: 1}"
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        (CHILD, PARENT),
+        ("optimizer.learning_rate=1e-3", "optimizer={learning_rate: 1e-4}"),
+        ("optimizer.learning_rate=1e-3", "optimizer=null"),
+        ("objective.scaling.w=1", "objective.scaling=null"),
+        ("objective.beta=0.2", "objective={kind: supervised}"),
+        ("objective.kind=supervised", "objective={kind: preference}"),
+        ("data.pairs.at_most=2", "data={pairs: all}"),
+    ],
+)
+def test_a_setting_that_takes_away_what_an_earlier_one_sets_is_refused_with_both_named(earlier, later):
+    with pytest.raises(UserError) as error:
+        load_experiment(MMDPO, [earlier, "run.steps=1", later])
+    assert f"--set {later!r} takes away what --set {earlier!r} sets" in str(error.value)
+
+
+def test_settings_of_a_key_and_of_what_is_below_it_go_together_where_none_is_lost():
+    assert load_experiment(MMDPO, [PARENT, CHILD]).objective.losses == {"bco_pair": 1.0, "sigmoid": 2.0}
+    made = load_experiment(MMDPO, ["optimizer.learning_rate=1e-3", "optimizer={beta1: 0.5}", "optimizer.beta2=0.9"]).optimizer
+    assert (made.learning_rate, made.beta1, made.beta2) == (1e-3, 0.5, 0.9)
+
+
+@pytest.mark.parametrize("key", ["optimizer.beta1", "optimizer.beta2", "optimizer.warmup_ratio", "guard.decay"])
+def test_what_must_be_below_one_is_so_in_float32(key):
+    for value in ("0.99999999", "0.99999999999", "1", "1.5", "-0.1"):
+        with pytest.raises(UserError, match=rf"{key}: must be at least 0 and below 1, also in float32"):
+            load_experiment(MMDPO, [f"{key}={value}"])
+    value = 1 - 2**-24  # the largest float32 below 1
+    section, name = key.split(".")
+    assert getattr(getattr(load_experiment(MMDPO, [f"{key}={value!r}"]), section), name) == value
+
+
+def test_what_must_be_above_one_is_so_in_float32():
+    for value in ("1.00000001", "1", "0.5"):
+        with pytest.raises(UserError, match=r"guard\.spike_factor: must be above 1, also in float32"):
+            load_experiment(MMDPO, [f"guard.spike_factor={value}"])
+    assert load_experiment(MMDPO, ["guard.spike_factor=1.0000002"]).guard.spike_factor == 1.0000002
+
+
+@pytest.mark.parametrize("key", ["run.directory", "data.path", "model.path", "data.rewards"])
+@pytest.mark.parametrize("value", [r'"a\0b"', r'"\0"'])
+def test_a_path_with_a_nul_character_is_refused(key, value):
+    with pytest.raises(UserError, match=rf"{key.replace('.', '[.]')}: .* has a NUL character"):
+        load_experiment(MMDPO, [f"{key}={value}"])
+
+
+NINES, LETTERS = "9" * 5000, "x" * 5000
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [f"run.steps={NINES}"],
+        [f"optimizer.weight_decay={NINES[:4000]}"],
+        [f"run.{LETTERS}=1"],
+        [f"objective.losses.{LETTERS}=1"],
+        [LETTERS],
+        [f"run.directory.x={LETTERS}", f"run.directory={LETTERS}"],
+        [f"{LETTERS}=!!int x"],
+        [f"run={{{LETTERS}: 1, {LETTERS}: 2}}"],
+    ],
+)
+def test_a_message_does_not_write_out_what_is_long(settings):
+    with pytest.raises(UserError) as error:
+        load_experiment(MMDPO, settings)
+    assert len(str(error.value)) < 700
+
+
 @pytest.mark.parametrize("nothing", ["", " null", " {}", " ~"])
 def test_an_empty_section_means_its_defaults(tmp_path, nothing):
     text = (
