@@ -38,8 +38,73 @@ def test_what_is_no_json_is_not_read_and_its_field_is_named(number):
 
 
 def test_an_integer_of_endless_digits_is_not_read():
-    with pytest.raises(strict_json.BadNumber, match="an integer of 5000 digits"):
+    with pytest.raises(strict_json.BadNumber, match="field 'a' must be a finite number, found an integer of 5000 digits"):
         strict_json.loads('{"a": ' + "1" * 5000 + "}")
+
+
+PRETTY = [
+    {"id": "1", "prompt": 'Is NaN a number? And -Infinity, 1e999, "id": 3?', "responses": ["a"]},
+    {"id": "2", "prompt": "q", "responses": [{"text": "a", "reward": 0.5, "x": [[], {}, {"y": "\\\\"}]}]},
+]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("0.5", "NaN", r"record '2': field 'responses\.0\.reward' must be .* found NaN"),
+        ("0.5", "1e999", r"record '2': field 'responses\.0\.reward' must be .* found 1e999"),
+        ("0.5", "9" * 400, r"record '2': field 'responses\.0\.reward' must .* an integer of 400 digits"),
+        ('"prompt": "q"', '"prompt": "q", "prompt": "r"', r"field 'prompt' stands twice"),
+        ('"y": ', '"y": 1, "y": ', r"field 'y' stands twice"),
+        ('"q"', '"\\ud800"', r"not valid UTF-8: record '2': field 'prompt' holds half of a character"),
+        ('"text"', '"\\udc00"', r"not valid UTF-8: record '2': field 'responses\.0\."),
+    ],
+)
+def test_in_a_list_of_records_the_record_the_field_and_its_line_are_named(tmp_path, old, new, expected):
+    """Whatever the texts before it say."""
+    text = json.dumps(PRETTY, indent=1)
+    (tmp_path / "rows.json").write_text(text)
+    assert len(read_records(tmp_path / "rows.json")) == 2
+    (tmp_path / "rows.json").write_text(text.replace(old, new))
+    line = text[: text.index(old)].count("\n") + 1
+    with pytest.raises(UserError, match=rf"rows\.json\[1\]:{line}: {expected}") as error:
+        read_records(tmp_path / "rows.json")
+    assert "\n" not in str(error.value) and str(error.value).isprintable()
+
+
+def test_the_number_of_the_record_is_named_in_a_list_of_one_line(tmp_path):
+    rows = [{"id": str(n), "prompt": "q", "responses": ["a"]} for n in range(50)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows).replace('"id": "33"', '"id": "33", "id": "x"'))
+    with pytest.raises(UserError, match=r"rows\.json\[33\]: field 'id' stands twice"):
+        read_records(tmp_path / "rows.json")
+
+
+@pytest.mark.parametrize("text", ['["\\ud800"]', '{"a": {"\\uDFFF": 1}}', '{"a": "\\\\\\uD800\\uD800\\uDC00"}', '"\\udead"'])
+def test_half_a_character_is_not_read_by_any_door(text):
+    with pytest.raises(strict_json.LoneSurrogate, match="not valid UTF-8"):
+        strict_json.loads(text)
+    with pytest.raises(strict_json.LoneSurrogate):
+        strict_json.loads(text.encode())
+
+
+@pytest.mark.parametrize("text", ['"\\ud83d\\ude00"', '"\\\\ud800"', '{"ud800": "\\\\\\\\uD800"}'])
+def test_whole_characters_and_what_only_looks_like_half_of_one_are_read(text):
+    assert strict_json.loads(text) == json.loads(text)
+
+
+@given(
+    st.recursive(st.integers(-9, 9) | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)), st.data()
+)
+def test_a_number_that_is_wrong_is_found_where_it_stands(value, data):
+    """Whatever stands before and after it."""
+    row = {"before": value, "here": [value, {"wrong": 0.125}], "after": value}
+    text = json.dumps(row, indent=data.draw(st.sampled_from([None, 1])), ensure_ascii=data.draw(st.booleans()))
+    before, after = text.rsplit('"wrong": 0.125', 1) if json.dumps(value).find("0.125") < 0 else (None, None)
+    if before is None:
+        return
+    with pytest.raises(strict_json.BadNumber, match=r"field 'here\.1\.wrong' must be a finite number, found NaN") as error:
+        strict_json.loads(before + '"wrong": NaN' + after)
+    assert error.value.pos == len(before) + len('"wrong": ')
 
 
 JSON = st.recursive(

@@ -78,7 +78,7 @@ def read_scores(path: epath.PathLike) -> dict[str, ScoredLine]:
 def _read_line(line: bytes, where: str) -> tuple[str, ScoredLine]:
     try:
         row = strict_json.loads(line)
-    except strict_json.BadNumber as error:
+    except strict_json.NotStrict as error:
         raise UserError(f"{where}: {error.msg}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON, expected {_EXPECTED} ({error})") from None

@@ -208,6 +208,22 @@ def test_rlhf_v_rows_have_their_texts_inside_one_column(write, as_text):
     assert example.images == (png(5),) and "text" not in example.record.extra
 
 
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ('"\\ud800"', r"field 'text': not valid UTF-8: field 'question' holds half of a character"),
+        ('"q", "note": ["\\udfff"]', r"field 'text': not valid UTF-8: field 'note\.0' holds half of a character"),
+        ('"q", "note": NaN', r"field 'text': field 'note' must be a finite number, found NaN"),
+        ('"q", "question": "r"', r"field 'text': field 'question' stands twice"),
+    ],
+)
+def test_the_json_inside_rlhf_v_rows_is_as_strict_as_the_rows(write, wrong, expected):
+    row = {"text": f'{{"question": {wrong}, "chosen": "A", "rejected": "B"}}', "idx": 1}
+    for rows in ([row], [row | {"text": row["text"].replace(wrong, '"q"'), "idx": 2}, row]):
+        with pytest.raises(UserError, match=expected):
+            read_records(write(*rows))
+
+
 MMPR = {"image": "1.png", "question": "<image>\nWhich?", "chosen": "A", "rejected": "B"}
 
 

@@ -311,6 +311,14 @@ LINE = '{"id": "a", "responses": [{"reward": %s}, {"reward": 1}]}'
             (LINE % number, "line 2: record 'a', response 0: reward must be a finite")
             for number in ("null", "[]", "1" + "0" * 39)
         ),
+        *(
+            (
+                f'{{"id": "a", "responses": [{{"reward": 1, "{field}": "\\ud800"}}]}}',
+                f"record 'a': field 'responses.0.{field}' holds",
+            )
+            for field in ("critique", "note")
+        ),
+        ('{"id": "a", "id": "b", "responses": [{"reward": 1}]}', "line 2: field 'id' stands twice"),
         ('{"id": "a"}', "line 2: expected"),
         ('{"responses": []}', "line 2: expected"),
         ('{"id": "a", "responses": [1]}', "line 2: expected"),

@@ -27,7 +27,10 @@ def _parse(row: Row) -> PairRow:
 
 
 def _parse_inside_text(row: Row) -> PairRow:
-    text = _inside_text(row.data)
+    try:
+        text = _inside_text(row.data)
+    except strict_json.NotStrict as error:
+        raise UserError(f"{row.where}: field 'text': {error.msg}") from error
     if text is None:
         raise UserError(f"{row.where}: field 'text' must be JSON with {', '.join(_TEXTS)}, found {shown(row.data.get('text'))}")
     rest = {name: value for name, value in row.data.items() if name != "text"}
@@ -37,13 +40,25 @@ def _parse_inside_text(row: Row) -> PairRow:
 
 
 def _inside_text(row: dict[str, Any]) -> dict[str, Any] | None:
+    """The object that `text` is or holds as JSON, None for any other text. Raises NotStrict as `strict_json.loads` does."""
     text = row.get("text")
     if isinstance(text, str) and text.lstrip().startswith("{"):
         try:
             text = strict_json.loads(text)
+        except strict_json.NotStrict:
+            if not all(f'"{name}"' in text for name in _TEXTS):
+                return None
+            raise
         except (ValueError, RecursionError):
             return None
     return text if isinstance(text, dict) and set(_TEXTS) <= text.keys() else None
+
+
+def _has_texts_inside(row: dict[str, Any]) -> bool:
+    try:
+        return _inside_text(row) is not None
+    except strict_json.NotStrict:  # its reader says what is wrong
+        return True
 
 
 QUESTIONS = Format(
@@ -57,7 +72,7 @@ QUESTIONS = Format(
 RLHF_V = Format(
     "RLHF-V",
     "text{question, chosen, rejected}, image",
-    lambda row: _inside_text(row) is not None,
+    _has_texts_inside,
     _parse_inside_text,
     fold,
     row="pair",

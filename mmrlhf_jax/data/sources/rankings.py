@@ -124,7 +124,7 @@ def _parse_string(text: str) -> list[Any]:
     if text.startswith("[") and not re.search("[>=]", text):
         try:
             return strict_json.loads(text)
-        except strict_json.BadNumber as error:
+        except strict_json.NotStrict as error:
             raise ValueError(f"which is no ranking: {error.msg}") from None
         except strict_json.JSONDecodeError:
             pass  # "[A, B]": letters without quotes

@@ -176,12 +176,10 @@ def _open(path: epath.Path) -> Iterator[BinaryIO]:
 
 def _parse(text: bytes, where: str) -> Any:
     try:
-        value = strict_json.loads(text.decode("utf-8"))
-        if b"\\ud" in text or b"\\uD" in text:  # a lone surrogate is valid JSON but is no text: no tokenizer takes it
-            strict_json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (strict_json.BadNumber, strict_json.DoubledKey) as error:
-        place = where if error.lineno == 1 else f"{where}:{error.lineno}"
-        raise UserError(f"{place}: {error.msg}") from error
+        return strict_json.loads(text.decode("utf-8"))
+    except strict_json.NotStrict as error:
+        item, line = ("" if error.item is None else f"[{error.item}]"), ("" if error.lineno == 1 else f":{error.lineno}")
+        raise UserError(f"{where}{item}{line}: {error.msg}") from error
     except strict_json.JSONDecodeError as error:
         place = where if error.lineno == 1 else f"{where}:{error.lineno}"
         advice = "if the file is JSON lines, name it .jsonl" if error.msg == "Extra data" else "it may be torn"
@@ -190,7 +188,6 @@ def _parse(text: bytes, where: str) -> Any:
         raise UserError(f"{where}: not valid UTF-8 text ({error.reason})") from error
     except RecursionError as error:
         raise UserError(f"{where}: JSON nested too deeply") from error
-    return value
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
