@@ -13,6 +13,7 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.hub import hub_errors
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.files import read_bytes
+from mmrlhf_jax.finite import is_finite
 
 
 class MetaSet(NamedTuple):
@@ -51,8 +52,8 @@ def _read_set(name: str, entry: Any, path: epath.Path) -> MetaSet:
     if not isinstance(entry, dict) or not all(isinstance(entry.get(field), str) for field in ("annotation", "root")):
         raise UserError(f"{where}: must have 'annotation' and 'root', both paths, found {shown(entry)}")
     repeat = entry.get("repeat_time", 1)
-    if isinstance(repeat, bool) or not isinstance(repeat, int | float):
-        raise UserError(f"{where}: repeat_time must be a number, found {shown(repeat)}")
+    if not is_finite(repeat):
+        raise UserError(f"{where}: repeat_time must be a finite number, found {shown(repeat)}")
     steps = [epath.Path(entry[field]).parts for field in ("annotation", "root")]
     for cut in (0, 1) if len(steps[0]) > 1 else (0,):
         rows, images = (path.parent.joinpath(*parts[cut:]) for parts in steps)

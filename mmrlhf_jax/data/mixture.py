@@ -11,10 +11,12 @@ group every other epoch.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -29,13 +31,14 @@ from mmrlhf_jax.data.media import MediaFile
 from mmrlhf_jax.data.sources import OnError
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError, shown
-from mmrlhf_jax.files import expand_home, is_remote
+from mmrlhf_jax.files import check_place, expand_home, is_remote
+from mmrlhf_jax.finite import is_finite
 from mmrlhf_jax.records import RankedRecord
 
 # A random choice is part of what the set is, so it does not follow a run's seed.
 SAMPLING_SEED = 0
 
-_MOST_PASSES = 1_000_000  # over a set in one epoch; far less is a mistake already
+_MOST_PASSES = 1_000_000  # over a set in one epoch, and one in so many epochs; far less is a mistake already
 
 _MIXTURE_SUFFIXES = (".yaml", ".yml")
 
@@ -50,8 +53,9 @@ class Part:
     sampling_strategy: str = "all"
 
     def __post_init__(self) -> None:
-        if not 0 < self.weight <= _MOST_PASSES:
-            raise UserError(f"{self.path}: weight must be positive and at most {_MOST_PASSES:,}, found {self.weight:g}")
+        if not is_finite(self.weight) or not 1 / _MOST_PASSES <= self.weight <= _MOST_PASSES:
+            expected = f"weight must be positive, at least 1/{_MOST_PASSES:,} and at most {_MOST_PASSES:,}"
+            raise UserError(f"{self.path}: {expected}, found {shown(self.weight)}")
 
 
 class MixedExamples:
@@ -60,8 +64,9 @@ class MixedExamples:
     `weights` holds, per example, how often an epoch sees it.
     """
 
-    def __init__(self, sets: Sequence[Any], weights: Sequence[float]) -> None:
-        self.sets, self._set_weights = list(sets), [float(weight) for weight in weights]
+    def __init__(self, sets: Sequence[Any], weights: Sequence[float], paths: Sequence[str] = ()) -> None:
+        """`paths` name the sets, for `notes`."""
+        self.sets, self._set_weights, self.paths = list(sets), [float(weight) for weight in weights], tuple(paths)
         self.weights = np.repeat(np.asarray(weights, np.float64), [len(examples) for examples in sets])
         self._starts = np.cumsum([0] + [len(examples) for examples in sets])
         self.records = _with_own_ids([record for examples in sets for record in examples.records])
@@ -104,8 +109,15 @@ class MixedExamples:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Of the sets that have any: see `sources.Source`."""
-        return tuple(note for examples in self.sets for note in getattr(examples, "notes", ()))
+        """Of the sets that have any (see `sources.Source`), and what comes of their being together."""
+        own = [record.id for examples in self.sets for record in examples.records]
+        renamed = [was for was, record in zip(own, self.records, strict=False) if was != record.id]
+        notes = [note for examples in self.sets for note in getattr(examples, "notes", ())]
+        if renamed:
+            more = f"{len(renamed)} of {len(self)} records have the id of an earlier one (the first is {shown(renamed[0])})"
+            notes.append(f"{', '.join(map(str, self.paths))}: {more}, and get #2 (#3, ...) added")
+        notes += [f"{path} is listed {n} times" for path, n in collections.Counter(self.paths).items() if n > 1]
+        return tuple(notes)
 
     @property
     def video_frames(self) -> int:
@@ -139,7 +151,12 @@ def open_mixture(
     if len(parts) == 1 and parts[0].weight == 1:
         return _open(parts[0], media_root, video_frames, on_error, rank_by)
     sets = [_open(part, media_root, video_frames, on_error, rank_by) for part in parts]
-    return MixedExamples(sets, [part.weight for part in parts])
+    return MixedExamples(sets, [part.weight for part in parts], [_same(part.path) for part in parts])
+
+
+def _same(path: str) -> str:
+    """One spelling of a place, however it is named."""
+    return path if is_remote(path) else os.path.normpath(path)
 
 
 def sets(path: str | tuple[str | config.DataSet, ...]) -> str | list[str | Part]:
@@ -165,13 +182,15 @@ def choose_rows(strategy: str, rows: Sequence[int], where: str) -> list[int]:
     `rows[i]` is how many rows of its file record i stands for. Counts and shares are of rows, as in MM-RLHF's
     `train_dpo.py`, but no group is cut: the last one chosen is kept whole. Raises UserError for any other strategy.
     """
-    found = re.fullmatch(r"(first|end|random):(\d+)(%?)", strategy)
+    found = re.fullmatch(r"(first|end|random):([0-9]{1,15})(%?)", strategy)
     if strategy == "all":
         return list(range(len(rows)))
     if found is None:
         expected = "all, or first, end or random as in random:1000 or first:20%"
         raise UserError(f"{where}: sampling_strategy must be {expected}, found {shown(strategy)}")
     kind, number, percent = found[1], int(found[2]), found[3]
+    if percent and number > 100:
+        raise UserError(f"{where}: sampling_strategy {strategy} is more than the whole set; set weight to see it more often")
     wanted = math.ceil(number * sum(rows) / 100) if percent else number
     order = np.arange(len(rows))
     if kind == "end":
@@ -206,6 +225,9 @@ def _read_mixture(path: epath.Path) -> list[Part]:
     entries = raw.get("datasets") if isinstance(raw, dict) else None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: a mixture file is a list `datasets:` of `json_path` and `sampling_strategy`")
+    if unknown := [name for name in raw if name != "datasets"]:
+        others = "media_root, weight and sampling_strategy are of each entry of `datasets:`"
+        raise UserError(f"{path}: unknown key {shown(unknown[0])}; {others}")
     parts = [_read_part(entry, path, f"{path}: datasets[{number}]") for number, entry in enumerate(entries)]
     if nested := [part.path for part in parts if part.path.endswith(_MIXTURE_SUFFIXES)]:
         raise UserError(f"{path}: names another mixture file, {nested[0]}; list its sets here")
@@ -215,6 +237,8 @@ def _read_mixture(path: epath.Path) -> list[Part]:
 def _read_part(entry: Any, path: epath.Path, where: str) -> Part:
     if not isinstance(entry, dict):
         raise UserError(f"{where}: expected keys and values, found {shown(entry)}")
+    if {"json_path", "path"} <= entry.keys():
+        raise UserError(f"{where}: has json_path and path, which mean the same; give one of them")
     entry = {("path" if name == "json_path" else name): value for name, value in entry.items()}
     known = [field.name for field in dataclasses.fields(Part)]
     if unknown := sorted(set(map(str, entry)) - set(known)):
@@ -222,7 +246,7 @@ def _read_part(entry: Any, path: epath.Path, where: str) -> Part:
     if not isinstance(entry.get("path"), str):
         raise UserError(f"{where}: json_path must be a path, found {shown(entry.get('path'))}")
     weight = entry.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+    if not is_finite(weight) or weight <= 0:
         raise UserError(f"{where}: weight must be a positive number, found {shown(weight)}")
     for name in ("media_root", "sampling_strategy"):
         if not isinstance(entry.get(name, ""), str):
@@ -234,7 +258,7 @@ def _read_part(entry: Any, path: epath.Path, where: str) -> Part:
 
 def _beside(path: epath.Path, named: str) -> str:
     named = expand_home(named)
-    return named if is_remote(named) else str(path.parent / named)
+    return check_place(named) if is_remote(named) else str(path.parent / check_place(named))
 
 
 def _open(

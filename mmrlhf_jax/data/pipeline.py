@@ -49,7 +49,7 @@ def make_encoder(data: config.Data, objective: config.Objective | None, tokenize
 
 def open_training_examples(data: config.Data, objective: config.Objective):
     """The examples with the critiques and the rewards that the objective needs. UserError where rewards are missing."""
-    examples = open_examples(sets(data.path), data.media_root, data.video_frames)
+    examples = _opened(sets(data.path), data)
     examples = with_margins(examples, data, objective, data.rewards, data.named)
     _say_findings(examples, data.named)
     if lacking := lacking_margins(examples, objective, data.named):
@@ -69,7 +69,7 @@ def open_held_out_examples(data: config.Data, objective: config.Objective):
     """The held-out examples, like the training ones, except that what margins are made of may be missing: β is then that of
     δ = 0, and how many lack it is said. Their rewards are the data's own, or those of `data.held_out_rewards`; never the
     training data's."""
-    examples = open_examples(sets(data.held_out), data.media_root, data.video_frames)
+    examples = _opened(data.held_out, data)
     examples = with_margins(examples, data, objective, data.held_out_rewards, data.held_out)
     named = f"data.held_out, {data.held_out}"
     _say_findings(examples, named)
@@ -96,6 +96,14 @@ def lacking_margins(examples, objective: config.Objective, named: str) -> str | 
     if not lacking:
         return None
     return f"{named}: {len(lacking)} of {len(examples)} records have {_LACKING[source]} (the first is {lacking[0]!r})"
+
+
+def _opened(path, data: config.Data):
+    """Examples, with what is to note of them said."""
+    examples = open_examples(path, data.media_root, data.video_frames)
+    for note in getattr(examples, "notes", ()):
+        say(note)
+    return examples
 
 
 def _say_findings(examples, named: str) -> None:

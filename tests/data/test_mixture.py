@@ -11,6 +11,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.data.mixture import Part, choose_rows, find_parts, sets
+from mmrlhf_jax.data.pipeline import open_held_out_examples, open_training_examples
 from mmrlhf_jax.data.sources import drop_contradictions
 from mmrlhf_jax.errors import UserError
 from tests.data import groups
@@ -139,12 +140,49 @@ def test_pairs_are_the_rows_of_a_pair_file(tmp_path):
         ("datasets: [{json_path: a/records.jsonl, sampling_strategy: 'first:0'}]", "leaves nothing"),
         ("datasets: [{json_path: mixture.yaml}]", "names another mixture file"),
         ("datasets: [{json_path: none.jsonl}]", r"none\.jsonl: no such file"),
+        (f"datasets: [{{json_path: a/records.jsonl, weight: {'9' * 400}}}]", "weight must be a positive number, found 999"),
+        (f"datasets: [{{json_path: a/records.jsonl, weight: {'9' * 30}}}]", "weight must be positive, at least .*, found 999"),
+        ("datasets: [{json_path: a/records.jsonl, weight: 1e-30}]", "weight must be positive, at least 1/1,000,000 .* 1e-30"),
+        ("datasets: [{json_path: a}]\nmedia_root: pictures", "unknown key 'media_root'; media_root, weight and sampling_str"),
+        ("weight: 3\ndatasets: [{json_path: a}]", "unknown key 'weight'"),
+        ("datasets: [{json_path: a, path: b}]", r"datasets\[0\]: has json_path and path, which mean the same"),
+        ('datasets: [{json_path: "a\\0b"}]', "has a NUL character"),
+        *(
+            (f"datasets: [{{json_path: a/records.jsonl, sampling_strategy: '{wrong}'}}]", f"sampling_strategy {said}")
+            for wrong, said in {
+                "first:150%": "first:150% is more than the whole set",
+                "random:101%": "random:101% is more than the whole set",
+                "first:" + "9" * 5000: "must be all, or first, end or random",
+                "end:" + "9" * 5000 + "%": "must be all, or first, end or random",
+                "first:２": "must be all, or first, end or random",
+            }.items()
+        ),
     ],
 )
 def test_wrong_mixture_files_end_in_one_line(tmp_path, folders, text, expected):
     with pytest.raises(UserError, match=expected) as error:
         open_examples(write(tmp_path, text))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("listed", "renamed", "twice"),
+    [
+        ([A, B], "6 of 16", None),
+        ([A, A.replace("a/", "./a/")], "6 of 12", "a/records.jsonl is listed 2 times"),
+        ([B], None, None),
+    ],
+)
+def test_records_that_get_another_id_and_sets_that_are_listed_twice_are_said(tmp_path, folders, capsys, listed, renamed, twice):
+    path = write(tmp_path, f"datasets:\n{''.join(listed)}")
+    notes = getattr(open_examples(path, video_frames=3), "notes", ())
+    open_training_examples(config.Data(path=str(path), video_frames=3), config.Supervised())
+    open_held_out_examples(config.Data(path="x", held_out=str(path), video_frames=3), config.Supervised())
+    heard = capsys.readouterr().err
+    assert all(heard.count(note) == 2 for note in notes)
+    expected = f"{renamed} records have the id of an earlier one (the first is 'group-0'), and get #2 (#3, ...) added"
+    assert [expected in note for note in notes] == ([True] if renamed else []) + ([False] if twice else [])
+    assert twice is None or notes[-1].endswith(twice)
 
 
 def test_an_experiment_names_one_set_or_several():
