@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 from mmrlhf_jax.data.examples import Example, Layout, dump_record
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.records import RankedRecord
 
 
@@ -54,21 +54,22 @@ def with_human_margins(examples) -> OverlaidExamples:
     return map_records(examples, change)
 
 
-def with_critiques(examples, field: str | None) -> OverlaidExamples:
-    """Critiques from another field of the responses, or none at all. UserError where no response has the field."""
+def with_critiques(examples, field: str | None, source: str) -> OverlaidExamples:
+    """Critiques from another field of the responses of `source`, or none at all. UserError where no response has the field."""
 
     def change(record: RankedRecord) -> RankedRecord:
         found = [None if field is None else response.extra.get(field) for response in record.responses]
         for critique in found:
             if critique is not None and not isinstance(critique, str):
-                raise UserError(f"record {record.id!r}: data.critiques: field {field!r} must be a string, found {critique!r}")
+                where = f"{source}: record {record.id!r}: data.critiques"
+                raise UserError(f"{where}: field {field!r} must be a string, found {shown(critique)}")
         pairs = zip(record.responses, found, strict=True)
         return record.replace_responses([dataclasses.replace(response, critique=c) for response, c in pairs])
 
     changed = map_records(examples, change)
     if field is not None and all(response.critique is None for record in changed.records for response in record.responses):
         raise UserError(
-            f"data.critiques: no response has a field {field!r}; `mmrlhf data show` lists the fields that there are"
+            f"{source}: data.critiques: no response has a field {field!r}; `mmrlhf data show` lists the fields that there are"
         )
     return changed
 

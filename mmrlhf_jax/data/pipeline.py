@@ -121,13 +121,13 @@ def with_margins(examples, data: config.Data, objective: config.Objective, rewar
             examples = with_rewards(examples, rewards, source)
     if rewards is not None and margins_from(objective) != "rewards":
         say(f"{rewards} is not read: the objective takes no margins from rewards")
-    return with_chosen_critiques(examples, data, objective)
+    return with_chosen_critiques(examples, data, objective, source)
 
 
-def with_chosen_critiques(examples, data: config.Data, objective: config.Objective):
-    """Critiques from where the experiment takes them, for objectives that learn them."""
+def with_chosen_critiques(examples, data: config.Data, objective: config.Objective, source: str):
+    """The examples of `source` with critiques from where the experiment takes them, for objectives that learn them."""
     if isinstance(objective, config.RewardModel) and data.critiques != "critique":
-        return with_critiques(examples, data.critiques)
+        return with_critiques(examples, data.critiques, source)
     return examples
 
 

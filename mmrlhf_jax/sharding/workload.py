@@ -118,7 +118,8 @@ def measured_workload(experiment: config.Experiment, model: LlavaOnevisionConfig
     would refuse it.
     """
     data, objective = experiment.data, experiment.objective
-    examples = with_chosen_critiques(open_examples(sets(data.path), data.media_root, data.video_frames), data, objective)
+    examples = open_examples(sets(data.path), data.media_root, data.video_frames)
+    examples = with_chosen_critiques(examples, data, objective, data.named)
     encoder = make_encoder(data, objective, load_tokenizer(local_directory(experiment.model.path)), model)
     rows = plan_training_rows(examples, encoder, data, experiment.batch, objective, seed=experiment.run.seed)
     count_rows(rows, experiment)

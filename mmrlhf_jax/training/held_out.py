@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from functools import reduce
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmrlhf_jax import config
-from mmrlhf_jax.data.digests import media_names, prompt_digest
+from mmrlhf_jax.data.digests import comparable, media_names, prompt_digest
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.index import build_index
 from mmrlhf_jax.data.learnable import check_learnable, with_best
@@ -61,15 +62,34 @@ def figure_names(objective: Objective) -> list[str]:
 
 
 def say_shared(training, judged, named: str) -> None:
-    """Say how many of the judged records ask what training records ask, about media of the same names: of the model on what it
-    has not seen, figures of them say nothing."""
-    learnt = {(prompt_digest(record), media_names(record)) for record in training.records}
-    shared = [record.id for record in judged.records if (prompt_digest(record), media_names(record)) in learnt]
+    """Say how many of the judged records ask what training records ask about the same media: of the model on what it has not
+    seen, figures of them say nothing. Media are the same by their content, and by their names where that is not known."""
+    prompts = {prompt_digest(record) for record in training.records} & {prompt_digest(record) for record in judged.records}
+    learnt: set[tuple[str, str | None]] = set()
+    by_name = defaultdict(set)  # the contents of media of these names
+    for _, prompt, names, content in _asked(training, prompts):
+        learnt.add((prompt, content))
+        by_name[prompt, names].add(content)
+
+    def seen(prompt: str, names: str, content: str | None) -> bool:
+        unknown = any(not comparable(content, other) for other in by_name[prompt, names])
+        return unknown or (content is not None and (prompt, content) in learnt)
+
+    shared = [record_id for record_id, *asked in _asked(judged, prompts) if seen(*asked)]
     if shared:
         say(
             f"data.held_out, {named}: {len(shared)} of {len(judged.records)} records have prompts and media that training"
             f" records have (the first is {shared[0]!r}), so that eval_ figures are too good"
         )
+
+
+def _asked(examples, prompts: set[str]) -> Iterator[tuple[str, str, str, str | None]]:
+    """(id, digests of its prompt, its media's names and their content) of every record with one of these prompts."""
+    if prompts:
+        _ = examples.fingerprint  # a source reads its media once, for this and for their digests
+    for place, record in enumerate(examples.records):
+        if (prompt := prompt_digest(record)) in prompts:
+            yield record.id, prompt, media_names(record), examples.media_content(place)
 
 
 def plan_held_out(examples, encoder: GroupEncoder, experiment: config.Experiment, training: Rows) -> Rows:

@@ -58,11 +58,23 @@ def test_a_critique_that_says_nothing_is_none_in_every_format_that_has_critiques
 @pytest.mark.parametrize("blank", BLANKS)
 def test_a_chosen_field_of_blank_critiques_is_a_field_of_none(tmp_path, blank):
     rows = {"id": "r", "prompt": "p", "responses": [{"text": "A", "teacher": blank}, {"text": "B", "teacher": "good"}]}
-    changed = with_critiques(open_examples(write(tmp_path, rows)), "teacher")
+    changed = with_critiques(open_examples(write(tmp_path, rows)), "teacher", "SOURCE")
     assert [response.critique for response in changed.records[0].responses] == [None, "good"]
     rows["responses"][1]["teacher"] = blank
-    with pytest.raises(UserError, match="no response has a field 'teacher'"):
-        with_critiques(open_examples(write(tmp_path, rows)), "teacher")
+    with pytest.raises(UserError, match=r"SOURCE: data\.critiques: no response has a field 'teacher'"):
+        with_critiques(open_examples(write(tmp_path, rows)), "teacher", "SOURCE")
+
+
+@pytest.mark.parametrize(("teacher", "said"), [(5, "5"), (["x" * 5000], r"\['xxx")])
+def test_a_critique_that_is_no_text_is_named_with_its_file(tmp_path, teacher, said):
+    path = write(tmp_path, {"id": "r", "prompt": "p", "responses": [{"text": "A", "teacher": teacher}, {"text": "B"}]})
+    data = config.Data(path=str(path), held_out=str(path), critiques="teacher")
+    for opened in (open_training_examples, open_held_out_examples):
+        with pytest.raises(
+            UserError, match=rf"{path}: record 'r': data.critiques: field 'teacher' must be .* found {said}"
+        ) as error:
+            opened(data, config.RewardModel())
+        assert len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize("blank", BLANKS)

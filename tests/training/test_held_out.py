@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mmrlhf_jax import config
+from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.data.learnable import check_pairs
@@ -307,6 +308,31 @@ def test_held_out_records_that_are_learnt_from_are_counted(tmp_path, capsys, hel
     first = f"held.jsonl-{min(i for i in held if i < 4)}" if shared else None
     expected = f"data.held_out, HELD: {shared} records have prompts and media that training records have"
     assert said.startswith(f"{expected} (the first is {first!r})") if shared else not said
+
+
+@pytest.mark.parametrize("as_built", [False, True])
+@pytest.mark.parametrize(
+    ("train", "held", "shared"),
+    [
+        ({"0.png": 1, "1.png": 2}, {"0.png": 3, "1.png": 4}, None),  # other pictures of the same names
+        ({"0.png": 1, "1.png": 2}, {"0.png": 3, "1.png": 2}, "1 of 2"),
+        ({"a.png": 1, "b.png": 2}, {"0.png": 2, "1.png": 1}, "2 of 2"),  # the same pictures under other names
+    ],
+)
+def test_pictures_are_learnt_from_by_what_they_show_not_by_their_names(tmp_path, capsys, train, held, shared, as_built):
+    def examples(name, pictures):
+        (tmp_path / name).mkdir()
+        rows = [row | {"prompt": "Describe it."} for row in ranked.rows([(1, 2)] * 2, [[(9, 9)]] * 2)]
+        for row, (file, seed) in zip(rows, pictures.items(), strict=True):
+            row["images"] = [file]
+            (tmp_path / name / file).write_bytes(ranked.picture((9, 9), seed))
+        path = tmp_path / name / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return build(path, tmp_path / f"{name}-built", jobs=1) if as_built and name == "held" else open_examples(path)
+
+    say_shared(examples("train", train), examples("held", held), "HELD")
+    said = capsys.readouterr().err
+    assert (f"HELD: {shared} records" in said) if shared else "HELD" not in said
 
 
 def held_out_plan(tmp_path, lengths, **changes):
