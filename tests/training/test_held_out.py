@@ -100,6 +100,7 @@ def test_the_evaluation_does_not_depend_on_how_its_rows_are_batched(still, at_th
     several = still.model_copy(update={"batch": config.Batch(rows=3, slots=512, logprob_chunk=64)})
     found = evaluations(run(several, tmp_path, steps=1))[1]
     names = [name for name, value in at_the_start.items() if name.startswith("eval_") and isinstance(value, float)]
+    names.remove("eval_rewards/accuracies")  # counts the signs of margins, which are rounding errors before the first step
     assert len(names) > 8
     expected = [at_the_start[name] for name in names]
     np.testing.assert_allclose([found[name] for name in names], expected, rtol=1e-5, atol=1e-6)
