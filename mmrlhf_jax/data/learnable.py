@@ -42,25 +42,34 @@ def check_learnable(
             " ordered pair; there is nothing to prefer. Raise batch.slots, or set another data.over_budget"
         )
     match objective:
-        case config.RewardModel() if objective.critique_weight > 0 and data.critiques is not None:
-            _check_critiques(records, encoder, objective, named)
+        case config.RewardModel():
+            _check_terms(records, encoder, data, objective, named)
         case config.Preference(scaling=config.Scaling(mode="margin", negative_margins="drop")):
             _check_margins(records, encoder, objective.scaling, named)
 
 
-def _check_critiques(records: list[RankedRecord], encoder: GroupEncoder, objective: config.RewardModel, named: str) -> None:
-    found = [critique for record in records for critique in _critiques(record, encoder, objective)]
-    count = sum(critique is not None for critique in found)
-    have = f"{named}: {count} of {len(found)} responses have critiques"
-    if not count and not config.scores(objective):
+def _check_terms(
+    records: list[RankedRecord], encoder: GroupEncoder, data: config.Data, objective: config.RewardModel, named: str
+) -> None:
+    """Scores and centring need a strictly ordered pair, which there is; critiques and ties need what only some data has."""
+    lacking, learnt = [], [name for name in ("score_weight", "centring") if getattr(objective, name) > 0]
+    if objective.critique_weight > 0 and data.critiques is not None:
+        found = [critique for record in records for critique in _critiques(record, encoder, objective)]
+        count = sum(critique is not None for critique in found)
+        have = f"{count} of {len(found)} responses have critiques"
+        (learnt if count else lacking).append(f"objective.critique_weight ({have})")
+        if 0 < count < len(found):
+            say(f"{named}: {have}; the others are only scored")
+    if objective.tie_weight > 0:
+        tied = any(encoder.chosen_pairs(record)[2].any() for record in records)
+        (learnt if tied else lacking).append("objective.tie_weight (no two responses of a group are tied)")
+    if lacking and not learnt:
         raise UserError(
-            f"{have}, and objective.critique_weight is the only weight, so that nothing would be learnt; give the responses"
-            " critiques (or name their field by data.critiques), or set objective.score_weight"
+            f"{named}: {' and '.join(lacking)} would act on nothing, and no other term has a weight, so that nothing would be"
+            " learnt; complete the data (data.critiques names the field of critiques), or set objective.score_weight"
         )
-    if not count:
-        say(f"{have}: objective.critique_weight has nothing to act on, and only scores are learnt")
-    elif count < len(found):
-        say(f"{have}; the others are only scored")
+    if lacking:
+        say(f"{named}: {' and '.join(lacking)} will act on nothing")
 
 
 def _critiques(record: RankedRecord, encoder: GroupEncoder, objective: config.RewardModel) -> Iterator[str | None]:

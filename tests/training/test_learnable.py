@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -79,10 +80,13 @@ UNRANKED = ["a", "b"]
         (CRITIC, {"train": [CRITICISED], "held_out": [PLAIN]}),
         (CRITIC, {"train": [group({"critique": " "}, {"critique": "\u200b"})]}),
         (CRITIC, {"train": [PLAIN, group({"critique": "g"}, {}, ranks=(1, 1))]}),  # of a tied group nothing is learnt
+        (config.RewardModel(score_weight=0.0, tie_weight=1.0), {"train": [PLAIN]}),
     ],
 )
 def test_a_reward_model_of_critiques_alone_needs_one(plan, objective, data):
-    with pytest.raises(UserError, match=r"0 of \d responses have critiques, and objective\.critique_weight is the only weight"):
+    with pytest.raises(
+        UserError, match=r"objective\.critique_weight \(0 of \d responses have critiques\)( and .*)? would act on nothing"
+    ):
         plan(objective, **data)
 
 
@@ -92,7 +96,7 @@ def test_a_reward_model_of_critiques_alone_needs_one(plan, objective, data):
         (
             config.RewardModel(),
             {"train": [PLAIN] * 3},
-            "train.jsonl: 0 of 6 responses have critiques: objective.critique_weight",
+            "train.jsonl: objective.critique_weight (0 of 6 responses have critiques) will act",
         ),
         (
             config.RewardModel(),
@@ -100,7 +104,11 @@ def test_a_reward_model_of_critiques_alone_needs_one(plan, objective, data):
             "train.jsonl: 3 of 4 responses have critiques; the others are only",
         ),
         (CRITIC, {"train": [CRITICISED], "held_out": [HALF]}, "held.jsonl: 1 of 2 responses have critiques; the others"),
-        (config.RewardModel(), {"train": [CRITICISED], "held_out": [PLAIN]}, "held.jsonl: 0 of 2 responses have critiques: "),
+        (
+            config.RewardModel(),
+            {"train": [CRITICISED], "held_out": [PLAIN]},
+            "held.jsonl: objective.critique_weight (0 of 2 responses have critiques) will act",
+        ),
         (config.RewardModel(), {"train": [CRITICISED]}, None),
         (config.RewardModel(critique_weight=0.0), {"train": [PLAIN]}, None),
         (config.RewardModel(), {"train": [PLAIN], "critiques": None}, None),
@@ -111,6 +119,20 @@ def test_responses_without_a_critique_are_counted(plan, capsys, objective, data,
     plan(objective, **data)
     heard = capsys.readouterr().err
     assert "critiques" not in heard if said is None else said in heard
+
+
+TIES = config.RewardModel(score_weight=0.0, critique_weight=0.0, tie_weight=1.0)
+NO_TIES = r"objective\.tie_weight \(no two responses of a group are tied\)"
+
+
+def test_a_reward_model_of_ties_alone_needs_one(plan, capsys):
+    for data in ({"train": [PLAIN, CRITICISED]}, {"train": [PLAIN, TIED], "held_out": [PLAIN]}):
+        with pytest.raises(UserError, match=rf"(train|held)\.jsonl: {NO_TIES} would act on nothing"):
+            plan(TIES, **data)
+    plan(TIES, [PLAIN, TIED], [PLAIN, TIED])
+    assert "on nothing" not in capsys.readouterr().err
+    plan(TIES.model_copy(update={"centring": 0.1}), [PLAIN])
+    assert re.search(rf"train\.jsonl: {NO_TIES} will act on nothing", capsys.readouterr().err)
 
 
 # Pairs ---------------------------------------------------------------------------------------------------------------
