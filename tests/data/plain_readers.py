@@ -331,6 +331,7 @@ def ranks_of(value: Any, size: int) -> list[int | None]:
 
 def trl(row: dict) -> Meaning:
     row = dict(row)
+    refuse_unless(row.get("id") is None or "prompt" not in row or not isinstance(row.get("chosen"), str))  # MM-RLHF's own form
     id_, (images, video) = identity(row.pop("id", None), needed=False), media(row)
     prompt, chosen, rejected = (row.pop(name, None) for name in ("prompt", "chosen", "rejected"))
     if isinstance(chosen, list) and isinstance(rejected, list) and not isinstance(prompt, list):
@@ -568,13 +569,13 @@ def vlfeedback(row: dict) -> Meaning:
 
 
 def rating(value: Any) -> float | None:
-    """`5`, `"5"`, or a text such as `"N/A"`, which is none."""
+    """`5`, `"5"`, or none: null, `"N/A"` or an empty text."""
     refuse_unless(value is None or isinstance(value, str) or finite(value))
     text = str(value).strip()  # of separators too, which Python's float does not pass over
-    try:
-        return None if value is None or "_" in text or not finite(float(text)) else float(text)
-    except ValueError:
+    if value is None or text.lower() in ("", "n/a"):
         return None
+    refuse_unless(re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text) and finite(float(text)))
+    return float(text)
 
 
 def vl_reward_bench(row: dict) -> Meaning:

@@ -77,7 +77,8 @@ def trl(rng, n):
         {"prompt": [user([{"type": "text", "text": "Which?"}, {"type": "video"}])], "video": "clip"},
         {"chosen": [assistant([{"type": "text", "text": "A"}])]},
     ]
-    return row | rng.choice(more) | rng.choice([{}, {"id": f"t-{n}", "score_chosen": 3}])
+    row |= rng.choice(more)
+    return row | rng.choice([{}, {"score_chosen": 3} | ({} if isinstance(row["chosen"], str) else {"id": f"t-{n}"})])
 
 
 def swift(rng, n):
@@ -308,7 +309,8 @@ def check_file(path, name, rows):
     refused = set()
     for error in errors:
         check_message(str(error), path)
-        refused |= {int(number) for number in re.findall(re.escape(str(path)) + r":(\d+)", str(error))}
+        numbers = [int(number) for number in re.findall(re.escape(str(path)) + r":(\d+)", str(error))]
+        refused.update(numbers[:1] if "is in the form" in str(error) else numbers)  # the second is of the row that is unlike it
     wanted = {number: expected(reader, row) for number, row in enumerate(rows, 1)}
     # A number that is not finite may be refused wherever it stands; JSON has none.
     for number, row in enumerate(rows, 1):

@@ -345,3 +345,21 @@ def test_a_passing_error_of_the_storage_costs_no_image(write, monkeypatch):
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", failing)
     assert [example.images[0] for example in examples] == images
     assert next(failures, None) is None
+
+
+TWICE = pa.StructArray.from_arrays([pa.array([1, 2]), pa.array([3, 4])], names=["a", "a"])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        TWICE,
+        pa.StructArray.from_arrays([TWICE], names=["inner"]),
+        pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), TWICE),
+        pa.StructArray.from_arrays([pa.array([datetime.date(2024, 2, 29)] * 2), pa.array([3, 4])], names=["a", "a"]),
+    ],
+    ids=["object", "object in an object", "list of objects", "object with a date"],
+)
+def test_objects_with_two_fields_of_one_name_are_refused_by_column_and_name(write, column):
+    """JSON with a key twice is refused, too."""
+    assert "rows.parquet: column 'note' has two fields named 'a'" in message(write(with_column("note", column)))

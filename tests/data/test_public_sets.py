@@ -90,12 +90,27 @@ def test_vlfeedback_is_ranked_by_the_mean_of_its_ratings(write, name):
 
 
 @pytest.mark.parametrize("parquet", [False, True])
-@pytest.mark.parametrize("missing", ["N/A", "n/a", "", None, "not applicable", "nan", "inf", "1_0"])
-def test_a_rating_that_is_no_number_gives_its_answer_no_rank(write, missing, parquet):
+@pytest.mark.parametrize("missing", ["N/A", "n/a", "", " ", None])
+def test_a_rating_that_is_not_there_gives_its_answer_no_rank(write, missing, parquet):
     row = feedback(completion("A", "1", "1", "1"), completion("B", "5", missing, "5"), completion("C", "3", "3", "4"))
     (record,) = read_records(write(as_the_hub_stores_it(row), name="rows.parquet") if parquet else write(row))
     assert ranks(record) == {"A": 2, "B": None, "C": 1} and record.pairs() == [(2, 0)]
     assert record.responses[1].scores == {"helpfulness": 5.0, "faithfulness": 5.0}
+
+
+@pytest.mark.parametrize("parquet", [False, True])
+@pytest.mark.parametrize("wrong", ["4/5", "not applicable", "nan", "inf", "1_0", "five", "3-4", "1e39", "\u200b"])
+def test_a_rating_in_other_words_is_refused_by_record_answer_and_aspect(write, wrong, parquet):
+    """Else all ranks of a set could be missing without a word."""
+    row = feedback(completion("A", "1", "1", "1"), completion("B", "5", wrong, "5"))
+    path = write(as_the_hub_stores_it(row), name="rows.parquet") if parquet else write(row)
+    assert "(record 'LRV-1'), completion 1: field 'Rating' of 'Ethical Considerations' must be a finite number" in message(path)
+    assert repr(wrong) in message(path)
+
+
+@pytest.mark.parametrize("wrong", [True, [5], {"a": 1}, 10**40])
+def test_a_rating_that_is_no_number_at_all_is_refused(write, wrong):
+    assert "field 'Rating' of 'Helpfulness'" in message(write(feedback(completion("A", wrong, "1", "1"))))
 
 
 def test_an_answer_without_an_aspect_that_others_have_is_not_compared(write):

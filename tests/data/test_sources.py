@@ -539,6 +539,48 @@ def assistant(content):
 
 
 PLAIN = {"prompt": "Which?", "chosen": "A", "rejected": "B"}
+FORMS = [
+    (
+        PLAIN,
+        PLAIN | {"id": 1, "chosen_reason": "good"},
+        "MM-RLHF dpo_pairs.jsonl or RewardBench pairs",
+        "'chosen_reason', 'id'",
+    ),
+    (PLAIN | {"id": None}, PLAIN | {"id": "x"}, "MM-RLHF dpo_pairs.jsonl or RewardBench pairs", ""),
+    (
+        PLAIN,
+        PLAIN | {"Text": "Which?", "Output1": "A", "Output2": "B", "Better": "Output1"},
+        "Multimodal-RewardBench",
+        "'Better'",
+    ),
+    (PLAIN, PLAIN | {"question": "Which?"}, "RLAIF-V, SPA-VL or MMPR rows", "'question'"),
+    (PLAIN, PLAIN | {"rejected_response": "C"}, "ms-swift rows", "'rejected_response'"),
+]
+
+
+@pytest.mark.parametrize(("first", "other", "form", "unlike"), FORMS)
+def test_a_row_that_would_be_read_otherwise_if_it_stood_first_is_refused_with_both_lines(write, first, other, form, unlike):
+    """Critiques of MM-RLHF's own form would be lost, and tags would be places, because an earlier row has no id."""
+    path = write(first | {"prompt": "Why?"}, first, other)
+    text = message(path)
+    assert f"rows.jsonl:3: is in the form {form}, but {path}:1 is " in text and unlike in text
+    errors = []
+    assert len(read_records(path, errors.append)) == 2 and [str(error) for error in errors] == [text]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_null_among_the_ids_does_not_decide_how_a_file_is_read(write, tmp_path, name):
+    rows = [PLAIN | {"id": None, "chosen_reason": "good"}, PLAIN | {"id": "x", "chosen_reason": "good"}]
+    path = write(*rows, name="rows.jsonl")
+    if name.endswith("parquet"):
+        parquet = pytest.importorskip("pyarrow.parquet")
+        import pyarrow as pa
+
+        path = tmp_path / name
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    assert "is in the form MM-RLHF dpo_pairs.jsonl" in message(path) and "'id'" in message(path)
+
+
 PARTS = [{"type": "image"}, {"type": "text", "text": "Which?"}]
 
 

@@ -1,7 +1,7 @@
 """Readers of ranked and paired preference data. One file per input format; all of them give `RankedRecord`s.
 
 To add a format, write a module with a `FORMAT` and list it below; the first whose `matches` accepts the first row reads
-the file.
+the file, and a row that another format would read is refused.
 """
 
 from __future__ import annotations
@@ -81,10 +81,11 @@ def read_source(path: str | epath.Path, on_error: OnError | None = None, rank_by
     """All records of a source, in its order (a folded group stands where its first pair stood).
 
     `path` is a file, a folder of files, or a pattern (`shards.find_files`). The format is recognised from the first row of
-    each file, and must be the same in all. Raises UserError for a missing or empty file, a torn line (with its number), a
-    format that is none of `FORMATS`, a field that is missing or ill-typed, an id used twice, and pairs that contradict each
-    other. With `on_error` the errors that concern single rows or groups go there instead, and what is not concerned is still
-    read. `rank_by` names a score by which records without any rank are ranked (`rank_by.rank_unranked`).
+    each file, and must be the same in all files and rows. Raises UserError for a missing or empty file, a torn line (with its
+    number), a format that is none of `FORMATS`, a field that is missing or ill-typed, a row of another format, an id used
+    twice, and pairs that contradict each other. With `on_error` the errors that concern single rows or groups go there
+    instead, and what is not concerned is still read. `rank_by` names a score by which records without any rank are ranked
+    (`rank_by.rank_unranked`).
     """
     files = find_files(path)
     rows: list[Row] = []
@@ -96,7 +97,7 @@ def read_source(path: str | epath.Path, on_error: OnError | None = None, rank_by
             raise UserError(f"{file}: is in the form {own.name}, but {files.files[0].name} is {format_.name}; name one of them")
         format_ = own
         rows += of_file
-    records = format_.read(rows) if on_error is None else _join(format_, _parse(format_, rows, on_error), on_error)
+    records = _join(format_, _parse(format_, rows, on_error), on_error)
     notes: list[str] = []
     if format_.repeats_ids:
         records = _renamed(records, path, notes)
@@ -110,12 +111,29 @@ def recognise(first: Row) -> Format:
     """The format of a file by its first row. UserError where it is none of FORMATS."""
     if named := not_pairs.name_of(first.data):
         raise UserError(f"{first.where}: {named}")
-    format_ = next((known for known in FORMATS if known.matches(first.data)), None)
+    format_ = _own_format(first)
     if format_ is None:
         known = "; ".join(f.name for f in FORMATS)
         found = f"unknown format, fields {shown(sorted(first.data))}"
         raise UserError(f"{first.where}: {found}{_nearest(first)}; known are: {known}")
     return format_
+
+
+def _own_format(row: Row) -> Format | None:
+    return next((known for known in FORMATS if known.matches(row.data)), None)
+
+
+def _check_form(row: Row, format_: Format, first: Row) -> None:
+    """UserError for a row that would be read in another way if it stood first: a field means something else there."""
+    own = _own_format(row)
+    if own is not None and own is not format_:
+        names, others = ({name for name, value in each.data.items() if value is not None} for each in (row, first))
+        unlike = sorted(names ^ others)
+        told = f" (only one of them has the fields {shown(unlike)})" if unlike else ""
+        raise UserError(
+            f"{row.where}: is in the form {own.name}, but {first.where} is {format_.name}{told}; give all rows the same fields,"
+            " or make two files of them"
+        )
 
 
 def _nearest(first: Row) -> str:
@@ -137,17 +155,23 @@ def drop_contradictions(report: OnError) -> OnError:
     return on_error
 
 
-def _parse(format_: Format, rows: list[Row], on_error: OnError) -> list[Any]:
+def _parse(format_: Format, rows: list[Row], on_error: OnError | None) -> list[Any]:
     parsed = []
     for row in rows:
         try:
-            parsed.append(format_.parse(row))
+            item = format_.parse(row)
+            _check_form(row, format_, rows[0])
+            parsed.append(item)
         except UserError as error:
+            if on_error is None:
+                raise
             on_error(error)
     return parsed
 
 
-def _join(format_: Format, parsed: list[Any], on_error: OnError) -> list[RankedRecord]:
+def _join(format_: Format, parsed: list[Any], on_error: OnError | None) -> list[RankedRecord]:
+    if on_error is None:
+        return format_.join(parsed)
     try:
         return format_.join(parsed)
     except ContradictingPairs as error:

@@ -38,7 +38,8 @@ def _parse(row: Row) -> PairRow:
 
 
 def _matches(row: dict[str, Any]) -> bool:
-    return all(name in row for name in ("id", "prompt", "chosen", "rejected")) and isinstance(row["chosen"], str)
+    has_all = all(name in row for name in ("prompt", "chosen", "rejected")) and row.get("id") is not None
+    return has_all and isinstance(row["chosen"], str)
 
 
 FORMAT = Format(

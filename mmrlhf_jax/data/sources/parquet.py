@@ -57,6 +57,8 @@ def _rows(file: Any, path: epath.Path, base: str) -> Iterator[dict[str, Any]]:
     names = file.schema_arrow.names
     if twice := sorted(name for name in set(names) if names.count(name) > 1):
         raise UserError(f"{path}: two columns are named {twice[0]!r}; rename one of them")
+    for field in file.schema_arrow:
+        _check_names(field.type, f"{path}: column {field.name!r}")
     leaves = [file.schema.column(number).path for number in range(len(file.schema))]
     left_out = _media_of_every_row(file, leaves)
     leaves = [leaf for leaf in leaves if leaf not in left_out.values()]
@@ -70,6 +72,15 @@ def _rows(file: Any, path: epath.Path, base: str) -> Iterator[dict[str, Any]]:
                 row |= {name: _with_bytes(row[name]) for name in left_out.keys() & row.keys()}
                 yield {name: _plain(cell, media_name(base, index, name), name) for name, cell in row.items()}
                 index += 1
+
+
+def _check_names(kind: Any, where: str) -> None:
+    """UserError for objects in a column, at any depth, that have two fields of one name: no row can hold both."""
+    names = [kind.field(number).name for number in range(kind.num_fields)]
+    if twice := sorted(name for name in set(names) if names.count(name) > 1):
+        raise UserError(f"{where} has two fields named {twice[0]!r}; rename or remove one of them")
+    for number in range(kind.num_fields):
+        _check_names(kind.field(number).type, where)
 
 
 def _media_of_every_row(file: Any, leaves: list[str]) -> dict[str, str]:

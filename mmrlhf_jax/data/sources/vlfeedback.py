@@ -62,18 +62,20 @@ def _ratings(completion: dict[str, Any], where: str) -> dict[str, float | None]:
     annotations = {} if (annotations := completion.get("annotations")) is None else annotations
     if not isinstance(annotations, dict) or not all(isinstance(one, dict | None) for one in annotations.values()):
         raise UserError(f"{where}: field 'annotations' must have an object per aspect, found {shown(annotations)}")
-    return {ASPECTS.get(aspect, aspect): _number((one or {}).get("Rating"), where) for aspect, one in annotations.items()}
+    return {
+        ASPECTS.get(aspect, aspect): _number((one or {}).get("Rating"), aspect, where) for aspect, one in annotations.items()
+    }
 
 
-def _number(rating: Any, where: str) -> float | None:
-    """None for a text that is no number, such as "N/A". UserError for anything but a number or a text."""
-    if isinstance(rating, bool) or not isinstance(rating, str | int | float | None):
-        raise UserError(f"{where}: field 'Rating' must be a number, or a text such as N/A, found {shown(rating)}")
-    if isinstance(rating, str | None):
-        return None if rating is None else from_text(rating)
-    if not is_finite(rating):
-        raise UserError(f"{where}: field 'Rating' must be a finite number, found {shown(rating)}")
-    return float(rating)
+def _number(rating: Any, aspect: str, where: str) -> float | None:
+    """None where there is no rating: null, "" or "N/A". UserError for anything else that is no finite number."""
+    if rating is None or (isinstance(rating, str) and rating.strip().lower() in ("", "n/a")):
+        return None
+    number = from_text(rating) if isinstance(rating, str) else rating
+    if not is_finite(number):
+        field = f"field 'Rating' of {shown(aspect, 40)}"
+        raise UserError(f"{where}: {field} must be a finite number, or N/A where there is none, found {shown(rating)}")
+    return float(number)
 
 
 def _mean(ratings: dict[str, float | None], aspects: set[str]) -> float | None:
