@@ -484,6 +484,16 @@ class Launch(Section):
         except UserError as error:
             raise ValueError(str(error)) from None
 
+    @pydantic.field_validator("environment")
+    @classmethod
+    def _variables(cls, environment: dict[str, str]) -> dict[str, str]:
+        for name, value in environment.items():
+            if not name or "=" in name or "\0" in name + value:
+                raise ValueError(
+                    f"{shown(name)} = {shown(value)} is no variable: no name is empty or has =, and nothing has NUL"
+                )
+        return environment
+
     @pydantic.model_validator(mode="after")
     def _covers(self):
         try:

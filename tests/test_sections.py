@@ -278,6 +278,13 @@ def test_a_path_with_a_nul_character_is_refused(key, value):
         load_experiment(MMDPO, [f"{key}={value}"])
 
 
+@pytest.mark.parametrize("variable", [r'{A: "a\0b"}', r'{"A\0": b}', "{'A=B': c}", "{'': d}"])
+def test_what_no_environment_can_hold_is_refused(variable):
+    with pytest.raises(UserError, match=r"environment: .* is no variable"):
+        load_launch(None, [f"environment={variable}"])
+    assert load_launch(None, ["environment={A: b=c}"]).environment == {"A": "b=c"}
+
+
 NINES, LETTERS = "9" * 5000, "x" * 5000
 
 
