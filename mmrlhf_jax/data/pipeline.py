@@ -13,7 +13,7 @@ from mmrlhf_jax.data.checks import summarise_findings
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.examples import BuiltExamples, open_examples
 from mmrlhf_jax.data.index import GroupIndex, build_index, keep_groups
-from mmrlhf_jax.data.learnable import check_learnable, with_best
+from mmrlhf_jax.data.learnable import with_best
 from mmrlhf_jax.data.mixture import sets
 from mmrlhf_jax.data.over_budget import within_budget
 from mmrlhf_jax.data.overlay import lacking_rewards, with_critiques, with_human_margins
@@ -155,7 +155,6 @@ def plan_training_rows(
     # First what the experiment demands; what it leaves open then follows from the groups as they have become.
     index = within_budget(index, examples, encoder, demanded_budget(batch), data.over_budget, data.named)
     list_changes(index, data.named, len(examples))
-    check_learnable(index, examples, encoder, data, objective, data.named)
     return Rows(examples, encoder, index, row_budget(batch, index), seed)
 
 

@@ -115,7 +115,7 @@ def find_workload(experiment: config.Experiment, model: LlavaOnevisionConfig) ->
 
 def measured_workload(experiment: config.Experiment, model: LlavaOnevisionConfig) -> Workload:
     """Of the experiment's own data. UserError where that, its media or the tokenizer is not at hand, or where `mmrlhf train`
-    would refuse it.
+    would refuse to pack it.
     """
     data, objective = experiment.data, experiment.objective
     examples = open_examples(sets(data.path), data.media_root, data.video_frames)

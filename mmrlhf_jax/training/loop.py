@@ -16,7 +16,7 @@ from etils import epath
 
 from mmrlhf_jax import config, sections
 from mmrlhf_jax.cleanup import Cleanup
-from mmrlhf_jax.data.learnable import check_pairs
+from mmrlhf_jax.data.learnable import check_learnable, check_pairs
 from mmrlhf_jax.data.pipeline import (
     count_rows,
     index_cache,
@@ -262,6 +262,7 @@ def plan_run(experiment: config.Experiment) -> PlannedRun:
     sizes = read_sizes(source, experiment.model.reward_head)
     encoder = make_encoder(experiment.data, experiment.objective, load_tokenizer(source), sizes)
     rows = plan_training_rows(examples, encoder, experiment.data, batch, experiment.objective, seed=run.seed)
+    check_learnable(rows.index, examples, encoder, experiment.data, experiment.objective, experiment.data.named)
     held_out = None if judged is None else plan_held_out(judged, encoder, experiment, rows)
     total_rows = count_rows(rows, experiment)
     steps = -(-total_rows // batch.rows)

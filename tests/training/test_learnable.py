@@ -202,3 +202,12 @@ def test_a_run_of_sets_that_not_every_epoch_sees_has_steps_and_a_plan(plan):
     assert measured_workload(experiment, read_sizes(local_directory(experiment.model.path), None)).rows >= 1
     found, _ = plan(FIXED, [PLAIN] * 3, weight=0.1, run={"steps": 2})
     assert found.steps == 2 and len(found.rows.groups(3)) == 1
+
+
+def test_a_plan_takes_no_margins_from_rewards_that_a_run_does_not_take(plan):
+    """`mmrlhf plan` packs data whose score file is not written yet, or says other than the rewards that the data came with."""
+    objective = config.Preference(scaling=config.Scaling(negative_margins="drop", margins="human_scores"))
+    responses = group({"reward": 0.0, "scores": {"help": 5}}, {"reward": 5.0, "scores": {"help": 1}})
+    found, experiment = plan(objective, [responses])
+    assert found.steps == 1
+    assert measured_workload(experiment, read_sizes(local_directory(experiment.model.path), None)).rows == 1
