@@ -78,7 +78,15 @@ def resolve_media(root: str | epath.Path, relative: str, where: str) -> MediaFil
 
 def _find(base: epath.Path, relative: str) -> MediaFile | None:
     path = base / relative
-    return path if _exists(path) else find_archived(base, relative)
+    if not _exists(path):
+        return find_archived(base, relative)
+    if path.is_dir():
+        try:
+            archived = find_archived(base, relative)
+        except UserError:  # of an archive that cannot be read, which nobody needs
+            archived = None
+        _check_is_whole(path, archived)
+    return path
 
 
 def _find_remote(base: epath.Path, relative: str) -> MediaFile | None:
@@ -89,7 +97,23 @@ def _find_remote(base: epath.Path, relative: str) -> MediaFile | None:
     ):
         return archived
     path = base / relative
-    return path if _exists(path) else archived
+    if not _exists(path):
+        return archived
+    if archived is not None and archived.is_dir():
+        _check_is_whole(path, archived)
+    return path
+
+
+def _check_is_whole(folder: epath.Path, archived: ArchivedFile | None) -> None:
+    """UserError where an archive holds the same folder with other images: it may have been unpacked in part."""
+    if archived is None or not archived.is_dir() or not folder.is_dir():
+        return
+    here, there = (set(_images_in(each)) for each in (folder, archived))
+    if here != there:
+        raise UserError(
+            f"folder {folder} holds {len(here)} images, but {archived.archive} holds {len(there)} for it, and of them"
+            f" {len(here & there)} have the same names; unpack it whole, or remove one of the two"
+        )
 
 
 def _is_folder(path: epath.Path) -> bool:
@@ -119,13 +143,13 @@ def video_files(path: str | MediaFile, count: int, root: str | epath.Path | None
     """The files that `read_video_frames` reads: `count` images of a frame folder, or the one video file.
 
     Images are sorted by name, numbers of different widths by size (`names.in_order`), and taken at linspace(0, n - 1, count),
-    rounded down, as MM-RLHF does: a folder with fewer images gives some of them more than once. UserError for a link among
-    them that leaves `root`, the media root.
+    rounded down, as MM-RLHF does: a folder with fewer images gives some of them more than once. Hidden files are none, such as
+    `._0.png`, which macOS writes beside 0.png. UserError for a link among them that leaves `root`, the media root.
     """
     path = epath.Path(path) if isinstance(path, str) else path
     if not path.is_dir():
         return [path]
-    images = {file.name: file for file in path.iterdir() if file.name.lower().endswith(IMAGE_SUFFIXES)}
+    images = _images_in(path)
     if not images:
         raise UserError(f"{path}: the frame folder holds no images ({', '.join(IMAGE_SUFFIXES)})")
     images = [images[name] for name in in_order(images)]
@@ -134,6 +158,11 @@ def video_files(path: str | MediaFile, count: int, root: str | epath.Path | None
         if not _is_inside(epath.Path(root), file):
             raise UserError(f"{path}: frame {file.name!r} is a link that leaves the media root {root}; copy the file instead")
     return chosen
+
+
+def _images_in(folder: MediaFile) -> dict[str, MediaFile]:
+    files = {file.name: file for file in folder.iterdir()}
+    return {name: files[name] for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")}
 
 
 def read_video_frames(path: str | MediaFile, count: int, root: str | epath.Path | None = None) -> list[bytes]:
@@ -181,7 +210,7 @@ def _decode_video(path: MediaFile, count: int) -> list[bytes]:
 
     try:
         encoded, wanted = retried(lambda: _chosen_frames(path, count), f"{path}")
-    except (av.FFmpegError, OSError, IndexError) as error:  # IndexError: no video stream
+    except (av.FFmpegError, OSError) as error:
         raise UserError(f"{path}: the video cannot be decoded ({error}); replace it or remove the record") from error
     if not encoded:
         raise UserError(f"{path}: the video has no frames; replace it or remove the record")
@@ -195,11 +224,11 @@ def _chosen_frames(path: MediaFile, count: int) -> tuple[dict[int, bytes], list[
     import av
 
     with path.open("rb") as file:
-        wanted = _frame_indices(_count_frames(file), count)
+        wanted = _frame_indices(_count_frames(file, path), count)
         file.seek(0)
         encoded: dict[int, bytes] = {}
         with av.open(file) as container:
-            for index, frame in enumerate(container.decode(video=0)):
+            for index, frame in enumerate(container.decode(_video_stream(container, path))):
                 if index in wanted:
                     encoded[index] = _encode_jpeg(_upright(frame, path))
                 if index == wanted[-1]:
@@ -207,12 +236,27 @@ def _chosen_frames(path: MediaFile, count: int) -> tuple[dict[int, bytes], list[
     return encoded, wanted
 
 
-def _count_frames(file: object) -> int:
-    """Frames of the first video stream, counted from its packets, undecoded: headers are often silent or wrong."""
+def _count_frames(file: object, path: MediaFile) -> int:
+    """Frames of the video stream, counted from its packets, undecoded: headers are often silent or wrong."""
     import av
 
     with av.open(file) as container:
-        return sum(1 for packet in container.demux(video=0) if packet.size)
+        return sum(1 for packet in container.demux(_video_stream(container, path)) if packet.size)
+
+
+def _video_stream(container: Any, path: MediaFile) -> Any:
+    """The one stream that is the video. UserError for none, and for several: covers and thumbnails are not counted."""
+    from av.stream import Disposition
+
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+    streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not streams:
+        found = "only a cover picture" if container.streams.video else "no video"
+        raise UserError(f"{path}: the video cannot be decoded (the file holds {found}); replace it or remove the record")
+    if len(streams) > 1:
+        sizes = ", ".join(f"{stream.width}x{stream.height} ({stream.codec_context.name})" for stream in streams)
+        raise UserError(f"{path}: holds {len(streams)} videos, {sizes}; write a file with the one that is meant")
+    return streams[0]
 
 
 def _upright(frame: Any, path: epath.Path) -> Image.Image:

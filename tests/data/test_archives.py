@@ -139,6 +139,41 @@ def test_a_file_in_a_folder_comes_before_one_in_an_archive(tmp_path):
     assert resolve_media(tmp_path, "./short/../short/b.png", "r").read_bytes() == b"packed"
 
 
+@pytest.mark.parametrize(
+    ("folder", "archive"),
+    [
+        ({"v/c/0.png": b"0"}, {"c/0.png": b"0", "c/1.png": b"1", "c/2.png": b"2"}),
+        ({"v/c/0.png": b"0", "v/c/1.png": b"1"}, {"v/c/0.png": b"0", "v/c/1.png": b"1", "v/c/3.png": b"2"}),
+        ({"v/c/0.png": b"0", "v/c/1.png": b"1"}, {"v/c/0.png": b"0", "v/c/2.png": b"1"}),
+        ({"v/c/._0.png": b""}, {"v/c/0.png": b"0"}),
+    ],
+)
+def test_a_frame_folder_that_is_unpacked_in_part_is_refused_with_both_counts(tmp_path, folder, archive):
+    for name, data in folder.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    write_zip(tmp_path / "v.zip", archive)
+    count = sum(not Path(name).name.startswith(".") for name in folder)
+    expected = rf"^record 'x': folder .*v/c holds {count} images, but .*v\.zip holds {len(archive)} for it"
+    with pytest.raises(UserError, match=expected):
+        resolve_media(tmp_path, "v/c", "record 'x'")
+
+
+def test_a_frame_folder_beside_its_archive_is_read_where_both_hold_the_same_or_the_archive_is_none(tmp_path):
+    (tmp_path / "v" / "c").mkdir(parents=True)
+    for name in ("0.png", "1.png", "._0.png", "note.txt"):
+        (tmp_path / "v" / "c" / name).write_bytes(name.encode())
+    write_zip(tmp_path / "v.zip", {"v/c/0.png": b"0", "v/c/1.png": b"1", "__MACOSX/v/c/._0.png": b"", "v/other/0.png": b""})
+    assert read_video_frames(resolve_media(tmp_path, "v/c", "r"), 2) == [b"0.png", b"1.png"]
+    (tmp_path / "v.zip").write_bytes(b"PK not whole")
+    assert read_video_frames(resolve_media(tmp_path, "v/c", "r"), 2) == [b"0.png", b"1.png"]
+
+
+def test_hidden_files_in_an_archive_are_no_frames(tmp_path):
+    write_zip(tmp_path / "v.zip", {"v/c/._0.png": b"", "v/c/0.png": b"0", "v/c/1.png": b"1"})
+    assert read_video_frames(resolve_media(tmp_path, "v/c", "r"), 2) == [b"0", b"1"]
+
+
 def test_an_archive_is_read_again_when_it_has_changed(tmp_path):
     write_zip(tmp_path / "short.zip", {"a.png": b"first"})
     assert resolve_media(tmp_path, "short/a.png", "r").read_bytes() == b"first"

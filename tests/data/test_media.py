@@ -158,6 +158,79 @@ def test_files_without_pictures_are_refused(tmp_path):
             read_video_frames(tmp_path / name, 4)
 
 
+def with_streams(path, *streams):
+    """A file with several video streams: (codec, grey value of its frames, number of frames, disposition or None)."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        made = []
+        for codec, _, _, disposition in streams:
+            stream = container.add_stream(codec, rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            if disposition is not None:
+                stream.disposition = disposition
+            made.append(stream)
+        for stream, (_, grey, count, _) in zip(made, streams, strict=True):
+            for _ in range(count):
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), grey, np.uint8), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    return path
+
+
+def boxes(data: bytes) -> dict[bytes, bytes]:
+    """The boxes of an MP4 file, or of one of its boxes."""
+    found, start = {}, 0
+    while start < len(data):
+        size = int.from_bytes(data[start : start + 4], "big")
+        found[data[start + 4 : start + 8]] = data[start : start + size]
+        start += size
+    return found
+
+
+def with_its_cover_first(path):
+    """The MP4 file with what says more about it, and holds the cover, in front of the tracks; places of frames stay right."""
+    outer = boxes(path.read_bytes())
+    inner = boxes(outer[b"moov"][8:])
+    tracks = {b"mvhd": inner.pop(b"mvhd"), b"udta": inner.pop(b"udta")} | inner
+    outer[b"moov"] = outer[b"moov"][:8] + b"".join(tracks.values())
+    path.write_bytes(b"".join(outer.values()))
+    return path
+
+
+@pytest.mark.parametrize("cover_first", [True, False])
+def test_a_cover_picture_is_no_video_wherever_it_stands(tmp_path, cover_first):
+    import av
+    from av.stream import Disposition
+
+    cover = ("mjpeg", 240, 1, Disposition.attached_pic)
+    path = with_streams(tmp_path / "clip.mp4", ("mpeg4", 60, 8, None), cover)
+    if cover_first:
+        with_its_cover_first(path)
+    with av.open(str(path)) as container:
+        assert [stream.codec_context.name for stream in container.streams.video].index("mjpeg") == (0 if cover_first else 1)
+    greys = [np.asarray(Image.open(io.BytesIO(data))).mean() for data in read_video_frames(path, 4)]
+    np.testing.assert_allclose(greys, 60, atol=3)
+
+
+def test_a_file_of_several_videos_is_refused_with_their_sizes(tmp_path):
+    path = with_streams(tmp_path / "two.mkv", ("mpeg4", 240, 3, None), ("mpeg4", 60, 8, None))
+    with pytest.raises(UserError, match=r"two\.mkv: holds 2 videos, 64x48 \(mpeg4\), 64x48 \(mpeg4\); write a file with"):
+        read_video_frames(path, 4)
+
+
+@pytest.mark.parametrize("hidden", ["._0.png", ".0.jpg", "._frame.png"])
+def test_hidden_files_are_no_frames(tmp_path, hidden):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(b"%d" % number)
+    (tmp_path / hidden).write_bytes(b"\0\5\x16\7")
+    assert read_video_frames(tmp_path, 4) == [b"0", b"0", b"1", b"2"]
+    for number in range(3):
+        (tmp_path / f"{number}.png").unlink()
+    with pytest.raises(UserError, match="holds no images"):
+        read_video_frames(tmp_path, 4)
+
+
 # How a camera was held -----------------------------------------------------------------------------------------------
 
 CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)  # red green / blue white
@@ -246,6 +319,15 @@ def test_a_video_turned_by_no_quarter_turn_is_refused(tmp_path):
         ["01.png", "1.png", "2.png"],  # the same number twice: as text
         ["0000.png", "0001.png", "0010.png"],
         ["a.png", "b1.png", "b10.png"],
+        ["0.25.png", "0.5.png", "0.75.png", "1.0.png"],
+        ["frame_1.25.jpg", "frame_1.5.jpg", "frame_10.0.jpg"],
+        ["0.jpg", "33.33.jpg", "66.7.jpg", "100.0.jpg"],
+        ["0.png", "0.5.png", "1.png"],
+        ["t0.50s_v2.png", "t9.75s_v2.png", "t10.00s_v2.png"],
+        [f"clip.{i}.png" for i in (2, 10)],
+        ["1.2.9.png", "1.2.10.png", "1.10.1.png"],  # no decimal numbers
+        ["1.9.png", "1.10.png", "1.11.png"],
+        ["0.05.png", "0.1.png", "0.125.png"],
     ],
 )
 def test_frames_are_read_in_the_order_of_their_numbers(tmp_path, names):
