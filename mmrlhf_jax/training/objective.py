@@ -122,9 +122,10 @@ def pair_margins(settings: config.Preference, batch: RowBatch) -> Float[Array, "
 
 def reward_margins(batch: RowBatch) -> Float[Array, "B P"]:
     """δ = r⁺ − r⁻ of the batch's stored rewards; 0 where one of the two is missing."""
-    chosen, rejected = gather_pairs(batch.rewards, batch.pairs, batch.pair_weights)
-    # Of the whole margin: a number that is missing is not 0, and half a difference is none.
-    return jnp.nan_to_num(chosen - rejected)
+    chosen, rejected = gather_pairs(jnp.nan_to_num(batch.rewards), batch.pairs, batch.pair_weights)
+    # A reward that is missing is not 0, and half a difference is none.
+    missing = gather_pairs(jnp.isnan(batch.rewards).astype(jnp.float32), batch.pairs, batch.pair_weights)
+    return jnp.where(missing[0] + missing[1] > 0, 0, chosen - rejected)
 
 
 def beta_range(settings: config.Preference) -> tuple[float, float] | None:
