@@ -109,6 +109,7 @@ def test_a_preempted_process_takes_the_others_along_and_fewer_hosts_go_on(experi
     np.testing.assert_allclose(list(continued.values()), list(loopback.losses(whole).values()), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_others_name_a_process_that_is_gone_and_end_within_a_minute(experiment, tmp_path):
     longer = in_folder(experiment | {"run": experiment["run"] | {"steps": 5000, "checkpoint_every": 5000}}, tmp_path)
     processes = loopback.start(tmp_path, longer, {"fsdp": 2}, 2, 1, heartbeat=10)
