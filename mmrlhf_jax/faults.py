@@ -87,15 +87,20 @@ def in_words(error: Exception) -> str | None:
     if away(error):
         return f"{first_line(error)}; the same command goes on when the storage answers again"
     name = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-    reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
     match fault(error):
         case Fault.NO_ROOM:
-            return f"{name}no room to write ({reason}); what is complete stays: make room, and start the same command again"
+            advice = "what is complete stays: make room, and start the same command again"
+            return f"{name}no room to write ({reason(error)}); {advice}"
         case Fault.DENIED:
-            return f"{name}access denied ({reason})"
+            return f"{name}access denied ({reason(error)})"
         case Fault.NO_MEMORY:
-            return f"out of memory ({reason}); take fewer rows at once, or more or larger devices"
+            return f"out of memory ({reason(error)}); take fewer rows at once, or more or larger devices"
     return None
+
+
+def reason(error: BaseException) -> str:
+    """What an error of the file system says without its number and file; the first line of any other."""
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def first_line(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from etils import epath
 
 from mmrlhf_jax import owner_file, strict_json
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, retried
+from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, reason, retried
 from mmrlhf_jax.files import entries, is_remote
 from mmrlhf_jax.progress import clock_time, say
 
@@ -135,8 +135,7 @@ class Ownership:
             self._remove_folders()
             if not isinstance(error, OSError) and fault(error) not in (Fault.DENIED, Fault.NO_ROOM):
                 raise
-            reason = getattr(error, "strerror", None) or first_line(error)
-            raise UserError(f"{self._what}: cannot be written ({reason})") from None
+            raise UserError(f"{self._what}: cannot be written ({reason(error)})") from None
         if isinstance(outcome, bool):
             return outcome
         advice = self._advice if outcome.here else self._elsewhere

@@ -14,7 +14,7 @@ from etils import epath
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.processes import spawn_pool
 from mmrlhf_jax.data.rows import Budget
-from mmrlhf_jax.faults import Unavailable, first_line
+from mmrlhf_jax.faults import Unavailable, reason
 from mmrlhf_jax.files import read_sound_arrays, write_arrays
 from mmrlhf_jax.progress import say
 
@@ -105,8 +105,7 @@ def _keep(stored: epath.Path, sizes: np.ndarray) -> None:
     try:
         write_arrays(stored, sizes=sizes)
     except (OSError, Unavailable) as error:  # built sets are often mounted for reading only
-        reason = getattr(error, "strerror", None) or first_line(error)
-        say(f"{stored.parent}: the index cannot be kept there ({reason}) and is made anew every time")
+        say(f"{stored.parent}: the index cannot be kept there ({reason(error)}) and is made anew every time")
 
 
 def measure_all(examples: Any, encoder: GroupEncoder, jobs: int | None = None) -> Iterator[np.ndarray]:

@@ -199,7 +199,6 @@ def _export(
     raw = read_json_object(source / "config.json")
     plans = _plans(parameters, config, kinds, naming, original.is_original(raw))
     count = sum(math.prod(plan.shape) for plan in plans)
-    refuse_existing(out)
     if naming == "hf" and max(config.image_token, config.video_token) >= config.text.vocab_size:
         raise UserError(
             f"{source}: the embedding's {config.text.vocab_size} rows end before the image token ({config.image_token}) and"

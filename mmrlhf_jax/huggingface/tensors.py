@@ -130,14 +130,14 @@ class TensorPlan:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def writing_order(plans: Sequence[TensorPlan]) -> list[TensorPlan]:
+def _writing_order(plans: Sequence[TensorPlan]) -> list[TensorPlan]:
     """Wide types first, so that in a file every tensor begins at a multiple of its own item size."""
     return sorted(plans, key=lambda plan: -plan.dtype.itemsize)
 
 
 def write_tensors(directory: Path | epath.Path, plans: Sequence[TensorPlan], shard_bytes: int) -> None:
     """Write `model.safetensors`, or shards of at most `shard_bytes` (at least one tensor each) and their index."""
-    shards = _shards(writing_order(plans), shard_bytes)
+    shards = _shards(_writing_order(plans), shard_bytes)
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))] if len(shards) > 1 else [SINGLE]
     for filename, shard in zip(names, shards, strict=True):
         _write_file(directory / filename, shard)

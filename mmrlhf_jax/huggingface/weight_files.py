@@ -10,7 +10,7 @@ import functools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,12 +47,12 @@ class WeightFiles:
             self._elsewhere[self._relative(path)] = len(stored) - len(wanted)
         return wanted
 
-    def chosen(self, stored: Mapping[Path, Iterable[str]]) -> dict[str, str | None]:
+    def chosen(self, stored: Callable[[Path], Iterable[str]]) -> dict[str, str | None]:
         """What the index alone decides, of the tensors that are `stored` in each file: from which of several files a tensor is
-        read, or from none."""
+        read, or from none. Without an index no file is asked."""
         if self.places is None:
             return {}
-        counts = Counter(name for names in stored.values() for name in names)
+        counts = Counter(name for path in self.files for name in stored(path))
         return {name: self.places.get(name) for name, count in counts.items() if count > 1 or name not in self.places}
 
     def _relative(self, path: Path) -> str:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, retried
+from mmrlhf_jax.faults import Fault, Unavailable, fault, reason, retried
 from mmrlhf_jax.files import is_remote
 from mmrlhf_jax.huggingface.sizes import known_sizes
 from mmrlhf_jax.sharding.agreement import first_acts, first_decides, same_everywhere, together
@@ -89,7 +89,7 @@ def check_directory(directory: epath.Path) -> None:
     except Exception as error:  # whatever a storage backend raises
         if not isinstance(error, OSError) and fault(error) not in (Fault.DENIED, Fault.NO_ROOM):
             raise
-        raise UserError(f"{where}: nothing can be written there ({_reason(error)})") from None
+        raise UserError(f"{where}: nothing can be written there ({reason(error)})") from None
 
 
 def _try_to_write(directory: epath.Path, where: str) -> None:
@@ -150,7 +150,3 @@ def check_room(directory: epath.Path, params, tx: optax.GradientTransformation) 
             f"run.directory {directory}: a checkpoint takes {needed / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free;"
             " make room, or choose another directory"
         )
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or first_line(error)

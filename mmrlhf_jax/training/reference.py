@@ -198,7 +198,7 @@ def model_fingerprint(directory: epath.PathLike, **settings) -> str:
         digest.update(f"{path.name} {path.stat().st_size}".encode())
         for piece in retried(lambda path=path: list(sampled_bytes(path)), f"{path}"):
             digest.update(piece)
-    if chosen := found.chosen({path: tensor_names(path) for path in found.files}):
+    if chosen := found.chosen(tensor_names):
         digest.update(strict_json.dumps(chosen, sort_keys=True).encode())
     for path in (directory / name for name in SETTINGS):
         if exists(path):

@@ -191,6 +191,7 @@ def _export_run(
     mesh = make_mesh({"fsdp": -1})
     read_metrics(run)  # a file that the card cannot be made from is refused before the model is loaded
     trained = load_trained(run, step=step, mesh=mesh, exact=True)
+    # Once more, because a trainer may be at work, and the checkpoint newer than what was read.
     card = model_card(trained.experiment, trained.step, read_metrics(run))
     if adapter:
         export_run_adapter(trained, out, card)

@@ -55,8 +55,8 @@ def parquet_rows(path: epath.Path, base: str) -> Iterator[dict[str, Any]]:
 
 def _rows(file: Any, path: epath.Path, base: str) -> Iterator[dict[str, Any]]:
     names = file.schema_arrow.names
-    if twice := sorted(name for name in set(names) if names.count(name) > 1):
-        raise UserError(f"{path}: two columns are named {twice[0]!r}; rename one of them")
+    if (twice := _doubled(names)) is not None:
+        raise UserError(f"{path}: two columns are named {twice!r}; rename one of them")
     for field in file.schema_arrow:
         _check_names(field.type, f"{path}: column {field.name!r}")
     leaves = [file.schema.column(number).path for number in range(len(file.schema))]
@@ -76,11 +76,16 @@ def _rows(file: Any, path: epath.Path, base: str) -> Iterator[dict[str, Any]]:
 
 def _check_names(kind: Any, where: str) -> None:
     """UserError for objects in a column, at any depth, that have two fields of one name: no row can hold both."""
-    names = [kind.field(number).name for number in range(kind.num_fields)]
-    if twice := sorted(name for name in set(names) if names.count(name) > 1):
-        raise UserError(f"{where} has two fields named {twice[0]!r}; rename or remove one of them")
-    for number in range(kind.num_fields):
-        _check_names(kind.field(number).type, where)
+    fields = [kind.field(number) for number in range(kind.num_fields)]
+    if (twice := _doubled([field.name for field in fields])) is not None:
+        raise UserError(f"{where} has two fields named {twice!r}; rename or remove one of them")
+    for field in fields:
+        _check_names(field.type, where)
+
+
+def _doubled(names: list[str]) -> str | None:
+    """The first in order of the names that are there more than once."""
+    return min((name for name in set(names) if names.count(name) > 1), default=None)
 
 
 def _media_of_every_row(file: Any, leaves: list[str]) -> dict[str, str]:
