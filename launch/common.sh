@@ -4,7 +4,7 @@
 # shellcheck disable=SC2034  # read by the scripts that source this one
 launch="" name="" image="" dry_run=0 arguments=()
 # `mmrlhf train` ends with these where the same command continues the run: a signal, another host that is gone, the first
-# one of them, or killed outright, as a machine that is taken away does (`mmrlhf_jax/sharding/exits.py`).
+# one of them, or killed outright, as a machine that is taken away does (`mmrlhf_jax/exits.py`).
 RESTART=(143 75 134 137)
 ATTEMPTS=${ATTEMPTS:-100}
 ABSENT=76 RETRIES=3 # another process never came: so many attempts in a row
@@ -103,7 +103,7 @@ pause() { wait_for sleep "${RESTART_SECONDS:-30}" || true; }
 accelerator="" generation="" gcloud_type="" topology="" chips=0 hosts=0 slices=1 cache="" mounts=()
 describe() {
   local described
-  described=$("${PYTHON:-python3}" -m mmrlhf_jax.sharding.describe "$@") || exit 2
+  described=$("${PYTHON:-python3}" -m mmrlhf_jax.launching.describe "$@") || exit 2
   eval "$described"
 }
 

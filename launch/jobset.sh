@@ -13,6 +13,6 @@ name=mmrlhf claim=""
 parse "launch name image claim" "" "$@"
 need launch image
 check_experiment "${arguments[@]}"
-manifest=$("${PYTHON:-python3}" -m mmrlhf_jax.sharding.jobset "$launch" "$name" "$image" "$claim" "${arguments[@]}") || exit 2
+manifest=$("${PYTHON:-python3}" -m mmrlhf_jax.launching.jobset "$launch" "$name" "$image" "$claim" "${arguments[@]}") || exit 2
 printf '%s\n' "$manifest"
 ((dry_run)) || kubectl apply -f - <<< "$manifest"

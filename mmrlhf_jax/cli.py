@@ -87,11 +87,11 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a k
 
 
 def main() -> None:
-    """Entry point. Whatever the user gave wrongly ends in one line and exit status 2 (or as `sharding.exits` says)."""
+    """Entry point. Whatever the user gave wrongly ends in one line and exit status 2 (or as `exits` says)."""
     try:
         app()
     except SystemExit as end:
-        from mmrlhf_jax.sharding.exits import StoppedTogether
+        from mmrlhf_jax.exits import StoppedTogether
 
         if end.code and not isinstance(end, StoppedTogether):  # a signal before the first step, say, which only this one got
             _leave(end.code)
@@ -105,8 +105,8 @@ def main() -> None:
         print("error: gs:// paths need gcsfs; `pip install 'mmrlhf-jax[gcs]'`", file=sys.stderr)
         _leave(2)
     except Exception as error:
+        from mmrlhf_jax.exits import PEER_LOST
         from mmrlhf_jax.faults import away, in_words
-        from mmrlhf_jax.sharding.exits import PEER_LOST
 
         if line := in_words(error):
             print(f"error: {line}", file=sys.stderr)
@@ -297,7 +297,7 @@ def bench(
 ) -> None:
     """The group layout against the pair-expanded one: the same pairs, the same train step, side by side."""
     from mmrlhf_jax import config
-    from mmrlhf_jax.training import bench_cases
+    from mmrlhf_jax.planning import bench_cases
 
     if experiment is not None:
         settings = config.load_experiment(experiment, overrides or [])
@@ -335,7 +335,7 @@ def logprobs(
     workers: Workers = 0,
 ) -> None:
     """Log-probability of every response under the model."""
-    from mmrlhf_jax.data.examples import open_examples
+    from mmrlhf_jax.data.mixture import open_examples
     from mmrlhf_jax.inference.engine import Engine, all_finite
     from mmrlhf_jax.inference.jobs import reserved, write_in_pieces
 
@@ -407,7 +407,7 @@ def score(
     workers: Workers = 0,
 ) -> None:
     """Critique, then score: the reward of every response."""
-    from mmrlhf_jax.data.examples import open_examples
+    from mmrlhf_jax.data.mixture import open_examples
     from mmrlhf_jax.data.scores import score_lines
     from mmrlhf_jax.inference import critic
     from mmrlhf_jax.inference.engine import Engine, require_reward_model
@@ -445,7 +445,7 @@ def reward_bench(
     """ACC and ACC+ of a reward model over ranked data, per category."""
     import dataclasses
 
-    from mmrlhf_jax.data.examples import open_examples
+    from mmrlhf_jax.data.mixture import open_examples
     from mmrlhf_jax.evaluation import reward_bench as bench
     from mmrlhf_jax.inference import critic
     from mmrlhf_jax.inference.engine import Engine, require_reward_model

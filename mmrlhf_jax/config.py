@@ -18,10 +18,10 @@ from pydantic import Field
 from mmrlhf_jax import sections
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.files import is_remote
-from mmrlhf_jax.huggingface.hub import is_hub_id
-from mmrlhf_jax.objectives.loss_names import LOSSES, check_options
+from mmrlhf_jax.hub_id import is_hub_id
+from mmrlhf_jax.loss_names import LOSSES, check_options
+from mmrlhf_jax.mesh_axes import MESH_AXES, check_axes, sizes_over
 from mmrlhf_jax.sections import AboveOne, BelowOne, Flag, Integer, Number, PathName, Section, WrittenPath
-from mmrlhf_jax.sharding.axes import MESH_AXES, check_axes, sizes_over
 
 Dtype = Literal["float32", "bfloat16"]
 NonNegative = Annotated[Number, Field(ge=0)]
@@ -462,7 +462,7 @@ class Distributed(Section):
 
 
 class Launch(Section):
-    """On what an experiment runs. `accelerator` is one slice or GPU host (`sharding.accelerators`), of which the mesh has
+    """On what an experiment runs. `accelerator` is one slice or GPU host (`accelerators`), of which the mesh has
     as many as `mesh.slices` say; None is whatever devices are here.
 
     `environment` is set before JAX starts, where it is not set already; `clear` names variables of earlier jobs to remove.
@@ -477,7 +477,7 @@ class Launch(Section):
     @pydantic.field_validator("accelerator")
     @classmethod
     def _exists(cls, name: str | None) -> str | None:
-        from mmrlhf_jax.sharding.accelerators import accelerator
+        from mmrlhf_jax.accelerators import accelerator
 
         try:
             return name if name is None else accelerator(name).name
@@ -508,7 +508,7 @@ class Launch(Section):
 
     def axes(self) -> dict[str, int] | None:
         """The size of every axis over the accelerator's devices, None where it names none. UserError where they differ."""
-        from mmrlhf_jax.sharding.accelerators import accelerator
+        from mmrlhf_jax.accelerators import accelerator
 
         if self.accelerator is None:
             return None

@@ -223,12 +223,12 @@ def test_log_probs_depend_on_the_frames_asked_for(monkeypatch, tmp_path, model, 
 
 @pytest.mark.parametrize("verb", ["score", "eval reward-bench"])
 def test_a_reward_model_sees_the_frames_asked_for(monkeypatch, capsys, tmp_path, verb):
-    from mmrlhf_jax.data import examples
+    from mmrlhf_jax.data import mixture
 
     def opened(path, media_root, video_frames):
         raise UserError(f"{path} under {media_root} with {video_frames} frames")
 
-    monkeypatch.setattr(examples, "open_examples", opened)
+    monkeypatch.setattr(mixture, "open_examples", opened)
     given = ("--model", "none", "--data", "records.jsonl", "--media-root", "media", "--video-frames", 5)
     given += ("--out", tmp_path / "out.jsonl") if verb == "score" else ()
     message = refused(monkeypatch, capsys, *verb.split(), *given)

@@ -8,12 +8,13 @@ import pytest
 
 from mmrlhf_jax import files
 from mmrlhf_jax.data.builder import build
-from mmrlhf_jax.data.examples import SourceExamples, open_examples
+from mmrlhf_jax.data.examples import SourceExamples
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.export import export_checkpoint
+from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
 from mmrlhf_jax.inference.jobs import write_in_pieces
 from mmrlhf_jax.training.metrics import MetricsLog, read_metrics
-from mmrlhf_jax.training.reference import model_fingerprint
 from tests import tiny
 from tests.data import groups
 

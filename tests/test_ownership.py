@@ -17,12 +17,12 @@ import pytest
 import yaml
 
 from mmrlhf_jax import cli, config, ownership
-from mmrlhf_jax.data.examples import open_examples
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.exits import PEER_LOST, SIGNALLED
 from mmrlhf_jax.faults import Unavailable
 from mmrlhf_jax.inference.jobs import write_in_pieces
 from mmrlhf_jax.ownership import Owner, Ownership
-from mmrlhf_jax.sharding.exits import PEER_LOST, SIGNALLED
 from mmrlhf_jax.training import loop, owner
 from tests import tiny
 from tests.data import groups

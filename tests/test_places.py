@@ -13,7 +13,7 @@ from mmrlhf_jax.cli import app
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import check_place
 from mmrlhf_jax.huggingface.export import export_checkpoint
-from mmrlhf_jax.sharding.describe import directories
+from mmrlhf_jax.launching.describe import directories
 from mmrlhf_jax.training.trained import export_run
 from tests import tiny
 

@@ -15,8 +15,8 @@ from mmrlhf_jax import cli, config, core_yaml, sections
 from mmrlhf_jax.config import load_experiment, load_launch
 from mmrlhf_jax.data.mixture import find_parts
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.launching.describe import directories
 from mmrlhf_jax.sharding import distributed
-from mmrlhf_jax.sharding.describe import directories
 
 MMDPO = Path(__file__).parents[1] / "configs" / "mmdpo_llava_ov_7b.yaml"
 

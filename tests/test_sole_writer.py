@@ -9,7 +9,7 @@ from etils import epath
 
 from mmrlhf_jax import cli, ownership
 from mmrlhf_jax.data import builder
-from mmrlhf_jax.data.examples import open_examples
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import hidden_beside
 from mmrlhf_jax.huggingface.new_directory import new_directory, reserved

@@ -21,14 +21,14 @@ from mmrlhf_jax import cli, faults, files
 from mmrlhf_jax.data.media import read_media, read_video_frames
 from mmrlhf_jax.data.sources import read_records
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.exits import StoppedTogether
 from mmrlhf_jax.huggingface import tensors
+from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
 from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.huggingface.tensors import StoredTensors
 from mmrlhf_jax.sharding import agreement
-from mmrlhf_jax.sharding.exits import StoppedTogether
 from mmrlhf_jax.training import loop
 from mmrlhf_jax.training.metrics import MetricsLog, read_metrics
-from mmrlhf_jax.training.reference import model_fingerprint
 from tests import ranked, tiny
 from tests.test_storage_faults import named, raised_from
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmrlhf_jax import cli, config, finite, records, strict_json
-from mmrlhf_jax.data.mixture import Part, open_mixture
+from mmrlhf_jax.data.mixture import Part, open_examples
 from mmrlhf_jax.data.pipeline import open_training_examples
 from mmrlhf_jax.data.sources import read_records
 from mmrlhf_jax.errors import UserError
@@ -229,13 +229,13 @@ def test_a_pair_has_one_number(tmp_path):
 @pytest.mark.parametrize("weight", [math.nan, math.inf, 0.0, -1.0, 1e300])
 def test_the_weight_of_a_set_is_a_number_of_passes(weight):
     with pytest.raises(UserError, match=r"weight must be positive, at least .* and at most"):
-        open_mixture([Part("a", weight=weight)])
+        open_examples([Part("a", weight=weight)])
 
 
 def test_weights_within_weights_are_one_too(tmp_path):
     (tmp_path / "mixture.yaml").write_text("datasets: [{path: a, weight: 1000000}]")
     with pytest.raises(UserError, match=r"weight must be positive, at least .* and at most"):
-        open_mixture([Part(str(tmp_path / "mixture.yaml"), weight=1e6)])
+        open_examples([Part(str(tmp_path / "mixture.yaml"), weight=1e6)])
 
 
 @pytest.mark.parametrize("temperature", ["nan", "inf", "-1", "1e39", "1e-50"])
@@ -266,8 +266,8 @@ def test_metrics_stay_json_whatever_a_step_gives_and_are_read_back(tmp_path):
 
 
 def test_the_page_of_a_run_whose_last_step_was_not_finite_is_drawn(tmp_path):
+    from mmrlhf_jax.pages.run import PAGE, write_run_page
     from mmrlhf_jax.training.goodput import Goodput
-    from mmrlhf_jax.training.run_page import PAGE, write_run_page
 
     log = MetricsLog(tmp_path)
     edges = {"beta/histogram_edges": [0.0, 0.5, 1.0]}

@@ -12,13 +12,13 @@ from mmrlhf_jax.data import stats as figures
 from mmrlhf_jax.data.builder import build as build_data
 from mmrlhf_jax.data.checks import summarise_findings
 from mmrlhf_jax.data.encode import GroupEncoder
-from mmrlhf_jax.data.examples import open_examples
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.sources import drop_contradictions
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.data.validate import validate as check
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.evaluation.data_pages import card_page, stats_page
 from mmrlhf_jax.files import write_atomically
+from mmrlhf_jax.pages.data_set import card_page, stats_page
 from mmrlhf_jax.progress import StagedProgress, say, track
 from mmrlhf_jax.records import RankedRecord
 

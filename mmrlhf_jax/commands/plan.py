@@ -9,10 +9,10 @@ from pathlib import Path
 from etils import epath
 
 from mmrlhf_jax import config, strict_json
+from mmrlhf_jax.accelerators import accelerator
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import is_remote
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.sharding.accelerators import accelerator
 
 CONFIGS, LAUNCHES = "configs/*.yaml", "launch/*.yaml"
 
@@ -40,11 +40,11 @@ def plan(
     if nameless is not None:
         raise UserError(f"{nameless}: names no accelerator, so there is nothing to judge a plan by; set `accelerator`")
     _use_stand_ins(list(places.values()))
-    from mmrlhf_jax.sharding import fit as fitting
-    from mmrlhf_jax.sharding import plan as planning
-    from mmrlhf_jax.sharding import show
-    from mmrlhf_jax.sharding.mesh import check_layout, say_waste
-    from mmrlhf_jax.sharding.workload import find_workload
+    from mmrlhf_jax.planning import fit as fitting
+    from mmrlhf_jax.planning import plan as planning
+    from mmrlhf_jax.planning import show
+    from mmrlhf_jax.planning.workload import find_workload
+    from mmrlhf_jax.training.layout import check_layout, say_waste
 
     plans, several = [], len(experiments) * len(launches) > 1
     for together, experiment in alike({Path(name).stem: config.load_experiment(name, overrides) for name in experiments}):

@@ -26,9 +26,8 @@ from mmrlhf_jax.data.examples import (
     compute_digests,
     dump_record,
     fingerprint_of,
-    open_examples,
 )
-from mmrlhf_jax.data.mixture import find_parts
+from mmrlhf_jax.data.mixture import find_parts, open_examples
 from mmrlhf_jax.data.shards import NAME, Shard, features, plan_shards, write_shards, write_shards_with_beam
 from mmrlhf_jax.data.sources import OnError
 from mmrlhf_jax.errors import UserError

@@ -20,13 +20,13 @@ from etils import epath
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.digests import digest, media_content
 from mmrlhf_jax.data.hub import check_repository, hub_errors
+from mmrlhf_jax.data.images import image_size
 from mmrlhf_jax.data.media import MediaFile, check_media_root, read_media, read_video_frames, resolve_media, video_files
 from mmrlhf_jax.data.sources import OnError, read_source
 from mmrlhf_jax.data.sources.embedded import find_embedded
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.files import exists, read_bytes
-from mmrlhf_jax.models.llava_onevision.images import image_size
 from mmrlhf_jax.records import RankedRecord, record_from_json
 
 # Called as progress(stage, records done, records in all).
@@ -273,19 +273,6 @@ def is_built(path: epath.Path) -> bool:
     check_repository(path)
     with hub_errors(path):
         return path.is_dir() and any(_ARRAY_RECORDS in file.name or file.name == LAYOUTS_FILE for file in path.iterdir())
-
-
-def open_examples(
-    path: Any,
-    media_root: str | epath.Path | None = None,
-    video_frames: int = 32,
-    on_error: OnError | None = None,
-    rank_by: str | None = None,
-):
-    """A built directory, a source, or several of them: see `mixture.open_mixture`."""
-    from mmrlhf_jax.data.mixture import open_mixture  # it is made of the classes here
-
-    return open_mixture(path, media_root, video_frames, on_error, rank_by)
 
 
 def dump_layout(layout: Layout) -> str:

@@ -121,7 +121,7 @@ class MixedExamples:
 
     @property
     def video_frames(self) -> int:
-        return self.sets[0].video_frames  # `open_mixture` gives all sets the same
+        return self.sets[0].video_frames  # `open_examples` gives all sets the same
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -136,7 +136,7 @@ class MixedExamples:
         return self.sets[number], index - int(self._starts[number])
 
 
-def open_mixture(
+def open_examples(
     path: str | epath.Path | Sequence[str | Part],
     media_root: str | epath.Path | None = None,
     video_frames: int = 32,

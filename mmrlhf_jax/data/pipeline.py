@@ -11,10 +11,10 @@ from etils import epath
 from mmrlhf_jax import config
 from mmrlhf_jax.data.checks import summarise_findings
 from mmrlhf_jax.data.encode import GroupEncoder
-from mmrlhf_jax.data.examples import BuiltExamples, open_examples
+from mmrlhf_jax.data.examples import BuiltExamples
 from mmrlhf_jax.data.index import GroupIndex, build_index, keep_groups
 from mmrlhf_jax.data.learnable import with_best
-from mmrlhf_jax.data.mixture import sets
+from mmrlhf_jax.data.mixture import open_examples, sets
 from mmrlhf_jax.data.over_budget import within_budget
 from mmrlhf_jax.data.overlay import lacking_rewards, with_critiques, with_human_margins
 from mmrlhf_jax.data.packing import auto_budget

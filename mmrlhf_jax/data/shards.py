@@ -27,10 +27,10 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.cleanup import Cleanup
 from mmrlhf_jax.data.examples import Example, Layout, Progress, dump_layout, dump_record
 from mmrlhf_jax.data.hub import content_id
+from mmrlhf_jax.data.images import decode_image
 from mmrlhf_jax.data.processes import CONTEXT, spawn_pool
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import is_remote, read_text, write_atomically
-from mmrlhf_jax.models.llava_onevision.images import decode_image
 
 SHARD_BYTES = 128 << 20  # of media per file
 SHARD_EXAMPLES = 4096

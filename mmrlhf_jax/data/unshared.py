@@ -1,7 +1,7 @@
 """The layout that pair-expanded trainers use, to measure against: every pair is two complete conversations that share nothing.
 
 A row's arrays have two halves. Its slots, tiles, targets, ... of the chosen sides stand in the first, those of the rejected
-sides in the second, so that the halves can run as two rows (`training.unshared`) and no attention is spent between them. The
+sides in the second, so that the halves can run as two rows (`planning.unshared`) and no attention is spent between them. The
 row is also an ordinary one: whatever runs on `RowBatch` runs on it.
 """
 

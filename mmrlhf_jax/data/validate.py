@@ -13,7 +13,7 @@ from etils import epath
 
 from mmrlhf_jax.data.checks import MAX_TEXT, check_record
 from mmrlhf_jax.data.examples import Progress
-from mmrlhf_jax.data.mixture import find_parts, open_mixture
+from mmrlhf_jax.data.mixture import find_parts, open_examples
 from mmrlhf_jax.data.shards import check_media
 from mmrlhf_jax.data.sources import ContradictingPairs, UsedTwice
 from mmrlhf_jax.errors import UserError
@@ -57,7 +57,7 @@ def validate(
         findings.extend(_from_error(error))
 
     for part in find_parts(source):
-        examples = open_mixture([part], media_root, video_frames, note_error)
+        examples = open_examples([part], media_root, video_frames, note_error)
         records += len(examples)
         remarks += getattr(examples, "notes", ())
         findings += _check_media(examples, progress)

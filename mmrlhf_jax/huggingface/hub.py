@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.files import expand_home, is_remote
+from mmrlhf_jax.hub_id import HUB_ID
 
 ADAPTER = "adapter_config.json"
-HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
-
-
-def is_hub_id(model: str) -> bool:
-    """Whether a model's path is `org/name` of the hub: spelt so, and no directory of that name is here."""
-    return HUB_ID.fullmatch(model) is not None and not Path(model).exists()
 
 
 def local_directory(model: str | os.PathLike[str]) -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mmrlhf_jax.huggingface.hub import is_hub_id, local_directory
+from mmrlhf_jax.hub_id import is_hub_id
+from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, read_config
 from mmrlhf_jax.models.llava_onevision.published import published_config
 

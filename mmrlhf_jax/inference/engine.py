@@ -20,17 +20,18 @@ from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.templates import closing_token, find_template
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
 from mmrlhf_jax.huggingface.generation_config import end_tokens
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_model, load_tokenizer
 from mmrlhf_jax.inference.generate import generate
 from mmrlhf_jax.inference.prompts import Prompt, prompt_rows, prompt_trees
+from mmrlhf_jax.inference.scoring import make_scoring_step, score_responses
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
-from mmrlhf_jax.training.reference import make_scoring_step, model_fingerprint, score_responses
 
 
 class Engine:

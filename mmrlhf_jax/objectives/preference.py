@@ -16,7 +16,7 @@ from jax.nn import log_sigmoid, sigmoid
 from jaxtyping import Array, Float
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.objectives.loss_names import check_options
+from mmrlhf_jax.loss_names import check_options
 from mmrlhf_jax.objectives.pairs import PairLogps, PerPair
 from mmrlhf_jax.objectives.weighted import Metric, WeightedSum, divide, histogram, maximum, minimum, weighted_sum
 

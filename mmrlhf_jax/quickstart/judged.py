@@ -10,10 +10,10 @@ from markupsafe import Markup
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.examples import BuiltExamples, Example
-from mmrlhf_jax.evaluation import report
-from mmrlhf_jax.evaluation.charts import Dot, Line, line_chart
-from mmrlhf_jax.evaluation.report import chip, element, join, mark, percent
 from mmrlhf_jax.evaluation.reward_bench import accuracy
+from mmrlhf_jax.pages import parts as report
+from mmrlhf_jax.pages.charts import Dot, Line, line_chart
+from mmrlhf_jax.pages.parts import chip, element, join, mark, percent
 from mmrlhf_jax.quickstart.questions import KINDS, question_from_record
 from mmrlhf_jax.records import RankedRecord, Response
 

@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 
 from mmrlhf_jax.data.examples import Example
+from mmrlhf_jax.data.images import decode_image
 from mmrlhf_jax.data.rows import Budget, assemble_row, group_size, stack_rows
 from mmrlhf_jax.inference.engine import Engine
-from mmrlhf_jax.models.llava_onevision.images import decode_image
 from mmrlhf_jax.models.llava_onevision.model import Visual
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, MutableMapping
 from typing import NamedTuple
 
 from mmrlhf_jax import config
+from mmrlhf_jax.accelerators import accelerator
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.files import expand_home
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.sharding.accelerators import accelerator
 from mmrlhf_jax.sharding.meeting import Absent, meet
 
 # What a scheduler that JAX does not know sets for every process; the first is JAX's own variable.

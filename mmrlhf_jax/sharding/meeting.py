@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.sharding.exits import ABSENT
+from mmrlhf_jax.exits import ABSENT
 
 RETRY_SECONDS = 0.5
 ANSWER_SECONDS = 10.0  # for one line over the network, and for a connection to be made

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -13,13 +12,9 @@ from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mmrlhf_jax import config
+from mmrlhf_jax import config, mesh_axes
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.progress import say
-from mmrlhf_jax.sharding import axes, rules
-
-if TYPE_CHECKING:
-    from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
+from mmrlhf_jax.sharding import rules
 
 
 def make_mesh(
@@ -36,7 +31,7 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else devices
     slices = dict(named.get("slices") or {})
-    sizes = axes.sizes_over({name: named.get(name, 1) for name in rules.MESH_AXES}, slices, len(devices), "here")
+    sizes = mesh_axes.sizes_over({name: named.get(name, 1) for name in rules.MESH_AXES}, slices, len(devices), "here")
     if math.prod(slices.values()) > 1:
         placed = _hybrid(sizes, slices, devices, per_slice)
     else:  # an axis of the torus may serve two axes of the mesh: fsdp 32 x tensor 2 on 4 x 4 x 4 chips
@@ -95,19 +90,6 @@ def rows_divisor(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_layout(experiment: config.Experiment, model: LlavaOnevisionConfig, sizes: Mapping[str, int]) -> None:
-    """UserError where an experiment cannot be laid over a mesh of these sizes, by its numbers alone: for rows that the batch
-    shards do not divide, and for widths of the model that `tensor` does not divide."""
-    axes.check_rows(experiment.batch.rows, experiment.batch.accumulation, sizes)
-    axes.check_widths(model, sizes, forced_kernel=experiment.model.attention == "pallas")
-
-
-def say_waste(experiment: config.Experiment, model: LlavaOnevisionConfig, sizes: Mapping[str, int]) -> None:
-    """What of it works, but is computed on several devices alike."""
-    for line in axes.wasted(model, experiment.batch.slots, sizes):
-        say(line)
-
-
 def check_rows(batch: config.Batch, mesh: Mesh) -> None:
     """UserError unless every batch shard gets whole rows."""
-    axes.check_rows(batch.rows, batch.accumulation, mesh.shape)
+    mesh_axes.check_rows(batch.rows, batch.accumulation, mesh.shape)

@@ -17,7 +17,7 @@ import jax
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from mmrlhf_jax.sharding.axes import MESH_AXES
+from mmrlhf_jax.mesh_axes import MESH_AXES
 
 # Axes over which parameters are only stored: what is computed with them does not depend on the split.
 STORAGE = ("fsdp", "context")

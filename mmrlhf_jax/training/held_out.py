@@ -25,10 +25,11 @@ from mmrlhf_jax.data.rows import Budget, RowBatch, empty_row
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.objectives.weighted import merge, summary
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.training.feed import feed, fetched, own_rows
-from mmrlhf_jax.training.objective import Objective, Outputs, make_objective
+from mmrlhf_jax.sharding.feed import feed, fetched, own_rows
+from mmrlhf_jax.training.objective import Objective, make_objective
 from mmrlhf_jax.training.record import as_number
 from mmrlhf_jax.training.state import TrainState
 from mmrlhf_jax.training.step import mean_loss

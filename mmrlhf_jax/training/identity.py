@@ -10,7 +10,7 @@ from etils import epath
 from mmrlhf_jax import config, core_yaml, sections, strict_json
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.training.reference import model_fingerprint
+from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
 
 # As JSON text: compared setting by setting. The resolved configuration is kept beside it for whoever reads the checkpoint, and
 # to say in words why two fingerprints differ.

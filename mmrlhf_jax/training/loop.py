@@ -28,19 +28,22 @@ from mmrlhf_jax.data.pipeline import (
     write_left_out,
 )
 from mmrlhf_jax.data.stream import Rows, batches
+from mmrlhf_jax.exits import PEER_LOST, SIGNALLED, StoppedTogether
 from mmrlhf_jax.faults import first_line, retried
 from mmrlhf_jax.files import can_write, exists, matching, write_atomically
+from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_model, load_tokenizer, read_sizes
+from mmrlhf_jax.inference.scoring import make_scoring_step
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import with_reduce_dtype
+from mmrlhf_jax.pages.run import PAGE, write_run_page
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import first_acts, first_decides, first_process, same_everywhere, together
-from mmrlhf_jax.sharding.exits import PEER_LOST, SIGNALLED, StoppedTogether
+from mmrlhf_jax.sharding.feed import feed, own_rows
 from mmrlhf_jax.sharding.mesh import use_mesh
 from mmrlhf_jax.training.checkpoint import Checkpoints
-from mmrlhf_jax.training.feed import feed, own_rows
 from mmrlhf_jax.training.goodput import Goodput
 from mmrlhf_jax.training.held_out import evaluate, fingerprint, plan_held_out, say_shared
 from mmrlhf_jax.training.identity import CONFIGURATION, computed_precision, known_identity, run_identity
@@ -52,8 +55,7 @@ from mmrlhf_jax.training.peers import COMPILING, LOADING, MEASURING, Peers, coor
 from mmrlhf_jax.training.preflight import check_launch, check_metrics, check_profile, check_room, check_stored
 from mmrlhf_jax.training.profiler import ProfilerWindow
 from mmrlhf_jax.training.record import Pending, Recorder, bad_batch_file, record
-from mmrlhf_jax.training.reference import make_scoring_step, model_fingerprint, reference_logps
-from mmrlhf_jax.training.run_page import PAGE, write_run_page
+from mmrlhf_jax.training.reference import reference_logps
 from mmrlhf_jax.training.state import TrainState, init_state, precision_line, split_model, stored_dtype, with_adapters
 from mmrlhf_jax.training.step import Reference, make_eval_step, make_train_step
 from mmrlhf_jax.training.stop import StopSignal, Vote

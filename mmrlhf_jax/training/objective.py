@@ -15,22 +15,11 @@ from jaxtyping import Array, Float
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.rows import RowBatch
-from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision, Visual
+from mmrlhf_jax.inference.forward import target_counts
 from mmrlhf_jax.objectives import preference, reward_model, reward_scaling
-from mmrlhf_jax.objectives.logprobs import sum_by_response, target_logps
+from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.objectives.pairs import PairLogps, gather_pairs, length_desensitized_pair_logps, pair_logps
 from mmrlhf_jax.objectives.weighted import Metric, WeightedSum, weighted_sum
-
-
-class Outputs(NamedTuple):
-    """Per response: sums over its target tokens, and its reward (zeros without a reward head). Per target: its log-prob."""
-
-    logps: Float[Array, "B R"]
-    correct: Float[Array, "B R"]  # targets that were the most likely token
-    logits: Float[Array, "B R"]  # mean over the vocabulary, summed over targets
-    entropy: Float[Array, "B R"]  # of the predictions, in nats, summed over targets
-    rewards: Float[Array, "B R"]
-    token_logps: Float[Array, "B M"]
 
 
 class Objective(NamedTuple):
@@ -41,28 +30,6 @@ class Objective(NamedTuple):
 
     coefficients: Mapping[str, float]
     terms: Callable[[Outputs, RowBatch, jax.Array, Outputs | None], tuple[dict[str, WeightedSum], dict[str, Metric]]]
-
-
-def forward(model: LlavaOnevision, batch: RowBatch, *, chunk: int) -> Outputs:
-    """Run a row batch through the model: hidden states, log-probs of the targets only, rewards at the responses' ends."""
-    visual = Visual(batch.tiles, batch.visual_slots, batch.visual_taps, batch.visual_weights)
-    hidden = model(batch.tokens, batch.positions, batch.visible_until, visual)
-    vocabulary = model.language.vocabulary()
-    targets = target_logps(hidden, vocabulary.kernel, batch.targets, batch.predictors, adapter=vocabulary.adapter, chunk=chunk)
-    count = batch.ends.shape[1]
-    sums = [sum_by_response(values, batch.responses, count) for values in targets]
-    if model.config.reward_head is None:
-        rewards = jnp.zeros(batch.ends.shape, jnp.float32)
-    else:
-        ends = jnp.minimum(batch.ends, batch.tokens.shape[1] - 1)
-        rewards = model.reward_head(jnp.take_along_axis(hidden, ends[..., None], axis=1))
-        rewards = jnp.where(batch.ends < batch.tokens.shape[1], rewards, 0)
-    return Outputs(*sums, rewards, targets.logps)
-
-
-def target_counts(batch: RowBatch) -> Float[Array, "B R"]:
-    """Target tokens per response."""
-    return sum_by_response(jnp.ones(batch.responses.shape, jnp.float32), batch.responses, batch.ends.shape[1])
 
 
 def make_objective(settings: config.Objective) -> Objective:

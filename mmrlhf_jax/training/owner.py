@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 
 from etils import epath
 
+from mmrlhf_jax.exits import REFUSED
 from mmrlhf_jax.files import plain_path
 from mmrlhf_jax.ownership import LOOK_SECONDS, Ownership
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import first_decides, first_process
-from mmrlhf_jax.sharding.exits import REFUSED
 
 OWNER = "owner"
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from mmrlhf_jax import strict_json
+from mmrlhf_jax.exits import PEER_LOST
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.sharding.exits import PEER_LOST
 
 BEAT_SECONDS = 5.0
 # Between two looks at most so much silence counts: who did not look for longer (stopped, or kept waiting by the network) does

@@ -22,9 +22,10 @@ from mmrlhf_jax.faults import Fault, Unavailable, fault, reason, retried
 from mmrlhf_jax.files import is_remote
 from mmrlhf_jax.huggingface.sizes import known_sizes
 from mmrlhf_jax.sharding.agreement import first_acts, first_decides, same_everywhere, together
-from mmrlhf_jax.sharding.mesh import check_layout, check_rows, make_mesh, say_waste
+from mmrlhf_jax.sharding.mesh import check_rows, make_mesh
 from mmrlhf_jax.training import held_out
 from mmrlhf_jax.training.identity import check_identity, flat
+from mmrlhf_jax.training.layout import check_layout, say_waste
 from mmrlhf_jax.training.metrics import read_metrics
 from mmrlhf_jax.training.owner import OWNER
 from mmrlhf_jax.training.stored import StoredCheckpoints

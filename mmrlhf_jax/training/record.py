@@ -19,7 +19,7 @@ from mmrlhf_jax.files import read_arrays, write_arrays
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.progress import Progress, say
 from mmrlhf_jax.records import RankedRecord
-from mmrlhf_jax.training.feed import fetch
+from mmrlhf_jax.sharding.feed import fetch
 from mmrlhf_jax.training.goodput import Goodput
 from mmrlhf_jax.training.guard import GOOD, stops
 from mmrlhf_jax.training.metrics import MetricsLog

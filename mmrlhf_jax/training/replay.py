@@ -19,13 +19,14 @@ from mmrlhf_jax import config, strict_json
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import exists
+from mmrlhf_jax.inference.forward import forward, target_counts
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.objectives.weighted import summary
 from mmrlhf_jax.sharding.agreement import together
+from mmrlhf_jax.sharding.feed import fetch, own_rows, place
 from mmrlhf_jax.sharding.mesh import check_rows, make_mesh, use_mesh
-from mmrlhf_jax.training.feed import fetch, own_rows, place
 from mmrlhf_jax.training.loop import CONFIG_FILE, load_base, reference_mode
-from mmrlhf_jax.training.objective import forward, make_objective, target_counts
+from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.record import SavedBatch, as_number, read_batch
 from mmrlhf_jax.training.state import PARTS, TrainState, split_model
 from mmrlhf_jax.training.step import loss_and_gradients, reference_outputs, split_rows

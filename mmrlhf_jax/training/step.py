@@ -12,8 +12,10 @@ import optax
 from flax import nnx
 
 from mmrlhf_jax.data.rows import RowBatch
+from mmrlhf_jax.inference.forward import forward
+from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.objectives.weighted import Metric, divide, merge, mix, summary
-from mmrlhf_jax.training.objective import Objective, Outputs, forward
+from mmrlhf_jax.training.objective import Objective
 from mmrlhf_jax.training.state import TrainState
 from mmrlhf_jax.training.work import batch_work
 
@@ -46,7 +48,7 @@ def make_train_step(
     `shardings` (of the state's leaves) are where the new state is put: given those of the state that comes in, the second step
     meets what the first one met, and one compilation serves the run. Figures are whole on every device, like the step.
 
-    `forward` is another one only for a layout of the batch that has its own (`training.unshared`).
+    `forward` is another one only for a layout of the batch that has its own (`planning.unshared`).
     """
 
     def train_step(state: TrainState, batch: RowBatch) -> tuple[TrainState, dict[str, jax.Array]]:

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmrlhf_jax.exits import SIGNALLED
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.sharding.exits import SIGNALLED
 from mmrlhf_jax.sharding.mesh import replicated
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from mmrlhf_jax import config
+from mmrlhf_jax.accelerators import CHIPS
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
-from mmrlhf_jax.sharding.accelerators import CHIPS
 
 # Dense bfloat16 matrix peak of one device in FLOP/s, by the start of jax's `device_kind`; vendors' data sheets.
 PEAK_FLOPS = {"TPU v4": 275e12, "TPU v5e": CHIPS["v5e"].flops, "TPU v6e": CHIPS["v6e"].flops}

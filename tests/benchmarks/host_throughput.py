@@ -24,12 +24,12 @@ from PIL import Image
 
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.examples import Example, Layout
+from mmrlhf_jax.data.images import image_size
 from mmrlhf_jax.data.packing import auto_budget
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.data.stats import GEOMETRY
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.data.tokens import PieceTokenizer
-from mmrlhf_jax.models.llava_onevision.images import image_size
 from mmrlhf_jax.records import RankedRecord, Response
 
 RANKS = (1, 2, 3, 4)

@@ -28,15 +28,15 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.rows import EncodedGroup
-from mmrlhf_jax.data.synthetic import synthetic_group
 from mmrlhf_jax.data.unshared import exact_batch
 from mmrlhf_jax.huggingface.load import load_model
+from mmrlhf_jax.inference.scoring import make_scoring_step
 from mmrlhf_jax.models.layers import matmul_precision
+from mmrlhf_jax.planning.synthetic import synthetic_group
+from mmrlhf_jax.sharding.feed import place
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
-from mmrlhf_jax.training.feed import place
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import make_optimizer
-from mmrlhf_jax.training.reference import make_scoring_step
 from mmrlhf_jax.training.state import init_state, split_model
 from mmrlhf_jax.training.step import make_train_step
 from tests import tiny

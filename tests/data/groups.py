@@ -10,8 +10,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from mmrlhf_jax.data.encode import GroupEncoder
-from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.data.index import build_index
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.packing import auto_budget
 from mmrlhf_jax.data.rows import Budget, RowBatch
 from mmrlhf_jax.data.stream import Rows

@@ -18,8 +18,9 @@ from PIL import Image
 
 from mmrlhf_jax.data import archives, media
 from mmrlhf_jax.data.builder import build
-from mmrlhf_jax.data.examples import SourceExamples, open_examples
+from mmrlhf_jax.data.examples import SourceExamples
 from mmrlhf_jax.data.media import read_media, read_video_frames, resolve_media
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.shards import plan_shards
 from mmrlhf_jax.data.sources import read_records
 from mmrlhf_jax.data.validate import validate

@@ -18,7 +18,8 @@ from PIL import Image
 from mmrlhf_jax import ownership, workplace
 from mmrlhf_jax.data import shards
 from mmrlhf_jax.data.builder import build
-from mmrlhf_jax.data.examples import BuiltExamples, SourceExamples, open_examples
+from mmrlhf_jax.data.examples import BuiltExamples, SourceExamples
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.errors import UserError
 
 COUNT = 12
@@ -473,7 +474,7 @@ def test_building_and_reading_import_neither_jax_nor_tensorflow(source, tmp_path
     script = f"""
 import sys
 from mmrlhf_jax.data.builder import build
-from mmrlhf_jax.data.examples import open_examples
+from mmrlhf_jax.data.mixture import open_examples
 build({str(source)!r}, {str(tmp_path / "out")!r})
 list(open_examples({str(tmp_path / "out")!r})), list(open_examples({str(source)!r}))
 print([name for name in ("jax", "jaxlib", "tensorflow", "torch", "grain") if name in sys.modules])
@@ -484,7 +485,7 @@ print([name for name in ("jax", "jaxlib", "tensorflow", "torch", "grain") if nam
 
 GRAIN_SCRIPT = """
 import sys
-from mmrlhf_jax.data.examples import open_examples
+from mmrlhf_jax.data.mixture import open_examples
 
 def content(example):
     return example.record.id, example.images, example.frames

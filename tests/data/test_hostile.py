@@ -20,6 +20,7 @@ from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.checks import check_record
 from mmrlhf_jax.data.encode import media_layout
 from mmrlhf_jax.data.examples import Layout
+from mmrlhf_jax.data.images import decode_image
 from mmrlhf_jax.data.media import resolve_media
 from mmrlhf_jax.data.scores import read_scores
 from mmrlhf_jax.data.sources import FORMATS, read_records
@@ -28,7 +29,6 @@ from mmrlhf_jax.data.sources.rows import Row
 from mmrlhf_jax.data.stats import estimated_encoder
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_json_lines
-from mmrlhf_jax.models.llava_onevision.images import decode_image
 from mmrlhf_jax.quickstart.captions import caption_records
 from mmrlhf_jax.quickstart.scenes import sample_scene
 from mmrlhf_jax.records import record_from_json

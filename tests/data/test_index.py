@@ -9,8 +9,8 @@ from etils import epath
 from mmrlhf_jax.data import index as index_module
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.encode import media_layout
-from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.data.index import build_index, measure_all
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.rows import group_size
 from mmrlhf_jax.files import read_arrays, write_arrays
 from tests.data import groups

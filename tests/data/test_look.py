@@ -12,7 +12,8 @@ import pytest
 from mmrlhf_jax import cli
 from mmrlhf_jax.data import stats
 from mmrlhf_jax.data.builder import build
-from mmrlhf_jax.data.examples import Layout, open_examples
+from mmrlhf_jax.data.examples import Layout
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.validate import check_record, note_record, validate
 from mmrlhf_jax.records import record_from_json
 from tests.data import groups
@@ -159,7 +160,7 @@ def test_the_page_of_figures_is_whole(monkeypatch, source, tmp_path):
 
 
 def test_histograms_count_every_value():
-    from mmrlhf_jax.evaluation.charts import histogram
+    from mmrlhf_jax.pages.charts import histogram
 
     for values, whole in (
         ([3.0] * 5, True),

@@ -9,8 +9,7 @@ import pytest
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.builder import build
-from mmrlhf_jax.data.examples import open_examples
-from mmrlhf_jax.data.mixture import Part, choose_rows, find_parts, sets
+from mmrlhf_jax.data.mixture import Part, choose_rows, find_parts, open_examples, sets
 from mmrlhf_jax.data.pipeline import open_held_out_examples, open_training_examples
 from mmrlhf_jax.data.sources import drop_contradictions
 from mmrlhf_jax.errors import UserError

@@ -10,8 +10,8 @@ from etils import epath
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.encode import Limit, fewer_tiles
-from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.data.index import build_index
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.over_budget import SHORTEST_RESPONSE, within_budget
 from mmrlhf_jax.data.pipeline import LEFT_OUT_FILE, plan_training_rows, write_left_out
 from mmrlhf_jax.data.rows import Budget, group_size

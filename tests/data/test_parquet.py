@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from mmrlhf_jax import faults
-from mmrlhf_jax.data.examples import SourceExamples, open_examples
+from mmrlhf_jax.data.examples import SourceExamples
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.sources import embedded, read_records
 from mmrlhf_jax.data.sources import parquet as reader
 from mmrlhf_jax.errors import UserError

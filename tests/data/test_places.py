@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from mmrlhf_jax.cli import app
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.encode import media_layout
-from mmrlhf_jax.data.examples import Example, open_examples
+from mmrlhf_jax.data.examples import Example
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.sources import read_records
 from mmrlhf_jax.data.templates import CHAT_TEMPLATE, CheckpointTemplate, find_template
 from mmrlhf_jax.data.tokens import PieceTokenizer

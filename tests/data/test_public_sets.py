@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from mmrlhf_jax.commands import data as commands
-from mmrlhf_jax.data.examples import SourceExamples, open_examples
+from mmrlhf_jax.data.examples import SourceExamples
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.sources import FORMATS, read_records, read_source
 from mmrlhf_jax.data.validate import validate
 from mmrlhf_jax.errors import UserError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmrlhf_jax.data.encode import GroupEncoder
-from mmrlhf_jax.data.examples import open_examples
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.scored_rows import check_lengths, scored_rows
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError

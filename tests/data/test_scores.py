@@ -11,7 +11,8 @@ import pytest
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.builder import build
-from mmrlhf_jax.data.examples import LAYOUTS_FILE, RECORDS_FILE, open_examples
+from mmrlhf_jax.data.examples import LAYOUTS_FILE, RECORDS_FILE
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.pipeline import open_held_out_examples, open_training_examples
 from mmrlhf_jax.data.scores import read_scores, score_lines, with_rewards
 from mmrlhf_jax.errors import UserError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mmrlhf_jax.sharding.exits import PEER_LOST, SIGNALLED
+from mmrlhf_jax.exits import PEER_LOST, SIGNALLED
 
 STEPS, EVERY, EVAL_EVERY, KEEP = 24, 4, 6, 3
 PREFIX = 8  # the newest checkpoint that every cell begins with

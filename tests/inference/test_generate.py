@@ -11,13 +11,14 @@ import jax
 import numpy as np
 import pytest
 
-from mmrlhf_jax.data.examples import Example, open_examples
+from mmrlhf_jax.data.examples import Example
+from mmrlhf_jax.data.images import image_size
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.evaluation.reward_bench import accuracy, category, exchange_media, longer_wins
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.engine import Engine, Prompt
 from mmrlhf_jax.inference.prompts import prompt_trees
-from mmrlhf_jax.models.llava_onevision.images import image_size
 from mmrlhf_jax.records import RankedRecord, Response
 from mmrlhf_jax.sharding.mesh import make_mesh
 from tests import ranked, tiny
@@ -54,7 +55,7 @@ def assert_generates_as_transformers(engine, directory, prompts) -> None:
     torch = pytest.importorskip("torch")
     from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
 
-    from mmrlhf_jax.models.llava_onevision.images import decode_image
+    from mmrlhf_jax.data.images import decode_image
 
     theirs = LlavaOnevisionForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
     theirs.generation_config.eos_token_id = None

@@ -167,7 +167,7 @@ def test_every_sum_is_transformers_on_models_and_images_drawn_at_random(seed, tm
 
 def test_bfloat16_sums_of_long_responses_are_within_two_percent_of_float32s(tmp_path, record_property):
     """Responses of 64 to 200 tokens, weights in bfloat16 or float32, everything else alike."""
-    from mmrlhf_jax.data.examples import open_examples
+    from mmrlhf_jax.data.mixture import open_examples
     from mmrlhf_jax.inference.engine import Engine
 
     rng = np.random.default_rng(0)

@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from mmrlhf_jax import config
+from mmrlhf_jax.accelerators import accelerator
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.sharding.accelerators import accelerator
-from mmrlhf_jax.sharding.exits import RESTART
-from mmrlhf_jax.sharding.jobset import manifest
+from mmrlhf_jax.exits import RESTART
+from mmrlhf_jax.launching.jobset import manifest
 from tests.launch.launchers import BUCKET, EXPERIMENT, LAUNCHES, ROOT, accepts, dry_run
 
 RUNNABLE = [path for path in LAUNCHES if accepts("jobset.sh", path)]

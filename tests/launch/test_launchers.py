@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 from mmrlhf_jax import config
+from mmrlhf_jax.accelerators import ACCELERATORS, accelerator
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.exits import ABSENT, RESTART, RETRIES
+from mmrlhf_jax.launching.describe import describe, directories
+from mmrlhf_jax.launching.jobset import GRACE_SECONDS
 from mmrlhf_jax.sharding import distributed
-from mmrlhf_jax.sharding.accelerators import ACCELERATORS, accelerator
-from mmrlhf_jax.sharding.describe import describe, directories
-from mmrlhf_jax.sharding.exits import ABSENT, RESTART, RETRIES
-from mmrlhf_jax.sharding.jobset import GRACE_SECONDS
 from mmrlhf_jax.sharding.rules import MESH_AXES
 from tests.launch.launchers import (
     BUCKET,

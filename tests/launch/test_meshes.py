@@ -21,8 +21,8 @@ STATE = """
 import sys, math, json
 import jax
 from mmrlhf_jax import config
-from mmrlhf_jax.sharding import plan
-from mmrlhf_jax.sharding.abstract import abstract_model, abstract_state
+from mmrlhf_jax.planning import plan
+from mmrlhf_jax.planning.abstract import abstract_model, abstract_state
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.training.optimizer import make_optimizer
 
@@ -64,8 +64,8 @@ def test_launchers_read_their_files_without_importing_jax():
     """They run on the machine that one types at, several times in a row."""
     code = f"""
 import sys
-import mmrlhf_jax.sharding.jobset
-from mmrlhf_jax.sharding.describe import describe, directories
+import mmrlhf_jax.launching.jobset
+from mmrlhf_jax.launching.describe import describe, directories
 describe("launch/v5e-16.yaml")
 directories({EXPERIMENT!r}, {BUCKET!r})
 assert "jax" not in sys.modules

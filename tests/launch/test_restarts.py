@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrlhf_jax.sharding.exits import ABSENT, RESTART, RETRIES, RETRY
+from mmrlhf_jax.exits import ABSENT, RESTART, RETRIES, RETRY
 from tests.launch.launchers import BUCKET, CLOUD, EXPERIMENT, ROOT, dry_run, environment, stand_in
 
 LOCAL = str(ROOT / "launch" / "local.sh")
@@ -252,7 +252,7 @@ QUEUED = (str(ROOT / "launch" / "tpu_queued_resource.sh"), "--launch", "launch/v
 @functools.cache
 def described() -> str:
     """What the launcher reads of the launch file: the same for every run here."""
-    command = [sys.executable, "-m", "mmrlhf_jax.sharding.describe", "launch/v6e-32.yaml", EXPERIMENT, *BUCKET]
+    command = [sys.executable, "-m", "mmrlhf_jax.launching.describe", "launch/v6e-32.yaml", EXPERIMENT, *BUCKET]
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment(), cwd=ROOT).stdout
 
 

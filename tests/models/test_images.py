@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin, features
 
+from mmrlhf_jax.data.images import decode_image, image_size
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision import images, vision_plan
 from mmrlhf_jax.models.llava_onevision.vision_plan import NEWLINE, VisionGeometry
@@ -162,8 +163,8 @@ class TestDecoding:
         stored = Image.open(io.BytesIO(data))
         stored.load()
         expected = ImageOps.exif_transpose(stored).convert("RGB")
-        decoded = images.decode_image(data, "x")
-        assert images.image_size(data, "x") == (decoded.height, decoded.width)
+        decoded = decode_image(data, "x")
+        assert image_size(data, "x") == (decoded.height, decoded.width)
         assert ImageOps.exif_transpose(decoded).size == decoded.size  # nothing is left that would turn it again
         assert (decoded.height, decoded.width) == ((20, 30) if orientation < 5 else (30, 20))
         np.testing.assert_array_equal(decoded, expected)
@@ -177,20 +178,20 @@ class TestDecoding:
         metadata = [c for c in chunks if c[4:8] == b"iTXt"]
         late = data[:8] + b"".join([c for c in chunks[:-1] if c not in metadata] + metadata + chunks[-1:])
         for file in (data, late):
-            assert images.image_size(file, "x") == (30, 20) == images.decode_image(file, "x").size[::-1]
+            assert image_size(file, "x") == (30, 20) == decode_image(file, "x").size[::-1]
 
     @pytest.mark.parametrize("format", FORMATS)
     def test_size_needs_only_the_header(self, format):
         """The index reads sizes of a whole data set; a file whose pixels are cut off still has one."""
         data = encode(picture(300, 200), format, **({"tiffinfo": {}} if format == "TIFF" else {}))
         keep = len(data) if format in ("TIFF", "AVIF", "WEBP") else len(data) // 2  # these keep their index at the end
-        assert images.image_size(data[:keep], "x") == (300, 200)
+        assert image_size(data[:keep], "x") == (300, 200)
 
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
     def test_a_broken_exif_block_does_not_lose_the_picture(self):
         data = encode(picture(20, 30), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
-        assert images.decode_image(data, "x").size == (30, 20)
-        assert images.image_size(data, "x") == (20, 30)
+        assert decode_image(data, "x").size == (30, 20)
+        assert image_size(data, "x") == (20, 30)
 
     @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA"])
     def test_every_mode_becomes_the_rgb_of_transformers(self, mode):
@@ -202,7 +203,7 @@ class TestDecoding:
             image = image.convert(mode)
         data = encode(image)
         expected = transforms.convert_to_rgb(Image.open(io.BytesIO(data)), return_numpy=True)
-        decoded = images.decode_image(data, "x")
+        decoded = decode_image(data, "x")
         assert decoded.mode == "RGB"
         np.testing.assert_array_equal(decoded, expected)
 
@@ -219,42 +220,42 @@ class TestDecoding:
             encode(Image.new("RGB", (2, 1), (255, 0, 0)), transparency=(255, 0, 0)),
         ]
         for data in files:
-            np.testing.assert_array_equal(images.decode_image(data, "x"), np.full((1, 2, 3), 255))
+            np.testing.assert_array_equal(decode_image(data, "x"), np.full((1, 2, 3), 255))
 
     def test_cmyk_jpeg_has_its_colours(self):
         """Print files: Pillow inverts Adobe's convention; no ink is white."""
         data = encode(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG")
-        assert np.asarray(images.decode_image(data, "x")).min() > 250
+        assert np.asarray(decode_image(data, "x")).min() > 250
 
     @pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
     def test_sixteen_bit_grey_is_scaled_not_clipped(self, format):
         grey = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
         image = Image.fromarray(grey)
-        decoded = np.asarray(images.decode_image(encode(image, format), "x"))
+        decoded = np.asarray(decode_image(encode(image, format), "x"))
         np.testing.assert_array_equal(decoded, np.repeat((grey >> 8)[..., None], 3, -1))
 
     def test_a_colour_profile_is_ignored(self):
         image = picture(20, 30)
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-        np.testing.assert_array_equal(images.decode_image(encode(image, icc_profile=profile), "x"), image)
+        np.testing.assert_array_equal(decode_image(encode(image, icc_profile=profile), "x"), image)
 
     def test_a_phones_second_picture_is_not_an_animation(self):
         """MPO: a JPEG with a preview or depth map behind it; the first picture is the photograph."""
         photograph = picture(20, 30)
         data = encode(photograph, "MPO", save_all=True, append_images=[Image.new("RGB", (5, 5))], quality=95)
-        np.testing.assert_array_equal(images.decode_image(data, "x"), Image.open(io.BytesIO(data)).convert("RGB"))
-        assert images.image_size(data, "x") == (20, 30)
+        np.testing.assert_array_equal(decode_image(data, "x"), Image.open(io.BytesIO(data)).convert("RGB"))
+        assert image_size(data, "x") == (20, 30)
 
     @pytest.mark.parametrize("format", ["GIF", "BMP", "JPEG2000"])
     def test_other_still_formats_are_read(self, format):
-        decoded = images.decode_image(encode(picture(20, 30), format), "x")
+        decoded = decode_image(encode(picture(20, 30), format), "x")
         assert (decoded.mode, decoded.size) == ("RGB", (30, 20))
 
 
 class TestBadImages:
     """One line that names the file and says what to do, from the decoder and from the header reader alike."""
 
-    def refused(self, data: bytes, message: str, read=(images.decode_image, images.image_size)) -> None:
+    def refused(self, data: bytes, message: str, read=(decode_image, image_size)) -> None:
         for function in read:
             with pytest.raises(UserError, match=message) as caught:
                 function(data, "train.jsonl:7: a.jpg")
@@ -272,7 +273,7 @@ class TestBadImages:
     @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
     def test_truncated(self, format, share):
         data = encode(picture(120, 90), format)
-        self.refused(data[: int(len(data) * share)], "broken|not an image", read=[images.decode_image])
+        self.refused(data[: int(len(data) * share)], "broken|not an image", read=[decode_image])
 
     @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
     @pytest.mark.parametrize("format", FORMATS)
@@ -284,7 +285,7 @@ class TestBadImages:
             damaged = bytearray(data)
             for position in rng.integers(0, len(data), 3):
                 damaged[position] = rng.integers(256)
-            for function in (images.decode_image, images.image_size):
+            for function in (decode_image, image_size):
                 try:
                     function(bytes(damaged), "x")
                 except UserError as error:
@@ -298,7 +299,7 @@ class TestBadImages:
 
     @pytest.mark.parametrize("mode", ["I", "F"])
     def test_pixels_without_a_defined_white(self, mode):
-        self.refused(encode(Image.new(mode, (4, 4)), "TIFF"), f"32-bit.*mode {mode}", read=[images.decode_image])
+        self.refused(encode(Image.new(mode, (4, 4)), "TIFF"), f"32-bit.*mode {mode}", read=[decode_image])
 
     @pytest.mark.parametrize("width, height", [(30_000, 14), (1, 20_001), (13_500, 13_500), (2**31 - 1, 2**31 - 1)])
     def test_absurd_sizes(self, width, height):
@@ -309,14 +310,14 @@ class TestBadImages:
 
     def test_the_largest_side_is_allowed(self):
         data = encode(Image.new("RGB", (20_000, 1)))
-        assert images.image_size(data, "x") == (1, 20_000)
-        assert images.decode_image(data, "x").size == (20_000, 1)
+        assert image_size(data, "x") == (1, 20_000)
+        assert decode_image(data, "x").size == (20_000, 1)
 
 
 def test_importing_the_host_pipeline_loads_no_framework():
     """Data workers are spawned processes: they must not pay for, or lock, an accelerator."""
     code = (
-        "import sys, mmrlhf_jax.models.llava_onevision.images\n"
+        "import sys, mmrlhf_jax.models.llava_onevision.images, mmrlhf_jax.data.images\n"
         "assert not {'jax', 'flax', 'torch', 'transformers'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -23,8 +23,8 @@ from jax.experimental.topologies import get_topology_desc
 from mmrlhf_jax.models.llava_onevision.config import TextConfig, VisionConfig
 from mmrlhf_jax.models.qwen2 import Qwen2
 from mmrlhf_jax.models.siglip import Siglip
+from mmrlhf_jax.planning.program import compile_lowered
 from mmrlhf_jax.sharding.mesh import batch_sharding, make_mesh, use_mesh
-from mmrlhf_jax.sharding.program import compile_lowered
 
 # LLaVA-OneVision 7B's, with two layers and few words: layers are scanned, so their number changes no temporary of a layer.
 TEXT = TextConfig(

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.loss_names import F_DIVERGENCE_LOSSES, F_DIVERGENCES, LOSSES
 from mmrlhf_jax.objectives import weighted
-from mmrlhf_jax.objectives.loss_names import F_DIVERGENCE_LOSSES, F_DIVERGENCES, LOSSES
 from mmrlhf_jax.objectives.pairs import PairLogps, length_desensitized_pair_logps, pair_logps
 from mmrlhf_jax.objectives.preference import pair_loss, preference_losses, preference_metrics
 

@@ -12,12 +12,14 @@ from flax import nnx
 from jax.sharding import AbstractMesh
 
 from mmrlhf_jax import cli, config
+from mmrlhf_jax import mesh_axes as axes
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.config import config_from_hf
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.llava_onevision.published import published_config
-from mmrlhf_jax.sharding import axes, rules
-from mmrlhf_jax.sharding.mesh import check_layout, make_mesh, use_mesh
+from mmrlhf_jax.sharding import rules
+from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
+from mmrlhf_jax.training.layout import check_layout, check_widths, wasted
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -134,19 +136,19 @@ def test_a_tensor_axis_is_refused_exactly_where_it_does_not_divide_a_parameter(s
     for tensor in range(1, 9):
         mesh = {"data": 1, "fsdp": 1, "tensor": tensor, "context": 1}
         if is_split(found, tensor):
-            axes.check_widths(size, mesh)
+            check_widths(size, mesh)
             assert tensor not in named
         else:
             with pytest.raises(UserError, match=rf"mesh\.tensor {tensor} does not divide the model's") as error:
-                axes.check_widths(size, mesh)
+                check_widths(size, mesh)
             assert named.get(tensor, "") in str(error.value)
 
 
 def test_forced_kernels_need_whole_heads():
     size, mesh = sizes_of(), {"data": 1, "fsdp": 1, "tensor": 4, "context": 1}
-    axes.check_widths(size, mesh)
+    check_widths(size, mesh)
     with pytest.raises(UserError, match=r"mesh\.tensor 4 does not divide the model's 2 key/value heads.*pallas"):
-        axes.check_widths(size, mesh, forced_kernel=True)
+        check_widths(size, mesh, forced_kernel=True)
 
 
 @pytest.mark.parametrize("launch", LAUNCHES, ids=lambda path: path.stem)
@@ -160,11 +162,11 @@ def test_every_experiment_can_be_laid_over_every_launch_file(launch):
 def test_what_works_but_is_waste_is_said_with_its_numbers():
     mesh = config.load_launch(ROOT / "launch" / "v5e-256.yaml").axes()
     half, seven = (published_config(f"lmms-lab/llava-onevision-qwen2-{size}-ov") for size in ("0.5b", "7b"))
-    assert axes.wasted(half, 8192, mesh) == [
+    assert wasted(half, 8192, mesh) == [
         "tensor 4 x context 2 does not divide the 14 heads: 8 devices compute the same attention"
     ]
-    assert axes.wasted(seven, 8192, mesh | {"context": 1}) == []
-    assert axes.wasted(seven, 8193, {"data": 1, "fsdp": 1, "tensor": 1, "context": 2}) == [
+    assert wasted(seven, 8192, mesh | {"context": 1}) == []
+    assert wasted(seven, 8193, {"data": 1, "fsdp": 1, "tensor": 1, "context": 2}) == [
         "context 2 does not divide the 8193 slots of a row: its devices compute the same slots"
     ]
 

@@ -13,8 +13,8 @@ from jax._src import clusters
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.exits import ABSENT
 from mmrlhf_jax.sharding import distributed
-from mmrlhf_jax.sharding.exits import ABSENT
 from mmrlhf_jax.sharding.meeting import Absent
 from tests.sharding.loopback import free_port
 

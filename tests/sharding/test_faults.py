@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 
-from mmrlhf_jax.sharding.exits import PEER_LOST, SIGNALLED
+from mmrlhf_jax.exits import PEER_LOST, SIGNALLED
 from tests.sharding import loopback
 
 WAIT = 300.0

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.exits import ABSENT, RESTART
 from mmrlhf_jax.sharding import meeting
-from mmrlhf_jax.sharding.exits import ABSENT, RESTART
 from mmrlhf_jax.sharding.meeting import Absent, meet
 from tests.sharding import loopback
 

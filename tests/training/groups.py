@@ -15,15 +15,16 @@ import optax
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.encode import GroupEncoder
-from mmrlhf_jax.data.examples import Example, open_examples
+from mmrlhf_jax.data.examples import Example
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.rows import Budget, assemble_row, empty_row, group_size, stack_rows
 from mmrlhf_jax.data.templates import CRITIQUE_PROMPT, SYSTEM
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.huggingface.load import load_model
 from mmrlhf_jax.models.lora import adapted_layers
 from mmrlhf_jax.quickstart.tokenizer import train_tokenizer
+from mmrlhf_jax.sharding.feed import place
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
-from mmrlhf_jax.training.feed import place
 from mmrlhf_jax.training.guard import guarded
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.state import init_state, split_model, with_adapters

@@ -14,11 +14,12 @@ from flax import nnx
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import load_model
+from mmrlhf_jax.inference.forward import forward
 from mmrlhf_jax.inference.generate import PromptRows, generate
 from mmrlhf_jax.models.lora import adapted_layers, merge_lora
+from mmrlhf_jax.sharding.feed import place
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
-from mmrlhf_jax.training.feed import place
-from mmrlhf_jax.training.objective import forward, make_objective
+from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.state import PARTS, split_model, with_adapters
 from mmrlhf_jax.training.step import TrainState, loss_and_gradients, reference_outputs
 from tests import tiny

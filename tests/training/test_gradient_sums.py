@@ -29,8 +29,8 @@ from mmrlhf_jax.models.qwen2 import Qwen2, rms_norm
 from mmrlhf_jax.models.reward_head import RewardHead
 from mmrlhf_jax.models.siglip import layer_norm
 from mmrlhf_jax.objectives.logprobs import target_logps
+from mmrlhf_jax.sharding.feed import place
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
-from mmrlhf_jax.training.feed import place
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.state import split_model
 from mmrlhf_jax.training.step import TrainState, loss_and_gradients

@@ -14,8 +14,10 @@ from flax import nnx
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.unshared import expand, unshared_batch
-from mmrlhf_jax.training.objective import Outputs, forward, make_objective
-from mmrlhf_jax.training.unshared import forward_unshared
+from mmrlhf_jax.inference.forward import forward
+from mmrlhf_jax.objectives.outputs import Outputs
+from mmrlhf_jax.planning.unshared import forward_unshared
+from mmrlhf_jax.training.objective import make_objective
 from tests.training import groups
 from tests.training.groups import LORA, OBJECTIVES, alone, assert_same_step, encoder, packed, pair_expanded, task_of
 

@@ -15,18 +15,19 @@ import pytest
 from mmrlhf_jax import config
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.encode import GroupEncoder
-from mmrlhf_jax.data.examples import open_examples
 from mmrlhf_jax.data.learnable import check_pairs
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.pipeline import plan_training_rows
 from mmrlhf_jax.data.rows import Budget, empty_row
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.training import loop
 from mmrlhf_jax.training.held_out import evaluate, figure_names, fingerprint, plan_held_out, say_shared
-from mmrlhf_jax.training.objective import Outputs, make_objective
+from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints
 from mmrlhf_jax.training.trained import load_trained
 from tests import ranked, tiny

@@ -11,7 +11,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import read_sizes
-from mmrlhf_jax.sharding.workload import measured_workload
+from mmrlhf_jax.planning.workload import measured_workload
 from mmrlhf_jax.training.loop import plan_run
 from tests import tiny
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from mmrlhf_jax import config
-from mmrlhf_jax.data.synthetic import synthetic_group
 from mmrlhf_jax.data.unshared import exact_batch
+from mmrlhf_jax.planning.synthetic import synthetic_group
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import make_optimizer

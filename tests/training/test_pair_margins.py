@@ -19,7 +19,8 @@ from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.data.unshared import exact_batch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
-from mmrlhf_jax.training.objective import Outputs, make_objective, pair_betas, pair_margins, reward_margins
+from mmrlhf_jax.objectives.outputs import Outputs
+from mmrlhf_jax.training.objective import make_objective, pair_betas, pair_margins, reward_margins
 from tests import tiny
 
 TEXTS = ("best", "second", "last")

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from mmrlhf_jax.data.encode import GroupEncoder
-from mmrlhf_jax.data.examples import open_examples
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.data.scored_rows import scored_rows
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.objectives.weighted import WeightedSum
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.training import held_out, reference
-from mmrlhf_jax.training.objective import Objective, Outputs
+from mmrlhf_jax.training.objective import Objective
 from tests import ranked, tiny
 
 RANKS = [(1, 2), (1, 2, 3), (1, 1, 2), (2, 1), (1, 2), (1, 3, 2)]

@@ -18,11 +18,11 @@ from mmrlhf_jax import config
 from mmrlhf_jax.models.llava_onevision import weights
 from mmrlhf_jax.models.llava_onevision.config import read_config
 from mmrlhf_jax.models.lora import adapted_layers, is_adapter, merge_lora
+from mmrlhf_jax.planning.abstract import abstract_model, abstract_state
 from mmrlhf_jax.sections import resolved
-from mmrlhf_jax.sharding.abstract import abstract_model, abstract_state
+from mmrlhf_jax.sharding.feed import place
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.training import trained
-from mmrlhf_jax.training.feed import place
 from mmrlhf_jax.training.identity import SETTINGS, computed_precision, difference
 from mmrlhf_jax.training.loop import load_base
 from mmrlhf_jax.training.objective import make_objective

@@ -9,17 +9,20 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from mmrlhf_jax.data.encode import GroupEncoder
-from mmrlhf_jax.data.examples import open_examples
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.scored_rows import scored_rows
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import write_arrays
+from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.training import reference
-from mmrlhf_jax.training.objective import Outputs
 from tests import ranked, tiny
 
 RANKS = [(1, 2), (1, 2, 3), (1, 1, 2), (2, 1), (1, 2)]
@@ -72,7 +75,7 @@ def keep_every_batch(monkeypatch):
 
 @pytest.fixture
 def cache(tmp_path):
-    return reference.epath.Path(tmp_path / "cache")
+    return epath.Path(tmp_path / "cache")
 
 
 def test_every_response_has_its_own_log_prob(source, cache):
@@ -126,22 +129,22 @@ def test_checkpoints_that_differ_in_one_tensor_alone_have_other_fingerprints(tmp
     """Large enough that what stands between the tensors is many times what is read of them."""
     raw = tiny.config(text={"hidden_size": 192, "vocab_size": 20_000, "num_hidden_layers": 8})
     one, other = (tiny.checkpoint(tmp_path / part, raw) for part in ("one", "other"))
-    assert reference.model_fingerprint(one) == reference.model_fingerprint(other)
+    assert model_fingerprint(one) == model_fingerprint(other)
     change(other, name, where=0)
-    assert reference.model_fingerprint(one) != reference.model_fingerprint(other)
+    assert model_fingerprint(one) != model_fingerprint(other)
 
 
 def test_the_fingerprint_knows_the_end_of_a_large_tensor_and_how_pictures_are_seen(tmp_path):
     one, other = (tiny.checkpoint(tmp_path / part) for part in ("one", "other"))
     embedding = "model.language_model.embed_tokens.weight"
     change(other, embedding, where=264 * 48 - 64)
-    assert reference.model_fingerprint(one) != reference.model_fingerprint(other)
+    assert model_fingerprint(one) != model_fingerprint(other)
     change(one, embedding, where=264 * 48 - 64)
-    assert reference.model_fingerprint(one) == reference.model_fingerprint(other)
+    assert model_fingerprint(one) == model_fingerprint(other)
     processor = other / "preprocessor_config.json"
     processor.write_text(processor.read_text().replace("0.48", "0.5"))
-    assert reference.model_fingerprint(one) != reference.model_fingerprint(other)
-    assert reference.model_fingerprint(one) != reference.model_fingerprint(one, dtype="bfloat16")
+    assert model_fingerprint(one) != model_fingerprint(other)
+    assert model_fingerprint(one) != model_fingerprint(one, dtype="bfloat16")
 
 
 def test_a_run_that_left_groups_out_leaves_no_hole_for_one_that_keeps_them(source, cache):
@@ -170,7 +173,7 @@ def test_kept_log_probs_that_are_not_whole_or_not_finite_are_computed_anew(sourc
     first = logps(Model(), source, cache)
     (path,) = cache.glob("reference-*.npz")
     wrong = damaged(how, first)
-    path.write_bytes(wrong) if isinstance(wrong, bytes) else reference.write_arrays(path, logps=wrong)
+    path.write_bytes(wrong) if isinstance(wrong, bytes) else write_arrays(path, logps=wrong)
     again = Model()
     np.testing.assert_array_equal(logps(again, source, cache), first)
     assert again.batches > 0 and path.name in capsys.readouterr().err

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from mmrlhf_jax import config
+from mmrlhf_jax.inference.scoring import make_scoring_step
+from mmrlhf_jax.sharding.feed import place
 from mmrlhf_jax.sharding.mesh import use_mesh
-from mmrlhf_jax.training.feed import place
 from mmrlhf_jax.training.guard import guarded
 from mmrlhf_jax.training.objective import make_objective
-from mmrlhf_jax.training.reference import make_scoring_step
 from mmrlhf_jax.training.state import init_state, split_model
 from mmrlhf_jax.training.step import make_train_step
 from tests.training import groups

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from mmrlhf_jax.sharding.exits import SIGNALLED
+from mmrlhf_jax.exits import SIGNALLED
 from mmrlhf_jax.training.stop import StopSignal
 
 

@@ -10,13 +10,13 @@ import pytest
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
 from mmrlhf_jax.sections import resolved
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.training import trained
 from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.identity import MODEL, known_identity
 from mmrlhf_jax.training.loop import CHECKPOINTS, CONFIG_FILE, load_base
-from mmrlhf_jax.training.reference import model_fingerprint
 from mmrlhf_jax.training.state import TrainState, init_state, split_model
 from mmrlhf_jax.training.trained import export_run, load_trained
 from tests import tiny

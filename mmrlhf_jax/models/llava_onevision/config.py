@@ -15,8 +15,8 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import read_json_object
 from mmrlhf_jax.huggingface.tensors import StoredTensors
 from mmrlhf_jax.models.llava_onevision import original
-from mmrlhf_jax.models.llava_onevision.stated import Stated
 from mmrlhf_jax.models.llava_onevision.vision_plan import PLAIN, VisionGeometry
+from mmrlhf_jax.models.stated import Stated
 
 # What transformers' LlavaOnevisionImageProcessor takes where its file does not say; without a file SigLIP's 0.5 holds.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

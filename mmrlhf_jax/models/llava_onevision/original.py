@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.models.llava_onevision.stated import Stated
+from mmrlhf_jax.models.stated import Stated
 
 if TYPE_CHECKING:
     from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig

@@ -1,0 +1,13 @@
+"""Names of models on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a model's path is `org/name` of the hub: spelt so, and no directory of that name is here."""
+    return HUB_ID.fullmatch(model) is not None and not Path(model).exists()

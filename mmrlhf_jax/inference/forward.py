@@ -1,0 +1,33 @@
+"""A row batch through the model: log-probs of its targets, rewards of its responses."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mmrlhf_jax.data.rows import RowBatch
+from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision, Visual
+from mmrlhf_jax.objectives.logprobs import sum_by_response, target_logps
+from mmrlhf_jax.objectives.outputs import Outputs
+
+
+def forward(model: LlavaOnevision, batch: RowBatch, *, chunk: int) -> Outputs:
+    """Run a row batch through the model: hidden states, log-probs of the targets only, rewards at the responses' ends."""
+    visual = Visual(batch.tiles, batch.visual_slots, batch.visual_taps, batch.visual_weights)
+    hidden = model(batch.tokens, batch.positions, batch.visible_until, visual)
+    vocabulary = model.language.vocabulary()
+    targets = target_logps(hidden, vocabulary.kernel, batch.targets, batch.predictors, adapter=vocabulary.adapter, chunk=chunk)
+    count = batch.ends.shape[1]
+    sums = [sum_by_response(values, batch.responses, count) for values in targets]
+    if model.config.reward_head is None:
+        rewards = jnp.zeros(batch.ends.shape, jnp.float32)
+    else:
+        ends = jnp.minimum(batch.ends, batch.tokens.shape[1] - 1)
+        rewards = model.reward_head(jnp.take_along_axis(hidden, ends[..., None], axis=1))
+        rewards = jnp.where(batch.ends < batch.tokens.shape[1], rewards, 0)
+    return Outputs(*sums, rewards, targets.logps)
+
+
+def target_counts(batch: RowBatch) -> Float[Array, "B R"]:
+    """Target tokens per response."""
+    return sum_by_response(jnp.ones(batch.responses.shape, jnp.float32), batch.responses, batch.ends.shape[1])

@@ -1,0 +1,104 @@
+"""One pass of a model over a data set: log-probs, lengths and rewards per response."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from etils import epath
+from flax import nnx
+
+from mmrlhf_jax.data.rows import RowBatch
+from mmrlhf_jax.data.stream import Rows, batches
+from mmrlhf_jax.faults import Unavailable, first_line
+from mmrlhf_jax.files import read_sound_arrays, write_arrays
+from mmrlhf_jax.inference.forward import forward, target_counts
+from mmrlhf_jax.objectives.outputs import Outputs
+from mmrlhf_jax.progress import Progress, say
+from mmrlhf_jax.sharding.agreement import first_reads
+from mmrlhf_jax.sharding.feed import feed, fetched, own_rows, whole
+
+
+def make_scoring_step(graphdef: nnx.GraphDef, *, chunk: int):
+    """`(params, frozen, batch) -> (Outputs, target counts)`, per response."""
+
+    def scoring_step(params: nnx.State, frozen: nnx.State, batch: RowBatch) -> tuple[Outputs, jax.Array]:
+        return forward(nnx.merge(graphdef, params, frozen), batch, chunk=chunk), target_counts(batch)
+
+    return jax.jit(scoring_step)
+
+
+# Seconds of work that a kill may cost a pass that keeps what it has.
+KEEP_SECONDS = 60.0
+
+
+def score_responses(
+    step,
+    params,
+    frozen,
+    rows: Rows,
+    *,
+    batch_rows: int,
+    mesh,
+    description: str,
+    partial: epath.Path | None = None,
+    keep_seconds: float = KEEP_SECONDS,
+    workers: int = 0,
+    at_batch: Callable[[int], None] = lambda done: None,
+) -> dict[str, np.ndarray]:
+    """Run every row once; per response of the data set: `logps`, `lengths`, `rewards` (float32[responses], NaN = not seen).
+
+    With `partial` (a file named after everything the numbers and the order of rows depend on) the pass continues where an
+    earlier one was cut off. `at_batch` is called with the number of every batch; `workers` as for `batches`.
+    """
+    count = rows.count(1)
+    steps = -(-count // batch_rows)
+    found = {name: np.full(rows.index.responses, np.nan, np.float32) for name in ("logps", "lengths", "rewards")}
+    start = 0
+    stored = _kept_pass(partial, found, steps) if partial is not None else None
+    if stored is not None:
+        start, found = stored
+        say(f"{description}: {start} of {steps} batches were done before")
+    progress, kept = Progress(description, steps - start), time.monotonic()
+    settings = dict(batch_rows=batch_rows, steps=steps, total=count, start=start, workers=workers)
+
+    def results():
+        with contextlib.closing(batches(rows, mine=own_rows(mesh, batch_rows), **settings)) as stream:
+            for number, batch in enumerate(feed(stream, mesh), start + 1):
+                at_batch(number)
+                outputs, lengths = step(params, frozen, batch)
+                values = {"logps": outputs.logps, "lengths": lengths, "rewards": outputs.rewards}
+                yield whole((batch.response_ids, values), mesh)
+
+    for done, (ids, values) in enumerate(fetched(results()), start + 1):
+        for name, value in values.items():
+            found[name][ids[ids >= 0]] = value[ids >= 0]
+        progress.update()
+        if partial is not None and jax.process_index() == 0 and time.monotonic() - kept >= keep_seconds:
+            keep_arrays(partial, steps=np.asarray(done), **found)
+            kept = time.monotonic()
+    return found
+
+
+def _kept_pass(partial: epath.Path, empty: dict[str, np.ndarray], steps: int) -> tuple[int, dict[str, np.ndarray]] | None:
+    """(batches done, what they gave) of a pass that was cut off, in all processes what the first one finds."""
+
+    def read() -> dict[str, np.ndarray] | None:
+        stored = read_sound_arrays(partial) or {}
+        done = int(stored.pop("steps", -1))
+        sound = 0 <= done <= steps and {n: x.shape for n, x in stored.items()} == {n: x.shape for n, x in empty.items()}
+        return stored | {"steps": np.asarray(done)} if sound else None
+
+    stored = first_reads(read)
+    return None if stored is None else (int(stored.pop("steps")), {name: values.copy() for name, values in stored.items()})
+
+
+def keep_arrays(path: epath.Path, **arrays: np.ndarray) -> None:
+    """What can be computed again ends no run where it cannot be kept."""
+    try:
+        write_arrays(path, **arrays)
+    except (OSError, Unavailable) as error:
+        say(f"{path}: reference log-probs cannot be kept there ({first_line(error)})")

@@ -1,0 +1,145 @@
+"""`python -m mmrlhf_jax.launching.jobset LAUNCH NAME IMAGE CLAIM:PATH CONFIG ...`: the JobSet manifest of a run on GKE.
+
+One replicated job per slice (or GPU host), one pod per host. A pod that ends with a status to go on from (`exits.RESTART`) or
+whose node is taken away restarts the whole set; any other failure ends it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import yaml
+
+from mmrlhf_jax import config
+from mmrlhf_jax.accelerators import Accelerator, accelerator
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.exits import RESTART
+from mmrlhf_jax.launching.describe import directories
+from mmrlhf_jax.sharding.distributed import COORDINATOR, PROCESS, PROCESSES
+
+GKE_TPU = {"v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice"}
+GKE_GPU = {"h100": "nvidia-h100-80gb", "h200": "nvidia-h200-141gb"}
+MAX_RESTARTS = 100
+GRACE_SECONDS = 300  # from SIGTERM to the end: time for a checkpoint
+JOB = "slice"
+PORT = 8476
+
+
+def manifest(path: str, name: str, image: str, claim: str, arguments: list[str]) -> dict[str, Any]:
+    """`claim` is `CLAIM:/PATH`, a PersistentVolumeClaim and where the pods see it, or nothing.
+
+    UserError for a launch file that names no accelerator, and for an experiment that would keep its run in a pod.
+    """
+    launch = config.load_launch(path)
+    if launch.accelerator is None:
+        raise UserError(f"{path}: names no accelerator; a JobSet needs one")
+    found = accelerator(launch.accelerator)
+    experiment, *options = arguments
+    volumes = _volumes(claim, directories(experiment, options))
+    container = {
+        "name": "train",
+        "image": image,
+        # Arguments, not the command: that is the image's own, an init which hands signals on.
+        "args": ["mmrlhf", "train", experiment, "--launch", path, *options],
+        **({} if found.is_tpu or launch.slices == 1 else {"env": _processes(name, launch.slices)}),
+        "resources": _devices(found),
+        "volumeMounts": [{"name": volume["name"], "mountPath": where} for where, volume in volumes.items()],
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "nodeSelector": _node(found),
+        "containers": [container],
+        "volumes": list(volumes.values()),
+    }
+    job = {
+        "parallelism": found.hosts,
+        "completions": found.hosts,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "podFailurePolicy": {"rules": _pod_failures()},
+        "template": {"spec": pod},
+    }
+    # A TPU slice is a node pool of its own. A GPU host is a node, which its pod fills.
+    exclusive = {"annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}}
+    ends = {"name": "cannot_go_on", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {"name": name, **(exclusive if found.is_tpu else {})},
+        "spec": {
+            "network": {"enableDNSHostnames": True, "subdomain": name},
+            "failurePolicy": {"maxRestarts": MAX_RESTARTS, "rules": [ends]},
+            "replicatedJobs": [{"name": JOB, "replicas": launch.slices, "template": {"spec": job}}],
+        },
+    }
+
+
+def _pod_failures() -> list[dict[str, Any]]:
+    """In order; the first that matches a failed pod counts.
+
+    A node that is taken away may end a pod with any status. `Count` exceeds `backoffLimit: 0`, so the job fails for
+    another reason than `PodFailurePolicy` and JobSet restarts all pods at once. `Ignore` would put a new pod beside those
+    that still wait for the old one: it could not join them before they give up, a minute later, with a status that
+    restarts them all anyway.
+    """
+    disrupted = {"type": "DisruptionTarget", "status": "True"}
+    go_on = sorted({0, *RESTART})  # Kubernetes refuses a list out of order
+    return [
+        {"action": "Count", "onPodConditions": [disrupted]},
+        # Not ours to go on from: the set must not repeat it.
+        {"action": "FailJob", "onExitCodes": {"containerName": "train", "operator": "NotIn", "values": go_on}},
+    ]
+
+
+def _processes(name: str, slices: int) -> list[dict[str, Any]]:
+    """Who the other GPU hosts are; a TPU's libtpu knows. JobSet gives every pod a host name that outlives it."""
+    job_index = {"fieldRef": {"fieldPath": "metadata.annotations['jobset.sigs.k8s.io/job-index']"}}
+    return [
+        {"name": COORDINATOR, "value": f"{name}-{JOB}-0-0.{name}:{PORT}"},
+        {"name": PROCESSES, "value": str(slices)},
+        {"name": PROCESS, "valueFrom": job_index},
+    ]
+
+
+def _volumes(claim: str, needed: list[str]) -> dict[str, dict[str, Any]]:
+    """Volumes by where they are mounted. Grain's workers hand batches over in /dev/shm, of which a pod has 64 MB."""
+    volumes: dict[str, dict[str, Any]] = {"/dev/shm": {"name": "shared-memory", "emptyDir": {"medium": "Memory"}}}
+    name, _, where = claim.partition(":")
+    if claim and not (name and where.startswith("/")):
+        raise UserError(f"--claim {claim}: is no CLAIM:/PATH")
+    if claim:
+        volumes[where] = {"name": "claim", "persistentVolumeClaim": {"claimName": name}}
+    for directory in needed:
+        if not claim or not f"{directory}/".startswith(f"{where.rstrip('/')}/"):
+            raise UserError(
+                f"{directory} would be lost with its pod: use gs://..., or mount a volume there with --claim CLAIM:/PATH"
+            )
+    return volumes
+
+
+def _devices(found: Accelerator) -> dict[str, Any]:
+    count = {"google.com/tpu" if found.is_tpu else "nvidia.com/gpu": min(found.chips, found.chips_per_host)}
+    return {"requests": count, "limits": dict(count)}
+
+
+def _node(found: Accelerator) -> dict[str, str]:
+    generation = found.name.split("-")[0]
+    if found.is_tpu:
+        kind = {"cloud.google.com/gke-tpu-accelerator": GKE_TPU[generation]}
+        return kind | {"cloud.google.com/gke-tpu-topology": found.topology}
+    return {"cloud.google.com/gke-accelerator": GKE_GPU[generation]}
+
+
+def main() -> None:
+    try:
+        path, name, image, claim, *arguments = sys.argv[1:]
+        print(yaml.safe_dump(manifest(path, name, image, claim, arguments), sort_keys=False), end="")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Sizes of the mesh axes: what can be said of them from numbers alone, before JAX starts and anything is loaded or compiled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from mmrlhf_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor", "context")
+REST = -1  # the devices that the other axes leave
+
+
+def check_axes(axes: Mapping[str, int], slices: Mapping[str, int]) -> None:
+    """UserError for sizes that are right for no number of devices."""
+    for name, size in axes.items():
+        if size < 1 and size != REST:
+            raise UserError(f"mesh.{name} is {size}; give a number of devices, or -1 for those that the other axes leave")
+    free = [f"mesh.{name}" for name, size in axes.items() if size == REST]
+    if len(free) > 1:
+        raise UserError(f"{' and '.join(free)} are -1, and only one axis can take the devices that are left; give the others")
+    for name, parts in slices.items():
+        if axes[name] != REST and axes[name] % parts:
+            raise UserError(f"mesh.slices.{name} {parts} does not divide mesh.{name} {axes[name]}")
+
+
+def sizes_over(axes: Mapping[str, int], slices: Mapping[str, int], devices: int, where: str) -> dict[str, int]:
+    """The size of every axis of a mesh over `devices` devices, which are `where`. UserError with the numbers that differ."""
+    check_axes(axes, slices)
+    fixed = math.prod(size for size in axes.values() if size != REST)
+    shown = " x ".join(f"{name} {size}" for name, size in axes.items())
+    sizes = dict(axes)
+    if REST in axes.values():
+        if devices % fixed:
+            raise UserError(
+                f"mesh {shown}: {fixed} does not divide the {devices} devices {where}; change `mesh` in the launch file"
+            )
+        sizes = {name: devices // fixed if size == REST else size for name, size in axes.items()}
+    elif fixed != devices:
+        raise UserError(f"mesh {shown} needs {fixed} devices but {devices} are {where}; change `mesh` in the launch file")
+    check_axes(sizes, slices)
+    return sizes
+
+
+def check_rows(rows: int, accumulation: int, axes: Mapping[str, int]) -> None:
+    """UserError unless every batch shard gets whole rows."""
+    at_once, shards = rows // accumulation, axes["data"] * axes["fsdp"]
+    if at_once % shards:
+        raise UserError(
+            f"batch.rows / accumulation = {at_once} must be a multiple of the {shards} batch shards of this mesh (data x fsdp);"
+            " change batch.rows, or give devices to tensor or context in the launch file"
+        )

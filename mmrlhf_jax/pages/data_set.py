@@ -1,0 +1,139 @@
+"""The pages of `mmrlhf data stats` and `mmrlhf data show`: a data set in figures, and one group with its pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from mmrlhf_jax import strict_json
+from mmrlhf_jax.data.examples import Example
+from mmrlhf_jax.data.images import decode_image
+from mmrlhf_jax.data.rows import Budget
+from mmrlhf_jax.pages import parts as report
+from mmrlhf_jax.pages.charts import histogram
+from mmrlhf_jax.pages.parts import element, join
+from mmrlhf_jax.records import RankedRecord, Response
+
+MOST_FRAMES = 8  # of a video, on a card
+PICTURE_SIDE = 900  # pixels
+
+STYLE = """
+h1{overflow-wrap:anywhere}summary{cursor:pointer;font-size:.82rem;color:var(--muted);margin-top:8px}
+.media{display:grid;grid-template-columns:repeat(auto-fill,minmax(180px,1fr));gap:12px;align-items:start}
+.media.one{grid-template-columns:minmax(0,640px)}
+.response{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:12px 16px;margin:12px 0}
+.response header{display:flex;flex-wrap:wrap;gap:6px;align-items:center;margin-bottom:6px}
+.response header b{font-size:1.1rem;margin-right:6px}
+.text{white-space:pre-wrap;overflow-wrap:anywhere;max-width:none;margin:.2rem 0}
+.critique{border-left:3px solid var(--rule);padding-left:12px;color:var(--muted);font-size:.9rem;margin-top:8px}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.82rem;color:var(--muted)}
+"""
+
+
+def stats_page(name: str, stats: Mapping[str, Any], sizes: np.ndarray, slots: int, lengths_from: str) -> str:
+    """The figures of `data.stats.summarise` with charts. `lengths_from` says whose tokens were counted."""
+    column = dict(zip(Budget.names(), sizes.T, strict=True))
+    packed = stats["packing"][str(slots)]
+    sharing = stats["pair_expanded_tokens"] / max(stats["tokens"], 1)
+    figures = [
+        ("groups", f"{stats['groups']:,}", f"{stats['responses']:,} responses"),
+        ("pairs", f"{stats['pairs']:,}", f"strictly ordered; {stats['tied_pairs']:,} ties"),
+        ("media", f"{stats['images']:,} + {stats['videos']:,}", f"images + videos; {stats['text_only']:,} groups of text only"),
+        (
+            "tokens",
+            f"{stats['tokens']:,}",
+            f"{sharing:.1f} times as many in pairs",
+        ),
+        ("packing", report.percent(packed["fill"]), f"of {slots} slots filled, {packed['rows']:,} rows per epoch"),
+        ("too large", f"{stats['dropped']:,}", f"groups for rows of {slots} slots"),
+    ]
+    lengths = [
+        histogram("Slots per group", column["slots"], x_label="tokens: shared prefix once, then every response"),
+        histogram("Targets per group", column["targets"], x_label="tokens of all responses"),
+        histogram("Visual tokens per group", column["visual"], x_label="tokens"),
+        histogram("Tiles per group", column["tiles"], x_label="images the tower sees", whole=True),
+        histogram("Responses per group", column["responses"], x_label="responses", whole=True),
+        histogram("Pairs per group", column["pairs"], x_label="strictly ordered pairs", whole=True),
+    ]
+    scores = [
+        histogram(name, np.repeat([float(value) for value in counts], list(counts.values())), x_label="score")
+        for name, counts in stats["scores"].items()
+    ]
+    packing = [
+        (f"{int(size):,}", f"{row['rows']:,}", report.percent(row["fill"]), f"{row['dropped']:,}")
+        for size, row in sorted(stats["packing"].items(), key=lambda item: int(item[0]))
+    ]
+    quantiles = [(name, *(f"{value:,.0f}" for value in row.values())) for name, row in stats["per_group"].items()]
+    sections = {
+        "Sizes": join(
+            element("p", f"Tokens: {lengths_from}.", class_="muted"),
+            element("div", *lengths, class_="charts"),
+            report.table(("per group", *next(iter(stats["per_group"].values()))), quantiles, class_="numbers"),
+        ),
+        "Packing": report.table(("slots per row", "rows per epoch", "fill", "groups too large"), packing, class_="numbers"),
+        "Rankings": join(
+            element("p", "How many responses stand on each tier, best first. Ties give no pair.", class_="muted"),
+            report.table(("tiers", "groups"), _counts(stats["tiers"]), class_="numbers"),
+        ),
+        "Scores": element("div", *scores, class_="charts") if scores else element("p", "none are given", class_="muted"),
+        "Sources": report.table(("source", "groups"), _counts(stats["sources"]), class_="numbers"),
+    }
+    return report.page(f"Data: {name}", report.tiles(figures), sections, STYLE)
+
+
+def card_page(example: Example) -> str:
+    """One group: its media, the prompt, and the responses from best to worst, with everything that is known of them."""
+    record = example.record
+    ordered = sorted(record.responses, key=lambda response: (response.rank is None, response.rank or 0))
+    media = element("div", *_pictures(example), class_="media one" if len(example.images) == 1 else "media")
+    extra = element("pre", strict_json.dumps(dict(record.extra), ensure_ascii=False, indent=1)) if record.extra else None
+    sections = {
+        "Prompt": join(media, element("p", record.prompt, class_="text lead")),
+        "Responses": join(*[_response(response) for response in ordered]),
+        **({"Other fields": extra} if extra else {}),
+    }
+    return report.page(f"Group {record.id}", _facts(record), sections, STYLE)
+
+
+def _facts(record: RankedRecord) -> Markup:
+    pairs = len(record.pairs())
+    chips = [f"{len(record.responses)} responses", f"{pairs} strictly ordered pair{'' if pairs == 1 else 's'}"]
+    chips += [record.source] if record.source else []
+    return element("p", join(*[join(report.chip(chip), " ") for chip in chips]))
+
+
+def _response(response: Response) -> Markup:
+    chips = [report.chip(f"{name} {value:g}") for name, value in (response.scores or {}).items()]
+    chips += [report.chip(f"reward {response.reward:.3f}")] if response.reward is not None else []
+    chips += [report.chip(response.model)] if response.model else []
+    rank = "not ranked" if response.rank is None else f"{response.rank}."
+    parts = [element("header", element("b", rank), *chips), element("p", response.text, class_="text")]
+    if response.critique is not None:
+        parts.append(element("div", element("p", response.critique, class_="text"), class_="critique"))
+    if response.extra:
+        fields = element("pre", strict_json.dumps(dict(response.extra), ensure_ascii=False, indent=1))
+        parts.append(element("details", element("summary", f"other fields: {', '.join(response.extra)}"), fields))
+    return element("article", *parts, class_="response")
+
+
+def _pictures(example: Example) -> list[Markup]:
+    named = [(f"image {path}", data) for path, data in zip(example.record.images, example.images, strict=True)]
+    shown = np.unique(np.linspace(0, len(example.frames) - 1, min(len(example.frames), MOST_FRAMES), dtype=int))
+    named += [(f"frame {i + 1} of {len(example.frames)}", example.frames[i]) for i in shown]
+    figures = []
+    for name, data in named:
+        image = decode_image(data, f"record {example.record.id!r}, {name}")
+        caption = f"{name}, {image.width} x {image.height}"
+        image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=85)
+        figures.append(element("figure", report.picture(file.getvalue(), name), element("figcaption", caption)))
+    return figures
+
+
+def _counts(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    return [(name, f"{count:,}") for name, count in counts.items()]

@@ -1,0 +1,238 @@
+"""The quickstart's `report.html`: what happened, with pictures, for a person who has never heard of MM-RLHF."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from mmrlhf_jax import config
+from mmrlhf_jax.data.examples import BuiltExamples
+from mmrlhf_jax.data.mixture import open_examples
+from mmrlhf_jax.files import write_atomically
+from mmrlhf_jax.pages import parts as report
+from mmrlhf_jax.pages.charts import Line, bar_chart, line_chart
+from mmrlhf_jax.pages.parts import element, join, mark, percent
+from mmrlhf_jax.pages.run import points
+from mmrlhf_jax.quickstart.judged import by_kind, judged, scaling
+from mmrlhf_jax.quickstart.questions import is_correct, question_from_record
+from mmrlhf_jax.records import RankedRecord
+from mmrlhf_jax.training.metrics import read_metrics
+
+SHOWN_QUESTIONS = 12
+# Key of `answers`, name on the page, palette number.
+POLICIES = (("before", "before", 0), ("after_mmdpo", "MM-DPO", 1), ("after_dpo", "plain DPO", 2))
+# Runs that share charts, and their curves: (metric, title, range of the y axis).
+CURVES: tuple[tuple[str, tuple[tuple[str, str, int], ...], tuple], ...] = (
+    (
+        "Language model, supervised: telling pictures place by place",
+        (("accounts", "at the end", 1),),
+        (("loss", "loss", None), ("mean_token_accuracy", "next token right", (0, 1))),
+    ),
+    (
+        "Policy, supervised: learning to answer at all",
+        (("supervised", "at the end", 1),),
+        (("loss", "loss", None), ("mean_token_accuracy", "next token right", (0, 1))),
+    ),
+    (
+        "Reward model: learning to criticise and to score",
+        (("reward", "at the end", 1),),
+        (
+            ("score/loss", "loss of the score", None),
+            ("accuracy", "training pairs right", (0, 1)),
+            ("margin", "margin δ", None),
+            ("critique/loss", "loss of the critique", None),
+            ("critique/token_accuracy", "critique's next token right", (0, 1)),
+        ),
+    ),
+    (
+        "Alignment: MM-DPO, and plain DPO beside it",
+        (("mmdpo", "MM-DPO", 1), ("dpo", "plain DPO", 2)),
+        (
+            ("loss", "loss", None),
+            ("rewards/accuracies", "training pairs right", (0, 1)),
+            ("rewards/margins", "implicit reward margin", None),
+            ("beta/mean", "mean β", None),
+            ("reward_model/disagreement", "pairs that the reward model ranks the other way", None),
+        ),
+    ),
+)
+
+
+def write_page(root: Path, figures: dict, held_out: list[RankedRecord], answers: dict[str, list[str]]) -> None:
+    """Write `report.html` into the quickstart's directory. `answers` has, per policy, one text per record of `held_out`."""
+    root = Path(root)
+    objective = config.load_experiment(root / "runs" / "mmdpo" / "config.yaml").objective
+    examples = open_examples(root / "data" / "held_out")
+    metrics = {run: read_metrics(root / "runs" / run) for _, runs, _ in CURVES for run, _, _ in runs}
+    opening = join(summary(figures, examples), key_figures(figures))
+    sections = {
+        "What happened": story(figures),
+        "The reward model at work": judged(held_out, examples, objective),
+        "From rewards to β": scaling(held_out, objective),
+        "Answers before and after": answered(figures, examples, answers),
+        "Training curves": curves(metrics),
+        "All figures": join(element("p", "As in ", element("code", "summary.json"), "."), report.nested_tables(figures)),
+    }
+    content = report.page("MM-RLHF, small but whole", opening, sections, style=STYLE)
+    write_atomically(root / "report.html", content.encode("utf-8", "replace"))
+
+
+# --- Sections ---------------------------------------------------------------------------------------------------------
+
+
+def summary(figures: Mapping, examples: BuiltExamples) -> Markup:
+    """The whole story in a paragraph."""
+    judge, policy = figures.get("reward_model", {}), figures.get("policy", {})
+    pictures = len({record.images for record in examples.records})
+    return element(
+        "p",
+        f"In {report.duration(figures.get('seconds'))}, a small vision-language model learnt from nothing to answer questions"
+        " about pictures; a second one, the reward model, learnt to judge its answers by writing a critique first; and those"
+        " judgements then helped to align the first with the preferences in its data."
+        f" On {len(examples)} questions about {pictures} pictures that no model had seen, the share of right answers went from"
+        f" {percent(policy.get('accuracy_before'))} to ",
+        element("b", percent(policy.get("accuracy_after_mmdpo"))),
+        ", and the reward model put ",
+        element("b", percent(judge.get("acc"))),
+        " of the response pairs in the right order.",
+        class_="lead",
+    )
+
+
+def key_figures(figures: Mapping) -> Markup:
+    """Tiles for the reward model, and for the policy."""
+    judge, policy = figures.get("reward_model", {}), figures.get("policy", {})
+    difference = figures.get("export", {}).get("max_abs_logit_diff")
+    compared = "largest difference between the exported model’s logits in transformers and here"
+    export = ("not compared", "needs torch") if difference is None else (report.number(difference), compared)
+    judge_tiles = (
+        ("ACC", percent(judge.get("acc")), "of the held-out pairs in the right order, by critiques it wrote itself"),
+        ("ACC+", percent(judge.get("acc_plus")), "of the questions with every pair in the right order"),
+        ("ACC, blind", percent(judge.get("acc_blind")), "the same model, shown the wrong picture: does it look?"),
+        ("ACC, longer wins", percent(judge.get("acc_longer_wins")), "if the longer response always won: is it that easy?"),
+    )
+    policy_tiles = (
+        ("Right before", percent(policy.get("accuracy_before")), "of the held-out questions, after supervised training"),
+        ("Right after MM-DPO", percent(policy.get("accuracy_after_mmdpo")), "preference pairs weighted by the reward model"),
+        ("Right after plain DPO", percent(policy.get("accuracy_after_dpo")), "the same pairs and steps, all weighted alike"),
+        ("Export", *export),
+        ("Time", report.duration(figures.get("seconds")), "for everything on this page"),
+    )
+    parts = (
+        element("h3", "The reward model"),
+        report.tiles(judge_tiles),
+        element("h3", "The policy, the model that answers"),
+        report.tiles(policy_tiles),
+    )
+    return join(*parts)
+
+
+def story(figures: Mapping) -> Markup:
+    """What happened, step by step."""
+    seen = figures.get("vision", {}).get("accuracy")
+    steps = (
+        (
+            "Ranked data.",
+            "Pictures of coloured shapes are drawn, questions are asked about them, and each question gets several"
+            " responses, from right and complete to wrong, made-up or rude. A rank says which is better; a critique says why."
+            " In real MM-RLHF data people write both; here a rule does, because it knows what was drawn.",
+        ),
+        (
+            "Eyes.",
+            "A real model comes with a vision tower that has seen millions of pictures. This one starts from nothing, so it is"
+            f" first told, on training pictures, the size, colour and shape at every place (at the end {percent(seen)} of these"
+            " words are right); then its language model learns to say them, place by place.",
+        ),
+        (
+            "The policy.",
+            "A small LLaVA-OneVision imitates responses of mixed quality. It learns to answer, but not to answer well.",
+        ),
+        (
+            "The reward model.",
+            "Shown a picture, a question and a response, it first writes a critique and then gives a score, the reward.",
+        ),
+        (
+            "MM-DPO.",
+            "Pairs of responses teach the policy to make the better one more likely than the worse one. How strongly a pair"
+            " counts is set by β, which grows with δ, the difference between the two rewards. Plain DPO, for comparison, has"
+            " the same β for every pair.",
+        ),
+    )
+    return element("ol", *[element("li", element("b", name), " ", text) for name, text in steps])
+
+
+def answered(figures: Mapping, examples: BuiltExamples, answers: Mapping[str, Sequence[str]]) -> Markup:
+    """Accuracy per kind as bars, and a sample of the answers themselves."""
+    records, policy = examples.records, figures.get("policy", {})
+    kinds = by_kind(records)
+    shares = policy.get("by_kind", {})
+    groups = ["all", *kinds]
+    series = [
+        (name, [policy.get(f"accuracy_{key}"), *[shares.get(key, {}).get(kind) for kind in kinds]], colour)
+        for key, name, colour in POLICIES
+    ]
+    labels = [f"{group} ({len(kinds.get(group, records))})" for group in groups]
+    count = min(SHOWN_QUESTIONS, len(records))
+    rows = [answer_row(examples, i * len(records) // count, answers) for i in range(count)]
+    names = [name for _, name, _ in POLICIES]
+    text = (
+        "Each policy answers every held-out question once, with its most likely words, and a checker that knows what was drawn"
+        " marks the answer."
+    )
+    sample = (
+        f"A sample of {count} of the {len(records)} questions, evenly spaced through the list as it was generated: chosen by"
+        " position, before there were answers. Under a question stands a response that the data ranks best."
+    )
+    return join(
+        element("p", text),
+        bar_chart("Right answers in %, by kind of question (how many)", labels, series),
+        element("p", sample, class_="sample"),
+        element("div", report.table(("", "question", *names), rows, class_="answers"), class_="scroll wide"),
+    )
+
+
+def answer_row(examples: BuiltExamples, index: int, answers: Mapping[str, Sequence[str]]) -> list[Any]:
+    example = examples[index]
+    record, question = example.record, question_from_record(example.record)
+    best = min(record.responses, key=lambda r: math.inf if r.rank is None else r.rank)
+    cells = [
+        element("div", *[report.picture(image, f"the picture of {record.id}") for image in example.images], class_="small"),
+        element("div", record.prompt, element("small", best.text, class_="best")),
+    ]
+    for key, _, _ in POLICIES:
+        text = answers[key][index]
+        cells.append(element("div", mark(is_correct(question, text)), " ", element("span", text or "(nothing)", class_="text")))
+    return cells
+
+
+def curves(metrics: Mapping[str, Sequence[Mapping]]) -> Markup:
+    parts = []
+    for title, runs, wanted in CURVES:
+        charts = []
+        for metric, name, y_range in wanted:
+            lines = [Line(run_name, points(metrics[run], metric), colour) for run, run_name, colour in runs]
+            charts.append(line_chart(name, lines, x_label="step", y_range=y_range))
+        parts += [element("h3", title), element("div", *charts, class_="charts")]
+    text = "Faint: every step as logged. Strong: smoothed; beside the name, its last value."
+    return join(element("p", text), *parts)
+
+
+STYLE = """
+.card{display:grid;grid-template-columns:230px 1fr;gap:20px;background:var(--card);border:1px solid var(--rule);
+border-radius:12px;padding:18px;margin:14px 0}
+@media (max-width:640px){.card{grid-template-columns:1fr}}
+.card h3{margin:0}.card h3 .chip{margin-left:6px;vertical-align:1px}.card .scroll{margin-top:12px}
+.response{border-top:1px solid var(--rule);margin-top:10px;padding-top:10px}
+.said{display:flex;justify-content:space-between;gap:12px}
+.reward{font-weight:600;font-variant-numeric:tabular-nums}
+blockquote{margin:4px 0 0;padding-left:12px;border-left:3px solid var(--c1);color:var(--muted);font-size:.88rem;
+white-space:pre-wrap}
+details{font-size:.8rem;color:var(--muted);margin:4px 0 0 15px}summary{cursor:pointer}
+.text{white-space:pre-wrap;overflow-wrap:anywhere}
+.sample{margin-top:1.4rem}
+.small{width:72px}.answers{table-layout:fixed}.answers th:first-child{width:84px}.answers .best{display:block}
+"""

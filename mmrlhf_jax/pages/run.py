@@ -1,0 +1,148 @@
+"""A run's `report.html`: what was learnt from what, how it went, and where the time went; for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+from markupsafe import Markup
+
+from mmrlhf_jax import config, sections
+from mmrlhf_jax.files import write_atomically
+from mmrlhf_jax.pages import parts as report
+from mmrlhf_jax.pages.charts import Line, Point, binned, line_chart
+from mmrlhf_jax.pages.parts import element, join
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.training.card import describe_method
+from mmrlhf_jax.training.goodput import NAME, PARTS, productive_seconds
+from mmrlhf_jax.training.metrics import read_metrics
+
+PAGE = "report.html"
+SHARES = (0.0, 1.0)
+# Section -> charts: (title, range of the y axis, metrics by the names of their curves). What no step has logged is left out.
+CHARTS: dict[str, tuple[tuple[str, tuple[float, float] | None, dict[str, str]], ...]] = {
+    "Loss": (
+        ("loss", None, {"training": "loss", "held out": "eval_loss"}),
+        ("loss of the score", None, {"training": "score/loss", "held out": "eval_score/loss"}),
+        ("loss of the critique", None, {"training": "critique/loss", "held out": "eval_critique/loss"}),
+        ("gradient norm", None, {"of all parts": "grad_norm"}),
+        ("learning rate", None, {"of the language model": "learning_rate"}),
+    ),
+    "Preferences": (
+        ("pairs in the right order", SHARES, {"training": "rewards/accuracies", "held out": "eval_rewards/accuracies"}),
+        ("implicit reward margin", None, {"training": "rewards/margins", "held out": "eval_rewards/margins"}),
+        ("implicit rewards", None, {"chosen": "rewards/chosen", "rejected": "rewards/rejected"}),
+        ("log-probs", None, {"chosen": "logps/chosen", "rejected": "logps/rejected"}),
+        ("β", None, {"least": "beta/min", "mean": "beta/mean", "largest": "beta/max"}),
+        ("pairs that the reward model ranks the other way", SHARES, {"training": "reward_model/disagreement"}),
+    ),
+    "Rewards": (
+        ("pairs in the right order", SHARES, {"training": "accuracy", "held out": "eval_accuracy"}),
+        ("margin", None, {"training": "margin", "held out": "eval_margin"}),
+        ("reward", None, {"least": "min_reward", "mean": "mean_reward", "largest": "max_reward"}),
+        ("next token of the critique right", SHARES, {"training": "critique/token_accuracy"}),
+    ),
+    "Tokens": (("next token right", SHARES, {"training": "mean_token_accuracy", "held out": "eval_mean_token_accuracy"}),),
+    "Speed": (
+        ("tokens/s without padding", None, {"a step": "tokens_per_second"}),
+        ("pairs/s", None, {"a step": "pairs_per_second"}),
+        ("useful share of the peak", SHARES, {"a step": "flop_utilisation"}),
+    ),
+}
+COLOURS = (1, 2, 0)
+PARTS_IN_WORDS = {
+    "start": "before the first step: model, data, reference log-probs",
+    "compile": "compiling (the first step included)",
+    "data_wait": "waiting for data",
+    "checkpoint": "writing checkpoints",
+    "evaluation": "judging held-out data",
+    "repeated": "steps done again after an interruption",
+}
+
+
+def write_run_page(
+    directory: epath.PathLike, experiment: config.Experiment, *, done: int, steps: int, goodput: Mapping[str, float]
+) -> None:
+    """Write `report.html` into a run directory, from its metrics so far: `done` of `steps` steps; `goodput` as it is now.
+
+    Where that fails it is said: no run ends because of its page.
+    """
+    directory = epath.Path(directory)
+    try:
+        rows = read_metrics(directory)
+        parts = {name: content for name, content in _charts(rows).items() if content}
+        parts |= {"Time": time_spent(goodput), "Configuration": _configuration(experiment)}
+        opening = _opening(experiment, rows, f"{done} of {steps} steps are done", goodput)
+        page = report.page(directory.name, opening, parts, STYLE)
+        write_atomically(directory / PAGE, page.encode("utf-8", "replace"))
+    except Exception as error:  # whatever a storage backend raises, or a file that somebody has edited
+        say(f"{directory / PAGE} is not written: {str(error).strip() or type(error).__name__}")
+
+
+def _opening(experiment: config.Experiment, rows: Sequence[Mapping], state: str, goodput: Mapping[str, float]) -> Markup:
+    method, source = describe_method(experiment.objective)
+    lead = f"{experiment.model.path} becomes {method}, from {experiment.data.named}; {state}."
+    shown = (
+        ("Loss", "loss", "of the last step"),
+        ("Held-out loss", "eval_loss", "the last time it was judged"),
+        ("Pairs right", "rewards/accuracies", "of the last step's, by implicit rewards"),
+        ("Held-out pairs right", "eval_rewards/accuracies", "by implicit rewards"),
+        ("Pairs right", "accuracy", "of the last step's"),
+        ("Held-out pairs right", "eval_accuracy", "of all"),
+        ("Skipped steps", "skipped_steps", "bad ones, which changed nothing"),
+    )
+    cells = [
+        (name, report.number(last(rows, metric)), meaning) for name, metric, meaning in shown if last(rows, metric) is not None
+    ]
+    attempts = int(goodput[f"{NAME}/attempt"])
+    took = report.duration(goodput[f"{NAME}/seconds"])
+    cells.append(("Time", took, f"in {attempts} attempt{'s' if attempts > 1 else ''}"))
+    cells.append(("Productive", report.percent(goodput[f"{NAME}/productive"]), "of that time: steps that counted"))
+    return join(element("p", lead, " ", element("span", source, class_="muted"), class_="lead"), report.tiles(cells))
+
+
+def _charts(rows: Sequence[Mapping]) -> dict[str, Markup]:
+    found = {}
+    for section, charts in CHARTS.items():
+        drawn = []
+        for title, y_range, metrics in charts:
+            lines = [
+                Line(name, points(rows, metric), colour, smooth=not metric.startswith("eval_"))
+                for (name, metric), colour in zip(metrics.items(), COLOURS, strict=False)
+            ]
+            if any(line.points for line in lines):
+                drawn.append(line_chart(title, lines, x_label="step", y_range=y_range))
+        shares, edges = last(rows, "beta/histogram"), last(rows, "beta/histogram_edges")
+        if section == "Preferences" and shares and edges:
+            drawn.append(binned("β of the last step's pairs", edges, shares, x_label="β"))
+        found[section] = element("div", *drawn, class_="charts") if drawn else Markup("")
+    return found
+
+
+def time_spent(goodput: Mapping[str, float]) -> Markup:
+    """Where the time of all attempts went."""
+    parts = [("steps that counted", productive_seconds(goodput))]
+    parts += [(PARTS_IN_WORDS[part], goodput[f"{NAME}/{part}_seconds"]) for part in PARTS]
+    total = goodput[f"{NAME}/seconds"]
+    cells = [(name, report.duration(seconds), report.percent(seconds / total)) for name, seconds in parts]
+    return report.table(("part", "time", "share"), cells, class_="numbers")
+
+
+def _configuration(experiment: config.Experiment) -> Markup:
+    return element("details", element("summary", "every setting"), element("pre", sections.resolved(experiment)))
+
+
+def points(rows: Sequence[Mapping], metric: str) -> list[Point]:
+    """(step, value) where it was logged and finite."""
+    return [(row["step"], row[metric]) for row in rows if row.get(metric) is not None]
+
+
+def last(rows: Sequence[Mapping], metric: str):
+    """What was last logged of it, or None."""
+    return next((row[metric] for row in reversed(rows) if row.get(metric) is not None), None)
+
+
+STYLE = """
+h1{overflow-wrap:anywhere}summary{cursor:pointer}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.82rem;color:var(--muted)}
+"""

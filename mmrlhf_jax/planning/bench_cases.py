@@ -1,0 +1,172 @@
+"""What `mmrlhf bench` compares: the first batch of an experiment, or made-up groups on a model of random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mmrlhf_jax import config
+from mmrlhf_jax.data.pipeline import make_encoder, open_training_examples, plan_training_rows
+from mmrlhf_jax.data.rows import EncodedGroup, assemble_row, empty_row, stack_rows
+from mmrlhf_jax.data.stream import Rows
+from mmrlhf_jax.data.unshared import exact_batch
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.hub import local_directory
+from mmrlhf_jax.huggingface.load import load_tokenizer
+from mmrlhf_jax.models.layers import matmul_precision
+from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, TextConfig, VisionConfig
+from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.planning.bench import compare, group_layout, pair_layout
+from mmrlhf_jax.planning.synthetic import synthetic_group
+from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
+from mmrlhf_jax.training.loop import load_base
+from mmrlhf_jax.training.state import Path, stored_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    images: int
+    responses: int
+
+
+# The first is the one that the project is held to; 729 image tokens per image.
+CASES = (Case(1, 4), Case(1, 3), Case(1, 5), Case(3, 3), Case(3, 4), Case(3, 5))
+
+_TOWER = VisionConfig(
+    hidden_size=1152, intermediate_size=4304, layers=26, heads=16, image_size=384, patch_size=14, feature_layers=26
+)
+_TEXT = dict(rope_theta=1e6, rms_norm_eps=1e-6)
+# LLaVA-OneVision's own sizes, and one that keeps their proportions on a CPU.
+SHAPES: dict[str, tuple[TextConfig, VisionConfig]] = {
+    "small": (
+        TextConfig(4096, 512, 2048, layers=4, heads=8, kv_heads=2, head_dim=64, tied=False, **_TEXT),
+        VisionConfig(
+            hidden_size=192, intermediate_size=768, layers=2, heads=3, image_size=384, patch_size=14, feature_layers=2
+        ),
+    ),
+    "0.5b": (
+        TextConfig(151936, 896, 4864, layers=24, heads=14, kv_heads=2, head_dim=64, tied=True, **_TEXT),
+        _TOWER,
+    ),
+    "7b": (
+        TextConfig(152064, 3584, 18944, layers=28, heads=28, kv_heads=4, head_dim=128, tied=False, **_TEXT),
+        _TOWER,
+    ),
+}
+
+
+def shape_config(shape: str) -> LlavaOnevisionConfig:
+    """The sizes of `SHAPES`, with the last two tokens of the vocabulary for media."""
+    text, vision = SHAPES[shape]
+    geometry = VisionGeometry(vision.image_size, vision.patch_size, pinpoints=((384, 384),), max_patches=9)
+    return LlavaOnevisionConfig(vision, text, geometry, text.vocab_size - 2, text.vocab_size - 1)
+
+
+def shape_experiment(shape: str) -> config.Experiment:
+    """MM-DPO with a cached reference, as `configs/mmdpo_llava_ov_7b.yaml` has it; float32 only for the small shape."""
+    dtype = "float32" if shape == "small" else "bfloat16"
+    return config.Experiment(
+        model=config.Model(path=f"{shape} shape, random weights", dtype=dtype, frozen_dtype=dtype),
+        data=config.Data(path="made up"),
+        objective=config.Preference(),
+        optimizer=config.Optimizer(mu_dtype=dtype),
+        run=config.Run(directory="none"),
+    )
+
+
+def compare_cases(shape: str, cases: Sequence[Case], *, repeats: int) -> Iterator[dict[str, Any]]:
+    """The cases one after the other, on one device. UserError for a shape that there is not."""
+    if shape not in SHAPES:
+        raise UserError(f"--shape {shape!r}: choose {', '.join(SHAPES)}")
+    mesh = make_mesh({}, jax.devices()[:1])
+    return (compare_case(shape, case, mesh, repeats=repeats) for case in cases)
+
+
+def compare_case(shape: str, case: Case, mesh, *, repeats: int) -> dict[str, Any]:
+    """One prompt of the case in both layouts."""
+    experiment, sizes = shape_experiment(shape), shape_config(shape)
+    settings = experiment.model
+    dtype_of = stored_dtype(settings, experiment.trains, experiment.lora)
+    made = synthetic_group(sizes, images=case.images, responses=case.responses)
+    with use_mesh(mesh), matmul_precision(settings.dtype):
+        model = random_model(sizes, dtype_of, remat=settings.remat, dtype=jnp.dtype(settings.dtype))
+        layouts = (group_layout(exact_batch([made[0]], sizes.geometry)), pair_layout([made], sizes.geometry))
+        title = f"{case.images * sizes.vision.patches} image tokens, {case.responses} responses"
+        found = compare(model, experiment, layouts, mesh, repeats=repeats, title=title)
+    return {"image_tokens": case.images * sizes.vision.patches, "responses": case.responses} | found
+
+
+def random_model(sizes: LlavaOnevisionConfig, dtype_of: Callable[[Path], np.dtype], **options: Any) -> LlavaOnevision:
+    """Made in one program, so that no parameter exists twice. `dtype_of`: of the parameter of a path."""
+
+    @jax.jit
+    def make() -> nnx.State:
+        state = nnx.to_flat_state(nnx.state(LlavaOnevision(sizes, rngs=nnx.Rngs(0), **options)))
+        return nnx.from_flat_state([(path, param.replace(param[...].astype(dtype_of(path)))) for path, param in state])
+
+    graphdef = nnx.split(nnx.eval_shape(lambda: LlavaOnevision(sizes, rngs=nnx.Rngs(0), **options)))[0]
+    return nnx.merge(graphdef, make())
+
+
+def compare_experiment(experiment: config.Experiment, launch: config.Launch, *, repeats: int) -> dict[str, Any]:
+    """The first batch of an experiment, as its run would meet it; the reference's log-probs are made up.
+
+    The pair layout takes its rows in pieces of as many slots as the experiment's own pieces have.
+    """
+    if isinstance(experiment.objective, config.Supervised):
+        raise UserError("bench compares layouts of pairs; objective supervised has none")
+    mesh, batch = make_mesh(launch.mesh.model_dump()), experiment.batch
+    with use_mesh(mesh), matmul_precision(experiment.model.dtype):
+        tokenizer = load_tokenizer(local_directory(experiment.model.path))
+        model = load_base(experiment, mesh)
+        encoder = make_encoder(experiment.data, experiment.objective, tokenizer, model.config)
+        examples = open_training_examples(experiment.data, experiment.objective)
+        rows = plan_training_rows(examples, encoder, experiment.data, batch, experiment.objective, seed=experiment.run.seed)
+        made = [[_encoded(rows, int(number)) for number in rows.groups(t)] for t in range(min(batch.rows, rows.count(1)))]
+        packed = [assemble_row([group for group, _ in row], rows.budget, encoder.geometry) for row in made]
+        packed += [empty_row(rows.budget, encoder.geometry)] * (batch.rows - len(packed))
+        group = group_layout(stack_rows(packed), batch.accumulation)
+        settings = dict(pieces_of=group.batch.tokens.size // batch.accumulation, multiple=rows_divisor(mesh))
+        pair = pair_layout([found for row in made for found in row], encoder.geometry, **settings)
+        return compare(model, experiment, (group, pair), mesh, repeats=repeats, title=experiment.run.directory)
+
+
+def _encoded(rows: Rows, number: int) -> tuple[EncodedGroup, list[EncodedGroup]]:
+    """An example as a group, and its responses' conversations as groups of their own; reference log-probs are made up."""
+    example = rows.examples[number]
+    lone = [dataclasses.replace(example, record=example.record.replace_responses([r])) for r in example.record.responses]
+    alone = [rows.encoder.encode(one) for one in lone]
+    reference = np.asarray([-2.0 * len(one.tree.targets) for one in alone], np.float32)
+    alone = [one._replace(reference_logps=reference[i : i + 1]) for i, one in enumerate(alone)]
+    return rows.encoder.encode(example)._replace(reference_logps=reference), alone
+
+
+def as_table(found: Sequence[dict[str, Any]]) -> str:
+    """One line per comparison, for people."""
+    head = (
+        "image tokens",
+        "responses",
+        "pairs",
+        "group s",
+        "pair s",
+        "ratio",
+        "FLOP ratio",
+        "reached",
+        "group GiB",
+        "pair GiB",
+    )
+    lines = ["".join(f"{name:>13}" for name in head)]
+    for one in found:
+        cells = [one.get("image_tokens", "-"), one.get("responses", "-"), one["pairs"]]
+        cells += [f"{one[name]:.3g}" for name in ("group_seconds", "pair_seconds")]
+        cells += [f"{one['ratio']:.2f}", f"{one['flop_ratio']:.2f}", f"{one['flop_ratio_reached']:.0%}"]
+        cells += ["-" if one[name] is None else f"{one[name] / 2**30:.2f}" for name in ("group_peak_bytes", "pair_peak_bytes")]
+        lines.append("".join(f"{cell:>13}" for cell in cells))
+    return "\n".join(lines)

@@ -1,0 +1,166 @@
+"""What a train step computes, counted from shapes: recomputation, padding and blocks above the diagonal included.
+
+The analytic side of a plan: a compiled program that counts much more does work twice that it should not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from math import prod
+
+from jax.sharding import Mesh
+
+from mmrlhf_jax import config
+from mmrlhf_jax.data.rows import round_up
+from mmrlhf_jax.models.attention.backends import kernel_split, uses_kernel
+from mmrlhf_jax.models.attention.pallas_tpu import block_size
+from mmrlhf_jax.models.attention.xla import DENSE_LIMIT, QUERY_BLOCKS, REMAT_LIMIT
+from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
+from mmrlhf_jax.planning.workload import Workload
+from mmrlhf_jax.sharding.rules import axes_in, fit, spec
+from mmrlhf_jax.training.work import Work, useful_flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Executed:
+    """Matrix FLOPs of one step on all devices, a multiply-add counting 2.
+
+    `total` is what the program can come to, as its text says it; of these the attention kernel leaves out `skipped`, the blocks
+    that the workload's masks hide. `useful` are without padding, hidden pairs and recomputation.
+    """
+
+    total: float
+    skipped: float
+    useful: float
+
+
+def executed_flops(model: LlavaOnevisionConfig, experiment: config.Experiment, workload: Workload, mesh: Mesh) -> Executed:
+    budget, batch = workload.budget, experiment.batch
+    chunk = min(batch.logprob_chunk, budget.targets)
+    text = _text_attention(model, experiment, budget.slots, mesh)
+    attention = text.pairs * text.products * 2 * model.text.layers * model.text.heads * model.text.head_dim
+    per_row = (
+        _language(model, experiment) * budget.slots
+        + attention
+        + _vocabulary(model, experiment) * round_up(budget.targets, chunk)
+        + _projector(model, experiment) * budget.tiles
+        + _vision(model, experiment, mesh, budget.tiles) * budget.tiles
+    )
+    if model.reward_head in ("tanh", "silu"):
+        per_row += 3 * 2 * model.text.hidden_size**2 * budget.responses
+    skipped = 0.0 if text.block is None else attention * batch.rows * (1 - workload.visible_blocks(text.block))
+    useful = useful_flops(_useful_work(workload, batch.rows), model, experiment)
+    return Executed(float(per_row * batch.rows), float(skipped), float(useful))
+
+
+def _useful_work(workload: Workload, rows: int) -> Work:
+    used = {name: count * rows for name, count in workload.used.items()}
+    return Work(used["slots"], workload.visible_pairs * rows, used["targets"], used["tiles"], used["pairs"])
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionWork:
+    """Of one row: (query, key) pairs computed per head on all devices, and matrix products over them in one step."""
+
+    pairs: float
+    products: int
+    block: int | None  # of the kernel that visits visible blocks only; None: every pair is computed
+
+
+def _text_attention(model: LlavaOnevisionConfig, experiment: config.Experiment, slots: int, mesh: Mesh) -> AttentionWork:
+    """Two products forward, by XLA four backward, by the kernels seven (both recompute the scores), and the forward ones of
+    every recomputation of a layer."""
+    text = model.text
+    forward, learns = 2 * (1 + _references(experiment)), _passes_on(experiment)
+    recomputed = 2 * (experiment.model.remat != "none")
+    keys = experiment.batch.rows // experiment.batch.accumulation, slots, text.kv_heads, text.head_dim
+    copies = _kernel_copies(keys, experiment, mesh, causal=True)
+    if copies is None:
+        backward = 4 + recomputed + 2 * (slots >= REMAT_LIMIT)
+        return AttentionWork(_xla_pairs(slots) * _xla_copies(text.heads, mesh), forward + learns * backward, None)
+    block = block_size(slots, text.heads // text.kv_heads, causal=True)
+    blocks = -(-slots // block)
+    pairs = block**2 * blocks * (blocks + 1) / 2
+    return AttentionWork(pairs * copies, forward + learns * (7 + recomputed), block)
+
+
+def _xla_copies(heads: int, mesh: Mesh) -> int:
+    """On how many devices XLA computes each head of a row: on all that share the row, where these do not divide the heads."""
+    axes = axes_in(fit(spec("act_heads"), (heads,), mesh)[0])
+    return mesh.shape["tensor"] * mesh.shape["context"] // prod(mesh.shape[axis] for axis in axes)
+
+
+def _kernel_copies(keys: tuple[int, int, int, int], experiment: config.Experiment, mesh: Mesh, *, causal: bool) -> float | None:
+    """On how many devices the kernel computes each row and head; None where XLA computes the attention."""
+    if not uses_kernel(experiment.model.attention, mesh.devices.flat[0].platform):
+        return None
+    split = kernel_split(keys, mesh, mesh.axis_names, causal=causal)
+    return None if split is None else mesh.size / prod(mesh.shape[name] for axes in split for name in axes)
+
+
+def _learns(experiment: config.Experiment, part: str) -> bool:
+    """As a whole: not through adapters."""
+    adapted = experiment.lora.parts if experiment.lora else ()
+    return getattr(experiment.trains, part) and part not in adapted
+
+
+def _passes_on(experiment: config.Experiment) -> bool:
+    """Whether gradients flow through the language model."""
+    trains = experiment.trains
+    return trains.projector or trains.newline or trains.language_model or trains.vision_tower
+
+
+def _references(experiment: config.Experiment) -> int:
+    objective = experiment.objective
+    return int(isinstance(objective, config.Preference) and objective.reference != "cached")
+
+
+def _language(model: LlavaOnevisionConfig, experiment: config.Experiment) -> float:
+    """Per slot, without attention. Recomputing a layer leaves out its last product, whose result nothing asks for."""
+    text, width = model.text, model.text.heads * model.text.head_dim
+    block = text.hidden_size * (2 * width + 2 * text.kv_heads * text.head_dim + 3 * text.intermediate_size)
+    passes_on = _passes_on(experiment)
+    again = block - text.hidden_size * text.intermediate_size if passes_on and experiment.model.remat == "full" else 0
+    times = 1 + _references(experiment) + passes_on + _learns(experiment, "language_model")
+    return 2 * text.layers * (times * block + again)
+
+
+def _xla_pairs(slots: int) -> float:
+    """Queries times keys of the blocks that `attention.xla` computes in a row."""
+    if slots <= DENSE_LIMIT:
+        return slots**2
+    size = min(max(slots // 4, QUERY_BLOCKS[0]), QUERY_BLOCKS[1])
+    return sum((min(start + size, slots) - start) * min(start + size, slots) for start in range(0, slots, size))
+
+
+def _vocabulary(model: LlavaOnevisionConfig, experiment: config.Experiment) -> float:
+    """Per target: forward, and backward once more before its two products."""
+    times = 1 + _references(experiment) + 2 * _passes_on(experiment) + _learns(experiment, "language_model")
+    return 2 * model.text.hidden_size * model.text.vocab_size * times
+
+
+def _projector(model: LlavaOnevisionConfig, experiment: config.Experiment) -> float:
+    """Per tile. Its first layer passes gradients on only to a tower that learns."""
+    width, patches = model.text.hidden_size, model.vision.patches
+    weights, tower = _learns(experiment, "projector"), experiment.trains.vision_tower
+    first = model.vision.hidden_size * width * (1 + _references(experiment) + weights + tower)
+    inner = experiment.trains.projector or tower
+    return 2 * patches * (first + width**2 * (1 + _references(experiment) + weights + inner))
+
+
+def _vision(model: LlavaOnevisionConfig, experiment: config.Experiment, mesh: Mesh, tiles: int) -> float:
+    """Per tile."""
+    tower = model.vision
+    d, p = tower.hidden_size, tower.patches
+    products = (
+        tower.feature_layers * 2 * (4 * d * d + 2 * d * tower.intermediate_size) * p + 2 * 3 * tower.patch_size**2 * d * p
+    )
+    times, recomputed = 1 + _references(experiment), experiment.model.remat == "full"
+    passes_on = experiment.trains.vision_tower
+    keys = experiment.batch.rows // experiment.batch.accumulation * tiles, p, tower.heads, d // tower.heads
+    copies = _kernel_copies(keys, experiment, mesh, causal=False)
+    padded = p if copies is None else p + -p % block_size(p, 1, causal=False)
+    # As in a row of text: two products forward, four backward, with the kernels seven.
+    attended = 2 * times + passes_on * (4 + 2 * recomputed if copies is None else 7 + 2 * (experiment.model.remat != "none"))
+    times += passes_on * (1 + _learns(experiment, "vision_tower") + recomputed)
+    return times * products + tower.feature_layers * attended * 2 * d * padded**2 * (copies or 1)

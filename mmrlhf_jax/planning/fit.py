@@ -1,0 +1,88 @@
+"""`mmrlhf plan --fit`: the fastest of the ways to lay an experiment on a launch file's devices that fits."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from mmrlhf_jax import config
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.planning.plan import Plan, make_plan
+from mmrlhf_jax.planning.workload import Workload
+from mmrlhf_jax.progress import say
+
+# Splits of a row over devices: (tensor, context).
+SPLITS = ((1, 1), (1, 2), (2, 1), (1, 4), (2, 2), (4, 1))
+REMAT = ("dots", "full")  # the one that recomputes less first
+TRIES = 12
+
+
+def candidates(experiment: config.Experiment, launch: config.Launch, devices: int) -> Iterator[tuple]:
+    """(experiment, launch) by rows per shard at a time, remat policy and mesh: those that divide, the most promising first."""
+    per_slice = launch.mesh.slices
+    for (tensor, context), remat in itertools.product(SPLITS, REMAT):
+        shards, rest = divmod(devices, tensor * context)
+        data = per_slice.get("data", 1)
+        if rest or shards % data or experiment.batch.rows % shards:
+            continue
+        mesh = launch.mesh.model_copy(update={"data": data, "fsdp": shards // data, "tensor": tensor, "context": context})
+        for accumulation in (1,) if config.looks_at_batch(experiment.objective) else (1, 2, 4, 8):
+            if experiment.batch.rows % (shards * accumulation) == 0:
+                batch = experiment.batch.model_copy(update={"accumulation": accumulation})
+                model = experiment.model.model_copy(update={"remat": remat})
+                yield experiment.model_copy(update={"batch": batch, "model": model}), launch.model_copy(update={"mesh": mesh})
+
+
+def best_fit(
+    experiment: config.Experiment,
+    launch: config.Launch,
+    devices: int,
+    names: tuple[str, str],
+    tries: int = TRIES,
+    workload: Workload | None = None,
+) -> tuple[Plan, config.Experiment, config.Launch]:
+    """Compile candidates as far as their memory and keep the shortest step bound that fits. UserError where none does.
+
+    More pieces than one that fits only cost time, so for each mesh and policy the first accumulation that fits is the last; and
+    where rows need not be taken in pieces at all, neither is more recomputed.
+    """
+    found, left, best, settled, least = 0, 0, None, set(), None
+    for candidate, place in candidates(experiment, launch, devices):
+        key = (place.mesh.tensor, place.mesh.context, candidate.model.remat)
+        if key in settled:
+            continue
+        if found == tries:
+            left += 1
+            continue
+        found += 1
+        plan = make_plan(candidate, place, names=names, generation=False, quick=True, workload=workload)
+        how = f"{_mesh(place)}, remat {candidate.model.remat}, accumulation {candidate.batch.accumulation}"
+        if not plan.fits:
+            least = min(plan.peak, least or plan.peak)
+            say(f"  {how}: does not fit ({plan.peak / 2**30:.1f} GiB)")
+            continue
+        settled.add(key)
+        if candidate.batch.accumulation == 1:
+            settled |= {(*key[:2], policy) for policy in REMAT}
+        say(f"  {how}: {plan.step_seconds:.3f} s a step at best")
+        if best is None or plan.step_seconds < best[0].step_seconds:
+            best = plan, candidate, place
+    if left:
+        say(f"  {tries} ways tried, {left} less promising ones left out")
+    if best is None:
+        reason = "no split divides batch.rows" if least is None else f"the least of {found} tried takes {least / 2**30:.1f} GiB"
+        raise UserError(f"{names[0]} does not fit {names[1]} in any of the ways tried: {reason}; take more chips")
+    return best
+
+
+def as_overrides(experiment: config.Experiment, launch: config.Launch) -> str:
+    """What to write for a candidate: `--set` options and the launch file's mesh."""
+    settings = f"--set model.remat={experiment.model.remat} --set batch.accumulation={experiment.batch.accumulation}"
+    return f"{settings}, and in the launch file mesh: {_mesh(launch)}"
+
+
+def _mesh(launch: config.Launch) -> str:
+    mesh = launch.mesh
+    slices = {name: count for name, count in mesh.slices.items() if count > 1}
+    between = f", slices: {{{', '.join(f'{name}: {count}' for name, count in slices.items())}}}" if slices else ""
+    return f"{{data: {mesh.data}, fsdp: {mesh.fsdp}, tensor: {mesh.tensor}, context: {mesh.context}{between}}}"

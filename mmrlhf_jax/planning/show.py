@@ -1,0 +1,127 @@
+"""A plan for people: a page of text, and the README's matrix of experiments and launch files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from etils import epath
+
+from mmrlhf_jax.accelerators import GiB
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import write_atomically
+from mmrlhf_jax.planning.audit import ROWS
+from mmrlhf_jax.planning.compiled import shown_bytes
+from mmrlhf_jax.planning.plan import Plan
+
+BEGIN, END = "<!-- plans: written by `mmrlhf plan --all --readme README.md` -->", "<!-- end of plans -->"
+
+
+def as_text(plan: Plan) -> str:
+    mesh = _mesh(plan) or "one device"
+    budget = plan.workload.budget
+    lines = [
+        f"{plan.experiment} on {plan.launch}: {plan.devices} devices ({mesh})",
+        f"  model      {plan.model_source}",
+        f"  rows       {plan.rows} of {budget.slots} slots, {budget.tiles} tiles, {budget.targets} targets;"
+        f" {plan.workload.fill:.0%} filled, {plan.workload.used['pairs']:.1f} pairs each; {plan.workload.source}",
+    ]
+    if plan.stand_in:
+        lines.append(
+            "  compiled for CPU devices in the place of GPUs: memory and times are estimates, collectives are the partitioner's"
+            " (of its all-reduces, XLA makes reduce-scatters where a piece is kept)"
+        )
+    memory = plan.step.memory
+    if memory is not None:
+        parts = f"arguments {shown_bytes(memory.arguments)}, temporaries {shown_bytes(memory.temporaries)}"
+        lines.append(f"  memory     {shown_bytes(plan.peak)} of {shown_bytes(plan.chip.hbm_bytes)} per device: {parts}")
+    if plan.flops is not None:
+        done = plan.flops - plan.executed.skipped
+        lines.append(
+            f"  FLOPs      {plan.flops:.4g} per step at most ({plan.flops / plan.executed.total:.3f} of the analytic count),"
+            f" {done:.4g} where attention skips what this data's masks hide, {plan.executed.useful / done:.0%} of these useful"
+        )
+    if plan.step.uncounted_loops:
+        lines.append(f"  {plan.step.uncounted_loops} loops do not say how often they run: counted once, too few")
+    for each in plan.step.collectives:
+        if each.bytes >= 2**20:
+            lines.append(
+                f"  {each.kind:<18} over {each.axis:<12} {shown_bytes(each.bytes):>12} in {each.count} (largest"
+                f" {shown_bytes(each.largest)}), {each.seconds * 1e3:.1f} ms"
+            )
+    lines += _placement(plan)
+    roofline = plan.step.roofline
+    if roofline is not None:
+        lines += [
+            f"  roofline   compute {roofline.compute_seconds:.3f} s, memory {roofline.hbm_seconds:.3f} s, links"
+            f" {roofline.interconnect_seconds:.3f} s: bound by {roofline.bound}",
+            f"  at best    {plan.step_seconds:.3f} s a step, {plan.flop_utilisation:.1%} of peak,"
+            f" {plan.pairs_per_second:.4g} pairs/s, {plan.chip_hours_per_epoch:.4g} chip-hours an epoch",
+        ]
+    for name, each in plan.passes.items():
+        beside = f", {shown_bytes(each.resident)} of them kept beside it" if each.resident else ""
+        lines.append(f"  {name:<10} {shown_bytes(each.needed)} per device{beside}, compiled in {each.program.seconds:.0f} s")
+    if plan.generation is not None:
+        lines.append(
+            f"  generation {shown_bytes(plan.generation.needed)} per device, compiled in {plan.generation.seconds:.0f} s"
+        )
+    lines.append(f"  compiled in {plan.step.seconds:.0f} s{'' if plan.step.machine_code else ', without machine code'}")
+    lines.append("  fits" if plan.fits else f"  {plan.advice}")
+    return "\n".join(lines)
+
+
+def _placement(plan: Plan) -> list[str]:
+    """Whether what is sent is what has to be, where rows are split over an axis that parameters are stored over."""
+    if plan.step.memory is None or plan.mesh[ROWS] == 1 or plan.stand_in:
+        return []
+    whole, gathered = plan.step.reduced_whole, plan.step.gathered_activations
+    gradients = f"REDUCED WHOLE: {', '.join(whole)}" if whole else "none is reduced whole, each straight into its pieces"
+    activations = f"GATHERED: {', '.join(gathered)}" if gathered else f"none is gathered over {ROWS}"
+    return [f"  gradients  {gradients}", f"  activations {activations}"]
+
+
+def as_table(plans: Sequence[Plan]) -> str:
+    """Markdown: a row per launch file, a column per experiment, under the table the experiments that share a column."""
+    columns = list(dict.fromkeys(plan.experiment for plan in plans))
+    meshes = {(plan.launch, _mesh(plan)) for plan in plans}
+    chosen = len(meshes) > len({plan.launch for plan in plans})
+    cells = {(plan.launch, plan.experiment): (f"{_mesh(plan)}: " if chosen else "") + _cell(plan) for plan in plans}
+    head = ["launch", "mesh", "HBM", *(_split(names)[0] for names in columns)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for launch in dict.fromkeys(plan.launch for plan in plans):
+        here = [plan for plan in plans if plan.launch == launch]
+        mesh = ", ".join(dict.fromkeys(map(_mesh, here)))  # several where `--fit` chose them
+        row = [launch, mesh, f"{here[0].chip.hbm_bytes / GiB:.1f}", *(cells.get((launch, name), "-") for name in columns)]
+        lines.append("| " + " | ".join(row) + " |")
+    shared = [f"`{one}` stands for {', '.join(others)} as well." for one, others in map(_split, columns) if others]
+    return "\n".join([*lines, *(["", *shared] if shared else [])])
+
+
+def _mesh(plan: Plan) -> str:
+    return " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1)
+
+
+def _split(experiments: str) -> tuple[str, list[str]]:
+    """The experiment that a column is named after, and the others."""
+    *others, one = experiments.split(", ")
+    return one, others
+
+
+def _cell(plan: Plan) -> str:
+    """GiB per chip (~ of stand-ins), pairs/s at best (and what bounds them), chip-hours an epoch."""
+    needed = f"{'~' if plan.stand_in else ''}{plan.peak / GiB:.1f}"
+    if not plan.fits:
+        return f"needs {needed}"
+    if plan.step.roofline is None:
+        return needed
+    rate, hours = (f"{float(f'{x:.3g}'):,g}" for x in (plan.pairs_per_second, plan.chip_hours_per_epoch))
+    return f"{needed}, {rate}/s ({plan.step.roofline.bound}), {hours} h"
+
+
+def write_table(readme: str, plans: Sequence[Plan]) -> None:
+    """Put the table between its two marks. UserError where the file has no such marks."""
+    path = epath.Path(readme)
+    text = path.read_text() if path.exists() else ""
+    if BEGIN not in text or END not in text:
+        raise UserError(f"{readme}: no place for the table; it goes between the lines {BEGIN!r} and {END!r}")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    write_atomically(path, f"{before}{BEGIN}\n{as_table(plans)}\n{END}{after}".encode())

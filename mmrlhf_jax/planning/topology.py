@@ -1,0 +1,48 @@
+"""The devices that a launch file names, without having them: for compiling ahead of time on any machine with libtpu."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+
+from mmrlhf_jax import config
+from mmrlhf_jax.accelerators import Accelerator, accelerator
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import first_line
+
+# libtpu is asked only for its compiler: no chip is looked for, and several processes may ask.
+_COMPILE_ONLY = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
+_COMPILE_ONLY |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_MIN_LOG_LEVEL": "3"}
+
+
+def planned_devices(launch: config.Launch) -> list:
+    """Devices to compile for: a TPU topology's, or for GPUs as many CPU devices (the partitioned program is the same one).
+
+    UserError where libtpu is missing, or where this process has too few CPU devices.
+    """
+    if launch.accelerator is None:
+        return jax.devices()
+    found = accelerator(launch.accelerator)
+    return _tpu_devices(found, launch.slices) if found.is_tpu else _stand_ins(found.chips * launch.slices)
+
+
+def _tpu_devices(found: Accelerator, slices: int) -> list:
+    from jax.experimental import topologies
+
+    for name, value in _COMPILE_ONLY.items():
+        os.environ.setdefault(name, value)
+    settings = dict(chips_per_host_bounds=(2, 2, 1), num_slices=slices)
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=found.libtpu, **settings).devices)
+    except Exception as error:  # whatever libtpu or its absence raises
+        raise UserError(
+            f"{found.name}: cannot compile for TPUs here ({first_line(error)}); pip install libtpu (the extra `plan`)"
+        ) from None
+
+
+def _stand_ins(count: int) -> list:
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise UserError(f"{count} CPU devices are needed as stand-ins but {len(devices)} are here; start with `mmrlhf plan`")
+    return devices[:count]

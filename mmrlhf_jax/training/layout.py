@@ -1,0 +1,61 @@
+"""Whether an experiment's rows and its model can be laid over a mesh, by their numbers alone: nothing is loaded or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mmrlhf_jax import config
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.mesh_axes import check_rows
+from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
+from mmrlhf_jax.progress import say
+
+
+def check_layout(experiment: config.Experiment, model: LlavaOnevisionConfig, sizes: Mapping[str, int]) -> None:
+    """UserError where an experiment cannot be laid over a mesh of these sizes, by its numbers alone: for rows that the batch
+    shards do not divide, and for widths of the model that `tensor` does not divide."""
+    check_rows(experiment.batch.rows, experiment.batch.accumulation, sizes)
+    check_widths(model, sizes, forced_kernel=experiment.model.attention == "pallas")
+
+
+def say_waste(experiment: config.Experiment, model: LlavaOnevisionConfig, sizes: Mapping[str, int]) -> None:
+    """What of it works, but is computed on several devices alike."""
+    for line in wasted(model, experiment.batch.slots, sizes):
+        say(line)
+
+
+def check_widths(model: LlavaOnevisionConfig, axes: Mapping[str, int], *, forced_kernel: bool = False) -> None:
+    """UserError where `tensor` does not divide what it splits of the parameters, or (`forced_kernel`) the kernel's heads."""
+    text, vision, tensor = model.text, model.vision, axes["tensor"]
+    widths = {
+        f"width of the heads, {text.heads} x {text.head_dim} =": text.heads * text.head_dim,
+        f"width of the key/value heads, {text.kv_heads} x {text.head_dim} =": text.kv_heads * text.head_dim,
+        "MLP width": text.intermediate_size,
+        "vocabulary of": text.vocab_size,
+        "vision tower's width": vision.hidden_size,
+        "vision tower's MLP width": vision.intermediate_size,
+    }
+    wrong = [f"{name} {size}" for name, size in widths.items() if size % tensor]
+    if wrong:
+        raise UserError(
+            f"mesh.tensor {tensor} does not divide the model's {', nor its '.join(wrong)}; change `mesh` in the launch file"
+        )
+    if forced_kernel and text.kv_heads % tensor:
+        raise UserError(
+            f"mesh.tensor {tensor} does not divide the model's {text.kv_heads} key/value heads, which model.attention: pallas"
+            " splits; take auto, or change `mesh` in the launch file"
+        )
+
+
+def wasted(model: LlavaOnevisionConfig, slots: int, axes: Mapping[str, int]) -> list[str]:
+    """What works, but is computed on several devices alike because a size does not divide it, one line each."""
+    tensor, context, found = axes["tensor"], axes["context"], []
+    heads, sharing = model.text.heads, tensor * context
+    if heads % sharing:
+        alike = sharing if heads % tensor else context
+        found.append(
+            f"tensor {tensor} x context {context} does not divide the {heads} heads: {alike} devices compute the same attention"
+        )
+    if slots % context:
+        found.append(f"context {context} does not divide the {slots} slots of a row: its devices compute the same slots")
+    return found
