@@ -12,6 +12,7 @@ import numpy as np
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.examples import Example, Layout
+from mmrlhf_jax.data.images import decode_image, image_size
 from mmrlhf_jax.data.pair_margins import pair_margins
 from mmrlhf_jax.data.rows import Budget, EncodedGroup
 from mmrlhf_jax.data.templates import Piece, Template, critique_prompt, find_template
@@ -171,7 +172,7 @@ def _rewards(record: RankedRecord) -> np.ndarray:
 def media_layout(example: Example) -> Layout:
     """Sizes of an example's media, from headers."""
     where = f"record {example.record.id!r}"
-    sizes = [images.image_size(data, f"{where}, image {i}") for i, data in enumerate(example.images)]
+    sizes = [image_size(data, f"{where}, image {i}") for i, data in enumerate(example.images)]
     return Layout(tuple(sizes), len(example.frames))
 
 
@@ -187,8 +188,8 @@ def media_tiles(example: Example, geometry: VisionGeometry, most_tiles: int = 0)
     where = f"record {example.record.id!r}"
     if example.frames:
         kept = frame_numbers(len(example.frames), most_tiles)
-        return images.cut_frames([images.decode_image(example.frames[i], f"{where}, frame {i}") for i in kept], geometry)
-    decoded = [images.decode_image(data, f"{where}, image {i}") for i, data in enumerate(example.images)]
+        return images.cut_frames([decode_image(example.frames[i], f"{where}, frame {i}") for i in kept], geometry)
+    decoded = [decode_image(data, f"{where}, image {i}") for i, data in enumerate(example.images)]
     if not decoded:
         return np.zeros((0, geometry.image_size, geometry.image_size, 3), np.uint8)
     geometry = within(geometry, most_tiles)
