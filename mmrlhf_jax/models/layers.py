@@ -1,8 +1,9 @@
-"""The building blocks that SigLIP, Qwen2 and the heads share: a linear layer, stacked layers and how they are run."""
+"""The building blocks that towers, language models and heads share: linear layers, norms, stacked layers, how they are run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -10,9 +11,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmrlhf_jax.models.lora import AdaptableLinear
+from mmrlhf_jax.models.parameters import for_norm
 from mmrlhf_jax.sharding.rules import partitioned
 
 Layer = TypeVar("Layer", bound=nnx.Module)
+
+ACTIVATIONS = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+}
 
 # What a backward pass keeps of a layer. "full" keeps only the layer's input.
 REMAT_POLICIES: dict[str, Callable | None] = {
@@ -49,6 +56,24 @@ def linear(
         param_dtype=param_dtype,
         rngs=rngs,
     )
+
+
+def layer_norm(features: int, eps: float, *, dtype, param_dtype, rngs) -> nnx.LayerNorm:
+    # The fast variance (E[x^2] - E[x]^2) cancels badly in float32; the exact form is what transformers computes.
+    return nnx.LayerNorm(
+        features,
+        epsilon=eps,
+        use_fast_variance=False,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        promote_dtype=for_norm,
+        rngs=rngs,
+    )
+
+
+def rms_norm(features: int, eps: float, *, dtype, param_dtype, rngs) -> nnx.RMSNorm:
+    kinds = dict(dtype=dtype, param_dtype=param_dtype, promote_dtype=for_norm)
+    return nnx.RMSNorm(features, epsilon=eps, rngs=rngs, **kinds)
 
 
 def stack(make: Callable[[nnx.Rngs], Layer], count: int, rngs: nnx.Rngs) -> Layer:

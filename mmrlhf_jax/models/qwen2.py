@@ -14,9 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmrlhf_jax.models import parameters
 from mmrlhf_jax.models.attention import Backend, attend_cache, attention
-from mmrlhf_jax.models.layers import linear, run_stack, stack
+from mmrlhf_jax.models.layers import linear, rms_norm, run_stack, stack
 from mmrlhf_jax.models.llava_onevision.config import TextConfig
-from mmrlhf_jax.models.parameters import for_norm
 from mmrlhf_jax.sharding.rules import constrain, partitioned
 
 
@@ -110,20 +109,15 @@ class SwiGLU(nnx.Module):
 class DecoderLayer(nnx.Module):
     def __init__(self, config: TextConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
         kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.attention_norm = rms_norm(config, **kinds)
+        self.attention_norm = rms_norm(config.hidden_size, config.rms_norm_eps, **kinds)
         self.attention = SelfAttention(config, **kinds)
-        self.mlp_norm = rms_norm(config, **kinds)
+        self.mlp_norm = rms_norm(config.hidden_size, config.rms_norm_eps, **kinds)
         self.mlp = SwiGLU(config, **kinds)
 
     def __call__(self, x, cos_sin, attend):
         out, kept = self.attention(self.attention_norm(x), cos_sin, attend)
         x = x + out
         return constrain(x + self.mlp(self.mlp_norm(x)), "batch", "slots", None), kept
-
-
-def rms_norm(config: TextConfig, *, dtype, param_dtype, rngs) -> nnx.RMSNorm:
-    kinds = dict(dtype=dtype, param_dtype=param_dtype, promote_dtype=for_norm)
-    return nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs, **kinds)
 
 
 class Qwen2(nnx.Module):
@@ -142,7 +136,7 @@ class Qwen2(nnx.Module):
             **kinds,
         )
         self.layers = stack(lambda rngs: DecoderLayer(config, rngs=rngs, **kinds), config.layers, rngs)
-        self.norm = rms_norm(config, rngs=rngs, **kinds)
+        self.norm = rms_norm(config.hidden_size, config.rms_norm_eps, rngs=rngs, **kinds)
         if not config.tied:
             self.head = linear(config.hidden_size, config.vocab_size, ("embed", "vocab"), bias=False, rngs=rngs, **kinds)
 

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from mmrlhf_jax.models.attention import Backend, full_attention
-from mmrlhf_jax.models.layers import linear, run_stack, stack
+from mmrlhf_jax.models.layers import ACTIVATIONS, layer_norm, linear, run_stack, stack
 from mmrlhf_jax.models.llava_onevision.config import VisionConfig
-from mmrlhf_jax.models.parameters import for_norm, used
+from mmrlhf_jax.models.parameters import used
+from mmrlhf_jax.models.pixels import patches
 from mmrlhf_jax.sharding.rules import constrain, partitioned
-
-ACTIVATIONS = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
-}
-
-
-def layer_norm(config: VisionConfig, *, dtype, param_dtype, rngs) -> nnx.LayerNorm:
-    # The fast variance (E[x^2] - E[x]^2) cancels badly in float32; the exact form is what transformers computes.
-    return nnx.LayerNorm(
-        config.hidden_size,
-        epsilon=config.layer_norm_eps,
-        use_fast_variance=False,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        promote_dtype=for_norm,
-        rngs=rngs,
-    )
 
 
 class VisionAttention(nnx.Module):
@@ -53,9 +33,9 @@ class VisionAttention(nnx.Module):
 class EncoderLayer(nnx.Module):
     def __init__(self, config: VisionConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
         kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.attention_norm = layer_norm(config, **kinds)
+        self.attention_norm = layer_norm(config.hidden_size, config.layer_norm_eps, **kinds)
         self.attention = VisionAttention(config, **kinds)
-        self.mlp_norm = layer_norm(config, **kinds)
+        self.mlp_norm = layer_norm(config.hidden_size, config.layer_norm_eps, **kinds)
         self.up = linear(config.hidden_size, config.intermediate_size, ("embed", "mlp"), bias=True, **kinds)
         self.down = linear(config.intermediate_size, config.hidden_size, ("mlp", "embed"), bias=True, **kinds)
         self.activation = config.activation
@@ -93,12 +73,3 @@ class Siglip(nnx.Module):
         x = constrain(x, "tiles", None, None)
         x, _ = run_stack(lambda layer, x: (layer(x, self.attention_backend), None), x, layers, remat=self.remat)
         return x
-
-
-def patches(tiles: UInt8[Array, "N H W 3"], config: VisionConfig) -> Float[Array, "N P C"]:
-    """Normalised pixels per patch, each patch flattened as (row, column, channel)."""
-    n, size, p = tiles.shape[0], config.patch_size, config.patches_per_side
-    x = tiles[:, : p * size, : p * size].reshape(n, p, size, p, size, 3).transpose(0, 1, 3, 2, 4, 5)
-    x = x.reshape(n, p * p, size * size * 3).astype(jnp.float32)
-    mean, std = (jnp.tile(jnp.asarray(v, jnp.float32), size * size) for v in (config.image_mean, config.image_std))
-    return (x * config.rescale - mean) / std

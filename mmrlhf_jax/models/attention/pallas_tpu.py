@@ -24,7 +24,7 @@ from mmrlhf_jax.models.attention.kernels_tpu import LANES, Shape
 from mmrlhf_jax.models.attention.visibility import WorkList, block_kinds, by_key, by_query
 
 BLOCKS = (512, 256, 128)
-WHOLE_ROW = 1024  # slots of a row without order that is one block
+WHOLE_ROW = 1152  # slots of a row without order that is one block: InternViT has 1025, SigLIP 729
 QUERIES_AT_ONCE = 4096  # block x query heads per key/value head, bounded by vector memory
 VMEM_BYTES = 48 << 20
 
