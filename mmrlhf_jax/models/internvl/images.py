@@ -1,0 +1,60 @@
+"""Decoded images to tiles, cut exactly as transformers does, and the canvas that an image is stretched to.
+
+The pixels are those of transformers' `GotOcr2ImageProcessorPil` before rescaling and normalising, which the device does. NumPy
+and Pillow only: data workers import this file.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from PIL import Image
+
+Grid = tuple[int, int]  # (columns, rows) of tiles
+
+
+@functools.cache
+def grids(least: int, most: int) -> tuple[Grid, ...]:
+    """All grids of `least` to `most` tiles, by their number of tiles; among equals the narrower ones come first."""
+    sides = range(1, most + 1)
+    found = [(columns, rows) for columns in sides for rows in sides if least <= columns * rows <= most]
+    return tuple(sorted(found, key=lambda grid: grid[0] * grid[1]))
+
+
+@functools.lru_cache(maxsize=65536)
+def best_grid(height: int, width: int, side: int, least: int, most: int) -> Grid:
+    """The grid whose aspect is nearest to the image's (`get_optimal_tiled_canvas`).
+
+    Of grids that are equally near the last counts whose canvas has less than twice the image's area; `side` is a tile's, and
+    everything is in pixels.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"an image of {height} x {width} pixels has no tiles")
+    aspect, nearest, best = width / height, float("inf"), (1, 1)
+    for columns, rows in grids(least, most):
+        distance = abs(aspect - columns / rows)
+        if distance < nearest or (distance == nearest and width * height > 0.5 * side * side * columns * rows):
+            nearest, best = distance, (columns, rows)
+    return best
+
+
+def cut_tiles(image: Image.Image, side: int, grid: Grid, thumbnail: bool) -> np.ndarray:
+    """uint8[tiles, side, side, 3]: an RGB image stretched to its canvas and cut row by row.
+
+    With `thumbnail` the whole image in one tile comes last, unless it is one tile anyway.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"expected an RGB image (see decode_image), found mode {image.mode}")
+    columns, rows = grid
+    count = columns * rows
+    tiles = np.empty((count + (thumbnail and count > 1), side, side, 3), np.uint8)
+    canvas = _resize(image, columns * side, rows * side)
+    tiles[:count].reshape(rows, columns, side, side, 3)[:] = canvas.reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+    if len(tiles) > count:
+        tiles[count] = _resize(image, side, side)
+    return tiles
+
+
+def _resize(image: Image.Image, width: int, height: int) -> np.ndarray:
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
