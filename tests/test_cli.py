@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from mmrlhf_jax import cli
+from mmrlhf_jax import cli, commands
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.engine import Engine
 from tests import ranked, tiny
@@ -223,12 +223,10 @@ def test_log_probs_depend_on_the_frames_asked_for(monkeypatch, tmp_path, model, 
 
 @pytest.mark.parametrize("verb", ["score", "eval reward-bench"])
 def test_a_reward_model_sees_the_frames_asked_for(monkeypatch, capsys, tmp_path, verb):
-    from mmrlhf_jax.data import mixture
-
     def opened(path, media_root, video_frames):
         raise UserError(f"{path} under {media_root} with {video_frames} frames")
 
-    monkeypatch.setattr(mixture, "open_examples", opened)
+    monkeypatch.setattr(getattr(commands, verb.split()[0]), "open_examples", opened)
     given = ("--model", "none", "--data", "records.jsonl", "--media-root", "media", "--video-frames", 5)
     given += ("--out", tmp_path / "out.jsonl") if verb == "score" else ()
     message = refused(monkeypatch, capsys, *verb.split(), *given)

@@ -17,7 +17,7 @@ import pytest
 from etils import epath
 from transformers import AutoTokenizer
 
-from mmrlhf_jax import cli, faults, files
+from mmrlhf_jax import cli, exits, faults, files
 from mmrlhf_jax.data.media import read_media, read_video_frames
 from mmrlhf_jax.data.sources import read_records
 from mmrlhf_jax.errors import UserError
@@ -354,13 +354,13 @@ def test_the_coordinator_leaves_last_and_where_all_stop_in_order(monkeypatch, pr
         raise InterruptedError
 
     monkeypatch.setattr(cli, "app", stopped)
-    monkeypatch.setattr(cli, "_one_of_several", lambda: True)
+    monkeypatch.setattr(exits, "one_of_several", lambda: True)
     monkeypatch.setattr(jax, "process_index", lambda: process)
-    monkeypatch.setattr(cli.time, "sleep", lambda seconds: done.append(f"waited {seconds:g}"))
-    monkeypatch.setattr(cli.os, "_exit", leave)
+    monkeypatch.setattr(exits.time, "sleep", lambda seconds: done.append(f"waited {seconds:g}"))
+    monkeypatch.setattr(exits.os, "_exit", leave)
     with pytest.raises((InterruptedError, StoppedTogether)):
         cli.main()
-    waited = [f"waited {cli.COORDINATOR_LINGERS:g}"] if process == 0 else []
+    waited = [f"waited {exits.COORDINATOR_LINGERS:g}"] if process == 0 else []
     assert done == ([] if isinstance(ends, StoppedTogether) else [*waited, "left"])
 
 
@@ -377,9 +377,9 @@ def test_a_process_that_ends_by_a_signal_alone_does_not_wait_for_the_others(monk
         raise SystemExit(143)
 
     monkeypatch.setattr(cli, "app", stopped)
-    monkeypatch.setattr(cli, "_one_of_several", lambda: several)
-    monkeypatch.setattr(cli, "COORDINATOR_LINGERS", 0.0)
-    monkeypatch.setattr(cli.os, "_exit", leave)
+    monkeypatch.setattr(exits, "one_of_several", lambda: several)
+    monkeypatch.setattr(exits, "COORDINATOR_LINGERS", 0.0)
+    monkeypatch.setattr(exits.os, "_exit", leave)
     with pytest.raises(InterruptedError if several else SystemExit):
         cli.main()
     assert left == [143] * several
@@ -390,7 +390,7 @@ def test_a_command_that_succeeds_ends_in_order(monkeypatch):
         raise SystemExit(0)
 
     monkeypatch.setattr(cli, "app", succeeded)
-    monkeypatch.setattr(cli, "_one_of_several", lambda: True)
-    monkeypatch.setattr(cli.os, "_exit", lambda status: pytest.fail("it left the others alone"))
+    monkeypatch.setattr(exits, "one_of_several", lambda: True)
+    monkeypatch.setattr(exits.os, "_exit", lambda status: pytest.fail("it left the others alone"))
     with pytest.raises(SystemExit):
         cli.main()

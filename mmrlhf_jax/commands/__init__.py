@@ -1,1 +1,20 @@
-"""What the verbs of the command line do with their options, where that is more than one call."""
+"""The bodies of the command line's verbs: `cli.py` declares a verb and calls the function of its name here.
+
+A verb is in the file of its name, the verbs of a group (`mmrlhf data ...`) in that of the group. Only `cli` and the quickstart
+stand above this package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`commands.train` is imported when it is first looked at, so that `--help` and refusals need no jax."""
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None

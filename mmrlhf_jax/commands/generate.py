@@ -1,0 +1,40 @@
+"""`mmrlhf generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from mmrlhf_jax.data.examples import Example
+from mmrlhf_jax.data.media import read_media, read_video_frames
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.inference.engine import Engine, Prompt
+from mmrlhf_jax.places import TAG, WrongMedia
+from mmrlhf_jax.records import RankedRecord
+
+
+def generate(
+    model: str,
+    prompt: str,
+    images: Sequence[str],
+    video: str | None,
+    video_frames: int,
+    *,
+    dtype: str,
+    template: str,
+    **sampling: Any,
+) -> None:
+    """`sampling`: as for `Engine.generate`."""
+    if images and video is not None:
+        raise UserError("give --image or --video; a prompt about both is not supported")
+    pictures = tuple(read_media(epath.Path(path), "--image") for path in images)
+    frames = () if video is None else tuple(read_video_frames(video, video_frames))
+    record = RankedRecord(id="prompt", prompt=prompt, responses=(), images=tuple(images), video=video)
+    if not (pictures or frames) and (tag := TAG.search(prompt)):
+        raise WrongMedia(f"--prompt: the prompt has the tag {tag[0]}, but there are no media; give --image or --video")
+    record.prompt_text("--prompt")  # tags and media are counted before the model is loaded
+    example = Example(record, pictures, frames)
+    engine = Engine.load(model, dtype=dtype, template=template, batch=1)
+    print(engine.generate([Prompt(example)], **sampling)[0])

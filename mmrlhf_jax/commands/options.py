@@ -1,0 +1,70 @@
+"""Options that several verbs have, and how paths are read from the command line."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from mmrlhf_jax.finite import LEAST_NORMAL, is_finite
+
+
+def path_argument(*, writes: bool = False, **settings: Any) -> Any:
+    return typer.Argument(callback=_written if writes else _read, **settings)
+
+
+def path_option(*names: str, writes: bool = False, **settings: Any) -> Any:
+    return typer.Option(*names, callback=_written if writes else _read, **settings)
+
+
+def _read(value: str | list[str] | None) -> str | list[str] | None:
+    return _places(value, writes=False)
+
+
+def _written(value: str | None) -> str | None:
+    return _places(value, writes=True)
+
+
+def _places(value: Any, writes: bool) -> Any:
+    """Paths with `~` as the home directory, which a shell does not see in `--out=~/x`, that can be read from or written to."""
+    if value is None:
+        return None
+    from mmrlhf_jax.files import check_place, expand_home
+
+    if isinstance(value, list):
+        return [_places(path, writes) for path in value]
+    return check_place(expand_home(value), writes=writes)
+
+
+def finite(value: float) -> float:
+    """The callback of a number that a computation in float32 takes."""
+    if not is_finite(value) or 0 < abs(value) < LEAST_NORMAL:
+        raise typer.BadParameter(f"{value} is no number of float32")
+    return value
+
+
+RANKED_SOURCE = (
+    "Ranked rows (JSONL, JSON, parquet): a file, a folder of files, a pattern such as 'data/train-*.parquet', or any of these"
+    " on the hub, as hf://datasets/OWNER/NAME@REVISION/..."
+)
+Model = Annotated[str, path_option("--model", help="Hugging Face directory or hub id.")]
+Source = Annotated[str, path_option("--data", help="Ranked source file, or a directory from `mmrlhf data build`.")]
+DataSet = Annotated[str, path_argument(help="Directory from `mmrlhf data build`, ranked source file, or mixture file.")]
+MediaRoot = Annotated[
+    str | None, path_option(help="Folder or zip archive that media paths are relative to; default: the source's folder.")
+]
+VideoFrames = Annotated[int, typer.Option(min=1, help="Frames sampled per video.")]
+Template = Annotated[str, typer.Option(help="Chat template: qwen_1_5, upstream_train, or checkpoint (the model's own).")]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
+BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Sequences or rows at a time.")]
+Slots = Annotated[
+    int,
+    typer.Option(min=128, help="Longest record and row, in tokens; default: that of batch.slots. Memory grows with it."),
+]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that decode and tokenise; 0: threads of this one.")]
+CritiqueMode = Annotated[str, typer.Option("--critique", help="written (by the model), given (in the data) or none.")]
+CritiqueTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest critique.")]
+Launch = Annotated[str | None, path_option(help="Launch file: on which mesh. Default: all local devices.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: optimizer.learning_rate=1e-6.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+JsonForTable = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

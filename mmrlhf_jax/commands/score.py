@@ -1,0 +1,37 @@
+"""`mmrlhf score`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from mmrlhf_jax.data.mixture import open_examples
+from mmrlhf_jax.data.scores import score_lines
+from mmrlhf_jax.data.subset import Subset
+from mmrlhf_jax.inference import critic
+from mmrlhf_jax.inference.engine import Engine, require_reward_model
+from mmrlhf_jax.inference.jobs import reserved, write_in_pieces
+
+
+def score(
+    model: str,
+    data: str,
+    out: str,
+    media_root: str | None,
+    video_frames: int,
+    critique: str,
+    max_new_tokens: int,
+    **loading: Any,
+) -> None:
+    """`loading`: as for `Engine.load`."""
+    critic.check_mode(critique)
+    with reserved(out) as place:
+        examples = open_examples(data, media_root, video_frames)
+        engine = Engine.load(model, **loading)
+        require_reward_model(engine, model)
+        critic.check_lengths(engine, examples, critique)
+
+        def work(piece: Subset) -> Iterable[dict[str, Any]]:
+            return score_lines(piece, critic.score(engine, piece, critique=critique, max_new_tokens=max_new_tokens))
+
+        write_in_pieces(examples, place, f"score {engine.fingerprint} {critique} {max_new_tokens}", work)
