@@ -169,7 +169,7 @@ def plan(
     overrides: options.Overrides = None,
     every: Annotated[bool, typer.Option("--all", help="Every launch file of a pod in launch/.")] = False,
     fit: Annotated[
-        bool, typer.Option("--fit", help="Search mesh, remat policy and accumulation for the fastest that fits.")
+        bool, typer.Option("--fit", help="Search mesh, rows per device and remat policy for the fastest that fits.")
     ] = False,
     generation: Annotated[bool, typer.Option(help="Compile generation beside the train step.")] = True,
     passes: Annotated[bool, typer.Option(help="Compile evaluation and reference pass too, where the run has them.")] = True,

@@ -298,7 +298,11 @@ class Optimizer(Section):
 
 
 class Batch(Section):
-    """The global batch: `rows` rows of `slots` slots. What is None is derived from the data (`packing.auto_budget`)."""
+    """The global batch: `rows` rows of `slots` slots. What is None is derived from the data (`packing.auto_budget`).
+
+    `accumulation`: in how many pieces a step takes the rows, whatever the launch file says. None is derived from the launch
+    file's `rows_per_device` (`training.layout.with_accumulation`).
+    """
 
     rows: Count = 8
     slots: Count = 8192
@@ -307,12 +311,12 @@ class Batch(Section):
     targets: Count | None = None
     responses: Count | None = None
     pairs: Count | None = None
-    accumulation: Count = 1
+    accumulation: Count | None = None
     logprob_chunk: Count = 256
 
     @pydantic.model_validator(mode="after")
     def _divides(self):
-        if self.rows % self.accumulation:
+        if self.accumulation is not None and self.rows % self.accumulation:
             raise ValueError(f"batch.rows {self.rows} must be a multiple of batch.accumulation {self.accumulation}")
         return self
 
@@ -400,7 +404,7 @@ class Experiment(Section):
     def _consistent(self):
         if isinstance(self.objective, RewardModel) and self.model.reward_head is None:
             raise ValueError("objective reward_model needs model.reward_head (tanh is the released one)")
-        if self.batch.accumulation > 1 and looks_at_batch(self.objective):
+        if self.batch.accumulation not in (None, 1) and looks_at_batch(self.objective):
             raise ValueError(
                 f"{looks_at_batch(self.objective)} looks at the whole batch, of which accumulation shows it a piece at a time;"
                 " set batch.accumulation: 1"
@@ -465,11 +469,16 @@ class Launch(Section):
     """On what an experiment runs. `accelerator` is one slice or GPU host (`accelerators`), of which the mesh has
     as many as `mesh.slices` say; None is whatever devices are here.
 
+    `rows_per_device`: how many rows a batch shard takes at once, so that a step fits into memory; None is all that it gets. A
+    batch shard is one device, or the `mesh.tensor` x `mesh.context` devices that share its rows. An experiment's
+    `batch.accumulation` overrules it.
+
     `environment` is set before JAX starts, where it is not set already; `clear` names variables of earlier jobs to remove.
     """
 
     accelerator: str | None = None
     mesh: Mesh = Mesh()
+    rows_per_device: Count | None = None
     distributed: Distributed | None = None
     environment: dict[str, str] = Field(default_factory=dict)
     clear: tuple[str, ...] = ()

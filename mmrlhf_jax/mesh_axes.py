@@ -42,9 +42,24 @@ def sizes_over(axes: Mapping[str, int], slices: Mapping[str, int], devices: int,
     return sizes
 
 
+def batch_shards(axes: Mapping[str, int]) -> int:
+    """Over how many shards rows are split; `tensor` and `context` share the rows of a shard."""
+    return axes["data"] * axes["fsdp"]
+
+
+def fewest_pieces(rows: int, at_once: int | None, axes: Mapping[str, int]) -> int:
+    """The fewest equal pieces of a batch of which no batch shard gets more than `at_once` rows at a time (None: any number).
+
+    UserError unless the batch shards divide the rows.
+    """
+    check_rows(rows, 1, axes)
+    own = rows // batch_shards(axes)
+    return next(pieces for pieces in range(1, own + 1) if own % pieces == 0 and own // pieces <= (at_once or own))
+
+
 def check_rows(rows: int, accumulation: int, axes: Mapping[str, int]) -> None:
     """UserError unless every batch shard gets whole rows."""
-    at_once, shards = rows // accumulation, axes["data"] * axes["fsdp"]
+    at_once, shards = rows // accumulation, batch_shards(axes)
     if at_once % shards:
         raise UserError(
             f"batch.rows / accumulation = {at_once} must be a multiple of the {shards} batch shards of this mesh (data x fsdp);"

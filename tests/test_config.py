@@ -60,13 +60,18 @@ def test_the_ablation_grid_is_the_papers():
 
 
 @pytest.mark.parametrize(
-    ("name", "mode", "margins"),
-    [("dpo", "fixed", None), ("implicit", "batch_implicit", None), ("ls_factor", "ls_factor", "stored")],
+    ("name", "mode", "margins", "accumulation"),
+    [
+        ("dpo", "fixed", None, None),
+        ("implicit", "batch_implicit", None, 1),  # this beta is of the whole batch
+        ("ls_factor", "ls_factor", "stored", None),
+    ],
 )
-def test_the_baselines_differ_from_mm_dpo_in_beta_alone(name, mode, margins):
+def test_the_baselines_differ_from_mm_dpo_in_beta_alone(name, mode, margins, accumulation):
     experiment, base = load_experiment(ROOT / "configs" / f"{name}_llava_ov_7b.yaml"), load_experiment(MMDPO)
     assert experiment.objective.scaling.mode == mode and margins_from(experiment.objective) == margins
-    assert experiment.data.rewards is None and experiment.optimizer == base.optimizer and experiment.batch == base.batch
+    assert experiment.data.rewards is None and experiment.optimizer == base.optimizer
+    assert experiment.batch == base.batch.model_copy(update={"accumulation": accumulation})
     assert experiment.objective.model_copy(update={"scaling": base.objective.scaling}) == base.objective
 
 

@@ -333,7 +333,7 @@ def test_a_process_that_is_gone_while_the_owner_is_looked_for_is_named_and_the_r
     def leave(status):
         raise InterruptedError(status)
 
-    monkeypatch.setattr(loop, "check_launch", lambda *_: None)
+    monkeypatch.setattr(loop, "check_launch", lambda experiment, _: (experiment, None))
     monkeypatch.setattr(loop, "check_stored", lambda *_: None)
     monkeypatch.setattr(loop.Peers, "lost", lambda self: "process 1 on elsewhere is gone")
     monkeypatch.setattr(owner, "first_decides", collective)
@@ -347,7 +347,7 @@ def test_a_process_that_is_gone_while_the_owner_is_looked_for_is_named_and_the_r
 def test_a_signal_while_an_owner_elsewhere_is_watched_ends_the_trainer_as_one_that_is_repeated(tmp_path, monkeypatch, where):
     left = dataclasses.replace(Owner.me(), **ELSEWHERE[where]).text()
     (tmp_path / "owner").write_text(left)
-    monkeypatch.setattr(loop, "check_launch", lambda *_: None)
+    monkeypatch.setattr(loop, "check_launch", lambda experiment, _: (experiment, None))
     monkeypatch.setattr(owner.time, "sleep", lambda seconds: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
         loop.train(experiment_in(tmp_path), config.Launch())

@@ -44,7 +44,7 @@ def plan(
     from mmrlhf_jax.planning import plan as planning
     from mmrlhf_jax.planning import show
     from mmrlhf_jax.planning.workload import find_workload
-    from mmrlhf_jax.training.layout import check_layout, say_waste
+    from mmrlhf_jax.training.layout import check_layout, say_overruled, say_waste, with_accumulation
 
     plans, several = [], len(experiments) * len(launches) > 1
     for together, experiment in alike({Path(name).stem: config.load_experiment(name, overrides) for name in experiments}):
@@ -54,7 +54,8 @@ def plan(
             try:
                 sizes = planning.model_sizes(experiment)[0]
                 if not fit:  # which searches the mesh
-                    check_layout(experiment, sizes, launch.axes())
+                    check_layout(with_accumulation(experiment, launch, launch.axes()), sizes, launch.axes())
+                    say_overruled(experiment, launch, launch.axes())
                     say_waste(experiment, sizes, launch.axes())
                 workload = workload or find_workload(experiment, sizes)
                 if fit:
@@ -90,6 +91,7 @@ def alike(experiments: dict[str, config.Experiment]) -> list[tuple[list[str], co
     for name, experiment in experiments.items():
         key = experiment.model_dump(mode="json", exclude={"run": True, "data": {"rewards", "held_out_rewards", "workers"}})
         key["objective"].pop("scaling", None)
+        key["pieces"] = config.looks_at_batch(experiment.objective) is None  # others are refused where rows are taken in pieces
         if not at_hand(experiment.data):
             key["data"] |= {"path": None, "pairs": None, "critiques": experiment.data.critiques is None}
         found.setdefault(strict_json.dumps(_without_values(key)), ([], experiment))[0].append(name)

@@ -9,17 +9,22 @@ from jax.sharding import Mesh
 from mmrlhf_jax import config
 from mmrlhf_jax.accelerators import Chip, GiB
 from mmrlhf_jax.sharding.mesh import rows_divisor
+from mmrlhf_jax.training.layout import with_accumulation
 
 
 def advice(peak: int, chip: Chip, experiment: config.Experiment, launch: config.Launch, mesh: Mesh) -> str:
-    """The settings that leave less on a device, the cheapest first."""
+    """The settings that leave less on a device, the cheapest first. `experiment` is as it was given: what overrules the launch
+    file's rows per device is where it has to be changed."""
     over = peak - chip.hbm_bytes
-    rows = experiment.batch.rows // experiment.batch.accumulation // rows_divisor(mesh)
+    accumulation = with_accumulation(experiment, launch, mesh.shape).batch.accumulation
+    rows = experiment.batch.rows // accumulation // rows_divisor(mesh)
     ways = []
     if experiment.model.remat != "full":
         ways.append("model.remat: full")
     if rows > 1 and not config.looks_at_batch(experiment.objective):
-        ways.append(f"batch.accumulation: {experiment.batch.accumulation * rows} (1 row per shard at a time instead of {rows})")
+        overruled = experiment.batch.accumulation is not None
+        key = f"batch.accumulation: {accumulation * rows}" if overruled else "rows_per_device: 1 in the launch file"
+        ways.append(f"{key} (1 row per batch shard at a time instead of {rows})")
     if experiment.model.frozen_dtype == "float32" and (experiment.lora or not experiment.trains.language_model):
         ways.append("model.frozen_dtype: bfloat16")
     if experiment.optimizer.mu_dtype == "float32" and experiment.optimizer.beta1 <= config.SLOWEST_IN_BFLOAT16:

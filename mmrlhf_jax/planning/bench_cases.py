@@ -26,6 +26,7 @@ from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
 from mmrlhf_jax.planning.bench import compare, group_layout, pair_layout
 from mmrlhf_jax.planning.synthetic import synthetic_group
 from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
+from mmrlhf_jax.training.layout import say_overruled, with_accumulation
 from mmrlhf_jax.training.loop import load_base
 from mmrlhf_jax.training.state import Path, stored_dtype
 
@@ -122,7 +123,10 @@ def compare_experiment(experiment: config.Experiment, launch: config.Launch, *, 
     """
     if isinstance(experiment.objective, config.Supervised):
         raise UserError("bench compares layouts of pairs; objective supervised has none")
-    mesh, batch = make_mesh(launch.mesh.model_dump()), experiment.batch
+    mesh = make_mesh(launch.mesh.model_dump())
+    say_overruled(experiment, launch, mesh.shape)
+    experiment = with_accumulation(experiment, launch, mesh.shape)
+    batch = experiment.batch
     with use_mesh(mesh), matmul_precision(experiment.model.dtype):
         tokenizer = load_tokenizer(local_directory(experiment.model.path))
         model = load_base(experiment, mesh)

@@ -18,7 +18,12 @@ TRIES = 12
 
 
 def candidates(experiment: config.Experiment, launch: config.Launch, devices: int) -> Iterator[tuple]:
-    """(experiment, launch) by rows per shard at a time, remat policy and mesh: those that divide, the most promising first."""
+    """(experiment, launch) by rows per device, remat policy and mesh: those that divide, the most promising first.
+
+    The accumulation is in both: as the experiment's, and as the launch's `rows_per_device` that gives it.
+    """
+    given = experiment.batch.accumulation
+    tried = (given,) if given else (1,) if config.looks_at_batch(experiment.objective) else (1, 2, 4, 8)
     per_slice = launch.mesh.slices
     for (tensor, context), remat in itertools.product(SPLITS, REMAT):
         shards, rest = divmod(devices, tensor * context)
@@ -26,11 +31,13 @@ def candidates(experiment: config.Experiment, launch: config.Launch, devices: in
         if rest or shards % data or experiment.batch.rows % shards:
             continue
         mesh = launch.mesh.model_copy(update={"data": data, "fsdp": shards // data, "tensor": tensor, "context": context})
-        for accumulation in (1,) if config.looks_at_batch(experiment.objective) else (1, 2, 4, 8):
-            if experiment.batch.rows % (shards * accumulation) == 0:
+        for accumulation in tried:
+            at_once, uneven = divmod(experiment.batch.rows, shards * accumulation)
+            if not uneven:
                 batch = experiment.batch.model_copy(update={"accumulation": accumulation})
                 model = experiment.model.model_copy(update={"remat": remat})
-                yield experiment.model_copy(update={"batch": batch, "model": model}), launch.model_copy(update={"mesh": mesh})
+                place = launch.model_copy(update={"mesh": mesh, "rows_per_device": at_once})
+                yield experiment.model_copy(update={"batch": batch, "model": model}), place
 
 
 def best_fit(
@@ -56,7 +63,7 @@ def best_fit(
             continue
         found += 1
         plan = make_plan(candidate, place, names=names, generation=False, quick=True, workload=workload)
-        how = f"{_mesh(place)}, remat {candidate.model.remat}, accumulation {candidate.batch.accumulation}"
+        how = f"{_mesh(place)}, remat {candidate.model.remat}, {place.rows_per_device} rows per device"
         if not plan.fits:
             least = min(plan.peak, least or plan.peak)
             say(f"  {how}: does not fit ({plan.peak / 2**30:.1f} GiB)")
@@ -76,9 +83,9 @@ def best_fit(
 
 
 def as_overrides(experiment: config.Experiment, launch: config.Launch) -> str:
-    """What to write for a candidate: `--set` options and the launch file's mesh."""
-    settings = f"--set model.remat={experiment.model.remat} --set batch.accumulation={experiment.batch.accumulation}"
-    return f"{settings}, and in the launch file mesh: {_mesh(launch)}"
+    """What to write for a candidate: `--set` options, and the launch file's rows per device and mesh."""
+    place = f"rows_per_device: {launch.rows_per_device} and mesh: {_mesh(launch)}"
+    return f"--set model.remat={experiment.model.remat}, and in the launch file {place}"
 
 
 def _mesh(launch: config.Launch) -> str:

@@ -32,7 +32,7 @@ from mmrlhf_jax.planning.topology import planned_devices
 from mmrlhf_jax.planning.workload import Workload, find_workload
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.mesh import batch_sharding, make_mesh, replicated, rows_divisor, use_mesh
-from mmrlhf_jax.training.layout import check_layout
+from mmrlhf_jax.training.layout import check_layout, with_accumulation
 from mmrlhf_jax.training.loop import reference_mode
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import make_optimizer
@@ -64,6 +64,7 @@ class Plan:
     mesh: dict[str, int]
     devices: int
     rows: int  # of the global batch
+    accumulation: int  # pieces that a step takes them in
     workload: Workload
     model_source: str
     step: Compiled
@@ -131,6 +132,7 @@ def make_plan(
     mesh = launch_mesh(launch)
     chip = CHIPS["v5e"] if launch.accelerator is None else accelerator(launch.accelerator).chip
     stand_in = launch.accelerator is not None and not accelerator(launch.accelerator).is_tpu
+    asked, experiment = experiment, with_accumulation(experiment, launch, mesh.shape)
     check_layout(experiment, sizes, mesh.shape)
     workload = find_workload(experiment, sizes) if workload is None else workload
     experiment = with_budget(experiment, workload.budget)
@@ -164,6 +166,7 @@ def make_plan(
         mesh=dict(mesh.shape),
         devices=mesh.size,
         rows=experiment.batch.rows,
+        accumulation=experiment.batch.accumulation,
         workload=workload,
         model_source=source,
         step=step,
@@ -173,7 +176,7 @@ def make_plan(
         advice=None,
         stand_in=stand_in,
     )
-    return plan if plan.fits else dataclasses.replace(plan, advice=advice(plan.peak, chip, experiment, launch, mesh))
+    return plan if plan.fits else dataclasses.replace(plan, advice=advice(plan.peak, chip, asked, launch, mesh))
 
 
 def launch_mesh(launch: config.Launch) -> Mesh:
@@ -203,7 +206,8 @@ def with_budget(experiment: config.Experiment, budget: Budget) -> config.Experim
 
 
 def lower_step(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:
-    """`training.loop`'s train step, lowered for abstract arguments, these, and their mesh. The experiment says all sizes."""
+    """`training.loop`'s train step, lowered for abstract arguments, these, and their mesh. The experiment says all sizes, and
+    in how many pieces the rows are taken."""
     sizes, _ = model_sizes(experiment)
     mesh = launch_mesh(launch)
     with use_mesh(mesh), matmul_precision(experiment.model.dtype):
@@ -343,6 +347,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         },
         "mesh": plan.mesh,
         "rows": plan.rows,
+        "accumulation": plan.accumulation,
         "budget": dataclasses.asdict(plan.workload.budget),
         "model": plan.model_source,
         "workload": plan.workload.source,

@@ -22,7 +22,8 @@ def as_text(plan: Plan) -> str:
     lines = [
         f"{plan.experiment} on {plan.launch}: {plan.devices} devices ({mesh})",
         f"  model      {plan.model_source}",
-        f"  rows       {plan.rows} of {budget.slots} slots, {budget.tiles} tiles, {budget.targets} targets;"
+        f"  rows       {plan.rows}{f' in {plan.accumulation} pieces' if plan.accumulation > 1 else ''} of"
+        f" {budget.slots} slots, {budget.tiles} tiles, {budget.targets} targets;"
         f" {plan.workload.fill:.0%} filled, {plan.workload.used['pairs']:.1f} pairs each; {plan.workload.source}",
     ]
     if plan.stand_in:

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mmrlhf_jax import config, mesh_axes
+from mmrlhf_jax import mesh_axes
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.sharding import rules
 
@@ -87,9 +87,4 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def rows_divisor(mesh: Mesh) -> int:
     """The number of batch shards: a global batch's rows must be a multiple of it."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-def check_rows(batch: config.Batch, mesh: Mesh) -> None:
-    """UserError unless every batch shard gets whole rows."""
-    mesh_axes.check_rows(batch.rows, batch.accumulation, mesh.shape)
+    return mesh_axes.batch_shards(mesh.shape)

@@ -1,4 +1,4 @@
-"""Whether an experiment's rows and its model can be laid over a mesh, by their numbers alone: nothing is loaded or compiled."""
+"""How an experiment is laid over a mesh, and whether it can be, by the numbers alone: nothing is loaded or compiled."""
 
 from __future__ import annotations
 
@@ -6,9 +6,41 @@ from collections.abc import Mapping
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.mesh_axes import check_rows
+from mmrlhf_jax.mesh_axes import batch_shards, check_rows, fewest_pieces
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.progress import say
+
+
+def with_accumulation(experiment: config.Experiment, launch: config.Launch, axes: Mapping[str, int]) -> config.Experiment:
+    """The experiment with a number as `batch.accumulation`: its own, or as few pieces as `launch.rows_per_device` allows.
+
+    `axes` are the sizes of the launch's mesh over the devices that there are. UserError where its batch shards do not divide
+    the rows of a piece, and where an objective that looks at the whole batch would be shown pieces of it.
+    """
+    batch = experiment.batch
+    if batch.accumulation is not None:
+        check_rows(batch.rows, batch.accumulation, axes)
+        return experiment
+    pieces, whole = fewest_pieces(batch.rows, launch.rows_per_device, axes), config.looks_at_batch(experiment.objective)
+    if pieces > 1 and whole:
+        raise UserError(
+            f"{whole} looks at the whole batch, which rows_per_device: {launch.rows_per_device} in the launch file cuts into"
+            f" {pieces} pieces; set batch.accumulation: 1, or take a mesh of more batch shards (data x fsdp)"
+        )
+    return experiment.model_copy(update={"batch": batch.model_copy(update={"accumulation": pieces})})
+
+
+def say_overruled(experiment: config.Experiment, launch: config.Launch, axes: Mapping[str, int]) -> None:
+    """Say where an experiment's own `batch.accumulation` is not what the launch file's `rows_per_device` would give."""
+    batch = experiment.batch
+    if None in (batch.accumulation, launch.rows_per_device):
+        return
+    if batch.accumulation != fewest_pieces(batch.rows, launch.rows_per_device, axes):
+        at_once = batch.rows // batch.accumulation // batch_shards(axes)
+        say(
+            f"batch.accumulation: {batch.accumulation} is set and overrules rows_per_device: {launch.rows_per_device} of the"
+            f" launch file; rows that a batch shard takes at once: {at_once}"
+        )
 
 
 def check_layout(experiment: config.Experiment, model: LlavaOnevisionConfig, sizes: Mapping[str, int]) -> None:

@@ -71,10 +71,9 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
     Raises UserError for whatever is wrong with the configuration, model or data, before the first step, and what can be known
     early before anything that takes long; and when a loss is not finite, with the batch saved for replay.
     """
-    experiment = config.with_absolute_paths(experiment)
+    experiment, mesh = check_launch(config.with_absolute_paths(experiment), launch)
     run, batch, goodput = experiment.run, experiment.batch, Goodput()
     directory = epath.Path(run.directory)
-    mesh = check_launch(experiment, launch)
     if not fresh:
         check_stored(directory / CHECKPOINTS, known_identity(experiment))
         check_metrics(directory)

@@ -22,10 +22,10 @@ from mmrlhf_jax.faults import Fault, Unavailable, fault, reason, retried
 from mmrlhf_jax.files import is_remote
 from mmrlhf_jax.huggingface.sizes import known_sizes
 from mmrlhf_jax.sharding.agreement import first_acts, first_decides, same_everywhere, together
-from mmrlhf_jax.sharding.mesh import check_rows, make_mesh
+from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.training import held_out
 from mmrlhf_jax.training.identity import check_identity, flat
-from mmrlhf_jax.training.layout import check_layout, say_waste
+from mmrlhf_jax.training.layout import check_layout, say_overruled, say_waste, with_accumulation
 from mmrlhf_jax.training.metrics import read_metrics
 from mmrlhf_jax.training.owner import OWNER
 from mmrlhf_jax.training.stored import StoredCheckpoints
@@ -37,26 +37,29 @@ DECIDING = {"objective", "trains", "lora", "optimizer", "guard", "batch", "run"}
 OWN = ("run.directory", "run.wandb")
 
 
-def check_launch(experiment: config.Experiment, launch: config.Launch) -> Mesh:
-    """The launch's mesh. UserError, in all processes, for what is wrong by the numbers alone, by the model's sizes or with the
-    run's directory; and where the processes were given different settings, because they would part at the first difference.
+def check_launch(experiment: config.Experiment, launch: config.Launch) -> tuple[config.Experiment, Mesh]:
+    """The experiment with its accumulation on the launch's mesh, and that mesh. UserError, in all processes, for what is wrong
+    by the numbers alone, by the model's sizes or with the run's directory; and where the processes were given different
+    settings, because they would part at the first difference.
     """
 
-    def check() -> Mesh:
+    def check() -> tuple[config.Experiment, Mesh]:
         mesh = make_mesh(launch.mesh.model_dump())
-        check_rows(experiment.batch, mesh)  # before a model that has no published name is fetched for its sizes
+        # Before a model that has no published name is fetched for its sizes.
+        settled = with_accumulation(experiment, launch, mesh.shape)
         sizes = known_sizes(experiment.model.path)
-        check_layout(experiment, sizes, mesh.shape)
-        say_waste(experiment, sizes, mesh.shape)
-        check_settings(experiment)
+        check_layout(settled, sizes, mesh.shape)
+        say_overruled(experiment, launch, mesh.shape)
+        say_waste(settled, sizes, mesh.shape)
+        check_settings(settled)
         check_directory(epath.Path(experiment.run.directory))
-        return mesh
+        return settled, mesh
 
-    mesh = together(check)
-    settings = flat(experiment.model_dump(mode="json", include=DECIDING))
+    settled, mesh = together(check)
+    settings = flat(settled.model_dump(mode="json", include=DECIDING))
     settings = {name: value for name, value in settings.items() if name not in OWN}
     same_everywhere(settings | {f"mesh.{name}": size for name, size in mesh.shape.items()}, "this launch")
-    return mesh
+    return settled, mesh
 
 
 def check_settings(experiment: config.Experiment) -> None:

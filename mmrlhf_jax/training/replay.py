@@ -24,7 +24,8 @@ from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.objectives.weighted import summary
 from mmrlhf_jax.sharding.agreement import together
 from mmrlhf_jax.sharding.feed import fetch, own_rows, place
-from mmrlhf_jax.sharding.mesh import check_rows, make_mesh, use_mesh
+from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
+from mmrlhf_jax.training.layout import with_accumulation
 from mmrlhf_jax.training.loop import CONFIG_FILE, load_base, reference_mode
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.record import SavedBatch, as_number, read_batch
@@ -73,10 +74,12 @@ def replay(saved: str, launch: config.Launch, *, step: int | None = None, overri
     """
     path = epath.Path(saved)
     mesh = make_mesh(launch.mesh.model_dump())
-    found, batch = together(lambda: _read(path, overrides))
-    check_rows(batch, mesh)
+    found = together(lambda: _read(path))
+    # The run's own number of pieces, which its directory has, unless `overrides` take it away.
+    settle = partial(with_accumulation, launch=launch, axes=mesh.shape)
+    together(lambda: settle(config.load_experiment(path.parent / CONFIG_FILE, overrides)))  # before the model is loaded
     trained = load_trained(path.parent, step=step, mesh=mesh, up_to=found.step, overrides=overrides)
-    experiment = trained.experiment
+    experiment = settle(trained.experiment)
     with use_mesh(mesh), matmul_precision(experiment.model.dtype):
         graphdef, params, frozen = split_model(trained.model, experiment.trains, experiment.lora)
         reference = reference_mode(experiment.objective)
@@ -98,12 +101,12 @@ def replay(saved: str, launch: config.Launch, *, step: int | None = None, overri
     )
 
 
-def _read(path: epath.Path, overrides: Sequence[str]) -> tuple[SavedBatch, config.Batch]:
-    """A saved batch, and how its run cuts batches into pieces."""
+def _read(path: epath.Path) -> SavedBatch:
+    """A saved batch in its run's directory."""
     found = read_batch(path)
     if not exists(path.parent / CONFIG_FILE):
         raise UserError(f"{path}: not in a run directory (no {CONFIG_FILE} beside it)")
-    return found, config.load_experiment(path.parent / CONFIG_FILE, overrides).batch
+    return found
 
 
 def _figures(graphdef: nnx.GraphDef, experiment: config.Experiment, reference, state: TrainState, batch: RowBatch):

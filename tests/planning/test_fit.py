@@ -10,6 +10,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.commands import plan as commands
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.planning import fit
+from mmrlhf_jax.training.layout import with_accumulation
 
 EXPERIMENT = config.Experiment(
     model=config.Model(path="m", remat="full"),
@@ -38,7 +39,8 @@ def test_the_fastest_of_what_fits_is_taken(monkeypatch):
     _, experiment, launch = fit.best_fit(EXPERIMENT, config.Launch(), 16, NAMES, tries=50)
     assert (launch.mesh.tensor, launch.mesh.context, experiment.model.remat) == (1, 2, "full")
     assert experiment.batch.accumulation == 1
-    assert "accumulation=1" in fit.as_overrides(experiment, launch) and "context: 2" in fit.as_overrides(experiment, launch)
+    written = fit.as_overrides(experiment, launch)
+    assert "rows_per_device: 2" in written and "context: 2" in written and "accumulation" not in written
 
 
 def test_nothing_is_compiled_that_can_only_be_slower(monkeypatch):
@@ -68,6 +70,16 @@ def test_every_candidate_divides_rows_and_devices():
         mesh = launch.mesh
         assert mesh.data * mesh.fsdp * mesh.tensor * mesh.context == 32 and mesh.data == 2
         assert EXPERIMENT.batch.rows % (mesh.data * mesh.fsdp * experiment.batch.accumulation) == 0
+
+
+def test_what_is_suggested_for_the_launch_file_gives_the_accumulation_that_was_tried():
+    for experiment, launch in fit.candidates(EXPERIMENT, config.Launch(), 4):
+        assert with_accumulation(EXPERIMENT, launch, launch.mesh.axes).batch == experiment.batch
+
+
+def test_an_experiments_own_accumulation_is_the_only_one_tried():
+    own = EXPERIMENT.model_copy(update={"batch": config.Batch(rows=16, accumulation=2)})
+    assert {experiment.batch.accumulation for experiment, _ in fit.candidates(own, config.Launch(), 4)} == {2}
 
 
 def test_what_is_not_tried_is_said(monkeypatch, capsys):

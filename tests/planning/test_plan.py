@@ -27,7 +27,8 @@ from mmrlhf_jax.planning.advice import advice
 from mmrlhf_jax.planning.program import needed_bytes
 from mmrlhf_jax.planning.workload import assumed_workload, find_workload, pack_workload
 from mmrlhf_jax.sharding import mesh as mesh_module
-from mmrlhf_jax.sharding.mesh import check_rows, make_mesh
+from mmrlhf_jax.sharding.mesh import make_mesh
+from mmrlhf_jax.training.layout import with_accumulation
 from tests import ranked, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -187,8 +188,19 @@ def test_what_does_not_fit_says_by_how_much_and_what_would_make_it_fit(model):
     settings = experiment(model, config.Preference(), remat="dots")
     line = advice(3 * 2**30, chip, settings, config.Launch(), make_mesh({}, jax.devices()[:1]))
     assert "3.00 GiB per device of 1.00 GiB, 2.00 GiB too much" in line
-    for way in ("model.remat: full", "batch.accumulation: 2", "optimizer.mu_dtype: bfloat16", "4 times the devices"):
+    pieces = "rows_per_device: 1 in the launch file (1 row per batch shard at a time instead of 2)"
+    for way in ("model.remat: full", pieces, "optimizer.mu_dtype: bfloat16", "4 times the devices"):
         assert way in line
+
+
+def test_advice_names_the_key_that_decides_how_many_rows_are_taken_at_once(model):
+    chip, mesh = dataclasses.replace(CHIPS["v5e"], hbm_bytes=2**30), make_mesh({}, jax.devices()[:1])
+    settings = experiment(model, config.Preference())
+    overruled = settings.model_copy(update={"batch": config.Batch(rows=4, accumulation=2)})
+    few, many = config.Launch(rows_per_device=1), config.Launch(rows_per_device=2)
+    lines = [advice(3 * 2**30, chip, *each, mesh) for each in ((settings, few), (settings, many), (overruled, few))]
+    assert ["rows_per_device: 1 in the launch file" in line for line in lines] == [False, True, False]
+    assert ["batch.accumulation: 4" in line for line in lines] == [False, False, True]
 
 
 def test_advice_names_only_what_helps(model):
@@ -248,17 +260,22 @@ def test_the_experiments_own_data_is_measured_where_it_is_at_hand(model, tmp_pat
 def test_rows_that_the_mesh_cannot_share_are_refused_before_anything_is_compiled(model):
     settings = experiment(model, config.Preference()).model_copy(update={"batch": config.Batch(rows=3, accumulation=3)})
     mesh = make_mesh({}, jax.devices()[:1])
-    check_rows(settings.batch, mesh)
+    with_accumulation(settings, config.Launch(), mesh.shape)
     with pytest.raises(UserError, match="a multiple of the 8 batch shards"):
-        check_rows(settings.batch, jax.sharding.AbstractMesh((2, 4, 1, 1), mesh.axis_names))
+        with_accumulation(settings, config.Launch(), jax.sharding.AbstractMesh((2, 4, 1, 1), mesh.axis_names).shape)
 
 
 def test_experiments_that_differ_in_no_shape_share_a_plan():
     names = ["mmdpo_llava_ov_7b", "dpo_llava_ov_7b", "reward_llava_ov_7b", "mmdpo_llava_ov_0.5b", "ablation/w1_k1"]
-    names += ["reward_human_critique_llava_ov_7b", "reward_scalar_llava_ov_7b"]
+    names += ["reward_human_critique_llava_ov_7b", "reward_scalar_llava_ov_7b", "implicit_llava_ov_7b"]
     found = commands.alike({name: config.load_experiment(ROOT / "configs" / f"{name}.yaml") for name in names})
     together = [["mmdpo_llava_ov_7b", "dpo_llava_ov_7b", "ablation/w1_k1"], ["reward_llava_ov_7b", names[5]]]
-    assert [names for names, _ in found] == [*together, ["mmdpo_llava_ov_0.5b"], ["reward_scalar_llava_ov_7b"]]
+    alone = [
+        ["mmdpo_llava_ov_0.5b"],
+        ["reward_scalar_llava_ov_7b"],
+        ["implicit_llava_ov_7b"],
+    ]  # the last takes all rows at once
+    assert [names for names, _ in found] == [*together, *alone]
 
 
 def test_a_kernel_skips_the_blocks_that_no_token_of_the_data_sees(model):
@@ -283,6 +300,7 @@ from mmrlhf_jax.sharding import mesh as mesh_module
 from mmrlhf_jax.planning import plan as planning
 from mmrlhf_jax.sharding.mesh import use_mesh
 from mmrlhf_jax.planning.workload import find_workload
+from mmrlhf_jax.training.layout import with_accumulation
 from tests.planning.test_plan import experiment
 
 def status(key):
@@ -291,6 +309,7 @@ def status(key):
 settings = experiment({path!r}, config.Preference(), slots=1024)
 sizes, _ = planning.model_sizes(settings)
 settings = planning.with_budget(settings, find_workload(settings, sizes).budget)
+settings = with_accumulation(settings, config.Launch(), planning.launch_mesh(config.Launch()).shape)
 lowered, _, mesh = planning.lower_step(settings, config.Launch())
 assert mesh.size == 1
 with use_mesh(mesh):

@@ -117,16 +117,17 @@ report("same", lambda: agreement.same_everywhere({"rows": 3, "data": f"digest {m
 # What one host's command line or file system has and the other's has not.
 from mmrlhf_jax import config
 from mmrlhf_jax.training.preflight import check_launch
-def launched(model="model", mesh={"fsdp": 2}, lora=None, **run):
+def launched(model="model", mesh={"fsdp": 2}, lora=None, rows_per_device=None, **run):
     experiment = config.Experiment(
         model=config.Model(path=str(root / model)), data=config.Data(path=f"data of {me}"), objective=config.Supervised(),
         lora=lora, run=config.Run(directory=str(root / "never"), **run),
     )
-    found = check_launch(experiment, config.Launch(mesh=config.Mesh(**mesh)))
+    _, found = check_launch(experiment, config.Launch(mesh=config.Mesh(**mesh), rows_per_device=rows_per_device))
     return sorted(path.name for path in root.glob("never*")) + [found.shape["fsdp"]]
 report("launch", launched)
 report("launch, every", lambda: launched(eval_every=None, checkpoint_every=[500, 250][me]))
 report("launch, lora", lambda: launched(lora=[None, config.Lora(rank=2)][me]))
+report("launch, rows", lambda: launched(rows_per_device=[None, 1][me]))
 report("launch, mesh", lambda: launched(mesh=[{"fsdp": 2}, {"fsdp": 1, "data": 2}][me]))
 report("launch, model", lambda: launched(model=["model", "none"][me]))
 report("launch, wandb", lambda: launched(wandb=[None, "alignment"][me]))
@@ -242,6 +243,7 @@ def test_hosts_with_other_files_are_told(found):
     [
         ("every", "this launch: run.checkpoint_every is 500 for process 0 and 250 for process 1; all hosts must have the same"),
         ("lora", "this launch: lora.parts is None for process 0 and ['language_model'] for process 1; all hosts must have"),
+        ("rows", "this launch: batch.accumulation is 1 for process 0 and 4 for process 1; all hosts must have the same"),
         ("mesh", "this launch: mesh.data is 1 for process 0 and 2 for process 1; all hosts must have the same"),
         ("model", "{root}/none: no such directory"),
         ("wandb", "run.wandb: wandb is not installed"),

@@ -19,7 +19,7 @@ from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.llava_onevision.published import published_config
 from mmrlhf_jax.sharding import rules
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
-from mmrlhf_jax.training.layout import check_layout, check_widths, wasted
+from mmrlhf_jax.training.layout import check_layout, check_widths, wasted, with_accumulation
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +155,7 @@ def test_forced_kernels_need_whole_heads():
 def test_every_experiment_can_be_laid_over_every_launch_file(launch):
     where = config.load_launch(launch)
     for path in CONFIGS:
-        experiment = config.load_experiment(path)
+        experiment = with_accumulation(config.load_experiment(path), where, where.axes())
         check_layout(experiment, published_config(experiment.model.path), where.axes())
 
 

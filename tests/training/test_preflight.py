@@ -109,6 +109,12 @@ def test_another_model_in_the_same_place_is_said(experiment, tmp_path):
     shutil.copytree(tmp_path / "kept", place, dirs_exist_ok=True)
 
 
+def test_a_runs_directory_says_in_how_many_pieces_it_took_its_rows(experiment):
+    """The number, so that a replay takes the same ones whatever the launch file says by then."""
+    kept = config.load_experiment(loop.epath.Path(experiment.run.directory) / loop.CONFIG_FILE)
+    assert experiment.batch.accumulation is None and kept.batch.accumulation == 1
+
+
 def identity(experiment, **fingerprints):
     same = {DATA: "d", EXAMPLES: "e", ENCODER: "t", PLAN: "p", MODEL: "m", STEPS: 2}
     return known_identity(experiment) | same | fingerprints
