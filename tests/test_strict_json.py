@@ -266,8 +266,8 @@ def test_metrics_stay_json_whatever_a_step_gives_and_are_read_back(tmp_path):
 
 
 def test_the_page_of_a_run_whose_last_step_was_not_finite_is_drawn(tmp_path):
-    from mmrlhf_jax.pages.run import PAGE, write_run_page
     from mmrlhf_jax.training.goodput import Goodput
+    from mmrlhf_jax.training.page import PAGE, write_run_page
 
     log = MetricsLog(tmp_path)
     edges = {"beta/histogram_edges": [0.0, 0.5, 1.0]}

@@ -18,7 +18,7 @@ from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.data.validate import validate as check
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_atomically
-from mmrlhf_jax.pages.data_set import card_page, stats_page
+from mmrlhf_jax.pages import card_page, stats_page
 from mmrlhf_jax.progress import StagedProgress, say, track
 from mmrlhf_jax.records import RankedRecord
 

@@ -1,0 +1,11 @@
+"""Everything that writes HTML: each page is a function from plain data (records, figures, rows of metrics) to one document.
+
+`parts` and `charts` are what pages are made of. Pages stand on `data` alone; whoever has results hands them over, and decides
+where the document is stored.
+"""
+
+from mmrlhf_jax.pages.data_set import card_page, stats_page
+from mmrlhf_jax.pages.quickstart import quickstart_page
+from mmrlhf_jax.pages.run import TimeSpent, run_page
+
+__all__ = ["TimeSpent", "card_page", "quickstart_page", "run_page", "stats_page"]

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, drawn here, coloured by the page's style sheet (`report.CSS`), so that they follow light and dark."""
+"""Charts as inline SVG, drawn here, coloured by the page's style sheet (`parts.CSS`), so that they follow light and dark."""
 
 from __future__ import annotations
 

@@ -1,26 +1,22 @@
-"""The quickstart's `report.html`: what happened, with pictures, for a person who has never heard of MM-RLHF."""
+"""The quickstart's page: what happened, with pictures, for a person who has never heard of MM-RLHF."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.examples import BuiltExamples
-from mmrlhf_jax.data.mixture import open_examples
-from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.pages import parts as report
 from mmrlhf_jax.pages.charts import Line, bar_chart, line_chart
+from mmrlhf_jax.pages.judged import judged, scaling
 from mmrlhf_jax.pages.parts import element, join, mark, percent
 from mmrlhf_jax.pages.run import points
-from mmrlhf_jax.quickstart.judged import by_kind, judged, scaling
-from mmrlhf_jax.quickstart.questions import is_correct, question_from_record
 from mmrlhf_jax.records import RankedRecord
-from mmrlhf_jax.training.metrics import read_metrics
 
 SHOWN_QUESTIONS = 12
 # Key of `answers`, name on the page, palette number.
@@ -62,23 +58,44 @@ CURVES: tuple[tuple[str, tuple[tuple[str, str, int], ...], tuple], ...] = (
 )
 
 
-def write_page(root: Path, figures: dict, held_out: list[RankedRecord], answers: dict[str, list[str]]) -> None:
-    """Write `report.html` into the quickstart's directory. `answers` has, per policy, one text per record of `held_out`."""
-    root = Path(root)
-    objective = config.load_experiment(root / "runs" / "mmdpo" / "config.yaml").objective
-    examples = open_examples(root / "data" / "held_out")
-    metrics = {run: read_metrics(root / "runs" / run) for _, runs, _ in CURVES for run, _, _ in runs}
-    opening = join(summary(figures, examples), key_figures(figures))
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    text: str
+    right: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What a quickstart has found.
+
+    `figures` are those of its summary, by step. `examples` are the held-out ones as the data has them, `scored` their records
+    with the reward model's critiques and rewards, `kinds` the places of each kind of question among them. `answers` has, per
+    policy (a key of `POLICIES`), one answer to each. `objective` is MM-DPO's, `metrics` has the rows of each run that is drawn
+    (`CURVES`).
+    """
+
+    figures: Mapping[str, Any]
+    examples: BuiltExamples
+    scored: Sequence[RankedRecord]
+    kinds: Mapping[str, Sequence[int]]
+    answers: Mapping[str, Sequence[Answer]]
+    objective: config.Preference
+    metrics: Mapping[str, Sequence[Mapping]]
+
+
+def quickstart_page(found: Findings) -> str:
+    """The whole page, as one HTML document."""
+    figures = found.figures
+    opening = join(summary(figures, found.examples), key_figures(figures))
     sections = {
         "What happened": story(figures),
-        "The reward model at work": judged(held_out, examples, objective),
-        "From rewards to β": scaling(held_out, objective),
-        "Answers before and after": answered(figures, examples, answers),
-        "Training curves": curves(metrics),
+        "The reward model at work": judged(found.scored, found.examples, found.kinds, found.objective),
+        "From rewards to β": scaling(found.scored, found.objective),
+        "Answers before and after": answered(found),
+        "Training curves": curves(found.metrics),
         "All figures": join(element("p", "As in ", element("code", "summary.json"), "."), report.nested_tables(figures)),
     }
-    content = report.page("MM-RLHF, small but whole", opening, sections, style=STYLE)
-    write_atomically(root / "report.html", content.encode("utf-8", "replace"))
+    return report.page("MM-RLHF, small but whole", opening, sections, style=STYLE)
 
 
 # --- Sections ---------------------------------------------------------------------------------------------------------
@@ -165,10 +182,9 @@ def story(figures: Mapping) -> Markup:
     return element("ol", *[element("li", element("b", name), " ", text) for name, text in steps])
 
 
-def answered(figures: Mapping, examples: BuiltExamples, answers: Mapping[str, Sequence[str]]) -> Markup:
+def answered(found: Findings) -> Markup:
     """Accuracy per kind as bars, and a sample of the answers themselves."""
-    records, policy = examples.records, figures.get("policy", {})
-    kinds = by_kind(records)
+    records, kinds, policy = found.examples.records, found.kinds, found.figures.get("policy", {})
     shares = policy.get("by_kind", {})
     groups = ["all", *kinds]
     series = [
@@ -177,7 +193,7 @@ def answered(figures: Mapping, examples: BuiltExamples, answers: Mapping[str, Se
     ]
     labels = [f"{group} ({len(kinds.get(group, records))})" for group in groups]
     count = min(SHOWN_QUESTIONS, len(records))
-    rows = [answer_row(examples, i * len(records) // count, answers) for i in range(count)]
+    rows = [answer_row(found, i * len(records) // count) for i in range(count)]
     names = [name for _, name, _ in POLICIES]
     text = (
         "Each policy answers every held-out question once, with its most likely words, and a checker that knows what was drawn"
@@ -195,17 +211,18 @@ def answered(figures: Mapping, examples: BuiltExamples, answers: Mapping[str, Se
     )
 
 
-def answer_row(examples: BuiltExamples, index: int, answers: Mapping[str, Sequence[str]]) -> list[Any]:
-    example = examples[index]
-    record, question = example.record, question_from_record(example.record)
+def answer_row(found: Findings, index: int) -> list[Any]:
+    example = found.examples[index]
+    record = example.record
     best = min(record.responses, key=lambda r: math.inf if r.rank is None else r.rank)
     cells = [
         element("div", *[report.picture(image, f"the picture of {record.id}") for image in example.images], class_="small"),
         element("div", record.prompt, element("small", best.text, class_="best")),
     ]
     for key, _, _ in POLICIES:
-        text = answers[key][index]
-        cells.append(element("div", mark(is_correct(question, text)), " ", element("span", text or "(nothing)", class_="text")))
+        answer = found.answers[key][index]
+        text = element("span", answer.text or "(nothing)", class_="text")
+        cells.append(element("div", mark(answer.right), " ", text))
     return cells
 
 

@@ -1,23 +1,17 @@
-"""A run's `report.html`: what was learnt from what, how it went, and where the time went; for people."""
+"""A run's page: what was learnt from what, how it went, and where the time went; for people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from etils import epath
 from markupsafe import Markup
 
 from mmrlhf_jax import config, sections
-from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.pages import parts as report
 from mmrlhf_jax.pages.charts import Line, Point, binned, line_chart
 from mmrlhf_jax.pages.parts import element, join
-from mmrlhf_jax.progress import say
-from mmrlhf_jax.training.card import describe_method
-from mmrlhf_jax.training.goodput import NAME, PARTS, productive_seconds
-from mmrlhf_jax.training.metrics import read_metrics
 
-PAGE = "report.html"
 SHARES = (0.0, 1.0)
 # Section -> charts: (title, range of the y axis, metrics by the names of their curves). What no step has logged is left out.
 CHARTS: dict[str, tuple[tuple[str, tuple[float, float] | None, dict[str, str]], ...]] = {
@@ -51,6 +45,7 @@ CHARTS: dict[str, tuple[tuple[str, tuple[float, float] | None, dict[str, str]], 
 }
 COLOURS = (1, 2, 0)
 PARTS_IN_WORDS = {
+    "steps": "steps that counted",
     "start": "before the first step: model, data, reference log-probs",
     "compile": "compiling (the first step included)",
     "data_wait": "waiting for data",
@@ -60,28 +55,39 @@ PARTS_IN_WORDS = {
 }
 
 
-def write_run_page(
-    directory: epath.PathLike, experiment: config.Experiment, *, done: int, steps: int, goodput: Mapping[str, float]
-) -> None:
-    """Write `report.html` into a run directory, from its metrics so far: `done` of `steps` steps; `goodput` as it is now.
+class TimeSpent(NamedTuple):
+    """Seconds of all attempts of a run so far: together, and by part (the keys of `PARTS_IN_WORDS`)."""
 
-    Where that fails it is said: no run ends because of its page.
+    attempts: int
+    seconds: float
+    parts: Mapping[str, float]
+
+
+def run_page(
+    name: str,
+    experiment: config.Experiment,
+    rows: Sequence[Mapping],
+    *,
+    method: str,
+    source: str,
+    done: int,
+    steps: int,
+    time: TimeSpent,
+) -> str:
+    """The page of the run `name`, of whose `steps` steps so many are `done`, as one HTML document.
+
+    `rows` are its metrics: step, and figures by name (None where one was not finite). `method` says in words what the model
+    becomes, `source` where that method is described.
     """
-    directory = epath.Path(directory)
-    try:
-        rows = read_metrics(directory)
-        parts = {name: content for name, content in _charts(rows).items() if content}
-        parts |= {"Time": time_spent(goodput), "Configuration": _configuration(experiment)}
-        opening = _opening(experiment, rows, f"{done} of {steps} steps are done", goodput)
-        page = report.page(directory.name, opening, parts, STYLE)
-        write_atomically(directory / PAGE, page.encode("utf-8", "replace"))
-    except Exception as error:  # whatever a storage backend raises, or a file that somebody has edited
-        say(f"{directory / PAGE} is not written: {str(error).strip() or type(error).__name__}")
+    parts = {title: content for title, content in _charts(rows).items() if content}
+    parts |= {"Time": time_spent(time), "Configuration": _configuration(experiment)}
+    lead = f"{experiment.model.path} becomes {method}, from {experiment.data.named}; {done} of {steps} steps are done."
+    opening = element("p", lead, " ", element("span", source, class_="muted"), class_="lead")
+    return report.page(name, join(opening, report.tiles(_key_figures(rows, time))), parts, STYLE)
 
 
-def _opening(experiment: config.Experiment, rows: Sequence[Mapping], state: str, goodput: Mapping[str, float]) -> Markup:
-    method, source = describe_method(experiment.objective)
-    lead = f"{experiment.model.path} becomes {method}, from {experiment.data.named}; {state}."
+def _key_figures(rows: Sequence[Mapping], time: TimeSpent) -> list[tuple[str, str, str]]:
+    """Name, value and meaning of what is shown first."""
     shown = (
         ("Loss", "loss", "of the last step"),
         ("Held-out loss", "eval_loss", "the last time it was judged"),
@@ -94,11 +100,9 @@ def _opening(experiment: config.Experiment, rows: Sequence[Mapping], state: str,
     cells = [
         (name, report.number(last(rows, metric)), meaning) for name, metric, meaning in shown if last(rows, metric) is not None
     ]
-    attempts = int(goodput[f"{NAME}/attempt"])
-    took = report.duration(goodput[f"{NAME}/seconds"])
-    cells.append(("Time", took, f"in {attempts} attempt{'s' if attempts > 1 else ''}"))
-    cells.append(("Productive", report.percent(goodput[f"{NAME}/productive"]), "of that time: steps that counted"))
-    return join(element("p", lead, " ", element("span", source, class_="muted"), class_="lead"), report.tiles(cells))
+    cells.append(("Time", report.duration(time.seconds), f"in {time.attempts} attempt{'s' if time.attempts > 1 else ''}"))
+    cells.append(("Productive", report.percent(time.parts["steps"] / time.seconds), "of that time: steps that counted"))
+    return cells
 
 
 def _charts(rows: Sequence[Mapping]) -> dict[str, Markup]:
@@ -119,12 +123,12 @@ def _charts(rows: Sequence[Mapping]) -> dict[str, Markup]:
     return found
 
 
-def time_spent(goodput: Mapping[str, float]) -> Markup:
+def time_spent(time: TimeSpent) -> Markup:
     """Where the time of all attempts went."""
-    parts = [("steps that counted", productive_seconds(goodput))]
-    parts += [(PARTS_IN_WORDS[part], goodput[f"{NAME}/{part}_seconds"]) for part in PARTS]
-    total = goodput[f"{NAME}/seconds"]
-    cells = [(name, report.duration(seconds), report.percent(seconds / total)) for name, seconds in parts]
+    cells = [
+        (words, report.duration(time.parts[part]), report.percent(time.parts[part] / time.seconds))
+        for part, words in PARTS_IN_WORDS.items()
+    ]
     return report.table(("part", "time", "share"), cells, class_="numbers")
 
 

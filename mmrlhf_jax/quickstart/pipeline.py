@@ -26,12 +26,12 @@ from mmrlhf_jax.huggingface.export import export_model, new_checkpoint
 from mmrlhf_jax.huggingface.load import load_model
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.engine import Engine, Prompt
-from mmrlhf_jax.pages.quickstart import write_page
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.quickstart.alignment import align as align_vision
 from mmrlhf_jax.quickstart.captions import caption_records, with_captions
 from mmrlhf_jax.quickstart.dataset import corpus, write_dataset
 from mmrlhf_jax.quickstart.model import TINY, VOCABULARY, silence_layers
+from mmrlhf_jax.quickstart.page import write_page
 from mmrlhf_jax.quickstart.parity import max_logit_difference
 from mmrlhf_jax.quickstart.questions import is_correct, question_from_record
 from mmrlhf_jax.quickstart.tokenizer import train_tokenizer

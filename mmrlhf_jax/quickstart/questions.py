@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mmrlhf_jax.errors import UserError
@@ -54,6 +54,12 @@ def question_from_record(record: RankedRecord) -> Question:
         raise UserError(f"record {record.id!r}: field 'question' needs 'truth' and a 'kind' of {known}; generate it again")
     truth = tuple(fields["truth"]) if fields["kind"] == "description" else fields["truth"]
     return Question(fields["kind"], record.prompt, truth, tuple(fields.get("subjects", ())), fields.get("relation"))
+
+
+def by_kind(records: Iterable[RankedRecord]) -> dict[str, list[int]]:
+    """Indices of the records of each kind of question that occurs, in the order of `KINDS`."""
+    kinds = [question_from_record(record).kind for record in records]
+    return {kind: [i for i, found in enumerate(kinds) if found == kind] for kind in KINDS if kind in kinds}
 
 
 def ask(kind: str, scene: Scene, rng: random.Random) -> Question | None:

@@ -38,7 +38,6 @@ from mmrlhf_jax.inference.scoring import make_scoring_step
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import with_reduce_dtype
-from mmrlhf_jax.pages.run import PAGE, write_run_page
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import first_acts, first_decides, first_process, same_everywhere, together
 from mmrlhf_jax.sharding.feed import feed, own_rows
@@ -51,6 +50,7 @@ from mmrlhf_jax.training.metrics import MetricsLog
 from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import learning_rate_at, make_optimizer
 from mmrlhf_jax.training.owner import owned
+from mmrlhf_jax.training.page import PAGE, write_run_page
 from mmrlhf_jax.training.peers import COMPILING, LOADING, MEASURING, Peers, coordinator_lines
 from mmrlhf_jax.training.preflight import check_launch, check_metrics, check_profile, check_room, check_stored
 from mmrlhf_jax.training.profiler import ProfilerWindow

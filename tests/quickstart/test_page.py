@@ -15,9 +15,10 @@ from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.examples import BuiltExamples
 from mmrlhf_jax.objectives import reward_scaling
 from mmrlhf_jax.pages import charts
-from mmrlhf_jax.pages.quickstart import SHOWN_QUESTIONS, write_page
+from mmrlhf_jax.pages.judged import judged_pairs, signed
+from mmrlhf_jax.pages.quickstart import SHOWN_QUESTIONS
 from mmrlhf_jax.quickstart.dataset import write_dataset
-from mmrlhf_jax.quickstart.judged import judged_pairs, signed
+from mmrlhf_jax.quickstart.page import write_page
 from mmrlhf_jax.quickstart.questions import KINDS, is_correct, question_from_record
 from mmrlhf_jax.records import RankedRecord
 

@@ -19,11 +19,11 @@ from mmrlhf_jax import config, files
 from mmrlhf_jax.data.rows import Budget, empty_row
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
-from mmrlhf_jax.pages.run import PAGE, write_run_page
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.training import loop, trained
 from mmrlhf_jax.training import record as recording
 from mmrlhf_jax.training.metrics import read_metrics
+from mmrlhf_jax.training.page import PAGE, write_run_page
 from mmrlhf_jax.training.record import read_batch
 from mmrlhf_jax.training.replay import _responses, as_json, as_text, replay
 from mmrlhf_jax.training.trained import export_run, load_trained

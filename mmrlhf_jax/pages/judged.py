@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.examples import BuiltExamples, Example
-from mmrlhf_jax.evaluation.reward_bench import accuracy
 from mmrlhf_jax.pages import parts as report
 from mmrlhf_jax.pages.charts import Dot, Line, line_chart
 from mmrlhf_jax.pages.parts import chip, element, join, mark, percent
-from mmrlhf_jax.quickstart.questions import KINDS, question_from_record
 from mmrlhf_jax.records import RankedRecord, Response
 
 
@@ -42,14 +40,17 @@ def judged_pairs(record: RankedRecord, objective: config.Preference) -> list[Jud
     return [JudgedPair(c, r, margin, pair_beta(margin, objective)) for c, r, margin in margins]
 
 
-def judged(held_out: Sequence[RankedRecord], examples: BuiltExamples, objective: config.Preference) -> Markup:
-    """One card per kind of question, and the reward model's worst mistake."""
+def judged(
+    held_out: Sequence[RankedRecord], examples: BuiltExamples, kinds: Mapping[str, Sequence[int]], objective: config.Preference
+) -> Markup:
+    """One card per kind of question, and the reward model's worst mistake. `kinds` has, by name, the places of its records."""
+    right = [[pair.right for pair in judged_pairs(record, objective)] for record in held_out]
     cards, shown = [], []
-    for kind, found in by_kind(held_out).items():
+    for kind, found in kinds.items():
         pictures = [held_out[i].images for i in shown]
         first = next((i for i in found if held_out[i].images not in pictures), found[0])
-        overall = accuracy([held_out[i] for i in found])
-        note = f"{kind} · in all of this kind: {percent(overall.acc)} of {overall.pairs} pairs right"
+        pairs = [pair for i in found for pair in right[i]]
+        note = f"{kind} · in all of this kind: {percent(sum(pairs) / max(len(pairs), 1))} of {len(pairs)} pairs right"
         cards.append(judged_card(held_out[first], examples[first], objective, note))
         shown.append(first)
     text = (
@@ -58,7 +59,7 @@ def judged(held_out: Sequence[RankedRecord], examples: BuiltExamples, objective:
         " not yet shown, whatever came out. In the tables, “A over B” is a pair that the data ranks so; δ is the reward of A"
         " minus that of B, and the pair is right where δ is above zero. Ties make no pair."
     )
-    mistakes = [sum(not pair.right for pair in judged_pairs(record, objective)) for record in held_out]
+    mistakes = [pairs.count(False) for pairs in right]
     worst = max(range(len(held_out)), key=mistakes.__getitem__, default=0)
     if any(mistakes) and worst not in shown:
         note = "of all held-out questions, the one with the most pairs in the wrong order"
@@ -134,12 +135,6 @@ def pair_dots(pairs: Sequence[JudgedPair], objective: config.Preference) -> list
         label = f"{len(found)} pairs around δ = {signed(mean)}"
         dots.append(Dot(mean, pair_beta(mean, objective), radius, "good" if right else "bad", label))
     return dots
-
-
-def by_kind(records: Iterable[RankedRecord]) -> dict[str, list[int]]:
-    """Indices of the records of each kind of question that occurs, in the order of `KINDS`."""
-    kinds = [question_from_record(record).kind for record in records]
-    return {kind: [i for i, found in enumerate(kinds) if found == kind] for kind in KINDS if kind in kinds}
 
 
 def signed(value: float) -> str:

@@ -1,0 +1,40 @@
+"""A run's `report.html`, from the metrics that the run has written so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from etils import epath
+
+from mmrlhf_jax import config
+from mmrlhf_jax.files import write_atomically
+from mmrlhf_jax.pages import TimeSpent, run_page
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.training.card import describe_method
+from mmrlhf_jax.training.goodput import NAME, PARTS, productive_seconds
+from mmrlhf_jax.training.metrics import read_metrics
+
+PAGE = "report.html"
+
+
+def write_run_page(
+    directory: epath.PathLike, experiment: config.Experiment, *, done: int, steps: int, goodput: Mapping[str, float]
+) -> None:
+    """Write `report.html` into a run directory, from its metrics so far: `done` of `steps` steps; `goodput` as it is now.
+
+    Where that fails it is said: no run ends because of its page.
+    """
+    directory = epath.Path(directory)
+    try:
+        rows = read_metrics(directory)
+        method, source = describe_method(experiment.objective)
+        facts = dict(method=method, source=source, done=done, steps=steps, time=_time_spent(goodput))
+        page = run_page(directory.name, experiment, rows, **facts)
+        write_atomically(directory / PAGE, page.encode("utf-8", "replace"))
+    except Exception as error:  # whatever a storage backend raises, or a file that somebody has edited
+        say(f"{directory / PAGE} is not written: {str(error).strip() or type(error).__name__}")
+
+
+def _time_spent(goodput: Mapping[str, float]) -> TimeSpent:
+    parts = {part: goodput[f"{NAME}/{part}_seconds"] for part in PARTS} | {"steps": productive_seconds(goodput)}
+    return TimeSpent(int(goodput[f"{NAME}/attempt"]), goodput[f"{NAME}/seconds"], parts)
