@@ -1,4 +1,4 @@
-"""`mmrlhf quickstart`: the whole of MM-RLHF, small: scenes are rendered, ranked and criticised by rule, and a small model learns.
+"""`mmrlhf quickstart`: the whole of MM-RLHF, small. It draws scenes, asks, ranks by rule, and trains a small model.
 
-Nothing imports it but the command line. It uses the other packages as a user would, each step by what the commands run.
+Nothing imports it but the command line. It uses the other packages as a user would: every step is what the commands run.
 """
