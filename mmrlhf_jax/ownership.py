@@ -9,20 +9,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from etils import epath
 
-from mmrlhf_jax import owner_file, strict_json
+from mmrlhf_jax import owner_file
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, reason, retried
 from mmrlhf_jax.files import entries, is_remote
+from mmrlhf_jax.owner import Owner, held_here, named, now_here
 from mmrlhf_jax.progress import clock_time, say
 
 BEAT_SECONDS = 5.0
@@ -31,51 +30,6 @@ SILENT_SECONDS = 60.0
 LOOK_SECONDS = 1.0
 # An object store that does not know "create only": who still finds its own record after this is the owner.
 SETTLE_SECONDS = 1.0
-
-_held: set[str] = set()  # by this process
-
-
-@dataclasses.dataclass(frozen=True)
-class Owner:
-    """What the file says. `place` is where process ids mean the same: a host since its start, a container."""
-
-    nonce: str
-    pid: int
-    host: str
-    place: str = ""
-    started: str = ""  # of the process, in the kernel's ticks: ids are given anew
-    beat: int = 0
-    at: float = 0.0  # of the beat, by the clock of `place`
-
-    @staticmethod
-    def me() -> Owner:
-        return Owner(uuid.uuid4().hex, os.getpid(), socket.gethostname(), _place(), _process(os.getpid())[1])
-
-    @staticmethod
-    def parse(text: str) -> Owner | None:
-        """None where the file does not say, as when it is being written."""
-        try:
-            found = strict_json.loads(text)
-            known = {each.name for each in dataclasses.fields(Owner)}
-            return Owner(**{"nonce": ""} | {name: value for name, value in found.items() if name in known})
-        except (ValueError, TypeError, AttributeError):
-            return None
-
-    def text(self) -> str:
-        return strict_json.dumps(dataclasses.asdict(self))
-
-    @property
-    def is_here(self) -> bool:
-        """Whether this process can tell if it lives."""
-        return self.host == socket.gethostname() and self.place in ("", _place())
-
-    @property
-    def has_ended(self) -> bool:
-        """Of one that `is_here`."""
-        if self.pid == os.getpid():  # an earlier process of the same id, or an attempt of this process that is over
-            return self.nonce not in _held
-        alive, started = _process(self.pid)
-        return not alive or bool(self.started and started and self.started != started)
 
 
 class Living(NamedTuple):
@@ -153,12 +107,12 @@ class Ownership:
             if owner.has_ended:
                 return self._take_over(text, owner)
             age = f"{clock_time(max(now_here() - owner.at, 0.0))} ago" if owner.at and owner.place else "not recorded"
-            return Living(_named(owner), f"it lives; its last sign of life was {age}", here=True)
+            return Living(named(owner), f"it lives; its last sign of life was {age}", here=True)
         if text != self._seen:
             if self._seen is not None:
-                return Living(_named(owner), f"its last sign of life was at most {passed:.0f} s ago", here=False)
+                return Living(named(owner), f"its last sign of life was at most {passed:.0f} s ago", here=False)
             wait = f"looking for signs of life, for {SILENT_SECONDS:.0f} s at most"
-            say(f"{self.path.parent}: {_named(owner)} was at work here; {wait}")
+            say(f"{self.path.parent}: {named(owner)} was at work here; {wait}")
             self._seen, self._silent = text, 0.0
             return False
         self._silent += min(passed, 2 * LOOK_SECONDS)  # time in which this process was suspended itself does not count
@@ -176,7 +130,7 @@ class Ownership:
         except Exception as error:  # whatever a storage backend raises
             say(f"{self.path}: cannot be removed ({first_line(error)}); whoever comes next sees that this process is gone")
         finally:
-            _held.discard(self._me.nonce)
+            held_here.discard(self._me.nonce)
 
     def _give_back(self) -> None:
         if self._is_mine(owner_file.read(self.path)):
@@ -239,7 +193,7 @@ class Ownership:
             if owner_file.read(self.path) != held:  # somebody followed it before
                 return False
             owner_file.replace(self.path, self._beat_text())
-            say(f"{self.path.parent}: {_named(owner)}, which was at work here, is gone; {self._follows}")
+            say(f"{self.path.parent}: {named(owner)}, which was at work here, is gone; {self._follows}")
         finally:
             follow.__exit__()
         return self._holds()
@@ -249,7 +203,7 @@ class Ownership:
             time.sleep(SETTLE_SECONDS)
             if not self._is_mine(owner_file.read(self.path)):
                 return False
-        _held.add(self._me.nonce)
+        held_here.add(self._me.nonce)
         self._confirmed = now_here()
         return True
 
@@ -279,43 +233,8 @@ class Ownership:
         if text is None:  # removed by somebody, with its directory perhaps; it is not made anew under their hands
             return False
         if not self._is_mine(text):
-            other = _named(Owner.parse(text))
+            other = named(Owner.parse(text))
             self._lost(f"{self.path.parent}: {other} is at work here now: this process gave no sign of life for too long")
             return False
         self._confirmed = now_here()
         return True
-
-
-def now_here() -> float:
-    """Seconds on a clock that all processes of this host share, that nobody sets, and that runs while the host is suspended."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
-
-
-def _named(owner: Owner | None) -> str:
-    return "another process" if owner is None else f"process {owner.pid} on {owner.host}"
-
-
-def _place() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
-        return ""
-
-
-def _process(pid: int) -> tuple[bool, str]:
-    """(whether it lives, when it started in the kernel's ticks). One that ended and was not waited for lives no more."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        state, *fields = stat[stat.rindex(")") + 2 :].split()  # the name before may hold anything
-        return state not in "ZX", fields[18]
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return False, ""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False, ""
-    except PermissionError:  # another user's
-        pass
-    return True, ""

@@ -22,7 +22,8 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.exits import PEER_LOST, SIGNALLED
 from mmrlhf_jax.faults import Unavailable
 from mmrlhf_jax.inference.jobs import write_in_pieces
-from mmrlhf_jax.ownership import Owner, Ownership
+from mmrlhf_jax.owner import Owner
+from mmrlhf_jax.ownership import Ownership
 from mmrlhf_jax.training import loop, owner
 from tests import tiny
 from tests.data import groups

@@ -17,7 +17,7 @@ from etils import epath
 from mmrlhf_jax import ownership, sole_writer, workplace
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.new_directory import _partial, new_directory, refuse_existing, reserved
-from mmrlhf_jax.ownership import Owner
+from mmrlhf_jax.owner import Owner
 
 WAYS = ["takes its place", "mounted", "nothing may be made beside it"]
 

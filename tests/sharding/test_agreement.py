@@ -149,9 +149,8 @@ def owned():
 report("owned", owned)
 other = root / "taken" / "owner"
 if me == 0:
-    from mmrlhf_jax.ownership import Owner
+    from mmrlhf_jax.owner import Owner, _process
     import subprocess, dataclasses
-    from mmrlhf_jax.ownership import _process
     other.parent.mkdir()
     parent = os.getppid()
     other.write_text(dataclasses.replace(Owner.me(), pid=parent, started=_process(parent)[1]).text())
