@@ -25,14 +25,12 @@ ALLOWED = {
     "pages": {"data"},
     "training": {"data", "huggingface", "inference", "models", "objectives", "pages", "sharding", "tasks"},
     "launching": {"data", "sharding"},
-    "evaluation": {"data", "huggingface", "inference", "pages"},
-    "planning": {"data", "huggingface", "inference", "models", "sharding", "tasks", "training"},
+    "evaluation": {"data"},
+    "planning": {"data", "huggingface", "inference", "models", "objectives", "sharding", "tasks", "training"},
     "commands": {
         "data", "evaluation", "huggingface", "inference", "models", "pages", "planning", "sharding", "tasks", "training",
     },
-    "quickstart": {
-        "commands", "data", "evaluation", "huggingface", "inference", "models", "pages", "sharding", "training",
-    },
+    "quickstart": {"data", "evaluation", "huggingface", "inference", "models", "pages", "sharding", "training"},
     "cli": {"commands", "quickstart"},
 }  # fmt: skip
 

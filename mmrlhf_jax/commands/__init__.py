@@ -1,7 +1,7 @@
 """The bodies of the command line's verbs: `cli.py` declares a verb and calls the function of its name here.
 
-A verb is in the file of its name, the verbs of a group (`mmrlhf data ...`) in that of the group. Only `cli` and the quickstart
-stand above this package.
+A verb is in the file of its name, the verbs of a group (`mmrlhf data ...`) in that of the group. Only `cli` stands above
+this package.
 """
 
 from __future__ import annotations

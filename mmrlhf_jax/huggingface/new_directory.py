@@ -35,14 +35,16 @@ class NewDirectory:
     large: epath.Path
 
 
-def refuse_existing(out: epath.PathLike) -> None:
-    """UserError where something is at `out` that is not the beginning of an export that was cut off."""
+def refuse_existing(out: epath.PathLike) -> list[str]:
+    """UserError where something is at `out` that is not the beginning of an export that was cut off: those files, by name."""
     out, workplace = place_of(out, "exporting")
     if not out.exists():
-        return
-    ours = {Path(name).parts[0] for name in _begun(out, workplace)} | ({workplace.name} if workplace.parent == out else set())
+        return []
+    begun = _begun(out, workplace)
+    ours = {Path(name).parts[0] for name in begun} | ({workplace.name} if workplace.parent == out else set())
     if not out.is_dir() or any(path.name not in ours for path in out.iterdir()):
         raise UserError(f"{out}: exists and is not empty; give a new directory, nothing is overwritten")
+    return begun
 
 
 @contextlib.contextmanager
@@ -61,8 +63,7 @@ def reserved(out: epath.PathLike) -> Iterator[Held]:
     out, workplace = place_of(out, "exporting")
     with held(out, workplace, "is exporting to it", follows="starting anew") as place:
         try:
-            refuse_existing(out)
-            _remove_begun(out, _begun(out, workplace))
+            _remove_begun(out, refuse_existing(out))
             place.lock.clear()  # of what a process left that was killed
             yield place
         finally:
