@@ -22,8 +22,7 @@ def as_text(plan: Plan) -> str:
     lines = [
         f"{plan.experiment} on {plan.launch}: {plan.devices} devices ({mesh})",
         f"  model      {plan.model_source}",
-        f"  rows       {plan.rows}{f' in {plan.accumulation} pieces' if plan.accumulation > 1 else ''} of"
-        f" {budget.slots} slots, {budget.tiles} tiles, {budget.targets} targets;"
+        f"  rows       {plan.rows} of {budget.slots} slots, {budget.tiles} tiles, {budget.targets} targets{_pieces(plan)};"
         f" {plan.workload.fill:.0%} filled, {plan.workload.used['pairs']:.1f} pairs each; {plan.workload.source}",
     ]
     if plan.stand_in:
@@ -68,6 +67,10 @@ def as_text(plan: Plan) -> str:
     lines.append(f"  compiled in {plan.step.seconds:.0f} s{'' if plan.step.machine_code else ', without machine code'}")
     lines.append("  fits" if plan.fits else f"  {plan.advice}")
     return "\n".join(lines)
+
+
+def _pieces(plan: Plan) -> str:
+    return f", taken in {plan.accumulation} pieces" if plan.accumulation > 1 else ""
 
 
 def _placement(plan: Plan) -> list[str]:

@@ -193,6 +193,12 @@ def test_what_does_not_fit_says_by_how_much_and_what_would_make_it_fit(model):
         assert way in line
 
 
+def test_a_plan_says_in_how_many_pieces_the_rows_are_taken(made):
+    pieces = dataclasses.replace(made, accumulation=2)
+    assert [planning.as_json(each)["accumulation"] for each in (made, pieces)] == [1, 2]
+    assert ["taken in 2 pieces" in show.as_text(each) for each in (made, pieces)] == [False, True]
+
+
 def test_advice_names_the_key_that_decides_how_many_rows_are_taken_at_once(model):
     chip, mesh = dataclasses.replace(CHIPS["v5e"], hbm_bytes=2**30), make_mesh({}, jax.devices()[:1])
     settings = experiment(model, config.Preference())
