@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 from etils import epath
@@ -152,7 +152,34 @@ class Scaling(Section):
     negative_margins: Literal["clamp", "unclamped", "drop"] = "clamp"
 
 
-class Preference(Section):
+class ObjectiveSection(Section):
+    """What the settings of every kind of objective tell; what each kind does with data, loss and plan is in `tasks`.
+
+    Each kind has a `reference` as well, which is None where it needs no reference model.
+    """
+
+    needs_reward_head: ClassVar[bool] = False
+
+    @property
+    def looks_at_batch(self) -> str | None:
+        """What of it sees the pairs of a batch together, by name, so that the batch cannot be taken in pieces; or None."""
+        return None
+
+    @property
+    def scores(self) -> bool:
+        """Whether the loss depends on the reward head."""
+        return False
+
+    def writes(self, data: Data) -> bool:
+        """Whether the loss depends on the probabilities of words."""
+        return True
+
+    def lacks_weights(self, data: Data) -> str | None:
+        """Why no term of the loss has a weight, and what to do about it; None where one has."""
+        return None
+
+
+class Preference(ObjectiveSection):
     """MM-DPO. `sft_weight` is γ, on chosen responses.
 
     `reference`: log-probs of the starting model, `cached` (one pass before training), `live` (a forward pass of it in
@@ -173,10 +200,15 @@ class Preference(Section):
 
     @property
     def looks_at_batch(self) -> str | None:
-        """What of it sorts or normalises over the whole batch, by name."""
+        """What of it sorts or normalises over the whole batch."""
         if self.scaling.mode == "batch_implicit":
             return "scaling.mode batch_implicit"
         return next((f"loss {name}" for name in ("aot", "aot_unpaired") if name in self.losses), None)
+
+    def lacks_weights(self, data: Data) -> str | None:
+        if any((*self.losses.values(), self.sft_weight)):
+            return None
+        return "losses and sft_weight are all 0, so that nothing would be learnt; give one a weight"
 
     @pydantic.field_validator("losses")
     @classmethod
@@ -199,7 +231,7 @@ class Preference(Section):
         return self
 
 
-class RewardModel(Section):
+class RewardModel(ObjectiveSection):
     """The critique-based reward model: critique loss + score loss (paper).
 
     Options: centring (released code: .01), `tie_weight` on (r₁ − r₂)² of tied pairs, and what the score loss subtracts
@@ -214,11 +246,31 @@ class RewardModel(Section):
     tie_weight: NonNegative = 0.0
     margins: Literal["none", "human_scores", "rewards"] = "none"
 
+    reference: ClassVar[None] = None
+    needs_reward_head: ClassVar[bool] = True
 
-class Supervised(Section):
+    @property
+    def scores(self) -> bool:
+        return self.score_weight > 0 or self.centring > 0 or self.tie_weight > 0
+
+    def writes(self, data: Data) -> bool:
+        return self.critique_weight > 0 and data.critiques is not None
+
+    def lacks_weights(self, data: Data) -> str | None:
+        if self.scores or self.writes(data):
+            return None
+        return (
+            "all weights are 0 (or there is only critique_weight, and data.critiques is null), so that nothing would"
+            " be learnt; give one a weight"
+        )
+
+
+class Supervised(ObjectiveSection):
     """Token mean over the learnt responses (`data.learn`)."""
 
     kind: Literal["supervised"] = "supervised"
+
+    reference: ClassVar[None] = None
 
 
 Objective = Annotated[Preference | RewardModel | Supervised, Field(discriminator="kind")]
@@ -357,33 +409,11 @@ class Run(Section):
     wandb: str | None = None
 
 
-def looks_at_batch(objective: Objective) -> str | None:
-    """What of an objective sees the pairs of a batch together, so that the batch cannot be taken in pieces."""
-    return objective.looks_at_batch if isinstance(objective, Preference) else None
-
-
-def scores(objective: Objective) -> bool:
-    """Whether the loss depends on the reward head."""
-    if not isinstance(objective, RewardModel):
-        return False
-    return objective.score_weight > 0 or objective.centring > 0 or objective.tie_weight > 0
-
-
-def writes(objective: Objective, data: Data) -> bool:
-    """Whether the loss depends on the probabilities of words."""
-    return not isinstance(objective, RewardModel) or (objective.critique_weight > 0 and data.critiques is not None)
-
-
 def _check_something_learns(objective: Objective, data: Data, trains: Trains) -> None:
     """ValueError where no term has a weight, or no part that a term depends on learns: such a run would change nothing."""
-    if isinstance(objective, Preference) and not any((*objective.losses.values(), objective.sft_weight)):
-        raise ValueError("objective: losses and sft_weight are all 0, so that nothing would be learnt; give one a weight")
-    if not scores(objective) and not writes(objective, data):
-        raise ValueError(
-            "objective: all weights are 0 (or there is only critique_weight, and data.critiques is null), so that nothing would"
-            " be learnt; give one a weight"
-        )
-    parts = [part for part, learns in trains if learns and (part != "reward_head" or scores(objective))]
+    if (why := objective.lacks_weights(data)) is not None:
+        raise ValueError(f"objective: {why}")
+    parts = [part for part, learns in trains if learns and (part != "reward_head" or objective.scores)]
     if not parts:
         unused = " but reward_head, at which this objective does not look" if trains.reward_head else ""
         raise ValueError(f"trains: every part is false{unused}, so that nothing would be learnt; set one to true")
@@ -402,11 +432,11 @@ class Experiment(Section):
 
     @pydantic.model_validator(mode="after")
     def _consistent(self):
-        if isinstance(self.objective, RewardModel) and self.model.reward_head is None:
-            raise ValueError("objective reward_model needs model.reward_head (tanh is the released one)")
-        if self.batch.accumulation not in (None, 1) and looks_at_batch(self.objective):
+        if self.objective.needs_reward_head and self.model.reward_head is None:
+            raise ValueError(f"objective {self.objective.kind} needs model.reward_head (tanh is the released one)")
+        if self.batch.accumulation not in (None, 1) and self.objective.looks_at_batch:
             raise ValueError(
-                f"{looks_at_batch(self.objective)} looks at the whole batch, of which accumulation shows it a piece at a time;"
+                f"{self.objective.looks_at_batch} looks at the whole batch, of which accumulation shows it a piece at a time;"
                 " set batch.accumulation: 1"
             )
         _check_something_learns(self.objective, self.data, self.trains)
@@ -417,11 +447,11 @@ class Experiment(Section):
         for part in adapted:
             if not getattr(self.trains, part):
                 raise ValueError(f"lora.parts names {part}, which does not learn; set trains.{part}: true")
-        if "reward_head" in adapted and not scores(self.objective):
+        if "reward_head" in adapted and not self.objective.scores:
             raise ValueError("lora.parts names reward_head, but no term of this objective looks at scores; leave it out")
-        if self.lora and "head" in (self.lora.layers or ()) and not writes(self.objective, self.data):
+        if self.lora and "head" in (self.lora.layers or ()) and not self.objective.writes(self.data):
             raise ValueError("lora.layers names head, but no term of this objective looks at words; leave it out")
-        if isinstance(self.objective, Preference) and self.objective.reference == "adapter_base":
+        if self.objective.reference == "adapter_base":
             whole = [part for part, learns in self.trains if learns and part not in adapted]
             # A part that the model does not have does not learn.
             whole = [part for part in whole if part != "reward_head" or self.model.reward_head is not None]

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from mmrlhf_jax.config import Experiment, Model, load_experiment, load_launch
-from mmrlhf_jax.data.pipeline import margins_from
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.attention import Backend
 from mmrlhf_jax.sections import resolved
+from mmrlhf_jax.tasks import task_of
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -69,7 +69,7 @@ def test_the_ablation_grid_is_the_papers():
 )
 def test_the_baselines_differ_from_mm_dpo_in_beta_alone(name, mode, margins, accumulation):
     experiment, base = load_experiment(ROOT / "configs" / f"{name}_llava_ov_7b.yaml"), load_experiment(MMDPO)
-    assert experiment.objective.scaling.mode == mode and margins_from(experiment.objective) == margins
+    assert experiment.objective.scaling.mode == mode and task_of(experiment.objective).margins == margins
     assert experiment.data.rewards is None and experiment.optimizer == base.optimizer
     assert experiment.batch == base.batch.model_copy(update={"accumulation": accumulation})
     assert experiment.objective.model_copy(update={"scaling": base.objective.scaling}) == base.objective

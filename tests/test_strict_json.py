@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from mmrlhf_jax import cli, config, finite, records, strict_json
 from mmrlhf_jax.data.mixture import Part, open_examples
-from mmrlhf_jax.data.pipeline import open_training_examples
 from mmrlhf_jax.data.sources import read_records
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_json_lines
+from mmrlhf_jax.tasks import open_training_examples, task_of
 from mmrlhf_jax.training.metrics import MetricsLog, read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -213,17 +213,17 @@ def test_the_numbers_of_pairs_are_finite(tmp_path, number):
     pair = {"id": "r7", "prompt": "p", "chosen": "a", "rejected": "b", "ls_factor": 0}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair).replace(": 0}", f": {number}}}"))
     with pytest.raises(UserError, match=r"pairs\.jsonl.*r7.*ls_factor"):
-        open_training_examples(config.Data(path=str(tmp_path / "pairs.jsonl")), STORED)
+        open_training_examples(config.Data(path=str(tmp_path / "pairs.jsonl")), task_of(STORED))
 
 
 def test_a_pair_has_one_number(tmp_path):
     pair = {"id": "r7", "prompt": "p", "chosen": "a", "rejected": "b"}
     lines = [json.dumps(pair | {"ls_factor": factor}) for factor in (0.5, 0.5)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
-    open_training_examples(config.Data(path=str(tmp_path / "pairs.jsonl")), STORED)
+    open_training_examples(config.Data(path=str(tmp_path / "pairs.jsonl")), task_of(STORED))
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines).replace("0.5", "0.25", 1))
     with pytest.raises(UserError, match=r"record 'r7', pair \(0, 1\): ls_factor is both 0.25 and 0.5"):
-        open_training_examples(config.Data(path=str(tmp_path / "pairs.jsonl")), STORED)
+        open_training_examples(config.Data(path=str(tmp_path / "pairs.jsonl")), task_of(STORED))
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf, 0.0, -1.0, 1e300])

@@ -87,13 +87,16 @@ def alike(experiments: dict[str, config.Experiment]) -> list[tuple[list[str], co
 
     Data that is at hand is measured, so that its shapes are its own.
     """
+    from mmrlhf_jax.tasks import task_of
+
     found: dict[str, tuple[list[str], config.Experiment]] = {}
     for name, experiment in experiments.items():
         key = experiment.model_dump(mode="json", exclude={"run": True, "data": {"rewards", "held_out_rewards", "workers"}})
-        key["objective"].pop("scaling", None)
-        key["pieces"] = config.looks_at_batch(experiment.objective) is None  # others are refused where rows are taken in pieces
+        task = task_of(experiment.objective)
+        key["objective"] = task.shape_settings()
+        key["pieces"] = experiment.objective.looks_at_batch is None  # others are refused where rows are taken in pieces
         if not at_hand(experiment.data):
-            key["data"] |= {"path": None, "pairs": None, "critiques": experiment.data.critiques is None}
+            key["data"] |= {"path": None, "pairs": None, "critiques": task.assumed_targets(experiment.data)}
         found.setdefault(strict_json.dumps(_without_values(key)), ([], experiment))[0].append(name)
     return list(found.values())
 

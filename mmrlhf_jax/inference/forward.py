@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision, Visual
@@ -26,8 +25,3 @@ def forward(model: LlavaOnevision, batch: RowBatch, *, chunk: int) -> Outputs:
         rewards = model.reward_head(jnp.take_along_axis(hidden, ends[..., None], axis=1))
         rewards = jnp.where(batch.ends < batch.tokens.shape[1], rewards, 0)
     return Outputs(*sums, rewards, targets.logps)
-
-
-def target_counts(batch: RowBatch) -> Float[Array, "B R"]:
-    """Target tokens per response."""
-    return sum_by_response(jnp.ones(batch.responses.shape, jnp.float32), batch.responses, batch.ends.shape[1])

@@ -15,7 +15,8 @@ from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.faults import Unavailable, first_line
 from mmrlhf_jax.files import read_sound_arrays, write_arrays
-from mmrlhf_jax.inference.forward import forward, target_counts
+from mmrlhf_jax.inference.forward import forward
+from mmrlhf_jax.objectives.logprobs import target_counts
 from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.progress import Progress, say
 from mmrlhf_jax.sharding.agreement import first_reads
@@ -26,7 +27,8 @@ def make_scoring_step(graphdef: nnx.GraphDef, *, chunk: int):
     """`(params, frozen, batch) -> (Outputs, target counts)`, per response."""
 
     def scoring_step(params: nnx.State, frozen: nnx.State, batch: RowBatch) -> tuple[Outputs, jax.Array]:
-        return forward(nnx.merge(graphdef, params, frozen), batch, chunk=chunk), target_counts(batch)
+        outputs = forward(nnx.merge(graphdef, params, frozen), batch, chunk=chunk)
+        return outputs, target_counts(batch.responses, batch.ends.shape[1])
 
     return jax.jit(scoring_step)
 

@@ -185,3 +185,8 @@ def _rows(x: Float[Array, "N B C ..."]) -> Float[Array, "B M ..."]:
 def sum_by_response(values: Float[Array, "B M"], responses: Int[Array, "B M"], count: int) -> Float[Array, "B R"]:
     """Sums of per-target values per response, R = `count`. Targets of response R are unused and dropped."""
     return jax.vmap(lambda v, r: jnp.zeros(count, v.dtype).at[r].add(v, mode="drop"))(values, responses)
+
+
+def target_counts(responses: Int[Array, "B M"], count: int) -> Float[Array, "B R"]:
+    """Target tokens per response, R = `count`; `responses` is each target's response, as in `sum_by_response`."""
+    return sum_by_response(jnp.ones(responses.shape, jnp.float32), responses, count)

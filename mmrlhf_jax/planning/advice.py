@@ -21,7 +21,7 @@ def advice(peak: int, chip: Chip, experiment: config.Experiment, launch: config.
     ways = []
     if experiment.model.remat != "full":
         ways.append("model.remat: full")
-    if rows > 1 and not config.looks_at_batch(experiment.objective):
+    if rows > 1 and not experiment.objective.looks_at_batch:
         overruled = experiment.batch.accumulation is not None
         key = f"batch.accumulation: {accumulation * rows}" if overruled else "rows_per_device: 1 in the launch file"
         ways.append(f"{key} (1 row per batch shard at a time instead of {rows})")

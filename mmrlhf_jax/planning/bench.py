@@ -19,7 +19,7 @@ from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.planning.unshared import forward_unshared, split_halves
 from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.sharding.feed import place
-from mmrlhf_jax.training.objective import make_objective
+from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training.optimizer import make_optimizer
 from mmrlhf_jax.training.state import init_state, split_model
 from mmrlhf_jax.training.step import Forward, make_train_step
@@ -75,7 +75,7 @@ def compare(
     for layout in layouts:
         step = make_train_step(
             graphdef,
-            make_objective(experiment.objective),
+            task_of(experiment.objective),
             tx,
             chunk=experiment.batch.logprob_chunk,
             accumulation=layout.pieces,

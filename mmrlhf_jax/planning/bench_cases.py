@@ -12,7 +12,6 @@ import numpy as np
 from flax import nnx
 
 from mmrlhf_jax import config
-from mmrlhf_jax.data.pipeline import make_encoder, open_training_examples, plan_training_rows
 from mmrlhf_jax.data.rows import EncodedGroup, assemble_row, empty_row, stack_rows
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.unshared import exact_batch
@@ -26,6 +25,7 @@ from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
 from mmrlhf_jax.planning.bench import compare, group_layout, pair_layout
 from mmrlhf_jax.planning.synthetic import synthetic_group
 from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
+from mmrlhf_jax.tasks import open_training_examples, plan_training_rows, task_of
 from mmrlhf_jax.training.layout import say_overruled, with_accumulation
 from mmrlhf_jax.training.loop import load_base
 from mmrlhf_jax.training.state import Path, stored_dtype
@@ -121,8 +121,9 @@ def compare_experiment(experiment: config.Experiment, launch: config.Launch, *, 
 
     The pair layout takes its rows in pieces of as many slots as the experiment's own pieces have.
     """
-    if isinstance(experiment.objective, config.Supervised):
-        raise UserError("bench compares layouts of pairs; objective supervised has none")
+    task = task_of(experiment.objective)
+    if not task.learns_pairs:
+        raise UserError(f"bench compares layouts of pairs; objective {task.kind} has none")
     mesh = make_mesh(launch.mesh.model_dump())
     say_overruled(experiment, launch, mesh.shape)
     experiment = with_accumulation(experiment, launch, mesh.shape)
@@ -130,9 +131,9 @@ def compare_experiment(experiment: config.Experiment, launch: config.Launch, *, 
     with use_mesh(mesh), matmul_precision(experiment.model.dtype):
         tokenizer = load_tokenizer(local_directory(experiment.model.path))
         model = load_base(experiment, mesh)
-        encoder = make_encoder(experiment.data, experiment.objective, tokenizer, model.config)
-        examples = open_training_examples(experiment.data, experiment.objective)
-        rows = plan_training_rows(examples, encoder, experiment.data, batch, experiment.objective, seed=experiment.run.seed)
+        encoder = task.encoder(experiment.data, tokenizer, model.config)
+        examples = open_training_examples(experiment.data, task)
+        rows = plan_training_rows(examples, encoder, experiment.data, batch, task, seed=experiment.run.seed)
         made = [[_encoded(rows, int(number)) for number in rows.groups(t)] for t in range(min(batch.rows, rows.count(1)))]
         packed = [assemble_row([group for group, _ in row], rows.budget, encoder.geometry) for row in made]
         packed += [empty_row(rows.budget, encoder.geometry)] * (batch.rows - len(packed))

@@ -18,6 +18,7 @@ from mmrlhf_jax.models.attention.xla import DENSE_LIMIT, QUERY_BLOCKS, REMAT_LIM
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.planning.workload import Workload
 from mmrlhf_jax.sharding.rules import axes_in, fit, spec
+from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training.work import Work, useful_flops
 
 
@@ -111,8 +112,7 @@ def _passes_on(experiment: config.Experiment) -> bool:
 
 
 def _references(experiment: config.Experiment) -> int:
-    objective = experiment.objective
-    return int(isinstance(objective, config.Preference) and objective.reference != "cached")
+    return task_of(experiment.objective).reference_passes
 
 
 def _language(model: LlavaOnevisionConfig, experiment: config.Experiment) -> float:

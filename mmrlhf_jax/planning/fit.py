@@ -23,7 +23,7 @@ def candidates(experiment: config.Experiment, launch: config.Launch, devices: in
     The accumulation is in both: as the experiment's, and as the launch's `rows_per_device` that gives it.
     """
     given = experiment.batch.accumulation
-    tried = (given,) if given else (1,) if config.looks_at_batch(experiment.objective) else (1, 2, 4, 8)
+    tried = (given,) if given else (1,) if experiment.objective.looks_at_batch else (1, 2, 4, 8)
     per_slice = launch.mesh.slices
     for (tensor, context), remat in itertools.product(SPLITS, REMAT):
         shards, rest = divmod(devices, tensor * context)

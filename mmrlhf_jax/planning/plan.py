@@ -32,9 +32,8 @@ from mmrlhf_jax.planning.topology import planned_devices
 from mmrlhf_jax.planning.workload import Workload, find_workload
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.mesh import batch_sharding, make_mesh, replicated, rows_divisor, use_mesh
+from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training.layout import check_layout, with_accumulation
-from mmrlhf_jax.training.loop import reference_mode
-from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import make_optimizer
 from mmrlhf_jax.training.state import TrainState
 from mmrlhf_jax.training.step import Step, make_eval_step, make_train_step
@@ -217,18 +216,18 @@ def lower_step(experiment: config.Experiment, launch: config.Launch) -> tuple[ja
 
 def step_arguments(experiment: config.Experiment, sizes: LlavaOnevisionConfig, mesh: Mesh) -> tuple[Step, TrainState, RowBatch]:
     """The train step, and an abstract state and batch for it."""
-    reference = reference_mode(experiment.objective)
+    task = task_of(experiment.objective)
     tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, experiment.guard)
     model = abstract_model(sizes, experiment, mesh)
-    graphdef, state = abstract_state(model, experiment, tx, mesh, keep_start=reference == "live")
+    graphdef, state = abstract_state(model, experiment, tx, mesh, keep_start=task.reference == "live")
     step = make_train_step(
         graphdef,
-        make_objective(experiment.objective),
+        task,
         tx,
         chunk=experiment.batch.logprob_chunk,
         accumulation=experiment.batch.accumulation,
         seed=experiment.run.seed,
-        reference=reference,
+        reference=task.reference,
         patches=sizes.vision.patches,
         shardings=jax.tree.map(lambda x: x.sharding, state),
     )
@@ -238,8 +237,7 @@ def step_arguments(experiment: config.Experiment, sizes: LlavaOnevisionConfig, m
 def run_passes(experiment: config.Experiment) -> list[str]:
     """Names in `PASSES` of what a run of the experiment computes beside its steps."""
     found = [] if experiment.data.held_out is None else ["evaluation"]
-    cached = isinstance(experiment.objective, config.Preference) and reference_mode(experiment.objective) is None
-    return [*found, "reference"] if cached else found
+    return [*found, "reference"] if task_of(experiment.objective).reference == "cached" else found
 
 
 def lower_evaluation(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:
@@ -248,9 +246,8 @@ def lower_evaluation(experiment: config.Experiment, launch: config.Launch) -> tu
     mesh = launch_mesh(launch)
     with use_mesh(mesh), matmul_precision(experiment.model.dtype):
         graphdef, state, batch = _pass_arguments(experiment, sizes, mesh)
-        mode = reference_mode(experiment.objective)
-        objective = make_objective(experiment.objective)
-        step = make_eval_step(graphdef, objective, chunk=experiment.batch.logprob_chunk, reference=mode)
+        task = task_of(experiment.objective)
+        step = make_eval_step(graphdef, task, chunk=experiment.batch.logprob_chunk, reference=task.reference)
         return step.lower(state, batch), (state.params, state.frozen, batch), mesh
 
 
@@ -270,7 +267,7 @@ PASSES = {"evaluation": lower_evaluation, "reference": lower_reference}
 def resident_bytes(experiment: config.Experiment, sizes: LlavaOnevisionConfig, mesh: Mesh) -> dict[str, int]:
     """By pass, what is on each device beside its program's own arguments: nothing before the optimizer's state is made."""
     _, state, _ = _pass_arguments(experiment, sizes, mesh)
-    start = () if reference_mode(experiment.objective) == "live" else state.start  # which a live reference computes with
+    start = () if task_of(experiment.objective).reference == "live" else state.start  # which a live reference computes with
     return {"evaluation": held_bytes((state.opt_state, start)), "reference": 0}
 
 
@@ -280,7 +277,7 @@ def _pass_arguments(
     """The module, and an abstract state and batch for it, of the rows of one piece of a step."""
     batch = experiment.batch
     tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, experiment.guard)
-    keep_start = reference_mode(experiment.objective) == "live"
+    keep_start = task_of(experiment.objective).reference == "live"
     graphdef, state = abstract_state(abstract_model(sizes, experiment, mesh), experiment, tx, mesh, keep_start=keep_start)
     return graphdef, state, abstract_batch(batch.rows // batch.accumulation, demanded_budget(batch), sizes.geometry, mesh)
 

@@ -15,7 +15,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.index import GroupIndex
 from mmrlhf_jax.data.mixture import open_examples, sets
 from mmrlhf_jax.data.packing import plan_rows
-from mmrlhf_jax.data.pipeline import count_rows, make_encoder, plan_training_rows, row_budget, with_chosen_critiques
+from mmrlhf_jax.data.pipeline import count_rows, row_budget
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line
@@ -25,6 +25,7 @@ from mmrlhf_jax.models.attention.visibility import HIDDEN, block_kinds
 from mmrlhf_jax.models.llava_onevision import vision_plan
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.tasks import plan_training_rows, task_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Workload:
 
 
 def assumed_sizes(
-    geometry: VisionGeometry, *, learnt: Literal["answers", "critiques", "none"], frames: int, seed: int = 0
+    geometry: VisionGeometry, *, targets_are: Literal["answers", "critiques", "none"], frames: int, seed: int = 0
 ) -> np.ndarray:
     """int64[30k, resources of `Budget`]: what the groups of an MM-RLHF-like data set take of a row."""
     rng = np.random.default_rng(seed)
@@ -91,13 +92,13 @@ def assumed_sizes(
             count = int(rng.choice(RESPONSES))
             plan = video if kind.video else pictures[rng.integers(len(pictures))]
             prompt, *answers = np.exp(rng.normal(0, SPREAD, count + 1)) * [PROMPT, *[kind.answer] * count]
-            branches, targets = np.sum(answers), np.sum(answers) if learnt == "answers" else 0.0
-            if learnt == "critiques":
+            branches, targets = np.sum(answers), np.sum(answers) if targets_are == "answers" else 0.0
+            if targets_are == "critiques":
                 targets = np.sum(np.exp(rng.normal(0, SPREAD, count)) * CRITIQUE)
                 branches = np.sum(answers) + targets + count * CRITIQUE_PROMPT
             pairs = count * (count - 1) / 2 * (1 - TIED)
             tokens = plan.tokens + prompt + 30 + branches + 4 * count
-            ends = 0 if learnt == "none" else count
+            ends = 0 if targets_are == "none" else count
             sizes.append((tokens, plan.tiles, plan.tokens, targets + ends, count, round(pairs)))
     return np.asarray(sizes, np.int64)
 
@@ -116,11 +117,11 @@ def measured_workload(experiment: config.Experiment, model: LlavaOnevisionConfig
     """Of the experiment's own data. UserError where that, its media or the tokenizer is not at hand, or where `mmrlhf train`
     would refuse to pack it.
     """
-    data, objective = experiment.data, experiment.objective
+    data, task = experiment.data, task_of(experiment.objective)
     examples = open_examples(sets(data.path), data.media_root, data.video_frames)
-    examples = with_chosen_critiques(examples, data, objective, data.named)
-    encoder = make_encoder(data, objective, load_tokenizer(local_directory(experiment.model.path)), model)
-    rows = plan_training_rows(examples, encoder, data, experiment.batch, objective, seed=experiment.run.seed)
+    examples = task.with_critiques(examples, data, data.named)
+    encoder = task.encoder(data, load_tokenizer(local_directory(experiment.model.path)), model)
+    rows = plan_training_rows(examples, encoder, data, experiment.batch, task, seed=experiment.run.seed)
     count_rows(rows, experiment)
     if not rows.plan(0):  # of sets that not every epoch sees
         rows = rows.once()
@@ -133,10 +134,8 @@ def measured_workload(experiment: config.Experiment, model: LlavaOnevisionConfig
 
 def assumed_workload(experiment: config.Experiment, geometry: VisionGeometry, why: str) -> Workload:
     """Rows of `assumed_sizes`; `why` is for whoever reads the plan."""
-    learnt = "answers"
-    if isinstance(experiment.objective, config.RewardModel):
-        learnt = "none" if experiment.data.critiques is None else "critiques"
-    sizes = assumed_sizes(geometry, learnt=learnt, frames=experiment.data.video_frames)
+    targets = task_of(experiment.objective).assumed_targets(experiment.data)
+    sizes = assumed_sizes(geometry, targets_are=targets, frames=experiment.data.video_frames)
     return pack_workload(experiment, sizes, f"MM-RLHF-like sizes (assumed: {why})")
 
 

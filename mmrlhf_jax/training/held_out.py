@@ -17,7 +17,6 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.digests import comparable, media_names, prompt_digest
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.index import build_index
-from mmrlhf_jax.data.learnable import check_learnable, with_best
 from mmrlhf_jax.data.over_budget import within_budget
 from mmrlhf_jax.data.packing import wide_enough
 from mmrlhf_jax.data.pipeline import demanded_budget, index_cache, list_changes
@@ -29,7 +28,7 @@ from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.objectives.weighted import merge, summary
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.feed import feed, fetched, own_rows
-from mmrlhf_jax.training.objective import Objective, make_objective
+from mmrlhf_jax.tasks import Task, task_of
 from mmrlhf_jax.training.record import as_number
 from mmrlhf_jax.training.state import TrainState
 from mmrlhf_jax.training.step import mean_loss
@@ -45,19 +44,19 @@ def check_settings(experiment: config.Experiment) -> None:
             if getattr(run, key) != config.Run.model_fields[key].default:
                 raise UserError(f"run.{key} is set, and there is no held-out data to judge: set data.held_out, or leave it out")
         return
-    known = figure_names(make_objective(experiment.objective))
+    known = figure_names(task_of(experiment.objective))
     if run.best not in known:
         raise UserError(f"run.best: the evaluation has no metric {run.best!r}; there are {', '.join(known)}")
 
 
-def figure_names(objective: Objective) -> list[str]:
+def figure_names(task: Task) -> list[str]:
     """The figures of an evaluation that are one number, without evaluating anything."""
     batch = jax.tree.map(lambda x: x[None], empty_row(Budget(8, 1, 1, 8, 8, 8), VisionGeometry(28, 14, ((28, 28),), 9)))
     responses, tokens = jnp.zeros(batch.ends.shape, jnp.float32), jnp.zeros(batch.targets.shape, jnp.float32)
     outputs = Outputs(responses, responses, responses, responses, responses, tokens)
 
     def figures(batch: RowBatch, outputs: Outputs) -> dict[str, jax.Array]:
-        return _figures(objective, *objective.terms(outputs, batch, jax.random.key(0), outputs))
+        return _figures(task, *task.terms(outputs, batch, jax.random.key(0), outputs))
 
     return sorted(name for name, value in jax.eval_shape(figures, batch, outputs).items() if value.ndim == 0)
 
@@ -100,11 +99,11 @@ def plan_held_out(examples, encoder: GroupEncoder, experiment: config.Experiment
     something that was derived from the training data, rows have more of it.
     """
     index = dataclasses.replace(build_index(examples, encoder, cache=index_cache(examples)), weights=None)
-    data, objective, named = experiment.data, experiment.objective, f"data.held_out, {experiment.data.held_out}"
-    index = with_best(index, examples, objective, data, named)
+    data, task, named = experiment.data, task_of(experiment.objective), f"data.held_out, {experiment.data.held_out}"
+    index = task.judged_groups(index, examples, data, named)
     index = within_budget(index, examples, encoder, demanded_budget(experiment.batch), data.over_budget, named)
     list_changes(index, data.held_out, len(examples))
-    check_learnable(index, examples, encoder, data, objective, named)
+    task.check_learnable(index, examples, encoder, data, named)
     return Rows(examples, encoder, index, Budget(*wide_enough(training.budget.vector, index.sizes)), experiment.run.seed)
 
 
@@ -118,7 +117,7 @@ def evaluate(
     eval_step,
     state: TrainState,
     rows: Rows,
-    objective: Objective,
+    task: Task,
     *,
     batch_rows: int,
     mesh,
@@ -139,8 +138,8 @@ def evaluate(
                 yield eval_step(state, batch)
 
     sums, metrics = reduce(lambda a, b: (merge(a[0], b[0]), merge(a[1], b[1])), fetched(results()))
-    return {name: as_number(value) for name, value in _figures(objective, sums, metrics).items()}
+    return {name: as_number(value) for name, value in _figures(task, sums, metrics).items()}
 
 
-def _figures(objective: Objective, sums, metrics) -> dict[str, jax.Array]:
-    return {f"{PREFIX}{name}": value for name, value in (summary(metrics) | {"loss": mean_loss(objective, sums)}).items()}
+def _figures(task: Task, sums, metrics) -> dict[str, jax.Array]:
+    return {f"{PREFIX}{name}": value for name, value in (summary(metrics) | {"loss": mean_loss(task, sums)}).items()}

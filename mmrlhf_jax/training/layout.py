@@ -21,7 +21,7 @@ def with_accumulation(experiment: config.Experiment, launch: config.Launch, axes
     if batch.accumulation is not None:
         check_rows(batch.rows, batch.accumulation, axes)
         return experiment
-    pieces, whole = fewest_pieces(batch.rows, launch.rows_per_device, axes), config.looks_at_batch(experiment.objective)
+    pieces, whole = fewest_pieces(batch.rows, launch.rows_per_device, axes), experiment.objective.looks_at_batch
     if pieces > 1 and whole:
         raise UserError(
             f"{whole} looks at the whole batch, which rows_per_device: {launch.rows_per_device} in the launch file cuts into"

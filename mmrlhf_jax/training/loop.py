@@ -16,14 +16,9 @@ from etils import epath
 
 from mmrlhf_jax import config, sections
 from mmrlhf_jax.cleanup import Cleanup
-from mmrlhf_jax.data.learnable import check_learnable, check_pairs
 from mmrlhf_jax.data.pipeline import (
     count_rows,
     index_cache,
-    make_encoder,
-    open_held_out_examples,
-    open_training_examples,
-    plan_training_rows,
     with_reference,
     write_left_out,
 )
@@ -42,12 +37,12 @@ from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import first_acts, first_decides, first_process, same_everywhere, together
 from mmrlhf_jax.sharding.feed import feed, own_rows
 from mmrlhf_jax.sharding.mesh import use_mesh
+from mmrlhf_jax.tasks import open_held_out_examples, open_training_examples, plan_training_rows, task_of
 from mmrlhf_jax.training.checkpoint import Checkpoints
 from mmrlhf_jax.training.goodput import Goodput
 from mmrlhf_jax.training.held_out import evaluate, fingerprint, plan_held_out, say_shared
 from mmrlhf_jax.training.identity import CONFIGURATION, computed_precision, known_identity, run_identity
 from mmrlhf_jax.training.metrics import MetricsLog
-from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import learning_rate_at, make_optimizer
 from mmrlhf_jax.training.owner import owned
 from mmrlhf_jax.training.page import PAGE, write_run_page
@@ -57,7 +52,7 @@ from mmrlhf_jax.training.profiler import ProfilerWindow
 from mmrlhf_jax.training.record import Pending, Recorder, bad_batch_file, record
 from mmrlhf_jax.training.reference import reference_logps
 from mmrlhf_jax.training.state import TrainState, init_state, precision_line, split_model, stored_dtype, with_adapters
-from mmrlhf_jax.training.step import Reference, make_eval_step, make_train_step
+from mmrlhf_jax.training.step import make_eval_step, make_train_step
 from mmrlhf_jax.training.stop import StopSignal, Vote
 from mmrlhf_jax.training.stored import Criterion
 
@@ -113,9 +108,9 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         together(lambda: check_room(directory, params, tx))
 
         # --- Reference -------------------------------------------------------------------------------------------------
-        reference = reference_mode(experiment.objective)
+        task = task_of(experiment.objective)
         piece = batch.rows // batch.accumulation
-        if isinstance(experiment.objective, config.Preference) and reference is None:
+        if task.reference == "cached":
             scoring = make_scoring_step(graphdef, chunk=batch.logprob_chunk)
             scorer = model_fingerprint(source, **computed_precision(experiment))
             settings = dict(batch_rows=piece, mesh=mesh, workers=experiment.data.workers)
@@ -127,8 +122,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
 
         # --- State: fresh, or where an earlier run of the same experiment stopped ----------------------------------------
         peers.at(0, "preparing the first step")
-        objective = make_objective(experiment.objective)
-        state = init_state(params, frozen, tx, mesh, keep_start=reference == "live")
+        state = init_state(params, frozen, tx, mesh, keep_start=task.reference == "live")
         if fresh:
             first_acts(lambda: clear(directory))
         criterion = Criterion(run.best, run.best_is, None if held_out is None else fingerprint(held_out))
@@ -148,16 +142,16 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         # --- Steps -----------------------------------------------------------------------------------------------------
         train_step = make_train_step(
             graphdef,
-            objective,
+            task,
             tx,
             chunk=batch.logprob_chunk,
             accumulation=batch.accumulation,
             seed=run.seed,
-            reference=reference,
+            reference=task.reference,
             patches=model.config.vision.patches,
             shardings=jax.tree.map(lambda x: x.sharding, state),
         )
-        eval_step = make_eval_step(graphdef, objective, chunk=batch.logprob_chunk, reference=reference)
+        eval_step = make_eval_step(graphdef, task, chunk=batch.logprob_chunk, reference=task.reference)
         start = first = int(state.step)
         log = together(lambda: open_log(experiment, directory, start))
         goodput.follows(log.found, log.kept)
@@ -218,7 +212,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
                     with goodput.part("evaluation"):
                         at_batch = lambda number, step=start: peers.at(step, f"evaluating batch {number}")
                         settings = dict(batch_rows=piece, mesh=mesh, workers=experiment.data.workers, at_batch=at_batch)
-                        figures = evaluate(eval_step, state, held_out, objective, **settings)
+                        figures = evaluate(eval_step, state, held_out, task, **settings)
                     log.write(start, figures | goodput.figures())
                     score = run_score(figures, run, start)
                 if due or (score is not None and score > max(checkpoints.scores.values(), default=-float("inf"))):
@@ -254,16 +248,17 @@ class PlannedRun(NamedTuple):
 def plan_run(experiment: config.Experiment) -> PlannedRun:
     """What the run learns from, and how it will be fed, found without the model's weights."""
     run, batch = experiment.run, experiment.batch
-    examples = open_training_examples(experiment.data, experiment.objective)
-    check_pairs(examples, experiment.objective, experiment.data.named)
+    task = task_of(experiment.objective)
+    examples = open_training_examples(experiment.data, task)
+    task.check_examples(examples, experiment.data.named)
     judged = open_judged(experiment)
     if judged is not None:
         say_shared(examples, judged, experiment.data.held_out)
     source = local_directory(experiment.model.path)
     sizes = read_sizes(source, experiment.model.reward_head)
-    encoder = make_encoder(experiment.data, experiment.objective, load_tokenizer(source), sizes)
-    rows = plan_training_rows(examples, encoder, experiment.data, batch, experiment.objective, seed=run.seed)
-    check_learnable(rows.index, examples, encoder, experiment.data, experiment.objective, experiment.data.named)
+    encoder = task.encoder(experiment.data, load_tokenizer(source), sizes)
+    rows = plan_training_rows(examples, encoder, experiment.data, batch, task, seed=run.seed)
+    task.check_learnable(rows.index, examples, encoder, experiment.data, experiment.data.named)
     held_out = None if judged is None else plan_held_out(judged, encoder, experiment, rows)
     total_rows = count_rows(rows, experiment)
     steps = -(-total_rows // batch.rows)
@@ -288,13 +283,6 @@ def load_base(experiment: config.Experiment, mesh) -> LlavaOnevision:
     return with_reduce_dtype(with_adapters(model, experiment.lora, experiment.run.seed), settings.reduce_dtype)
 
 
-def reference_mode(objective: config.Objective) -> Reference:
-    """Whether steps compute the reference themselves, and how."""
-    if not isinstance(objective, config.Preference) or objective.reference == "cached":
-        return None
-    return objective.reference
-
-
 def reference_cache(examples, directory: epath.Path) -> epath.Path:
     """Beside the data, where other runs find them too; in the run's directory where the data has no such place."""
     beside = index_cache(examples)
@@ -317,8 +305,9 @@ def open_judged(experiment: config.Experiment):
     data, run = experiment.data, experiment.run
     if data.held_out is None:
         return None
-    examples = open_held_out_examples(data, experiment.objective)
-    check_pairs(examples, experiment.objective, data.held_out)
+    task = task_of(experiment.objective)
+    examples = open_held_out_examples(data, task)
+    task.check_examples(examples, data.held_out)
     if run.eval_every is None:
         say(f"{data.held_out} is judged once, behind the last step; run.eval_every judges it more often")
     return examples

@@ -10,7 +10,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.pages import TimeSpent, run_page
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.training.card import describe_method
+from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training.goodput import NAME, PARTS, productive_seconds
 from mmrlhf_jax.training.metrics import read_metrics
 
@@ -27,7 +27,7 @@ def write_run_page(
     directory = epath.Path(directory)
     try:
         rows = read_metrics(directory)
-        method, source = describe_method(experiment.objective)
+        method, source = task_of(experiment.objective).describe()
         facts = dict(method=method, source=source, done=done, steps=steps, time=_time_spent(goodput))
         page = run_page(directory.name, experiment, rows, **facts)
         write_atomically(directory / PAGE, page.encode("utf-8", "replace"))

@@ -19,15 +19,16 @@ from mmrlhf_jax import config, strict_json
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import exists
-from mmrlhf_jax.inference.forward import forward, target_counts
+from mmrlhf_jax.inference.forward import forward
 from mmrlhf_jax.models.layers import matmul_precision
+from mmrlhf_jax.objectives.logprobs import target_counts
 from mmrlhf_jax.objectives.weighted import summary
 from mmrlhf_jax.sharding.agreement import together
 from mmrlhf_jax.sharding.feed import fetch, own_rows, place
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
+from mmrlhf_jax.tasks import Task, task_of
 from mmrlhf_jax.training.layout import with_accumulation
-from mmrlhf_jax.training.loop import CONFIG_FILE, load_base, reference_mode
-from mmrlhf_jax.training.objective import make_objective
+from mmrlhf_jax.training.loop import CONFIG_FILE, load_base
 from mmrlhf_jax.training.record import SavedBatch, as_number, read_batch
 from mmrlhf_jax.training.state import PARTS, TrainState, split_model
 from mmrlhf_jax.training.step import loss_and_gradients, reference_outputs, split_rows
@@ -82,14 +83,13 @@ def replay(saved: str, launch: config.Launch, *, step: int | None = None, overri
     experiment = settle(trained.experiment)
     with use_mesh(mesh), matmul_precision(experiment.model.dtype):
         graphdef, params, frozen = split_model(trained.model, experiment.trains, experiment.lora)
-        reference = reference_mode(experiment.objective)
-        start = None
-        if reference == "live":
+        task, start = task_of(experiment.objective), None
+        if task.reference == "live":
             start = split_model(load_base(experiment, mesh), experiment.trains, experiment.lora)[1]
         state = TrainState(jnp.int32(found.step), params, frozen, opt_state=(), start=start)
         mine = list(own_rows(mesh, len(found.batch.tokens)))
         placed = place(jax.tree.map(lambda x: x[mine], found.batch), mesh)
-        compute = jax.jit(partial(_figures, graphdef, experiment, reference))
+        compute = jax.jit(partial(_figures, graphdef, experiment, task))
         figures, norms, per_response = jax.tree.map(fetch, compute(state, placed))
     judges = trained.model.config.reward_head is not None
     return Replay(
@@ -97,7 +97,7 @@ def replay(saved: str, launch: config.Launch, *, step: int | None = None, overri
         trained.step,
         {name: as_number(value) for name, value in figures.items()},
         {name: float(norm) for name, norm in norms.items()},
-        _responses(found, *per_response, judges=judges, compares=isinstance(experiment.objective, config.Preference)),
+        _responses(found, *per_response, judges=judges, compares=task.reference is not None),
     )
 
 
@@ -109,25 +109,25 @@ def _read(path: epath.Path) -> SavedBatch:
     return found
 
 
-def _figures(graphdef: nnx.GraphDef, experiment: config.Experiment, reference, state: TrainState, batch: RowBatch):
+def _figures(graphdef: nnx.GraphDef, experiment: config.Experiment, task: Task, state: TrainState, batch: RowBatch):
     """(figures, gradient norms by part, (log-probs, rewards, reference log-probs) per response), as the run's step has them."""
     settings = experiment.batch
     chunk = dict(chunk=settings.logprob_chunk)
     value, metrics, grads = loss_and_gradients(
         graphdef,
-        make_objective(experiment.objective),
+        task,
         state,
         batch,
         accumulation=settings.accumulation,
         seed=experiment.run.seed,
-        reference=reference,
+        reference=task.reference,
         **chunk,
     )
     norms = {PARTS[name]: optax.tree.norm(part) for name, part in grads.items()}
 
     def outputs(piece: RowBatch):
         found = forward(nnx.merge(graphdef, state.params, state.frozen), piece, **chunk)
-        other = reference_outputs(graphdef, state, piece, reference, **chunk)
+        other = reference_outputs(graphdef, state, piece, task.reference, **chunk)
         return found.logps, found.rewards, piece.reference_logps if other is None else other.logps
 
     pieces = jax.lax.map(outputs, split_rows(batch, settings.accumulation))
@@ -138,7 +138,7 @@ def _figures(graphdef: nnx.GraphDef, experiment: config.Experiment, reference, s
 
 def _responses(saved: SavedBatch, logps, rewards, reference, *, judges: bool, compares: bool) -> list[Response]:
     """`judges`: the rewards are the model's own, and must be there; `compares`: so must the reference."""
-    counts = np.asarray(target_counts(saved.batch))
+    counts = np.asarray(target_counts(saved.batch.responses, saved.batch.ends.shape[1]))
     found = []
     for at in map(tuple, np.argwhere(saved.batch.response_ids >= 0)):
         reward = float(rewards[at]) if judges else _stored(saved.batch.rewards[at])

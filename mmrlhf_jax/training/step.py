@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +14,17 @@ from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.inference.forward import forward
 from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.objectives.weighted import Metric, divide, merge, mix, summary
-from mmrlhf_jax.training.objective import Objective
+from mmrlhf_jax.tasks import Reference, Task
 from mmrlhf_jax.training.state import TrainState
 from mmrlhf_jax.training.work import batch_work
 
 Step = Callable[[TrainState, RowBatch], tuple[TrainState, dict[str, jax.Array]]]
 Forward = Callable[..., Outputs]  # of (model, batch, chunk)
-# Where reference log-probs come from: the batch (None), the parameters of step 0, or those without adapters.
-Reference = Literal["live", "adapter_base"] | None
 
 
 def make_train_step(
     graphdef: nnx.GraphDef,
-    objective: Objective,
+    task: Task,
     tx: optax.GradientTransformationExtraArgs,
     *,
     chunk: int,
@@ -54,7 +51,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: RowBatch) -> tuple[TrainState, dict[str, jax.Array]]:
         value, metrics, grads = loss_and_gradients(
             graphdef,
-            objective,
+            task,
             state,
             batch,
             chunk=chunk,
@@ -78,7 +75,7 @@ def make_train_step(
 
 def loss_and_gradients(
     graphdef: nnx.GraphDef,
-    objective: Objective,
+    task: Task,
     state: TrainState,
     batch: RowBatch,
     *,
@@ -91,12 +88,12 @@ def loss_and_gradients(
     """(loss, metrics, gradients) of a global batch, its rows taken in `accumulation` pieces."""
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     pieces = split_rows(batch, accumulation)
-    denominators = batch_denominators(objective, pieces, key)
+    denominators = batch_denominators(task, pieces, key)
 
     def loss(params: nnx.State, piece: RowBatch, outputs_of_reference: Outputs | None):
         outputs = forward(nnx.merge(graphdef, params, state.frozen), piece, chunk=chunk)
-        sums, metrics = objective.terms(outputs, piece, key, outputs_of_reference)
-        return mix(sums, objective.coefficients, denominators), metrics
+        sums, metrics = task.terms(outputs, piece, key, outputs_of_reference)
+        return mix(sums, task.coefficients, denominators), metrics
 
     def value_and_grad(piece: RowBatch):
         outputs_of_reference = reference_outputs(graphdef, state, piece, reference, chunk=chunk, forward=forward)
@@ -115,13 +112,13 @@ def loss_and_gradients(
     return value, reduce(merge, [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(accumulation)]), grads
 
 
-def make_eval_step(graphdef: nnx.GraphDef, objective: Objective, *, chunk: int, reference: Reference = None):
+def make_eval_step(graphdef: nnx.GraphDef, task: Task, *, chunk: int, reference: Reference = None):
     """`(state, batch) -> (sums, metrics)`: unreduced, so that a whole set is averaged exactly."""
 
     def eval_step(state: TrainState, batch: RowBatch):
         outputs = forward(nnx.merge(graphdef, state.params, state.frozen), batch, chunk=chunk)
         outputs_of_reference = reference_outputs(graphdef, state, batch, reference, chunk=chunk)
-        return objective.terms(outputs, batch, jax.random.key(0), outputs_of_reference)
+        return task.terms(outputs, batch, jax.random.key(0), outputs_of_reference)
 
     return jax.jit(eval_step)
 
@@ -130,7 +127,7 @@ def reference_outputs(
     graphdef: nnx.GraphDef, state: TrainState, batch: RowBatch, reference: Reference, *, chunk: int, forward: Forward = forward
 ) -> Outputs | None:
     """What the model of step 0 says of a batch, or None where the batch brings its reference log-probs along."""
-    if reference is None:
+    if reference in (None, "cached"):
         return None
     if reference == "live":
         params = state.start
@@ -146,21 +143,21 @@ def split_rows(batch: RowBatch, pieces: int) -> RowBatch:
     return jax.tree.map(lambda x: x.reshape(len(x) // pieces, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def batch_denominators(objective: Objective, pieces: RowBatch, key: jax.Array) -> dict[str, jax.Array]:
+def batch_denominators(task: Task, pieces: RowBatch, key: jax.Array) -> dict[str, jax.Array]:
     """The weight of each term over all pieces. Weights do not depend on the model, so empty outputs give them."""
 
     def weights(piece: RowBatch):
         zeros, tokens = (jnp.zeros(shaped.shape, jnp.float32) for shaped in (piece.ends, piece.targets))
         empty = Outputs(zeros, zeros, zeros, zeros, zeros, tokens)
-        sums, _ = objective.terms(empty, piece, key, empty)
+        sums, _ = task.terms(empty, piece, key, empty)
         return {name: s.weight for name, s in sums.items()}
 
     return jax.tree.map(lambda w: w.sum(axis=0), jax.vmap(weights)(pieces))
 
 
-def mean_loss(objective: Objective, sums) -> jax.Array:
+def mean_loss(task: Task, sums) -> jax.Array:
     """The loss of a whole evaluation set from its merged sums."""
     return sum(
-        (coefficient * divide(sums[name].total, sums[name].weight) for name, coefficient in objective.coefficients.items()),
+        (coefficient * divide(sums[name].total, sums[name].weight) for name, coefficient in task.coefficients.items()),
         start=jnp.float32(0),
     )

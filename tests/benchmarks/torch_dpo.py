@@ -35,7 +35,7 @@ from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.planning.synthetic import synthetic_group
 from mmrlhf_jax.sharding.feed import place
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
-from mmrlhf_jax.training.objective import make_objective
+from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training.optimizer import make_optimizer
 from mmrlhf_jax.training.state import init_state, split_model
 from mmrlhf_jax.training.step import make_train_step
@@ -80,9 +80,7 @@ def our_turn(directory: Path, group: EncodedGroup) -> Turn:
         tx = make_optimizer(settings, 1000)
         state = init_state(params, frozen, tx, mesh)
         places = jax.tree.map(lambda x: x.sharding, state)
-        step = (
-            make_train_step(graphdef, make_objective(objective), tx, chunk=256, shardings=places).lower(state, rows).compile()
-        )
+        step = make_train_step(graphdef, task_of(objective), tx, chunk=256, shardings=places).lower(state, rows).compile()
 
     def turn() -> float:
         nonlocal state

@@ -13,7 +13,6 @@ from mmrlhf_jax.data.checks import summarise_findings
 from mmrlhf_jax.data.examples import BuiltExamples
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.overlay import with_critiques
-from mmrlhf_jax.data.pipeline import open_held_out_examples, open_training_examples
 from mmrlhf_jax.data.scores import score_lines
 from mmrlhf_jax.data.sources import read_records
 from mmrlhf_jax.data.validate import validate
@@ -21,6 +20,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.places import WrongMedia
 from mmrlhf_jax.records import RankedRecord, Response, record_from_json
+from mmrlhf_jax.tasks import open_held_out_examples, open_training_examples, task_of
 from tests.data import groups
 
 BLANKS = ["", " ", "\n\t", "\u00a0\u2003", "\u200b\ufeff", "\u2028", "\0"]
@@ -74,7 +74,7 @@ def test_a_critique_that_is_no_text_is_named_with_its_file(tmp_path, teacher, sa
         with pytest.raises(
             UserError, match=rf"{path}: record 'r': data.critiques: field 'teacher' must be .* found {said}"
         ) as error:
-            opened(data, config.RewardModel())
+            opened(data, task_of(config.RewardModel()))
         assert len(str(error.value)) < 400
 
 
@@ -117,8 +117,8 @@ HALF = GOOD | {"id": "half", "responses": [{"text": "A", "rank": 1}, {"text": "B
 def test_training_and_build_say_in_one_line_what_validate_finds(tmp_path, capsys, rows, expected):
     path = write(tmp_path, *rows)
     doors = {
-        "train": lambda: open_training_examples(config.Data(path=str(path)), config.Supervised()),
-        "held out": lambda: open_held_out_examples(config.Data(path="x", held_out=str(path)), config.Supervised()),
+        "train": lambda: open_training_examples(config.Data(path=str(path)), task_of(config.Supervised())),
+        "held out": lambda: open_held_out_examples(config.Data(path="x", held_out=str(path)), task_of(config.Supervised())),
         "build": lambda: build(str(path), str(tmp_path / "out"), None, 8, 1, None, "error"),
     }
     for name, door in doors.items():
@@ -131,7 +131,7 @@ def test_training_and_build_say_in_one_line_what_validate_finds(tmp_path, capsys
 
 
 def test_nothing_is_said_about_sound_data(tmp_path, capsys):
-    open_training_examples(config.Data(path=str(write(tmp_path, GOOD))), config.Supervised())
+    open_training_examples(config.Data(path=str(write(tmp_path, GOOD))), task_of(config.Supervised()))
     assert "something wrong" not in capsys.readouterr().err
 
 

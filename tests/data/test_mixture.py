@@ -10,9 +10,9 @@ import pytest
 from mmrlhf_jax import config
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.mixture import Part, choose_rows, find_parts, open_examples, sets
-from mmrlhf_jax.data.pipeline import open_held_out_examples, open_training_examples
 from mmrlhf_jax.data.sources import drop_contradictions
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.tasks import open_held_out_examples, open_training_examples, task_of
 from tests.data import groups
 
 A, B = "- json_path: a/records.jsonl\n", "- json_path: b/records.jsonl\n"
@@ -175,8 +175,8 @@ def test_wrong_mixture_files_end_in_one_line(tmp_path, folders, text, expected):
 def test_records_that_get_another_id_and_sets_that_are_listed_twice_are_said(tmp_path, folders, capsys, listed, renamed, twice):
     path = write(tmp_path, f"datasets:\n{''.join(listed)}")
     notes = getattr(open_examples(path, video_frames=3), "notes", ())
-    open_training_examples(config.Data(path=str(path), video_frames=3), config.Supervised())
-    open_held_out_examples(config.Data(path="x", held_out=str(path), video_frames=3), config.Supervised())
+    open_training_examples(config.Data(path=str(path), video_frames=3), task_of(config.Supervised()))
+    open_held_out_examples(config.Data(path="x", held_out=str(path), video_frames=3), task_of(config.Supervised()))
     heard = capsys.readouterr().err
     assert all(heard.count(note) == 2 for note in notes)
     expected = f"{renamed} records have the id of an earlier one (the first is 'group-0'), and get #2 (#3, ...) added"

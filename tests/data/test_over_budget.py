@@ -13,11 +13,12 @@ from mmrlhf_jax.data.encode import Limit, fewer_tiles
 from mmrlhf_jax.data.index import build_index
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.over_budget import SHORTEST_RESPONSE, within_budget
-from mmrlhf_jax.data.pipeline import LEFT_OUT_FILE, plan_training_rows, write_left_out
+from mmrlhf_jax.data.pipeline import LEFT_OUT_FILE, write_left_out
 from mmrlhf_jax.data.rows import Budget, group_size
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.tokens import Conversation, cut
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.tasks import plan_training_rows, task_of
 from tests import ranked
 from tests.data import groups
 
@@ -180,7 +181,7 @@ def test_a_budget_left_open_follows_from_the_groups_as_they_have_become(index, e
     shortest = int(index.sizes[[1, 3], 0].min())
     data = config.Data(path="a", over_budget=["fewer_tiles"])
     batch = config.Batch(rows=1, slots=shortest - 1)
-    rows = plan_training_rows(pictured, encoder, data, batch, config.Preference(), seed=0)
+    rows = plan_training_rows(pictured, encoder, data, batch, task_of(config.Preference()), seed=0)
     assert len(rows.index.groups) == 2 and len(rows.index.cut) == 2
     assert (rows.index.sizes <= rows.budget.vector).all() and rows.budget.tiles >= rows.index.sizes[:, 1].max() > 0
 

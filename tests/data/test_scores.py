@@ -13,12 +13,12 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.examples import LAYOUTS_FILE, RECORDS_FILE
 from mmrlhf_jax.data.mixture import open_examples
-from mmrlhf_jax.data.pipeline import open_held_out_examples, open_training_examples
 from mmrlhf_jax.data.scores import read_scores, score_lines, with_rewards
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_json_lines
 from mmrlhf_jax.inference import jobs
 from mmrlhf_jax.inference.jobs import write_in_pieces
+from mmrlhf_jax.tasks import open_held_out_examples, open_training_examples, task_of
 from tests import ranked
 
 RANKS, IMAGES = [(1, 2), (1, 2, 3), (2, 1), (1, 2)], [[(40, 30)], [], [(30, 30), (20, 20)], [(33, 20)]]
@@ -356,8 +356,8 @@ def held_out(tmp_path):
 def test_held_out_records_take_no_rewards_of_training_records_of_the_same_id(source, held_out, tmp_path, capsys):
     out = score(open_examples(source), tmp_path / "scores.jsonl")
     data = config.Data(path=str(source), rewards=str(out), held_out=str(held_out))
-    assert rewards(open_training_examples(data, config.Preference())) == expected(open_examples(source))
-    assert rewards(open_held_out_examples(data, config.Preference())) == [[None] * 2, [None] * 3]
+    assert rewards(open_training_examples(data, task_of(config.Preference()))) == expected(open_examples(source))
+    assert rewards(open_held_out_examples(data, task_of(config.Preference()))) == [[None] * 2, [None] * 3]
     said = capsys.readouterr().err
     assert "2 of 2 records have responses without a reward" in said and "set data.held_out_rewards" in said
 
@@ -365,9 +365,9 @@ def test_held_out_records_take_no_rewards_of_training_records_of_the_same_id(sou
 def test_held_out_records_take_their_own_rewards(source, held_out, tmp_path):
     out, own = score(open_examples(source), tmp_path / "a.jsonl"), score(open_examples(held_out), tmp_path / "b.jsonl")
     data = config.Data(path=str(source), rewards=str(out), held_out=str(held_out), held_out_rewards=str(own))
-    assert rewards(open_held_out_examples(data, config.Preference())) == expected(open_examples(held_out))
+    assert rewards(open_held_out_examples(data, task_of(config.Preference()))) == expected(open_examples(held_out))
     with pytest.raises(UserError, match=r"a\.jsonl, line 1: record 'group-0' was scored with another prompt"):
-        open_held_out_examples(data.model_copy(update={"held_out_rewards": str(out)}), config.Preference())
+        open_held_out_examples(data.model_copy(update={"held_out_rewards": str(out)}), task_of(config.Preference()))
 
 
 def test_rewards_of_held_out_data_that_is_not_there_are_refused():
@@ -378,7 +378,7 @@ def test_rewards_of_held_out_data_that_is_not_there_are_refused():
 def test_rewards_that_no_objective_reads_are_said(source, tmp_path, capsys):
     out = score(open_examples(source), tmp_path / "scores.jsonl")
     fixed = config.Preference(scaling=config.Scaling(mode="fixed"))
-    open_training_examples(config.Data(path=str(source), rewards=str(out)), fixed)
+    open_training_examples(config.Data(path=str(source), rewards=str(out)), task_of(fixed))
     assert "scores.jsonl is not read" in capsys.readouterr().err
 
 

@@ -17,7 +17,6 @@ import pytest
 from mmrlhf_jax import config
 from mmrlhf_jax.accelerators import CHIPS
 from mmrlhf_jax.commands import plan as commands
-from mmrlhf_jax.data.pipeline import make_encoder, open_training_examples, plan_training_rows
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.models.llava_onevision.published import published_config
@@ -28,6 +27,7 @@ from mmrlhf_jax.planning.program import needed_bytes
 from mmrlhf_jax.planning.workload import assumed_workload, find_workload, pack_workload
 from mmrlhf_jax.sharding import mesh as mesh_module
 from mmrlhf_jax.sharding.mesh import make_mesh
+from mmrlhf_jax.tasks import open_training_examples, plan_training_rows, task_of
 from mmrlhf_jax.training.layout import with_accumulation
 from tests import ranked, tiny
 
@@ -256,8 +256,9 @@ def test_the_experiments_own_data_is_measured_where_it_is_at_hand(model, tmp_pat
     settings = experiment(model, objective, slots=2048).model_copy(update={"data": data})
     sizes, _ = planning.model_sizes(settings)
     work = find_workload(settings, sizes)
-    encoder = make_encoder(data, objective, load_tokenizer(model), sizes)
-    rows = plan_training_rows(open_training_examples(data, objective), encoder, data, settings.batch, objective, seed=42)
+    task = task_of(objective)
+    encoder = task.encoder(data, load_tokenizer(model), sizes)
+    rows = plan_training_rows(open_training_examples(data, task), encoder, data, settings.batch, task, seed=42)
     assert (work.budget, work.rows, work.groups) == (rows.budget, rows.count(1), 3)
     assert work.source == f"measured in {data.path}"
     assert work.used["pairs"] * work.rows == 1 + 3 + 2

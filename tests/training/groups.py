@@ -25,8 +25,8 @@ from mmrlhf_jax.models.lora import adapted_layers
 from mmrlhf_jax.quickstart.tokenizer import train_tokenizer
 from mmrlhf_jax.sharding.feed import place
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
+from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training.guard import guarded
-from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.state import init_state, split_model, with_adapters
 from mmrlhf_jax.training.step import make_train_step
 from tests import ranked, tiny
@@ -141,13 +141,9 @@ def step(mesh, model, objective, rows, *, accumulation: int = 1, lora: config.Lo
         params, frozen = jax.tree.map(lambda x: x.copy(), parts)  # the step gives its state away
         tx = guarded(KEEP_GRADIENT, config.Guard())
         state = init_state(params, frozen, tx, mesh)
-        run = make_train_step(graphdef, make_objective(objective), tx, chunk=16, accumulation=accumulation)
+        run = make_train_step(graphdef, task_of(objective), tx, chunk=16, accumulation=accumulation)
         state, figures = run(state, place(rows, mesh))
     return jax.tree.map(np.asarray, (figures, state.opt_state.inner))
-
-
-def task_of(objective) -> str:
-    return "critique" if isinstance(objective, config.RewardModel) else "answer"
 
 
 def assert_same_step(actual, expected):

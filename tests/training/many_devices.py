@@ -10,8 +10,9 @@ from pathlib import Path
 
 import jax
 
+from mmrlhf_jax.tasks import task_of
 from tests.training import groups
-from tests.training.groups import LORA, OBJECTIVES, assert_same_step, packed, pair_expanded, task_of
+from tests.training.groups import LORA, OBJECTIVES, assert_same_step, packed, pair_expanded
 
 # objective, LoRA, accumulation
 CASES = [("mm-dpo", LORA, 4), ("reward model", None, 1), ("mm-dpo", None, 1), ("reward model", LORA, 4)]
@@ -23,9 +24,10 @@ def main(directory: Path, numbers: list[int]) -> None:
     for name, lora, accumulation in (CASES[number] for number in numbers):
         objective = OBJECTIVES[name]
         mesh, model = groups.load(checkpoint, 1, lora)
-        expected = groups.step(mesh, model, objective, pair_expanded(model, examples, task_of(objective)), lora=lora)
+        task = task_of(objective)
+        expected = groups.step(mesh, model, objective, pair_expanded(model, examples, task.conversation), lora=lora)
         mesh, model = groups.load(checkpoint, devices, lora)
-        rows = packed(model, examples, task_of(objective), per_row=1, rows=devices * accumulation)
+        rows = packed(model, examples, task.conversation, per_row=1, rows=devices * accumulation)
         assert_same_step(groups.step(mesh, model, objective, rows, accumulation=accumulation, lora=lora), expected)
         print(f"{name}, lora {lora is not None}, accumulation {accumulation}: equal on {devices} devices")
 

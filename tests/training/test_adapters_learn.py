@@ -19,7 +19,7 @@ from mmrlhf_jax.inference.generate import PromptRows, generate
 from mmrlhf_jax.models.lora import adapted_layers, merge_lora
 from mmrlhf_jax.sharding.feed import place
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
-from mmrlhf_jax.training.objective import make_objective
+from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training.state import PARTS, split_model, with_adapters
 from mmrlhf_jax.training.step import TrainState, loss_and_gradients, reference_outputs
 from tests import tiny
@@ -79,7 +79,7 @@ def gradient_step(mesh, model, lora, rows):
     """A function of a model: the largest entry of every learnt leaf's gradient, by name. One compilation serves all calls."""
     with use_mesh(mesh):
         graphdef, _, frozen = split_model(model, EVERYTHING, lora)
-        objective, batch = make_objective(REWARD), place(rows, mesh)
+        objective, batch = task_of(REWARD), place(rows, mesh)
 
         @jax.jit
         def run(params):

@@ -30,7 +30,7 @@ from mmrlhf_jax.models.reward_head import RewardHead
 from mmrlhf_jax.objectives.logprobs import target_logps
 from mmrlhf_jax.sharding.feed import place
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
-from mmrlhf_jax.training.objective import make_objective
+from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training.state import split_model
 from mmrlhf_jax.training.step import TrainState, loss_and_gradients
 from tests import tiny
@@ -285,7 +285,7 @@ def test_every_leaf_of_a_bfloat16_step_is_within_its_bound_of_the_float32_step(t
             model = load_model(directory, mesh=MESH, remat="none", dtype=jnp.dtype(dtype))
             graphdef, params, frozen = split_model(model, config.Trains(vision_tower=True))
             batch = place(groups.packed(model, examples, "critique", per_row=3), MESH)
-            objective = make_objective(config.RewardModel(centring=0.01))
+            objective = task_of(config.RewardModel(centring=0.01))
             settings = dict(chunk=2, accumulation=1, seed=0, reference=None)
             step = jax.jit(
                 lambda state, g=graphdef, b=batch, o=objective, s=settings: loss_and_gradients(g, o, state, b, **s)[2]

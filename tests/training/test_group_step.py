@@ -18,9 +18,9 @@ from mmrlhf_jax.inference.forward import forward
 from mmrlhf_jax.mesh_axes import fewest_pieces
 from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.planning.unshared import forward_unshared
-from mmrlhf_jax.training.objective import make_objective
+from mmrlhf_jax.tasks import task_of
 from tests.training import groups
-from tests.training.groups import LORA, OBJECTIVES, alone, assert_same_step, encoder, packed, pair_expanded, task_of
+from tests.training.groups import LORA, OBJECTIVES, alone, assert_same_step, encoder, packed, pair_expanded
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,8 @@ def expanded_step(directory, examples):
     @functools.cache
     def found(name: str, lora: config.Lora | None):
         mesh, model = groups.load(directory, 1, lora)
-        return groups.step(mesh, model, OBJECTIVES[name], pair_expanded(model, examples, task_of(OBJECTIVES[name])), lora=lora)
+        rows = pair_expanded(model, examples, task_of(OBJECTIVES[name]).conversation)
+        return groups.step(mesh, model, OBJECTIVES[name], rows, lora=lora)
 
     return found
 
@@ -70,7 +71,7 @@ def test_loss_metrics_and_every_gradient_equal_the_pair_expanded_steps(directory
     `at_once`: the launch file's rows per device; None: all four.
     """
     mesh, model = groups.load(directory, 1, lora)
-    rows = packed(model, examples, task_of(OBJECTIVES[name]), rows=4)
+    rows = packed(model, examples, task_of(OBJECTIVES[name]).conversation, rows=4)
     accumulation = fewest_pieces(4, at_once, mesh.shape)
     assert accumulation == (1 if at_once is None else 4)
     actual = groups.step(mesh, model, OBJECTIVES[name], rows, accumulation=accumulation, lora=lora)
@@ -96,7 +97,7 @@ def test_beta_follows_each_pairs_own_margin(model, examples):
     logps = np.random.default_rng(0).normal(-20, 3, rows.ends.shape).astype(np.float32)
     outputs = Outputs(logps, logps, logps, logps, logps, np.zeros(rows.targets.shape, np.float32))
     margin, fixed = (
-        make_objective(config.Preference(scaling=config.Scaling(mode=mode))).terms(outputs, rows, jax.random.key(0))[0]
+        task_of(config.Preference(scaling=config.Scaling(mode=mode))).terms(outputs, rows, jax.random.key(0))[0]
         for mode in ("margin", "fixed")
     )
     assert abs(margin["sigmoid"].mean - fixed["sigmoid"].mean) > 1e-4

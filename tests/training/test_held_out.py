@@ -15,9 +15,7 @@ import pytest
 from mmrlhf_jax import config
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.encode import GroupEncoder
-from mmrlhf_jax.data.learnable import check_pairs
 from mmrlhf_jax.data.mixture import open_examples
-from mmrlhf_jax.data.pipeline import plan_training_rows
 from mmrlhf_jax.data.rows import Budget, empty_row
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
@@ -25,9 +23,9 @@ from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
 from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.sharding.mesh import make_mesh
+from mmrlhf_jax.tasks import plan_training_rows, task_of
 from mmrlhf_jax.training import loop
 from mmrlhf_jax.training.held_out import evaluate, figure_names, fingerprint, plan_held_out, say_shared
-from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints
 from mmrlhf_jax.training.trained import load_trained
 from tests import ranked, tiny
@@ -159,7 +157,7 @@ def test_held_out_data_without_a_strict_pair_is_refused_before_the_model_is_load
     tied = unjudged(experiment, tmp_path, held_out=held_out).model_copy(update={"objective": objective})
     with pytest.raises(UserError, match=rf"{held_out}: no group has a strictly ordered pair"):
         loop.train(tied, LAUNCH)
-    check_pairs(open_examples(held_out), config.Supervised(), held_out)  # which learns from responses
+    task_of(config.Supervised()).check_examples(open_examples(held_out), held_out)  # which learns from responses
 
 
 @pytest.mark.parametrize(
@@ -175,7 +173,7 @@ def test_held_out_data_without_a_strict_pair_is_refused_before_the_model_is_load
 )
 def test_the_names_that_run_best_may_have_are_those_of_the_figures_that_an_evaluation_gives(objective):
     """Evaluated on an empty row, under outputs that are made up."""
-    made = make_objective(objective)
+    made = task_of(objective)
 
     def eval_step(state, batch):
         zeros, tokens = (jnp.zeros(x.shape, jnp.float32) for x in (batch.ends, batch.targets))
@@ -357,7 +355,7 @@ def held_out_plan(tmp_path, lengths, **changes):
     geometry = VisionGeometry(tiny.SIDE, 7, pinpoints=((tiny.SIDE, tiny.SIDE),), max_patches=9)
     encoder = GroupEncoder(PieceTokenizer(tiny.tokenizer(), tiny.IMAGE_TOKEN), geometry)
     train, held = (open_examples(path) for path in paths)
-    rows = plan_training_rows(train, encoder, made.data, made.batch, made.objective, seed=0)
+    rows = plan_training_rows(train, encoder, made.data, made.batch, task_of(made.objective), seed=0)
     return rows, plan_held_out(held, encoder, made, rows)
 
 

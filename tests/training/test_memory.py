@@ -11,7 +11,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.unshared import exact_batch
 from mmrlhf_jax.planning.synthetic import synthetic_group
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
-from mmrlhf_jax.training.objective import make_objective
+from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training.optimizer import make_optimizer
 from mmrlhf_jax.training.state import init_state, split_model
 from mmrlhf_jax.training.step import make_train_step
@@ -32,7 +32,7 @@ def test_no_vocabulary_sized_buffer_exists_beyond_the_chunk_and_the_parameters(t
         graphdef, params, frozen = split_model(model, config.Trains())
         tx = make_optimizer(config.Optimizer(), 10)
         state = init_state(params, frozen, tx, mesh)
-        step = make_train_step(graphdef, make_objective(config.Preference()), tx, chunk=CHUNK, shardings=None)
+        step = make_train_step(graphdef, task_of(config.Preference()), tx, chunk=CHUNK, shardings=None)
         program = step.lower(state, batch).compile().as_text()
     shapes = {tuple(map(int, found.split(","))) for found in re.findall(r"\b[a-z]+[0-9]+\[([0-9,]+)\]", program)}
     large = {shape for shape in shapes if VOCABULARY in shape}

@@ -14,13 +14,14 @@ import pytest
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.encode import GroupEncoder
-from mmrlhf_jax.data.pipeline import open_held_out_examples, open_training_examples
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.data.unshared import exact_batch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
 from mmrlhf_jax.objectives.outputs import Outputs
-from mmrlhf_jax.training.objective import make_objective, pair_betas, pair_margins, reward_margins
+from mmrlhf_jax.tasks import open_held_out_examples, open_training_examples, task_of
+from mmrlhf_jax.tasks.pairs import reward_margins
+from mmrlhf_jax.tasks.preference import pair_betas, pair_margins
 from tests import tiny
 
 TEXTS = ("best", "second", "last")
@@ -44,7 +45,7 @@ def batch_of(examples):
 
 def test_beta_is_upstreams_linear_form_of_each_pairs_own_factor(tmp_path):
     data = pair_file(tmp_path, {pair: {"ls_factor": factor} for pair, factor in FACTORS.items()})
-    (record,) = (examples := open_training_examples(data, STORED)).records
+    (record,) = (examples := open_training_examples(data, task_of(STORED))).records
     batch = batch_of(examples)
     betas = pair_betas(STORED, pair_margins(STORED, batch), None, batch.pair_weights, jax.random.key(0))[0]
     texts = [response.text for response in record.responses]
@@ -56,7 +57,7 @@ def test_beta_is_upstreams_linear_form_of_each_pairs_own_factor(tmp_path):
     paper = config.Preference(scaling=config.Scaling(margins="stored"))
     figures = [np.zeros((1, 3), np.float32)] * 5
     outputs = Outputs(*figures, np.zeros(batch.targets.shape, np.float32))
-    _, metrics = make_objective(paper).terms(outputs, batch._replace(reference_logps=figures[0]), jax.random.key(0), None)
+    _, metrics = task_of(paper).terms(outputs, batch._replace(reference_logps=figures[0]), jax.random.key(0), None)
     np.testing.assert_allclose(metrics["beta/max"].value, 0.1 * (1 + 0.5 * (1 - np.exp(-0.5 * 1.5))), rtol=1e-6)
     np.testing.assert_allclose(metrics["reward_model/disagreement"].mean, 1 / 3, rtol=1e-6)
 
@@ -64,7 +65,7 @@ def test_beta_is_upstreams_linear_form_of_each_pairs_own_factor(tmp_path):
 def test_pairs_without_a_factor_are_counted(tmp_path):
     factors = {pair: {} for pair in itertools.combinations(TEXTS, 2)} | {("best", "last"): {"ls_factor": 1.0}}
     with pytest.raises(UserError, match=r"1 of 1 records have pairs without `ls_factor` \(the first is 'a'\)"):
-        open_training_examples(pair_file(tmp_path, factors), STORED)
+        open_training_examples(pair_file(tmp_path, factors), task_of(STORED))
 
 
 def ranked_file(directory, *groups):
@@ -112,22 +113,22 @@ def test_a_pair_of_which_one_side_has_no_number_has_no_margin_and_its_record_is_
     tmp_path, capsys, objective, groups, margins, said
 ):
     path = ranked_file(tmp_path, *groups)
-    batch = batch_of(open_held_out_examples(config.Data(path="not read", held_out=path), objective))
+    batch = batch_of(open_held_out_examples(config.Data(path="not read", held_out=path), task_of(objective)))
     np.testing.assert_array_equal(reward_margins(batch).ravel(), margins)
     heard = capsys.readouterr().err
     if said is None:
         assert "records have responses" not in heard
-        open_training_examples(config.Data(path=path), objective)
+        open_training_examples(config.Data(path=path), task_of(objective))
         return
     assert f"data.held_out, {path}: {said}" in heard and "(the first is 'g0')" in heard and "as if it were 0" in heard
     with pytest.raises(UserError, match=said):  # training refuses what held-out data may lack
-        open_training_examples(config.Data(path=path), objective)
+        open_training_examples(config.Data(path=path), task_of(objective))
 
 
 def test_held_out_pairs_without_a_stored_factor_have_margin_0_and_are_counted(tmp_path, capsys):
     factors = {("best", "second"): {}, ("best", "last"): {"ls_factor": 1.5}, ("second", "last"): {"ls_factor": 0.0}}
     held_out = pair_file(tmp_path, factors)
-    examples = open_held_out_examples(held_out.model_copy(update={"held_out": held_out.path}), STORED)
+    examples = open_held_out_examples(held_out.model_copy(update={"held_out": held_out.path}), task_of(STORED))
     assert sorted(pair_margins(STORED, batch_of(examples))[0].tolist()) == [0, 0, 1.5]
     assert "1 of 1 records have pairs without `ls_factor` (the first is 'a'); pairs without a margin" in capsys.readouterr().err
 
@@ -146,4 +147,4 @@ def test_stored_factors_are_one_finite_number_a_pair_in_training_and_in_held_out
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=said):
-        opened(config.Data(path=str(path), held_out=str(path)), STORED)
+        opened(config.Data(path=str(path), held_out=str(path)), task_of(STORED))

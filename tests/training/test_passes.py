@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -13,12 +14,12 @@ from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.data.scored_rows import scored_rows
 from mmrlhf_jax.data.tokens import PieceTokenizer
+from mmrlhf_jax.inference import scoring
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
 from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.objectives.weighted import WeightedSum
 from mmrlhf_jax.sharding.mesh import make_mesh
-from mmrlhf_jax.training import held_out, reference
-from mmrlhf_jax.training.objective import Objective
+from mmrlhf_jax.training import held_out
 from tests import ranked, tiny
 
 RANKS = [(1, 2), (1, 2, 3), (1, 1, 2), (2, 1), (1, 2), (1, 3, 2)]
@@ -74,7 +75,7 @@ def score(rows, device=None, workers=0):
         return outputs_of(batch)
 
     settings = dict(batch_rows=1, mesh=MESH, description="scoring", workers=workers)
-    return reference.score_responses(step, None, None, rows, **settings)
+    return scoring.score_responses(step, None, None, rows, **settings)
 
 
 def judge(rows, device=None, workers=0):
@@ -85,10 +86,11 @@ def judge(rows, device=None, workers=0):
         mean = WeightedSum(found.logps.sum(), jax.numpy.float32(1))
         return {"loss": mean}, {"mean": mean}
 
-    return held_out.evaluate(step, None, rows, Objective({"loss": 1.0}, None), batch_rows=1, mesh=MESH, workers=workers)
+    task = types.SimpleNamespace(coefficients={"loss": 1.0})
+    return held_out.evaluate(step, None, rows, task, batch_rows=1, mesh=MESH, workers=workers)
 
 
-@pytest.mark.parametrize(("module", "run"), [(reference, score), (held_out, judge)])
+@pytest.mark.parametrize(("module", "run"), [(scoring, score), (held_out, judge)])
 def test_the_next_batches_are_made_and_started_before_the_result_of_a_batch_is_fetched(rows, monkeypatch, module, run):
     device = Device(monkeypatch, module)
     run(rows, device, workers=3)

@@ -22,10 +22,10 @@ from mmrlhf_jax.planning.abstract import abstract_model, abstract_state
 from mmrlhf_jax.sections import resolved
 from mmrlhf_jax.sharding.feed import place
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
+from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training import trained
 from mmrlhf_jax.training.identity import SETTINGS, computed_precision, difference
 from mmrlhf_jax.training.loop import load_base
-from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.optimizer import make_optimizer
 from mmrlhf_jax.training.state import init_state, precision_line, split_model
 from mmrlhf_jax.training.step import make_train_step
@@ -135,7 +135,7 @@ def test_every_learnt_leaf_moves_at_a_learning_rate_of_1e_6(directory, tmp_path,
         tx = make_optimizer(made.optimizer, 10)
         before = jax.tree.map(np.asarray, params)
         state = init_state(params, frozen, tx, MESH)
-        step = make_train_step(graphdef, make_objective(made.objective), tx, chunk=16)
+        step = make_train_step(graphdef, task_of(made.objective), tx, chunk=16)
         for _ in range(3):
             state, _ = step(state, batch)
     moments = [x for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "nu")) if hasattr(x, "nu")]

@@ -12,8 +12,8 @@ from mmrlhf_jax import config
 from mmrlhf_jax.inference.scoring import make_scoring_step
 from mmrlhf_jax.sharding.feed import place
 from mmrlhf_jax.sharding.mesh import use_mesh
+from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training.guard import guarded
-from mmrlhf_jax.training.objective import make_objective
 from mmrlhf_jax.training.state import init_state, split_model
 from mmrlhf_jax.training.step import make_train_step
 from tests.training import groups
@@ -38,7 +38,7 @@ def first_loss(mesh, model, reference: str | None, rows, trains, lora) -> float:
         params, frozen = jax.tree.map(lambda x: x.copy(), parts)  # the step gives its state away
         tx = guarded(groups.KEEP_GRADIENT, config.Guard())
         state = init_state(params, frozen, tx, mesh, keep_start=reference == "live")
-        objective = make_objective(config.Preference(**settings))
+        objective = task_of(config.Preference(**settings))
         step = make_train_step(graphdef, objective, tx, chunk=16, reference=reference)
         return float(step(state, place(rows, mesh))[1]["loss"])
 

@@ -1,0 +1,19 @@
+"""What can be learnt: one object for each kind of objective, which joins data and loss. `task_of` gives an objective's.
+
+A new kind of objective needs its settings in `config.py`, a file here with its `Task`, and a line in `registry.py`.
+"""
+
+from mmrlhf_jax.tasks.examples import open_held_out_examples, open_training_examples
+from mmrlhf_jax.tasks.registry import task_of
+from mmrlhf_jax.tasks.rows import plan_training_rows
+from mmrlhf_jax.tasks.task import Reference, Task, Terms
+
+__all__ = [
+    "Reference",
+    "Task",
+    "Terms",
+    "open_held_out_examples",
+    "open_training_examples",
+    "plan_training_rows",
+    "task_of",
+]

@@ -1,0 +1,20 @@
+"""The task of every kind of objective."""
+
+from __future__ import annotations
+
+from mmrlhf_jax import config
+from mmrlhf_jax.tasks.preference import PreferenceTask
+from mmrlhf_jax.tasks.reward_model import RewardModelTask
+from mmrlhf_jax.tasks.supervised import SupervisedTask
+from mmrlhf_jax.tasks.task import Task
+
+TASKS: dict[type[config.ObjectiveSection], type[Task]] = {
+    config.Preference: PreferenceTask,
+    config.RewardModel: RewardModelTask,
+    config.Supervised: SupervisedTask,
+}
+
+
+def task_of(objective: config.Objective) -> Task:
+    """The task that these settings are of."""
+    return TASKS[type(objective)](objective)

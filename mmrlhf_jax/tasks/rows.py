@@ -1,0 +1,24 @@
+"""The rows of a run: groups that the task learns from, measured, brought within the row budget, and planned."""
+
+from __future__ import annotations
+
+from mmrlhf_jax import config
+from mmrlhf_jax.data.encode import GroupEncoder
+from mmrlhf_jax.data.index import build_index
+from mmrlhf_jax.data.over_budget import within_budget
+from mmrlhf_jax.data.pipeline import demanded_budget, index_cache, list_changes, row_budget
+from mmrlhf_jax.data.stream import Rows
+from mmrlhf_jax.progress import track
+from mmrlhf_jax.tasks.task import Task
+
+
+def plan_training_rows(
+    examples, encoder: GroupEncoder, data: config.Data, batch: config.Batch, task: Task, *, seed: int
+) -> Rows:
+    """Measure all groups, settle the row budget and plan. What is left out is counted and listed, the first of it by name."""
+    index = build_index(examples, encoder, cache=index_cache(examples), progress=track)
+    index = task.learnt_groups(index, examples, data, data.named)
+    # First what the experiment demands; what it leaves open then follows from the groups as they have become.
+    index = within_budget(index, examples, encoder, demanded_budget(batch), data.over_budget, data.named)
+    list_changes(index, data.named, len(examples))
+    return Rows(examples, encoder, index, row_budget(batch, index), seed)
