@@ -178,7 +178,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object, or a list of them.")] = False,
 ) -> None:
     """Compile the train step for a pod that is not here: memory, FLOPs, collectives, bounds on time. Needs no accelerator."""
-    commands.plan.plan(experiments, launches, overrides or [], every, fit, generation, quick, readme, as_json, passes)
+    how = dict(every=every, fit=fit, generation=generation, passes=passes, quick=quick)
+    commands.plan.plan(experiments, launches, overrides or [], **how, readme=readme, as_json=as_json)
 
 
 @app.command()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
@@ -14,6 +15,10 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import is_remote
 from mmrlhf_jax.progress import say
 
+if TYPE_CHECKING:
+    from mmrlhf_jax.planning.plan import Plan
+    from mmrlhf_jax.planning.workload import Workload
+
 CONFIGS, LAUNCHES = "configs/*.yaml", "launch/*.yaml"
 
 
@@ -21,13 +26,14 @@ def plan(
     experiments: Sequence[str] | None,
     launches: Sequence[str] | None,
     overrides: Sequence[str],
-    every: bool,
-    fit: bool,
-    generation: bool,
-    quick: bool,
-    readme: str | None,
-    as_json: bool,
+    *,
+    every: bool = False,
+    fit: bool = False,
+    generation: bool = True,
     passes: bool = True,
+    quick: bool = False,
+    readme: str | None = None,
+    as_json: bool = False,
 ) -> None:
     experiments = list(experiments or (_files(CONFIGS) if every else ()))
     launches = list(launches or (_pods() if every else ()))
@@ -40,49 +46,73 @@ def plan(
     if nameless is not None:
         raise UserError(f"{nameless}: names no accelerator, so there is nothing to judge a plan by; set `accelerator`")
     _use_stand_ins(list(places.values()))
-    from mmrlhf_jax.planning import fit as fitting
-    from mmrlhf_jax.planning import plan as planning
     from mmrlhf_jax.planning import show
-    from mmrlhf_jax.planning.workload import find_workload
-    from mmrlhf_jax.training.layout import check_layout, say_overruled, say_waste, with_accumulation
+    from mmrlhf_jax.planning.plan import as_json as as_object
 
     plans, several = [], len(experiments) * len(launches) > 1
-    for together, experiment in alike({Path(name).stem: config.load_experiment(name, overrides) for name in experiments}):
-        workload = None  # the same everywhere
-        for where, launch in places.items():
-            names = (", ".join(together), Path(where).stem)
-            try:
-                sizes = planning.model_sizes(experiment)[0]
-                if not fit:  # which searches the mesh
-                    check_layout(with_accumulation(experiment, launch, launch.axes()), sizes, launch.axes())
-                    say_overruled(experiment, launch, launch.axes())
-                    say_waste(experiment, sizes, launch.axes())
-                workload = workload or find_workload(experiment, sizes)
-                if fit:
-                    devices = len(planning.planned_devices(launch))
-                    made, chosen, place = fitting.best_fit(experiment, launch, devices, names, workload=workload)
-                    say(f"{names[0]} on {names[1]}: {fitting.as_overrides(chosen, place)}")
-                else:
-                    how = dict(names=names, generation=generation, passes=passes, quick=quick, workload=workload)
-                    made = planning.make_plan(experiment, launch, **how)
-            except UserError as error:
-                if not several:
-                    raise
-                say(f"{names[0]} on {names[1]}: {error}")
-                continue
-            plans.append(made)
-            if readme is not None:  # what is there so far: the next may take long
-                show.write_table(readme, plans)
-            if not as_json:
-                print(show.as_text(made), flush=True)
+    read = {Path(name).stem: config.load_experiment(name, overrides) for name in experiments}
+    for made in _plans(read, places, several, fit, generation=generation, passes=passes, quick=quick):
+        plans.append(made)
+        if readme is not None:  # what is there so far: the next may take long
+            show.write_table(readme, plans)
+        if not as_json:
+            print(show.as_text(made), flush=True)
     if as_json:
-        made = [planning.as_json(each) for each in plans]
+        made = [as_object(each) for each in plans]
         strict_json.print_figures(made if several else made[0])
     if readme is not None:
         say(f"{readme}: {len(plans)} plans")
 
 
-def alike(experiments: dict[str, config.Experiment]) -> list[tuple[list[str], config.Experiment]]:
+def _plans(
+    experiments: Mapping[str, config.Experiment], places: Mapping[str, config.Launch], several: bool, fit: bool, **how: bool
+) -> Iterator[Plan]:
+    """A plan of each experiment for each launch file. Of several plans, one that cannot be made is said and left out."""
+    from mmrlhf_jax.planning.plan import make_plan, model_sizes
+    from mmrlhf_jax.planning.workload import find_workload
+
+    for together, experiment in alike(experiments):
+        workload = None  # the same everywhere
+        for where, launch in places.items():
+            names = (", ".join(together), Path(where).stem)
+            try:
+                sizes = model_sizes(experiment)[0]
+                if not fit:  # which searches the mesh
+                    _check_layout(experiment, launch, sizes)
+                workload = workload or find_workload(experiment, sizes)
+                if fit:
+                    made = _fastest(experiment, launch, names, workload)
+                else:
+                    made = make_plan(experiment, launch, names=names, workload=workload, **how)
+            except UserError as error:
+                if not several:
+                    raise
+                say(f"{names[0]} on {names[1]}: {error}")
+            else:
+                yield made
+
+
+def _check_layout(experiment: config.Experiment, launch: config.Launch, sizes: Any) -> None:
+    """UserError where the experiment cannot be laid on the launch file's mesh; what of both is not used is said."""
+    from mmrlhf_jax.training.layout import check_layout, say_overruled, say_waste, with_accumulation
+
+    axes = launch.axes()
+    check_layout(with_accumulation(experiment, launch, axes), sizes, axes)
+    say_overruled(experiment, launch, axes)
+    say_waste(experiment, sizes, axes)
+
+
+def _fastest(experiment: config.Experiment, launch: config.Launch, names: tuple[str, str], workload: Workload) -> Plan:
+    """The plan of the fastest layout that fits, which is said as the settings that give it."""
+    from mmrlhf_jax.planning.fit import as_overrides, best_fit
+    from mmrlhf_jax.planning.plan import planned_devices
+
+    made, chosen, place = best_fit(experiment, launch, len(planned_devices(launch)), names, workload=workload)
+    say(f"{names[0]} on {names[1]}: {as_overrides(chosen, place)}")
+    return made
+
+
+def alike(experiments: Mapping[str, config.Experiment]) -> list[tuple[list[str], config.Experiment]]:
     """Experiments whose steps differ in constants, in the form of β or in what is read, but in no shape: one plan for all.
 
     Data that is at hand is measured, so that its shapes are its own.

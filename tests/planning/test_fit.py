@@ -96,4 +96,4 @@ def test_where_nothing_fits_the_least_is_named(monkeypatch):
 
 def test_a_plan_of_nothing_says_what_to_give():
     with pytest.raises(UserError, match="give an experiment and --launch FILE"):
-        commands.plan([], [], [], False, False, True, False, None, False)
+        commands.plan([], [], [])

@@ -155,12 +155,12 @@ def test_where_the_mesh_differs_it_stands_in_the_cell(made):
 
 def test_one_plan_does_not_take_the_whole_tables_place():
     with pytest.raises(UserError, match="use it with --all"):
-        commands.plan(["x.yaml"], [str(ROOT / "launch" / "v5e-64.yaml")], [], False, False, False, True, "README.md", False)
+        commands.plan(["x.yaml"], [str(ROOT / "launch" / "v5e-64.yaml")], [], readme="README.md")
 
 
 def test_a_launch_file_without_an_accelerator_is_refused():
     with pytest.raises(UserError, match=r"local\.yaml: names no accelerator"):
-        commands.plan(["none.yaml"], [str(ROOT / "launch" / "local.yaml")], [], False, False, False, False, None, False)
+        commands.plan(["none.yaml"], [str(ROOT / "launch" / "local.yaml")], [])
 
 
 @pytest.mark.parametrize(
