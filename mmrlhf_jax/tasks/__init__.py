@@ -1,6 +1,6 @@
 """What can be learnt: one object for each kind of objective, which joins data and loss. `task_of` gives an objective's.
 
-A new kind of objective needs its settings in `config.py`, a file here with its `Task`, and a line in `registry.py`.
+A new kind of objective needs its settings in `config/objective.py`, a file here with its `Task`, and a line in `registry.py`.
 """
 
 from mmrlhf_jax.tasks.examples import open_held_out_examples, open_training_examples

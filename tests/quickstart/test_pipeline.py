@@ -13,7 +13,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.quickstart import alignment, pipeline
 
-CONFIGS = Path(config.__file__).parents[1] / "configs" / "quickstart"
+CONFIGS = Path(config.__file__).parents[2] / "configs" / "quickstart"
 RUNS = ("accounts", "supervised", "reward", "mmdpo", "dpo")
 
 

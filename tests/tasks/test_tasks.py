@@ -14,7 +14,7 @@ from mmrlhf_jax.tasks.registry import TASKS
 
 ROOT = Path(__file__).parents[2] / "mmrlhf_jax"
 KINDS = typing.get_args(typing.get_args(config.Objective)[0])
-OWN = ("tasks/", "quickstart/", "config.py")  # the tasks, what knows that it aligns with MM-DPO, and the settings themselves
+OWN = ("tasks/", "quickstart/", "config/")  # the tasks, what knows that it aligns with MM-DPO, and the settings themselves
 NAMES = "|".join(kind.__name__ for kind in KINDS)
 # Class checks, class patterns, comparisons of the kind's name.
 ASKS = re.compile(

@@ -1,0 +1,153 @@
+"""The kinds of objectives and their settings. What each kind does with data, loss and plan is in `tasks`."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import pydantic
+from pydantic import Field
+
+from mmrlhf_jax.config.data import Data
+from mmrlhf_jax.config.values import NonNegative, Positive
+from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.loss_names import LOSSES, check_options
+from mmrlhf_jax.sections import Number, Section
+
+
+class Scaling(Section):
+    """β(δ). `margin` is the paper's Dynamic Reward Scaling; what δ is made of is `margins`: the responses' rewards, their
+    human scores, or what upstream's pair files store with each pair (`ls_factor`; mode `ls_factor` is how upstream uses it).
+
+    `negative_margins` is for pairs that the reward model orders against the human rank: `clamp` gives them the β of
+    δ = 0 (the paper's stated range), `unclamped` less than that, `drop` leaves them out of the loss.
+    """
+
+    mode: Literal["margin", "fixed", "ls_factor", "batch_implicit"] = "margin"
+    w: NonNegative = 0.5
+    k: NonNegative = 0.5
+    margins: Literal["rewards", "human_scores", "stored"] = "rewards"
+    negative_margins: Literal["clamp", "unclamped", "drop"] = "clamp"
+
+
+class ObjectiveSection(Section):
+    """What the settings of every kind of objective tell; what each kind does with data, loss and plan is in `tasks`.
+
+    Each kind has a `reference` as well, which is None where it needs no reference model.
+    """
+
+    needs_reward_head: ClassVar[bool] = False
+
+    @property
+    def looks_at_batch(self) -> str | None:
+        """What of it sees the pairs of a batch together, by name, so that the batch cannot be taken in pieces; or None."""
+        return None
+
+    @property
+    def scores(self) -> bool:
+        """Whether the loss depends on the reward head."""
+        return False
+
+    def writes(self, data: Data) -> bool:
+        """Whether the loss depends on the probabilities of words."""
+        return True
+
+    def lacks_weights(self, data: Data) -> str | None:
+        """Why no term of the loss has a weight, and what to do about it; None where one has."""
+        return None
+
+
+class Preference(ObjectiveSection):
+    """MM-DPO. `sft_weight` is γ, on chosen responses.
+
+    `reference`: log-probs of the starting model, `cached` (one pass before training), `live` (a forward pass of it in
+    every step, from a second copy of what learns) or `adapter_base` (the same with the adapters left out, and no copy).
+    """
+
+    kind: Literal["preference"] = "preference"
+    losses: dict[str, NonNegative] = Field(default_factory=lambda: {"sigmoid": 1.0})
+    beta: Positive = 0.1
+    scaling: Scaling = Scaling()
+    sft_weight: NonNegative = 0.25
+    label_smoothing: NonNegative = 0.0
+    f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+    f_alpha: Number = 0.5
+    discopop_tau: Positive = 0.05
+    ld_alpha: Annotated[Number, Field(ge=0, le=1)] = 1.0
+    reference: Literal["cached", "live", "adapter_base"] = "cached"
+
+    @property
+    def looks_at_batch(self) -> str | None:
+        """What of it sorts or normalises over the whole batch."""
+        if self.scaling.mode == "batch_implicit":
+            return "scaling.mode batch_implicit"
+        return next((f"loss {name}" for name in ("aot", "aot_unpaired") if name in self.losses), None)
+
+    def lacks_weights(self, data: Data) -> str | None:
+        if any((*self.losses.values(), self.sft_weight)):
+            return None
+        return "losses and sft_weight are all 0, so that nothing would be learnt; give one a weight"
+
+    @pydantic.field_validator("losses")
+    @classmethod
+    def _known(cls, losses: dict[str, NonNegative]) -> dict[str, NonNegative]:
+        if not losses:
+            raise ValueError(f"names no loss; choose from {', '.join(LOSSES)}")
+        if unknown := [name for name in losses if name not in LOSSES]:
+            raise ValueError(f"unknown loss {shown(unknown)}; choose from {', '.join(LOSSES)}")
+        return losses
+
+    @pydantic.model_validator(mode="after")
+    def _defined(self):
+        for name in self.losses:
+            try:
+                check_options(name, self.label_smoothing, self.f_divergence)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        if self.ld_alpha != 1 and self.reference == "cached":
+            raise ValueError("ld_alpha weighs tokens, and the cached reference is per response; set reference: live")
+        return self
+
+
+class RewardModel(ObjectiveSection):
+    """The critique-based reward model: critique loss + score loss (paper).
+
+    Options: centring (released code: .01), `tie_weight` on (r₁ − r₂)² of tied pairs, and what the score loss subtracts
+    from r⁺ − r⁻ as `margins`: nothing, the difference of the mean human scores, or that of the stored rewards.
+    """
+
+    kind: Literal["reward_model"] = "reward_model"
+    score_weight: NonNegative = 1.0
+    critique_weight: NonNegative = 1.0
+    critique_weighting: Literal["pair", "response"] = "pair"
+    centring: NonNegative = 0.0
+    tie_weight: NonNegative = 0.0
+    margins: Literal["none", "human_scores", "rewards"] = "none"
+
+    reference: ClassVar[None] = None
+    needs_reward_head: ClassVar[bool] = True
+
+    @property
+    def scores(self) -> bool:
+        return self.score_weight > 0 or self.centring > 0 or self.tie_weight > 0
+
+    def writes(self, data: Data) -> bool:
+        return self.critique_weight > 0 and data.critiques is not None
+
+    def lacks_weights(self, data: Data) -> str | None:
+        if self.scores or self.writes(data):
+            return None
+        return (
+            "all weights are 0 (or there is only critique_weight, and data.critiques is null), so that nothing would"
+            " be learnt; give one a weight"
+        )
+
+
+class Supervised(ObjectiveSection):
+    """Token mean over the learnt responses (`data.learn`)."""
+
+    kind: Literal["supervised"] = "supervised"
+
+    reference: ClassVar[None] = None
+
+
+Objective = Annotated[Preference | RewardModel | Supervised, Field(discriminator="kind")]
