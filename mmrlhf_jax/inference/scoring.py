@@ -16,8 +16,7 @@ from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.faults import Unavailable, first_line
 from mmrlhf_jax.files import read_sound_arrays, write_arrays
 from mmrlhf_jax.inference.forward import forward
-from mmrlhf_jax.objectives.logprobs import target_counts
-from mmrlhf_jax.objectives.outputs import Outputs
+from mmrlhf_jax.objectives import Outputs, target_counts
 from mmrlhf_jax.progress import Progress, say
 from mmrlhf_jax.sharding.agreement import first_reads
 from mmrlhf_jax.sharding.feed import feed, fetched, own_rows, whole

@@ -11,8 +11,7 @@ from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.index import GroupIndex, keep_groups
 from mmrlhf_jax.data.rows import Budget, RowBatch
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.objectives.pairs import gather_pairs
-from mmrlhf_jax.objectives.weighted import WeightedSum, weighted_sum
+from mmrlhf_jax.objectives import WeightedSum, gather_pairs, weighted_sum
 from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.tasks.task import Task
 

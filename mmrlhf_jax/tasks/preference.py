@@ -14,11 +14,19 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.objectives import preference, reward_scaling
-from mmrlhf_jax.objectives.logprobs import target_counts
-from mmrlhf_jax.objectives.outputs import Outputs
-from mmrlhf_jax.objectives.pairs import PairLogps, gather_pairs, length_desensitized_pair_logps, pair_logps
-from mmrlhf_jax.objectives.weighted import Metric, WeightedSum, weighted_sum
+from mmrlhf_jax.objectives import (
+    Metric,
+    Outputs,
+    PairLogps,
+    WeightedSum,
+    gather_pairs,
+    length_desensitized_pair_logps,
+    pair_logps,
+    preference,
+    reward_scaling,
+    target_counts,
+    weighted_sum,
+)
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.tasks.pairs import PairTask, reward_margins, side_mean

@@ -13,9 +13,7 @@ from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.overlay import with_critiques
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.objectives import reward_model
-from mmrlhf_jax.objectives.logprobs import target_counts
-from mmrlhf_jax.objectives.outputs import Outputs
+from mmrlhf_jax.objectives import Outputs, reward_model, target_counts
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.tasks.pairs import PairTask, reward_margins, side_mean

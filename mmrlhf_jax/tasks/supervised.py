@@ -12,9 +12,7 @@ from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.index import GroupIndex, keep_groups
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.objectives.logprobs import target_counts
-from mmrlhf_jax.objectives.outputs import Outputs
-from mmrlhf_jax.objectives.weighted import WeightedSum, weighted_sum
+from mmrlhf_jax.objectives import Outputs, WeightedSum, target_counts, weighted_sum
 from mmrlhf_jax.tasks.task import Task, Terms
 
 

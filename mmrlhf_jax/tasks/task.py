@@ -13,8 +13,7 @@ from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.index import GroupIndex
 from mmrlhf_jax.data.pipeline import make_encoder
 from mmrlhf_jax.data.rows import RowBatch
-from mmrlhf_jax.objectives.outputs import Outputs
-from mmrlhf_jax.objectives.weighted import Metric, WeightedSum
+from mmrlhf_jax.objectives import Metric, Outputs, WeightedSum
 
 # Where a step has the reference model's log-probs from: the batch, which was scored before training ("cached"); a forward pass
 # with the parameters of step 0 ("live"), or one without the adapters ("adapter_base"). None: the loss needs no reference.

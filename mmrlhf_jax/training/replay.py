@@ -21,8 +21,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import exists
 from mmrlhf_jax.inference.forward import forward
 from mmrlhf_jax.models.layers import matmul_precision
-from mmrlhf_jax.objectives.logprobs import target_counts
-from mmrlhf_jax.objectives.weighted import summary
+from mmrlhf_jax.objectives import summary, target_counts
 from mmrlhf_jax.sharding.agreement import together
 from mmrlhf_jax.sharding.feed import fetch, own_rows, place
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh

@@ -12,8 +12,7 @@ from flax import nnx
 
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.inference.forward import forward
-from mmrlhf_jax.objectives.outputs import Outputs
-from mmrlhf_jax.objectives.weighted import Metric, divide, merge, mix, summary
+from mmrlhf_jax.objectives import Metric, Outputs, divide, merge, mix, summary
 from mmrlhf_jax.tasks import Reference, Task
 from mmrlhf_jax.training.state import TrainState
 from mmrlhf_jax.training.work import batch_work
