@@ -24,7 +24,7 @@ from mmrlhf_jax.faults import Unavailable
 from mmrlhf_jax.inference.jobs import write_in_pieces
 from mmrlhf_jax.owner import Owner
 from mmrlhf_jax.ownership import Ownership
-from mmrlhf_jax.training import loop, owner
+from mmrlhf_jax.training import loop, owner, peers
 from tests import tiny
 from tests.data import groups
 
@@ -336,9 +336,9 @@ def test_a_process_that_is_gone_while_the_owner_is_looked_for_is_named_and_the_r
 
     monkeypatch.setattr(loop, "check_launch", lambda experiment, _: (experiment, None))
     monkeypatch.setattr(loop, "check_stored", lambda *_: None)
-    monkeypatch.setattr(loop.Peers, "lost", lambda self: "process 1 on elsewhere is gone")
+    monkeypatch.setattr(peers.Peers, "lost", lambda self: "process 1 on elsewhere is gone")
     monkeypatch.setattr(owner, "first_decides", collective)
-    monkeypatch.setattr(loop.os, "_exit", leave)
+    monkeypatch.setattr(peers.os, "_exit", leave)
     with pytest.raises(InterruptedError) as left:
         loop.train(experiment_in(tmp_path), config.Launch())
     assert left.value.args == (PEER_LOST,) and "process 1 on elsewhere is gone" in capsys.readouterr().err

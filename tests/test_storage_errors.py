@@ -27,7 +27,7 @@ from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
 from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.huggingface.tensors import StoredTensors
 from mmrlhf_jax.sharding import agreement
-from mmrlhf_jax.training import loop
+from mmrlhf_jax.training import directory
 from mmrlhf_jax.training.metrics import MetricsLog, read_metrics
 from tests import ranked, tiny
 from tests.test_storage_faults import named, raised_from
@@ -309,7 +309,7 @@ def test_a_directory_is_cleared_where_the_storage_is_busy(tmp_path, monkeypatch,
     for file in ("metrics.jsonl", "bad_batch_step_2.npz", "config.yaml"):
         (run / file).write_text("x")
     left = failing_times(monkeypatch, POSIX, name, 3, error)
-    loop.clear(epath.Path(run))
+    directory.clear(epath.Path(run))
     monkeypatch.undo()
     assert left == [0] and [path.name for path in run.iterdir()] == ["config.yaml"]
 

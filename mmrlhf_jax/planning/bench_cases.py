@@ -26,8 +26,8 @@ from mmrlhf_jax.planning.bench import compare, group_layout, pair_layout
 from mmrlhf_jax.planning.synthetic import synthetic_group
 from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
 from mmrlhf_jax.tasks import open_training_examples, plan_training_rows, task_of
+from mmrlhf_jax.training.base import load_base
 from mmrlhf_jax.training.layout import say_overruled, with_accumulation
-from mmrlhf_jax.training.loop import load_base
 from mmrlhf_jax.training.state import Path, stored_dtype
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mmrlhf_jax import strict_json
+from mmrlhf_jax import config, strict_json
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.faults import retried
 from mmrlhf_jax.files import GrowingFile, read_bytes
+from mmrlhf_jax.sharding.agreement import first_process
 from mmrlhf_jax.training.event_file import EventFile
 
 Figure = float | int | list | None  # a number (null where it is not finite), or a histogram's
@@ -83,6 +84,13 @@ class MetricsLog:
         self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def open_log(experiment: config.Experiment, start: int) -> MetricsLog:
+    """The run's logs, from step `start` on; of the first process alone."""
+    settings = experiment.model_dump(mode="json")
+    directory = epath.Path(experiment.run.directory)
+    return MetricsLog(directory, resume_step=start, wandb=experiment.run.wandb, settings=settings, writes=first_process())
 
 
 def _start_wandb(project: str, directory: epath.Path, settings: Mapping):

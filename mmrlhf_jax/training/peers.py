@@ -7,15 +7,20 @@ coordination service shares with all. No file system takes part, and whoever loo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from mmrlhf_jax import strict_json
+import jax
+
+from mmrlhf_jax import config, strict_json
 from mmrlhf_jax.exits import PEER_LOST
+from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.progress import say
 
 BEAT_SECONDS = 5.0
@@ -25,6 +30,8 @@ MOST_BETWEEN_LOOKS = 2 * BEAT_SECONDS
 # What takes as long as it takes, and says nothing meanwhile.
 COMPILING, LOADING, MEASURING = "compiling", "loading the model", "measuring the data"
 UNTIMED = (COMPILING, LOADING, MEASURING)
+# How a collective fails whose other end is gone; gloo's failures are ValueErrors where they are dispatched.
+LOST_PEER = (jax.errors.JaxRuntimeError, ValueError)
 
 
 class Lines(Protocol):
@@ -185,3 +192,31 @@ class Peers:
         slow = {p: b for p, b in beats.items() if b["step"] == least}
         slow = {p: b for p, b in slow.items() if b["doing"] != "in step"} or slow
         return "; ".join(f"process {p} on {b['host']} hangs at step {b['step']}: {b['doing']}" for p, b in slow.items())
+
+
+def peers_of(launch: config.Launch) -> Peers:
+    """The other processes of this launch, with its time limits."""
+    limits = launch.distributed or config.Distributed()
+    lines = coordinator_lines() if jax.process_count() > 1 else None
+    return Peers(lines, jax.process_index(), jax.process_count(), limits.heartbeat_timeout, limits.hang_timeout)
+
+
+@contextlib.contextmanager
+def ends_if_alone(peers: Peers) -> Iterator[None]:
+    try:
+        yield
+    except LOST_PEER as error:
+        end_if_alone(peers, error)
+        raise
+
+
+def end_if_alone(peers: Peers, error: Exception) -> None:
+    """A collective that fails because a process is gone: say which, and end so that launchers start all of them again.
+
+    At once: an orderly end would first wait for the process that is gone.
+    """
+    lost = peers.lost()
+    if lost is not None:
+        say(f"{first_line(error)}: {lost}; the same command continues from the newest checkpoint")
+        sys.stdout.flush()
+        os._exit(PEER_LOST)

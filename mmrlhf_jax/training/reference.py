@@ -8,13 +8,45 @@ from collections.abc import Callable
 import numpy as np
 from etils import epath
 
+from mmrlhf_jax import config
+from mmrlhf_jax.data.pipeline import index_cache, with_reference
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import retried
-from mmrlhf_jax.files import read_sound_arrays
-from mmrlhf_jax.inference.scoring import keep_arrays, score_responses
+from mmrlhf_jax.files import can_write, read_sound_arrays
+from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
+from mmrlhf_jax.inference.scoring import keep_arrays, make_scoring_step, score_responses
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.sharding.agreement import first_acts, first_reads
+from mmrlhf_jax.sharding.agreement import first_acts, first_decides, first_reads
+from mmrlhf_jax.training.base import Base
+from mmrlhf_jax.training.identity import computed_precision
+from mmrlhf_jax.training.planned import PlannedRun
+
+
+def with_reference_logps(
+    plan: PlannedRun, base: Base, experiment: config.Experiment, mesh, at_batch: Callable[[int], None]
+) -> PlannedRun:
+    """The plan with the base model's log-probs of its rows and of its held-out rows; `at_batch` hears of every batch."""
+    batch = experiment.batch
+    step = make_scoring_step(base.graphdef, chunk=batch.logprob_chunk)
+    scorer = model_fingerprint(plan.source, **computed_precision(experiment))
+    settings = dict(batch_rows=batch.rows // batch.accumulation, mesh=mesh, workers=experiment.data.workers, at_batch=at_batch)
+    settings["cache"] = reference_cache(plan.examples, epath.Path(experiment.run.directory))
+
+    def scored(rows: Rows) -> np.ndarray:
+        return reference_logps(step, base.params, base.frozen, rows, scorer, **settings)
+
+    rows, held_out = plan.rows, plan.held_out
+    plan = plan._replace(rows=with_reference(rows, scored(rows.once())))
+    return plan if held_out is None else plan._replace(held_out=with_reference(held_out, scored(held_out)))
+
+
+def reference_cache(examples, directory: epath.Path) -> epath.Path:
+    """Beside the data, where other runs find them too; in the run's directory where the data has no such place."""
+    beside = index_cache(examples)
+    if beside is None or not first_decides(lambda: can_write(beside)):
+        return directory / "reference"
+    return beside
 
 
 def reference_logps(

@@ -26,8 +26,9 @@ from mmrlhf_jax.sharding.agreement import together
 from mmrlhf_jax.sharding.feed import fetch, own_rows, place
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.tasks import Task, task_of
+from mmrlhf_jax.training.base import load_base
+from mmrlhf_jax.training.directory import CONFIG_FILE
 from mmrlhf_jax.training.layout import with_accumulation
-from mmrlhf_jax.training.loop import CONFIG_FILE, load_base
 from mmrlhf_jax.training.record import SavedBatch, as_number, read_batch
 from mmrlhf_jax.training.state import PARTS, TrainState, split_model
 from mmrlhf_jax.training.step import loss_and_gradients, reference_outputs, split_rows

@@ -30,9 +30,10 @@ from mmrlhf_jax.models.lora import is_adapter, merge_lora
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import first_decides, together
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
+from mmrlhf_jax.training.base import load_base
 from mmrlhf_jax.training.card import conversion_card, model_card
+from mmrlhf_jax.training.directory import CHECKPOINTS, CONFIG_FILE
 from mmrlhf_jax.training.identity import learnt_otherwise
-from mmrlhf_jax.training.loop import CHECKPOINTS, CONFIG_FILE, load_base
 from mmrlhf_jax.training.metrics import read_metrics
 from mmrlhf_jax.training.state import learner
 from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints

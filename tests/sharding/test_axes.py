@@ -191,11 +191,11 @@ def test_rows_and_widths_are_checked_by_plan_before_the_data_is_measured(tmp_pat
     ],
 )
 def test_train_checks_rows_and_widths_before_it_makes_or_loads_anything(tmp_path, monkeypatch, batch, tensor, message):
-    from mmrlhf_jax.training import loop, preflight
+    from mmrlhf_jax.training import base, loop, preflight
 
     mesh = AbstractMesh((1, 2, tensor, 1), rules.MESH_AXES)
     monkeypatch.setattr(preflight, "make_mesh", lambda named: mesh)
-    monkeypatch.setattr(loop, "load_base", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(base, "load_base", lambda *_: pytest.fail("the model was loaded"))
     if "batch" in message:  # then not even the model's sizes are asked for
         monkeypatch.setattr(preflight, "known_sizes", lambda path: pytest.fail("the model was fetched"))
     (tmp_path / "model").mkdir()

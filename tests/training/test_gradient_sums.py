@@ -252,7 +252,7 @@ def test_over_the_devices_that_share_a_matrix():
 
 
 def test_the_experiment_says_in_what_matrices_are_summed(tmp_path):
-    from mmrlhf_jax.training.loop import load_base
+    from mmrlhf_jax.training.base import load_base
 
     for dtype in ("float32", "bfloat16"):
         settings = {"model": {"path": str(tiny.checkpoint(tmp_path / dtype)), "reduce_dtype": dtype}, "data": {"path": "d"}}

@@ -24,7 +24,9 @@ from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
 from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.tasks import plan_training_rows, task_of
-from mmrlhf_jax.training import loop
+from mmrlhf_jax.training import base, judge, loop
+from mmrlhf_jax.training import run as run_module
+from mmrlhf_jax.training.directory import CHECKPOINTS
 from mmrlhf_jax.training.held_out import evaluate, figure_names, fingerprint, plan_held_out, say_shared
 from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints
 from mmrlhf_jax.training.trained import load_trained
@@ -90,7 +92,7 @@ def test_the_best_checkpoint_stays_beside_the_last_one(experiment, tmp_path):
     found = evaluations(rows)
     assert list(found) == [1, 2, 3, 4]
     best = min(found, key=lambda step: found[step]["eval_loss"])
-    checkpoints = StoredCheckpoints(tmp_path / loop.CHECKPOINTS, Criterion("eval_loss", "lowest")).on_newest_data()
+    checkpoints = StoredCheckpoints(tmp_path / CHECKPOINTS, Criterion("eval_loss", "lowest")).on_newest_data()
     assert set(checkpoints.steps) == {best, 4} and checkpoints.best == best
     assert checkpoints.scores[best] == pytest.approx(-found[best]["eval_loss"])
 
@@ -142,7 +144,7 @@ def unjudged(experiment, tmp_path, **changes):
 def test_what_is_wrong_with_held_out_settings_is_said_before_the_model_is_loaded(
     experiment, tmp_path, monkeypatch, changes, said
 ):
-    monkeypatch.setattr(loop, "load_base", lambda *_: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(base, "load_base", lambda *_: pytest.fail("the model is loaded"))
     with pytest.raises(UserError, match=said):
         loop.train(unjudged(experiment, tmp_path, **changes), LAUNCH)
 
@@ -152,7 +154,7 @@ def test_what_is_wrong_with_held_out_settings_is_said_before_the_model_is_loaded
 def test_held_out_data_without_a_strict_pair_is_refused_before_the_model_is_loaded(
     experiment, tmp_path, monkeypatch, ranks, objective
 ):
-    monkeypatch.setattr(loop, "load_base", lambda *_: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(base, "load_base", lambda *_: pytest.fail("the model is loaded"))
     held_out = str(ranked.write(tmp_path / "held", ranks, [[] for _ in ranks]))
     tied = unjudged(experiment, tmp_path, held_out=held_out).model_copy(update={"objective": objective})
     with pytest.raises(UserError, match=rf"{held_out}: no group has a strictly ordered pair"):
@@ -195,8 +197,8 @@ def test_held_out_data_is_judged_at_the_end_and_as_often_as_eval_every_says(
     experiment, tmp_path, monkeypatch, capsys, steps, every, judged
 ):
     step = PretendedStep()
-    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: step)
-    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {"eval_loss": 1.0})
+    monkeypatch.setattr(run_module, "make_train_step", lambda *_, **__: step)
+    monkeypatch.setattr(judge, "evaluate", lambda *_, **__: {"eval_loss": 1.0})
     supervised = experiment.model_copy(update={"objective": config.Supervised()})
     assert list(evaluations(run(supervised, tmp_path, eval_every=every, steps=steps))) == judged
     assert ("is judged once, behind the last step" in capsys.readouterr().err) == (every is None)
@@ -206,8 +208,8 @@ def test_held_out_data_is_judged_at_the_end_and_as_often_as_eval_every_says(
 def test_a_run_whose_steps_are_all_done_says_that_nothing_is_left(experiment, tmp_path, monkeypatch, capsys, judges):
     """Held-out data that was named afterwards is not judged, which is said."""
     step = PretendedStep()
-    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: step)
-    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: pytest.fail("judged"))
+    monkeypatch.setattr(run_module, "make_train_step", lambda *_, **__: step)
+    monkeypatch.setattr(judge, "evaluate", lambda *_, **__: pytest.fail("judged"))
     data = experiment.data.model_copy(update={"held_out": None})
     supervised = experiment.model_copy(update={"objective": config.Supervised(), "data": data})
     run(supervised, tmp_path, eval_every=None, steps=2)
@@ -225,13 +227,13 @@ def test_an_evaluation_that_is_not_finite_is_said_and_the_true_best_is_what_is_e
     experiment, tmp_path, monkeypatch, capsys, best_is, worst
 ):
     step, figures = PretendedStep(), iter([worst, 2.0, 3.0, worst])
-    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: step)
-    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {"eval_loss": next(figures)})
+    monkeypatch.setattr(run_module, "make_train_step", lambda *_, **__: step)
+    monkeypatch.setattr(judge, "evaluate", lambda *_, **__: {"eval_loss": next(figures)})
     supervised = experiment.model_copy(update={"objective": config.Supervised()})
     rows = run(supervised, tmp_path, best_is=best_is)
     best = {"lowest": 2, "highest": 3}[best_is]
     assert f"step 4: eval_loss is {worst}, which is no score" in capsys.readouterr().err
-    assert StoredCheckpoints(tmp_path / loop.CHECKPOINTS).steps == [best, 4]
+    assert StoredCheckpoints(tmp_path / CHECKPOINTS).steps == [best, 4]
     assert [row.get("eval_loss") for row in rows if "eval_loss" in row] == [None, 2.0, 3.0, None]
     mesh = make_mesh({}, jax.devices()[:1])
     assert load_trained(tmp_path, step="best", mesh=mesh).step == best
@@ -253,8 +255,8 @@ def test_scores_of_another_held_out_set_are_not_compared_and_the_best_of_each_st
     def continued(experiment, done, *figures):
         step, given = PretendedStep(), iter(figures)
         step._done = done
-        monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: step)
-        monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {"eval_loss": next(given)})
+        monkeypatch.setattr(run_module, "make_train_step", lambda *_, **__: step)
+        monkeypatch.setattr(judge, "evaluate", lambda *_, **__: {"eval_loss": next(given)})
         run(experiment, tmp_path / "run", checkpoint_every=1)
 
     held, rewards = tmp_path / "held" / "records.jsonl", tmp_path / "rewards.jsonl"
@@ -279,7 +281,7 @@ def test_scores_of_another_held_out_set_are_not_compared_and_the_best_of_each_st
     assert (
         "the scores of checkpoints 1, 2 are by eval_loss (lowest is best) on other held-out data; they are not compared" in said
     )
-    assert StoredCheckpoints(tmp_path / "run" / loop.CHECKPOINTS).steps == sorted({1, best, 4})
+    assert StoredCheckpoints(tmp_path / "run" / CHECKPOINTS).steps == sorted({1, best, 4})
     assert load_trained(tmp_path / "run", step="best", mesh=make_mesh({}, jax.devices()[:1])).step == best
     said = capsys.readouterr().err
     assert "checkpoints 1 are by eval_loss (lowest is best) on other held-out data, which" in said

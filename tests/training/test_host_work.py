@@ -9,7 +9,11 @@ import pytest
 
 from mmrlhf_jax import config
 from mmrlhf_jax.training import loop
-from mmrlhf_jax.training.metrics import read_metrics
+from mmrlhf_jax.training import run as run_module
+from mmrlhf_jax.training.checkpoint import Checkpoints
+from mmrlhf_jax.training.metrics import MetricsLog, read_metrics
+from mmrlhf_jax.training.profiler import ProfilerWindow
+from mmrlhf_jax.training.stop import StopSignal
 from tests import ranked, tiny
 from tests.training.pretended import PretendedStep
 
@@ -34,7 +38,7 @@ def experiment(tmp_path_factory):
 def train(experiment, directory, monkeypatch, batch=None, **run):
     """The events of a run whose steps are pretended, and the lines of its metrics."""
     step = PretendedStep()
-    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: step)
+    monkeypatch.setattr(run_module, "make_train_step", lambda *_, **__: step)
     changed = {"run": experiment.run.model_copy(update={"directory": str(directory), **run})}
     changed |= {} if batch is None else {"batch": experiment.batch.model_copy(update=batch)}
     loop.train(experiment.model_copy(update=changed), LAUNCH)
@@ -55,13 +59,13 @@ def test_nothing_of_a_step_is_read_before_the_next_one_is_started(experiment, tm
 
 def test_behind_a_step_the_host_puts_no_computation_on_the_devices(experiment, tmp_path, monkeypatch, caplog):
     """With all compiled programs forgotten, whatever is computed is compiled first. The steps compute nothing themselves."""
-    steps_begin = loop.StopSignal.steps_begin
+    steps_begin = StopSignal.steps_begin
 
     def begin(stop):
         steps_begin(stop)
         caplog.clear()
 
-    monkeypatch.setattr(loop.StopSignal, "steps_begin", begin)
+    monkeypatch.setattr(StopSignal, "steps_begin", begin)
     jax.clear_caches()
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         train(experiment, tmp_path, monkeypatch)
@@ -90,10 +94,10 @@ def test_the_error_that_ends_a_run_is_the_one_that_is_seen_whatever_the_closes_d
 
         return close
 
-    for owner, name in ((loop.Checkpoints, "checkpoints"), (loop.MetricsLog, "logs"), (loop.ProfilerWindow, "profile")):
+    for owner, name in ((Checkpoints, "checkpoints"), (MetricsLog, "logs"), (ProfilerWindow, "profile")):
         monkeypatch.setattr(owner, "close", failing(name))
-    monkeypatch.setattr(loop, "write_run_page", lambda *_, **__: closed.append("page"))
-    monkeypatch.setattr(loop, "record", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("the first error")))
+    monkeypatch.setattr(run_module, "write_run_page", lambda *_, **__: closed.append("page"))
+    monkeypatch.setattr(run_module, "record", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("the first error")))
     with pytest.raises(RuntimeError, match="the first error") as raised:
         train(experiment, tmp_path, monkeypatch)
     assert closed == ["profile", "logs", "page", "checkpoints"]

@@ -12,7 +12,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import read_sizes
 from mmrlhf_jax.planning.workload import measured_workload
-from mmrlhf_jax.training.loop import plan_run
+from mmrlhf_jax.training.planned import plan_run
 from tests import tiny
 
 LONG = "x" * 1900  # a token a byte, and so more than a row has slots

@@ -24,8 +24,8 @@ from mmrlhf_jax.sharding.feed import place
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training import trained
+from mmrlhf_jax.training.base import load_base
 from mmrlhf_jax.training.identity import SETTINGS, computed_precision, difference
-from mmrlhf_jax.training.loop import load_base
 from mmrlhf_jax.training.optimizer import make_optimizer
 from mmrlhf_jax.training.state import init_state, precision_line, split_model
 from mmrlhf_jax.training.step import make_train_step

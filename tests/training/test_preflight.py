@@ -11,11 +11,15 @@ from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from etils import epath
 
 from mmrlhf_jax import config, faults
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.training import loop, preflight
+from mmrlhf_jax.training import base, loop, planned, preflight
+from mmrlhf_jax.training import run as run_module
+from mmrlhf_jax.training.directory import CONFIG_FILE
 from mmrlhf_jax.training.identity import CONFIGURATION, DATA, ENCODER, EXAMPLES, MODEL, PLAN, STEPS, difference, known_identity
+from mmrlhf_jax.training.metrics import MetricsLog
 from tests import ranked, tiny
 from tests.training.pretended import PretendedStep
 
@@ -36,14 +40,14 @@ def experiment(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patched:
         step = PretendedStep()
-        patched.setattr(loop, "make_train_step", lambda *_, **__: step)
+        patched.setattr(run_module, "make_train_step", lambda *_, **__: step)
         loop.train(made, LAUNCH)
     return made
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_loaded(monkeypatch):
-    monkeypatch.setattr(loop, "load_base", lambda *_: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(base, "load_base", lambda *_: pytest.fail("the model is loaded"))
 
 
 def changed(experiment, section: str, **values):
@@ -67,7 +71,7 @@ def changed(experiment, section: str, **values):
 def test_a_setting_that_makes_another_run_is_named_before_data_or_model_are_read(
     experiment, monkeypatch, section, values, said
 ):
-    monkeypatch.setattr(loop, "open_training_examples", lambda *_: pytest.fail("the data is read"))
+    monkeypatch.setattr(planned, "open_training_examples", lambda *_: pytest.fail("the data is read"))
     with pytest.raises(UserError, match=rf"the checkpoint at step 2 has {said}.*--fresh"):
         loop.train(changed(experiment, section, **values), LAUNCH)
 
@@ -86,7 +90,7 @@ def test_a_setting_that_turns_out_to_make_other_rows_is_named_before_the_model_i
 
 
 def test_data_that_has_changed_since_is_said_with_its_path_and_moved_data_is_no_other(experiment, tmp_path):
-    source = loop.epath.Path(experiment.data.path)
+    source = epath.Path(experiment.data.path)
     moved = tmp_path / "moved"
     shutil.copytree(source.parent, moved)
     with pytest.raises(pytest.fail.Exception, match="the model is loaded"):  # so far nothing is wrong
@@ -101,7 +105,7 @@ def test_data_that_has_changed_since_is_said_with_its_path_and_moved_data_is_no_
 
 
 def test_another_model_in_the_same_place_is_said(experiment, tmp_path):
-    place = loop.epath.Path(experiment.model.path)
+    place = epath.Path(experiment.model.path)
     shutil.copytree(place, tmp_path / "kept")
     tiny.checkpoint(place, seed=9)
     with pytest.raises(UserError, match=rf"another model: what is at {place} has changed since"):
@@ -111,7 +115,7 @@ def test_another_model_in_the_same_place_is_said(experiment, tmp_path):
 
 def test_a_runs_directory_says_in_how_many_pieces_it_took_its_rows(experiment):
     """The number, so that a replay takes the same ones whatever the launch file says by then."""
-    kept = config.load_experiment(loop.epath.Path(experiment.run.directory) / loop.CONFIG_FILE)
+    kept = config.load_experiment(epath.Path(experiment.run.directory) / CONFIG_FILE)
     assert experiment.batch.accumulation is None and kept.batch.accumulation == 1
 
 
@@ -176,16 +180,16 @@ def test_storage_that_fails_for_a_moment_is_no_wrong_directory(tmp_path, monkeyp
 
     monkeypatch.setattr(preflight.os, "fsync", busy)
     monkeypatch.setattr(faults, "FIRST_DELAY", 0.001)
-    preflight.check_directory(loop.epath.Path(tmp_path))
+    preflight.check_directory(epath.Path(tmp_path))
     left[0] = 1000
     with pytest.raises(faults.Unavailable):
-        preflight.check_directory(loop.epath.Path(tmp_path))
+        preflight.check_directory(epath.Path(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_hosts_that_try_a_bucket_at_the_same_moment_do_not_meet(tmp_path, monkeypatch):
     """As they do in containers, where all of them are process 1."""
-    directory, both_have_written = loop.epath.Path(tmp_path), threading.Barrier(2)
+    directory, both_have_written = epath.Path(tmp_path), threading.Barrier(2)
     unlink = type(directory).unlink
 
     def unlink_later(path, *arguments, **options):
@@ -209,9 +213,9 @@ def test_a_disk_without_room_for_one_checkpoint_is_refused_with_both_sizes(exper
     params = {"w": jnp.zeros((1 << 20,), jnp.float32)}  # with two moments 12 MiB
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(1 << 40, 0, 12 << 20))
     with pytest.raises(UserError, match=r"a checkpoint takes 0\.0117 GiB and 0\.0117 GiB are free"):
-        preflight.check_room(loop.epath.Path(tmp_path / "run"), params, optax.adam(1e-3))
+        preflight.check_room(epath.Path(tmp_path / "run"), params, optax.adam(1e-3))
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage(1 << 40, 0, 13 << 20))
-    preflight.check_room(loop.epath.Path(tmp_path / "run"), params, optax.adam(1e-3))
+    preflight.check_room(epath.Path(tmp_path / "run"), params, optax.adam(1e-3))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +232,7 @@ def test_what_a_run_would_find_out_late_is_checked_first(experiment, tmp_path, s
     fresh = changed(experiment, "run", directory=str(tmp_path / "run"))
     with pytest.raises(UserError, match=said):
         loop.train(changed(fresh, section, **values), LAUNCH)
-    assert not (tmp_path / "run" / loop.CONFIG_FILE).exists()
+    assert not (tmp_path / "run" / CONFIG_FILE).exists()
 
 
 LINES = [
@@ -252,7 +256,7 @@ LINES = [
 def test_metrics_that_a_run_cannot_go_on_with_are_refused_before_data_or_model_are_read(
     experiment, tmp_path, monkeypatch, line, said, before
 ):
-    monkeypatch.setattr(loop, "open_training_examples", lambda *_: pytest.fail("the data is read"))
+    monkeypatch.setattr(planned, "open_training_examples", lambda *_: pytest.fail("the data is read"))
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_bytes(before + line + b'\n{"step": 2, "loss": 1.0}\n')
     with pytest.raises(UserError, match=rf"^{metrics}, line {1 + bool(before)}: {said}.*; delete the line$"):
@@ -263,8 +267,8 @@ def test_metrics_that_a_run_cannot_go_on_with_are_refused_before_data_or_model_a
 def test_a_last_line_of_the_metrics_that_a_kill_has_torn_is_left_out(experiment, tmp_path, torn):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_bytes(b'{"step": 1, "loss": 1.0}\n' + torn)
-    preflight.check_metrics(loop.epath.Path(tmp_path))
-    assert loop.MetricsLog(tmp_path, resume_step=5).kept == {"step": 1, "loss": 1.0}
+    preflight.check_metrics(epath.Path(tmp_path))
+    assert MetricsLog(tmp_path, resume_step=5).kept == {"step": 1, "loss": 1.0}
 
 
 def test_a_fresh_run_does_not_look_at_the_metrics_that_it_removes(experiment, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from safetensors.numpy import load_file
 
 from mmrlhf_jax import config, files
@@ -20,8 +21,10 @@ from mmrlhf_jax.data.rows import Budget, empty_row
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
 from mmrlhf_jax.sharding.mesh import make_mesh
-from mmrlhf_jax.training import loop, trained
+from mmrlhf_jax.training import loop, reference, trained
 from mmrlhf_jax.training import record as recording
+from mmrlhf_jax.training import run as run_module
+from mmrlhf_jax.training.directory import CONFIG_FILE
 from mmrlhf_jax.training.metrics import read_metrics
 from mmrlhf_jax.training.page import PAGE, write_run_page
 from mmrlhf_jax.training.record import read_batch
@@ -60,16 +63,16 @@ def whole(experiment, train_steps):
     root = os.path.dirname(experiment.run.directory)
     parts = {name: getattr(experiment, name) for name in ("model", "data")}
     near = {name: part.model_copy(update={"path": os.path.relpath(part.path, root)}) for name, part in parts.items()}
-    make = loop.make_train_step
+    make = run_module.make_train_step
     with contextlib.chdir(root), pytest.MonkeyPatch.context() as watched:
-        watched.setattr(loop, "make_train_step", lambda *a, **k: train_steps.append(make(*a, **k)) or train_steps[-1])
+        watched.setattr(run_module, "make_train_step", lambda *a, **k: train_steps.append(make(*a, **k)) or train_steps[-1])
         return loop.train(in_directory(experiment.model_copy(update=near), os.path.basename(experiment.run.directory)), LAUNCH)
 
 
 def test_a_run_that_was_started_by_relative_paths_keeps_absolute_ones(experiment, whole, monkeypatch, tmp_path, capsys):
     """So that an export, a replay or a continuation from another directory finds the same model and data."""
-    directory = loop.epath.Path(experiment.run.directory)
-    kept = config.load_experiment(directory / loop.CONFIG_FILE)
+    directory = epath.Path(experiment.run.directory)
+    kept = config.load_experiment(directory / CONFIG_FILE)
     assert (kept.model.path, kept.data.path, kept.run.directory) == (
         experiment.model.path,
         experiment.data.path,
@@ -101,16 +104,16 @@ def test_a_run_that_was_cut_off_continues_bit_for_bit(experiment, whole, tmp_pat
             raise RuntimeError("the machine is gone")
         record(done, *arguments, **options)
 
-    record = loop.record
+    record = run_module.record
     with monkeypatch.context() as killed, pytest.raises(RuntimeError):
-        killed.setattr(loop, "record", crash)
+        killed.setattr(run_module, "record", crash)
         killed.setattr(files.GrowingFile, "close", lambda self: None)
         loop.train(interrupted, LAUNCH)
     continued = loop.train(interrupted, LAUNCH)
 
     for a, b in zip(jax.tree.leaves(continued), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
-    uninterrupted = losses(loop.epath.Path(experiment.run.directory))
+    uninterrupted = losses(epath.Path(experiment.run.directory))
     assert losses(tmp_path) == uninterrupted
     assert list(uninterrupted) == [1, 2, 3, 4, 5]
     rows = read_metrics(tmp_path)
@@ -120,7 +123,7 @@ def test_a_run_that_was_cut_off_continues_bit_for_bit(experiment, whole, tmp_pat
 
 
 def test_a_run_has_a_page_with_its_curves_and_where_its_time_went(experiment, whole):
-    page = (loop.epath.Path(experiment.run.directory) / PAGE).read_text()
+    page = (epath.Path(experiment.run.directory) / PAGE).read_text()
     xml.etree.ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>"))
     assert "5 of 5 steps are done" in page and "a policy aligned with MM-DPO" in page
     for shown in (
@@ -147,7 +150,7 @@ def test_one_compilation_serves_every_picture_size(whole, train_steps):
 
 def test_at_the_start_the_policy_is_the_reference(experiment, whole):
     """β·δ = 0 for every pair: the first step's margins are 0 and its loss is log 2 plus γ times the chosen responses' loss."""
-    first = json.loads((loop.epath.Path(experiment.run.directory) / "metrics.jsonl").read_text().splitlines()[0])
+    first = json.loads((epath.Path(experiment.run.directory) / "metrics.jsonl").read_text().splitlines()[0])
     assert abs(first["rewards/margins"]) < 1e-4
     assert first["rewards/chosen"] == pytest.approx(0, abs=1e-4)
     assert first["beta/min"] >= 0.1 and first["beta/max"] <= 0.15
@@ -187,10 +190,10 @@ def test_another_base_model_does_not_continue_the_run(experiment, whole, tmp_pat
 
 def test_reference_log_probs_of_a_set_that_cannot_be_written_are_the_runs_own(experiment, tmp_path, monkeypatch):
     """Built sets are often mounted for reading only."""
-    monkeypatch.setattr(loop, "index_cache", lambda examples: tmp_path / "set" / "index")
-    assert loop.reference_cache(None, tmp_path) == tmp_path / "set" / "index"
+    monkeypatch.setattr(reference, "index_cache", lambda examples: tmp_path / "set" / "index")
+    assert reference.reference_cache(None, tmp_path) == tmp_path / "set" / "index"
     monkeypatch.setattr(files.os, "access", lambda path, mode: False)
-    assert loop.reference_cache(None, tmp_path) == tmp_path / "reference"
+    assert reference.reference_cache(None, tmp_path) == tmp_path / "reference"
 
 
 def test_missing_rewards_are_counted_and_the_command_is_named(experiment, tmp_path):
@@ -269,7 +272,7 @@ def test_a_batch_that_cannot_be_saved_does_not_hide_why_the_run_stops(tmp_path, 
     monkeypatch.setattr(recording, "write_arrays", fails)
     batch = empty_row(Budget(8, 1, 1, 2, 2, 1), VisionGeometry(28, 14, ((28, 28),), 9))
     batch = jax.tree.map(lambda x: jax.numpy.asarray(x)[None], batch)
-    recording.save_batch(loop.epath.Path(tmp_path / "bad_batch_step_0.npz"), 0, batch, [])
+    recording.save_batch(epath.Path(tmp_path / "bad_batch_step_0.npz"), 0, batch, [])
     assert f"cannot be saved ([Errno {number}]" in capsys.readouterr().err
 
 
@@ -354,7 +357,7 @@ def test_the_exported_run_is_the_trained_model(experiment, whole, tmp_path):
         if name.endswith("language_model.model.norm.weight") or name.endswith("language_model.norm.weight")
     ]
     np.testing.assert_array_equal(tensors[name], trained)
-    frozen = load_file(loop.epath.Path(experiment.model.path) / "model.safetensors")
+    frozen = load_file(epath.Path(experiment.model.path) / "model.safetensors")
     for name in tensors:
         if "vision_tower" in name:
             np.testing.assert_array_equal(tensors[name], frozen[name])

@@ -14,9 +14,10 @@ from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
 from mmrlhf_jax.sections import resolved
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.training import trained
+from mmrlhf_jax.training.base import load_base
 from mmrlhf_jax.training.checkpoint import Checkpoints
+from mmrlhf_jax.training.directory import CHECKPOINTS, CONFIG_FILE
 from mmrlhf_jax.training.identity import MODEL, known_identity
-from mmrlhf_jax.training.loop import CHECKPOINTS, CONFIG_FILE, load_base
 from mmrlhf_jax.training.state import TrainState, init_state, split_model
 from mmrlhf_jax.training.trained import export_run, load_trained
 from tests import tiny

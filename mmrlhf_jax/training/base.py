@@ -1,0 +1,52 @@
+"""The model that a run starts from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from mmrlhf_jax import config
+from mmrlhf_jax.huggingface.load import load_model
+from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
+from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.models.lora import with_reduce_dtype
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.training.optimizer import make_optimizer
+from mmrlhf_jax.training.state import precision_line, split_model, stored_dtype, with_adapters
+
+
+class Base(NamedTuple):
+    """The model before the first step, in the parts that a step takes, and the optimizer of those that learn."""
+
+    sizes: LlavaOnevisionConfig
+    graphdef: nnx.GraphDef
+    params: nnx.State
+    frozen: nnx.State
+    tx: optax.GradientTransformationExtraArgs
+
+
+def split_base(experiment: config.Experiment, mesh, steps: int) -> Base:
+    """The loaded model, for a run of so many steps."""
+    model = load_base(experiment, mesh)
+    graphdef, params, frozen = split_model(model, experiment.trains, experiment.lora)
+    say(precision_line(params, frozen, experiment.model.dtype))
+    return Base(model.config, graphdef, params, frozen, make_optimizer(experiment.optimizer, steps, experiment.guard))
+
+
+def load_base(experiment: config.Experiment, mesh) -> LlavaOnevision:
+    """The model that the experiment starts from. A head that its checkpoint lacks, and adapters, are drawn from the seed."""
+    settings = experiment.model
+    model = load_model(
+        settings.path,
+        mesh=mesh,
+        dtype=jnp.dtype(settings.dtype),
+        param_dtype=stored_dtype(settings, experiment.trains, experiment.lora),
+        remat=settings.remat,
+        attention=settings.attention,
+        reward_head=settings.reward_head,
+        seed=experiment.run.seed,
+    )
+    return with_reduce_dtype(with_adapters(model, experiment.lora, experiment.run.seed), settings.reduce_dtype)

@@ -1,0 +1,35 @@
+"""What lies in a run's directory beside what other modules keep there."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from etils import epath
+
+from mmrlhf_jax import config, sections
+from mmrlhf_jax.data.pipeline import write_left_out
+from mmrlhf_jax.data.stream import Rows
+from mmrlhf_jax.faults import retried
+from mmrlhf_jax.files import exists, matching, write_atomically
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.training.page import PAGE
+from mmrlhf_jax.training.record import bad_batch_file
+
+CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"
+
+
+def write_settings(experiment: config.Experiment, rows: Rows, directory: epath.Path) -> None:
+    """What a run's directory says of it before its first step: the resolved configuration, and what of the data is left out."""
+    write_atomically(directory / CONFIG_FILE, sections.resolved(experiment).encode())
+    write_left_out(rows.index, directory)
+
+
+def clear(directory: epath.Path) -> None:
+    """Remove what an earlier run of this directory left: checkpoints, metrics and their page, bad batches; nothing else."""
+    for name in (CHECKPOINTS, "tensorboard"):
+        if exists(directory / name):
+            say(f"--fresh: removing {directory / name}")
+            retried(partial((directory / name).rmtree, missing_ok=True), f"{directory / name}")
+    for path in [directory / "metrics.jsonl", directory / PAGE, *matching(directory, bad_batch_file("*"))]:
+        retried(partial(path.unlink, missing_ok=True), f"{path}")

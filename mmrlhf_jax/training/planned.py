@@ -1,0 +1,85 @@
+"""What a run learns from and how it will be fed, known before the model's weights are loaded."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from mmrlhf_jax import config
+from mmrlhf_jax.data.pipeline import count_rows
+from mmrlhf_jax.data.stream import Rows
+from mmrlhf_jax.huggingface.hub import local_directory
+from mmrlhf_jax.huggingface.load import load_tokenizer, read_sizes
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.sharding.agreement import same_everywhere, together
+from mmrlhf_jax.tasks import open_held_out_examples, open_training_examples, plan_training_rows, task_of
+from mmrlhf_jax.training.held_out import plan_held_out, say_shared
+from mmrlhf_jax.training.identity import CONFIGURATION, run_identity
+from mmrlhf_jax.training.preflight import check_profile
+
+
+class PlannedRun(NamedTuple):
+    """`held_out` is None where nothing is judged; `total_rows` are those of the whole run, `steps` its batches of them."""
+
+    examples: Any
+    source: epath.Path  # the model's directory
+    rows: Rows
+    held_out: Rows | None
+    total_rows: int
+    steps: int
+    batch_rows: int
+    identity: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """How much there is to learn from, in a line."""
+        rows = self.rows
+        return (
+            f"{len(rows.index.groups)} groups in {rows.count(1)} rows of {rows.budget.slots} slots"
+            f" ({rows.fill:.1%} filled), {self.steps} steps of {self.batch_rows} rows"
+        )
+
+
+def agreed_plan(experiment: config.Experiment) -> PlannedRun:
+    """The plan that all processes have made alike. UserError, in all of them, where one of them cannot, or has another."""
+    plan = together(lambda: plan_run(experiment))
+    judged = None if plan.held_out is None else [plan.held_out.index.fingerprint, plan.held_out.identity]
+    found = plan.identity | {"held-out data": judged}
+    same_everywhere({name: value for name, value in found.items() if name != CONFIGURATION}, "the run")
+    return plan
+
+
+def plan_run(experiment: config.Experiment) -> PlannedRun:
+    """What the run learns from, and how it will be fed, found without the model's weights."""
+    run, batch = experiment.run, experiment.batch
+    task = task_of(experiment.objective)
+    examples = open_training_examples(experiment.data, task)
+    task.check_examples(examples, experiment.data.named)
+    judged = open_judged(experiment)
+    if judged is not None:
+        say_shared(examples, judged, experiment.data.held_out)
+    source = local_directory(experiment.model.path)
+    sizes = read_sizes(source, experiment.model.reward_head)
+    encoder = task.encoder(experiment.data, load_tokenizer(source), sizes)
+    rows = plan_training_rows(examples, encoder, experiment.data, batch, task, seed=run.seed)
+    task.check_learnable(rows.index, examples, encoder, experiment.data, experiment.data.named)
+    held_out = None if judged is None else plan_held_out(judged, encoder, experiment, rows)
+    total_rows = count_rows(rows, experiment)
+    steps = -(-total_rows // batch.rows)
+    check_profile(run, steps)
+    identity = run_identity(experiment, rows, steps, source)
+    return PlannedRun(examples, source, rows, held_out, total_rows, steps, batch.rows, identity)
+
+
+def open_judged(experiment: config.Experiment):
+    """The held-out examples, None where the experiment names none. UserError where nothing in them can be judged."""
+    data, run = experiment.data, experiment.run
+    if data.held_out is None:
+        return None
+    task = task_of(experiment.objective)
+    examples = open_held_out_examples(data, task)
+    task.check_examples(examples, data.held_out)
+    if run.eval_every is None:
+        say(f"{data.held_out} is judged once, behind the last step; run.eval_every judges it more often")
+    return examples
