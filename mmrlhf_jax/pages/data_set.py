@@ -13,9 +13,8 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.images import decode_image
 from mmrlhf_jax.data.rows import Budget
-from mmrlhf_jax.pages import parts as report
 from mmrlhf_jax.pages.charts import histogram
-from mmrlhf_jax.pages.parts import element, join
+from mmrlhf_jax.pages.parts import chip, element, join, page, percent, picture, table, tiles
 from mmrlhf_jax.records import RankedRecord, Response
 
 MOST_FRAMES = 8  # of a video, on a card
@@ -48,7 +47,7 @@ def stats_page(name: str, stats: Mapping[str, Any], sizes: np.ndarray, slots: in
             f"{stats['tokens']:,}",
             f"{sharing:.1f} times as many in pairs",
         ),
-        ("packing", report.percent(packed["fill"]), f"of {slots} slots filled, {packed['rows']:,} rows per epoch"),
+        ("packing", percent(packed["fill"]), f"of {slots} slots filled, {packed['rows']:,} rows per epoch"),
         ("too large", f"{stats['dropped']:,}", f"groups for rows of {slots} slots"),
     ]
     lengths = [
@@ -64,7 +63,7 @@ def stats_page(name: str, stats: Mapping[str, Any], sizes: np.ndarray, slots: in
         for name, counts in stats["scores"].items()
     ]
     packing = [
-        (f"{int(size):,}", f"{row['rows']:,}", report.percent(row["fill"]), f"{row['dropped']:,}")
+        (f"{int(size):,}", f"{row['rows']:,}", percent(row["fill"]), f"{row['dropped']:,}")
         for size, row in sorted(stats["packing"].items(), key=lambda item: int(item[0]))
     ]
     quantiles = [(name, *(f"{value:,.0f}" for value in row.values())) for name, row in stats["per_group"].items()]
@@ -72,17 +71,17 @@ def stats_page(name: str, stats: Mapping[str, Any], sizes: np.ndarray, slots: in
         "Sizes": join(
             element("p", f"Tokens: {lengths_from}.", class_="muted"),
             element("div", *lengths, class_="charts"),
-            report.table(("per group", *next(iter(stats["per_group"].values()))), quantiles, class_="numbers"),
+            table(("per group", *next(iter(stats["per_group"].values()))), quantiles, class_="numbers"),
         ),
-        "Packing": report.table(("slots per row", "rows per epoch", "fill", "groups too large"), packing, class_="numbers"),
+        "Packing": table(("slots per row", "rows per epoch", "fill", "groups too large"), packing, class_="numbers"),
         "Rankings": join(
             element("p", "How many responses stand on each tier, best first. Ties give no pair.", class_="muted"),
-            report.table(("tiers", "groups"), _counts(stats["tiers"]), class_="numbers"),
+            table(("tiers", "groups"), _counts(stats["tiers"]), class_="numbers"),
         ),
         "Scores": element("div", *scores, class_="charts") if scores else element("p", "none are given", class_="muted"),
-        "Sources": report.table(("source", "groups"), _counts(stats["sources"]), class_="numbers"),
+        "Sources": table(("source", "groups"), _counts(stats["sources"]), class_="numbers"),
     }
-    return report.page(f"Data: {name}", report.tiles(figures), sections, STYLE)
+    return page(f"Data: {name}", tiles(figures), sections, STYLE)
 
 
 def card_page(example: Example) -> str:
@@ -96,20 +95,20 @@ def card_page(example: Example) -> str:
         "Responses": join(*[_response(response) for response in ordered]),
         **({"Other fields": extra} if extra else {}),
     }
-    return report.page(f"Group {record.id}", _facts(record), sections, STYLE)
+    return page(f"Group {record.id}", _facts(record), sections, STYLE)
 
 
 def _facts(record: RankedRecord) -> Markup:
     pairs = len(record.pairs())
     chips = [f"{len(record.responses)} responses", f"{pairs} strictly ordered pair{'' if pairs == 1 else 's'}"]
     chips += [record.source] if record.source else []
-    return element("p", join(*[join(report.chip(chip), " ") for chip in chips]))
+    return element("p", join(*[join(chip(text), " ") for text in chips]))
 
 
 def _response(response: Response) -> Markup:
-    chips = [report.chip(f"{name} {value:g}") for name, value in (response.scores or {}).items()]
-    chips += [report.chip(f"reward {response.reward:.3f}")] if response.reward is not None else []
-    chips += [report.chip(response.model)] if response.model else []
+    chips = [chip(f"{name} {value:g}") for name, value in (response.scores or {}).items()]
+    chips += [chip(f"reward {response.reward:.3f}")] if response.reward is not None else []
+    chips += [chip(response.model)] if response.model else []
     rank = "not ranked" if response.rank is None else f"{response.rank}."
     parts = [element("header", element("b", rank), *chips), element("p", response.text, class_="text")]
     if response.critique is not None:
@@ -131,7 +130,7 @@ def _pictures(example: Example) -> list[Markup]:
         image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
         file = io.BytesIO()
         image.save(file, "JPEG", quality=85)
-        figures.append(element("figure", report.picture(file.getvalue(), name), element("figcaption", caption)))
+        figures.append(element("figure", picture(file.getvalue(), name), element("figcaption", caption)))
     return figures
 
 

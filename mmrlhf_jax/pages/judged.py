@@ -10,9 +10,8 @@ from markupsafe import Markup
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.examples import BuiltExamples, Example
-from mmrlhf_jax.pages import parts as report
 from mmrlhf_jax.pages.charts import Dot, Line, line_chart
-from mmrlhf_jax.pages.parts import chip, element, join, mark, percent
+from mmrlhf_jax.pages.parts import chip, element, join, mark, percent, picture, table
 from mmrlhf_jax.records import RankedRecord, Response
 
 
@@ -78,8 +77,8 @@ def judged_card(record: RankedRecord, example: Example, objective: config.Prefer
         (f"{letters[p.chosen]} over {letters[p.rejected]}", signed(p.margin), f"{p.beta:.4f}", mark(p.right)) for p in pairs
     ]
     left = (
-        *[report.picture(image, f"the picture of {record.id}") for image in example.images],
-        report.table(("pair", "δ", "β(δ)", ""), rows, class_="numbers") if rows else "",
+        *[picture(image, f"the picture of {record.id}") for image in example.images],
+        table(("pair", "δ", "β(δ)", ""), rows, class_="numbers") if rows else "",
     )
     responses = [judged_response(letters[i], record.responses[i], example.record.responses[i].critique or "") for i in order]
     title = element("h3", record.prompt, " ", verdict if pairs else chip("no pair"))

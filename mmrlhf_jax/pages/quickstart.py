@@ -11,10 +11,9 @@ from markupsafe import Markup
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.examples import BuiltExamples
-from mmrlhf_jax.pages import parts as report
 from mmrlhf_jax.pages.charts import Line, bar_chart, line_chart
 from mmrlhf_jax.pages.judged import judged, scaling
-from mmrlhf_jax.pages.parts import element, join, mark, percent
+from mmrlhf_jax.pages.parts import duration, element, join, mark, nested_tables, number, page, percent, picture, table, tiles
 from mmrlhf_jax.pages.run import points
 from mmrlhf_jax.records import RankedRecord
 
@@ -93,9 +92,9 @@ def quickstart_page(found: Findings) -> str:
         "From rewards to β": scaling(found.scored, found.objective),
         "Answers before and after": answered(found),
         "Training curves": curves(found.metrics),
-        "All figures": join(element("p", "As in ", element("code", "summary.json"), "."), report.nested_tables(figures)),
+        "All figures": join(element("p", "As in ", element("code", "summary.json"), "."), nested_tables(figures)),
     }
-    return report.page("MM-RLHF, small but whole", opening, sections, style=STYLE)
+    return page("MM-RLHF, small but whole", opening, sections, style=STYLE)
 
 
 # --- Sections ---------------------------------------------------------------------------------------------------------
@@ -107,7 +106,7 @@ def summary(figures: Mapping, examples: BuiltExamples) -> Markup:
     pictures = len({record.images for record in examples.records})
     return element(
         "p",
-        f"In {report.duration(figures.get('seconds'))}, a small vision-language model learnt from nothing to answer questions"
+        f"In {duration(figures.get('seconds'))}, a small vision-language model learnt from nothing to answer questions"
         " about pictures; a second one, the reward model, learnt to judge its answers by writing a critique first; and those"
         " judgements then helped to align the first with the preferences in its data."
         f" On {len(examples)} questions about {pictures} pictures that no model had seen, the share of right answers went from"
@@ -125,7 +124,7 @@ def key_figures(figures: Mapping) -> Markup:
     judge, policy = figures.get("reward_model", {}), figures.get("policy", {})
     difference = figures.get("export", {}).get("max_abs_logit_diff")
     compared = "largest difference between the exported model’s logits in transformers and here"
-    export = ("not compared", "needs torch") if difference is None else (report.number(difference), compared)
+    export = ("not compared", "needs torch") if difference is None else (number(difference), compared)
     judge_tiles = (
         ("ACC", percent(judge.get("acc")), "of the held-out pairs in the right order, by critiques it wrote itself"),
         ("ACC+", percent(judge.get("acc_plus")), "of the questions with every pair in the right order"),
@@ -137,13 +136,13 @@ def key_figures(figures: Mapping) -> Markup:
         ("Right after MM-DPO", percent(policy.get("accuracy_after_mmdpo")), "preference pairs weighted by the reward model"),
         ("Right after plain DPO", percent(policy.get("accuracy_after_dpo")), "the same pairs and steps, all weighted alike"),
         ("Export", *export),
-        ("Time", report.duration(figures.get("seconds")), "for everything on this page"),
+        ("Time", duration(figures.get("seconds")), "for everything on this page"),
     )
     parts = (
         element("h3", "The reward model"),
-        report.tiles(judge_tiles),
+        tiles(judge_tiles),
         element("h3", "The policy, the model that answers"),
-        report.tiles(policy_tiles),
+        tiles(policy_tiles),
     )
     return join(*parts)
 
@@ -207,7 +206,7 @@ def answered(found: Findings) -> Markup:
         element("p", text),
         bar_chart("Right answers in %, by kind of question (how many)", labels, series),
         element("p", sample, class_="sample"),
-        element("div", report.table(("", "question", *names), rows, class_="answers"), class_="scroll wide"),
+        element("div", table(("", "question", *names), rows, class_="answers"), class_="scroll wide"),
     )
 
 
@@ -216,7 +215,7 @@ def answer_row(found: Findings, index: int) -> list[Any]:
     record = example.record
     best = min(record.responses, key=lambda r: math.inf if r.rank is None else r.rank)
     cells = [
-        element("div", *[report.picture(image, f"the picture of {record.id}") for image in example.images], class_="small"),
+        element("div", *[picture(image, f"the picture of {record.id}") for image in example.images], class_="small"),
         element("div", record.prompt, element("small", best.text, class_="best")),
     ]
     for key, _, _ in POLICIES:

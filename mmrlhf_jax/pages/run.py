@@ -8,9 +8,8 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from mmrlhf_jax import config, sections
-from mmrlhf_jax.pages import parts as report
 from mmrlhf_jax.pages.charts import Line, Point, binned, line_chart
-from mmrlhf_jax.pages.parts import element, join
+from mmrlhf_jax.pages.parts import duration, element, join, number, page, percent, table, tiles
 
 SHARES = (0.0, 1.0)
 # Section -> charts: (title, range of the y axis, metrics by the names of their curves). What no step has logged is left out.
@@ -83,7 +82,7 @@ def run_page(
     parts |= {"Time": time_spent(time), "Configuration": _configuration(experiment)}
     lead = f"{experiment.model.path} becomes {method}, from {experiment.data.named}; {done} of {steps} steps are done."
     opening = element("p", lead, " ", element("span", source, class_="muted"), class_="lead")
-    return report.page(name, join(opening, report.tiles(_key_figures(rows, time))), parts, STYLE)
+    return page(name, join(opening, tiles(_key_figures(rows, time))), parts, STYLE)
 
 
 def _key_figures(rows: Sequence[Mapping], time: TimeSpent) -> list[tuple[str, str, str]]:
@@ -97,11 +96,9 @@ def _key_figures(rows: Sequence[Mapping], time: TimeSpent) -> list[tuple[str, st
         ("Held-out pairs right", "eval_accuracy", "of all"),
         ("Skipped steps", "skipped_steps", "bad ones, which changed nothing"),
     )
-    cells = [
-        (name, report.number(last(rows, metric)), meaning) for name, metric, meaning in shown if last(rows, metric) is not None
-    ]
-    cells.append(("Time", report.duration(time.seconds), f"in {time.attempts} attempt{'s' if time.attempts > 1 else ''}"))
-    cells.append(("Productive", report.percent(time.parts["steps"] / time.seconds), "of that time: steps that counted"))
+    cells = [(name, number(last(rows, metric)), meaning) for name, metric, meaning in shown if last(rows, metric) is not None]
+    cells.append(("Time", duration(time.seconds), f"in {time.attempts} attempt{'s' if time.attempts > 1 else ''}"))
+    cells.append(("Productive", percent(time.parts["steps"] / time.seconds), "of that time: steps that counted"))
     return cells
 
 
@@ -126,10 +123,9 @@ def _charts(rows: Sequence[Mapping]) -> dict[str, Markup]:
 def time_spent(time: TimeSpent) -> Markup:
     """Where the time of all attempts went."""
     cells = [
-        (words, report.duration(time.parts[part]), report.percent(time.parts[part] / time.seconds))
-        for part, words in PARTS_IN_WORDS.items()
+        (words, duration(time.parts[part]), percent(time.parts[part] / time.seconds)) for part, words in PARTS_IN_WORDS.items()
     ]
-    return report.table(("part", "time", "share"), cells, class_="numbers")
+    return table(("part", "time", "share"), cells, class_="numbers")
 
 
 def _configuration(experiment: config.Experiment) -> Markup:
