@@ -8,8 +8,11 @@ import pytest
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.training import loop
 from mmrlhf_jax.training.identity import difference, known_identity
 from mmrlhf_jax.training.layout import say_overruled, with_accumulation
+from tests import ranked, tiny
+from tests.training.pretended import PretendedStep
 
 ROOT = Path(__file__).parents[2]
 ONE = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1}
@@ -88,6 +91,26 @@ def test_a_run_may_go_on_where_it_takes_its_rows_in_other_pieces():
     before, now = (with_accumulation(made, config.Launch(rows_per_device=rows), ONE) for rows in (None, 1))
     assert (before.batch.accumulation, now.batch.accumulation) == (1, 8)
     assert difference(known_identity(before), known_identity(now)) is None
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_run_steps_and_is_kept_with_the_number_that_its_launch_file_gives(tmp_path, monkeypatch, capsys):
+    """Continued by another launch file, it goes on with another number."""
+    step, given = PretendedStep(), []
+    monkeypatch.setattr(loop, "make_train_step", lambda *_, **settings: given.append(settings["accumulation"]) or step)
+    data = ranked.write(tmp_path / "data", [(1, 2), (1, 2, 3), (2, 1)], [[(30, 30)], [], []])
+    made = config.Experiment(
+        model=config.Model(path=str(tiny.checkpoint(tmp_path / "model")), dtype="float32", remat="none"),
+        data=config.Data(path=str(data)),
+        objective=config.Supervised(),
+        batch=config.Batch(rows=4, slots=512, logprob_chunk=64),
+        run=config.Run(directory=str(tmp_path / "run"), steps=2),
+    )
+    for at_once, accumulation in ((1, 4), (None, 1)):
+        loop.train(made, config.Launch(mesh=config.Mesh(fsdp=1), rows_per_device=at_once))
+        assert given[-1] == accumulation
+        assert config.load_experiment(tmp_path / "run" / loop.CONFIG_FILE).batch.accumulation == accumulation
+    assert "resumed from step 2" in capsys.readouterr().err
 
 
 def test_on_tpus_the_published_experiments_are_taken_whole():
