@@ -11,6 +11,9 @@ class Cleanup:
     Each is closed whether or not another raises, or an interrupt cuts it short. The error in flight stays the one that leaves,
     with what went wrong afterwards noted below it; without one the first error of a close leaves. What is interrupted between
     two closes may be closed twice.
+
+    `contextlib.ExitStack` promises less: there the last error takes the place of the one in flight, and an interrupt that comes
+    between two closes leaves the others undone.
     """
 
     def __init__(self) -> None:

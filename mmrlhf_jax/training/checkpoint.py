@@ -171,7 +171,7 @@ class Checkpoints(StoredCheckpoints):
         """The parts of a checkpoint; or, in every process, None and for which processes it is damaged, with the error."""
         loaded, error, damage = None, None, None
         try:
-            # First whose it is: the arrays of another run may not even have the same names.
+            # Check that the checkpoint belongs to this run before loading arrays: those of another run may have other names.
             check_identity(step, self.identity(step), identity)
             loaded = self.load(step, target)
         except Exception as raised:  # whatever a storage backend raises; the others have to hear of it

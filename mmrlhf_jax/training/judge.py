@@ -18,7 +18,7 @@ from mmrlhf_jax.training.step import make_eval_step
 
 
 class Judge:
-    """Judges the model behind the last step, and behind every `run.eval_every`-th where that is set."""
+    """Judges the model after the last step, and after every `run.eval_every`-th step where that is set."""
 
     def __init__(self, experiment: config.Experiment, graphdef: nnx.GraphDef, rows: Rows, mesh, steps: int):
         """`rows` are the held-out data; `steps` those of the whole run."""

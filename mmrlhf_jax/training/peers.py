@@ -30,7 +30,7 @@ MOST_BETWEEN_LOOKS = 2 * BEAT_SECONDS
 # What takes as long as it takes, and says nothing meanwhile.
 COMPILING, LOADING, MEASURING = "compiling", "loading the model", "measuring the data"
 UNTIMED = (COMPILING, LOADING, MEASURING)
-# How a collective fails whose other end is gone; gloo's failures are ValueErrors where they are dispatched.
+# What a collective raises when another process is gone; where gloo fails already as it is dispatched, that is a ValueError.
 LOST_PEER = (jax.errors.JaxRuntimeError, ValueError)
 
 
@@ -68,7 +68,7 @@ class Peers:
 
     A peer whose beat stays the same for `timeout` seconds is gone: this process says which and ends with `PEER_LOST`. If no
     process gets further for `hang` seconds, and none is compiling, the ones that are behind are named, and what they are doing.
-    A process that leaves with an error, or without `finished`, falls silent, and so is gone for the others.
+    A process that leaves with an error, or without `finished`, stops writing beats; the others then treat it as lost.
     """
 
     def __init__(
@@ -203,6 +203,7 @@ def peers_of(launch: config.Launch) -> Peers:
 
 @contextlib.contextmanager
 def ends_if_alone(peers: Peers) -> Iterator[None]:
+    """A context in which a collective that fails because another process is gone ends this process, too (`end_if_alone`)."""
     try:
         yield
     except LOST_PEER as error:

@@ -41,8 +41,8 @@ def make_train_step(
 
     `patches` is the number of patch features of a tile, for the figures that count the batch's work (`work/*`).
 
-    `shardings` (of the state's leaves) are where the new state is put: given those of the state that comes in, the second step
-    meets what the first one met, and one compilation serves the run. Figures are whole on every device, like the step.
+    `shardings` (of the state's leaves) are those of the state that is returned; fixed to those of the first state, they avoid a
+    second compilation at step 2. Figures are replicated over the devices.
 
     `forward` is another one only for a layout of the batch that has its own (`planning.unshared`).
     """
@@ -59,7 +59,7 @@ def make_train_step(
             reference=reference,
             forward=forward,
         )
-        if shardings is not None:  # whatever the backward pass left whole is reduced into the pieces that the optimizer keeps
+        if shardings is not None:  # gradients that the backward pass replicated are reduced to the optimizer's shards
             grads = jax.tree.map(jax.lax.with_sharding_constraint, grads, shardings.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
