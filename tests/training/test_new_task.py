@@ -1,4 +1,4 @@
-"""A run learns by a kind of objective that the project does not have, given its settings, its task and a line in the registry."""
+"""A run learns by a kind of objective that the project does not have, from its settings, its task and a registry line."""
 
 from __future__ import annotations
 
