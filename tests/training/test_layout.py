@@ -9,6 +9,8 @@ import pytest
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.training import loop
+from mmrlhf_jax.training import run as run_module
+from mmrlhf_jax.training.directory import CONFIG_FILE
 from mmrlhf_jax.training.identity import difference, known_identity
 from mmrlhf_jax.training.layout import say_overruled, with_accumulation
 from tests import ranked, tiny
@@ -97,7 +99,7 @@ def test_a_run_may_go_on_where_it_takes_its_rows_in_other_pieces():
 def test_a_run_steps_and_is_kept_with_the_number_that_its_launch_file_gives(tmp_path, monkeypatch, capsys):
     """Continued by another launch file, it goes on with another number."""
     step, given = PretendedStep(), []
-    monkeypatch.setattr(loop, "make_train_step", lambda *_, **settings: given.append(settings["accumulation"]) or step)
+    monkeypatch.setattr(run_module, "make_train_step", lambda *_, **settings: given.append(settings["accumulation"]) or step)
     data = ranked.write(tmp_path / "data", [(1, 2), (1, 2, 3), (2, 1)], [[(30, 30)], [], []])
     made = config.Experiment(
         model=config.Model(path=str(tiny.checkpoint(tmp_path / "model")), dtype="float32", remat="none"),
@@ -109,7 +111,7 @@ def test_a_run_steps_and_is_kept_with_the_number_that_its_launch_file_gives(tmp_
     for at_once, accumulation in ((1, 4), (None, 1)):
         loop.train(made, config.Launch(mesh=config.Mesh(fsdp=1), rows_per_device=at_once))
         assert given[-1] == accumulation
-        assert config.load_experiment(tmp_path / "run" / loop.CONFIG_FILE).batch.accumulation == accumulation
+        assert config.load_experiment(tmp_path / "run" / CONFIG_FILE).batch.accumulation == accumulation
     assert "resumed from step 2" in capsys.readouterr().err
 
 
