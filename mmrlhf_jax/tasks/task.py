@@ -31,7 +31,7 @@ class Task(abc.ABC):
     Members are in the order in which a run needs them. A subclass overrides what is not the default here.
     """
 
-    learns_pairs: ClassVar[bool] = False
+    learns_pairs: ClassVar[bool] = False  # whether the loss compares the two responses of a pair
 
     # --- Data: which numbers and texts of a record are needed, and how they become conversations with targets --------------
     conversation: ClassVar[Literal["answer", "critique"]] = "answer"  # what is the target, see `GroupEncoder`

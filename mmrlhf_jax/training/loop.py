@@ -31,8 +31,8 @@ from mmrlhf_jax.training.stop import StopSignal, Vote
 def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool = False) -> TrainState:
     """Run an experiment to its end, from its newest checkpoint if it has one (unless `fresh`).
 
-    Raises UserError for whatever is wrong with the configuration, model or data, before the first step, and what can be known
-    early before anything that takes long; and when a loss is not finite, with the batch saved for replay.
+    Raises UserError before the first step where configuration, model or data are wrong (before anything that takes long, where
+    that can be known so early), and after a step whose loss is not finite, with the batch saved for replay.
     """
     experiment, mesh = check_launch(config.with_absolute_paths(experiment), launch)
     directory, goodput = epath.Path(experiment.run.directory), Goodput()
@@ -40,7 +40,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         check_stored(directory / CHECKPOINTS, known_identity(experiment))
         check_metrics(directory)
     with (
-        # These first, because an owner elsewhere may have to be watched for a minute.
+        # Signals and peers come first, because it may take a minute to find out whether an owner on another host is alive.
         StopSignal() as stop,
         peers_of(launch) as peers,
         ends_if_alone(peers),
@@ -48,7 +48,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         use_mesh(mesh),
         matmul_precision(experiment.model.dtype),
         Cleanup() as cleanup,
-        ends_if_alone(peers),  # again, before the cleanup, which would wait for the process that is gone
+        ends_if_alone(peers),  # again, because the cleanup would wait for the process that is gone
     ):
         run = _prepare(experiment, mesh, goodput, peers, cleanup, fresh=fresh)
         stopping, vote = False, Vote(mesh)
