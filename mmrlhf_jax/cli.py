@@ -112,7 +112,7 @@ def stats(
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
     slots: Annotated[int, typer.Option(min=1, help="Row size that `dropped` refers to.")] = 8192,
-    template: options.Template = "qwen_1_5",
+    template: options.Template = None,
     out: Annotated[str, path_option(writes=True, help="Page to write.")] = "stats.html",
     as_json: options.Json = False,
 ) -> None:
@@ -214,7 +214,7 @@ def logprobs(
     video_frames: options.VideoFrames = 32,
     dtype: options.Dtype = "float32",
     batch: options.BatchSize = 4,
-    template: options.Template = "qwen_1_5",
+    template: options.Template = None,
     slots: options.Slots = 8192,
     workers: options.Workers = 0,
 ) -> None:
@@ -234,7 +234,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, callback=options.finite, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
     dtype: options.Dtype = "float32",
-    template: options.Template = "qwen_1_5",
+    template: options.Template = None,
 ) -> None:
     """Answer a prompt about images or a video."""
     sampling = dict(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
@@ -254,7 +254,7 @@ def score(
     max_new_tokens: options.CritiqueTokens = 512,
     dtype: options.Dtype = "float32",
     batch: options.BatchSize = 16,
-    template: options.Template = "qwen_1_5",
+    template: options.Template = None,
     slots: options.Slots = 8192,
     workers: options.Workers = 0,
 ) -> None:
@@ -275,7 +275,7 @@ def reward_bench(
     as_json: options.JsonForTable = False,
     dtype: options.Dtype = "float32",
     batch: options.BatchSize = 16,
-    template: options.Template = "qwen_1_5",
+    template: options.Template = None,
     slots: options.Slots = 8192,
     workers: options.Workers = 0,
 ) -> None:

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from mmrlhf_jax.models.llava_onevision.images import cut_frames, cut_tiles
-from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision, Visual
-from mmrlhf_jax.models.llava_onevision.vision_plan import NEWLINE, VisualPlan, join, plan_images, plan_video
+from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.models.llava_onevision.vision_plan import plan_images, plan_video
+from mmrlhf_jax.models.media import NEWLINE, Tiles, VisualPlan, join
 from tests import tiny
 
 
@@ -26,7 +27,7 @@ class Shape(NamedTuple):
 class Prompt(NamedTuple):
     """int32[1, S] ids and a row for this project, and transformers' inputs for the same prompt."""
 
-    row: tuple[np.ndarray, np.ndarray, np.ndarray, Visual]
+    row: tuple[np.ndarray, np.ndarray, np.ndarray, Tiles]
     inputs: dict
     ids: np.ndarray
 
@@ -78,9 +79,9 @@ def row(model: LlavaOnevision, ids: np.ndarray, tiles: list[np.ndarray], plan: V
     if plan.tokens:
         images[0, : plan.tiles] = np.concatenate(tiles)
         placed[0, : plan.tokens] = np.flatnonzero(ids == model.config.image_token)
-        taps[0, : plan.tokens] = np.where(plan.taps == NEWLINE, tile_count * plan.patches, plan.taps)
+        taps[0, : plan.tokens] = np.where(plan.taps == NEWLINE, tile_count * plan.features, plan.taps)
         weights[0, : plan.tokens] = plan.weights
-    return tokens, positions, visible_until, Visual(images, placed, taps, weights)
+    return tokens, positions, visible_until, Tiles(images, placed, taps, weights)
 
 
 @jax.jit

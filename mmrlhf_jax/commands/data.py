@@ -11,10 +11,9 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.data import stats as figures
 from mmrlhf_jax.data.builder import build as build_data
 from mmrlhf_jax.data.checks import summarise_findings
-from mmrlhf_jax.data.encode import GroupEncoder
+from mmrlhf_jax.data.encode import GroupEncoder, make_encoder
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.sources import drop_contradictions
-from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.data.validate import validate as check
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_atomically
@@ -94,11 +93,14 @@ def stats(
     media_root: str | None,
     video_frames: int,
     slots: int,
-    template: str,
+    template: str | None,
     out: str,
     as_json: bool,
 ) -> None:
-    encoder, lengths_from = figures.estimated_encoder(), "estimated from words and LLaVA-OneVision's tiles; name a --model"
+    encoder, lengths_from = (
+        figures.estimated_encoder(),
+        f"estimated from words and {figures.ESTIMATED.title}'s tiles; name a --model",
+    )
     if model is not None:
         encoder, lengths_from = _encoder_of(model, template), f"those of {model}"
     examples = open_examples(data, media_root, video_frames)
@@ -119,11 +121,10 @@ def _encoder_of(model: str, template: str) -> GroupEncoder:
     # The model's tokenizer brings transformers and jax along, which the other verbs do without.
     from mmrlhf_jax.huggingface.hub import local_directory
     from mmrlhf_jax.huggingface.load import load_tokenizer
-    from mmrlhf_jax.models.llava_onevision.config import read_config
+    from mmrlhf_jax.huggingface.model_config import read_config
 
     directory = local_directory(model)
-    settings = read_config(directory)
-    return GroupEncoder(PieceTokenizer(load_tokenizer(directory), settings.image_token), settings.geometry, template)
+    return make_encoder(load_tokenizer(directory), read_config(directory), template)
 
 
 def show(data: str, record_id: str, media_root: str | None, video_frames: int, out: str) -> None:

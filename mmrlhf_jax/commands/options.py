@@ -54,7 +54,10 @@ MediaRoot = Annotated[
     str | None, path_option(help="Folder or zip archive that media paths are relative to; default: the source's folder.")
 ]
 VideoFrames = Annotated[int, typer.Option(min=1, help="Frames sampled per video.")]
-Template = Annotated[str, typer.Option(help="Chat template: qwen_1_5, upstream_train, or checkpoint (the model's own).")]
+Template = Annotated[
+    str | None,
+    typer.Option(help="Chat template: qwen_1_5, upstream_train, or checkpoint (the model's own). Default: its family's."),
+]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Sequences or rows at a time.")]
 Slots = Annotated[

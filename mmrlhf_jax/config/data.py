@@ -29,7 +29,7 @@ OverBudget = Literal["error", "drop", "fewer_tiles", "cut_longest"]
 class Data(Section):
     """`path`: a ranked source file, a directory that `mmrlhf data build` wrote, MM-RLHF's mixture file (YAML), or a list.
 
-    `template`: `checkpoint` is the chat template that the model came with.
+    `template`: `checkpoint` is the chat template that the model came with; null means the default of the model's family.
     `over_budget`: what becomes of a group that exceeds the row budget, or several policies in the order of trying:
     fewer_tiles, cut_longest (response), drop, error.
 
@@ -41,7 +41,7 @@ class Data(Section):
 
     path: PathName | Annotated[tuple[PathName | DataSet, ...], Field(min_length=1)]
     media_root: PathName | None = None
-    template: Literal["qwen_1_5", "upstream_train", "checkpoint"] = "qwen_1_5"
+    template: Literal["qwen_1_5", "upstream_train", "checkpoint"] | None = None
     pairs: Literal["all", "extreme"] | Count = "all"
     weighting: Literal["pair", "group"] = "pair"
     learn: Literal["all", "best"] = "all"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrlhf_jax.data.encode import GroupEncoder, Limit, fewer_tiles
+from mmrlhf_jax.data.encode import GroupEncoder, Limit
 from mmrlhf_jax.data.examples import Layout
 from mmrlhf_jax.data.index import GroupIndex
 from mmrlhf_jax.data.rows import Budget
@@ -68,6 +68,9 @@ class _Group:
     def measure(self, limit: Limit) -> np.ndarray:
         return self.encoder.measure(self.record, self.layout, limit)
 
+    def fewer_tiles(self) -> list[int]:
+        return self.encoder.geometry.fewer_tiles(self.layout.images, self.layout.frames)
+
     def fits(self, limit: Limit) -> bool:
         return bool((self.measure(limit) <= self.budget.vector).all())
 
@@ -81,12 +84,12 @@ def _smallest_change(group: _Group, policies: Sequence[str]) -> Limit | None:
 
 
 def _fewer_tiles(group: _Group) -> Limit | None:
-    limits = (Limit(tiles=tiles) for tiles in fewer_tiles(group.layout, group.encoder.geometry))
+    limits = (Limit(tiles=tiles) for tiles in group.fewer_tiles())
     return next((limit for limit in limits if group.fits(limit)), None)
 
 
 def _fewer_tiles_and_cut_longest(group: _Group) -> Limit | None:
-    limits = (_cut_longest(group, tiles) for tiles in fewer_tiles(group.layout, group.encoder.geometry))
+    limits = (_cut_longest(group, tiles) for tiles in group.fewer_tiles())
     return next((limit for limit in limits if limit is not None), None)
 
 

@@ -10,17 +10,17 @@ import numpy as np
 from etils import epath
 
 from mmrlhf_jax import config
+from mmrlhf_jax.data import encode
 from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.examples import BuiltExamples
 from mmrlhf_jax.data.index import GroupIndex
 from mmrlhf_jax.data.packing import auto_budget
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.data.stream import Rows
-from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import retried
 from mmrlhf_jax.files import write_atomically
-from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
+from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.progress import say
 
 UNLIMITED = 2**31 - 1
@@ -30,16 +30,16 @@ LEFT_OUT_FILE = "left_out_groups.txt"
 def make_encoder(
     data: config.Data,
     tokenizer,
-    model: LlavaOnevisionConfig,
+    model: ModelConfig,
     *,
     task: Literal["answer", "critique"] = "answer",
     ties: bool = False,
 ) -> GroupEncoder:
     """The encoder for an experiment's data section, with targets and tied pairs as `GroupEncoder` explains them."""
-    return GroupEncoder(
-        tokenizer=PieceTokenizer(tokenizer, model.image_token),
-        geometry=model.geometry,
-        template=data.template,
+    return encode.make_encoder(
+        tokenizer,
+        model,
+        data.template,
         task=task,
         pairs=data.pairs,
         weighting=data.weighting,

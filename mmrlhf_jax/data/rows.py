@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from mmrlhf_jax.data.tokens import TokenTree
-from mmrlhf_jax.models.llava_onevision.vision_plan import NEWLINE, VisualPlan
+from mmrlhf_jax.models.geometry import Geometry
+from mmrlhf_jax.models.media import Tiles
 
 
 class RowBatch(NamedTuple):
     """B rows, S slots, T tiles, V visual slots, M targets, R responses, P pairs. One row has the same fields without B.
 
-    Unused entries: padding slots see only themselves; `visual_slots`, `ends` = S; `responses` = R; weights 0.
+    Unused entries: padding slots see only themselves; `media.slots`, `ends` = S; `responses` = R; weights 0.
     """
 
     tokens: np.ndarray  # int32[B, S]
-    positions: np.ndarray  # int32[B, S]
+    positions: np.ndarray  # int32[B, S], or int32[B, S, 3] for families with three axes
     visible_until: np.ndarray  # int32[B, S]: q sees k <=> k <= q < visible_until[k]
-    tiles: np.ndarray  # uint8[B, T, H, H, 3]
-    visual_slots: np.ndarray  # int32[B, V]: where each visual token goes in S
-    visual_taps: np.ndarray  # int32[B, V, 4] into the row's [T * patches + 1] features, newline last
-    visual_weights: np.ndarray  # float32[B, V, 4]
+    media: Tiles  # the family's own arrays: pixels, and which visual features go into which slots
     targets: np.ndarray  # int32[B, M]
     predictors: np.ndarray  # int32[B, M]: the slot whose hidden state predicts the target
     responses: np.ndarray  # int32[B, M]: which response the target belongs to
@@ -39,13 +37,14 @@ class RowBatch(NamedTuple):
     response_ids: np.ndarray  # int32[B, R]: number of the response in the data set, -1 = unused; says whose figure is whose
 
 
+Row = TypeVar("Row", RowBatch, Tiles)
+
+
 class EncodedGroup(NamedTuple):
     """One ranking group, tokenised and cut into tiles, before it has a place in a row."""
 
     tree: TokenTree
-    plan: VisualPlan
-    tiles: np.ndarray  # uint8[t, H, H, 3]
-    image_slots: np.ndarray  # int32[v]: slots of the tree that visual tokens fill, in the plan's order
+    media: Tiles  # its `slots` are those of the tree
     pairs: np.ndarray  # int32[p, 2]
     pair_weights: np.ndarray  # float32[p]
     tie_weights: np.ndarray  # float32[p]
@@ -76,7 +75,7 @@ class Budget:
         return tuple(field.name for field in dataclasses.fields(Budget))
 
 
-def assemble_row(groups: Sequence[EncodedGroup], budget: Budget, geometry) -> RowBatch:
+def assemble_row(groups: Sequence[EncodedGroup], budget: Budget, geometry: Geometry) -> RowBatch:
     """Lay whole groups one after the other into a row of static size. The groups must fit (the planner saw to it)."""
     row = empty_row(budget, geometry)
     slot = tile = visual = target = response = pair = 0
@@ -87,12 +86,7 @@ def assemble_row(groups: Sequence[EncodedGroup], budget: Budget, geometry) -> Ro
         row.positions[here] = tree.positions
         row.visible_until[here] = tree.visible_until + slot
 
-        row.tiles[tile : tile + len(group.tiles)] = group.tiles
-        v = slice(visual, visual + len(group.image_slots))
-        newline = budget.tiles * geometry.patches
-        row.visual_slots[v] = group.image_slots + slot
-        row.visual_taps[v] = np.where(group.plan.taps == NEWLINE, newline, group.plan.taps + tile * geometry.patches)
-        row.visual_weights[v] = group.plan.weights
+        geometry.place(row.media, group.media, slot=slot, tile=tile, visual=visual)
 
         m = slice(target, target + len(tree.targets))
         row.targets[m] = tree.targets
@@ -112,22 +106,19 @@ def assemble_row(groups: Sequence[EncodedGroup], budget: Budget, geometry) -> Ro
         row.tie_weights[p] = group.tie_weights
         row.pair_margins[p] = group.pair_margins
 
-        slot, tile, visual = slot + n, tile + len(group.tiles), v.stop
+        slot, tile, visual = slot + n, tile + group.media.units, visual + len(group.media.slots)
         target, response, pair = m.stop, r.stop, p.stop
     return row
 
 
-def empty_row(budget: Budget, geometry) -> RowBatch:
+def empty_row(budget: Budget, geometry: Geometry) -> RowBatch:
     """A row that contributes nothing: every slot is padding, every weight 0."""
-    side = geometry.image_size
+    axes = () if geometry.position_axes == 1 else (geometry.position_axes,)
     return RowBatch(
         tokens=np.zeros(budget.slots, np.int32),
-        positions=np.zeros(budget.slots, np.int32),
+        positions=np.zeros((budget.slots, *axes), np.int32),
         visible_until=np.arange(1, budget.slots + 1, dtype=np.int32),
-        tiles=np.zeros((budget.tiles, side, side, 3), np.uint8),
-        visual_slots=np.full(budget.visual, budget.slots, np.int32),
-        visual_taps=np.zeros((budget.visual, 4), np.int32),
-        visual_weights=np.zeros((budget.visual, 4), np.float32),
+        media=geometry.empty(slots=budget.slots, tiles=budget.tiles, visual=budget.visual),
         targets=np.zeros(budget.targets, np.int32),
         predictors=np.zeros(budget.targets, np.int32),
         responses=np.full(budget.targets, budget.responses, np.int32),
@@ -143,14 +134,23 @@ def empty_row(budget: Budget, geometry) -> RowBatch:
     )
 
 
-def stack_rows(rows: Sequence[RowBatch]) -> RowBatch:
-    return RowBatch(*(np.stack(field) for field in zip(*rows, strict=True)))
+def stack_rows(rows: Sequence[Row]) -> Row:
+    """Rows (or their media) to a batch: every array gets a first axis B."""
+    return map_arrays(lambda *arrays: np.stack(arrays), *rows)
+
+
+def map_arrays(function: Callable[..., Any], *trees: Any) -> Any:
+    """`function` of the arrays in the same place of trees of named tuples, in such a tree (jax's `tree.map`, without jax)."""
+    first = trees[0]
+    if isinstance(first, np.ndarray):
+        return function(*trees)
+    return type(first)(*(map_arrays(function, *parts) for parts in zip(*trees, strict=True)))
 
 
 def group_size(group: EncodedGroup) -> np.ndarray:
     """What a group takes of every resource of a `Budget`, in its order."""
     tree = group.tree
-    sizes = (len(tree.tokens), len(group.tiles), len(group.image_slots), len(tree.targets), len(tree.ends), len(group.pairs))
+    sizes = (len(tree.tokens), group.media.units, len(group.media.slots), len(tree.targets), len(tree.ends), len(group.pairs))
     return np.asarray(sizes, np.int64)
 
 

@@ -15,18 +15,12 @@ from mmrlhf_jax.data.index import measure_all
 from mmrlhf_jax.data.packing import auto_budget, fill, plan_rows
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.data.tokens import PieceTokenizer
-from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.models.registry import DEFAULT, family
 from mmrlhf_jax.records import RankedRecord, tied_pairs
 
 ROW_SLOTS = (4096, 8192, 16384, 32768)
 
-# LLaVA-OneVision's, where no model is named.
-GEOMETRY = VisionGeometry(
-    image_size=384,
-    patch_size=14,
-    pinpoints=tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7)),
-    max_patches=9,
-)
+ESTIMATED = family(DEFAULT)  # whose tiles are counted where no model is named
 
 
 class EstimatedTokenizer(PieceTokenizer):
@@ -50,7 +44,7 @@ class EstimatedTokenizer(PieceTokenizer):
 
 
 def estimated_encoder() -> GroupEncoder:
-    return GroupEncoder(EstimatedTokenizer(), GEOMETRY)
+    return GroupEncoder(EstimatedTokenizer(), ESTIMATED.typical_geometry())
 
 
 def measure(

@@ -6,13 +6,13 @@ spells `<image>` or `<|im_end|>`. Reference: MM-RLHF `llava/conversation.py` (`q
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.pieces import Media, Piece, Special, Text
 from mmrlhf_jax.places import IMAGE_TAG, PromptText
 
 SYSTEM = "You are a helpful assistant."
@@ -25,46 +25,6 @@ CRITIQUE_PROMPT = (
     " of the answer. Provide a detailed explanation of your assessment, including specific points of strength and areas for"
     " improvement.\n\n[Question]: {question}\n[LMM Response]: {answer}\n\n[Evaluation]:"
 )
-
-# The same conversation as `qwen_1_5`, in the Jinja of tokenizers, for whoever uses an exported model with transformers.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% set media = message['content'] | selectattr('type', 'in', ['image', 'video']) | list %}"
-    "{% if message['content'][:media | length] == media %}"  # all before the text, or inside it
-    "{% for part in media %}<{{ part['type'] }}>{{ '\n' if loop.last else ' ' }}{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% else %}"
-    "{% for part in message['content'] if part['type'] == 'text' or part in media %}"
-    "{{ part['text'] if part['type'] == 'text' else '<' + part['type'] + '>' }}{% endfor %}{% endif %}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """Plain text. From character `target_from` on (None: nowhere) its tokens are training targets."""
-
-    text: str
-    target_from: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Special:
-    """One control token, by its name in the tokenizer."""
-
-    token: str
-    target: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Media:
-    """The visual tokens of medium number `index` of the record (an image, or the video)."""
-
-    index: int
-
-
-Piece = Text | Special | Media
 
 
 def qwen_1_5(
@@ -114,10 +74,13 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
-def find_template(name: str, tokenizer: Any) -> Template:
-    """A template by its name; `checkpoint` is the tokenizer's own. Raises UserError where there is none."""
+def find_template(name: str, tokenizer: Any, media_tags: Sequence[str] = (IMAGE_TAG,)) -> Template:
+    """A template by its name; `checkpoint` is the tokenizer's own, which writes one of `media_tags` in a medium's place.
+
+    Raises UserError where there is none.
+    """
     if name == "checkpoint":
-        return CheckpointTemplate(tokenizer)
+        return CheckpointTemplate(tokenizer, media_tags)
     if name not in TEMPLATES:
         raise UserError(f"unknown chat template {name!r}; there are {', '.join([*TEMPLATES, 'checkpoint'])}")
     return TEMPLATES[name]
@@ -129,10 +92,10 @@ def closing_token(template: Template) -> str | None:
     return closing[0] if closing else None
 
 
-def writes_alike(tokenizer: Any, name: str) -> bool:
+def writes_alike(tokenizer: Any, name: str, media_tags: Sequence[str] = (IMAGE_TAG,)) -> bool:
     """Whether the tokenizer's own chat template writes conversations as the template of this name does."""
     try:
-        own, other = find_template("checkpoint", tokenizer), find_template(name, tokenizer)
+        own, other = (find_template(each, tokenizer, media_tags) for each in ("checkpoint", name))
         return all(own("prompt", media, None) == other("prompt", media, None) for media in (0, 1, 2))
     except UserError:
         return False
@@ -149,6 +112,7 @@ def critique_prompt(question: PromptText, answer: str) -> PromptText:
 
 # Stand-ins for the texts of a conversation while a Jinja template is rendered; from Unicode's private use area.
 _PROMPT, _RESPONSE = "\ue000prompt{}\ue001", "\ue000response\ue001"
+_MEDIUM = "medium"
 _STAND_IN = re.compile(re.escape(_PROMPT).replace(r"\{\}", "([0-9]+)"))
 
 
@@ -159,17 +123,18 @@ class CheckpointTemplate:
     """A checkpoint's own chat template (Jinja), as pieces.
 
     It is rendered around stand-ins, and only what it wrote itself may become control tokens. The assistant's turn opens as it
-    does for generation (`add_generation_prompt`), in training as well; LLaVA-OneVision's template opens the two differently.
-    Media go where it puts `{"type": "image"}` parts; a template for text only gets LLaVA's `<image>` lines before the prompt,
-    or `<image>` inside it. A template that moves media out of a text's middle is refused for such a text.
+    does for generation (`add_generation_prompt`), in training as well: some templates open the two differently. Media go where
+    it puts `{"type": "image"}` parts, which it writes as one of `media_tags`; a template for text only gets lines of the first
+    tag before the prompt, or the tag inside it. A template that moves media out of a text's middle is refused for such a text.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, media_tags: Sequence[str] = (IMAGE_TAG,)) -> None:
         if not tokenizer.chat_template:
             raise UserError("data.template: checkpoint: the tokenizer has no chat template; choose qwen_1_5")
         if CLOCK in str(tokenizer.chat_template):  # what was measured, cached or begun yesterday would have other tokens
             raise UserError(f"data.template: checkpoint: the chat template writes today's date ({CLOCK}); choose qwen_1_5")
-        self.tokenizer = tokenizer
+        self.tokenizer, self.tags = tokenizer, tuple(media_tags)
+        self._any_tag = "|".join(map(re.escape, self.tags))
 
     def __call__(self, prompt: PromptText, media: int, response: str | None) -> list[Piece]:
         texts = ("",) * media + (prompt,) if isinstance(prompt, str) else prompt
@@ -193,10 +158,10 @@ class CheckpointTemplate:
         wanted: list[str] = []
         for number, is_text in enumerate(there):
             wanted += [_PROMPT.format(number)] if is_text else []
-            wanted += [IMAGE_TAG] if number < len(there) - 1 else []
-        parts = [{"type": "image"} if one == IMAGE_TAG else {"type": "text", "text": one} for one in wanted]
-        line = f"{IMAGE_TAG}\n" if media_first else IMAGE_TAG
-        for content in (parts, "".join(line if one == IMAGE_TAG else one for one in wanted)):
+            wanted += [_MEDIUM] if number < len(there) - 1 else []
+        parts = [{"type": "image"} if one == _MEDIUM else {"type": "text", "text": one} for one in wanted]
+        line = f"{self.tags[0]}\n" if media_first else self.tags[0]
+        for content in (parts, "".join(line if one == _MEDIUM else one for one in wanted)):
             user = {"role": "user", "content": content}
             answer = _content(content, _RESPONSE)
             try:
@@ -205,7 +170,8 @@ class CheckpointTemplate:
             except Exception as error:  # whatever a template raises, TemplateError or any error of the expressions in it
                 reason = error
                 continue
-            found = [match[0] for match in re.finditer(f"{_STAND_IN.pattern}|{IMAGE_TAG}", opening)]
+            found = [match[0] for match in re.finditer(f"{_STAND_IN.pattern}|{self._any_tag}", opening)]
+            found = [_MEDIUM if one in self.tags else one for one in found]
             whole = "'type'" not in opening and complete.count(_RESPONSE) == 1
             if whole and found == wanted:
                 return opening, complete.partition(_RESPONSE)[2]
@@ -221,11 +187,11 @@ class CheckpointTemplate:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
     def _pieces(self, rendered: str, texts: tuple[str, ...]) -> list[Piece]:
-        names = sorted({*self.tokenizer.get_added_vocab(), IMAGE_TAG}, key=len, reverse=True)
+        names = sorted({*self.tokenizer.get_added_vocab(), *self.tags}, key=len, reverse=True)
         pieces: list[Piece] = []
         media = 0
         for part in re.split("(" + "|".join([*map(re.escape, names), _PROMPT.format("[0-9]+")]) + ")", rendered):
-            if part == IMAGE_TAG:
+            if part in self.tags:
                 pieces.append(Media(media))
                 media += 1
             elif part in names:

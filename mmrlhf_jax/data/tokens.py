@@ -12,15 +12,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmrlhf_jax.data.templates import Media, Piece, Special, Text
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.pieces import Piece, Special, Text, Visual, expand
+from mmrlhf_jax.places import IMAGE_TAG
 
 
 class Conversation(NamedTuple):
-    """`is_target[i]`: token i is to be predicted (it belongs to the response)."""
+    """The tokens of one conversation, N of them, or [N, 3] positions for models whose positions have three axes."""
 
     tokens: np.ndarray  # int32[N]
-    is_target: np.ndarray  # bool[N]
+    is_target: np.ndarray  # bool[N]: the token is to be predicted (it belongs to the response)
+    is_visual: np.ndarray  # bool[N]: visual features take the token's place
+    positions: np.ndarray | None = None  # int32[N] or int32[N, 3]; None: 0, 1, ..., N - 1
 
 
 def cut(conversation: Conversation, most: int) -> Conversation:
@@ -30,7 +33,7 @@ def cut(conversation: Conversation, most: int) -> Conversation:
     if len(targets) <= most:
         return conversation
     end = targets[most - 1] + 1
-    return Conversation(conversation.tokens[:end], conversation.is_target[:end])
+    return Conversation(*(None if values is None else values[:end] for values in conversation))
 
 
 class TokenTree(NamedTuple):
@@ -41,21 +44,24 @@ class TokenTree(NamedTuple):
     """
 
     tokens: np.ndarray  # int32[N]
-    positions: np.ndarray  # int32[N]
+    positions: np.ndarray  # int32[N], or int32[N, 3]
     visible_until: np.ndarray  # int32[N]
     targets: np.ndarray  # int32[M]
     predictors: np.ndarray  # int32[M]
     responses: np.ndarray  # int32[M]
     ends: np.ndarray  # int32[K]
+    visual: np.ndarray  # int32[V]: the slots that visual features fill
     trunk: int  # length of the shared prefix
 
 
 @dataclasses.dataclass(frozen=True)
 class PieceTokenizer:
-    """Turns template pieces into ids. `tokenizer` is a fast Hugging Face tokenizer."""
+    """Turns template pieces into ids. `tokenizer` is a fast Hugging Face tokenizer; `media_tags` are what its own chat template
+    may write in a medium's place."""
 
     tokenizer: object
     image_token: int
+    media_tags: tuple[str, ...] = (IMAGE_TAG,)
 
     def __post_init__(self):
         # User text must never become a control token: added tokens that it spells are encoded as ordinary text.
@@ -66,24 +72,26 @@ class PieceTokenizer:
         self.__dict__.update(state)
         self.__post_init__()
 
-    def conversation(self, pieces: Sequence[Piece], media_tokens: Sequence[int]) -> Conversation:
-        """`media_tokens[i]` is how many visual tokens medium i takes."""
+    def conversation(self, pieces: Sequence[Piece], media: Sequence[Sequence[Piece]]) -> Conversation:
+        """`media[i]` is what stands in the place of medium i."""
         ids: list[np.ndarray] = []
         target: list[np.ndarray] = []
-        for piece in pieces:
+        visual: list[np.ndarray] = []
+        for piece in expand(pieces, media):
             match piece:
                 case Special(token, is_target):
                     ids.append(np.asarray([self.special(token)]))
                     target.append(np.asarray([is_target]))
-                case Media(index):
-                    ids.append(np.full(media_tokens[index], self.image_token))
-                    target.append(np.zeros(media_tokens[index], bool))
+                case Visual(count):
+                    ids.append(np.full(count, self.image_token))
+                    target.append(np.zeros(count, bool))
                 case Text(text, target_from):
                     piece_ids, ends = self.text(text)
                     ids.append(np.asarray(piece_ids, np.int32))
                     # A token that holds any character of the response is the response's.
                     target.append(np.asarray(ends) > (len(text) if target_from is None else target_from))
-        return Conversation(np.concatenate(ids).astype(np.int32), np.concatenate(target))
+            visual.append(np.full(len(ids[-1]), isinstance(piece, Visual)))
+        return Conversation(np.concatenate(ids).astype(np.int32), np.concatenate(target), np.concatenate(visual))
 
     def special(self, token: str) -> int:
         found = self.tokenizer.convert_tokens_to_ids(token)
@@ -106,12 +114,12 @@ class PieceTokenizer:
 
 
 def token_tree(conversations: Sequence[Conversation]) -> TokenTree:
-    """Lay out K >= 1 conversations with their longest common prefix stored once."""
-    trunk = common_prefix([c.tokens for c in conversations])
+    """Lay out K >= 1 conversations with their longest common prefix, of tokens in the same positions, stored once."""
+    positions = [np.arange(len(c.tokens)) if c.positions is None else c.positions for c in conversations]
+    trunk = _trunk(conversations, positions)
     lengths = [len(c.tokens) - trunk for c in conversations]
     starts = trunk + np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     total = int(starts[-1])
-    first = conversations[0].tokens[:trunk]
 
     targets, predictors, responses, ends = [], [], [], []
     for r, conversation in enumerate(conversations):
@@ -123,24 +131,35 @@ def token_tree(conversations: Sequence[Conversation]) -> TokenTree:
         responses.append(np.full(len(where), r))
         ends.append(slots[-1])
 
-    positions = [np.arange(trunk)] + [np.arange(trunk, trunk + n) for n in lengths]
+    def laid_out(sequences: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([sequences[0][:trunk], *(sequence[trunk:] for sequence in sequences)])
+
     visible_until = [np.full(trunk, total)] + [np.full(n, starts[r + 1]) for r, n in enumerate(lengths)]
     return TokenTree(
-        tokens=_int32([first] + [c.tokens[trunk:] for c in conversations]),
-        positions=_int32(positions),
+        tokens=laid_out([c.tokens for c in conversations]).astype(np.int32),
+        positions=laid_out(positions).astype(np.int32),
         visible_until=_int32(visible_until),
         targets=_int32(targets),
         predictors=_int32(predictors),
         responses=_int32(responses),
         ends=np.asarray(ends, np.int32),
+        visual=np.flatnonzero(laid_out([c.is_visual for c in conversations])).astype(np.int32),
         trunk=trunk,
     )
 
 
+def _trunk(conversations: Sequence[Conversation], positions: Sequence[np.ndarray]) -> int:
+    """How many tokens all conversations begin with alike: the same ones, in the same places, visual or not."""
+    axes = positions[0].reshape(len(positions[0]), -1).shape[1]
+    rows = [np.column_stack([c.tokens, c.is_visual, p.reshape(-1, axes)]) for c, p in zip(conversations, positions)]
+    return common_prefix(rows)
+
+
 def common_prefix(sequences: Sequence[np.ndarray]) -> int:
-    """Length of the longest common prefix."""
+    """Length of the longest common prefix of arrays [N] or [N, ...], along their first axis."""
     shortest = min(len(s) for s in sequences)
     same = np.all([s[:shortest] == sequences[0][:shortest] for s in sequences], axis=0)
+    same = same.reshape(shortest, -1).all(axis=1)
     return int(shortest if same.all() else np.argmin(same))
 
 

@@ -8,35 +8,47 @@ row is also an ordinary one: whatever runs on `RowBatch` runs on it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmrlhf_jax.data.packing import plan_rows
 from mmrlhf_jax.data.rows import Budget, EncodedGroup, RowBatch, assemble_row, group_size, round_up, stack_rows
+from mmrlhf_jax.models.media import Tiles
 
 # Slots of a row are a multiple of this, in either layout.
 SLOT_MULTIPLE = 8
-# Pairs join the halves; every other field stands in two of them.
+# Pairs join the halves; every other array stands in two of them.
 PER_PAIR = ("pairs", "pair_weights", "tie_weights", "pair_margins")
-HALVED = tuple(name for name in RowBatch._fields if name not in PER_PAIR)
-# What the entries of those fields that are indices count (`half_sizes`).
+# What the entries of those arrays that are indices count (`half_sizes`).
 INDEXES = {
     "visible_until": "slots",
-    "visual_slots": "slots",
+    "media.slots": "slots",
     "predictors": "slots",
     "ends": "slots",
     "responses": "responses",
-    "visual_taps": "features",
+    "media.taps": "features",
 }
 # Those in which the number after the last index has a meaning of its own: unused, or the newline.
-MARKED = ("visual_slots", "ends", "responses", "visual_taps")
+MARKED = ("media.slots", "ends", "responses", "media.taps")
 
 
 def half_sizes(slots: int, responses: int, features: int) -> dict[str, int]:
     """How many slots, responses and patch features a half has."""
     return {"slots": slots, "responses": responses, "features": features}
+
+
+def by_name(batch: RowBatch) -> dict[str, Any]:
+    """The arrays of a batch by their names, those of its media as `media.NAME`; without those of its pairs."""
+    found = {name: value for name, value in batch._asdict().items() if name not in (*PER_PAIR, "media")}
+    return found | {f"media.{name}": value for name, value in batch.media._asdict().items()}
+
+
+def from_names(arrays: Mapping[str, Any]) -> RowBatch:
+    """The batch of arrays under the names of `by_name`, and of those of its pairs."""
+    media = {name.removeprefix("media."): value for name, value in arrays.items() if name.startswith("media.")}
+    return RowBatch(**{name: value for name, value in arrays.items() if "." not in name}, media=Tiles(**media))
 
 
 class Pair(NamedTuple):
@@ -84,15 +96,16 @@ def exact_batch(groups: Sequence[EncodedGroup], geometry) -> RowBatch:
 def _row(pairs: Sequence[Pair], half: Budget, geometry) -> RowBatch:
     """The two halves, each laid out as a row of its own, joined into one row of twice the budget."""
     sides = [assemble_row([getattr(pair, side) for pair in pairs], half, geometry) for side in ("chosen", "rejected")]
-    sizes = half_sizes(half.slots, half.responses, half.tiles * geometry.patches)
+    sizes = half_sizes(half.slots, half.responses, half.tiles * geometry.features)
+    first, second = map(by_name, sides)
 
     def joined(name: str) -> np.ndarray:
-        values = [getattr(side, name) for side in sides]
+        values = [first[name], second[name]]
         if name in INDEXES:
             size, unused = sizes[INDEXES[name]], name in MARKED
             moved = [v + i * size for i, v in enumerate(values)]
             values = [np.where(unused & (v == size), 2 * size, m) for v, m in zip(values, moved, strict=True)]
-        return np.concatenate(values).astype(getattr(sides[0], name).dtype)
+        return np.concatenate(values).astype(first[name].dtype)
 
     per_pair = {
         "pairs": np.zeros((half.pairs, 2), np.int32),
@@ -104,4 +117,4 @@ def _row(pairs: Sequence[Pair], half: Budget, geometry) -> RowBatch:
         per_pair["pairs"][i] = i, half.responses + i
         for name, value in zip(PER_PAIR[1:], pair[2:], strict=True):
             per_pair[name][i] = value
-    return RowBatch(**{name: joined(name) for name in HALVED}, **per_pair)
+    return from_names({name: joined(name) for name in first} | per_pair)

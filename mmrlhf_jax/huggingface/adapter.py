@@ -16,22 +16,16 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.new_directory import new_directory
 from mmrlhf_jax.huggingface.tensors import all_finite
 from mmrlhf_jax.huggingface.weight_files import some
-from mmrlhf_jax.models.llava_onevision import weights
-from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import adapted_layers
+from mmrlhf_jax.models.registry import family_of
+from mmrlhf_jax.models.vision_language import VisionLanguage
+from mmrlhf_jax.models.weight_names import Stored, WeightNames
 
-# What transformers' LlavaOnevisionForConditionalGeneration calls the parts of `weights.PARTS` in memory.
-MODULES = {
-    "vision": "model.vision_tower.",
-    "projector up": "model.multi_modal_projector.linear_1.",
-    "projector down": "model.multi_modal_projector.linear_2.",
-    "language": "model.language_model.",
-    "vocabulary": "lm_head.",
-}
+LAYER = "LAYER"  # stands for the number of a layer while a regular expression is made
 
 
 def export_adapter(
-    model: LlavaOnevision, base: str, out: str | os.PathLike[str], *, rank: int, alpha: float, card: str | None = None
+    model: VisionLanguage, base: str, out: str | os.PathLike[str], *, rank: int, alpha: float, card: str | None = None
 ) -> None:
     """Write a model's adapters to the new directory `out`. `base` is the model that they belong to.
 
@@ -39,15 +33,15 @@ def export_adapter(
     which no model of transformers has.
     """
     tensors: dict[str, np.ndarray] = {}
-    targets = set()
+    targets, names = set(), family_of(model.config).names
     for path, layer in adapted_layers(model):
-        stored, _ = weights.tensors((*path, "kernel"), layer.kernel.shape[0])
-        if stored[0].part not in MODULES:
+        stored, _ = names.tensors((*path, "kernel"), layer.kernel.shape[0])
+        if names.parts[stored[0].part].module is None:
             raise UserError(f"adapters of {'.'.join(path)} fit no transformers model; export the merged model (no --adapter)")
         a, b = np.asarray(layer.lora_a.get_value()), np.asarray(layer.lora_b.get_value())
         for i, tensor in enumerate(stored):
-            module = _module(tensor)
-            targets.add(re.escape(_module(tensor._replace(layer=0))).replace(r"layers\.0\.", r"layers\.\d+\."))
+            module = _module(names, tensor, str(tensor.layer))
+            targets.add(re.escape(_module(names, tensor, LAYER)).replace(LAYER, r"\d+"))
             stacked = tensor.layer is not None
             tensors[f"base_model.model.{module}.lora_A.weight"] = np.ascontiguousarray((a[i] if stacked else a).T)
             tensors[f"base_model.model.{module}.lora_B.weight"] = np.ascontiguousarray((b[i] if stacked else b).T)
@@ -76,7 +70,7 @@ def export_adapter(
             (directory / "README.md").write_text(card)
 
 
-def _module(tensor: weights.Stored) -> str:
-    """The module whose weight this tensor is."""
-    name = MODULES[tensor.part] + tensor.rest.replace("{}", str(tensor.layer))
+def _module(names: WeightNames, tensor: Stored, layer: str) -> str:
+    """The module whose weight this tensor is, as transformers calls it in memory."""
+    name = names.parts[tensor.part].module + tensor.rest.replace("{}", layer)
     return name.removesuffix("weight").removesuffix(".")

@@ -17,20 +17,20 @@ import numpy as np
 from flax import nnx
 
 from mmrlhf_jax import strict_json
-from mmrlhf_jax.data.templates import CHAT_TEMPLATE, IM_END
-from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import read_json_object
+from mmrlhf_jax.data.templates import IM_END
 from mmrlhf_jax.huggingface.chat_templates import DEFAULT, read_chat_templates, write_chat_templates
 from mmrlhf_jax.huggingface.generation_config import FILE as GENERATION
 from mmrlhf_jax.huggingface.generation_config import end_tokens
 from mmrlhf_jax.huggingface.hub import find_directory, local_directory
-from mmrlhf_jax.huggingface.load import IMAGE_TOKEN, VIDEO_TOKEN, check_checkpoint, load_tokenizer
+from mmrlhf_jax.huggingface.load import check_checkpoint, load_tokenizer
+from mmrlhf_jax.huggingface.model_config import open_checkpoint
 from mmrlhf_jax.huggingface.new_directory import new_directory, refuse_existing
 from mmrlhf_jax.huggingface.peft_adapter import MergedTensors, base_of, is_adapter
 from mmrlhf_jax.huggingface.tensors import StoredTensors, TensorPlan, write_tensors
-from mmrlhf_jax.models.llava_onevision import original, weights
-from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, config_from_hf
-from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.models.family import Checkpoint, Family, ModelConfig
+from mmrlhf_jax.models.registry import family_of, find_family
+from mmrlhf_jax.models.vision_language import VisionLanguage
+from mmrlhf_jax.models.weight_names import EMBEDDED, PROJECTED, Layout, Naming, Stored
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 
@@ -51,21 +51,15 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-PROCESSOR_FILES = (
-    GENERATION,
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-)
 
 
 def export_model(
-    model: LlavaOnevision,
+    model: VisionLanguage,
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     dtype: Any = None,
-    naming: weights.Naming = "hf",
+    naming: Naming = "hf",
     card: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> int:
@@ -80,14 +74,13 @@ def export_model(
     of several processes.
     """
     source = local_directory(source)
-    stored = StoredTensors(source)
-    kinds = WrittenDtypes(stored, None if dtype is None else np.dtype(dtype))
+    family = family_of(model.config)
+    kinds = WrittenDtypes(StoredTensors(source, family.names.pieces), family, None if dtype is None else np.dtype(dtype))
     parameters = {plan.name: plan for plan in _model_plans(model, naming, kinds)}
-    head = weights.Stored("vocabulary", "weight", None)
-    if model.config.text.tied and head in kinds.names:  # tied, and stored all the same
+    if model.config.text.tied and PROJECTED in kinds.names:  # tied, and stored all the same
         embedding = model.language.embedding.embedding.get_value()
-        name = weights.spell(head, naming)
-        parameters[name] = _from_device(name, embedding.shape, kinds(head), weights.Layout.SAME, embedding, None)
+        name = family.names.spell(PROJECTED, naming)
+        parameters[name] = _from_device(name, embedding.shape, kinds(PROJECTED), Layout.SAME, embedding, None)
     return _export(source, out, model.config, kinds, parameters, naming, card, shard_bytes)
 
 
@@ -96,7 +89,7 @@ def export_checkpoint(
     out: str | os.PathLike[str],
     *,
     dtype: Any = None,
-    naming: weights.Naming = "hf",
+    naming: Naming = "hf",
     card: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> int:
@@ -115,11 +108,12 @@ def export_checkpoint(
     else:
         source = local_directory(source)
         config, stored = check_checkpoint(source)
-    kinds = WrittenDtypes(stored, None if dtype is None else np.dtype(dtype))
+    family = family_of(config)
+    kinds = WrittenDtypes(stored, family, None if dtype is None else np.dtype(dtype))
     parameters = {}
     for tensor, name in kinds.names.items():
-        if weights.parameter(tensor) is not None and not _left_out(tensor, config, naming):
-            spelt = weights.spell(tensor, naming)
+        if family.names.parameter(tensor) is not None and not family.left_out(config, tensor.part, tensor.layer, naming):
+            spelt = family.names.spell(tensor, naming)
             parameters[spelt] = _copied(stored, name, kinds(tensor), spelt)
     count = _export(source, out, config, kinds, parameters, naming, card, shard_bytes)
     rounded = {kinds(tensor) for tensor, name in kinds.names.items() if name in learnt and learnt[name] != kinds(tensor)}
@@ -149,75 +143,68 @@ def new_checkpoint(
 ) -> None:
     """Write a randomly initialised model of a Hugging Face `config` to the new directory `out`, ready to be loaded.
 
-    Pixels are normalised as SigLIP's (mean and deviation 0.5) and pinpoints are the config's. No torch is needed, here or
-    to load it. Raises UserError where `out` exists and is not empty, or the config is no LLaVA-OneVision model.
+    Pixels are normalised as the family's config has it without an image processor's file. No torch is needed, here or to load
+    it. Raises UserError where `out` exists and is not empty, or the config is of no family.
     """
     refuse_existing(out)
-    config = {**config, "model_type": "llava_onevision", "architectures": ["LlavaOnevisionForConditionalGeneration"]}
-    config |= {"dtype": np.dtype(dtype).name, "vision_config": {**config["vision_config"], "vision_use_head": False}}
+    family, kind = find_family(config, "config"), np.dtype(dtype)
+    config = family.new_config({**config, "architectures": [family.architecture], "dtype": kind.name})
     with use_mesh(make_mesh({}, jax.devices()[:1])):
-        model = LlavaOnevision(config_from_hf(config, {}, "config"), rngs=nnx.Rngs(seed), param_dtype=dtype)
+        sizes = family.read(Checkpoint(config, {}, dict, "config", "config"))
+        model = family.model()(sizes, rngs=nnx.Rngs(seed), param_dtype=dtype)
     with new_directory(out) as new:
         directory = new.files
-        width, kind = (model.config.vision.hidden_size,), np.dtype(dtype)
-        plans = list(_model_plans(model, "hf", lambda _: kind))
-        for (part, tail), value in weights.WANTED_BY_TRANSFORMERS.items():
-            plans.append(_constant(weights.spell(weights.Stored(part, tail, None), "hf"), width, kind, value))
+        plans = [*_model_plans(model, "hf", lambda _: kind), *_wanted(family, sizes, lambda _: kind)]
         write_tensors(new.large, plans, SHARD_BYTES)
         _write_json(directory / "config.json", config)
         if chat_template is not None:
             tokenizer.chat_template = chat_template
         tokenizer.save_pretrained(directory)
-        _write_processors(directory, model.config)
+        _write_processors(directory, family.processors(sizes, tokenizer))
         _write_json(directory / GENERATION, _generation(tokenizer))
 
 
 class WrittenDtypes:
     """The dtype in which a tensor is written: the one asked for, its own in the source, or that of the source's embedding."""
 
-    def __init__(self, stored: StoredTensors, asked: np.dtype | None):
-        self.asked, self.stored = asked, stored
-        found = {weights.resolve(name): name for name in stored.shapes}
-        self.names: dict[weights.Stored, str] = {tensor: name for tensor, name in found.items() if tensor is not None}
+    def __init__(self, stored: StoredTensors, family: Family, asked: np.dtype | None):
+        self.asked, self.stored, self.family = asked, stored, family
+        found = {family.names.resolve(name): name for name in stored.shapes}
+        self.names: dict[Stored, str] = {tensor: name for tensor, name in found.items() if tensor is not None}
 
-    def __call__(self, tensor: weights.Stored) -> np.dtype:
-        name = self.names.get(tensor, self.names[weights.Stored("language", "embed_tokens.weight", None)])
+    def __call__(self, tensor: Stored) -> np.dtype:
+        name = self.names.get(tensor, self.names[EMBEDDED])
         return self.asked or self.stored.dtypes[name]
 
 
 def _export(
     source: Path,
     out: str | os.PathLike[str],
-    config: LlavaOnevisionConfig,
+    config: ModelConfig,
     kinds: WrittenDtypes,
     parameters: Mapping[str, TensorPlan],
-    naming: weights.Naming,
+    naming: Naming,
     card: str | None,
     shard_bytes: int,
 ) -> int:
     """Weights and everything around them. `parameters` are the model's tensors by their names in `naming`."""
-    raw = read_json_object(source / "config.json")
-    plans = _plans(parameters, config, kinds, naming, original.is_original(raw))
+    family, checkpoint = open_checkpoint(source)
+    converted = family.naming(checkpoint.config) != naming
+    plans = _plans(parameters, config, kinds, naming, converted)
     count = sum(math.prod(plan.shape) for plan in plans)
-    if naming == "hf" and max(config.image_token, config.video_token) >= config.text.vocab_size:
-        raise UserError(
-            f"{source}: the embedding's {config.text.vocab_size} rows end before the image token ({config.image_token}) and"
-            f" the video token ({config.video_token}), which transformers looks up; resize it first, or use --naming original"
-        )
-    if naming == "original" and (*config.vision.image_mean, *config.vision.image_std) != (0.5,) * 6:
-        logger.warning("%s: the original code normalises pixels with 0.5, unlike this model; it runs right only here", out)
+    family.check_export(config, naming, f"{source}", os.fspath(out))
     with new_directory(out) as place:
         tokenizer = _tokenizer(source)  # before the weights: what is wrong shall show at once
         directory = place.files
         write_tensors(place.large, plans, shard_bytes)
-        new = _config(raw, kinds.stored, config, naming)
+        new = _config(family, checkpoint, config, naming)
         _write_json(directory / "config.json", _with_dtype(new, _main_dtype(plans), naming, asked=kinds.asked is not None))
-        _copy(source, directory, (*TOKENIZER_FILES, *PROCESSOR_FILES))
+        _copy(source, directory, (*TOKENIZER_FILES, GENERATION, *family.processor_files))
         templates = read_chat_templates(source)
         if naming == "hf":
-            if tokenizer is not None and not templates:
-                templates = {DEFAULT: CHAT_TEMPLATE}
-            _complete(source, directory, config, tokenizer, converted=original.is_original(raw))
+            if tokenizer is not None and not templates and family.default_chat_template() is not None:
+                templates = {DEFAULT: family.default_chat_template()}
+            _complete(source, directory, family, config, tokenizer, converted=converted)
         write_chat_templates(directory, templates)
         if card is not None:
             (directory / "README.md").write_text(card)
@@ -226,53 +213,49 @@ def _export(
 
 def _plans(
     parameters: Mapping[str, TensorPlan],
-    config: LlavaOnevisionConfig,
+    config: ModelConfig,
     kinds: WrittenDtypes,
-    naming: weights.Naming,
-    from_original: bool,
+    naming: Naming,
+    converted: bool,
 ) -> list[TensorPlan]:
     """What to write: the tensors of the source, in its own spelling where the naming stays, then those that it lacks."""
-    same_naming = (naming == "original") == from_original
-    rest, ordered = dict(parameters), []
+    names, rest, ordered = kinds.family.names, dict(parameters), []
     for tensor, name in kinds.names.items():
-        spelt = weights.spell(tensor, naming)
+        spelt = names.spell(tensor, naming)
         plan = rest.pop(spelt, None)
-        if weights.parameter(tensor) is None:
+        if names.parameter(tensor) is None:
             plan = _copied(kinds.stored, name, kinds(tensor), spelt)
         if plan is not None:
-            ordered.append(dataclasses.replace(plan, name=name if same_naming else spelt))
+            ordered.append(dataclasses.replace(plan, name=spelt if converted else name))
     ordered += rest.values()
     if naming == "hf":
-        for (part, tail), value in weights.WANTED_BY_TRANSFORMERS.items():
-            tensor = weights.Stored(part, tail, None)
-            if tensor not in kinds.names:
-                shape, kind = (config.vision.hidden_size,), kinds(tensor)
-                ordered.append(_constant(weights.spell(tensor, naming), shape, kind, value))
+        stored = {names.spell(tensor, naming) for tensor in kinds.names}
+        ordered += [plan for plan in _wanted(kinds.family, config, kinds) if plan.name not in stored]
     return ordered
 
 
-def _left_out(tensor: weights.Stored, config: LlavaOnevisionConfig, naming: weights.Naming) -> bool:
-    """The original code runs every layer that a tower has; Hugging Face's config may stop before the last."""
-    behind = tensor.part == "vision" and tensor.layer is not None and tensor.layer >= config.vision.feature_layers
-    return naming == "original" and behind
+def _wanted(family: Family, config: ModelConfig, dtype: Callable[[Stored], np.dtype]) -> Iterator[TensorPlan]:
+    """The tensors that only transformers wants, one value for every feature of the tower."""
+    for (part, rest), value in family.names.wanted.items():
+        tensor = Stored(part, rest, None)
+        yield _constant(family.names.spell(tensor, "hf"), (config.vision.hidden_size,), dtype(tensor), value)
 
 
-def _model_plans(
-    model: LlavaOnevision, naming: weights.Naming, dtype: Callable[[weights.Stored], np.dtype]
-) -> Iterator[TensorPlan]:
+def _model_plans(model: VisionLanguage, naming: Naming, dtype: Callable[[Stored], np.dtype]) -> Iterator[TensorPlan]:
     """Every parameter's tensors."""
+    family = family_of(model.config)
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         array = variable.get_value()
-        tensors, layout = weights.tensors(path, array.shape[0])
+        tensors, layout = family.names.tensors(path, array.shape[0])
         for tensor in tensors:
-            if not _left_out(tensor, model.config, naming):
+            if not family.left_out(model.config, tensor.part, tensor.layer, naming):
                 layer = tensor.layer
                 shape = layout.stored_shape(array.shape if layer is None else array.shape[1:])
-                yield _from_device(weights.spell(tensor, naming), shape, dtype(tensor), layout, array, layer)
+                yield _from_device(family.names.spell(tensor, naming), shape, dtype(tensor), layout, array, layer)
 
 
 def _from_device(
-    name: str, shape: tuple[int, ...], dtype: np.dtype, layout: weights.Layout, array: jax.Array, layer: int | None
+    name: str, shape: tuple[int, ...], dtype: np.dtype, layout: Layout, array: jax.Array, layer: int | None
 ) -> TensorPlan:
     """A parameter's tensor, or that of one layer of it."""
 
@@ -292,23 +275,15 @@ def _constant(name: str, shape: tuple[int, ...], dtype: np.dtype, value: float) 
     return TensorPlan(name, shape, dtype, lambda: np.full(shape, value, dtype))
 
 
-def _config(
-    raw: Mapping[str, Any],
-    stored: StoredTensors,
-    config: LlavaOnevisionConfig,
-    naming: weights.Naming,
-) -> dict[str, Any]:
+def _config(family: Family, checkpoint: Checkpoint, config: ModelConfig, naming: Naming) -> dict[str, Any]:
     """The source's config.json in the naming asked for, with what this model has changed."""
-    if original.is_original(raw):
-        new = dict(raw) if naming == "original" else original.to_hf(raw, stored.shapes, str(stored.directory))
-    else:
-        new = dict(raw) if naming == "hf" else original.from_hf(raw, config)
+    new = family.convert_config(checkpoint, config, naming)
     if not config.text.tied:  # a source may say "tied" and store a projection of its own
         new["tie_word_embeddings"] = False
         if "text_config" in new:
             new["text_config"] = {**new["text_config"], "tie_word_embeddings": False}
     if naming == "hf":
-        new["architectures"] = ["LlavaOnevisionForConditionalGeneration"]
+        new["architectures"] = [family.architecture]
     new.pop("reward_head", None)
     if config.reward_head is not None:
         new["reward_head"] = config.reward_head
@@ -323,7 +298,7 @@ def _main_dtype(plans: Sequence[TensorPlan]) -> np.dtype:
     return max(sizes, key=sizes.__getitem__)
 
 
-def _with_dtype(config: Mapping[str, Any], dtype: np.dtype, naming: weights.Naming, *, asked: bool) -> dict[str, Any]:
+def _with_dtype(config: Mapping[str, Any], dtype: np.dtype, naming: Naming, *, asked: bool) -> dict[str, Any]:
     """The one dtype under every name that a config has for it (transformers 5 reads `dtype`, older ones `torch_dtype`), in the
     parts' configs as well. Where it has none, it gets one only if a dtype was `asked` for."""
     new = {name: _with_dtype(value, dtype, naming, asked=False) if name in NESTED else value for name, value in config.items()}
@@ -334,7 +309,7 @@ def _with_dtype(config: Mapping[str, Any], dtype: np.dtype, naming: weights.Nami
 
 
 def _tokenizer(source: Path) -> PreTrainedTokenizerFast | None:
-    """The source's tokenizer, if it has any. UserError for one that is not a LLaVA-OneVision model's."""
+    """The source's tokenizer, if it has any. UserError for one that is not of its model's family."""
     if not any((source / name).exists() for name in TOKENIZER_FILES):
         logger.warning("%s: no tokenizer; the export has none either", source)
         return None
@@ -342,7 +317,13 @@ def _tokenizer(source: Path) -> PreTrainedTokenizerFast | None:
 
 
 def _complete(
-    source: Path, directory: Path, config: LlavaOnevisionConfig, tokenizer: PreTrainedTokenizerFast | None, converted: bool
+    source: Path,
+    directory: Path,
+    family: Family,
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerFast | None,
+    *,
+    converted: bool,
 ) -> None:
     """Write what a Hugging Face directory needs and the source's naming or its makers left out."""
     if tokenizer is not None:
@@ -350,7 +331,7 @@ def _complete(
             tokenizer.save_pretrained(directory)
         if not (directory / GENERATION).exists():
             _write_json(directory / GENERATION, _generation(tokenizer, end_tokens(source)))
-    _write_processors(directory, config, keep=not converted)
+    _write_processors(directory, family.processors(config, tokenizer), keep=not converted)
 
 
 def _generation(tokenizer: PreTrainedTokenizerFast, ends: Sequence[int] = ()) -> dict[str, Any]:
@@ -362,39 +343,8 @@ def _generation(tokenizer: PreTrainedTokenizerFast, ends: Sequence[int] = ()) ->
     return {name: value for name, value in ids.items() if value is not None}
 
 
-def _write_processors(directory: Path, config: LlavaOnevisionConfig, *, keep: bool = False) -> None:
-    """Image, video and joint processor configs under the names that transformers and vLLM look for.
-
-    With `keep`, files that are there already stay as they are.
-    """
-    vision, geometry = config.vision, config.geometry
-    whose = {"processor_class": "LlavaOnevisionProcessor"}
-    pixels = {
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(vision.image_mean),
-        "image_std": list(vision.image_std),
-        "resample": 3,  # bicubic
-        "rescale_factor": vision.rescale,
-        "size": {"height": vision.image_size, "width": vision.image_size},
-    }
-    image = {"image_processor_type": "LlavaOnevisionImageProcessor", "do_pad": True}
-    image["image_grid_pinpoints"] = [list(pinpoint) for pinpoint in geometry.pinpoints]
-    video = {"video_processor_type": "LlavaOnevisionVideoProcessor"}
-    joint = {
-        "num_image_tokens": vision.patches,
-        "vision_feature_select_strategy": "full",
-        "vision_aspect_ratio": f"anyres_max_{geometry.max_patches}" if geometry.max_patches else "anyres",
-        "image_token": IMAGE_TOKEN,
-        "video_token": VIDEO_TOKEN,
-    }
-    files = {
-        "preprocessor_config.json": whose | image | pixels,
-        "video_preprocessor_config.json": whose | video | pixels,
-        "processor_config.json": whose | joint,
-    }
+def _write_processors(directory: Path, files: Mapping[str, Mapping[str, Any]], *, keep: bool = False) -> None:
+    """With `keep`, files that are there already stay as they are."""
     for name, content in files.items():
         if not (keep and (directory / name).exists()):
             _write_json(directory / name, content)

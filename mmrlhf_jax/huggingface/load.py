@@ -8,7 +8,6 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,13 +22,15 @@ from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, retried
 from mmrlhf_jax.files import read_json_object
 from mmrlhf_jax.huggingface.chat_templates import DEFAULT, read_chat_templates
 from mmrlhf_jax.huggingface.hub import local_directory
+from mmrlhf_jax.huggingface.model_config import check_dtype, open_checkpoint
 from mmrlhf_jax.huggingface.tensors import StoredTensors, all_finite
 from mmrlhf_jax.huggingface.weight_files import say_once, some
 from mmrlhf_jax.models import reward_head as reward_heads
 from mmrlhf_jax.models.attention import Backend
-from mmrlhf_jax.models.llava_onevision import original, weights
-from mmrlhf_jax.models.llava_onevision.config import TEXT_DEFAULTS, LlavaOnevisionConfig, read_config
-from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.models.family import Family, ModelConfig
+from mmrlhf_jax.models.registry import find_family
+from mmrlhf_jax.models.vision_language import VisionLanguage
+from mmrlhf_jax.models.weight_names import EMBEDDED, PROJECTED, Layout, Path, Stored, WeightNames
 from mmrlhf_jax.sharding.agreement import gather, together
 from mmrlhf_jax.sharding.mesh import make_mesh, parameter_shardings, use_mesh
 
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
-STATED_DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 LACKS_PROJECTION = (
     '; where the model projects with its embedding, set "tie_word_embeddings": true in config.json (at the top level and in'
     " text_config); where it does not, the file that holds lm_head is missing"
@@ -51,12 +50,12 @@ def load_model(
     *,
     mesh: Mesh,
     dtype: Any = jnp.float32,
-    param_dtype: Any | Callable[[weights.Path], Any] = jnp.float32,
+    param_dtype: Any | Callable[[Path], Any] = jnp.float32,
     remat: str = "full",
     attention: Backend = "auto",
     reward_head: str | None = None,
     seed: int = 0,
-) -> LlavaOnevision:
+) -> VisionLanguage:
     """The model of a directory or hub id, in Hugging Face or original naming, its parameters sharded over `mesh`.
 
     Every parameter is assembled from slices of its stored tensors, so host memory holds one parameter at a time, and of
@@ -70,25 +69,26 @@ def load_model(
     """
     spoilt: set[str] = set()
 
-    def read() -> tuple[nnx.GraphDef, list[tuple[Any, Any]], Path, list[str]]:
+    def read() -> tuple[nnx.GraphDef, list[tuple[Any, Any]], os.PathLike[str], list[str]]:
         directory = local_directory(model)
-        config, stored, found, fresh_head = _open_checkpoint(directory, reward_head)
+        family, config, stored, found, fresh_head = _open(directory, reward_head)
         dtype_of = param_dtype if isinstance(param_dtype, FunctionType) else lambda path: param_dtype
         with use_mesh(mesh):
             abstract = nnx.eval_shape(
-                lambda: LlavaOnevision(config, rngs=nnx.Rngs(0), dtype=dtype, remat=remat, attention=attention)
+                lambda: family.model()(config, rngs=nnx.Rngs(0), dtype=dtype, remat=remat, attention=attention)
             )
             graph, state = nnx.split(abstract)
             shardings = parameter_shardings(state, mesh)
         variables = dict(nnx.to_flat_state(state))
         shapes = {path: variable.shape for path, variable in variables.items() if not (fresh_head and path[0] == "reward_head")}
-        names = _match(found, stored, shapes, config, directory)
+        names = _match(family.names, found, stored, shapes, config, directory)
 
         leaves = []
         for path, variable in variables.items():
             sharding, kind = shardings[path], dtype_of(path)
             if path in names:
-                array = _assemble(stored, path, names[path], variable.shape, kind, sharding, directory, spoilt.add)
+                assembled = family.names, stored, path, names[path], variable.shape, kind, sharding, directory, spoilt.add
+                array = _assemble(*assembled)
             else:
                 array = _fresh(path, variable.shape, kind, sharding, config, seed)
             leaves.append((path, variable.replace(array)))
@@ -99,7 +99,7 @@ def load_model(
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
-def _refuse_spoilt(spoilt: Collection[str], directory: Path, dtypes: Sequence[str]) -> None:
+def _refuse_spoilt(spoilt: Collection[str], directory: os.PathLike[str], dtypes: Sequence[str]) -> None:
     """Together with the other processes: each has read the values of its own devices alone."""
     found = sorted({name for names in gather(sorted(spoilt)) for name in names})
     if found:
@@ -107,39 +107,40 @@ def _refuse_spoilt(spoilt: Collection[str], directory: Path, dtypes: Sequence[st
         raise UserError(f"{directory}: {what}; a model with such weights cannot be used")
 
 
-def read_sizes(model: str | os.PathLike[str], reward_head: str | None = None) -> LlavaOnevisionConfig:
+def read_sizes(model: str | os.PathLike[str], reward_head: str | None = None) -> ModelConfig:
     """The config that `load_model` gives its model, of which only headers are read. UserError as there."""
-    return _open_checkpoint(local_directory(model), reward_head)[0]
+    return _open(local_directory(model), reward_head).config
 
 
-def check_checkpoint(model: str | os.PathLike[str]) -> tuple[LlavaOnevisionConfig, StoredTensors]:
+def check_checkpoint(model: str | os.PathLike[str]) -> tuple[ModelConfig, StoredTensors]:
     """Sizes and stored tensors of a directory or hub id, of which only headers are read.
 
     Raises UserError, naming the tensors, where the checkpoint is not exactly the model that its config describes.
     """
     directory = local_directory(model)
-    config, stored, found, _ = _open_checkpoint(directory, None)
+    family, config, stored, found, _ = _open(directory, None)
     with use_mesh(make_mesh({}, jax.devices()[:1])):
-        state = nnx.state(nnx.eval_shape(lambda: LlavaOnevision(config, rngs=nnx.Rngs(0))))
+        state = nnx.state(nnx.eval_shape(lambda: family.model()(config, rngs=nnx.Rngs(0))))
     shapes = {path: variable.shape for path, variable in nnx.to_flat_state(state)}
-    _match(found, stored, shapes, config, directory)
+    _match(family.names, found, stored, shapes, config, directory)
     return config, stored
 
 
 def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
-    """The tokenizer of a model directory or hub id, with the directory's chat template (`chat_templates`).
+    """The tokenizer of a model directory or hub id, with the directory's chat template (`chat_templates`) and the tokens of
+    its family's media (`Family.prepare_tokenizer`).
 
-    Tokenizers of the original naming have no image token (its code uses a number outside the vocabulary); they get
-    `<image>` and `<video>` behind their last token, where the converted checkpoints have them.
-
-    Raises UserError where there is none, where it is not a fast tokenizer, where `<image>` is missing or is not the
-    config's image token, or where it has tokens that the model has no embedding for.
+    Raises UserError where there is none, where it is not a fast tokenizer, where its media tokens are not the model's, or
+    where it has tokens that the model has no embedding for.
     """
     # Not above: importing these takes seconds, and loads torch where it is installed.
-    from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     directory = local_directory(model)
-    raw = _config(directory)
+    if not (directory / "config.json").exists():
+        raise UserError(f"{directory}: no config.json; a model is a directory with config, tokenizer and weights")
+    raw = read_json_object(directory / "config.json")
+    check_dtype(raw, f"{directory / 'config.json'}")
     try:
         tokenizer = retried(lambda: AutoTokenizer.from_pretrained(directory), f"{directory}: the tokenizer")
     except Unavailable:
@@ -152,24 +153,14 @@ def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
         raise UserError(f"{directory}: the tokenizer is not a fast one; a tokenizer.json is needed")
     templates = read_chat_templates(directory)
     tokenizer.chat_template = templates.get(DEFAULT) or templates or None
-    vocabulary = tokenizer.get_vocab()
-    _check_ids(vocabulary, raw, directory)
-    if original.is_original(raw) and IMAGE_TOKEN not in vocabulary:
-        added = [AddedToken(token, special=True, normalized=False) for token in (IMAGE_TOKEN, VIDEO_TOKEN)]
-        tokenizer.add_tokens(added, special_tokens=True)
-        vocabulary = tokenizer.get_vocab()
-    if IMAGE_TOKEN not in vocabulary:
-        raise UserError(f"{directory}: the tokenizer has no {IMAGE_TOKEN} token; it is not a LLaVA-OneVision tokenizer")
-    expected = raw.get("image_token_id", raw.get("image_token_index", vocabulary[IMAGE_TOKEN]))
-    if vocabulary[IMAGE_TOKEN] != expected:
-        where = f"{IMAGE_TOKEN} is token {vocabulary[IMAGE_TOKEN]} of the tokenizer, but config says {expected}"
-        raise UserError(f"{directory}: {where}; tokenizer and model do not belong together")
+    family = find_family(raw, f"{directory / 'config.json'}")
+    _check_ids(tokenizer.get_vocab(), family.vocabulary(raw), directory)
+    family.prepare_tokenizer(tokenizer, raw, f"{directory}")
     return tokenizer
 
 
-def _check_ids(vocabulary: Mapping[str, int], raw: Mapping[str, Any], directory: Path) -> None:
+def _check_ids(vocabulary: Mapping[str, int], rows: int, directory: os.PathLike[str]) -> None:
     """An embedding of a row that is not there would be NaN. (Pictures take the place of the image token's own.)"""
-    rows = (raw.get("text_config") or {}).get("vocab_size") or raw.get("vocab_size") or TEXT_DEFAULTS["vocab_size"]
     beyond = sorted((number, token) for token, number in vocabulary.items() if number >= rows)
     if beyond:
         number, token = beyond[0]
@@ -179,34 +170,25 @@ def _check_ids(vocabulary: Mapping[str, int], raw: Mapping[str, Any], directory:
         )
 
 
-def _config(directory: Path) -> dict[str, Any]:
-    if not (directory / "config.json").exists():
-        raise UserError(f"{directory}: no config.json; a model is a directory with config, tokenizer and weights")
-    raw = read_json_object(directory / "config.json")
-    for key in ("dtype", "torch_dtype"):  # transformers reads it before the tokenizer, and would blame that
-        if isinstance(raw.get(key), str) and raw[key] not in STATED_DTYPES:
-            known = ", ".join(STATED_DTYPES)
-            raise UserError(f"{directory / 'config.json'}: {key} {raw[key]!r} is not one of {known}")
-    return raw
-
-
-class _Checkpoint(NamedTuple):
-    config: LlavaOnevisionConfig
+class _Opened(NamedTuple):
+    family: Family
+    config: ModelConfig
     stored: StoredTensors
-    found: dict[str, weights.Stored | None]  # what every stored name means
+    found: dict[str, Stored | None]  # what every stored name means
     fresh_head: bool  # the reward head asked for is not in the checkpoint
 
 
-def _open_checkpoint(directory: Path, reward_head: str | None) -> _Checkpoint:
-    config, stored = read_config(directory), StoredTensors(directory)
-    found = {name: weights.resolve(name) for name in stored.shapes}
+def _open(directory: os.PathLike[str], reward_head: str | None) -> _Opened:
+    family, checkpoint = open_checkpoint(directory)
+    config, stored = family.read(checkpoint), StoredTensors(directory, family.names.pieces)
+    found = {name: family.names.resolve(name) for name in stored.shapes}
     config, fresh_head = _with_reward_head(config, found, reward_head, directory)
-    return _Checkpoint(_with_tying(config, stored, found), stored, found, fresh_head)
+    return _Opened(family, _with_tying(config, stored, found), stored, found, fresh_head)
 
 
 def _with_reward_head(
-    config: LlavaOnevisionConfig, found: Mapping[str, weights.Stored | None], asked: str | None, directory: Path
-) -> tuple[LlavaOnevisionConfig, bool]:
+    config: ModelConfig, found: Mapping[str, Stored | None], asked: str | None, directory: os.PathLike[str]
+) -> tuple[ModelConfig, bool]:
     """The config with the model's reward head, and whether that head is a fresh one."""
     if asked is not None and asked not in reward_heads.VARIANTS:
         raise UserError(f"reward head {asked!r} is not one of {', '.join(reward_heads.VARIANTS)}")
@@ -225,12 +207,10 @@ def _with_reward_head(
     return dataclasses.replace(config, reward_head=variant), False
 
 
-def _with_tying(
-    config: LlavaOnevisionConfig, stored: StoredTensors, found: Mapping[str, weights.Stored | None]
-) -> LlavaOnevisionConfig:
+def _with_tying(config: ModelConfig, stored: StoredTensors, found: Mapping[str, Stored | None]) -> ModelConfig:
     """Untie where a tied config comes with a projection of its own (as transformers does)."""
-    head = next((name for name, tensor in found.items() if tensor is not None and tensor.part == "vocabulary"), None)
-    embedding = next((name for name, tensor in found.items() if tensor == ("language", "embed_tokens.weight", None)), None)
+    head = next((name for name, tensor in found.items() if tensor == PROJECTED), None)
+    embedding = next((name for name, tensor in found.items() if tensor == EMBEDDED), None)
     if not config.text.tied or head is None or embedding is None:
         return config
     if stored.shapes[head] == stored.shapes[embedding] and np.array_equal(stored.read(head), stored.read(embedding)):
@@ -240,30 +220,31 @@ def _with_tying(
 
 
 def _match(
-    found: Mapping[str, weights.Stored | None],
+    names_of: WeightNames,
+    found: Mapping[str, Stored | None],
     stored: StoredTensors,
-    shapes: Mapping[weights.Path, tuple[int, ...]],
-    config: LlavaOnevisionConfig,
-    directory: Path,
-) -> dict[weights.Path, list[str]]:
+    shapes: Mapping[Path, tuple[int, ...]],
+    config: ModelConfig,
+    directory: os.PathLike[str],
+) -> dict[Path, list[str]]:
     """Stored names of every parameter, in layer order. Raises UserError unless they are the model's, one for one."""
     by_tensor = {tensor: name for name, tensor in found.items() if tensor is not None}
-    is_original = any(name.startswith(weights.PARTS["vision"].original) for name in found)
+    is_original = any(map(names_of.is_original, found))
     names, missing, misshaped, used = {}, [], [], set()
     for path, shape in shapes.items():
-        stacked = weights.is_stacked(path)
-        tensors, layout = weights.tensors(path, shape[0])
+        stacked = names_of.is_stacked(path)
+        tensors, layout = names_of.tensors(path, shape[0])
         expected = layout.stored_shape(shape[1:] if stacked else shape)
         names[path] = [by_tensor.get(tensor, "") for tensor in tensors]
         for tensor, name in zip(tensors, names[path], strict=True):
             if not name:
-                missing.append(weights.spell(tensor, "original" if is_original else "hf"))
+                missing.append(names_of.spell(tensor, "original" if is_original else "hf"))
             elif stored.shapes[name] != expected:
                 misshaped.append(f"{name} {stored.shapes[name]} for {expected}")
         used.update(names[path])
     for tensor, name in by_tensor.items():
         # With tied embeddings a stored projection is the embedding once more (`_with_tying`).
-        if weights.parameter(tensor) is None or (tensor.part == "vocabulary" and config.text.tied):
+        if names_of.parameter(tensor) is None or (tensor.part == "vocabulary" and config.text.tied):
             used.add(name)
     unexpected = [name for name in found if name not in used]
     problems = [(missing, "missing"), (unexpected, "unexpected"), (misshaped, "of another shape than config.json says")]
@@ -275,21 +256,22 @@ def _match(
 
 
 def _assemble(
+    names_of: WeightNames,
     stored: StoredTensors,
-    path: weights.Path,
+    path: Path,
     names: Sequence[str],
     shape: tuple[int, ...],
     dtype: Any,
     sharding: NamedSharding,
-    directory: Path,
+    directory: os.PathLike[str],
     spoilt: Callable[[str], None],
 ) -> jax.Array:
     """A parameter on its devices, every shard read from the files on its own. `spoilt` is told of what is not finite."""
-    layout, stacked = weights.tensors(path, len(names))[1], weights.is_stacked(path)
+    layout, stacked = names_of.tensors(path, len(names))[1], names_of.is_stacked(path)
     shards: dict[tuple, np.ndarray] = {}  # devices that hold copies share one
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
-        if layout is weights.Layout.PATCHES:  # small, and its slices are no slices of the tensor
+        if layout is Layout.PATCHES:  # small, and its slices are no slices of the tensor
             return layout.to_parameter(stored.read(name))[index]
         return layout.to_parameter(stored.read(name, layout.stored_index(index)))
 
@@ -328,7 +310,7 @@ def _aligned(shape: Sequence[int], dtype: Any) -> np.ndarray:
 
 
 def _fresh(
-    path: weights.Path, shape: tuple[int, ...], dtype: Any, sharding: NamedSharding, config: LlavaOnevisionConfig, seed: int
+    path: Path, shape: tuple[int, ...], dtype: Any, sharding: NamedSharding, config: ModelConfig, seed: int
 ) -> jax.Array:
     """A parameter of a new reward head, drawn as upstream's is: PyTorch's Linear, U(-1/sqrt(inputs), 1/sqrt(inputs)).
 

@@ -19,9 +19,10 @@ from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.files import read_json_object
 from mmrlhf_jax.finite import number
 from mmrlhf_jax.huggingface.hub import ADAPTER, find_directory
+from mmrlhf_jax.huggingface.model_config import open_checkpoint
 from mmrlhf_jax.huggingface.tensors import DTYPES, StoredTensors, all_finite, check_file
 from mmrlhf_jax.huggingface.weight_files import some
-from mmrlhf_jax.models.llava_onevision import weights
+from mmrlhf_jax.models.weight_names import EMBEDDED, PROJECTED, Stored, WeightNames
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -42,10 +43,6 @@ PLAIN = {
     "megatron_config": (),
     "init_lora_weights": (True, False, "gaussian", "orthogonal"),  # PiSSA, OLoRA, CorDA, EVA and LoftQ move the base
 }
-
-
-# What is one array where the base ties embeddings.
-TIED = (weights.Stored("language", "embed_tokens.weight", None), weights.Stored("vocabulary", "weight", None))
 
 
 class _Stored(NamedTuple):
@@ -84,16 +81,17 @@ class MergedTensors(StoredTensors):
     """
 
     def __init__(self, base: Path, adapter: Path, *, tied: bool):
-        super().__init__(base)
+        names = open_checkpoint(base)[0].names
+        super().__init__(base, names.pieces)
         settings = read_json_object(adapter / ADAPTER)
         _check(settings, adapter)
         self._updates: dict[str, _Update] = {}
         self._whole: dict[str, np.ndarray] = {}
-        found = _by_tensor(adapter, {weights.resolve(name): name for name in self.shapes}, base)
+        found = _by_tensor(adapter, names, {names.resolve(name): name for name in self.shapes}, base)
         if not found:
             raise UserError(f"{adapter / WEIGHTS}: holds no tensors")
         for name, kinds in found.items():
-            if tied and weights.resolve(name) in TIED:
+            if tied and names.resolve(name) in (EMBEDDED, PROJECTED):
                 raise UserError(
                     f"{adapter / WEIGHTS}: {next(iter(kinds.values())).key} changes one of two that are the same in the base"
                     f" {base} (tie_word_embeddings: token embedding and vocabulary projection); merge it with PEFT"
@@ -138,8 +136,10 @@ class MergedTensors(StoredTensors):
         self._updates[name] = _Update(alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank), a, b)
 
 
-def _by_tensor(adapter: Path, names: Mapping[weights.Stored | None, str], base: Path) -> dict[str, dict[str, _Stored]]:
-    """What an adapter stores of every tensor of its base (`names`): "A" and "B" of an update, or "whole".
+def _by_tensor(
+    adapter: Path, names: WeightNames, tensors: Mapping[Stored | None, str], base: Path
+) -> dict[str, dict[str, _Stored]]:
+    """What an adapter stores of every tensor of its base (`tensors`): "A" and "B" of an update, or "whole".
 
     UserError for what belongs to no tensor, is said twice (in two spellings, say), or is no finite number.
     """
@@ -148,7 +148,7 @@ def _by_tensor(adapter: Path, names: Mapping[weights.Stored | None, str], base: 
         where = f"{adapter / WEIGHTS}: {key}"
         spelt = WRAPPERS.sub("", key.removeprefix(PREFIX))
         match = LORA.fullmatch(spelt)
-        name = names.get(weights.resolve(f"{match['module']}.weight" if match else spelt))
+        name = tensors.get(names.resolve(f"{match['module']}.weight" if match else spelt))
         if name is None or not key.startswith(PREFIX):
             raise UserError(f"{where} belongs to no tensor of the base {base}")
         if value.dtype not in DTYPES.values():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Fault, fault, retried
 from mmrlhf_jax.huggingface.weight_files import INDEX, SINGLE, find_weight_files
+from mmrlhf_jax.models.weight_names import piece_name, whole_name
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -34,7 +35,9 @@ DTYPES: dict[str, np.dtype] = {
 class StoredTensors:
     """What the safetensors of a directory hold. Opening reads the headers only.
 
-    Which file a tensor is read from is decided by the index, where there is one (`weight_files`).
+    Which file a tensor is read from is decided by the index, where there is one (`weight_files`). A tensor in which several
+    parameters' lie one after the other, as `pieces` says by its name, is known as
+    its pieces (`models.weight_names.piece_name`).
 
     Attributes:
         shapes: name -> shape.
@@ -44,8 +47,8 @@ class StoredTensors:
     an index that does not describe them.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]):
-        self.directory = Path(directory)
+    def __init__(self, directory: str | os.PathLike[str], pieces: Callable[[str], int] = lambda name: 1):
+        self.directory, self._pieces_of = Path(directory), pieces
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, np.dtype] = {}
         self._files: dict[str, Path] = {}
@@ -61,14 +64,25 @@ class StoredTensors:
             raise UserError(f"{path}: tensor {name} is {tensor.get_dtype()}; weights must be one of {', '.join(DTYPES)}")
         if name in self._files:
             raise UserError(f"{self.directory}: tensor {name} is in {self._files[name].name} and in {path.name}; remove one")
-        self.shapes[name] = tuple(tensor.get_shape())
-        self.dtypes[name] = DTYPES[tensor.get_dtype()]
+        shape, count = tuple(tensor.get_shape()), self._pieces_of(name)
+        if count > 1 and (not shape or shape[0] % count):
+            raise UserError(f"{path}: tensor {name} {shape} cannot be {count} equal ones, one after the other")
         self._files[name] = path
+        for number in range(count):
+            piece = name if count == 1 else piece_name(name, number, count)
+            self.shapes[piece] = shape if count == 1 else (shape[0] // count, *shape[1:])
+            self.dtypes[piece] = DTYPES[tensor.get_dtype()]
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         """One tensor, or the part of it that `index` names, in its stored dtype."""
-        with _open(self._files[name]) as file:
-            return file.get_slice(name)[index or ...]
+        whole, number, count = whole_name(name)
+        with _open(self._files[whole]) as file:
+            if count == 1:
+                return file.get_slice(whole)[index or ...]
+            length = self.shapes[name][0]
+            rows, *others = index or (slice(None),)
+            start, stop, _ = rows.indices(length)
+            return file.get_slice(whole)[(slice(number * length + start, number * length + stop), *others)]
 
 
 # Unsigned integer of the same size, the bits without the sign, and the least of those that is no number.
@@ -130,6 +144,30 @@ class TensorPlan:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def joined_pieces(plans: Sequence[TensorPlan]) -> list[TensorPlan]:
+    """The plans with those of the pieces of a tensor as one, in the place of the first. ValueError where one is missing."""
+    joined: list[TensorPlan] = []
+    pieces: dict[str, dict[int, TensorPlan]] = {}
+    for plan in plans:
+        name, number, count = whole_name(plan.name)
+        if count == 1:
+            joined.append(plan)
+            continue
+        if name not in pieces:
+            joined.append(plan)
+        pieces.setdefault(name, {})[number] = plan
+    return [plan if whole_name(plan.name)[2] == 1 else _joined(plan.name, pieces) for plan in joined]
+
+
+def _joined(piece: str, pieces: Mapping[str, Mapping[int, TensorPlan]]) -> TensorPlan:
+    name, _, count = whole_name(piece)
+    parts = [pieces[name][number] for number in sorted(pieces[name])]
+    if len(parts) != count or len({(part.shape, part.dtype) for part in parts}) > 1:
+        raise ValueError(f"{name} needs {count} equal pieces, there are {[(part.name, part.shape) for part in parts]}")
+    shape = (count * parts[0].shape[0], *parts[0].shape[1:])
+    return TensorPlan(name, shape, parts[0].dtype, lambda: np.concatenate([part.read() for part in parts]))
+
+
 def _writing_order(plans: Sequence[TensorPlan]) -> list[TensorPlan]:
     """Wide types first, so that in a file every tensor begins at a multiple of its own item size."""
     return sorted(plans, key=lambda plan: -plan.dtype.itemsize)
@@ -137,6 +175,7 @@ def _writing_order(plans: Sequence[TensorPlan]) -> list[TensorPlan]:
 
 def write_tensors(directory: Path | epath.Path, plans: Sequence[TensorPlan], shard_bytes: int) -> None:
     """Write `model.safetensors`, or shards of at most `shard_bytes` (at least one tensor each) and their index."""
+    plans = joined_pieces(plans)
     shards = _shards(_writing_order(plans), shard_bytes)
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))] if len(shards) > 1 else [SINGLE]
     for filename, shard in zip(names, shards, strict=True):

@@ -13,12 +13,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mmrlhf_jax.config import Dtype
-from mmrlhf_jax.data.encode import GroupEncoder
+from mmrlhf_jax.data.encode import GroupEncoder, make_encoder
 from mmrlhf_jax.data.rows import round_up
 from mmrlhf_jax.data.scored_rows import SLOTS, check_lengths, scored_rows
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.templates import closing_token, find_template
-from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
 from mmrlhf_jax.huggingface.generation_config import end_tokens
@@ -27,8 +26,9 @@ from mmrlhf_jax.huggingface.load import load_model, load_tokenizer
 from mmrlhf_jax.inference.generate import generate
 from mmrlhf_jax.inference.prompts import Prompt, prompt_rows, prompt_trees
 from mmrlhf_jax.inference.scoring import make_scoring_step, score_responses
+from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.models.layers import matmul_precision
-from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
+from mmrlhf_jax.models.registry import family_of
 from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
@@ -45,20 +45,21 @@ class Engine:
         tokenizer,
         mesh: Mesh,
         *,
-        template: str = "qwen_1_5",
+        template: str | None = None,
         batch: int = 16,
         ends: Sequence[int] = (),
         slots: int = SLOTS,
         workers: int = 0,
     ):
-        self.config: LlavaOnevisionConfig = model.config
+        self.config: ModelConfig = model.config
         self.dtype = model.language.embedding.dtype  # that of all computation but the reward head's
         self.graphdef, self.params = nnx.split(model)
         self.tokenizer, self.mesh = tokenizer, mesh
-        self.template, self.slots, self.workers = template, slots, workers
+        family = family_of(model.config)
+        self.template, self.slots, self.workers = template or family.template, slots, workers
         divisor = rows_divisor(mesh)
         self.batch = round_up(batch, divisor)
-        closing = closing_token(find_template(template, tokenizer))
+        closing = closing_token(find_template(self.template, tokenizer, family.media_tags))
         stops = {tokenizer.eos_token_id, *ends} | ({tokenizer.convert_tokens_to_ids(closing)} if closing else set())
         self.stop_tokens = tuple(sorted(stops - {None}))
         self.fingerprint: str | None = None  # of the stored checkpoint, where the model came from one
@@ -69,7 +70,7 @@ class Engine:
         path: str,
         *,
         dtype: str = "float32",
-        template: str = "qwen_1_5",
+        template: str | None = None,
         batch: int = 16,
         mesh: Mesh | None = None,
         slots: int = SLOTS,
@@ -92,7 +93,7 @@ class Engine:
         return engine
 
     def encoder(self, task: str) -> GroupEncoder:
-        return GroupEncoder(PieceTokenizer(self.tokenizer, self.config.image_token), self.config.geometry, self.template, task)
+        return make_encoder(self.tokenizer, self.config, self.template, task=task)
 
     def generate(self, prompts: Sequence[Prompt], **options: Any) -> list[str]:
         """One text per prompt, in order: what `generate_tokens` writes, without stop and other special tokens.

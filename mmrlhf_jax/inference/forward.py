@@ -5,14 +5,14 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from mmrlhf_jax.data.rows import RowBatch
-from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision, Visual
+from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.objectives.logprobs import sum_by_response, target_logps
 from mmrlhf_jax.objectives.outputs import Outputs
 
 
-def forward(model: LlavaOnevision, batch: RowBatch, *, chunk: int) -> Outputs:
+def forward(model: VisionLanguage, batch: RowBatch, *, chunk: int) -> Outputs:
     """Run a row batch through the model: hidden states, log-probs of the targets only, rewards at the responses' ends."""
-    visual = Visual(batch.tiles, batch.visual_slots, batch.visual_taps, batch.visual_weights)
+    visual = batch.media
     hidden = model(batch.tokens, batch.positions, batch.visible_until, visual)
     vocabulary = model.language.vocabulary()
     targets = target_logps(hidden, vocabulary.kernel, batch.targets, batch.predictors, adapter=vocabulary.adapter, chunk=chunk)

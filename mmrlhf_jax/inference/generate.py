@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
-from mmrlhf_jax.models.llava_onevision.model import Visual
-from mmrlhf_jax.models.qwen2 import KVCache
+from mmrlhf_jax.models.decoder import KVCache
+from mmrlhf_jax.models.media import Tiles
 
 
 class PromptRows(NamedTuple):
@@ -40,7 +40,7 @@ def generate(
     graphdef: nnx.GraphDef,
     params: nnx.State,
     rows: PromptRows,
-    visual: Visual | None,
+    visual: Tiles | None,
     key: PRNGKeyArray,
     *,
     max_new_tokens: int,

@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mmrlhf_jax.data.encode import GroupEncoder, media_layout, media_plans, media_tiles
+from mmrlhf_jax.data.encode import GroupEncoder, media_layout, media_tiles
 from mmrlhf_jax.data.examples import Example
-from mmrlhf_jax.data.rows import round_up
+from mmrlhf_jax.data.rows import round_up, stack_rows
 from mmrlhf_jax.data.tokens import TokenTree, token_tree
 from mmrlhf_jax.inference.generate import PromptRows
-from mmrlhf_jax.models.llava_onevision.model import Visual
-from mmrlhf_jax.models.llava_onevision.vision_plan import NEWLINE, VisualPlan
+from mmrlhf_jax.models.media import Tiles, VisualPlan
 from mmrlhf_jax.records import Response
 
 # Static shapes of generation are rounded up to these, so that few programs are compiled; branches and tiles to powers of two.
@@ -31,11 +30,11 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class PromptTree:
-    """Prompts of one example, by their numbers, laid out as one tree."""
+    """Prompts of one example, by their numbers, laid out as one tree, and the plans of the example's media."""
 
     numbers: tuple[int, ...]
     tree: TokenTree
-    plan: VisualPlan
+    plans: tuple[VisualPlan, ...]
 
     @property
     def branches(self) -> int:
@@ -47,29 +46,31 @@ def prompt_trees(prompts: Sequence[Prompt], encoder: GroupEncoder) -> list[Promp
     """Every prompt is in one tree; only neighbours of the same example share one."""
     trees = []
     for numbers, same in _neighbours(prompts):
-        plans = media_plans(media_layout(same[0].example), encoder.geometry)
-        media_tokens = [plan.tokens for plan in plans]
+        layout = media_layout(same[0].example)
+        plans = encoder.geometry.plans(layout.images, layout.frames)
         pieces = [encoder.open_pieces(p.example.record, p.response, len(plans)) for p in same]
-        tree = token_tree([encoder.tokenizer.conversation(piece, media_tokens) for piece in pieces])
-        trees.append(PromptTree(numbers, tree, encoder.visual_plan(plans, tree)))
+        trees.append(PromptTree(numbers, token_tree([encoder.tokens(each, plans) for each in pieces]), tuple(plans)))
     return trees
 
 
-def prompt_rows(trees: Sequence[PromptTree], examples: Sequence[Example], encoder: GroupEncoder, rows: int):
-    """(PromptRows, Visual or None) of bucketed static shape. A short batch is filled with its first tree.
+def prompt_rows(
+    trees: Sequence[PromptTree], examples: Sequence[Example], encoder: GroupEncoder, rows: int
+) -> tuple[PromptRows, Tiles | None]:
+    """Rows of bucketed static shape and their media (None: there are none). A short batch is filled with its first tree.
 
     `examples[i]` holds the media of `trees[i]`, all of which have the same `branches`.
     """
     geometry = encoder.geometry
     tiles = [media_tiles(example, geometry) for example in examples]
-    trees, tiles = (list(x) + [x[0]] * (rows - len(x)) for x in (trees, tiles))
+    media = [geometry.of_group(t, p.plans, p.tree.visual, p.tree.trunk) for t, p in zip(tiles, trees, strict=True)]
+    trees, media = (list(x) + [x[0]] * (rows - len(x)) for x in (trees, media))
     slots = round_up(max(len(t.tree.tokens) for t in trees), SLOT_BUCKET)
-    visual_count = round_up(max(t.plan.tokens for t in trees), VISUAL_BUCKET)
-    tile_count = power_of_two(max(len(t) for t in tiles))
+    visual_count = round_up(max(len(m.slots) for m in media), VISUAL_BUCKET)
+    tile_count = power_of_two(max(m.units for m in media))
 
     made = PromptRows(
         tokens=np.zeros((rows, slots), np.int32),
-        positions=np.zeros((rows, slots), np.int32),
+        positions=np.zeros((rows, slots, *trees[0].tree.positions.shape[1:]), np.int32),
         visible_until=np.tile(np.arange(1, slots + 1, dtype=np.int32), (rows, 1)),  # padding sees itself only
         ends=np.zeros((rows, trees[0].branches), np.int32),
     )
@@ -81,21 +82,10 @@ def prompt_rows(trees: Sequence[PromptTree], examples: Sequence[Example], encode
         made.ends[row, : len(tree.ends)] = tree.ends
     if tile_count == 0:
         return made, None
-    side = geometry.image_size
-    visual = Visual(
-        tiles=np.zeros((rows, tile_count, side, side, 3), np.uint8),
-        slots=np.full((rows, visual_count), slots, np.int32),
-        taps=np.zeros((rows, visual_count, 4), np.int32),
-        weights=np.zeros((rows, visual_count, 4), np.float32),
-    )
-    newline = tile_count * geometry.patches
-    for row, prompt in enumerate(trees):
-        plan, count = prompt.plan, prompt.plan.tokens
-        visual.tiles[row, : len(tiles[row])] = tiles[row]
-        visual.slots[row, :count] = np.flatnonzero(prompt.tree.tokens == encoder.tokenizer.image_token)
-        visual.taps[row, :count] = np.where(plan.taps == NEWLINE, newline, plan.taps)
-        visual.weights[row, :count] = plan.weights
-    return made, visual
+    placed = [geometry.empty(slots=slots, tiles=tile_count, visual=visual_count) for _ in media]
+    for row, group in zip(placed, media, strict=True):
+        geometry.place(row, group, slot=0, tile=0, visual=0)
+    return made, stack_rows(placed)
 
 
 def _neighbours(prompts: Sequence[Prompt]) -> Iterator[tuple[tuple[int, ...], list[Prompt]]]:

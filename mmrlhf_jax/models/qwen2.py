@@ -1,205 +1,51 @@
-"""Qwen2: the language model of LLaVA-OneVision. Reference: transformers `models/qwen2/modeling_qwen2.py`."""
+"""Sizes of a Qwen2 language model, read from the `text_config` of a vision-language model's config.json."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.decoder import TextConfig
+from mmrlhf_jax.models.stated import Stated
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
-
-from mmrlhf_jax.models import parameters
-from mmrlhf_jax.models.attention import Backend, attend_cache, attention
-from mmrlhf_jax.models.layers import linear, rms_norm, run_stack, stack
-from mmrlhf_jax.models.llava_onevision.config import TextConfig
-from mmrlhf_jax.sharding.rules import constrain, partitioned
+# What transformers' Qwen2Config has where a config.json does not say.
+TEXT_DEFAULTS = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+}
 
 
-class KVCache(NamedTuple):
-    """Keys and values of every layer: [L, B, S, K, D]."""
+def read_text_config(top: Stated, where: str, title: str) -> TextConfig:
+    """From the whole of a config.json, which stands at `where` and is of a family that messages call `title`.
 
-    k: Float[Array, "L B S K D"]
-    v: Float[Array, "L B S K D"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """How hidden states become logits: `hidden @ kernel`, and with an adapter (A times alpha / rank, and B) `+ hidden @ A @ B`.
-
-    The two are never added up to one matrix: in bfloat16 the kernel would swallow what the adapter has learnt.
+    Raises UserError for a language model that `models.decoder` is not.
     """
-
-    kernel: Float[Array, "E V"]
-    adapter: tuple[Float[Array, "E R"], Float[Array, "R V"]] | None = None
-
-    def __rmatmul__(self, hidden: Float[Array, "... E"]) -> Float[Array, "... V"]:
-        """Logits in float32, of all hidden states: for few of them. `objectives.logprobs` goes chunk by chunk."""
-        kernel, *adapter = (w.astype(hidden.dtype) for w in (self.kernel, *(self.adapter or ())))
-        logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
-        if not adapter:
-            return logits
-        a, b = adapter
-        return logits + jnp.matmul(hidden @ a, b, preferred_element_type=jnp.float32)
-
-
-def rope_frequencies(head_dim: int, theta: float) -> Float[np.ndarray, "D/2"]:
-    """Radians per position of every pair of dimensions, float32, rounded where transformers rounds: power, then quotient.
-
-    At position 7000 one unit in the last place of a frequency turns a pair by up to 5e-4 radians, which shows in the logits;
-    so they are made on the host, where powers are exact, and not by an accelerator's own power function.
-    """
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    return np.float32(1) / (np.float64(theta) ** exponents.astype(np.float64)).astype(np.float32)
-
-
-def rope(
-    positions: Int[Array, "B S"], head_dim: int, theta: float
-) -> tuple[Float[Array, "B S 1 D/2"], Float[Array, "B S 1 D/2"]]:
-    """Cosines and sines of rotary embeddings, float32, one per pair of dimensions."""
-    angles = (positions[..., None].astype(jnp.float32) * rope_frequencies(head_dim, theta))[:, :, None]
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: Float[Array, "B S H D"], cos_sin) -> Float[Array, "B S H D"]:
-    """Rotate dimension i against dimension i + D/2 (transformers' half-split layout)."""
-    cos, sin = (a.astype(x.dtype) for a in cos_sin)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-class SelfAttention(nnx.Module):
-    def __init__(self, config: TextConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
-        d, hd = config.hidden_size, config.head_dim
-        kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.q = linear(d, config.heads * hd, ("embed", "heads"), bias=config.attention_bias, **kinds)
-        self.k = linear(d, config.kv_heads * hd, ("embed", "heads"), bias=config.attention_bias, **kinds)
-        self.v = linear(d, config.kv_heads * hd, ("embed", "heads"), bias=config.attention_bias, **kinds)
-        self.o = linear(config.heads * hd, d, ("heads", "embed"), bias=False, **kinds)
-        self.head_dim = hd
-
-    def __call__(self, x: Float[Array, "B S E"], cos_sin, attend: Callable):
-        """`attend(q, k, v) -> (out, kept)` decides what is attended and what is kept of it."""
-        batch, length, _ = x.shape
-        q, k, v = (proj(x).reshape(batch, length, -1, self.head_dim) for proj in (self.q, self.k, self.v))
-        # Named before as well as after, so that gradients come back by slots before they meet the weights.
-        q, k, v = (constrain(x, "batch", "slots", "heads", None) for x in (q, k, v))
-        # Every head sees the whole row: the split of slots becomes one of heads, and back.
-        q, k, v = (constrain(x, "batch", None, "act_heads", None) for x in (rotate(q, cos_sin), rotate(k, cos_sin), v))
-        out, kept = attend(q, k, v)
-        out = constrain(constrain(out, "batch", None, "act_heads", None), "batch", "slots", "heads", None)
-        return self.o(out.reshape(batch, length, -1)), kept
-
-
-class SwiGLU(nnx.Module):
-    def __init__(self, config: TextConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
-        d, hidden = config.hidden_size, config.intermediate_size
-        kinds = dict(bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.gate = linear(d, hidden, ("embed", "mlp"), **kinds)
-        self.up = linear(d, hidden, ("embed", "mlp"), **kinds)
-        self.down = linear(hidden, d, ("mlp", "embed"), **kinds)
-
-    def __call__(self, x):
-        return self.down(constrain(jax.nn.silu(self.gate(x)) * self.up(x), "batch", "slots", "act_mlp"))
-
-
-class DecoderLayer(nnx.Module):
-    def __init__(self, config: TextConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
-        kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.attention_norm = rms_norm(config.hidden_size, config.rms_norm_eps, **kinds)
-        self.attention = SelfAttention(config, **kinds)
-        self.mlp_norm = rms_norm(config.hidden_size, config.rms_norm_eps, **kinds)
-        self.mlp = SwiGLU(config, **kinds)
-
-    def __call__(self, x, cos_sin, attend):
-        out, kept = self.attention(self.attention_norm(x), cos_sin, attend)
-        x = x + out
-        return constrain(x + self.mlp(self.mlp_norm(x)), "batch", "slots", None), kept
-
-
-class Qwen2(nnx.Module):
-    """Embedding, decoder layers, final norm, and the vocabulary projection (tied to the embedding or not)."""
-
-    def __init__(self, config: TextConfig, *, dtype, param_dtype, remat: str, attention: Backend, rngs: nnx.Rngs):
-        kinds = dict(dtype=dtype, param_dtype=param_dtype)
-        self.config = config
-        self.remat = remat
-        self.attention_backend = attention
-        self.embedding = nnx.Embed(
-            config.vocab_size,
-            config.hidden_size,
-            embedding_init=partitioned(nnx.initializers.normal(config.hidden_size**-0.5), "vocab", "embed"),
-            rngs=rngs,
-            **kinds,
+    raw = top.part("text_config", TEXT_DEFAULTS)
+    if raw.get("model_type", "qwen2") != "qwen2":
+        raise UserError(
+            f"{where}: text_config.model_type is {raw.get('model_type')!r}; this project runs Qwen2 language models"
         )
-        self.layers = stack(lambda rngs: DecoderLayer(config, rngs=rngs, **kinds), config.layers, rngs)
-        self.norm = rms_norm(config.hidden_size, config.rms_norm_eps, rngs=rngs, **kinds)
-        if not config.tied:
-            self.head = linear(config.hidden_size, config.vocab_size, ("embed", "vocab"), bias=False, rngs=rngs, **kinds)
-
-    def vocabulary(self) -> Vocabulary:
-        """The projection from hidden states to logits, its adapter included, as it is stored."""
-        if self.config.tied:
-            return Vocabulary(self.embedding.embedding[...].T)
-        if not self.head.adapted:
-            return Vocabulary(self.head.kernel[...])
-        a = parameters.used(self.head.lora_a, None) * self.head.lora_scale
-        return Vocabulary(self.head.kernel[...], (a, self.head.lora_b[...]))
-
-    def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S E"]:
-        return parameters.look_up(self.embedding.embedding, tokens, self.embedding.dtype)
-
-    def __call__(
-        self, x: Float[Array, "B S E"], positions: Int[Array, "B S"], visible_until: Int[Array, "B S"]
-    ) -> Float[Array, "B S E"]:
-        """Embeddings to hidden states after the final norm."""
-
-        def attend(q, k, v):
-            return attention(q, k, v, visible_until, backend=self.attention_backend), None
-
-        return self._run(x, positions, attend)[0]
-
-    def prefill(self, x, positions, visible_until) -> tuple[Float[Array, "B S E"], KVCache]:
-        """As `__call__`, and the keys and values of every layer."""
-
-        def attend(q, k, v):
-            return attention(q, k, v, visible_until, backend=self.attention_backend), KVCache(k, v)
-
-        return self._run(x, positions, attend)
-
-    def decode(
-        self,
-        x: Float[Array, "B N E"],
-        positions: Int[Array, "B N"],
-        slots: Int[Array, "B N"],
-        valid: Bool[Array, "B N S"],
-        cache: KVCache,
-    ) -> tuple[Float[Array, "B N E"], KVCache]:
-        """One step of N branches per row: writes their keys and values at their slots, then each attends its `valid` ones."""
-        cos_sin = rope(positions, self.config.head_dim, self.config.rope_theta)
-        rows = jnp.arange(x.shape[0])[:, None]
-
-        def body(carry, layer_and_number):
-            (x, cache), (layer, number) = carry, layer_and_number
-            updated = cache
-
-            def attend(q, k, v):
-                # The cache is carried, not scanned over: one slot per branch is written in place, nothing is copied.
-                nonlocal updated
-                updated = KVCache(cache.k.at[number, rows, slots].set(k), cache.v.at[number, rows, slots].set(v))
-                each = jax.vmap(attend_cache, in_axes=(1, None, None, 1), out_axes=1)
-                return each(q[:, :, None], updated.k[number], updated.v[number], valid)[:, :, 0], None
-
-            x, _ = layer(x, cos_sin, attend)
-            return (x, updated), None
-
-        (x, cache), _ = jax.lax.scan(body, (x, cache), (self.layers, jnp.arange(self.config.layers)))
-        return self.norm(x), cache
-
-    def _run(self, x, positions, attend):
-        cos_sin = rope(positions, self.config.head_dim, self.config.rope_theta)
-        x, kept = run_stack(lambda layer, x: layer(x, cos_sin, attend), x, self.layers, remat=self.remat)
-        return self.norm(x), kept
+    if raw.get("use_sliding_window") or raw.get("hidden_act", "silu") != "silu":
+        raise UserError(f"{where}: text_config has a sliding window or an activation other than silu, which is not supported")
+    rope = raw.part("rope_parameters" if raw.get("rope_parameters") else "rope_scaling")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise UserError(f"{where}: rope_type {kind!r} is not supported; {title} uses plain rotary embeddings")
+    hidden, heads = raw.integer("hidden_size", least=1), raw.integer("num_attention_heads", least=1)
+    kv_heads = heads if raw.get("num_key_value_heads") is None else raw.integer("num_key_value_heads", least=1)
+    if heads % kv_heads:
+        raise UserError(f"{where}: text_config: {heads} attention heads are no multiple of num_key_value_heads {kv_heads}")
+    return TextConfig(
+        vocab_size=raw.integer("vocab_size", least=1),
+        hidden_size=hidden,
+        intermediate_size=raw.integer("intermediate_size", least=1),
+        layers=raw.integer("num_hidden_layers", least=1),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=hidden // heads if raw.get("head_dim") is None else raw.integer("head_dim", least=1),
+        rope_theta=rope.positive("rope_theta") if rope.get("rope_theta") is not None else raw.positive("rope_theta", 1e4),
+        rms_norm_eps=raw.positive("rms_norm_eps", 1e-6),
+        tied=any([each.truth("tie_word_embeddings", False) for each in (top, raw)]),  # either one suffices in transformers
+    )

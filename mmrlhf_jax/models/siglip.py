@@ -1,6 +1,8 @@
-"""SigLIP: the vision tower. Reference: transformers `models/siglip/modeling_siglip.py` (no post-norm, no pooling head)."""
+"""SigLIP: a vision tower. Reference: transformers `models/siglip/modeling_siglip.py` (no post-norm, no pooling head)."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 from flax import nnx
@@ -8,10 +10,33 @@ from jaxtyping import Array, Float, UInt8
 
 from mmrlhf_jax.models.attention import Backend, full_attention
 from mmrlhf_jax.models.layers import ACTIVATIONS, layer_norm, linear, run_stack, stack
-from mmrlhf_jax.models.llava_onevision.config import VisionConfig
 from mmrlhf_jax.models.parameters import used
 from mmrlhf_jax.models.pixels import patches
 from mmrlhf_jax.sharding.rules import constrain, partitioned
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    image_size: int
+    patch_size: int
+    layer_norm_eps: float = 1e-6
+    activation: str = "gelu_pytorch_tanh"
+    feature_layers: int = 0  # how many layers run; `vision_feature_layer` -1 = all
+    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    rescale: float = 1 / 255
+
+    @property
+    def patches_per_side(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        return self.patches_per_side**2
 
 
 class VisionAttention(nnx.Module):

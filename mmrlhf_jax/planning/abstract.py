@@ -9,20 +9,21 @@ from jax.sharding import Mesh
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.rows import Budget, RowBatch, empty_row
-from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
-from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.models.lora import with_reduce_dtype
+from mmrlhf_jax.models.registry import family_of
+from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.sharding.mesh import batch_sharding, parameter_shardings, replicated, use_mesh
 from mmrlhf_jax.training.state import TrainState, moment_places, split_model, stored_dtype, with_adapters
 
 
-def abstract_model(sizes: LlavaOnevisionConfig, experiment: config.Experiment, mesh: Mesh) -> LlavaOnevision:
+def abstract_model(sizes: ModelConfig, experiment: config.Experiment, mesh: Mesh) -> VisionLanguage:
     """The experiment's model, adapters included, every parameter a `ShapeDtypeStruct` in its place on the mesh."""
     settings = experiment.model
     kinds = dict(dtype=jnp.dtype(settings.dtype), remat=settings.remat, attention=settings.attention)
     dtype_of = stored_dtype(settings, experiment.trains, experiment.lora)
     with use_mesh(mesh):
-        made = nnx.eval_shape(lambda: LlavaOnevision(sizes, rngs=nnx.Rngs(0), **kinds))
+        made = nnx.eval_shape(lambda: family_of(sizes).model()(sizes, rngs=nnx.Rngs(0), **kinds))
         adapted = with_adapters(made, experiment.lora, experiment.run.seed)
         graphdef, state = nnx.split(with_reduce_dtype(adapted, settings.reduce_dtype))
         places = parameter_shardings(state, mesh)
@@ -34,7 +35,7 @@ def abstract_model(sizes: LlavaOnevisionConfig, experiment: config.Experiment, m
 
 
 def abstract_state(
-    model: LlavaOnevision, experiment: config.Experiment, tx, mesh: Mesh, *, keep_start: bool
+    model: VisionLanguage, experiment: config.Experiment, tx, mesh: Mesh, *, keep_start: bool
 ) -> tuple[nnx.GraphDef, TrainState]:
     """(graphdef, state) as `training.state.init_state` would make it."""
     graphdef, params, frozen = split_model(model, experiment.trains, experiment.lora)

@@ -15,7 +15,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.rows import EncodedGroup, RowBatch
 from mmrlhf_jax.data.unshared import expand, unshared_batch
 from mmrlhf_jax.inference.forward import forward
-from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.planning.unshared import forward_unshared, split_halves
 from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.sharding.feed import place
@@ -38,10 +38,10 @@ class Layout:
     pieces: int
     forward: Forward
 
-    def work(self, patches: int) -> Work:
+    def work(self, features: int) -> Work:
         """Counts without padding; `pairs` are those of the layout's own rows."""
-        rows = split_halves(self.batch, patches) if self.forward is forward_unshared else self.batch
-        return Work(*map(float, jax.jit(batch_work, static_argnums=1)(rows, patches)))
+        rows = split_halves(self.batch, features) if self.forward is forward_unshared else self.batch
+        return Work(*map(float, jax.jit(batch_work, static_argnums=1)(rows, features)))
 
 
 def group_layout(batch: RowBatch, pieces: int = 1) -> Layout:
@@ -58,7 +58,7 @@ def pair_layout(groups: Sequence[tuple[EncodedGroup, Sequence[EncodedGroup]]], g
 
 
 def compare(
-    model: LlavaOnevision, experiment: config.Experiment, layouts: Sequence[Layout], mesh, *, repeats: int, title: str
+    model: VisionLanguage, experiment: config.Experiment, layouts: Sequence[Layout], mesh, *, repeats: int, title: str
 ) -> dict[str, Any]:
     """Time the layouts in turn, `repeats` times each after one step to warm up, on one state that they hand on.
 
@@ -69,7 +69,7 @@ def compare(
     tx = make_optimizer(settings.model_copy(update={"matrix_learning_rate": None}), 1000, experiment.guard)
     state = init_state(params, frozen, tx, mesh)
     del params, frozen
-    patches = model.config.vision.patches
+    features = model.config.geometry.features
     figures: dict[str, Any] = {}
     steps, batches = [], []
     for layout in layouts:
@@ -85,7 +85,7 @@ def compare(
         batches.append(place(layout.batch, mesh))
         steps.append(step.lower(state, batches[-1]).compile())
         figures[f"{layout.name}_peak_bytes"] = peak_bytes(steps[-1])
-        work = layout.work(patches)
+        work = layout.work(features)
         figures[f"{layout.name}_flops"] = useful_flops(work, model.config, experiment)
         figures[f"{layout.name}_tokens"] = int(work.tokens)
 

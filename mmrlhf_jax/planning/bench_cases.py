@@ -18,10 +18,10 @@ from mmrlhf_jax.data.unshared import exact_batch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_tokenizer
+from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.models.layers import matmul_precision
-from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, TextConfig, VisionConfig
-from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
-from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.models.registry import DEFAULT, family, family_of
+from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.planning.bench import compare, group_layout, pair_layout
 from mmrlhf_jax.planning.synthetic import synthetic_group
 from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
@@ -40,34 +40,7 @@ class Case:
 # The first is the one that the project is held to; 729 image tokens per image.
 CASES = (Case(1, 4), Case(1, 3), Case(1, 5), Case(3, 3), Case(3, 4), Case(3, 5))
 
-_TOWER = VisionConfig(
-    hidden_size=1152, intermediate_size=4304, layers=26, heads=16, image_size=384, patch_size=14, feature_layers=26
-)
-_TEXT = dict(rope_theta=1e6, rms_norm_eps=1e-6)
-# LLaVA-OneVision's own sizes, and one that keeps their proportions on a CPU.
-SHAPES: dict[str, tuple[TextConfig, VisionConfig]] = {
-    "small": (
-        TextConfig(4096, 512, 2048, layers=4, heads=8, kv_heads=2, head_dim=64, tied=False, **_TEXT),
-        VisionConfig(
-            hidden_size=192, intermediate_size=768, layers=2, heads=3, image_size=384, patch_size=14, feature_layers=2
-        ),
-    ),
-    "0.5b": (
-        TextConfig(151936, 896, 4864, layers=24, heads=14, kv_heads=2, head_dim=64, tied=True, **_TEXT),
-        _TOWER,
-    ),
-    "7b": (
-        TextConfig(152064, 3584, 18944, layers=28, heads=28, kv_heads=4, head_dim=128, tied=False, **_TEXT),
-        _TOWER,
-    ),
-}
-
-
-def shape_config(shape: str) -> LlavaOnevisionConfig:
-    """The sizes of `SHAPES`, with the last two tokens of the vocabulary for media."""
-    text, vision = SHAPES[shape]
-    geometry = VisionGeometry(vision.image_size, vision.patch_size, pinpoints=((384, 384),), max_patches=9)
-    return LlavaOnevisionConfig(vision, text, geometry, text.vocab_size - 2, text.vocab_size - 1)
+SHAPES = ("small", "0.5b", "7b")  # of the default family (`Family.bench_config`)
 
 
 def shape_experiment(shape: str) -> config.Experiment:
@@ -84,7 +57,7 @@ def shape_experiment(shape: str) -> config.Experiment:
 
 def compare_cases(shape: str, cases: Sequence[Case], *, repeats: int) -> Iterator[dict[str, Any]]:
     """The cases one after the other, on one device. UserError for a shape that there is not."""
-    if shape not in SHAPES:
+    if family(DEFAULT).bench_config(shape) is None:
         raise UserError(f"--shape {shape!r}: choose {', '.join(SHAPES)}")
     mesh = make_mesh({}, jax.devices()[:1])
     return (compare_case(shape, case, mesh, repeats=repeats) for case in cases)
@@ -92,27 +65,27 @@ def compare_cases(shape: str, cases: Sequence[Case], *, repeats: int) -> Iterato
 
 def compare_case(shape: str, case: Case, mesh, *, repeats: int) -> dict[str, Any]:
     """One prompt of the case in both layouts."""
-    experiment, sizes = shape_experiment(shape), shape_config(shape)
+    experiment, sizes = shape_experiment(shape), family(DEFAULT).bench_config(shape)
     settings = experiment.model
     dtype_of = stored_dtype(settings, experiment.trains, experiment.lora)
     made = synthetic_group(sizes, images=case.images, responses=case.responses)
     with use_mesh(mesh), matmul_precision(settings.dtype):
         model = random_model(sizes, dtype_of, remat=settings.remat, dtype=jnp.dtype(settings.dtype))
         layouts = (group_layout(exact_batch([made[0]], sizes.geometry)), pair_layout([made], sizes.geometry))
-        title = f"{case.images * sizes.vision.patches} image tokens, {case.responses} responses"
+        title = f"{case.images * sizes.geometry.features} image tokens, {case.responses} responses"
         found = compare(model, experiment, layouts, mesh, repeats=repeats, title=title)
-    return {"image_tokens": case.images * sizes.vision.patches, "responses": case.responses} | found
+    return {"image_tokens": case.images * sizes.geometry.features, "responses": case.responses} | found
 
 
-def random_model(sizes: LlavaOnevisionConfig, dtype_of: Callable[[Path], np.dtype], **options: Any) -> LlavaOnevision:
+def random_model(sizes: ModelConfig, dtype_of: Callable[[Path], np.dtype], **options: Any) -> VisionLanguage:
     """Made in one program, so that no parameter exists twice. `dtype_of`: of the parameter of a path."""
 
     @jax.jit
     def make() -> nnx.State:
-        state = nnx.to_flat_state(nnx.state(LlavaOnevision(sizes, rngs=nnx.Rngs(0), **options)))
+        state = nnx.to_flat_state(nnx.state(family_of(sizes).model()(sizes, rngs=nnx.Rngs(0), **options)))
         return nnx.from_flat_state([(path, param.replace(param[...].astype(dtype_of(path)))) for path, param in state])
 
-    graphdef = nnx.split(nnx.eval_shape(lambda: LlavaOnevision(sizes, rngs=nnx.Rngs(0), **options)))[0]
+    graphdef = nnx.split(nnx.eval_shape(lambda: family_of(sizes).model()(sizes, rngs=nnx.Rngs(0), **options)))[0]
     return nnx.merge(graphdef, make())
 
 

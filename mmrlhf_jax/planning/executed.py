@@ -15,7 +15,7 @@ from mmrlhf_jax.data.rows import round_up
 from mmrlhf_jax.models.attention.backends import kernel_split, uses_kernel
 from mmrlhf_jax.models.attention.pallas_tpu import block_size
 from mmrlhf_jax.models.attention.xla import DENSE_LIMIT, QUERY_BLOCKS, REMAT_LIMIT
-from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
+from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.planning.workload import Workload
 from mmrlhf_jax.sharding.rules import axes_in, fit, spec
 from mmrlhf_jax.tasks import task_of
@@ -35,7 +35,7 @@ class Executed:
     useful: float
 
 
-def executed_flops(model: LlavaOnevisionConfig, experiment: config.Experiment, workload: Workload, mesh: Mesh) -> Executed:
+def executed_flops(model: ModelConfig, experiment: config.Experiment, workload: Workload, mesh: Mesh) -> Executed:
     budget, batch = workload.budget, experiment.batch
     chunk = min(batch.logprob_chunk, budget.targets)
     text = _text_attention(model, experiment, budget.slots, mesh)
@@ -68,7 +68,7 @@ class AttentionWork:
     block: int | None  # of the kernel that visits visible blocks only; None: every pair is computed
 
 
-def _text_attention(model: LlavaOnevisionConfig, experiment: config.Experiment, slots: int, mesh: Mesh) -> AttentionWork:
+def _text_attention(model: ModelConfig, experiment: config.Experiment, slots: int, mesh: Mesh) -> AttentionWork:
     """Two products forward, by XLA four backward, by the kernels seven (both recompute the scores), and the forward ones of
     every recomputation of a layer."""
     text = model.text
@@ -115,7 +115,7 @@ def _references(experiment: config.Experiment) -> int:
     return task_of(experiment.objective).reference_passes
 
 
-def _language(model: LlavaOnevisionConfig, experiment: config.Experiment) -> float:
+def _language(model: ModelConfig, experiment: config.Experiment) -> float:
     """Per slot, without attention. Recomputing a layer leaves out its last product, whose result nothing asks for."""
     text, width = model.text, model.text.heads * model.text.head_dim
     block = text.hidden_size * (2 * width + 2 * text.kv_heads * text.head_dim + 3 * text.intermediate_size)
@@ -133,34 +133,31 @@ def _xla_pairs(slots: int) -> float:
     return sum((min(start + size, slots) - start) * min(start + size, slots) for start in range(0, slots, size))
 
 
-def _vocabulary(model: LlavaOnevisionConfig, experiment: config.Experiment) -> float:
+def _vocabulary(model: ModelConfig, experiment: config.Experiment) -> float:
     """Per target: forward, and backward once more before its two products."""
     times = 1 + _references(experiment) + 2 * _passes_on(experiment) + _learns(experiment, "language_model")
     return 2 * model.text.hidden_size * model.text.vocab_size * times
 
 
-def _projector(model: LlavaOnevisionConfig, experiment: config.Experiment) -> float:
+def _projector(model: ModelConfig, experiment: config.Experiment) -> float:
     """Per tile. Its first layer passes gradients on only to a tower that learns."""
-    width, patches = model.text.hidden_size, model.vision.patches
+    work = model.projector_work
     weights, tower = _learns(experiment, "projector"), experiment.trains.vision_tower
-    first = model.vision.hidden_size * width * (1 + _references(experiment) + weights + tower)
+    first = work.first * (1 + _references(experiment) + weights + tower)
     inner = experiment.trains.projector or tower
-    return 2 * patches * (first + width**2 * (1 + _references(experiment) + weights + inner))
+    return 2 * work.tokens * (first + work.rest * (1 + _references(experiment) + weights + inner))
 
 
-def _vision(model: LlavaOnevisionConfig, experiment: config.Experiment, mesh: Mesh, tiles: int) -> float:
+def _vision(model: ModelConfig, experiment: config.Experiment, mesh: Mesh, tiles: int) -> float:
     """Per tile."""
-    tower = model.vision
-    d, p = tower.hidden_size, tower.patches
-    products = (
-        tower.feature_layers * 2 * (4 * d * d + 2 * d * tower.intermediate_size) * p + 2 * 3 * tower.patch_size**2 * d * p
-    )
+    tower, slots = model.tower_work, model.tower_work.slots
+    products = 2 * (tower.layers * tower.layer_products * slots + tower.embedding_products)
     times, recomputed = 1 + _references(experiment), experiment.model.remat == "full"
     passes_on = experiment.trains.vision_tower
-    keys = experiment.batch.rows // experiment.batch.accumulation * tiles, p, tower.heads, d // tower.heads
+    keys = experiment.batch.rows // experiment.batch.accumulation * tiles, slots, tower.heads, tower.width // tower.heads
     copies = _kernel_copies(keys, experiment, mesh, causal=False)
-    padded = p if copies is None else p + -p % block_size(p, 1, causal=False)
+    padded = slots if copies is None else slots + -slots % block_size(slots, 1, causal=False)
     # As in a row of text: two products forward, four backward, with the kernels seven.
     attended = 2 * times + passes_on * (4 + 2 * recomputed if copies is None else 7 + 2 * (experiment.model.remat != "none"))
     times += passes_on * (1 + _learns(experiment, "vision_tower") + recomputed)
-    return times * products + tower.feature_layers * attended * 2 * d * padded**2 * (copies or 1)
+    return times * products + tower.layers * attended * 2 * tower.width * padded**2 * (copies or 1)

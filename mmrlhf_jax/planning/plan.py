@@ -16,12 +16,12 @@ from mmrlhf_jax.data.pipeline import demanded_budget
 from mmrlhf_jax.data.rows import Budget, RowBatch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.hub import local_directory
+from mmrlhf_jax.huggingface.model_config import read_config
 from mmrlhf_jax.inference.generate import PromptRows, generate
 from mmrlhf_jax.inference.scoring import make_scoring_step
+from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.models.layers import matmul_precision
-from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig, read_config
-from mmrlhf_jax.models.llava_onevision.model import Visual
-from mmrlhf_jax.models.llava_onevision.published import published_config
+from mmrlhf_jax.models.registry import published_config
 from mmrlhf_jax.planning.abstract import abstract_batch, abstract_model, abstract_state
 from mmrlhf_jax.planning.advice import advice
 from mmrlhf_jax.planning.audit import used_sizes
@@ -184,7 +184,7 @@ def launch_mesh(launch: config.Launch) -> Mesh:
     return make_mesh(launch.mesh.model_dump(), planned_devices(launch), per_slice=per_slice)
 
 
-def model_sizes(experiment: config.Experiment) -> tuple[LlavaOnevisionConfig, str]:
+def model_sizes(experiment: config.Experiment) -> tuple[ModelConfig, str]:
     """The model's sizes and where they are from: its own directory, or the published ones of its name."""
     path = experiment.model.path
     published = published_config(path)
@@ -214,7 +214,7 @@ def lower_step(experiment: config.Experiment, launch: config.Launch) -> tuple[ja
         return step.lower(*arguments), tuple(arguments), mesh
 
 
-def step_arguments(experiment: config.Experiment, sizes: LlavaOnevisionConfig, mesh: Mesh) -> tuple[Step, TrainState, RowBatch]:
+def step_arguments(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh) -> tuple[Step, TrainState, RowBatch]:
     """The train step, and an abstract state and batch for it."""
     task = task_of(experiment.objective)
     tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, experiment.guard)
@@ -228,7 +228,7 @@ def step_arguments(experiment: config.Experiment, sizes: LlavaOnevisionConfig, m
         accumulation=experiment.batch.accumulation,
         seed=experiment.run.seed,
         reference=task.reference,
-        patches=sizes.vision.patches,
+        features=sizes.geometry.features,
         shardings=jax.tree.map(lambda x: x.sharding, state),
     )
     return step, state, abstract_batch(experiment.batch.rows, demanded_budget(experiment.batch), sizes.geometry, mesh)
@@ -264,16 +264,14 @@ def lower_reference(experiment: config.Experiment, launch: config.Launch) -> tup
 PASSES = {"evaluation": lower_evaluation, "reference": lower_reference}
 
 
-def resident_bytes(experiment: config.Experiment, sizes: LlavaOnevisionConfig, mesh: Mesh) -> dict[str, int]:
+def resident_bytes(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh) -> dict[str, int]:
     """By pass, what is on each device beside its program's own arguments: nothing before the optimizer's state is made."""
     _, state, _ = _pass_arguments(experiment, sizes, mesh)
     start = () if task_of(experiment.objective).reference == "live" else state.start  # which a live reference computes with
     return {"evaluation": held_bytes((state.opt_state, start)), "reference": 0}
 
 
-def _pass_arguments(
-    experiment: config.Experiment, sizes: LlavaOnevisionConfig, mesh: Mesh
-) -> tuple[nnx.GraphDef, TrainState, RowBatch]:
+def _pass_arguments(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState, RowBatch]:
     """The module, and an abstract state and batch for it, of the rows of one piece of a step."""
     batch = experiment.batch
     tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, experiment.guard)
@@ -293,7 +291,7 @@ def lower_generation(experiment: config.Experiment, launch: config.Launch) -> tu
         batch: RowBatch = abstract_batch(rows_divisor(mesh), _prompt_budget(), sizes.geometry, mesh)
         ends = jax.ShapeDtypeStruct((rows_divisor(mesh), 1), jnp.int32, sharding=batch_sharding(mesh, 2))
         rows = PromptRows(batch.tokens, batch.positions, batch.visible_until, ends)
-        visual = Visual(batch.tiles, batch.visual_slots, batch.visual_taps, batch.visual_weights)
+        visual = batch.media
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
         arguments = params, rows, visual, key

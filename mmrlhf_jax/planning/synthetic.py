@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmrlhf_jax.data.encode import empty_plan
 from mmrlhf_jax.data.rows import EncodedGroup
 from mmrlhf_jax.data.tokens import Conversation, token_tree
-from mmrlhf_jax.models.llava_onevision import vision_plan
-from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
+from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.records import strict_pairs
 
 # Text tokens around the visual ones: system turn, question, headers.
@@ -16,29 +14,30 @@ PROMPT_TOKENS = 80
 
 
 def synthetic_group(
-    model: LlavaOnevisionConfig, *, images: int, responses: int, response_tokens: int = 200, seed: int = 0
+    model: ModelConfig, *, images: int, responses: int, response_tokens: int = 200, seed: int = 0
 ) -> tuple[EncodedGroup, list[EncodedGroup]]:
     """A strict ranking of `responses` responses, all pairs; and each response's conversation as a group of its own.
 
-    Of an image there is one square tile: its patches and a newline. Response lengths vary by a tenth around
+    Of an image there is one square tile. Response lengths vary by a tenth around
     `response_tokens`. Rewards and reference log-probs are made up.
     """
     rng = np.random.default_rng(seed)
     geometry, vocabulary = model.geometry, min(model.text.vocab_size, model.image_token)
-    plans = [vision_plan.plan_images([(geometry.image_size,) * 2] * 2, geometry)[0]] * images  # of several: no anyres grid
-    plan = vision_plan.join(plans) if plans else empty_plan()
     side = geometry.image_size
+    plans = geometry.plans([(side, side)] * 2, 0)[:1] * images  # of several square images: one tile each
+    tokens = sum(plan.tokens for plan in plans)
     tiles = rng.integers(0, 256, (images, side, side, 3), np.uint8)
 
     head, question = (rng.integers(0, vocabulary, PROMPT_TOKENS // 2) for _ in range(2))
-    prompt = np.concatenate([head, np.full(plan.tokens, model.image_token), question]).astype(np.int32)
+    prompt = np.concatenate([head, np.full(tokens, model.image_token), question]).astype(np.int32)
     lengths = rng.integers(round(0.9 * response_tokens), round(1.1 * response_tokens) + 1, responses)
     conversations = []
     for i, length in enumerate(lengths):
         response = rng.integers(0, vocabulary, length)
         response[0] = i  # so that the trunk ends where the prompt does
-        tokens = np.concatenate([prompt, response]).astype(np.int32)
-        conversations.append(Conversation(tokens, np.arange(len(tokens)) >= len(prompt)))
+        whole, places = np.concatenate([prompt, response]).astype(np.int32), np.arange(len(prompt) + length)
+        is_visual = (places >= len(head)) & (places < len(head) + tokens)
+        conversations.append(Conversation(whole, places >= len(prompt), is_visual))
     rewards = np.sort(rng.normal(0, 2, responses))[::-1].astype(np.float32)
     reference = (-np.log(vocabulary) * lengths).astype(np.float32)
 
@@ -47,9 +46,7 @@ def synthetic_group(
         tree = token_tree([conversations[i] for i in chosen])
         return EncodedGroup(
             tree=tree,
-            plan=plan,
-            tiles=tiles,
-            image_slots=np.flatnonzero(tree.tokens == model.image_token).astype(np.int32),
+            media=geometry.of_group(tiles, plans, tree.visual, tree.trunk),
             pairs=pairs,
             pair_weights=np.ones(len(pairs), np.float32),
             tie_weights=np.zeros(len(pairs), np.float32),

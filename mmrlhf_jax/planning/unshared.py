@@ -6,26 +6,28 @@ import jax
 import jax.numpy as jnp
 
 from mmrlhf_jax.data.rows import RowBatch
-from mmrlhf_jax.data.unshared import HALVED, INDEXES, MARKED, PER_PAIR, half_sizes
+from mmrlhf_jax.data.unshared import INDEXES, MARKED, PER_PAIR, by_name, from_names, half_sizes
 from mmrlhf_jax.inference.forward import forward
-from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.objectives.outputs import Outputs
 
 
-def forward_unshared(model: LlavaOnevision, batch: RowBatch, *, chunk: int) -> Outputs:
+def forward_unshared(model: VisionLanguage, batch: RowBatch, *, chunk: int) -> Outputs:
     """What `forward` gives for the same rows, without the work between the halves."""
-    outputs = forward(model, split_halves(batch, model.config.vision.patches), chunk=chunk)
+    outputs = forward(model, split_halves(batch, model.config.geometry.features), chunk=chunk)
     rows = len(batch.tokens)
     return jax.tree.map(lambda x: x.reshape(rows, -1), outputs)
 
 
-def split_halves(batch: RowBatch, patches: int) -> RowBatch:
-    """[B, 2n] to [2B, n], indices counted from each half's own start. Pairs, which join the halves, are left out."""
-    rows = len(batch.tokens)
-    sizes = half_sizes(batch.tokens.shape[1] // 2, batch.ends.shape[1] // 2, batch.tiles.shape[1] // 2 * patches)
+def split_halves(batch: RowBatch, features: int) -> RowBatch:
+    """[B, 2n] to [2B, n], indices counted from each half's own start. Pairs, which join the halves, are left out.
 
-    def halves(name: str) -> jax.Array:
-        x = getattr(batch, name)
+    `features` is how many features the tower gives of a tile.
+    """
+    rows = len(batch.tokens)
+    sizes = half_sizes(batch.tokens.shape[1] // 2, batch.ends.shape[1] // 2, batch.media.tiles.shape[1] // 2 * features)
+
+    def halves(name: str, x: jax.Array) -> jax.Array:
         x = x.reshape(2 * rows, x.shape[1] // 2, *x.shape[2:])
         if name not in INDEXES:
             return x
@@ -35,4 +37,4 @@ def split_halves(batch: RowBatch, patches: int) -> RowBatch:
 
     none = {name: getattr(batch, name)[:1, :1] * 0 for name in PER_PAIR}
     per_pair = {name: jnp.broadcast_to(value, (2 * rows, *value.shape[1:])) for name, value in none.items()}
-    return RowBatch(**{name: halves(name) for name in HALVED}, **per_pair)
+    return from_names({name: halves(name, value) for name, value in by_name(batch).items()} | per_pair)

@@ -22,9 +22,8 @@ from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.models.attention.visibility import HIDDEN, block_kinds
-from mmrlhf_jax.models.llava_onevision import vision_plan
-from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
-from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.models.family import ModelConfig
+from mmrlhf_jax.models.geometry import Geometry
 from mmrlhf_jax.tasks import plan_training_rows, task_of
 
 
@@ -80,12 +79,12 @@ class Workload:
 
 
 def assumed_sizes(
-    geometry: VisionGeometry, *, targets_are: Literal["answers", "critiques", "none"], frames: int, seed: int = 0
+    geometry: Geometry, *, targets_are: Literal["answers", "critiques", "none"], frames: int, seed: int = 0
 ) -> np.ndarray:
     """int64[30k, resources of `Budget`]: what the groups of an MM-RLHF-like data set take of a row."""
     rng = np.random.default_rng(seed)
-    pictures = [vision_plan.plan_image(*size, geometry) for size in IMAGE_SIZES]
-    video = vision_plan.plan_video(frames, geometry)
+    pictures = [geometry.plans([size], 0)[0] for size in IMAGE_SIZES]
+    (video,) = geometry.plans([], frames)
     sizes = []
     for kind in KINDS:
         for _ in range(kind.queries):
@@ -103,7 +102,7 @@ def assumed_sizes(
     return np.asarray(sizes, np.int64)
 
 
-def find_workload(experiment: config.Experiment, model: LlavaOnevisionConfig) -> Workload:
+def find_workload(experiment: config.Experiment, model: ModelConfig) -> Workload:
     """The rows that the experiment packs: of its own data where that and the model's tokenizer are at hand and can be packed,
     else of assumed groups, with the reason. UserError where none of these fits a row.
     """
@@ -113,7 +112,7 @@ def find_workload(experiment: config.Experiment, model: LlavaOnevisionConfig) ->
         return assumed_workload(experiment, model.geometry, first_line(error))
 
 
-def measured_workload(experiment: config.Experiment, model: LlavaOnevisionConfig) -> Workload:
+def measured_workload(experiment: config.Experiment, model: ModelConfig) -> Workload:
     """Of the experiment's own data. UserError where that, its media or the tokenizer is not at hand, or where `mmrlhf train`
     would refuse to pack it.
     """
@@ -132,7 +131,7 @@ def measured_workload(experiment: config.Experiment, model: LlavaOnevisionConfig
     return found
 
 
-def assumed_workload(experiment: config.Experiment, geometry: VisionGeometry, why: str) -> Workload:
+def assumed_workload(experiment: config.Experiment, geometry: Geometry, why: str) -> Workload:
     """Rows of `assumed_sizes`; `why` is for whoever reads the plan."""
     targets = task_of(experiment.objective).assumed_targets(experiment.data)
     sizes = assumed_sizes(geometry, targets_are=targets, frames=experiment.data.video_frames)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from mmrlhf_jax.models.qwen2 import Qwen2
+from mmrlhf_jax.models.decoder import Decoder
 
 VOCABULARY = 1024  # at most; the corpus needs fewer
 
@@ -46,7 +46,7 @@ TINY: dict[str, Any] = {
 }
 
 
-def silence_layers(language: Qwen2) -> None:
+def silence_layers(language: Decoder) -> None:
     """Let every layer add nothing at first, so that words and pictures reach the last layer as they are.
 
     Initialised as a pretrained model's checkpoint is loaded over, layers add ten times what a token is made of.

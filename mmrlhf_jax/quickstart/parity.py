@@ -13,7 +13,6 @@ from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.images import decode_image
 from mmrlhf_jax.data.rows import Budget, assemble_row, group_size, stack_rows
 from mmrlhf_jax.inference.engine import Engine
-from mmrlhf_jax.models.llava_onevision.model import Visual
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 
 
@@ -45,7 +44,7 @@ def _our_logits(engine: Engine, example: Example) -> tuple[np.ndarray, np.ndarra
     group = engine.encoder("answer").encode(example)
     budget = Budget(*(max(int(size), 1) for size in group_size(group)))
     row = stack_rows([assemble_row([group], budget, engine.config.geometry)])
-    visual = Visual(row.tiles, row.visual_slots, row.visual_taps, row.visual_weights)
+    visual = row.media
     with use_mesh(engine.mesh), jax.default_matmul_precision("highest"):
         model = nnx.merge(engine.graphdef, engine.params)
         hidden = model(row.tokens, row.positions, row.visible_until, visual)

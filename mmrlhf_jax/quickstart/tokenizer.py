@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mmrlhf_jax.data.templates import CHAT_TEMPLATE, IM_END, IM_START
+from mmrlhf_jax.data.templates import IM_END, IM_START
+from mmrlhf_jax.models.llava_onevision.processors import CHAT_TEMPLATE
 from mmrlhf_jax.quickstart.scenes import PLACES
 
 SPECIAL_TOKENS = ("<|endoftext|>", IM_START, IM_END, "<image>", "<video>")

@@ -10,8 +10,8 @@ from flax import nnx
 
 from mmrlhf_jax import config
 from mmrlhf_jax.huggingface.load import load_model
-from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
-from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.models.family import ModelConfig
+from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.models.lora import with_reduce_dtype
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.training.optimizer import make_optimizer
@@ -21,7 +21,7 @@ from mmrlhf_jax.training.state import precision_line, split_model, stored_dtype,
 class Base(NamedTuple):
     """The model before the first step, in the parts that a step takes, and the optimizer of those that learn."""
 
-    sizes: LlavaOnevisionConfig
+    sizes: ModelConfig
     graphdef: nnx.GraphDef
     params: nnx.State
     frozen: nnx.State
@@ -36,7 +36,7 @@ def split_base(experiment: config.Experiment, mesh, steps: int) -> Base:
     return Base(model.config, graphdef, params, frozen, make_optimizer(experiment.optimizer, steps, experiment.guard))
 
 
-def load_base(experiment: config.Experiment, mesh) -> LlavaOnevision:
+def load_base(experiment: config.Experiment, mesh) -> VisionLanguage:
     """The model that the experiment starts from. A head that its checkpoint lacks, and adapters, are drawn from the seed."""
     settings = experiment.model
     model = load_model(

@@ -23,7 +23,7 @@ from mmrlhf_jax.data.pipeline import demanded_budget, index_cache, list_changes
 from mmrlhf_jax.data.rows import Budget, RowBatch, empty_row
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.models.geometry import Geometry
 from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.objectives.weighted import merge, summary
 from mmrlhf_jax.progress import say
@@ -51,7 +51,7 @@ def check_settings(experiment: config.Experiment) -> None:
 
 def figure_names(task: Task) -> list[str]:
     """The figures of an evaluation that are one number, without evaluating anything."""
-    batch = jax.tree.map(lambda x: x[None], empty_row(Budget(8, 1, 1, 8, 8, 8), VisionGeometry(28, 14, ((28, 28),), 9)))
+    batch = jax.tree.map(lambda x: x[None], empty_row(Budget(8, 1, 1, 8, 8, 8), Geometry(28, 14, ((28, 28),), 9)))
     responses, tokens = jnp.zeros(batch.ends.shape, jnp.float32), jnp.zeros(batch.targets.shape, jnp.float32)
     outputs = Outputs(responses, responses, responses, responses, responses, tokens)
 

@@ -82,7 +82,9 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | Non
     named = [name for name in wanted if name not in (SETTINGS, CONFIGURATION, *FINGERPRINTS)]
     settings = [_settings(found, wanted)]
     settings += [_changed({SHOWN.get(n, n): found.get(n)}, {SHOWN.get(n, n): wanted[n]}) for n in named if n != STEPS]
-    settings += [_changed(before, now, ALWAYS)] if before and now else []
+    # A template that one of them leaves to the model's family is known by the encoder's fingerprint alone.
+    always = [name for name in ALWAYS if name != "data.template" or None not in (before.get(name), now.get(name))]
+    settings += [_changed(before, now, always)] if before and now else []
     other = {name for name in FINGERPRINTS if name in wanted and name in found and found[name] != wanted[name]}
     if other & {DATA, EXAMPLES, ENCODER, PLAN}:
         settings.append(_data_changed(other, before, now, knows=EXAMPLES in found))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.mesh_axes import batch_shards, check_rows, fewest_pieces
-from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
+from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.progress import say
 
 
@@ -43,20 +43,20 @@ def say_overruled(experiment: config.Experiment, launch: config.Launch, axes: Ma
         )
 
 
-def check_layout(experiment: config.Experiment, model: LlavaOnevisionConfig, sizes: Mapping[str, int]) -> None:
+def check_layout(experiment: config.Experiment, model: ModelConfig, sizes: Mapping[str, int]) -> None:
     """UserError where an experiment cannot be laid over a mesh of these sizes, by its numbers alone: for rows that the batch
     shards do not divide, and for widths of the model that `tensor` does not divide."""
     check_rows(experiment.batch.rows, experiment.batch.accumulation, sizes)
     check_widths(model, sizes, forced_kernel=experiment.model.attention == "pallas")
 
 
-def say_waste(experiment: config.Experiment, model: LlavaOnevisionConfig, sizes: Mapping[str, int]) -> None:
+def say_waste(experiment: config.Experiment, model: ModelConfig, sizes: Mapping[str, int]) -> None:
     """What of it works, but is computed on several devices alike."""
     for line in wasted(model, experiment.batch.slots, sizes):
         say(line)
 
 
-def check_widths(model: LlavaOnevisionConfig, axes: Mapping[str, int], *, forced_kernel: bool = False) -> None:
+def check_widths(model: ModelConfig, axes: Mapping[str, int], *, forced_kernel: bool = False) -> None:
     """UserError where `tensor` does not divide what it splits of the parameters, or (`forced_kernel`) the kernel's heads."""
     text, vision, tensor = model.text, model.vision, axes["tensor"]
     widths = {
@@ -79,7 +79,7 @@ def check_widths(model: LlavaOnevisionConfig, axes: Mapping[str, int], *, forced
         )
 
 
-def wasted(model: LlavaOnevisionConfig, slots: int, axes: Mapping[str, int]) -> list[str]:
+def wasted(model: ModelConfig, slots: int, axes: Mapping[str, int]) -> list[str]:
     """What works, but is computed on several devices alike because a size does not divide it, one line each."""
     tensor, context, found = axes["tensor"], axes["context"], []
     heads, sharing = model.text.heads, tensor * context

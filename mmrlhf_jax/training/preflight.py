@@ -20,7 +20,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Fault, Unavailable, fault, reason, retried
 from mmrlhf_jax.files import is_remote
-from mmrlhf_jax.huggingface.sizes import known_sizes
+from mmrlhf_jax.huggingface.model_config import known_sizes
 from mmrlhf_jax.sharding.agreement import first_acts, first_decides, same_everywhere, together
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.training import held_out

@@ -16,7 +16,7 @@ from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Unavailable, first_line
 from mmrlhf_jax.files import read_arrays, write_arrays
-from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
+from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.progress import Progress, say
 from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.sharding.feed import fetch
@@ -43,7 +43,7 @@ class Recorder:
     def __init__(
         self,
         experiment: config.Experiment,
-        model: LlavaOnevisionConfig,
+        model: ModelConfig,
         log: MetricsLog,
         directory: epath.Path,
         *,

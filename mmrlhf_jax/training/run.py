@@ -159,7 +159,7 @@ def _train_step(experiment: config.Experiment, base: Base, state: TrainState) ->
         accumulation=batch.accumulation,
         seed=experiment.run.seed,
         reference=task.reference,
-        patches=base.sizes.vision.patches,
+        features=base.sizes.geometry.features,
         shardings=jax.tree.map(lambda x: x.sharding, state),
     )
 

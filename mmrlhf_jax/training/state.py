@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmrlhf_jax.config import Lora, Model, Trains
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import Path, add_lora, is_adapter
+from mmrlhf_jax.models.vision_language import VisionLanguage
 
 # Part of the model -> key of `Trains`.
 PARTS = {
@@ -42,7 +42,7 @@ class TrainState:
     start: nnx.State | None = None  # what `params` were before step 0, where a live reference needs it
 
 
-def split_model(model: LlavaOnevision, trains: Trains, lora: Lora | None = None) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+def split_model(model: VisionLanguage, trains: Trains, lora: Lora | None = None) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """(graphdef, trained parameters, frozen parameters). Of the parts in `lora.parts` only the adapters are trained."""
     learns = learner(trains, lora)
     return nnx.split(model, lambda path, _: learns(path), ...)
@@ -73,7 +73,7 @@ def precision_line(params: nnx.State, frozen: nnx.State, dtype: str) -> str:
     return f"{counts[0]:,} parameters learn in float32{still}; the model computes in {dtype}"
 
 
-def with_adapters(model: LlavaOnevision, lora: Lora | None, seed: int) -> LlavaOnevision:
+def with_adapters(model: VisionLanguage, lora: Lora | None, seed: int) -> VisionLanguage:
     """`model` with the adapters that an experiment asks for. UserError where a named layer is nowhere."""
     if lora is None:
         return model

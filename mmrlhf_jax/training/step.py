@@ -30,7 +30,7 @@ def make_train_step(
     accumulation: int = 1,
     seed: int = 0,
     reference: Reference = None,
-    patches: int = 0,
+    features: int = 0,
     shardings: TrainState | None = None,
     forward: Forward = forward,
 ) -> Step:
@@ -39,7 +39,7 @@ def make_train_step(
     Losses and metrics are means over the whole batch whatever the number of pieces: every piece is divided by the
     denominators of the whole batch, which depend on the batch alone.
 
-    `patches` is the number of patch features of a tile, for the figures that count the batch's work (`work/*`).
+    `features` is how many features the model makes of a tile, for the figures that count the batch's work (`work/*`).
 
     `shardings` (of the state's leaves) are those of the state that is returned; fixed to those of the first state, they avoid a
     second compilation at step 2. Figures are replicated over the devices.
@@ -64,8 +64,8 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
         figures = summary(metrics) | {"loss": value, "grad_norm": optax.tree.norm(grads)}
-        if patches:
-            figures |= {f"work/{name}": count for name, count in batch_work(batch, patches)._asdict().items()}
+        if features:
+            figures |= {f"work/{name}": count for name, count in batch_work(batch, features)._asdict().items()}
         figures |= {"skipped_steps": opt_state.skipped, "guard": opt_state.status}
         return TrainState(state.step + 1, params, state.frozen, opt_state, state.start), figures
 

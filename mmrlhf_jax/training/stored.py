@@ -14,7 +14,7 @@ from mmrlhf_jax.config import Lora, Trains
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.faults import Fault, fault, first_line, retried
 from mmrlhf_jax.files import entries, is_remote, plain_path, read_text
-from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.training.identity import configuration
 from mmrlhf_jax.training.state import split_model
@@ -121,7 +121,7 @@ class StoredCheckpoints:
         """What was stored of the run that made the checkpoint."""
         return self.load(step, {"identity": None})["identity"]
 
-    def restore_model(self, model: LlavaOnevision, trains: Trains, lora: Lora | None, step: int) -> LlavaOnevision:
+    def restore_model(self, model: VisionLanguage, trains: Trains, lora: Lora | None, step: int) -> VisionLanguage:
         """`model` with the trained parameters of the checkpoint at `step`. UserError where it is gone or cannot be read."""
         graphdef, params, frozen = split_model(model, trains, lora)
         try:

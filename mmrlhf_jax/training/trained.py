@@ -24,9 +24,9 @@ from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.huggingface.new_directory import reserved
 from mmrlhf_jax.huggingface.tensors import StoredTensors
-from mmrlhf_jax.models.llava_onevision import weights
-from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.models.lora import is_adapter, merge_lora
+from mmrlhf_jax.models.registry import family_of
+from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import first_decides, together
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
@@ -41,7 +41,7 @@ from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    model: LlavaOnevision
+    model: VisionLanguage
     experiment: config.Experiment
     source: epath.Path  # the base model's directory
     step: int
@@ -207,21 +207,23 @@ def _export_run(
 
 def _learnt_dtypes(trained: Trained, asked: jnp.dtype | None) -> set[np.dtype]:
     """Those in which an export has what learnt. By default they are the base's, in which small updates vanish."""
-    kinds = WrittenDtypes(StoredTensors(trained.source), asked)
+    family = family_of(trained.model.config)
+    kinds = WrittenDtypes(StoredTensors(trained.source, family.names.pieces), family, asked)
     learns = learner(trained.experiment.trains, trained.experiment.lora)
     found = set()
     for path, variable in nnx.to_flat_state(nnx.state(trained.model)):
         if learns(path):
             changed = (*path[:-1], "kernel") if is_adapter(path) else path
-            tensors, _ = weights.tensors(changed, variable.get_value().shape[0])
+            tensors, _ = family.names.tensors(changed, variable.get_value().shape[0])
             found |= {kinds(tensor) for tensor in tensors}
     return found
 
 
 def _say_other_template(trained: Trained, out: str | os.PathLike[str]) -> None:
     """An export has the base's own chat template; the model may have learnt with another (`data.template`)."""
-    name, tokenizer = trained.experiment.data.template, load_tokenizer(trained.source)
-    if tokenizer.chat_template and not writes_alike(tokenizer, name):
+    tokenizer, family = load_tokenizer(trained.source), family_of(trained.model.config)
+    name = trained.experiment.data.template or family.template
+    if tokenizer.chat_template and not writes_alike(tokenizer, name, family.media_tags):
         say(
             f"{out}: the chat template is the base model's own, which writes conversations otherwise than the {name} that this"
             " run learnt with (data.template); for other programs train with data.template: checkpoint"

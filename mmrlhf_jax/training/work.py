@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mmrlhf_jax import config
 from mmrlhf_jax.accelerators import CHIPS
 from mmrlhf_jax.data.rows import RowBatch
-from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
+from mmrlhf_jax.models.family import ModelConfig
 
 # Dense bfloat16 matrix peak of one device in FLOP/s, by the start of jax's `device_kind`; vendors' data sheets.
 PEAK_FLOPS = {"TPU v4": 275e12, "TPU v5e": CHIPS["v5e"].flops, "TPU v6e": CHIPS["v6e"].flops}
@@ -28,8 +28,8 @@ class Work(NamedTuple):
     pairs: jax.Array  # strict pairs
 
 
-def batch_work(batch: RowBatch, patches: int) -> Work:
-    """Counts of a row batch; `patches` is the number of patch features of a tile.
+def batch_work(batch: RowBatch, features: int) -> Work:
+    """Counts of a row batch; `features` is how many features the model makes of a tile.
 
     Groups stand in a row one after the other from its first slot on, and so do tiles: the last response's end and the last tap
     say how many there are.
@@ -38,34 +38,30 @@ def batch_work(batch: RowBatch, patches: int) -> Work:
     used = jnp.max(jnp.where(batch.ends < slots, batch.ends + 1, 0), axis=1)
     positions = jnp.arange(slots)
     visible = jnp.where(positions < used[:, None], batch.visible_until - positions, 0)
-    newline = batch.tiles.shape[1] * patches
-    taps = jnp.where((batch.visual_weights != 0) & (batch.visual_taps < newline), batch.visual_taps, -patches)
-    tiles = jnp.max(taps // patches + 1, axis=(1, 2), initial=0)
+    newline = batch.media.tiles.shape[1] * features
+    taps = jnp.where((batch.media.weights != 0) & (batch.media.taps < newline), batch.media.taps, -features)
+    tiles = jnp.max(taps // features + 1, axis=(1, 2), initial=0)
     sums = (used, visible, batch.responses < count, tiles, batch.pair_weights > 0)
     return Work(*(jnp.sum(x, dtype=jnp.float32) for x in sums))
 
 
-def useful_flops(work: Work, model: LlavaOnevisionConfig, experiment: config.Experiment | None = None) -> float:
+def useful_flops(work: Work, model: ModelConfig, experiment: config.Experiment | None = None) -> float:
     """FLOPs of one training step on that work (of a forward pass alone without an `experiment`). A multiply-add counts 2.
 
     A part that learns as a whole counts three times its forward pass, one that only passes gradients on (or learns through
     adapters, whose own work is not counted) twice, one below everything that learns once. Norms, softmax and heads of one
     output are left out.
     """
-    text, tower = model.text, model.vision
+    text = model.text
     attention_width = text.heads * text.head_dim
     block = text.hidden_size * (2 * attention_width + 2 * text.kv_heads * text.head_dim + 3 * text.intermediate_size)
-    d, p = tower.hidden_size, tower.patches
-    layer = 2 * (4 * d * d + 2 * d * tower.intermediate_size) * p + 4 * d * p * p
-    projector = 2 * (d * text.hidden_size + text.hidden_size**2) * p
-
     times = _passes(experiment)
     return float(
         times["language"] * 2 * text.layers * block * work.tokens
         + times["attention"] * 4 * text.layers * attention_width * work.attention
         + times["language"] * 2 * text.hidden_size * text.vocab_size * work.targets
-        + times["projector"] * projector * work.tiles
-        + times["vision"] * (tower.feature_layers * layer + 2 * 3 * tower.patch_size**2 * d * p) * work.tiles
+        + times["projector"] * model.projector_work.forward_flops() * work.tiles
+        + times["vision"] * model.tower_work.forward_flops() * work.tiles
     )
 
 

@@ -26,10 +26,12 @@ from mmrlhf_jax.data.index import build_index
 from mmrlhf_jax.data.packing import auto_budget, fill, plan_rows
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.data.sources import read_records
-from mmrlhf_jax.data.stats import GEOMETRY, estimated_encoder
+from mmrlhf_jax.data.stats import ESTIMATED, estimated_encoder
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.models.llava_onevision import vision_plan
 from mmrlhf_jax.records import strict_pairs
+
+GEOMETRY = ESTIMATED.typical_geometry()
 
 PROMPTS, PAIRS = 16_342, 62_545
 KINDS = {"short": 6447, "long": 4704, "video": 2855, "mcq": 1352, "safety": 984}

@@ -27,10 +27,12 @@ from mmrlhf_jax.data.examples import Example, Layout
 from mmrlhf_jax.data.images import image_size
 from mmrlhf_jax.data.packing import auto_budget
 from mmrlhf_jax.data.rows import Budget
-from mmrlhf_jax.data.stats import GEOMETRY
+from mmrlhf_jax.data.stats import ESTIMATED
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.records import RankedRecord, Response
+
+GEOMETRY = ESTIMATED.typical_geometry()
 
 RANKS = (1, 2, 3, 4)
 SENTENCE = "The picture shows a scene that can be described in a few words, and this answer does so at some length. "

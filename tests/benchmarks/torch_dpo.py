@@ -130,7 +130,7 @@ def expanded(sides: list[EncodedGroup]) -> dict[str, torch.Tensor]:
         tokens = side.tree.tokens
         ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
         completion[row, side.tree.predictors + 1] = 1
-    pixels = np.stack([side.tiles for side in sides]).astype(np.float32) / 255
+    pixels = np.stack([side.media.tiles for side in sides]).astype(np.float32) / 255
     processor = tiny.image_processor({"vision_config": {"image_size": pixels.shape[2]}, "image_grid_pinpoints": []})
     pixels = (pixels - np.float32(processor["image_mean"])) / np.float32(processor["image_std"])
     pixels = pixels.transpose(0, 1, 4, 2, 3)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
@@ -16,7 +17,7 @@ from mmrlhf_jax.data.packing import auto_budget
 from mmrlhf_jax.data.rows import Budget, RowBatch
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.tokens import PieceTokenizer
-from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
 from tests import ranked
 
 SIDE = 30
@@ -75,4 +76,4 @@ def rows(path, *, slots: int = 1024, seed: int = 7, **settings) -> Rows:
 
 def digest(batch: RowBatch) -> str:
     """A hash over everything that a train step sees."""
-    return hashlib.sha256(b"".join(np.ascontiguousarray(field).tobytes() for field in batch)).hexdigest()
+    return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in jax.tree.leaves(batch))).hexdigest()

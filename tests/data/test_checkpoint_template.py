@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmrlhf_jax.data.templates import CheckpointTemplate, Media, Special, Text, closing_token, find_template, qwen_1_5
+from mmrlhf_jax.data.templates import CheckpointTemplate, closing_token, find_template, qwen_1_5
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.pieces import Media, Special, Text, Visual
 from tests.data import groups
 
 # In the manner of the templates that are published with LLaVA-OneVision, Qwen2.5 and SmolVLM.
@@ -49,8 +50,8 @@ def test_tokens_are_those_of_transformers(template, as_parts, media):
     user = {"role": "user", "content": content}
     opening = rendered_ids(made, [user], add_generation_prompt=True)
     checkpoint = find_template("checkpoint", made)
-    assert pieces.conversation(checkpoint(question, media, None), [1] * media).tokens.tolist() == opening
-    whole = pieces.conversation(checkpoint(question, media, answer), [1] * media)
+    assert pieces.conversation(checkpoint(question, media, None), [[Visual(1)]] * media).tokens.tolist() == opening
+    whole = pieces.conversation(checkpoint(question, media, answer), [[Visual(1)]] * media)
     encode = lambda text: made.backend_tokenizer.encode(text, add_special_tokens=False).ids
     closing = [made.convert_tokens_to_ids("<|im_end|>")] + ([] if as_parts else encode("\n"))
     text = encode(answer)
@@ -62,10 +63,12 @@ def test_hostile_text_stays_text():
     made = tokenizer(PARTS)
     pieces = PieceTokenizer(made, made.convert_tokens_to_ids("<image>"))
     control = [made.convert_tokens_to_ids(token) for token in made.get_added_vocab()]
-    count = lambda text: int(np.isin(pieces.conversation(CheckpointTemplate(made)(text, 1, text), [1]).tokens, control).sum())
+    count = lambda text: int(
+        np.isin(pieces.conversation(CheckpointTemplate(made)(text, 1, text), [[Visual(1)]]).tokens, control).sum()
+    )
     for hostile in (groups.HOSTILE, "{{ messages }}", "{% raw %}", "\ue000prompt\ue001", "\ue000response\ue001"):
         assert count(hostile) == count("x")
-        tokens = pieces.conversation(CheckpointTemplate(made)(hostile, 1, hostile), [1]).tokens
+        tokens = pieces.conversation(CheckpointTemplate(made)(hostile, 1, hostile), [[Visual(1)]]).tokens
         assert made.decode(tokens).count(hostile) == 2
 
 

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from mmrlhf_jax import config
-from mmrlhf_jax.data.encode import Limit, fewer_tiles
+from mmrlhf_jax.data.encode import Limit
 from mmrlhf_jax.data.index import build_index
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.over_budget import SHORTEST_RESPONSE, within_budget
@@ -88,8 +88,8 @@ def test_fewer_tiles_are_as_many_as_fit(index, examples, encoder, tiles):
 
 def test_fewer_frames_are_evenly_spaced(examples, encoder):
     example = examples[3]
-    kept = encoder.encode(example, limit=Limit(tiles=3)).tiles
-    every = encoder.encode(example).tiles
+    kept = encoder.encode(example, limit=Limit(tiles=3)).media.tiles
+    every = encoder.encode(example).media.tiles
     np.testing.assert_array_equal(kept, every[[0, 5, 11]])
 
 
@@ -106,7 +106,7 @@ def test_the_longest_responses_are_cut_to_what_fits_and_no_picture_is(index, exa
         np.testing.assert_array_equal(np.bincount(after.tree.responses), np.minimum(before, longest))
         assert budget.targets - np.minimum(before, longest).sum() < len(before)  # one token more each would be too many
         np.testing.assert_array_equal(after.tree.tokens[: after.tree.trunk], whole.tree.tokens[: after.tree.trunk])
-        assert len(after.image_slots) == len(whole.image_slots)
+        assert len(after.media.slots) == len(whole.media.slots)
         closing = encoder.tokenizer.special("<|im_end|>")
         tails = after.tree.tokens[after.tree.ends]
         assert all((tail != closing) == (n > longest) for tail, n in zip(tails, before, strict=True) if n > longest)
@@ -147,7 +147,7 @@ def test_where_neither_is_enough_alone_as_many_tiles_stay_as_leave_room_for_cut_
 ):
     """Below what either reaches alone by `spared` slots. One more tile, or one more token a response, would not fit."""
     record, layout = examples.records[group], examples.layout(group)
-    choices = fewer_tiles(layout, encoder.geometry)
+    choices = encoder.geometry.fewer_tiles(layout.images, layout.frames)
 
     def slots(tiles=0, targets=0):
         return int(encoder.measure(record, layout, Limit(tiles, targets))[0])
@@ -170,7 +170,7 @@ def test_an_experiment_gives_one_policy_or_several():
 
 
 def test_a_cut_ends_a_conversation_after_a_target():
-    conversation = Conversation(np.arange(9), np.asarray([0, 0, 0, 1, 1, 1, 1, 1, 0], bool))
+    conversation = Conversation(np.arange(9), np.asarray([0, 0, 0, 1, 1, 1, 1, 1, 0], bool), np.zeros(9, bool))
     assert cut(conversation, 2).tokens.tolist() == [0, 1, 2, 3, 4]
     assert cut(conversation, 5) is conversation
 

@@ -14,10 +14,12 @@ from mmrlhf_jax.data.encode import media_layout
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.sources import read_records
-from mmrlhf_jax.data.templates import CHAT_TEMPLATE, CheckpointTemplate, find_template
+from mmrlhf_jax.data.templates import CheckpointTemplate, find_template
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.data.validate import validate
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.llava_onevision.processors import CHAT_TEMPLATE
+from mmrlhf_jax.pieces import Visual
 from mmrlhf_jax.places import WrongMedia
 from mmrlhf_jax.records import RankedRecord, Response, record_from_json
 from tests import ranked
@@ -378,7 +380,7 @@ def test_a_built_set_keeps_the_places_and_the_tokens_have_them(tmp_path):
     example = prepared(tmp_path, "Is <image> like <image>?")[0]
     assert example.record.prompt_text() == ("Is ", " like ", "?")
     encoder = groups.encoder()
-    tree, visual = encoder.encode(example).tree, encoder.encode(example).plan.tokens
+    tree, visual = encoder.encode(example).tree, len(encoder.encode(example).media.slots)
     expected = spelt(encoder, "user\nIs ", visual // 2, " like ", visual // 2, "?")
     assert expected in decoded(encoder, tree.tokens[: tree.trunk])
     assert encoder.measure(example.record, media_layout(example))[2] == visual
@@ -398,12 +400,12 @@ def test_critiques_of_some_responses_only_give_every_branch_its_own_slots_of_the
     group = encoder.encode(example)
     slots = np.flatnonzero(group.tree.tokens == encoder.tokenizer.image_token)
     alone = groups.encoder().encode(example)
-    assert len(slots) == group.plan.tokens == len(group.image_slots) == 2 * alone.plan.tokens
-    np.testing.assert_array_equal(group.plan.taps, np.tile(alone.plan.taps, (2, 1)))
-    np.testing.assert_array_equal(group.plan.weights, np.tile(alone.plan.weights, (2, 1)))
-    assert len(group.tiles) == len(alone.tiles) == group.plan.tiles
+    assert len(slots) == len(group.media.slots) == len(group.media.slots) == 2 * len(alone.media.slots)
+    np.testing.assert_array_equal(group.media.taps, np.tile(alone.media.taps, (2, 1)))
+    np.testing.assert_array_equal(group.media.weights, np.tile(alone.media.weights, (2, 1)))
+    assert group.media.units == alone.media.units
     assert encoder.measure(example.record, media_layout(example))[2] == len(slots)
-    question = spelt(encoder, "[Question]: Is ", alone.plan.tokens, " it?\n[LMM Response]: A")
+    question = spelt(encoder, "[Question]: Is ", len(alone.media.slots), " it?\n[LMM Response]: A")
     assert question in decoded(encoder, group.tree.tokens)
 
 
@@ -444,7 +446,7 @@ def test_interleaved_parts_give_the_tokens_that_the_checkpoints_template_gives_i
     prompt = one(tmp_path, trl_messages(content, {"images": ["a.png", "b.png"][:media]})).prompt_text()
     expected = rendered_ids(made, [MESSAGE | {"content": content}], add_generation_prompt=True)
     for name in ["checkpoint", *(["qwen_1_5"] if template is CHAT_TEMPLATE else [])]:
-        found = pieces.conversation(find_template(name, made)(prompt, media, None), [1] * media)
+        found = pieces.conversation(find_template(name, made)(prompt, media, None), [[Visual(1)]] * media)
         assert found.tokens.tolist() == expected
 
 
@@ -453,7 +455,7 @@ def test_a_template_for_texts_alone_gets_the_tags_inside_the_text():
     made.chat_template = WITH_SYSTEM
     pieces = PieceTokenizer(made, made.convert_tokens_to_ids("<image>"))
     expected = rendered_ids(made, [MESSAGE | {"content": "Is <image> it?"}], add_generation_prompt=True)
-    assert pieces.conversation(CheckpointTemplate(made)(("Is ", " it?"), 1, None), [1]).tokens.tolist() == expected
+    assert pieces.conversation(CheckpointTemplate(made)(("Is ", " it?"), 1, None), [[Visual(1)]]).tokens.tolist() == expected
 
 
 def test_a_template_that_moves_pictures_to_the_front_is_refused_for_pictures_inside_a_text_only():

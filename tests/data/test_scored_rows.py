@@ -13,7 +13,7 @@ from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.scored_rows import check_lengths, scored_rows
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
 from tests import tiny
 
 GEOMETRY = VisionGeometry(tiny.SIDE, 7, pinpoints=((tiny.SIDE, tiny.SIDE),), max_patches=9)

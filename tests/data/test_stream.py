@@ -128,11 +128,11 @@ def test_text_image_images_and_video_share_a_row(source):
     batch, numbers = rows.row(0), rows.groups(0)
     assert {int(g) % 4 for g in numbers} == {0, 1, 2, 3}
     sizes = rows.index.sizes[numbers]
-    visual = batch.visual_slots < rows.budget.slots
+    visual = batch.media.slots < rows.budget.slots
     assert visual.sum() == sizes[:, 2].sum()
-    assert (batch.tokens[batch.visual_slots[visual]] == rows.encoder.tokenizer.image_token).all()
+    assert (batch.tokens[batch.media.slots[visual]] == rows.encoder.tokenizer.image_token).all()
     assert (batch.tokens == rows.encoder.tokenizer.image_token).sum() == visual.sum()  # hostile texts add none
-    tiles = batch.tiles.reshape(len(batch.tiles), -1).any(axis=1)
+    tiles = batch.media.tiles.reshape(len(batch.media.tiles), -1).any(axis=1)
     assert tiles.sum() == sizes[:, 1].sum()
     # Every group sees itself only: what one of its slots sees ends where its last response does.
     ends = np.cumsum(sizes[:, 0])

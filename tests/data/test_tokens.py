@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mmrlhf_jax.data.templates import CRITIQUE_PROMPT, TEMPLATES, critique_prompt
 from mmrlhf_jax.data.tokens import Conversation, PieceTokenizer, common_prefix, token_tree
+from mmrlhf_jax.pieces import Visual
 from mmrlhf_jax.quickstart.tokenizer import train_tokenizer
 
 TEXTS = [
@@ -31,7 +32,7 @@ def pieces(tokenizer):
 
 
 def test_a_conversation_is_the_text_of_the_template_tokenised_whole(tokenizer, pieces):
-    conversation = pieces.conversation(TEMPLATES["qwen_1_5"]("What colour?", 1, "Red."), [3])
+    conversation = pieces.conversation(TEMPLATES["qwen_1_5"]("What colour?", 1, "Red."), [[Visual(3)]])
     text = (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image><image><image>\nWhat colour?"
         "<|im_end|>\n<|im_start|>assistant\nRed.<|im_end|>\n"
@@ -44,13 +45,13 @@ def test_a_conversation_is_the_text_of_the_template_tokenised_whole(tokenizer, p
 
 
 def test_targets_are_the_response_and_its_closing_token_and_not_the_newline_after_it(tokenizer, pieces):
-    conversation = pieces.conversation(TEMPLATES["qwen_1_5"]("What colour?", 1, "The circle is red."), [2])
+    conversation = pieces.conversation(TEMPLATES["qwen_1_5"]("What colour?", 1, "The circle is red."), [[Visual(2)]])
     assert tokenizer.decode(conversation.tokens[conversation.is_target]) == "The circle is red.<|im_end|>"
     assert not conversation.is_target[-1]
 
 
 def test_upstreams_training_template_has_a_second_newline_after_the_image(tokenizer, pieces):
-    text = tokenizer.decode(pieces.conversation(TEMPLATES["upstream_train"]("Why?", 1, "So."), [1]).tokens)
+    text = tokenizer.decode(pieces.conversation(TEMPLATES["upstream_train"]("Why?", 1, "So."), [[Visual(1)]]).tokens)
     assert "<image>\n\nWhy?" in text
 
 
@@ -77,7 +78,7 @@ def test_an_image_token_that_is_not_marked_special_still_cannot_be_spelt(tokeniz
 
 def test_the_critique_prompt_shares_everything_before_the_response(pieces):
     conversations = [
-        pieces.conversation(TEMPLATES["qwen_1_5"](critique_prompt("What colour?", answer), 1, critique), [4])
+        pieces.conversation(TEMPLATES["qwen_1_5"](critique_prompt("What colour?", answer), 1, critique), [[Visual(4)]])
         for answer, critique in (("Red.", "Right."), ("Blue.", "Wrong."))
     ]
     tree = token_tree(conversations)
@@ -89,7 +90,10 @@ conversations = st.lists(
 ).map(
     # The first token of a conversation has nothing before it that could predict it.
     lambda many: [
-        Conversation(np.asarray([9] + [t for t, _ in c], np.int32), np.asarray([False] + [m for _, m in c])) for c in many
+        Conversation(
+            np.asarray([9] + [t for t, _ in c], np.int32), np.asarray([False] + [m for _, m in c]), np.zeros(1 + len(c), bool)
+        )
+        for c in many
     ]
 )
 

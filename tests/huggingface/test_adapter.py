@@ -15,8 +15,8 @@ from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.adapter import export_adapter
 from mmrlhf_jax.huggingface.export import export_model
-from mmrlhf_jax.models.llava_onevision.model import Visual
 from mmrlhf_jax.models.lora import adapted_layers, merge_lora
+from mmrlhf_jax.models.media import Tiles
 from mmrlhf_jax.training.state import with_adapters
 from tests import tiny
 
@@ -44,7 +44,7 @@ def logits(model):
     """With one square tile, in patch order, at the places of its 16 image tokens."""
     taps = np.tile(np.arange(16)[None, :, None], (1, 1, 4))
     weights = np.tile(np.eye(4, dtype=np.float32)[0], (1, 16, 1))
-    visual = Visual(TILES, np.arange(2, 18)[None], taps, weights)
+    visual = Tiles(TILES, np.arange(2, 18)[None], taps, weights)
     length = TOKENS.shape[1]
     hidden = model(TOKENS, np.arange(length)[None], np.full((1, length), length), visual)
     return np.asarray(hidden @ model.language.vocabulary())

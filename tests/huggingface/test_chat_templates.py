@@ -7,7 +7,7 @@ import shutil
 import jax
 import pytest
 
-from mmrlhf_jax.data.templates import CHAT_TEMPLATE, CheckpointTemplate, closing_token, find_template, writes_alike
+from mmrlhf_jax.data.templates import CheckpointTemplate, closing_token, find_template, writes_alike
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface import weight_files
@@ -16,6 +16,7 @@ from mmrlhf_jax.huggingface.export import export_checkpoint
 from mmrlhf_jax.huggingface.generation_config import end_tokens
 from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.inference.engine import Engine
+from mmrlhf_jax.models.llava_onevision.processors import CHAT_TEMPLATE
 from mmrlhf_jax.sharding.mesh import make_mesh
 from tests import tiny
 

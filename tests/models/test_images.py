@@ -13,7 +13,8 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin, features
 from mmrlhf_jax.data.images import decode_image, image_size
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision import images, vision_plan
-from mmrlhf_jax.models.llava_onevision.vision_plan import NEWLINE, VisionGeometry
+from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
+from mmrlhf_jax.models.media import NEWLINE, join
 
 REAL = VisionGeometry(384, 14, tuple((384 * i, 384 * j) for i in range(1, 7) for j in range(1, 7)), max_patches=9)
 TINY = VisionGeometry(48, 12, ((48, 48), (48, 96), (96, 48)), max_patches=9)
@@ -129,7 +130,7 @@ class TestTiles:
             pixels = torch.from_numpy(np.moveaxis(tiles, -1, 1).astype(np.float32) / 255 * 2 - 1)
             hidden = model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
             projected = model.multi_modal_projector(hidden).reshape(-1, 8)
-        plan = vision_plan.join(vision_plan.plan_images(sizes, TINY))
+        plan = join(vision_plan.plan_images(sizes, TINY))
         table = np.concatenate([projected.numpy(), model.image_newline.detach().numpy()[None]])
         taps = np.where(plan.taps == NEWLINE, len(table) - 1, plan.taps)
         visual = np.einsum("vk,vkd->vd", plan.weights, table[taps])

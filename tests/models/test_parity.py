@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from mmrlhf_jax.huggingface.export import export_model
-from mmrlhf_jax.models.qwen2 import rope_frequencies
+from mmrlhf_jax.models.decoder import rope_frequencies
 from tests import tiny
 
 torch = pytest.importorskip("torch")

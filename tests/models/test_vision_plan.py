@@ -9,7 +9,8 @@ import pytest
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision import vision_plan
-from mmrlhf_jax.models.llava_onevision.vision_plan import NEWLINE, VisionGeometry, VisualPlan
+from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
+from mmrlhf_jax.models.media import NEWLINE, VisualPlan, join
 
 REAL = VisionGeometry(384, 14, tuple((384 * i, 384 * j) for i in range(1, 7) for j in range(1, 7)), max_patches=9)
 TINY = VisionGeometry(48, 12, ((48, 48), (48, 96), (96, 48)), max_patches=9)
@@ -120,7 +121,7 @@ def test_several_images_get_one_tile_and_one_newline_each():
     expected = hf_pack(TINY, [f[None] for f in features], sizes, newline)
     for plan, tile, want in zip(plans, features, expected, strict=True):
         np.testing.assert_array_equal(apply(plan, tile[None], newline), want)
-    np.testing.assert_array_equal(apply(vision_plan.join(plans), features, newline), np.concatenate(expected))
+    np.testing.assert_array_equal(apply(join(plans), features, newline), np.concatenate(expected))
 
 
 def test_a_lone_image_in_a_list_is_cut_into_tiles():
@@ -174,7 +175,7 @@ def test_joining_moves_taps_by_the_tiles_before():
         vision_plan.plan_video(3, TINY),
         vision_plan.plan_image(90, 40, TINY),
     ]
-    joined = vision_plan.join(plans)
+    joined = join(plans)
     features, newline = random_features(sum(p.tiles for p in plans), TINY)
     parts, first = [], 0
     for plan in plans:
@@ -185,23 +186,23 @@ def test_joining_moves_taps_by_the_tiles_before():
 
 
 def test_a_plan_of_nothing_joins_with_everything():
-    nothing, image = vision_plan.join([]), vision_plan.plan_image(60, 60, TINY)
+    nothing, image = join([]), vision_plan.plan_image(60, 60, TINY)
     assert (nothing.tiles, nothing.tokens, nothing.taps.shape) == (0, 0, (0, 4))
-    joined = vision_plan.join([nothing, image, nothing])
+    joined = join([nothing, image, nothing])
     np.testing.assert_array_equal(joined.taps, image.taps)
-    assert (joined.tiles, joined.patches) == (image.tiles, image.patches)
+    assert (joined.tiles, joined.features) == (image.tiles, image.patches)
 
 
 def test_plans_of_different_geometries_do_not_join():
     with pytest.raises(ValueError, match="geometries"):
-        vision_plan.join([vision_plan.plan_image(60, 60, TINY), vision_plan.plan_image(60, 60, REAL)])
+        join([vision_plan.plan_image(60, 60, TINY), vision_plan.plan_image(60, 60, REAL)])
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 @pytest.mark.parametrize("size", [(1, 30000), (94, 423), (1500, 2000)])
 def test_a_plan_is_well_formed(geometry, size):
     """Taps lie in the item's features, weights sum to one, unused taps are (0, 0), arrays are typed and read-only."""
-    plan = vision_plan.join([vision_plan.plan_image(*size, geometry), vision_plan.plan_video(2, geometry)])
+    plan = join([vision_plan.plan_image(*size, geometry), vision_plan.plan_video(2, geometry)])
     assert (plan.taps.dtype, plan.weights.dtype) == (np.int32, np.float32)
     assert plan.taps.min() >= NEWLINE and plan.taps.max() < plan.tiles * geometry.patches
     assert (plan.taps[plan.weights == 0] == 0).all()
@@ -214,7 +215,7 @@ def test_a_plan_is_well_formed(geometry, size):
 @pytest.mark.parametrize("anyres", [True, False])
 def test_counting_equals_planning(sizes, anyres):
     geometry = VisionGeometry(48, 12, TINY.pinpoints, 9, anyres=anyres)
-    plan = vision_plan.join(vision_plan.plan_images(sizes, geometry))
+    plan = join(vision_plan.plan_images(sizes, geometry))
     assert vision_plan.count_visual_tokens(sizes, geometry) == plan.tokens
     assert vision_plan.count_tiles(sizes, geometry) == plan.tiles
 

@@ -20,9 +20,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.experimental.topologies import get_topology_desc
 
-from mmrlhf_jax.models.llava_onevision.config import TextConfig, VisionConfig
-from mmrlhf_jax.models.qwen2 import Qwen2
-from mmrlhf_jax.models.siglip import Siglip
+from mmrlhf_jax.models.decoder import Decoder, TextConfig
+from mmrlhf_jax.models.siglip import Siglip, VisionConfig
 from mmrlhf_jax.planning.program import compile_lowered
 from mmrlhf_jax.sharding.mesh import batch_sharding, make_mesh, use_mesh
 
@@ -47,7 +46,7 @@ KINDS = dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, remat="full")
 
 def lower_language(mesh, slots: int, backend: str):
     """Gradients of all layers' parameters for one row per batch shard."""
-    abstract = nnx.eval_shape(lambda: Qwen2(TEXT, attention=backend, rngs=nnx.Rngs(0), **KINDS))
+    abstract = nnx.eval_shape(lambda: Decoder(TEXT, attention=backend, rngs=nnx.Rngs(0), **KINDS))
     graph, params = sharded(abstract, mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     tokens, positions, until = (

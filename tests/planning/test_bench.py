@@ -9,9 +9,10 @@ import pytest
 
 from mmrlhf_jax import cli, config, sections
 from mmrlhf_jax.data.unshared import exact_batch
+from mmrlhf_jax.models.llava_onevision.shapes import SHAPES, shape_config
 from mmrlhf_jax.planning import bench_cases
 from mmrlhf_jax.planning.bench import group_layout, pair_layout
-from mmrlhf_jax.planning.bench_cases import CASES, SHAPES, Case, shape_config, shape_experiment
+from mmrlhf_jax.planning.bench_cases import CASES, Case, shape_experiment
 from mmrlhf_jax.planning.synthetic import synthetic_group
 from mmrlhf_jax.training.work import useful_flops
 from tests import ranked, tiny

@@ -21,12 +21,11 @@ from flax import nnx
 from mmrlhf_jax import config
 from mmrlhf_jax.huggingface.load import load_model
 from mmrlhf_jax.models.attention import xla
+from mmrlhf_jax.models.decoder import Decoder, TextConfig
 from mmrlhf_jax.models.layers import layer_norm, linear, matmul_precision, rms_norm
-from mmrlhf_jax.models.llava_onevision.config import TextConfig
-from mmrlhf_jax.models.llava_onevision.model import weighted_taps
 from mmrlhf_jax.models.lora import add_lora, with_reduce_dtype
-from mmrlhf_jax.models.qwen2 import Qwen2
 from mmrlhf_jax.models.reward_head import RewardHead
+from mmrlhf_jax.models.taps import weighted_taps
 from mmrlhf_jax.objectives.logprobs import target_logps
 from mmrlhf_jax.sharding.feed import place
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
@@ -113,7 +112,7 @@ def test_of_an_embedding_whose_tokens_come_again_and_again(tied):
     text = TextConfig(8, WIDTH, 8, layers=1, heads=1, kv_heads=1, head_dim=16, tied=tied, rope_theta=1e4, rms_norm_eps=1e-6)
     kinds = dict(dtype=HALF, param_dtype=jnp.float32, remat="none", attention="xla", rngs=nnx.Rngs(0))
     with use_mesh(MESH):
-        model = Qwen2(text, **kinds)
+        model = Decoder(text, **kinds)
     tokens = np.random.default_rng(0).choice(8, (2, TOKENS), p=[0.5, 0.3, 0.1, 0.05, 0.03, 0.02, 0, 0])
     back = jnp.asarray(draw(1, 2, TOKENS, WIDTH, mean=0.2), HALF)
     found = gradients(lambda model: model.embed(tokens), model, back)["embedding.embedding"]

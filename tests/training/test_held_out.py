@@ -20,7 +20,7 @@ from mmrlhf_jax.data.rows import Budget, empty_row
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.engine import Engine
-from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
 from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.tasks import plan_training_rows, task_of

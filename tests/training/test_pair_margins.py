@@ -17,7 +17,7 @@ from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.data.unshared import exact_batch
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
 from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.tasks import open_held_out_examples, open_training_examples, task_of
 from mmrlhf_jax.tasks.pairs import reward_margins

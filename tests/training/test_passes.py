@@ -15,7 +15,7 @@ from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.data.scored_rows import scored_rows
 from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.inference import scoring
-from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
 from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.objectives.weighted import WeightedSum
 from mmrlhf_jax.sharding.mesh import make_mesh

@@ -15,8 +15,8 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from mmrlhf_jax import config
+from mmrlhf_jax.huggingface.model_config import read_config
 from mmrlhf_jax.models.llava_onevision import weights
-from mmrlhf_jax.models.llava_onevision.config import read_config
 from mmrlhf_jax.models.lora import adapted_layers, is_adapter, merge_lora
 from mmrlhf_jax.planning.abstract import abstract_model, abstract_state
 from mmrlhf_jax.sections import resolved

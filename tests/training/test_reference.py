@@ -19,7 +19,7 @@ from mmrlhf_jax.data.tokens import PieceTokenizer
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_arrays
 from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
-from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
 from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.training import reference

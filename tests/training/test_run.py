@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from mmrlhf_jax import config, files
 from mmrlhf_jax.data.rows import Budget, empty_row
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.models.llava_onevision.vision_plan import VisionGeometry
+from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.training import loop, reference, trained
 from mmrlhf_jax.training import record as recording

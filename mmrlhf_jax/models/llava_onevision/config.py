@@ -1,22 +1,22 @@
-"""Sizes of a LLaVA-OneVision checkpoint, read from its own config files; nothing about training.
-
-No jax here: data workers read it.
-"""
+"""Sizes of a LLaVA-OneVision checkpoint, read from its own config files; nothing about training."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
-
-from etils import epath
+from typing import Any, ClassVar
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import read_json_object
-from mmrlhf_jax.huggingface.tensors import StoredTensors
+from mmrlhf_jax.models.decoder import TextConfig
+from mmrlhf_jax.models.family import Checkpoint
 from mmrlhf_jax.models.llava_onevision import original
-from mmrlhf_jax.models.llava_onevision.vision_plan import PLAIN, VisionGeometry
+from mmrlhf_jax.models.llava_onevision.geometry import PLAIN, VisionGeometry
+from mmrlhf_jax.models.qwen2 import read_text_config
+from mmrlhf_jax.models.siglip import VisionConfig
 from mmrlhf_jax.models.stated import Stated
+from mmrlhf_jax.models.work import ProjectorWork, TowerWork
+
+TITLE = "LLaVA-OneVision"
 
 # What transformers' LlavaOnevisionImageProcessor takes where its file does not say; without a file SigLIP's 0.5 holds.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -34,55 +34,8 @@ VISION_DEFAULTS = {
     "image_size": 224,
     "patch_size": 16,
 }
-TEXT_DEFAULTS = {
-    "vocab_size": 151936,
-    "hidden_size": 4096,
-    "intermediate_size": 22016,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-}
 # What the pixels must have gone through: the only preprocessing that this project does.
 PREPROCESSING = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
-
-
-@dataclasses.dataclass(frozen=True)
-class VisionConfig:
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
-    image_size: int
-    patch_size: int
-    layer_norm_eps: float = 1e-6
-    activation: str = "gelu_pytorch_tanh"
-    feature_layers: int = 0  # how many layers run; `vision_feature_layer` -1 = all
-    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    rescale: float = 1 / 255
-
-    @property
-    def patches_per_side(self) -> int:
-        return self.image_size // self.patch_size
-
-    @property
-    def patches(self) -> int:
-        return self.patches_per_side**2
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rope_theta: float
-    rms_norm_eps: float
-    tied: bool
-    attention_bias: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,30 +49,42 @@ class LlavaOnevisionConfig:
     projector_bias: bool = True
     reward_head: str | None = None  # None: a policy; otherwise a variant of `models.reward_head`
 
+    model_type: ClassVar[str] = "llava_onevision"
 
-def read_config(directory: epath.PathLike) -> LlavaOnevisionConfig:
+    @property
+    def tower_work(self) -> TowerWork:
+        tower = self.vision
+        return TowerWork(
+            layers=tower.feature_layers,
+            slots=tower.patches,
+            heads=tower.heads,
+            width=tower.hidden_size,
+            layer_products=4 * tower.hidden_size**2 + 2 * tower.hidden_size * tower.intermediate_size,
+            embedding_products=3 * tower.patch_size**2 * tower.hidden_size * tower.patches,
+        )
+
+    @property
+    def projector_work(self) -> ProjectorWork:
+        width = self.text.hidden_size
+        return ProjectorWork(tokens=self.vision.patches, first=self.vision.hidden_size * width, rest=width**2)
+
+
+def read_config(checkpoint: Checkpoint) -> LlavaOnevisionConfig:
     """Sizes of the model in a directory, in either naming: Hugging Face's or the original one (`LlavaQwen`).
 
-    Reads `config.json`, `preprocessor_config.json` for pixel statistics and, in the original naming, which states no
-    size of the tower, the headers of the weights. Raises UserError where the directory is no LLaVA-OneVision model.
+    Of the original naming, which states no size of the tower, these come from the stored tensors. Raises UserError for a
+    model that this project cannot run.
     """
-    directory = epath.Path(directory)
-    path = directory / "config.json"
-    if not path.exists():
-        raise UserError(f"{directory}: no config.json; a model is a Hugging Face directory with config and safetensors weights")
-    raw = read_json_object(path)
+    raw, where = checkpoint.config, checkpoint.where
     if original.is_original(raw):
-        raw = original.to_hf(raw, StoredTensors(directory).shapes, str(path))
-    if raw.get("model_type") != "llava_onevision":
-        raise UserError(f"{path}: model_type is {raw.get('model_type')!r}; this project reads LLaVA-OneVision checkpoints")
-    pixels, source = {}, path
+        raw = original.to_hf(raw, checkpoint.shapes(), where)
+    pixels, source = {}, where
     for name in ("preprocessor_config.json", "processor_config.json"):  # where both say something, the latter counts
-        if (directory / name).exists():
-            found = read_json_object(directory / name)
-            if stated := found.get("image_processor") or (found if "image_processor_type" in found else None):
-                pixels, source = stated, directory / name
-    config = config_from_hf(raw, pixels, str(path), str(source))
-    _check_preprocessing(pixels, config.geometry, str(directory))
+        found = checkpoint.files.get(name, {})
+        if stated := found.get("image_processor") or (found if "image_processor_type" in found else None):
+            pixels, source = stated, f"{checkpoint.directory}/{name}"
+    config = config_from_hf(raw, pixels, where, source)
+    _check_preprocessing(pixels, config.geometry, checkpoint.directory)
     return config
 
 
@@ -128,7 +93,7 @@ def config_from_hf(raw: dict[str, Any], pixels: dict[str, Any], where: str, pixe
     `pixels_where`. Raises UserError that names the file and the key that is wrong."""
     stated = Stated(raw, where)
     vision = _vision(stated, Stated(pixels, f"{pixels_where or where}: the image processor"), where)
-    text = _text(stated, where)
+    text = read_text_config(stated, where, TITLE)
     if stated.get("vision_feature_select_strategy", "full") != "full":
         raise UserError(f"{where}: vision_feature_select_strategy is not 'full'; a SigLIP tower has no class token to drop")
     aspect = stated.get("vision_aspect_ratio", "anyres_max_9")
@@ -194,36 +159,6 @@ def _vision(top: Stated, pixels: Stated, where: str) -> VisionConfig:
         image_mean=pixels.colour("image_mean", SIGLIP if pixels.is_empty else CLIP_MEAN),
         image_std=pixels.colour("image_std", SIGLIP if pixels.is_empty else CLIP_STD, positive=True),
         rescale=pixels.positive("rescale_factor", 1 / 255),
-    )
-
-
-def _text(top: Stated, where: str) -> TextConfig:
-    raw = top.part("text_config", TEXT_DEFAULTS)
-    if raw.get("model_type", "qwen2") != "qwen2":
-        raise UserError(
-            f"{where}: text_config.model_type is {raw.get('model_type')!r}; this project runs Qwen2 language models"
-        )
-    if raw.get("use_sliding_window") or raw.get("hidden_act", "silu") != "silu":
-        raise UserError(f"{where}: text_config has a sliding window or an activation other than silu, which is not supported")
-    rope = raw.part("rope_parameters" if raw.get("rope_parameters") else "rope_scaling")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise UserError(f"{where}: rope_type {kind!r} is not supported; LLaVA-OneVision uses plain rotary embeddings")
-    hidden, heads = raw.integer("hidden_size", least=1), raw.integer("num_attention_heads", least=1)
-    kv_heads = heads if raw.get("num_key_value_heads") is None else raw.integer("num_key_value_heads", least=1)
-    if heads % kv_heads:
-        raise UserError(f"{where}: text_config: {heads} attention heads are no multiple of num_key_value_heads {kv_heads}")
-    return TextConfig(
-        vocab_size=raw.integer("vocab_size", least=1),
-        hidden_size=hidden,
-        intermediate_size=raw.integer("intermediate_size", least=1),
-        layers=raw.integer("num_hidden_layers", least=1),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=hidden // heads if raw.get("head_dim") is None else raw.integer("head_dim", least=1),
-        rope_theta=rope.positive("rope_theta") if rope.get("rope_theta") is not None else raw.positive("rope_theta", 1e4),
-        rms_norm_eps=raw.positive("rms_norm_eps", 1e-6),
-        tied=any([each.truth("tie_word_embeddings", False) for each in (top, raw)]),  # either one suffices in transformers
     )
 
 

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from mmrlhf_jax.models.llava_onevision.vision_plan import Size, VisionGeometry, best_resolution
+from mmrlhf_jax.models.geometry import Size
+from mmrlhf_jax.models.llava_onevision.vision_plan import best_resolution
+
+if TYPE_CHECKING:
+    from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
 
 _BAND = 1024  # rows handled at once when padding to a square
 

@@ -22,103 +22,18 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.geometry import Size
+from mmrlhf_jax.models.media import NEWLINE, VisualPlan, make_plan
 
-NEWLINE = -1  # a tap that means "the image_newline feature"
-PLAIN = ("pad", "square")  # how one square tile is made of an image: padded to a square first, or squeezed
-
-Size = tuple[int, int]  # (height, width) in pixels
+if TYPE_CHECKING:
+    from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
 
 _Axis = tuple[np.ndarray, np.ndarray, np.ndarray]  # lower index, upper index, weight of the upper
 _Tokens = tuple[np.ndarray, np.ndarray]  # taps and weights, [..., 4]
-
-
-@dataclasses.dataclass(frozen=True)
-class VisionGeometry:
-    """How a checkpoint cuts images: everything that decides tiles and visual tokens.
-
-    Attributes:
-        image_size: side of a tile, in pixels.
-        patch_size: side of a patch, in pixels; pixels beyond the last whole patch are not seen (384 = 27 * 14 + 6).
-        pinpoints: the (height, width) canvases an image may be fitted into, multiples of `image_size`.
-        max_patches: `anyres_max_N`: a grid of more than about N tiles' worth of features is scaled down to that.
-            None = no limit.
-        anyres: False = one square tile per image, whatever its size.
-        plain: without `anyres`, how that tile is made: the image `pad`ded to a square, or squeezed (`square`). The names
-            are the original code's; several images of a prompt are always padded under `anyres`.
-        video_newline: newline features of a video: `one_token` at its end, one per `frame`, one per pooled row
-            (`grid`), or `no_token`. The names are the original code's; transformers always does `one_token`.
-        pad_color: RGB around an image that is padded to a square; the tower's mean colour, int(255 * image_mean).
-
-    Raises UserError for values that describe no possible model.
-    """
-
-    image_size: int
-    patch_size: int
-    pinpoints: tuple[Size, ...]
-    max_patches: int | None
-    anyres: bool = True
-    plain: str = "pad"
-    video_newline: str = "one_token"
-    pad_color: tuple[int, int, int] = (127, 127, 127)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "pinpoints", tuple((int(h), int(w)) for h, w in self.pinpoints))
-        if not 1 <= self.patch_size <= self.image_size:
-            raise UserError(f"patch_size must be between 1 and image_size {self.image_size}, found {self.patch_size}")
-        if self.anyres and not self.pinpoints:
-            raise UserError("image_grid_pinpoints is empty; an anyres model needs at least one (height, width)")
-        for pinpoint in self.pinpoints:
-            if min(pinpoint) < 1 or any(side % self.image_size for side in pinpoint):
-                raise UserError(f"image_grid_pinpoints: {pinpoint} must be multiples of image_size {self.image_size}")
-        if self.max_patches is not None and self.max_patches < 1:
-            raise UserError(f"vision_aspect_ratio: anyres_max_N needs N >= 1, found {self.max_patches}")
-        if self.plain not in PLAIN:
-            raise UserError(f"plain must be one of {', '.join(PLAIN)}, found {self.plain!r}")
-        if self.video_newline not in ("one_token", "frame", "grid", "no_token"):
-            raise UserError(f"video_newline must be one_token, frame, grid or no_token, found {self.video_newline!r}")
-
-    @property
-    def patches_per_side(self) -> int:
-        return self.image_size // self.patch_size
-
-    @property
-    def patches(self) -> int:
-        """Features per tile."""
-        return self.patches_per_side**2
-
-    @property
-    def pooled_side(self) -> int:
-        """Visual tokens per side of a video frame."""
-        return math.ceil(self.patches_per_side / 2)
-
-
-@dataclasses.dataclass(frozen=True)
-class VisualPlan:
-    """The visual tokens of one item (an image, a video, or several joined), in prompt order.
-
-    Attributes:
-        tiles: how many tiles the tower must encode.
-        taps: int32[V, 4] into the item's [tiles * patches] features, row-major tile then patch, or NEWLINE. Read-only.
-        weights: float32[V, 4]. A tap with weight 0 is unused and is 0. Read-only.
-        patches: features per tile; 0 only in a plan of nothing.
-    """
-
-    tiles: int
-    taps: np.ndarray
-    weights: np.ndarray
-    patches: int = 0
-
-    def __post_init__(self) -> None:
-        if self.tiles and not self.patches:
-            raise ValueError("a plan with tiles needs to know its patches per tile")
-
-    @property
-    def tokens(self) -> int:
-        return len(self.taps)
 
 
 def best_resolution(height: int, width: int, pinpoints: Sequence[Size]) -> Size:
@@ -172,20 +87,7 @@ def plan_video(frames: int, geometry: VisionGeometry) -> VisualPlan:
     taps, weights = taps.reshape(-1, 4), weights.reshape(-1, 4)
     if geometry.video_newline == "one_token":
         taps, weights = _end_with_newline(taps, weights)
-    return _plan(frames, taps, weights, geometry.patches)
-
-
-def join(plans: Sequence[VisualPlan]) -> VisualPlan:
-    """One plan for items whose tiles are laid one after the other; the taps move by the tiles before them."""
-    geometries = {plan.patches for plan in plans if plan.tiles}
-    if len(geometries) > 1:
-        raise ValueError("plans of different geometries cannot be joined")
-    taps, weights, tiles = [np.zeros((0, 4), np.int32)], [np.zeros((0, 4), np.float32)], 0
-    for plan in plans:
-        taps.append(np.where(plan.taps == NEWLINE, NEWLINE, plan.taps + tiles * plan.patches))
-        weights.append(plan.weights)
-        tiles += plan.tiles
-    return _plan(tiles, np.concatenate(taps), np.concatenate(weights), max(geometries, default=0))
+    return make_plan(frames, taps, weights, geometry.patches)
 
 
 def image_tokens(height: int, width: int, geometry: VisionGeometry) -> int:
@@ -268,18 +170,18 @@ def _plan_image(height: int, width: int, geometry: VisionGeometry) -> VisualPlan
     columns = _resize_axis(grid.columns, grid.out_columns)
     taps, weights = _end_with_newline(*_bilinear(rows, columns, feature))
     whole_taps, whole_weights = _whole_tile(geometry)
-    return _plan(
+    return make_plan(
         tiles=1 + grid.tile_rows * grid.tile_columns,
         taps=np.concatenate([whole_taps, taps.reshape(-1, 4)]),
         weights=np.concatenate([whole_weights, weights.reshape(-1, 4)]),
-        patches=geometry.patches,
+        features=geometry.patches,
     )
 
 
 @functools.lru_cache(maxsize=64)
 def _plan_tile(geometry: VisionGeometry) -> VisualPlan:
     """One square tile and a newline."""
-    return _plan(1, *_end_with_newline(*_whole_tile(geometry)), geometry.patches)
+    return make_plan(1, *_end_with_newline(*_whole_tile(geometry)), geometry.patches)
 
 
 def _whole_tile(geometry: VisionGeometry) -> _Tokens:
@@ -316,12 +218,3 @@ def _end_with_newline(taps: np.ndarray, weights: np.ndarray) -> _Tokens:
     newline, one = np.zeros(shape, taps.dtype), np.zeros(shape, weights.dtype)
     newline[..., 0], one[..., 0] = NEWLINE, 1
     return np.concatenate([taps, newline], axis=-2), np.concatenate([weights, one], axis=-2)
-
-
-def _plan(tiles: int, taps: np.ndarray, weights: np.ndarray, patches: int) -> VisualPlan:
-    """A plan with unused taps set to 0 and read-only arrays (plans are shared through caches)."""
-    taps = np.where(weights == 0, 0, taps).astype(np.int32)
-    weights = np.ascontiguousarray(weights, np.float32)
-    taps.setflags(write=False)
-    weights.setflags(write=False)
-    return VisualPlan(tiles, taps, weights, patches)

@@ -1,0 +1,55 @@
+"""Which family a model is of, and its sizes, before any of its weights is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from etils import epath
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import read_json_object
+from mmrlhf_jax.hub_id import is_hub_id
+from mmrlhf_jax.huggingface.hub import local_directory
+from mmrlhf_jax.huggingface.tensors import StoredTensors
+from mmrlhf_jax.models.family import Checkpoint, Family, ModelConfig
+from mmrlhf_jax.models.registry import find_family, published_config
+
+# What a config.json may say of its dtype. transformers reads it before the tokenizer, and would blame that.
+STATED_DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
+
+
+def open_checkpoint(directory: epath.PathLike) -> tuple[Family, Checkpoint]:
+    """The family of the model in a directory, and what it is read from.
+
+    Raises UserError where there is no config.json, or where it is of no family.
+    """
+    directory = epath.Path(directory)
+    path = directory / "config.json"
+    if not path.exists():
+        raise UserError(f"{directory}: no config.json; a model is a Hugging Face directory with config and safetensors weights")
+    config = read_json_object(path)
+    family = find_family(config, str(path))
+    names = [name for name in family.processor_files if (directory / name).exists()]
+    files = {name: read_json_object(directory / name) for name in names}
+    shapes = lambda: StoredTensors(directory, family.names.pieces).shapes
+    return family, Checkpoint(config, files, shapes, str(path), str(directory))
+
+
+def read_config(directory: epath.PathLike) -> ModelConfig:
+    """The sizes of the model in a directory, in either naming. Raises UserError where this project cannot run it."""
+    family, checkpoint = open_checkpoint(directory)
+    return family.read(checkpoint)
+
+
+def known_sizes(path: str) -> ModelConfig:
+    """Of a published model by its name; of any other from its directory. UserError where that is no model."""
+    published = published_config(path) if is_hub_id(path) else None
+    return published or read_config(local_directory(path))
+
+
+def check_dtype(config: dict[str, Any], where: str) -> None:
+    """UserError for a dtype that no model has."""
+    for key in ("dtype", "torch_dtype"):
+        if isinstance(config.get(key), str) and config[key] not in STATED_DTYPES:
+            known = ", ".join(STATED_DTYPES)
+            raise UserError(f"{where}: {key} {config[key]!r} is not one of {known}")

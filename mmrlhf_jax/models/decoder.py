@@ -1,0 +1,229 @@
+"""The decoder-only language model of all families: Qwen2. Reference: transformers `models/qwen2/modeling_qwen2.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from mmrlhf_jax.models import parameters
+from mmrlhf_jax.models.attention import Backend, attend_cache, attention
+from mmrlhf_jax.models.layers import linear, rms_norm, run_stack, stack
+from mmrlhf_jax.sharding.rules import constrain, partitioned
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Sizes of the language model.
+
+    `rope_axes`: for positions with three axes, which of them turns each of the head_dim / 2 pairs of dimensions.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope_theta: float
+    rms_norm_eps: float
+    tied: bool
+    attention_bias: bool = True
+    rope_axes: tuple[int, ...] | None = None
+
+
+class KVCache(NamedTuple):
+    """Keys and values of every layer: [L, B, S, K, D]."""
+
+    k: Float[Array, "L B S K D"]
+    v: Float[Array, "L B S K D"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """How hidden states become logits: `hidden @ kernel`, and with an adapter (A times alpha / rank, and B) `+ hidden @ A @ B`.
+
+    The two are never added up to one matrix: in bfloat16 the kernel would swallow what the adapter has learnt.
+    """
+
+    kernel: Float[Array, "E V"]
+    adapter: tuple[Float[Array, "E R"], Float[Array, "R V"]] | None = None
+
+    def __rmatmul__(self, hidden: Float[Array, "... E"]) -> Float[Array, "... V"]:
+        """Logits in float32, of all hidden states: for few of them. `objectives.logprobs` goes chunk by chunk."""
+        kernel, *adapter = (w.astype(hidden.dtype) for w in (self.kernel, *(self.adapter or ())))
+        logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        if not adapter:
+            return logits
+        a, b = adapter
+        return logits + jnp.matmul(hidden @ a, b, preferred_element_type=jnp.float32)
+
+
+def rope_frequencies(head_dim: int, theta: float) -> Float[np.ndarray, "D/2"]:
+    """Radians per position of every pair of dimensions, float32, rounded where transformers rounds: power, then quotient.
+
+    At position 7000 one unit in the last place of a frequency turns a pair by up to 5e-4 radians, which shows in the logits;
+    so they are made on the host, where powers are exact, and not by an accelerator's own power function.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    return np.float32(1) / (np.float64(theta) ** exponents.astype(np.float64)).astype(np.float32)
+
+
+def rope(
+    positions: Int[Array, "B S"] | Int[Array, "B S 3"], config: TextConfig
+) -> tuple[Float[Array, "B S 1 D/2"], Float[Array, "B S 1 D/2"]]:
+    """Cosines and sines of rotary embeddings, float32, one per pair of dimensions.
+
+    Of positions with three axes every pair is turned by the axis that `config.rope_axes` names.
+    """
+    along = positions[..., None] if positions.ndim == 2 else positions[..., np.asarray(config.rope_axes)]
+    angles = (along.astype(jnp.float32) * rope_frequencies(config.head_dim, config.rope_theta))[:, :, None]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Float[Array, "B S H D"], cos_sin) -> Float[Array, "B S H D"]:
+    """Rotate dimension i against dimension i + D/2 (transformers' half-split layout)."""
+    cos, sin = (a.astype(x.dtype) for a in cos_sin)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class SelfAttention(nnx.Module):
+    def __init__(self, config: TextConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
+        d, hd = config.hidden_size, config.head_dim
+        kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.q = linear(d, config.heads * hd, ("embed", "heads"), bias=config.attention_bias, **kinds)
+        self.k = linear(d, config.kv_heads * hd, ("embed", "heads"), bias=config.attention_bias, **kinds)
+        self.v = linear(d, config.kv_heads * hd, ("embed", "heads"), bias=config.attention_bias, **kinds)
+        self.o = linear(config.heads * hd, d, ("heads", "embed"), bias=False, **kinds)
+        self.head_dim = hd
+
+    def __call__(self, x: Float[Array, "B S E"], cos_sin, attend: Callable):
+        """`attend(q, k, v) -> (out, kept)` decides what is attended and what is kept of it."""
+        batch, length, _ = x.shape
+        q, k, v = (proj(x).reshape(batch, length, -1, self.head_dim) for proj in (self.q, self.k, self.v))
+        # Named before as well as after, so that gradients come back by slots before they meet the weights.
+        q, k, v = (constrain(x, "batch", "slots", "heads", None) for x in (q, k, v))
+        # Every head sees the whole row: the split of slots becomes one of heads, and back.
+        q, k, v = (constrain(x, "batch", None, "act_heads", None) for x in (rotate(q, cos_sin), rotate(k, cos_sin), v))
+        out, kept = attend(q, k, v)
+        out = constrain(constrain(out, "batch", None, "act_heads", None), "batch", "slots", "heads", None)
+        return self.o(out.reshape(batch, length, -1)), kept
+
+
+class SwiGLU(nnx.Module):
+    def __init__(self, config: TextConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
+        d, hidden = config.hidden_size, config.intermediate_size
+        kinds = dict(bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.gate = linear(d, hidden, ("embed", "mlp"), **kinds)
+        self.up = linear(d, hidden, ("embed", "mlp"), **kinds)
+        self.down = linear(hidden, d, ("mlp", "embed"), **kinds)
+
+    def __call__(self, x):
+        return self.down(constrain(jax.nn.silu(self.gate(x)) * self.up(x), "batch", "slots", "act_mlp"))
+
+
+class DecoderLayer(nnx.Module):
+    def __init__(self, config: TextConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
+        kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.attention_norm = rms_norm(config.hidden_size, config.rms_norm_eps, **kinds)
+        self.attention = SelfAttention(config, **kinds)
+        self.mlp_norm = rms_norm(config.hidden_size, config.rms_norm_eps, **kinds)
+        self.mlp = SwiGLU(config, **kinds)
+
+    def __call__(self, x, cos_sin, attend):
+        out, kept = self.attention(self.attention_norm(x), cos_sin, attend)
+        x = x + out
+        return constrain(x + self.mlp(self.mlp_norm(x)), "batch", "slots", None), kept
+
+
+class Decoder(nnx.Module):
+    """Embedding, decoder layers, final norm, and the vocabulary projection (tied to the embedding or not)."""
+
+    def __init__(self, config: TextConfig, *, dtype, param_dtype, remat: str, attention: Backend, rngs: nnx.Rngs):
+        kinds = dict(dtype=dtype, param_dtype=param_dtype)
+        self.config = config
+        self.remat = remat
+        self.attention_backend = attention
+        self.embedding = nnx.Embed(
+            config.vocab_size,
+            config.hidden_size,
+            embedding_init=partitioned(nnx.initializers.normal(config.hidden_size**-0.5), "vocab", "embed"),
+            rngs=rngs,
+            **kinds,
+        )
+        self.layers = stack(lambda rngs: DecoderLayer(config, rngs=rngs, **kinds), config.layers, rngs)
+        self.norm = rms_norm(config.hidden_size, config.rms_norm_eps, rngs=rngs, **kinds)
+        if not config.tied:
+            self.head = linear(config.hidden_size, config.vocab_size, ("embed", "vocab"), bias=False, rngs=rngs, **kinds)
+
+    def vocabulary(self) -> Vocabulary:
+        """The projection from hidden states to logits, its adapter included, as it is stored."""
+        if self.config.tied:
+            return Vocabulary(self.embedding.embedding[...].T)
+        if not self.head.adapted:
+            return Vocabulary(self.head.kernel[...])
+        a = parameters.used(self.head.lora_a, None) * self.head.lora_scale
+        return Vocabulary(self.head.kernel[...], (a, self.head.lora_b[...]))
+
+    def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S E"]:
+        return parameters.look_up(self.embedding.embedding, tokens, self.embedding.dtype)
+
+    def __call__(
+        self, x: Float[Array, "B S E"], positions: Int[Array, "B S"], visible_until: Int[Array, "B S"]
+    ) -> Float[Array, "B S E"]:
+        """Embeddings to hidden states after the final norm."""
+
+        def attend(q, k, v):
+            return attention(q, k, v, visible_until, backend=self.attention_backend), None
+
+        return self._run(x, positions, attend)[0]
+
+    def prefill(self, x, positions, visible_until) -> tuple[Float[Array, "B S E"], KVCache]:
+        """As `__call__`, and the keys and values of every layer."""
+
+        def attend(q, k, v):
+            return attention(q, k, v, visible_until, backend=self.attention_backend), KVCache(k, v)
+
+        return self._run(x, positions, attend)
+
+    def decode(
+        self,
+        x: Float[Array, "B N E"],
+        positions: Int[Array, "B N"],
+        slots: Int[Array, "B N"],
+        valid: Bool[Array, "B N S"],
+        cache: KVCache,
+    ) -> tuple[Float[Array, "B N E"], KVCache]:
+        """One step of N branches per row: writes their keys and values at their slots, then each attends its `valid` ones."""
+        cos_sin = rope(positions, self.config)
+        rows = jnp.arange(x.shape[0])[:, None]
+
+        def body(carry, layer_and_number):
+            (x, cache), (layer, number) = carry, layer_and_number
+            updated = cache
+
+            def attend(q, k, v):
+                # The cache is carried, not scanned over: one slot per branch is written in place, nothing is copied.
+                nonlocal updated
+                updated = KVCache(cache.k.at[number, rows, slots].set(k), cache.v.at[number, rows, slots].set(v))
+                each = jax.vmap(attend_cache, in_axes=(1, None, None, 1), out_axes=1)
+                return each(q[:, :, None], updated.k[number], updated.v[number], valid)[:, :, 0], None
+
+            x, _ = layer(x, cos_sin, attend)
+            return (x, updated), None
+
+        (x, cache), _ = jax.lax.scan(body, (x, cache), (self.layers, jnp.arange(self.config.layers)))
+        return self.norm(x), cache
+
+    def _run(self, x, positions, attend):
+        cos_sin = rope(positions, self.config)
+        x, kept = run_stack(lambda layer, x: layer(x, cos_sin, attend), x, self.layers, remat=self.remat)
+        return self.norm(x), kept

@@ -1,0 +1,102 @@
+"""LLaVA-OneVision as a `Family`: SigLIP, a two-layer projector, Qwen2; anyres tiles; `llava-hf` and `lmms-lab` naming."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.family import Checkpoint, Family, tokens_beyond
+from mmrlhf_jax.models.llava_onevision import original, processors
+from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
+from mmrlhf_jax.models.llava_onevision.weights import NAMES
+from mmrlhf_jax.models.weight_names import Naming
+
+if TYPE_CHECKING:
+    from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
+    from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+
+logger = logging.getLogger(__name__)
+
+
+class LlavaOnevisionFamily(Family):
+    model_type = "llava_onevision"
+    title = "LLaVA-OneVision"
+    architecture = "LlavaOnevisionForConditionalGeneration"
+    template = "qwen_1_5"
+    media_tags = ("<image>",)
+    names = NAMES
+    processor_files = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+
+    def naming(self, config: Mapping[str, Any]) -> Naming | None:
+        if original.is_original(config):
+            return "original"
+        return "hf" if config.get("model_type") == self.model_type else None
+
+    def read(self, checkpoint: Checkpoint) -> LlavaOnevisionConfig:
+        from mmrlhf_jax.models.llava_onevision.config import read_config
+
+        return read_config(checkpoint)
+
+    def published(self, path: str) -> LlavaOnevisionConfig | None:
+        from mmrlhf_jax.models.llava_onevision.published import published_config
+
+        return published_config(path)
+
+    def typical_geometry(self) -> VisionGeometry:
+        sides = range(384, 384 * 7, 384)
+        return VisionGeometry(384, 14, tuple((height, width) for height in sides for width in sides), 9)
+
+    def vocabulary(self, config: Mapping[str, Any]) -> int:
+        from mmrlhf_jax.models.qwen2 import TEXT_DEFAULTS
+
+        return super().vocabulary(config) or TEXT_DEFAULTS["vocab_size"]
+
+    def prepare_tokenizer(self, tokenizer: Any, config: Mapping[str, Any], where: str) -> None:
+        """Tokenizers of the original naming have no image token (its code uses a number outside the vocabulary); they get
+        `<image>` and `<video>` behind their last token, where the converted checkpoints have them."""
+        processors.prepare_tokenizer(tokenizer, config, where, original.is_original(config))
+
+    def model(self) -> type[LlavaOnevision]:
+        from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
+
+        return LlavaOnevision
+
+    def bench_config(self, shape: str) -> LlavaOnevisionConfig | None:
+        from mmrlhf_jax.models.llava_onevision.shapes import SHAPES, shape_config
+
+        return shape_config(shape) if shape in SHAPES else None
+
+    def convert_config(self, checkpoint: Checkpoint, model: LlavaOnevisionConfig, naming: Naming) -> dict[str, Any]:
+        raw = checkpoint.config
+        if original.is_original(raw):
+            return dict(raw) if naming == "original" else original.to_hf(raw, checkpoint.shapes(), checkpoint.directory)
+        return dict(raw) if naming == "hf" else original.from_hf(raw, model)
+
+    def new_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Without the pooling head of a SigLIP tower, which is never used."""
+        return {**config, "vision_config": {**config["vision_config"], "vision_use_head": False}}
+
+    def processors(self, model: LlavaOnevisionConfig, tokenizer: Any) -> dict[str, dict[str, Any]]:
+        return processors.processor_files(model)
+
+    def check_export(self, model: LlavaOnevisionConfig, naming: Naming, source: str, out: str) -> None:
+        if naming == "hf" and tokens_beyond(model, (model.image_token, model.video_token)):
+            raise UserError(
+                f"{source}: the embedding's {model.text.vocab_size} rows end before the image token ({model.image_token}) and"
+                f" the video token ({model.video_token}), which transformers looks up; resize it, or use --naming original"
+            )
+        if naming == "original" and (*model.vision.image_mean, *model.vision.image_std) != (0.5,) * 6:
+            logger.warning("%s: the original code normalises pixels with 0.5, unlike this model; it runs right only here", out)
+
+    def left_out(self, model: LlavaOnevisionConfig, part: str, layer: int | None, naming: Naming) -> bool:
+        """The original code runs every layer that a tower has; Hugging Face's config may stop before the last."""
+        behind = part == "vision" and layer is not None and layer >= model.vision.feature_layers
+        return naming == "original" and behind
+
+    def default_chat_template(self) -> str:
+        return processors.CHAT_TEMPLATE
+
+
+FAMILY = LlavaOnevisionFamily()

@@ -1,0 +1,71 @@
+"""What every family's model is: visual tokens in their slots of a token row, a decoder, and perhaps a reward head."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mmrlhf_jax.models.attention import Backend
+from mmrlhf_jax.models.decoder import Decoder
+from mmrlhf_jax.models.media import Tiles
+from mmrlhf_jax.models.reward_head import RewardHead
+from mmrlhf_jax.models.taps import weighted_taps
+from mmrlhf_jax.sharding.rules import constrain
+
+
+class VisionLanguage(nnx.Module):
+    """A policy; with `config.reward_head` also a reward model (the language-model head stays: it writes the critique).
+
+    A family's class makes its own parts (`make_vision`) and says what features they give of a row's tiles
+    (`visual_features`). Parameters are known by the names of the attributes: `vision` is the tower, `projector` what brings
+    its features to the decoder's width.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        rngs: nnx.Rngs,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        remat: str = "full",
+        attention: Backend = "auto",
+    ):
+        kinds = dict(dtype=dtype, param_dtype=param_dtype)
+        self.config = config
+        self.make_vision(config, remat=remat, attention=attention, rngs=rngs, **kinds)
+        self.language = Decoder(config.text, remat=remat, attention=attention, rngs=rngs, **kinds)
+        if config.reward_head is not None:
+            self.reward_head = RewardHead(config.text.hidden_size, config.reward_head, param_dtype=param_dtype, rngs=rngs)
+
+    @abc.abstractmethod
+    def make_vision(self, config: Any, *, remat: str, attention: Backend, rngs: nnx.Rngs, dtype, param_dtype) -> None:
+        """Set the attributes `vision`, `projector` and whatever else the family has beside the decoder."""
+
+    @abc.abstractmethod
+    def visual_features(self, tiles: jax.Array) -> Float[Array, "B F E"]:
+        """The features of a row's tiles, uint8[B, T, H, H, 3], that taps number, in the decoder's width."""
+
+    def embed(self, tokens: Int[Array, "B S"], media: Tiles | None) -> Float[Array, "B S E"]:
+        """Token embeddings with the visual tokens put into their slots."""
+        x = self.language.embed(tokens)
+        if media is None or media.slots.shape[1] == 0:
+            return x
+        tokens_visual = weighted_taps(self.visual_features(media.tiles), media.taps, media.weights)
+        placed = jax.vmap(lambda row, slots, values: row.at[slots].set(values, mode="drop"))(x, media.slots, tokens_visual)
+        return constrain(placed, "batch", "slots", None)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"] | Int[Array, "B S 3"],
+        visible_until: Int[Array, "B S"],
+        media: Tiles | None = None,
+    ) -> Float[Array, "B S E"]:
+        """Hidden states after the final norm; the vocabulary projection is the caller's, for the slots that need it."""
+        return self.language(self.embed(tokens, media), positions, visible_until)

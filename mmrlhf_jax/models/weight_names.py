@@ -1,0 +1,243 @@
+"""Names of weights: which parameter of a model is which tensor of a checkpoint, read in both directions. No jax here.
+
+A checkpoint spells a tensor as a prefix, which says the part of the model, and a rest. Every family has one `WeightNames`:
+its parts with their prefixes in each naming, and a row for every module. Loading resolves a stored name (`resolve`), export
+spells one (`spell`), and what a parameter and its tensor look like beside each other is its `Layout`.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+Naming = Literal["hf", "original"]
+Path = tuple[str, ...]  # of a parameter in the model, e.g. ("language", "layers", "attention", "q", "kernel")
+
+
+class Part(NamedTuple):
+    """Spellings of a prefix: those written, others that are understood, and what transformers 5 calls the module in memory."""
+
+    hf: str  # as the published files in Hugging Face naming have it: the one that every transformers and vLLM loads
+    original: str  # as the published files of the family's own code have it
+    others: tuple[str, ...] = ()  # what transformers 4.52 and later call their modules, or write
+    module: str | None = None  # for adapters; None: transformers' model has no such module
+
+
+class Layout(enum.Enum):
+    """A parameter beside its tensor. Layers are separate tensors and one parameter with a leading layer axis."""
+
+    SAME = enum.auto()
+    TRANSPOSED = enum.auto()  # tensor [outputs, inputs], parameter [inputs, outputs]
+    PATCHES = enum.auto()  # tensor [outputs, channels, rows, columns], parameter [rows * columns * channels, outputs]
+    SQUEEZED = enum.auto()  # tensor [1, ...], parameter [...]
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        match self:
+            case Layout.PATCHES:
+                side = math.isqrt(shape[0] // 3)
+                return (shape[1], 3, side, side)
+            case Layout.TRANSPOSED:
+                return shape[::-1]
+            case Layout.SQUEEZED:
+                return (1, *shape)
+        return shape
+
+    def stored_index(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
+        """The part of the tensor that holds this part of the parameter."""
+        match self:
+            case Layout.TRANSPOSED:
+                return index[::-1]
+            case Layout.SQUEEZED:
+                return (slice(None), *index)
+        return index
+
+    def to_parameter(self, tensor: np.ndarray) -> np.ndarray:
+        match self:
+            case Layout.PATCHES:
+                return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
+            case Layout.TRANSPOSED:
+                return tensor.T
+            case Layout.SQUEEZED:
+                return tensor[0]
+        return tensor
+
+    def to_tensor(self, parameter: np.ndarray) -> np.ndarray:
+        match self:
+            case Layout.PATCHES:
+                outputs, channels, rows, columns = self.stored_shape(parameter.shape)
+                return parameter.reshape(rows, columns, channels, outputs).transpose(3, 2, 0, 1)
+            case Layout.TRANSPOSED:
+                return parameter.T
+            case Layout.SQUEEZED:
+                return parameter[None]
+        return parameter
+
+
+# Kinds of module: tensor -> parameter and layout. A bias that the model lacks is unexpected in a checkpoint, too.
+Kind = Mapping[str, tuple[str, Layout]]
+LINEAR: Kind = {"weight": ("kernel", Layout.TRANSPOSED), "bias": ("bias", Layout.SAME)}
+CONVOLUTION: Kind = {"weight": ("kernel", Layout.PATCHES), "bias": ("bias", Layout.SAME)}
+EMBEDDING: Kind = {"weight": ("embedding", Layout.SAME)}
+NORM: Kind = {"weight": ("scale", Layout.SAME), "bias": ("bias", Layout.SAME)}
+ARRAY: Kind = {"": ("", Layout.SAME)}
+ARRAY_OF_ONE: Kind = {"": ("", Layout.SQUEEZED)}
+
+
+class Row(NamedTuple):
+    """A module: its part, its names in a checkpoint ("{}" is the layer's number) and in the model, and its kind.
+
+    `original` is its name in the original naming, where that differs by more than the prefix. Of a `piece` (i, n) there it is
+    the i-th of n equal ones along the first axis of one tensor.
+    """
+
+    part: str
+    stored: str
+    module: str
+    kind: Kind
+    original: str | None = None
+    piece: tuple[int, int] | None = None
+
+
+# The language model and the heads, the same in every family.
+DECODER = (
+    Row("language", "embed_tokens", "language.embedding", EMBEDDING),
+    Row("language", "layers.{}.input_layernorm", "language.layers.attention_norm", NORM),
+    Row("language", "layers.{}.self_attn.q_proj", "language.layers.attention.q", LINEAR),
+    Row("language", "layers.{}.self_attn.k_proj", "language.layers.attention.k", LINEAR),
+    Row("language", "layers.{}.self_attn.v_proj", "language.layers.attention.v", LINEAR),
+    Row("language", "layers.{}.self_attn.o_proj", "language.layers.attention.o", LINEAR),
+    Row("language", "layers.{}.post_attention_layernorm", "language.layers.mlp_norm", NORM),
+    Row("language", "layers.{}.mlp.gate_proj", "language.layers.mlp.gate", LINEAR),
+    Row("language", "layers.{}.mlp.up_proj", "language.layers.mlp.up", LINEAR),
+    Row("language", "layers.{}.mlp.down_proj", "language.layers.mlp.down", LINEAR),
+    Row("language", "norm", "language.norm", NORM),
+    Row("vocabulary", "", "language.head", LINEAR),
+    Row("reward", "dense", "reward_head.dense", LINEAR),
+    Row("reward", "out_proj", "reward_head.out", LINEAR),
+)
+REWARD = Part("rm_head.", "rm_head.")
+
+_LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)|(?<=layer\.)\d+(?=\.)|(?<=blocks\.)\d+(?=\.)")
+_PIECE = re.compile(r"\[(\d+)/(\d+)\]$")
+
+
+class Stored(NamedTuple):
+    """A stored tensor, whatever its spelling: `rest` follows the part's `hf` prefix, its layer number replaced by {}."""
+
+    part: str
+    rest: str
+    layer: int | None
+
+
+EMBEDDED = Stored("language", "embed_tokens.weight", None)
+PROJECTED = Stored("vocabulary", "weight", None)
+
+
+class WeightNames:
+    """The names of one family's weights.
+
+    Args:
+        parts: name of a part -> its prefixes.
+        rows: the modules.
+        unused: part -> what follows its prefix in tensors of published checkpoints that the model never uses: they are read
+            over, and copied from the source on export.
+        wanted: what transformers wants of them, with the value to write where no source has it.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Part],
+        rows: Sequence[Row],
+        unused: Mapping[str, re.Pattern[str]],
+        wanted: Mapping[tuple[str, str], float],
+    ):
+        self.parts, self.unused, self.wanted = parts, unused, wanted
+        self._entries: dict[tuple[str, str], tuple[Path, Layout]] = {}
+        self._original: dict[tuple[str, str], str] = {}  # rest in Hugging Face naming -> in the original one
+        for row in rows:
+            for leaf, (parameter, layout) in row.kind.items():
+                rest = _joined(row.stored, leaf)
+                self._entries[row.part, rest] = (tuple(filter(None, (*row.module.split("."), parameter))), layout)
+                spelt = _joined(row.stored if row.original is None else row.original, leaf)
+                self._original[row.part, rest] = spelt if row.piece is None else piece_name(spelt, *row.piece)
+        self._hf = {(part, spelt): rest for (part, rest), spelt in self._original.items()}
+        self._by_path = {path: (part, rest, layout) for (part, rest), (path, layout) in self._entries.items()}
+        wholes = [(part, _PIECE.split(spelt)) for part, spelt in self._hf]
+        self._pieces = {(part, split[0]): int(split[2]) for part, split in wholes if len(split) > 1}
+
+    def resolve(self, name: str) -> Stored | None:
+        """What a stored name means, in any spelling; None for a tensor that no checkpoint of the family has."""
+        for part, prefix, is_original in self._prefixes():
+            if not name.startswith(prefix):
+                continue
+            rest, layer = _template(name[len(prefix) :])
+            if is_original:
+                rest = self._hf.get((part, rest), rest)
+            if (part, rest) in self._entries or (part in self.unused and self.unused[part].fullmatch(name[len(prefix) :])):
+                return Stored(part, rest, layer)
+        return None
+
+    def pieces(self, name: str) -> int:
+        """How many parameters' tensors lie in the tensor of this name, one after the other along its first axis."""
+        found = (
+            self._pieces.get((part, _template(name[len(prefix) :])[0]))
+            for part, prefix, is_original in self._prefixes()
+            if is_original and name.startswith(prefix)
+        )
+        return next(filter(None, found), 1)
+
+    def spell(self, stored: Stored, naming: Naming) -> str:
+        """The name of a tensor in a naming; that of a piece (`piece_name`) where it is one of several in a tensor."""
+        rest = stored.rest if naming == "hf" else self._original.get((stored.part, stored.rest), stored.rest)
+        return getattr(self.parts[stored.part], naming) + rest.replace("{}", str(stored.layer))
+
+    def is_original(self, name: str) -> bool:
+        """Whether a stored name is of the original naming, by the prefix of the vision tower."""
+        return name.startswith(self.parts["vision"].original)
+
+    def parameter(self, stored: Stored) -> tuple[Path, Layout] | None:
+        """Path and layout of the parameter that a tensor belongs to; None for an unused tensor."""
+        return self._entries.get((stored.part, stored.rest))
+
+    def tensors(self, path: Path, layers: int) -> tuple[list[Stored], Layout]:
+        """The tensors of a parameter: one, or one per layer where the parameter is stacked."""
+        part, rest, layout = self._by_path[path]
+        numbers = range(layers) if "{}" in rest else (None,)
+        return [Stored(part, rest, number) for number in numbers], layout
+
+    def is_stacked(self, path: Path) -> bool:
+        return "{}" in self._by_path[path][1]
+
+    def _prefixes(self):
+        """(part, prefix, whether it is the original naming's), in the order in which they are tried."""
+        for part, spellings in self.parts.items():
+            yield part, spellings.hf, False
+            yield part, spellings.original, True
+            for prefix in spellings.others:
+                yield part, prefix, False
+
+
+def piece_name(name: str, number: int, count: int) -> str:
+    """What the `number`-th of `count` equal pieces of a tensor is called, as if it were a tensor of its own."""
+    return f"{name}[{number}/{count}]"
+
+
+def whole_name(name: str) -> tuple[str, int, int]:
+    """(name of the tensor, number of the piece, count of pieces) of a name that may be a `piece_name`."""
+    match = _PIECE.search(name)
+    return (name, 0, 1) if match is None else (name[: match.start()], int(match[1]), int(match[2]))
+
+
+def _joined(module: str, leaf: str) -> str:
+    return ".".join(filter(None, (module, leaf)))
+
+
+def _template(rest: str) -> tuple[str, int | None]:
+    """The rest of a name with {} for the number of its layer, and that number."""
+    number = _LAYER.search(rest)
+    return (rest, None) if number is None else (f"{rest[: number.start()]}{{}}{rest[number.end() :]}", int(number[0]))
