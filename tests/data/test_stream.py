@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mmrlhf_jax.data.packing import epoch_groups
-from mmrlhf_jax.data.rows import RowBatch, stack_rows
+from mmrlhf_jax.data.rows import map_arrays, stack_rows
 from mmrlhf_jax.data.stream import batches
 from mmrlhf_jax.errors import UserError
 from tests.data import groups
@@ -83,7 +83,7 @@ def test_the_batches_hold_what_the_plan_says(rows):
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_the_number_of_hosts_does_not_change_the_global_batches(rows, whole, hosts):
     parts = zip(*[run(rows, host=host, hosts=hosts) for host in range(hosts)], strict=True)
-    joined = [RowBatch(*(np.concatenate(field) for field in zip(*part, strict=True))) for part in parts]
+    joined = [map_arrays(lambda *arrays: np.concatenate(arrays), *part) for part in parts]
     assert [groups.digest(batch) for batch in joined] == whole
 
 

@@ -190,7 +190,7 @@ def test_a_plan_of_nothing_joins_with_everything():
     assert (nothing.tiles, nothing.tokens, nothing.taps.shape) == (0, 0, (0, 4))
     joined = join([nothing, image, nothing])
     np.testing.assert_array_equal(joined.taps, image.taps)
-    assert (joined.tiles, joined.features) == (image.tiles, image.patches)
+    assert (joined.tiles, joined.features) == (image.tiles, image.features)
 
 
 def test_plans_of_different_geometries_do_not_join():
