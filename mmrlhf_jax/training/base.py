@@ -11,8 +11,8 @@ from flax import nnx
 from mmrlhf_jax import config
 from mmrlhf_jax.huggingface.load import load_model
 from mmrlhf_jax.models.family import ModelConfig
-from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.models.lora import with_reduce_dtype
+from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.training.optimizer import make_optimizer
 from mmrlhf_jax.training.state import precision_line, split_model, stored_dtype, with_adapters
