@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -137,6 +137,18 @@ def empty_row(budget: Budget, geometry: Geometry) -> RowBatch:
 def stack_rows(rows: Sequence[Row]) -> Row:
     """Rows (or their media) to a batch: every array gets a first axis B."""
     return map_arrays(lambda *arrays: np.stack(arrays), *rows)
+
+
+def by_name(batch: RowBatch) -> dict[str, Any]:
+    """The arrays of a batch by their names, those of its media as `media.NAME`."""
+    found = {name: value for name, value in batch._asdict().items() if name != "media"}
+    return found | {f"media.{name}": value for name, value in batch.media._asdict().items()}
+
+
+def from_names(arrays: Mapping[str, Any]) -> RowBatch:
+    """The batch of arrays that `by_name` named."""
+    media = {name.removeprefix("media."): value for name, value in arrays.items() if name.startswith("media.")}
+    return RowBatch(**{name: value for name, value in arrays.items() if "." not in name}, media=Tiles(**media))
 
 
 def map_arrays(function: Callable[..., Any], *trees: Any) -> Any:

@@ -8,14 +8,23 @@ row is also an ordinary one: whatever runs on `RowBatch` runs on it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmrlhf_jax.data.packing import plan_rows
-from mmrlhf_jax.data.rows import Budget, EncodedGroup, RowBatch, assemble_row, group_size, round_up, stack_rows
-from mmrlhf_jax.models.media import Tiles
+from mmrlhf_jax.data.rows import (
+    Budget,
+    EncodedGroup,
+    RowBatch,
+    assemble_row,
+    by_name,
+    from_names,
+    group_size,
+    round_up,
+    stack_rows,
+)
 
 # Slots of a row are a multiple of this, in either layout.
 SLOT_MULTIPLE = 8
@@ -39,16 +48,9 @@ def half_sizes(slots: int, responses: int, features: int) -> dict[str, int]:
     return {"slots": slots, "responses": responses, "features": features}
 
 
-def by_name(batch: RowBatch) -> dict[str, Any]:
-    """The arrays of a batch by their names, those of its media as `media.NAME`; without those of its pairs."""
-    found = {name: value for name, value in batch._asdict().items() if name not in (*PER_PAIR, "media")}
-    return found | {f"media.{name}": value for name, value in batch.media._asdict().items()}
-
-
-def from_names(arrays: Mapping[str, Any]) -> RowBatch:
-    """The batch of arrays under the names of `by_name`, and of those of its pairs."""
-    media = {name.removeprefix("media."): value for name, value in arrays.items() if name.startswith("media.")}
-    return RowBatch(**{name: value for name, value in arrays.items() if "." not in name}, media=Tiles(**media))
+def halved(batch: RowBatch) -> dict[str, Any]:
+    """The arrays that stand in two halves, by their names."""
+    return {name: array for name, array in by_name(batch).items() if name not in PER_PAIR}
 
 
 class Pair(NamedTuple):
@@ -97,7 +99,7 @@ def _row(pairs: Sequence[Pair], half: Budget, geometry) -> RowBatch:
     """The two halves, each laid out as a row of its own, joined into one row of twice the budget."""
     sides = [assemble_row([getattr(pair, side) for pair in pairs], half, geometry) for side in ("chosen", "rejected")]
     sizes = half_sizes(half.slots, half.responses, half.tiles * geometry.features)
-    first, second = map(by_name, sides)
+    first, second = map(halved, sides)
 
     def joined(name: str) -> np.ndarray:
         values = [first[name], second[name]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mmrlhf_jax.data.rows import RowBatch
-from mmrlhf_jax.data.unshared import INDEXES, MARKED, PER_PAIR, by_name, from_names, half_sizes
+from mmrlhf_jax.data.rows import RowBatch, from_names
+from mmrlhf_jax.data.unshared import INDEXES, MARKED, PER_PAIR, half_sizes, halved
 from mmrlhf_jax.inference.forward import forward
 from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.objectives.outputs import Outputs
@@ -37,4 +37,4 @@ def split_halves(batch: RowBatch, features: int) -> RowBatch:
 
     none = {name: getattr(batch, name)[:1, :1] * 0 for name in PER_PAIR}
     per_pair = {name: jnp.broadcast_to(value, (2 * rows, *value.shape[1:])) for name, value in none.items()}
-    return from_names({name: halves(name, value) for name, value in by_name(batch).items()} | per_pair)
+    return from_names({name: halves(name, value) for name, value in halved(batch).items()} | per_pair)

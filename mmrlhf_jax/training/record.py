@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from mmrlhf_jax import config
-from mmrlhf_jax.data.rows import RowBatch
+from mmrlhf_jax.data.rows import RowBatch, by_name, from_names
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Unavailable, first_line
 from mmrlhf_jax.files import read_arrays, write_arrays
@@ -129,7 +129,7 @@ def bad_batch_file(step: int | str) -> str:
 def save_batch(path: epath.Path, step: int, batch: RowBatch, records: Sequence[RankedRecord]) -> None:
     """The global batch of a step as one `.npz` of its fields, written by the first process; `groups` names, for every response
     of the batch, the record that it belongs to, `numbers` its place there (from 1)."""
-    arrays = {name: fetch(value) for name, value in batch._asdict().items()}
+    arrays = {name: fetch(value) for name, value in by_name(batch).items()}
     if jax.process_index() == 0:
         owners = [(record.id, i) for record in records for i in range(1, len(record.responses) + 1)]
         found = [[owners[each] if each >= 0 else ("", 0) for each in row] for row in arrays["response_ids"]]
@@ -153,7 +153,7 @@ def read_batch(path: epath.PathLike) -> SavedBatch:
     try:
         arrays = read_arrays(path)
         step, groups, numbers = (arrays.pop(name) for name in ("step", "groups", "numbers"))
-        return SavedBatch(int(step), RowBatch(**arrays), groups, numbers)
+        return SavedBatch(int(step), from_names(arrays), groups, numbers)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a run that stops at a bad step says where it saved the batch") from None
     except OSError as error:

@@ -51,7 +51,7 @@ class Model:
         if self.batches == self.fails_at:
             raise KeyboardInterrupt
         self.batches += 1
-        batch = batch._replace(**{name: np.asarray(x) for name, x in batch._asdict().items()})
+        batch = jax.tree.map(np.asarray, batch)
         count = batch.ends.shape[1]
         logps, lengths = np.zeros((2, *batch.ends.shape), np.float32)
         for b in range(len(logps)):
