@@ -134,7 +134,7 @@ def show_group(
 
 @app.command()
 def train(
-    experiment: Annotated[str, path_argument(help="Experiment file, such as configs/mmdpo_llava_ov_7b.yaml.")],
+    experiment: Annotated[str, path_argument(help="Experiment file, such as those in configs/.")],
     launch: options.Launch = None,
     overrides: options.Overrides = None,
     fresh: Annotated[

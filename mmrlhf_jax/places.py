@@ -2,7 +2,7 @@
 
 A tag in a prompt (`<image>`, `<video>`) is the place of one medium: `Compare <image> with <image>.` has two pictures, in the
 order of the record's `images`. A prompt without tags has its media before the text, where the chat template puts them. Tags and
-media are counted: as many tags as media, or none. LLaVA writes `<image>` for a video as well.
+media are counted: as many tags as media, or none. Rows of MM-RLHF write `<image>` for a video as well.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ from etils import epath
 
 from mmrlhf_jax import config, sections
 from mmrlhf_jax.data.examples import BuiltExamples, Example, Layout, SourceExamples, is_built
-from mmrlhf_jax.data.internvl_meta import read_meta
 from mmrlhf_jax.data.media import MediaFile
+from mmrlhf_jax.data.meta_file import read_meta
 from mmrlhf_jax.data.sources import OnError
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError, shown

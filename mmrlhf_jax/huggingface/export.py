@@ -90,13 +90,13 @@ def export_checkpoint(
     *,
     dtype: Any = None,
     naming: Naming = "hf",
-    card: str | None = None,
+    card: Callable[[Family], str] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> int:
     """As `export_model` of the untouched model of `source`, file to file: no device takes part, memory holds one tensor.
 
-    `source` may be a PEFT adapter: then it is merged into its base, whose directory gives everything else. What its updates
-    lose by the dtype is said.
+    `card` makes the model card, of the family that the model is of. `source` may be a PEFT adapter: then it is merged into its
+    base, whose directory gives everything else. What its updates lose by the dtype is said.
     """
     directory = find_directory(source)
     learnt: Mapping[str, np.dtype] = {}
@@ -115,7 +115,8 @@ def export_checkpoint(
         if family.names.parameter(tensor) is not None and not family.left_out(config, tensor.part, tensor.layer, naming):
             spelt = family.names.spell(tensor, naming)
             parameters[spelt] = _copied(stored, name, kinds(tensor), spelt)
-    count = _export(source, out, config, kinds, parameters, naming, card, shard_bytes)
+    text = None if card is None else card(family)
+    count = _export(source, out, config, kinds, parameters, naming, text, shard_bytes)
     rounded = {kinds(tensor) for tensor, name in kinds.names.items() if name in learnt and learnt[name] != kinds(tensor)}
     say_rounded(out, rounded, "the updates of the adapter", asked=dtype is not None)
     return count

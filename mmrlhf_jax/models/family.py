@@ -59,6 +59,7 @@ class Family(abc.ABC):
     model_type: ClassVar[str]  # in a Hugging Face config.json, and in the registry
     title: ClassVar[str]  # for people
     architecture: ClassVar[str]  # the class of transformers
+    publishers: ClassVar[Mapping[Naming, str]]  # who publishes the family's checkpoints in each naming
     template: ClassVar[str]  # the chat template that `data.template` means by default (`data.templates`)
     media_tags: ClassVar[tuple[str, ...]]  # what the family's chat templates write in a medium's place
     names: ClassVar[WeightNames]

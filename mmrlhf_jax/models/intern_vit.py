@@ -1,4 +1,4 @@
-"""InternViT: the vision tower of InternVL.
+"""InternViT, a vision tower of 448-pixel tiles with a class token.
 
 Reference: transformers `models/internvl/modeling_internvl.py` (`InternVLVisionModel`), OpenGVLab's `modeling_intern_vit.py`.
 

@@ -1,4 +1,4 @@
-"""Blocks of m × m patches to one visual token each: InternVL's pixel unshuffle and MLP.
+"""Blocks of m × m patches to one visual token each: a pixel unshuffle, a norm and an MLP.
 
 Reference: transformers `models/internvl/modeling_internvl.py` (`pixel_shuffle`, `InternVLMultiModalProjector`).
 """

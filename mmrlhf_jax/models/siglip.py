@@ -91,7 +91,7 @@ class Siglip(nnx.Module):
         self.layers = stack(lambda rngs: EncoderLayer(config, rngs=rngs, **kinds), config.layers, rngs)
 
     def __call__(self, tiles: UInt8[Array, "N H W 3"]) -> Float[Array, "N P E"]:
-        """Hidden states of the feature layer (LLaVA-OneVision's `vision_feature_layer`), without post-norm."""
+        """Hidden states of the feature layer (`feature_layers`), without post-norm."""
         x = self.patch(patches(tiles, self.config))
         x = (x + used(self.positions.embedding, x.dtype)).astype(x.dtype)
         layers = jax.tree.map(lambda p: p[: self.config.feature_layers], self.layers)

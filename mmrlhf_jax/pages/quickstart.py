@@ -165,7 +165,7 @@ def story(figures: Mapping) -> Markup:
         ),
         (
             "The policy.",
-            "A small LLaVA-OneVision imitates responses of mixed quality. It learns to answer, but not to answer well.",
+            "A small vision-language model imitates responses of mixed quality. It learns to answer, but not to answer well.",
         ),
         (
             "The reward model.",

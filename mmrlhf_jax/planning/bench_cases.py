@@ -44,7 +44,7 @@ SHAPES = ("small", "0.5b", "7b")  # of the default family (`Family.bench_config`
 
 
 def shape_experiment(shape: str) -> config.Experiment:
-    """MM-DPO with a cached reference, as `configs/mmdpo_llava_ov_7b.yaml` has it; float32 only for the small shape."""
+    """MM-DPO with a cached reference, as the published experiments have it; float32 only for the small shape."""
     dtype = "float32" if shape == "small" else "bfloat16"
     return config.Experiment(
         model=config.Model(path=f"{shape} shape, random weights", dtype=dtype, frozen_dtype=dtype),

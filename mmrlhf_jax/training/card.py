@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmrlhf_jax import config, sections
+from mmrlhf_jax.models.family import Family
+from mmrlhf_jax.models.weight_names import Naming
 from mmrlhf_jax.tasks import task_of
 
 SHOWN = ("loss", "eval_loss", "rewards/accuracies", "eval_rewards/accuracies", "rewards/margins", "accuracy", "eval_accuracy")
 
 
-def model_card(experiment: config.Experiment, step: int, metrics: Sequence[dict]) -> str:
-    """Markdown with Hugging Face front matter."""
+def model_card(experiment: config.Experiment, family: Family, step: int, metrics: Sequence[dict]) -> str:
+    """Markdown with Hugging Face front matter, of a model of `family`."""
     last: dict[str, float] = {}
     for row in metrics:
         if row["step"] <= step:
@@ -24,17 +26,17 @@ def model_card(experiment: config.Experiment, step: int, metrics: Sequence[dict]
         f"---\nbase_model: {experiment.model.path}\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n"
         f"tags: [mm-rlhf, mmrlhf_jax, {task.kind}]\n---\n\n"
         f"# {experiment.run.directory.rstrip('/').rsplit('/', 1)[-1]}\n\n"
-        f"LLaVA-OneVision: {title}, trained with `mmrlhf_jax` from `{experiment.model.path}` on"
+        f"{family.title}: {title}, trained with `mmrlhf_jax` from `{experiment.model.path}` on"
         f" `{experiment.data.named}`, {step} steps.{f' {method}' if method else ''}\n{table}\n"
         f"Resolved configuration:\n\n```yaml\n{sections.resolved(experiment)}```\n"
     )
 
 
-def conversion_card(source: str, naming: str, dtype: str | None) -> str:
+def conversion_card(source: str, family: Family, naming: Naming, dtype: str | None) -> str:
     """The card of a model that was only written anew, or that an adapter was merged into: nothing was trained here."""
-    how = "Hugging Face (`llava-hf`)" if naming == "hf" else "original (`lmms-lab`)"
+    how = f"{'Hugging Face' if naming == 'hf' else 'original'} (`{family.publishers[naming]}`)"
     return (
         f"---\nbase_model: {source}\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [mmrlhf_jax]\n---\n\n"
-        f"# {source.rstrip('/').rsplit('/', 1)[-1]}\n\nLLaVA-OneVision: the weights of `{source}`, not trained here, written"
+        f"# {source.rstrip('/').rsplit('/', 1)[-1]}\n\n{family.title}: the weights of `{source}`, not trained here, written"
         f" by `mmrlhf export` in the {how} naming{'' if dtype is None else f' as {dtype}'}.\n"
     )

@@ -181,7 +181,7 @@ def export_run(
         if is_run:
             _export_run(checkpoint, place, step, naming, kind, adapter)
         else:
-            card = conversion_card(checkpoint, naming, dtype)
+            card = lambda family: conversion_card(checkpoint, family, naming, dtype)
             parameters = export_checkpoint(checkpoint, place, dtype=kind, naming=naming, card=card)
             say(f"{out}: {parameters:,} parameters exported")
 
@@ -193,7 +193,7 @@ def _export_run(
     read_metrics(run)  # a file that the card cannot be made from is refused before the model is loaded
     trained = load_trained(run, step=step, mesh=mesh, exact=True)
     # Once more, because a trainer may be at work, and the checkpoint newer than what was read.
-    card = model_card(trained.experiment, trained.step, read_metrics(run))
+    card = model_card(trained.experiment, family_of(trained.model.config), trained.step, read_metrics(run))
     if adapter:
         export_run_adapter(trained, out, card)
         return

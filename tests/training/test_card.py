@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmrlhf_jax.config import load_experiment
+from mmrlhf_jax.models.registry import family
 from mmrlhf_jax.training.card import model_card
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -38,7 +39,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 )
 def test_the_card_says_which_objective_it_was(name, overrides, title):
     experiment = load_experiment(CONFIGS / f"{name}_llava_ov_7b.yaml", overrides)
-    card, _, settings = model_card(experiment, 7, [{"step": 7, "loss": 0.5}]).partition("Resolved configuration")
+    card = model_card(experiment, family("llava_onevision"), 7, [{"step": 7, "loss": 0.5}])
+    card, _, settings = card.partition("Resolved configuration")
     assert title in card and "| loss | 0.5 |" in card and "kind: " in settings
     papers = name.startswith("reward") or "MM-DPO" in title or "Dynamic Reward Scaling" in title
     assert ("arXiv 2502.10391" in card) == papers

@@ -39,7 +39,7 @@ _FORMS: tuple[tuple[str, str, Callable[[dict[str, Any]], bool]], ...] = (
     ("KTO rows (an answer and a label)", "a label compares no two answers to one prompt", _is_labelled),
     ("prompts for sampling (PPO, GRPO)", "there is no answer in them", _is_prompt_alone),
     ("MMPR's prompts (chosen without rejected)", _ONE_ANSWER, lambda row: _has("question", "chosen")(row)),
-    ("supervised fine-tuning rows (LLaVA or ShareGPT `conversations`)", _ONE_ANSWER, _has("conversations")),
+    ("supervised fine-tuning rows (ShareGPT `conversations`)", _ONE_ANSWER, _has("conversations")),
     ("supervised fine-tuning rows (`messages`)", _ONE_ANSWER, _has("messages")),
     ("supervised fine-tuning rows (Alpaca `instruction`, `output`)", _ONE_ANSWER, _has("instruction", "output")),
     ("supervised fine-tuning rows (`prompt`, `completion`)", _ONE_ANSWER, _has("prompt", "completion")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.family import Checkpoint, Family, tokens_beyond
@@ -24,6 +24,7 @@ class LlavaOnevisionFamily(Family):
     model_type = "llava_onevision"
     title = "LLaVA-OneVision"
     architecture = "LlavaOnevisionForConditionalGeneration"
+    publishers: ClassVar = {"hf": "llava-hf", "original": "lmms-lab"}
     template = "qwen_1_5"
     media_tags = ("<image>",)
     names = NAMES

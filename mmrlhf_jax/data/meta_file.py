@@ -1,4 +1,4 @@
-"""MMPR's `meta.json`, as InternVL's trainer reads it: sets by name, each with its rows, its folder of images, and a weight.
+"""MMPR's `meta.json`, as its authors' trainer reads it: sets by name, each with its rows, its folder of images, and a weight.
 
 {"name": {"root": "MMPR/images/ScienceQA", "annotation": "MMPR/annotations/x.jsonl", "repeat_time": 1, "length": 66457, ...}}
 """

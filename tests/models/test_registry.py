@@ -1,0 +1,61 @@
+"""A family of models is a folder and a line of the registry: nothing else in the project names one."""
+
+from __future__ import annotations
+
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models import registry
+
+ROOT = Path(registry.__file__).parents[1]
+NAMES = re.compile("llava|onevision|internvl", re.IGNORECASE)
+SOURCE_FILE = re.compile(r"`[\w./-]+\.py`")  # a comment may say which file of somebody else's it follows
+
+
+def mentions(path: Path) -> list[str]:
+    """The lines of a file that name a family, but comments and docstrings that cite a source file."""
+    lines = path.read_text().splitlines()
+    cited = set()
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+        if token.type in (tokenize.COMMENT, tokenize.STRING) and SOURCE_FILE.search(token.string):
+            cited |= set(range(token.start[0], token.end[0] + 1))
+    return [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for number, line in enumerate(lines, 1)
+        if NAMES.search(line) and not (number in cited and SOURCE_FILE.search(line))
+    ]
+
+
+def test_nothing_outside_a_familys_folder_names_it():
+    folders = [ROOT.joinpath(*module.split(".")[1:]) for module in registry.FAMILIES.values()]
+    exempt = [*folders, ROOT / "quickstart", ROOT / "models" / "registry.py"]
+    files = [path for path in ROOT.rglob("*.py") if not any(path == each or each in path.parents for each in exempt)]
+    assert len(files) > 100
+    found = [line for path in sorted(files) for line in mentions(path)]
+    assert not found, "\n".join(found)
+
+
+def test_a_name_in_code_and_one_in_a_comment_without_a_source_are_found(tmp_path, monkeypatch):
+    path = tmp_path / "one.py"
+    path.write_text('"""As `a/llava.py` has it."""\nx = "llava"\n# LLaVA does so\n# OneVision: `b/c.py`\n')
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    assert [line.split(":")[1] for line in mentions(path)] == ["2", "3"]
+
+
+@pytest.mark.parametrize("name", registry.FAMILIES)
+def test_a_family_is_known_by_its_model_type(name):
+    family = registry.family(name)
+    assert family.model_type == name
+    assert registry.find_family({"model_type": name}, "config.json") is family
+    assert family.naming({"model_type": name}) == "hf"
+    assert family.naming({"model_type": "qwen2"}) is None
+
+
+def test_a_model_of_no_family_is_refused_with_the_families_that_there_are():
+    with pytest.raises(UserError, match=r"config\.json: model_type is 'paligemma'; this project reads LLaVA-OneVision"):
+        registry.find_family({"model_type": "paligemma"}, "config.json")
