@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 5_000_000_000
-NESTED = ("text_config", "vision_config")
+NESTED = ("text_config", "llm_config", "vision_config")
 
 # What a run leaves as it found it. Everything else in the source (its card, other weights, optimizer states) stays there.
 TOKENIZER_FILES = (
@@ -202,9 +202,12 @@ def _export(
         _write_json(directory / "config.json", _with_dtype(new, _main_dtype(plans), naming, asked=kinds.asked is not None))
         _copy(source, directory, (*TOKENIZER_FILES, GENERATION, *family.processor_files))
         templates = read_chat_templates(source)
-        if naming == "hf":
-            if tokenizer is not None and not templates and family.default_chat_template() is not None:
+        if naming == "hf" and tokenizer is not None:
+            if isinstance(tokenizer.chat_template, str):  # perhaps one that its family gave it
+                templates = {**templates, DEFAULT: tokenizer.chat_template}
+            elif not templates and family.default_chat_template() is not None:
                 templates = {DEFAULT: family.default_chat_template()}
+        if naming == "hf":
             _complete(source, directory, family, config, tokenizer, converted=converted)
         write_chat_templates(directory, templates)
         if card is not None:
@@ -281,8 +284,8 @@ def _config(family: Family, checkpoint: Checkpoint, config: ModelConfig, naming:
     new = family.convert_config(checkpoint, config, naming)
     if not config.text.tied:  # a source may say "tied" and store a projection of its own
         new["tie_word_embeddings"] = False
-        if "text_config" in new:
-            new["text_config"] = {**new["text_config"], "tie_word_embeddings": False}
+        for part in {"text_config", "llm_config"} & new.keys():
+            new[part] = {**new[part], "tie_word_embeddings": False}
     if naming == "hf":
         new["architectures"] = [family.architecture]
     new.pop("reward_head", None)

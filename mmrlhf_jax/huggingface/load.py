@@ -154,7 +154,8 @@ def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     templates = read_chat_templates(directory)
     tokenizer.chat_template = templates.get(DEFAULT) or templates or None
     family = find_family(raw, f"{directory / 'config.json'}")
-    _check_ids(tokenizer.get_vocab(), family.vocabulary(raw), directory)
+    vocabulary = tokenizer.get_vocab().items()
+    _check_ids({token: n for token, n in vocabulary if token not in family.unembedded}, family.vocabulary(raw), directory)
     family.prepare_tokenizer(tokenizer, raw, f"{directory}")
     return tokenizer
 

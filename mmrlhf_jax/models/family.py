@@ -62,6 +62,7 @@ class Family(abc.ABC):
     publishers: ClassVar[Mapping[Naming, str]]  # who publishes the family's checkpoints in each naming
     template: ClassVar[str]  # the chat template that `data.template` means by default (`data.templates`)
     media_tags: ClassVar[tuple[str, ...]]  # what the family's chat templates write in a medium's place
+    unembedded: ClassVar[tuple[str, ...]] = ()  # added tokens without an embedding: something always takes their place
     names: ClassVar[WeightNames]
     processor_files: ClassVar[tuple[str, ...]]  # of a directory, beside the tokenizer's: read, and copied on export
 

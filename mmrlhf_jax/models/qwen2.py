@@ -17,10 +17,11 @@ TEXT_DEFAULTS = {
 }
 
 
-def read_text_config(top: Stated, where: str, title: str) -> TextConfig:
+def read_text_config(top: Stated, where: str, title: str, *, tied: bool | None = None) -> TextConfig:
     """From the whole of a config.json, which stands at `where` and is of a family that messages call `title`.
 
-    Raises UserError for a language model that `models.decoder` is not.
+    `tied`: whether its embeddings are; None: as transformers has it for most families, where either the outer or the inner
+    config suffices. Raises UserError for a language model that `models.decoder` is not.
     """
     raw = top.part("text_config", TEXT_DEFAULTS)
     if raw.get("model_type", "qwen2") != "qwen2":
@@ -31,7 +32,7 @@ def read_text_config(top: Stated, where: str, title: str) -> TextConfig:
         raise UserError(f"{where}: text_config has a sliding window or an activation other than silu, which is not supported")
     rope = raw.part("rope_parameters" if raw.get("rope_parameters") else "rope_scaling")
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
+    if kind not in ("default", "dynamic"):
         raise UserError(f"{where}: rope_type {kind!r} is not supported; {title} uses plain rotary embeddings")
     hidden, heads = raw.integer("hidden_size", least=1), raw.integer("num_attention_heads", least=1)
     kv_heads = heads if raw.get("num_key_value_heads") is None else raw.integer("num_key_value_heads", least=1)
@@ -47,5 +48,6 @@ def read_text_config(top: Stated, where: str, title: str) -> TextConfig:
         head_dim=hidden // heads if raw.get("head_dim") is None else raw.integer("head_dim", least=1),
         rope_theta=rope.positive("rope_theta") if rope.get("rope_theta") is not None else raw.positive("rope_theta", 1e4),
         rms_norm_eps=raw.positive("rms_norm_eps", 1e-6),
-        tied=any([each.truth("tie_word_embeddings", False) for each in (top, raw)]),  # either one suffices in transformers
+        tied=any([each.truth("tie_word_embeddings", False) for each in (top, raw)]) if tied is None else tied,
+        max_positions=raw.integer("max_position_embeddings", 32768, least=1) if kind == "dynamic" else None,
     )

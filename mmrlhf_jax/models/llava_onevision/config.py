@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.decoder import TextConfig
 from mmrlhf_jax.models.family import Checkpoint
+from mmrlhf_jax.models.image_processor import check_preprocessing, stated_pixels
 from mmrlhf_jax.models.llava_onevision import original
 from mmrlhf_jax.models.llava_onevision.geometry import PLAIN, VisionGeometry
 from mmrlhf_jax.models.qwen2 import read_text_config
 from mmrlhf_jax.models.siglip import VisionConfig
 from mmrlhf_jax.models.stated import Stated
+from mmrlhf_jax.models.tower_config import feature_layers, width_and_heads
 from mmrlhf_jax.models.work import ProjectorWork, TowerWork
 
 TITLE = "LLaVA-OneVision"
@@ -34,8 +36,6 @@ VISION_DEFAULTS = {
     "image_size": 224,
     "patch_size": 16,
 }
-# What the pixels must have gone through: the only preprocessing that this project does.
-PREPROCESSING = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +78,7 @@ def read_config(checkpoint: Checkpoint) -> LlavaOnevisionConfig:
     raw, where = checkpoint.config, checkpoint.where
     if original.is_original(raw):
         raw = original.to_hf(raw, checkpoint.shapes(), where)
-    pixels, source = {}, where
-    for name in ("preprocessor_config.json", "processor_config.json"):  # where both say something, the latter counts
-        found = checkpoint.files.get(name, {})
-        if stated := found.get("image_processor") or (found if "image_processor_type" in found else None):
-            pixels, source = stated, f"{checkpoint.directory}/{name}"
+    pixels, source = stated_pixels(checkpoint)
     config = config_from_hf(raw, pixels, where, source)
     _check_preprocessing(pixels, config.geometry, checkpoint.directory)
     return config
@@ -137,15 +133,8 @@ def _vision(top: Stated, pixels: Stated, where: str) -> VisionConfig:
     tower = top.part("vision_config", VISION_DEFAULTS)
     if tower.get("model_type", "siglip_vision_model") != "siglip_vision_model":
         raise UserError(f"{where}: vision_config.model_type is {tower.get('model_type')!r}; this project runs SigLIP towers")
-    layers, feature_layer = tower.integer("num_hidden_layers", least=1), top.get("vision_feature_layer", -1)
-    if not isinstance(feature_layer, int) or isinstance(feature_layer, bool):
-        raise UserError(f"{where}: vision_feature_layer {feature_layer} is not one number; several layers are not supported")
-    feature_layers = feature_layer if feature_layer >= 0 else layers + 1 + feature_layer
-    if not 0 < feature_layers <= layers:
-        raise UserError(f"{where}: vision_feature_layer {feature_layer} is outside the tower's {layers} layers")
-    hidden, heads = tower.integer("hidden_size", least=1), tower.integer("num_attention_heads", least=1)
-    if hidden % heads:
-        raise UserError(f"{where}: vision_config: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
+    hidden, heads = width_and_heads(tower, where)
+    layers = tower.integer("num_hidden_layers", least=1)
     return VisionConfig(
         hidden_size=hidden,
         intermediate_size=tower.integer("intermediate_size", least=1),
@@ -155,7 +144,7 @@ def _vision(top: Stated, pixels: Stated, where: str) -> VisionConfig:
         patch_size=tower.integer("patch_size"),
         layer_norm_eps=tower.positive("layer_norm_eps", 1e-6),
         activation=tower.choice("hidden_act", ACTIVATIONS, "gelu_pytorch_tanh"),
-        feature_layers=feature_layers,
+        feature_layers=feature_layers(top, layers, where),
         image_mean=pixels.colour("image_mean", SIGLIP if pixels.is_empty else CLIP_MEAN),
         image_std=pixels.colour("image_std", SIGLIP if pixels.is_empty else CLIP_STD, positive=True),
         rescale=pixels.positive("rescale_factor", 1 / 255),
@@ -163,13 +152,7 @@ def _vision(top: Stated, pixels: Stated, where: str) -> VisionConfig:
 
 
 def _check_preprocessing(pixels: dict[str, Any], geometry: VisionGeometry, where: str) -> None:
-    """Refuse an image processor that makes other pixels than this project's: a quiet mismatch would spoil every number."""
-    for key, expected in PREPROCESSING.items():
-        if pixels.get(key, expected) != expected:
-            raise UserError(f"{where}: the image processor has {key} {pixels[key]!r}; only {expected!r} is supported")
-    size = pixels.get("size") or {}
-    if any(length != geometry.image_size for length in (size.values() if isinstance(size, dict) else [size])):
-        raise UserError(f"{where}: the image processor's size {size} is not the vision tower's, {geometry.image_size}")
+    check_preprocessing(pixels, geometry.image_size, where)
     cut = pixels.get("image_grid_pinpoints")
     if (
         geometry.anyres

@@ -1,0 +1,25 @@
+"""What the configs of all vision towers say, whatever the tower. No jax here."""
+
+from __future__ import annotations
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.stated import Stated
+
+
+def width_and_heads(tower: Stated, where: str) -> tuple[int, int]:
+    """hidden_size and num_attention_heads, of which the first is a multiple of the second."""
+    hidden, heads = tower.integer("hidden_size", least=1), tower.integer("num_attention_heads", least=1)
+    if hidden % heads:
+        raise UserError(f"{where}: vision_config: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
+    return hidden, heads
+
+
+def feature_layers(top: Stated, layers: int, where: str) -> int:
+    """How many of the tower's `layers` run before the layer that `vision_feature_layer` names."""
+    layer = top.get("vision_feature_layer", -1)
+    if not isinstance(layer, int) or isinstance(layer, bool):
+        raise UserError(f"{where}: vision_feature_layer {layer} is not one number; several layers are not supported")
+    count = layer if layer >= 0 else layers + 1 + layer
+    if not 0 < count <= layers:
+        raise UserError(f"{where}: vision_feature_layer {layer} is outside the tower's {layers} layers")
+    return count
