@@ -115,7 +115,7 @@ class InternVit(nnx.Module):
         self.remat = remat
         self.attention_backend = attention
         self.patch = linear(3 * config.patch_size**2, d, ("patch", "embed"), bias=True, rngs=rngs, **kinds)
-        self.class_token = nnx.Param(nnx.initializers.normal(d**-0.5)(rngs.params(), (d,), param_dtype))
+        self.class_token = nnx.Param(nnx.initializers.normal(d**-0.5)(rngs.params(), (1, d), param_dtype))
         self.positions = nnx.Embed(
             1 + config.patches,
             d,

@@ -13,6 +13,7 @@ from mmrlhf_jax.models.family import Family, ModelConfig
 # model_type of a Hugging Face config.json -> module whose `FAMILY` is the family.
 FAMILIES = {
     "llava_onevision": "mmrlhf_jax.models.llava_onevision",
+    "internvl": "mmrlhf_jax.models.internvl",
 }
 DEFAULT = "llava_onevision"  # for estimates and measurements that name no model
 

@@ -18,7 +18,9 @@ from mmrlhf_jax.huggingface.tensors import StoredTensors
 from mmrlhf_jax.models.llava_onevision.processors import CHAT_TEMPLATE
 from mmrlhf_jax.models.llava_onevision.vision_plan import image_tokens
 from tests import tiny
+from tests.families import FAMILIES
 
+SPELLINGS = [(family, naming) for family, tests in FAMILIES.items() for naming in tests.NAMINGS]
 DTYPES = [np.dtype(np.float32), tiny.BFLOAT16, np.dtype(np.float16)]
 
 
@@ -40,18 +42,20 @@ def read_json(path) -> dict:
 # Round trips
 
 
-@pytest.mark.parametrize("naming", ["hf", "legacy", "saved", "original"])
+@pytest.mark.parametrize(("family", "naming"), SPELLINGS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_round_trip_is_byte_equal_in_the_stored_dtype_and_the_sources_own_names(tmp_path, dtype, naming):
-    source = tiny.checkpoint(tmp_path / "in", naming=naming, dtype=dtype)
+def test_a_round_trip_is_byte_equal_in_the_stored_dtype_and_the_sources_own_names(tmp_path, dtype, family, naming):
+    source = FAMILIES[family].checkpoint(tmp_path / "in", naming=naming, dtype=dtype)
     model = tiny.on_one_device(source)
     export_model(model, source, tmp_path / "out", naming="original" if naming == "original" else "hf")
     assert_same_tensors(stored(tmp_path / "out"), stored(source))
 
 
-def test_an_untied_model_and_a_reward_head_make_the_round_trip(tmp_path):
-    raw = tiny.config(text={"tie_word_embeddings": False, "num_attention_heads": 3, "num_key_value_heads": 1})
-    source = tiny.checkpoint(tmp_path / "in", raw, dtype=tiny.BFLOAT16, reward_head=True)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_tied_and_untied_models_make_the_round_trip_with_a_reward_head(tmp_path, tied, family):
+    raw = FAMILIES[family].config(text={"tie_word_embeddings": tied, "num_attention_heads": 3, "num_key_value_heads": 1})
+    source = FAMILIES[family].checkpoint(tmp_path / "in", raw, dtype=tiny.BFLOAT16, reward_head=True)
     export_model(tiny.on_one_device(source), source, tmp_path / "out")
     assert_same_tensors(stored(tmp_path / "out"), stored(source))
     assert read_json(tmp_path / "out/config.json")["reward_head"] == "tanh"
@@ -114,6 +118,17 @@ def test_from_one_naming_to_the_other_and_back_is_the_same_model(tmp_path, featu
     twin = tiny.on_one_device(tmp_path / "back").config
     assert twin.geometry == tiny.on_one_device(source).config.geometry
     assert twin.vision.feature_layers == 4 + feature_layer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("to", ["hf", "original"])
+def test_there_and_back_again_every_byte_is_the_same(tmp_path, to, family):
+    start = FAMILIES[family].PUBLISHED if to == "original" else "original"
+    source = FAMILIES[family].checkpoint(tmp_path / "in", naming=start, dtype=tiny.BFLOAT16, reward_head=True)
+    export_checkpoint(source, tmp_path / "other", naming=to)
+    export_checkpoint(tmp_path / "other", tmp_path / "back", naming="hf" if to == "original" else "original")
+    assert stored(source).keys() != stored(tmp_path / "other").keys()
+    assert_same_tensors(stored(tmp_path / "back"), stored(source))
 
 
 @pytest.mark.parametrize("kind", [{"projector_hidden_act": "gelu_pytorch_tanh"}, {"multimodal_projector_bias": False}])
@@ -213,10 +228,10 @@ def test_a_dtype_that_is_asked_for_is_stated_where_the_source_states_none(tmp_pa
 
 
 @pytest.mark.parametrize("to", ["hf", "original"])
-@pytest.mark.parametrize("naming", ["hf", "legacy", "saved", "original"])
-def test_file_to_file_is_what_the_untouched_model_exports(tmp_path, naming, to):
-    raw = tiny.config(vision_feature_layer=-1 if naming == "original" else -2)
-    source = tiny.checkpoint(tmp_path / "in", raw, naming=naming, dtype=tiny.BFLOAT16, reward_head=True)
+@pytest.mark.parametrize(("family", "naming"), SPELLINGS)
+def test_file_to_file_is_what_the_untouched_model_exports(tmp_path, family, naming, to):
+    raw = FAMILIES[family].config(vision_feature_layer=-1 if naming == "original" else -2)
+    source = FAMILIES[family].checkpoint(tmp_path / "in", raw, naming=naming, dtype=tiny.BFLOAT16, reward_head=True)
     export_model(tiny.on_one_device(source), source, tmp_path / "model", naming=to)
     export_checkpoint(source, tmp_path / "files", naming=to)
     assert_same_tensors(stored(tmp_path / "files"), stored(tmp_path / "model"))

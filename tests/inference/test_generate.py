@@ -22,6 +22,7 @@ from mmrlhf_jax.inference.prompts import prompt_trees
 from mmrlhf_jax.records import RankedRecord, Response
 from mmrlhf_jax.sharding.mesh import make_mesh
 from tests import ranked, tiny
+from tests.families import FAMILIES
 
 NEW_TOKENS = 64
 PROMPTS = [("What is this?", []), ("And this?", [(40, 30)]), ("Look at the sky.", [(33, 90)]), ("Both?", [(30, 30), (50, 20)])]
@@ -53,21 +54,20 @@ def stopping_at(engine, *stop_tokens: int) -> Engine:
 def assert_generates_as_transformers(engine, directory, prompts) -> None:
     """64 token ids per prompt: nothing stops the writing, on either side."""
     torch = pytest.importorskip("torch")
-    from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
+    from transformers import AutoModelForImageTextToText
 
     from mmrlhf_jax.data.images import decode_image
 
-    theirs = LlavaOnevisionForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+    theirs = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
     theirs.generation_config.eos_token_id = None
-    processor = LlavaOnevisionImageProcessorPil.from_pretrained(directory)
+    family = FAMILIES[engine.config.model_type]
     examples = [example(prompt, sizes) for prompt, sizes in prompts]
     ours = stopping_at(engine).generate_tokens([Prompt(e) for e in examples], max_new_tokens=NEW_TOKENS)
     for e, ids in zip(examples, ours, strict=True):
         tokens = prompt_trees([Prompt(e)], engine.encoder("answer"))[0].tree.tokens
         pixels = {}
         if e.images:
-            pictures = [[decode_image(data, "p") for data in e.images]]
-            pixels = dict(processor(images=pictures, return_tensors="pt"))
+            pixels = family.picture_inputs(directory, [decode_image(data, "p") for data in e.images])
         with torch.no_grad():
             out = theirs.generate(
                 input_ids=torch.from_numpy(tokens[None]).long(),
@@ -80,14 +80,19 @@ def assert_generates_as_transformers(engine, directory, prompts) -> None:
         assert len(ids) == NEW_TOKENS and ids == out.tolist()
 
 
-def test_greedy_generation_equals_transformers_token_for_token(engine, directory):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_generation_equals_transformers_token_for_token(tmp_path, family):
+    """Untied: a tied model of random weights says the same token for ever."""
+    raw = FAMILIES[family].config(text={"tie_word_embeddings": False})
+    directory = FAMILIES[family].checkpoint(tmp_path, raw)
+    engine = Engine.load(str(directory), batch=4, mesh=make_mesh({}, jax.devices()[:1]))
     assert_generates_as_transformers(engine, directory, PROMPTS)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("MMRLHF_SMALL_VLM" not in os.environ, reason="MMRLHF_SMALL_VLM names no checkpoint")
 def test_so_it_does_with_the_weights_of_a_real_language_model():
-    """MMRLHF_SMALL_VLM: the directory of a small LLaVA-OneVision checkpoint whose text weights are trained ones."""
+    """MMRLHF_SMALL_VLM: the directory of a small checkpoint, of any family, whose text weights are trained ones."""
     directory = os.environ["MMRLHF_SMALL_VLM"]
     engine = Engine.load(directory, batch=1, mesh=make_mesh({}, jax.devices()[:1]))
     prompts = [

@@ -15,81 +15,12 @@ from PIL import Image
 
 from mmrlhf_jax import cli
 from tests import tiny
+from tests.families import FAMILIES
 
 torch = pytest.importorskip("torch")
 
 TOLERANCE = 1e-4  # relative, of every response's sum
 WORDS = ("a", "kite", "über", "the river", "12,5 %", "鳥", "is", "<image>", "not", "red.\n", "🙂", "Yes", "<|im_end|>")
-
-
-def draw_config(rng: np.random.Generator):
-    from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
-
-    def number(low: int, high: int) -> int:
-        return int(rng.integers(low, high + 1))
-
-    patch = number(5, 14)
-    side = patch * number(2, 6) + number(0, patch - 1)
-    heads, kv_heads, width = number(1, 3), number(1, 3), 2 * number(3, 9)
-    vision_heads, reach = number(1, 7), number(2, 6)
-    tied = bool(rng.integers(2))
-    vision = SiglipVisionConfig(
-        hidden_size=vision_heads * 4 * number(1, 3),
-        intermediate_size=number(20, 70),
-        num_hidden_layers=number(1, 3),
-        num_attention_heads=vision_heads,
-        image_size=side,
-        patch_size=patch,
-        hidden_act=str(rng.choice(["gelu_pytorch_tanh", "gelu"])),
-        initializer_range=0.1,
-        vision_use_head=False,
-    )
-    text = Qwen2Config(
-        vocab_size=264 + number(0, 9),
-        hidden_size=heads * kv_heads * width,
-        intermediate_size=number(30, 90),
-        num_hidden_layers=number(1, 4),
-        num_attention_heads=heads * kv_heads,
-        num_key_value_heads=kv_heads,
-        rms_norm_eps=float(rng.choice([1e-6, 1e-5])),
-        rope_parameters={"rope_type": "default", "rope_theta": float(rng.choice([1e4, 1e5, 1e6]))},
-        tie_word_embeddings=tied,
-        initializer_range=0.15,
-        max_position_embeddings=32768,
-    )
-    return LlavaOnevisionConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=tiny.IMAGE_TOKEN,
-        video_token_index=tiny.VIDEO_TOKEN,
-        image_grid_pinpoints=[[side * i, side * j] for i in range(1, reach + 1) for j in range(1, reach + 1)],
-        vision_aspect_ratio=f"anyres_max_{number(2, 9)}",
-        projector_hidden_act="gelu",
-        multimodal_projector_bias=bool(rng.integers(2)),
-        tie_word_embeddings=tied,
-    )
-
-
-def draw_model(rng: np.random.Generator, directory):
-    """A checkpoint as transformers writes it, in a random dtype; returns transformers' model of it in float32."""
-    from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil
-
-    config = draw_config(rng)
-    torch.manual_seed(int(rng.integers(1 << 30)))
-    model = LlavaOnevisionForConditionalGeneration(config)
-    torch.nn.init.normal_(model.model.image_newline, std=0.3)
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.1)
-    model.to(getattr(torch, str(rng.choice(["float32", "bfloat16", "float16"])))).save_pretrained(directory)
-    side = config.vision_config.image_size
-    LlavaOnevisionImageProcessorPil(
-        image_grid_pinpoints=config.image_grid_pinpoints,
-        size={"height": side, "width": side},
-        image_mean=[0.5, 0.48, 0.41] if rng.integers(2) else [0.5, 0.5, 0.5],
-    ).save_pretrained(directory)
-    tiny.tokenizer().save_pretrained(directory)
-    return LlavaOnevisionForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
 
 
 def draw_records(rng: np.random.Generator, directory) -> list[dict]:
@@ -112,25 +43,12 @@ def draw_records(rng: np.random.Generator, directory) -> list[dict]:
     return records
 
 
-def expected_sums(model, directory, record: dict, media) -> list[tuple[float, int]]:
-    from transformers import AutoTokenizer, LlavaOnevisionImageProcessorPil
+def expected_sums(family, model, directory, record: dict, media) -> list[tuple[float, int]]:
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    pixels, counts = {}, []
-    if record["images"]:
-        pictures = [Image.open(media / name).convert("RGB") for name in record["images"]]
-        pixels = dict(LlavaOnevisionImageProcessorPil.from_pretrained(directory)(images=[pictures], return_tensors="pt"))
-        with torch.no_grad():
-            features = model.model.get_image_features(**pixels)
-        counts = [len(image) for image in getattr(features, "pooler_output", features)]
-    prompt = " ".join("<image>" * count for count in counts) + "\n" * bool(counts) + record["prompt"]
-    if "<image>" in record["prompt"]:  # in their places
-        before, *texts = record["prompt"].split("<image>")
-        prompt = before + "".join("<image>" * count + text for count, text in zip(counts, texts, strict=True))
-    opening = (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
-    )
+    pictures = [Image.open(media / name).convert("RGB") for name in record["images"]]
+    opening, pixels = family.opening(model, directory, record["prompt"], pictures)
     sums = []
     for response in record["responses"]:
         start = len(tokenizer(opening).input_ids)
@@ -142,11 +60,12 @@ def expected_sums(model, directory, record: dict, media) -> list[tuple[float, in
     return sums
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 22))])
-def test_every_sum_is_transformers_on_models_and_images_drawn_at_random(seed, tmp_path, monkeypatch):
+def test_every_sum_is_transformers_on_models_and_images_drawn_at_random(seed, family, tmp_path, monkeypatch):
     """In odd seeds the pictures stand inside the prompts."""
     rng = np.random.default_rng(seed)
-    model = draw_model(rng, tmp_path / "model")
+    model = FAMILIES[family].draw_model(rng, tmp_path / "model")
     records = draw_records(rng, tmp_path)
     if seed % 2:
         for record in records:
@@ -159,7 +78,7 @@ def test_every_sum_is_transformers_on_models_and_images_drawn_at_random(seed, tm
     assert not end.value.code
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     for record, line in zip(records, lines, strict=True):
-        expected = expected_sums(model, tmp_path / "model", record, tmp_path)
+        expected = expected_sums(FAMILIES[family], model, tmp_path / "model", record, tmp_path)
         found = [(response["logprob"], response["tokens"]) for response in line["responses"]]
         assert (line["id"], [count for _, count in found]) == (record["id"], [count for _, count in expected])
         np.testing.assert_allclose([s for s, _ in found], [s for s, _ in expected], rtol=TOLERANCE)

@@ -75,7 +75,7 @@ def ours_of(config: InternVitConfig, theirs: InternVLVisionModel, **settings) ->
     kernel = stored["embeddings.patch_embeddings.projection.weight"].transpose(2, 3, 1, 0)
     tower.patch.kernel[...] = kernel.reshape(-1, config.hidden_size)
     tower.patch.bias[...] = stored["embeddings.patch_embeddings.projection.bias"]
-    tower.class_token[...] = stored["embeddings.cls_token"][0, 0]
+    tower.class_token[...] = stored["embeddings.cls_token"][0]
     tower.positions.embedding[...] = stored["embeddings.position_embeddings"][0]
     attention = layers.attention
     linears = {layers.up: "mlp.fc1", layers.down: "mlp.fc2", attention.o: "attention.projection_layer"}

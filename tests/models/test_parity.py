@@ -1,4 +1,4 @@
-"""The model is transformers' model. Oracle: LlavaOnevisionForConditionalGeneration (torch, float32) on random weights.
+"""Every family's model is transformers'. Oracle: `AutoModelForImageTextToText` (torch, float32) on random weights.
 
 Both sides get the same pictures: transformers through its own image processor, this project through tiles and a plan.
 """
@@ -14,51 +14,23 @@ from flax import nnx
 from mmrlhf_jax.huggingface.export import export_model
 from mmrlhf_jax.models.decoder import rope_frequencies
 from tests import tiny
+from tests.families import FAMILIES
 
 torch = pytest.importorskip("torch")
 from tests import parity  # noqa: E402 (needs torch)
 
 TOLERANCE = 1e-5  # absolute; the project promises 1e-4
 
-# Room for the largest prompt below, so that each model compiles once.
-ROW = parity.Shape(slots=320, tiles=37, visual=280)
-
-CONFIGS = {
-    "tied, 6 heads over 2": {},
-    "untied, odd heads": {
-        "text": {"tie_word_embeddings": False, "num_attention_heads": 3, "num_key_value_heads": 3, "rope_theta": 10_000.0},
-        "vision": {"num_attention_heads": 9, "hidden_act": "gelu"},
-        "vision_feature_layer": 3,
-    },
-    "5 heads over 1, last vision layer unused, no projector bias": {
-        "text": {"hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 1, "rms_norm_eps": 1e-5},
-        "vision": {"patch_size": 10, "num_hidden_layers": 2},
-        "vision_feature_layer": -2,
-        "vision_aspect_ratio": "anyres_max_4",
-        "projector_hidden_act": "gelu_pytorch_tanh",
-        "multimodal_projector_bias": False,
-    },
-}
-
-# (height, width) of the pictures of a prompt
-PICTURES = {
-    "text only": [],
-    "one tile": [(30, 30)],
-    "smaller than a tile": [(11, 7)],
-    "wide": [(30, 200)],
-    "tall": [(333, 41)],
-    "scaled down": [(173, 161)],
-    "largest": [(180, 180)],
-    "two": [(50, 20), (25, 100)],
-    "three, one square": [(64, 64), (10, 300), (90, 45)],
-}
+MODELS = [(family, shape) for family, tests in FAMILIES.items() for shape in tests.SHAPES]
+FIRST = {family: next(iter(tests.SHAPES)) for family, tests in FAMILIES.items()}
 
 
 @functools.cache
-def pair(name: str, directory):
-    """The same checkpoint in both frameworks."""
-    tiny.checkpoint(directory, tiny.config(**CONFIGS[name]))
-    return parity.load(directory), parity.oracle(directory)
+def pair(family: str, shape: str, root):
+    """The same checkpoint in both frameworks, and its directory."""
+    tests = FAMILIES[family]
+    directory = tests.checkpoint(root / family / shape, tests.config(**tests.SHAPES[shape]))
+    return parity.load(directory), parity.oracle(directory), directory
 
 
 @pytest.fixture(scope="module")
@@ -67,25 +39,28 @@ def root(tmp_path_factory):
 
 
 def prompt(model, sizes, directory) -> parity.Prompt:
-    return parity.image_prompt(model, sizes, directory, ROW)
+    """In a row with room for every prompt of the family, so that each model compiles once."""
+    return parity.image_prompt(model, sizes, directory, parity.Shape(*FAMILIES[model.config.model_type].ROW))
 
 
-@pytest.mark.parametrize("pictures", PICTURES)
-@pytest.mark.parametrize("name", CONFIGS)
-def test_visual_features_hidden_states_and_logits_are_transformers(root, name, pictures):
-    ours, theirs = pair(name, root / name)
-    case = prompt(ours, PICTURES[pictures], root / name)
+@pytest.mark.parametrize(
+    ("family", "shape", "pictures"), [(*model, name) for model in MODELS for name in FAMILIES[model[0]].PICTURES]
+)
+def test_visual_features_hidden_states_and_logits_are_transformers(root, family, shape, pictures):
+    ours, theirs, directory = pair(family, shape, root)
+    case = prompt(ours, FAMILIES[family].PICTURES[pictures], directory)
     expected = parity.theirs(theirs, case)
     assert np.abs(expected[-1]).max() > 1
     for found, wanted in zip(parity.ours(ours, case), expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("frames", [1, 8, 32])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_so_they_are_for_videos(root, name, frames):
-    ours, theirs = pair(name, root / name)
-    case = parity.video_prompt(ours, frames, ROW)
+@pytest.mark.parametrize(
+    ("family", "shape", "frames"), [(*model, frames) for model in MODELS for frames in FAMILIES[model[0]].FRAMES]
+)
+def test_so_they_are_for_videos(root, family, shape, frames):
+    ours, theirs, directory = pair(family, shape, root)
+    case = parity.video_prompt(ours, frames, directory, parity.Shape(*FAMILIES[family].ROW))
     for found, wanted in zip(parity.ours(ours, case), parity.theirs(theirs, case), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
 
@@ -101,27 +76,31 @@ def test_rotary_frequencies_are_rounded_as_torch_rounds_them(head_dim, theta):
     assert (found != expected).sum() <= 1
 
 
-def test_one_compilation_served_every_size_of_picture(root):
-    ours, _ = pair("tied, 6 heads over 2", root / "tied, 6 heads over 2")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_compilation_served_every_size_of_picture(root, family):
+    ours, _, directory = pair(family, FIRST[family], root)
+    parity.ours(ours, prompt(ours, [(30, 30)], directory))
     before = parity.embedded_hidden_logits._cache_size()
     for sizes in ([], [(77, 33)], [(9, 300)], [(31, 64), (180, 180)]):
-        parity.ours(ours, prompt(ours, sizes, root / "tied, 6 heads over 2"))
-    assert parity.embedded_hidden_logits._cache_size() <= max(before, 1)
+        parity.ours(ours, prompt(ours, sizes, directory))
+    assert parity.embedded_hidden_logits._cache_size() == before
 
 
-def test_the_kernels_of_the_tpu_change_nothing_in_the_tower_or_the_language_model(root):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_kernels_of_the_tpu_change_nothing_in_the_tower_or_the_language_model(root, family):
     """Interpreted here, and named as a run's `model.attention` names them."""
-    name = "tied, 6 heads over 2"
-    ours, _ = pair(name, root / name)
-    case = prompt(ours, [(40, 95)], root / name)
-    kernels = tiny.on_one_device(root / name, remat="none", attention="pallas")
+    ours, _, directory = pair(family, FIRST[family], root)
+    case = prompt(ours, [(40, 95)], directory)
+    kernels = tiny.on_one_device(directory, remat="none", attention="pallas")
     for actual, expected in zip(parity.ours(kernels, case), parity.ours(ours, case), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("naming", ["legacy", "saved"])
-def test_transformers_and_this_project_read_other_spellings_alike(tmp_path, naming):
-    directory = tiny.checkpoint(tmp_path, naming=naming)
+@pytest.mark.parametrize(
+    ("family", "naming"), [(name, naming) for name, tests in FAMILIES.items() for naming in tests.NAMINGS[1:-1]]
+)
+def test_transformers_and_this_project_read_other_spellings_alike(tmp_path, family, naming):
+    directory = FAMILIES[family].checkpoint(tmp_path, naming=naming)
     ours, theirs = parity.load(directory), parity.oracle(directory)
     case = prompt(ours, [], directory)
     with torch.no_grad():
@@ -129,18 +108,19 @@ def test_transformers_and_this_project_read_other_spellings_alike(tmp_path, nami
     np.testing.assert_allclose(parity.ours(ours, case)[2], expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_what_transformers_saves_is_read(root, tmp_path, name):
-    ours, theirs = pair(name, root / name)
+@pytest.mark.parametrize(("family", "shape"), MODELS)
+def test_what_transformers_saves_is_read(root, tmp_path, family, shape):
+    ours, theirs, directory = pair(family, shape, root)
     theirs.save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_bytes((root / name / "preprocessor_config.json").read_bytes())
+    (tmp_path / "preprocessor_config.json").write_bytes((directory / "preprocessor_config.json").read_bytes())
     saved = parity.load(tmp_path)
     assert saved.config == ours.config
     jax.tree.map(np.testing.assert_array_equal, nnx.state(saved), nnx.state(ours))
 
 
-def test_an_original_checkpoint_converted_for_transformers_gives_the_same_logits_there(tmp_path):
-    source = tiny.checkpoint(tmp_path / "original", naming="original")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_original_checkpoint_converted_for_transformers_gives_the_same_logits_there(tmp_path, family):
+    source = FAMILIES[family].checkpoint(tmp_path / "original", naming="original")
     ours = parity.load(source)
     export_model(ours, source, tmp_path / "hf")
     case = prompt(ours, [(40, 95)], tmp_path / "hf")
@@ -149,13 +129,15 @@ def test_an_original_checkpoint_converted_for_transformers_gives_the_same_logits
     np.testing.assert_allclose(parity.ours(ours, case)[2], expected, rtol=0, atol=TOLERANCE)
 
 
-def test_the_reward_heads_input_is_the_hidden_state_after_the_final_norm(root, tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_reward_heads_input_is_the_hidden_state_after_the_final_norm(root, tmp_path, family):
     """Upstream reads `hidden_states[-1]`, which in transformers' Qwen2 is normed."""
-    name = "tied, 6 heads over 2"
-    ours, theirs = pair(name, root / name)
-    head = parity.load(tiny.checkpoint(tmp_path, reward_head=True)).reward_head
-    stored = {k: torch.tensor(v) for k, v in tiny.tensors(tiny.config(), reward_head=True).items() if k.startswith("rm_head")}
-    case = prompt(ours, [(40, 95)], root / name)
+    ours, theirs, directory = pair(family, FIRST[family], root)
+    raw = FAMILIES[family].config(**FAMILIES[family].SHAPES[FIRST[family]])
+    head = parity.load(FAMILIES[family].checkpoint(tmp_path, raw, reward_head=True)).reward_head
+    stored = FAMILIES[family].tensors(raw, reward_head=True)
+    stored = {name: torch.tensor(value) for name, value in stored.items() if name.startswith("rm_head")}
+    case = prompt(ours, [(40, 95)], directory)
     with torch.no_grad():
         last = theirs(**case.inputs, output_hidden_states=True).hidden_states[-1][0, -1]
         dense = torch.tanh(stored["rm_head.dense.weight"] @ last + stored["rm_head.dense.bias"])

@@ -81,7 +81,7 @@ def test_visual_features_hidden_states_and_logits_are_transformers_for_pictures(
 
 @pytest.mark.parametrize("frames", [8, 32])
 def test_so_they_are_for_videos(pair, frames):
-    model, oracle, _ = pair
-    prompt = parity.video_prompt(model, frames)
+    model, oracle, directory = pair
+    prompt = parity.video_prompt(model, frames, directory)
     assert (prompt.ids == model.config.image_token).sum() == frames * 196 + 1
     assert_equal(model, oracle, prompt)

@@ -1,0 +1,150 @@
+"""Sizes of an InternVL checkpoint, read from its own config files; nothing about training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.decoder import TextConfig
+from mmrlhf_jax.models.family import Checkpoint
+from mmrlhf_jax.models.image_processor import check_preprocessing, stated_pixels
+from mmrlhf_jax.models.intern_vit import NORMS, InternVitConfig
+from mmrlhf_jax.models.internvl import original
+from mmrlhf_jax.models.internvl.geometry import TileGeometry
+from mmrlhf_jax.models.layers import ACTIVATIONS
+from mmrlhf_jax.models.qwen2 import read_text_config
+from mmrlhf_jax.models.stated import Stated
+from mmrlhf_jax.models.tower_config import feature_layers, width_and_heads
+from mmrlhf_jax.models.work import ProjectorWork, TowerWork
+
+TITLE = "InternVL"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the original code, which asks no file
+# What transformers' GotOcr2ImageProcessor takes where its file does not say.
+PIXEL_DEFAULTS = {"size": {"height": 384, "width": 384}}
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+VISION_DEFAULTS = {  # of transformers' InternVLVisionConfig
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": [448, 448],
+    "patch_size": [14, 14],
+}
+QK_NORM_EPS = 1e-6  # transformers' class has no key for it
+
+
+@dataclasses.dataclass(frozen=True)
+class InternVLConfig:
+    vision: InternVitConfig
+    text: TextConfig
+    geometry: TileGeometry
+    image_token: int
+    projector_activation: str = "gelu"
+    reward_head: str | None = None  # None: a policy; otherwise a variant of `models.reward_head`
+
+    model_type: ClassVar[str] = "internvl"
+
+    @property
+    def tower_work(self) -> TowerWork:
+        tower = self.vision
+        return TowerWork(
+            layers=tower.feature_layers,
+            slots=1 + tower.patches,
+            heads=tower.heads,
+            width=tower.hidden_size,
+            layer_products=4 * tower.hidden_size**2 + 2 * tower.hidden_size * tower.intermediate_size,
+            embedding_products=3 * tower.patch_size**2 * tower.hidden_size * tower.patches,
+        )
+
+    @property
+    def projector_work(self) -> ProjectorWork:
+        width, merged = self.text.hidden_size, self.vision.hidden_size * self.geometry.merge**2
+        return ProjectorWork(tokens=self.geometry.features, first=merged * width, rest=width**2)
+
+
+def read_config(checkpoint: Checkpoint) -> InternVLConfig:
+    """Sizes of the model in a directory, in either naming. Raises UserError for a model that this project cannot run."""
+    raw, where = checkpoint.config, checkpoint.where
+    if original.is_original(raw):
+        token = original.image_token(checkpoint.directory, raw)
+        return config_from_hf(original.to_hf(raw, token, where), original.pixels(raw, where), where)
+    pixels, source = stated_pixels(checkpoint)
+    return config_from_hf(raw, pixels, where, source)
+
+
+def config_from_hf(raw: Mapping[str, Any], pixels: Mapping[str, Any], where: str, pixels_where: str = "") -> InternVLConfig:
+    """From the dictionaries of a Hugging Face `config.json` and image processor config, which stand at `where` and
+    `pixels_where`. Raises UserError that names the file and the key that is wrong."""
+    stated = Stated(raw, where)
+    processor = Stated(pixels, f"{pixels_where or where}: the image processor")
+    vision = _vision(stated, processor, where)
+    if pixels:
+        check_preprocessing(PIXEL_DEFAULTS | pixels, vision.image_size, pixels_where or where)
+    if stated.get("vision_feature_select_strategy", "default") != "default":
+        raise UserError(f"{where}: vision_feature_select_strategy is not 'default'; InternVL drops the class token")
+    text = read_text_config(stated, where, TITLE, tied=stated.truth("tie_word_embeddings", True))
+    return InternVLConfig(
+        vision=vision,
+        text=text,
+        geometry=_geometry(stated, processor, vision, where),
+        image_token=stated.integer("image_token_id", 151667, least=0),
+        projector_activation=stated.choice("projector_hidden_act", tuple(ACTIVATIONS), "gelu"),
+        reward_head=stated.get("reward_head"),
+    )
+
+
+def _geometry(top: Stated, pixels: Stated, vision: InternVitConfig, where: str) -> TileGeometry:
+    """Tiles are cut whatever `crop_to_patches` says: in the published files it is false, and the processor's call says true."""
+    merge = 1 / top.positive("downsample_ratio", 0.5)
+    if merge != round(merge):
+        raise UserError(f"{where}: downsample_ratio {top.get('downsample_ratio')} is not 1/2, nor 1 over another whole number")
+    try:
+        return TileGeometry(
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            merge=round(merge),
+            min_tiles=pixels.integer("min_patches", 1, least=1),
+            max_tiles=pixels.integer("max_patches", 12, least=1),
+            thumbnail=pixels.truth("use_thumbnail", True),
+        )
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _vision(top: Stated, pixels: Stated, where: str) -> InternVitConfig:
+    tower = top.part("vision_config", VISION_DEFAULTS)
+    if tower.get("model_type", "internvl_vision") != "internvl_vision":
+        raise UserError(f"{where}: vision_config.model_type is {tower.get('model_type')!r}; InternVL has an InternViT tower")
+    for key in ("use_absolute_position_embeddings", "use_mean_pooling"):  # false: no positions; a norm behind the layers
+        if not tower.truth(key, True):
+            raise UserError(f"{where}: vision_config: {key} false is not supported; no published tower has it")
+    hidden, heads = width_and_heads(tower, where)
+    layers = tower.integer("num_hidden_layers", least=1)
+    return InternVitConfig(
+        hidden_size=hidden,
+        intermediate_size=tower.integer("intermediate_size", least=1),
+        layers=layers,
+        heads=heads,
+        image_size=_side(tower, "image_size", where),
+        patch_size=_side(tower, "patch_size", where),
+        feature_layers=feature_layers(top, layers, where),
+        norm=tower.choice("norm_type", tuple(NORMS), "layer_norm"),
+        norm_eps=tower.positive("layer_norm_eps", 1e-6),
+        attention_bias=tower.truth("attention_bias", False),
+        qk_norm_eps=QK_NORM_EPS if tower.truth("use_qk_norm", False) else None,
+        activation=tower.choice("hidden_act", tuple(ACTIVATIONS), "gelu"),
+        image_mean=pixels.colour("image_mean", IMAGENET_MEAN if pixels.is_empty else CLIP_MEAN),
+        image_std=pixels.colour("image_std", IMAGENET_STD if pixels.is_empty else CLIP_STD, positive=True),
+        rescale=pixels.positive("rescale_factor", 1 / 255),
+    )
+
+
+def _side(tower: Stated, key: str, where: str) -> int:
+    """One number, or height and width that are equal."""
+    value = tower.get(key)
+    sides = value if isinstance(value, list) else [value]
+    if not sides or len(sides) > 2 or any(side != sides[0] for side in sides):
+        raise UserError(f"{where}: vision_config: {key} {value} is not one number or two equal ones")
+    return Stated({key: sides[0]}, f"{where}: vision_config").integer(key, least=1)

@@ -1,0 +1,97 @@
+"""InternVL as a `Family`: InternViT, merged patches, Qwen2; tiles of one size; Hugging Face (`-hf`) and original naming."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.family import Checkpoint, Family, tokens_beyond
+from mmrlhf_jax.models.internvl import original, processors
+from mmrlhf_jax.models.internvl.geometry import TileGeometry
+from mmrlhf_jax.models.internvl.weights import NAMES
+from mmrlhf_jax.models.weight_names import Naming
+
+if TYPE_CHECKING:
+    from mmrlhf_jax.models.internvl.config import InternVLConfig
+    from mmrlhf_jax.models.internvl.model import InternVL
+
+logger = logging.getLogger(__name__)
+
+
+class InternVLFamily(Family):
+    model_type = "internvl"
+    title = "InternVL"
+    architecture = "InternVLForConditionalGeneration"
+    template = "checkpoint"
+    media_tags = processors.MEDIA_TAGS
+    unembedded = (processors.VIDEO_TOKEN,)
+    names = NAMES
+    processor_files = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+
+    def naming(self, config: Mapping[str, Any]) -> Naming | None:
+        if original.is_original(config):
+            return "original"
+        return "hf" if config.get("model_type") == self.model_type else None
+
+    def read(self, checkpoint: Checkpoint) -> InternVLConfig:
+        from mmrlhf_jax.models.internvl.config import read_config
+
+        return read_config(checkpoint)
+
+    def published(self, path: str) -> InternVLConfig | None:
+        from mmrlhf_jax.models.internvl.published import published_config
+
+        return published_config(path)
+
+    def typical_geometry(self) -> TileGeometry:
+        return TileGeometry(448, 14)
+
+    def vocabulary(self, config: Mapping[str, Any]) -> int | None:
+        text = config.get("llm_config" if original.is_original(config) else "text_config") or {}
+        return text.get("vocab_size")
+
+    def prepare_tokenizer(self, tokenizer: Any, config: Mapping[str, Any], where: str) -> None:
+        processors.prepare_tokenizer(tokenizer, config, where)
+
+    def model(self) -> type[InternVL]:
+        from mmrlhf_jax.models.internvl.model import InternVL
+
+        return InternVL
+
+    def bench_config(self, shape: str) -> InternVLConfig | None:
+        from mmrlhf_jax.models.internvl.shapes import SHAPES, shape_config
+
+        return shape_config(shape) if shape in SHAPES else None
+
+    def convert_config(self, checkpoint: Checkpoint, model: InternVLConfig, naming: Naming) -> dict[str, Any]:
+        raw = checkpoint.config
+        if original.is_original(raw):
+            return dict(raw) if naming == "original" else original.to_hf(raw, model.image_token, checkpoint.where)
+        return dict(raw) if naming == "hf" else original.from_hf(raw, model)
+
+    def processors(self, model: InternVLConfig, tokenizer: Any) -> dict[str, dict[str, Any]]:
+        return processors.processor_files(model)
+
+    def check_export(self, model: InternVLConfig, naming: Naming, source: str, out: str) -> None:
+        from mmrlhf_jax.models.internvl.config import IMAGENET_MEAN, IMAGENET_STD
+
+        if naming == "hf" and tokens_beyond(model, (model.image_token,)):
+            raise UserError(
+                f"{source}: the embedding's {model.text.vocab_size} rows end before the image token ({model.image_token}),"
+                " which transformers looks up; resize it, or use --naming original"
+            )
+        unlike = None
+        if naming == "hf" and not model.geometry.thumbnail and model.geometry.max_tiles > 1:
+            unlike = "transformers adds a thumbnail to the tiles of an image"
+        if naming == "original" and (model.vision.image_mean, model.vision.image_std) != (IMAGENET_MEAN, IMAGENET_STD):
+            unlike = "the original code normalises pixels as ImageNet's"
+        if unlike is not None:
+            logger.warning("%s: %s, unlike this model; it runs right only here", out, unlike)
+
+    def default_chat_template(self) -> str:
+        return processors.chat_template()
+
+
+FAMILY = InternVLFamily()

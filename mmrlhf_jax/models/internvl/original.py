@@ -1,0 +1,195 @@
+"""The original (`OpenGVLab` code, `InternVLChatModel`) `config.json` and the Hugging Face one: each from the other.
+
+Reference: OpenGVLab `configuration_internvl_chat.py` and `configuration_intern_vit.py`, transformers
+`convert_internvl_weights_to_hf.py`. Absent keys mean the defaults of the original classes, which are not those of the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import read_json_object
+from mmrlhf_jax.models.stated import Stated
+
+if TYPE_CHECKING:
+    from mmrlhf_jax.models.internvl.config import InternVLConfig
+
+MODEL_TYPE, ARCHITECTURE = "internvl_chat", "InternVLChatModel"
+IMAGE_TOKEN = "<IMG_CONTEXT>"
+LANGUAGE_MODEL = "Qwen2ForCausalLM"
+SIZES = "InternVL2-1B, InternVL2.5-1B/4B/38B/78B and InternVL3-1B/2B/8B/14B/38B/78B"
+
+VISION_DEFAULTS = {
+    "hidden_size": 3200,
+    "intermediate_size": 12800,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 25,
+    "image_size": 224,
+    "patch_size": 14,
+    "norm_type": "rms_norm",
+    "layer_norm_eps": 1e-6,
+    "hidden_act": "gelu",
+    "qkv_bias": False,
+    "qk_normalization": True,
+}
+VISION_NAMES = {"qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm"}  # original -> Hugging Face
+# Of the language model's config: what says how the original code builds it.
+LANGUAGE_DROPPED = ("_name_or_path", "architectures", "attn_implementation", "_attn_implementation")
+
+
+def is_original(raw: Mapping[str, Any]) -> bool:
+    return raw.get("model_type") == MODEL_TYPE or ARCHITECTURE in (raw.get("architectures") or ())
+
+
+def to_hf(raw: Mapping[str, Any], image_token: int, where: str) -> dict[str, Any]:
+    """Hugging Face `config.json` of an original checkpoint. UserError for a variant that this project does not run."""
+    stated = Stated(raw, where)
+    language, tower = stated.part("llm_config"), stated.part("vision_config", VISION_DEFAULTS)
+    check_language_model(language.get("architectures"), language.get("model_type", "qwen2"), where)
+    if stated.get("ps_version", "v1") != "v2":
+        found = stated.get("ps_version", "v1")
+        raise UserError(f"{where}: ps_version {found!r} transposes an image's tokens; only 'v2' is supported")
+    for key in ("use_backbone_lora", "use_llm_lora", "pad2square", "image_fold"):
+        if stated.get(key):
+            raise UserError(f"{where}: {key} {stated.get(key)!r} is not supported; only a model without it is")
+    side = tower.integer("image_size", least=1)
+    if (forced := stated.get("force_image_size")) not in (None, side):
+        raise UserError(f"{where}: force_image_size {forced} is not the tower's image_size {side}; resize its positions first")
+    if tower.truth("qk_normalization", True) and tower.get("layer_norm_eps") != 1e-6:
+        raise UserError(f"{where}: vision_config: qk_normalization with layer_norm_eps {tower.get('layer_norm_eps')}, not 1e-6")
+    vision = {VISION_NAMES.get(key, key): tower.get(key) for key in VISION_DEFAULTS}
+    vision |= {"model_type": "internvl_vision", "use_absolute_position_embeddings": True}
+    vision |= {key: [tower.integer(key, least=1)] * 2 for key in ("image_size", "patch_size")}
+    text = {key: value for key, value in (raw.get("llm_config") or {}).items() if key not in LANGUAGE_DROPPED}
+    tied = language.truth("tie_word_embeddings", False)
+    config = {
+        "model_type": "internvl",
+        "architectures": ["InternVLForConditionalGeneration"],
+        "image_token_id": image_token,
+        "downsample_ratio": stated.get("downsample_ratio", 0.5),
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": stated.get("select_layer", -1),
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": tied,
+        "text_config": {**text, "model_type": "qwen2", "tie_word_embeddings": tied},
+        "vision_config": vision,
+    }
+    for key in ("torch_dtype", "dtype", "reward_head"):
+        if key in raw:
+            config[key] = raw[key]
+    return config
+
+
+def pixels(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What an image processor's file would say: the original code makes its pixels by the config and by constants."""
+    stated = Stated(raw, where)
+    side = stated.part("vision_config", VISION_DEFAULTS).integer("image_size", least=1)
+    dynamic = stated.truth("dynamic_image_size", False)
+    return {
+        "size": {"height": side, "width": side},
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "min_patches": stated.integer("min_dynamic_patch", 1, least=1) if dynamic else 1,
+        "max_patches": stated.integer("max_dynamic_patch", 6, least=1) if dynamic else 1,
+        "use_thumbnail": stated.truth("use_thumbnail", False),
+    }
+
+
+def check_language_model(architectures: Any, model_type: str, where: str) -> None:
+    """UserError unless it is Qwen2: InternVL's other sizes have InternLM, Phi-3, Llama or Qwen3 language models."""
+    found = architectures[0] if isinstance(architectures, list) and architectures else model_type
+    if found not in (LANGUAGE_MODEL, "qwen2"):
+        raise UserError(f"{where}: the language model is {found}; of InternVL this project runs the sizes with Qwen2: {SIZES}")
+
+
+def from_hf(config: Mapping[str, Any], read: InternVLConfig) -> dict[str, Any]:
+    """Original `config.json` of a Hugging Face checkpoint; `read` is what its files say, defaults filled in."""
+    if read.projector_activation != "gelu":
+        raise UserError(
+            f"the original naming knows one projector, gelu; this model's is {read.projector_activation}: leave --naming at hf"
+        )
+    text, tower, geometry = config.get("text_config") or {}, read.vision, read.geometry
+    if tower.qk_norm_eps not in (None, tower.norm_eps):
+        raise UserError(
+            f"the original naming knows one epsilon for all norms of the tower; this model's are {tower.norm_eps} and, of"
+            f" queries and keys, {tower.qk_norm_eps}: leave --naming at hf"
+        )
+    language = {key: value for key, value in text.items() if key not in ("rope_parameters", "layer_types")}
+    language |= {
+        "model_type": "qwen2",
+        "architectures": [LANGUAGE_MODEL],
+        "rope_theta": read.text.rope_theta,
+        "tie_word_embeddings": read.text.tied,
+    }
+    scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if (kind := scaling.get("rope_type", scaling.get("type", "default"))) != "default":
+        language["rope_scaling"] = {"type": kind, "factor": scaling["factor"]}
+    vision = {
+        "model_type": "intern_vit_6b",
+        "architectures": ["InternVisionModel"],
+        "hidden_size": tower.hidden_size,
+        "intermediate_size": tower.intermediate_size,
+        "num_hidden_layers": tower.layers,
+        "num_attention_heads": tower.heads,
+        "num_channels": 3,
+        "image_size": tower.image_size,
+        "patch_size": tower.patch_size,
+        "norm_type": tower.norm,
+        "layer_norm_eps": tower.norm_eps,
+        "hidden_act": tower.activation,
+        "qkv_bias": tower.attention_bias,
+        "qk_normalization": tower.qk_norm_eps is not None,
+    }
+    raw = {
+        "model_type": MODEL_TYPE,
+        "architectures": [ARCHITECTURE],
+        "downsample_ratio": 1 / geometry.merge,
+        "dynamic_image_size": True,
+        "force_image_size": tower.image_size,
+        "max_dynamic_patch": geometry.max_tiles,
+        "min_dynamic_patch": geometry.min_tiles,
+        "pad2square": False,
+        "ps_version": "v2",
+        "select_layer": -1 if tower.feature_layers == tower.layers else tower.feature_layers,
+        "template": "internvl2_5",
+        "tie_word_embeddings": read.text.tied,
+        "use_backbone_lora": 0,
+        "use_llm_lora": 0,
+        "use_thumbnail": geometry.thumbnail,
+        "llm_config": language,
+        "vision_config": vision,
+    }
+    for key in ("torch_dtype", "dtype", "reward_head"):
+        if key in config:
+            raw[key] = config[key]
+    return raw
+
+
+def image_token(directory: str, raw: Mapping[str, Any]) -> int:
+    """The number of `<IMG_CONTEXT>`, which the original config does not say, by the tokenizer's files.
+
+    Without a tokenizer it is the published checkpoints': InternVL adds nine tokens, of which it is the third, and has no
+    embedding behind them.
+    """
+    folder = epath.Path(directory)
+    for name, found in (("added_tokens.json", _by_name), ("tokenizer_config.json", _by_number), ("tokenizer.json", _in_list)):
+        if (folder / name).exists() and (number := found(read_json_object(folder / name))) is not None:
+            return number
+    return Stated(raw, f"{directory}/config.json").part("llm_config").integer("vocab_size", 151674, least=7) - 7
+
+
+def _by_name(added: Mapping[str, Any]) -> int | None:
+    return added.get(IMAGE_TOKEN)
+
+
+def _by_number(config: Mapping[str, Any]) -> int | None:
+    added = config.get("added_tokens_decoder") or {}
+    return next((int(number) for number, token in added.items() if token.get("content") == IMAGE_TOKEN), None)
+
+
+def _in_list(tokenizer: Mapping[str, Any]) -> int | None:
+    return next((token["id"] for token in tokenizer.get("added_tokens") or () if token.get("content") == IMAGE_TOKEN), None)

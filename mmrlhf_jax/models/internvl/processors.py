@@ -1,0 +1,101 @@
+"""What transformers and vLLM need beside an InternVL model's weights: media tokens, chat template, processor files.
+
+Reference: transformers `convert_internvl_weights_to_hf.py` and `processing_internvl.py`; OpenGVLab `conversation.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.internvl.geometry import IMAGE_END, IMAGE_START
+from mmrlhf_jax.models.internvl.original import IMAGE_TOKEN, is_original
+
+if TYPE_CHECKING:
+    from mmrlhf_jax.models.internvl.config import InternVLConfig
+
+VIDEO_TOKEN = "<video>"
+# What chat templates write in a medium's place: that of transformers' processor today, and those of older ones.
+MEDIA_TAGS = (IMAGE_TOKEN, "<image>", VIDEO_TOKEN)
+# What transformers' processor asks its tokenizer for.
+NAMED_TOKENS = {
+    "start_image_token": IMAGE_START,
+    "end_image_token": IMAGE_END,
+    "context_image_token": IMAGE_TOKEN,
+    "video_token": VIDEO_TOKEN,
+}
+# The original code's own templates, by the `template` of config.json: the system message, and what ends every message.
+ORIGINAL_TEMPLATES = {
+    "internvl2_5": (
+        "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。",
+        "<|im_end|>\n",
+    ),
+    "Hermes-2": (
+        "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。",
+        "<|im_end|>",
+    ),
+}
+
+
+def chat_template(system: str | None = None, end: str = "<|im_end|>\n") -> str:
+    """Jinja of a conversation whose messages end with `end`; with a system message, if given, where it has none of its own.
+
+    Without arguments it is the one that transformers' converter writes.
+    """
+    opening = ""
+    if system is not None:
+        opening = f"{{% if loop.first and message['role'] != 'system' %}}<|im_start|>system\n{system}{end}{{% endif %}}"
+    return (
+        "{% for message in messages %}" + opening + "<|im_start|>{{ message['role'] }}\n"
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}<IMG_CONTEXT>\n{% elif part['type'] == 'video' %}<video>\n"
+        "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+        + end
+        + "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+def prepare_tokenizer(tokenizer: Any, config: Mapping[str, Any], where: str) -> None:
+    """Give a tokenizer of the original naming what the original code has in itself: the chat template that config.json names,
+    unless the directory has one that knows media, and the names of the media tokens.
+
+    UserError where a media token is missing, or `<IMG_CONTEXT>` is not the config's image token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    for token in (IMAGE_START, IMAGE_END, IMAGE_TOKEN):
+        if token not in vocabulary:
+            raise UserError(f"{where}: the tokenizer has no {token} token; it is not an InternVL tokenizer")
+    expected = config.get("image_token_id", vocabulary[IMAGE_TOKEN])
+    if vocabulary[IMAGE_TOKEN] != expected:
+        found = f"{IMAGE_TOKEN} is token {vocabulary[IMAGE_TOKEN]} of the tokenizer, but config says {expected}"
+        raise UserError(f"{where}: {found}; tokenizer and model do not belong together")
+    if is_original(config):
+        tokenizer.init_kwargs.update(NAMED_TOKENS)  # written with it
+        named, own = ORIGINAL_TEMPLATES.get(config.get("template")), str(tokenizer.chat_template or "")
+        if named is not None and not any(tag in own for tag in MEDIA_TAGS):
+            tokenizer.chat_template = chat_template(*named)
+
+
+def processor_files(config: InternVLConfig) -> dict[str, dict[str, Any]]:
+    """Image, video and joint processor configs by the names that transformers and vLLM look for."""
+    vision, geometry = config.vision, config.geometry
+    whose = {"processor_class": "InternVLProcessor"}
+    pixels = {
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(vision.image_mean),
+        "image_std": list(vision.image_std),
+        "resample": 3,  # bicubic
+        "rescale_factor": vision.rescale,
+        "size": {"height": vision.image_size, "width": vision.image_size},
+    }
+    image = {"image_processor_type": "GotOcr2ImageProcessor", "crop_to_patches": True}
+    image |= {"min_patches": geometry.min_tiles, "max_patches": geometry.max_tiles}
+    return {
+        "preprocessor_config.json": whose | image | pixels,
+        "video_preprocessor_config.json": whose | {"video_processor_type": "InternVLVideoProcessor"} | pixels,
+        "processor_config.json": whose | {"image_seq_length": geometry.features},
+    }

@@ -1,0 +1,14 @@
+"""What tests must know of each family of models: a module per family, all with the same names.
+
+    checkpoint, config, tensors, tokenizer   tiny models with random weights, in every spelling of `NAMINGS`
+    SHAPES                                   arguments of `config` for unlike models
+    PICTURES, FRAMES, ROW                    prompts, and a row that has room for each of them
+    picture_inputs, frame_inputs             transformers' inputs for the same media (these need torch, as do the next)
+    draw_model, opening                      a random checkpoint that transformers wrote; a conversation as a string
+
+A test that holds for every family is parametrised by the names in `FAMILIES`.
+"""
+
+from tests.families import internvl, llava_onevision
+
+FAMILIES = {"llava_onevision": llava_onevision, "internvl": internvl}
