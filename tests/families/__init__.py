@@ -1,6 +1,7 @@
 """What tests must know of each family of models: a module per family, all with the same names.
 
     checkpoint, config, tensors, tokenizer   tiny models with random weights, in every spelling of `NAMINGS`
+    media_ids                                arguments of `config` for another tokenizer's media tokens
     SHAPES                                   arguments of `config` for unlike models
     PICTURES, FRAMES, ROW                    prompts, and a row that has room for each of them
     picture_inputs, frame_inputs             transformers' inputs for the same media (these need torch, as do the next)

@@ -377,6 +377,11 @@ def _values(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
     return noise * np.prod(shape[1:]) ** -0.5
 
 
+def media_ids(tokenizer) -> dict[str, int]:
+    """Arguments of `config` for the media tokens of a tokenizer."""
+    return {"image_token_id": tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")}
+
+
 def picture_inputs(directory: str | os.PathLike[str], pictures: list) -> dict[str, Any]:
     """What transformers' model takes beside ids for a prompt with these pictures. Needs torch."""
     from transformers import GotOcr2ImageProcessorPil

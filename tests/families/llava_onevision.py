@@ -47,6 +47,11 @@ FRAMES = (1, 8, 32)
 ROW = (320, 37, 280)  # slots, tiles and visual tokens: room for the largest of these
 
 
+def media_ids(tokenizer) -> dict[str, int]:
+    """Arguments of `config` for the media tokens of a tokenizer."""
+    return {f"{kind}_token_index": tokenizer.convert_tokens_to_ids(f"<{kind}>") for kind in ("image", "video")}
+
+
 def picture_inputs(directory: str | os.PathLike[str], pictures: list) -> dict[str, Any]:
     """What transformers' model takes beside ids for a prompt with these pictures. Needs torch."""
     from transformers import LlavaOnevisionImageProcessorPil

@@ -6,12 +6,14 @@ media there twice.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from tokenizers import AddedToken
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.encode import GroupEncoder
@@ -29,7 +31,8 @@ from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training.guard import guarded
 from mmrlhf_jax.training.state import init_state, split_model, with_adapters
 from mmrlhf_jax.training.step import make_train_step
-from tests import ranked, tiny
+from tests import ranked
+from tests.families import FAMILIES
 
 # Two to six responses, with and without ties.
 RANKS = [(1, 2), (1, 1, 2), (1, 2, 3, 4), (1, 2, 2, 3, 4), (1, 2, 3, 3, 4, 5), (1, 2, 3)]
@@ -47,10 +50,16 @@ LORA = config.Lora(parts=("language_model", "projector"), rank=4, alpha=8)
 TOKENIZER = train_tokenizer([CRITIQUE_PROMPT, f"system\n{SYSTEM}", " ".join(ranked.WORDS), *ranked.WORDS] * 9, 640)
 
 
-def checkpoint(directory):
-    ids = {f"{kind}_token_index": TOKENIZER.convert_tokens_to_ids(f"<{kind}>") for kind in ("image", "video")}
-    raw = tiny.config(text={"vocab_size": len(TOKENIZER)}, **ids)
-    return tiny.checkpoint(directory, raw, reward_head=True)
+# With the media tokens of every family behind it.
+MEDIA_TOKENS = [AddedToken(token, special=True) for token in ("<img>", "</img>", "<IMG_CONTEXT>")]
+WITH_MEDIA_TOKENS = copy.deepcopy(TOKENIZER)
+WITH_MEDIA_TOKENS.add_tokens(MEDIA_TOKENS, special_tokens=True)
+
+
+def checkpoint(directory, family: str = "llava_onevision"):
+    text = {"vocab_size": len(WITH_MEDIA_TOKENS)}
+    raw = FAMILIES[family].config(text=text, **FAMILIES[family].media_ids(WITH_MEDIA_TOKENS))
+    return FAMILIES[family].checkpoint(directory, raw, reward_head=True)
 
 
 def examples(directory) -> list[Example]:
@@ -66,7 +75,7 @@ def examples(directory) -> list[Example]:
 
 
 def encoder(model, task: str) -> GroupEncoder:
-    return GroupEncoder(PieceTokenizer(TOKENIZER, model.config.image_token), model.config.geometry, task=task)
+    return GroupEncoder(PieceTokenizer(WITH_MEDIA_TOKENS, model.config.image_token), model.config.geometry, task=task)
 
 
 def with_reference(group, number: int):

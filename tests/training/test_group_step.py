@@ -19,18 +19,23 @@ from mmrlhf_jax.mesh_axes import fewest_pieces
 from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.planning.unshared import forward_unshared
 from mmrlhf_jax.tasks import task_of
+from tests.families import FAMILIES
 from tests.training import groups
 from tests.training.groups import LORA, OBJECTIVES, alone, assert_same_step, encoder, packed, pair_expanded
+
+FIRST = "llava_onevision"  # for what does not depend on the family
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return groups.checkpoint(tmp_path_factory.mktemp("model"))
+    """The checkpoint of a family."""
+    return functools.cache(lambda family: groups.checkpoint(tmp_path_factory.mktemp(family), family))
 
 
 @pytest.fixture(scope="module")
 def model(directory):
-    return groups.load(directory, 1)[1]
+    """The model of a family."""
+    return functools.cache(lambda family=FIRST: groups.load(directory(family), 1)[1])
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +48,8 @@ def expanded_step(directory, examples):
     """The oracle: (figures, gradients) of an objective's pair-expanded step on one device."""
 
     @functools.cache
-    def found(name: str, lora: config.Lora | None):
-        mesh, model = groups.load(directory, 1, lora)
+    def found(family: str, name: str, lora: config.Lora | None):
+        mesh, model = groups.load(directory(family), 1, lora)
         rows = pair_expanded(model, examples, task_of(OBJECTIVES[name]).conversation)
         return groups.step(mesh, model, OBJECTIVES[name], rows, lora=lora)
 
@@ -52,34 +57,38 @@ def expanded_step(directory, examples):
 
 
 @pytest.mark.parametrize(
-    ("name", "lora", "at_once"),
+    ("family", "name", "lora", "at_once"),
     [
-        ("mm-dpo", None, None),
-        ("reward model", None, 1),
-        ("mm-dpo", LORA, 1),
-        pytest.param("mpo", None, None, marks=pytest.mark.slow),
-        pytest.param("reward model", None, None, marks=pytest.mark.slow),
-        pytest.param("mm-dpo", None, 1, marks=pytest.mark.slow),
-        pytest.param("mm-dpo", LORA, None, marks=pytest.mark.slow),
-        pytest.param("reward model", LORA, None, marks=pytest.mark.slow),
-        pytest.param("reward model", LORA, 1, marks=pytest.mark.slow),
+        *((family, "mm-dpo", None, None) for family in FAMILIES),
+        (FIRST, "reward model", None, 1),
+        (FIRST, "mm-dpo", LORA, 1),
+        *(pytest.param(family, "mpo", None, None, marks=pytest.mark.slow) for family in FAMILIES),
+        *(pytest.param(family, "reward model", None, None, marks=pytest.mark.slow) for family in FAMILIES),
+        pytest.param(FIRST, "mm-dpo", None, 1, marks=pytest.mark.slow),
+        *(pytest.param(family, "mm-dpo", LORA, None, marks=pytest.mark.slow) for family in FAMILIES),
+        pytest.param(FIRST, "reward model", LORA, None, marks=pytest.mark.slow),
+        pytest.param(FIRST, "reward model", LORA, 1, marks=pytest.mark.slow),
     ],
 )
-def test_loss_metrics_and_every_gradient_equal_the_pair_expanded_steps(directory, examples, expanded_step, name, lora, at_once):
+def test_loss_metrics_and_every_gradient_equal_the_pair_expanded_steps(
+    directory, examples, expanded_step, family, name, lora, at_once
+):
     """Ties, two to six responses, text, pictures and video. Accumulation gives the batch's means, not means of means.
 
     `at_once`: the launch file's rows per device; None: all four.
     """
-    mesh, model = groups.load(directory, 1, lora)
+    mesh, model = groups.load(directory(family), 1, lora)
     rows = packed(model, examples, task_of(OBJECTIVES[name]).conversation, rows=4)
     accumulation = fewest_pieces(4, at_once, mesh.shape)
     assert accumulation == (1 if at_once is None else 4)
     actual = groups.step(mesh, model, OBJECTIVES[name], rows, accumulation=accumulation, lora=lora)
-    assert_same_step(actual, expanded_step(name, lora))
+    assert_same_step(actual, expanded_step(family, name, lora))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("task", ["answer", "critique"])
-def test_a_response_has_the_log_prob_and_reward_it_has_alone_in_a_row(model, examples, task):
+def test_a_response_has_the_log_prob_and_reward_it_has_alone_in_a_row(model, examples, task, family):
+    model = model(family)
     graphdef, params = nnx.split(model)
     run = jax.jit(lambda params, batch: forward(nnx.merge(graphdef, params), batch, chunk=16))
     together = run(params, packed(model, examples, task))
@@ -92,7 +101,7 @@ def test_a_response_has_the_log_prob_and_reward_it_has_alone_in_a_row(model, exa
 
 def test_beta_follows_each_pairs_own_margin(model, examples):
     """A pair whose margin is large weighs more: with rewards the loss differs from plain DPO's, as the paper says."""
-    rows = packed(model, examples, "answer")
+    rows = packed(model(), examples, "answer")
     assert np.isfinite(rows.rewards[rows.response_ids >= 0]).all()
     logps = np.random.default_rng(0).normal(-20, 3, rows.ends.shape).astype(np.float32)
     outputs = Outputs(logps, logps, logps, logps, logps, np.zeros(rows.targets.shape, np.float32))
@@ -105,6 +114,7 @@ def test_beta_follows_each_pairs_own_margin(model, examples):
 
 def test_the_bench_measures_the_pair_expanded_layout(model, examples):
     """Its rows run as two halves each, and as the ordinary rows that they are: the same outputs, those of the packed rows."""
+    model = model()
     task, geometry = "critique", model.config.geometry
     pairs = []
     for example in examples:
