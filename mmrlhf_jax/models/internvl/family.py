@@ -48,9 +48,11 @@ class InternVLFamily(Family):
     def typical_geometry(self) -> TileGeometry:
         return TileGeometry(448, 14)
 
-    def vocabulary(self, config: Mapping[str, Any]) -> int | None:
+    def vocabulary(self, config: Mapping[str, Any]) -> int:
+        from mmrlhf_jax.models.qwen2 import TEXT_DEFAULTS
+
         text = config.get("llm_config" if original.is_original(config) else "text_config") or {}
-        return text.get("vocab_size")
+        return text.get("vocab_size") or TEXT_DEFAULTS["vocab_size"]
 
     def prepare_tokenizer(self, tokenizer: Any, config: Mapping[str, Any], where: str) -> None:
         processors.prepare_tokenizer(tokenizer, config, where)
