@@ -6,8 +6,7 @@ import jax.numpy as jnp
 
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.models.vision_language import VisionLanguage
-from mmrlhf_jax.objectives.logprobs import sum_by_response, target_logps
-from mmrlhf_jax.objectives.outputs import Outputs
+from mmrlhf_jax.objectives import Outputs, sum_by_response, target_logps
 
 
 def forward(model: VisionLanguage, batch: RowBatch, *, chunk: int) -> Outputs:

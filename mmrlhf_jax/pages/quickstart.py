@@ -67,12 +67,13 @@ class Answer:
 class Findings:
     """What a quickstart has found.
 
-    `figures` are those of its summary, by step. `examples` are the held-out ones as the data has them, `scored` their records
-    with the reward model's critiques and rewards, `kinds` the places of each kind of question among them. `answers` has, per
-    policy (a key of `POLICIES`), one answer to each. `objective` is MM-DPO's, `metrics` has the rows of each run that is drawn
-    (`CURVES`).
+    `family` names the architecture of its models, `figures` are those of its summary, by step. `examples` are the held-out ones
+    as the data has them, `scored` their records with the reward model's critiques and rewards, `kinds` the places of every kind
+    of question. `answers` has, per policy (a key of `POLICIES`), one answer to each. `objective` is MM-DPO's, `metrics`
+    has the rows of each run that is drawn (`CURVES`).
     """
 
+    family: str
     figures: Mapping[str, Any]
     examples: BuiltExamples
     scored: Sequence[RankedRecord]
@@ -87,7 +88,7 @@ def quickstart_page(found: Findings) -> str:
     figures = found.figures
     opening = join(summary(figures, found.examples), key_figures(figures))
     sections = {
-        "What happened": story(figures),
+        "What happened": story(figures, found.family),
         "The reward model at work": judged(found.scored, found.examples, found.kinds, found.objective),
         "From rewards to β": scaling(found.scored, found.objective),
         "Answers before and after": answered(found),
@@ -147,7 +148,7 @@ def key_figures(figures: Mapping) -> Markup:
     return join(*parts)
 
 
-def story(figures: Mapping) -> Markup:
+def story(figures: Mapping, family: str) -> Markup:
     """What happened, step by step."""
     seen = figures.get("vision", {}).get("accuracy")
     steps = (
@@ -165,7 +166,7 @@ def story(figures: Mapping) -> Markup:
         ),
         (
             "The policy.",
-            "A small vision-language model imitates responses of mixed quality. It learns to answer, but not to answer well.",
+            f"A small {family} imitates responses of mixed quality. It learns to answer, but not to answer well.",
         ),
         (
             "The reward model.",

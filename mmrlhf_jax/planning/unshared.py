@@ -9,7 +9,7 @@ from mmrlhf_jax.data.rows import RowBatch, from_names
 from mmrlhf_jax.data.unshared import INDEXES, MARKED, PER_PAIR, half_sizes, halved
 from mmrlhf_jax.inference.forward import forward
 from mmrlhf_jax.models.vision_language import VisionLanguage
-from mmrlhf_jax.objectives.outputs import Outputs
+from mmrlhf_jax.objectives import Outputs
 
 
 def forward_unshared(model: VisionLanguage, batch: RowBatch, *, chunk: int) -> Outputs:

@@ -24,6 +24,7 @@ def write_page(root: Path, figures: Mapping, held_out: Sequence[RankedRecord], a
         for policy, texts in answers.items()
     }
     found = Findings(
+        family="LLaVA-OneVision",
         figures=figures,
         examples=examples,
         scored=held_out,

@@ -23,9 +23,8 @@ from mmrlhf_jax.data.pipeline import demanded_budget, index_cache, list_changes
 from mmrlhf_jax.data.rows import Budget, RowBatch, empty_row
 from mmrlhf_jax.data.stream import Rows, batches
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.models.geometry import Geometry
-from mmrlhf_jax.objectives.outputs import Outputs
-from mmrlhf_jax.objectives.weighted import merge, summary
+from mmrlhf_jax.models.registry import DEFAULT, family
+from mmrlhf_jax.objectives import Outputs, merge, summary
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.feed import feed, fetched, own_rows
 from mmrlhf_jax.tasks import Task, task_of
@@ -51,7 +50,8 @@ def check_settings(experiment: config.Experiment) -> None:
 
 def figure_names(task: Task) -> list[str]:
     """The figures of an evaluation that are one number, without evaluating anything."""
-    batch = jax.tree.map(lambda x: x[None], empty_row(Budget(8, 1, 1, 8, 8, 8), Geometry(28, 14, ((28, 28),), 9)))
+    geometry = family(DEFAULT).typical_geometry()  # any will do: no term looks at media
+    batch = jax.tree.map(lambda x: x[None], empty_row(Budget(8, 1, 1, 8, 8, 8), geometry))
     responses, tokens = jnp.zeros(batch.ends.shape, jnp.float32), jnp.zeros(batch.targets.shape, jnp.float32)
     outputs = Outputs(responses, responses, responses, responses, responses, tokens)
 
