@@ -132,3 +132,23 @@ def test_the_trunk_is_the_longest_common_prefix_and_is_stored_once(many):
     assert len(tree.tokens) == shared + sum(len(c.tokens) - shared for c in many)
     if all(len(c.tokens) > shared for c in many):
         assert len({int(c.tokens[shared]) for c in many}) > 1
+
+
+def test_positions_of_three_axes_are_laid_out_like_tokens_and_part_the_trunk_where_they_differ():
+    """Conversations of equal tokens share what stands in equal positions, too."""
+    tokens, target = np.arange(6, dtype=np.int32), np.arange(6) >= 4
+    one = np.stack([np.arange(6), np.minimum(np.arange(6), 3), np.arange(6) // 2], axis=1)
+    other = one + np.where(np.arange(6) >= 3, 7, 0)[:, None] * [0, 1, 0]
+    tree = token_tree([Conversation(tokens, target, np.zeros(6, bool), positions) for positions in (one, other)])
+    assert tree.trunk == 3
+    np.testing.assert_array_equal(tree.tokens, [0, 1, 2, 3, 4, 5, 3, 4, 5])
+    np.testing.assert_array_equal(tree.positions, [*one, *other[3:]])
+    assert tree.positions.dtype == np.int32
+
+
+def test_a_visual_slot_is_no_token_that_looks_like_it():
+    """A placeholder's number in the text of one conversation, and visual features in another: not one trunk."""
+    tokens, target = np.asarray([5, 9, 7], np.int32), np.asarray([False, False, True])
+    pictured = Conversation(tokens, target, np.asarray([False, True, False]))
+    tree = token_tree([pictured, Conversation(tokens, target, np.zeros(3, bool))])
+    assert tree.trunk == 1 and tree.visual.tolist() == [1]
