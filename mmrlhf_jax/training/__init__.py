@@ -1,5 +1,5 @@
 """`mmrlhf train` and all that a run writes: checkpoints, metrics, its page, the exported model.
 
-`loop.train` runs an experiment: it prepares a `run.Run`, then makes its steps one after the other. `step` is the train step, a
-function over pytrees; what it minimises comes from the experiment's task (`tasks`).
+`loop.train` runs an experiment: it prepares a `run.Run` and then executes its steps. `step` is the train step, a function over
+pytrees; its loss comes from the experiment's task (`tasks`).
 """

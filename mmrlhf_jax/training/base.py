@@ -19,7 +19,8 @@ from mmrlhf_jax.training.state import precision_line, split_model, stored_dtype,
 
 
 class Base(NamedTuple):
-    """The model before the first step, in the parts that a step takes, and the optimizer of those that learn."""
+    """The model before the first step, split into graph, trained and frozen parameters, and the optimizer of the trained
+    ones."""
 
     sizes: ModelConfig
     graphdef: nnx.GraphDef
@@ -29,7 +30,7 @@ class Base(NamedTuple):
 
 
 def split_base(experiment: config.Experiment, mesh, steps: int) -> Base:
-    """The loaded model, for a run of so many steps."""
+    """Load the base model and split it; `steps` (the run's length) sets the learning rate schedule of the optimizer."""
     model = load_base(experiment, mesh)
     graphdef, params, frozen = split_model(model, experiment.trains, experiment.lora)
     say(precision_line(params, frozen, experiment.model.dtype))
@@ -37,7 +38,8 @@ def split_base(experiment: config.Experiment, mesh, steps: int) -> Base:
 
 
 def load_base(experiment: config.Experiment, mesh) -> VisionLanguage:
-    """The model that the experiment starts from. A head that its checkpoint lacks, and adapters, are drawn from the seed."""
+    """Load the model that the experiment starts from. Adapters, and a reward head that the checkpoint lacks, are initialised
+    from `run.seed`."""
     settings = experiment.model
     model = load_model(
         settings.path,

@@ -13,7 +13,7 @@ SHOWN = ("loss", "eval_loss", "rewards/accuracies", "eval_rewards/accuracies", "
 
 
 def model_card(experiment: config.Experiment, family: Family, step: int, metrics: Sequence[dict]) -> str:
-    """Markdown with Hugging Face front matter, of a model of `family`."""
+    """Markdown with Hugging Face front matter. `metrics` are the run's lines; the last value up to `step` of each is shown."""
     last: dict[str, float] = {}
     for row in metrics:
         if row["step"] <= step:
@@ -33,7 +33,7 @@ def model_card(experiment: config.Experiment, family: Family, step: int, metrics
 
 
 def conversion_card(source: str, family: Family, naming: Naming, dtype: str | None) -> str:
-    """The card of a model that was only written anew, or that an adapter was merged into: nothing was trained here."""
+    """The card of a model that was converted, or that an adapter was merged into, without training."""
     how = f"{'Hugging Face' if naming == 'hf' else 'original'} (`{family.publishers[naming]}`)"
     return (
         f"---\nbase_model: {source}\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [mmrlhf_jax]\n---\n\n"

@@ -1,7 +1,7 @@
-"""Orbax checkpoints: trained parameters, optimizer state and step, with what identifies the run beside them.
+"""Orbax checkpoints: trained parameters, optimizer state, step and the run's identity (`identity.run_identity`).
 
 The step is also the data position, because batch s is a pure function of (fingerprint, seed, s). Frozen parameters are not
-stored: they are the base model's.
+stored; they are loaded from the base model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
-from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator  # which has no public name
+from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator  # has no public name
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, retried
@@ -42,9 +42,9 @@ from mmrlhf_jax.training.stored import (
     pure,
 )
 
-# Of folders beside the checkpoints: what Orbax is writing, what could not be read and is kept, what is being removed.
+# Suffixes of folders that are not checkpoints: being written by Orbax, found unreadable and kept, being removed.
 UNFINISHED, UNREADABLE, REMOVED = ".orbax-checkpoint-tmp", ".unreadable", ".removed"
-# Up to here a new checkpoint is read back whole; of larger ones what says what they hold.
+# A new checkpoint of up to this size is read back completely; of a larger one only metadata and identity are read.
 WHOLE_BYTES = 1 << 24
 
 
@@ -55,7 +55,7 @@ class _Pending(NamedTuple):
     """A checkpoint that is being written."""
 
     step: int
-    expected: dict[str, Any]  # of what is read back
+    expected: dict[str, Any]  # abstract arrays and identity that reading it back must give
     judgement: Judgement | None
     writing: Any  # Orbax's response, whose `result()` waits
 
@@ -63,9 +63,9 @@ class _Pending(NamedTuple):
 class Checkpoints(StoredCheckpoints):
     """The checkpoints of a run, for the one trainer that owns its directory. Saving is asynchronous and atomic.
 
-    The newest `keep` stay, and the best of those that were saved with a `score` (higher is better) by the `criterion`, as well
-    as by any other that there are scores by: a changed setting makes none of them worse. Others are removed when a newer one is
-    complete and was read back. All processes make the same calls; the first one's listing counts.
+    Kept are the newest `keep` checkpoints and, for every criterion that checkpoints were scored by (higher is better), the best
+    one: changing `run.best` does not delete the best checkpoint by the old criterion. The others are removed once a newer
+    checkpoint is complete and was read back. All processes make the same calls and use the first process's directory listing.
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int = 2, criterion: Criterion = UNKNOWN):
@@ -81,19 +81,19 @@ class Checkpoints(StoredCheckpoints):
 
     @property
     def steps(self) -> list[int]:
-        """Of the checkpoints that are complete and not known to be unreadable, ascending."""
+        """The steps of the checkpoints that are complete and not known to be unreadable, ascending."""
         return sorted(self._judged)
 
     @property
     def judgements(self) -> dict[int, Judgement]:
-        """By step, of the checkpoints that have one, with that which is being written."""
+        """Judgement by step, for the checkpoints that have one, including the checkpoint that is being written."""
         found = self._judged if self._pending is None else self._judged | {self._pending[0]: self._pending[2]}
         return {step: judgement for step, judgement in found.items() if judgement is not None}
 
     def save(self, state: TrainState, identity: dict[str, Any], *, score: float | None = None) -> None:
         """Start writing the state at its step; returns once the arrays are copied off the device.
 
-        UserError where the checkpoint before could not be written or read back: what was there before that is still there.
+        UserError if the previous checkpoint could not be written or read back; the checkpoints before that one are kept.
         """
         self.wait()
         step = int(state.step)
@@ -107,13 +107,13 @@ class Checkpoints(StoredCheckpoints):
             judged[JUDGEMENT] = {SCORE: judgement.score} | dict(zip(names, self.criterion, strict=True))
         _same_operation()
         with self._writing():
-            # Orbax's own checkpointer of a directory would read all that is there whenever it is made.
+            # Not `ocp.training.Checkpointer`: it reads the metadata of all checkpoints in the directory when it is created.
             writing = ocp.save_checkpointables_async(self._orbax_path / str(step), parts, custom_metadata=judged)
         expected = {name: abstract(parts[name]) for name in ("params", "opt_state")} | {"identity": identity}
         self._pending = _Pending(step, expected, judgement, writing)
 
     def wait(self) -> None:
-        """Until what is being written is complete and was read back. UserError where it could not be."""
+        """Wait until the pending checkpoint is complete and was read back. UserError if either fails."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
@@ -124,17 +124,17 @@ class Checkpoints(StoredCheckpoints):
         self._remove_older()
 
     def close(self) -> None:
-        """Wait for what is being written, in whatever state the run is: the other processes may be elsewhere."""
+        """Wait for the pending write, without collectives: after an error the other processes may not call this."""
         pending, self._pending = self._pending, None
         if pending is not None:
             with self._writing():
                 pending.writing.result()
 
     def restore(self, state: TrainState, identity: dict[str, Any]) -> TrainState:
-        """The newest state that can be read, sharded like `state`: another mesh or number of hosts than wrote it may read it.
+        """The newest readable state, sharded like `state`; mesh and number of hosts may differ from those that wrote it.
 
-        A checkpoint that is damaged for any of the processes is named and kept aside, and the one before is taken. UserError
-        if none can be read, or if it is of another experiment; Unavailable where the storage does not answer.
+        If any process finds a checkpoint damaged, it is reported and renamed, and the previous one is tried. UserError if none
+        can be read, or if the checkpoint belongs to another experiment; Unavailable if the storage does not answer.
         """
         target = {"params": abstract(state.params), "opt_state": abstract(state.opt_state)}
         step, loaded = self._newest(target, identity)
@@ -152,14 +152,14 @@ class Checkpoints(StoredCheckpoints):
                 return step, loaded
             damaged[step] = damage
         for step, damage in damaged.items():
-            if len(damage) < jax.process_count():  # nothing is wrong with it, but with what these processes see
+            if len(damage) < jax.process_count():  # some processes can read it, so the checkpoint itself is sound
                 process, line = next(iter(damage.items()))
                 raise UserError(
                     f"{self._path}: process {process} can read none of the checkpoints that others can read, as of step {step}"
                     f" ({line}); nothing is removed. Does every host see the same directory?"
                 )
         newest, *_ = damaged[tried[-1]].values()
-        # No advice to remove them: what this version cannot read another may.
+        # Does not advise removing them, because another version of Orbax may be able to read them.
         raise UserError(
             f"{self._path}: none of the checkpoints {tried} can be read (of step {tried[-1]}: {newest}); nothing is removed. To"
             " start over set another run.directory"
@@ -168,13 +168,13 @@ class Checkpoints(StoredCheckpoints):
     def _load_together(
         self, step: int, target: dict[str, Any], identity: dict[str, Any]
     ) -> tuple[dict[str, Any] | None, dict[int, str]]:
-        """The parts of a checkpoint; or, in every process, None and for which processes it is damaged, with the error."""
+        """(parts of the checkpoint, {}), or in every process (None, error text by process) if any process finds it damaged."""
         loaded, error, damage = None, None, None
         try:
-            # Check that the checkpoint belongs to this run before loading arrays: those of another run may have other names.
+            # Check that the checkpoint belongs to this run before loading arrays; another run's arrays may have other names.
             check_identity(step, self.identity(step), identity)
             loaded = self.load(step, target)
-        except Exception as raised:  # whatever a storage backend raises; the others have to hear of it
+        except Exception as raised:  # any storage backend's error; the other processes must be told
             if isinstance(raised, UserError) or fault(raised) is not Fault.DAMAGED:
                 error = self.explained(step, raised)
             else:
@@ -189,7 +189,7 @@ class Checkpoints(StoredCheckpoints):
         return None, found
 
     def _check_saved(self, step: int, expected: dict[str, Any]) -> None:
-        """A checkpoint that cannot be read back is none. UserError says so, and that the ones before are still there."""
+        """UserError if the new checkpoint cannot be read back; it says which older checkpoint is still complete."""
 
         def check() -> None:
             try:
@@ -230,7 +230,10 @@ class Checkpoints(StoredCheckpoints):
             del self._judged[step]
 
     def _remove(self, name: str) -> None:
-        """So that a kill half way leaves no part of it under a checkpoint's name."""
+        """Remove a checkpoint so that a kill during removal leaves no partial folder under a checkpoint's name.
+
+        Local folders are renamed first; in an object store the commit marker is deleted first.
+        """
         folder, aside = self._path / name, self._path / (name if name.endswith(REMOVED) else f"{name}{REMOVED}")
         if is_remote(folder):
             (folder / COMMITTED).unlink(missing_ok=True)
@@ -240,7 +243,7 @@ class Checkpoints(StoredCheckpoints):
         aside.rmtree(missing_ok=True)
 
     def _set_aside(self, step: int) -> None:
-        """A checkpoint that could not be read keeps its bytes, under a name that the run does not come to again."""
+        """Rename an unreadable checkpoint, which keeps its files and frees its step's name."""
         name = f"{step}{UNREADABLE}"
         first_acts(lambda: self._rename(str(step), name))
         say(f"{self._path / str(step)} is kept as {name}")
@@ -250,17 +253,17 @@ class Checkpoints(StoredCheckpoints):
         old, new = self._path / name, self._path / new
 
         def rename() -> None:
-            if exists(old):  # else a try whose success was not heard of has done it
+            if exists(old):  # otherwise an earlier attempt succeeded although it reported an error
                 old.rename(new)
 
-        retried(lambda: new.rmtree(missing_ok=True), f"{new}")  # of an earlier time
-        if is_remote(old):  # which copies: a second try would meet what the first has copied
+        retried(lambda: new.rmtree(missing_ok=True), f"{new}")  # left by an earlier attempt of the run
+        if is_remote(old):  # renaming copies file by file there, so a retry would find its target partly present
             rename()
         else:
             retried(rename, f"{old}")
 
     def _prepare(self) -> None:
-        """Make the directory, and clear away what a killed process was writing or removing."""
+        """Create the directory, and remove unfinished and half-removed checkpoints of a killed process."""
         self._path.mkdir(parents=True, exist_ok=True)
         finished = {str(step) for step in self._finished()}
         for path in entries(self._path):
@@ -268,7 +271,8 @@ class Checkpoints(StoredCheckpoints):
                 self._remove(path.name)
 
     def _found(self) -> tuple[dict[str, Judgement | None], dict[str, str]]:
-        """Judgements by step, and of which steps they cannot be read."""
+        """(judgement by step, error text by step whose judgement cannot be read); keys are strings because they travel as
+        JSON."""
         stored = StoredCheckpoints(self._path)
         judgements = stored.judgements
         return {str(step): judgements.get(step) for step in stored.steps}, {str(s): why for s, why in stored.unread.items()}
@@ -278,12 +282,13 @@ class Checkpoints(StoredCheckpoints):
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Errors of the file system as what they mean. An unfinished checkpoint has no name yet: the last good one stays."""
+        """Turn storage errors into UserError or Unavailable. The last complete checkpoint stays the newest in every case,
+        because Orbax gives a checkpoint its name only when it is complete."""
         try:
             yield
         except (UserError, Unavailable):
             raise
-        except Exception as error:  # OSError here, but tensorstore and Orbax have their own
+        except Exception as error:  # tensorstore and Orbax raise their own types beside OSError
             if fault(error) is Fault.NO_ROOM:
                 raise UserError(
                     f"{self._path}: no room for a checkpoint ({first_line(error)}); {self._kept()}."
@@ -292,14 +297,15 @@ class Checkpoints(StoredCheckpoints):
             if fault(error) is Fault.DENIED:
                 denied = f"a checkpoint may not be written ({first_line(error)})"
                 raise UserError(f"{self._path}: {denied}; {self._kept()}") from None
-            if fault(error) is Fault.PASSING:  # the arrays are gone from the device, so it cannot be written once more
+            if fault(error) is Fault.PASSING:  # no retry: the step has donated the state's buffers meanwhile
                 reason = f"a checkpoint could not be written ({first_line(error)})"
                 raise Unavailable(f"{self._path}: {reason}; {self._kept()}") from None
             raise
 
 
 def _same_operation() -> None:
-    """Orbax's barriers bear the number of its operation by each process's own count, but one may have read more often."""
+    """Give all processes the same Orbax operation number. Orbax names its barriers by a counter of each process, and a process
+    that has read more checkpoints than the others has counted further."""
     if jax.process_count() > 1:
         most = max(gather(int(OperationIdGenerator.get_current_operation_id())))
         while int(OperationIdGenerator.get_current_operation_id()) < most:
@@ -307,6 +313,6 @@ def _same_operation() -> None:
 
 
 def _path_name(path) -> str:
-    """The names in a pytree's path, which Orbax has as keys of dictionaries whatever they were."""
+    """A pytree path as names joined by "/"; Orbax stores every kind of key as a dictionary key."""
     names = (getattr(each, "key", getattr(each, "idx", getattr(each, "name", each))) for each in path)
     return "/".join(str(name) for name in names)

@@ -1,4 +1,4 @@
-"""What lies in a run's directory beside what other modules keep there."""
+"""The names of a run directory's files, the settings that are written there, and what `--fresh` removes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ CHECKPOINTS = "checkpoints"
 
 
 def write_settings(experiment: config.Experiment, rows: Rows, directory: epath.Path) -> None:
-    """What a run's directory says of it before its first step: the resolved configuration, and what of the data is left out."""
+    """Write the resolved configuration and the list of data that is left out, before the first step."""
     write_atomically(directory / CONFIG_FILE, sections.resolved(experiment).encode())
     write_left_out(rows.index, directory)
 
 
 def clear(directory: epath.Path) -> None:
-    """Remove what an earlier run of this directory left: checkpoints, metrics and their page, bad batches; nothing else."""
+    """Remove an earlier run's checkpoints, TensorBoard files, metrics, report and bad batches from the directory; nothing
+    else."""
     for name in (CHECKPOINTS, "tensorboard"):
         if exists(directory / name):
             say(f"--fresh: removing {directory / name}")

@@ -1,7 +1,8 @@
-"""TensorBoard's file of a run, an extra beside `metrics.jsonl`: where it cannot be written, that is said and the run goes on.
+"""TensorBoard's event file of a run, optional beside `metrics.jsonl`: if it cannot be written, the run reports that and
+continues.
 
-The records are written by the thread that logs. `tensorboardX.SummaryWriter` has a thread and a queue of its own, which end in
-tracebacks on a full disk, and in a wait without end once the queue is full.
+Records are written by the calling thread. `tensorboardX.SummaryWriter` has its own thread and queue; on a full disk the thread
+dies with a traceback, and the caller then blocks for ever on the full queue.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ FLUSH_SECONDS = 10.0
 
 
 class EventFile:
-    """A new event file in `directory`. Steps from `first_step` on that earlier files have are superseded by this one's."""
+    """A new event file in `directory`. TensorBoard discards earlier files' entries from `first_step` on."""
 
     def __init__(self, directory: epath.PathLike, first_step: int):
         from tensorboardX.proto import event_pb2  # imports protobuf: only where something is logged
@@ -35,7 +36,7 @@ class EventFile:
         self._add(step=first_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
     def add(self, step: int, scalars: Mapping[str, float], histograms: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-        """The figures of a step. Histograms by name: the shares of n intervals, float[n], and their edges, float[n + 1]."""
+        """Write the figures of a step. `histograms` maps a name to (shares float[n], bin edges float[n + 1])."""
         from tensorboardX.proto.summary_pb2 import HistogramProto, Summary
 
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
@@ -72,7 +73,7 @@ class EventFile:
         self._try(lambda: self._writer.write(event.SerializeToString()))
 
     def _try(self, act: Callable[[], None]) -> None:
-        """Do it, unless it failed before. Every storage has errors of its own, and none of them is worth the run."""
+        """Call `act`, unless a call failed before. Any error is reported once and ends the file, never the run."""
         if self._failed:
             return
         try:

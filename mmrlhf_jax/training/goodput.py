@@ -1,4 +1,4 @@
-"""Where a run's time went: steps, and everything that is not a step."""
+"""Goodput: the share of a run's time that went into steps, and the seconds of everything else."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ PARTS = ("start", "compile", "data_wait", "checkpoint", "evaluation", "repeated"
 
 
 class Goodput:
-    """Seconds of a run by part, over all its attempts; what belongs to no part was productive.
+    """Seconds of a run by part (`PARTS`), over all its attempts; time in none of the parts was productive.
 
-    `repeated` are seconds of steps that an attempt made and another has to make again.
+    `repeated` is the time of steps that an earlier attempt made after its last checkpoint, and that are made again.
     """
 
     def __init__(self) -> None:
@@ -24,12 +24,12 @@ class Goodput:
         self._seconds = dict.fromkeys(PARTS, 0.0)
 
     def follows(self, found: Mapping[str, float], kept: Mapping[str, float]) -> None:
-        """Go on from earlier attempts: `found` are the figures that they logged last, `kept` those of the step that is gone on
-        from; either is empty where there are none.
+        """Add the time of earlier attempts. `found` are the last figures that they logged, `kept` the last ones up to the
+        restored step; either is empty if there are none.
         """
         names = ["attempt", "seconds", *(f"{part}_seconds" for part in PARTS)]
         logged = {name: found.get(f"{NAME}/{name}") for name in names}
-        if not all(isinstance(each, int | float) for each in logged.values()):  # not there, or of a version with other parts
+        if not all(isinstance(each, int | float) for each in logged.values()):  # missing, or from a version with other parts
             return
         self._attempt, self._before = int(logged["attempt"]) + 1, logged["seconds"]
         for part in PARTS:
@@ -45,11 +45,11 @@ class Goodput:
             self._seconds[name] += time.monotonic() - started
 
     def started(self) -> None:
-        """The first step is next: all of this attempt until now was starting."""
+        """Count this attempt's time so far as "start"; called right before the first step."""
         self._seconds["start"] += time.monotonic() - self._began
 
     def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Iterate, and count the time that the next item is waited for."""
+        """Iterate over `items`, and count the time spent waiting for the next one as "data_wait"."""
         iterator = iter(items)
         while True:
             with self.part("data_wait"):

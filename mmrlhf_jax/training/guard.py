@@ -1,4 +1,4 @@
-"""What a bad step may do to the model: nothing. A gradient that is not finite, or whose norm spikes, leaves it as it is."""
+"""The guard against bad steps: a gradient that is not finite, or whose norm spikes, leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import optax
 
 from mmrlhf_jax import config
 
-# What `GuardState.status` says of the last step.
+# Values of `GuardState.status`, about the last step.
 GOOD, NOT_FINITE, SPIKE = 0, 1, 2
 
 
 class GuardState(NamedTuple):
-    """The optimizer's state and what is known of the gradient's norm; all of it is in the checkpoint, so resume stays exact."""
+    """The optimizer's state and running statistics of the gradient norm. All of it is checkpointed, so resuming is exact."""
 
     inner: optax.OptState
-    norms: jax.Array  # float32[]: exponential mean of the norms of good steps, not yet corrected for its start at 0
+    norms: jax.Array  # float32[]: exponential moving average of good steps' norms, without bias correction
     seen: jax.Array  # int32[]: good steps
-    skipped: jax.Array  # int32[]: steps that were not taken
-    status: jax.Array  # int32[]
+    skipped: jax.Array  # int32[]: bad steps, whose update was not applied
+    status: jax.Array  # int32[]: GOOD, NOT_FINITE or SPIKE
 
 
 def guarded(inner: optax.GradientTransformation, settings: config.Guard) -> optax.GradientTransformationExtraArgs:
@@ -55,7 +55,7 @@ def guarded(inner: optax.GradientTransformation, settings: config.Guard) -> opta
 
 
 def stops(status: int, settings: config.Guard) -> str | None:
-    """What to tell the user where the experiment wants a run to stop at such a step."""
+    """The reason to stop at a step of this `status`, in words; None if the experiment's guard does not stop there."""
     if status == NOT_FINITE and settings.not_finite == "stop":
         return "the loss or its gradient is not finite"
     if status == SPIKE and settings.spike == "stop":

@@ -1,4 +1,4 @@
-"""Held-out data: its rows, what an evaluation of them gives, and which of that chooses the best checkpoint."""
+"""Held-out data: packing it into rows, evaluating a model on it, and checking the metric that chooses the best checkpoint."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PREFIX = "eval_"  # as TRL logs them
 
 
 def check_settings(experiment: config.Experiment) -> None:
-    """UserError where the settings about held-out data do not go together, or `run.best` is no figure of an evaluation."""
+    """UserError if settings about held-out data contradict each other, or `run.best` is no metric of the evaluation."""
     run = experiment.run
     if experiment.data.held_out is None:
         for key in ("eval_every", "best", "best_is"):
@@ -49,7 +49,7 @@ def check_settings(experiment: config.Experiment) -> None:
 
 
 def figure_names(task: Task) -> list[str]:
-    """The figures of an evaluation that are one number, without evaluating anything."""
+    """Names of the evaluation's scalar metrics, found by abstract evaluation (`jax.eval_shape`) of an empty row."""
     geometry = family(DEFAULT).typical_geometry()  # any will do: no term looks at media
     batch = jax.tree.map(lambda x: x[None], empty_row(Budget(8, 1, 1, 8, 8, 8), geometry))
     responses, tokens = jnp.zeros(batch.ends.shape, jnp.float32), jnp.zeros(batch.targets.shape, jnp.float32)
@@ -62,11 +62,13 @@ def figure_names(task: Task) -> list[str]:
 
 
 def say_shared(training, judged, named: str) -> None:
-    """Say how many of the judged records ask what training records ask about the same media: of the model on what it has not
-    seen, figures of them say nothing. Media are the same by their content, and by their names where that is not known."""
+    """Warn of data leakage: say how many held-out records share prompt and media with training records.
+
+    Media are compared by content digest, or by name where either digest is unknown.
+    """
     prompts = {prompt_digest(record) for record in training.records} & {prompt_digest(record) for record in judged.records}
     learnt: set[tuple[str, str | None]] = set()
-    by_name = defaultdict(set)  # the contents of media of these names
+    by_name = defaultdict(set)  # (prompt, media names) -> content digests
     for _, prompt, names, content in _asked(training, prompts):
         learnt.add((prompt, content))
         by_name[prompt, names].add(content)
@@ -84,19 +86,19 @@ def say_shared(training, judged, named: str) -> None:
 
 
 def _asked(examples, prompts: set[str]) -> Iterator[tuple[str, str, str, str | None]]:
-    """(id, digests of its prompt, its media's names and their content) of every record with one of these prompts."""
+    """Yield (id, prompt digest, digest of media names, digest of media content) of every record with one of `prompts`."""
     if prompts:
-        _ = examples.fingerprint  # a source reads its media once, for this and for their digests
+        _ = examples.fingerprint  # computing it digests all media; `media_content` then reads none again
     for place, record in enumerate(examples.records):
         if (prompt := prompt_digest(record)) in prompts:
             yield record.id, prompt, media_names(record), examples.media_content(place)
 
 
 def plan_held_out(examples, encoder: GroupEncoder, experiment: config.Experiment, training: Rows) -> Rows:
-    """Rows over all held-out groups that can be judged, of the size of the training rows.
+    """Pack all held-out groups that can be judged into rows of the training rows' size.
 
-    A group that exceeds what the experiment sets for rows is treated as `data.over_budget` says. Where a group needs more of
-    something that was derived from the training data, rows have more of it.
+    A group that exceeds a limit set in `batch` is treated as `data.over_budget` says. A limit that was derived from the
+    training data is raised where a held-out group needs more.
     """
     index = dataclasses.replace(build_index(examples, encoder, cache=index_cache(examples)), weights=None)
     data, task, named = experiment.data, task_of(experiment.objective), f"data.held_out, {experiment.data.held_out}"
@@ -108,7 +110,7 @@ def plan_held_out(examples, encoder: GroupEncoder, experiment: config.Experiment
 
 
 def fingerprint(rows: Rows) -> str:
-    """Changes with the groups that are judged and what is known of them, as rewards; not with the rows that they are in."""
+    """A digest of the judged groups and their data (rewards included); independent of how they are packed into rows."""
     groups = np.asarray(rows.index.groups, np.int64)
     return hashlib.sha256(rows.index.fingerprint.encode() + groups.tobytes()).hexdigest()
 
@@ -124,9 +126,9 @@ def evaluate(
     workers: int = 0,
     at_batch: Callable[[int], None] = lambda number: None,
 ) -> dict[str, float | list[float]]:
-    """Loss and metrics over all groups of `rows`, as exact means, under the prefix `eval_`.
+    """Loss and metrics as exact means over all groups of `rows`; their names have the prefix `eval_`.
 
-    `at_batch` is called with the number of every batch; `workers` as for `batches`.
+    `at_batch` is called with the number of every batch; `workers` is passed to `batches`.
     """
     count = rows.count(1)
     settings = dict(batch_rows=batch_rows, steps=-(-count // batch_rows), total=count, workers=workers)

@@ -1,4 +1,4 @@
-"""What makes a run the run that it is: stored with every checkpoint, so that none of another run is gone on from."""
+"""A run's identity: settings and fingerprints stored with every checkpoint, so that no run resumes another run's checkpoint."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
 
-# As JSON text: compared setting by setting. The resolved configuration is kept beside it for whoever reads the checkpoint, and
-# to say in words why two fingerprints differ.
+# SETTINGS is JSON text that is compared setting by setting. CONFIGURATION is the resolved YAML; it is not compared, but names
+# the setting that explains why two fingerprints differ.
 SETTINGS, CONFIGURATION = "settings", "configuration"
 FINGERPRINTS = DATA, EXAMPLES, ENCODER, PLAN, MODEL = "data", "examples", "encoder", "plan of rows", "model"
 STEPS, SHOWN = "steps", {"seed": "run.seed", "rows": "batch.rows"}
-# Settings of which another value always gives other rows; and those that may.
+# Settings whose change always changes the rows, and settings whose change may.
 ALWAYS = ("data.template", "data.pairs", "data.weighting", "data.learn", "batch.slots")
 MAYBE = (
     *(f"data.{name}" for name in ("path", "media_root", "critiques", "rewards", "over_budget", "video_frames")),
@@ -26,7 +26,7 @@ MAYBE = (
 
 
 def run_identity(experiment: config.Experiment, rows: Rows, steps: int, source: epath.PathLike) -> dict[str, Any]:
-    """`source`: the directory of the model that the run starts from."""
+    """The complete identity. `source` is the directory of the model that the run starts from."""
     return known_identity(experiment) | {
         STEPS: steps,
         DATA: rows.index.fingerprint,
@@ -38,7 +38,7 @@ def run_identity(experiment: config.Experiment, rows: Rows, steps: int, source: 
 
 
 def known_identity(experiment: config.Experiment) -> dict[str, Any]:
-    """What of it the experiment alone tells, before data or model are read."""
+    """The part of the identity that the experiment alone determines, before data or model are read."""
     settings = experiment.model_dump(mode="json", include={"objective", "optimizer", "lora"})
     settings["model"] = experiment.model.model_dump(
         mode="json", include={"dtype", "frozen_dtype", "reduce_dtype", "reward_head"}
@@ -54,7 +54,7 @@ def known_identity(experiment: config.Experiment) -> dict[str, Any]:
 
 
 def computed_precision(experiment: config.Experiment) -> dict[str, str]:
-    """What of the experiment's precision the numbers of its starting model depend on, beside the model itself."""
+    """The precision settings that the starting model's outputs depend on; part of the key of cached reference log-probs."""
     settings = experiment.model
     if (
         settings.dtype == "bfloat16" or settings.frozen_dtype == "float32"
@@ -64,7 +64,7 @@ def computed_precision(experiment: config.Experiment) -> dict[str, str]:
 
 
 def check_identity(step: int, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """UserError, in words, where the checkpoint at `step` is of another run. `wanted` may be what is known so far."""
+    """UserError that names the difference if the checkpoint at `step` belongs to another run. `wanted` may be partial."""
     why = difference(found, wanted)
     if why is not None:
         raise UserError(
@@ -74,15 +74,16 @@ def check_identity(step: int, found: Mapping[str, Any], wanted: Mapping[str, Any
 
 
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    """What makes two identities two runs, as in "data.pairs all, this run has extreme"; None if they are one.
+    """The first difference of two identities, as in "data.pairs all, this run has extreme"; None if they are the same run.
 
-    A setting is named rather than a fingerprint that it changes; fingerprints that no setting explains say what has changed.
+    A changed setting is named in preference to the fingerprint that it changes. If only a fingerprint differs, the text says
+    which data or model changed.
     """
     before, now = (configuration(identity) for identity in (found, wanted))
     named = [name for name in wanted if name not in (SETTINGS, CONFIGURATION, *FINGERPRINTS)]
     settings = [_settings(found, wanted)]
     settings += [_changed({SHOWN.get(n, n): found.get(n)}, {SHOWN.get(n, n): wanted[n]}) for n in named if n != STEPS]
-    # A template that one of them leaves to the model's family is known by the encoder's fingerprint alone.
+    # If one of them leaves the template to the model's family, only the encoder's fingerprint can tell whether it differs.
     always = [name for name in ALWAYS if name != "data.template" or None not in (before.get(name), now.get(name))]
     settings += [_changed(before, now, always)] if before and now else []
     other = {name for name in FINGERPRINTS if name in wanted and name in found and found[name] != wanted[name]}
@@ -97,10 +98,10 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | Non
 
 
 def learnt_otherwise(found: Mapping[str, Any], experiment: config.Experiment, source: epath.PathLike) -> str | None:
-    """What would make a checkpoint's parameters mean something else than they meant to the run that learnt them, as in
-    "lora.alpha 16.0, this run has 8.0": the model at `source`, adapters and head, what learns, and what is drawn from the seed.
+    """The first difference that would change what a checkpoint's parameters compute, as in "lora.alpha 16.0, this run has 8.0".
 
-    None if nothing does. How and from what the run learnt may differ, as may what it computes in.
+    Compared are the model at `source`, adapters and reward head, which parts learn, and the seed of their initial values. Data,
+    objective, optimizer and compute dtype may differ. None if there is no difference.
     """
     wanted = known_identity(experiment) | {MODEL: model_fingerprint(source)}
     before, now = (_settings_of(identity) for identity in (found, wanted))
@@ -152,7 +153,7 @@ def _shown(value: Any) -> str:
 
 
 def configuration(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's configuration: every setting by its dotted name; none where there is nothing that today's YAML reads."""
+    """The stored configuration: value by dotted setting name. Empty if none is stored or this version cannot parse it."""
     try:
         return flat(core_yaml.parse(identity.get(CONFIGURATION, "{}"), CONFIGURATION))
     except UserError:  # of an earlier version
@@ -160,7 +161,7 @@ def configuration(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings, by their dotted names."""
+    """The leaves of nested mappings, keyed by their dotted names."""
     found = {}
     for name, value in tree.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
@@ -168,8 +169,8 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _with_todays_names(settings: dict[str, Any]) -> dict[str, Any]:
-    """Of checkpoints from before precision went by role. Whatever they stored what learns in is restored into float32, and
-    sums that were bfloat16 are the default's from here on."""
+    """Rename settings of older checkpoints, which had one `model.param_dtype` and a `lora.dtype`. Trained parameters are
+    restored as float32 from either dtype; `model.reduce_dtype`, which is missing there, counts as its default."""
     names = {"model.param_dtype": "model.frozen_dtype"}
     settings = {names.get(name, name): value for name, value in settings.items() if name != "lora.dtype"}
     return {"model.reduce_dtype": config.Model.model_fields["reduce_dtype"].default} | settings

@@ -38,7 +38,7 @@ class Judge:
         return evaluate(self._eval_step, state, self._rows, self._task, at_batch=at_batch, **self._settings)
 
     def score(self, figures: dict[str, Any], step: int) -> float | None:
-        """The number that best checkpoints are chosen by, higher is better. One that is not finite is none, which is said."""
+        """The number that chooses the best checkpoint (higher is better). None, with a message, if it is not finite."""
         figure = figures[self._run.best]
         if not math.isfinite(figure):
             say(f"step {step}: {self._run.best} is {figure}, which is no score: this step cannot be the best one")

@@ -1,4 +1,4 @@
-"""How an experiment is laid over a mesh, and whether it can be, by the numbers alone: nothing is loaded or compiled."""
+"""Checks that an experiment's rows and its model's widths divide over a mesh. Nothing is loaded or compiled."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mmrlhf_jax.progress import say
 
 
 def with_accumulation(experiment: config.Experiment, launch: config.Launch, axes: Mapping[str, int]) -> config.Experiment:
-    """The experiment with a number as `batch.accumulation`: its own, or as few pieces as `launch.rows_per_device` allows.
+    """The experiment with `batch.accumulation` set: its own value, or the fewest pieces that `launch.rows_per_device` allows.
 
-    `axes` are the sizes of the launch's mesh over the devices that there are. UserError where its batch shards do not divide
-    the rows of a piece, and where an objective that looks at the whole batch would be shown pieces of it.
+    `axes` maps the mesh's axes to their sizes. UserError if the number of batch shards does not divide the rows of a piece, or
+    if the objective needs the whole batch at once and would get it in several pieces.
     """
     batch = experiment.batch
     if batch.accumulation is not None:
@@ -44,20 +44,21 @@ def say_overruled(experiment: config.Experiment, launch: config.Launch, axes: Ma
 
 
 def check_layout(experiment: config.Experiment, model: ModelConfig, sizes: Mapping[str, int]) -> None:
-    """UserError where an experiment cannot be laid over a mesh of these sizes, by its numbers alone: for rows that the batch
-    shards do not divide, and for widths of the model that `tensor` does not divide."""
+    """UserError if the number of batch shards does not divide the rows, or `tensor` does not divide a width of the model.
+
+    `sizes` maps the mesh's axes to their sizes."""
     check_rows(experiment.batch.rows, experiment.batch.accumulation, sizes)
     check_widths(model, sizes, forced_kernel=experiment.model.attention == "pallas")
 
 
 def say_waste(experiment: config.Experiment, model: ModelConfig, sizes: Mapping[str, int]) -> None:
-    """What of it works, but is computed on several devices alike."""
+    """Print a line for each computation that this layout replicates over devices (`wasted`)."""
     for line in wasted(model, experiment.batch.slots, sizes):
         say(line)
 
 
 def check_widths(model: ModelConfig, axes: Mapping[str, int], *, forced_kernel: bool = False) -> None:
-    """UserError where `tensor` does not divide what it splits of the parameters, or (`forced_kernel`) the kernel's heads."""
+    """UserError if `tensor` does not divide a parameter width that it shards or, with `forced_kernel`, the key/value heads."""
     text, vision, tensor = model.text, model.vision, axes["tensor"]
     widths = {
         f"width of the heads, {text.heads} x {text.head_dim} =": text.heads * text.head_dim,
@@ -80,7 +81,7 @@ def check_widths(model: ModelConfig, axes: Mapping[str, int], *, forced_kernel: 
 
 
 def wasted(model: ModelConfig, slots: int, axes: Mapping[str, int]) -> list[str]:
-    """What works, but is computed on several devices alike because a size does not divide it, one line each."""
+    """One line for each computation that is replicated over devices because an axis size does not divide it."""
     tensor, context, found = axes["tensor"], axes["context"], []
     heads, sharing = model.text.heads, tensor * context
     if heads % sharing:

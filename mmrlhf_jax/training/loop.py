@@ -31,8 +31,8 @@ from mmrlhf_jax.training.stop import StopSignal, Vote
 def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool = False) -> TrainState:
     """Run an experiment to its end, from its newest checkpoint if it has one (unless `fresh`).
 
-    Raises UserError before the first step where configuration, model or data are wrong (before anything that takes long, where
-    that can be known so early), and after a step whose loss is not finite, with the batch saved for replay.
+    Raises UserError before the first step if configuration, model or data are wrong (as early as that can be known), and after
+    a step that the guard stops at (a loss that is not finite, for example); the batch is then saved for replay.
     """
     experiment, mesh = check_launch(config.with_absolute_paths(experiment), launch)
     directory, goodput = epath.Path(experiment.run.directory), Goodput()
@@ -75,7 +75,7 @@ def _prepare(
 ) -> Run:
     """All that comes before the first step: data, model, reference, and the checkpoint to go on from."""
     directory, task = epath.Path(experiment.run.directory), task_of(experiment.objective)
-    peers.at(0, MEASURING)  # of the model no more than its tokenizer and sizes
+    peers.at(0, MEASURING)  # needs only the model's tokenizer and sizes, not its weights
     plan = agreed_plan(experiment)
     if not fresh:
         check_stored(directory / CHECKPOINTS, plan.identity)

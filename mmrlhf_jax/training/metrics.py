@@ -1,4 +1,4 @@
-"""Where figures go: `metrics.jsonl` (one object per line, for programs) and TensorBoard (for people)."""
+"""The logs of a run: `metrics.jsonl` (one object per line, for programs) and TensorBoard (for people)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ Figure = float | int | list | None  # a number (null where it is not finite), or
 
 
 class MetricsLog:
-    """Appends to the run's logs. On resume, lines from beyond the restored step give way, so that no step appears twice.
+    """Appends to the run's logs. On resume, lines after the restored step are removed, so that no step appears twice.
 
-    With `writes` False nothing is written: of several processes one has the logs.
-
-    `wandb` is a project of Weights & Biases to log to as well, `settings` the configuration to show there.
+    With `writes` False nothing is written; only the first process of a run writes. `wandb` is a Weights & Biases project to log
+    to as well, `settings` the configuration to show there.
     """
 
     def __init__(
@@ -37,8 +36,8 @@ class MetricsLog:
         writes: bool = True,
     ):
         self._writes = writes
-        self.found: dict[str, float] = {}  # the last line of earlier attempts with a step's own figures
-        self.kept: dict[str, float] = {}  # and the last of these up to `resume_step`
+        self.found: dict[str, float] = {}  # the last train-step line (one with a loss) of earlier attempts
+        self.kept: dict[str, float] = {}  # the last such line up to `resume_step`
         if not writes:
             return
         directory = epath.Path(directory)
@@ -46,19 +45,19 @@ class MetricsLog:
         self._path, found = directory / "metrics.jsonl", read_metrics(directory)
         kept = [row for row in found if row["step"] <= resume_step]
         self.found, self.kept = (next((r for r in reversed(rows) if "loss" in r), {}) for rows in (found, kept))
-        # Cut when there is a first line to write: who is stopped before leaves the file as it was.
+        # The file is truncated only when the first line is written; a run that stops before leaves it unchanged.
         self._text = "".join(strict_json.dumps(row) + "\n" for row in kept)
         self._file: GrowingFile | None = None
         self._board = EventFile(directory / "tensorboard", resume_step + 1)
         self._wandb = None if wandb is None else _start_wandb(wandb, directory, settings or {})
 
     def write(self, step: int, figures: Mapping[str, float | list[float]]) -> None:
-        """One line. A list is a histogram's shares, its edges the figure of the same name with `_edges` behind."""
+        """Write one line. A list is a histogram's shares; its bin edges are the figure `<name>_edges`."""
         if not self._writes:
             return
         scalars = {name: value for name, value in figures.items() if not isinstance(value, list)}
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        # A histogram of which one number is not finite says nothing.
+        # A histogram with a value that is not finite is written as null.
         lists = {name: value for name, value in figures.items() if isinstance(value, list) and np.isfinite(value).all()}
         finite |= {name: None for name, value in figures.items() if isinstance(value, list) and name not in lists}
         if self._file is None:
@@ -67,12 +66,12 @@ class MetricsLog:
         plain = {name: value for name, value in finite.items() if value is not None}
         edged = {name: shares for name, shares in lists.items() if f"{name}_edges" in lists}
         histograms = {name: (np.asarray(shares), np.asarray(lists[f"{name}_edges"])) for name, shares in edged.items()}
-        self._board.add(step, plain, histograms)  # TensorBoard leaves gaps where there is none
+        self._board.add(step, plain, histograms)
         if self._wandb is not None:
             self._wandb.log(plain, step=step)
 
     def flush(self) -> None:
-        """Returns when every line is stored: a checkpoint must not be from a step whose line a kill can still cost."""
+        """Return when every line is on storage. Called before a checkpoint, so that no restored step lacks its line."""
         if self._writes and self._file is not None:
             self._file.flush()
 
@@ -87,14 +86,14 @@ class MetricsLog:
 
 
 def open_log(experiment: config.Experiment, start: int) -> MetricsLog:
-    """The run's logs, from step `start` on; of the first process alone."""
+    """Open the run's logs to continue after step `start`; only the first process writes."""
     settings = experiment.model_dump(mode="json")
     directory = epath.Path(experiment.run.directory)
     return MetricsLog(directory, resume_step=start, wandb=experiment.run.wandb, settings=settings, writes=first_process())
 
 
 def _start_wandb(project: str, directory: epath.Path, settings: Mapping):
-    """A run of the directory's name, continued where there is one."""
+    """Start a W&B run named like the directory, or resume it if it exists."""
     try:
         import wandb
     except ImportError:
@@ -104,9 +103,9 @@ def _start_wandb(project: str, directory: epath.Path, settings: Mapping):
 
 
 def read_metrics(directory: epath.PathLike) -> list[dict[str, Figure]]:
-    """All complete lines of a run's metrics, in order. A last line torn by a kill is left out.
+    """All complete lines of a run's metrics, in order. A last line that a kill truncated is left out.
 
-    UserError, with the line's number, where another one is not what `MetricsLog` writes.
+    UserError with the line's number if any other line is not one that `MetricsLog` writes.
     """
     path = epath.Path(directory) / "metrics.jsonl"
     try:

@@ -1,4 +1,4 @@
-"""AdamW or Muon with linear warm-up and cosine decay, gradients clipped by their global norm, bad steps left out."""
+"""AdamW or Muon with linear warm-up and cosine decay, gradients clipped by their global norm, bad steps skipped (`guard`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def learning_rate_schedule(settings: config.Optimizer, steps: int) -> optax.Sche
 
 
 def learning_rate_at(settings: config.Optimizer, steps: int, step: int) -> float:
-    """`learning_rate_schedule` at one step, on the host: for logs, which must not put work behind a running step."""
+    """`learning_rate_schedule` at one step, computed on the host: logging must not queue device work behind a running step."""
     warmup = round(settings.warmup_ratio * steps)
     peak = settings.learning_rate
     if step < warmup:
@@ -41,7 +41,8 @@ def learning_rate_at(settings: config.Optimizer, steps: int, step: int) -> float
 def make_optimizer(
     settings: config.Optimizer, steps: int, guard: config.Guard | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradients to updates; `update` takes the loss as `value`. One schedule serves every part, each under its own peak."""
+    """The optax transformation; its `update` takes the loss as `value`. All parts share one schedule, scaled to each part's
+    peak rate (`settings.part_rates`)."""
     chain = optax.chain(
         optax.clip_by_global_norm(settings.max_grad_norm),
         direction(settings),
@@ -53,7 +54,8 @@ def make_optimizer(
 
 
 def direction(settings: config.Optimizer) -> optax.GradientTransformation:
-    """Adam's, or for the matrices of the layers Muon's, as large as Adam's usually are (arXiv 2502.16982, section 2.2)."""
+    """The update direction: Adam's, or with `algorithm: muon` Muon's for the layers' matrices, scaled by 0.2 * sqrt(max(in,
+    out)) to the RMS that Adam's updates usually have (arXiv 2502.16982, section 2.2)."""
     mu_dtype = jnp.dtype(settings.mu_dtype)
     adam = optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2, eps=settings.eps, mu_dtype=mu_dtype)
     if settings.algorithm == "adamw":
@@ -92,7 +94,7 @@ def scale_by_part(factors: dict[str, float]) -> optax.GradientTransformation:
 
 
 def decays(params):
-    """True for what weight decay acts on: matrices and embeddings, not biases and norm scales (as transformers' Trainer)."""
+    """A tree of bools: True for matrices and embeddings, False for biases and norm scales (as in transformers' Trainer)."""
 
     def is_matrix(path, _) -> bool:
         return not {_name(key) for key in path} & {"bias", "scale", "newline"}

@@ -1,4 +1,5 @@
-"""What Orbax's threads print when a checkpoint cannot be written. Whoever waits for the checkpoint gets the error itself."""
+"""Suppresses the tracebacks that Orbax's threads print when a checkpoint cannot be written; the waiting caller gets the
+error."""
 
 from __future__ import annotations
 
@@ -7,17 +8,18 @@ import sys
 
 
 class _Logged(logging.Filter):
-    """Orbax logs the errors of its threads with their tracebacks."""
+    """Drops the log records in which Orbax prints an error of one of its threads with its traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "_SignalingThread.run() raised an exception" not in record.getMessage()
 
 
 def print_no_errors_twice() -> None:
-    """From now on the errors of these threads are only raised, and not printed as well.
+    """Install filters in this process, after which these threads' errors are raised but not also printed.
 
-    Orbax logs them. And writes that end after another one has failed find its event loop closed, which tensorstore cannot
-    raise anywhere: Python would print a traceback for each. Errors of any other text or origin are printed as before.
+    There are two sources. Orbax logs each error. And tensorstore writes that end after another write has failed find Orbax's
+    event loop closed; tensorstore cannot raise that error, so Python prints it as unraisable. All other errors are still
+    printed.
     """
     logging.getLogger("absl").addFilter(_Logged())
     print_unraisable = sys.unraisablehook

@@ -1,4 +1,4 @@
-"""The one trainer of a run directory, on whatever host it is, and however many processes it has."""
+"""Ownership of a run directory: one trainer at a time, across hosts; a trainer may consist of several processes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ OWNER = "owner"
 
 @contextlib.contextmanager
 def owned(directory: epath.Path, *, leave: Callable[[int], None] = os._exit) -> Iterator[Callable[[], None]]:
-    """Hold a run directory, with a function to be called before anything is written there.
+    """Own a run directory. Yields a function that must be called before anything is written there.
 
-    UserError, in every process, where another trainer holds it (nothing is touched then), and where it cannot be used at all.
-    A trainer that was suspended for so long that another took its place says so and ends (`exits.REFUSED`).
+    UserError in every process if another trainer owns the directory (nothing is changed then) or if it cannot be used. A
+    trainer that was suspended for so long that another one took over says so and exits with `exits.REFUSED`.
     """
     plain_path(directory)
 

@@ -20,9 +20,8 @@ PAGE = "report.html"
 def write_run_page(
     directory: epath.PathLike, experiment: config.Experiment, *, done: int, steps: int, goodput: Mapping[str, float]
 ) -> None:
-    """Write `report.html` into a run directory, from its metrics so far: `done` of `steps` steps; `goodput` as it is now.
-
-    Where that fails it is said: no run ends because of its page.
+    """Write `report.html` into a run directory from its metrics so far. `done` of `steps` steps are complete; `goodput` are the
+    current figures of `Goodput`. A failure is reported and does not end the run.
     """
     directory = epath.Path(directory)
     try:
@@ -31,7 +30,7 @@ def write_run_page(
         facts = dict(method=method, source=source, done=done, steps=steps, time=_time_spent(goodput))
         page = run_page(directory.name, experiment, rows, **facts)
         write_atomically(directory / PAGE, page.encode("utf-8", "replace"))
-    except Exception as error:  # whatever a storage backend raises, or a file that somebody has edited
+    except Exception as error:  # any storage backend's error, or a metrics file that somebody has edited
         say(f"{directory / PAGE} is not written: {str(error).strip() or type(error).__name__}")
 
 

@@ -1,8 +1,8 @@
-"""The other processes of a run: are they alive, and how far are they?
+"""Heartbeats: every process of a run finds out whether the others are alive, and at which step they are.
 
-In one program over many hosts, all wait for the slowest; a host that hangs or is gone leaves the others in a collective that
-never ends, and none of them can say why. So every process beats: a line in the memory of the first one, which JAX's
-coordination service shares with all. No file system takes part, and whoever looks reads all lines at once.
+If one host of a multi-host program hangs or dies, the others block in a collective that never ends, without any message. So
+every process writes a heartbeat line into the key-value store of JAX's coordination service, which lives in the memory of the
+first process, and reads the lines of all processes from there. No file system is needed.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.progress import say
 
 BEAT_SECONDS = 5.0
-# Between two looks at most so much silence counts: who did not look for longer (stopped, or kept waiting by the network) does
-# not know whether a peer was silent meanwhile, or itself deaf.
+# At most so many seconds between two reads count as a peer's silence. A process that was itself suspended, or blocked on the
+# network, for longer cannot know whether the peers wrote beats meanwhile.
 MOST_BETWEEN_LOOKS = 2 * BEAT_SECONDS
-# What takes as long as it takes, and says nothing meanwhile.
+# Activities without a time limit (`hang` does not apply), because they report no progress.
 COMPILING, LOADING, MEASURING = "compiling", "loading the model", "measuring the data"
 UNTIMED = (COMPILING, LOADING, MEASURING)
-# What a collective raises when another process is gone; where gloo fails already as it is dispatched, that is a ValueError.
+# Errors of a collective whose peer is gone. Gloo (CPU) raises ValueError if the failure is noticed at dispatch.
 LOST_PEER = (jax.errors.JaxRuntimeError, ValueError)
 
 
 class Lines(Protocol):
-    """One line per process, seen by all. Both may raise whatever their transport does."""
+    """One line per process, visible to all. Both methods may raise any error of their transport."""
 
     def write(self, process: int, line: str) -> None: ...
 
@@ -43,7 +43,7 @@ class Lines(Protocol):
 
 
 class CoordinatorLines:
-    """In JAX's coordination service: one call to write, one to read the lines of all processes. Empty at every start."""
+    """Lines in JAX's coordination service: one call writes, one reads the lines of all processes. Empty at every start."""
 
     PREFIX = "mmrlhf/beats/"
 
@@ -58,17 +58,18 @@ class CoordinatorLines:
 
 
 def coordinator_lines() -> CoordinatorLines:
-    from jax._src.distributed import global_state  # JAX has no public name for it; Orbax uses the same
+    from jax._src.distributed import global_state  # JAX has no public name for it; Orbax imports it the same way
 
     return CoordinatorLines(global_state.client)
 
 
 class Peers:
-    """Beats for this process and watches the others, as a context that is left when the run ends.
+    """Writes this process's beats and watches the others': a context that is left when the run ends.
 
-    A peer whose beat stays the same for `timeout` seconds is gone: this process says which and ends with `PEER_LOST`. If no
-    process gets further for `hang` seconds, and none is compiling, the ones that are behind are named, and what they are doing.
-    A process that leaves with an error, or without `finished`, stops writing beats; the others then treat it as lost.
+    A peer whose beat stays the same for `timeout` seconds is lost: this process names it and exits with `PEER_LOST`. If no
+    process makes progress for `hang` seconds, and none is in an `UNTIMED` activity, this process names those that are behind,
+    with what they are doing, and exits as well. A process that leaves the context with an error, or without setting `finished`,
+    stops writing beats; the others then treat it as lost.
     """
 
     def __init__(
@@ -81,21 +82,21 @@ class Peers:
         *,
         leave: Callable[[int], None] = os._exit,
     ):
-        """`lines` may be None where there is one process."""
+        """`timeout` and `hang` are seconds. `lines` may be None if `count` is 1. `leave` ends the process."""
         self._lines, self._process, self._count = lines, process, count
         self._timeout, self._hang, self._leave = timeout, hang, leave
         self._step, self._doing, self._beats = 0, LOADING, 0
         self._complaint = self._line = ""
         self.finished = self._searched = False
-        self._looked: float | None = None  # when
-        self._seen: dict[int, tuple[str, float]] = {}  # the last line of each, and for how long it has been the same
+        self._looked: float | None = None  # time of the last read
+        self._seen: dict[int, tuple[str, float]] = {}  # by process: its last line, and for how many seconds it is unchanged
         self._progress: tuple[str, float] = ("", 0.0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
 
     def __enter__(self) -> Peers:
         if self._count > 1:
-            self._beat(self._doing)  # one that ends before the first tick was there, and is gone
+            self._beat(self._doing)  # now, so that a process that dies before the thread's first beat is noticed
             self._thread.start()
         return self
 
@@ -107,14 +108,14 @@ class Peers:
                 self._beat("finished")
 
     def at(self, step: int, doing: str) -> None:
-        """Called by the loop: what this process is about to do."""
+        """Tell the others what this process does next (`doing`), after `step` finished steps. Called by the loop."""
         self._step, self._doing = step, doing
 
     def lost(self) -> str | None:
-        """Which peers stopped beating, in words, after waiting long enough to tell; None if all are alive."""
+        """Wait long enough to know, then say which peers stopped beating, in words; None if all are alive."""
         if self._count == 1 or self._searched:
             return None
-        self._searched = True  # an error is judged once, however many contexts it passes
+        self._searched = True  # `ends_if_alone` contexts are nested; only the innermost one waits
         deadline = time.monotonic() + self._timeout + 2 * BEAT_SECONDS
         while time.monotonic() < deadline:
             gone, _ = self.look(time.monotonic())
@@ -124,17 +125,17 @@ class Peers:
         return None
 
     def look(self, now: float) -> tuple[str | None, str | None]:
-        """Read all beats once: (who is gone, who hangs), in words."""
+        """Read all beats at time `now` (seconds): (which processes are gone, which hang), each in words or None."""
         try:
             lines = self._lines.read()
-        except Exception:  # whatever the transport raises: the coordinator may be gone, which JAX says itself
+        except Exception:  # any transport error: the coordinator may be gone, which JAX reports itself
             return None, None
         elapsed = 0.0 if self._looked is None else min(max(now - self._looked, 0.0), MOST_BETWEEN_LOOKS)
         self._looked = now
-        if self._line and lines.get(self._process) != self._line:  # what is read is older than what was written
+        if self._line and lines.get(self._process) != self._line:  # the read is stale: it lacks this process's newest beat
             elapsed = 0.0
         for process in range(self._count):
-            line = lines.get(process, "")  # one that never beat has ended before it could
+            line = lines.get(process, "")  # "" for a process that has not beaten yet; its silence counts as well
             last, silent = self._seen.get(process, ("", 0.0))
             self._seen[process] = (line, silent + elapsed if line == last else 0.0)
         beats = {process: strict_json.loads(line) for process, line in lines.items()}
@@ -154,14 +155,14 @@ class Peers:
                 return
 
     def _beat(self, doing: str) -> None:
-        """One that cannot be written is said once, and the next one is tried."""
+        """Write a beat. A failure is reported once per message; the next beat is tried all the same."""
         self._beats += 1
         beat = {"beat": self._beats, "step": self._step, "doing": doing, "host": platform.node(), "pid": os.getpid()}
         line = strict_json.dumps(beat)
         try:
             self._lines.write(self._process, line)
             self._line = line
-        except Exception as error:  # whatever the transport raises: the thread must live on
+        except Exception as error:  # any transport error: the thread must go on
             complaint = str(error).strip().split("\n")[0] or type(error).__name__
             if complaint != self._complaint:
                 say(f"process {self._process}: no sign of life reaches the other processes ({complaint})")
@@ -187,7 +188,7 @@ class Peers:
         self._progress = (where, 0.0 if moved else self._progress[1] + elapsed)
         if self._progress[1] < self._hang or len(beats) < self._count:
             return None
-        # Who waits in a step waits for the others; who does something else is waited for.
+        # A process that is "in step" is blocked in a collective, so the cause is one that does something else, if there is any.
         least = min(beat["step"] for beat in beats.values())
         slow = {p: b for p, b in beats.items() if b["step"] == least}
         slow = {p: b for p, b in slow.items() if b["doing"] != "in step"} or slow
@@ -203,7 +204,7 @@ def peers_of(launch: config.Launch) -> Peers:
 
 @contextlib.contextmanager
 def ends_if_alone(peers: Peers) -> Iterator[None]:
-    """A context in which a collective that fails because another process is gone ends this process, too (`end_if_alone`)."""
+    """A context that ends this process if a collective fails because another process is gone (`end_if_alone`)."""
     try:
         yield
     except LOST_PEER as error:
@@ -212,9 +213,9 @@ def ends_if_alone(peers: Peers) -> Iterator[None]:
 
 
 def end_if_alone(peers: Peers, error: Exception) -> None:
-    """A collective that fails because a process is gone: say which, and end so that launchers start all of them again.
+    """If a peer is gone, say which, and exit with `PEER_LOST`, on which launchers restart all processes; else return.
 
-    At once: an orderly end would first wait for the process that is gone.
+    It calls `os._exit`, because an orderly exit would wait for the lost process.
     """
     lost = peers.lost()
     if lost is not None:

@@ -1,4 +1,4 @@
-"""What a run learns from and how it will be fed, known before the model's weights are loaded."""
+"""A run's plan: its examples, packed rows, held-out rows, number of steps and identity, made before weights are loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmrlhf_jax.training.preflight import check_profile
 
 
 class PlannedRun(NamedTuple):
-    """`held_out` is None where nothing is judged; `total_rows` are those of the whole run, `steps` its batches of them."""
+    """`held_out` is None if nothing is judged. The run takes `total_rows` rows in `steps` batches of `batch_rows`."""
 
     examples: Any
     source: epath.Path  # the model's directory
@@ -33,7 +33,7 @@ class PlannedRun(NamedTuple):
 
     @property
     def summary(self) -> str:
-        """How much there is to learn from, in a line."""
+        """One line: groups, rows, how full the rows are, steps."""
         rows = self.rows
         return (
             f"{len(rows.index.groups)} groups in {rows.count(1)} rows of {rows.budget.slots} slots"
@@ -42,7 +42,7 @@ class PlannedRun(NamedTuple):
 
 
 def agreed_plan(experiment: config.Experiment) -> PlannedRun:
-    """The plan that all processes have made alike. UserError, in all of them, where one of them cannot, or has another."""
+    """The plan, checked to be the same in all processes. UserError in all of them if one fails or has a different plan."""
     plan = together(lambda: plan_run(experiment))
     judged = None if plan.held_out is None else [plan.held_out.index.fingerprint, plan.held_out.identity]
     found = plan.identity | {"held-out data": judged}
@@ -51,7 +51,7 @@ def agreed_plan(experiment: config.Experiment) -> PlannedRun:
 
 
 def plan_run(experiment: config.Experiment) -> PlannedRun:
-    """What the run learns from, and how it will be fed, found without the model's weights."""
+    """Open the data, pack it into rows and count the steps; of the model only tokenizer and sizes are read."""
     run, batch = experiment.run, experiment.batch
     task = task_of(experiment.objective)
     examples = open_training_examples(experiment.data, task)
@@ -73,7 +73,7 @@ def plan_run(experiment: config.Experiment) -> PlannedRun:
 
 
 def open_judged(experiment: config.Experiment):
-    """The held-out examples, None where the experiment names none. UserError where nothing in them can be judged."""
+    """The held-out examples; None if the experiment names none. UserError if nothing in them can be judged."""
     data, run = experiment.data, experiment.run
     if data.held_out is None:
         return None

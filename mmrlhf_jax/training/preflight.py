@@ -1,4 +1,4 @@
-"""What can be known to go wrong before anything that takes long is done."""
+"""Checks that run before anything that takes long: settings, mesh, directory, metrics, checkpoints, disk space."""
 
 from __future__ import annotations
 
@@ -31,21 +31,22 @@ from mmrlhf_jax.training.owner import OWNER
 from mmrlhf_jax.training.stored import StoredCheckpoints
 
 PROBE_BYTES = 1 << 16
-# Sections that say what a run does and when, in which all processes must agree; and what a host may have of its own there.
-# Paths of model and data may differ as well: what lies there is compared when it has been read.
+# Sections in which all processes must agree, because they decide what a run does and when; and the settings in them that may
+# differ between hosts. Paths of model and data may differ too: their content is compared once it has been read.
 DECIDING = {"objective", "trains", "lora", "optimizer", "guard", "batch", "run"}
 OWN = ("run.directory", "run.wandb")
 
 
 def check_launch(experiment: config.Experiment, launch: config.Launch) -> tuple[config.Experiment, Mesh]:
-    """The experiment with its accumulation on the launch's mesh, and that mesh. UserError, in all processes, for what is wrong
-    by the numbers alone, by the model's sizes or with the run's directory; and where the processes were given different
-    settings, because they would part at the first difference.
+    """(the experiment with `batch.accumulation` set for the launch's mesh, that mesh).
+
+    UserError in all processes if the settings, the model's sizes or the run's directory do not allow the run, or if the
+    processes were given different settings, with which they would issue different collectives.
     """
 
     def check() -> tuple[config.Experiment, Mesh]:
         mesh = make_mesh(launch.mesh.model_dump())
-        # Before a model that has no published name is fetched for its sizes.
+        # This comes before `known_sizes`, which may have to download the model's configuration.
         settled = with_accumulation(experiment, launch, mesh.shape)
         sizes = known_sizes(experiment.model.path)
         check_layout(settled, sizes, mesh.shape)
@@ -63,7 +64,7 @@ def check_launch(experiment: config.Experiment, launch: config.Launch) -> tuple[
 
 
 def check_settings(experiment: config.Experiment) -> None:
-    """UserError for settings that only a running experiment would find out to be wrong."""
+    """UserError for settings whose mistake would otherwise show only during the run."""
     run = experiment.run
     held_out.check_settings(experiment)
     if run.wandb is not None and "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
@@ -78,10 +79,9 @@ def check_profile(run: config.Run, steps: int) -> None:
 
 
 def check_directory(directory: epath.Path) -> None:
-    """UserError where a run's files cannot be made in a directory that need not be there yet. Nothing stays of the trial.
+    """UserError if files cannot be written to the directory, which need not exist yet. The probe file is removed again.
 
-    Nothing is tried where a trainer is at work: who comes second touches nothing. Unavailable where the storage does not answer
-    for now.
+    Nothing is tried in a directory that another trainer owns. Unavailable if the storage does not answer.
     """
     if (directory / OWNER).exists():
         return
@@ -98,7 +98,7 @@ def check_directory(directory: epath.Path) -> None:
 
 def _try_to_write(directory: epath.Path, where: str) -> None:
     if is_remote(directory):
-        # Every host tries at the same moment, in containers as the same process id.
+        # A random name: all hosts try at the same moment, and in containers their process ids are equal.
         probe = directory / f".probe-{uuid.uuid4().hex}"
         probe.write_bytes(b"a run may write here")
         probe.unlink(missing_ok=True)
@@ -113,19 +113,19 @@ def _try_to_write(directory: epath.Path, where: str) -> None:
 
 
 def _nearest(directory: epath.Path) -> epath.Path:
-    """The directory, or the nearest one above that is there."""
+    """The directory, or its nearest parent that exists."""
     return directory if directory.exists() or directory == directory.parent else _nearest(directory.parent)
 
 
 def check_metrics(directory: epath.Path) -> None:
-    """UserError where the run's metrics, which it goes on with, cannot be read."""
+    """UserError if the run's metrics, which are continued, cannot be read."""
     first_acts(lambda: read_metrics(directory))
 
 
 def check_stored(directory: epath.Path, wanted: Mapping[str, Any]) -> None:
-    """UserError where the newest checkpoint there is of another run, by what of `wanted` is known so far.
+    """UserError if the newest checkpoint belongs to another run than `wanted`, an identity that may be partial.
 
-    One that cannot be read is left to `Checkpoints.restore`, which tries the ones before.
+    A checkpoint that cannot be read is left to `Checkpoints.restore`, which then tries older ones.
     """
     found = first_decides(lambda: _newest_identity(directory))
     if found is not None:
@@ -144,7 +144,7 @@ def _newest_identity(directory: epath.Path) -> tuple[int, dict[str, Any]] | None
 
 
 def check_room(directory: epath.Path, params, tx: optax.GradientTransformation) -> None:
-    """UserError where a disk has no room for one checkpoint of these parameters and their optimizer's state."""
+    """UserError if the disk has no room for one checkpoint of these parameters and their optimizer state."""
     if is_remote(directory):
         return
     needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((params, jax.eval_shape(tx.init, params))))

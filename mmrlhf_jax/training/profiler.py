@@ -9,9 +9,9 @@ from mmrlhf_jax.progress import say
 
 
 class ProfilerWindow:
-    """Traces steps `first` to `first + steps - 1` into `directory`; with `first` None nothing.
+    """Traces steps `first` to `first + steps - 1` into `directory`; nothing if `first` is None.
 
-    The device is not waited for: the trace may begin in the step before, and end in the one behind.
+    The host does not wait for the device, so the trace may include parts of the steps before and after.
     """
 
     def __init__(self, directory: epath.Path, first: int | None, steps: int):
@@ -24,7 +24,7 @@ class ProfilerWindow:
             self._open = True
 
     def after(self, done: int) -> None:
-        """`done` steps have ended on the device, which the caller knows from their figures."""
+        """Called when `done` steps have ended on the device, which the caller knows once it has read their figures."""
         if self._open and done >= self._first + self._steps:
             self.close()
 

@@ -1,4 +1,4 @@
-"""From a finished step's figures to the logs: rates, utilisation, and what happens after a bad step."""
+"""Records a finished step: reads its figures, computes rates and utilisation, writes the logs, handles a bad step."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Pending:
 
 
 class Recorder:
-    """What recording needs beside the step: where figures go, and a clock from one finished step to the next.
+    """What `record` needs beside the step: the logs, and a clock that measures from one finished step to the next.
 
-    `rate` is the learning rate of a step that is not skipped, `epochs` how many epochs so many steps are.
+    `rate` maps a number of applied updates to the learning rate, `epochs` a number of steps to epochs.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Recorder:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """After work between two steps that is not the steps' own: evaluation, a checkpoint."""
+        """Exclude work between two steps (evaluation, a checkpoint) from the next step's time."""
         self._last = time.monotonic()
 
     def lap(self) -> float:
@@ -70,7 +70,7 @@ class Recorder:
         return self._last - last
 
     def throughput(self, work: Work, seconds: float) -> dict[str, float]:
-        """Rates without padding and, where the devices' peak is known, the share of it that went into useful FLOPs."""
+        """Rates per second that do not count padding, and the FLOP utilisation if the devices' peak is known."""
         flops = useful_flops(work, self.model, self.experiment)
         rates = {"tokens_per_second": work.tokens / seconds, "pairs_per_second": work.pairs / seconds}
         rates |= {"seconds": seconds, "tokens": work.tokens, "useful_tflops_per_second": flops / seconds / 1e12}
@@ -136,7 +136,7 @@ def save_batch(path: epath.Path, step: int, batch: RowBatch, records: Sequence[R
         groups, numbers = (np.asarray([[owner[part] for owner in row] for row in found]) for part in (0, 1))
         try:
             write_arrays(path, step=np.asarray(step), groups=groups, numbers=numbers, **arrays)
-        except (OSError, Unavailable) as error:  # what stops the run is to be said, in all processes
+        except (OSError, Unavailable) as error:  # do not raise: the error to report is the bad step
             say(f"{path}: the batch cannot be saved ({first_line(error)})")
 
 
@@ -148,7 +148,7 @@ class SavedBatch(NamedTuple):
 
 
 def read_batch(path: epath.PathLike) -> SavedBatch:
-    """What `save_batch` wrote. UserError where the file is none of its."""
+    """Read what `save_batch` wrote. UserError if the file is missing, unreadable or not such a batch."""
     path = epath.Path(path)
     try:
         arrays = read_arrays(path)

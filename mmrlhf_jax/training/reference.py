@@ -1,4 +1,4 @@
-"""Reference log-probs: one pass over the data, one number per response, stored under what they depend on."""
+"""Reference log-probs: computed in one pass over the data, one number per response, cached by a digest of their inputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from mmrlhf_jax.training.planned import PlannedRun
 def with_reference_logps(
     plan: PlannedRun, base: Base, experiment: config.Experiment, mesh, at_batch: Callable[[int], None]
 ) -> PlannedRun:
-    """The plan with the base model's log-probs of its rows and of its held-out rows; `at_batch` hears of every batch."""
+    """The plan with the base model's log-probs added to its rows and held-out rows; `at_batch` is called with every batch's
+    number."""
     batch = experiment.batch
     step = make_scoring_step(base.graphdef, chunk=batch.logprob_chunk)
     scorer = model_fingerprint(plan.source, **computed_precision(experiment))
@@ -42,7 +43,8 @@ def with_reference_logps(
 
 
 def reference_cache(examples, directory: epath.Path) -> epath.Path:
-    """Beside the data, where other runs find them too; in the run's directory where the data has no such place."""
+    """The cache directory: beside the data, so that other runs share it, or in the run's directory if that cannot be
+    written."""
     beside = index_cache(examples)
     if beside is None or not first_decides(lambda: can_write(beside)):
         return directory / "reference"
@@ -62,9 +64,9 @@ def reference_logps(
     workers: int = 0,
     at_batch: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """float32[responses], read from `cache` if data, encoder, the groups that are kept and model are as when it was written.
+    """float32[responses], read from `cache` if data, encoder, kept groups and model are unchanged, else computed and cached.
 
-    Responses of groups that `rows` leaves out are NaN. UserError that names the record where another one is not finite.
+    Responses of groups that `rows` leaves out are NaN. UserError that names the record if any other one is not finite.
     """
     content = f"{rows.index.fingerprint} {model_fingerprint}".encode() + rows.index.groups.astype(np.int64).tobytes()
     key = hashlib.sha256(content).hexdigest()[:16]
@@ -84,8 +86,8 @@ def reference_logps(
 
 
 def _kept_logps(path: epath.Path, scored: np.ndarray) -> np.ndarray | None:
-    """The log-probs of a file, if there are as many as responses, and those of `scored` ones are finite; in all processes
-    those that the first one reads."""
+    """The log-probs stored at `path`, if their number fits and those of `scored` responses are finite; else None. The first
+    process reads; all processes get its result."""
 
     def read() -> dict[str, np.ndarray] | None:
         logps = (read_sound_arrays(path) or {}).get("logps")
@@ -106,7 +108,7 @@ def _keep_in_the_end(path: epath.Path, partial: epath.Path, logps: np.ndarray) -
 
 
 def _scored_responses(rows: Rows) -> np.ndarray:
-    """bool[responses]: those of the groups that `rows` keeps."""
+    """bool[responses]: True for responses of the groups that `rows` keeps."""
     first = rows.index.first_responses
     scored = np.zeros(rows.index.responses, bool)
     for group in rows.index.groups:
@@ -115,7 +117,7 @@ def _scored_responses(rows: Rows) -> np.ndarray:
 
 
 def check_finite(logps: np.ndarray, scored: np.ndarray, rows: Rows) -> None:
-    """UserError that counts the responses whose reference is not finite, and names the record of the first."""
+    """UserError if the log-prob of a scored response is not finite; it counts them and names the first one's record."""
     wrong = np.flatnonzero(scored & ~np.isfinite(logps))
     if len(wrong):
         record = rows.examples.records[int(np.searchsorted(rows.index.first_responses, wrong[0], side="right")) - 1]

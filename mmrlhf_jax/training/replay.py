@@ -1,4 +1,4 @@
-"""`mmrlhf replay`: the batch that a run stopped at, once more, with the figures that say where it goes wrong."""
+"""`mmrlhf replay`: computes the batch that a run stopped at again, with figures that show which response is to blame."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ from mmrlhf_jax.training.trained import load_trained
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """One response of the batch: what the model says of it, and the numbers that it came with; None = there is none."""
+    """One response of the batch, with the model's numbers and those stored in the batch; None if there is no such number."""
 
     group: str
-    response: int  # its place in the record, from 1
+    response: int  # its number in the record, from 1
     row: int
     tokens: int
     logprob: float
     reference: float | None
-    reward: float | None  # of the model's head; of a policy the stored one
+    reward: float | None  # from the reward head; for a policy, the stored reward
 
     @property
     def finite(self) -> bool:
@@ -53,30 +53,30 @@ class Response:
 
     @property
     def surprise(self) -> float:
-        """How far policy and reference are apart per token; without a reference, how unlikely a token is."""
+        """|log-prob - reference| per token; without a reference, |log-prob| per token."""
         return abs(self.logprob - (self.reference or 0.0)) / max(self.tokens, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    step: int  # that the batch is of
-    parameters: int  # step whose parameters were used; 0 = the base model's
+    step: int  # the step that the batch belongs to
+    parameters: int  # the step whose parameters were used; 0 = the base model
     figures: dict[str, Any]
     gradient_norms: dict[str, float]  # by part of the model
     responses: list[Response]  # those that are not finite first, then the most surprising
 
 
 def replay(saved: str, launch: config.Launch, *, step: int | None = None, overrides: Sequence[str] = ()) -> Replay:
-    """Loss, gradients and every response of a saved batch, under a checkpoint of its run: by default the newest one from before
-    that batch, or the base model where there is none.
+    """Loss, gradient norms and every response of a saved batch, with the parameters of a checkpoint of its run: that of `step`,
+    by default the newest one up to that batch, or the base model if there is none.
 
-    `overrides` are settings other than the run's, to fit other devices. UserError where the file is no saved batch in a run
-    directory, the checkpoint is not there, or the mesh cannot share the batch.
+    `overrides` change the run's settings, to fit other devices. UserError if the file is no saved batch in a run directory, the
+    checkpoint does not exist, or the mesh cannot shard the batch.
     """
     path = epath.Path(saved)
     mesh = make_mesh(launch.mesh.model_dump())
     found = together(lambda: _read(path))
-    # The run's own number of pieces, which its directory has, unless `overrides` take it away.
+    # The configuration in the run's directory has the accumulation of the run; `overrides` may reset it.
     settle = partial(with_accumulation, launch=launch, axes=mesh.shape)
     together(lambda: settle(config.load_experiment(path.parent / CONFIG_FILE, overrides)))  # before the model is loaded
     trained = load_trained(path.parent, step=step, mesh=mesh, up_to=found.step, overrides=overrides)
@@ -110,7 +110,8 @@ def _read(path: epath.Path) -> SavedBatch:
 
 
 def _figures(graphdef: nnx.GraphDef, experiment: config.Experiment, task: Task, state: TrainState, batch: RowBatch):
-    """(figures, gradient norms by part, (log-probs, rewards, reference log-probs) per response), as the run's step has them."""
+    """(figures, gradient norms by part, (log-probs, rewards, reference log-probs) float[B, R]), computed as in the run's
+    step."""
     settings = experiment.batch
     chunk = dict(chunk=settings.logprob_chunk)
     value, metrics, grads = loss_and_gradients(
@@ -137,7 +138,8 @@ def _figures(graphdef: nnx.GraphDef, experiment: config.Experiment, task: Task, 
 
 
 def _responses(saved: SavedBatch, logps, rewards, reference, *, judges: bool, compares: bool) -> list[Response]:
-    """`judges`: the rewards are the model's own, and must be there; `compares`: so must the reference."""
+    """The batch's responses, sorted. `judges`: rewards come from the model's head, else from the batch; `compares`: the
+    objective has a reference, else the batch's is shown. In numbers of the batch NaN means none."""
     counts = np.asarray(target_counts(saved.batch.responses, saved.batch.ends.shape[1]))
     found = []
     for at in map(tuple, np.argwhere(saved.batch.response_ids >= 0)):
@@ -148,18 +150,18 @@ def _responses(saved: SavedBatch, logps, rewards, reference, *, judges: bool, co
 
 
 def _stored(value: float) -> float | None:
-    """A number that came with the batch: NaN stands for none."""
+    """A number stored in the batch; NaN there means none."""
     return None if math.isnan(value) else float(value)
 
 
 def as_json(found: Replay) -> dict[str, Any]:
-    """With None for what is not finite, which JSON cannot say."""
+    """The replay as a JSON object; numbers that are not finite become null."""
     responses = [dataclasses.asdict(each) | {"finite": each.finite} for each in found.responses]
     return strict_json.with_nulls(dataclasses.asdict(found) | {"responses": responses})
 
 
 def as_text(found: Replay, most: int) -> str:
-    """A page for people; of the responses the `most` telling ones."""
+    """The replay as text, with the first `most` responses."""
     model = f"parameters of step {found.parameters}" if found.parameters else "the base model's parameters"
     lines = [f"batch of step {found.step}, {model}"]
     lines += [f"  {name:<28}{_shown(value)}" for name, value in found.figures.items()]

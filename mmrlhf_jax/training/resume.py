@@ -1,4 +1,4 @@
-"""Where a run begins: fresh, or where an earlier attempt at the same run stopped."""
+"""The state that a run begins with: that of its newest checkpoint, or a fresh one."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from mmrlhf_jax.training.stored import Criterion
 
 
 def open_checkpoints(experiment: config.Experiment, plan: PlannedRun) -> Checkpoints:
-    """The run's checkpoints, which are compared by `run.best` on this held-out data."""
+    """The run's checkpoints; their criterion is `run.best` on the plan's held-out data."""
     run = experiment.run
     criterion = Criterion(run.best, run.best_is, None if plan.held_out is None else fingerprint(plan.held_out))
     return Checkpoints(epath.Path(run.directory) / CHECKPOINTS, keep=run.keep, criterion=criterion)
 
 
 def resumed(state: TrainState, checkpoints: Checkpoints, experiment: config.Experiment, plan: PlannedRun) -> TrainState:
-    """The state of the newest checkpoint, or `state` where there is none; says which, and what is judged otherwise now."""
+    """The state of the newest checkpoint, or `state` if there is none. Prints the step, and which checkpoints have scores by
+    another criterion."""
     held_out, directory = experiment.data.held_out, epath.Path(experiment.run.directory)
     if checkpoints.latest is not None:
         state = checkpoints.restore(state, plan.identity)

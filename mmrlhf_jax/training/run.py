@@ -33,10 +33,10 @@ from mmrlhf_jax.training.step import Step, make_train_step
 
 
 class Run:
-    """What a run's steps are made of and where their results go.
+    """A run in progress: its train step, data stream, logs, checkpoints and judge.
 
-    `state` is that after `done` of `steps` steps. The figures of a step are read from the device while the next step runs
-    there, so that the device never waits for the host; only where the model is judged or saved they are read at once.
+    `state` is the state after `done` of `steps` steps. The figures of a step are read from the device while the next step runs,
+    so that the device does not wait for the host; only before the model is judged or saved they are read at once.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Run:
         peers: Peers,
         cleanup: Cleanup,
     ):
-        """`state` is where the run begins. What is opened here, `cleanup` closes."""
+        """`state` is the state that the run begins with. `cleanup` closes what is opened here."""
         self.state, self.done, self.steps = state, int(state.step), plan.steps
         self._first = self.done
         self._pending: Pending | None = None  # the step that was started last
@@ -74,13 +74,13 @@ class Run:
         cleanup.add("the profile", self._profiler.close)
 
     def batches(self) -> Iterator[RowBatch]:
-        """The batches of the steps that are left, on the devices."""
+        """Yield the batches of the remaining steps, placed on the devices."""
         for batch in self._goodput.waiting(feed(self._stream, self._mesh)):
             yield batch
             self._peers.at(self.done, "waiting for data")
 
     def step(self, batch: RowBatch) -> None:
-        """Start the next step; what it computes is not waited for."""
+        """Dispatch the next step, without waiting for its result."""
         is_first = self.done == self._first
         self._peers.at(self.done, COMPILING if is_first else "in step")
         self._profiler.before(self.done)
@@ -97,9 +97,9 @@ class Run:
             self._previous = None
 
     def judge(self) -> float | None:
-        """Judge the model on held-out data where that is due.
+        """Judge the model on held-out data if that is due.
 
-        The score that the best checkpoint is chosen by; None where nothing is judged, or where it is not finite.
+        Returns the score that chooses the best checkpoint; None if nothing was judged or the score is not finite.
         """
         if self._judge is None or not self._judge.due(self.done):
             return None
@@ -112,7 +112,7 @@ class Run:
         return score
 
     def save(self, score: float | None, *, stopping: bool) -> None:
-        """Save a checkpoint where one is due, where the run is `stopping`, or where the score is the best so far."""
+        """Save a checkpoint if one is due, if the run is `stopping`, or if the score is the best so far."""
         due = stopping or self.done == self.steps or self.done % self._experiment.run.checkpoint_every == 0
         if not due and not self._is_best(score):
             return
@@ -130,9 +130,9 @@ class Run:
         self._peers.finished = True
 
     def _record_last(self) -> None:
-        """Write the figures of the last step, if they are not written yet, whatever `run.log_every` says.
+        """Write the figures of the last step, if they are not written yet, even if `run.log_every` would skip it.
 
-        This comes before the checkpoint, so that no step that a run continues from lacks its line of metrics.
+        Metrics are written before the checkpoint, so that no restored step lacks a metrics line.
         """
         if self._pending is not None:
             record(self._pending, self._recorder, always=True)
@@ -143,7 +143,7 @@ class Run:
         return score is not None and score > max(self._checkpoints.scores.values(), default=-float("inf"))
 
     def _write_page(self) -> None:
-        """The run's `report.html`, as far as the run has come; by the first process alone."""
+        """Write `report.html` from the metrics so far, in the first process only."""
         if first_process():
             figures = self._goodput.figures()
             write_run_page(self._directory, self._experiment, done=self.done, steps=self.steps, goodput=figures)
@@ -165,7 +165,7 @@ def _train_step(experiment: config.Experiment, base: Base, state: TrainState) ->
 
 
 def _stream(experiment: config.Experiment, plan: PlannedRun, mesh: Mesh, start: int):
-    """This process's rows of all batches from step `start` on; a generator, which is to be closed."""
+    """A generator of this process's rows of all batches from step `start` on. It must be closed."""
     return batches(
         plan.rows,
         batch_rows=experiment.batch.rows,
@@ -181,7 +181,7 @@ def _recorder(
     experiment: config.Experiment, plan: PlannedRun, base: Base, log: MetricsLog, goodput: Goodput, start: int
 ) -> Recorder:
     def epochs(done: int) -> float:
-        return plan.rows.epochs(min(done * experiment.batch.rows, plan.total_rows))  # the last batch may be filled up
+        return plan.rows.epochs(min(done * experiment.batch.rows, plan.total_rows))  # the last batch may have padding rows
 
     return Recorder(
         experiment,

@@ -1,4 +1,4 @@
-"""The train state: a plain pytree. The module graph is static and travels beside it."""
+"""The train state: a plain pytree. The module graph (`nnx.GraphDef`) is static and passed separately."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ PARTS = {
     "language": "language_model",
     "reward_head": "reward_head",
 }
-MASTER = np.dtype(np.float32)  # of all that learns
-# Gets an adapter only where it is named, as in PEFT: the output layer.
+MASTER = np.dtype(np.float32)  # dtype of every parameter that learns
+# The output layer gets an adapter only if `lora.layers` names it, as in PEFT.
 UNADAPTED = {("language", "head")}
 
 
@@ -39,7 +39,7 @@ class TrainState:
     params: nnx.State
     frozen: nnx.State
     opt_state: optax.OptState
-    start: nnx.State | None = None  # what `params` were before step 0, where a live reference needs it
+    start: nnx.State | None = None  # a copy of `params` at step 0, kept only for a live reference
 
 
 def split_model(model: VisionLanguage, trains: Trains, lora: Lora | None = None) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
@@ -49,7 +49,7 @@ def split_model(model: VisionLanguage, trains: Trains, lora: Lora | None = None)
 
 
 def learner(trains: Trains, lora: Lora | None) -> Callable[[Path], bool]:
-    """Whether the parameter of a path learns."""
+    """A function that tells whether the parameter at a path learns."""
     adapted = lora.parts if lora else ()
 
     def learns(path: Path) -> bool:
@@ -60,13 +60,13 @@ def learner(trains: Trains, lora: Lora | None) -> Callable[[Path], bool]:
 
 
 def stored_dtype(settings: Model, trains: Trains, lora: Lora | None) -> Callable[[Path], np.dtype]:
-    """In what the parameter of a path is stored: float32 where it learns, `frozen_dtype` where it does not."""
+    """A function that gives the storage dtype of the parameter at a path: float32 if it learns, else `frozen_dtype`."""
     learns, frozen = learner(trains, lora), jnp.dtype(settings.frozen_dtype)
     return lambda path: MASTER if learns(path) else frozen
 
 
 def precision_line(params: nnx.State, frozen: nnx.State, dtype: str) -> str:
-    """How many parameters learn and how many do not, and in what precision, for the beginning of a run's log."""
+    """A line for the log: how many parameters learn, how many are frozen, and their dtypes."""
     counts = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, frozen)]
     kinds = " and ".join(sorted({x.dtype.name for x in jax.tree.leaves(frozen)}))
     still = f", {counts[1]:,} are frozen in {kinds}" if counts[1] else ""
@@ -74,14 +74,15 @@ def precision_line(params: nnx.State, frozen: nnx.State, dtype: str) -> str:
 
 
 def with_adapters(model: VisionLanguage, lora: Lora | None, seed: int) -> VisionLanguage:
-    """`model` with the adapters that an experiment asks for. UserError where a named layer is nowhere."""
+    """`model` with the experiment's LoRA adapters added. UserError if a named part or layer does not exist or cannot be
+    adapted."""
     if lora is None:
         return model
 
-    there: list[Path] = []  # what could be adapted, for the errors
+    there: list[Path] = []  # layers that could be adapted, for error messages
 
     def chosen(path: Path) -> bool:
-        if PARTS[path[0]] not in lora.parts or path == ("vision", "patch"):  # a convolution in the checkpoint
+        if PARTS[path[0]] not in lora.parts or path == ("vision", "patch"):  # "patch" is a convolution in Hugging Face's model
             return False
         there.append(path)
         return path not in UNADAPTED if lora.layers is None else path[-1] in lora.layers
@@ -109,22 +110,24 @@ def with_adapters(model: VisionLanguage, lora: Lora | None, seed: int) -> Vision
 def init_state(
     params: nnx.State, frozen: nnx.State, tx: optax.GradientTransformation, mesh: Mesh, *, keep_start: bool = False
 ) -> TrainState:
-    """A fresh state at step 0. The optimizer's moments lie where the parameters they belong to lie, in their dtype: float32."""
+    """A fresh state at step 0. The optimizer's moments have the sharding of their parameters. `keep_start` copies `params` into
+    `start`. ValueError if a parameter is not float32."""
     rounded = [jax.tree_util.keystr(path) for path, x in jax.tree_util.tree_leaves_with_path(params) if x.dtype != MASTER]
     if rounded:
         raise ValueError(f"{rounded[0]} and {len(rounded) - 1} more learn and are not float32")
     replicated = NamedSharding(mesh, PartitionSpec())
     places = moment_places(jax.eval_shape(tx.init, params), params, replicated)
     opt_state = jax.jit(tx.init, out_shardings=places)(params)
-    start = jax.tree.map(jnp.copy, params) if keep_start else None  # a copy: the step gives `params` away
+    start = jax.tree.map(jnp.copy, params) if keep_start else None  # a copy, because the step donates `params`
     return TrainState(jax.device_put(jnp.zeros((), jnp.int32), replicated), params, frozen, opt_state, start)
 
 
 def moment_places(opt_state: optax.OptState, params: nnx.State, default: NamedSharding) -> optax.OptState:
-    """The sharding of every leaf of an optimizer state: that of the parameter whose path ends the leaf's path, else `default`.
+    """The sharding of every leaf of an optimizer state: that of the parameter whose path is a suffix of the leaf's path, else
+    `default`.
 
-    `optax.tree_map_params` would need a moment for every parameter, and an algorithm that serves some parts only has none for
-    the others.
+    `optax.tree_map_params` cannot be used: it needs a moment for every parameter, and Muon's partition has none for the
+    parameters that Adam updates.
     """
     found = {path: param.sharding for path, param in jax.tree_util.tree_leaves_with_path(params)}
 

@@ -1,4 +1,4 @@
-"""The train step: a free function over pytrees. `(state, batch) -> (state, metrics)`, jitted with the state donated."""
+"""The train step, a function over pytrees: `(state, batch) -> (state, metrics)`, jitted, with the state donated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmrlhf_jax.training.state import TrainState
 from mmrlhf_jax.training.work import batch_work
 
 Step = Callable[[TrainState, RowBatch], tuple[TrainState, dict[str, jax.Array]]]
-Forward = Callable[..., Outputs]  # of (model, batch, chunk)
+Forward = Callable[..., Outputs]  # called as forward(model, batch, chunk=...)
 
 
 def make_train_step(
@@ -34,17 +34,17 @@ def make_train_step(
     shardings: TrainState | None = None,
     forward: Forward = forward,
 ) -> Step:
-    """One optimizer step on a global batch, its rows taken in `accumulation` pieces.
+    """A jitted optimizer step on a global batch, with gradients accumulated over `accumulation` pieces of its rows.
 
-    Losses and metrics are means over the whole batch whatever the number of pieces: every piece is divided by the
-    denominators of the whole batch, which depend on the batch alone.
+    The result does not depend on the number of pieces: losses and metrics are means over the whole batch, because every piece
+    is divided by the denominators of the whole batch, which depend on the batch alone.
 
-    `features` is how many features the model makes of a tile, for the figures that count the batch's work (`work/*`).
+    `features` is how many features the model makes of a tile; it counts the batch's work (figures `work/*`), and 0 omits them.
 
-    `shardings` (of the state's leaves) are those of the state that is returned; fixed to those of the first state, they avoid a
-    second compilation at step 2. Figures are replicated over the devices.
+    `shardings` are the output shardings of the state. Fixed to those of the first state, they avoid a second compilation at
+    step 2. Figures are replicated over the devices.
 
-    `forward` is another one only for a layout of the batch that has its own (`planning.unshared`).
+    `forward` is replaced only for a batch layout that has its own forward pass (`planning.unshared`).
     """
 
     def train_step(state: TrainState, batch: RowBatch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -84,7 +84,7 @@ def loss_and_gradients(
     reference: Reference,
     forward: Forward = forward,
 ) -> tuple[jax.Array, dict[str, Metric], nnx.State]:
-    """(loss, metrics, gradients) of a global batch, its rows taken in `accumulation` pieces."""
+    """(loss float32[], metrics, gradients like `state.params`) of a global batch, accumulated over `accumulation` pieces."""
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     pieces = split_rows(batch, accumulation)
     denominators = batch_denominators(task, pieces, key)
@@ -112,7 +112,8 @@ def loss_and_gradients(
 
 
 def make_eval_step(graphdef: nnx.GraphDef, task: Task, *, chunk: int, reference: Reference = None):
-    """`(state, batch) -> (sums, metrics)`: unreduced, so that a whole set is averaged exactly."""
+    """A jitted `(state, batch) -> (sums, metrics)`. Both keep totals and weights apart, so that the mean over a whole data set
+    is exact."""
 
     def eval_step(state: TrainState, batch: RowBatch):
         outputs = forward(nnx.merge(graphdef, state.params, state.frozen), batch, chunk=chunk)
@@ -125,12 +126,13 @@ def make_eval_step(graphdef: nnx.GraphDef, task: Task, *, chunk: int, reference:
 def reference_outputs(
     graphdef: nnx.GraphDef, state: TrainState, batch: RowBatch, reference: Reference, *, chunk: int, forward: Forward = forward
 ) -> Outputs | None:
-    """What the model of step 0 says of a batch, or None where the batch brings its reference log-probs along."""
+    """The outputs of the model at step 0 for a batch; None if the objective has no reference or its log-probs are cached in the
+    batch."""
     if reference in (None, "cached"):
         return None
     if reference == "live":
         params = state.start
-    else:  # adapters whose B is zero add nothing
+    else:  # with B = 0 the adapters add nothing, which gives the base model
         params = jax.tree_util.tree_map_with_path(
             lambda path, p: jnp.zeros_like(p) if "lora_b" in jax.tree_util.keystr(path) else p, state.params
         )
@@ -143,7 +145,8 @@ def split_rows(batch: RowBatch, pieces: int) -> RowBatch:
 
 
 def batch_denominators(task: Task, pieces: RowBatch, key: jax.Array) -> dict[str, jax.Array]:
-    """The weight of each term over all pieces. Weights do not depend on the model, so empty outputs give them."""
+    """The total weight of each term over all pieces. Weights do not depend on the model's outputs, so zeros stand in for
+    them."""
 
     def weights(piece: RowBatch):
         zeros, tokens = (jnp.zeros(shaped.shape, jnp.float32) for shaped in (piece.ends, piece.targets))
@@ -155,7 +158,7 @@ def batch_denominators(task: Task, pieces: RowBatch, key: jax.Array) -> dict[str
 
 
 def mean_loss(task: Task, sums) -> jax.Array:
-    """The loss of a whole evaluation set from its merged sums."""
+    """The loss, float32[], of a whole evaluation set from its merged sums."""
     return sum(
         (coefficient * divide(sums[name].total, sums[name].weight) for name, coefficient in task.coefficients.items()),
         start=jnp.float32(0),

@@ -1,4 +1,4 @@
-"""Asking a run to stop, and all its processes agreeing after which step."""
+"""Stopping a run on a signal, after a step on which all its processes agree."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mmrlhf_jax.sharding.mesh import replicated
 
 
 class StopSignal:
-    """SIGTERM and SIGINT ask for a checkpoint and a clean exit after the running step. A context in which they do.
+    """A context in which SIGTERM and SIGINT request a checkpoint and a clean exit after the running step.
 
-    Before the first step there is nothing to save: there SIGTERM ends at once, with the status that launchers restart on. (In a
-    container the process may be the first one, which the kernel would not end.)
+    Before the first step there is nothing to save, so SIGTERM ends the process at once, with the status that launchers restart
+    on. (The default action would not do: in a container the process may have id 1, for which the kernel ignores SIGTERM.)
     """
 
     def __init__(self) -> None:
@@ -40,9 +40,9 @@ class StopSignal:
         self._in_steps = True
 
     def _request(self, number, frame) -> None:
-        if number == signal.SIGINT and (self.requested or not self._in_steps):  # a person's second Ctrl-C is meant
+        if number == signal.SIGINT and (self.requested or not self._in_steps):  # a second Ctrl-C ends at once
             raise KeyboardInterrupt
-        if self.requested:  # schedulers send SIGTERM again, at the end of the time perhaps: what is being saved is worth more
+        if self.requested:  # schedulers repeat SIGTERM; finishing the checkpoint is worth more
             return
         self.requested = True
         if not self._in_steps:
@@ -51,9 +51,10 @@ class StopSignal:
 
 
 class Vote:
-    """One process is asked to stop, all must stop at the same step, or the others wait for it in the next one for ever.
+    """Agreement of all processes on the step to stop after. If only the signalled process stopped, the others would block for
+    ever in the next step's collectives.
 
-    With every step each process casts a vote; the sum is read one step late, when it is there without waiting.
+    With every step each process casts a vote; the maximum is read one step later, when it is available without waiting.
     """
 
     def __init__(self, mesh: Mesh):
@@ -64,7 +65,7 @@ class Vote:
         self._cast: jax.Array | None = None
 
     def stops(self, requested: bool) -> bool:
-        """Cast this step's vote; True if any process's vote of the step before asked to stop."""
+        """Cast this step's vote. True if any process voted to stop at the previous step (with one process: at this step)."""
         if self._single:
             return requested
         last, mine = self._cast, np.asarray([requested], np.int32)

@@ -1,4 +1,4 @@
-"""Reading a run's checkpoints. Nothing here writes: a reader beside a trainer changes nothing of what that one makes."""
+"""Reading a run's checkpoints. Nothing here writes, so that a directory can be read while a trainer is writing to it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from mmrlhf_jax.progress import say
 from mmrlhf_jax.training.identity import configuration
 from mmrlhf_jax.training.state import split_model
 
-JUDGEMENT = "judgement"  # among what Orbax keeps of the user's in a checkpoint's own metadata
+JUDGEMENT = "judgement"  # a key of the checkpoint's custom metadata in Orbax
 SCORE, METRIC, BEST_IS, HELD_OUT = "score", "metric", "best_is", "held_out"
-COMMITTED = "commit_success.txt"  # that makes a folder of an object store a checkpoint; elsewhere its name does
+COMMITTED = "commit_success.txt"  # marks a complete checkpoint in an object store; on a file system its final name does
 
 
 class Criterion(NamedTuple):
-    """What checkpoints are chosen by: a held-out figure, whether its lowest or its highest value is the best, and the held-out
-    data that it is of (`held_out.fingerprint`). None: not known."""
+    """How the best checkpoint is chosen: by which held-out metric, whether its lowest or highest value is best, and on which
+    held-out data (`held_out.fingerprint`). None means not known."""
 
     metric: str | None
     best_is: str | None
@@ -37,7 +37,7 @@ class Criterion(NamedTuple):
         return f"{self.metric or 'another figure'} ({self.best_is or '?'} is best)"
 
     def unlike(self, other: Criterion) -> str:
-        """In words, with the held-out data where only that is another."""
+        """How this criterion differs from `other`, in words; names the held-out data if only that differs."""
         if self.figure != other.figure:
             return self.figure
         return f"{self.figure} on {'held-out data that they do not name' if self.held_out is None else 'other held-out data'}"
@@ -47,14 +47,14 @@ UNKNOWN = Criterion(None, None)
 
 
 class Judgement(NamedTuple):
-    """A checkpoint's score (finite, higher is better) and what it is a score of. Scores of two criteria are not compared."""
+    """A checkpoint's score (finite, higher is better) and its criterion. Scores by different criteria are never compared."""
 
     score: float
     criterion: Criterion
 
 
 class StoredCheckpoints:
-    """The checkpoints of one directory, which need not be there, as they are when they are asked for."""
+    """The checkpoints of one directory, which need not exist. Every access lists the directory again."""
 
     def __init__(self, directory: epath.PathLike, criterion: Criterion = UNKNOWN):
         self._path = epath.Path(directory)
@@ -64,7 +64,7 @@ class StoredCheckpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Of the checkpoints that are complete, ascending."""
+        """The steps of the complete checkpoints, ascending."""
         return retried(self._finished, f"{self._path}: listing checkpoints")
 
     @property
@@ -74,23 +74,23 @@ class StoredCheckpoints:
 
     @property
     def judgements(self) -> dict[int, Judgement]:
-        """By step, of the checkpoints that have one."""
+        """Judgement by step, for the checkpoints that have one."""
         found = {step: self._judgement(step) for step in self.steps}
         return {step: judgement for step, judgement in found.items() if judgement is not None}
 
     @property
     def scores(self) -> dict[int, float]:
-        """Score by step, of the checkpoints that were judged by the criterion (higher is better)."""
+        """Score by step (higher is better), for the checkpoints that were judged by this criterion."""
         return {step: found.score for step, found in self.judgements.items() if found.criterion == self.criterion}
 
     @property
     def best(self) -> int | None:
-        """The step of the best score by the criterion, the earliest of equals."""
+        """The step with the best score by this criterion; of equal scores the earliest. None if there is none."""
         return self.bests.get(self.criterion)
 
     @property
     def bests(self) -> dict[Criterion, int]:
-        """The same for every criterion that a checkpoint was judged by."""
+        """The best step for every criterion that a checkpoint was judged by."""
         found: dict[Criterion, int] = {}
         for step, judgement in sorted(self.judgements.items(), key=lambda item: (-item[1].score, item[0])):
             found.setdefault(judgement.criterion, step)
@@ -98,7 +98,7 @@ class StoredCheckpoints:
 
     @property
     def other_scores(self) -> str | None:
-        """Scores by other criteria, in words; None where there are none."""
+        """Which checkpoints have scores by other criteria, in words; None if there are none."""
         others = {step: found.criterion for step, found in self.judgements.items() if found.criterion != self.criterion}
         if not others:
             return None
@@ -106,23 +106,25 @@ class StoredCheckpoints:
         return f"the scores of checkpoints {', '.join(map(str, others))} are by {', '.join(named)}"
 
     def on_newest_data(self) -> StoredCheckpoints:
-        """The same, by the held-out data that the figure of the newest score is of: for readers, who do not open that data."""
+        """The same checkpoints, with the held-out data of the newest score by this metric as criterion. For readers, which do
+        not open the held-out data and so cannot know its fingerprint."""
         judged = sorted(self.judgements.items(), reverse=True)
         known = (found.criterion for _, found in judged if found.criterion.figure == self.criterion.figure)
         return StoredCheckpoints(self._path, next(known, self.criterion))
 
     def load(self, step: int, target: dict[str, Any]) -> dict[str, Any]:
-        """Parts of the checkpoint at `step`, arrays as `target` says. Each process reads for itself and waits for no other."""
+        """The parts of the checkpoint at `step` that `target` names, with its shapes, dtypes and shardings. Each process reads
+        on its own, without barriers."""
         where, what = self._orbax_path / str(step), f"{self._path}: reading the checkpoint at step {step}"
         with alone():
             return retried(lambda: ocp.load_checkpointables(where, target), what)
 
     def identity(self, step: int) -> dict[str, Any]:
-        """What was stored of the run that made the checkpoint."""
+        """The identity of the run that made the checkpoint (`identity.run_identity`)."""
         return self.load(step, {"identity": None})["identity"]
 
     def restore_model(self, model: VisionLanguage, trains: Trains, lora: Lora | None, step: int) -> VisionLanguage:
-        """`model` with the trained parameters of the checkpoint at `step`. UserError where it is gone or cannot be read."""
+        """`model` with the trained parameters of the checkpoint at `step`. UserError if it was removed or cannot be read."""
         graphdef, params, frozen = split_model(model, trains, lora)
         try:
             loaded = self.load(step, {"params": abstract(params)})
@@ -131,7 +133,7 @@ class StoredCheckpoints:
         return nnx.merge(graphdef, like(params, loaded["params"]), frozen)
 
     def explained(self, step: int, error: Exception) -> Exception:
-        """The error of reading the checkpoint at `step` in words, where there are any."""
+        """The UserError that explains `error`, which reading the checkpoint at `step` raised; `error` itself if none fits."""
         if isinstance(error, UserError):
             return error
         there, which = self.steps, f"{self._path}: the checkpoint at step {step}"
@@ -151,20 +153,21 @@ class StoredCheckpoints:
         return error
 
     def _finished(self) -> list[int]:
-        """By listing alone: of a file that the storage fails to find it may say that it does not exist."""
+        """The steps of complete checkpoints, found by listing directories. A listing that fails raises, whereas `exists` may
+        return False if the storage does not answer."""
         folders = [path for path in entries(self._path) if path.name.isdecimal()]
         if is_remote(self._path):
             return sorted(int(path.name) for path in folders if any(file.name == COMMITTED for file in entries(path)))
         return sorted(int(path.name) for path in folders if path.is_dir())
 
     def _judgement(self, step: int) -> Judgement | None:
-        """None where there is none, and, which is said once, where it cannot be read."""
+        """The judgement at `step`; None if there is none, or (reported once) if it cannot be read."""
         try:
             return self._read_judgement(step)
         except Exception as error:  # whatever a storage backend raises
             if fault(error) is not Fault.DAMAGED:
                 raise
-            if step in self._finished() and step not in self.unread:  # else a trainer has removed it meanwhile
+            if step in self._finished() and step not in self.unread:  # not listed: a trainer has just removed it
                 self.unread[step] = first_line(error)
                 say(f"{self._path / str(step)}: its score, if it has one, cannot be read ({first_line(error)})")
             return None
@@ -176,7 +179,7 @@ class StoredCheckpoints:
         found = _object(kept, "custom_metadata").get(JUDGEMENT)
         if found is None:
             try:
-                found = _read_object(folder / "metrics" / "metrics")  # where versions before had it
+                found = _read_object(folder / "metrics" / "metrics")  # where earlier versions stored it
             except FileNotFoundError:
                 return None
         found = _object(found, JUDGEMENT)
@@ -192,7 +195,7 @@ class StoredCheckpoints:
         return Judgement(found[SCORE], criterion)
 
     def _configured(self, step: int) -> Criterion:
-        """The criterion of a checkpoint whose score does not say it: that of the configuration that was kept with it."""
+        """The criterion of a checkpoint whose score does not name it, from the configuration stored with the checkpoint."""
         try:
             identity = self.identity(step)
         except Exception as error:  # whatever a storage backend raises
@@ -203,12 +206,13 @@ class StoredCheckpoints:
 
 
 def _criterion(*found: Any) -> Criterion | None:
-    """None where a file has something else in the place of one."""
+    """A Criterion of these fields; None if any of them has the wrong type."""
     return Criterion(*found) if all(isinstance(each, str | None) for each in found) else None
 
 
 def _read_object(path: epath.Path) -> dict[str, Any]:
-    """Empty where a number in it is not finite, which is no score. ValueError where it is no JSON object."""
+    """The JSON object in a file; empty if it holds a number that is not finite, which is no score. ValueError if it is no JSON
+    object."""
     try:
         return _object(strict_json.loads(read_text(path)), path.name)
     except strict_json.BadNumber:
@@ -222,7 +226,7 @@ def _object(value: Any, name: str) -> dict[str, Any]:
 
 
 def alone() -> ocp.Context:
-    """In which Orbax waits for no other process: one that fails would leave the others in a barrier."""
+    """An Orbax context without barriers between processes: if one failed, the others would wait for ever in its barrier."""
     context, me = ocp.Context(), jax.process_index()
     context.multiprocessing.primary_host, context.multiprocessing.active_processes = me, {me}
     return context

@@ -1,4 +1,4 @@
-"""What a run has made: its model at a checkpoint, and the Hugging Face directory of it."""
+"""Loading a run's trained model at a checkpoint, and exporting it as a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -56,14 +56,15 @@ def load_trained(
     overrides: Sequence[str] = (),
     exact: bool = False,
 ) -> Trained:
-    """The base model with a run's trained parameters from its checkpoint at `step` ("best", or by default the newest).
+    """The base model with a run's trained parameters from its checkpoint at `step` (a number, "best", or by default the
+    newest).
 
-    With `up_to` the newest is that of no later step, or step 0, the base model. Adapters stay beside what they adapt.
-    `overrides` are settings other than the run's. With `exact` what does not learn is as the base stores it, even where the run
-    kept it in bfloat16: for who writes the model, not for who computes what the run computed.
+    `up_to` limits the newest to checkpoints of no later step; if there is none, the base model is returned as step 0. Adapters
+    are not merged. `overrides` change the run's settings. With `exact`, frozen parameters keep the precision that the base
+    model stores, even if the run kept them in bfloat16: use it to write the model, not to reproduce the run's computation.
 
-    UserError, before the model is loaded, where that is not what the run learnt on: another model at `model.path`, other
-    adapters, another head.
+    UserError, before the model is loaded, if the run learnt on something else: another model at `model.path`, other adapters,
+    or another reward head.
     """
     run = epath.Path(run)
     experiment = together(lambda: _experiment(run, overrides))
@@ -79,7 +80,7 @@ def load_trained(
                     model = together(partial(checkpoints.restore_model, model, experiment.trains, experiment.lora, chosen))
                 return Trained(model, experiment, source, chosen)
             except UserError:
-                # A trainer at work removes older checkpoints: whoever asks for the newest then has a newer one.
+                # A running trainer may have removed the checkpoint after it was chosen; then there is a newer one.
                 newer = _chosen(run, checkpoints, step, up_to)
                 if newer == chosen:
                     raise
@@ -94,8 +95,8 @@ def _source(experiment: config.Experiment) -> epath.Path:
 def _check_base(
     run: epath.Path, checkpoints: StoredCheckpoints, step: int, experiment: config.Experiment, source: epath.Path
 ) -> None:
-    """UserError where the parameters of the checkpoint at `step` belong to another model, or to adapters or a head of other
-    settings. Of step 0, the base model, any checkpoint tells."""
+    """UserError if the parameters of the checkpoint at `step` belong to another model, or to adapters or a head with other
+    settings. For step 0 (the base model) the newest readable checkpoint is checked."""
     for each in [step] if step else reversed(checkpoints.steps):
         try:
             identity = checkpoints.identity(each)
@@ -117,8 +118,10 @@ def _experiment(run: epath.Path, overrides: Sequence[str]) -> config.Experiment:
 
 
 def _unrounded(experiment: config.Experiment) -> config.Experiment:
-    """The same with frozen parameters in float32, where bfloat16 would round what the base stores and the run computed with the
-    rounded values anyway (`model.dtype`). A base of bfloat16 stays so, and takes half the memory."""
+    """The experiment with `frozen_dtype: float32`, so that loading does not round weights that the base stores in more than
+    bfloat16. A base stored in bfloat16 keeps it, which takes half the memory. A run with `dtype: float32` keeps its
+    `frozen_dtype`, because it computed with exactly these rounded weights; with `dtype: bfloat16` every weight is rounded when
+    it is used, so unrounded weights are the same model."""
     settings = experiment.model
     if settings.frozen_dtype == "float32" or settings.dtype == "float32":
         return experiment
@@ -129,7 +132,7 @@ def _unrounded(experiment: config.Experiment) -> config.Experiment:
 
 
 def _chosen(run: epath.Path, checkpoints: StoredCheckpoints, step: int | str | None, up_to: int | None) -> int:
-    """The step that is meant, the same in all processes; 0 is the base model. UserError where there is no such checkpoint."""
+    """The chosen step, the same in all processes; 0 is the base model. UserError if there is no such checkpoint."""
 
     def choose() -> int:
         found, best = checkpoints.steps, None
@@ -161,9 +164,9 @@ def export_run(
     dtype: str | None = None,
     adapter: bool = False,
 ) -> None:
-    """`mmrlhf export`: from a run directory, a model directory as it is (another naming or dtype), or a PEFT adapter.
+    """`mmrlhf export`: write a run, a model directory (in another naming or dtype), or a PEFT adapter with its base as a model.
 
-    Adapters are merged into the model, or with `adapter` those of a run are written alone, as PEFT has them.
+    Adapters are merged into the model; with `adapter`, those of a run are written alone, in PEFT's format.
     """
     if naming not in ("hf", "original"):
         raise UserError(f"--naming {naming!r}: choose hf or original")
@@ -177,7 +180,7 @@ def export_run(
         if given and not is_run:
             raise UserError(f"{checkpoint}: {use}; this is not a run directory")
     kind = None if dtype is None else jnp.dtype(dtype)
-    with reserved(out) as place:  # before anything is loaded that cannot be written
+    with reserved(out) as place:  # before loading, so that an output that cannot be written fails early
         if is_run:
             _export_run(checkpoint, place, step, naming, kind, adapter)
         else:
@@ -190,9 +193,9 @@ def _export_run(
     run: str, out: os.PathLike[str], step: int | str | None, naming: str, kind: jnp.dtype | None, adapter: bool
 ) -> None:
     mesh = make_mesh({"fsdp": -1})
-    read_metrics(run)  # a file that the card cannot be made from is refused before the model is loaded
+    read_metrics(run)  # raises before the model is loaded if the file is invalid
     trained = load_trained(run, step=step, mesh=mesh, exact=True)
-    # Once more, because a trainer may be at work, and the checkpoint newer than what was read.
+    # Metrics are read again, because a running trainer may have added lines since.
     card = model_card(trained.experiment, family_of(trained.model.config), trained.step, read_metrics(run))
     if adapter:
         export_run_adapter(trained, out, card)
@@ -206,7 +209,8 @@ def _export_run(
 
 
 def _learnt_dtypes(trained: Trained, asked: jnp.dtype | None) -> set[np.dtype]:
-    """Those in which an export has what learnt. By default they are the base's, in which small updates vanish."""
+    """The dtypes in which an export writes the parameters that learnt. By default they are the base's, which may round small
+    updates away."""
     family = family_of(trained.model.config)
     kinds = WrittenDtypes(StoredTensors(trained.source, family.names.pieces), family, asked)
     learns = learner(trained.experiment.trains, trained.experiment.lora)
@@ -220,7 +224,7 @@ def _learnt_dtypes(trained: Trained, asked: jnp.dtype | None) -> set[np.dtype]:
 
 
 def _say_other_template(trained: Trained, out: str | os.PathLike[str]) -> None:
-    """An export has the base's own chat template; the model may have learnt with another (`data.template`)."""
+    """Warn if the export's chat template (the base model's) differs from the one that the run learnt with (`data.template`)."""
     tokenizer, family = load_tokenizer(trained.source), family_of(trained.model.config)
     name = trained.experiment.data.template or family.template
     if tokenizer.chat_template and not writes_alike(tokenizer, name, family.media_tags):
@@ -231,7 +235,7 @@ def _say_other_template(trained: Trained, out: str | os.PathLike[str]) -> None:
 
 
 def export_run_adapter(trained: Trained, out: str | os.PathLike[str], card: str) -> None:
-    """The adapters alone. UserError where parts learnt as a whole, which an adapter directory cannot hold."""
+    """Write the adapters alone. UserError if any part was fully trained, which an adapter directory cannot hold."""
     experiment, lora = trained.experiment, trained.experiment.lora
     adapted = lora.parts if lora else ()
     whole = [part for part, learns in experiment.trains if learns and part not in adapted]

@@ -1,4 +1,4 @@
-"""Useful work, in counts and FLOPs: what a batch needs, without padding, what a mask hides, and recomputation."""
+"""Useful work of a batch, in counts and FLOPs: without padding, masked attention and rematerialisation."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ PEAK_FLOPS |= {"NVIDIA A100": 312e12, "NVIDIA B200": 2250e12}
 
 
 class Work(NamedTuple):
-    """Counts over a batch, float32[] on the device (their relative rounding error is of no consequence)."""
+    """Counts over a batch, float32[] on the device, where they may be rounded."""
 
     tokens: jax.Array  # slots that hold a token, visual ones included
-    attention: jax.Array  # (query, key) pairs that attend, per head and layer
-    targets: jax.Array  # hidden states that meet the vocabulary
-    tiles: jax.Array  # images that the tower sees
-    pairs: jax.Array  # strict pairs
+    attention: jax.Array  # unmasked (query, key) pairs, per head and layer
+    targets: jax.Array  # hidden states that are multiplied with the vocabulary matrix
+    tiles: jax.Array  # images that go through the vision tower
+    pairs: jax.Array  # strict preference pairs (no ties)
 
 
 def batch_work(batch: RowBatch, features: int) -> Work:
     """Counts of a row batch; `features` is how many features the model makes of a tile.
 
-    Groups stand in a row one after the other from its first slot on, and so do tiles: the last response's end and the last tap
-    say how many there are.
+    Groups fill a row from its first slot on, and tiles likewise, so the last response's end and the last tap give the number of
+    used slots and tiles.
     """
     slots, count = batch.tokens.shape[1], batch.ends.shape[1]
     used = jnp.max(jnp.where(batch.ends < slots, batch.ends + 1, 0), axis=1)
@@ -46,11 +46,11 @@ def batch_work(batch: RowBatch, features: int) -> Work:
 
 
 def useful_flops(work: Work, model: ModelConfig, experiment: config.Experiment | None = None) -> float:
-    """FLOPs of one training step on that work (of a forward pass alone without an `experiment`). A multiply-add counts 2.
+    """FLOPs of one training step on that work; without an `experiment`, of a forward pass. A multiply-add counts 2.
 
-    A part that learns as a whole counts three times its forward pass, one that only passes gradients on (or learns through
-    adapters, whose own work is not counted) twice, one below everything that learns once. Norms, softmax and heads of one
-    output are left out.
+    A fully trained part counts three times its forward pass; a part that only passes gradients on, or learns through adapters
+    (whose own FLOPs are not counted), twice; a part that no gradient reaches, once. Norms, softmax and the reward head are left
+    out.
     """
     text = model.text
     attention_width = text.heads * text.head_dim
@@ -66,7 +66,7 @@ def useful_flops(work: Work, model: ModelConfig, experiment: config.Experiment |
 
 
 def _passes(experiment: config.Experiment | None) -> dict[str, int]:
-    """How often each part's forward work is done: forward, gradient of what comes in, gradient of the weights."""
+    """How many times each part's forward FLOPs are done: forward, gradient of its inputs, gradient of its weights."""
     if experiment is None:
         return dict.fromkeys(("language", "attention", "projector", "vision"), 1)
     trains, adapted = experiment.trains, experiment.lora.parts if experiment.lora else ()
@@ -88,7 +88,7 @@ def _passes(experiment: config.Experiment | None) -> dict[str, int]:
 
 
 def peak_flops(devices: list | None = None) -> float | None:
-    """Matrix peak of all devices together, or None where it is not known (CPUs)."""
+    """Peak matrix FLOP/s of all devices together; None if it is not known (CPUs)."""
     devices = jax.devices() if devices is None else devices
     known = next((peak for name, peak in PEAK_FLOPS.items() if devices[0].device_kind.startswith(name)), None)
     return None if known is None else known * len(devices)
