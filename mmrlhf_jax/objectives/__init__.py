@@ -1,8 +1,8 @@
-"""What is minimised, as pure functions: arrays in, weighted sums out. No model, no data set, no configuration.
+"""Losses as pure functions from arrays to weighted sums, independent of model, data set and configuration.
 
 `preference` has the DPO family, `reward_scaling` β(δ), `reward_model` the losses of score and critique. They take log-probs and
-rewards per response (`outputs.Outputs`), which `logprobs` sums from a model's hidden states, and follow `pairs` of them.
-`weighted` keeps numerator and denominator apart, so that a batch may be cut into pieces.
+rewards per response (`outputs.Outputs`), which `logprobs` computes from hidden states, and gather them by `pairs` of responses.
+`weighted` keeps numerators and denominators apart, so that gradient accumulation is exact.
 """
 
 from mmrlhf_jax.objectives.logprobs import sum_by_response, target_counts, target_logps

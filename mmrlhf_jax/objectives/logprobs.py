@@ -1,4 +1,4 @@
-"""Log-probabilities of target tokens without `[B, S, V]` logits: only answers reach the vocabulary, chunk by chunk."""
+"""Log-probabilities of target tokens without `[B, S, V]` logits: only target slots are projected, in chunks."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def target_logps(
 ) -> TargetLogps:
     """Log-probability of every target given the hidden state at its predictor slot.
 
-    `adapter`: A and B of a low-rank update of the vocabulary. Its logits, states @ A @ B, are added to the vocabulary's own.
+    `adapter` is (A, B) of a low-rank update of the vocabulary matrix; states @ A @ B is added to the logits.
 
     The projection runs over `chunk` targets per row at a time and is recomputed in the backward pass, so at most one
-    `[B, chunk, V]` float32 array is live. Softmax in float32.
+    `[B, chunk, V]` float32 array is live. The softmax is computed in float32.
     """
     count = targets.shape[1]
     mesh = rules.current_mesh()
@@ -58,25 +58,25 @@ def target_logps(
     return jax.tree.map(lambda x: x[:, :count], found)
 
 
-# What logits are summed from: inputs of some width and a kernel for each.
+# Logits are Σ inputs[i] @ kernels[i]: the states with the vocabulary matrix, and states @ A with the adapter's B.
 Inputs = tuple[Float[Array, "B M _"], ...]
 Kernels = tuple[Float[Array, "_ V"], ...]
 
 
 class _How(NamedTuple):
     chunk: int
-    gathered: tuple[tuple[str, ...], ...]  # of every kernel: the (manual) mesh axes over which its rows are stored
-    precision: str | None  # of all products
+    gathered: tuple[tuple[str, ...], ...]  # for every kernel, the (manual) mesh axes over which its rows are sharded
+    precision: str | None  # matmul precision
 
 
 def _project_in_place(mesh: AbstractMesh, inputs: Inputs, kernels: Kernels, targets: Int[Array, "B M"], how: _How):
-    """`_project` with rows and targets where they are, and the vocabulary gathered once.
+    """`_project` in a `shard_map`: rows and targets stay on their devices, and the vocabulary matrix is all-gathered once.
 
-    Left to the partitioner, every chunk's part of the vocabulary's gradient would be reduced over the mesh. Here each device
-    adds up its own chunks, and the sum is reduced once, straight into the stored pieces.
+    XLA's partitioner would reduce the vocabulary's gradient over the mesh once per chunk. Here each device sums the gradients
+    of its own chunks, and the sum is reduce-scattered once into the stored shards.
     """
     rows = tuple(rules.fit(rules.spec("batch", "slots", None), x.shape, mesh) for x in inputs)
-    # The rows of an adapter's B, as many as its rank, are not split.
+    # The rows of an adapter's B (its rank) are not sharded.
     stored = tuple(
         PartitionSpec(rules.fit_stored((axis, None), kernel.shape, mesh)[0])
         for axis, kernel in zip(("embed", None), kernels, strict=False)
@@ -94,8 +94,8 @@ def _project_in_place(mesh: AbstractMesh, inputs: Inputs, kernels: Kernels, targ
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _project(inputs: Inputs, kernels: Kernels, targets: Int[Array, "B M"], how: _How) -> TargetLogps:
-    """`kernels` as they are stored, in pieces; they are used in the dtype of the inputs. Their gradients are summed over all
-    chunks in float32, which a cast of the whole kernel before the scan would not allow.
+    """`kernels` are the stored shards; they are cast to the inputs' dtype and gathered inside. Their gradients are accumulated
+    over the chunks in float32; a cast outside of this function would make autodiff accumulate in the inputs' dtype.
     """
     return _figures(inputs, _whole(inputs, kernels, how), targets, how)
 
@@ -116,7 +116,7 @@ def _figures(inputs: Inputs, whole: Kernels, targets: Int[Array, "B M"], how: _H
         entropy = (jnp.exp(-surprise) * surprise).sum(axis=-1)
         return None, TargetLogps(chosen - normaliser, correct, logits.mean(axis=-1), entropy)
 
-    # The count of chunks is static; a scan keeps one chunk alive at a time.
+    # A scan keeps the logits of only one chunk alive.
     _, found = jax.lax.scan(body, None, _chunks((inputs, targets), how.chunk))
     return jax.tree.map(_rows, found)
 
@@ -130,13 +130,13 @@ def _logits(inputs: Inputs, whole: Kernels, how: _How) -> Float[Array, "B C V"]:
 def _project_forward(inputs, kernels, targets, how):
     values = tuple(x.value for x in inputs)
     whole = _whole(values, tuple(kernel.value for kernel in kernels), how)
-    # Of a kernel that learns an empty array of its dtype, of a frozen one nothing.
+    # For a kernel that learns, an empty array that carries its dtype; None for a frozen one.
     learns = tuple(jnp.zeros(0, kernel.value.dtype) if kernel.perturbed else None for kernel in kernels)
     return _figures(values, whole, targets.value, how), (values, whole, targets.value, learns)
 
 
 def _project_backward(how, kept, cotangents):
-    """d logp / d logits is one at the target less the probabilities; logits are made again, chunk by chunk."""
+    """d logp / d logits = one_hot(target) − probabilities; logits are recomputed chunk by chunk."""
     inputs, whole, targets, learns = kept
     if type(cotangents.logps) is SymbolicZero:
         return None, None, None
@@ -148,7 +148,7 @@ def _project_backward(how, kept, cotangents):
         probabilities = jnp.exp(logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
         at_target = jnp.arange(logits.shape[-1]) == targets[..., None]
         back = rules.constrain(cotangent[..., None] * (at_target - probabilities), None, None, "act_vocab")
-        # As mixed products: rounding what comes back would cost more than it saves.
+        # The products keep `back` in float32; rounding it to the kernel's dtype would cost more accuracy than time it saves.
         to_inputs = tuple(
             jax.lax.dot_general(back, kernel, (((2,), (1,)), ((), ())), **settings).astype(x.dtype)
             for x, kernel in zip(inputs, whole, strict=True)
@@ -183,10 +183,10 @@ def _rows(x: Float[Array, "N B C ..."]) -> Float[Array, "B M ..."]:
 
 
 def sum_by_response(values: Float[Array, "B M"], responses: Int[Array, "B M"], count: int) -> Float[Array, "B R"]:
-    """Sums of per-target values per response, R = `count`. Targets of response R are unused and dropped."""
+    """Sums of per-target values per response, with R = `count`. Targets with response number R are unused and dropped."""
     return jax.vmap(lambda v, r: jnp.zeros(count, v.dtype).at[r].add(v, mode="drop"))(values, responses)
 
 
 def target_counts(responses: Int[Array, "B M"], count: int) -> Float[Array, "B R"]:
-    """Target tokens per response, R = `count`; `responses` is each target's response, as in `sum_by_response`."""
+    """Number of target tokens per response, with R = `count`; `responses` as in `sum_by_response`."""
     return sum_by_response(jnp.ones(responses.shape, jnp.float32), responses, count)

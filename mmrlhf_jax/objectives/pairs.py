@@ -1,8 +1,8 @@
-"""From responses to pairs: the only place where a pair's two indices are followed.
+"""From values per response to values per pair; no other module uses a pair's indices.
 
 A row holds R response slots and P pair slots. `pairs: int32[B, P, 2]` are (chosen, rejected) indices into R, and
-`pair_weights: float32[B, P]` is 0 for an unused slot. Gathered values are zeros in unused slots, so that nothing an
-unused slot points at can enter a loss or a gradient.
+`pair_weights: float32[B, P]` is 0 for an unused slot. Gathered values are zeros in unused slots, so that the responses at their
+indices enter neither loss nor gradient.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from mmrlhf_jax.objectives.logprobs import sum_by_response
 
-# One number per pair slot, in whatever shape the pairs come: [B, P] from rows, [N] from a flat batch.
+# One number per pair slot: [B, P] from rows, [N] from a flat batch.
 PerPair = Float[Array, "*pairs"]
 
 
@@ -57,7 +57,7 @@ def pair_logps(
     pairs: Int[Array, "B P 2"],
     pair_weights: Float[Array, "B P"],
 ) -> PairLogps:
-    """Per-pair log-probs from per-response sums; `lengths` count target tokens. No gradient enters the reference."""
+    """Per-pair log-probs from per-response sums; `lengths` count target tokens. The reference gets no gradient."""
     reference_logps = jax.lax.stop_gradient(reference_logps)
     sides = [gather_pairs(x, pairs, pair_weights) for x in (policy_logps, reference_logps, lengths)]
     return PairLogps(*(side for both in sides for side in both))
@@ -72,16 +72,17 @@ def length_desensitized_pair_logps(
     pair_weights: Float[Array, "B P"],
     ld_alpha: float,
 ) -> PairLogps:
-    """Per-pair log-probs in which tokens beyond the pair's shorter response count `ld_alpha` (LD-DPO, as in TRL).
+    """Per-pair log-probs in which tokens beyond the length of the pair's shorter response have weight `ld_alpha` (LD-DPO, as in
+    TRL).
 
-    Takes log-probs per target, because a response's weighted sum differs from pair to pair. `responses` says to which
-    of the R = `count` responses a target belongs (R = unused); a response's targets stand in the order of its text.
-    `ld_alpha` 1 gives `pair_logps`. Lengths stay full lengths, as in TRL.
+    It takes log-probs per target, because a response's weighted sum differs from pair to pair. `responses` gives for each
+    target its response, of R = `count` (R = unused); a response's targets are in the order of its text. With `ld_alpha` 1 the
+    result is that of `pair_logps`. The returned lengths are full lengths, as in TRL.
     """
     lengths = sum_by_response(jnp.ones_like(responses, jnp.float32), responses, count)
     chosen_lengths, rejected_lengths = gather_pairs(lengths, pairs, pair_weights)
     shared = jnp.minimum(chosen_lengths, rejected_lengths)
-    # float32[B, P, M]: what each target counts in each pair. Only ever multiplied and summed, so XLA need not store it.
+    # float32[B, P, M]: weight of each target in each pair. XLA fuses it into the sums and does not store it.
     positions = _positions_in_response(responses, count)
     discount = jnp.where(positions[:, None, :] < shared[:, :, None], 1.0, ld_alpha)
     used = pair_weights[:, :, None] != 0
@@ -96,6 +97,6 @@ def length_desensitized_pair_logps(
 
 
 def _positions_in_response(responses: Int[Array, "B M"], count: int) -> Int[Array, "B M"]:
-    """0, 1, 2, … along the targets of each response, wherever they stand in the row."""
+    """The index of each target among its response's targets: 0, 1, 2, …"""
     member = jax.nn.one_hot(responses, count + 1, dtype=jnp.int32)
     return jnp.take_along_axis(jnp.cumsum(member, axis=1), responses[..., None], axis=-1)[..., 0] - 1

@@ -1,8 +1,8 @@
-"""The DPO family under TRL's names, with TRL 1.16's formulas (`trl/trainer/dpo_trainer.py`), per pair and per batch.
+"""The DPO family: TRL's names and TRL 1.16's formulas (`trl/trainer/dpo_trainer.py`), per pair and per batch.
 
-Notation: s⁺, s⁻ are the log-ratios log π/π_ref of the chosen and rejected response, δ = f(s⁺) − f(s⁻) with f the score
-of the f-divergence (f(s) = s for `reverse_kl`), |y| lengths in target tokens, ε label smoothing. β may differ from pair
-to pair (`reward_scaling`). At |s| = 1e4 every loss and gradient is finite, unless the loss's value itself overflows.
+Notation: s⁺, s⁻ are the log-ratios log π/π_ref of the chosen and rejected response, δ = f(s⁺) − f(s⁻) with f the score of the
+f-divergence (f(s) = s for `reverse_kl`), |y| lengths in target tokens, ε label smoothing. β may differ between pairs
+(`reward_scaling`). Up to |s| = 1e4 every loss and gradient is finite, unless the loss's value itself overflows float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmrlhf_jax.loss_names import check_options
 from mmrlhf_jax.objectives.pairs import PairLogps, PerPair
 from mmrlhf_jax.objectives.weighted import Metric, WeightedSum, divide, histogram, maximum, minimum, weighted_sum
 
-# exp stays representable in float32. TRL's bound for alpha_divergence, here for forward_kl too (its case α = 0).
+# Keeps exp finite in float32. TRL has this bound for alpha_divergence; here it also holds for forward_kl (the case α = 0).
 _MAX_EXPONENT = 80.0
 
 
@@ -35,11 +35,12 @@ def pair_loss(
     f_alpha: float = 0.5,
     discopop_tau: float = 0.05,
 ) -> PerPair:
-    """Loss of every pair. `weights` (0 = unused slot) matter only to `aot` and `aot_unpaired`, which sort the batch.
+    """The loss of every pair, not yet weighted. `weights` (0 = unused slot) are used only by `aot` and `aot_unpaired`, which
+    sort the batch.
 
-    `label_smoothing` acts on exo_pair, robust, aot and aot_unpaired as in TRL, and on `sigmoid` as in conservative DPO
-    (TRL ≥ 1.0 ignores it there); other losses ignore it. `sft` has no value per pair: see `sft_sum`. Raises UserError
-    as `check_options` does.
+    `label_smoothing` applies to exo_pair, robust, aot and aot_unpaired as in TRL, and to `sigmoid` as in conservative DPO (TRL
+    ≥ 1.0 ignores it there); other losses ignore it. `sft` has no value per pair: see `sft_sum`. Raises UserError for an unknown
+    name and for options that `check_options` rejects.
     """
     check_options(name, label_smoothing, f_divergence)
     chosen, rejected = logps.chosen_logratios, logps.rejected_logratios
@@ -82,7 +83,7 @@ def pair_loss(
 
 
 def sft_sum(chosen_logps: PerPair, lengths: PerPair, weights: PerPair) -> WeightedSum:
-    """Token mean of the negative log-prob of chosen responses, each counted once per pair: −Σ w·logπ(y⁺) / Σ w·|y⁺|."""
+    """Mean over tokens of the negative log-prob of chosen responses, once per pair: −Σ w·log π(y⁺) / Σ w·|y⁺|."""
     return WeightedSum(weighted_sum(-chosen_logps, weights).total, weighted_sum(lengths, weights).total)
 
 
@@ -96,11 +97,11 @@ def preference_losses(
     chosen_logps: PerPair | None = None,
     **options: object,
 ) -> dict[str, WeightedSum]:
-    """The named losses of a batch, to be joined by `weighted.mix`, e.g. sigmoid .8, bco_pair .2, sft 1 for MPO.
+    """The named losses of a batch, to be combined by `weighted.mix`; MPO, for example, is sigmoid .8, bco_pair .2, sft 1.
 
-    `label_smoothing` may be given per loss (a missing name has 0), as a mix of `exo_pair` with TRL's `sigmoid` needs.
-    `chosen_logps` are plain log-prob sums for `sft` when those in `logps` are length-desensitized. `options` as in
-    `pair_loss`. The weight of each sum depends on lengths and pair weights alone.
+    `label_smoothing` may be a mapping by loss (0 for a missing name), which a mix of `exo_pair` with TRL's `sigmoid` needs.
+    `chosen_logps` are plain log-prob sums for `sft`, needed if those in `logps` are length-desensitized. `options` as in
+    `pair_loss`. The weight of each sum depends only on lengths and pair weights.
     """
     chosen_logps = logps.policy_chosen if chosen_logps is None else chosen_logps
     sums = {}
@@ -122,12 +123,12 @@ def preference_metrics(
     reward_margins: PerPair | None = None,
     beta_range: tuple[float, float] | None = None,
 ) -> dict[str, Metric]:
-    """TRL's `rewards/*` and `logps/*`, the β in use (`beta/mean|min|max`, and over `beta_range` a histogram), and with
-    `reward_margins` also `reward_model/margin` and `reward_model/disagreement`: their mean, and the share of pairs that
-    the reward model orders against the human rank.
+    """Metrics: TRL's `rewards/*` and `logps/*`; β as `beta/mean|min|max` and, with a `beta_range`, as a histogram; with
+    `reward_margins`, their mean `reward_model/margin`, and `reward_model/disagreement`, the share of pairs that the reward
+    model orders against the human ranking.
 
-    A reward is β·s under the unscaled `base_beta`, whatever the f-divergence; `rewards/accuracies` is strict, so a tie
-    is a miss. No gradient.
+    A reward is base_beta·s, with the unscaled β and whatever the f-divergence. `rewards/accuracies` is strict: equal rewards
+    count as wrong. No gradient.
     """
     logps, beta = jax.lax.stop_gradient((logps, jnp.broadcast_to(beta, weights.shape)))
     chosen, rejected = base_beta * logps.chosen_logratios, base_beta * logps.rejected_logratios
@@ -150,7 +151,7 @@ def preference_metrics(
 
 
 def divergence_score(logratios: Float[Array, "*n"], f_divergence: str, f_alpha: float) -> Float[Array, "*n"]:
-    """f'(π/π_ref) from s = log π/π_ref: what stands for s in f-DPO (arXiv 2309.16240; constants as in TRL)."""
+    """f'(π/π_ref) as a function of s = log π/π_ref, which replaces s in f-DPO (arXiv 2309.16240; constants as in TRL)."""
     match f_divergence:
         case "forward_kl":
             return _power_score(logratios, -1.0)
@@ -166,7 +167,7 @@ def _power_score(logratios: Float[Array, "*n"], power: float) -> Float[Array, "*
 
 
 def _smoothed(logits: Float[Array, "*n"], epsilon: float) -> Float[Array, "*n"]:
-    """Cross entropy of σ(logits) with a label that is wrong with probability ε."""
+    """Cross-entropy of σ(logits) with a label that is wrong with probability ε."""
     return -(1 - epsilon) * log_sigmoid(logits) - epsilon * log_sigmoid(-logits)
 
 
@@ -178,7 +179,7 @@ def _exo(logits: Float[Array, "*n"], epsilon: float) -> Float[Array, "*n"]:
 
 
 def _discopop(logits: Float[Array, "*n"], tau: float) -> Float[Array, "*n"]:
-    # m·e^{−x} with m = σ(x/τ) as one exponential: far below zero its factors are 0 and inf, their product 0 (τ < 1).
+    # σ(x/τ)·e^{−x} as one exponential, because for x far below zero the factors are 0 and inf, whose product would be NaN.
     exponential = jnp.exp(log_sigmoid(logits / tau) - logits)
     return -log_sigmoid(logits) * sigmoid(-logits / tau) + exponential
 
@@ -190,16 +191,17 @@ def _transported(
     weights: PerPair,
     epsilon: float,
 ) -> PerPair:
-    """Smoothed logistic loss of a − b after optimal transport between the batch's a and b, placed at the pairs of a.
+    """Smoothed logistic loss of a − b after optimal transport (in 1-D: sorting) between the batch's a and b; each loss is
+    placed at the pair of its a, whose β it uses.
 
-    With equal weights this sorts both and subtracts, as TRL does. In general it matches quantiles of the two weighted
-    samples, so that a pair of weight ½ is half a pair, and an unused slot (weight 0) is none. β is that of a's pair.
+    With equal weights this sorts both and subtracts, as TRL does. In general it matches quantiles of the two weighted samples,
+    so that a pair of weight ½ counts as half a pair, and an unused slot (weight 0) does not count.
     """
     flat_a, flat_b, mass_of = a.ravel(), b.ravel(), weights.ravel()
     flat_beta = jnp.broadcast_to(beta, weights.shape).ravel()
     order_a, order_b = jnp.argsort(flat_a), jnp.argsort(flat_b)
     ends_a, ends_b = jnp.cumsum(mass_of[order_a]), jnp.cumsum(mass_of[order_b])
-    # Between two neighbouring ends of either sample, exactly one a meets one b.
+    # Between two neighbouring boundaries of the merged cumulative weights, exactly one a is matched with one b.
     ends = jnp.sort(jnp.concatenate([ends_a, ends_b]))
     starts = jnp.concatenate([jnp.zeros(1, ends.dtype), ends[:-1]])
     mass, middle = ends - starts, (starts + ends) / 2

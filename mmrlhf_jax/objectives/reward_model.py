@@ -1,8 +1,8 @@
 """The critique reward model's objective (MM-RLHF paper §critique-based reward model; `trl/trainer/reward_trainer.py`).
 
-A response's critique is learnt as text (mean cross-entropy of its tokens), its score by Bradley–Terry over pairs. Ties
-and centring are the released code's additions. All are `WeightedSum`s, to be joined by `weighted.mix`: the paper is
-{"score": 1, "critique": 1}, the released script adds {"centring": .01}.
+The loss of critiques is the mean cross-entropy of their tokens, that of scores is Bradley–Terry over pairs. Ties and centring
+are additions of the released code. All are `WeightedSum`s, to be combined by `weighted.mix`: the paper has the coefficients
+{"score": 1, "critique": 1}; the released script adds {"centring": .01}.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def tie_sum(first: PerPair, second: PerPair, weights: PerPair) -> WeightedSum:
 
 
 def centring_sum(first: PerPair, second: PerPair, weights: PerPair) -> WeightedSum:
-    """(r₁ + r₂)² over pairs: fixes the constant Bradley–Terry leaves free (TRL `center_rewards_coefficient`)."""
+    """(r₁ + r₂)² over pairs, which fixes the additive constant that Bradley–Terry leaves free (TRL
+    `center_rewards_coefficient`)."""
     return weighted_sum((first + second) ** 2, weights)
 
 
@@ -47,9 +48,9 @@ def critique_sum(
 ) -> WeightedSum:
     """Mean cross-entropy per critique token, from log-probs summed per response and their token counts.
 
-    `pair`: the released code's mean over pairs of CE⁺ + CE⁻; a response counts in each of its pairs, and a side without
-    a critique adds 0. `response`: the mean over the critiques of the batch, each once; half as large for one pair.
-    Raises UserError for another weighting.
+    With `weighting` "pair" it is the released code's mean over pairs of CE⁺ + CE⁻: a response counts in each of its pairs, and
+    a side without a critique adds 0. With "response" it is the mean over the batch's critiques, each counted once; for a single
+    pair that is half as large. Raises UserError for another weighting.
     """
     losses = divide(-critique_logps, critique_lengths)
     if weighting == "response":
@@ -72,9 +73,10 @@ def reward_losses(
     tie_weights: Float[Array, "B Q"] | None = None,
     margins: Float[Array, "B P"] | float = 0.0,
 ) -> dict[str, WeightedSum]:
-    """`score`, `centring`, `critique`, and with tied pairs `ties`; tied pairs then also count in centring and critique.
+    """The losses `score`, `centring` and `critique`; with `tie_pairs` also `ties`, and tied pairs then count in centring and
+    critique as well.
 
-    The weight of each sum depends on the batch alone.
+    The weight of each sum depends only on the batch, not on the parameters.
     """
     chosen, rejected = gather_pairs(rewards, pairs, pair_weights)
     sums = {"score": score_sum(chosen, rejected, pair_weights, margins)}
@@ -95,8 +97,8 @@ def reward_metrics(
     pair_weights: Float[Array, "B P"],
     losses: dict[str, WeightedSum],
 ) -> dict[str, Metric]:
-    """TRL's names: `accuracy` (strict), `margin`, and `min_reward`, `mean_reward`, `max_reward` over both sides of each
-    strict pair; `score/loss` and `critique/loss` as they enter the total, from `losses`. No gradient.
+    """Metrics under TRL's names: `accuracy` (equal rewards count as wrong), `margin`, and `min_reward`, `mean_reward`,
+    `max_reward` over both sides of each strict pair; also `score/loss` and `critique/loss`, taken from `losses`. No gradient.
     """
     rewards, losses = jax.lax.stop_gradient((rewards, losses))
     chosen, rejected = gather_pairs(rewards, pairs, pair_weights)

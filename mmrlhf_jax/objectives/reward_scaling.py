@@ -1,8 +1,8 @@
-"""β(δ): how strongly a pair is preferred, given its margin. Each function returns β per pair, float32[*pairs].
+"""β(δ): the β of each pair as a function of its reward margin. Each function returns float32[*pairs].
 
-`margin` is Dynamic Reward Scaling as the MM-RLHF paper defines it. `ls_factor` and `batch_implicit` are what the
-released code contains (its `trl/trainer/dpo_trainer.py`): the first from a number stored with the pair, the second,
-which overrides it there by default, from the batch's own implicit margins.
+`margin` is Dynamic Reward Scaling as the MM-RLHF paper defines it. `ls_factor` and `batch_implicit` are the rules of the
+released code (its `trl/trainer/dpo_trainer.py`): `ls_factor` uses a number stored with the pair; `batch_implicit`, which
+overrides it there by default, uses the implicit margins of the batch.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from jaxtyping import PRNGKeyArray
 
 from mmrlhf_jax.objectives.pairs import PerPair
 
-# Upstream's lower bound. At β ≤ 0 a pair would be unlearnt, not learnt weakly.
+# Lower bound of the released code. With β ≤ 0 the loss would prefer the rejected response.
 MIN_BETA = 1e-3
-# exp stays representable in float32; beyond it `margin` is at MIN_BETA anyway.
+# Keeps exp finite in float32; at this exponent `margin` has long reached MIN_BETA.
 _MAX_EXPONENT = 80.0
 
 
 def fixed(margins: PerPair, beta: float) -> PerPair:
-    """β for every pair: plain DPO."""
+    """The same β for every pair: plain DPO."""
     return jnp.full_like(margins, beta)
 
 
 def margin(margins: PerPair, beta: float, w: float, k: float, *, clamp_negative: bool = True) -> PerPair:
     """β·(1 + w·(1 − exp(−k·max(δ, 0)))), with δ = r⁺ − r⁻ from a reward model (MM-RLHF paper, arXiv 2502.10391).
 
-    The paper's range [β, (1 + w)·β] implies the clamp at 0. With `clamp_negative=False` a pair on which the reward
-    model contradicts the human rank gets less than β, down to MIN_BETA.
+    The paper's range [β, (1 + w)·β] implies the clamp of δ at 0. With `clamp_negative=False` a pair that the reward model
+    orders against the human ranking gets less than β, down to MIN_BETA.
     """
     if clamp_negative:
         return beta * (1 - w * jnp.expm1(-k * jnp.maximum(margins, 0)))
@@ -37,7 +37,7 @@ def margin(margins: PerPair, beta: float, w: float, k: float, *, clamp_negative:
 
 
 def ls_factor(factors: PerPair, beta: float, w: float) -> PerPair:
-    """β·(1 + w·f), at least MIN_BETA; `factors` are upstream's per-pair `ls_factor`, an already transformed margin."""
+    """β·(1 + w·f), at least MIN_BETA; `factors` f are the released data's `ls_factor` of each pair, a transformed margin."""
     return jnp.maximum(beta * (1 + w * factors), MIN_BETA)
 
 
@@ -50,10 +50,10 @@ def batch_implicit(
 ) -> PerPair:
     """One β for the batch: β·(1 + w·(mean of a sample of the margins − mean of all)), at least MIN_BETA.
 
-    `implicit_margins` are s⁺ − s⁻ without β, taken as constants. The sample is 80 % of the N used pairs, drawn without
-    replacement with Gaussian weights exp(−½((δ − mean)/std)²), so outliers tend to stay out. Upstream draws anew on
-    every rank; here the draw is a function of `key` and of the batch (slots included), the same on every host. With
-    N < 2, where upstream gets NaN, β stays as it is.
+    `implicit_margins` are s⁺ − s⁻ without β, treated as constants. The sample is 80 % of the N used pairs, drawn without
+    replacement with Gaussian weights exp(−½((δ − mean)/std)²), so that outliers are rarely drawn. The released code draws on
+    every rank separately; here the draw depends only on `key` and the batch (slots included) and is the same on every host.
+    With N < 2, where the released code gives NaN, β is unchanged.
     """
     margins = jnp.ravel(jax.lax.stop_gradient(implicit_margins))
     used = jnp.ravel(pair_weights) != 0
@@ -62,7 +62,7 @@ def batch_implicit(
     variance = jnp.sum((margins - mean) ** 2, where=used) / jnp.maximum(count - 1, 1)
     scores = (margins - mean) / (jnp.sqrt(variance) + 1e-7)
     probabilities = jnp.where(used, jnp.exp(-0.5 * scores**2), 0)
-    # The order of a complete draw: its first n entries are a draw of n, with n known only on the device.
+    # Draw all of them in random order: the first n are a draw of n, and n is known only on the device.
     order = jax.random.choice(key, margins.size, margins.shape, replace=False, p=probabilities)
     drawn = count * 4 // 5
     sample_mean = jnp.sum(margins[order], where=jnp.arange(margins.size) < drawn) / jnp.maximum(drawn, 1)

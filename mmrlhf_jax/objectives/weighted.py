@@ -1,8 +1,8 @@
-"""Reductions that stay exact when a batch is cut into pieces: numerator and denominator travel apart.
+"""Reductions that are exact under gradient accumulation, because numerators and denominators are kept apart.
 
-A mean of means is not the mean. So losses and metrics are `WeightedSum`s whose `weight` depends on the batch alone
-(pair weights, token counts), never on the parameters: whoever accumulates gradients sums the weights of all pieces
-first and divides every piece by that one denominator.
+A mean of the pieces' means is not the mean of the batch. So losses and metrics are `WeightedSum`s whose `weight` depends only
+on the batch (pair weights, token counts), never on the parameters. The train step first sums the weights of all pieces, and
+then divides every piece's total by that sum.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class WeightedSum(NamedTuple):
 
     @property
     def mean(self) -> Float[Array, ""]:
-        """The weighted mean; 0 where nothing was weighted."""
+        """The weighted mean; 0 if the weight is 0."""
         return divide(self.total, self.weight)
 
     def merge(self, other: WeightedSum) -> WeightedSum:
@@ -30,7 +30,7 @@ class WeightedSum(NamedTuple):
 
 
 class Minimum(NamedTuple):
-    """The smallest value seen, +inf where there was none."""
+    """The smallest value so far; +inf if there was none."""
 
     value: Float[Array, ""]
 
@@ -39,7 +39,7 @@ class Minimum(NamedTuple):
 
 
 class Maximum(NamedTuple):
-    """The largest value seen, -inf where there was none."""
+    """The largest value so far; -inf if there was none."""
 
     value: Float[Array, ""]
 
@@ -58,34 +58,33 @@ class Histogram(NamedTuple):
 
 
 Metric = WeightedSum | Minimum | Maximum | Histogram
-# Of every histogram.
-BINS = 20
+BINS = 20  # of every histogram
 
 
 def weighted_sum(values: Float[Array, "*n"], weights: Float[Array, "*n"]) -> WeightedSum:
-    """Reduce `values` under `weights` of the same shape. What stands at weight 0 is not read, be it NaN or infinite."""
+    """Σ wᵢ·xᵢ and Σ wᵢ of `values` and `weights` of the same shape. Values of weight 0 are ignored, even NaN or infinity."""
     return WeightedSum(jnp.sum(jnp.where(weights != 0, values, 0) * weights), jnp.sum(weights))
 
 
 def minimum(values: Float[Array, "*n"], weights: Float[Array, "*n"]) -> Minimum:
-    """The smallest of the values with a weight."""
+    """The smallest of the values whose weight is not 0."""
     return Minimum(jnp.min(values, initial=jnp.inf, where=weights != 0))
 
 
 def maximum(values: Float[Array, "*n"], weights: Float[Array, "*n"]) -> Maximum:
-    """The largest of the values with a weight."""
+    """The largest of the values whose weight is not 0."""
     return Maximum(jnp.max(values, initial=-jnp.inf, where=weights != 0))
 
 
 def histogram(values: Float[Array, "*n"], weights: Float[Array, "*n"], low: float, high: float) -> Histogram:
-    """`BINS` equal bins from `low` to `high`; what lies beyond is counted in the first or last one."""
+    """Weights in `BINS` equal bins from `low` to `high`; values outside are counted in the first or last bin."""
     edges = jnp.linspace(low, high, BINS + 1)
     bins = jnp.clip(jnp.searchsorted(edges, values.ravel(), side="right") - 1, 0, BINS - 1)
     return Histogram(jnp.zeros(BINS, jnp.float32).at[bins].add(weights.ravel()), edges)
 
 
 def divide(total: Float[Array, "*n"], weight: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """total / weight, and 0 with gradient 0 where the weight is 0."""
+    """total / weight; where the weight is 0, the result and its gradient are 0."""
     return jnp.where(weight != 0, total, 0) / jnp.where(weight != 0, weight, 1)
 
 
@@ -94,10 +93,10 @@ def mix(
     coefficients: Mapping[str, float],
     denominators: Mapping[str, Float[Array, ""]] | None = None,
 ) -> Float[Array, ""]:
-    """Total loss: Σ coefficients[k] · terms[k].total / denominator[k]. A term without a coefficient counts nothing.
+    """Total loss: Σ coefficients[k] · terms[k].total / denominators[k]. Terms without a coefficient are left out.
 
-    `denominators` are the weights of the whole accumulated batch; without them every term is divided by its own weight.
-    Because weights never depend on the parameters, the losses called with zeros for log-probs give them for nothing.
+    `denominators` are the weights of the whole accumulated batch; by default each term is divided by its own weight. As weights
+    never depend on the parameters, evaluating the terms on zeros gives them without a forward pass.
     """
     total = jnp.float32(0)
     for name, coefficient in coefficients.items():
@@ -107,12 +106,12 @@ def mix(
 
 
 def merge(first: Mapping[str, Metric], second: Mapping[str, Metric]) -> dict[str, Metric]:
-    """Join the metrics of two pieces of a batch. Both must have the same names."""
+    """The metrics of two pieces of a batch together. Both must have the same names."""
     return {name: metric.merge(second[name]) for name, metric in first.items()}
 
 
 def summary(metrics: Mapping[str, Metric]) -> dict[str, Float[Array, "*n"]]:
-    """What is logged: one number per metric; of a histogram the share of each bin, and its edges as `<name>_edges`."""
+    """The figures to log: one number per metric; for a histogram the share of each bin, and its edges as `<name>_edges`."""
     figures = {}
     for name, metric in metrics.items():
         match metric:

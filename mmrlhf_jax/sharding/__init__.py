@@ -1,6 +1,6 @@
-"""Where arrays live, and how several processes run as one program.
+"""How arrays are sharded, and how several processes run as one program.
 
-`mesh` makes the device mesh, `rules` maps logical axes to its axes, `ring` gathers and reduces large parameters, `distributed`
-and `meeting` bring the processes of a launch together, `agreement` lets them decide as one, and `feed` turns host batches into
-global arrays. It stands on no other package.
+`mesh` makes the device mesh, `rules` maps logical axes to mesh axes, `ring` all-gathers and reduce-scatters large parameters,
+`distributed` and `meeting` connect the processes of a launch, `agreement` lets them decide together, and `feed` turns host
+batches into global arrays. This package imports no other package of the project.
 """

@@ -1,6 +1,7 @@
-"""What several processes do as one. One that took a decision alone would leave the others in a collective for ever.
+"""Decisions and actions that all processes of a run take together.
 
-Every process calls these at the same place, in the same order.
+A process that took a decision alone (to stop, or to raise) would leave the others blocked in their next collective. All
+processes must call these functions at the same places, in the same order.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ Found = TypeVar("Found")
 
 
 class FailedElsewhere(RuntimeError):
-    """Another process of the run failed, with the error that the message has."""
+    """Another process of the run failed; the message contains its error."""
 
 
 def first_process() -> bool:
-    """Whether this process writes what all of them have: configuration, metrics."""
+    """Whether this is process 0, which writes the files that all processes share: configuration, metrics."""
     return jax.process_index() == 0
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes, in their order. They are what JSON can say."""
+    """All-gather a JSON-serialisable value: the values of all processes, in the order of their numbers."""
     if jax.process_count() == 1:
         return [value]
     from jax.experimental import multihost_utils  # only where there are several processes
@@ -43,18 +44,19 @@ def gather(value: Any) -> list[Any]:
 
 
 def together(act: Callable[[], Found]) -> Found:
-    """Do it in every process. Where it failed in one it fails in all: with the own error, or else with the first other's."""
+    """Call `act` in every process and return its result. If any process fails, all raise: a failed one its own error, the
+    others the error of the first failed process."""
     found, error = None, None
     try:
         found = act()
-    except Exception as raised:  # whatever it is, the others have to hear of it
+    except Exception as raised:  # any error: the other processes must be told
         error = raised
     fail_together(error, gather(None if error is None else described(error)))
     return found
 
 
 def described(error: Exception) -> list[str]:
-    """An error for the other processes: what kind it is, and its line."""
+    """An error as [kind, message] for the other processes (`fail_together`)."""
     for kind in (UserError, Unavailable):
         if isinstance(error, kind):
             return [kind.__name__, str(error)]
@@ -65,7 +67,8 @@ def described(error: Exception) -> list[str]:
 
 
 def fail_together(error: Exception | None, failures: Sequence[list[str] | None]) -> None:
-    """Raise `error`, this process's own, or else what `described` the first other's; nothing where all are None."""
+    """Raise this process's own `error`, or else the first of `failures` (`described` errors by process); return if all are
+    None."""
     if error is not None:
         raise error
     for process, failure in enumerate(failures):
@@ -78,21 +81,21 @@ def fail_together(error: Exception | None, failures: Sequence[list[str] | None])
 
 
 def first_decides(find: Callable[[], Found]) -> Found:
-    """What the first process finds, in all of them: a file may be there for one host and not yet for another.
+    """Call `find` in the first process and return its JSON-serialisable result in all of them. If it fails, all raise.
 
-    It is what JSON can say. Where the first process fails, all do.
+    For example, a file of a network file system may already be visible to one host and not yet to another.
     """
     found = together(lambda: find() if first_process() else None)
     return gather(found)[0]
 
 
 def first_acts(act: Callable[[], Any]) -> None:
-    """The first process does it, and the others wait until it is done. Where it fails, all do."""
+    """Call `act` in the first process; the others wait until it is done. If it fails, all raise."""
     together(lambda: act() if first_process() else None)
 
 
 def first_reads(read: Callable[[], dict[str, np.ndarray] | None]) -> dict[str, np.ndarray] | None:
-    """The arrays that the first process reads, or None, in all of them: the others do not look into the file."""
+    """Call `read` in the first process and broadcast the arrays (or None) to all. If it fails, all raise."""
     found = together(lambda: read() if first_process() else None)
     if jax.process_count() == 1:
         return found
@@ -110,7 +113,7 @@ def first_reads(read: Callable[[], dict[str, np.ndarray] | None]) -> dict[str, n
 
 
 def same_everywhere(values: Mapping[str, Any], what: str) -> None:
-    """UserError, in every process, that names the first of the values that is not the same in all of them."""
+    """UserError in every process if the JSON-serialisable `values` differ between processes; it names the first difference."""
     first, *others = gather(dict(values))
     for process, other in enumerate(others, 1):
         for name in [*first, *other]:

@@ -1,4 +1,4 @@
-"""Several processes as one program: the environment a launch file asks for, and joining the others."""
+"""Starting one process of a multi-process launch: environment variables from the launch file, then `jax.distributed`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from mmrlhf_jax.files import expand_home
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.meeting import Absent, meet
 
-# What a scheduler that JAX does not know sets for every process; the first is JAX's own variable.
+# Variables to set for every process under a scheduler that JAX does not know; JAX itself reads the first one.
 COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
 def prepare(launch: config.Launch, environment: MutableMapping[str, str] | None = None) -> None:
-    """Set the launch file's variables (before jax is imported): what is set already stays, stale ones are cleared.
+    """Set the launch file's environment variables, before jax is imported. Variables that are already set keep their values;
+    those that the launch file's `clear` names are removed first.
 
-    Flag lists (`LIBTPU_INIT_ARGS`, `XLA_FLAGS`) are joined: a flag that the user gave comes last and so wins.
+    Flag lists (`LIBTPU_INIT_ARGS`, `XLA_FLAGS`) are concatenated, the user's flags last, so that they take precedence.
     """
     environment = os.environ if environment is None else environment
     for pattern in launch.clear:
@@ -40,12 +41,12 @@ def _starts(name: str, pattern: str) -> bool:
 
 
 def join(launch: config.Launch, name: str | None = None) -> None:
-    """Become one of the processes of this launch, whose file is `name`. Without `distributed` in it this process is all there
-    is.
+    """Connect this process to the others of the launch (`jax.distributed.initialize`). `name` is the launch file, for messages.
 
-    Who the others are comes from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` where they are set, else
-    from the scheduler (TPU pods, GKE, SLURM, MPI). Raises UserError where neither says so or they contradict each other, and
-    `meeting.Absent` where not all of them come in time.
+    Without a `distributed` section there is one process, and nothing is done. Address, number of processes and this process's
+    number come from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` if they are set, else from the
+    scheduler (TPU pods, GKE, SLURM, MPI). Raises UserError if neither is there or they contradict the launch file, and
+    `meeting.Absent` if a process does not come in time.
     """
     name = name or "this launch file"
     expected = _hosts(launch)
@@ -69,7 +70,7 @@ def join(launch: config.Launch, name: str | None = None) -> None:
         )
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # Its thread takes SIGTERM for itself whenever it gets to run, and tells nobody who listens here: `training.stop` does that.
+    # JAX's preemption service would take SIGTERM over from `training.stop`, which handles it here.
     jax.config.update("jax_enable_preemption_service", False)
     if place.count > 1:
         meet(place.address, place.count, place.process, settings.initialization_timeout)
@@ -80,7 +81,7 @@ def join(launch: config.Launch, name: str | None = None) -> None:
             place.process,
             **devices,
             initialization_timeout=settings.initialization_timeout,
-            # JAX would abort without a word; `training.peers` says which process is gone before that.
+            # JAX aborts the process without naming the lost one; `training.peers` notices first and names it.
             heartbeat_timeout_seconds=3 * settings.heartbeat_timeout,
         )
     except (RuntimeError, ValueError) as error:
@@ -99,10 +100,10 @@ class _Place(NamedTuple):
 
 
 def _explicit() -> _Place | None:
-    """What the environment says. UserError where it says half of it, or nonsense."""
+    """The place that the environment variables give; None if they are not set. UserError if they are incomplete or invalid."""
     given = {name: os.environ[name] for name in (COORDINATOR, PROCESSES, PROCESS) if os.environ.get(name)}
     if PROCESSES not in given and PROCESS not in given:
-        return None  # a scheduler may know the rest
+        return None  # the coordinator's address alone may be set; a scheduler may know the rest
     missing = [name for name in (COORDINATOR, PROCESSES, PROCESS) if name not in given]
     if missing:
         raise UserError(f"{next(reversed(given))} is set but {missing[0]} is not; set {COORDINATOR}, {PROCESSES} and {PROCESS}")
@@ -116,15 +117,15 @@ def _explicit() -> _Place | None:
 
 
 def _from_scheduler(devices: dict[str, range], timeout: int) -> _Place | None:
-    """What JAX finds out about the scheduler that started this process; None where there is none."""
-    from jax._src import clusters  # JAX shows nobody what it found, and would wait for the others before it does
+    """The place that JAX detects from the scheduler that started this process; None if there is no scheduler."""
+    from jax._src import clusters  # has no public name; `jax.distributed.initialize` would detect it but then block
 
     ids = devices.get("local_device_ids")
     try:
         found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
             os.environ.get(COORDINATOR), None, None, ids, None, timeout
         )
-    except (RuntimeError, ValueError, OSError) as error:  # the first host has no address yet, say
+    except (RuntimeError, ValueError, OSError) as error:  # for example, the first host has no address yet
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise Absent(
             f"the scheduler does not say where process 0 is ({reason}); see that it was started, or set {COORDINATOR},"
@@ -134,7 +135,7 @@ def _from_scheduler(devices: dict[str, range], timeout: int) -> _Place | None:
 
 
 def _hosts(launch: config.Launch) -> int:
-    """How many processes a launch file is for: one a host; 1 where it does not say."""
+    """How many processes a launch file is for, one per host; 1 per slice if it names no accelerator."""
     hosts = 1 if launch.accelerator is None else accelerator(launch.accelerator).hosts
     return hosts * launch.slices
 
@@ -149,7 +150,8 @@ def _how_to_start(name: str, expected: int) -> str:
 
 
 def _check_devices(devices: Mapping[int, int]) -> None:
-    """`devices`: how many each process has. All processes see the same, so all of them stop."""
+    """UserError if processes have different numbers of devices. `devices` maps process to number; it is the same in all
+    processes, so all of them raise."""
     usual = Counter(devices.values()).most_common(1)[0][0]
     odd = {process: number for process, number in sorted(devices.items()) if number != usual}
     if odd:
@@ -158,7 +160,8 @@ def _check_devices(devices: Mapping[int, int]) -> None:
 
 
 def _devices(launch: config.Launch) -> dict[str, range]:
-    """On GPU hosts one process drives all devices; under a scheduler that numbers its tasks JAX would take one for each."""
+    """Arguments by which one process takes all GPUs of its host. Under SLURM and MPI, JAX would by default take one GPU per
+    process. Empty for TPUs, or if `JAX_LOCAL_DEVICE_IDS` is set."""
     if launch.accelerator is None or accelerator(launch.accelerator).is_tpu or "JAX_LOCAL_DEVICE_IDS" in os.environ:
         return {}
     return {"local_device_ids": range(accelerator(launch.accelerator).chips_per_host)}

@@ -1,4 +1,4 @@
-"""Host batches to device batches: each process reads the rows that its devices hold, the mesh sees one global batch."""
+"""Host batches to device batches: each process reads the rows that its devices hold; together they form one global array."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Batch = TypeVar("Batch")  # a tree of arrays whose first axis is the rows
 
 
 def feed(batches: Iterable[Batch], mesh: Mesh) -> Iterator[Batch]:
-    """Put each batch on the mesh one ahead of its use, so that the copy overlaps the step before."""
+    """Yield global batches on the mesh. Each is copied to the devices one batch ahead, while the previous step runs."""
     ahead = None
     for batch in batches:
         placed = place(batch, mesh)
@@ -28,9 +28,9 @@ def feed(batches: Iterable[Batch], mesh: Mesh) -> Iterator[Batch]:
 
 
 def fetched(results: Iterable[Any]) -> Iterator[Any]:
-    """Each result (a tree of arrays) on the host, in order, read when the one behind it has been started.
+    """Yield each result (a tree of arrays) as host arrays, in order, read after the next result has been dispatched.
 
-    So the devices have work while the host waits, reads and prepares, and never more than two batches of it.
+    So the devices are busy while the host waits and reads, with at most two batches in flight.
     """
     running = None
     for result in results:
@@ -42,7 +42,8 @@ def fetched(results: Iterable[Any]) -> Iterator[Any]:
 
 
 def whole(results: Any, mesh: Mesh) -> Any:
-    """A tree of arrays of which every process has all, so that it can be fetched without any work behind later steps."""
+    """The tree of arrays replicated over the mesh, so that every process can read it later without a collective, which would be
+    queued behind later steps."""
     return results if jax.process_count() == 1 else _whole(replicated(mesh))(results)
 
 
@@ -54,14 +55,14 @@ def _whole(sharding: NamedSharding):
 def own_rows(mesh: Mesh, batch_rows: int) -> tuple[int, ...]:
     """Which rows of a global batch this process's devices hold, ascending.
 
-    Where devices of several hosts share a row (`tensor` or `context` across hosts), each of them reads it.
+    If devices of several hosts share a row (`tensor` or `context` across hosts), each of these hosts reads it.
     """
     places = batch_sharding(mesh, 1).addressable_devices_indices_map((batch_rows,))
     return tuple(sorted({row for (part,) in places.values() for row in range(*part.indices(batch_rows))}))
 
 
 def place(batch: Batch, mesh: Mesh) -> Batch:
-    """`batch` holds this process's `own_rows`; the result is the global batch, rows over the batch axes of the mesh."""
+    """The global batch, sharded by row over the batch axes of the mesh, from this process's `own_rows` in `batch`."""
     shards = rows_divisor(mesh)
     here = len(own_rows(mesh, shards))  # batch shards on this process
     batch_rows = len(jax.tree.leaves(batch)[0]) // here * shards
@@ -78,7 +79,7 @@ def place(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def fetch(x: jax.Array) -> np.ndarray:
-    """A whole (perhaps multi-process) array on this host."""
+    """The whole array on this host; a collective (all-gather) if other processes hold parts of it."""
     if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
     from jax.experimental import multihost_utils  # only where there are several processes

@@ -1,7 +1,7 @@
-"""Do all processes of a launch come? They meet before JAX does, which would end with a C++ trace that names nobody.
+"""A rendezvous of all processes before `jax.distributed.initialize`, whose own timeout is a C++ trace that names no process.
 
-Process 0 listens at the coordinator's address; the others say there who they are, and all wait until everyone has come. Then
-JAX takes the same port over. Whoever is missing after the timeout, or came twice, is named to all of them.
+Process 0 listens at the coordinator's address; the others connect, say who they are, and all wait until everyone has connected.
+Then JAX uses the same port. If a process is missing after the timeout, or two have the same number, all processes report which.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.exits import ABSENT
 
 RETRY_SECONDS = 0.5
-ANSWER_SECONDS = 10.0  # for one line over the network, and for a connection to be made
-LONGEST = 4096  # bytes of a line
-NAMED = 8  # processes that a message names; the others are counted
+ANSWER_SECONDS = 10.0  # timeout of one message, and of making a connection
+LONGEST = 4096  # maximum bytes of a message
+NAMED = 8  # a text names at most so many processes and counts the others
 
 
 class Absent(UserError):
@@ -39,10 +39,10 @@ class _Guest(NamedTuple):
 
 
 def meet(address: str, count: int, process: int, timeout: float) -> None:
-    """Return once all `count` processes have called this, each with its own number.
+    """Return once all `count` processes have called this, each with its own number. `address` is HOST:PORT of process 0.
 
-    Raises Absent, naming those that are missing, after `timeout` seconds; UserError, naming both, where two have one number or
-    were told of different counts; UserError where process 0 cannot listen at the address.
+    Raises Absent, with the missing processes, after `timeout` seconds; UserError, with both processes, if two have the same
+    number or different counts; UserError if process 0 cannot listen at the address.
     """
     if not 0 <= process < count:
         raise UserError(f"process {process} of {count}: the numbers of {count} processes are 0 to {count - 1}")
@@ -56,7 +56,7 @@ def meet(address: str, count: int, process: int, timeout: float) -> None:
 
 
 class _Host:
-    """Process 0: takes in the others."""
+    """Process 0, which accepts the others' connections."""
 
     def __init__(self, count: int, port: int, timeout: float):
         self._count, self._port, self._timeout = count, port, timeout
@@ -70,7 +70,7 @@ class _Host:
             try:
                 self._wait(deadline)
             except UserError as error:
-                while not self._arrivals.empty():  # they hear of it, too
+                while not self._arrivals.empty():  # connections not looked at yet are told of the error as well
                     self._guests[-1 - len(self._guests)] = _Guest(self._arrivals.get()[1], "", 0)
                 self._answer({"error": str(error), "status": error.status})
                 raise
@@ -100,7 +100,7 @@ class _Host:
         if twice or not 0 < number < self._count:
             other = before or _Guest(connection, platform.node(), os.getpid())
             if twice:
-                self._guests[-1] = before  # who is to hear of it as well
+                self._guests[-1] = before  # so that the earlier one is told of the error as well
             raise UserError(
                 f"two processes have the number {number} (on {other.host}, pid {other.pid}, and on {guest.host}, pid"
                 f" {guest.pid}); give each of the {self._count} its own, from 0 on"
@@ -116,13 +116,13 @@ class _Host:
         )
 
     def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # closed: all have come, or they never will
+        with contextlib.suppress(OSError):  # the listener was closed, because the rendezvous is over
             while True:
                 connection, _ = listener.accept()
                 threading.Thread(target=self._hear, args=(connection,), daemon=True).start()
 
     def _hear(self, connection: socket.socket) -> None:
-        """What a caller says, if it is one of ours: others knock at open ports, too."""
+        """Read a connection's first message. Connections of other programs (port scanners, for example) are closed."""
         try:
             connection.settimeout(ANSWER_SECONDS)
             said = _receive(connection)
@@ -135,7 +135,7 @@ class _Host:
         connection.close()
 
     def _answer(self, answer: dict[str, Any]) -> None:
-        """To all, and wait until they have hung up: the port is JAX's next."""
+        """Send `answer` to all and wait until they have closed their connections, because JAX uses the port next."""
         for guest in self._guests.values():
             with contextlib.suppress(OSError):
                 guest.connection.settimeout(ANSWER_SECONDS)
@@ -147,16 +147,16 @@ class _Host:
 
 
 def _come(host: str, port: int, count: int, process: int, timeout: float) -> None:
-    """The others: call until process 0 answers."""
+    """What the other processes do: connect until process 0 answers."""
     deadline, reason = time.monotonic() + timeout, "no answer"
     said = {"process": process, "count": count, "host": platform.node(), "pid": os.getpid()}
     while time.monotonic() < deadline:
         try:
             with socket.create_connection((host, port), timeout=ANSWER_SECONDS) as connection:
                 _send(connection, said)
-                connection.settimeout(timeout + ANSWER_SECONDS)  # process 0 may have come later, and waits as long
+                connection.settimeout(timeout + ANSWER_SECONDS)  # process 0 may have started later, with the same timeout
                 answer = _receive(connection)
-        except (OSError, ValueError) as error:  # not there yet, or another program, such as an attempt that is still running
+        except (OSError, ValueError) as error:  # not listening yet, or another program has the port (an earlier attempt, say)
             reason = " ".join(str(error).split()) or type(error).__name__
             time.sleep(RETRY_SECONDS)
             continue
@@ -185,12 +185,12 @@ def _listening(port: int) -> Iterator[socket.socket]:
         yield listener
     finally:
         with contextlib.suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts, which would keep the port
+            listener.shutdown(socket.SHUT_RDWR)  # ends `accept` in the other thread, which would keep the port open
         listener.close()
 
 
 def _left(connection: socket.socket) -> bool:
-    """Whether the other end has hung up."""
+    """Whether the other end has closed the connection."""
     connection.setblocking(False)
     try:
         return connection.recv(1, socket.MSG_PEEK) == b""
@@ -205,7 +205,7 @@ def _send(connection: socket.socket, message: dict[str, Any]) -> None:
 
 
 def _receive(connection: socket.socket) -> dict[str, Any]:
-    """One line, as JSON. Raises ValueError for anything else, OSError where the connection ends."""
+    """Read one line of JSON. Raises ValueError for anything else, OSError if the connection ends."""
     line = b""
     while not line.endswith(b"\n"):
         piece = connection.recv(LONGEST)

@@ -1,7 +1,7 @@
-"""Gathering a large parameter inside a `shard_map`, its gradient reduced into the pieces by a ring of our own.
+"""All-gather of a large parameter inside a `shard_map`, whose gradient is reduce-scattered by an explicit ring.
 
-XLA may take a reduce-scatter that it is given for an all-reduce and a slice (libtpu does for v5p): twice the bytes, and the
-whole sum on every device.
+XLA may lower a reduce-scatter to an all-reduce and a slice (libtpu does for v5p), which moves twice the bytes and needs memory
+for the whole sum on every device.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 
 from mmrlhf_jax.sharding import rules
 
-RING = "ring_reduce_scatter"  # in the names of its operations, where a plan looks for it
+RING = "ring_reduce_scatter"  # name scope of the ring's operations, by which a plan finds them in the HLO
 
 
 def multiply(x: Float[Array, "B ... i"], kernel: Float[Array, "i o"], axes: tuple[str | None, ...]) -> Float[Array, "B ... o"]:
-    """`x @ kernel` for a kernel of these logical axes, stored in pieces of its rows; x is split over the batch axes alone."""
+    """`x @ kernel` for a kernel with these logical axes, whose rows are sharded; x is sharded over the batch axes only."""
     mesh = rules.current_mesh()
     if mesh is None:
         return x @ kernel
@@ -37,7 +37,8 @@ def multiply(x: Float[Array, "B ... i"], kernel: Float[Array, "i o"], axes: tupl
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gather_rows(piece: Float[Array, "r c"], axes: tuple[str, ...]) -> Float[Array, "n*r c"]:
-    """The rows of all devices of the (manual) mesh axes, one piece after the other."""
+    """All-gather `piece` over the (manual) mesh axes, shards concatenated along the rows. Its gradient is
+    `reduce_scatter_rows`."""
     return jax.lax.all_gather(piece, axes, axis=0, tiled=True)
 
 
@@ -53,7 +54,7 @@ gather_rows.defvjp(_forward, _backward)
 
 
 def reduce_scatter_rows(whole: Float[Array, "n*r c"], axes: tuple[str, ...]) -> Float[Array, "r c"]:
-    """This device's rows of the sum over all devices of the axes. The sum travels and grows in float32."""
+    """This device's rows of the sum of `whole` over all devices of the mesh axes, accumulated and sent in float32."""
     count = jax.lax.axis_size(axes)
     here = jax.lax.axis_index(axes)
     rows = whole.shape[0] // count
@@ -62,7 +63,7 @@ def reduce_scatter_rows(whole: Float[Array, "n*r c"], axes: tuple[str, ...]) -> 
         return jax.lax.dynamic_slice_in_dim(whole, number % count * rows, rows).astype(jnp.float32)
 
     def step(i, total):
-        # What arrives is the sum, so far, of the piece that is i + 1 behind this device's own.
+        # Receives the partial sum of the shard that is i + 1 behind this device's own.
         total = jax.lax.ppermute(total, axes, [(d, (d + 1) % count) for d in range(count)])
         return total + piece(here - 1 - i)
 

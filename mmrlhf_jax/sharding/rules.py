@@ -1,11 +1,11 @@
-"""Where every array lives: one table from logical axes to mesh axes (`data, fsdp, tensor, context`).
+"""The sharding of every array: one table from logical axes to mesh axes (`data, fsdp, tensor, context`).
 
-Parameters name their logical axes where they are made (`partitioned`), activations where it matters (`constrain`). Both
-look the names up here, so that another parallelism is a change of this table and not of a model.
+Parameters name their logical axes when they are created (`partitioned`), activations where it matters (`constrain`). Both look
+the names up here, so that the parallelism is changed in this table and not in a model.
 
-Parameters are stored in pieces over `fsdp` and `context` and used whole (`gather`); rows are split over `data` and `fsdp`, a
-row's slots over `context`. Attention needs a row's slots together: there `context` splits the heads instead, and XLA
-exchanges the one split for the other (all-to-all, as in DeepSpeed-Ulysses, arXiv 2309.14509).
+Parameters are stored sharded over `fsdp` and `context` and all-gathered before use (`gather`). Rows are sharded over `data` and
+`fsdp`, a row's slots over `context`. Attention needs all slots of a row, so there `context` shards the heads instead, and XLA
+converts one sharding into the other by an all-to-all (as in DeepSpeed-Ulysses, arXiv 2309.14509).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from mmrlhf_jax.mesh_axes import MESH_AXES
 
-# Axes over which parameters are only stored: what is computed with them does not depend on the split.
+# Mesh axes over which parameters are sharded in storage only; before use they are all-gathered over these axes.
 STORAGE = ("fsdp", "context")
 
 # logical axis -> mesh axes
@@ -38,7 +38,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "vocab": ("tensor",),
     "patch": (),
-    "columns": ("fsdp",),  # of the embedding while tokens are looked up: rows go back over one axis, in one exchange
+    "columns": ("fsdp",),  # columns of the embedding table during the lookup; one axis, so that one all-to-all restores rows
 }
 
 
@@ -48,7 +48,7 @@ def flax_rules() -> tuple[tuple[str, tuple[str, ...] | None], ...]:
 
 
 def partitioned(init, *axes: str | None):
-    """An initialiser whose parameter carries logical axes."""
+    """`init` with logical axes attached to the parameter that it creates."""
     return nnx.with_partitioning(init, axes)
 
 
@@ -57,7 +57,8 @@ def spec(*axes: str | None) -> PartitionSpec:
 
 
 def fit(whole: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, droppable=MESH_AXES) -> PartitionSpec:
-    """`whole` without the `droppable` mesh axes that do not divide their dimension, the last ones first."""
+    """The spec `whole` without the `droppable` mesh axes that do not divide their dimension; the last axes are dropped
+    first."""
 
     def fitting(entry, size: int):
         axes = axes_in(entry)
@@ -69,13 +70,14 @@ def fit(whole: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh,
     return PartitionSpec(*(fitting(entry, size) for entry, size in zip(entries, shape, strict=True)))
 
 
-# Rows of a tile of TPU memory in bfloat16. A gradient whose pieces are no whole tiles XLA does not scatter: all get all of it.
+# Rows of a bfloat16 memory tile on TPU. If shards are not whole tiles, XLA replaces a gradient's reduce-scatter by an
+# all-reduce.
 TILE_ROWS = 16
 
 
 def fit_stored(axes: Sequence[str | None], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """Where a parameter of these logical axes is stored: storage axes that do not divide it are left out, and those after the
-    first where they would leave pieces that are no whole tiles."""
+    """The storage spec of a parameter with these logical axes. Dropped are storage axes that do not divide the dimension and,
+    except for the first axis of a dimension, those that would make shards that are not whole tiles (`TILE_ROWS`)."""
     whole = fit(spec(*axes), shape, mesh, STORAGE)
 
     def tiled(entry, size: int):
@@ -88,16 +90,16 @@ def fit_stored(axes: Sequence[str | None], shape: tuple[int, ...], mesh: Mesh | 
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """`with_sharding_constraint` by logical axes, where they divide; the identity outside a mesh."""
+    """`with_sharding_constraint` by logical axes, without mesh axes that do not divide; the identity outside a mesh."""
     mesh = current_mesh()
     return x if mesh is None else jax.lax.with_sharding_constraint(x, fit(spec(*axes), x.shape, mesh))
 
 
 def gather(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """A stored parameter as it is used: whole over the storage axes. Its gradient is reduced straight into the pieces.
+    """All-gather a stored parameter over the storage axes, for use. Its gradient is reduce-scattered into the stored shards.
 
-    Cast before: then half as many bytes travel. In a scan over layers a parameter has lost its leading axis but not that
-    axis's name: the last names count.
+    Cast to bfloat16 before the call, which halves the bytes to move. Inside a scan over layers a parameter has lost its leading
+    dimension while `axes` still names it, so only the last `x.ndim` names are used.
     """
     mesh = current_mesh()
     if mesh is None:
@@ -107,13 +109,13 @@ def gather(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
 
 
 def scatter(gradient: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """The gradient of a parameter of these logical axes, reduced straight into the stored pieces."""
+    """Reduce-scatter the gradient of a parameter with these logical axes into the parameter's stored shards."""
     mesh = current_mesh()
     return gradient if mesh is None else _scatter(gradient, fit_stored(axes[-gradient.ndim :], gradient.shape, mesh))
 
 
 def used(stored: PartitionSpec) -> PartitionSpec:
-    """A parameter's spec without the storage axes."""
+    """The spec of a gathered parameter: `stored` without the storage axes."""
     return PartitionSpec(*(tuple(a for a in axes_in(entry) if a not in STORAGE) or None for entry in stored))
 
 
@@ -123,7 +125,7 @@ def axes_in(entry) -> tuple[str, ...]:
 
 
 def current_mesh() -> AbstractMesh | None:
-    """The mesh of `jax.set_mesh`, or None where there is nothing to split."""
+    """The mesh of `jax.set_mesh`; None if there is none or it has a single device."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
 
@@ -142,10 +144,11 @@ def _gather_backward(stored, whole, _, cotangent):
 
 
 def _scatter(cotangent, stored: PartitionSpec):
-    # Not the transposed constraints: they would ask for the whole gradient everywhere first, which is an all-reduce.
+    # The transpose of `_gather` would constrain the gradient to be replicated first, which makes XLA use an all-reduce.
     mesh = current_mesh()
     if mesh is not None and mesh.shape["tensor"] > 1:
-        # `tensor` lies between the storage axes. XLA scatters a product in a ring over one axis, or over neighbouring ones.
+        # `tensor` lies between the storage axes in the mesh, and XLA reduce-scatters a product in one ring only over one axis
+        # or over neighbouring ones. So scatter over the first storage axis before the others.
         first = PartitionSpec(*(_until_first_storage_axis(axes_in(entry)) or None for entry in stored))
         cotangent = jax.lax.with_sharding_constraint(cotangent, first)
     return jax.lax.with_sharding_constraint(cotangent, stored)
