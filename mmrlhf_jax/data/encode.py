@@ -17,6 +17,7 @@ from mmrlhf_jax.data.pair_margins import pair_margins
 from mmrlhf_jax.data.rows import Budget, EncodedGroup
 from mmrlhf_jax.data.templates import Template, critique_prompt, find_template
 from mmrlhf_jax.data.tokens import Conversation, PieceTokenizer, TokenTree, cut, token_tree
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.geometry import Geometry
 from mmrlhf_jax.models.media import VisualPlan
 from mmrlhf_jax.models.registry import family_of
@@ -36,6 +37,8 @@ class Limit(NamedTuple):
 
 NO_LIMIT = Limit()
 
+UNCHANGING = ("tokenizer", "geometry", "max_positions")  # fields that a fingerprint has in another form, or does not need
+
 
 @dataclasses.dataclass(frozen=True)
 class GroupEncoder:
@@ -47,6 +50,7 @@ class GroupEncoder:
     would begin (MM-RLHF `eval_mm_reward_bench.py`, `wo_critic`).
     learn: which responses a supervised objective learns: all, or only the best-ranked ("best").
     ties: whether tied pairs are there as well (of weight 0 for whoever wants strictly ordered ones).
+    max_positions: the most tokens that a conversation may have; None: as many as it likes.
     """
 
     tokenizer: PieceTokenizer
@@ -57,11 +61,12 @@ class GroupEncoder:
     weighting: Literal["pair", "group"] = "pair"
     learn: Literal["all", "best"] = "all"
     ties: bool = False
+    max_positions: int | None = None
 
     @property
     def fingerprint(self) -> str:
         """Changes with everything that changes an encoded group, the tokenizer's contents included."""
-        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("tokenizer", "geometry")}
+        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in UNCHANGING}
         settings["geometry"] = self.geometry.settings()
         settings["tokenizer"] = self.tokenizer.tokenizer.backend_tokenizer.to_str()
         if self.template == "checkpoint":
@@ -97,7 +102,18 @@ class GroupEncoder:
 
     def tree(self, record: RankedRecord, plans: Sequence[VisualPlan], most_targets: int = 0) -> TokenTree:
         conversations = [self.conversation(record, response, plans) for response in record.responses]
-        return token_tree([cut(conversation, most_targets) if most_targets else conversation for conversation in conversations])
+        if most_targets:
+            conversations = [cut(conversation, most_targets) for conversation in conversations]
+        self.check_positions(max(len(conversation.tokens) for conversation in conversations), record)
+        return token_tree(conversations)
+
+    def check_positions(self, tokens: int, record: RankedRecord) -> None:
+        """UserError where a conversation has so many tokens that the model's rotary embeddings do not reach."""
+        if self.max_positions is not None and tokens > self.max_positions:
+            raise UserError(
+                f"record {record.id!r}: a conversation of {tokens} tokens, the written ones included; this model's rotary"
+                f" embeddings are plain up to {self.max_positions} (rope_type dynamic), and longer ones are not supported"
+            )
 
     def chosen_pairs(self, record: RankedRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pairs, their weights, and their weights as ties: int32[p, 2], float32[p], float32[p]."""
@@ -160,6 +176,7 @@ def make_encoder(tokenizer: Any, model: ModelConfig, template: str | None = None
     """The encoder of a model with this tokenizer; without a `template` its family's. `settings` are `GroupEncoder`'s."""
     family = family_of(model)
     pieces = PieceTokenizer(tokenizer, model.image_token, family.media_tags)
+    settings = {"max_positions": model.text.max_positions} | settings
     return GroupEncoder(pieces, model.geometry, template or family.template, **settings)
 
 

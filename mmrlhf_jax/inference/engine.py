@@ -120,6 +120,9 @@ class Engine:
         encoder = self.encoder("answer")
         # Trees of like shape share a batch: less padding, and few shapes.
         trees = sorted(prompt_trees(prompts, encoder), key=lambda t: (t.branches, len(t.tree.tokens), t.numbers))
+        for tree in trees:
+            longest = int(tree.tree.positions[tree.tree.ends].max()) + 1 + max_new_tokens
+            encoder.check_positions(longest, prompts[tree.numbers[0]].example.record)
         settings = dict(max_new_tokens=max_new_tokens, stop_tokens=self.stop_tokens, temperature=temperature)
         with use_mesh(self.mesh), matmul_precision(self.dtype):
             for branches, alike in itertools.groupby(trees, key=lambda t: t.branches):

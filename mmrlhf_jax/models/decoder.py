@@ -12,7 +12,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models import parameters
 from mmrlhf_jax.models.attention import Backend, attend_cache, attention
 from mmrlhf_jax.models.layers import linear, rms_norm, run_stack, stack
@@ -24,8 +23,8 @@ class TextConfig:
     """Sizes of the language model.
 
     `rope_axes`: for positions with three axes, which of them turns each of the head_dim / 2 pairs of dimensions.
-    `max_positions`: up to how many positions the rotary embeddings are plain (transformers' `dynamic` scaling changes them
-    beyond); None: without a limit.
+    `max_positions`: for how many positions the rotary embeddings are plain (transformers' `dynamic` scaling changes them
+    beyond); None: for any number. Whoever makes conversations keeps to it (`data.encode`, `Engine.generate_tokens`).
     """
 
     vocab_size: int
@@ -207,7 +206,6 @@ class Decoder(nnx.Module):
         cache: KVCache,
     ) -> tuple[Float[Array, "B N E"], KVCache]:
         """One step of N branches per row: writes their keys and values at their slots, then each attends its `valid` ones."""
-        self._check_length(valid.shape[-1])
         cos_sin = rope(positions, self.config)
         rows = jnp.arange(x.shape[0])[:, None]
 
@@ -228,17 +226,7 @@ class Decoder(nnx.Module):
         (x, cache), _ = jax.lax.scan(body, (x, cache), (self.layers, jnp.arange(self.config.layers)))
         return self.norm(x), cache
 
-    def _check_length(self, slots: int) -> None:
-        """Positions are values, which a compiled program cannot refuse; no conversation is longer than its row."""
-        most = self.config.max_positions
-        if most is not None and slots > most:
-            raise UserError(
-                f"rows of {slots} slots: this model's rotary embeddings are scaled beyond {most} positions (rope_type dynamic),"
-                f" which is not supported; keep rows (`batch.slots`, or prompt and answer together) to {most} slots"
-            )
-
     def _run(self, x, positions, attend):
-        self._check_length(x.shape[1])
         cos_sin = rope(positions, self.config)
         x, kept = run_stack(lambda layer, x: layer(x, cos_sin, attend), x, self.layers, remat=self.remat)
         return self.norm(x), kept

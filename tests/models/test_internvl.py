@@ -6,20 +6,28 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from mmrlhf_jax.data.encode import make_encoder
+from mmrlhf_jax.data.examples import Example, Layout
+from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.data.templates import find_template
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.export import export_checkpoint
 from mmrlhf_jax.huggingface.load import load_tokenizer, read_sizes
 from mmrlhf_jax.huggingface.model_config import read_config
+from mmrlhf_jax.inference.engine import Engine, Prompt
+from mmrlhf_jax.inference.prompts import prompt_trees
 from mmrlhf_jax.models.internvl.geometry import TileGeometry
 from mmrlhf_jax.models.internvl.processors import ORIGINAL_TEMPLATES, chat_template
 from mmrlhf_jax.models.registry import family, published_config
 from mmrlhf_jax.pieces import Special, Text, Visual
+from mmrlhf_jax.records import RankedRecord, Response
+from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from tests.families import internvl
 
 GEOMETRY = TileGeometry(28, 7)
@@ -180,6 +188,24 @@ def test_dynamic_rotary_embeddings_are_plain_as_far_as_the_model_was_made_for(tm
     assert read_config(internvl.checkpoint(tmp_path / "plain", raw)).text.max_positions is None
 
 
+def test_a_longer_conversation_is_refused_by_its_record_but_a_tree_may_be_longer(tmp_path):
+    """Before anything is trained, scored or written: when the data are measured, and before a prompt's answer is written."""
+    directory = internvl.checkpoint(tmp_path / "model", internvl.config(text={"max_position_embeddings": 96}))
+    engine = Engine.load(str(directory), batch=1, mesh=make_mesh({}, jax.devices()[:1]))
+    encoder = engine.encoder("answer")
+    fits = RankedRecord("fits", "Why?", tuple(Response(letter * 40) for letter in "abc"))
+    size = encoder.measure(fits, Layout((), 0))
+    assert size[Budget.names().index("slots")] > 96
+    long = RankedRecord("long", "Why?", (Response("So."), Response("o" * 90)))
+    with pytest.raises(UserError, match=r"record 'long': a conversation of 1\d\d tokens.* plain up to 96 .rope_type dynamic"):
+        encoder.measure(long, Layout((), 0))
+    prompt = Prompt(Example(fits))
+    length = len(prompt_trees([prompt], encoder)[0].tree.tokens)
+    assert len(engine.generate_tokens([prompt], max_new_tokens=96 - length)[0]) <= 96 - length
+    with pytest.raises(UserError, match="record 'fits': a conversation of 97 tokens, the written ones included"):
+        engine.generate_tokens([prompt], max_new_tokens=97 - length)
+
+
 @pytest.mark.parametrize("stated_tying", [None, True, False])
 @pytest.mark.parametrize("head", [True, False])
 def test_the_outer_config_decides_tying_and_where_it_is_silent_the_stored_head_does(tmp_path, stated_tying, head):
@@ -215,11 +241,6 @@ PARAMETERS = {  # of the published models, in millions, as their cards count the
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_published_models_have_the_parameters_of_their_cards(name):
-    import jax
-    from flax import nnx
-
-    from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
-
     config = published_config(name)
     with use_mesh(make_mesh({}, jax.devices()[:1])):
         model = nnx.eval_shape(lambda: family("internvl").model()(config, rngs=nnx.Rngs(0)))
