@@ -174,7 +174,9 @@ def plan(
     generation: Annotated[bool, typer.Option(help="Compile generation beside the train step.")] = True,
     passes: Annotated[bool, typer.Option(help="Compile evaluation and reference pass too, where the run has them.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="Stop before machine code is made (ten times as fast).")] = False,
-    readme: Annotated[str | None, path_option(writes=True, help="File to write the table of all plans into.")] = None,
+    readme: Annotated[
+        str | None, path_option(writes=True, help="Page to put the table of all plans into: docs/plans.md.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object, or a list of them.")] = False,
 ) -> None:
     """Compile the train step for a pod that is not here: memory, FLOPs, collectives, bounds on time. Needs no accelerator."""

@@ -1,4 +1,4 @@
-"""A plan for people: a page of text, and the README's matrix of experiments and launch files."""
+"""A plan for people: a page of text, and the matrix of experiments and launch files in docs/plans.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmrlhf_jax.planning.audit import ROWS
 from mmrlhf_jax.planning.compiled import shown_bytes
 from mmrlhf_jax.planning.plan import Plan
 
-BEGIN, END = "<!-- plans: written by `mmrlhf plan --all --readme README.md` -->", "<!-- end of plans -->"
+BEGIN, END = "<!-- plans: written by `mmrlhf plan --all --readme docs/plans.md` -->", "<!-- end of plans -->"
 
 
 def as_text(plan: Plan) -> str:
@@ -121,11 +121,11 @@ def _cell(plan: Plan) -> str:
     return f"{needed}, {rate}/s ({plan.step.roofline.bound}), {hours} h"
 
 
-def write_table(readme: str, plans: Sequence[Plan]) -> None:
+def write_table(page: str, plans: Sequence[Plan]) -> None:
     """Put the table between its two marks. UserError where the file has no such marks."""
-    path = epath.Path(readme)
+    path = epath.Path(page)
     text = path.read_text() if path.exists() else ""
     if BEGIN not in text or END not in text:
-        raise UserError(f"{readme}: no place for the table; it goes between the lines {BEGIN!r} and {END!r}")
+        raise UserError(f"{page}: no place for the table; it goes between the lines {BEGIN!r} and {END!r}")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     write_atomically(path, f"{before}{BEGIN}\n{as_table(plans)}\n{END}{after}".encode())

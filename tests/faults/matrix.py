@@ -1,4 +1,4 @@
-"""The whole fault matrix by one command: `python -m tests.faults.matrix [--readme README.md] [--only TEXT ...]`.
+"""The whole fault matrix by one command: `python -m tests.faults.matrix [--readme docs/launching.md] [--only TEXT ...]`.
 
 Prints a table of what happened in every cell, and ends with status 1 where a cell did not end as it must. Half an hour on two
 idle cores; cells are independent of each other, so `--only "full disk"` runs a part.
@@ -34,7 +34,7 @@ RANKS, IMAGES = loopback.RANKS * 4, loopback.IMAGES * 4
 WAIT = 300.0
 # From the fault to the end of all processes: the heartbeat's limit, two beats of five seconds, and what a busy machine adds.
 HANGS_AFTER = cells.HEARTBEAT + 2 * 5.0 + 40.0
-BEGIN, END = "<!-- faults: written by `python -m tests.faults.matrix --readme README.md` -->", "<!-- end of faults -->"
+BEGIN, END = "<!-- faults: written by `python -m tests.faults.matrix --readme docs/launching.md` -->", "<!-- end of faults -->"
 
 
 @dataclasses.dataclass(frozen=True)

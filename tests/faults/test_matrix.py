@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.faults import cells
-from tests.faults.matrix import Matrix
+from tests.faults.matrix import BEGIN, END, Matrix
 
 
 @pytest.fixture(scope="module")
@@ -22,3 +24,8 @@ def matrix(tmp_path_factory):
 @pytest.mark.parametrize("layout", cells.LAYOUTS)
 def test_no_fault_loses_more_than_the_steps_since_the_last_checkpoint(matrix, fault, phase, layout):
     matrix.run_cell(fault, phase, cells.LAYOUTS[layout])
+
+
+def test_the_page_of_launching_has_a_place_for_the_table():
+    text = (Path(__file__).parents[2] / "docs" / "launching.md").read_text()
+    assert BEGIN in text and END in text

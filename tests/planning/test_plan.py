@@ -127,16 +127,16 @@ def test_the_page_says_where_its_numbers_are_from(made):
 
 
 def test_the_table_goes_between_its_marks_and_nowhere_else(made, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{show.BEGIN}\nold\n{show.END}\nafter\n")
-    show.write_table(str(readme), [made])
-    lines = readme.read_text().splitlines()
+    page = tmp_path / "plans.md"
+    page.write_text(f"before\n{show.BEGIN}\nold\n{show.END}\nafter\n")
+    show.write_table(str(page), [made])
+    lines = page.read_text().splitlines()
     assert lines[:2] == ["before", show.BEGIN] and lines[-2:] == [show.END, "after"]
     assert lines[2].startswith("| launch | mesh | HBM | tiny |") and "old" not in lines
     assert lines[4].startswith("| here |  | 15.8 | 0.") and "/s (" in lines[4]
-    readme.write_text("no marks\n")
+    page.write_text("no marks\n")
     with pytest.raises(UserError, match="no place for the table"):
-        show.write_table(str(readme), [made])
+        show.write_table(str(page), [made])
 
 
 def test_the_table_has_a_row_per_launch_and_a_column_per_experiment(made):
@@ -155,7 +155,7 @@ def test_where_the_mesh_differs_it_stands_in_the_cell(made):
 
 def test_one_plan_does_not_take_the_whole_tables_place():
     with pytest.raises(UserError, match="use it with --all"):
-        commands.plan(["x.yaml"], [str(ROOT / "launch" / "v5e-64.yaml")], [], readme="README.md")
+        commands.plan(["x.yaml"], [str(ROOT / "launch" / "v5e-64.yaml")], [], readme="docs/plans.md")
 
 
 def test_a_launch_file_without_an_accelerator_is_refused():
@@ -178,8 +178,8 @@ def test_stand_ins_are_laid_out_host_by_host(sizes, slices, placed):
         mesh_module._hybrid(sizes, slices, list(range(8)), 8)
 
 
-def test_the_readme_has_a_place_for_the_table():
-    text = (ROOT / "README.md").read_text()
+def test_the_page_of_plans_has_a_place_for_the_table():
+    text = (ROOT / "docs" / "plans.md").read_text()
     assert show.BEGIN in text and show.END in text
 
 
