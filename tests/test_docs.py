@@ -13,6 +13,7 @@ import typer.main
 
 from mmrlhf_jax.cli import app
 from mmrlhf_jax.models.family import Family
+from mmrlhf_jax.tasks import Task
 from tests.test_layers import ALLOWED
 
 ROOT = Path(__file__).parents[1]
@@ -185,13 +186,21 @@ def test_the_readmes_layout_is_the_layers_that_are_tested():
         assert all(order.index(name) < order.index(each) for each in below), f"{name} stands below what it imports"
 
 
+def section(title: str) -> str:
+    return README.read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
 def test_the_section_on_a_new_family_names_every_member_that_a_family_has():
-    section = README.read_text().split("## Adding a model family")[1].split("\n## ")[0]
+    text = section("Adding a model family")
     members = {name for name in (*Family.__annotations__, *vars(Family)) if not name.startswith("_")}
-    assert members <= set(CODE.findall(section))
-    files = re.findall(r"`(\w+\.py)`", section.split("| members of `Family` |")[1].split("joins them")[0])
+    assert members <= set(CODE.findall(text))
+    files = re.findall(r"`(\w+\.py)`", text.split("| members of `Family` |")[1].split("joins them")[0])
     folder = ROOT / "mmrlhf_jax" / "models" / "internvl"
     assert {path.name for path in folder.glob("*.py")} - set(files) == {"__init__.py"}
+
+
+def test_the_section_on_a_new_task_names_every_member_that_it_must_have():
+    assert Task.__abstractmethods__ <= set(CODE.findall(section("Adding a task")))
 
 
 def test_the_picture_is_drawn_without_help():
