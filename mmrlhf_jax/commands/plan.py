@@ -113,9 +113,8 @@ def _fastest(experiment: config.Experiment, launch: config.Launch, names: tuple[
 
 
 def alike(experiments: Mapping[str, config.Experiment]) -> list[tuple[list[str], config.Experiment]]:
-    """Experiments whose steps differ in constants, in the form of β or in what is read, but in no shape: one plan for all.
-
-    Data that is at hand is measured, so that its shapes are its own.
+    """Group experiments whose steps have the same shapes, so that one plan serves them; they may differ in constants, in the
+    form of β, or in the data that is read. Experiments whose data may be available are not grouped, because it is measured.
     """
     from mmrlhf_jax.tasks import task_of
 
@@ -132,7 +131,7 @@ def alike(experiments: Mapping[str, config.Experiment]) -> list[tuple[list[str],
 
 
 def at_hand(data: config.Data) -> bool:
-    """Whether something may be there to measure; patterns and object stores are not looked into."""
+    """Whether the data may be available for measuring; patterns and object stores are not opened to find out."""
     return any("{" in path or is_remote(path) or epath.Path(path).exists() for path in data.paths)
 
 

@@ -1,4 +1,4 @@
-"""What the scripts in `launch/` ask before a run starts: shell variables (`describe`), and a Kubernetes manifest (`jobset`).
+"""Helpers of the scripts in `launch/`: `describe` prints shell variables, `jobset` a Kubernetes manifest.
 
-Both are run as `python -m` and import no jax. They stand on `data`, which knows where its files are, and on `sharding`.
+Both are run as `python -m` and import no jax. Of the project's packages they use `data`, to find its files, and `sharding`.
 """

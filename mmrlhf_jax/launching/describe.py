@@ -1,6 +1,6 @@
-"""`python -m mmrlhf_jax.launching.describe LAUNCH [CONFIG ...]`: what the launchers must know, as shell assignments.
+"""`python -m mmrlhf_jax.launching.describe LAUNCH [CONFIG ...]` prints shell assignments for the launch scripts.
 
-Of a launch file what to ask a scheduler for; of an experiment that is to run in containers, which directories it needs.
+For a launch file it prints what to request from a scheduler; for an experiment, the directories that a container must mount.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CACHE = "JAX_COMPILATION_CACHE_DIR"
 
 
 def describe(path: str) -> dict[str, str]:
-    """UserError for a launch file that names no accelerator: there is nothing to ask a scheduler for."""
+    """Shell variables for requesting a launch file's devices. UserError if it names no accelerator."""
     launch = config.load_launch(path)
     if launch.accelerator is None:
         raise UserError(f"{path}: names no accelerator to start on; launch/local.sh uses the devices that are here")
@@ -40,18 +40,18 @@ def describe(path: str) -> dict[str, str]:
 
 
 def directories(path: str, options: Sequence[str]) -> list[str]:
-    """The local directories that an experiment writes to and reads from, for containers to mount; none for gs:// paths.
+    """The local directories that an experiment reads and writes, for containers to mount; gs:// paths need none.
 
-    `options` are those of `mmrlhf train` behind the experiment. UserError for a relative path: it lies within the container
-    and is lost with it, or was never there. UserError for an option that the trainer does not have.
+    `options` are the command-line options of `mmrlhf train` after the experiment. UserError for a relative path, which would
+    lie inside the container, and for an option that the trainer does not have.
     """
     experiment, written = config.load_experiment(path, _overrides(options)), config.read_experiment(path, _overrides(options))
     if away := next(_home_paths(written), None):
         raise UserError(f"{path}: {away} is another directory in a container; write it out, or give a gs:// path")
     data = experiment.data
     try:
-        parts = find_parts(sets(data.path))  # of patterns and of mixture files, too
-    except UserError:  # a mixture file that is on the hosts alone
+        parts = find_parts(sets(data.path))  # expands patterns and mixture files
+    except UserError:  # a mixture file that exists only on the hosts
         parts = [Part(part) for part in data.paths]
     named = [("run.directory", experiment.run.directory)]
     named += [(key, value) for part in parts for key, value in (("data.path", part.path), ("data.path", part.media_root))]
@@ -72,7 +72,7 @@ def directories(path: str, options: Sequence[str]) -> list[str]:
 
 
 def _home_paths(value: Any) -> Iterator[str]:
-    """The paths among an experiment's values that begin at a home directory."""
+    """Yield the paths among an experiment's values that begin with `~`."""
     if isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from _home_paths(inner)

@@ -1,7 +1,7 @@
-"""`python -m mmrlhf_jax.launching.jobset LAUNCH NAME IMAGE CLAIM:PATH CONFIG ...`: the JobSet manifest of a run on GKE.
+"""`python -m mmrlhf_jax.launching.jobset LAUNCH NAME IMAGE CLAIM:PATH CONFIG ...` prints the JobSet manifest of a run on GKE.
 
-One replicated job per slice (or GPU host), one pod per host. A pod that ends with a status to go on from (`exits.RESTART`) or
-whose node is taken away restarts the whole set; any other failure ends it.
+There is one replicated job per slice (or GPU host), and one pod per host. All pods are restarted if one exits with a status of
+`exits.RESTART` or its node is taken away; any other failure ends the JobSet.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from mmrlhf_jax.sharding.distributed import COORDINATOR, PROCESS, PROCESSES
 GKE_TPU = {"v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice"}
 GKE_GPU = {"h100": "nvidia-h100-80gb", "h200": "nvidia-h200-141gb"}
 MAX_RESTARTS = 100
-GRACE_SECONDS = 300  # from SIGTERM to the end: time for a checkpoint
+GRACE_SECONDS = 300  # from SIGTERM to SIGKILL: time for a checkpoint
 JOB = "slice"
 PORT = 8476
 
 
 def manifest(path: str, name: str, image: str, claim: str, arguments: list[str]) -> dict[str, Any]:
-    """`claim` is `CLAIM:/PATH`, a PersistentVolumeClaim and where the pods see it, or nothing.
+    """The JobSet manifest. `claim` is `CLAIM:/PATH`, a PersistentVolumeClaim and its mount path, or empty. `arguments` are the
+    experiment and options of `mmrlhf train`.
 
-    UserError for a launch file that names no accelerator, and for an experiment that would keep its run in a pod.
+    UserError if the launch file names no accelerator, or if the experiment uses a directory that no volume provides.
     """
     launch = config.load_launch(path)
     if launch.accelerator is None:
@@ -40,7 +41,7 @@ def manifest(path: str, name: str, image: str, claim: str, arguments: list[str])
     container = {
         "name": "train",
         "image": image,
-        # Arguments, not the command: that is the image's own, an init which hands signals on.
+        # `args`, not `command`: the image's entry point is an init process that forwards signals.
         "args": ["mmrlhf", "train", experiment, "--launch", path, *options],
         **({} if found.is_tpu or launch.slices == 1 else {"env": _processes(name, launch.slices)}),
         "resources": _devices(found),
@@ -61,7 +62,7 @@ def manifest(path: str, name: str, image: str, claim: str, arguments: list[str])
         "podFailurePolicy": {"rules": _pod_failures()},
         "template": {"spec": pod},
     }
-    # A TPU slice is a node pool of its own. A GPU host is a node, which its pod fills.
+    # A TPU slice is a node pool, which must not be shared between jobs. A GPU host is one node, which its pod fills anyway.
     exclusive = {"annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}}
     ends = {"name": "cannot_go_on", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     return {
@@ -77,24 +78,25 @@ def manifest(path: str, name: str, image: str, claim: str, arguments: list[str])
 
 
 def _pod_failures() -> list[dict[str, Any]]:
-    """In order; the first that matches a failed pod counts.
+    """Rules of the pod failure policy; the first that matches a failed pod applies.
 
-    A node that is taken away may end a pod with any status. `Count` exceeds `backoffLimit: 0`, so the job fails for
-    another reason than `PodFailurePolicy` and JobSet restarts all pods at once. `Ignore` would put a new pod beside those
-    that still wait for the old one: it could not join them before they give up, a minute later, with a status that
-    restarts them all anyway.
+    A pod whose node is taken away may end with any status. `Count` exceeds `backoffLimit: 0`, so the job fails for a reason
+    other than `PodFailurePolicy`, and JobSet restarts all pods at once. `Ignore` would start a single new pod, which could not
+    join the others, because they still wait for the old one; a minute later they would exit with a status that restarts all
+    pods anyway.
     """
     disrupted = {"type": "DisruptionTarget", "status": "True"}
     go_on = sorted({0, *RESTART})  # Kubernetes refuses a list out of order
     return [
         {"action": "Count", "onPodConditions": [disrupted]},
-        # Not ours to go on from: the set must not repeat it.
+        # Any other status is an error that a restart would only repeat.
         {"action": "FailJob", "onExitCodes": {"containerName": "train", "operator": "NotIn", "values": go_on}},
     ]
 
 
 def _processes(name: str, slices: int) -> list[dict[str, Any]]:
-    """Who the other GPU hosts are; a TPU's libtpu knows. JobSet gives every pod a host name that outlives it."""
+    """Environment variables by which the processes on GPU hosts find each other; on TPUs libtpu knows. JobSet gives every pod a
+    stable host name."""
     job_index = {"fieldRef": {"fieldPath": "metadata.annotations['jobset.sigs.k8s.io/job-index']"}}
     return [
         {"name": COORDINATOR, "value": f"{name}-{JOB}-0-0.{name}:{PORT}"},
@@ -104,7 +106,9 @@ def _processes(name: str, slices: int) -> list[dict[str, Any]]:
 
 
 def _volumes(claim: str, needed: list[str]) -> dict[str, dict[str, Any]]:
-    """Volumes by where they are mounted. Grain's workers hand batches over in /dev/shm, of which a pod has 64 MB."""
+    """Volumes by mount path. UserError if `claim` is malformed or a `needed` directory is in no volume.
+
+    /dev/shm gets a volume, because Grain's workers pass batches through it and a pod's default is 64 MB."""
     volumes: dict[str, dict[str, Any]] = {"/dev/shm": {"name": "shared-memory", "emptyDir": {"medium": "Memory"}}}
     name, _, where = claim.partition(":")
     if claim and not (name and where.startswith("/")):

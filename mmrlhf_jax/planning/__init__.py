@@ -1,5 +1,6 @@
-"""What a run will take, found before a pod is rented: the real train step, compiled for devices that are not here.
+"""Memory, FLOPs and time of a run before any accelerator is rented: the real train step, compiled ahead of time.
 
-`plan` makes a plan, `fit` searches for the fastest one that fits, `bench` measures the group layout against the pair-expanded
-one on devices that are. It stands on `training`, whose step it compiles.
+`plan` compiles the step for a launch file's devices and makes a plan, `fit` searches for the fastest layout that fits in
+memory, and `bench` times the group layout against the pair-expanded one on local devices. The package imports `training`, whose
+step it compiles.
 """

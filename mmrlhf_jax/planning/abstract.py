@@ -1,4 +1,4 @@
-"""A train step's arguments without their contents: shapes, dtypes and places, for compiling where nothing could hold them."""
+"""Abstract arguments of a train step: shapes, dtypes and shardings, for compiling without allocating any array."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmrlhf_jax.training.state import TrainState, moment_places, split_model, st
 
 
 def abstract_model(sizes: ModelConfig, experiment: config.Experiment, mesh: Mesh) -> VisionLanguage:
-    """The experiment's model, adapters included, every parameter a `ShapeDtypeStruct` in its place on the mesh."""
+    """The experiment's model, adapters included, with every parameter a `ShapeDtypeStruct` with its sharding."""
     settings = experiment.model
     kinds = dict(dtype=jnp.dtype(settings.dtype), remat=settings.remat, attention=settings.attention)
     dtype_of = stored_dtype(settings, experiment.trains, experiment.lora)
@@ -37,7 +37,7 @@ def abstract_model(sizes: ModelConfig, experiment: config.Experiment, mesh: Mesh
 def abstract_state(
     model: VisionLanguage, experiment: config.Experiment, tx, mesh: Mesh, *, keep_start: bool
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """(graphdef, state) as `training.state.init_state` would make it."""
+    """(graphdef, abstract state) with the shapes and shardings of `training.state.init_state`."""
     graphdef, params, frozen = split_model(model, experiment.trains, experiment.lora)
     with use_mesh(mesh):
         opt_state = jax.eval_shape(tx.init, params)
@@ -48,7 +48,7 @@ def abstract_state(
 
 
 def abstract_batch(rows: int, budget: Budget, geometry, mesh: Mesh) -> RowBatch:
-    """A global batch of `rows` rows."""
+    """An abstract global batch of `rows` rows, sharded over the batch axes."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=batch_sharding(mesh, x.ndim + 1)),
         empty_row(budget, geometry),

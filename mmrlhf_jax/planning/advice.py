@@ -13,8 +13,9 @@ from mmrlhf_jax.training.layout import with_accumulation
 
 
 def advice(peak: int, chip: Chip, experiment: config.Experiment, launch: config.Launch, mesh: Mesh) -> str:
-    """The settings that leave less on a device, the cheapest first. `experiment` is as it was given: what overrules the launch
-    file's rows per device is where it has to be changed."""
+    """Settings that reduce the memory per device, the cheapest first. `peak` is in bytes per device. `experiment` is the one
+    that the user gave, before `with_accumulation`: if it sets `batch.accumulation`, that setting is named, else the launch
+    file's."""
     over = peak - chip.hbm_bytes
     accumulation = with_accumulation(experiment, launch, mesh.shape).batch.accumulation
     rows = experiment.batch.rows // accumulation // rows_divisor(mesh)

@@ -1,7 +1,8 @@
-"""What a step must not send: gradients summed whole on every device, activations gathered over the axis that shares the rows.
+"""Finds communication that a well-sharded step does not have: all-reduces of gradients that should be reduce-scattered, and
+all-gathers of activations over the axis that shards the rows.
 
-Judged by sizes: a parameter's gradient has as many elements as the parameter where it is used, and what is gathered over `fsdp`
-has as many elements as some parameter, or it is none.
+Arrays are recognised by their sizes: a gradient has as many elements as the gathered parameter, and an array that is gathered
+over `fsdp` but has the size of no parameter is an activation.
 """
 
 from __future__ import annotations
@@ -15,27 +16,28 @@ from mmrlhf_jax.planning.hlo import Array
 from mmrlhf_jax.planning.roofline import Message
 from mmrlhf_jax.sharding.rules import axes_in, used
 
-ROWS = "fsdp"  # of the axes that share the rows the one that parameters are stored over as well
-SMALL = 2**20  # bytes; below, it is figures of the batch that are gathered, and matrices that are summed sooner than scattered
+ROWS = "fsdp"  # the axis that shards both rows and stored parameters
+SMALL = 2**20  # bytes; smaller arrays are not judged: metrics of the batch, and matrices that XLA sums rather than scatters
 
 
 def used_sizes(params) -> dict[int, int]:
-    """Elements, as a device uses them, of every parameter of a tree of abstract arrays and of one layer of the stacked ones,
-    with the number of dimensions that are more than 1.
+    """For a tree of abstract arrays: number of elements of each gathered parameter (and of one layer of it) -> its number of
+    dimensions larger than 1.
 
-    With `tensor` also whole: what is gathered by hand, as the vocabulary is, is gathered with all its columns.
+    With a `tensor` axis both the sharded and the whole size are included, because explicit gathers, such as that of the
+    vocabulary matrix, gather all columns.
     """
     found: dict[int, int] = {}
     for x in jax.tree.leaves(params):
         split = prod(x.sharding.mesh.shape[axis] for entry in used(x.sharding.spec) for axis in axes_in(entry))
-        for shape in (x.shape, x.shape[1:]):  # the first dimension is perhaps that of the layers
+        for shape in (x.shape, x.shape[1:]):  # the first dimension may be that of stacked layers
             for elements in (prod(shape) // split, prod(shape)):
                 found[elements] = max(found.get(elements, 0), sum(size > 1 for size in shape))
     return found
 
 
 def reduced_whole(sent: Sequence[Message], sizes: dict[int, int]) -> list[str]:
-    """Matrices' gradients of which every device gets the whole sum."""
+    """Gradients of matrices that are all-reduced over `fsdp`, in words, largest first. `sizes` from `used_sizes`."""
     reductions = [each for each in sent if each.kind == "all-reduce" and ROWS in each.axes]
     large = ((each, array) for each in reductions for array in each.arrays if array.bytes >= SMALL)
     found = {(array, each.axes) for each, array in large if _is_matrix(array) and sizes.get(array.elements, 0) > 1}
@@ -43,6 +45,7 @@ def reduced_whole(sent: Sequence[Message], sizes: dict[int, int]) -> list[str]:
 
 
 def gathered_activations(sent: Sequence[Message], sizes: dict[int, int]) -> list[str]:
+    """Activations that are all-gathered over `fsdp`, in words, largest first. `sizes` from `used_sizes`."""
     gathers = [each for each in sent if each.kind == "all-gather" and ROWS in each.axes]
     found = {
         (array, each.axes)
@@ -58,7 +61,8 @@ def _is_matrix(array: Array) -> bool:
 
 
 def _of_a_parameter(array: Array, message: Message, sizes: dict[int, int]) -> bool:
-    """Whole, or where a ring hands on its pieces (one way, or half of each both ways), a piece."""
+    """Whether the array has the size of a parameter or, in a ring, of a parameter's shard (or half of one, in a ring that sends
+    both ways)."""
     if not message.ring:
         return array.elements in sizes
     return any(size % array.elements == 0 and size // array.elements <= 2 * message.devices for size in sizes)

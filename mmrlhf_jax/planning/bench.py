@@ -1,4 +1,4 @@
-"""`mmrlhf bench`: the group layout against the pair-expanded one, the same groups through the same train step."""
+"""`mmrlhf bench`: times the same groups in the group layout and in the pair-expanded one, with the same train step."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from mmrlhf_jax.training.state import init_state, split_model
 from mmrlhf_jax.training.step import Forward, make_train_step
 from mmrlhf_jax.training.work import Work, batch_work, peak_flops, useful_flops
 
-# A step that moves nothing, so that both layouts meet the same parameters however often they run.
+# A learning rate that changes no parameter, so that both layouts compute with the same parameters in every step.
 STILL = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A batch in one of the two layouts, how many pieces its rows are taken in, and the forward pass that fits it."""
+    """A batch in one of the two layouts, its number of accumulation pieces, and its forward pass."""
 
     name: str
     batch: RowBatch
@@ -39,7 +39,7 @@ class Layout:
     forward: Forward
 
     def work(self, features: int) -> Work:
-        """Counts without padding; `pairs` are those of the layout's own rows."""
+        """Counts without padding. `features` per tile."""
         rows = split_halves(self.batch, features) if self.forward is forward_unshared else self.batch
         return Work(*map(float, jax.jit(batch_work, static_argnums=1)(rows, features)))
 
@@ -49,7 +49,7 @@ def group_layout(batch: RowBatch, pieces: int = 1) -> Layout:
 
 
 def pair_layout(groups: Sequence[tuple[EncodedGroup, Sequence[EncodedGroup]]], geometry, **options: Any) -> Layout:
-    """Every pair of the groups expanded. Each group comes with its responses' conversations as groups of their own.
+    """The layout in which every pair repeats its prompt. `groups` are (group, its responses' conversations encoded one by one).
 
     `options` as for `unshared_batch`.
     """
@@ -60,9 +60,9 @@ def pair_layout(groups: Sequence[tuple[EncodedGroup, Sequence[EncodedGroup]]], g
 def compare(
     model: VisionLanguage, experiment: config.Experiment, layouts: Sequence[Layout], mesh, *, repeats: int, title: str
 ) -> dict[str, Any]:
-    """Time the layouts in turn, `repeats` times each after one step to warm up, on one state that they hand on.
+    """Time the layouts in turn, `repeats` times each after one warm-up step; each step continues with the state of the last.
 
-    Seconds are medians, `ratio` is the median of the paired ratios.
+    Seconds are medians; `ratio` is the median over turns of pair seconds / group seconds.
     """
     graphdef, params, frozen = split_model(model, experiment.trains, experiment.lora)
     settings = experiment.optimizer.model_copy(update={"learning_rate": STILL, "part_rates": {}})
@@ -106,7 +106,7 @@ def compare(
 
 
 def ratios(figures: dict[str, Any], seconds: np.ndarray, pairs: int) -> dict[str, Any]:
-    """The comparison itself; `seconds[i]` are the i-th turn's, group first."""
+    """Figures that compare the layouts. `seconds` is float[turns, 2]: group, pair."""
     found = {"ratio": statistics.median(seconds[:, 1] / seconds[:, 0]), "pairs": pairs, "repeats": len(seconds)}
     found["flop_ratio"] = figures["pair_flops"] / figures["group_flops"]
     found["flop_ratio_reached"] = found["ratio"] / found["flop_ratio"]
@@ -121,7 +121,7 @@ def ratios(figures: dict[str, Any], seconds: np.ndarray, pairs: int) -> dict[str
 
 
 def peak_bytes(compiled) -> int | None:
-    """What a compiled step holds at most, arguments included and donated ones counted once; None where it is not told."""
+    """Peak memory of a compiled step in bytes per device, donated arguments counted once; None if the backend does not say."""
     stats = compiled.memory_analysis()
     if stats is None:
         return None

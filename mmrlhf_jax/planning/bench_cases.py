@@ -1,4 +1,4 @@
-"""What `mmrlhf bench` compares: the first batch of an experiment, or made-up groups on a model of random weights."""
+"""The cases of `mmrlhf bench`: the first batch of an experiment, or synthetic groups on a model with random weights."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Case:
     responses: int
 
 
-# The first is the one that the project is held to; 729 image tokens per image.
+# The first is the project's reference case. An image has 729 tokens.
 CASES = (Case(1, 4), Case(1, 3), Case(1, 5), Case(3, 3), Case(3, 4), Case(3, 5))
 
 SHAPES = ("small", "0.5b", "7b")  # of the default family (`Family.bench_config`)
 
 
 def shape_experiment(shape: str) -> config.Experiment:
-    """MM-DPO with a cached reference, as the published experiments have it; float32 only for the small shape."""
+    """MM-DPO with a cached reference, as in the published experiments; float32 for the small shape, else bfloat16."""
     dtype = "float32" if shape == "small" else "bfloat16"
     return config.Experiment(
         model=config.Model(path=f"{shape} shape, random weights", dtype=dtype, frozen_dtype=dtype),
@@ -56,7 +56,7 @@ def shape_experiment(shape: str) -> config.Experiment:
 
 
 def compare_cases(shape: str, cases: Sequence[Case], *, repeats: int) -> Iterator[dict[str, Any]]:
-    """The cases one after the other, on one device. UserError for a shape that there is not."""
+    """Yield the figures of each case, measured on one device. UserError for an unknown shape."""
     if family(DEFAULT).bench_config(shape) is None:
         raise UserError(f"--shape {shape!r}: choose {', '.join(SHAPES)}")
     mesh = make_mesh({}, jax.devices()[:1])
@@ -64,7 +64,7 @@ def compare_cases(shape: str, cases: Sequence[Case], *, repeats: int) -> Iterato
 
 
 def compare_case(shape: str, case: Case, mesh, *, repeats: int) -> dict[str, Any]:
-    """One prompt of the case in both layouts."""
+    """The figures (`bench.compare`) of one synthetic group in both layouts."""
     experiment, sizes = shape_experiment(shape), family(DEFAULT).bench_config(shape)
     settings = experiment.model
     dtype_of = stored_dtype(settings, experiment.trains, experiment.lora)
@@ -78,7 +78,8 @@ def compare_case(shape: str, case: Case, mesh, *, repeats: int) -> dict[str, Any
 
 
 def random_model(sizes: ModelConfig, dtype_of: Callable[[Path], np.dtype], **options: Any) -> VisionLanguage:
-    """Made in one program, so that no parameter exists twice. `dtype_of`: of the parameter of a path."""
+    """A model with random weights. `dtype_of` gives the storage dtype of the parameter at a path. Initialised and cast in one
+    program, so that no parameter is held twice."""
 
     @jax.jit
     def make() -> nnx.State:
@@ -90,9 +91,10 @@ def random_model(sizes: ModelConfig, dtype_of: Callable[[Path], np.dtype], **opt
 
 
 def compare_experiment(experiment: config.Experiment, launch: config.Launch, *, repeats: int) -> dict[str, Any]:
-    """The first batch of an experiment, as its run would meet it; the reference's log-probs are made up.
+    """The figures of an experiment's first batch in both layouts; the reference log-probs are made up.
 
-    The pair layout takes its rows in pieces of as many slots as the experiment's own pieces have.
+    The accumulation pieces of the pair layout have as many slots as those of the group layout. UserError for an objective
+    without pairs.
     """
     task = task_of(experiment.objective)
     if not task.learns_pairs:
@@ -117,7 +119,7 @@ def compare_experiment(experiment: config.Experiment, launch: config.Launch, *, 
 
 
 def _encoded(rows: Rows, number: int) -> tuple[EncodedGroup, list[EncodedGroup]]:
-    """An example as a group, and its responses' conversations as groups of their own; reference log-probs are made up."""
+    """(example encoded as a group, each of its responses encoded as a group of its own), with made-up reference log-probs."""
     example = rows.examples[number]
     lone = [dataclasses.replace(example, record=example.record.replace_responses([r])) for r in example.record.responses]
     alone = [rows.encoder.encode(one) for one in lone]

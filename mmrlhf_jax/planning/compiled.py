@@ -1,4 +1,4 @@
-"""What a compiled program's text and the compiler's books say of it: memory, FLOPs, collectives, the roofline."""
+"""Figures of a compiled program, from its HLO text and its buffer assignment: memory, FLOPs, collectives, roofline."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mmrlhf_jax.planning.roofline import Collective, Roofline, collectives, hbm_
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """One program. With `memory` None it does not fit: `needed` is what the compiler found that it takes."""
+    """One compiled program. If `memory` is None it does not fit, and `needed` is the compiler's figure for what it needs."""
 
-    seconds: float  # of compiling, when it was compiled
-    machine_code: bool  # False: the compiler was stopped before
-    needed: int
+    seconds: float  # compile time (of the first compilation, if it comes from the cache)
+    machine_code: bool  # False: the compiler was stopped before generating machine code
+    needed: int  # bytes per device
     memory: Memory | None
     device_flops: float | None
     collectives: list[Collective]
     roofline: Roofline | None
-    uncounted_loops: int = 0  # whose trips the program does not say: FLOPs, collectives and times are then too few
-    reduced_whole: tuple[str, ...] = ()  # gradients, where they should be scattered
-    gathered_activations: tuple[str, ...] = ()  # over the axis that shares the rows
+    uncounted_loops: int = 0  # loops with unknown trip count, counted once; FLOPs, collectives and times are then too low
+    reduced_whole: tuple[str, ...] = ()  # gradients that are all-reduced instead of reduce-scattered (`audit`)
+    gathered_activations: tuple[str, ...] = ()  # activations that are gathered over the row axis (`audit`)
 
 
 def read_program(
@@ -36,8 +36,8 @@ def read_program(
     skipped: float = 0.0,
     parameters: dict[int, int] | None = None,
 ) -> Compiled:
-    """`skipped`: FLOPs per device that the text counts and kernels are known to leave out; `parameters`: sizes
-    (`audit.used_sizes`) by which what is sent is judged."""
+    """Analyse a program. `skipped` are FLOPs per device that the HLO text counts but attention kernels skip; `parameters` are
+    sizes (`audit.used_sizes`) for the audit of its communication, which is left out if None."""
     if program.text is None:
         return Compiled(program.seconds, program.machine_code, program.needed, None, None, [], None)
     module = parse(program.text)

@@ -1,6 +1,6 @@
-"""What a train step computes, counted from shapes: recomputation, padding and blocks above the diagonal included.
+"""The FLOPs that a train step executes, counted from shapes, including rematerialisation, padding and masked attention blocks.
 
-The analytic side of a plan: a compiled program that counts much more does work twice that it should not.
+A plan compares this count with that of the compiled program: if the program has many more FLOPs, it computes something twice.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from mmrlhf_jax.training.work import Work, useful_flops
 
 @dataclasses.dataclass(frozen=True)
 class Executed:
-    """Matrix FLOPs of one step on all devices, a multiply-add counting 2.
+    """Matrix FLOPs of one step on all devices; a multiply-add counts 2.
 
-    `total` is what the program can come to, as its text says it; of these the attention kernel leaves out `skipped`, the blocks
-    that the workload's masks hide. `useful` are without padding, hidden pairs and recomputation.
+    `total` is the maximum, comparable with the program's text. The attention kernel skips `skipped` of them, in blocks that the
+    workload's masks hide completely. `useful` excludes padding, masked pairs and rematerialisation.
     """
 
     total: float
@@ -61,16 +61,17 @@ def _useful_work(workload: Workload, rows: int) -> Work:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionWork:
-    """Of one row: (query, key) pairs computed per head on all devices, and matrix products over them in one step."""
+    """Attention of one row: (query, key) pairs computed per head, summed over devices, and matrix products per pair and
+    step."""
 
     pairs: float
     products: int
-    block: int | None  # of the kernel that visits visible blocks only; None: every pair is computed
+    block: int | None  # block size of the kernel that skips hidden blocks; None if every pair is computed (XLA)
 
 
 def _text_attention(model: ModelConfig, experiment: config.Experiment, slots: int, mesh: Mesh) -> AttentionWork:
-    """Two products forward, by XLA four backward, by the kernels seven (both recompute the scores), and the forward ones of
-    every recomputation of a layer."""
+    """Two products in the forward pass; in the backward pass four by XLA or seven by the kernels (both of which recompute the
+    scores); and the forward products again if layers are rematerialised."""
     text = model.text
     forward, learns = 2 * (1 + _references(experiment)), _passes_on(experiment)
     recomputed = 2 * (experiment.model.remat != "none")
@@ -86,13 +87,14 @@ def _text_attention(model: ModelConfig, experiment: config.Experiment, slots: in
 
 
 def _xla_copies(heads: int, mesh: Mesh) -> int:
-    """On how many devices XLA computes each head of a row: on all that share the row, where these do not divide the heads."""
+    """How many devices compute the same head of a row under XLA: more than one if the devices that share a row do not divide
+    the number of heads."""
     axes = axes_in(fit(spec("act_heads"), (heads,), mesh)[0])
     return mesh.shape["tensor"] * mesh.shape["context"] // prod(mesh.shape[axis] for axis in axes)
 
 
 def _kernel_copies(keys: tuple[int, int, int, int], experiment: config.Experiment, mesh: Mesh, *, causal: bool) -> float | None:
-    """On how many devices the kernel computes each row and head; None where XLA computes the attention."""
+    """How many devices compute the same row and head with the kernel; None if XLA computes the attention."""
     if not uses_kernel(experiment.model.attention, mesh.devices.flat[0].platform):
         return None
     split = kernel_split(keys, mesh, mesh.axis_names, causal=causal)
@@ -100,7 +102,7 @@ def _kernel_copies(keys: tuple[int, int, int, int], experiment: config.Experimen
 
 
 def _learns(experiment: config.Experiment, part: str) -> bool:
-    """As a whole: not through adapters."""
+    """Whether the part's own weights learn (not only adapters)."""
     adapted = experiment.lora.parts if experiment.lora else ()
     return getattr(experiment.trains, part) and part not in adapted
 
@@ -116,7 +118,8 @@ def _references(experiment: config.Experiment) -> int:
 
 
 def _language(model: ModelConfig, experiment: config.Experiment) -> float:
-    """Per slot, without attention. Recomputing a layer leaves out its last product, whose result nothing asks for."""
+    """FLOPs of the language model's layers per slot, without attention. Rematerialising a layer omits its last product, because
+    the backward pass does not use its result."""
     text, width = model.text, model.text.heads * model.text.head_dim
     block = text.hidden_size * (2 * width + 2 * text.kv_heads * text.head_dim + 3 * text.intermediate_size)
     passes_on = _passes_on(experiment)
@@ -126,7 +129,7 @@ def _language(model: ModelConfig, experiment: config.Experiment) -> float:
 
 
 def _xla_pairs(slots: int) -> float:
-    """Queries times keys of the blocks that `attention.xla` computes in a row."""
+    """The (query, key) pairs of the blocks that `attention.xla` computes in a row."""
     if slots <= DENSE_LIMIT:
         return slots**2
     size = min(max(slots // 4, QUERY_BLOCKS[0]), QUERY_BLOCKS[1])
@@ -134,13 +137,13 @@ def _xla_pairs(slots: int) -> float:
 
 
 def _vocabulary(model: ModelConfig, experiment: config.Experiment) -> float:
-    """Per target: forward, and backward once more before its two products."""
+    """FLOPs of the vocabulary projection per target: forward, recomputed in the backward pass, and the gradients' products."""
     times = 1 + _references(experiment) + 2 * _passes_on(experiment) + _learns(experiment, "language_model")
     return 2 * model.text.hidden_size * model.text.vocab_size * times
 
 
 def _projector(model: ModelConfig, experiment: config.Experiment) -> float:
-    """Per tile. Its first layer passes gradients on only to a tower that learns."""
+    """FLOPs of the projector per tile. Its first layer computes input gradients only if the vision tower learns."""
     work = model.projector_work
     weights, tower = _learns(experiment, "projector"), experiment.trains.vision_tower
     first = work.first * (1 + _references(experiment) + weights + tower)
@@ -149,7 +152,7 @@ def _projector(model: ModelConfig, experiment: config.Experiment) -> float:
 
 
 def _vision(model: ModelConfig, experiment: config.Experiment, mesh: Mesh, tiles: int) -> float:
-    """Per tile."""
+    """FLOPs of the vision tower per tile."""
     tower, slots = model.tower_work, model.tower_work.slots
     products = 2 * (tower.layers * tower.layer_products * slots + tower.embedding_products)
     times, recomputed = 1 + _references(experiment), experiment.model.remat == "full"
@@ -157,7 +160,7 @@ def _vision(model: ModelConfig, experiment: config.Experiment, mesh: Mesh, tiles
     keys = experiment.batch.rows // experiment.batch.accumulation * tiles, slots, tower.heads, tower.width // tower.heads
     copies = _kernel_copies(keys, experiment, mesh, causal=False)
     padded = slots if copies is None else slots + -slots % block_size(slots, 1, causal=False)
-    # As in a row of text: two products forward, four backward, with the kernels seven.
+    # As for text: two products forward; backward four by XLA, seven by the kernels.
     attended = 2 * times + passes_on * (4 + 2 * recomputed if copies is None else 7 + 2 * (experiment.model.remat != "none"))
     times += passes_on * (1 + _learns(experiment, "vision_tower") + recomputed)
     return times * products + tower.layers * attended * 2 * tower.width * padded**2 * (copies or 1)

@@ -1,4 +1,4 @@
-"""`mmrlhf plan --fit`: the fastest of the ways to lay an experiment on a launch file's devices that fits."""
+"""`mmrlhf plan --fit`: searches mesh, accumulation and remat policy for the fastest layout that fits in memory."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from mmrlhf_jax.planning.plan import Plan, make_plan
 from mmrlhf_jax.planning.workload import Workload
 from mmrlhf_jax.progress import say
 
-# Splits of a row over devices: (tensor, context).
+# Sizes of the mesh axes (tensor, context), by which devices share a row.
 SPLITS = ((1, 1), (1, 2), (2, 1), (1, 4), (2, 2), (4, 1))
-REMAT = ("dots", "full")  # the one that recomputes less first
+REMAT = ("dots", "full")  # ordered by the amount of recomputation
 TRIES = 12
 
 
 def candidates(experiment: config.Experiment, launch: config.Launch, devices: int) -> Iterator[tuple]:
-    """(experiment, launch) by rows per device, remat policy and mesh: those that divide, the most promising first.
+    """Yield (experiment, launch) for all meshes, remat policies and accumulations that divide, the most promising first.
 
-    The accumulation is in both: as the experiment's, and as the launch's `rows_per_device` that gives it.
+    The accumulation is set in both: as `batch.accumulation`, and as the `rows_per_device` that gives it.
     """
     given = experiment.batch.accumulation
     tried = (given,) if given else (1,) if experiment.objective.looks_at_batch else (1, 2, 4, 8)
@@ -48,10 +48,11 @@ def best_fit(
     tries: int = TRIES,
     workload: Workload | None = None,
 ) -> tuple[Plan, config.Experiment, config.Launch]:
-    """Compile candidates as far as their memory and keep the shortest step bound that fits. UserError where none does.
+    """Compile candidates without machine code and return the one that fits with the lowest bound on step time. UserError if
+    none fits.
 
-    More pieces than one that fits only cost time, so for each mesh and policy the first accumulation that fits is the last; and
-    where rows need not be taken in pieces at all, neither is more recomputed.
+    More accumulation than necessary only costs time, so for each mesh and remat policy the search stops at the first
+    accumulation that fits. If a mesh fits without accumulation, policies that recompute more are not tried.
     """
     found, left, best, settled, least = 0, 0, None, set(), None
     for candidate, place in candidates(experiment, launch, devices):
@@ -83,7 +84,7 @@ def best_fit(
 
 
 def as_overrides(experiment: config.Experiment, launch: config.Launch) -> str:
-    """What to write for a candidate: `--set` options, and the launch file's rows per device and mesh."""
+    """How to write a candidate's settings, in words: `--set` options, and the launch file's rows per device and mesh."""
     place = f"rows_per_device: {launch.rows_per_device} and mesh: {_mesh(launch)}"
     return f"--set model.remat={experiment.model.remat}, and in the launch file {place}"
 

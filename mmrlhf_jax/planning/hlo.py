@@ -1,4 +1,4 @@
-"""A compiled program's text as computations and instructions, and what a run of it executes: every loop body by its trip count.
+"""Parses the HLO text of a compiled program, and lists the instructions that a run executes, loop bodies times trip counts.
 
 XLA's own `cost_analysis` counts a loop's body once, whatever its trip count, so a scan over layers would count as one layer.
 """
@@ -25,7 +25,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 class Array:
     dtype: str
     shape: tuple[int, ...]
-    space: int = dataclasses.field(default=0, compare=False)  # of memory: 0 is the device's main memory, others are on the chip
+    space: int = dataclasses.field(default=0, compare=False)  # memory space: 0 is HBM, others are on-chip memories
 
     @property
     def elements(self) -> int:
@@ -40,8 +40,8 @@ class Array:
 class Instruction:
     name: str
     opcode: str
-    arrays: tuple[Array, ...]  # of the result; a tuple's one after the other
-    operands: tuple[str, ...]  # names; of a parameter its number, of a constant its value
+    arrays: tuple[Array, ...]  # the result; for a tuple, its arrays in order
+    operands: tuple[str, ...]  # names of instructions; for a parameter its number, for a constant its value
     attributes: str
 
     @property
@@ -50,7 +50,7 @@ class Instruction:
 
     @property
     def called(self) -> dict[str, list[str]]:
-        """Computations by the role that they are called in."""
+        """Names of called computations, by role ("body", "condition", "to_apply", ...)."""
         found: dict[str, list[str]] = {}
         for role, one, several in _CALLED.findall(self.attributes):
             found.setdefault(role, []).extend([one] if one else _OPERAND.findall(several))
@@ -71,12 +71,13 @@ class Module:
 
     @property
     def uncounted_loops(self) -> int:
-        """Of what a run executes, loops whose trip count the text does not say; their bodies are counted once."""
+        """The number of executed loops whose trip count cannot be found; their bodies are counted once."""
         loops = (each for each in self.executed() if each[1].opcode == "while")
         return sum(self._trips(computation, loop) is None for computation, loop, _, _ in loops)
 
     def executed(self) -> Iterator[tuple[Computation, Instruction, float, bool]]:
-        """(computation, instruction, times, inside a fusion) for all that one run executes; of a conditional all branches."""
+        """Yield (computation, instruction, times, is inside a fusion) for all that one run executes; all branches of a
+        conditional count as executed."""
         yield from self._walk(self.entry, 1.0, False)
 
     def _walk(self, name: str, times: float, fused: bool):
@@ -94,7 +95,8 @@ class Module:
                     yield from self._walk(callee, times, inside)
 
     def _trips(self, computation: Computation, loop: Instruction) -> int | None:
-        """How often a loop's body runs: as XLA noted it, or from `counter < limit` and what the body adds to the counter."""
+        """A loop's trip count: as annotated by XLA, or from its condition `counter < limit` and the body's increment. None if
+        neither can be found."""
         noted = _TRIPS.search(loop.attributes)
         if noted:
             return int(noted[1])
@@ -113,7 +115,7 @@ class Module:
 
 
 def _element(computation: Computation, name: str, place: int) -> str:
-    """The instruction that a tuple has at a place; "" where the text does not say."""
+    """The name of the operand at index `place` of a tuple instruction; "" if `name` is no tuple instruction."""
     made = computation.instructions.get(name)
     return made.operands[place] if made is not None and made.opcode == "tuple" else ""
 
@@ -132,7 +134,7 @@ def _constant(computation: Computation, name: str) -> int | None:
 
 
 def _added(module: Module, computation: Computation, name: str) -> int | None:
-    """What an instruction adds to a counter: its addition's constant, through copies and fusions; None = it is not said."""
+    """The constant that an instruction adds to a counter, looked up through copies and fusions; None if it is not found."""
     instruction = _behind_copies(computation, name)
     if instruction is not None and instruction.opcode == "fusion":
         inner = module.computations[instruction.called["calls"][0]]
@@ -143,7 +145,7 @@ def _added(module: Module, computation: Computation, name: str) -> int | None:
 
 
 def parse(text: str) -> Module:
-    """From `compiled.as_text()`."""
+    """Parse the text of `compiled.as_text()` or of an XLA dump."""
     computations, entry, current = {}, "", None
     for line in text.splitlines():
         header = _HEADER.match(line) if not line.startswith(" ") else None
@@ -171,7 +173,7 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _balanced(text: str) -> int:
-    """One past the parenthesis that closes the first one."""
+    """The index after the parenthesis that closes the first one."""
     depth = 0
     for i, char in enumerate(text):
         depth += (char == "(") - (char == ")")
@@ -185,7 +187,7 @@ def _ints(text: str) -> tuple[int, ...]:
 
 
 def flops(module: Module) -> float:
-    """Matrix FLOPs of one run on one device (a multiply-add counts 2), kernels by the estimate that they carry."""
+    """Matrix FLOPs of one run on one device (a multiply-add counts 2); for kernels, the cost estimate in their attributes."""
     total = 0.0
     for computation, instruction, times, _ in module.executed():
         match instruction.opcode:
@@ -206,8 +208,8 @@ def _dot(computation: Computation, dot: Instruction) -> float:
 
 
 def _convolution(computation: Computation, conv: Instruction) -> float:
-    """TPUs run matrix products as convolutions, batched ones with dilated windows that mostly meet padding: only what a window
-    has of the input counts."""
+    """FLOPs of a convolution. TPUs run matrix products as convolutions, batched ones with dilated windows that lie mostly in
+    the padding, so only window positions inside the input count."""
     left, right = (computation.instructions[name].arrays[0] for name in conv.operands[:2])
     lhs, rhs, out = re.split(r"_|->", re.search(r"dim_labels=([\w>\-]+)", conv.attributes)[1])
     window = dict(re.findall(r"(\w+)=([\w\-x]+)", (re.search(r"window=\{([^}]*)\}", conv.attributes) or ["", ""])[1]))
@@ -231,10 +233,10 @@ def _convolution(computation: Computation, conv: Instruction) -> float:
 
 
 def _valid_positions(count: int, size: int, length: int, stride: int, dilate: int, base: int, low: int) -> int:
-    """How many (output, window) positions of one dimension meet an element of the input."""
+    """How many (output, window) positions of one dimension fall on an element of the input, not on padding."""
     if size == 1 and base == 1 and low == 0 and (count - 1) * stride < length:
         return count
-    if size == count and count == length and count > 1024:  # a batch dimension: each position meets its own
+    if size == count and count == length and count > 1024:  # a batch dimension: each position uses only its own element
         return count
     reach = (length - 1) * base
     starts = range(-low, -low + count * stride, stride)

@@ -1,4 +1,5 @@
-"""`mmrlhf plan`: the real train step, compiled for a pod that is not here. What it takes, what it sends, how fast it can be."""
+"""`mmrlhf plan`: compiles the real train step for a launch file's devices, without having them, and reports memory, collectives
+and bounds on speed."""
 
 from __future__ import annotations
 
@@ -38,14 +39,14 @@ from mmrlhf_jax.training.optimizer import make_optimizer
 from mmrlhf_jax.training.state import TrainState
 from mmrlhf_jax.training.step import Step, make_eval_step, make_train_step
 
-PLANNED_STEPS = 1000  # of the schedule; the program is the same for any number
+PLANNED_STEPS = 1000  # length of the learning rate schedule, which does not change what is planned
 NOTHING = config.Trains(projector=False, newline=False, language_model=False, reward_head=False)
-PROMPT, NEW_TOKENS = 4096, 512  # of the generation that is planned beside the step
+PROMPT, NEW_TOKENS = 4096, 512  # tokens of the generation that is planned beside the step
 
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """A forward pass of a run over a batch: its program, and what stays on each device beside it, in bytes."""
+    """A forward pass of a run over a batch: its program, and the bytes per device of arrays that stay allocated meanwhile."""
 
     program: Compiled
     resident: int
@@ -62,16 +63,16 @@ class Plan:
     chip: Chip
     mesh: dict[str, int]
     devices: int
-    rows: int  # of the global batch
-    accumulation: int  # pieces that a step takes them in
+    rows: int  # rows of the global batch
+    accumulation: int  # pieces of gradient accumulation
     workload: Workload
     model_source: str
     step: Compiled
-    executed: Executed  # one step, all devices: counted from shapes
+    executed: Executed  # FLOPs of one step on all devices, counted from shapes
     generation: Compiled | None
-    passes: dict[str, Pass]  # by name: what the run computes beside the steps
-    advice: str | None  # where it does not fit
-    stand_in: bool  # compiled for CPU devices in the place of GPUs
+    passes: dict[str, Pass]  # by name (`PASSES`): evaluation and reference pass
+    advice: str | None  # what to change; None if the plan fits
+    stand_in: bool  # compiled for CPU devices that stand in for GPUs
 
     @property
     def peak(self) -> int:
@@ -120,12 +121,11 @@ def make_plan(
     quick: bool = False,
     workload: Workload | None = None,
 ) -> Plan:
-    """Compile the experiment for the launch file's devices; with `quick` as far as a plan needs it.
+    """Compile the experiment for the launch file's devices; with `quick`, without machine code.
 
-    `passes`: also the evaluation of held-out data and the pass for reference log-probs, where the experiment has them.
-
-    `workload`: as `find_workload` found it for this experiment, whatever its mesh, accumulation and remat policy.
-    UserError where the two do not go together.
+    With `passes`, the evaluation of held-out data and the reference pass are planned too, if the experiment has them.
+    `workload` is the result of `find_workload`, which does not depend on mesh, accumulation and remat policy. `names` are those
+    of experiment and launch file, for messages. UserError if the experiment does not divide over the devices.
     """
     sizes, source = model_sizes(experiment)
     mesh = launch_mesh(launch)
@@ -138,7 +138,7 @@ def make_plan(
     executed = executed_flops(sizes, experiment, workload, mesh)
     say(f"{names[0]} on {names[1]}: {source}; {workload.source}; {mesh.size} devices, compiling")
     platform = "cpu" if stand_in else "tpu"
-    quick = stand_in or (quick and launch.accelerator is not None)  # machine code for a CPU says nothing of a GPU
+    quick = stand_in or (quick and launch.accelerator is not None)  # machine code of a CPU says nothing about a GPU
 
     def compiled(lower: Lowering, **judged) -> Compiled:
         if quick:
@@ -147,7 +147,7 @@ def make_plan(
             program = compile_lowered(*lower(experiment, launch))
         return read_program(program, dict(mesh.shape), launch.mesh.slices, chip, **judged)
 
-    parameters = None  # of stand-ins' collectives some become others for GPUs: an all-reduce of which a piece is kept
+    parameters = None  # no audit of stand-ins: for GPUs, XLA turns some of their all-reduces into reduce-scatters
     if not stand_in:
         with use_mesh(mesh):
             _, state, _ = step_arguments(experiment, sizes, mesh)
@@ -185,7 +185,8 @@ def launch_mesh(launch: config.Launch) -> Mesh:
 
 
 def model_sizes(experiment: config.Experiment) -> tuple[ModelConfig, str]:
-    """The model's sizes and where they are from: its own directory, or the published ones of its name."""
+    """(the model's sizes, their source): read from its directory, or the published sizes if there is no directory. UserError if
+    there are neither."""
     path = experiment.model.path
     published = published_config(path)
     try:
@@ -200,13 +201,13 @@ def model_sizes(experiment: config.Experiment) -> tuple[ModelConfig, str]:
 
 
 def with_budget(experiment: config.Experiment, budget: Budget) -> config.Experiment:
-    """The experiment with nothing of its rows' size left to the data."""
+    """The experiment with every size of its rows set explicitly, instead of derived from the data."""
     return experiment.model_copy(update={"batch": experiment.batch.model_copy(update=dataclasses.asdict(budget))})
 
 
 def lower_step(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:
-    """`training.loop`'s train step, lowered for abstract arguments, these, and their mesh. The experiment says all sizes, and
-    in how many pieces the rows are taken."""
+    """(the lowered train step of `training.loop`, its abstract arguments, their mesh). The experiment must set all row sizes
+    and the accumulation."""
     sizes, _ = model_sizes(experiment)
     mesh = launch_mesh(launch)
     with use_mesh(mesh), matmul_precision(experiment.model.dtype):
@@ -215,7 +216,7 @@ def lower_step(experiment: config.Experiment, launch: config.Launch) -> tuple[ja
 
 
 def step_arguments(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh) -> tuple[Step, TrainState, RowBatch]:
-    """The train step, and an abstract state and batch for it."""
+    """(train step, abstract state, abstract batch)."""
     task = task_of(experiment.objective)
     tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, experiment.guard)
     model = abstract_model(sizes, experiment, mesh)
@@ -235,13 +236,13 @@ def step_arguments(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh
 
 
 def run_passes(experiment: config.Experiment) -> list[str]:
-    """Names in `PASSES` of what a run of the experiment computes beside its steps."""
+    """The names in `PASSES` of the forward passes that a run of the experiment computes beside its steps."""
     found = [] if experiment.data.held_out is None else ["evaluation"]
     return [*found, "reference"] if task_of(experiment.objective).reference == "cached" else found
 
 
 def lower_evaluation(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:
-    """`training.loop`'s evaluation of one batch of held-out rows, as `lower_step`."""
+    """Like `lower_step`, for the evaluation of one batch of held-out rows."""
     sizes, _ = model_sizes(experiment)
     mesh = launch_mesh(launch)
     with use_mesh(mesh), matmul_precision(experiment.model.dtype):
@@ -252,7 +253,7 @@ def lower_evaluation(experiment: config.Experiment, launch: config.Launch) -> tu
 
 
 def lower_reference(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:
-    """`training.loop`'s pass for reference log-probs over one batch, as `lower_step`."""
+    """Like `lower_step`, for the reference log-probs of one batch."""
     sizes, _ = model_sizes(experiment)
     mesh = launch_mesh(launch)
     with use_mesh(mesh), matmul_precision(experiment.model.dtype):
@@ -265,14 +266,15 @@ PASSES = {"evaluation": lower_evaluation, "reference": lower_reference}
 
 
 def resident_bytes(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh) -> dict[str, int]:
-    """By pass, what is on each device beside its program's own arguments: nothing before the optimizer's state is made."""
+    """Bytes per device, by pass, of allocated arrays that are not arguments of its program: for the evaluation the optimizer's
+    state; none for the reference pass, which runs before that state exists."""
     _, state, _ = _pass_arguments(experiment, sizes, mesh)
-    start = () if task_of(experiment.objective).reference == "live" else state.start  # which a live reference computes with
+    start = () if task_of(experiment.objective).reference == "live" else state.start  # a live reference has it as argument
     return {"evaluation": held_bytes((state.opt_state, start)), "reference": 0}
 
 
 def _pass_arguments(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState, RowBatch]:
-    """The module, and an abstract state and batch for it, of the rows of one piece of a step."""
+    """(graphdef, abstract state, abstract batch) of a forward pass over the rows of one accumulation piece."""
     batch = experiment.batch
     tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, experiment.guard)
     keep_start = task_of(experiment.objective).reference == "live"
@@ -281,7 +283,7 @@ def _pass_arguments(experiment: config.Experiment, sizes: ModelConfig, mesh: Mes
 
 
 def lower_generation(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:
-    """`inference.generate` in the compute dtype: one prompt with one picture per batch shard."""
+    """Like `lower_step`, for `inference.generate`: weights in the compute dtype, one prompt with one image per batch shard."""
     sizes, _ = model_sizes(experiment)
     mesh = launch_mesh(launch)
     inference = config.Model(path=experiment.model.path, dtype=experiment.model.dtype, frozen_dtype=experiment.model.dtype)
@@ -304,7 +306,7 @@ def _prompt_budget() -> Budget:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """The form that other programs read."""
+    """The plan as a JSON object, for other programs."""
     memory, roofline = plan.step.memory, plan.step.roofline
     return {
         "experiment": plan.experiment,

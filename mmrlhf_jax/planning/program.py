@@ -1,7 +1,7 @@
-"""Compiling for devices that need not be here. What the compiler said is kept on disk: the same program is compiled once.
+"""Ahead-of-time compilation for devices that need not be present. Results are cached on disk, keyed by the program.
 
-Nine tenths of a compilation are machine code. All that a plan reads, the scheduled program and its buffers, is
-there before: `optimise` stops at that point. Only a whole compilation shows that the code generator refuses nothing.
+Nine tenths of the compile time are machine code generation. A plan reads only the scheduled program and its buffer assignment,
+which exist before that, so `optimise` stops there. Only a complete compilation shows that code generation succeeds.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_atomically
 
-# What the compiler writes down before machine code; then, by platform, what it writes behind these.
+# Dumps that the compiler writes before generating machine code; then, by platform, the dump that it writes after these.
 _OPTIMISED, _BUFFERS = "*after_optimizations.txt", "*after_optimizations-buffer-assignment.txt"
 _ASSIGNED = {"tpu": "*_after_buffer_assignment.txt", "cpu": "*after_optimizations-memory-usage-report.txt"}
-_FINGERPRINT, _REFUSED = "fingerprint", "refused"  # files of the process that is ended
+_FINGERPRINT, _REFUSED = "fingerprint", "refused"  # files by which the compiling process reports to its parent
 _ALLOCATION = re.compile(r"^allocation \d+: size (\d+)(.*)$", re.MULTILINE)
-# What XLA does to programs for CPUs alone: float32 in the place of bfloat16, which their machine code wants and GPUs' does not.
+# Disables passes that XLA runs only for CPUs: they replace bfloat16 by float32, which programs for GPUs keep.
 _FOR_CPUS = "--xla_disable_hlo_passes=all-reduce-promotion,float-normalization-bf16"
 POLL_SECONDS = 0.2
-# How libtpu says that a program does not fit: with temporaries alone, or with all that is used.
+# libtpu's messages for a program that does not fit; the first gives the size of temporaries, the second the total.
 _TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM")
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# Beside the program and its devices these decide what comes out of the compiler.
+# Part of the cache key, because they change the compiler's output.
 _PACKAGES, _FLAGS = ("jax", "jaxlib", "libtpu"), ("LIBTPU_INIT_ARGS", "XLA_FLAGS")
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes per device. `aliased` outputs live where arguments did."""
+    """Bytes per device. `aliased` counts outputs that reuse the buffers of donated arguments."""
 
     arguments: int
     outputs: int
@@ -62,13 +62,13 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """With `memory` and `text` None it does not fit: `needed` is what the compiler found that it takes."""
+    """A compiler's result. If `memory` and `text` are None the program does not fit, and `needed` is the compiler's figure."""
 
-    seconds: float  # of compiling
-    needed: int
+    seconds: float  # compile time
+    needed: int  # bytes per device
     memory: Memory | None
-    text: str | None
-    machine_code: bool = True  # False: the compiler was stopped before
+    text: str | None  # optimised HLO
+    machine_code: bool = True  # False: the compiler was stopped before generating machine code
 
 
 def kept_programs() -> Path:
@@ -76,7 +76,7 @@ def kept_programs() -> Path:
 
 
 def compile_lowered(lowered: jax.stages.Lowered, arguments, mesh: Mesh) -> Program:
-    """A program that exceeds the devices' memory is a result, not an error.
+    """Compile a program, or read the cached result. A program that exceeds the devices' memory is a result, not an error.
 
     `arguments` are those that it was lowered for: abstract arrays with shardings.
     """
@@ -93,10 +93,11 @@ Lowering = Callable[..., tuple[jax.stages.Lowered, Any, Mesh]]
 
 
 def optimise(lower: Lowering, *what, platform: Literal["tpu", "cpu"]) -> Program:
-    """As `compile_lowered` of `lower(*what)` for devices of that platform, without machine code. "cpu" is for stand-ins: the
-    program is not one that a CPU could run.
+    """Like `compile_lowered` of `lower(*what)`, but without machine code. With platform "cpu", for devices that stand in for
+    GPUs, the program is not one that a CPU could run.
 
-    A process of its own lowers and compiles, and is ended when the compiler has written down what is read here.
+    A child process lowers and compiles; it is killed once the compiler has written the dumps that are read here. UserError if
+    lowering raises it, or if the child ends without a result.
     """
     with tempfile.TemporaryDirectory() as name:
         folder, started, assigned = Path(name), time.monotonic(), _ASSIGNED[platform]
@@ -119,7 +120,7 @@ def optimise(lower: Lowering, *what, platform: Literal["tpu", "cpu"]) -> Program
 
 
 def _lower_and_compile(lower: Lowering, what: tuple, folder: Path, platform: str) -> None:
-    """In the process that is ended; what it finishes before, it keeps itself."""
+    """Runs in the child process. If it finishes before it is killed, it stores the result itself."""
     if platform == "cpu":
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FOR_CPUS}"
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -144,7 +145,7 @@ def _optimised(folder: Path, seconds: float) -> Program:
 
 
 def assigned_memory(text: str) -> Memory:
-    """Of XLA's buffer assignment: every allocation in the devices' main memory (colour 0, which goes unsaid)."""
+    """Memory from the text of XLA's buffer assignment: all allocations in HBM (colour 0, which the text does not mention)."""
     sizes = Counter()
     for size, rest in _ALLOCATION.findall(text):
         if "color" not in rest:
@@ -199,13 +200,15 @@ def _compile(lowered: jax.stages.Lowered, arguments, folder: Path) -> Program:
 
 
 def _text(folder: Path) -> str | None:
-    """The plug-in's own: newer instructions of libtpu do not always survive the way back through jaxlib."""
+    """The HLO text that the plug-in dumped. It is preferred to `as_text`, because jaxlib cannot print some of libtpu's newer
+    instructions."""
     texts = sorted(folder.glob(_OPTIMISED), key=lambda path: path.stat().st_size)
     return texts[-1].read_text() if texts else None
 
 
 def needed_bytes(message: str, arguments: int) -> int | None:
-    """What a program takes that does not fit, by the compiler's message; None if that says something else."""
+    """Bytes that a program needs, from the compiler's out-of-memory message; None if the message is another one. `arguments`
+    are the bytes of its arguments."""
     temporaries, used = _TEMPORARIES.search(message), _USED.search(message)
     if temporaries:
         return int(float(temporaries[1]) * _UNITS[temporaries[2]]) + arguments
@@ -213,6 +216,6 @@ def needed_bytes(message: str, arguments: int) -> int | None:
 
 
 def held_bytes(tree) -> int:
-    """Bytes of a tree of abstract arrays on one device."""
+    """Bytes per device of a tree of abstract arrays; arrays without a sharding are left out."""
     leaves = [x for x in jax.tree.leaves(tree) if getattr(x, "sharding", None) is not None]
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)

@@ -1,4 +1,4 @@
-"""Where a compiled step's time goes at best: matrix units, memory, links. Loops count by their trips."""
+"""Roofline of a compiled step: lower bounds on the time of matrix units, HBM and interconnect. Loops count by trip count."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All executions of one kind over one mesh axis in one step. `bytes` per device: the larger side of each, summed."""
+    """All collectives of one kind over the same mesh axes in one step. `bytes` is the sum per device of the larger of each
+    one's operands and results."""
 
     kind: str
     axis: str
     bytes: int
     count: int
     largest: int  # bytes of the largest single one
-    seconds: float  # at the links' full bandwidth
+    seconds: float  # at full bandwidth of the links
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One collective of a program's text."""
+    """One collective instruction of a program's text."""
 
     kind: str
-    axes: tuple[str, ...]  # of the mesh
-    devices: int  # of one group
-    arrays: tuple[Array, ...]  # the larger side: of a gather the results, of a reduce-scatter the operands
-    ring: bool  # one step of a ring: the arrays are what is handed on
+    axes: tuple[str, ...]  # mesh axes
+    devices: int  # devices in one group
+    arrays: tuple[Array, ...]  # the larger of operands and results: results of an all-gather, operands of a reduce-scatter
+    ring: bool  # one step of a ring; `arrays` are the shards that are passed on
     bytes: int
-    times: float  # how often it runs in a step
-    seconds: float  # of one run
+    times: float  # executions per step
+    seconds: float  # per execution
 
 
 def messages(module: Module, mesh_shape: dict[str, int], slices: dict[str, int], chip: Chip) -> list[Message]:
+    """The collectives that a program executes. `slices` are the factors of the mesh axes that run over the network."""
     found, rings = [], _rings(module)
     for computation, instruction, times in _once(module):
         if instruction.opcode == "send" and _MEGASCALE in instruction.attributes:
@@ -54,7 +56,7 @@ def messages(module: Module, mesh_shape: dict[str, int], slices: dict[str, int],
         axes, devices = _axes(instruction, mesh_shape)
         if not axes:
             continue
-        # A TPU's reduce-scatter is a fusion around an all-reduce of which each device keeps its piece.
+        # On TPUs a reduce-scatter is a fusion of an all-reduce and a slice.
         if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
             kind = "reduce-scatter"
         passes = _passes(kind, devices)
@@ -71,7 +73,7 @@ def messages(module: Module, mesh_shape: dict[str, int], slices: dict[str, int],
     return found
 
 
-# How libtpu writes what crosses the network between slices: a host of each slice sends its part and receives the sum.
+# libtpu writes collectives between slices as sends with this attribute: a host of each slice sends its part, receives the sum.
 _MEGASCALE = "xla_megascale_runtime"
 
 
@@ -93,7 +95,7 @@ def _between_slices(send: Instruction, times: float, slices: dict[str, int], chi
 
 
 def collectives(sent: Sequence[Message]) -> list[Collective]:
-    """By kind and mesh axes ("fsdp", or "data+fsdp" where one spans both), largest first."""
+    """Sum the messages by kind and mesh axes ("fsdp", or "data+fsdp" for one that spans both), largest first."""
     found: dict[tuple[str, str], list[Message]] = defaultdict(list)
     for each in sent:
         found[each.kind, "+".join(each.axes)].append(each)
@@ -112,15 +114,17 @@ def collectives(sent: Sequence[Message]) -> list[Collective]:
 
 
 def _passes(kind: str, devices: int) -> float:
-    """How often its bytes go into a device, on a ring."""
+    """How many times a collective's bytes enter each device in a ring algorithm."""
     share = (devices - 1) / max(devices, 1)
     return {"all-reduce": 2 * share, "collective-permute": 1}.get(kind, share)
 
 
 def _once(module: Module) -> Iterator[tuple[Computation, Instruction, float]]:
-    """Every collective with how often it runs. One that is spread over the operations beside it has its start, its steps and
-    its end in several fusions, all on one channel: it runs as often as the rarest of them. A reduce-scatter is in one fusion;
-    where its channel comes twice, a loop's first trip was taken out of the loop."""
+    """Yield (computation, instruction, executions) for every instruction, with each collective once.
+
+    libtpu overlaps a collective with other operations by spreading its start, steps and end over several fusions with the same
+    channel; it then runs as often as the rarest of them. A reduce-scatter lies in one fusion; if its channel occurs twice, a
+    loop's first iteration was peeled, and both count."""
     channels: dict[str, tuple[Computation, Instruction, float]] = {}
     for computation, instruction, times, fused in module.executed():
         spread = fused and "all-reduce-scatter" not in computation.name
@@ -133,8 +137,10 @@ def _once(module: Module) -> Iterator[tuple[Computation, Instruction, float]]:
 
 
 def _rings(module: Module) -> dict[str, str]:
-    """Collectives that are taken apart into the steps of a ring, by XLA beside the pieces of a matrix product or by `ring.py`:
-    what they are, by their place in the source, which the first and last steps, outside the ring's loop, share.
+    """Source location -> kind ("all-gather", "reduce-scatter") of collectives that are decomposed into a ring of permutes: by
+    XLA, to overlap them with a matrix product, or by `sharding.ring`.
+
+    The key is the source location because the ring's first and last steps lie outside its loop but have the same location.
     """
     found = {}
     for computation in module.computations.values():
@@ -180,7 +186,8 @@ def _first_group(attributes: str) -> list[int]:
 
 
 def _named_group(mesh: str, axes: str) -> list[int]:
-    """`mesh['a'=2,'b'=16]` and `'b'`, or `'b':(4)2` for the part of size 2 of b behind a part of size 4."""
+    """The first group for a mesh like `mesh['a'=2,'b'=16]` and axes like `'b'`; `'b':(4)2` means the factor of size 2 of b that
+    comes after a factor of size 4."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     order = re.search(r"\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)", mesh)
     ids = np.arange(np.prod(list(sizes.values())))
@@ -198,17 +205,17 @@ def _named_group(mesh: str, axes: str) -> list[int]:
 
 _PART = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
-# What moves no bytes of its own.
+# Instructions that move no bytes themselves.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "partition-id"}
 FREE |= {"after-all", "opt-barrier", "iota", "async-start", "async-update", "replica-id"}
 SLICES = ("dynamic-slice", "gather", "slice")
 
 
 def hbm_bytes(module: Module) -> float:
-    """Bytes of main memory that one run reads and writes on one device: operands and results of every instruction outside
-    fusions, those in memory on the chip left out.
+    """Bytes of HBM that one run reads and writes on one device: operands and results of fusions and of all instructions outside
+    them, except those in on-chip memory.
 
-    A fusion that slices an operand reads the slice, one that updates a part of its result in place writes the part.
+    A fusion that slices an operand counts as reading the slice; one that updates its result in place as writing the update.
     """
     total = 0.0
     for computation, instruction, times, fused in module.executed():
@@ -245,7 +252,7 @@ def _traffic(module: Module, computation: Computation, instruction: Instruction)
 
 
 def _read(module: Module, body: Computation, parameter: Instruction) -> int:
-    """Bytes of a parameter that a fusion's body reads: where it only slices it, perhaps in a fusion within, the slices."""
+    """Bytes of a parameter that a fusion's body reads: the slices if it only slices it (also in nested fusions), else all."""
     read = 0
     users = [i for i in body.instructions.values() if parameter.name in i.operands]
     for user in users:
@@ -261,13 +268,14 @@ def _read(module: Module, body: Computation, parameter: Instruction) -> int:
 
 
 def _parameters(computation: Computation) -> list[Instruction]:
-    """In the order of the operands that they stand for."""
+    """The parameters of a computation, in the order of its operands."""
     found = (i for i in computation.instructions.values() if i.opcode == "parameter")
     return sorted(found, key=lambda parameter: int(parameter.operands[0]))
 
 
 def _results(instruction: Instruction, operands: Sequence[Instruction]) -> tuple[Array, ...]:
-    """What an instruction makes. The tuple of an asynchronous one holds its operands as well: of a copy behind its result."""
+    """The arrays that an instruction computes. The tuple of an asynchronous start also contains its operands: for a copy after
+    the result, else before the results."""
     if not instruction.opcode.endswith("-start"):
         return instruction.arrays
     if instruction.opcode == "copy-start":
@@ -278,7 +286,7 @@ def _results(instruction: Instruction, operands: Sequence[Instruction]) -> tuple
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of one step on one device if each part ran alone at its peak; a step takes at least the longest."""
+    """Seconds of one step on one device if each resource were used at its peak; a step takes at least the largest of them."""
 
     compute_seconds: float
     hbm_seconds: float

@@ -1,4 +1,4 @@
-"""A plan for people: a page of text, and the matrix of experiments and launch files in docs/plans.md."""
+"""Plans as text: a page for one plan, and a Markdown table of experiments and launch files."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def _pieces(plan: Plan) -> str:
 
 
 def _placement(plan: Plan) -> list[str]:
-    """Whether what is sent is what has to be, where rows are split over an axis that parameters are stored over."""
+    """The results of the audit (`planning.audit`), as lines; none if rows are not sharded over `fsdp` or nothing was
+    audited."""
     if plan.step.memory is None or plan.mesh[ROWS] == 1 or plan.stand_in:
         return []
     whole, gathered = plan.step.reduced_whole, plan.step.gathered_activations
@@ -84,7 +85,7 @@ def _placement(plan: Plan) -> list[str]:
 
 
 def as_table(plans: Sequence[Plan]) -> str:
-    """Markdown: a row per launch file, a column per experiment, under the table the experiments that share a column."""
+    """A Markdown table: a row per launch file, a column per experiment; experiments that share a column are listed below it."""
     columns = list(dict.fromkeys(plan.experiment for plan in plans))
     meshes = {(plan.launch, _mesh(plan)) for plan in plans}
     chosen = len(meshes) > len({plan.launch for plan in plans})
@@ -105,13 +106,13 @@ def _mesh(plan: Plan) -> str:
 
 
 def _split(experiments: str) -> tuple[str, list[str]]:
-    """The experiment that a column is named after, and the others."""
+    """(the experiment that a column is named after, the others that share it)."""
     *others, one = experiments.split(", ")
     return one, others
 
 
 def _cell(plan: Plan) -> str:
-    """GiB per chip (~ of stand-ins), pairs/s at best (and what bounds them), chip-hours an epoch."""
+    """GiB per chip (with ~ for stand-ins), bound on pairs/s and the resource that limits it, chip-hours per epoch."""
     needed = f"{'~' if plan.stand_in else ''}{plan.peak / GiB:.1f}"
     if not plan.fits:
         return f"needs {needed}"
@@ -122,7 +123,7 @@ def _cell(plan: Plan) -> str:
 
 
 def write_table(page: str, plans: Sequence[Plan]) -> None:
-    """Put the table between its two marks. UserError where the file has no such marks."""
+    """Replace the table between the marks BEGIN and END of a Markdown file. UserError if the file lacks them."""
     path = epath.Path(page)
     text = path.read_text() if path.exists() else ""
     if BEGIN not in text or END not in text:

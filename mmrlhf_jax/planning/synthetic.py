@@ -1,4 +1,4 @@
-"""Ranking groups of given lengths, of random tokens and pixels: to measure what a step costs, not what it learns."""
+"""Ranking groups of given lengths with random tokens and pixels, for measuring the cost of a step."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ PROMPT_TOKENS = 80
 def synthetic_group(
     model: ModelConfig, *, images: int, responses: int, response_tokens: int = 200, seed: int = 0
 ) -> tuple[EncodedGroup, list[EncodedGroup]]:
-    """A strict ranking of `responses` responses, all pairs; and each response's conversation as a group of its own.
+    """(a group with a strict ranking of `responses` responses and all its pairs, each response as a group of its own).
 
-    Of an image there is one square tile. Response lengths vary by a tenth around
-    `response_tokens`. Rewards and reference log-probs are made up.
+    Every image is one square tile. Response lengths vary by a tenth around `response_tokens`. Rewards and reference log-probs
+    are made up.
     """
     rng = np.random.default_rng(seed)
     geometry, vocabulary = model.geometry, min(model.text.vocab_size, model.image_token)
     side = geometry.image_size
-    plans = geometry.plans([(side, side)] * 2, 0)[:1] * images  # of several square images: one tile each
+    plans = geometry.plans([(side, side)] * 2, 0)[:1] * images  # a square image among several is one tile
     tokens = sum(plan.tokens for plan in plans)
     tiles = rng.integers(0, 256, (images, side, side, 3), np.uint8)
 

@@ -1,4 +1,4 @@
-"""The devices that a launch file names, without having them: for compiling ahead of time on any machine with libtpu."""
+"""Device descriptions for ahead-of-time compilation: the devices that a launch file names, on any machine with libtpu."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from mmrlhf_jax.accelerators import Accelerator, accelerator
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line
 
-# libtpu is asked only for its compiler: no chip is looked for, and several processes may ask.
+# Settings by which libtpu provides only its compiler: it looks for no chip, and several processes may load it.
 _COMPILE_ONLY = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
 _COMPILE_ONLY |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_MIN_LOG_LEVEL": "3"}
 
 
 def planned_devices(launch: config.Launch) -> list:
-    """Devices to compile for: a TPU topology's, or for GPUs as many CPU devices (the partitioned program is the same one).
+    """Devices to compile for: those of a TPU topology, or for GPUs as many CPU devices (the partitioned program is the same).
 
-    UserError where libtpu is missing, or where this process has too few CPU devices.
+    Without an accelerator in the launch file, the local devices. UserError if libtpu is missing, or if this process has too few
+    CPU devices.
     """
     if launch.accelerator is None:
         return jax.devices()
@@ -35,7 +36,7 @@ def _tpu_devices(found: Accelerator, slices: int) -> list:
     settings = dict(chips_per_host_bounds=(2, 2, 1), num_slices=slices)
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=found.libtpu, **settings).devices)
-    except Exception as error:  # whatever libtpu or its absence raises
+    except Exception as error:  # libtpu, or its absence, raises various types
         raise UserError(
             f"{found.name}: cannot compile for TPUs here ({first_line(error)}); pip install libtpu (the extra `plan`)"
         ) from None

@@ -1,4 +1,4 @@
-"""The forward pass over pair-expanded rows (`data.unshared`): their two halves run as two rows."""
+"""The forward pass over pair-expanded rows (`data.unshared`), whose two halves run as two separate rows."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mmrlhf_jax.objectives import Outputs
 
 
 def forward_unshared(model: VisionLanguage, batch: RowBatch, *, chunk: int) -> Outputs:
-    """What `forward` gives for the same rows, without the work between the halves."""
+    """The outputs of `forward` for the same rows, without computing attention between the halves."""
     outputs = forward(model, split_halves(batch, model.config.geometry.features), chunk=chunk)
     rows = len(batch.tokens)
     return jax.tree.map(lambda x: x.reshape(rows, -1), outputs)
 
 
 def split_halves(batch: RowBatch, features: int) -> RowBatch:
-    """[B, 2n] to [2B, n], indices counted from each half's own start. Pairs, which join the halves, are left out.
+    """Split rows [B, 2n] into [2B, n], with indices relative to each half's start. Pairs, which join both halves, are emptied.
 
-    `features` is how many features the tower gives of a tile.
+    `features` is how many features the vision tower makes of a tile.
     """
     rows = len(batch.tokens)
     sizes = half_sizes(batch.tokens.shape[1] // 2, batch.ends.shape[1] // 2, batch.media.tiles.shape[1] // 2 * features)

@@ -1,7 +1,7 @@
-"""What a pod will be fed: the experiment's own groups where they are at hand, else groups like MM-RLHF's.
+"""The rows that a plan assumes: packed from the experiment's own data if it is available, else from groups like MM-RLHF's.
 
-Known of those (arXiv 2502.10391, table 1): the queries by kind, and 120k pairs of 30k queries. Assumed: the sizes below. A plan
-that is made from them says so.
+Of MM-RLHF the number of queries by kind and of pairs (120k of 30k queries) are known (arXiv 2502.10391, table 1); the sizes
+below are assumptions, and a plan that uses them says so.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mmrlhf_jax.tasks import plan_training_rows, task_of
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """One kind of query. Lengths are medians in tokens; the spread is log-normal."""
+    """One kind of query. `answer` is the median length in tokens; lengths are log-normal."""
 
     queries: int
     answer: int
@@ -45,26 +45,27 @@ KINDS = (
 )
 IMAGE_SIZES = ((336, 500), (480, 640), (768, 1024), (1080, 1920))  # height, width
 PROMPT, SPREAD, CRITIQUE = 50, 0.5, 180  # tokens; standard deviation of the logarithm
-CRITIQUE_PROMPT = 130  # tokens around question and answer, repeated in every branch after the question
+CRITIQUE_PROMPT = 130  # tokens of the critique prompt's text, which every branch repeats after the question
 RESPONSES = (3, 4, 5)
-SAMPLE = 256  # rows whose masks are laid out
-TIED = 0.37  # of the pairs of a ranking: what is left makes the paper's 4 pairs per query
+SAMPLE = 256  # number of rows whose attention masks are computed
+TIED = 0.37  # share of a ranking's pairs that are tied, which leaves the paper's 4 pairs per query
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Rows of a static budget and what an epoch of them holds."""
+    """Rows of a static budget, and the contents of one epoch."""
 
     budget: Budget
     rows: int
     groups: int
-    used: dict[str, float]  # what an average row holds of every resource of the budget
+    used: dict[str, float]  # mean use per row of every resource of the budget
     source: str
-    visible_until: np.ndarray  # int32[SAMPLE, slots]: of some of the rows
-    visible_pairs: float  # (query, key) pairs that attend in an average row
+    visible_until: np.ndarray  # int32[at most SAMPLE, slots]: attention masks of the first rows
+    visible_pairs: float  # mean number of unmasked (query, key) pairs per row
 
     def visible_blocks(self, block: int) -> float:
-        """Share of the blocks on and below the diagonal in which some pair attends: those that a kernel visits."""
+        """The share of attention blocks on and below the diagonal that are not completely masked, so that the kernel computes
+        them."""
         padding = -self.visible_until.shape[1] % block
         until = np.pad(self.visible_until, ((0, 0), (0, padding)), constant_values=0)
         until = np.maximum(until, np.arange(1, until.shape[1] + 1, dtype=np.int32))
@@ -81,7 +82,7 @@ class Workload:
 def assumed_sizes(
     geometry: Geometry, *, targets_are: Literal["answers", "critiques", "none"], frames: int, seed: int = 0
 ) -> np.ndarray:
-    """int64[30k, resources of `Budget`]: what the groups of an MM-RLHF-like data set take of a row."""
+    """int64[30k, resources of `Budget`]: sizes of the groups of a data set like MM-RLHF."""
     rng = np.random.default_rng(seed)
     pictures = [geometry.plans([size], 0)[0] for size in IMAGE_SIZES]
     (video,) = geometry.plans([], frames)
@@ -103,8 +104,8 @@ def assumed_sizes(
 
 
 def find_workload(experiment: config.Experiment, model: ModelConfig) -> Workload:
-    """The rows that the experiment packs: of its own data where that and the model's tokenizer are at hand and can be packed,
-    else of assumed groups, with the reason. UserError where none of these fits a row.
+    """The workload of the experiment's own data if that and the model's tokenizer are available and can be packed; else an
+    assumed one, with the reason. UserError if no assumed group fits a row.
     """
     try:
         return measured_workload(experiment, model)
@@ -113,8 +114,8 @@ def find_workload(experiment: config.Experiment, model: ModelConfig) -> Workload
 
 
 def measured_workload(experiment: config.Experiment, model: ModelConfig) -> Workload:
-    """Of the experiment's own data. UserError where that, its media or the tokenizer is not at hand, or where `mmrlhf train`
-    would refuse to pack it.
+    """The workload of the experiment's own data. UserError if data, media or tokenizer are not available, or if `mmrlhf train`
+    would refuse to pack the data.
     """
     data, task = experiment.data, task_of(experiment.objective)
     examples = open_examples(sets(data.path), data.media_root, data.video_frames)
@@ -122,24 +123,24 @@ def measured_workload(experiment: config.Experiment, model: ModelConfig) -> Work
     encoder = task.encoder(data, load_tokenizer(local_directory(experiment.model.path)), model)
     rows = plan_training_rows(examples, encoder, data, experiment.batch, task, seed=experiment.run.seed)
     count_rows(rows, experiment)
-    if not rows.plan(0):  # of sets that not every epoch sees
+    if not rows.plan(0):  # a mixture whose first epoch has no rows: take every group once
         rows = rows.once()
     found = _workload(rows.index.sizes, rows.plan(0), rows.budget, f"measured in {data.named}")
-    if encoder.ties:  # their places are in the budget, but they are no pairs
+    if encoder.ties:  # tied pairs use pair slots of the budget, but do not count as pairs
         ordered = [len(examples.records[g].pairs()) for row in rows.plan(0) for g in rows.index.groups[row]]
         found = dataclasses.replace(found, used=found.used | {"pairs": sum(ordered) / found.rows})
     return found
 
 
 def assumed_workload(experiment: config.Experiment, geometry: Geometry, why: str) -> Workload:
-    """Rows of `assumed_sizes`; `why` is for whoever reads the plan."""
+    """The workload of `assumed_sizes`; `why` is the reason that the plan shows."""
     targets = task_of(experiment.objective).assumed_targets(experiment.data)
     sizes = assumed_sizes(geometry, targets_are=targets, frames=experiment.data.video_frames)
     return pack_workload(experiment, sizes, f"MM-RLHF-like sizes (assumed: {why})")
 
 
 def pack_workload(experiment: config.Experiment, sizes: np.ndarray, source: str) -> Workload:
-    """Rows of groups of these sizes (int64[G, resources of `Budget`])."""
+    """The workload of groups of these sizes, int64[G, resources of `Budget`]. UserError if none fits a row."""
     index = GroupIndex(
         sizes=sizes,
         groups=np.arange(len(sizes)),
@@ -156,7 +157,7 @@ def pack_workload(experiment: config.Experiment, sizes: np.ndarray, source: str)
 
 
 def _workload(sizes: np.ndarray, rows: list[np.ndarray], budget: Budget, source: str) -> Workload:
-    """`rows`: numbers of the groups in each row of an epoch."""
+    """The workload of one epoch; `rows` are the indices of the groups in each row."""
     groups = np.concatenate(rows)
     used = dict(zip(Budget.names(), (sizes[groups].sum(axis=0) / len(rows)).tolist(), strict=True))
     masks = [_masks(sizes[row], budget) for row in rows[:SAMPLE]]
@@ -167,14 +168,16 @@ def _workload(sizes: np.ndarray, rows: list[np.ndarray], budget: Budget, source:
 
 
 def _masks(groups: np.ndarray, budget: Budget) -> tuple[np.ndarray, int]:
-    """`visible_until` of a row of groups and where they end. What is learnt makes up the branches, in equal parts: sizes do not
-    say how long each is, nor what else is in them, so that a few more pairs are counted than there are."""
+    """(`visible_until` of a row of groups, int32[slots], and the end of its last group).
+
+    A group's targets are split evenly over its branches, and branches are assumed to contain nothing else, because sizes say no
+    more. This counts slightly too many visible pairs."""
     until = np.arange(1, budget.slots + 1, dtype=np.int32)
     start = 0
     for size in groups:
         tokens, targets, count = (int(size[Budget.names().index(name)]) for name in ("slots", "targets", "responses"))
         end = start + tokens
-        # Targets of a trunk that several responses share count for each of them.
+        # Targets in the trunk count once per response, so there may be more targets than tokens.
         learnt = min(targets, tokens)
         branches = end - learnt + np.arange(count + 1) * learnt // count
         until[start : branches[0]] = end

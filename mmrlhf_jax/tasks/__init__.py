@@ -1,4 +1,4 @@
-"""What can be learnt: one object for each kind of objective, which joins data and loss. `task_of` gives an objective's.
+"""Tasks: one object for each kind of objective, which connects data and loss. `task_of` returns the task of an objective.
 
 A new kind of objective needs its settings in `config/objective.py`, a file here with its `Task`, and a line in `registry.py`.
 """

@@ -1,4 +1,4 @@
-"""Records with all that a task needs of them: rewards or human scores for margins, critiques; what is missing is said."""
+"""Opens records and adds what a task needs: rewards or human scores for margins, and critiques. Missing values are reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LACKING = {
 
 
 def open_training_examples(data: config.Data, task: Task):
-    """The examples with the critiques and the rewards that the task needs. UserError where rewards are missing."""
+    """The training examples with the critiques and margins that the task needs. UserError if records lack what margins need."""
     examples = _opened(sets(data.path), data)
     examples = _completed(examples, data, task, data.rewards, data.named)
     _say_findings(examples, data.named)
@@ -36,9 +36,8 @@ def open_training_examples(data: config.Data, task: Task):
 
 
 def open_held_out_examples(data: config.Data, task: Task):
-    """The held-out examples, like the training ones, except that what margins are made of may be missing: β is then that of
-    δ = 0, and how many lack it is said. Their rewards are the data's own, or those of `data.held_out_rewards`; never the
-    training data's."""
+    """The held-out examples, like the training ones, except that margins may be missing: δ is then 0, and the number of records
+    that lack them is reported. Rewards come from the data or `data.held_out_rewards`, never from `data.rewards`."""
     examples = _opened(data.held_out, data)
     examples = _completed(examples, data, task, data.held_out_rewards, data.held_out)
     named = f"data.held_out, {data.held_out}"
@@ -50,7 +49,7 @@ def open_held_out_examples(data: config.Data, task: Task):
 
 
 def _opened(path, data: config.Data):
-    """Examples, with what is to note of them said."""
+    """Open the examples and print their notes."""
     examples = open_examples(path, data.media_root, data.video_frames)
     for note in getattr(examples, "notes", ()):
         say(note)
@@ -58,8 +57,8 @@ def _opened(path, data: config.Data):
 
 
 def _completed(examples, data: config.Data, task: Task, rewards: str | None, source: str):
-    """The examples of `source` with rewards from where the task takes its margins (`rewards`: a score file of these examples),
-    and with critiques from where the experiment takes them."""
+    """The examples of `source` with the margins' rewards (`rewards` is a score file of these examples, or None) and
+    critiques."""
     if task.margins == "human_scores":
         examples = with_human_margins(examples)
     elif task.margins == "rewards" and rewards is not None:
@@ -75,7 +74,8 @@ def _say_findings(examples, named: str) -> None:
 
 
 def _lacking_margins(examples, task: Task, named: str) -> str | None:
-    """How many records lack what the task's margins are made of, None where none does. UserError for what is no number."""
+    """How many records lack the values of the task's margins, in words; None if none does. UserError if a value is no
+    number."""
     source = task.margins
     if source is None:
         return None

@@ -1,4 +1,4 @@
-"""What the tasks that learn from ordered pairs of responses have in common."""
+"""The common base of tasks that learn from ordered pairs of responses."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ class PairTask(Task):
         self.check_weights(records, encoder, data, named)
 
     def check_weights(self, records: list[RankedRecord], encoder: GroupEncoder, data: config.Data, named: str) -> None:
-        """UserError where no pair of the records, which have some, has a weight in the loss; what lacks one is said."""
+        """UserError if no pair of these records has a weight in the loss; pairs and terms without a weight are reported."""
 
 
 def reward_margins(batch: RowBatch) -> Float[Array, "B P"]:
-    """δ = r⁺ − r⁻ of the batch's stored rewards; 0 where one of the two is missing."""
+    """δ = r⁺ − r⁻ of the batch's stored rewards; 0 if either of them is missing (NaN)."""
     chosen, rejected = gather_pairs(jnp.nan_to_num(batch.rewards), batch.pairs, batch.pair_weights)
-    # A reward that is missing is not 0, and half a difference is none.
+    # `nan_to_num` makes a missing reward 0, so pairs with only one reward are masked here.
     missing = gather_pairs(jnp.isnan(batch.rewards).astype(jnp.float32), batch.pairs, batch.pair_weights)
     return jnp.where(missing[0] + missing[1] > 0, 0, chosen - rejected)
 
 
 def side_mean(sums: Float[Array, "B R"], lengths: Float[Array, "B R"], batch: RowBatch) -> WeightedSum:
-    """The mean per target token, over both sides of every pair, of what is summed per response."""
+    """The mean per target token, over both sides of every pair, of the per-response sums `sums`. No gradient."""
     found = [
         sum(weighted_sum(side, batch.pair_weights).total for side in gather_pairs(x, batch.pairs, batch.pair_weights))
         for x in (jax.lax.stop_gradient(sums), lengths)

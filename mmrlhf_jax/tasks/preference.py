@@ -1,4 +1,4 @@
-"""MM-DPO: a policy learns from ordered pairs, under a β that follows their margins (arXiv 2502.10391, section 4)."""
+"""MM-DPO: a policy learns from ordered pairs, with a β that depends on the pair's margin (arXiv 2502.10391, section 4)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ MARGINS = {"rewards": "reward margins", "human_scores": "margins of human scores
 
 
 class PreferenceTask(PairTask):
-    """The mixed pair losses under β(δ), and γ times the token mean of the chosen responses."""
+    """A mix of pair losses with β(δ), plus γ (`sft_weight`) times the token mean of the chosen responses' negative
+    log-probs."""
 
     settings: config.Preference
     margins_key, no_margins = "scaling.margins", "scaling.mode: fixed"
@@ -71,7 +72,7 @@ class PreferenceTask(PairTask):
     def terms(self, outputs: Outputs, batch: RowBatch, key: jax.Array, reference: Outputs | None = None) -> Terms:
         settings, weights = self.settings, batch.pair_weights
         logps = reference_pair_logps(settings, outputs, batch, reference)
-        # Training refuses data without rewards where β needs them; an evaluation set may lack them: δ = 0.
+        # Missing rewards give δ = 0. Only held-out data can lack them; training data is refused (`open_training_examples`).
         margins = pair_margins(settings, batch)
         beta = pair_betas(settings, margins, logps, weights, key)
         learnt = jnp.where(margins < 0, 0, weights) if self._drops_negative_margins else weights
@@ -111,7 +112,8 @@ class PreferenceTask(PairTask):
 def reference_pair_logps(
     settings: config.Preference, outputs: Outputs, batch: RowBatch, reference: Outputs | None
 ) -> PairLogps:
-    """Both sides of every pair under policy and reference; with `ld_alpha` the longer side's tail counts less (LD-DPO)."""
+    """Log-probs of both sides of every pair under policy and reference; with `ld_alpha` < 1 the longer side's tail has a lower
+    weight (LD-DPO). `reference` None: the batch has the reference log-probs."""
     count = batch.ends.shape[1]
     if settings.ld_alpha == 1:
         reference_logps = batch.reference_logps if reference is None else reference.logps
@@ -122,14 +124,14 @@ def reference_pair_logps(
 
 
 def pair_margins(settings: config.Preference, batch: RowBatch) -> Float[Array, "B P"]:
-    """δ of every pair, from where the experiment takes it; 0 where there is none."""
+    """δ of every pair, from the experiment's source of margins; 0 if it is missing."""
     return jnp.nan_to_num(batch.pair_margins) if settings.scaling.margins == "stored" else reward_margins(batch)
 
 
 def beta_range(settings: config.Preference) -> tuple[float, float] | None:
-    """The range of `beta/histogram`: the paper's where β keeps to it, a wider one for the other modes.
+    """The range of `beta/histogram`: the paper's [β, (1 + w)·β] for modes that stay in it, else a wider one.
 
-    What lies beyond is counted at its ends. None where there is only one β.
+    Values outside are counted in the first or last bin. None if all pairs have the same β.
     """
     scaling, beta = settings.scaling, settings.beta
     if scaling.mode == "fixed":
@@ -140,7 +142,7 @@ def beta_range(settings: config.Preference) -> tuple[float, float] | None:
 
 
 def pair_betas(settings: config.Preference, margins, logps: PairLogps, weights, key: jax.Array) -> Float[Array, "B P"]:
-    """β of every pair under the experiment's scaling mode; constants with respect to the parameters."""
+    """β of every pair by the experiment's scaling mode; no gradient flows through it."""
     scaling, beta = settings.scaling, settings.beta
     match scaling.mode:
         case "margin":

@@ -1,4 +1,4 @@
-"""The task of every kind of objective."""
+"""The registry of tasks, by kind of objective."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ TASKS: dict[type[config.ObjectiveSection], type[Task]] = {
 
 
 def task_of(objective: config.Objective) -> Task:
-    """The task that these settings are of."""
+    """The task of an experiment's objective, with its settings."""
     return TASKS[type(objective)](objective)

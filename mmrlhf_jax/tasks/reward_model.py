@@ -21,7 +21,7 @@ from mmrlhf_jax.tasks.task import PAPER, Margins, Terms
 
 
 class RewardModelTask(PairTask):
-    """Critique loss + score loss, critiques teacher-forced. A response without a critique is only scored."""
+    """Critique loss and score loss, with teacher-forced critiques. A response without a critique has only a score loss."""
 
     settings: config.RewardModel
     conversation = "critique"
@@ -39,7 +39,8 @@ class RewardModelTask(PairTask):
         return examples if data.critiques == "critique" else with_critiques(examples, data.critiques, source)
 
     def check_weights(self, records: list[RankedRecord], encoder: GroupEncoder, data: config.Data, named: str) -> None:
-        """Scores and centring need a strictly ordered pair, which there is; critiques and ties need what only some data has."""
+        """Critique loss and tie loss need critiques and ties, which not all data has. (Score and centring need only a strictly
+        ordered pair, which `check_learnable` has found.)"""
         settings = self.settings
         lacking, learnt = [], [name for name in ("score_weight", "centring") if getattr(settings, name) > 0]
         if settings.critique_weight > 0 and data.critiques is not None:
@@ -61,7 +62,7 @@ class RewardModelTask(PairTask):
             say(f"{named}: {' and '.join(lacking)} will act on nothing")
 
     def _critiques(self, record: RankedRecord, encoder: GroupEncoder) -> Iterator[str | None]:
-        """Of the responses that the critique loss looks at: all, or those in pairs."""
+        """Yield the critiques of the responses that the critique loss uses: all of them, or those in pairs."""
         numbers = range(len(record.responses))
         if self.settings.critique_weighting == "pair":
             numbers = np.unique(encoder.chosen_pairs(record)[0]).tolist()

@@ -1,4 +1,4 @@
-"""The rows of a run: groups that the task learns from, measured, brought within the row budget, and planned."""
+"""Packs the groups that a task learns from into rows: measure them, bring them within the row budget, plan rows."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mmrlhf_jax.tasks.task import Task
 def plan_training_rows(
     examples, encoder: GroupEncoder, data: config.Data, batch: config.Batch, task: Task, *, seed: int
 ) -> Rows:
-    """Measure all groups, settle the row budget and plan. What is left out is counted and listed, the first of it by name."""
+    """Measure all groups, determine the row budget and plan rows. Groups that are left out are counted and listed."""
     index = build_index(examples, encoder, cache=index_cache(examples), progress=track)
     index = task.learnt_groups(index, examples, data, data.named)
-    # First what the experiment demands; what it leaves open then follows from the groups as they have become.
+    # First apply the limits that the experiment sets; the others are then derived from the groups that remain.
     index = within_budget(index, examples, encoder, demanded_budget(batch), data.over_budget, data.named)
     list_changes(index, data.named, len(examples))
     return Rows(examples, encoder, index, row_budget(batch, index), seed)

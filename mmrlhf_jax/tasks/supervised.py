@@ -22,7 +22,7 @@ class SupervisedTask(Task):
     settings: config.Supervised
 
     def check_examples(self, examples, named: str) -> None:
-        """Every record has a response, and every response can be learnt."""
+        """Nothing to check: every record has a response, and every response can be learnt."""
 
     def judged_groups(self, index: GroupIndex, examples, data: config.Data, named: str) -> GroupIndex:
         if data.learn != "best":
@@ -33,7 +33,7 @@ class SupervisedTask(Task):
         return keep_groups(index, np.asarray(ranked), "no response has a rank, so that none is the best", examples)
 
     def check_learnable(self, index: GroupIndex, examples, encoder: GroupEncoder, data: config.Data, named: str) -> None:
-        """Groups without a response to learn are left out before."""
+        """Nothing to check: groups without a response to learn have been left out."""
 
     @property
     def coefficients(self) -> Mapping[str, float]:
