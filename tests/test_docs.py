@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 import xml.etree.ElementTree
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
+import pydantic
 import pytest
 import typer.main
 
+from mmrlhf_jax import config
 from mmrlhf_jax.cli import app
 from mmrlhf_jax.models.family import Family
 from mmrlhf_jax.tasks import Task
@@ -166,6 +171,38 @@ def test_an_option_that_does_not_exist_is_found(tmp_path):
     path.write_text("    mmrlhf trian CONFIG")
     with pytest.raises(AssertionError, match="trian"):
         test_every_command_and_option_exists(path)
+
+
+# Settings
+
+
+def keys(section: type[pydantic.BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all settings of a section and of those within it."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        for each in sections_in(field.annotation):
+            yield from keys(each, f"{prefix}{name}.")
+
+
+def sections_in(kind) -> Iterator[type[pydantic.BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
+        yield kind
+    for part in get_args(kind):
+        yield from sections_in(part)
+
+
+def test_every_setting_that_is_named_exists(page):
+    """A name with a dot, of an experiment or a launch file; `scaling` is known to be of `objective`."""
+    known = {*keys(config.Experiment), *keys(config.Launch), *keys(config.Preference)}
+    roots = "|".join(sorted({name.partition(".")[0] for name in known if "." in name}))
+    for name in re.findall(rf"(?:(?<=`)|(?<=--set ))((?:{roots})\.[\w.]+\w)(?=[`=:])", page.read_text()):
+        assert name in known or re.fullmatch(r".*\.(py|yaml|json|jsonl)", name) or name.startswith("objective.losses."), name
+
+
+def test_every_extra_that_is_installed_exists(page):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for names in re.findall(r"\.\[([\w,]+)\]", page.read_text()):
+        assert set(names.split(",")) <= set(extras), names
 
 
 # What the README says of the code
