@@ -1,8 +1,8 @@
-"""Media inside zip archives, read in place: nothing is unpacked, whatever the size.
+"""Media inside zip archives are read in place, without unpacking.
 
-An archive stands for the folder of its name: where MM-RLHF's `short.zip` lies beside `dpo_pairs.jsonl`, the path `short/a.jpg`
-is found in it, as `short/a.jpg` or as `a.jpg`. A real folder `short` that holds the file comes first. Only the directory at an
-archive's end is read as a whole, and kept.
+An archive stands for the folder of its name: if MM-RLHF's `short.zip` lies beside `dpo_pairs.jsonl`, the path `short/a.jpg` is
+looked up in it, as `short/a.jpg` and as `a.jpg`. A real folder `short` that contains the file takes precedence. Only the
+archive's central directory is read completely, and cached.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import is_remote
 
 SUFFIX = ".zip"
-_REMOTE_BLOCK = 1 << 18  # bytes that are read ahead, of an archive of which single files are wanted
+_REMOTE_BLOCK = 1 << 18  # bytes to read ahead in a remote archive, of which only single files are read
 
 
 @dataclasses.dataclass(frozen=True)
 class ArchivedFile:
-    """A file or folder of an archive, with as much of a path's interface as readers of media need. `inner` "": all of it."""
+    """A file or folder in an archive, with the part of a path's interface that readers of media use. `inner` "" is the root."""
 
     archive: epath.Path
     inner: str
@@ -52,7 +52,7 @@ class ArchivedFile:
             yield ArchivedFile(self.archive, posixpath.join(self.inner, name))
 
     def stat(self) -> epath.stat_utils.StatResult:
-        """Of the file as it is unpacked. In the place of the time of its last change stands its checksum."""
+        """The size of the unpacked file, with its CRC as `mtime`; for a folder, the archive's own state."""
         if self.is_dir():
             return self.archive.stat()
         info = _contents(self.archive).files[self.inner]
@@ -62,7 +62,7 @@ class ArchivedFile:
         return io.BytesIO(self.read_bytes())
 
     def read_bytes(self) -> bytes:
-        """The unpacked file. Raises OSError, which says why, where it cannot be read."""
+        """The unpacked file. Raises OSError with the reason if it cannot be read."""
         contents = _contents(self.archive)
         info = contents.files.get(self.inner)
         if info is None:
@@ -88,7 +88,7 @@ def is_archive(path: epath.Path) -> bool:
 
 
 def find_archived(root: epath.Path, relative: str) -> ArchivedFile | None:
-    """What the path `relative` names inside an archive that stands for one of the folders on the way to it, or None.
+    """The file or folder of path `relative` inside an archive that stands for one of the path's folders; None if there is none.
 
     `root` is a folder, or an archive itself.
     """
@@ -102,13 +102,13 @@ def find_archived(root: epath.Path, relative: str) -> ArchivedFile | None:
 
 
 def archives_on_the_way(root: epath.Path, relative: str) -> list[epath.Path]:
-    """The archives that `find_archived` looks into, and that are there."""
+    """The existing archives that `find_archived` looks into."""
     parts = PurePosixPath(posixpath.normpath(relative)).parts
     return [archive for archive, _, _ in _on_the_way(root, parts) if _contents(archive) is not None]
 
 
 def _on_the_way(root: epath.Path, parts: tuple[str, ...]) -> Iterator[tuple[epath.Path, str, str]]:
-    """(archive, the folder that it stands for, the rest of the way) for every folder from below `root` on."""
+    """Yield (archive, name of the folder that it stands for, rest of the path) for every folder of the path below `root`."""
     for depth in range(1, len(parts) + 1):
         folder = root.joinpath(*parts[:depth])
         yield folder.parent / f"{folder.name}{SUFFIX}", folder.name, "/".join(parts[depth:])
@@ -122,12 +122,12 @@ def _first(candidates: list[ArchivedFile]) -> ArchivedFile | None:
 class _Contents:
     archive: zipfile.ZipFile
     files: dict[str, zipfile.ZipInfo]
-    folders: dict[str, list[str]]  # names of what is in them
+    folders: dict[str, list[str]]  # folder -> names of the entries in it
 
 
 def _contents(path: epath.Path) -> _Contents | None:
-    """What an archive holds, None where there is none of this path. UserError for a file that is no archive."""
-    if is_remote(path):  # asked for once: an answer takes a request
+    """The contents of the archive at `path`; None if there is no such file. UserError for a file that is no archive."""
+    if is_remote(path):  # cached for the process's lifetime, because looking for changes takes a request
         return _read_remote_directory(path)
     try:
         state = path.stat()

@@ -1,9 +1,10 @@
 """`mmrlhf data build`: a source and its media into one TFDS data set of ArrayRecord files.
 
-An example holds the record as JSON text and the media's original bytes; nothing is re-encoded (frames cut from a video
-file apart). Examples stand in the order of the source. TensorFlow is not needed, here or to read the result.
+An example holds the record as JSON text and the media's original bytes; nothing is re-encoded, except frames cut from a video
+file. Examples are in the order of the source. TensorFlow is not needed, neither to write nor to read the result.
 
-The files and their metadata are TFDS's; the writing is not, because TFDS starts over after a kill and is parallel on Beam only.
+Files and metadata have TFDS's format, but TFDS's writer is not used, because it starts over after a kill and is parallel only
+on Beam.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from mmrlhf_jax.workplace import is_filled, place_of
 
 logger = logging.getLogger(__name__)
 
-MARK = "unfinished"  # in the workplace: the source that is being built
+MARK = "unfinished"  # a file in the workplace that names the source being built
 
 
 def build(
@@ -56,18 +57,17 @@ def build(
 ) -> BuiltExamples:
     """Build `source` (a file or a mixture file) into the directory `out_dir`, which appears complete or not at all.
 
-    In an object store (gs://), and where a disk is mounted, its shards appear one by one, and it is a data set from the moment
-    when it is complete.
+    If `out_dir` is in an object store (gs://) or is a mount point, it cannot be renamed into place: its shards appear one by
+    one, and it becomes a data set when its metadata is written last.
 
-    Every image is decoded once, to prove that it can be. `jobs` processes write at a time (None: one per core), or the
-    workers of an Apache Beam pipeline with `beam_options`. What is not finished stands in `.OUT.building` beside `out_dir`; the
-    same call continues it, whether it was killed or stopped at something wrong with the source. `on_error` and `rank_by` are
-    `sources.read_source`'s, and `on_note` is called with its notes. `progress(stage, done, total)` is called per record; where
-    `out_dir` already holds a build of the very same content, that one is returned, and the last call is
-    progress("reused", n, n).
+    Every image is decoded once, to check it. `jobs` processes write in parallel (None: one per core), or the workers of an
+    Apache Beam pipeline with `beam_options`. Unfinished work is kept in `.OUT.building` beside `out_dir`; the same call
+    continues it after a kill or an error in the source. `on_error` and `rank_by` are passed to `sources.read_source`, and
+    `on_note` is called with its notes. `progress(stage, done, total)` is called per record. If `out_dir` already holds a build
+    of the same content, that is returned, and the last call is progress("reused", n, n).
 
-    Raises UserError for whatever is wrong with the source or its media (naming the record), for an `out_dir` that holds
-    anything else, and for one that another process is building.
+    Raises UserError for errors in the source or its media (naming the record), for an `out_dir` with other contents, and for
+    one that another process is building.
     """
     if any(part.weight != 1 for part in find_parts(source)):
         raise UserError(f"{source}: weights are for training; build the sets without them and list them in data.path")
@@ -80,18 +80,17 @@ def build(
     for note in examples.notes if on_note else ():
         on_note(note)
     out, workplace = place_of(out_dir, "building")
-    # Where nothing can take its place shards are written into it, and the file that makes them a data set, dataset_info.json,
-    # comes last.
+    # If `out` cannot be replaced by a rename, shards are written directly into it, and dataset_info.json is written last.
     directory = out if is_filled(out) else workplace / "data"
     if _is_in_use(out, workplace) and not _is_unfinished(out, workplace):
         found = _reuse(out, examples, progress)
-        if workplace.exists():  # of a build that was killed between its last two acts, or is at them now
+        if workplace.exists():  # left by a build that was killed after its rename, or that is just finishing
             with contextlib.suppress(UserError), sole_writer(workplace, out, "is building it") as lock:
                 lock.clear()
         return found
     planned = plan_shards(examples, directory, workplace / "notes")
     with sole_writer(workplace, out, "is building it") as lock:
-        if _is_in_use(out, workplace) and not _is_unfinished(out, workplace):  # by another process, since it was looked at
+        if _is_in_use(out, workplace) and not _is_unfinished(out, workplace):  # another process has built it meanwhile
             found = _reuse(out, examples, progress)
             lock.clear()
             return found
@@ -116,7 +115,7 @@ def _write(
     beam_options: Sequence[str] | None,
     progress: Progress | None,
 ) -> None:
-    """Write the shards that are not finished. Whatever ends it early leaves those that are, or else nothing."""
+    """Write the shards that are not finished. After an error the finished shards are kept; if there is none, all is removed."""
     for folder in (directory, workplace / "notes"):
         folder.mkdir(parents=True, exist_ok=True)
     (workplace / MARK).write_text(f"{source}\n")
@@ -127,7 +126,7 @@ def _write(
         else:
             write_shards_with_beam(planned, beam_options)
     except BaseException:
-        if not any(shard.note() for shard in planned):  # nothing that would be worth keeping
+        if not any(shard.note() for shard in planned):  # no shard is finished
             for shard in planned:
                 shard.path.unlink(missing_ok=True)
             lock.clear()
@@ -135,7 +134,7 @@ def _write(
 
 
 def _complete(planned: Sequence[Shard], directory: epath.Path, examples: Any) -> None:
-    """Write what makes a folder of shards a data set."""
+    """Write the metadata that makes a folder of shards a TFDS data set."""
     import tensorflow_datasets as tfds
 
     notes = [shard.note() for shard in planned]
@@ -177,7 +176,7 @@ def _is_in_use(out: epath.Path, workplace: epath.Path) -> bool:
 
 
 def _is_unfinished(out: epath.Path, workplace: epath.Path) -> bool:
-    """Whether what `out` holds are the first shards of a build that was cut off."""
+    """Whether `out` holds shards of an interrupted build."""
     return is_filled(out) and (workplace / MARK).exists() and not (out / DATASET_INFO_FILE).exists()
 
 
@@ -194,11 +193,11 @@ def _reuse(out: epath.Path, examples: Any, progress: Progress | None) -> BuiltEx
 
 
 def _remove_others(planned: Sequence[Shard], directory: epath.Path, workplace: epath.Path) -> None:
-    """Clear away what an earlier build of something else, or the last moments before a kill, left behind."""
+    """Remove files of an earlier build of other content, and temporary files of a killed process."""
     known = {shard.path.name for shard in planned}
     for path in entries(directory):
-        if path.name not in known and path != workplace:  # which is in it where a whole bucket is built
+        if path.name not in known and path != workplace:  # the workplace lies inside if `out` is a whole bucket
             path.unlink()
     for path in entries(workplace):
-        if path.name not in (directory.name, "notes", MARK) and LOCK not in path.name:  # of a writer that was killed
+        if path.name not in (directory.name, "notes", MARK) and LOCK not in path.name:  # left by a killed writer
             path.rmtree()

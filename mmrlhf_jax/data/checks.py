@@ -1,7 +1,7 @@
-"""What can be wrong with a record that reads well: its tags, ranks, scores and texts.
+"""Checks of records that could be read: their tags, ranks, scores and texts.
 
-`mmrlhf data validate` lists all of it; `data build` and `train` say in one line how much of it there is. Tags that are not
-those of the media are an error wherever a record is used; all else is trained on as it is.
+`mmrlhf data validate` lists all findings; `data build` and `train` summarise them in one line. Tags that do not match the media
+are an error wherever a record is used; records with other findings are used as they are.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from mmrlhf_jax.errors import shown
 from mmrlhf_jax.places import FOREIGN_TAG, WrongMedia
 from mmrlhf_jax.records import RankedRecord, Response, is_blank
 
-# Characters of one prompt or response; an answer of a model is a hundredth of this.
+# Most characters of one prompt or response; a typical answer of a model has a hundredth of this.
 MAX_TEXT = 200_000
-# Fields by which other programs give a prompt more than its text. Here they are kept, and nothing is trained on them.
+# Fields with which other programs extend a prompt. They are kept in the record, but are not part of the prompt here.
 _CONTEXT = ("system", "system_prompt", "history", "tools")
 
 
 def check_record(record: RankedRecord, max_text: int = MAX_TEXT) -> Iterator[tuple[str, str]]:
-    """(kind, what is wrong) of ranks, scores and texts."""
+    """Yield (kind, message) for everything that is wrong with ranks, scores, tags and texts."""
     ranks = [response.rank for response in record.responses]
     given = sorted({rank for rank in ranks if rank is not None})
     if None in ranks and given:
         yield "ranks", f"{ranks.count(None)} of {len(ranks)} responses have no rank"
-    places = [1 + sum(other < rank for other in ranks if other is not None) for rank in given]  # as in sports: 1, 1, 3
+    places = [1 + sum(other < rank for other in ranks if other is not None) for rank in given]  # competition ranks: 1, 1, 3
     if given not in (list(range(1, len(given) + 1)), places):
         yield "ranks", f"ranks are {ranks}; the best is 1, and no number is left out but for a tie"
     texts: dict[str, int | None] = {}
@@ -57,9 +57,9 @@ def check_record(record: RankedRecord, max_text: int = MAX_TEXT) -> Iterator[tup
 
 
 def summarise_findings(records: Sequence[RankedRecord], source: str) -> str | None:
-    """One line: how many records have something wrong, of which kinds, and the first of it. None where nothing is.
+    """One line with the number of records with findings, their kinds, and the first finding; None if there is none.
 
-    Raises WrongMedia for tags that are not those of the media.
+    Raises WrongMedia for tags that do not match the media.
     """
     kinds: collections.Counter[str] = collections.Counter()
     wrong, first = 0, ""
@@ -89,7 +89,7 @@ def _texts(record: RankedRecord) -> Iterator[tuple[str, str]]:
 
 
 def _is_dominated(better: Response, worse: Response) -> bool:
-    """Whether no score of the better-ranked response is higher, and one is lower."""
+    """Whether every shared score of the better-ranked response is at most the other's, and at least one is lower."""
     shared = (better.scores or {}).keys() & (worse.scores or {}).keys()
     differences = [better.scores[name] - worse.scores[name] for name in shared]
     return bool(differences) and max(differences) <= 0 and min(differences) < 0

@@ -1,4 +1,4 @@
-"""Digests of what a record asks, shows and answers, by which what was made of a record comes back to it, and to no other."""
+"""Digests of a record's prompt, media and responses. Stored with results (scores), they show whether the record is the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LENGTH = 16  # hexadecimal digits
 
 def digest(*parts: bytes) -> str:
     found = hashlib.sha256()
-    for part in (b"%d" % len(parts), *parts):  # lengths first, so that no two contents run together alike
+    for part in (b"%d" % len(parts), *parts):  # each part with its length, so that different splits give different digests
         found.update(b"%d:" % len(part) + part)
     return found.hexdigest()[:LENGTH]
 
@@ -23,22 +23,22 @@ def text_digest(text: str) -> str:
 
 
 def prompt_digest(record: RankedRecord) -> str:
-    """Of the text, and of where the media stand in it."""
+    """A digest of the prompt's text, including the places of media in it."""
     return text_digest(strict_json.dumps(record.prompt_text()))
 
 
 def media_names(record: RankedRecord) -> str:
-    """A digest of the paths, for media whose content is not known."""
+    """A digest of the media's paths, for media whose content is not known."""
     return digest(*(path.encode("utf-8", "surrogatepass") for path in (*record.images, record.video or "")))
 
 
 def media_content(record: RankedRecord, files: Sequence[bytes], frame_folder: bool) -> str:
-    """A digest of the files that an example is read from. Of a folder of frames these are as many as are sampled, so that only
-    samples of one size can be compared: what stands before the colon says what was digested."""
+    """The text KIND:DIGEST for an example's files. KIND is "images", "video", or for a folder of frames "N frames":
+    only the sampled frames are digested, so that only samples of the same size can be compared."""
     kind = "images" if record.video is None else f"{len(files)} frames" if frame_folder else "video"
     return f"{kind}:{digest(*files)}"
 
 
 def comparable(one: str | None, other: str | None) -> bool:
-    """Whether two contents were digested in the same way."""
+    """Whether two results of `media_content` are known and of the same kind."""
     return one is not None and other is not None and one.partition(":")[0] == other.partition(":")[0]

@@ -1,4 +1,4 @@
-"""A ranking group as the model sees it: tokens, visual plan and tiles. Pure functions of one example; runs in data workers."""
+"""Encodes a ranking group as tokens, visual plan and tiles: pure functions of one example, run in data workers."""
 
 from __future__ import annotations
 
@@ -29,28 +29,27 @@ if TYPE_CHECKING:
 
 
 class Limit(NamedTuple):
-    """What an over-budget policy leaves of a group; 0 = all of it."""
+    """Limits to which an over-budget policy has reduced a group; 0 = no limit."""
 
     tiles: int = 0  # of all media together
-    targets: int = 0  # of each response
+    targets: int = 0  # target tokens of each response
 
 
 NO_LIMIT = Limit()
 
-UNCHANGING = ("tokenizer", "geometry", "max_positions")  # fields that a fingerprint has in another form, or does not need
+UNCHANGING = ("tokenizer", "geometry", "max_positions")  # fields that the fingerprint has in another form or does not need
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupEncoder:
     """Encodes examples for one task.
 
-    task: "answer": the conversations are (prompt, response), targets the responses. "critique": (critique prompt with
-    response, critique), targets the critiques; a response without a critique is the plain (prompt, response) conversation
-    with no targets (MM-RLHF `train_dpo.py`, `no_critic`). "uncritiqued": the critique prompt alone, up to where the critique
-    would begin (MM-RLHF `eval_mm_reward_bench.py`, `wo_critic`).
-    learn: which responses a supervised objective learns: all, or only the best-ranked ("best").
-    ties: whether tied pairs are there as well (of weight 0 for whoever wants strictly ordered ones).
-    max_positions: the most tokens that a conversation may have; None: as many as it likes.
+    task: with "answer" conversations are (prompt, response), and responses are the targets. With "critique" they are (critique
+    prompt with response, critique), and critiques are the targets; a response without a critique becomes the plain (prompt,
+    response) conversation without targets (MM-RLHF `train_dpo.py`, `no_critic`). With "uncritiqued" they are the critique
+    prompt alone, up to where the critique would begin (MM-RLHF `eval_mm_reward_bench.py`, `wo_critic`). learn: which responses
+    a supervised objective learns: all, or only the best-ranked ("best"). ties: tied pairs are included, with `pair_weights` 0.
+    max_positions: the most tokens that a conversation may have; None: no limit.
     """
 
     tokenizer: PieceTokenizer
@@ -65,7 +64,7 @@ class GroupEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with everything that changes an encoded group, the tokenizer's contents included."""
+        """A digest of everything that an encoded group depends on, including the tokenizer's contents."""
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in UNCHANGING}
         settings["geometry"] = self.geometry.settings()
         settings["tokenizer"] = self.tokenizer.tokenizer.backend_tokenizer.to_str()
@@ -78,7 +77,7 @@ class GroupEncoder:
         return find_template(self.template, self.tokenizer.tokenizer, self.tokenizer.media_tags)
 
     def conversation(self, record: RankedRecord, response: Response, plans: Sequence[VisualPlan]) -> Conversation:
-        """One complete conversation, as an unshared trainer would have it."""
+        """One complete conversation, as a trainer without shared prefixes would tokenise it."""
         template, media, prompt = self._template, len(plans), record.prompt_text()
         if self.task == "answer":
             return self.tokens(template(prompt, media, response.text), plans)
@@ -90,11 +89,11 @@ class GroupEncoder:
         return self.tokens(template(critique_prompt(prompt, response.text), media, response.critique), plans)
 
     def tokens(self, pieces: Sequence[Piece], plans: Sequence[VisualPlan]) -> Conversation:
-        """A conversation of these pieces about media of these plans."""
+        """Tokenise pieces; media pieces become the tokens of their `plans`."""
         return self.tokenizer.conversation(pieces, [plan.pieces for plan in plans])
 
     def open_pieces(self, record: RankedRecord, response: Response | None, media: int) -> list[Piece]:
-        """The conversation up to where the model writes: the answer, or the critique of `response`."""
+        """The conversation up to where the model starts to write the answer or, with a `response`, its critique."""
         prompt = record.prompt_text()
         if response is not None:
             prompt = critique_prompt(prompt, response.text)
@@ -108,7 +107,7 @@ class GroupEncoder:
         return token_tree(conversations)
 
     def check_positions(self, tokens: int, record: RankedRecord) -> None:
-        """UserError where a conversation has so many tokens that the model's rotary embeddings do not reach."""
+        """UserError if a conversation has more tokens than `max_positions`."""
         if self.max_positions is not None and tokens > self.max_positions:
             raise UserError(
                 f"record {record.id!r}: a conversation of {tokens} tokens, the written ones included; this model's rotary"
@@ -116,7 +115,7 @@ class GroupEncoder:
             )
 
     def chosen_pairs(self, record: RankedRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs, their weights, and their weights as ties: int32[p, 2], float32[p], float32[p]."""
+        """(pairs int32[p, 2], their weights float32[p], their weights as ties float32[p]); tied pairs only with `ties`."""
         strict = choose_pairs(record.pairs(), self.pairs)
         ties = tied_pairs([r.rank for r in record.responses]) if self.ties else []
         kinds = [np.repeat([1.0, 0.0], [len(strict), len(ties)]), np.repeat([0.0, 1.0], [len(strict), len(ties)])]
@@ -125,7 +124,7 @@ class GroupEncoder:
         return np.asarray([*strict, *ties], np.int32).reshape(-1, 2), *(kind.astype(np.float32) for kind in kinds)
 
     def margins(self, record: RankedRecord, source: str) -> np.ndarray:
-        """float32[p]: δ of every pair that is chosen, of the numbers stored with the pair or of the rewards; NaN = none."""
+        """float32[p]: δ of every chosen pair, from the numbers stored with the pair ("stored") or from rewards; NaN = none."""
         pairs, _, _ = self.chosen_pairs(record)
         if source == "stored":
             return pair_margins(record, pairs)
@@ -133,7 +132,7 @@ class GroupEncoder:
         return rewards[pairs[:, 0]] - rewards[pairs[:, 1]]
 
     def measure(self, record: RankedRecord, layout: Layout, limit: Limit = NO_LIMIT) -> np.ndarray:
-        """What the group takes of a row, in the order of `Budget`."""
+        """int64[6]: how much of each resource of `Budget` the group needs, in its order."""
         plans = self.geometry.plans(layout.images, layout.frames, limit.tiles)
         tree = self.tree(record, plans, limit.targets)
         size = Budget(
@@ -147,7 +146,7 @@ class GroupEncoder:
         return size.vector
 
     def encode(self, example: Example, first_response: int = 0, limit: Limit = NO_LIMIT) -> EncodedGroup:
-        """`first_response` is the number of the group's first response in the whole data set."""
+        """Encode an example. `first_response` is the number of its first response in the whole data set."""
         record = example.record
         layout = media_layout(example)
         plans = self.geometry.plans(layout.images, layout.frames, limit.tiles)
@@ -173,7 +172,7 @@ class GroupEncoder:
 
 
 def make_encoder(tokenizer: Any, model: ModelConfig, template: str | None = None, **settings: Any) -> GroupEncoder:
-    """The encoder of a model with this tokenizer; without a `template` its family's. `settings` are `GroupEncoder`'s."""
+    """The encoder for a model and tokenizer; `template` defaults to the family's. `settings` are fields of `GroupEncoder`."""
     family = family_of(model)
     pieces = PieceTokenizer(tokenizer, model.image_token, family.media_tags)
     settings = {"max_positions": model.text.max_positions} | settings
@@ -181,12 +180,12 @@ def make_encoder(tokenizer: Any, model: ModelConfig, template: str | None = None
 
 
 def _rewards(record: RankedRecord) -> np.ndarray:
-    """float32[K]: of every response, NaN = none."""
+    """float32[K]: the reward of every response, NaN = none."""
     return np.asarray([np.nan if r.reward is None else r.reward for r in record.responses], np.float32)
 
 
 def media_layout(example: Example) -> Layout:
-    """Sizes of an example's media, from headers."""
+    """The sizes of an example's media, read from image headers."""
     where = f"record {example.record.id!r}"
     sizes = [image_size(data, f"{where}, image {i}") for i, data in enumerate(example.images)]
     return Layout(tuple(sizes), len(example.frames))

@@ -1,7 +1,6 @@
-"""Records together with their media, by number: straight from a source file, or from a built data set.
+"""Records with their media, by index: read from a source file (`SourceExamples`), or from a built data set (`BuiltExamples`).
 
-Both kinds are picklable and cheap to pickle after use, because Grain hands them to spawned worker processes; neither
-imports jax or TensorFlow.
+Both are cheap to pickle, even after use, because Grain sends them to spawned workers. Neither imports jax or TensorFlow.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.files import exists, read_bytes
 from mmrlhf_jax.records import RankedRecord, record_from_json
 
-# Called as progress(stage, records done, records in all).
+# Called as progress(stage, records done, total records).
 Progress = Callable[[str, int, int], None]
 
 DATASET_INFO_FILE = "dataset_info.json"
 RECORDS_FILE = "records.jsonl"  # in a built data set: all records without their media, in order
-LAYOUTS_FILE = "layouts.jsonl"  # and the sizes of their media
-_ARRAY_RECORDS = ".array_record"  # in the names of its shards
+LAYOUTS_FILE = "layouts.jsonl"  # in a built data set: the sizes of their media
+_ARRAY_RECORDS = ".array_record"  # part of the names of its shards
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Of an example's media: (height, width) of every image, in pixels and upright, and how many frames its video has.
+    """The sizes of an example's media: (height, width) of every image in pixels, after EXIF rotation, and its number of frames.
 
-    `content` is a digest of the files (`digests.media_content`), where a build has noted it.
+    `content` is a digest of the files (`digests.media_content`), if a build has stored it.
     """
 
     images: tuple[tuple[int, int], ...] = ()
@@ -52,7 +51,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A record and the original encoded bytes of its images and of its video's sampled frames (JPEG, PNG, ...)."""
+    """A record with the encoded bytes (JPEG, PNG, ...) of its images and of its video's sampled frames."""
 
     record: RankedRecord
     images: tuple[bytes, ...] = ()
@@ -60,11 +59,11 @@ class Example:
 
 
 class SourceExamples:
-    """The examples of a source (a file, a folder of files, or a pattern) of any format that `read_records` knows.
+    """The examples of a source (a file, a folder of files, or a pattern) in any format of `data.sources`.
 
-    Media are read when they are asked for. `media_root` is the folder or zip archive that media paths are relative to (default:
-    the folder of the source); `video_frames` is how many frames a video gives; `on_error` and `rank_by` are
-    `read_source`'s, and so are `notes`.
+    Media are read on access. `media_root` is the folder or zip archive that media paths are relative to (default: the folder of
+    the source); `video_frames` is the number of frames to sample from a video; `on_error` and `rank_by` are passed to
+    `read_source`, whose notes are `notes`.
     """
 
     weights = None  # an epoch sees every example once
@@ -87,8 +86,8 @@ class SourceExamples:
         self.files, self.notes = source.files, source.notes
         self.media_root = source.files.folder if media_root is None else epath.Path(media_root)
         self.records: list[RankedRecord] = source.records
-        self.rows = [source.rows(record) for record in source.records]  # of the file, per record
-        self._contents: dict[int, str] = {}  # digests of media that were read for the fingerprint
+        self.rows = [source.rows(record) for record in source.records]  # number of the file's rows that make each record
+        self._contents: dict[int, str] = {}  # by index: digests of media that were read for the fingerprint
 
     def __len__(self) -> int:
         return len(self.records)
@@ -106,7 +105,7 @@ class SourceExamples:
             raise UserError(f"{where}: {error}") from error
 
     def layout(self, index: int) -> Layout:
-        """Sizes of the example's media, from headers; of a video only that it will have `video_frames` frames."""
+        """Sizes of the example's media, from image headers; a video is not opened and has `video_frames` frames."""
         record, where = self.records[index], self.where(index)
         sizes = [image_size(read_media(self._find(path, where), where), f"{where}, image {path!r}") for path in record.images]
         if record.video is not None:
@@ -125,7 +124,7 @@ class SourceExamples:
             raise UserError(f"{where}: {error}") from error
 
     def part(self, numbers: Iterable[int]) -> SourceExamples:
-        """The examples with these numbers alone, without the others' records."""
+        """The examples with these indices, as a source of its own."""
         part, numbers = copy.copy(self), list(numbers)
         part.__dict__.pop("fingerprint", None)
         part.records, part.rows = [self.records[i] for i in numbers], [self.rows[i] for i in numbers]
@@ -133,9 +132,9 @@ class SourceExamples:
         return part
 
     def digest(self, index: int, example: Example | None = None) -> bytes:
-        """SHA-256 of what example `index` is made of: record, bytes of its media, frames per video.
+        """SHA-256 of example `index`: its record, the bytes of its media, and the number of frames per video.
 
-        Whoever has the example already gives it, so that only video files are read again.
+        If `example` is given, its bytes are used, and only video files are read again.
         """
         record, where = self.records[index], self.where(index)
         from_file = record.video is not None and not self._find(record.video, where).is_dir()
@@ -148,12 +147,12 @@ class SourceExamples:
         if record.video is not None:
             content.append(b"frames %d" % self.video_frames)
         digest = hashlib.sha256()
-        for part in (b"%d" % len(content), *content):  # lengths first, so that no two contents run together alike
+        for part in (b"%d" % len(content), *content):  # with lengths, so that different splits give different digests
             digest.update(b"%d:" % len(part) + part)
         return digest.digest()
 
     def media_content(self, index: int) -> str:
-        """A digest of the files of example `index` (`digests.media_content`); with `digest` they are read once for both."""
+        """A digest of the files of example `index` (`digests.media_content`), kept by an earlier `digest` if there was one."""
         if index not in self._contents:
             self.digest(index)
         return self._contents[index]
@@ -164,7 +163,7 @@ class SourceExamples:
         return self.compute_fingerprint()
 
     def compute_fingerprint(self, progress: Progress | None = None) -> str:
-        """`fingerprint`, with progress: it reads every media file once, on all cores (hashing releases Python's lock)."""
+        """`fingerprint` with progress. Reads every media file once, in threads on all cores (hashing releases the GIL)."""
         if "fingerprint" not in self.__dict__:
             self.__dict__["fingerprint"] = fingerprint_of(compute_digests(self, progress))
         return self.fingerprint
@@ -174,7 +173,7 @@ class SourceExamples:
         return next(filter(None, inside), None) or resolve_media(self.media_root, path, where)
 
     def where(self, index: int) -> str:
-        """The opening of an error message about example `index`."""
+        """The beginning of an error message about example `index`: path and record."""
         return f"{self.path}: record {shown(self.records[index].id)}"
 
 
@@ -194,7 +193,7 @@ def fingerprint_of(digests: Iterable[bytes]) -> str:
 class BuiltExamples:
     """The examples of a directory that `data.builder.build` wrote, in the order of its source.
 
-    Files are opened at the first use, in whichever process that is.
+    Files are opened on first use, in each process separately.
     """
 
     weights = None  # an epoch sees every example once
@@ -220,15 +219,15 @@ class BuiltExamples:
         return Example(record, tuple(stored["images"]), tuple(stored["frames"]))
 
     def layout(self, index: int) -> Layout:
-        """Sizes of the example's media, as the build noted them: no media are read."""
+        """Sizes of the example's media, as stored by the build; no media are read."""
         return self._layouts[index]
 
     def media_content(self, index: int) -> str | None:
-        """A digest of the files that the example was built from; None in sets of builds that did not note it."""
+        """A digest of the files that the example was built from; None if an older build did not store it."""
         return self._layouts[index].content
 
     def where(self, index: int) -> str:
-        """The opening of an error message about example `index`."""
+        """The beginning of an error message about example `index`: path and record."""
         return f"{self.directory}: record {shown(self.records[index].id)}"
 
     @functools.cached_property
@@ -245,7 +244,7 @@ class BuiltExamples:
         return ranked.FORMAT.read(rows.read_rows(self.directory / RECORDS_FILE))
 
     def _read(self, name: str) -> bytes:
-        """A file that is joined to the shards by the number of its line. UserError where it is not as the build wrote it."""
+        """The content of a file with one line per example of the shards. UserError if it is not as the build wrote it."""
         content = read_bytes(self.directory / name)
         if content.count(b"\n") != len(self) or self._files.get(name, own := digest(content)) != own:
             raise UserError(
@@ -261,7 +260,7 @@ class BuiltExamples:
         return tfds.builder_from_directory(self.directory).as_data_source("train")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without open files, and without what the other process can read for itself."""
+        """The state without open files and without caches, which the other process reads itself."""
         return {name: value for name, value in self.__dict__.items() if name not in ("_data_source", "_layouts", "records")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -269,7 +268,7 @@ class BuiltExamples:
 
 
 def is_built(path: epath.Path) -> bool:
-    """Whether a path is a folder that `data.builder.build` wrote, or began to write: no other has records beside layouts."""
+    """Whether a path is a folder that `data.builder.build` wrote or began to write, recognised by its file names."""
     check_repository(path)
     with hub_errors(path):
         return path.is_dir() and any(_ARRAY_RECORDS in file.name or file.name == LAYOUTS_FILE for file in path.iterdir())
@@ -290,7 +289,7 @@ def _read_info(directory: epath.Path) -> tuple[int, str, dict[str, str]]:
 
     try:
         info = tfds.builder_from_directory(directory).info
-    except Exception as error:  # whatever TFDS and protobuf raise for a file that is damaged or of another version
+    except Exception as error:  # TFDS and protobuf raise various types for damaged files and other versions
         raise UserError(f"{directory}: {DATASET_INFO_FILE} cannot be read ({first_line(error)}); build it again") from error
     fingerprint = (info.metadata or {}).get("fingerprint")
     if not isinstance(fingerprint, str) or "train" not in info.splits:

@@ -1,7 +1,7 @@
-"""Paths on the Hugging Face hub, `hf://datasets/OWNER/NAME[@REVISION]/...`: what goes wrong there, in one line.
+"""Paths on the Hugging Face hub, `hf://datasets/OWNER/NAME[@REVISION]/...`: their errors are translated into one line.
 
-`epath` reads them through `huggingface_hub.HfFileSystem`: the token comes from the environment (HF_TOKEN) or from a login, the
-address of the hub from HF_ENDPOINT. Only this process's own errors need a translation.
+`epath` reads them through `huggingface_hub.HfFileSystem`. The token comes from the environment (HF_TOKEN) or from a login, the
+address of the hub from HF_ENDPOINT.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PREFIX = "hf://"
 
 @contextlib.contextmanager
 def hub_errors(path: os.PathLike | str) -> Iterator[None]:
-    """Turns errors of the hub and of the network on the way to it, inside the block, into a UserError about `path`."""
+    """A context that turns errors of the hub and the network into a UserError about `path`; without effect for other paths."""
     text = os.fspath(path)
     if not text.startswith(PREFIX):
         yield
@@ -30,7 +30,7 @@ def hub_errors(path: os.PathLike | str) -> Iterator[None]:
 
 
 def check_repository(path: os.PathLike | str) -> None:
-    """UserError where the repository or revision that a path on the hub names cannot be had. Nothing for other paths."""
+    """UserError if the repository or revision of a hub path is not available. Does nothing for other paths."""
     text = os.fspath(path)
     if not text.startswith(PREFIX):
         return
@@ -39,12 +39,12 @@ def check_repository(path: os.PathLike | str) -> None:
     with hub_errors(text):
         try:
             fsspec.filesystem("hf").resolve_path(text)
-        except (ValueError, NotImplementedError) as error:  # of which huggingface_hub's own explanations are long
+        except (ValueError, NotImplementedError) as error:  # replaced, because huggingface_hub's own messages are long
             raise UserError(f"{text}: not a path on the hub; a data set's is hf://datasets/OWNER/NAME/...") from error
 
 
 def content_id(file: Any) -> str | None:
-    """The hub's id of what a file there holds (of the parquet file, for an image inside one). None for any other file."""
+    """The hub's content id of a file (for an image embedded in a parquet file, of that file). None for files elsewhere."""
     text = os.fspath(getattr(file, "parquet", file))
     if not text.startswith(PREFIX) or hasattr(file, "archive"):
         return None
@@ -55,7 +55,7 @@ def content_id(file: Any) -> str | None:
 
 
 def _of_the_network() -> tuple[type[Exception], ...]:
-    """Errors of the HTTP library that huggingface_hub is built on, whichever its version uses."""
+    """The error types of the HTTP library that the installed huggingface_hub uses (requests or httpx)."""
     from huggingface_hub import errors
 
     return errors.HfHubHTTPError.__bases__

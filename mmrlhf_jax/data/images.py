@@ -1,4 +1,4 @@
-"""Image files of users: their sizes, and their pixels upright in RGB. NumPy and Pillow only: data workers import this file."""
+"""Decodes users' image files: sizes, and upright RGB pixels. Imports only NumPy and Pillow, because data workers use it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mmrlhf_jax.errors import UserError
 
 Size = tuple[int, int]  # (height, width) in pixels
 
-MAX_SIDE = 20_000  # pixels; a longer strip keeps nothing to see when it is fitted into any canvas
-MAX_PIXELS = 178_956_970  # where Pillow, too, refuses by default
+MAX_SIDE = 20_000  # pixels; of a longer strip nothing remains visible after scaling to a canvas
+MAX_PIXELS = 178_956_970  # Pillow's own default limit (DecompressionBombError)
 
-# Raster formats with a signature. Among Pillow's other readers are some that start programs (EPS) or take any bytes.
+# Raster formats with a signature. Some of Pillow's other readers start external programs (EPS) or accept any bytes.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
 
-_UPRIGHT = {  # EXIF orientation -> what makes the picture upright
+_UPRIGHT = {  # EXIF orientation -> transposition that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -29,14 +29,14 @@ _UPRIGHT = {  # EXIF orientation -> what makes the picture upright
 
 
 def decode_image(data: bytes, where: str) -> Image.Image:
-    """The picture in an image file, upright, mode RGB. `where` (file, record) opens every error message.
+    """The upright image in mode RGB. `where` (file, record) is the beginning of every error message.
 
-    EXIF orientation is applied. Transparency is laid over white, as a viewer shows it and as transformers does (the
-    original code drops alpha, which uncovers whatever colour lies under transparent pixels). 16-bit grey keeps its high
-    byte. Colour profiles are ignored. Of the several pictures in a phone's MPO file the first is the photograph.
+    EXIF orientation is applied. Transparent pixels are blended with white, as in viewers and in transformers (the original code
+    drops alpha, which shows the arbitrary colour of transparent pixels). 16-bit grey keeps its high byte. Colour profiles are
+    ignored. Of a phone's MPO file the first image is used, which is the photograph.
 
-    Raises UserError for what is not an image, is truncated or broken, is animated or has pages (no frame is chosen
-    silently), has 32-bit pixels (no defined white), or is absurdly large (MAX_SIDE, MAX_PIXELS).
+    Raises UserError for data that is no image, is truncated or broken, is animated or has several pages (no frame is chosen
+    silently), has 32-bit pixels (no defined white), or is larger than MAX_SIDE or MAX_PIXELS.
     """
     image = _open(data, where)
     try:
@@ -45,17 +45,17 @@ def decode_image(data: bytes, where: str) -> Image.Image:
         rgb = _to_rgb(image)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except Exception as error:  # whatever a decoder raises on bytes that somebody else wrote
+    except Exception as error:  # decoders raise various types on invalid data
         reason = _one_line(error)
         raise UserError(f"{where}: the image is truncated or broken ({reason}); restore or remove the file") from None
-    rgb.info = {}  # orientation and transparency are used up; nobody shall apply them a second time
+    rgb.info = {}  # orientation and transparency are applied; no later code must apply them again
     return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
 
 
 def image_size(data: bytes, where: str) -> Size:
-    """(height, width) of what `decode_image` returns, from the file's header.
+    """(height, width) of the image that `decode_image` returns, from the file's header.
 
-    Raises UserError like `decode_image`, except for what only the pixels show.
+    Raises UserError like `decode_image`, except for errors that only decoding the pixels shows.
     """
     image = _open(data, where)
     orientation = _orientation(image, data)
@@ -66,7 +66,7 @@ def image_size(data: bytes, where: str) -> Size:
 
 
 def _open(data: bytes, where: str) -> Image.Image:
-    """Read the header and refuse what should not be decoded."""
+    """Open the image and read its header. UserError for files that should not be decoded."""
     if not data:
         raise UserError(f"{where}: the image file is empty; restore or remove it")
     Image.init()
@@ -91,14 +91,14 @@ def _open(data: bytes, where: str) -> Image.Image:
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none, or where its block is broken (viewers do the same)."""
-    # Pillow decodes a whole PNG to look for EXIF after the pixels; only a PNG with one of these can have any.
+    """EXIF orientation, 1 to 8; 1 if there is none or the EXIF block is broken (as in viewers)."""
+    # Pillow decodes a whole PNG to find EXIF after the pixels. Only a PNG that contains one of these markers can have EXIF.
     markers = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
     if image.format == "PNG" and not any(marker in data for marker in markers):
         return 1
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # EXIF parsers raise almost anything on foreign bytes
+    except Exception:  # EXIF parsers raise various types on invalid data
         return 1
 
 

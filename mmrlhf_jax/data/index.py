@@ -1,4 +1,4 @@
-"""The index: what every group takes of a row, measured once per (data, encoder) and cached beside the data."""
+"""The index: the size of every group, measured once per (data, encoder) and cached beside the data."""
 
 from __future__ import annotations
 
@@ -20,36 +20,37 @@ from mmrlhf_jax.progress import say
 
 Progress = Callable[[Iterable, str, int], Iterable]
 
-# Of how groups are measured. Whoever changes what `GroupEncoder.measure` finds counts on: stored indexes are then made anew.
+# Version of the measurement, part of the fingerprint. Increment it when `GroupEncoder.measure` gives other sizes; runs made
+# with the old version are then not continued.
 VERSION = 1
-# Of the files that keep it. Counts on where only groups are measured otherwise that no run can have had: then the fingerprint,
-# which runs are recognised by, stays. 2: media inside the text.
+# Version of the cache files only. Increment it when sizes change only for groups that no earlier run could contain, so that the
+# fingerprint, by which runs are recognised, stays the same. 2: media inside the text.
 KEPT = 2
 
-# Starting processes costs seconds; below so many groups one is quicker.
+# Starting processes takes seconds; for fewer groups a single process is faster.
 PARALLEL_GROUPS = 4096
 _CHUNK = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupIndex:
-    """`groups[g]` is the number in the data set of the g-th group that is kept, `sizes[g]` what it takes of a row."""
+    """`groups[g]` is the number in the data set of the g-th kept group, `sizes[g]` its size in each resource of a row."""
 
     sizes: np.ndarray  # int64[G, resources of Budget]
     groups: np.ndarray  # int64[G]
     first_responses: np.ndarray  # int64[N + 1]: number of each example's first response, over ALL examples; last = total
     dropped: tuple[str, ...]  # ids of groups left out, each with its reason
     fingerprint: str
-    limits: np.ndarray  # int64[G, fields of Limit]: what an over-budget policy leaves of a group; 0 = all
-    cut: tuple[str, ...] = ()  # ids of groups that are not whole, each with what was done
-    weights: np.ndarray | None = None  # float64[G]: how often an epoch sees each group; None = once
+    limits: np.ndarray  # int64[G, fields of Limit]: limits set by an over-budget policy; 0 = none
+    cut: tuple[str, ...] = ()  # ids of groups that were made smaller, each with what was done
+    weights: np.ndarray | None = None  # float64[G]: how often an epoch contains each group; None = once
 
     @property
     def responses(self) -> int:
         return int(self.first_responses[-1])
 
     def keep(self, keep: np.ndarray, dropped: Iterable[str]) -> GroupIndex:
-        """Leave out groups (bool[G] False), for the reasons that `dropped` states."""
+        """Leave out the groups where `keep`, bool[G], is False; `dropped` gives an id with a reason for each."""
         return dataclasses.replace(
             self,
             sizes=self.sizes[keep],
@@ -68,7 +69,7 @@ def build_index(
     progress: Progress | None = None,
     jobs: int | None = None,
 ) -> GroupIndex:
-    """Measure every group, on `jobs` cores (None: all). With `cache` (a directory) the result is kept there."""
+    """Measure every group with `jobs` processes (None: one per core). `cache` is a directory for the result, or None."""
     measured = f"{VERSION} {' '.join(Budget.names())}"
     fingerprint = hashlib.sha256(f"{examples.fingerprint} {encoder.fingerprint} {measured}".encode()).hexdigest()
     stored = cache / f"index-{fingerprint[:16]}-{KEPT}.npz" if cache is not None else None
@@ -93,7 +94,7 @@ def build_index(
 
 
 def _read(stored: epath.Path, responses: list[int]) -> np.ndarray | None:
-    """The sizes that are kept there; None where there are none, or not of these groups, by their numbers of responses."""
+    """The cached sizes; None if there are none, or if their numbers of responses do not match `responses`."""
     found = read_sound_arrays(stored)
     sizes = None if found is None else found.get("sizes")
     if sizes is None or sizes.shape != (len(responses), len(Budget.names())):
@@ -104,18 +105,18 @@ def _read(stored: epath.Path, responses: list[int]) -> np.ndarray | None:
 def _keep(stored: epath.Path, sizes: np.ndarray) -> None:
     try:
         write_arrays(stored, sizes=sizes)
-    except (OSError, Unavailable) as error:  # built sets are often mounted for reading only
+    except (OSError, Unavailable) as error:  # built data sets are often mounted read-only
         say(f"{stored.parent}: the index cannot be kept there ({reason(error)}) and is made anew every time")
 
 
 def measure_all(examples: Any, encoder: GroupEncoder, jobs: int | None = None) -> Iterator[np.ndarray]:
-    """int64[resources] per group, in order."""
+    """Yield the size of each group, int64[resources of `Budget`], in order."""
     jobs = os.cpu_count() or 1 if jobs is None else jobs
     if jobs == 1 or len(examples) < PARALLEL_GROUPS:
         yield from (encoder.measure(record, examples.layout(i)) for i, record in enumerate(examples.records))
         return
     with spawn_pool(jobs, _adopt_encoder, encoder) as pool:
-        # Records and layouts travel, a chunk at a time: a process needs neither the data set nor its media.
+        # Processes get chunks of records and layouts, so that they need neither the data set nor its media.
         for sizes in pool.map(_measure, _chunks(examples)):
             yield from sizes
 
@@ -138,5 +139,5 @@ def _measure(chunk: list[tuple[Any, Any]]) -> list[np.ndarray]:
 
 
 def keep_groups(index: GroupIndex, keep: np.ndarray, why: str, examples: Any) -> GroupIndex:
-    """Leave out groups (bool[G] False) and list them with the reason."""
+    """Leave out the groups where `keep`, bool[G], is False, and list them with the reason `why`."""
     return index.keep(keep, (f"{examples.records[g].id}: {why}" for g in index.groups[~keep]))

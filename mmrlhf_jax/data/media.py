@@ -1,4 +1,4 @@
-"""Images and videos as files: where a record's paths may lead, and which frames a video gives."""
+"""Image and video files: resolving a record's media paths, reading files, and sampling the frames of a video."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FRAME_QUALITY = 95
 
 
 def check_media_root(root: epath.Path) -> None:
-    """UserError where media cannot lie under `root`: it is no folder, no zip archive, and no folder inside one."""
+    """UserError if `root` is neither a folder, nor a zip archive, nor a folder inside one."""
     check_repository(root)
     with hub_errors(root):
         if is_archive(root) or root.is_dir():
@@ -41,7 +41,7 @@ def check_media_root(root: epath.Path) -> None:
 
 
 def _real_folder(root: epath.Path) -> tuple[epath.Path, str]:
-    """(the root or the nearest folder above it that is one, the way from there to the root, through archives)."""
+    """(the nearest existing folder or archive at or above `root`, the path from there to `root`, which leads into archives)."""
     base = root
     while not _is_folder(base) and not is_archive(base) and base != base.parent:
         base = base.parent
@@ -49,10 +49,10 @@ def _real_folder(root: epath.Path) -> tuple[epath.Path, str]:
 
 
 def resolve_media(root: str | epath.Path, relative: str, where: str) -> MediaFile:
-    """The file or folder that a record's media path names, under `root` or inside a zip archive that stands for a folder there.
+    """The file or folder of a record's media path, under `root` or inside a zip archive that stands for a folder there.
 
-    Raises UserError for an absolute path or URL, for a path that leaves the root (through `..` or through a symbolic
-    link), and for one that does not exist. `where` names the record and opens the message.
+    Raises UserError for an absolute path or URL, for a path that leaves the root (through `..` or a symbolic link), and for one
+    that does not exist. `where` names the record and is the beginning of the message.
     """
     root = epath.Path(root)
     windows = PureWindowsPath(relative)
@@ -66,7 +66,7 @@ def resolve_media(root: str | epath.Path, relative: str, where: str) -> MediaFil
             base, way = _real_folder(root)
             relative_to_base = os.path.join(way, relative)
             found = (_find_remote if is_remote(root) else _find)(base, relative_to_base)
-    except UserError as error:  # of an archive, or of the hub
+    except UserError as error:  # about an archive or the hub
         raise UserError(f"{where}: {error}") from error
     if found is None:
         looked_into = "".join(f", nor in {archive}" for archive in archives_on_the_way(base, relative_to_base))
@@ -83,14 +83,14 @@ def _find(base: epath.Path, relative: str) -> MediaFile | None:
     if path.is_dir():
         try:
             archived = find_archived(base, relative)
-        except UserError:  # of an archive that cannot be read, which nobody needs
+        except UserError:  # the archive cannot be read, but the folder exists
             archived = None
         _check_is_whole(path, archived)
     return path
 
 
 def _find_remote(base: epath.Path, relative: str) -> MediaFile | None:
-    """As `_find`; but it looks into archives first, which have been read, because every other question takes a request."""
+    """Like `_find`, but looks into archives first: their directories are cached, whereas asking for a path takes a request."""
     archived = find_archived(base, relative)
     if archived is not None and (
         archived.archive == base or not _is_folder(archived.archive.parent / archived.archive.name[: -len(".zip")])
@@ -105,7 +105,7 @@ def _find_remote(base: epath.Path, relative: str) -> MediaFile | None:
 
 
 def _check_is_whole(folder: epath.Path, archived: ArchivedFile | None) -> None:
-    """UserError where an archive holds the same folder with other images: it may have been unpacked in part."""
+    """UserError if an archive holds the same folder with other images, because it may have been unpacked incompletely."""
     if archived is None or not archived.is_dir() or not folder.is_dir():
         return
     here, there = (set(_images_in(each)) for each in (folder, archived))
@@ -126,9 +126,9 @@ def _is_remote_folder(path: epath.Path) -> bool:
 
 
 def read_media(path: MediaFile, where: str) -> bytes:
-    """The bytes of a media file; passing errors of the storage are tried again.
+    """The bytes of a media file; transient storage errors are retried.
 
-    Raises UserError where it cannot be read (a folder, no permission, ...), and Unavailable where the storage does not answer.
+    Raises UserError if it cannot be read (a folder, no permission, ...), and Unavailable if the storage does not answer.
     """
     try:
         with hub_errors(path):
@@ -142,9 +142,9 @@ def read_media(path: MediaFile, where: str) -> bytes:
 def video_files(path: str | MediaFile, count: int, root: str | epath.Path | None = None) -> list[MediaFile]:
     """The files that `read_video_frames` reads: `count` images of a frame folder, or the one video file.
 
-    Images are sorted by name, numbers of different widths by size (`names.in_order`), and taken at linspace(0, n - 1, count),
-    rounded down, as MM-RLHF does: a folder with fewer images gives some of them more than once. Hidden files are none, such as
-    `._0.png`, which macOS writes beside 0.png. UserError for a link among them that leaves `root`, the media root.
+    Images are sorted by name, with numbers of different widths by value (`names.in_order`), and sampled at
+    floor(linspace(0, n - 1, count)), as in MM-RLHF; if there are fewer images, some are used more than once. Hidden files, such
+    as the `._0.png` that macOS writes beside 0.png, are ignored. UserError for a link that leaves `root`, the media root.
     """
     path = epath.Path(path) if isinstance(path, str) else path
     if not path.is_dir():
@@ -168,9 +168,9 @@ def _images_in(folder: MediaFile) -> dict[str, MediaFile]:
 def read_video_frames(path: str | MediaFile, count: int, root: str | epath.Path | None = None) -> list[bytes]:
     """`count` evenly spaced frames as encoded images, in order.
 
-    A frame folder gives its files' own bytes; a video file is decoded (PyAV) and its frames, turned upright where the file
-    says how it was held, are encoded as JPEG. Raises UserError for an empty folder, for a file that cannot be read or does
-    not decode, and as `video_files` does.
+    For a frame folder these are the files' own bytes. A video file is decoded (PyAV), its frames are rotated by the file's
+    display matrix, and encoded as JPEG. Raises UserError for an empty folder, for a file that cannot be read or decoded, and
+    like `video_files`.
     """
     path = epath.Path(path) if isinstance(path, str) else path
     if path.is_dir():
@@ -181,14 +181,14 @@ def read_video_frames(path: str | MediaFile, count: int, root: str | epath.Path 
 
 
 def _is_inside(root: epath.Path, path: epath.Path) -> bool:
-    # normpath handles `..` in any file system; realpath also follows links, which only local ones have.
+    # normpath resolves `..` for any file system; realpath also follows symbolic links, which only local ones have.
     normal = os.path.normpath if is_remote(root) else os.path.realpath
     outer, inner = normal(os.fspath(root)), normal(os.fspath(path))
     return any(os.path.commonpath([folder, inner]) == folder for folder in (outer, *_blobs(outer)))
 
 
 def _blobs(root: str) -> Iterator[str]:
-    """Where `root` lies in a snapshot in the hub's cache, the folder beside it that holds what its files are links to."""
+    """If `root` lies in a snapshot of the hub's cache, the repository's `blobs` folder, to which the files there are links."""
     parts = root.split(os.sep)
     if "snapshots" in parts and (repository := parts[: parts.index("snapshots")])[-1].startswith(("datasets--", "models--")):
         yield os.sep.join([*repository, "blobs"])
@@ -197,7 +197,7 @@ def _blobs(root: str) -> Iterator[str]:
 def _exists(path: epath.Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name that is too long to be one
+    except OSError:  # the file name is too long
         return False
 
 
@@ -214,13 +214,13 @@ def _decode_video(path: MediaFile, count: int) -> list[bytes]:
         raise UserError(f"{path}: the video cannot be decoded ({error}); replace it or remove the record") from error
     if not encoded:
         raise UserError(f"{path}: the video has no frames; replace it or remove the record")
-    # A container may promise more frames than its stream decodes to: the last one that came stands in for the missing.
+    # A container may announce more frames than can be decoded; the last decoded one replaces the missing ones.
     last = max(encoded)
     return [encoded.get(index, encoded[last]) for index in wanted]
 
 
 def _chosen_frames(path: MediaFile, count: int) -> tuple[dict[int, bytes], list[int]]:
-    """(encoded frames by their numbers, the numbers that are wanted)."""
+    """(encoded frames by number, the numbers of the sampled frames)."""
     import av
 
     with path.open("rb") as file:
@@ -237,7 +237,7 @@ def _chosen_frames(path: MediaFile, count: int) -> tuple[dict[int, bytes], list[
 
 
 def _count_frames(file: object, path: MediaFile) -> int:
-    """Frames of the video stream, counted from its packets, undecoded: headers are often silent or wrong."""
+    """The number of frames, counted from the stream's packets without decoding; headers often omit it or are wrong."""
     import av
 
     with av.open(file) as container:
@@ -245,7 +245,7 @@ def _count_frames(file: object, path: MediaFile) -> int:
 
 
 def _video_stream(container: Any, path: MediaFile) -> Any:
-    """The one stream that is the video. UserError for none, and for several: covers and thumbnails are not counted."""
+    """The only video stream, apart from covers and thumbnails. UserError if there is none or more than one."""
     from av.stream import Disposition
 
     pictures = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
@@ -260,9 +260,10 @@ def _video_stream(container: Any, path: MediaFile) -> Any:
 
 
 def _upright(frame: Any, path: epath.Path) -> Image.Image:
-    """The picture of a decoded frame as it is to be shown: phones store frames as the sensor sees them, and how they were held.
+    """A decoded frame, rotated by the stream's display matrix, in which phones store how they were held.
 
-    The display matrix [a b . c d . ...] maps a pixel at (x, y) to (a x + c y, b x + d y), in units of 1 / 65536.
+    The display matrix [a b . c d . ...] maps a pixel at (x, y) to (a x + c y, b x + d y), in units of 1 / 65536. UserError for
+    a rotation that is no multiple of 90 degrees.
     """
     image = frame.to_image()
     stored = frame.side_data.get("DISPLAYMATRIX")

@@ -1,4 +1,4 @@
-"""MMPR's `meta.json`, as its authors' trainer reads it: sets by name, each with its rows, its folder of images, and a weight.
+"""Reads MMPR's `meta.json` as its authors' trainer does: sets by name, each with its rows, its image folder, and a weight.
 
 {"name": {"root": "MMPR/images/ScienceQA", "annotation": "MMPR/annotations/x.jsonl", "repeat_time": 1, "length": 66457, ...}}
 """
@@ -17,7 +17,7 @@ from mmrlhf_jax.finite import is_finite
 
 
 class MetaSet(NamedTuple):
-    """A set of the file: `weight` says how often an epoch sees it."""
+    """A set of the file, with the paths of its rows and images; `weight` is how often an epoch contains it."""
 
     rows: str
     images: str
@@ -25,10 +25,10 @@ class MetaSet(NamedTuple):
 
 
 def read_meta(path: epath.Path) -> list[MetaSet] | None:
-    """The sets that a JSON file names, in its order, or None for a file that is no such list.
+    """The sets that a JSON file lists, in its order; None if the file is no such list.
 
-    Its paths begin at the folder that the trainer is started in. They are looked for beside the file, with and without their
-    first folder. UserError for a set that lacks a field, or whose rows are not there.
+    The authors' paths are relative to the trainer's working directory. Here they are looked up beside the file, with and
+    without their first folder. UserError for a set that lacks a field, or whose rows do not exist.
     """
     if not path.name.lower().endswith(".json"):
         return None
@@ -41,7 +41,7 @@ def read_meta(path: epath.Path) -> list[MetaSet] | None:
         try:
             sets = strict_json.loads(read_bytes(path))
         except (ValueError, RecursionError):
-            return None  # what is wrong with it is said where it is read as rows
+            return None  # reading it as rows will report the error
     if not isinstance(sets, dict) or not any(isinstance(entry, dict) and "annotation" in entry for entry in sets.values()):
         return None
     return [_read_set(name, entry, path) for name, entry in sets.items()]

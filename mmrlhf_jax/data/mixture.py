@@ -1,12 +1,12 @@
-"""Several sets as one: a list in an experiment's `data.path`, or a YAML file as MM-RLHF's trainer reads it.
+"""Mixtures of several sets: a list in an experiment's `data.path`, or a YAML file in the format of MM-RLHF's trainer.
 
     datasets:
       - json_path: short.jsonl          # also: path
         sampling_strategy: random:20%   # all, or first | end | random with a count or a share of the file's rows
       - {path: data/long, weight: 0.5, media_root: images}
 
-`sampling_strategy` chooses once what belongs to the set. `weight` says how often an epoch passes over it: 2 twice, 0.5 every
-group every other epoch.
+`sampling_strategy` selects a fixed subset of the file. `weight` is how often an epoch contains each group: 2 means twice, 0.5
+in every other epoch.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from mmrlhf_jax.files import check_place, expand_home, is_remote
 from mmrlhf_jax.finite import is_finite
 from mmrlhf_jax.records import RankedRecord
 
-# A random choice is part of what the set is, so it does not follow a run's seed.
+# The seed of `sampling_strategy: random` is fixed, because the subset is part of the data and must not depend on a run's seed.
 SAMPLING_SEED = 0
 
-_MOST_PASSES = 1_000_000  # over a set in one epoch, and one in so many epochs; far less is a mistake already
+_MOST_PASSES = 1_000_000  # largest weight; the smallest is its inverse
 
 _MIXTURE_SUFFIXES = (".yaml", ".yml")
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One set of a mixture. `media_root` None: the mixture's, else the folder of the set's own file."""
+    """One set of a mixture. `media_root` defaults to the mixture's, and that to the folder of the set's file."""
 
     path: str
     media_root: str | None = None
@@ -59,9 +59,9 @@ class Part:
 
 
 class MixedExamples:
-    """The examples of several sets, one set after the other. An id that an earlier set has gets `#2` (`#3`, ...) added.
+    """The examples of several sets, concatenated. A record whose id occurs before gets `#2` (`#3`, ...) appended to its id.
 
-    `weights` holds, per example, how often an epoch sees it.
+    `weights`, float64[N], is how often an epoch contains each example.
     """
 
     def __init__(self, sets: Sequence[Any], weights: Sequence[float], paths: Sequence[str] = ()) -> None:
@@ -99,7 +99,7 @@ class MixedExamples:
         return examples.where(own)
 
     def part(self, numbers: Iterable[int]) -> MixedExamples:
-        """The examples with these (ascending) numbers alone, under the ids that they have here."""
+        """The examples with these (ascending) indices, with their ids in this mixture."""
         numbers = np.asarray(list(numbers))
         owner = np.searchsorted(self._starts, numbers, side="right") - 1
         sets = [self.sets[s].part((numbers[owner == s] - self._starts[s]).tolist()) for s in np.unique(owner)]
@@ -109,7 +109,7 @@ class MixedExamples:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Of the sets that have any (see `sources.Source`), and what comes of their being together."""
+        """The notes of the sets (see `sources.Source`), and notes on repeated ids and sets that are listed twice."""
         own = [record.id for examples in self.sets for record in examples.records]
         renamed = [was for was, record in zip(own, self.records, strict=False) if was != record.id]
         notes = [note for examples in self.sets for note in getattr(examples, "notes", ())]
@@ -125,7 +125,7 @@ class MixedExamples:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of the sets' contents in their order, and of the weights."""
+        """A digest of the sets' contents, in order, and of their weights."""
         parts = [f"{examples.fingerprint} {weight}" for examples, weight in zip(self.sets, self._set_weights, strict=True)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -143,9 +143,9 @@ def open_examples(
     on_error: OnError | None = None,
     rank_by: str | None = None,
 ) -> SourceExamples | BuiltExamples | Subset | MixedExamples:
-    """A directory that was built, a source (a file, a folder of files, a pattern), a mixture file, or a list of these.
+    """Open a built directory, a source (a file, a folder of files, a pattern), a mixture file, or a list of these.
 
-    The other arguments concern source files only.
+    The other arguments apply to source files only.
     """
     parts = find_parts(path)
     if len(parts) == 1 and parts[0].weight == 1:
@@ -155,19 +155,19 @@ def open_examples(
 
 
 def _same(path: str) -> str:
-    """One spelling of a place, however it is named."""
+    """The normalised path, so that a set that is listed twice is recognised."""
     return path if is_remote(path) else os.path.normpath(path)
 
 
 def sets(path: str | tuple[str | config.DataSet, ...]) -> str | list[str | Part]:
-    """`data.path` as `open_examples` takes it."""
+    """`data.path` of a configuration in the form that `open_examples` takes."""
     if isinstance(path, str):
         return path
     return [part if isinstance(part, str) else Part(**part.model_dump()) for part in path]
 
 
 def find_parts(path: str | epath.Path | Sequence[str | Part]) -> list[Part]:
-    """The sets that a path, a list of them, a mixture file, or `folder/{a,b}.json` names."""
+    """The sets named by a path, a list of paths, a mixture file, or a brace pattern such as `folder/{a,b}.json`."""
     if isinstance(path, Sequence) and not isinstance(path, str):
         if not path:
             raise UserError("data.path: the list of sets is empty")
@@ -177,10 +177,10 @@ def find_parts(path: str | epath.Path | Sequence[str | Part]) -> list[Part]:
 
 
 def choose_rows(strategy: str, rows: Sequence[int], where: str) -> list[int]:
-    """Numbers of the records that a `sampling_strategy` keeps, ascending.
+    """The indices of the records that a `sampling_strategy` keeps, ascending.
 
-    `rows[i]` is how many rows of its file record i stands for. Counts and shares are of rows, as in MM-RLHF's
-    `train_dpo.py`, but no group is cut: the last one chosen is kept whole. Raises UserError for any other strategy.
+    `rows[i]` is the number of rows of its file that record i was made from. Counts and shares refer to rows, as in MM-RLHF's
+    `train_dpo.py`, but groups are not split: the last chosen one is kept whole. Raises UserError for an unknown strategy.
     """
     found = re.fullmatch(r"(first|end|random):([0-9]{1,15})(%?)", strategy)
     if strategy == "all":
@@ -202,7 +202,7 @@ def choose_rows(strategy: str, rows: Sequence[int], where: str) -> list[int]:
 
 
 def _expand(part: Part) -> list[Part]:
-    """The sets inside a mixture file or a brace form; any other part is itself."""
+    """The sets of a mixture file or a brace pattern; for any other part, the part itself."""
     path = epath.Path(part.path)
     if path.name.endswith(_MIXTURE_SUFFIXES):
         return [_inside(part, inner) for inner in _read_mixture(path)]
@@ -251,7 +251,7 @@ def _read_part(entry: Any, path: epath.Path, where: str) -> Part:
     for name in ("media_root", "sampling_strategy"):
         if not isinstance(entry.get(name, ""), str):
             raise UserError(f"{where}: {name} must be text, found {shown(entry[name])}")
-    # Paths in the file are relative to it; an absolute one stays as it is.
+    # Paths in the file are relative to it; absolute ones are unchanged.
     entry |= {name: _beside(path, entry[name]) for name in ("path", "media_root") if entry.get(name)}
     return Part(**entry)
 

@@ -1,4 +1,4 @@
-"""Names of files that are numbered, in the order of their numbers."""
+"""Sorts the names of numbered files by their numbers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]*$")
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names sorted as text where their numbers have the same digits throughout, as zero-padded ones; else by the numbers.
+    """Sort names as text if corresponding numbers all have the same number of digits (zero-padded), else by their numbers.
 
-    So 2.png comes before 10.png, frame_2 before frame_10, and 0.25.png before 0.5.png, where all names have a decimal number in
-    that place. Names that differ in zeros alone (1.png and 01.png) are sorted as text.
+    So 2.png comes before 10.png, frame_2 before frame_10, and 0.25.png before 0.5.png if all names have a decimal number in
+    that place. Names that differ only in leading zeros (1.png and 01.png) are sorted as text.
     """
     names = sorted(names)
     if len({tuple(map(len, _NUMBER.findall(name))) for name in names}) <= 1:
@@ -25,10 +25,10 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def _have_decimals(stems: list[str]) -> bool:
-    """Whether the numbers in names are decimal ones, such as seconds: not parts of versions or dates (1.2.3), nor counters.
+    """Whether numbers with a point are decimals (such as seconds), not parts of versions or dates (1.2.3), nor two counters.
 
-    All names have the same texts around as many numbers. 1.9 and 1.10 are counters: who writes decimals of any length leaves
-    out the last zero.
+    All names must have the same text around their numbers. Fractions of different lengths of which one ends in 0 (1.9 and 1.10)
+    are counters, because variable-length decimals have no trailing zeros.
     """
     if len({_DECIMAL.sub("#", stem) for stem in stems}) > 1 or any(re.search(r"[0-9]\.[0-9]+\.[0-9]", stem) for stem in stems):
         return False
@@ -38,7 +38,7 @@ def _have_decimals(stems: list[str]) -> bool:
 
 
 def _natural_key(name: str, number: re.Pattern[str]) -> list[tuple[Decimal, str]]:
-    """A name as alternating texts and numbers; texts come first, so that like is compared with like."""
+    """A sort key of alternating texts and numbers, starting with a text, so that equal kinds are compared."""
     texts, numbers = number.split(name), number.findall(name)
     pairs = zip(texts, [*numbers, "0"], strict=True)
     return [part for text, number in pairs for part in ((Decimal(0), text), (Decimal(number), ""))]

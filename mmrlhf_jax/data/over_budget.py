@@ -1,4 +1,4 @@
-"""Groups that no row has room for: what becomes of them, by named policy, counted and listed."""
+"""Over-budget policies: groups that exceed the row budget are made smaller or left out; these are counted and listed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SHORTEST_RESPONSE = 16
 def within_budget(
     index: GroupIndex, examples: Any, encoder: GroupEncoder, budget: Budget, policies: Sequence[str], named: str = "the data"
 ) -> GroupIndex:
-    """Bring every group within the budget, trying the policies in their order. `named` is the data set, for errors.
+    """Bring every group within the budget, trying the policies in their order. `named` is the data set, for messages.
 
-    `fewer_tiles`: the image on a smaller canvas, the video with fewer frames, as few fewer as needed. `cut_longest`: the
-    longest responses cut to a common length, as long as fits; never below SHORTEST_RESPONSE tokens. Where neither is enough
-    alone, both together: as many tiles as leave room for cut responses. `drop`: left out. `error` (also where no policy
-    helped): UserError that names the first group.
+    `fewer_tiles` uses a smaller canvas for images or fewer frames of a video, the smallest reduction that suffices.
+    `cut_longest` cuts the longest responses to the greatest common length that fits, but not below SHORTEST_RESPONSE tokens. If
+    both are allowed and neither suffices alone, both are applied, with the most tiles that leave room for cut responses. `drop`
+    leaves the group out. `error`, or if no policy suffices: UserError that names the first group.
     """
     over = (index.sizes > budget.vector).any(axis=1)
     if not over.any():
@@ -76,7 +76,7 @@ class _Group:
 
 
 def _smallest_change(group: _Group, policies: Sequence[str]) -> Limit | None:
-    """What the first policy that is enough alone leaves of the group, or else all of them together; None = it cannot fit."""
+    """The limit set by the first policy that suffices alone, else by all policies together; None if the group cannot fit."""
     chosen = [_POLICIES[policy] for policy in policies if policy in _POLICIES]
     if len(chosen) > 1:
         chosen.append(_fewer_tiles_and_cut_longest)

@@ -1,4 +1,4 @@
-"""Examples whose responses carry something that was made later: rewards from a score file, critiques a model wrote."""
+"""Examples with changed records, for values that were added later: rewards from a score file, critiques written by a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmrlhf_jax.records import RankedRecord
 
 
 class OverlaidExamples:
-    """The same media, other records: `records[i]` takes the place of the i-th record."""
+    """The same media with other records: `records[i]` replaces the i-th record."""
 
     def __init__(self, examples, records: Sequence[RankedRecord]):
         if len(records) != len(examples):
@@ -45,7 +45,7 @@ def map_records(examples, change: Callable[[RankedRecord], RankedRecord]) -> Ove
 
 
 def with_human_margins(examples) -> OverlaidExamples:
-    """Rewards = the mean of the human scores, so that margins are differences of human scores (`RankedRecord.mean_scores`)."""
+    """Set rewards to the mean human scores (`RankedRecord.mean_scores`), so that margins are differences of human scores."""
 
     def change(record: RankedRecord) -> RankedRecord:
         pairs = zip(record.responses, record.mean_scores(), strict=True)
@@ -55,7 +55,8 @@ def with_human_margins(examples) -> OverlaidExamples:
 
 
 def with_critiques(examples, field: str | None, source: str) -> OverlaidExamples:
-    """Critiques from another field of the responses of `source`, or none at all. UserError where no response has the field."""
+    """Take critiques from another field of the responses, or remove them (`field` None). UserError if no response has the
+    field. `source` is the data's name for messages."""
 
     def change(record: RankedRecord) -> RankedRecord:
         found = [None if field is None else response.extra.get(field) for response in record.responses]
@@ -75,5 +76,5 @@ def with_critiques(examples, field: str | None, source: str) -> OverlaidExamples
 
 
 def lacking_rewards(examples) -> list[str]:
-    """The ids of records with responses that have no reward."""
+    """The ids of records in which any response lacks a reward."""
     return [record.id for record in examples.records if any(response.reward is None for response in record.responses)]

@@ -1,36 +1,36 @@
-"""The planner: group sizes to rows, for a whole epoch at once, under every budget at once.
+"""The planner packs groups into rows, a whole epoch at a time, under the budgets of all resources.
 
-A plan is a pure function of (sizes, budget, seed, epoch), so row t of an epoch can be found by its number on any host. All
-arithmetic is on integers: machines whose floating point rounds differently must not plan different rows.
+A plan is a pure function of (sizes, budget, seed, epoch), so every host finds the same row t of an epoch. All arithmetic is on
+integers, because hosts whose floating point rounds differently must not plan different rows.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# Counts the changes of what is planned from the same arguments: a run that was planned by another version is not continued.
+# Increment it when the same arguments give another plan; runs planned by another version are not continued.
 VERSION = 2
-# A row is filled from the next so many groups of the epoch's random order: enough to find a good fit among, few enough that
-# which groups share a row is chance, not size.
+# A row is filled from the next so many groups of the epoch's random order: enough for a good fit, and few enough that the
+# groups of a row are determined by chance and not by their size.
 POOL = 128
-# Ways of filling a row that are tried; the one that leaves the fewest slots is taken.
+# How many fillings are tried for a row; the one that leaves the fewest slots unused is taken.
 TRIES = 8
-# The other way of planning packs largest first, window by window, and carries over the emptiest rows of each.
+# `_largest_first` packs groups window by window, and carries over the emptiest rows of each window.
 WINDOW = 256
 CARRIED_ROWS = 64
-# Shares of a budget, in integers.
+# Shares of a budget are integers out of this.
 _WHOLE = 1 << 20
 
 
 def plan_rows(sizes: np.ndarray, budget: np.ndarray, *, seed: int, epoch: int) -> list[np.ndarray]:
     """Pack groups into rows.
 
-    sizes: int64[G, resources], slots first, each row within `budget` (int64[resources]); returns, per packed row, the int32
-    numbers of its groups. Every group is in exactly one row. Groups come in an order drawn from (seed, epoch), and so do the
-    rows.
+    `sizes` is int64[G, resources], slots first, each group within `budget` (int64[resources]). Returns for each row the int32
+    indices of its groups. Every group is in exactly one row. The order of groups and of rows is drawn from (seed, epoch).
+    ValueError if a group exceeds the budget.
 
-    Planned in two ways, of which the one with fewer rows counts: row by row wins where a row holds several groups or where
-    resources compete (videos take tiles, pictures slots), largest first where most groups are about half a row.
+    Two algorithms are run, and the plan with fewer rows is returned. Row by row is better if a row holds several groups or if
+    resources compete (videos need tiles, images slots); largest first is better if most groups are about half a row.
     """
     if len(sizes) and (sizes > budget).any():
         raise ValueError("a group exceeds the budget; apply the over-budget policy before planning")
@@ -41,7 +41,7 @@ def plan_rows(sizes: np.ndarray, budget: np.ndarray, *, seed: int, epoch: int) -
 
 
 def _row_by_row(sizes: np.ndarray, budget: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
-    """Each row is the group that has waited longest, and those of the pool that go best with it."""
+    """Each row has the first group of the pool, and the groups of the pool that fit best with it."""
     shares = sizes * _WHOLE // np.maximum(budget, 1)
     pool, taken = order[:POOL], POOL
     rows = []
@@ -54,10 +54,10 @@ def _row_by_row(sizes: np.ndarray, budget: np.ndarray, order: np.ndarray) -> lis
 
 
 def _fill_row(sizes: np.ndarray, shares: np.ndarray, budget: np.ndarray) -> list[int]:
-    """Numbers in the pool of the groups of one row, the pool's first among them.
+    """Indices in the pool of the groups of one row, which include the pool's first.
 
-    The second group is a different one in each try, from the largest that fits to the smallest. Further ones are those that
-    need most of what is left most of: the largest scalar product of their shares of the budgets with the row's free shares.
+    Each try has another second group, from the largest that fits to the smallest. Further groups are those with the largest
+    scalar product of their shares of the budgets with the row's free shares, so that abundant resources are used first.
     """
     fits = (sizes <= budget - sizes[0]).all(axis=1)
     fits[0] = False
@@ -87,7 +87,7 @@ def _fill_row(sizes: np.ndarray, shares: np.ndarray, budget: np.ndarray) -> list
 
 
 def _largest_first(sizes: np.ndarray, budget: np.ndarray, order: np.ndarray) -> list[list[int]]:
-    """Window by window, the largest group first, each into the fullest row that it fits."""
+    """Best-fit decreasing within windows: the largest group first, each into the fullest row that has room for it."""
     done: list[list[int]] = []
     rows: list[list[int]] = []  # open ones
     free = np.zeros((0, len(budget)), np.int64)
@@ -114,10 +114,10 @@ def _largest_first(sizes: np.ndarray, budget: np.ndarray, order: np.ndarray) -> 
 
 
 def epoch_groups(count: int, weights: np.ndarray | None, *, seed: int, epoch: int) -> np.ndarray:
-    """Which of `count` groups an epoch sees, int64[n] ascending, a group of weight w about w times.
+    """The groups of an epoch, int64[n] ascending, out of `count`; a group of weight w occurs about w times.
 
-    Over any number of epochs e, group g is seen floor(e * w + phase) times; phases are spread evenly over the groups. So a
-    weight of 1 is every group once, 2 twice, and 0.5 every group in exactly one of two successive epochs.
+    In the first e epochs group g occurs floor(e * w + phase) times, with phases spread evenly over the groups. So with weight 1
+    every group occurs once per epoch, with 2 twice, and with 0.5 in exactly one of two successive epochs.
     """
     if weights is None:
         return np.arange(count)
@@ -127,35 +127,35 @@ def epoch_groups(count: int, weights: np.ndarray | None, *, seed: int, epoch: in
 
 
 def fill(sizes: np.ndarray, rows: list[np.ndarray], slots: int) -> float:
-    """Share of slots that hold tokens."""
+    """The share of slots that hold tokens."""
     return float(sizes[:, 0].sum() / (len(rows) * slots)) if rows else 0.0
 
 
-# Budgets beyond the data's own ratio to slots, in the order of `Budget`: room for rows that are not like the average. A unit of
-# slack is compute (tiles, targets) or memory (visual slots) that some rows leave unused; with less, rows that are rich in
-# videos are closed long before their slots are full.
+# Factors by which derived budgets exceed the data's mean ratio to slots, in the order of `Budget`, because rows differ from the
+# mean. More slack costs compute (tiles, targets) or memory (visual slots); with less, rows with many videos reach another
+# budget long before their slots are full.
 SLACK = np.asarray([1.0, 1.25, 1.25, 1.5, 2.0, 2.0])
-# Rounded up to these, so that chunks and lanes are whole.
+# Budgets are rounded up to multiples of these, to fill chunks and vector lanes.
 MULTIPLES = np.asarray([1, 1, 128, 128, 8, 8])
 
 
 def auto_budget(sizes: np.ndarray, slots: int) -> np.ndarray:
-    """Budgets that go with a row of `slots`: the data's own ratio to slots with slack.
+    """Budgets, int64[resources], for a row of `slots`: the data's mean ratio to slots, times SLACK.
 
-    And never less than any one group needs, with half of what average ones would in the slots that it leaves: a row that
-    holds the longest video must still take pictures, and finds such as need less than the average.
+    They are at least what any single group needs plus half of what average groups would need in its remaining slots, so that a
+    row with the longest video still has room for image groups (smaller ones than average).
     """
     ratio = sizes.sum(axis=0) / max(sizes[:, 0].sum(), 1)
     beside = np.maximum(slots - sizes[:, :1], 0) * ratio / 2
     wanted = np.maximum(slots * ratio * SLACK, (sizes + beside).max(axis=0, initial=0))
     budget = _round_up(np.ceil(wanted.round(6)).astype(np.int64))
     budget[0] = slots
-    budget[3:] = np.maximum(budget[3:], MULTIPLES[3:])  # a pass without targets or pairs still has arrays of them
+    budget[3:] = np.maximum(budget[3:], MULTIPLES[3:])  # arrays of targets, responses and pairs must not be empty
     return budget
 
 
 def wide_enough(budget: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """`budget`, or more of what one of these groups (int64[G, resources]) alone needs more of."""
+    """`budget`, raised in every resource of which a single one of these groups (int64[G, resources]) needs more."""
     largest = sizes.max(axis=0, initial=0)
     return np.where(largest > budget, _round_up(largest), budget)
 

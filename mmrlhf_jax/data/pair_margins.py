@@ -1,4 +1,4 @@
-"""Numbers that belong to a pair rather than to its responses: the `ls_factor` of upstream's pair files."""
+"""Numbers that are stored per pair, not per response: the `ls_factor` of the released code's pair files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from mmrlhf_jax.records import Pair, RankedRecord
 
 
 def pair_margins(record: RankedRecord, pairs: np.ndarray) -> np.ndarray:
-    """float32[p]: the `ls_factor` that the pair file gave to each of `pairs` (int32[p, 2]), NaN where there is none."""
+    """float32[p]: the `ls_factor` of each of `pairs` (int32[p, 2]) in the pair file; NaN if there is none."""
     stored = {pair: factor for pair, factor in _stored(record) if is_finite(factor)}
     return np.asarray([stored.get((int(c), int(r)), np.nan) for c, r in pairs], np.float32)
 
 
 def _stored(record: RankedRecord) -> Iterator[tuple[Pair, Any]]:
-    """Pairs and what stands for their numbers in `extra["pairs"]`, which is `folding`'s, or means anything else."""
+    """Yield (pair, its `ls_factor`, of any type) from `extra["pairs"]`, as `sources.folding` writes it. A field of that name
+    with other contents gives nothing."""
     field: Any = record.extra.get("pairs")
     for entry in field if isinstance(field, list) else ():
         match entry:
@@ -28,9 +29,9 @@ def _stored(record: RankedRecord) -> Iterator[tuple[Pair, Any]]:
 
 
 def lacking_pair_margins(examples, source: str) -> list[str]:
-    """The ids of records with a strict pair that has no number of its own.
+    """The ids of records in which a strict pair has no `ls_factor`.
 
-    UserError that names record and pair for an `ls_factor` that is no finite number, or not the only one of its pair.
+    UserError, with record and pair, if an `ls_factor` is no finite number, or if a pair has two different ones.
     """
 
     def lacks(record: RankedRecord) -> bool:

@@ -1,4 +1,4 @@
-"""What an experiment's data and batch sections say of rows: encoder, budgets, counts, and what is left out."""
+"""Applies an experiment's `data` and `batch` sections: encoder, row budgets, number of rows, lists of what is left out."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_encoder(
     task: Literal["answer", "critique"] = "answer",
     ties: bool = False,
 ) -> GroupEncoder:
-    """The encoder for an experiment's data section, with targets and tied pairs as `GroupEncoder` explains them."""
+    """The encoder with the settings of an experiment's `data` section; `task` and `ties` as in `GroupEncoder`."""
     return encode.make_encoder(
         tokenizer,
         model,
@@ -49,7 +49,7 @@ def make_encoder(
 
 
 def count_rows(rows: Rows, experiment: config.Experiment) -> int:
-    """Rows of the whole run. UserError where there are none, because the sets' weights are so small."""
+    """The number of rows of the whole run. UserError if it is 0, because the sets' weights are too small."""
     run, named = experiment.run, experiment.data.named
     if run.steps is not None:
         return run.steps * experiment.batch.rows
@@ -62,7 +62,7 @@ def count_rows(rows: Rows, experiment: config.Experiment) -> int:
 
 
 def list_changes(index: GroupIndex, named: str, count: int) -> None:
-    """Say which of the `count` groups of the data set are left out or not whole: their number, and the first of them."""
+    """Print how many of the data set's `count` groups are left out or made smaller, and the first of them."""
     _list(f"{named}: left out {len(index.dropped)} of {count} groups", index.dropped)
     _list(f"{named}: made {len(index.cut)} of {count} groups smaller", index.cut)
 
@@ -78,7 +78,8 @@ def _list(heading: str, lines: Sequence[str]) -> None:
 
 
 def write_left_out(index: GroupIndex, directory: epath.Path) -> None:
-    """Every group that is left out or not whole, with the reason, one a line in `directory`; no file where there is none."""
+    """Write all groups that are left out or made smaller, with reasons, into a file in `directory`; no file if there is
+    none."""
     path = directory / LEFT_OUT_FILE
     lines = [*(f"left out: {line}" for line in index.dropped), *(f"made smaller: {line}" for line in index.cut)]
     if not lines:
@@ -89,13 +90,13 @@ def write_left_out(index: GroupIndex, directory: epath.Path) -> None:
 
 
 def demanded_budget(batch: config.Batch) -> Budget:
-    """The experiment's budgets; what it leaves open is unlimited."""
+    """The budgets that the experiment sets; the others are UNLIMITED."""
     given = [getattr(batch, name) for name in Budget.names()]
     return Budget(*(UNLIMITED if g is None else g for g in given))
 
 
 def row_budget(batch: config.Batch, index: GroupIndex) -> Budget:
-    """The experiment's budgets; what it leaves open follows from the groups that fit its slots."""
+    """The budgets that the experiment sets; the others are derived from the groups that fit into its slots (`auto_budget`)."""
     fitting = index.sizes[index.sizes[:, 0] <= batch.slots]
     derived = auto_budget(fitting, batch.slots)
     given = [getattr(batch, name) for name in Budget.names()]
@@ -103,9 +104,9 @@ def row_budget(batch: config.Batch, index: GroupIndex) -> Budget:
 
 
 def index_cache(examples) -> epath.Path | None:
-    """Beside a built data set; a source file has no place of its own for it."""
+    """The directory for cached indexes, inside a built data set; None for source files."""
     base = examples
-    while hasattr(base, "examples"):  # overlays may lie on each other
+    while hasattr(base, "examples"):  # overlays can be nested
         base = base.examples
     return base.directory / "index" if isinstance(base, BuiltExamples) else None
 

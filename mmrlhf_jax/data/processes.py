@@ -1,4 +1,4 @@
-"""Pools of spawned processes that do not outlive whoever started them."""
+"""Pools of spawned processes that end when their parent process dies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def spawn_pool(jobs: int, adopt: Callable[[Any], None], what: Any) -> ProcessPoo
 
 
 def _begin(adopt: Callable[[Any], None], what: Any) -> None:
-    # A parent that is killed cannot tell its pool to end; without this, its processes would wait for work for ever.
+    # A killed parent cannot shut down its pool; without this thread, the pool's processes would wait for work for ever.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     adopt(what)
 

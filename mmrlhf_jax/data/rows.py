@@ -1,4 +1,4 @@
-"""The row batch: the only thing a train step sees, and how encoded groups are laid into one row of it."""
+"""The row batch, which is the input of a train step, and how encoded groups are placed into a row."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from mmrlhf_jax.models.media import Tiles
 class RowBatch(NamedTuple):
     """B rows, S slots, T tiles, V visual slots, M targets, R responses, P pairs. One row has the same fields without B.
 
-    Unused entries: padding slots see only themselves; `media.slots`, `ends` = S; `responses` = R; weights 0.
+    Unused entries: padding slots attend only to themselves; `media.slots` and `ends` are S; `responses` is R; weights are 0.
     """
 
     tokens: np.ndarray  # int32[B, S]
     positions: np.ndarray  # int32[B, S], or int32[B, S, 3] for families with three axes
-    visible_until: np.ndarray  # int32[B, S]: q sees k <=> k <= q < visible_until[k]
+    visible_until: np.ndarray  # int32[B, S]: the attention mask; query q attends to key k <=> k <= q < visible_until[k]
     media: Tiles  # the family's own arrays: pixels, and which visual features go into which slots
     targets: np.ndarray  # int32[B, M]
     predictors: np.ndarray  # int32[B, M]: the slot whose hidden state predicts the target
     responses: np.ndarray  # int32[B, M]: which response the target belongs to
-    ends: np.ndarray  # int32[B, R]: the slot of the response's last token, where a score head reads
+    ends: np.ndarray  # int32[B, R]: the slot of the response's last token, at which the reward head is applied
     response_weights: np.ndarray  # float32[B, R]: 1 for responses a supervised objective learns
     pairs: np.ndarray  # int32[B, P, 2]: (chosen, rejected)
     pair_weights: np.ndarray  # float32[B, P]: 0 for tied pairs
     tie_weights: np.ndarray  # float32[B, P]: 0 for strictly ordered pairs
-    pair_margins: np.ndarray  # float32[B, P]: a number stored with the pair itself (upstream's ls_factor), NaN = none
+    pair_margins: np.ndarray  # float32[B, P]: a number stored with the pair itself (`ls_factor`), NaN = none
     rewards: np.ndarray  # float32[B, R]: NaN = not scored
     reference_logps: np.ndarray  # float32[B, R]: NaN = not computed
-    response_ids: np.ndarray  # int32[B, R]: number of the response in the data set, -1 = unused; says whose figure is whose
+    response_ids: np.ndarray  # int32[B, R]: number of the response in the data set, -1 = unused
 
 
 Row = TypeVar("Row", RowBatch, Tiles)
 
 
 class EncodedGroup(NamedTuple):
-    """One ranking group, tokenised and cut into tiles, before it has a place in a row."""
+    """One ranking group, tokenised and cut into tiles; its indices are relative to the group's own first slot and response."""
 
     tree: TokenTree
-    media: Tiles  # its `slots` are those of the tree
+    media: Tiles  # `slots` are indices into the tree
     pairs: np.ndarray  # int32[p, 2]
     pair_weights: np.ndarray  # float32[p]
     tie_weights: np.ndarray  # float32[p]
@@ -76,7 +76,7 @@ class Budget:
 
 
 def assemble_row(groups: Sequence[EncodedGroup], budget: Budget, geometry: Geometry) -> RowBatch:
-    """Lay whole groups one after the other into a row of static size. The groups must fit (the planner saw to it)."""
+    """Place groups one after the other into a row of static size. They must fit, as the planner guarantees."""
     row = empty_row(budget, geometry)
     slot = tile = visual = target = response = pair = 0
     for group in groups:
@@ -112,7 +112,7 @@ def assemble_row(groups: Sequence[EncodedGroup], budget: Budget, geometry: Geome
 
 
 def empty_row(budget: Budget, geometry: Geometry) -> RowBatch:
-    """A row that contributes nothing: every slot is padding, every weight 0."""
+    """A row of padding: every slot is padding, every weight 0."""
     axes = () if geometry.position_axes == 1 else (geometry.position_axes,)
     return RowBatch(
         tokens=np.zeros(budget.slots, np.int32),
@@ -135,24 +135,24 @@ def empty_row(budget: Budget, geometry: Geometry) -> RowBatch:
 
 
 def stack_rows(rows: Sequence[Row]) -> Row:
-    """Rows (or their media) to a batch: every array gets a first axis B."""
+    """Stack rows (or their media) to a batch; every array gets a leading axis B."""
     return map_arrays(lambda *arrays: np.stack(arrays), *rows)
 
 
 def by_name(batch: RowBatch) -> dict[str, Any]:
-    """The arrays of a batch by their names, those of its media as `media.NAME`."""
+    """The arrays of a batch by name; those of its media are called `media.NAME`."""
     found = {name: value for name, value in batch._asdict().items() if name != "media"}
     return found | {f"media.{name}": value for name, value in batch.media._asdict().items()}
 
 
 def from_names(arrays: Mapping[str, Any]) -> RowBatch:
-    """The batch of arrays that `by_name` named."""
+    """The inverse of `by_name`."""
     media = {name.removeprefix("media."): value for name, value in arrays.items() if name.startswith("media.")}
     return RowBatch(**{name: value for name, value in arrays.items() if "." not in name}, media=Tiles(**media))
 
 
 def map_arrays(function: Callable[..., Any], *trees: Any) -> Any:
-    """`function` of the arrays in the same place of trees of named tuples, in such a tree (jax's `tree.map`, without jax)."""
+    """`jax.tree.map` for nested named tuples of NumPy arrays, without importing jax."""
     first = trees[0]
     if isinstance(first, np.ndarray):
         return function(*trees)
@@ -160,12 +160,12 @@ def map_arrays(function: Callable[..., Any], *trees: Any) -> Any:
 
 
 def group_size(group: EncodedGroup) -> np.ndarray:
-    """What a group takes of every resource of a `Budget`, in its order."""
+    """int64[6]: how much of each resource of `Budget` a group needs, in its order."""
     tree = group.tree
     sizes = (len(tree.tokens), group.media.units, len(group.media.slots), len(tree.targets), len(tree.ends), len(group.pairs))
     return np.asarray(sizes, np.int64)
 
 
 def round_up(value: int, multiple: int) -> int:
-    """The least multiple that is not below `value`: rows, slots and targets come in such sizes."""
+    """The least multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple

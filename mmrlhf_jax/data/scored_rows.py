@@ -1,4 +1,4 @@
-"""Rows of a pass that scores every group of a data set: one long group must not set the size of all rows."""
+"""Rows for scoring every group of a data set. Long groups get rows of their own, so that they do not enlarge all rows."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.errors import UserError
 
-# The default of `batch.slots`: what training keeps in memory, scoring does too.
+# The default of `batch.slots`: rows that fit in memory for training also fit for scoring.
 SLOTS = 8192
-# Groups of more than so many times the median's slots do not share rows with the others.
+# Groups with more than so many times the median number of slots go into the long rows.
 LONG = 4
-SMALLEST = 128
+SMALLEST = 128  # slots; row lengths are this times a power of two
 
 
 def scored_rows(examples, encoder: GroupEncoder, slots: int = SLOTS) -> list[Rows]:
-    """Rows over every group, each group in one of them: the ordinary ones first, then long ones in longer rows.
+    """One or two `Rows` that together contain every group once: the ordinary groups, then the long ones in longer rows.
 
-    No row has more than `slots` slots (rounded up to 128). What rows take of anything is a power of two, so that pieces of one
-    data set share their compiled programs. UserError names the first group that does not fit.
+    No row has more than `slots` slots (rounded up to 128). Budgets are powers of two (times a constant), so that parts of a
+    data set share compiled programs. UserError names the first group that does not fit.
     """
     index = dataclasses.replace(build_index(examples, encoder, cache=index_cache(examples)), weights=None)
     _check(index, examples, slots)
@@ -36,7 +36,7 @@ def scored_rows(examples, encoder: GroupEncoder, slots: int = SLOTS) -> list[Row
 
 
 def check_lengths(examples, encoder: GroupEncoder, slots: int = SLOTS) -> None:
-    """UserError where a group does not fit a row of `slots` slots: to be found out before hours of scoring."""
+    """UserError if a group does not fit a row of `slots` slots; called before hours of scoring."""
     _check(build_index(examples, encoder, cache=index_cache(examples)), examples, slots)
 
 
@@ -58,5 +58,5 @@ def _budget(sizes: np.ndarray, slots: int) -> Budget:
 
 
 def _power_of_two(value: float, least: int) -> int:
-    """The least of least, 2 · least, 4 · least, ... that is not below `value`; 0 of 0."""
+    """The smallest of least, 2 · least, 4 · least, ... that is at least `value`; 0 for 0."""
     return 0 if value == 0 else int(least * 2 ** max(np.ceil(np.log2(value / least)), 0))

@@ -1,10 +1,10 @@
-"""Score files: what `mmrlhf score` writes, one line a record, and how its rewards come back to the records.
+"""Score files: written by `mmrlhf score` with one line per record, and read to add their rewards to records.
 
     {"id": "1", "responses": [{"reward": 0.5, "critique": "...", "digest": "..."}, ...],
      "digests": {"prompt": "...", "media": "...", "media_content": "..."}}
 
-The digests (`data.digests`) are of what was scored: a reward of another prompt, of other media or of another text is refused.
-A file that somebody wrote by hand may lack them; how many lines could not be checked is said.
+The digests (`data.digests`) identify what was scored; a reward for another prompt, other media or another text is refused. A
+hand-written file may lack them; the number of lines that could not be checked is then reported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _EXPECTED = '{"id", "responses": [{"reward", ...}]}'
 
 @dataclasses.dataclass(frozen=True)
 class ScoredLine:
-    """One line. `digests` are those of `_DIGESTS` that it has, `texts` one per response, None where there is none."""
+    """One line of a score file. `digests` are those of `_DIGESTS` that it has; `texts` has a digest, or None, per response."""
 
     where: str
     rewards: tuple[float, ...]
@@ -40,12 +40,12 @@ class ScoredLine:
 
     @property
     def is_checked(self) -> bool:
-        """Whether a record with this id and this number of responses can be told from the one that was scored."""
+        """Whether the line has all digests that are needed to recognise another record with the same id."""
         return "prompt" in self.digests and "media" in self.digests and None not in self.texts
 
 
 def score_lines(examples, scored: Iterable[RankedRecord]) -> Iterator[dict[str, Any]]:
-    """Lines of a score file: `scored` are the records of `examples`, in their order, with `reward` and `critique` set."""
+    """Yield the lines of a score file. `scored` are the records of `examples`, in order, with `reward` and `critique` set."""
     for place, (record, with_rewards) in enumerate(zip(examples.records, scored, strict=True)):
         content = examples.media_content(place)
         yield {
@@ -60,7 +60,7 @@ def score_lines(examples, scored: Iterable[RankedRecord]) -> Iterator[dict[str, 
 
 
 def read_scores(path: epath.PathLike) -> dict[str, ScoredLine]:
-    """The lines by id. UserError for one that is none, for a number that is not finite, and for an id that stands twice."""
+    """The lines of a score file by id. UserError for an invalid line, a number that is not finite, and a repeated id."""
     path = epath.Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such score file; `mmrlhf score --model RM --data SRC --out {path}` writes it")
@@ -84,7 +84,7 @@ def _read_line(line: bytes, where: str) -> tuple[str, ScoredLine]:
         raise UserError(f"{where}: not JSON, expected {_EXPECTED} ({error})") from None
     record_id = row.get("id") if isinstance(row, dict) else None
     responses = row.get("responses") if isinstance(row, dict) else None
-    if isinstance(record_id, int) and not isinstance(record_id, bool):  # as in the readers of records
+    if isinstance(record_id, int) and not isinstance(record_id, bool):  # readers of records convert ids to text as well
         record_id = str(record_id)
     if not isinstance(record_id, str) or not isinstance(responses, list) or not all(isinstance(r, dict) for r in responses):
         raise UserError(f"{where}: expected {_EXPECTED}, found {shown(row)}")
@@ -107,12 +107,14 @@ def _read_line(line: bytes, where: str) -> tuple[str, ScoredLine]:
 
 
 def with_rewards(examples, path: epath.PathLike, source: str) -> OverlaidExamples:
-    """The examples of `source` with the rewards of a score file. A record that it lacks keeps its own; these are counted.
+    """The examples with the rewards of a score file. Records without a line keep their own rewards; they are counted. `source`
+    is the data's name for messages.
 
-    UserError for a record whose prompt, media or responses are not those that were scored, and for a file of other records.
+    UserError for a record whose prompt, media or responses are not those that were scored, and for a file without any line for
+    these records.
     """
     scores = read_scores(path)
-    _ = examples.fingerprint  # a source reads its media once, for this and for their digests
+    _ = examples.fingerprint  # computing it digests all media; `media_content` then reads none again
     found = [scores.get(record.id) for record in examples.records]
     if not any(found):
         raise UserError(f"{path}: none of its {len(scores)} lines is of a record of {source}; score this data")
@@ -131,7 +133,7 @@ def with_rewards(examples, path: epath.PathLike, source: str) -> OverlaidExample
 
 
 def _check(record: RankedRecord, line: ScoredLine, content: str | None) -> None:
-    """UserError that says what of the record is not what the line was made of."""
+    """UserError if the record is not the one that the line was made from; it says what differs."""
     where, again = f"{line.where}: record {record.id!r}", "score this data again"
     if len(line.rewards) != len(record.responses):
         raise UserError(f"{where} has {len(line.rewards)} scores for {len(record.responses)} responses; {again}")
@@ -150,7 +152,7 @@ def _check(record: RankedRecord, line: ScoredLine, content: str | None) -> None:
 
 
 def _say_rest(examples, path: epath.PathLike, source: str, scores: Mapping[str, ScoredLine]) -> None:
-    """What of file and data has no counterpart, and what could not be checked."""
+    """Print how many records have no line, how many lines no record, and how many lines could not be checked."""
     ids = [record.id for record in examples.records]
     lacking = [record_id for record_id in ids if record_id not in scores]
     if lacking:

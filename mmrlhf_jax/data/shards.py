@@ -1,8 +1,8 @@
-"""Shards of a built data set: each is written whole or not at all, by whichever process, and never twice.
+"""Shards of a built data set: each is written atomically by one process, and only once.
 
-A finished shard is two files: its ArrayRecord file, and a note of what it was made from and what it holds. Whoever runs a build
-again skips every shard whose note still fits its source. So a kill costs the shards that were being written, and one corrected
-picture costs one shard.
+A finished shard has two files: its ArrayRecord file, and a note with digests of its source and its contents. A repeated build
+skips every shard whose note still matches its source. So after a kill only unfinished shards are written again, and after a
+corrected image only its shard.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ NAME = "ranked_preferences"
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    """What a finished shard holds: per example, the SHA-256 of what it was made of, and the sizes of its media."""
+    """The contents of a finished shard: per example, its SHA-256 (`SourceExamples.digest`) and the sizes of its media."""
 
     digests: tuple[str, ...]
     layouts: tuple[str, ...]  # JSON lines
-    size: int  # of the file, in bytes
+    size: int  # of the shard's file, in bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Shard:
 
     examples: Any
     path: epath.Path
-    notes: epath.Path  # a folder that is not the data set's own, which holds nothing but the data set
-    key: str  # of the records and the state of their media files
+    notes: epath.Path  # folder of notes, outside of the data set
+    key: str  # digest of the records and the state (size, time of change) of their media files
 
     @property
     def note_path(self) -> epath.Path:
@@ -64,7 +64,7 @@ class Shard:
         return self.note_path.with_suffix(".error")
 
     def note(self) -> Note | None:
-        """The note of a finished shard, None where it is missing, or of a shard that was made from something else."""
+        """The note of a finished shard; None if it is missing, or if the shard was made from another state of the source."""
         if not self.note_path.exists() or not self.path.exists():
             return None
         stored = strict_json.loads(read_text(self.note_path))
@@ -74,8 +74,8 @@ class Shard:
 
 
 def plan_shards(examples: Any, directory: epath.Path, notes: epath.Path) -> list[Shard]:
-    """Cut a source into shards of at most about SHARD_BYTES of media, to be written into `directory`, and noted in `notes`."""
-    with ThreadPoolExecutor(32) as pool:  # asking for sizes is waiting, on remote file systems for long
+    """Split a source into shards of at most about SHARD_BYTES of media; files go into `directory`, notes into `notes`."""
+    with ThreadPoolExecutor(32) as pool:  # getting file sizes is slow on remote file systems
         states = list(pool.map(lambda index: _media_state(examples, index), range(len(examples))))
     bounds, size = [0], 0
     for index, state in enumerate(states):
@@ -95,17 +95,17 @@ def plan_shards(examples: Any, directory: epath.Path, notes: epath.Path) -> list
 
 
 def write_shard(shard: Shard, tick: Callable[[], None] | None = None) -> None:
-    """Write a shard, then its note; `tick` is called per example. A finished shard is left as it is.
+    """Write a shard, then its note; `tick` is called per example. A finished shard is not written again.
 
-    Every image and frame is decoded once, to prove that it can be. Raises UserError, naming the record, where one cannot.
+    Every image and frame is decoded once, to check it. Raises UserError, naming the record, for one that cannot be decoded.
     """
     if shard.note() is not None:
         return
-    shard.note_path.unlink(missing_ok=True)  # of what the file held before
+    shard.note_path.unlink(missing_ok=True)  # a note of the file's previous contents
     digests, layouts = [], []
     with _LocalCopy(shard.path, shard.notes.parent) as file:
-        # Without compression of its own: media are compressed already. On photographs the default (brotli) saves nothing,
-        # writes 6 times and reads 3 times slower.
+        # No compression, because media are compressed already. For photographs the default (brotli) saves nothing, and writes 6
+        # times and reads 3 times slower.
         writer = ArrayRecordWriter(os.fspath(file), "group_size:1,uncompressed")
         with Cleanup() as cleanup:
             cleanup.add(os.fspath(file), writer.close)
@@ -122,7 +122,7 @@ def write_shard(shard: Shard, tick: Callable[[], None] | None = None) -> None:
 
 
 def check_media(example: Example, where: str) -> Layout:
-    """Decode all media; returns their sizes. Raises UserError for what cannot be decoded."""
+    """Decode all media and return their sizes. Raises UserError for media that cannot be decoded."""
     sizes = []
     for path, data in zip(example.record.images, example.images, strict=True):
         width, height = decode_image(data, f"{where}, image {path!r}").size
@@ -136,7 +136,7 @@ def check_media(example: Example, where: str) -> Layout:
 
 
 def write_shards(shards: Sequence[Shard], jobs: int, progress: Progress | None = None) -> None:
-    """Write all shards on this machine, `jobs` at a time. Raises the first UserError; what was finished by then stays."""
+    """Write all shards on this machine with `jobs` processes. Raises the first UserError; finished shards are kept."""
     total = sum(len(shard.examples) for shard in shards)
     left = [shard for shard in shards if shard.note() is None]
     done = itertools.count(total - sum(len(shard.examples) for shard in left) + 1)
@@ -154,7 +154,7 @@ def write_shards(shards: Sequence[Shard], jobs: int, progress: Progress | None =
 
 
 def write_shards_with_beam(shards: Sequence[Shard], options: Sequence[str]) -> None:
-    """Write all shards on Apache Beam, wherever its pipeline options say. The workers must reach the same paths."""
+    """Write all shards by an Apache Beam pipeline with these options. Its workers must be able to access the same paths."""
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -166,13 +166,13 @@ def write_shards_with_beam(shards: Sequence[Shard], options: Sequence[str]) -> N
     left = [shard for shard in shards if shard.note() is None]
     with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
         _ = pipeline | beam.Create(left) | beam.Reshuffle() | beam.Map(_write_or_note_error)
-    for shard in left:  # in their order, so that the error is the same on every run
+    for shard in left:  # in order, so that the same error is raised every time
         if shard.error_path.exists():
             raise UserError(read_text(shard.error_path))
 
 
 def _write_or_note_error(shard: Shard) -> None:
-    """Beam would repeat what raises, and wrap its message."""
+    """Write a shard; a UserError goes into a file, because Beam would retry a function that raises, and wrap its message."""
     try:
         write_shard(shard)
     except UserError as error:
@@ -214,9 +214,10 @@ def _write_in_processes(shards: Sequence[Shard], jobs: int, tick: Callable[[], N
 
 
 class _LocalCopy:
-    """A path to write to, which becomes `path` when all went well: the writer knows local files only, and may be killed.
+    """A temporary local file that is moved or copied to `path` if the block succeeds. ArrayRecord writes only local files, and
+    a kill must not leave a partial one.
 
-    It lies in `scratch`, on the same disk, unless that is remote.
+    It is created in `scratch`, on the same disk as `path`; for a remote `path`, in the system's temporary directory.
     """
 
     def __init__(self, path: epath.Path, scratch: epath.Path) -> None:
@@ -265,13 +266,13 @@ def _serialised(example: Example) -> bytes:
 
 
 def _object_array(values: tuple[bytes, ...]) -> np.ndarray:
-    # NumPy's own byte strings would drop trailing zero bytes.
+    # Not a NumPy bytes array, which drops trailing zero bytes.
     array = np.empty(len(values), dtype=np.object_)
     array[:] = values
     return array
 
 
 def _media_state(examples: Any, index: int) -> list[tuple[str, int, float | str]]:
-    """(path, bytes, time of change, or on the hub, which knows none, the id of the content) of every file of an example."""
+    """(path, size in bytes, time of change) of every file of an example; the hub has no time of change, so its content id."""
     stats = [(file, file.stat()) for file in examples.media_files(index)]
     return [(os.fspath(file), stat.length, content_id(file) or stat.mtime) for file, stat in stats]

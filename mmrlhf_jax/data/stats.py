@@ -1,4 +1,4 @@
-"""`mmrlhf data stats`: what a data set holds, and what it takes to train on it, in figures."""
+"""`mmrlhf data stats`: figures of a data set, and of the rows that training on it takes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from mmrlhf_jax.records import RankedRecord, tied_pairs
 
 ROW_SLOTS = (4096, 8192, 16384, 32768)
 
-ESTIMATED = family(DEFAULT)  # whose tiles are counted where no model is named
+ESTIMATED = family(DEFAULT)  # the family whose tiles are counted if no model is named
 
 
 class EstimatedTokenizer(PieceTokenizer):
-    """Where no model is named: a word or sign is one token, a long word one per six characters. Counts, not ids, are meant."""
+    """Estimates token counts if no model is named: a word or punctuation mark is one token, a long word one per six characters.
+    Its ids have no meaning."""
 
     def __init__(self) -> None:
         object.__setattr__(self, "tokenizer", None)
@@ -50,15 +51,15 @@ def estimated_encoder() -> GroupEncoder:
 def measure(
     examples: Any, encoder: GroupEncoder, progress: Callable[[Iterable, str, int], Iterable] | None = None
 ) -> np.ndarray:
-    """int64[groups, resources of `Budget`]."""
+    """Sizes of all groups, int64[groups, resources of `Budget`]."""
     found: Iterable[np.ndarray] = measure_all(examples, encoder)
     return np.stack(list(progress(found, "measuring groups", len(examples)) if progress else found))
 
 
 def summarise(records: Sequence[RankedRecord], layouts: Sequence[Any], sizes: np.ndarray, slots: int) -> dict[str, Any]:
-    """All figures as JSON. `pairs` are strictly ordered ones; `dropped` counts groups that rows of `slots` have no room for.
+    """All figures as a JSON object. `pairs` counts strictly ordered ones; `dropped` counts groups that exceed rows of `slots`.
 
-    `packing` predicts, per row size, rows per epoch and the share of their slots that hold tokens.
+    `packing` predicts, per row size, the rows per epoch and the share of their slots that hold tokens.
     """
     ranks = [[response.rank for response in record.responses] for record in records]
     column = dict(zip(Budget.names(), sizes.T, strict=True))
@@ -87,7 +88,7 @@ def summarise(records: Sequence[RankedRecord], layouts: Sequence[Any], sizes: np
 
 
 def predict_packing(sizes: np.ndarray, slots: int) -> dict[str, Any]:
-    """One epoch in rows of `slots`, with the budgets that the trainer would derive."""
+    """Figures of one epoch packed into rows of `slots`, with the budgets that the trainer would derive."""
     short = sizes[sizes[:, 0] <= slots]
     budget = auto_budget(short, slots)
     fitting = short[(short <= budget).all(axis=1)]
@@ -96,7 +97,7 @@ def predict_packing(sizes: np.ndarray, slots: int) -> dict[str, Any]:
 
 
 def pair_expanded_tokens(sizes: np.ndarray) -> int:
-    """About how many tokens a trainer without shared prefixes computes: both whole conversations of every pair."""
+    """The approximate number of tokens that a trainer without shared prefixes computes: two whole conversations per pair."""
     column = dict(zip(Budget.names(), sizes.T, strict=True))
     branches = column["targets"] + column["responses"]  # a newline follows each response
     conversation = column["slots"] - branches + branches / column["responses"]
@@ -104,7 +105,7 @@ def pair_expanded_tokens(sizes: np.ndarray) -> int:
 
 
 def tiers(ranks: Sequence[int | None]) -> str:
-    """How many responses stand on each tier, best first, such as 1-2-1."""
+    """The number of responses on each rank, best first, such as "1-2-1"."""
     if None in ranks:
         return "not ranked"
     return "-".join(str(count) for _, count in sorted(collections.Counter(ranks).items()))
@@ -116,7 +117,7 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def score_counts(records: Sequence[RankedRecord]) -> dict[str, dict[str, int]]:
-    """Per score name, how often each value was given."""
+    """Score name -> value -> how many responses have it."""
     counts: dict[str, collections.Counter[float]] = {}
     for record in records:
         for response in record.responses:

@@ -1,6 +1,7 @@
-"""The stream: rows to batches, through Grain. Row t is a pure function of (data, encoder, budget, seed, t).
+"""The stream from rows to batches, through Grain. Row t is a pure function of (data, encoder, budget, seed, t).
 
-So the position of a run is one integer, the step; hosts read only their rows, and their number may change between runs.
+So the data position of a run is one integer, the step; hosts read only their own rows, and a run may be resumed on another
+number of hosts.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from mmrlhf_jax.data.rows import Budget, RowBatch, assemble_row, empty_row, stac
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """All rows of a run by number, over as many epochs as are asked for. Picklable: it crosses into worker processes."""
+    """All rows of a run by number, over any number of epochs. It is picklable, because it is sent to worker processes."""
 
     examples: object
     encoder: GroupEncoder
@@ -34,16 +35,16 @@ class Rows:
     reference_logps: np.ndarray | None = None  # float32[responses]
 
     def plan(self, epoch: int) -> list[np.ndarray]:
-        """Per row of an epoch, the numbers in the index of its groups."""
+        """For each row of an epoch, the positions of its groups in the index."""
         return _plan(self, epoch)
 
     def once(self) -> Rows:
-        """The rows of a pass that sees every group exactly once, whatever the weights of the sets."""
+        """Rows whose epochs contain every group exactly once, whatever the weights of the sets."""
         return dataclasses.replace(self, index=dataclasses.replace(self.index, weights=None))
 
     @functools.cached_property
     def identity(self) -> str:
-        """Changes with everything that decides which group is in which row."""
+        """A digest of everything that determines which groups are in which row."""
         index = self.index
         digest = hashlib.sha256(f"{index.fingerprint} {self.budget} {self.seed} {VERSION}".encode())
         for array in (index.sizes, index.groups, index.limits, index.weights):
@@ -58,7 +59,7 @@ class Rows:
 
     @property
     def fill(self) -> float:
-        """Share of slots that hold tokens, in the first epoch."""
+        """The share of slots that hold tokens, in the first epoch."""
         rows = self.plan(0)
         return fill(self.index.sizes[np.concatenate(rows)], rows, self.budget.slots) if rows else 0.0
 
@@ -71,7 +72,7 @@ class Rows:
         return epoch, t
 
     def epochs(self, done: int) -> float:
-        """How many epochs the first `done` rows are: whole ones, and the share of the one that is begun."""
+        """The number of epochs in the first `done` rows, with the fraction of the epoch in progress."""
         epoch = 0
         while done and done >= (count := _epoch_rows(self, epoch)):
             done -= count
@@ -79,7 +80,7 @@ class Rows:
         return epoch + (done / _epoch_rows(self, epoch) if done else 0.0)
 
     def groups(self, t: int) -> np.ndarray:
-        """Numbers in the data set of the groups in row t."""
+        """The numbers in the data set of the groups in row t."""
         return self.index.groups[self._row(t)]
 
     def row(self, t: int) -> RowBatch:
@@ -115,14 +116,14 @@ def _epoch_rows(rows: Rows, epoch: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class HostRows:
-    """The rows one host feeds, as a random-access source: its share of every global batch from step `start` on."""
+    """The rows of one host as a random-access source for Grain: its part of every global batch from step `start` on."""
 
     rows: Rows
     start: int
     steps: int
     batch_rows: int
-    mine: tuple[int, ...]  # which rows of every global batch are this host's
-    total: int  # rows of the whole run; numbers from there on are empty rows, to fill the last batch
+    mine: tuple[int, ...]  # this host's rows of every global batch
+    total: int  # number of rows of the whole run; later rows are padding rows, which fill the last batch
 
     def __len__(self) -> int:
         return (self.steps - self.start) * len(self.mine)
@@ -146,11 +147,10 @@ def batches(
     workers: int = 0,
     threads: int = 2,
 ) -> Iterator[RowBatch]:
-    """This host's part of the global batches start, start + 1, ..., steps - 1: the rows `mine` of each.
+    """Yield this host's part of the global batches start, start + 1, ..., steps - 1: the rows `mine` of each.
 
-    Without `mine` they are the `host`-th of `hosts` equal parts.
-
-    `workers` > 0 decodes and tokenises in that many spawned processes; otherwise `threads` threads of this one do.
+    By default `mine` is the `host`-th of `hosts` equal parts. With `workers` > 0 so many spawned processes decode and tokenise;
+    otherwise `threads` threads of this process do.
     """
     if mine is None:
         local = batch_rows // hosts
@@ -160,11 +160,11 @@ def batches(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     iterable = dataset.to_iter_dataset(options)
     if workers:
-        flags.FLAGS.mark_as_parsed()  # Grain's worker pool reads absl flags, which no command line of ours parses
+        flags.FLAGS.mark_as_parsed()  # Grain's worker pool reads absl flags, which raise if they were never parsed
         iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     iterator = iter(iterable)
     with Cleanup() as cleanup:
-        close = getattr(iterator, "close", None)  # an abandoned iterator would keep its threads and workers alive
+        close = getattr(iterator, "close", None)  # an iterator that is not closed keeps its threads and workers alive
         if close is not None:
             cleanup.add("the data workers", close)
         yield from iterator

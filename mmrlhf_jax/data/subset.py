@@ -1,4 +1,4 @@
-"""A slice of a data set, as a data set."""
+"""A subset of a data set, as a data set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmrlhf_jax.data.examples import Example, Layout
 
 
 class Subset:
-    """The examples with the given numbers, in their order."""
+    """The examples with the given indices, in the order of the indices."""
 
     def __init__(self, examples, numbers: Sequence[int]):
         self.examples, self.numbers = examples, list(numbers)

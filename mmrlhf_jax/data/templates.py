@@ -1,7 +1,7 @@
 """Chat templates and the critique prompt, as pieces that keep user text apart from control tokens.
 
-A conversation is a sequence of pieces. Only `Special` and `Media` pieces become control tokens; text stays text even if it
-spells `<image>` or `<|im_end|>`. Reference: MM-RLHF `llava/conversation.py` (`qwen_1_5`), `train_dpo.py` (`preprocess_qwen`).
+A conversation is a sequence of pieces. Only `Special` and `Media` pieces become control tokens; text remains text even if it
+contains `<image>` or `<|im_end|>`. Source: MM-RLHF `llava/conversation.py` (`qwen_1_5`), `train_dpo.py` (`preprocess_qwen`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mmrlhf_jax.places import IMAGE_TAG, PromptText
 SYSTEM = "You are a helpful assistant."
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 
-# Upstream's released reward model depends on this text character by character (MM-RLHF `eval_mm_reward_bench.py`).
+# The released reward model was trained with exactly this text (MM-RLHF `eval_mm_reward_bench.py`); do not edit it.
 CRITIQUE_PROMPT = (
     "You are an unbiased and fair evaluator tasked with assessing the quality of answers provided by a Large Multimodal Model"
     " (LMM). Given the following question and the LMM's response, please evaluate the correctness, clarity, and completeness"
@@ -30,9 +30,9 @@ CRITIQUE_PROMPT = (
 def qwen_1_5(
     prompt: PromptText, media: int, response: str | None, *, after_media: str = "\n", system: str = SYSTEM
 ) -> list[Piece]:
-    """One user turn with `media` media before the prompt (or between its texts, with nothing added), and the assistant's turn.
+    """One user turn and the assistant's turn. Media come before the prompt, or between its texts if it has several.
 
-    `response` None leaves the assistant's turn open, for generation. Targets are the response and its `<|im_end|>`.
+    With `response` None the assistant's turn stays open, for generation. Targets are the response and its `<|im_end|>`.
     """
     pieces: list[Piece] = [Special(IM_START), Text(f"system\n{system}"), Special(IM_END), Text("\n")]
     pieces.append(Special(IM_START))
@@ -62,7 +62,7 @@ def _between_media(texts: tuple[str, ...], media: int) -> list[Piece]:
 
 
 def upstream_train(prompt: PromptText, media: int, response: str | None) -> list[Piece]:
-    """As MM-RLHF tokenised in training: a second newline between media and prompt."""
+    """`qwen_1_5` as in MM-RLHF's training code, which has a second newline between media and prompt."""
     return qwen_1_5(prompt, media, response, after_media="\n\n")
 
 
@@ -75,9 +75,9 @@ TEMPLATES: dict[str, Template] = {
 
 
 def find_template(name: str, tokenizer: Any, media_tags: Sequence[str] = (IMAGE_TAG,)) -> Template:
-    """A template by its name; `checkpoint` is the tokenizer's own, which writes one of `media_tags` in a medium's place.
+    """A template by name. "checkpoint" is the tokenizer's own, which writes one of `media_tags` in the place of a medium.
 
-    Raises UserError where there is none.
+    Raises UserError for an unknown name, or if the tokenizer has no usable template.
     """
     if name == "checkpoint":
         return CheckpointTemplate(tokenizer, media_tags)
@@ -87,13 +87,13 @@ def find_template(name: str, tokenizer: Any, media_tags: Sequence[str] = (IMAGE_
 
 
 def closing_token(template: Template) -> str | None:
-    """The control token that ends a response, where a model stops writing."""
+    """The control token that ends a response and stops generation; None if the template has none."""
     closing = [piece.token for piece in template("", 0, "") if isinstance(piece, Special) and piece.target]
     return closing[0] if closing else None
 
 
 def writes_alike(tokenizer: Any, name: str, media_tags: Sequence[str] = (IMAGE_TAG,)) -> bool:
-    """Whether the tokenizer's own chat template writes conversations as the template of this name does."""
+    """Whether the tokenizer's own chat template gives the same pieces as the template of this name."""
     try:
         own, other = (find_template(each, tokenizer, media_tags) for each in ("checkpoint", name))
         return all(own("prompt", media, None) == other("prompt", media, None) for media in (0, 1, 2))
@@ -102,7 +102,7 @@ def writes_alike(tokenizer: Any, name: str, media_tags: Sequence[str] = (IMAGE_T
 
 
 def critique_prompt(question: PromptText, answer: str) -> PromptText:
-    """The user turn that asks the reward model for a critique of `answer`. Media inside the question stay in their places."""
+    """The user turn that asks the reward model for a critique of `answer`. Media inside the question keep their places."""
     before, after = CRITIQUE_PROMPT.split("{question}")
     after = after.replace("{answer}", answer)
     if isinstance(question, str):
@@ -110,35 +110,36 @@ def critique_prompt(question: PromptText, answer: str) -> PromptText:
     return (before + question[0], *question[1:-1], question[-1] + after)
 
 
-# Stand-ins for the texts of a conversation while a Jinja template is rendered; from Unicode's private use area.
+# Placeholders for a conversation's texts while a Jinja template is rendered, with characters of Unicode's private use area.
 _PROMPT, _RESPONSE = "\ue000prompt{}\ue001", "\ue000response\ue001"
 _MEDIUM = "medium"
 _STAND_IN = re.compile(re.escape(_PROMPT).replace(r"\{\}", "([0-9]+)"))
 
 
-CLOCK = "strftime_now"  # the function that transformers gives to templates
+CLOCK = "strftime_now"  # a function that transformers provides to templates; its result depends on the date
 
 
 class CheckpointTemplate:
     """A checkpoint's own chat template (Jinja), as pieces.
 
-    It is rendered around stand-ins, and only what it wrote itself may become control tokens. The assistant's turn opens as it
-    does for generation (`add_generation_prompt`), in training as well: some templates open the two differently. Media go where
-    it puts `{"type": "image"}` parts, which it writes as one of `media_tags`; a template for text only gets lines of the first
-    tag before the prompt, or the tag inside it. A template that moves media out of a text's middle is refused for such a text.
+    It is rendered with placeholders for the texts, so that only text from the template itself can become control tokens. The
+    assistant's turn begins as for generation (`add_generation_prompt`) in training as well, because some templates begin the
+    two differently. Media are placed where the template writes `{"type": "image"}` parts, as one of `media_tags`. A template
+    for text only is given the first tag, on lines before the prompt or inside it. A template that moves media out of the middle
+    of a text is refused for such a text.
     """
 
     def __init__(self, tokenizer: Any, media_tags: Sequence[str] = (IMAGE_TAG,)) -> None:
         if not tokenizer.chat_template:
             raise UserError("data.template: checkpoint: the tokenizer has no chat template; choose qwen_1_5")
-        if CLOCK in str(tokenizer.chat_template):  # what was measured, cached or begun yesterday would have other tokens
+        if CLOCK in str(tokenizer.chat_template):  # tokens would change every day, and with them caches and resumed runs
             raise UserError(f"data.template: checkpoint: the chat template writes today's date ({CLOCK}); choose qwen_1_5")
         self.tokenizer, self.tags = tokenizer, tuple(media_tags)
         self._any_tag = "|".join(map(re.escape, self.tags))
 
     def __call__(self, prompt: PromptText, media: int, response: str | None) -> list[Piece]:
         texts = ("",) * media + (prompt,) if isinstance(prompt, str) else prompt
-        there = (*map(bool, texts[:-1]), isinstance(prompt, str) or bool(texts[-1]))  # an empty prompt is one, too
+        there = (*map(bool, texts[:-1]), isinstance(prompt, str) or bool(texts[-1]))  # a plain prompt counts even if empty
         opening, closing = self._render(there, isinstance(prompt, str))
         pieces = self._pieces(opening, texts)
         if response is None:
@@ -146,15 +147,15 @@ class CheckpointTemplate:
         header = pieces.pop().text if pieces and isinstance(pieces[-1], Text) else ""
         end = self._pieces(closing, ())
         text = header + response
-        if end and isinstance(end[0], Text) and len(end) > 1:  # text before the closing token belongs to the response
+        if end and isinstance(end[0], Text) and len(end) > 1:  # text before the closing token is part of the response
             text += end.pop(0).text
         if end and isinstance(end[0], Special):
             end[0] = Special(end[0].token, target=True)
         return [*pieces, Text(text, target_from=len(header)), *end]
 
-    @functools.cache  # noqa: B019  (as many entries as there are shapes of prompts)
+    @functools.cache  # noqa: B019  (the cache has one entry per prompt shape, which are few)
     def _render(self, there: tuple[bool, ...], media_first: bool) -> tuple[str, str]:
-        """What comes before the response, and what after it. `there[i]`: whether there is a text before medium i."""
+        """(rendered text before the response, rendered text after it). `there[i]`: whether there is a text before medium i."""
         wanted: list[str] = []
         for number, is_text in enumerate(there):
             wanted += [_PROMPT.format(number)] if is_text else []
@@ -167,7 +168,7 @@ class CheckpointTemplate:
             try:
                 opening = self._apply([user], add_generation_prompt=True)
                 complete = self._apply([user, {"role": "assistant", "content": answer}], add_generation_prompt=False)
-            except Exception as error:  # whatever a template raises, TemplateError or any error of the expressions in it
+            except Exception as error:  # TemplateError, or any error of the template's expressions
                 reason = error
                 continue
             found = [match[0] for match in re.finditer(f"{_STAND_IN.pattern}|{self._any_tag}", opening)]
@@ -197,12 +198,12 @@ class CheckpointTemplate:
             elif part in names:
                 pieces.append(Special(part))
             elif text := texts[int(stand_in[1])] if (stand_in := _STAND_IN.fullmatch(part)) else part:
-                if pieces and isinstance(pieces[-1], Text):  # tokenised together, as the rendered text would be
+                if pieces and isinstance(pieces[-1], Text):  # joined, so that both are tokenised as one text
                     text = pieces.pop().text + text
                 pieces.append(Text(text))
         return pieces
 
 
 def _content(like: Any, text: str) -> Any:
-    """Message content in the form of other content: a list of parts, or text."""
+    """`text` as message content in the form of `like`: a list of parts, or a string."""
     return text if isinstance(like, str) else [{"type": "text", "text": text}]

@@ -1,7 +1,7 @@
-"""Conversations to tokens, and K conversations to one trunk with K branches.
+"""Tokenises conversations, and lays out K conversations as one trunk with K branches.
 
-Each conversation is tokenised exactly as an unshared trainer would. The longest common token prefix of the K conversations
-is the trunk; what remains of each is its branch. Sharing is therefore exact by construction.
+Each conversation is tokenised exactly as in a trainer without shared prefixes. The longest common token prefix of the K
+conversations is the trunk, and the rest of each is its branch. Sharing is therefore exact by construction.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class Conversation(NamedTuple):
     """The tokens of one conversation, N of them, or [N, 3] positions for models whose positions have three axes."""
 
     tokens: np.ndarray  # int32[N]
-    is_target: np.ndarray  # bool[N]: the token is to be predicted (it belongs to the response)
-    is_visual: np.ndarray  # bool[N]: visual features take the token's place
+    is_target: np.ndarray  # bool[N]: the token is a target of the loss (it belongs to the response)
+    is_visual: np.ndarray  # bool[N]: the token's embedding is replaced by a visual feature
     positions: np.ndarray | None = None  # int32[N] or int32[N, 3]; None: 0, 1, ..., N - 1
 
 
 def cut(conversation: Conversation, most: int) -> Conversation:
-    """The conversation up to its `most`-th target, if it has more. What is cut off ends it without a closing token, so that
-    nothing is learnt about stopping there; everything before the first target, images included, stays whole."""
+    """The conversation up to its `most`-th target, if it has more. No closing token is added, so that the model does not learn
+    to stop there. Everything before the first target, images included, is kept."""
     targets = np.flatnonzero(conversation.is_target)
     if len(targets) <= most:
         return conversation
@@ -39,8 +39,8 @@ def cut(conversation: Conversation, most: int) -> Conversation:
 class TokenTree(NamedTuple):
     """K conversations laid out as trunk, branch 1, ..., branch K in N slots. All indices are slots of this layout.
 
-    `visible_until[k]` is the first slot that no longer sees k. `responses[m]` says which conversation target m belongs to.
-    `ends[r]` is the slot of conversation r's last token.
+    Slots from `visible_until[k]` on do not attend to slot k. `responses[m]` is the conversation of target m. `ends[r]` is the
+    slot of conversation r's last token.
     """
 
     tokens: np.ndarray  # int32[N]
@@ -56,24 +56,24 @@ class TokenTree(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PieceTokenizer:
-    """Turns template pieces into ids. `tokenizer` is a fast Hugging Face tokenizer; `media_tags` are what its own chat template
-    may write in a medium's place."""
+    """Turns template pieces into token ids. `tokenizer` is a fast Hugging Face tokenizer; `media_tags` are the tags that its
+    own chat template may write in the place of a medium."""
 
     tokenizer: object
     image_token: int
     media_tags: tuple[str, ...] = (IMAGE_TAG,)
 
     def __post_init__(self):
-        # User text must never become a control token: added tokens that it spells are encoded as ordinary text.
+        # User text must never become a control token: names of special tokens in it are encoded as ordinary text.
         self.tokenizer.backend_tokenizer.encode_special_tokens = True
 
     def __setstate__(self, state):
-        # Pickling, as on the way into a worker process, forgets that setting.
+        # Pickling (to send it to a worker process) loses that setting.
         self.__dict__.update(state)
         self.__post_init__()
 
     def conversation(self, pieces: Sequence[Piece], media: Sequence[Sequence[Piece]]) -> Conversation:
-        """`media[i]` is what stands in the place of medium i."""
+        """Tokenise pieces; `media[i]` are the pieces that replace medium i."""
         ids: list[np.ndarray] = []
         target: list[np.ndarray] = []
         visual: list[np.ndarray] = []
@@ -88,7 +88,7 @@ class PieceTokenizer:
                 case Text(text, target_from):
                     piece_ids, ends = self.text(text)
                     ids.append(np.asarray(piece_ids, np.int32))
-                    # A token that holds any character of the response is the response's.
+                    # A token that contains any character of the response is a target.
                     target.append(np.asarray(ends) > (len(text) if target_from is None else target_from))
             visual.append(np.full(len(ids[-1]), isinstance(piece, Visual)))
         return Conversation(np.concatenate(ids).astype(np.int32), np.concatenate(target), np.concatenate(visual))
@@ -100,9 +100,9 @@ class PieceTokenizer:
         return found
 
     def text(self, text: str) -> tuple[list[int], list[int]]:
-        """Ids of plain text and the character at which each ends."""
+        """(ids of plain text, for each id the offset of the character after it)."""
         encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-        if self.image_token in encoding.ids:  # an added token that is not marked special still matches: split inside it
+        if self.image_token in encoding.ids:  # an added token that is not special still matches; tokenise its halves apart
             return self._text_split_at_added(text)
         return encoding.ids, [end for _, end in encoding.offsets]
 
@@ -114,7 +114,7 @@ class PieceTokenizer:
 
 
 def token_tree(conversations: Sequence[Conversation]) -> TokenTree:
-    """Lay out K >= 1 conversations with their longest common prefix, of tokens in the same positions, stored once."""
+    """Lay out K >= 1 conversations, with their longest common prefix (equal tokens at equal positions) stored once."""
     positions = [np.arange(len(c.tokens)) if c.positions is None else c.positions for c in conversations]
     trunk = _trunk(conversations, positions)
     lengths = [len(c.tokens) - trunk for c in conversations]
@@ -123,7 +123,7 @@ def token_tree(conversations: Sequence[Conversation]) -> TokenTree:
 
     targets, predictors, responses, ends = [], [], [], []
     for r, conversation in enumerate(conversations):
-        # Where token i of this conversation lies in the layout.
+        # slots[i] is the slot of token i of this conversation.
         slots = np.concatenate([np.arange(trunk), np.arange(starts[r], starts[r] + lengths[r])])
         where = np.flatnonzero(conversation.is_target)
         targets.append(conversation.tokens[where])
@@ -149,7 +149,7 @@ def token_tree(conversations: Sequence[Conversation]) -> TokenTree:
 
 
 def _trunk(conversations: Sequence[Conversation], positions: Sequence[np.ndarray]) -> int:
-    """How many tokens all conversations begin with alike: the same ones, in the same places, visual or not."""
+    """Length of the trunk: the common prefix of tokens, positions and `is_visual`."""
     axes = positions[0].reshape(len(positions[0]), -1).shape[1]
     rows = [np.column_stack([c.tokens, c.is_visual, p.reshape(-1, axes)]) for c, p in zip(conversations, positions)]
     return common_prefix(rows)

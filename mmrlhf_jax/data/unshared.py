@@ -1,8 +1,8 @@
-"""The layout that pair-expanded trainers use, to measure against: every pair is two complete conversations that share nothing.
+"""The pair-expanded layout, as a baseline for benchmarks: every pair is two complete conversations without a shared prefix.
 
-A row's arrays have two halves. Its slots, tiles, targets, ... of the chosen sides stand in the first, those of the rejected
-sides in the second, so that the halves can run as two rows (`planning.unshared`) and no attention is spent between them. The
-row is also an ordinary one: whatever runs on `RowBatch` runs on it.
+A row's arrays have two halves: slots, tiles, targets, ... of the chosen sides are in the first, those of the rejected sides in
+the second. So the halves can run as two rows (`planning.unshared`), without attention between them. The row is also a valid
+`RowBatch`, which any other code accepts.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from mmrlhf_jax.data.rows import (
     stack_rows,
 )
 
-# Slots of a row are a multiple of this, in either layout.
+# The number of slots of a row is a multiple of this, in both layouts.
 SLOT_MULTIPLE = 8
-# Pairs join the halves; every other array stands in two of them.
+# Arrays of pairs, which join the halves. All other arrays have two halves.
 PER_PAIR = ("pairs", "pair_weights", "tie_weights", "pair_margins")
-# What the entries of those arrays that are indices count (`half_sizes`).
+# Arrays of indices -> the size (a key of `half_sizes`) that they index into.
 INDEXES = {
     "visible_until": "slots",
     "media.slots": "slots",
@@ -39,22 +39,22 @@ INDEXES = {
     "responses": "responses",
     "media.taps": "features",
 }
-# Those in which the number after the last index has a meaning of its own: unused, or the newline.
+# Index arrays in which the value after the last index is special: it means unused, or the newline feature.
 MARKED = ("media.slots", "ends", "responses", "media.taps")
 
 
 def half_sizes(slots: int, responses: int, features: int) -> dict[str, int]:
-    """How many slots, responses and patch features a half has."""
+    """The numbers of slots, responses and visual features in a half, by the names in INDEXES."""
     return {"slots": slots, "responses": responses, "features": features}
 
 
 def halved(batch: RowBatch) -> dict[str, Any]:
-    """The arrays that stand in two halves, by their names."""
+    """The arrays that have two halves, by name."""
     return {name: array for name, array in by_name(batch).items() if name not in PER_PAIR}
 
 
 class Pair(NamedTuple):
-    """Both sides as groups of one response, what the pair weighs, in order or as a tie, and its own margin."""
+    """Both sides as groups of one response, with the pair's weight, its weight as a tie, and its stored margin."""
 
     chosen: EncodedGroup
     rejected: EncodedGroup
@@ -64,20 +64,20 @@ class Pair(NamedTuple):
 
 
 def expand(group: EncodedGroup, alone: Sequence[EncodedGroup]) -> list[Pair]:
-    """The pairs of a group. `alone[r]` is response r's conversation as a group of its own, media included."""
+    """The pairs of a group. `alone[r]` is response r encoded as a group of its own, with media."""
     figures = zip(group.pair_weights, group.tie_weights, group.pair_margins, strict=True)
     return [Pair(alone[c], alone[r], *map(float, own)) for (c, r), own in zip(group.pairs, figures, strict=True)]
 
 
 def unshared_batch(pairs: Sequence[Pair], geometry, *, pieces_of: int | None = None, multiple: int = 1) -> tuple[RowBatch, int]:
-    """All pairs as rows of the length of the longest conversation, as few as their lengths allow, and in how many pieces.
+    """(all pairs packed into rows whose halves have the length of the longest conversation, number of accumulation pieces).
 
-    A piece holds about `pieces_of` slots at most (None: all rows are one piece), its rows are a `multiple`.
+    A piece has at most about `pieces_of` slots (None: one piece), and its number of rows is a multiple of `multiple`.
     """
     sizes = np.asarray([np.maximum(group_size(p.chosen), group_size(p.rejected)) for p in pairs])
     slots = round_up(int(sizes[:, 0].max()), SLOT_MULTIPLE)
     planned = plan_rows(sizes[:, :1], np.asarray([slots]), seed=0, epoch=0)
-    # Budgets are what the fullest row needs, so that this layout pays for no slack.
+    # Budgets are those of the fullest row, so that the baseline computes no slack.
     need = np.max([sizes[row].sum(axis=0) for row in planned], axis=0)
     half = dataclasses.replace(Budget(*map(int, need)), slots=slots, pairs=max(len(row) for row in planned))
     count = len(planned)
@@ -89,14 +89,14 @@ def unshared_batch(pairs: Sequence[Pair], geometry, *, pieces_of: int | None = N
 
 
 def exact_batch(groups: Sequence[EncodedGroup], geometry) -> RowBatch:
-    """One group a row, in rows no longer than the longest group needs."""
+    """One group per row, in rows that are as long as the longest group."""
     sizes = np.max([group_size(group) for group in groups], axis=0)
     budget = dataclasses.replace(Budget(*map(int, sizes)), slots=round_up(int(sizes[0]), SLOT_MULTIPLE))
     return stack_rows([assemble_row([group], budget, geometry) for group in groups])
 
 
 def _row(pairs: Sequence[Pair], half: Budget, geometry) -> RowBatch:
-    """The two halves, each laid out as a row of its own, joined into one row of twice the budget."""
+    """A row of twice the budget, joined from the two halves, each of which is assembled as a row."""
     sides = [assemble_row([getattr(pair, side) for pair in pairs], half, geometry) for side in ("chosen", "rejected")]
     sizes = half_sizes(half.slots, half.responses, half.tiles * geometry.features)
     first, second = map(halved, sides)

@@ -1,4 +1,4 @@
-"""`mmrlhf data validate`: every record of a source checked, and everything that is wrong listed instead of the first of it."""
+"""`mmrlhf data validate`: checks every record of a source and lists all errors, instead of stopping at the first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mmrlhf_jax.records import RankedRecord
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something wrong. `kind` is one of a few words to count by."""
+    """An error in the data. `kind` is a category, by which findings are counted."""
 
     kind: str
     message: str
@@ -31,7 +31,8 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """`notes` counts what is no mistake, but teaches a preference objective nothing; `remarks` say what readers did."""
+    """`notes` counts records that are valid, but from which a preference objective learns nothing; `remarks` are the notes of
+    the sources."""
 
     records: int
     findings: tuple[Finding, ...]
@@ -47,7 +48,7 @@ def validate(
     max_text: int = MAX_TEXT,
     progress: Progress | None = None,
 ) -> Report:
-    """Check a source file, a mixture file or a built directory. Raises UserError for a file that cannot be read at all."""
+    """Check a source file, a mixture file or a built directory. Raises UserError if it cannot be read at all."""
     findings: list[Finding] = []
     notes: collections.Counter[str] = collections.Counter()
     records = 0
@@ -86,7 +87,7 @@ def _check_media(examples: Any, progress: Progress | None) -> Iterator[Finding]:
             return Finding("media", str(error))
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release Python's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the GIL
         for done, finding in enumerate(pool.map(check, range(len(examples))), start=1):
             if finding:
                 yield finding
