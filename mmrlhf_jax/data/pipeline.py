@@ -78,8 +78,7 @@ def _list(heading: str, lines: Sequence[str]) -> None:
 
 
 def write_left_out(index: GroupIndex, directory: epath.Path) -> None:
-    """Write all groups that are left out or made smaller, with reasons, into a file in `directory`; no file if there is
-    none."""
+    """Write a file in `directory` that lists all groups that are left out or made smaller, if there are any, with reasons."""
     path = directory / LEFT_OUT_FILE
     lines = [*(f"left out: {line}" for line in index.dropped), *(f"made smaller: {line}" for line in index.cut)]
     if not lines:

@@ -1,7 +1,7 @@
-"""Readers of ranked and paired preference data. One file per input format; all of them give `RankedRecord`s.
+"""Readers of ranked and paired preference data, one module per input format. All of them return `RankedRecord`s.
 
-To add a format, write a module with a `FORMAT` and list it below; the first whose `matches` accepts the first row reads
-the file, and a row that another format would read is refused.
+To add a format, write a module with a `FORMAT` and list it below. A file is read by the first format whose `matches` accepts
+its first row; a row that another format would read is refused.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ FORMATS = tuple(checked(format_) for format_ in _FORMATS)
 
 
 class UsedTwice(UserError):
-    """An id that two records of a file have."""
+    """Two records of a file have the same id."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The records of a source, in its order, the format that they had there, and the files that they come from.
+    """The records of a source, in its order, with their format and files.
 
-    `notes` say, a line each, what was done to the records beyond reading them.
+    `notes` are lines on changes that were made to the records (new ids, ranks from scores).
     """
 
     records: list[RankedRecord]
@@ -68,7 +68,7 @@ class Source:
     notes: tuple[str, ...] = ()
 
     def rows(self, record: RankedRecord) -> int:
-        """How many rows of the file a record stands for."""
+        """The number of rows of the file that the record was made from."""
         return max(1, len(record.pairs())) if self.format.row == "pair" else 1
 
 
@@ -78,14 +78,13 @@ def read_records(path: str | epath.Path, on_error: OnError | None = None) -> lis
 
 
 def read_source(path: str | epath.Path, on_error: OnError | None = None, rank_by: str | None = None) -> Source:
-    """All records of a source, in its order (a folded group stands where its first pair stood).
+    """Read all records of a source, in its order (a group that is folded from pairs has the place of its first pair).
 
-    `path` is a file, a folder of files, or a pattern (`shards.find_files`). The format is recognised from the first row of
-    each file, and must be the same in all files and rows. Raises UserError for a missing or empty file, a torn line (with its
-    number), a format that is none of `FORMATS`, a field that is missing or ill-typed, a row of another format, an id used
-    twice, and pairs that contradict each other. With `on_error` the errors that concern single rows or groups go there
-    instead, and what is not concerned is still read. `rank_by` names a score by which records without any rank are ranked
-    (`rank_by.rank_unranked`).
+    `path` is a file, a folder of files, or a pattern (`shards.find_files`). The format is recognised from the first row of each
+    file, and must be the same in all files and rows. Raises UserError for a missing or empty file, a truncated line (with its
+    number), an unknown format, a field that is missing or has the wrong type, a row of another format, an id that is used
+    twice, and pairs that contradict each other. With `on_error`, errors of single rows or groups are passed to it instead, and
+    all other rows are read. `rank_by` names a score by which records without any rank are ranked (`rank_by.rank_unranked`).
     """
     files = find_files(path)
     rows: list[Row] = []
@@ -108,7 +107,7 @@ def read_source(path: str | epath.Path, on_error: OnError | None = None, rank_by
 
 
 def recognise(first: Row) -> Format:
-    """The format of a file by its first row. UserError where it is none of FORMATS."""
+    """The format of a file, recognised by its first row. UserError for an unknown one."""
     if named := not_pairs.name_of(first.data):
         raise UserError(f"{first.where}: {named}")
     format_ = _own_format(first)
@@ -124,7 +123,8 @@ def _own_format(row: Row) -> Format | None:
 
 
 def _check_form(row: Row, format_: Format, first: Row) -> None:
-    """UserError for a row that would be read in another way if it stood first: a field means something else there."""
+    """UserError for a row that would be recognised as another format if it were the first, because its fields then have another
+    meaning."""
     own = _own_format(row)
     if own is not None and own is not format_:
         names, others = ({name for name, value in each.data.items() if value is not None} for each in (row, first))
@@ -137,14 +137,14 @@ def _check_form(row: Row, format_: Format, first: Row) -> None:
 
 
 def _nearest(first: Row) -> str:
-    """Which format has most of the row's fields, and what its fields are."""
+    """In words, the format that shares most fields with the row; "" if none shares any."""
     shared = {format_: len(first.data.keys() & set(re.findall(r"\w+", format_.fields))) for format_ in FORMATS}
     nearest = max(FORMATS, key=shared.__getitem__)
     return f"; the nearest is {nearest.name} ({nearest.fields})" if shared[nearest] else ""
 
 
 def drop_contradictions(report: OnError) -> OnError:
-    """An `on_error` that leaves out groups whose pairs contradict each other, one `report` each, and raises all else."""
+    """An `on_error` that leaves out groups with contradicting pairs, calls `report` for each, and raises other errors."""
 
     def on_error(error: UserError) -> None:
         if not isinstance(error, ContradictingPairs):
@@ -178,13 +178,13 @@ def _join(format_: Format, parsed: list[Any], on_error: OnError | None) -> list[
         on_error(error)
         wrong = set(error.rows)
         return format_.join([item for number, item in enumerate(parsed) if number not in wrong])
-    except UserError as error:  # what concerns the file as a whole
+    except UserError as error:  # an error of the whole file
         on_error(error)
         return []
 
 
 def _renamed(records: list[RankedRecord], path: str | epath.Path, notes: list[str]) -> list[RankedRecord]:
-    """The records, all under ids of their own."""
+    """The records with unique ids: later ones with the same id are renamed, with a note."""
     taken: set[str] = set()
     named = [dataclasses.replace(record, id=free_id(record.id, taken)) for record in records]
     changed = [(old.id, new.id) for old, new in zip(records, named, strict=True) if old.id != new.id]
@@ -197,7 +197,7 @@ def _renamed(records: list[RankedRecord], path: str | epath.Path, notes: list[st
 
 
 def _with_paths(records: list[RankedRecord], path: str | epath.Path, on_error: OnError | None) -> list[RankedRecord]:
-    """The records whose media are paths, as formats check for themselves where they look at media; this is for all of them."""
+    """The records whose media are paths and not inline data. Not every format checks this itself."""
     kept = []
     for record in records:
         try:

@@ -1,4 +1,4 @@
-"""Chat messages inside rows: `{"role", "content"}` with content as text or as a list of typed parts."""
+"""Reads chat messages inside rows: `{"role", "content"}`, with content as text or as a list of typed parts."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Messages = list[dict[str, Any]]
 
 _KINDS = {"image": IMAGE_TAG, "image_url": IMAGE_TAG, "video": VIDEO_TAG, "video_url": VIDEO_TAG}
 _PATH_FIELDS = ("image", "image_url", "video", "video_url", "path", "url", "base64", "bytes")
-# What belongs to an answer for some programs, and is not read here.
+# Fields that are part of an answer for some programs, and that are not read here.
 _BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 
 
 class MediaPart(NamedTuple):
-    """A medium between the texts of a message. `path` None: it stands for one that is listed beside the messages."""
+    """A medium between the texts of a message. With `path` None its path is listed beside the messages."""
 
     tag: str
     path: str | None
 
 
 def message_text(value: Any, role: str, field: str, where: str) -> str:
-    """The text of a plain string or of the one message of `role` that a list must hold. UserError for media inside it."""
+    """The text of a string, or of a list with exactly one message of `role`. UserError for media inside it."""
     if isinstance(value, str):
         return value
     parts = _parts(_only_message(value, role, field, (), where), field, (), where)
@@ -36,10 +36,10 @@ def message_text(value: Any, role: str, field: str, where: str) -> str:
 
 
 def read_prompt(value: Any, field: str, media: Media, where: str) -> tuple[str, Media]:
-    """(the text of the one user message, the media) with a tag in the place of every medium that stands inside the text.
+    """(text of the one user message, media); a medium inside the text becomes a tag.
 
-    `media` are those listed beside the messages: parts without a path of their own stand for them, in order. Raises UserError
-    for parts and listed media that do not fit each other.
+    `media` are those listed beside the messages; parts without a path refer to them, in order. Raises UserError if parts and
+    listed media do not match.
     """
     if isinstance(value, str):
         return value, media
@@ -59,7 +59,8 @@ def read_prompt(value: Any, field: str, media: Media, where: str) -> tuple[str, 
 
 
 def _only_message(value: Any, role: str, field: str, listed: Sequence[str], where: str) -> Any:
-    """The content of the one message that a list must hold. `listed` are the paths of the media beside it."""
+    """The content of a list's only message. `listed` are the paths of the media beside it. UserError if there is not exactly
+    one message, or if it has a field that must be read but is not."""
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise UserError(f"{where}: field {field!r} must be a string or a list of messages, found {shown(value)}")
     roles = [message.get("role") for message in value]
@@ -131,7 +132,7 @@ def _fill(parts: list[MediaPart], media: Media, field: str, where: str) -> Media
 
 
 def _joined(parts: list[str | MediaPart]) -> str:
-    """One text: a tag for every medium, and a line of its own for a text that follows a text."""
+    """The parts as one text, with a tag for every medium and a newline between two adjacent texts."""
     text = ""
     for number, part in enumerate(parts):
         follows_text = number > 0 and isinstance(parts[number - 1], str)

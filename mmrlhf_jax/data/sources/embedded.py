@@ -1,8 +1,8 @@
-"""Images (and videos) inside parquet files, which rows name by their place: `rows.parquet/17/images/0`.
+"""Images (and videos) embedded in parquet files. Rows refer to them by names such as `rows.parquet/17/images/0`.
 
-The name is a path below the folder of the source: the file, the number of the row, the column, and the way from there to the
-bytes, through numbers of items and names of fields, each quoted as in an address. The bytes are read when they are asked for,
-some megabytes at a time, so that a data set of any size can be listed without them.
+A name is a path below the folder of the source: file, row number, column, and then the indices and field names that lead to the
+bytes, each URL-quoted. The bytes are read on access, some megabytes at a time, so that a data set of any size can be listed
+without reading them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from etils import epath
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line
 
-WINDOW_BYTES = 256 << 20  # of a column that are kept in memory
+WINDOW_BYTES = 256 << 20  # bytes of a column to keep in memory
 
 
-# What files of pictures, videos and sound begin with; `.` stands for any byte.
+# Signatures with which image, video and audio files begin, as regular expressions.
 _BEGINNINGS = {
     "image": rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|II\*\0|MM\0\*|BM.{4}\0{4}|RIFF.{4}WEBP|.{4}ftyp(?:avi[fs]|hei[cfmsx]|mif1)",
     "video": rb".{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI |\0\0\x01[\xb3\xba]|FLV\x01",
@@ -36,13 +36,13 @@ MEDIA_KINDS = frozenset(_BEGINNINGS)
 
 
 def media_kind(content: bytes) -> str | None:
-    """`image`, `video` or `audio` for the bytes of such a file in one of the usual formats, else None."""
+    """`image`, `video` or `audio` if the content has the signature of a common format, else None."""
     kinds = (kind for kind, beginning in _BEGINNINGS.items() if re.match(beginning, content[:32], re.DOTALL))
     return next(kinds, None)
 
 
 def is_inline(path: str) -> bool:
-    """Whether a text is no path but a medium itself: its data URL, or base64 of one of the usual formats."""
+    """Whether a text is not a path but the medium itself: a data URL, or base64 of a common format."""
     if path.startswith("data:"):
         return True
     if len(path) <= 64:
@@ -59,12 +59,12 @@ def media_name(base: str, *way: str | int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddedFile:
-    """One image of a parquet file, with as much of a path's interface as readers of media need."""
+    """An image in a parquet file, with the part of a path's interface that readers of media use."""
 
     parquet: epath.Path
     row: int
     column: str
-    way: tuple[str, ...] = ()  # from the cell to the bytes: numbers of items, names of fields
+    way: tuple[str, ...] = ()  # indices and field names that lead from the cell to the bytes
 
     @property
     def name(self) -> str:
@@ -78,7 +78,7 @@ class EmbeddedFile:
             content = value["bytes"] if isinstance(value, dict) else value
             if not isinstance(content, bytes):
                 raise TypeError
-        except (LookupError, TypeError, ValueError):  # a path of the user's own, not a name that was given to an image here
+        except (LookupError, TypeError, ValueError):  # a path that the user wrote, not a name from `media_name`
             raise FileNotFoundError(errno.ENOENT, "the file holds no such image", str(self)) from None
         if not content:
             path = f", only its path {value['path']!r}" if isinstance(value, dict) and value.get("path") else ""
@@ -89,7 +89,7 @@ class EmbeddedFile:
         return io.BytesIO(self.read_bytes())
 
     def stat(self) -> epath.stat_utils.StatResult:
-        """The whole file's: an estimate of the image's size is its share of the rows."""
+        """The state of the parquet file, with its size per row as an estimate of the image's size."""
         whole = self.parquet.stat()
         return dataclasses.replace(whole, length=whole.length // max(1, _row_starts(self.parquet)[-1]))
 
@@ -103,7 +103,8 @@ class EmbeddedFile:
 
 
 def find_embedded(parquet: epath.Path, base: str, relative: str, where: str) -> EmbeddedFile | None:
-    """The embedded image that `relative` names, or None where it names none of this file's, whose own name is `base`."""
+    """The embedded image of name `relative`; None if the name does not begin with this file's name `base`. UserError for a
+    malformed name."""
     if not base.lower().endswith(".parquet") or not relative.startswith(f"{base}/"):
         return None
     row, *way = relative.removeprefix(f"{base}/").split("/")
@@ -115,7 +116,7 @@ def find_embedded(parquet: epath.Path, base: str, relative: str, where: str) -> 
 
 @functools.lru_cache(maxsize=64)
 def _row_starts(parquet: epath.Path) -> tuple[int, ...]:
-    """First row of every row group, then the number of rows."""
+    """The first row of every row group, followed by the total number of rows."""
     import pyarrow.parquet as pq
 
     with parquet.open("rb") as file:
@@ -135,9 +136,9 @@ def _cell(parquet: epath.Path, row: int, column: str) -> Any:
 
 
 class _Column:
-    """One column of a row group, of which a window is kept in memory: some writers make one row group of a whole file.
+    """A column of a row group, of which a window is kept in memory, because a row group may be the whole file.
 
-    Cells are read in their order; one that lies before the window starts the reading anew.
+    Cells are read sequentially; access to a cell before the window restarts reading from the beginning of the row group.
     """
 
     def __init__(self, parquet: epath.Path, group: int, column: str) -> None:
@@ -170,11 +171,11 @@ class _Column:
     def _read_batch(self) -> None:
         import pyarrow as pa
 
-        batches, self._batches = self._batches, None  # after an error, the next who asks starts anew
+        batches, self._batches = self._batches, None  # so that the access after an error restarts reading
         try:
             batch = next(batches)
         except (pa.ArrowException, StopIteration, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # the storage's, not the file's
+            if isinstance(error, OSError) and error.errno is not None:  # an error of the storage; the file may be sound
                 raise
             reason = first_line(error) if str(error) else "it ends too early"
             raise OSError(errno.EBADMSG, f"the parquet file is damaged: {reason}", str(self._parquet)) from error

@@ -1,4 +1,4 @@
-"""Fields that several formats share: id, media and text, taken out of a row and checked."""
+"""Takes the fields that several formats share (id, media, text) out of a row, and checks them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Media = tuple[tuple[str, ...], str | None]  # paths of images, path of a video
 
 
 def pop_id(data: dict[str, Any], where: str) -> str | None:
-    """The row's id as a string, or None where it has none."""
+    """The row's id as a string; None if it has none. UserError if it is neither a non-empty string nor an integer."""
     value = data.pop("id", None)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -24,7 +24,7 @@ def pop_id(data: dict[str, Any], where: str) -> str | None:
 
 
 def open_record(row: Row, why: str = "") -> tuple[dict[str, Any], str, str]:
-    """(the row's fields without its id, the id, the opening of an error message). UserError, which says `why`, without one."""
+    """(fields without the id, id, beginning of error messages). UserError if the id is missing; `why` is appended to it."""
     data = dict(row.data)
     record_id = pop_id(data, row.where)
     if record_id is None:
@@ -33,7 +33,7 @@ def open_record(row: Row, why: str = "") -> tuple[dict[str, Any], str, str]:
 
 
 def take_image_from(data: dict[str, Any], name: str, read: Callable[[Any], Any] = lambda path: path) -> None:
-    """Let the image be the one under another name, as `read` gives it, where the row has none under its own."""
+    """If the row has neither `image` nor `images`, set `image` to `read` of the field `name`."""
     if _is_absent(data.get("image")) and _is_absent(data.get("images")):
         data["image"] = read(data.pop(name, None))
 
@@ -43,7 +43,8 @@ def has_video(data: dict[str, Any]) -> bool:
 
 
 def pop_media(data: dict[str, Any], where: str) -> Media:
-    """(`image` or `images` as a tuple of paths, `video` or the one of `videos` or None). Null, "" and [] mean absent."""
+    """(paths from `image` or `images`, the path from `video` or `videos` or None). Null, "" and [] mean absent. WrongMedia for
+    contradicting fields."""
     images = _paths(data.pop("images", None), where, "images")
     if image := _paths(data.pop("image", None), where, "image"):
         if images:
@@ -69,7 +70,7 @@ def _pop_video(data: dict[str, Any], where: str) -> str | None:
 
 
 def check_is_path(path: str, name: str, where: str) -> None:
-    """UserError where a text that stands for a file is the picture itself."""
+    """UserError if a path is actually an inline image (base64)."""
     if is_inline(path):
         raise UserError(
             f"{where}: field {name!r} holds a picture as base64 text ({shown(path, 32)}), not a path; write it to a file, or"
@@ -78,14 +79,14 @@ def check_is_path(path: str, name: str, where: str) -> None:
 
 
 def check_is_no_picture(value: Any, name: str, where: str) -> None:
-    """UserError where a text, or one of an object, is a picture itself."""
+    """UserError if a text, or a text among an object's values, is an inline image (base64)."""
     for text in value.values() if isinstance(value, dict) else [value]:
         if isinstance(text, str):
             check_is_path(text, name, where)
 
 
 def pop_text(data: dict[str, Any], name: str, where: str) -> str:
-    """A field that must be there and be a string."""
+    """A required string field. UserError if it is missing or no string."""
     value = data.pop(name, None)
     if not isinstance(value, str):
         raise UserError(f"{where}: field {name!r} must be a string, found {shown(value)}")
@@ -93,7 +94,7 @@ def pop_text(data: dict[str, Any], name: str, where: str) -> str:
 
 
 def pop_optional_text(data: dict[str, Any], name: str, where: str) -> str | None:
-    """A string, or None where the field is absent, null or empty."""
+    """An optional string field; None if it is absent, null or empty. UserError if it is no string."""
     value = data.pop(name, None)
     if not isinstance(value, str | None):
         raise UserError(f"{where}: field {name!r} must be a string, found {shown(value)}")
@@ -101,7 +102,8 @@ def pop_optional_text(data: dict[str, Any], name: str, where: str) -> str | None
 
 
 def media_before_text(prompt: str, media: Media, where: str) -> str:
-    """MM-RLHF's own rewriting: the media stand before the text wherever the tags were, one tag (or one each) for all of them.
+    """The prompt without tags, as in MM-RLHF's code, which puts all media before the text wherever the tags are. There may be
+    no tag, one tag for all media, or one per medium.
 
     Raises WrongMedia for any other number of tags, and for tags without media.
     """
@@ -113,13 +115,14 @@ def media_before_text(prompt: str, media: Media, where: str) -> str:
 
 
 def check_answers(prompt: str, media: Media, answers: Sequence[str], where: str) -> None:
-    """WrongMedia where the tags of a conversation stand in an answer: then the media are the answer's, not the prompt's."""
+    """WrongMedia if an answer has tags and the prompt has none, because the media then belong to the answer."""
     if media != ((), None) and not TAG.search(prompt) and (tag := next(filter(None, map(TAG.search, answers)), None)):
         raise WrongMedia(f"{where}: the tag {tag[0]} stands in an answer and not in the prompt; media are read in prompts only")
 
 
 def media_in_place(prompt: str, media: Media, where: str) -> str:
-    """The prompt with tags only where media stand inside its text. Raises WrongMedia for tags that are not the media's."""
+    """The prompt with tags for media inside its text; tags at its beginning are removed. WrongMedia if tags and media do not
+    match."""
     images, video = media
     find_places(prompt, len(images), int(video is not None), where)
     return with_leading_tags_left_out(prompt)
@@ -142,5 +145,5 @@ def _paths(value: Any, where: str, name: str) -> tuple[str, ...]:
 
 
 def _is_absent(value: Any) -> bool:
-    """Null, "" and []; but 0 and false are values of a wrong type."""
+    """Whether a value is null, "" or []. (0 and false are not absent, but of a wrong type.)"""
     return value is None or (isinstance(value, str | list) and not value)

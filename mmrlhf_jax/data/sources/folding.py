@@ -1,12 +1,12 @@
-"""Pairs back into ranking groups: the inverse of `RankedRecord.pairs`.
+"""Folds pairs back into ranking groups: the inverse of `RankedRecord.pairs`.
 
-MM-RLHF publishes every strictly ordered pair of a weak order, one per row, and no row for a tie. So within the rows of
-one (id, media, prompt) two responses that no row compares are tied, and the weak order can be recovered exactly.
+MM-RLHF publishes every strictly ordered pair of a weak order, one per row, and no row for a tie. So among the rows with the
+same (id, media, prompt), two responses that no row compares are tied, and the weak order can be recovered exactly.
 
-- Rows that contradict each other (a response preferred, directly or through others, to itself) are an error that names
-  their group; whoever reads them may leave such groups out (`ContradictingPairs`), whole, never in part.
-- Rows that do not contradict each other but are not all the pairs of a weak order (say, a file that was cut or
-  filtered) are not completed: each row becomes a record of its own, so that no preference is lost and none is invented.
+- Rows that contradict each other (a cycle of preferences) are an error that names their group (`ContradictingPairs`). A caller
+  may leave out such groups, but only completely.
+- Rows that are consistent but are not all pairs of a weak order (of a truncated or filtered file, for example) are not
+  completed: each row becomes a record of its own, so that no preference is lost or invented.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from mmrlhf_jax.data.sources.fields import Media, media_in_place, pop_id, pop_op
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.records import Pair, RankedRecord, Response, is_blank, strict_pairs, under_free_names
 
-# Fields that belong to one pair even where all pairs of a group agree on them.
+# Prefixes of fields that belong to a pair, even if all pairs of a group have the same value.
 _PAIR_FIELDS = ("ls_factor", "mixed_up_image", "reference_", "mix_reference_")
 
 
 @dataclasses.dataclass(frozen=True)
 class PairRow:
-    """One row of a pair file. `id` None: the row stands alone. `extra` are its unknown fields.
+    """One row of a pair file. A row with `id` None is a group of its own. `extra` are its unknown fields.
 
-    `also_rejected` are more answers that the chosen one is preferred to; nothing is said about them among each other.
+    `also_rejected` are further answers that the chosen one is preferred to; their order among each other is unknown.
     """
 
     where: str
@@ -45,7 +45,7 @@ class PairRow:
     also_rejected: tuple[str, ...] = ()
 
     def pairs(self) -> list[PairRow]:
-        """The row for every answer that is rejected."""
+        """One row for each rejected answer."""
         one = dataclasses.replace(self, also_rejected=())
         return (
             [one, *(dataclasses.replace(one, rejected=text) for text in self.also_rejected)] if self.also_rejected else [self]
@@ -53,9 +53,9 @@ class PairRow:
 
 
 def pair_row(data: dict[str, Any], where: str, media: Media, prompt: str, chosen: str, rejected: str) -> PairRow:
-    """A row of which `data` still holds the id, the source and what it says of a tie; what is left then is `extra`.
+    """A PairRow. Id, source and tie flag are taken from `data`, whose remaining fields become `extra`.
 
-    Tags in the prompt are the places of the media. Raises WrongMedia where they do not fit.
+    Tags in the prompt are the places of the media. Raises WrongMedia if they do not match.
     """
     images, video = media
     is_tie = pop_tie(data, where)
@@ -74,7 +74,7 @@ def pair_row(data: dict[str, Any], where: str, media: Media, prompt: str, chosen
 
 
 def pop_tie(data: dict[str, Any], where: str) -> bool:
-    """Whether a row says, in `is_tie` or `tie`, that neither answer is the better one. UserError for any other value."""
+    """The value of `is_tie` or `tie`: whether neither answer is better; False if absent. UserError if it is no bool."""
     said = {name: data.pop(name) for name in ("is_tie", "tie") if name in data}
     for name, value in said.items():
         if not isinstance(value, bool | None):
@@ -85,12 +85,12 @@ def pop_tie(data: dict[str, Any], where: str) -> bool:
 
 
 def fold(rows: Sequence[PairRow]) -> list[RankedRecord]:
-    """Ranking groups in order of their first row, responses best first.
+    """The ranking groups, in the order of their first rows, with responses best first.
 
-    Fields of single pairs (`ls_factor`, `reference_*` and any other that differs between the rows of a group) are kept
-    in the record's `extra["pairs"]`, as `{"chosen": index, "rejected": index, field: value, ...}`. Two groups under one
-    id (other media or another prompt) get the ids `id` and `id#2`. Raises ContradictingPairs, which names the groups
-    whose rows contradict each other.
+    Fields of single pairs (`ls_factor`, `reference_*` and any field that differs between the rows of a group) are kept in the
+    record's `extra["pairs"]`, as `{"chosen": index, "rejected": index, field: value, ...}`. Two groups with the same id (but
+    other media or another prompt) get the ids `id` and `id#2`. Raises ContradictingPairs, which names the groups whose rows
+    contradict each other.
     """
     groups: dict[Any, list[PairRow]] = {}
     for number, row in enumerate(rows, start=1):
@@ -118,7 +118,7 @@ def fold(rows: Sequence[PairRow]) -> list[RankedRecord]:
 
 
 class ContradictingPairs(UserError):
-    """Groups whose rows contradict each other. `groups` names them, one line each; `rows` are the numbers of their rows."""
+    """The rows of some groups contradict each other. `groups` names these groups; `rows` are the indices of their rows."""
 
     def __init__(self, groups: list[str], rows: list[int]) -> None:
         more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
@@ -130,7 +130,7 @@ class ContradictingPairs(UserError):
 
 
 class Contradiction(ValueError):
-    """Rows that no order can satisfy; `row` is the index of the one at which it shows."""
+    """No order satisfies the rows of a group; `row` is the index of a row in the cycle."""
 
     def __init__(self, message: str, row: int) -> None:
         super().__init__(message)
@@ -140,7 +140,7 @@ class Contradiction(ValueError):
 def weak_order(size: int, pairs: Sequence[Pair], ties: Iterable[Pair] = ()) -> list[int] | None:
     """Ranks (1 = best, equal = tie) of `size` responses whose strictly ordered pairs are exactly `pairs`.
 
-    None where the pairs contradict nothing but are not all the pairs of a weak order. Raises Contradiction for a cycle.
+    None if the pairs are consistent but are not all pairs of a weak order. Raises Contradiction for a cycle.
     """
     beaten_by = [{i for i, j in pairs if j == response} for response in range(size)]
     ranks = [0] * size
@@ -159,7 +159,7 @@ def weak_order(size: int, pairs: Sequence[Pair], ties: Iterable[Pair] = ()) -> l
 
 
 def _is_above(upper: int, lower: int, pairs: Sequence[Pair]) -> bool:
-    """Whether a chain of pairs leads from `upper` down to `lower`."""
+    """Whether `upper` is preferred to `lower`, directly or through other responses."""
     reached = {upper}
     while grown := {j for i, j in pairs if i in reached} - reached:
         reached |= grown
@@ -185,7 +185,7 @@ def _fold_group(rows: list[PairRow]) -> list[RankedRecord]:
 
 
 def _record(rows: list[PairRow], ranks: dict[str, int]) -> RankedRecord:
-    """One group. `ranks`: response text to rank, in order of first appearance."""
+    """The record of one group. `ranks` maps a response's text to its rank, in order of first appearance."""
     texts = sorted(ranks, key=ranks.__getitem__)
     first = rows[0]
     shared = {
@@ -200,7 +200,7 @@ def _record(rows: list[PairRow], ranks: dict[str, int]) -> RankedRecord:
             place = {"chosen": texts.index(row.chosen), "rejected": texts.index(row.rejected)}
             pairs.append(place | under_free_names(own, place.keys()))
     return RankedRecord(
-        id=first.id or "",  # `fold` names it
+        id=first.id or "",  # `fold` sets it
         prompt=first.prompt,
         responses=tuple(_response(text, ranks[text], rows) for text in texts),
         images=first.images,
@@ -214,13 +214,13 @@ def _response(text: str, rank: int, rows: list[PairRow]) -> Response:
     reasons = [row.chosen_reason for row in rows if row.chosen == text]
     reasons += [row.rejected_reason for row in rows if row.rejected == text]
     critiques = list(dict.fromkeys(reason for reason in reasons if reason and not is_blank(reason)))
-    # Usually each row repeats the response's one critique; where rows differ, all are kept as several reviewers' are.
+    # Usually each row repeats the response's only critique. If rows differ, all critiques are kept in `extra`.
     extra = {"critiques": critiques} if len(critiques) > 1 else {}
     return Response(text=text, rank=rank, critique=critiques[0] if critiques else None, extra=extra)
 
 
 def free_id(name: str, taken: set[str]) -> str:
-    """The name, or `name#2` (`#3`, ...) where it is taken; it is taken then."""
+    """The name, or `name#2` (`#3`, ...) if it is in `taken`; the result is added to `taken`."""
     free, number = name, 1
     while free in taken:
         number += 1

@@ -1,8 +1,9 @@
-"""LLaMA-Factory preference rows, in its two styles, with `images` or `videos` beside them.
+"""LLaMA-Factory preference rows in both styles, with `images` or `videos` beside them.
 
-ShareGPT style: `conversations` (or `messages`) up to the question, and `chosen` and `rejected` as one message each, in
-`from`/`value` or in `role`/`content`. Alpaca style: `instruction`, and `input` on a line of its own, `chosen` and `rejected` as
-texts. Tags such as `<image>` in the question are the places of the media. One turn only, as everywhere here.
+ShareGPT style: `conversations` (or `messages`) up to the question, and `chosen` and `rejected` as one message each, with the
+keys `from`/`value` or `role`/`content`. Alpaca style: `instruction`, an optional `input`, which follows on a new line, and
+`chosen` and `rejected` as texts. Tags such as `<image>` in the question are the places of the media. As in all formats, only
+one turn is allowed.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def _answer(data: dict[str, Any], field: str, where: str) -> str:
 
 
 def _messages(value: Any, where: str) -> Any:
-    """Messages as chat templates have them; anything else as it is, for the reader of messages to refuse."""
+    """Messages with the keys `role` and `content`; any other value is returned unchanged, and `chat` then refuses it."""
     messages = [value] if isinstance(value, dict) else value
     return [_message(message, where) for message in messages] if isinstance(messages, list) else messages
 

@@ -12,12 +12,12 @@ from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.finite import from_text, is_finite
 from mmrlhf_jax.records import RankedRecord, Response
 
-# The release's name of each score list, and ours (`records.SCORE_NAMES`).
+# The released data's name of each score list -> the name in this project (`records.SCORE_NAMES`).
 SCORE_LISTS = {"helpfulness": "helpfulness", "faithfulness": "faithfulness", "ethical": "ethics"}
 
 
 class Annotation(NamedTuple):
-    """A record without ranks yet, its `final_ranking`, and the opening of an error message."""
+    """A record that has no ranks yet, its `final_ranking`, and the beginning of error messages."""
 
     record: RankedRecord
     ranking: Any
@@ -69,7 +69,7 @@ def _response(index: int, text: str, scores: dict[str, list], reasons: list | No
     reason = reasons[index] if reasons else None
     if reason is None or isinstance(reason, str):
         return Response(text=text, scores=given or None, critique=reason or None)
-    # Not one critique (a list or object, say one reason per dimension): kept as it came.
+    # Not a single critique but a list or object (one reason per dimension, for example); it is kept in `extra`.
     return Response(text=text, scores=given or None, extra={"score_reasons": reason})
 
 

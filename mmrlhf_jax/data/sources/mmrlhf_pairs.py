@@ -18,7 +18,7 @@ from mmrlhf_jax.data.sources.rows import Format, Row
 
 def _parse(row: Row) -> PairRow:
     data, record_id, where = open_record(row, "; the pairs of one prompt share an id")
-    # `images` is the name that others give them, for whom tags are places; MM-RLHF's own files say `image`.
+    # MM-RLHF's own files use `image`, with all media before the text. In files that use `images`, tags are the media's places.
     place = media_in_place if data.get("images") else media_before_text
     images, video = media = pop_media(data, where)
     return PairRow(

@@ -1,4 +1,4 @@
-"""Forms of other kinds of training data, which hold no two answers to compare: they are refused by their names."""
+"""Recognises other kinds of training data, which have no two answers to compare, so that they can be refused by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COMPARED = (
 
 
 def name_of(row: dict[str, Any]) -> str | None:
-    """What a row is, and why it is not read, or None for one that may hold a comparison or is of no known form."""
+    """The kind of a row and why it is not read; None if the row may hold a comparison or is of no known kind."""
     if any(row.get(name) is not None for name in _COMPARED):
         return None
     return next((f"{name}: {why}" for name, why, matches in _FORMS if matches(row)), None)

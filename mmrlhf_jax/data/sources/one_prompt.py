@@ -1,7 +1,7 @@
-"""A row has one prompt: what else in it is called like a prompt must say the same.
+"""Checks that a row has only one prompt: other fields with a prompt's name must have the same text.
 
-Rows of others often keep a prompt in several columns (`prompt` and `messages`, `question` and `conversations`). Where these
-differ, nobody but the user knows to which of them the answers belong.
+Published rows often keep the prompt in several columns (`prompt` and `messages`, `question` and `conversations`). If these
+differ, only the user can know which of them the answers belong to.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from mmrlhf_jax.data.sources.rows import Row
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.places import TAG
 
-# In any case (`Question`); but `text` in lower case is often a prompt and an answer in one.
+# Compared in lower case. (`Text` is also a prompt's name, but `text` often holds prompt and answer together.)
 _NAMES = frozenset({"prompt", "question", "query", "instruction", "input", "messages", "conversations"})
 _ASKING = ("user", "human")
 
 
 def check_one_prompt(parsed: Any, row: Row) -> None:
-    """UserError for a field that is called like a prompt and says something else than the prompt that was read.
+    """UserError for a field that has a prompt's name and another text than the prompt that was read.
 
-    `parsed` is a record, or a row of pairs: anything with `id`, `prompt` and `extra`, the fields that were not read.
+    `parsed` is a record or a row of pairs: anything with `id`, `prompt`, and the unread fields `extra`.
     """
     left = {name: value for name, value in parsed.extra.items() if _is_name(name)}
-    # A record keeps a field that is called like one of its own as `original_NAME`.
+    # A record stores an unread field with the name of one of its own fields as `original_NAME`.
     left |= {
         name: row.data[name] for name in row.data if f"original_{name}" in parsed.extra and f"original_{name}" not in row.data
     }
@@ -42,14 +42,14 @@ def _is_name(name: str) -> bool:
 
 
 def _read_from(data: Mapping[str, Any], left: Mapping[str, Any]) -> str:
-    """What the prompt was read from, for a message."""
+    """The field that the prompt was read from, in words."""
     names = [name for name in data if _is_name(name) and name not in left]
     name = next(iter(names), next((name for name in ("text", "chosen") if name in data), None))
     return "the one that is read" if name is None else f"field {name!r}"
 
 
 def _texts(value: Any) -> list[str]:
-    """The texts of a prompt, or of what is asked in messages; none for what is neither."""
+    """The texts of a prompt, or of the user's messages; empty for any other value."""
     if isinstance(value, dict):
         value = [value]
     if isinstance(value, str):
@@ -73,5 +73,5 @@ def _asked(item: Any) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """A text without tags of media, and whatever white space is between its words."""
+    """A text without media tags, and with single spaces between words."""
     return " ".join(TAG.sub(" ", text).split())

@@ -1,12 +1,12 @@
-"""Rows of a parquet file as JSON has them: text, numbers, lists and objects, whatever types the columns have.
+"""Reads the rows of a parquet file as JSON values: texts, numbers, lists and objects, for any column types.
 
-- A null is an absent field, in a row and in the objects inside it; in a list it stays null, because places count there.
-- An image, as Hugging Face stores it (`{"bytes": ..., "path": ...}`) or as plain bytes, becomes a name (`embedded.py`), and
-  its bytes are read when they are asked for. One without bytes (null or empty) is its path. Bytes in any other place become
-  `{"bytes": name}`, so that they never pass for text; `"kind": "image"` (or video, audio) says what they begin like.
-- Dates, times, decimals and whatever else JSON has no word for become text, also numbers that are not finite.
+- A null is an absent field, in rows and in nested objects; in a list it stays null, because positions matter there.
+- An image, as Hugging Face stores it (`{"bytes": ..., "path": ...}`) or as plain bytes, becomes a name (`embedded.py`) by which
+  its bytes are read on access. If its bytes are null or empty, it becomes its path. Bytes in any other field become `{"bytes":
+  name}`, so that they are not mistaken for text, with `"kind": "image"` (or video, audio) if they have such a signature.
+- Dates, times, decimals, numbers that are not finite and other values that JSON lacks become text.
 
-Rows are read a few megabytes at a time, whatever the file's row groups hold.
+Rows are read a few megabytes at a time, even if a row group is larger.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line
 
 BATCH_BYTES = 32 << 20
-SMALLEST_IMAGE = 32  # bytes; the smallest picture of any kind has more
-_MOST_ROWS = 1024  # of a batch
-_PAGE_HEADER = 1024  # and more bytes than the headers of a chunk take
-# Fields that hold media in any of the formats, by which plain bytes are known for an image or a video.
+SMALLEST_IMAGE = 32  # bytes; every image file is larger
+_MOST_ROWS = 1024  # rows per batch
+_PAGE_HEADER = 1024  # bytes; the headers of a column chunk are smaller
+# Names of media fields; plain bytes in them are an image or a video.
 MEDIA_FIELDS = frozenset({"image", "images", "video", "videos"})
 
 
 def parquet_rows(path: epath.Path, base: str) -> Iterator[dict[str, Any]]:
-    """All rows in order. `base` is the file's name as it stands before the names of what is inside it.
+    """Yield all rows in order. Names of embedded images begin with `base`, the file's name.
 
-    Raises UserError for a file that is none, or is damaged, and where pyarrow is not installed.
+    Raises UserError for a file that is damaged or no parquet file, and if pyarrow is not installed.
     """
     if importlib.util.find_spec("pyarrow") is None:
         raise UserError(f"{path}: reading parquet needs pyarrow; `pip install pyarrow`, or convert the file to .jsonl")
@@ -48,7 +48,7 @@ def parquet_rows(path: epath.Path, base: str) -> Iterator[dict[str, Any]]:
     except pa.ArrowException as error:
         raise UserError(f"{path}: not a readable parquet file ({first_line(error)})") from error
     except OSError as error:
-        if error.errno is not None:  # the file system's, not the file's
+        if error.errno is not None:  # an error of the file system; without errno it is pyarrow's
             raise
         raise UserError(f"{path}: not a readable parquet file ({first_line(error)})") from error
 
@@ -75,7 +75,7 @@ def _rows(file: Any, path: epath.Path, base: str) -> Iterator[dict[str, Any]]:
 
 
 def _check_names(kind: Any, where: str) -> None:
-    """UserError for objects in a column, at any depth, that have two fields of one name: no row can hold both."""
+    """UserError if an object type in a column, at any depth, has two fields of the same name, which a dict cannot hold."""
     fields = [kind.field(number) for number in range(kind.num_fields)]
     if (twice := _doubled([field.name for field in fields])) is not None:
         raise UserError(f"{where} has two fields named {twice!r}; rename or remove one of them")
@@ -84,12 +84,12 @@ def _check_names(kind: Any, where: str) -> None:
 
 
 def _doubled(names: list[str]) -> str | None:
-    """The first in order of the names that are there more than once."""
+    """The alphabetically first name that occurs more than once; None if there is none."""
     return min((name for name in set(names) if names.count(name) > 1), default=None)
 
 
 def _media_of_every_row(file: Any, leaves: list[str]) -> dict[str, str]:
-    """Columns of images that no row lacks, and the leaf that holds their bytes: it need not be read to list the rows."""
+    """Columns in which every row has an image -> the leaf column with their bytes, which need not be read to list rows."""
     found = {}
     for name in file.schema_arrow.names:
         for way in (name, f"{name}.list.element", f"{name}.list.item"):
@@ -102,14 +102,15 @@ def _media_of_every_row(file: Any, leaves: list[str]) -> dict[str, str]:
 
 
 def _has_no_null(chunk: Any) -> bool:
-    """Whether a chunk says that it has none, and holds enough for images: where all are empty, their paths count."""
+    """Whether a column chunk's statistics exclude nulls, and its size excludes that all values are empty (then paths are
+    read)."""
     statistics = chunk.statistics
     enough = chunk.total_uncompressed_size > _PAGE_HEADER + SMALLEST_IMAGE * chunk.num_values
     return statistics is not None and statistics.has_null_count and not statistics.null_count and enough
 
 
 def _with_bytes(cell: Any) -> Any:
-    """A cell whose bytes were left out, marked as having some."""
+    """A cell whose bytes were not read, with a placeholder for them."""
     return [{"bytes": b"."} for _ in cell] if isinstance(cell, list) else {"bytes": b"."}
 
 
@@ -119,7 +120,7 @@ def _batch_rows(group: Any) -> int:
 
 
 def _is_plain(kind: Any) -> bool:
-    """Whether Python's own types hold all values of an Arrow type."""
+    """Whether `to_pylist` converts all values of an Arrow type without loss."""
     import pyarrow as pa
 
     if any(not _is_plain(kind.field(i).type) for i in range(kind.num_fields)):
@@ -131,7 +132,7 @@ def _is_plain(kind: Any) -> bool:
 
 
 def _values(array: Any) -> list[Any]:
-    """An Arrow array as Python values. Times and decimals, which Python may be too narrow for, come as text."""
+    """An Arrow array as Python values. Times and decimals, whose precision may exceed Python's, become text."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -163,13 +164,14 @@ def _values(array: Any) -> list[Any]:
 
 
 def _is_media(value: dict[str, Any], field: str) -> bool:
-    """Whether an object is Hugging Face's cell of an image or a video, or one in a field of media that says more about it."""
+    """Whether an object is a Hugging Face cell of an image or video, possibly with further keys if the field is a media
+    field."""
     is_named_so = value.keys() <= {"bytes", "path"} or field.lower() in MEDIA_FIELDS
     return "bytes" in value and is_named_so and isinstance(value["bytes"], bytes | None)
 
 
 def _plain(value: Any, name: str, field: str) -> Any:
-    """A value as JSON has it; `name` names it, if it is bytes, and `field` is the innermost field that it stands in."""
+    """A value as a JSON value. Bytes become `name`; `field` is the name of the innermost field that contains the value."""
     if isinstance(value, bytes):
         if field.lower() in MEDIA_FIELDS:
             return name

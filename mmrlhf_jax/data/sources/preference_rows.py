@@ -1,8 +1,8 @@
 """TRL / Hugging Face preference rows: `prompt`, `chosen`, `rejected` as strings or as lists of messages, and `images`.
 
-Rows that carry an id are folded by it like MM-RLHF's pairs; a row without one is a group of two. A prompt that is not
-given is, as in TRL, the messages that `chosen` and `rejected` begin with. One turn only: a system message or an earlier
-turn is an error, because a record's prompt is one user text.
+Rows with an id are folded by it like MM-RLHF's pairs; a row without one is a group of two. If there is no prompt, it is, as in
+TRL, the messages that `chosen` and `rejected` both begin with. Only one turn is allowed: a system message or an earlier turn is
+an error, because a record's prompt is one user text.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def _parse(row: Row) -> PairRow:
 
 
 def _split(prompt: Any, chosen: Messages, rejected: Messages, where: str) -> tuple[Any, Messages, Messages]:
-    """(prompt, chosen, rejected) of two conversations: TRL's implicit prompt is the messages that both begin with.
+    """(prompt, chosen, rejected) of two conversations. TRL's implicit prompt is the messages that both begin with.
 
-    A plain `prompt` column beside whole conversations must repeat what they begin with, or there are two questions.
+    A `prompt` beside whole conversations must repeat their beginning, else the row has two prompts (UserError).
     """
     shared = _shared_length(chosen, rejected)
     if not shared and prompt is not None and len(chosen) == len(rejected) == 1:
@@ -58,7 +58,7 @@ def _plain(content: Any) -> Any:
 
 
 def _shared_length(chosen: Messages, rejected: Messages) -> int:
-    """Messages at the front of both, at most all but the last of each."""
+    """The number of messages that both begin with, at most all but the last of each."""
     longest = min(len(chosen), len(rejected)) - 1
     return next((n for n in range(longest) if chosen[n] != rejected[n]), longest)
 

@@ -1,7 +1,7 @@
 """Pairs of answers to a `question`: RLAIF-V and SPA-VL (parquet with the image inside), MMPR (JSON lines), RLHF-V.
 
-RLHF-V (`openbmb/RLHF-V-Dataset`) has the three texts as JSON inside its column `text`. The id is `id`, or RLAIF-V's and
-RLHF-V's `idx`. Rows of one id, image and question are folded like MM-RLHF's pairs; others stand alone.
+RLHF-V (`openbmb/RLHF-V-Dataset`) has the three texts as JSON in its column `text`. The id is `id`, or `idx` in RLAIF-V and
+RLHF-V. Rows with the same id, image and question are folded like MM-RLHF's pairs; a row without an id is a group of its own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _parse_inside_text(row: Row) -> PairRow:
 
 
 def _inside_text(row: dict[str, Any]) -> dict[str, Any] | None:
-    """The object that `text` is or holds as JSON, None for any other text. Raises NotStrict as `strict_json.loads` does."""
+    """The object in `text`, which may be JSON text; None for any other text. Raises NotStrict like `strict_json.loads`."""
     text = row.get("text")
     if isinstance(text, str) and text.lstrip().startswith("{"):
         try:
@@ -57,7 +57,7 @@ def _inside_text(row: dict[str, Any]) -> dict[str, Any] | None:
 def _has_texts_inside(row: dict[str, Any]) -> bool:
     try:
         return _inside_text(row) is not None
-    except strict_json.NotStrict:  # its reader says what is wrong
+    except strict_json.NotStrict:  # `_parse_inside_text` will report it
         return True
 
 

@@ -1,4 +1,4 @@
-"""Ranks for records that have scores alone, where whoever reads them says by which score."""
+"""Ranks records that have scores but no ranks, by a score that the user names."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ MEAN = "mean_score"
 
 
 def rank_unranked(records: Sequence[RankedRecord], by: str, where: str, notes: list[str]) -> list[RankedRecord]:
-    """The records, ranked by a score where none of their responses has a rank: the highest is the best, equal ones tie.
+    """The records, with ranks by a score for those that have none: the highest score is best, equal ones are tied.
 
-    `by` is `mean_score`, a name among the responses' scores, `reward`, or a field of theirs that holds a number. A response
-    without that score gets no rank. Raises UserError where no response has it, and for one that is not a finite number.
+    `by` is `mean_score`, a name among the responses' scores, `reward`, or a numeric field of the responses. A response without
+    that score gets no rank. A note is appended to `notes`. Raises UserError if no response has the score, or if a score is not
+    a finite number.
     """
     unranked = [number for number, record in enumerate(records) if all(response.rank is None for response in record.responses)]
     ranked, scored, without = list(records), 0, 0

@@ -10,7 +10,7 @@ from mmrlhf_jax.records import RankedRecord, record_from_json
 
 
 def _matches(row: dict[str, Any]) -> bool:
-    # A row with a prompt that is no other format's is meant to be this one; its reader then says what is missing.
+    # A row with a prompt that matches no other format is taken for this one, so that the error names its missing fields.
     return "responses" in row or ("prompt" in row and not row.keys() & {"chosen", "rejected", "models_output"})
 
 

@@ -1,15 +1,15 @@
-"""A ranking of responses, such as the `final_ranking` field of MM-RLHF annotations, in every spelling that means a weak order.
+"""Reads rankings of responses, such as the `final_ranking` field of MM-RLHF annotations, in every notation of a weak order.
 
-The release does not document the field, so a value is accepted in any form whose meaning is certain:
+The release does not document the field, so every form with an unambiguous meaning is accepted:
 
     "1>2=3>4", "[B > A = C]"        tiers of responses, best first; responses by number (from 1 or 0) or letter
     [[1], [2, 3], [4]], [1, [2, 3]] the same as nested lists
     ["B", "A", "C"]                 letters, best first
     [1, 3, 2, 1], "1,3,2,1"         one number per response, 1 = best, equal = tie
 
-A flat list that names each number once can also be an order of responses, best first. One file is written one way, so
-the file decides: numbers that repeat anywhere are ranks; else the reading that agrees better with the human scores is
-taken; and where nothing decides, it is an error.
+A flat list with each number once may also be an order of responses, best first. All values of a file are assumed to have the
+same meaning: if numbers are repeated anywhere, they are ranks; else the meaning that agrees better with the human scores is
+taken; if both agree equally well, it is an error.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def read_rankings(
     where: Sequence[str],
     field: str = "final_ranking",
 ) -> list[Ranks | None]:
-    """Ranks of the responses of every record of one file.
+    """The ranks of the responses of every record of one file; None for a record that is not ranked.
 
-    `values[i]` is the field as it came (None = not ranked), `sizes[i]` the number of responses, `scores[i]` the mean
-    human score of each response or None, `where[i]` the opening of an error message. Raises UserError that shows the
-    value.
+    `values[i]` is the field's value (None = not ranked), `sizes[i]` the number of responses, `scores[i]` the mean human score
+    of each response or None, `where[i]` the beginning of error messages. Raises UserError for a value that is invalid or
+    ambiguous.
     """
     ranks: list[Ranks | None] = [None] * len(values)
     flat: list[int] = []
@@ -58,7 +58,7 @@ def read_rankings(
 
 
 def check_ranking(value: Any, size: int, where: str, field: str = "final_ranking") -> tuple[str, Any] | None:
-    """The parsed field (see `_parse`), None where it is None. Raises UserError that shows a value without a meaning."""
+    """The parsed field (see `_parse`); None if it is None. Raises UserError for an invalid value."""
     if value is None:
         return None
     try:
@@ -75,7 +75,8 @@ def _reads_as_ranks(
     where: Sequence[str],
     field: str,
 ) -> bool:
-    """Whether the flat lists of a file are numbers per response (True) or orders of responses (False)."""
+    """Whether the flat lists of a file are ranks per response (True) or orders of responses (False). UserError if both agree
+    equally well with the scores."""
     as_ranks = {i: _dense(numbers[i]) for i in orders}
     as_order = {i: _from_tiers([[j] for j in order], len(order)) for i, order in orders.items()}
     unlike = [i for i in orders if as_ranks[i] != as_order[i]]
@@ -92,7 +93,7 @@ def _reads_as_ranks(
 
 
 def _agreement(ranks: Ranks, scores: Sequence[float | None]) -> int:
-    """Pairs that ranks and scores order alike, minus the pairs that they order against each other."""
+    """The number of pairs that ranks and scores order alike minus the number that they order oppositely."""
     total = 0
     for i, a in enumerate(scores):
         for j, b in enumerate(scores[:i]):
@@ -119,7 +120,7 @@ def _parse(value: Any, size: int) -> tuple[str, Any]:
 
 
 def _parse_string(text: str) -> list[Any]:
-    # Annotators' keyboards also give full-width signs; NFKC makes them ASCII.
+    # NFKC turns full-width signs, which some annotators typed, into ASCII.
     text = unicodedata.normalize("NFKC", text).strip()
     if text.startswith("[") and not re.search("[>=]", text):
         try:
@@ -151,7 +152,7 @@ def _resolve_labels(tiers: list[list[Any]], size: int) -> list[list[int]]:
 
 
 def _as_order(numbers: list[float]) -> list[int] | None:
-    """The numbers as response indices, best first, where they name each response once; else None."""
+    """The numbers as response indices, best first, if they name each response once; else None."""
     for base in (1, 0):
         if sorted(numbers) == list(range(base, base + len(numbers))):
             return [int(number) - base for number in numbers]

@@ -1,8 +1,9 @@
-"""The other two reward benchmarks: VL-RewardBench and Multimodal-RewardBench, in the form their authors publish.
+"""Two reward benchmarks, VL-RewardBench and Multimodal-RewardBench, in the form that their authors publish.
 
-VL-RewardBench (`MMInstruction/VL-RewardBench`): `query`, a list `response`, and `human_ranking`, a place per response with 0
-for the best. Multimodal-RewardBench (`facebookresearch/multimodal_rewardbench`, `all_data.json`): `Text`, `Output1`,
-`Output2`, and the name of the `Better` one. The category goes where `evaluation.reward_bench` looks for it.
+VL-RewardBench (`MMInstruction/VL-RewardBench`) has `query`, a list `response`, and `human_ranking`, a rank per response with 0
+for the best. Multimodal-RewardBench (`facebookresearch/multimodal_rewardbench`, `all_data.json`) has `Text`, `Output1`,
+`Output2`, and `Better`, the name of the better output. The category becomes the field `category`, which
+`evaluation.reward_bench` reads.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def _parse_vl(row: Row) -> RankedRecord:
 
 
 def _vl_category(record_id: str) -> str:
-    """VL-RewardBench's three parts, by what occurs in an id (as its evaluation tells them apart; there, by case)."""
+    """VL-RewardBench's category of a record, from its id, as in the benchmark's evaluation code (which is case-sensitive)."""
     name = record_id.lower()
     if "mmmu" in name or "mathverse" in name:
         return "reasoning"

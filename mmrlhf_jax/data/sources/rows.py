@@ -1,7 +1,7 @@
-"""Files to rows: JSON lines, JSON arrays (each also gzipped) and parquet, every row with the place it came from.
+"""Reads files into rows: JSON lines, JSON arrays (both also gzipped) and parquet, each row with its location.
 
-A row is what the formats in this package read; `where` (file and line, or file and index) opens every error message.
-Images that a parquet file holds itself are named (`parquet.py`) and read later (`embedded.py`).
+Rows are the input of the formats in this package; `where` (file and line, or file and index) is the beginning of every error
+message. Images embedded in a parquet file are given names (`parquet.py`) and read later (`embedded.py`).
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One JSON object of a source file and where it stands."""
+    """One JSON object of a source file, and its location."""
 
     where: str
     data: dict[str, Any]
 
 
-# What takes an error instead of its being raised; the row or group at fault is then left out.
+# A function that is called with an error instead of raising it; the row or group with the error is then left out.
 OnError = Callable[[UserError], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """An input format: how to recognise it from its first row, and how to turn its rows into records.
+    """An input format: how to recognise it from a file's first row, and how to turn its rows into records.
 
-    `parse` reads one row and raises UserError for what is wrong with it; `join` makes records of all parsed rows at once,
-    because in some formats a record is made of several of them. `row` says what a row is. With `repeats_ids`, ids that occur
-    again are the publisher's own, and the later records get new ones.
+    `parse` reads one row and raises UserError if it is invalid; `join` makes records of all parsed rows, because in some
+    formats a record consists of several rows. `row` says what a row is. With `repeats_ids` the published data has repeated ids,
+    and later records get new ones instead of an error.
     """
 
     name: str
@@ -64,18 +64,18 @@ class Format:
 
 
 def row_suffix(path: epath.Path) -> str | None:
-    """The one of SUFFIXES that a file's name ends with, or None."""
+    """The longest of SUFFIXES that a file's name ends with; None if there is none."""
     fitting = [suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)]
     return max(fitting, key=len, default=None)
 
 
 def read_rows(path: epath.Path, on_error: OnError | None = None, name: str | None = None) -> list[Row]:
-    """All rows of the file, in order. Raises UserError for a missing, unreadable, torn or empty file.
+    """All rows of the file, in order. Raises UserError for a missing, unreadable, truncated or empty file.
 
-    Passing errors of the storage are tried again; Unavailable where it does not answer.
+    Transient storage errors are retried; Unavailable is raised if the storage does not answer.
 
-    With `on_error` a torn line of a JSON lines file goes there, and the others are still read. `name` is what the names of
-    images inside the file begin with (default: the file's own).
+    With `on_error`, errors of single lines of a JSON lines file are passed to it, and the other lines are read. Names of
+    embedded images begin with `name` (default: the file's name).
     """
     with hub_errors(path):
         return _read(path, on_error, path.name if name is None else name)
@@ -108,9 +108,10 @@ def _read(path: epath.Path, on_error: OnError | None, name: str) -> list[Row]:
 
 
 def with_lists_of_objects(data: dict[str, Any], depth: int = 3) -> dict[str, Any]:
-    """The fields of a row with lists of objects where `datasets` stores an object of lists: so it stores a Sequence of objects.
+    """The fields of a row, with objects of lists turned into lists of objects. `datasets` stores a Sequence of objects as an
+    object of lists: `{"role": ["user"], "content": ["Why?"]}` is one message.
 
-    Only in fields that hold such lists in some format; `{"role": ["user"], "content": ["Why?"]}` is one message there.
+    Only fields that hold lists of objects in some format are changed.
     """
     changed = {}
     for name in _LISTS_OF_OBJECTS & data.keys() if depth else ():
@@ -131,7 +132,7 @@ def _as_objects(value: Any) -> Any:
 
 def _read_json_lines(path: epath.Path) -> Iterator[Row | UserError]:
     with _open(path) as lines:
-        for number, line in enumerate(lines, start=1):  # bytes: only \n ends a line, U+2028 inside a text does not
+        for number, line in enumerate(lines, start=1):  # read as bytes, so that only \n ends a line, not U+2028 in a text
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():

@@ -1,7 +1,7 @@
-"""Which files a source is: one, all of a folder, or those that a pattern such as `data/train-*.parquet` fits.
+"""Finds the files of a source: one file, all of a folder, or those that match a pattern such as `data/train-*.parquet`.
 
-Several files are read as one source: by their names, numbers in them by size (`part-2` before `part-10`), so that the order is
-the same everywhere.
+Several files are read as one source, sorted by name with numbers by value (`part-2` before `part-10`), so that the order is the
+same on all machines.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from mmrlhf_jax.data.names import in_order
 from mmrlhf_jax.data.sources.rows import SUFFIXES, row_suffix
 from mmrlhf_jax.errors import UserError
 
-# Files beside the rows that `datasets` writes, in a folder of parquet or JSON lines.
+# Files that `datasets` writes beside the rows.
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 # How `datasets` names the files of a split: train-00000-of-00008.parquet, in older sets train-00000-of-00008-6f3b.parquet
 _OF_A_SPLIT = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})([-.].+)")
-# Words by which the name of a file says of which split it is, as `datasets` understands them.
+# Words in file names -> split, as in `datasets`.
 _SPLITS = {"train": "train", "training": "train"}
 _SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _SPLITS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
@@ -33,23 +33,23 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclasses.dataclass(frozen=True)
 class SourceFiles:
-    """The files of a source in their order, and the folder that they lie in or below."""
+    """The files of a source, in order, and the folder that contains them."""
 
     folder: epath.Path
     files: tuple[epath.Path | ArchivedFile, ...]
 
     def name(self, file: epath.Path | ArchivedFile) -> str:
-        """A file's path below the folder."""
+        """A file's path relative to the folder."""
         if isinstance(file, ArchivedFile):
             return file.name
         return str(file.relative_to(self.folder))
 
 
 def find_files(source: str | epath.Path) -> SourceFiles:
-    """The files that `source` means. A name that exists is that file, whatever characters it has.
+    """The files of `source`. A name that exists is taken literally, even if it has characters of a pattern.
 
-    Raises UserError for what is not there, for a folder without rows, with rows of several kinds, of several splits, or of a
-    split that is not whole, and for a repository on the hub that cannot be had. Hidden files (`.name`) are no shards.
+    Raises UserError for files that do not exist, for a folder without rows, with several kinds of files, several splits, or an
+    incomplete split, and for a hub repository that is not available. Hidden files (`.name`) are ignored.
     """
     source = str(source)
     path = epath.Path(source)
@@ -75,7 +75,7 @@ def find_files(source: str | epath.Path) -> SourceFiles:
 
 
 def _archived(path: epath.Path) -> ArchivedFile | None:
-    """A file of rows inside an archive, as MMPR has them: annotations/x.jsonl in annotations.zip."""
+    """The file inside an archive, as in MMPR: annotations/x.jsonl in annotations.zip. None if there is none."""
     folder = path.parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
@@ -91,7 +91,7 @@ def _of_folder(folder: epath.Path) -> SourceFiles:
     found = _in_order(file for file in entries if row_suffix(file) and file.name not in _DESCRIPTIONS)
     if not found and any(file.name.endswith(".arrow") for file in entries):
         raise UserError(f"{folder}: holds Arrow files of `save_to_disk`; write the set with `to_parquet` and name that")
-    if not found and (folder / "data").is_dir():  # where the hub's sets have them
+    if not found and (folder / "data").is_dir():  # the usual place in data sets on the hub
         return _of_folder(folder / "data")
     if not found:
         raise UserError(
@@ -115,14 +115,15 @@ def _check_are_alike(source: str, files: list[epath.Path], advice: str) -> None:
 
 
 def _splits_of(name: str) -> set[str]:
-    """The split that a file's name says that it is of; more or none where the name is not clear."""
+    """The split in a file's name; several or none if the name is ambiguous."""
     if fits := _OF_A_SPLIT.fullmatch(name):
         return {fits[1]}
     return {_SPLITS[word] for word in re.findall("[a-z]+", name.lower()) if word in _SPLITS}
 
 
 def _check_are_whole(source: str, files: list[epath.Path], pattern: str) -> None:
-    """UserError where files of a split are missing that the pattern fits: a narrower one says that they are not wanted."""
+    """UserError if files of a split are missing that would match the pattern. (A narrower pattern selects only some on
+    purpose.)"""
     groups: dict[tuple[epath.Path, str, int], dict[int, str]] = {}
     for file in files:
         if fits := _OF_A_SPLIT.fullmatch(file.name):
@@ -146,7 +147,7 @@ def _listed(files: list[epath.Path]) -> str:
 
 
 def _split_pattern(path: epath.Path) -> tuple[epath.Path, list[str]]:
-    """(the folder before the first pattern, the steps from there)."""
+    """(the folder before the first component with a pattern, the components from there)."""
     steps = [path.name]
     folder = path.parent
     while is_pattern(str(folder)) and not folder.is_dir():

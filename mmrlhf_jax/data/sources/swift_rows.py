@@ -1,9 +1,9 @@
-"""ms-swift rows: the answer that was preferred, and `rejected_response`.
+"""ms-swift rows: a preferred answer and a `rejected_response`.
 
-Three generations of keys are in use: `messages` that end with the preferred answer (ms-swift 3), `query` and `response`
-(ms-swift 2), and `question` and `response`, which MM-RLHF's own `convert_to_swift.py` writes. Tags such as `<image>` in the
-prompt are the places of the media listed beside it. A `rejected_response` may be a list of answers, to each of which the one
-answer is preferred. One turn only, as everywhere here.
+Three sets of keys are in use: `messages` that end with the preferred answer (ms-swift 3), `query` and `response` (ms-swift 2),
+and `question` and `response`, which MM-RLHF's `convert_to_swift.py` writes. Tags such as `<image>` in the prompt are the places
+of the media listed beside it. A `rejected_response` may be a list of answers; the preferred answer is preferred to each of
+them. As in all formats, only one turn is allowed.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def _parse(row: Row) -> PairRow:
     question, chosen = _preferred(data, where)
     prompt, media = read_prompt(question, "messages", media, where)
     rejected, *more = _rejected(data, question, where)
-    if not isinstance(question, list) or isinstance(question[0].get("content"), str):  # typed parts are places themselves
+    if not isinstance(question, list) or isinstance(question[0].get("content"), str):  # typed parts need no tags
         check_answers(prompt, media, (chosen, rejected, *more), where)
     return dataclasses.replace(pair_row(data, where, media, prompt, chosen, rejected), also_rejected=tuple(more))
 
 
 def _preferred(data: dict[str, Any], where: str) -> tuple[Any, str]:
-    """(prompt, as text or as messages; preferred answer)."""
+    """(the prompt as text or messages, the preferred answer)."""
     messages = data.pop("messages", None)
     if messages is None:
         prompt = next((name for name in ("query", "question", "prompt") if name in data), "query")
@@ -56,7 +56,7 @@ def _rejected(data: dict[str, Any], question: Any, where: str) -> list[str]:
         raise UserError(f"{where}: has both 'rejected_messages' and 'rejected_response'; keep one of them")
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{where}: field 'rejected_messages' must be a list of messages, found {shown(messages)}")
-    # The answer alone, or the whole conversation, whose media are then those of `images`.
+    # The messages are the answer alone, or the whole conversation, which must then begin with the same prompt.
     if messages[:-1] and messages[:-1] != (question if isinstance(question, list) else [{"role": "user", "content": question}]):
         raise UserError(
             f"{where}: field 'rejected_messages' begins with {shown(messages[:-1])}, another prompt than the preferred side;"
@@ -66,7 +66,7 @@ def _rejected(data: dict[str, Any], question: Any, where: str) -> list[str]:
 
 
 def _several(answers: list[Any], where: str) -> list[str]:
-    """A list in `rejected_response`: of texts, each an answer, or of the one message that is the answer."""
+    """The answers in a list `rejected_response`: several texts, or a single message."""
     if answers and all(isinstance(answer, str) for answer in answers):
         return answers
     if not answers or not all(isinstance(answer, dict) for answer in answers):

@@ -1,7 +1,7 @@
-"""What every reader's rows go through: tags and media that fit each other, and no media under a name that nobody reads.
+"""Checks that apply to the rows of every format: tags match the media, and no unread field holds media.
 
-A format reads the fields that it knows. A field that it does not know is kept as it came, unless it holds pictures, a video or
-sound that the record would then be without (`img_path`, `rejected_images`, `videos` beside images): that is an error.
+A format reads the fields that it knows. Unknown fields are kept unchanged, unless they hold images, a video or sound that the
+record would then lack (`img_path`, `rejected_images`, `videos` beside images), which is an error.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _IMAGE_WORDS = _IMAGE_TYPES | set(
 _VIDEO_WORDS = {"video", "vid", "clip", "movie", "frame"} | _VIDEO_TYPES
 _OTHER_WORDS = {"audio", "sound", "speech", "voice", "media", "medium", "multimedia"} | _SOUND_TYPES
 _WORDS = _IMAGE_WORDS | _VIDEO_WORDS | _OTHER_WORDS
-# Words that mean something else as well: under them alone not every text is a path.
+# Words with other meanings as well; in a field with only these words, not every text is a path.
 _AMBIGUOUS = {"sound", "speech", "voice", "medium", "movie", "pixel", "visual", "tiff", "tif", "mov"}
 _NO_PATHS = {"none", "null", "nan", "n/a", "na", "no", "yes", "true", "false"}
-# Words by which a field says something about a medium: an address in `image_license_url` leads elsewhere.
+# Words of fields about a medium: the URL in `image_license_url` is not that of an image.
 _ABOUT = {"license", "licence", "copyright", "credit", "attribution", "author", "owner", "page", "homepage"}
-# Words of fields that hold text; to some questions the answer is the name of a file.
+# Words of fields that hold text, which may be the name of a file (as the answer to a question).
 _TEXTS = {"answer", "solution", "truth", "text", "title"}
-# Words of a field that says where a medium lies.
+# Words of fields that hold the location of a medium.
 _PLACES = {"path", "url", "uri", "file", "filename", "filepath", "dir", "directory", "folder", "root"}
-# Words that leave the name of a medium the name of one: `image_path`, `img_url`, `video_file`, `image_name`.
+# Words that may follow the name of a medium without changing what is meant: `image_path`, `img_url`, `video_file`.
 _SAME = _PLACES | {"data", "byte", "encoded", "link", "list", "value", "name", "info", "metadata"}
-# Words of a second name of what was read already: where it was fetched from, or how its publisher calls it.
+# Words of fields with a second name of media that were read: their URL, or the publisher's name for them.
 _SECOND_NAME = _SAME | set(["id", "ids", "coco", "local", "relative", "full", "absolute"])
-# The same, beside a word that says that the field leads there; `source_image` alone may be another picture.
+# The same, but only together with a word of _PLACES or "link"; `source_image` alone may be another image.
 _ORIGIN = {"source", "src", "original", "origin"}
 _JOINED = re.compile(
     "(image|img|picture|photo|video|frame|audio)s?(?=path|url|uri|file|data|bytes|list|name|dir|folder|root)", re.IGNORECASE
@@ -54,13 +54,13 @@ _SUFFIX = re.compile(
     re.IGNORECASE,
 )
 _ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]{1,9}://|data:(image|video|audio)/)", re.IGNORECASE)
-# How `parquet.py` names what it holds inside: it keeps objects of bytes and a path for pictures, videos and sound.
+# The form of `parquet.py`'s names of embedded media.
 _INSIDE_PARQUET = re.compile(r"\.parquet/\d+/", re.IGNORECASE)
-_DEPTH = 6  # of objects inside each other
+_DEPTH = 6  # nesting depth of objects that are checked
 
 
 def checked(format_: Format) -> Format:
-    """The format with a `parse` that refuses rows whose tags and media are not understood, and those with two prompts."""
+    """The format with a `parse` that also refuses rows with two prompts, tags that do not match, or unread media."""
     return dataclasses.replace(format_, parse=functools.partial(_parse_and_check, format_.parse))
 
 
@@ -73,9 +73,9 @@ def _parse_and_check(parse: Any, row: Row) -> Any:
 
 
 def check_media_understood(row: Any, where: str) -> None:
-    """Raises WrongMedia for tags that are not those of the media, and for media among the fields that are not read.
+    """Raises WrongMedia for tags that do not match the media, and for media in unread fields.
 
-    `row` is a record, or a row of pairs: anything with `id`, `prompt`, `images`, `video` and `extra`.
+    `row` is a record or a row of pairs: anything with `id`, `prompt`, `images`, `video` and `extra`.
     """
     where = where if row.id is None else f"{where} (record {shown(row.id)})"
     if getattr(row, "media_places", None) is None:
@@ -91,7 +91,7 @@ def check_media_understood(row: Any, where: str) -> None:
 
 
 def check_message(fields: dict[str, Any], listed: Sequence[str], where: str) -> None:
-    """Raises WrongMedia for media among the fields of a message, or of a part of one, other than those `listed` beside it."""
+    """Raises WrongMedia for media in the fields of a message, or of a part of one, that are not `listed` beside it."""
     for name, value in _unread(fields, False, _DEPTH):
         if not all(path in listed for path in (value if isinstance(value, list) else [value])):
             raise _not_read(f"{where}: a message's ", name, value)
@@ -105,9 +105,10 @@ def _not_read(where: str, name: str, value: Any, read: str = "") -> WrongMedia:
 
 
 def _unread(fields: Any, has_media: bool, depth: int) -> Iterator[tuple[str, Any]]:
-    """(name, value) of fields, at any depth, that are called like media and hold what media are named by.
+    """Yield (name, value) of fields, at any depth, whose name is that of media and whose value looks like a path, URL or
+    content.
 
-    In a row without any media, a field of any name may be theirs that names a file of a picture, a video or sound.
+    In a row without any media, a field of any name counts if its value is the name of an image, video or sound file.
     """
     if isinstance(fields, list) and depth:
         for item in fields:
@@ -115,9 +116,9 @@ def _unread(fields: Any, has_media: bool, depth: int) -> Iterator[tuple[str, Any
     if not isinstance(fields, dict) or not depth:
         return
     for name, value in fields.items():
-        if name == "mixed_up_image":  # MM-RLHF's picture that does not belong to the question: no part of the record
+        if name == "mixed_up_image":  # MM-RLHF's unrelated image for a negative example; it is not part of the record
             continue
-        if name == "bytes" and isinstance(value, str) and _is_inside_parquet(value):  # what they are, `kind` says
+        if name == "bytes" and isinstance(value, str) and _is_inside_parquet(value):  # `kind` beside it is checked instead
             continue
         words = _words(name)
         is_medium = words & _WORDS and _is_media(value, is_plain=_is_plain(words)) and not _leads_elsewhere(words, value)
@@ -130,7 +131,7 @@ def _unread(fields: Any, has_media: bool, depth: int) -> Iterator[tuple[str, Any
 
 @functools.lru_cache(maxsize=4096)
 def _words(name: str) -> frozenset[str]:
-    """`imgPath` and `Image_paths2` as {"img", "path"} and {"image", "path"}; digits are words of their own."""
+    """The words of a field's name, in lower case and singular: `imgPath` gives {"img", "path"}. Digits are separate words."""
     name = re.sub("base64|b64", "_encoded_", str(name)[:200], flags=re.IGNORECASE)
     name = re.sub("mp4|m4v", "_video_", re.sub("mp3|m4a", "_audio_", name, flags=re.IGNORECASE), flags=re.IGNORECASE)
     name = _JOINED.sub(r"\1_", name)  # `imagepath`
@@ -139,13 +140,14 @@ def _words(name: str) -> frozenset[str]:
 
 
 def _is_plain(words: frozenset[str]) -> bool:
-    """Whether the words say nothing but that a field holds media, or where they lie."""
+    """Whether the words only say that a field holds media or their location."""
     known = _WORDS | _SAME | {"rejected", "chosen"}
     return bool(words & (_WORDS - _AMBIGUOUS | _PLACES)) and all(word in known or word.isdigit() for word in words)
 
 
 def _is_media(value: Any, is_plain: bool) -> bool:
-    """Whether a value names or holds media. Under a plain name of media any text without spaces does."""
+    """Whether a value is a path, URL or content of media. In a field with a plain media name (`_is_plain`), any text without
+    spaces is."""
     match value:
         case bytes():
             return bool(value)
@@ -162,12 +164,12 @@ def _is_media(value: Any, is_plain: bool) -> bool:
 
 
 def _holds(name: Any) -> bool:
-    """Whether a field of an object about a medium holds it: `path`, `file_name`, `value`."""
+    """Whether a field of an object about a medium holds the medium or its path: `path`, `file_name`, `value`."""
     return (words := _words(name)) <= _SAME | {"src"} and bool(words)
 
 
 def _is_content(value: Any) -> bool:
-    """Whether a value is a picture, a video or sound itself: base64 of it, or bytes of a parquet file."""
+    """Whether a value is the content of an image, video or sound: base64, or bytes in a parquet file."""
     if isinstance(value, list):
         return any(map(_is_content, value[:100]))
     if isinstance(value, dict):
@@ -183,13 +185,13 @@ def _is_inside_parquet(text: str) -> bool:
 
 
 def _leads_elsewhere(words: frozenset[str], value: Any) -> bool:
-    """Whether a value is the address of something about a medium, not of a medium."""
+    """Whether a value is the URL of something about a medium (its license, for example) and not of the medium."""
     is_address = isinstance(value, str) and value.strip().lower().startswith(("http://", "https://"))
     return bool(words & _ABOUT) and is_address and not _names_a_file(value)
 
 
 def _names_a_file(value: Any) -> bool:
-    """Whether a text, or one of a list, is but the name of a picture, a video or sound."""
+    """Whether a text, or one in a list, is the name of an image, video or sound file, and nothing else."""
     if isinstance(value, list):
         return any(map(_names_a_file, value[:100]))
     if not isinstance(value, str) or re.search(r"\s", value[:500].strip()):
@@ -198,12 +200,12 @@ def _names_a_file(value: Any) -> bool:
 
 
 def _without_query(text: str) -> str:
-    """An address without what follows the name of its file: `https://host/a.jpg?w=3`."""
+    """A URL without query and fragment: `https://host/a.jpg` for `https://host/a.jpg?w=3`."""
     return re.split("[?#]", text[:4000], maxsplit=1)[0] if _ADDRESS.match(text[:40]) else text
 
 
 def _names_what_was_read(name: str, value: Any, row: Any) -> bool:
-    """Whether the field is but another name of the media that were read: the same paths, or another for each of them."""
+    """Whether the field only repeats the media that were read, with the same paths or with another name for each."""
     words = _words(name)
     kind, read = (_IMAGE_WORDS, list(row.images)) if row.images else (_VIDEO_WORDS, [row.video])
     if (value if isinstance(value, list) else [value]) == read:
@@ -216,7 +218,7 @@ def _names_what_was_read(name: str, value: Any, row: Any) -> bool:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """What a field names: a text, or those of a list, or of an object's fields that hold it."""
+    """Yield the values in a field: of a list its items', of an object those of its fields that hold a medium or path."""
     if isinstance(value, list):
         for item in value:
             yield from _leaves(item)
@@ -227,8 +229,8 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _may_be_the_same(other: Any, read: str) -> bool:
-    """Whether a second name can be that of a file that was read: it leads elsewhere, or ends in the same name."""
-    if _is_inside_parquet(read):  # it has no name of its own
+    """Whether `other` can be a second name of the file `read`: it is a URL or absolute path, or has the same file name."""
+    if _is_inside_parquet(read):  # embedded media have no file name to compare
         return True
     if not isinstance(other, str):
         return False

@@ -1,10 +1,10 @@
 """VLFeedback (`MMInstruction/VLFeedback`): a prompt with the answers of four models, each rated in three aspects.
 
-Ranks follow the mean of an answer's ratings, as in the authors' `run_dpo.py`: the same mean is a tie. An answer of which any
-aspect has no number ("N/A", or no rating at all) has no rank, and so no pair; the others keep theirs. The annotations stay as
-they came, with the rationales. `vlfeedback_80k.jsonl` lists the completions; the hub's parquet stores a list per field of them.
-The image of a row is ID.jpg in `merged_images.zip` (--media-root merged_images.zip), as in the authors' `VLFeedback.py`: the
-JSON lines name none, and the parquet's `img_path` is absolute, on the machine that made it.
+Ranks follow the mean of an answer's ratings, as in the authors' `run_dpo.py`; equal means are tied. An answer that lacks a
+number for any aspect ("N/A", or no rating) has no rank, and so is in no pair; the others keep their ranks. The annotations,
+with their rationales, are kept. `vlfeedback_80k.jsonl` lists the completions; the hub's parquet stores a list for each of their
+fields. The image of a row is ID.jpg in `merged_images.zip` (--media-root merged_images.zip), as in the authors'
+`VLFeedback.py`, because the JSON lines name no image, and the parquet's `img_path` is an absolute path on the authors' machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.finite import from_text, is_finite
 from mmrlhf_jax.records import RankedRecord, Response, ranks_of
 
-# The aspects' names there, and ours (`records.SCORE_NAMES`).
+# VLFeedback's name of each aspect -> the name in this project (`records.SCORE_NAMES`).
 ASPECTS = {"Helpfulness": "helpfulness", "Visual Faithfulness": "faithfulness", "Ethical Considerations": "ethics"}
 
 
@@ -47,7 +47,7 @@ def _parse(row: Row) -> RankedRecord:
         responses=tuple(_response(*response, f"{where}, completion {number}") for number, response in enumerate(responses)),
         images=images,
         video=video,
-        extra={name: value for name, value in data.items() if name != "models"},  # each completion names its own
+        extra={name: value for name, value in data.items() if name != "models"},  # each completion has its model's name
     )
 
 
@@ -58,7 +58,7 @@ def _image_name(path: Any, default: str | None) -> Any:
 
 
 def _ratings(completion: dict[str, Any], where: str) -> dict[str, float | None]:
-    """Per aspect the rating, None where it is no number."""
+    """Aspect -> rating, None if it is not a number."""
     annotations = {} if (annotations := completion.get("annotations")) is None else annotations
     if not isinstance(annotations, dict) or not all(isinstance(one, dict | None) for one in annotations.values()):
         raise UserError(f"{where}: field 'annotations' must have an object per aspect, found {shown(annotations)}")
@@ -68,7 +68,7 @@ def _ratings(completion: dict[str, Any], where: str) -> dict[str, float | None]:
 
 
 def _number(rating: Any, aspect: str, where: str) -> float | None:
-    """None where there is no rating: null, "" or "N/A". UserError for anything else that is no finite number."""
+    """The rating as a number; None for null, "" or "N/A". UserError for any other value that is not a finite number."""
     if rating is None or (isinstance(rating, str) and rating.strip().lower() in ("", "n/a")):
         return None
     number = from_text(rating) if isinstance(rating, str) else rating
