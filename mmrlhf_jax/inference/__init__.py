@@ -1,5 +1,5 @@
-"""A loaded model at work: `engine.Engine` writes texts, scores responses and gives log-probs; `critic` critiques, then scores.
+"""Inference: `engine.Engine` generates texts, scores responses and computes log-probs; `critic` writes critiques, then scores.
 
-It stands on `huggingface`, which loads the model, and on `data`, which makes its rows. Training uses its scoring pass for the
-reference model's log-probs.
+The package uses `huggingface` to load the model and `data` to make its rows. Training uses its scoring pass for the reference
+model's log-probs.
 """

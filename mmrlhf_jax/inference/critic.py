@@ -1,4 +1,4 @@
-"""The critic at work: it writes a critique of a response, then scores the response with it."""
+"""Scoring with a critique-based reward model: it writes a critique of a response, then scores the response with it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def check_mode(mode: str) -> None:
 
 
 def check_lengths(engine: Engine, examples, critique: CritiqueMode) -> None:
-    """UserError where an example does not fit a row, as far as that is known before a critique is written."""
+    """UserError if an example does not fit a row, as far as that is known before critiques are written."""
     engine.check_lengths(examples, "critique" if critique == "given" else "uncritiqued")
 
 
 def score(engine: Engine, examples, *, critique: CritiqueMode = "written", max_new_tokens: int = 512) -> list[RankedRecord]:
-    """The examples' records with `critique` (as read by the head) and `reward` set on every response.
+    """The examples' records with `reward` set on every response, and `critique` to the one that the reward was computed with.
 
-    UserError that names record and response where a reward is not finite.
+    UserError that names record and response if a reward is not finite.
     """
     if critique == "written":
         examples = write_critiques(engine, examples, max_new_tokens=max_new_tokens)
@@ -43,7 +43,7 @@ def score(engine: Engine, examples, *, critique: CritiqueMode = "written", max_n
 
 
 def write_critiques(engine: Engine, examples, *, max_new_tokens: int) -> OverlaidExamples:
-    """The examples with every response's critique replaced by one that the model writes, greedily."""
+    """The examples with every response's critique replaced by one that the model generates greedily."""
     prompts = CritiquePrompts(examples)
     texts = iter(engine.generate(prompts, max_new_tokens=max_new_tokens, description="writing critiques"))
 
@@ -54,7 +54,7 @@ def write_critiques(engine: Engine, examples, *, max_new_tokens: int) -> Overlai
 
 
 class CritiquePrompts(Sequence[Prompt]):
-    """One prompt per response of every example; media are read when a prompt is asked for."""
+    """One prompt per response of every example; media are read on access."""
 
     def __init__(self, examples):
         self._examples = examples

@@ -1,4 +1,4 @@
-"""A loaded model that answers: texts for prompts, log-probs and rewards for responses."""
+"""The engine, a loaded model with its tokenizer: texts for prompts, log-probs and rewards for responses."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
 
 
 class Engine:
-    """`batch` is how many sequences (or rows) run at a time, `slots` the most that a row of a scoring pass may have, `workers`
-    the processes that make its rows (0: threads of this one). Writing stops at the template's closing token, at the tokenizer's
-    last one, and at any of `ends`, those that the checkpoint names."""
+    """`batch` is the number of sequences (or rows) that run at a time, `slots` the maximum length of a scoring pass's row, and
+    `workers` the number of processes that make its rows (0: threads of this process). Generation stops at the template's
+    closing token, at the tokenizer's EOS token, and at any of `ends` (the EOS tokens of the checkpoint's generation config)."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Engine:
         workers: int = 0,
     ):
         self.config: ModelConfig = model.config
-        self.dtype = model.language.embedding.dtype  # that of all computation but the reward head's
+        self.dtype = model.language.embedding.dtype  # compute dtype of everything but the reward head
         self.graphdef, self.params = nnx.split(model)
         self.tokenizer, self.mesh = tokenizer, mesh
         family = family_of(model.config)
@@ -62,7 +62,7 @@ class Engine:
         closing = closing_token(find_template(self.template, tokenizer, family.media_tags))
         stops = {tokenizer.eos_token_id, *ends} | ({tokenizer.convert_tokens_to_ids(closing)} if closing else set())
         self.stop_tokens = tuple(sorted(stops - {None}))
-        self.fingerprint: str | None = None  # of the stored checkpoint, where the model came from one
+        self.fingerprint: str | None = None  # digest of checkpoint and settings; None unless made by `load`
         self._scoring = make_scoring_step(self.graphdef, chunk=128)
 
     @staticmethod
@@ -76,19 +76,19 @@ class Engine:
         slots: int = SLOTS,
         workers: int = 0,
     ) -> Engine:
-        """From a Hugging Face directory or hub id, on all devices of this process. UserError for another dtype."""
+        """Load a Hugging Face directory or hub id, by default onto all devices. UserError for an unknown dtype."""
         if dtype not in get_args(Dtype):
             raise UserError(f"--dtype {dtype!r}: choose from {', '.join(get_args(Dtype))}")
         mesh = mesh or make_mesh({"fsdp": -1})
         source = local_directory(path)
-        tokenizer, ends = load_tokenizer(source), end_tokens(source)  # before the weights, which take longer
+        tokenizer, ends = load_tokenizer(source), end_tokens(source)  # first, because their errors are found quickly
         with use_mesh(mesh):
-            # A reward head computes in float32, and so are its weights.
+            # A reward head computes in float32, so its weights are kept in float32.
             kinds = lambda path: jnp.dtype("float32" if path[0] == "reward_head" else dtype)
             model = load_model(source, mesh=mesh, dtype=jnp.dtype(dtype), param_dtype=kinds)
         how = dict(template=template, batch=batch, ends=ends, slots=slots, workers=workers)
         engine = Engine(model, tokenizer, mesh, **how)
-        tokens = engine.encoder("answer").fingerprint  # whose tokens, and how a conversation is written
+        tokens = engine.encoder("answer").fingerprint  # covers the tokenizer and the chat template
         engine.fingerprint = model_fingerprint(source, dtype=dtype, tokens=tokens, stops=engine.stop_tokens)
         return engine
 
@@ -96,9 +96,9 @@ class Engine:
         return make_encoder(self.tokenizer, self.config, self.template, task=task)
 
     def generate(self, prompts: Sequence[Prompt], **options: Any) -> list[str]:
-        """One text per prompt, in order: what `generate_tokens` writes, without stop and other special tokens.
+        """One text per prompt, in order: the tokens of `generate_tokens`, decoded without stop and other special tokens.
 
-        `options` as for `generate_tokens`.
+        `options` are those of `generate_tokens`.
         """
         return [self._decode(ids) for ids in self.generate_tokens(prompts, **options)]
 
@@ -111,14 +111,15 @@ class Engine:
         seed: int = 0,
         description: str = "generating",
     ) -> list[list[int]]:
-        """The new token ids of every prompt, in order; a stop token is the last of them, if one was written.
+        """The new token ids of every prompt, in order, including the stop token if one was generated.
 
-        Neighbours that ask about the same example share its prefill.
+        Adjacent prompts about the same example share its prefill. UserError if a prompt with `max_new_tokens` exceeds the
+        model's rotary embeddings.
         """
         written: dict[int, list[int]] = {}
         progress = Progress(description, len(prompts))
         encoder = self.encoder("answer")
-        # Trees of like shape share a batch: less padding, and few shapes.
+        # Trees of similar shape share a batch, which needs less padding and fewer compiled shapes.
         trees = sorted(prompt_trees(prompts, encoder), key=lambda t: (t.branches, len(t.tree.tokens), t.numbers))
         for tree in trees:
             longest = int(tree.tree.positions[tree.tree.ends].max()) + 1 + max_new_tokens
@@ -142,13 +143,14 @@ class Engine:
         return self.tokenizer.decode(kept, skip_special_tokens=True)
 
     def check_lengths(self, examples, task: str) -> None:
-        """UserError where an example does not fit a row of the engine's slots."""
+        """UserError if an example does not fit a row of the engine's slots."""
         check_lengths(examples, self.encoder(task), self.slots)
 
     def score_responses(self, examples, task: str, *, description: str = "scoring") -> list[dict[str, np.ndarray]]:
-        """Per example: `logps`, `lengths` and `rewards`, float32[K] each, of its responses under `task`'s conversations.
+        """Per example: `logps`, `lengths` and `rewards`, float32[K] each, of its responses, in the conversations of `task` (see
+        `GroupEncoder`).
 
-        UserError where an example does not fit a row.
+        UserError if an example does not fit a row.
         """
         found: dict[str, np.ndarray] = {}
         with use_mesh(self.mesh), matmul_precision(self.dtype):
@@ -162,14 +164,14 @@ class Engine:
         return [{name: values[a:b] for name, values in found.items()} for a, b in itertools.pairwise(first)]
 
     def _rows(self, rows: Rows, ordinary: Rows) -> int:
-        """As many as there are and `batch` allows; of longer rows fewer, so that a batch holds no more slots."""
+        """The number of rows of a batch: at most `batch`, fewer for longer rows, so that a batch has no more slots."""
         divisor = rows_divisor(self.mesh)
         most = self.batch * ordinary.budget.slots // rows.budget.slots // divisor * divisor
         return max(divisor, min(most, round_up(rows.count(1), divisor)))
 
 
 def all_finite(values: np.ndarray, record: RankedRecord, what: str) -> np.ndarray:
-    """`values`, one per response of the record. UserError, which says `what` they are, where one is not finite."""
+    """`values`, one per response of the record. UserError if one is not finite; `what` is their name for the message."""
     if not np.isfinite(values).all():
         place = int(np.flatnonzero(~np.isfinite(values))[0])
         raise UserError(

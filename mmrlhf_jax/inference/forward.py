@@ -1,4 +1,4 @@
-"""A row batch through the model: log-probs of its targets, rewards of its responses."""
+"""The forward pass of a row batch: log-probs of its targets, rewards of its responses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from mmrlhf_jax.objectives import Outputs, sum_by_response, target_logps
 
 
 def forward(model: VisionLanguage, batch: RowBatch, *, chunk: int) -> Outputs:
-    """Run a row batch through the model: hidden states, log-probs of the targets only, rewards at the responses' ends."""
+    """Compute a row batch's outputs: log-probs (of the targets only), and rewards at the responses' last tokens, which are 0
+    for unused responses and without a reward head."""
     visual = batch.media
     hidden = model(batch.tokens, batch.positions, batch.visible_until, visual)
     vocabulary = model.language.vocabulary()

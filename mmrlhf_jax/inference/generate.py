@@ -1,7 +1,8 @@
-"""Generation with a KV cache: one prefill of trees of prompts, then one token per prompt and step until all have stopped.
+"""Generation with a KV cache: a prefill of trees of prompts, then one token per prompt and step until all have stopped.
 
-A row is a tree: a trunk (media, question) and K branches that continue it, under `visible_until`. Trunk and tower run once per
-row, and the row's cache serves all its branches; each sees of it what its own last token sees.
+A row is a tree: a trunk (media, question) and K branches that continue it, with the attention mask `visible_until`. Trunk and
+vision tower are computed once per row. All branches share the row's cache; the new tokens of a branch attend to the same cache
+slots as the last token of its prompt.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class PromptRows(NamedTuple):
 
 
 class _Decoding(NamedTuple):
-    count: Int[Array, ""]  # tokens written so far
+    count: Int[Array, ""]  # tokens generated so far
     tokens: Int[Array, "B K N"]
     last: Int[Array, "B K"]
     done: Bool[Array, "B K"]
@@ -47,9 +48,9 @@ def generate(
     stop_tokens: tuple[int, ...],
     temperature: float = 0.0,
 ) -> Int[Array, "B K N"]:
-    """Continue every prompt. Greedy at temperature 0, else sampled.
+    """Continue every prompt: greedily at temperature 0, else by sampling.
 
-    Returns int32[B, K, max_new_tokens]: the new tokens, the stop token included; -1 after it.
+    Returns int32[B, K, max_new_tokens]: the new tokens, including the stop token, and -1 after it.
     """
     model = nnx.merge(graphdef, params)
     batch, prompt = rows.tokens.shape
@@ -64,7 +65,7 @@ def generate(
     def stops(last: jax.Array) -> jax.Array:
         return (last[..., None] == jnp.asarray(stop_tokens)).any(axis=-1)
 
-    # Behind the prompts' slots every prompt has its own for what it writes.
+    # After the prompts' slots, the cache has `max_new_tokens` slots for each branch.
     embedded = model.embed(rows.tokens, visual)
     hidden, cache = model.language.prefill(embedded, rows.positions, rows.visible_until)
     cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, branches * max_new_tokens), (0, 0), (0, 0))), cache)

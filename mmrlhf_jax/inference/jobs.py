@@ -1,4 +1,4 @@
-"""Long passes over a data set that write one JSON line per record, survive a kill and continue where they stopped."""
+"""Long passes over a data set that write one JSON line per record, and can be resumed after a kill."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mmrlhf_jax.files import exists, hidden_beside, read_bytes, write_atomically
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sole_writer import Held, held
 
-# Records per piece: what a kill can cost.
+# Records per piece; a kill loses at most one piece.
 PIECE = 512
 
-# Of what lines hold. Whoever changes them counts on: pieces of an earlier version are then not gone on from.
+# Version of the lines' contents. Increment it when they change, so that pieces of an earlier version are not reused.
 VERSION = 2
 
 
@@ -29,9 +29,9 @@ def write_in_pieces(
 ) -> None:
     """Run `work` over pieces of the examples and write its lines to `out`, in the order of the examples.
 
-    `out` is a path, or what is `reserved`. Finished pieces are kept in a folder beside it, named after `job` (whatever the
-    lines depend on) and the data, that the first of them makes; `out` appears when all are there. Raises UserError as of
-    `reserved`, and for a line with a number that is not finite, which is not kept.
+    `out` is a path, or the result of `reserved`. Finished pieces are kept in a folder beside it, whose name is a digest of
+    `job` (a text with everything that the lines depend on) and the data; `out` is written when all pieces are finished. Raises
+    UserError like `reserved`, and for a line with a number that is not finite, whose piece is not kept.
     """
     key = hashlib.sha256(f"{VERSION} {job} {examples.fingerprint} {piece}".encode()).hexdigest()[:16]
     with reserved(out) as place:
@@ -46,27 +46,26 @@ def write_in_pieces(
             parts.append(part)
         content = b"".join(read_bytes(part) for part in parts)
         place.lock.check(at_once=True)
-        _refuse_existing(out)  # which another program may have made
+        _refuse_existing(out)  # another program may have made it meanwhile
         write_atomically(out, content)
         try:
             retried(lambda: folder.rmtree(missing_ok=True), f"{folder}")
-        except Exception as error:  # whatever a storage backend raises: the work is done
+        except Exception as error:  # any storage backend's error: the output is already written
             say(f"{folder}: cannot be removed ({first_line(error)}); it is not needed any more")
 
 
 @contextlib.contextmanager
 def reserved(out: epath.PathLike) -> Iterator[Held]:
-    """Hold the place of a file before a model is loaded: the path to be given to `write_in_pieces`.
+    """Reserve an output file before a model is loaded. Pass the yielded object to `write_in_pieces`.
 
-    UserError where something is there, where nothing can be written, and where another process is writing it, on this host or
-    another one.
+    UserError if the file exists, if it cannot be written, or if another process, on this or another host, is writing it.
     """
     if isinstance(out, Held):
         yield out
         return
     _refuse_existing(out)
     with held(out, hidden_beside(out, "writing"), "is writing it") as place:
-        _refuse_existing(out)  # by a process that was at it until now
+        _refuse_existing(out)  # a process that held the lock before may have written it
         try:
             yield place
         finally:
@@ -79,7 +78,7 @@ def _refuse_existing(out: epath.PathLike) -> None:
 
 
 def _is_whole(part: epath.Path, examples: Subset) -> bool:
-    """Whether a kept piece has one line for each of these records, with all its responses."""
+    """Whether a stored piece has one line for each of these records, with all its responses."""
     try:
         lines = [strict_json.loads(line) for line in read_bytes(part).split(b"\n")[:-1]]
         found = [(line["id"], len(line["responses"])) for line in lines]

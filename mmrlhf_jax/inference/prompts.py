@@ -1,4 +1,4 @@
-"""Prompts to rows: prompts about the same media share a row, where their common beginning is stored and computed once."""
+"""Prompts to rows: prompts about the same media share a row, in which their common prefix is stored and computed once."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from mmrlhf_jax.inference.generate import PromptRows
 from mmrlhf_jax.models.media import Tiles, VisualPlan
 from mmrlhf_jax.records import Response
 
-# Static shapes of generation are rounded up to these, so that few programs are compiled; branches and tiles to powers of two.
+# Static shapes of generation are rounded up to multiples of these (branches and tiles to powers of two), so that few programs
+# are compiled.
 SLOT_BUCKET, VISUAL_BUCKET = 64, 128
 MOST_BRANCHES = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """An example and what is asked of it: its own prompt, or (with a response) the critique of that response."""
+    """A prompt for the model: the example's own prompt or, with a `response`, the prompt for a critique of that response."""
 
     example: Example
     response: Response | None = None
@@ -30,7 +31,8 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class PromptTree:
-    """Prompts of one example, by their numbers, laid out as one tree, and the plans of the example's media."""
+    """Prompts about one example, laid out as one tree. `numbers` are their indices in the list of prompts, `plans` the visual
+    plans of the example's media."""
 
     numbers: tuple[int, ...]
     tree: TokenTree
@@ -38,12 +40,12 @@ class PromptTree:
 
     @property
     def branches(self) -> int:
-        """Of its row, the padding included."""
+        """The number of branches of its row, including padding: a power of two."""
         return power_of_two(len(self.numbers))
 
 
 def prompt_trees(prompts: Sequence[Prompt], encoder: GroupEncoder) -> list[PromptTree]:
-    """Every prompt is in one tree; only neighbours of the same example share one."""
+    """Group prompts into trees: only adjacent prompts about the same example share one."""
     trees = []
     for numbers, same in _neighbours(prompts):
         layout = media_layout(same[0].example)
@@ -56,9 +58,9 @@ def prompt_trees(prompts: Sequence[Prompt], encoder: GroupEncoder) -> list[Promp
 def prompt_rows(
     trees: Sequence[PromptTree], examples: Sequence[Example], encoder: GroupEncoder, rows: int
 ) -> tuple[PromptRows, Tiles | None]:
-    """Rows of bucketed static shape and their media (None: there are none). A short batch is filled with its first tree.
+    """(`rows` rows of bucketed static shape, their media or None). Missing rows are filled with the first tree.
 
-    `examples[i]` holds the media of `trees[i]`, all of which have the same `branches`.
+    `examples[i]` has the media of `trees[i]`. All trees must have the same `branches`.
     """
     geometry = encoder.geometry
     tiles = [media_tiles(example, geometry) for example in examples]
@@ -71,14 +73,14 @@ def prompt_rows(
     made = PromptRows(
         tokens=np.zeros((rows, slots), np.int32),
         positions=np.zeros((rows, slots, *trees[0].tree.positions.shape[1:]), np.int32),
-        visible_until=np.tile(np.arange(1, slots + 1, dtype=np.int32), (rows, 1)),  # padding sees itself only
+        visible_until=np.tile(np.arange(1, slots + 1, dtype=np.int32), (rows, 1)),  # padding attends only to itself
         ends=np.zeros((rows, trees[0].branches), np.int32),
     )
     for row, prompt in enumerate(trees):
         tree, size = prompt.tree, len(prompt.tree.tokens)
         made.tokens[row, :size], made.positions[row, :size] = tree.tokens, tree.positions
         made.visible_until[row, :size] = tree.visible_until
-        made.ends[row] = tree.ends[0]  # branches of padding write what the first one writes
+        made.ends[row] = tree.ends[0]  # padding branches repeat the first branch
         made.ends[row, : len(tree.ends)] = tree.ends
     if tile_count == 0:
         return made, None
@@ -89,7 +91,7 @@ def prompt_rows(
 
 
 def _neighbours(prompts: Sequence[Prompt]) -> Iterator[tuple[tuple[int, ...], list[Prompt]]]:
-    """Runs of at most MOST_BRANCHES prompts about the same record and media, with their numbers."""
+    """Yield (indices, prompts) of adjacent prompts about the same record and media, at most MOST_BRANCHES at a time."""
     numbers: list[int] = []
     same: list[Prompt] = []
     for number in range(len(prompts)):
@@ -109,5 +111,5 @@ def _subject(prompt: Prompt) -> tuple:
 
 
 def power_of_two(value: int) -> int:
-    """The smallest one that is not below `value`; 0 for 0."""
+    """The smallest power of two that is at least `value`; 0 for 0."""
     return 1 << (value - 1).bit_length() if value else 0

@@ -23,7 +23,7 @@ from mmrlhf_jax.sharding.feed import feed, fetched, own_rows, whole
 
 
 def make_scoring_step(graphdef: nnx.GraphDef, *, chunk: int):
-    """`(params, frozen, batch) -> (Outputs, target counts)`, per response."""
+    """A jitted `(params, frozen, batch) -> (Outputs, number of target tokens float32[B, R])`."""
 
     def scoring_step(params: nnx.State, frozen: nnx.State, batch: RowBatch) -> tuple[Outputs, jax.Array]:
         outputs = forward(nnx.merge(graphdef, params, frozen), batch, chunk=chunk)
@@ -32,7 +32,7 @@ def make_scoring_step(graphdef: nnx.GraphDef, *, chunk: int):
     return jax.jit(scoring_step)
 
 
-# Seconds of work that a kill may cost a pass that keeps what it has.
+# Seconds between two saves of partial results; a kill loses at most so much work.
 KEEP_SECONDS = 60.0
 
 
@@ -50,10 +50,10 @@ def score_responses(
     workers: int = 0,
     at_batch: Callable[[int], None] = lambda done: None,
 ) -> dict[str, np.ndarray]:
-    """Run every row once; per response of the data set: `logps`, `lengths`, `rewards` (float32[responses], NaN = not seen).
+    """Run every row once. Returns `logps`, `lengths` and `rewards`, float32[responses] each, NaN for responses in no row.
 
-    With `partial` (a file named after everything the numbers and the order of rows depend on) the pass continues where an
-    earlier one was cut off. `at_batch` is called with the number of every batch; `workers` as for `batches`.
+    With `partial` the pass resumes an interrupted one; the file's name must depend on everything that numbers and order of rows
+    depend on. `at_batch` is called with the number of every batch; `workers` is passed to `batches`.
     """
     count = rows.count(1)
     steps = -(-count // batch_rows)
@@ -85,7 +85,8 @@ def score_responses(
 
 
 def _kept_pass(partial: epath.Path, empty: dict[str, np.ndarray], steps: int) -> tuple[int, dict[str, np.ndarray]] | None:
-    """(batches done, what they gave) of a pass that was cut off, in all processes what the first one finds."""
+    """(number of batches done, their results) of an interrupted pass; None if there is none. The first process reads the file;
+    all processes get its result."""
 
     def read() -> dict[str, np.ndarray] | None:
         stored = read_sound_arrays(partial) or {}
@@ -98,7 +99,7 @@ def _kept_pass(partial: epath.Path, empty: dict[str, np.ndarray], steps: int) ->
 
 
 def keep_arrays(path: epath.Path, **arrays: np.ndarray) -> None:
-    """What can be computed again ends no run where it cannot be kept."""
+    """Write arrays that can be computed again; a failure is reported, and does not end the run."""
     try:
         write_arrays(path, **arrays)
     except (OSError, Unavailable) as error:

@@ -1,4 +1,4 @@
-"""The building blocks that towers, language models and heads share: linear layers, norms, stacked layers, how they are run."""
+"""Building blocks of vision towers, language models and heads: linear layers, norms, stacked layers and the scan over them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
 }
 
-# What a backward pass keeps of a layer. "full" keeps only the layer's input.
+# Rematerialisation: which values of a layer are saved for the backward pass. "full" saves only the layer's input.
 REMAT_POLICIES: dict[str, Callable | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -30,7 +30,7 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 
 
 def matmul_precision(dtype):
-    """A context in which float32 means float32: without it, GPUs and TPUs multiply float32 matrices in fewer bits."""
+    """A context in which float32 matrices are multiplied in full precision; by default GPUs and TPUs use fewer bits."""
     return jax.default_matmul_precision("highest" if jnp.dtype(dtype) == jnp.float32 else "default")
 
 
@@ -45,7 +45,7 @@ def linear(
     rngs,
     kind: type[AdaptableLinear] = AdaptableLinear,
 ) -> AdaptableLinear:
-    """y = x @ kernel[inputs, outputs] (+ bias), with logical axes for both."""
+    """A layer y = x @ kernel[inputs, outputs] (+ bias); `axes` are the kernel's logical axes, the last one also the bias's."""
     return kind(
         inputs,
         outputs,
@@ -59,7 +59,7 @@ def linear(
 
 
 def layer_norm(features: int, eps: float, *, dtype, param_dtype, rngs) -> nnx.LayerNorm:
-    # The fast variance (E[x^2] - E[x]^2) cancels badly in float32; the exact form is what transformers computes.
+    # The fast variance E[x^2] - E[x]^2 loses precision by cancellation; transformers computes the exact form.
     return nnx.LayerNorm(
         features,
         epsilon=eps,
@@ -77,7 +77,7 @@ def rms_norm(features: int, eps: float, *, dtype, param_dtype, rngs) -> nnx.RMSN
 
 
 def stack(make: Callable[[nnx.Rngs], Layer], count: int, rngs: nnx.Rngs) -> Layer:
-    """`count` layers as one module whose parameters have a leading layer axis: compile time does not grow with depth."""
+    """`count` layers as one module whose parameters have a leading layer axis; compile time does not grow with `count`."""
 
     @nnx.split_rngs(splits=count)
     @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: None})
@@ -91,6 +91,6 @@ def run_stack(body: Callable, x, layers, *, remat: str):
     """Scan `body(layer, x) -> (x, out)` over stacked layers. `layers` may be any pytree with a leading layer axis."""
     policy = REMAT_POLICIES[remat]
     if remat != "none":
-        # prevent_cse is for code outside a scan; inside, the loop already keeps the forward and backward pass apart.
+        # prevent_cse is needed only outside of a scan; the loop already separates forward and backward pass.
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     return jax.lax.scan(lambda x, layer: body(layer, x), x, layers)

@@ -1,8 +1,8 @@
-"""LoRA (arXiv 2106.09685) on the linear layers of any part: y = x W + b + (alpha / rank) · (x A) B, with A drawn and B zero.
+"""LoRA (arXiv 2106.09685) on the linear layers of any part: y = x W + b + (alpha / rank) · (x A) B, with random A and zero B.
 
-The adapters lie beside the kernel that they adapt, so every other parameter keeps its path and its place in a checkpoint.
-Layout and initialisation are PEFT's (`tuners/lora/layer.py`), without dropout: a dropped-out group step would not be the
-pair-expanded one.
+The adapters are parameters beside their kernel, so all other parameters keep their paths in checkpoints. Layout and
+initialisation are PEFT's (`tuners/lora/layer.py`). There is no dropout, with which a step on shared prefixes would not equal
+the pair-expanded one.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ ADAPTERS = ("lora_a", "lora_b")
 
 
 class AdaptableLinear(nnx.Linear):
-    """`nnx.Linear` whose parameters are gathered where they are used.
+    """`nnx.Linear` whose parameters are all-gathered for each use.
 
-    It may carry `lora_a: [..., inputs, rank]` and `lora_b: [..., rank, outputs]`. Gradients of its matrices are summed in
-    `reduce_dtype`.
+    It may have adapters `lora_a: [..., inputs, rank]` and `lora_b: [..., rank, outputs]`. Gradients of its matrices are summed
+    in `reduce_dtype`.
     """
 
     reduce_dtype = "float32"
@@ -58,12 +58,12 @@ class AdaptableLinear(nnx.Linear):
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a parameter of this path belongs to an adapter."""
+    """Whether the parameter at this path belongs to an adapter."""
     return path[-1] in ADAPTERS
 
 
 def adapted_layers(model: nnx.Module) -> Iterator[tuple[Path, AdaptableLinear]]:
-    """The layers of a model that carry adapters, with their paths."""
+    """Iterate over (path, layer) of the model's layers that have adapters."""
     return ((path, layer) for path, layer in _linear_layers(model) if layer.adapted)
 
 
@@ -76,11 +76,10 @@ def add_lora(
     dtype=jnp.float32,
     seed: int = 0,
 ) -> list[Path]:
-    """Put adapters on the model's linear layers whose path is `chosen`; returns those paths.
+    """Add adapters to the model's linear layers whose path is `chosen`; returns these paths. The model is changed in place.
 
-    A is uniform in ±1/√inputs (PEFT's Kaiming initialisation), drawn from `seed` and the layer's path, so that it is the
-    same on every host and mesh; B is zero, so that the model is what it was, exactly. Adapters are sharded like the
-    kernel's own axes.
+    A is uniform in ±1/√inputs (PEFT's Kaiming initialisation), drawn from `seed` and the layer's path, so that it is the same
+    on every host and mesh. B is zero, so that the model's outputs do not change. Adapters are sharded like the kernel's axes.
     """
     paths = []
     for path, layer in _linear_layers(model):
@@ -104,16 +103,16 @@ def add_lora(
 
 
 def with_reduce_dtype(model: nnx.Module, dtype: str) -> nnx.Module:
-    """`model`, the gradients of whose matrices are summed in `dtype`, or in what it computes in if that is wider."""
+    """`model`, changed to sum the gradients of its matrices in `dtype`, or in the compute dtype if that is wider."""
     for _, layer in _linear_layers(model):
         layer.reduce_dtype = dtype
     return model
 
 
 def merge_lora(model: nnx.Module) -> nnx.Module:
-    """A model without adapters that computes the same: every kernel is W + (alpha / rank) · A B. `model` stays as it is.
+    """An equivalent model without adapters: every adapted kernel becomes W + (alpha / rank) · A B. `model` is not changed.
 
-    Such kernels are float32, whatever W is: who writes them may want what bfloat16 would lose of the update.
+    These kernels are float32, whatever the dtype of W, because bfloat16 could round the update away.
     """
     merged = nnx.clone(model)
     for _, layer in list(adapted_layers(merged)):
@@ -130,7 +129,7 @@ def _linear_layers(model: nnx.Module) -> Iterator[tuple[Path, AdaptableLinear]]:
 
 
 def _param(values: np.ndarray, kernel: nnx.Param, logical: tuple, place: Callable) -> nnx.Param:
-    """A parameter on the kernel's devices. Where the kernel is abstract (a model that is only planned), so is the parameter."""
+    """A parameter on the kernel's devices; abstract if the kernel is abstract (in a model that is only planned)."""
     value = kernel.get_value()
     if isinstance(value, jax.ShapeDtypeStruct):
         return kernel.replace(jax.ShapeDtypeStruct(values.shape, values.dtype), out_sharding=logical)

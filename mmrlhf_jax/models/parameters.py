@@ -1,8 +1,7 @@
-"""Parameters in use: rounded to the compute dtype where they meet activations, their gradients summed in float32.
+"""Use of parameters: they are cast to the compute dtype for each operation, and their gradients are summed in float32.
 
-A gradient is a sum over tokens, pieces of the batch and devices. In bfloat16 such a sum stands still as soon as it is 256
-times as large as what is added, so the cast back to float32 must come before the sum and not after it. Cotangents of
-activations stay in the compute dtype.
+A gradient is a sum over tokens, accumulation pieces and devices. In bfloat16 such a sum no longer changes once it is 256 times
+as large as the terms, so the cast to float32 must come before the sum. Cotangents of activations stay in the compute dtype.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from mmrlhf_jax.sharding import rules
 
 
 def rounded(value: jax.Array, dtype) -> jax.Array:
-    """The values that `value` has in `dtype`, in its own dtype still, and its gradient as it comes: not rounded."""
+    """`value` rounded to the precision of `dtype`, but in its own dtype. Its gradient is not rounded."""
     return value if dtype is None or value.dtype == dtype else _rounded(value, np.dtype(dtype))
 
 
@@ -34,19 +33,21 @@ _rounded.defvjp(lambda value, dtype: (_rounded(value, dtype), None), lambda dtyp
 
 
 def used(param: nnx.Param, dtype) -> jax.Array:
-    """A parameter whole over the storage axes, `rounded`: for all that is no matrix product (biases, positions)."""
+    """A parameter, `rounded` and gathered over the storage axes, for operations other than matrix products (biases,
+    positions)."""
     value, axes = rounded(param[...], dtype), _axes(param)
     return value if axes is None else rules.gather(value, axes)
 
 
 def for_norm(values, *, dtype, **_) -> tuple[jax.Array | None, ...]:
-    """What a norm of flax promotes (its input, scale and bias) to `dtype`; the latter two `rounded`."""
+    """The `promote_dtype` function of flax's norms: casts the input to `dtype`, and `rounded` scale and bias."""
     x, *params = values
     return (x.astype(dtype), *(None if param is None else rounded(param, dtype) for param in params))
 
 
 class _How(NamedTuple):
-    """Of a product: the kernel's logical axes, its dtype, that of the sums of its gradient, the precision of all products."""
+    """Static settings of a product: the kernel's logical axes and dtype, the dtype in which its gradient is summed, and the
+    matmul precision."""
 
     axes: tuple[str | None, ...] | None
     kernel: np.dtype
@@ -55,9 +56,9 @@ class _How(NamedTuple):
 
 
 def product(x: Float[Array, "... I"], param: nnx.Param, sums=jnp.float32) -> Float[Array, "... O"]:
-    """x @ kernel, in the dtype of x. The kernel is cast before it is gathered: then half as many bytes travel.
+    """x @ kernel, in the dtype of x. The kernel is cast before it is all-gathered, which in bfloat16 halves the bytes to move.
 
-    The kernel's gradient is summed over tokens and devices in `sums`, if that is wider than x's dtype.
+    The kernel's gradient is summed over tokens and devices in the dtype `sums`, or in x's dtype if that is wider.
     """
     kernel = param[...]
     sums = np.dtype(jnp.promote_types(sums, x.dtype))
@@ -70,7 +71,7 @@ def _product(x, kernel, how: _How):
 
 
 def _product_forward(x, kernel, how):
-    """Keeps only what the gradients that are asked for need: nothing of x for a frozen kernel."""
+    """Saves only the residuals that the required gradients need: for a frozen kernel, x is not saved."""
     whole = _whole(kernel.value, x.value.dtype, how)
     kept = (x.value if kernel.perturbed else None, whole if x.perturbed else None)
     return jnp.matmul(x.value, whole, precision=how.precision), kept
@@ -95,14 +96,13 @@ _product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
 def look_up(param: nnx.Param, tokens: Int[Array, "B S"], dtype) -> Float[Array, "B S E"]:
-    """Rows of an embedding [V, E] with the logical axes (vocab, embed), in `dtype`."""
+    """Look up tokens in an embedding [V, E] with the logical axes (vocab, embed); the result has the dtype `dtype`."""
     return _look_up(param[...], tokens, np.dtype(dtype), param.shape, np.dtype(param[...].dtype))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _look_up(table, tokens, dtype, shape, stored):
-    # The table stays where it is stored, in columns, and the tokens come to it: what they find is a column's part of every
-    # row, and goes back as whole rows.
+    # The table is sharded by column over fsdp; tokens are gathered, results go back to row shards.
     table = rules.constrain(table.astype(dtype), "vocab", "columns")
     found = rules.constrain(jnp.take(table, _near(tokens), axis=0), "replica", "slots", "columns")
     return rules.constrain(found, "batch", "slots", None)

@@ -1,10 +1,10 @@
-"""Attention with one contract for packing, prefix sharing and trees: `visible_until`.
+"""Attention with one mask for packing, prefix sharing and trees: `visible_until`.
 
-    query q attends key k   <=>   k <= q < visible_until[k]
+    query q attends to key k   <=>   k <= q < visible_until[k]
 
 A trunk key is visible until its group ends, a branch key until its branch ends, a padding key only to itself
-(`visible_until[k] = k + 1`). A plain causal sequence of length n is `visible_until = n` everywhere. Every query sees
-itself: `visible_until[k] > k`.
+(`visible_until[k] = k + 1`). For a plain causal sequence of length n, `visible_until` is n everywhere. Every query attends to
+itself, because `visible_until[k] > k`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def attention(
     *,
     backend: Backend = "auto",
 ) -> Float[Array, "B S H D"]:
-    """Grouped-query attention (H a multiple of K) under `visible_until`. Softmax in float32; result in q's dtype."""
+    """Grouped-query attention (H is a multiple of K) with the mask `visible_until`. Softmax in float32; result in q's dtype."""
     return attend(q, k, v, visible_until, causal=True, backend=backend)
 
 
 def full_attention(
     q: Float[Array, "B S H D"], k: Float[Array, "B S K D"], v: Float[Array, "B S K D"], *, backend: Backend = "auto"
 ) -> Float[Array, "B S H D"]:
-    """Every query attends every key of its row, as in an image."""
+    """Attention without a mask: every query attends to every key of its row, as in an image."""
     everything = jnp.full(q.shape[:2], jnp.iinfo(jnp.int32).max, jnp.int32)
     return attend(q, k, v, everything, causal=False, backend=backend)

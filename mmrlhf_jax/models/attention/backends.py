@@ -1,4 +1,4 @@
-"""Which implementation computes an attention, and on which device's share of it."""
+"""Chooses the implementation of an attention, and how the kernel is sharded over a mesh."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.attention import pallas_tpu, xla
 from mmrlhf_jax.sharding.rules import RULES, axes_in, fit
 
-# `auto`: the Pallas kernel on TPU, XLA elsewhere. `pallas` off TPU runs interpreted: slow, for tests.
+# `auto`: the Pallas kernel on TPU, XLA elsewhere. `pallas` runs interpreted on other platforms, which is slow and for tests.
 Backend = Literal["auto", "xla", "pallas"]
 
 
 def attend(q, k, v, visible_until, *, causal: bool, backend: Backend):
     """Differentiable attention. Under a mesh the kernel runs on every device's rows (data, fsdp) and heads (tensor, context).
 
-    A row's slots are together here: `context` splits the heads as far as it divides the key/value heads, else every device of
-    it computes the same ones. Images (not `causal`) are split as tiles are. Where rows or heads do not divide, `auto` leaves
-    it to XLA, which partitions its own operations, and `pallas` raises UserError.
+    A row's slots are not sharded here: `context` shards the heads if it divides the key/value heads, else its devices compute
+    the same heads. Images (not `causal`) are sharded like tiles. If rows or heads do not divide, `auto` uses XLA, which
+    partitions its own operations, and `pallas` raises UserError.
     """
     platform = _platform()
     if not uses_kernel(backend, platform):
@@ -48,7 +48,7 @@ def attend(q, k, v, visible_until, *, causal: bool, backend: Backend):
         in_specs=(by_head, by_head, by_head, PartitionSpec(batch, None)),
         out_specs=by_head,
         axis_names=set(free),
-        check_vma=False,  # the kernels' outputs do not say over which axes they vary
+        check_vma=False,  # the kernels' outputs do not declare over which mesh axes they vary
     )
     return shared(q, k, v, visible_until)
 
@@ -60,7 +60,8 @@ def uses_kernel(backend: Backend, platform: str) -> bool:
 def kernel_split(
     keys: tuple[int, int, int, int], mesh: Mesh | AbstractMesh, free: Sequence[str], *, causal: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """The `free` mesh axes that share the rows and the heads of keys [B, S, K, D]; None where they do not divide them."""
+    """(mesh axes that shard the rows, mesh axes that shard the heads) of keys [B, S, K, D], out of the axes `free` (not
+    manual); None if they do not divide."""
     places = ("batch", "act_heads") if causal else ("tiles", "heads")
     batch, heads = (tuple(name for name in RULES[axis] if name in free) for axis in places)
     split = fit(PartitionSpec(batch, None, heads, None), keys, mesh, droppable=("context",))
@@ -71,6 +72,6 @@ def kernel_split(
 
 
 def _platform() -> str:
-    """Of the devices that the program will run on: the mesh's, which may be of a machine that is not here."""
+    """The platform of the devices that the program is compiled for: those of the mesh, which need not be present."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform

@@ -1,8 +1,8 @@
-"""The three kernels of attention on TPU: what happens to one block of queries and one of keys.
+"""The three kernels of attention on TPU, each for one block of queries and one block of keys.
 
-Each is called for every entry of a work list (`visibility.py`), outer block by outer block, and handles all the query
-heads that share a key/value head: queries [G, block, D], keys and values [block, D], row statistics [G, block], the
-keys' `visible_until` [1, block]. `splash_attention` in jax is the model for the arithmetic.
+Each is called for every entry of a work list (`visibility.py`), outer block by outer block, and handles all query heads that
+share a key/value head: queries [G, block, D], keys and values [block, D], row statistics [G, block], the keys' `visible_until`
+[1, block]. The arithmetic follows jax's `splash_attention`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from jax.experimental import pallas as pl
 
 from mmrlhf_jax.models.attention.visibility import FIRST, LAST, WHOLE
 
-LANES = 128  # of a vector register: scalars per query are kept repeated over them
-NEVER = -1e30  # the score of a pair that is not visible: its exp is exactly 0, and differences of it are finite
+LANES = 128  # lanes of a vector register; scalars per query are stored repeated over all lanes
+NEVER = -1e30  # added to the score of a masked pair: its exp is exactly 0, and differences of such scores are finite
 
 NN = (((1,), (0,)), ((), ()))  # [m, c] [c, n]
 NT = (((1,), (1,)), ((), ()))  # [m, c] [n, c]
 
 
 class Shape(NamedTuple):
-    """What the kernels are specialised for, all static."""
+    """The static sizes that the kernels are specialised for."""
 
     rows: int
     kv_heads: int
@@ -39,7 +39,7 @@ class Shape(NamedTuple):
 
 
 def forward_kernel(shape, outer, inner, flags, until, q, k, v, out, lse, top, total, acc):
-    """One block of queries against one of keys, under the running maximum `top` and sum `total` of the softmax."""
+    """Adds one key block to the output of one query block, with the softmax's running maximum `top` and sum `total`."""
     step = pl.program_id(1)
 
     @pl.when(flags[step] & FIRST != 0)
@@ -93,7 +93,8 @@ def queries_gradient_kernel(shape, outer, inner, flags, until, q, k, v, cotangen
 
 
 def keys_gradient_kernel(shape, outer, inner, flags, until, q, k, v, cotangent, lse, delta, dk, dv, dk_acc, dv_acc):
-    """Scores with the keys down and the queries across, so that both products with them need no transposition."""
+    """Adds one query block to the gradients of one key block. Scores are [keys, queries], so that the products with them need
+    no transposition."""
     step = pl.program_id(1)
 
     @pl.when(flags[step] & FIRST != 0)
@@ -118,8 +119,8 @@ def keys_gradient_kernel(shape, outer, inner, flags, until, q, k, v, cotangent, 
 
 
 def _visit(shape: Shape, flags, head, bias):
-    """`head(g, bias)` for every query head of the block. Blocks of which every pair is visible make no mask: they are the bulk
-    of a long trunk."""
+    """Call `head(g, bias)` for every query head of the block. For blocks without masked pairs, which are most blocks of a long
+    trunk, no mask is computed and `bias` is None."""
 
     def heads(bias):
         def one(g, nothing):
@@ -133,7 +134,7 @@ def _visit(shape: Shape, flags, head, bias):
 
 
 def _bias(shape: Shape, query_block, key_block, until, *, keys_down: bool):
-    """0 or NEVER for every pair of the block; `until` is [1, block]."""
+    """The mask as a bias: 0 or NEVER for every pair of the block. `until` is [1, block]; with `keys_down` keys are the rows."""
     square = (shape.block, shape.block)
     queries = query_block * shape.block + jax.lax.broadcasted_iota(jnp.int32, square, 1 if keys_down else 0)
     visible = queries < (_column(until)[:, :1] if keys_down else until)
@@ -159,6 +160,6 @@ def _lanes(x, width: int):
 
 
 def _dot(a, b, dimensions):
-    """Float32 factors are multiplied in float32, not in the matrix unit's bfloat16."""
+    """A product accumulated in float32. Float32 inputs are multiplied in float32, not in the matrix unit's bfloat16."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)

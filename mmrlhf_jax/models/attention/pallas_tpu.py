@@ -1,11 +1,11 @@
-"""Attention on TPU: flash-style Pallas kernels that visit only the blocks of `visibility.py`'s work lists.
+"""Attention on TPU: flash-attention kernels in Pallas that compute only the blocks in `visibility.py`'s work lists.
 
-The grid is (key/value head, step): its second size is the number of visible blocks, known on the device only, and the
-list of them is prefetched into scalar memory, where it steers which blocks are copied next. A step handles all the
-query heads that share the key/value head, so that keys, values and the mask are fetched and made once for them.
+The grid is (key/value head, step). The number of steps is the number of visible blocks, which is known only on the device; the
+work list is prefetched into scalar memory, where it determines which blocks are copied next. A step handles all query heads
+that share the key/value head, so that keys, values and mask are loaded once for them.
 
-Layouts: queries [B, K, G, S, D] (G query heads per key/value head), keys and values [B, K, S, D], row statistics
-[B, K, G, S]. Why not jax's `splash_attention`: its segment ids cannot express trees, and its dynamic mask is S x S.
+Layouts: queries [B, K, G, S, D] (G query heads per key/value head), keys and values [B, K, S, D], row statistics [B, K, G, S].
+jax's `splash_attention` does not fit: its segment ids cannot express trees, and its dynamic mask is S x S.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from mmrlhf_jax.models.attention.kernels_tpu import LANES, Shape
 from mmrlhf_jax.models.attention.visibility import WorkList, block_kinds, by_key, by_query
 
 BLOCKS = (512, 256, 128)
-WHOLE_ROW = 1152  # slots of a row without order that is one block: InternViT has 1025, SigLIP 729
-QUERIES_AT_ONCE = 4096  # block x query heads per key/value head, bounded by vector memory
+WHOLE_ROW = 1152  # a row without causal mask of at most so many slots is one block: InternViT has 1025, SigLIP 729
+QUERIES_AT_ONCE = 4096  # most block x query heads per key/value head that fit in vector memory
 VMEM_BYTES = 48 << 20
 
 
 def block_size(length: int, group: int, causal: bool) -> int:
     """The largest block that fits vector memory and adds at most an eighth of padding to a row.
 
-    Without order there is nothing to skip, and a row as short as an image is one block.
+    Without `causal` no block can be skipped, so a row as short as an image is a single block.
     """
     if not causal and length <= WHOLE_ROW:
         return length + -length % LANES
@@ -49,7 +49,7 @@ def attend(
     v: Float[Array, "B S K D"],
     visible_until: Int[Array, "B S"],
 ) -> Float[Array, "B S H D"]:
-    """Attention under `visible_until`; without `causal`, later keys are visible too."""
+    """Attention with the mask `visible_until`; without `causal`, later keys are visible as well."""
     return _attend_forward(causal, interpret, q, k, v, visible_until)[0]
 
 
@@ -74,7 +74,7 @@ def forward(
     causal: bool,
     interpret: bool,
 ) -> tuple[Float[Array, "B S H D"], Float[Array, "B K G S"]]:
-    """The attention and, for the backward pass, the logarithm of every query's sum of exponentials."""
+    """(the attention's output, the log-sum-exp of every query's scores for the backward pass)."""
     length = q.shape[1]
     shape, q, k, v, until = _lay_out(q, k, v, visible_until, causal)
     specs = _specs(shape, outer="queries")
@@ -104,9 +104,10 @@ def backward(
     causal: bool,
     interpret: bool,
 ) -> tuple[Float[Array, "B S H D"], Float[Array, "B S K D"], Float[Array, "B S K D"]]:
-    """Gradients of q, k and v: one kernel over the keys of every query block, one over the queries of every key block."""
+    """Gradients of q, k and v, by two kernels: one iterates over the key blocks of every query block (dq), the other over the
+    query blocks of every key block (dk, dv)."""
     length = q.shape[1]
-    # The softmax's derivative needs sum_k p dp, which is sum_d out * cotangent.
+    # The softmax's derivative needs sum_k p dp, which equals sum_d out * cotangent.
     delta = (out.astype(jnp.float32) * cotangent.astype(jnp.float32)).sum(axis=-1)
     delta = delta.transpose(0, 2, 1).reshape(lse.shape)
     shape, q, k, v, until = _lay_out(q, k, v, visible_until, causal)
@@ -146,13 +147,13 @@ def backward(
 
 
 def _lay_out(q, k, v, visible_until, causal: bool):
-    """Heads first, rows padded to whole blocks, queries scaled."""
+    """(Shape, q, k, v, `visible_until` [B, 1, S]): heads before slots, rows padded to whole blocks, queries scaled by 1/√D."""
     rows, length, heads, dim = q.shape
     kv_heads = k.shape[2]
     block = block_size(length, heads // kv_heads, causal)
     pad = -length % block
     shape = Shape(rows, kv_heads, heads // kv_heads, length + pad, dim, block, causal)
-    # A padding key is seen by itself only where the order counts, else by nobody.
+    # With a causal mask a padding key is visible only to itself, else to no query.
     own = jnp.arange(length, length + pad) + 1 if causal else jnp.zeros(pad, jnp.int32)
     until = jnp.concatenate([visible_until, jnp.broadcast_to(own.astype(jnp.int32), (rows, pad))], axis=1)
     q = _heads_first(q * jnp.asarray(dim**-0.5, q.dtype), kv_heads, pad)
@@ -172,7 +173,7 @@ def _heads_last(x, length: int):
 
 
 class Specs(NamedTuple):
-    """Which block of each array a step works on."""
+    """The block of each array that a step works on."""
 
     until: pl.BlockSpec
     queries: pl.BlockSpec
@@ -181,7 +182,7 @@ class Specs(NamedTuple):
 
 
 def _specs(shape: Shape, outer: Literal["queries", "keys"]) -> Specs:
-    """For a work list whose outer blocks are of queries or of keys."""
+    """Block specs for a work list whose outer blocks are query blocks or key blocks."""
 
     def spec(sizes, side: str, index) -> pl.BlockSpec:
         def place(head, step, outer_blocks, inner_blocks, flags):
@@ -204,7 +205,8 @@ def _like(x) -> jax.ShapeDtypeStruct:
 
 
 def _call(kernel, shape: Shape, work: WorkList, *, inputs, outputs, scratch, matmuls: int, interpret: bool):
-    # At most: how many blocks are visible is known on the device only. A plan takes off what its workload leaves out.
+    # An upper bound, because the number of visible blocks is known only on the device. A plan subtracts the blocks that its
+    # workload hides.
     pairs = shape.kv_heads * shape.group * work.outer.size * shape.block**2
     arrays = [x for x, _ in inputs]
     moved = sum(x.size * x.dtype.itemsize for x in arrays + [x for x, _ in outputs])

@@ -1,8 +1,8 @@
-"""Who sees whom, block by block: which pairs of a query block and a key block a kernel has to visit, and in which order.
+"""The block structure of the attention mask: which pairs of query block and key block a kernel computes, and in which order.
 
-For a key block [a, b) and a later query block [c, d) everything follows from two numbers of the key block: some pair is
-visible where the largest `visible_until` of its keys exceeds c, every pair where the smallest reaches d. So the bounds of
-a row cost O(blocks²), never O(slots²), and a rectangle between branches or between groups is simply not in the list.
+For a key block [a, b) and a later query block [c, d), two numbers of the key block decide: some pair is visible if the largest
+`visible_until` of its keys exceeds c, and every pair if the smallest is at least d. So finding the visible blocks of a row
+costs O(blocks²), not O(slots²), and blocks between different branches or groups are not in the work list.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from jaxtyping import Array, Int
 
 HIDDEN, PARTIAL, FULL = 0, 1, 2
 
-# Flags of a step of a work list: the first and the last of its outer block, and a block of which every pair is visible.
+# Flags of a step: it is the first or last of its outer block, or its block has no masked pair.
 FIRST, LAST, WHOLE = 1, 2, 4
 
 
 class WorkList(NamedTuple):
-    """The block pairs to visit, outer block by outer block; only the first `count` entries mean something.
+    """The block pairs to compute, outer block by outer block; only the first `count` entries are valid.
 
-    `outer` is row * blocks + block: of queries in `by_query`, of keys in `by_key`; `inner` the other side's block in that row.
+    `outer` is row * blocks + block, of queries in `by_query` and of keys in `by_key`; `inner` is the other side's block.
     """
 
     outer: Int[Array, "T"]
@@ -33,7 +33,7 @@ class WorkList(NamedTuple):
 def block_kinds(visible_until: Int[Array, "B S"], block: int, *, causal: bool) -> Int[Array, "B N N"]:
     """HIDDEN, PARTIAL or FULL for every (query block, key block); `block` divides S.
 
-    Diagonal blocks count as visible: every query sees itself (`visible_until[k] > k`), and every block is written.
+    Diagonal blocks are never HIDDEN: every query attends to itself (`visible_until[k] > k`). So every output block is written.
     """
     rows, length = visible_until.shape
     per_block = visible_until.reshape(rows, 1, length // block, block)
@@ -48,12 +48,12 @@ def block_kinds(visible_until: Int[Array, "B S"], block: int, *, causal: bool) -
 
 
 def by_query(kinds: Int[Array, "B N N"], *, causal: bool) -> WorkList:
-    """For every query block the key blocks that it sees, in order: the forward pass and the gradient of the queries."""
+    """For every query block, its visible key blocks in order; for the forward pass and the gradient of the queries."""
     return _work_list(kinds, causal)
 
 
 def by_key(kinds: Int[Array, "B N N"], *, causal: bool) -> WorkList:
-    """For every key block the query blocks that see it, in order: the gradient of the keys and values."""
+    """For every key block, the query blocks that attend to it, in order; for the gradients of keys and values."""
     return _work_list(kinds.swapaxes(1, 2), causal)
 
 

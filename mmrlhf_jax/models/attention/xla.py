@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# Rows up to DENSE_LIMIT attend in one piece. Longer rows go query block by query block, each against the keys up to its own
-# end: no [S, S] score matrix of a head exists and most of the half above the diagonal is not computed. From REMAT_LIMIT on, a
-# block's scores are recomputed in the backward pass, so that only one block's are ever live.
+# Rows of up to DENSE_LIMIT slots are computed in one piece. Longer rows are computed query block by query block, each against
+# the keys up to its own end, so that no [S, S] score matrix exists and most of the half above the diagonal is not computed.
+# From REMAT_LIMIT on, a block's scores are recomputed in the backward pass, so that only one block's scores are live at a time.
 DENSE_LIMIT = 256
 REMAT_LIMIT = 1024
 QUERY_BLOCKS = (128, 512)  # smallest and largest; about a quarter of the row in between
 
-# Added to the score of a key that is not visible: exp of it is exactly 0, and its sum with any score is finite.
+# Added to the score of a masked key: its exp is exactly 0, and its sum with any score is finite.
 NEVER = -1e30
 
 
@@ -25,13 +25,13 @@ def attend(
     *,
     causal: bool = True,
 ) -> Float[Array, "B S H D"]:
-    """Attention under `visible_until`; without `causal`, later keys are visible too."""
+    """Attention with the mask `visible_until`; without `causal`, later keys are visible as well."""
     length = q.shape[1]
     if length <= DENSE_LIMIT:
         return _attend_block(q, k, v, visible_until, 0, causal)
     size = min(max(length // 4, QUERY_BLOCKS[0]), QUERY_BLOCKS[1])
     block = _attend_block if length < REMAT_LIMIT else jax.checkpoint(_attend_block, static_argnums=(4, 5))
-    # In float32 outside of the blocks: there the gradients of a key's blocks are summed.
+    # Cast to float32 here and back inside the blocks, so that the gradients of a key from several blocks are summed in float32.
     k, v = k.astype(jnp.float32), v.astype(jnp.float32)
     outs = []
     for start in range(0, length, size):
@@ -47,12 +47,12 @@ def attend_cache(
     v: Float[Array, "B S K D"],
     valid: Bool[Array, "B S"],
 ) -> Float[Array, "B 1 H D"]:
-    """One new query per sequence against a KV cache; `valid` marks the cache slots that it sees."""
+    """One new query per sequence against a KV cache; `valid` marks the cache slots that it attends to."""
     return _softmax_attend(q, k, v, valid[:, None, :])
 
 
 def _attend_block(q, k, v, visible_until, start: int, causal: bool):
-    """Queries start..start+Q against keys 0..K."""
+    """Queries start, ..., start + Q - 1 against keys 0, ..., K - 1."""
     queries = start + jnp.arange(q.shape[1])
     keys = jnp.arange(k.shape[1])
     visible = queries[None, :, None] < visible_until[:, None, :]
@@ -62,14 +62,14 @@ def _attend_block(q, k, v, visible_until, start: int, causal: bool):
 
 
 def _softmax_attend(q, k, v, visible: Bool[Array, "B Q S"]):
-    """Softmax in float32 with the division after the values are summed: one pass less over the score matrix."""
+    """Softmax in float32. It is normalised after the values are summed, which saves a pass over the score matrix."""
     batch, queries, heads, dim = q.shape
     groups = heads // k.shape[2]
     q = (q * jnp.asarray(dim**-0.5, q.dtype)).reshape(batch, queries, k.shape[2], groups, dim).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     bias = jnp.where(visible, 0.0, NEVER)[:, None, None]
     scores = jnp.einsum("bkgqd,bksd->bkgqs", q, k, preferred_element_type=jnp.float32) + bias
-    # The shift cancels in the quotient, so it needs no gradient.
+    # The shift by the maximum cancels in the quotient, so it needs no gradient.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     out = jnp.einsum("bkgqs,bksd->bkgqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     out = out / weights.sum(axis=-1)[..., None]
