@@ -73,6 +73,33 @@ PICTURES = {
 FRAMES = (1, 8, 32)
 ROW = (768, 40, 320)  # slots, tiles and visual tokens: room for the largest of these
 
+# At the published geometry: tiles of 448 pixels, patches of 14, up to 12 tiles. Few, narrow layers.
+PUBLISHED_GEOMETRY = {
+    "vision": {
+        "image_size": [448, 448],
+        "patch_size": [14, 14],
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_attention_heads": 3,
+        "num_hidden_layers": 2,
+    },
+    "text": {"hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 1, "max_position_embeddings": 32768},
+}
+# (height, width) of a lone picture -> its visual tokens: 256 a tile.
+TOKENS = {
+    (480, 640): 256 * (4 * 3 + 1),
+    (448, 448): 256,
+    (32, 32): 256,
+    (500, 336): 256 * (2 * 3 + 1),
+    (800, 800): 256 * (2 * 2 + 1),
+    (600, 1000): 256 * (3 * 2 + 1),
+    (1080, 1920): 256 * (4 * 2 + 1),
+    (500, 3000): 256 * (6 * 1 + 1),
+    (3000, 4000): 256 * (4 * 3 + 1),
+    (4000, 3000): 256 * (3 * 4 + 1),
+}
+VIDEO_TOKENS = {8: 8 * 256, 32: 32 * 256}  # frames -> visual tokens
+
 
 def config(*, text: dict | None = None, vision: dict | None = None, **top: Any) -> dict[str, Any]:
     """A Hugging Face `config.json`: 3 vision layers with 3 heads, 2 decoder layers with 6 heads over 2 key-value heads."""

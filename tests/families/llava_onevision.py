@@ -46,6 +46,33 @@ PICTURES = {
 FRAMES = (1, 8, 32)
 ROW = (320, 37, 280)  # slots, tiles and visual tokens: room for the largest of these
 
+# At the published geometry: tiles of 384 pixels, patches of 14, 36 pinpoints, anyres_max_9. Few, narrow layers.
+PUBLISHED_GEOMETRY = {
+    "vision": {
+        "image_size": 384,
+        "patch_size": 14,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_attention_heads": 3,
+        "num_hidden_layers": 2,
+    },
+    "text": {"hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 1, "tie_word_embeddings": False},
+    "image_grid_pinpoints": [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)],
+}
+# (height, width) of a lone picture -> its visual tokens, worked out by hand from the rules of the original code.
+TOKENS = {
+    (480, 640): 2929,
+    (384, 384): 1485,
+    (100, 200): 1093,
+    (800, 800): 7371,
+    (600, 1000): 4665,
+    (1080, 1920): 7269,
+    (1500, 2000): 7309,
+    (500, 3000): 5130,
+    (3000, 4000): 7309,
+}
+VIDEO_TOKENS = {8: 8 * 196 + 1, 32: 32 * 196 + 1}  # frames -> visual tokens
+
 
 def media_ids(tokenizer) -> dict[str, int]:
     """Arguments of `config` for the media tokens of a tokenizer."""

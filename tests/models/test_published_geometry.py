@@ -1,4 +1,4 @@
-"""The grid of proof at the published geometry: tiles of 384 pixels, patches of 14, 36 pinpoints, anyres_max_9.
+"""The grid of proof at the published geometry: tiles and patches of the real sizes, and their real number.
 
 Oracle: transformers with its own image processor. The layers are few and narrow; shapes of pictures are what counts.
 Rows are up to 7,400 tokens long, where transformers' float32 itself is up to 8e-5 from its float64: so we must be within 1e-4
@@ -6,11 +6,12 @@ of its float32, and hardly further from its float64 than it is.
 """
 
 import copy
+import functools
 
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests.families import FAMILIES
 
 torch = pytest.importorskip("torch")
 from tests import parity  # noqa: E402 (needs torch)
@@ -18,47 +19,42 @@ from tests import parity  # noqa: E402 (needs torch)
 TOLERANCE = 1e-4  # absolute, from float32: what the project promises
 NEAR = 1e-5  # from float64; further only where transformers' float32 is, too: up to 1.5 times as far
 
-PINPOINTS = [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)]
-CONFIG = tiny.config(
-    vision={
-        "image_size": 384,
-        "patch_size": 14,
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_attention_heads": 3,
-        "num_hidden_layers": 2,
-    },
-    text={"hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 1, "tie_word_embeddings": False},
-    image_grid_pinpoints=PINPOINTS,
-)
-
-# (height, width) of a lone picture -> its visual tokens, worked out by hand from the rules of the original code.
-COUNTS = {
-    (480, 640): 2929,
-    (384, 384): 1485,
-    (100, 200): 1093,
-    (800, 800): 7371,
-    (600, 1000): 4665,
-    (1080, 1920): 7269,
-    (1500, 2000): 7309,
-    (500, 3000): 5130,
-    (3000, 4000): 7309,
-}
-PICTURES = {
+# (height, width) of the pictures of a prompt
+OTHERS = {
     "text only": [],
     "14 high, 2000 wide": [(14, 2000)],
     "2000 high, 14 wide": [(2000, 14)],
     "two": [(100, 700), (640, 480)],
-    **{f"{height} high, {width} wide": [(height, width)] for height, width in COUNTS},
     "2304 high, 2304 wide": [(2304, 2304)],
     "1 high, 1 wide": [(1, 1)],
 }
+PICTURES = {
+    family: OTHERS | {f"{height} high, {width} wide": [(height, width)] for height, width in tests.TOKENS}
+    for family, tests in FAMILIES.items()
+}
+DEFAULT = {  # of the second family and further ones: the extremes
+    "internvl": ("14 high, 2000 wide", "2000 high, 14 wide", "two", "3000 high, 4000 wide"),
+}
+
+
+def cases():
+    for family, pictures in PICTURES.items():
+        for name in pictures:
+            marks = () if name in DEFAULT.get(family, pictures) else pytest.mark.slow
+            yield pytest.param(family, name, marks=marks, id=f"{family}-{name}")
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    directory = tiny.checkpoint(tmp_path_factory.mktemp("model"), CONFIG)
-    return parity.load(directory), parity.oracle(directory), directory
+    """The same checkpoint of a family in both frameworks, and its directory."""
+
+    @functools.cache
+    def of(family: str):
+        tests = FAMILIES[family]
+        directory = tests.checkpoint(tmp_path_factory.mktemp(family), tests.config(**tests.PUBLISHED_GEOMETRY))
+        return parity.load(directory), parity.oracle(directory), directory
+
+    return of
 
 
 def assert_equal(model, oracle, prompt) -> None:
@@ -69,19 +65,22 @@ def assert_equal(model, oracle, prompt) -> None:
         np.testing.assert_allclose(found, true, rtol=0, atol=max(NEAR, 1.5 * np.abs(wanted - true).max()))
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_visual_features_hidden_states_and_logits_are_transformers_for_pictures(pair, name):
-    model, oracle, directory = pair
-    sizes = PICTURES[name]
+@pytest.mark.parametrize(("family", "name"), list(cases()))
+def test_visual_features_hidden_states_and_logits_are_transformers_for_pictures(pair, family, name):
+    model, oracle, directory = pair(family)
+    sizes = PICTURES[family][name]
     prompt = parity.image_prompt(model, sizes, directory)
-    if len(sizes) == 1 and sizes[0] in COUNTS:
-        assert (prompt.ids == model.config.image_token).sum() == COUNTS[sizes[0]]
+    if len(sizes) == 1 and sizes[0] in FAMILIES[family].TOKENS:
+        assert (prompt.ids == model.config.image_token).sum() == FAMILIES[family].TOKENS[sizes[0]]
     assert_equal(model, oracle, prompt)
 
 
-@pytest.mark.parametrize("frames", [8, 32])
-def test_so_they_are_for_videos(pair, frames):
-    model, oracle, directory = pair
+@pytest.mark.parametrize(
+    ("family", "frames"),
+    [("llava_onevision", 8), ("llava_onevision", 32), ("internvl", 8), pytest.param("internvl", 32, marks=pytest.mark.slow)],
+)
+def test_so_they_are_for_videos(pair, family, frames):
+    model, oracle, directory = pair(family)
     prompt = parity.video_prompt(model, frames, directory)
-    assert (prompt.ids == model.config.image_token).sum() == frames * 196 + 1
+    assert (prompt.ids == model.config.image_token).sum() == FAMILIES[family].VIDEO_TOKENS[frames]
     assert_equal(model, oracle, prompt)
