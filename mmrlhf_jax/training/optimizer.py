@@ -93,11 +93,15 @@ def scale_by_part(factors: dict[str, float]) -> optax.GradientTransformation:
     )
 
 
+VECTORS = {"bias", "scale", "newline", "class_token", "attention_scale", "mlp_scale"}  # names of parameters
+
+
 def decays(params):
-    """A tree of bools: True for matrices and embeddings, False for biases and norm scales (as in transformers' Trainer)."""
+    """A tree of bools: True for matrices and embeddings, False for biases and scales (as in transformers' Trainer) and for
+    single learnt vectors."""
 
     def is_matrix(path, _) -> bool:
-        return not {_name(key) for key in path} & {"bias", "scale", "newline"}
+        return not {_name(key) for key in path} & VECTORS
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 

@@ -35,7 +35,7 @@ from mmrlhf_jax.training.card import conversion_card, model_card
 from mmrlhf_jax.training.directory import CHECKPOINTS, CONFIG_FILE
 from mmrlhf_jax.training.identity import learnt_otherwise
 from mmrlhf_jax.training.metrics import read_metrics
-from mmrlhf_jax.training.state import learner
+from mmrlhf_jax.training.state import PARTS, learner
 from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints
 
 
@@ -238,8 +238,8 @@ def export_run_adapter(trained: Trained, out: str | os.PathLike[str], card: str)
     """Write the adapters alone. UserError if any part was fully trained, which an adapter directory cannot hold."""
     experiment, lora = trained.experiment, trained.experiment.lora
     adapted = lora.parts if lora else ()
-    whole = [part for part, learns in experiment.trains if learns and part not in adapted]
-    whole = [part for part in whole if part != "reward_head" or trained.model.config.reward_head is not None]
+    there = {PARTS[path[0]] for path, _ in nnx.to_flat_state(nnx.state(trained.model))}
+    whole = [part for part, learns in experiment.trains if learns and part in there and part not in adapted]
     if whole:
         raise UserError(
             f"{', '.join(whole)} learnt as a whole, which adapters do not hold; export the merged model (no --adapter)"

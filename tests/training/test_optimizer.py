@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +14,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mmrlhf_jax import config
 from mmrlhf_jax.sharding.mesh import make_mesh
-from mmrlhf_jax.training.optimizer import learning_rate_at, learning_rate_schedule, make_optimizer
+from mmrlhf_jax.training.optimizer import decays, learning_rate_at, learning_rate_schedule, make_optimizer
 from mmrlhf_jax.training.state import init_state
+from tests import tiny
+from tests.families import FAMILIES
 
 
 def parameters(mesh) -> nnx.State:
@@ -92,3 +96,15 @@ def test_the_rate_that_the_host_knows_is_the_one_that_the_step_applies(schedule,
     asked = sorted({step for step in (0, 1, 2, steps // 3, steps // 2, steps - 1, steps, steps + 5) if step >= 0})
     found = [learning_rate_at(settings, steps, step) for step in asked]
     np.testing.assert_allclose(found, [float(applied(step)) for step in asked], rtol=1e-5, atol=1e-7 * 3e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_matrices_and_embeddings_decay(tmp_path, family):
+    """Of every family: not the biases, scales and single vectors, whose stored tensors have one dimension or would have."""
+    raw = FAMILIES[family].config()
+    model = tiny.on_one_device(FAMILIES[family].checkpoint(tmp_path, raw, reward_head=True))
+    decayed = decays(nnx.state(model))
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        axes = [size for size in variable.shape[1 if "layers" in path else 0 :] if size > 1 or path[0] == "reward_head"]
+        found = functools.reduce(lambda tree, key: tree[key], path, decayed)
+        assert bool(getattr(found, "value", found)) == (len(axes) > 1), path
