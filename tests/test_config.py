@@ -12,6 +12,7 @@ import yaml
 from mmrlhf_jax.config import Experiment, Model, load_experiment, load_launch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.attention import Backend
+from mmrlhf_jax.models.registry import published_config
 from mmrlhf_jax.sections import resolved
 from mmrlhf_jax.tasks import task_of
 
@@ -224,3 +225,18 @@ def test_a_rate_of_what_does_not_learn_so_is_refused(overrides, message):
         load_experiment(MMDPO, overrides)
     learnt = ["trains.vision_tower=true", "trains.newline=true", "optimizer.algorithm=muon"]
     load_experiment(MMDPO, [*(each for each in overrides if "trains" not in each), *learnt])
+
+
+@pytest.mark.parametrize("name", ["mmdpo_internvl2_1b", "mmdpo_internvl3_8b", "reward_internvl3_8b"])
+def test_other_families_learn_by_the_same_settings(name):
+    """But for the model, and the SFT term without which InternVL was better in the paper; each writes its own template."""
+    kind = name.split("_")[0]
+    experiment, base = (load_experiment(ROOT / "configs" / f"{each}.yaml") for each in (name, f"{kind}_llava_ov_7b"))
+    assert published_config(experiment.model.path) is not None and experiment.data.template is None
+    assert experiment.run.directory == f"runs/{name}"
+    same = {"run": base.run, "model": base.model}
+    if kind == "mmdpo":
+        assert experiment.objective.sft_weight == 0
+        same["objective"] = base.objective
+        assert experiment.objective.model_copy(update={"sft_weight": base.objective.sft_weight}) == base.objective
+    assert experiment.model_copy(update=same) == base
