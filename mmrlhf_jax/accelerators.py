@@ -1,7 +1,8 @@
-"""What can be rented, as data: chips, memory, peaks and links of every accelerator that a launch file may name.
+"""A table of the accelerators that a launch file may name: chips, memory, peak FLOP/s and bandwidths.
 
-No jax here: reading a launch file is quick. Peaks and bandwidths are the vendors' data sheets. Memory is what XLA hands out,
-which is less than the sheet's figure: of TPUs as libtpu's own out-of-memory messages state it, of GPUs by the sheet.
+It imports no jax, so that reading a launch file is quick. Peaks and bandwidths are from the vendors' data sheets. For TPUs,
+memory is what XLA can allocate, as in libtpu's out-of-memory messages, which is less than on the data sheet; for GPUs it is the
+data sheet's figure.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ GB = 10**9
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device. Bandwidths in bytes/s; `links` is all of a chip's fast links together, `network` its share of the host's."""
+    """One device. Bandwidths are in bytes/s: `links` is the sum over a chip's fast links, `network` its share of the host's
+    network."""
 
-    kind: str  # the start of jax's `device_kind`
+    kind: str  # prefix of jax's `device_kind`
     hbm_bytes: int
     flops: float  # dense bfloat16
     hbm_bandwidth: float
@@ -37,10 +39,10 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """`chips` devices on hosts of `chips_per_host`, joined by fast links: one TPU slice, or one GPU host.
+    """A TPU slice or a GPU host: `chips` devices, connected by fast links, on hosts with `chips_per_host` each.
 
-    `topology` is the slice's shape, `libtpu` the name that libtpu's ahead-of-time compiler knows it by, `gcloud` the
-    accelerator type of queued resources.
+    `topology` is the slice's shape, `libtpu` its name for libtpu's ahead-of-time compiler, `gcloud` its accelerator type for
+    queued resources.
     """
 
     name: str
@@ -61,7 +63,7 @@ class Accelerator:
 
 
 def _slice(name: str, topology: str, *, per_core: int = 1) -> Accelerator:
-    """TPU v5p is named by cores (two a chip), the others by chips."""
+    """A TPU slice. The number in its name counts cores for v5p (two per chip), chips for the others."""
     generation, size = name.split("-")
     gcloud = {"v5e": f"v5litepod-{size}", "v5p": f"v5p-{size}", "v6e": f"v6e-{size}"}[generation]
     libtpu = f"{'v5' if generation == 'v5p' else generation}:{topology}"
@@ -86,7 +88,7 @@ ACCELERATORS = {
 
 
 def accelerator(name: str) -> Accelerator:
-    """UserError where there is no such accelerator."""
+    """The accelerator of this name. UserError if there is none."""
     if name not in ACCELERATORS:
         raise UserError(f"accelerator {name!r} is not one of {', '.join(ACCELERATORS)}")
     return ACCELERATORS[name]

@@ -1,4 +1,4 @@
-"""What has to be closed at the end, whatever the end is: everything is, and the first error is the one that is seen."""
+"""Closes resources at the end of a block, whatever happens: all of them, and the first error is the one that is raised."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 
 class Cleanup:
-    """A context; on leaving it all that was `add`ed is closed, the last first.
+    """A context that closes on exit everything that was `add`ed, in reverse order.
 
-    Each is closed whether or not another raises, or an interrupt cuts it short. The error in flight stays the one that leaves,
-    with what went wrong afterwards noted below it; without one the first error of a close leaves. What is interrupted between
-    two closes may be closed twice.
+    Each resource is closed even if closing another one raises or is interrupted. The error that ended the block is raised, with
+    later errors added to it as notes; without one, the first error of a close is raised. If an interrupt arrives between two
+    closes, a resource may be closed twice.
 
-    `contextlib.ExitStack` promises less: there the last error takes the place of the one in flight, and an interrupt that comes
-    between two closes leaves the others undone.
+    `contextlib.ExitStack` guarantees less: its last error replaces the block's error, and an interrupt between two closes
+    leaves the others open.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Cleanup:
         self._error: BaseException | None = None
 
     def add(self, name: str, close: Callable[[], None]) -> None:
-        """`name` is for the note that says which close failed."""
+        """Call `close` on exit. `name` is used in the note about a close that fails."""
         self._open.append((name, close))
 
     def __enter__(self) -> Cleanup:
@@ -32,7 +32,7 @@ class Cleanup:
         while self._open:
             try:
                 self._close_all()
-            except BaseException as later:  # an interrupt, between two closes
+            except BaseException as later:  # an interrupt between two closes
                 self._keep(later, "closing")
         if self._error is not error:
             raise self._error
@@ -42,7 +42,7 @@ class Cleanup:
             name, close = self._open[-1]
             try:
                 close()
-            except BaseException as later:  # an interrupt too: the others are still to be closed
+            except BaseException as later:  # interrupts as well, because the others must still be closed
                 self._keep(later, f"closing {name}")
             self._open.pop()
 

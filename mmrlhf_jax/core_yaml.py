@@ -1,7 +1,7 @@
-"""YAML 1.2's core schema (yaml.org/spec/1.2.2, chapter 10.3), strictly: `yes` is text, 010 is ten, 1e-6 is a number.
+"""Reads YAML by the core schema of YAML 1.2 (yaml.org/spec/1.2.2, chapter 10.3): `yes` is text, 010 is ten, 1e-6 is a number.
 
-PyYAML has the older 1.1 schema, in which `yes` is true, 010 is eight and 1:30 is ninety. Here plain text is a number, a truth
-value or null exactly where the core schema says so, and everything else, dates included, is text.
+PyYAML implements the older 1.1 schema, in which `yes` is true, 010 is eight and 1:30 is ninety. Here unquoted text is a number,
+a bool or null exactly if the core schema says so; everything else, including dates, is text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FLOAT = re.compile(
     r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?(?:\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN)\Z"
 )
 
-# Tag, pattern, first characters; the first pattern that matches decides.
+# (tag, pattern, possible first characters); the first pattern that matches applies.
 _CORE = (
     ("null", _NULL, ["~", "n", "N", ""]),
     ("bool", _BOOL, list("tTfF")),
@@ -31,16 +31,17 @@ _CORE = (
 
 
 class Empty(dict):
-    """What stands behind a key with nothing behind it. A section takes it for its defaults, any other value for null."""
+    """The value of a key without a value. For a section it means the defaults, for any other setting null."""
 
     def __repr__(self) -> str:
         return "nothing"
 
 
 def parse(text: str, where: str) -> Any:
-    """YAML to values. Raises UserError that opens with `where` and, in a text of several lines, names the line.
+    """The value of a YAML text. Raises UserError that begins with `where` and, in a text of several lines, names the line.
 
-    Keys must be text and stand once. Anchors and aliases are read; merge keys (`<<`) are refused: they are no part of YAML 1.2.
+    Keys must be text and unique. Anchors and aliases are supported; merge keys (`<<`), which are not part of YAML 1.2, are an
+    error.
     """
     try:
         loader = _Loader(text)
@@ -56,9 +57,9 @@ def parse(text: str, where: str) -> Any:
 
 
 def parse_value(text: str, where: str) -> Any:
-    """As `parse`, of a value that stands alone: a comment behind it, as in `runs/try #2`, is refused, for it may be meant."""
+    """Like `parse`, for a single value, in which a comment is an error: in `runs/try #2` it is probably meant as text."""
     value = parse(text, where)
-    # Between tokens stands nothing but spaces and comments.
+    # Between tokens there can only be spaces and comments.
     for before, after in itertools.pairwise(yaml.scan(text)):
         gap = text[before.end_mark.index : after.start_mark.index]
         if "#" in gap:
@@ -70,12 +71,12 @@ def parse_value(text: str, where: str) -> Any:
 
 
 def dump(value: Any) -> str:
-    """YAML that this module reads back as `value`. What YAML 1.1 would take for something else than text is quoted as well."""
+    """YAML text of a value. Text that YAML 1.1 would read as another type is quoted as well."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def is_number(text: str) -> bool:
-    """Whether the text would be a number if it stood there without quotes."""
+    """Whether the text would be read as a number without quotes."""
     return bool(_INT.match(text) or _FLOAT.match(text))
 
 
@@ -101,13 +102,13 @@ class _Loader(yaml.SafeLoader):
                 seen.add(name)
                 continue
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-        # Not SafeConstructor's, which reads merge keys: what passed has none.
+        # Not SafeConstructor's method, which would process merge keys; they have been refused above.
         return yaml.constructor.BaseConstructor.construct_mapping(self, node, deep=deep)
 
 
 class _Dumper(yaml.SafeDumper):
     def represent_str(self, text: str) -> yaml.ScalarNode:
-        # These end lines in PyYAML's other styles, and come back as spaces.
+        # In PyYAML's other styles these characters end a line and would be read back as spaces.
         style = '"' if set(text) & set("\x85\u2028\u2029\ufeff") else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
@@ -121,7 +122,7 @@ for _tag, _pattern, _first in _CORE:
 
 
 def _constructor(pattern: re.Pattern, convert, what: str):
-    """Also of values with an explicit tag, `!!int "010"`, which no resolver has looked at."""
+    """A constructor that checks the pattern again, because a value with an explicit tag (`!!int "010"`) skips the resolvers."""
 
     def construct(loader: _Loader, node: yaml.ScalarNode) -> Any:
         text = loader.construct_scalar(node)
@@ -129,7 +130,7 @@ def _constructor(pattern: re.Pattern, convert, what: str):
             raise yaml.MarkedYAMLError(problem=f"{shown(text)} is {what}", problem_mark=node.start_mark)
         try:
             return convert(text)
-        except ValueError:  # Python reads no integer of thousands of digits
+        except ValueError:  # Python refuses integers with thousands of digits
             raise yaml.MarkedYAMLError(problem="a number of too many digits", problem_mark=node.start_mark) from None
 
     return construct

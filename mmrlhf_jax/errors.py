@@ -1,4 +1,4 @@
-"""The one exception that a person at the command line is meant to read, and values as its messages show them."""
+"""The exception whose message is meant for the user at the command line, and how its messages show values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Something the user gave (a file, a record, a key) is wrong.
+    """Something that the user provided (a file, a record, a setting) is wrong.
 
     The message is one line: what is wrong, where (file, record id, key), and what to do. The command line prints it as
     `error: ...` and exits with `status`, without a traceback.
@@ -17,7 +17,7 @@ class UserError(Exception):
 
 def shown(value: Any, limit: int = 100) -> str:
     """A value as one short line for an error message."""
-    if isinstance(value, str | bytes) and len(value) > limit:  # no need to write out a megabyte
+    if isinstance(value, str | bytes) and len(value) > limit:  # avoids the repr of a long text
         value = value[: limit + 1]
     try:
         text = repr(value)

@@ -1,4 +1,4 @@
-"""What an error of storage means: whether it passes, whether what was read is damaged, or something else is the matter."""
+"""Classifies errors of storage: transient ones, which are retried, damaged data, missing space or permission, and others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmrlhf_jax.progress import say
 Found = TypeVar("Found")
 
 TRIES = 6
-FIRST_DELAY = 1.0  # seconds; every further one is twice as long
+FIRST_DELAY = 1.0  # seconds; doubled after every attempt
 
 
 class Fault(enum.Enum):
@@ -31,11 +31,12 @@ class Fault(enum.Enum):
 
 
 class Unavailable(Exception):
-    """Storage that did not answer in all tries. Nothing is wrong with what it holds: the same command may succeed later."""
+    """Storage did not answer after all retries. The data on it may be sound, and the same command may succeed later."""
 
 
 def fault(error: BaseException) -> Fault:
-    """By the error itself, or what it was raised from, or what libraries that have one type for everything say in its text."""
+    """The kind of an error, from its type, number or status, those of its causes, or (for libraries with a single error type)
+    its text."""
     found = [_own_fault(each) for each in _chain(error)]
     for kind in (Fault.NO_MEMORY, Fault.DENIED, Fault.NO_ROOM, Fault.PASSING, Fault.DAMAGED):
         if kind in found:
@@ -44,34 +45,37 @@ def fault(error: BaseException) -> Fault:
 
 
 def retried(act: Callable[[], Found], what: str) -> Found:
-    """Do it, and again after a passing error, with longer and longer pauses; each is said. Unavailable where all tries fail."""
+    """Call `act`, and retry after transient errors with growing delays, each of which is reported. Unavailable if all TRIES
+    fail.
+
+    `what` names the action for messages."""
     for number in range(1, TRIES + 1):
         try:
             return act()
-        except (UserError, Unavailable):  # the second: what it tried within was tried often enough
+        except (UserError, Unavailable):  # Unavailable: `act` has already retried itself
             raise
         except Exception as error:
             if fault(error) is not Fault.PASSING:
                 raise
             if number == TRIES:
                 raise Unavailable(f"{what}: {first_line(error)}, {TRIES} times") from error
-            delay = FIRST_DELAY * 2 ** (number - 1) * random.uniform(0.5, 1.5)  # so that many hosts do not come back at once
+            delay = FIRST_DELAY * 2 ** (number - 1) * random.uniform(0.5, 1.5)  # jitter, so that hosts do not retry together
             say(f"{what}: {first_line(error)}; trying again in {delay:.1f} s ({number} of {TRIES - 1})")
             time.sleep(delay)
     raise AssertionError("unreachable")
 
 
 def away(error: BaseException) -> bool:
-    """Whether it is storage that does not answer for now, which nobody has tried again.
+    """Whether the error means that storage does not answer at the moment.
 
-    More narrowly than `fault`: errors of a file system or a storage library, alone or as the stated cause. What only reads like
-    one, or was raised while one was handled, may be a mistake of the program, whose traceback is needed.
+    This is narrower than `fault`: only errors of a file system or storage library count, directly or as `__cause__`. An error
+    that only has a similar text, or that was raised while such an error was handled, may be a bug, whose traceback is needed.
     """
     return isinstance(error, Unavailable) or (fault(error) is Fault.PASSING and _of_storage(error, set()))
 
 
 def _of_storage(error: BaseException | None, seen: set[int]) -> bool:
-    if error is None or id(error) in seen:  # an error may be stated to be its own cause
+    if error is None or id(error) in seen:  # chains of causes may be circular
         return False
     seen.add(id(error))
     if isinstance(error, OSError) or _PASSING_NAMES.search(_names(error)) or _status(error) in _PASSING_STATUS:
@@ -81,7 +85,7 @@ def _of_storage(error: BaseException | None, seen: set[int]) -> bool:
 
 
 def in_words(error: Exception) -> str | None:
-    """One line for an error of storage or memory that the user can do something about; None for every other error."""
+    """One line of explanation for an error of storage or memory that the user can resolve; None for other errors."""
     if isinstance(error, Unavailable):
         return f"{error}; the same command goes on when the storage answers again"
     if away(error):
@@ -99,18 +103,18 @@ def in_words(error: Exception) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """What an error of the file system says without its number and file; the first line of any other."""
+    """The message of a file system error without number and file name; for other errors, their first line."""
     return getattr(error, "strerror", None) or first_line(error)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the error's text, at most 200 characters; the name of its type where it has no text."""
+    """The first line of the error's text, at most 200 characters; the name of its type if it has no text."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what groups hold, and what it came from; each once."""
+    """Yield the error, its causes and contexts, and the errors inside groups, each once."""
     waiting, seen = [error], set()
     while waiting:
         each = waiting.pop()
@@ -140,7 +144,7 @@ def _own_fault(error: BaseException) -> Fault:
 
 
 def _status(error: BaseException) -> int | None:
-    """HTTP's, where a library's error has one."""
+    """The HTTP status of a library's error, None if it has none."""
     said = (getattr(error, name, None) for name in ("status", "code", "status_code"))
     return next((each for each in said if isinstance(each, int)), None)
 
@@ -150,7 +154,7 @@ def _names(error: BaseException) -> str:
 
 
 def _by_weak_type(error: BaseException) -> Fault:
-    """Readers raise these for bytes that are not what they should be."""
+    """DAMAGED for the types that readers raise for invalid data, else OTHER."""
     return Fault.DAMAGED if isinstance(error, (ValueError, LookupError, EOFError, TypeError, zlib.error)) else Fault.OTHER
 
 
@@ -178,7 +182,7 @@ _BY_TYPE = (
     (Fault.PASSING, (TimeoutError, ConnectionError)),
     (Fault.DAMAGED, (FileNotFoundError, NotADirectoryError, EOFError, zipfile.BadZipFile)),
 )
-# Of aiohttp, requests, google.api_core, google.auth and gcsfs, which need not be installed.
+# Names of error types of aiohttp, requests, google.api_core, google.auth and gcsfs, which need not be installed.
 _PASSING_NAMES = re.compile(
     r"\b(ClientConnectionError|ClientPayloadError|ServerDisconnectedError|ServerTimeoutError|ConnectTimeout|ReadTimeout|"
     r"ChunkedEncodingError|ServiceUnavailable|TooManyRequests|InternalServerError|BadGateway|GatewayTimeout|DeadlineExceeded|"

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, here and in object stores."""
+"""Reads and writes files, locally and in object stores: writes are atomic, and transient errors are retried."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import retried
 from mmrlhf_jax.progress import say
 
-# Where TensorFlow happens to be installed, epath would ask it for remote files, and it knows no hf://.
+# If TensorFlow is installed, epath would use it for remote files, but TensorFlow does not support hf://.
 os.environ.setdefault("EPATH_USE_TF", "false")
-# fsspec's file systems remember listings; but a process must see what others, on other hosts perhaps, have written since.
+# fsspec caches directory listings by default, but a process must see files that other processes have written since.
 fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
 
 REWRITE_SECONDS = 10
 
 
 def expand_home(path: str) -> str:
-    """A path with `~` or `~name` in front replaced by that home directory. UserError where there is no such user.
+    """The path with a leading `~` or `~name` replaced by that home directory. UserError if there is no such user.
 
-    Shells do this only at the start of a word: not in `--set run.directory=~/runs`, and not in files.
+    Shells do this only at the start of a word, not in `--set run.directory=~/runs`, and not in files.
     """
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
@@ -51,8 +51,8 @@ READ_FROM, WRITTEN_TO = ("gs", "s3", "az", "hf"), ("gs", "s3", "az")
 
 
 def check_place(path: str, *, writes: bool = False) -> str:
-    """The path itself. UserError where it names a kind of place that is not read from (or not written to): such a path would
-    be a folder called `hf:` or `gs:` here. Nor are names that are not UTF-8, which many libraries below cannot take."""
+    """The path, unchanged. UserError if its scheme (`hf://`, `gs://`) cannot be read from (or written to), because libraries
+    would create a local folder of that name; and if it is not UTF-8, which many libraries do not support."""
     _check_utf8(path)
     if "\0" in path:
         raise UserError(f"{path!a}: the name has a NUL character, which no file system takes; choose another")
@@ -78,19 +78,19 @@ def _check_utf8(path: str) -> None:
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is an object store's, as gs:// is. Those have no links, no empty folders, and rename by copying."""
+    """Whether a path is in an object store, such as gs://. These have no links and no empty folders, and rename by copying."""
     return "://" in os.fspath(path)
 
 
 def is_bucket(path: epath.PathLike) -> bool:
-    """Whether a path is a whole bucket, as gs://bucket is."""
+    """Whether a path is a whole bucket, such as gs://bucket."""
     return is_remote(path) and "/" not in os.fspath(path).split("://", 1)[1].rstrip("/")
 
 
 def hidden_beside(path: epath.PathLike, suffix: str) -> epath.Path:
-    """`.NAME.SUFFIX` beside a path, for what is to become it; of a name without room for more characters a part.
+    """`.NAME.SUFFIX` beside a path, for temporary files; a long NAME is shortened to a prefix and a digest.
 
-    Beside a bucket there are only other people's buckets: there it is in it.
+    For a whole bucket it is inside the bucket, because beside it are only other buckets.
     """
     path = epath.Path(path)
     name = path.name
@@ -101,7 +101,7 @@ def hidden_beside(path: epath.PathLike, suffix: str) -> epath.Path:
 
 
 def entries(directory: epath.PathLike) -> list[epath.Path]:
-    """What a folder holds, sorted by name; nothing where there is none (in an object store an empty one does not exist)."""
+    """The entries of a folder, sorted by name; empty if there is no such folder (object stores have no empty folders)."""
     folder = epath.Path(directory)
     try:
         return retried(lambda: sorted(folder.iterdir(), key=lambda path: path.name), f"{folder}")
@@ -110,15 +110,15 @@ def entries(directory: epath.PathLike) -> list[epath.Path]:
 
 
 def matching(directory: epath.PathLike, pattern: str) -> list[epath.Path]:
-    """Those whose names have a pattern. epath's own `glob` takes the folder's name for a part of the pattern."""
+    """The entries whose names match a pattern. (epath's `glob` would interpret the folder's name as part of the pattern.)"""
     return [path for path in entries(directory) if fnmatch.fnmatchcase(path.name, pattern)]
 
 
 def plain_path(path: epath.PathLike) -> epath.Path:
-    """A path to the same place, for libraries that take a path's name for a pattern (`[`, `*`, `?`, `\\`), as Orbax does.
+    """A path to the same file, for libraries that interpret paths as patterns (`[`, `*`, `?`, `\\`), as Orbax does.
 
-    Where the name has such characters that is a link in a folder of this process's own, which goes when it ends. UserError for
-    such a name in an object store, which has no links, and for one that is not UTF-8.
+    If the path has such characters, the result is a symbolic link in a temporary folder, which is removed when the process
+    ends. UserError for such a path in an object store, which has no links, and for one that is not UTF-8.
     """
     path = epath.Path(path)
     name = os.fspath(path)
@@ -140,37 +140,38 @@ def plain_path(path: epath.PathLike) -> epath.Path:
     return _links[os.fspath(path)]
 
 
-_links: dict[str, epath.Path] = {}  # by what they lead to
+_links: dict[str, epath.Path] = {}  # target -> symbolic link
 
 
 def exists(path: epath.PathLike) -> bool:
-    """Whether anything is there, asked again where the storage does not answer at once."""
+    """Whether the path exists; transient storage errors are retried."""
     path = epath.Path(path)
     return retried(path.exists, f"{path}")
 
 
 def read_bytes(path: epath.PathLike) -> bytes:
-    """A whole file. Passing errors of the storage are tried again; Unavailable where it does not answer."""
+    """The content of a file. Transient storage errors are retried; Unavailable if the storage does not answer."""
     path = epath.Path(path)
     return retried(path.read_bytes, f"{path}")
 
 
 def read_text(path: epath.PathLike) -> str:
-    """As `read_bytes`, in UTF-8."""
+    """The content of a UTF-8 file, like `read_bytes`."""
     return read_bytes(path).decode()
 
 
 def write_atomically(path: epath.PathLike, content: bytes) -> None:
-    """Write beside the target, then rename: a kill, or an error such as a full disk, leaves the old file or the new one.
+    """Write a temporary file and rename it: after a kill or an error (a full disk, say) there is either the old or the new
+    file.
 
-    Passing errors of the storage are tried again; Unavailable where it does not answer.
+    Transient storage errors are retried; Unavailable if the storage does not answer.
     """
     path = epath.Path(path)
     retried(lambda: _write_atomically(path, content), f"{path}")
 
 
 def _write_atomically(path: epath.Path, content: bytes) -> None:
-    if is_remote(path):  # an object is there when all of it is
+    if is_remote(path):  # object stores write atomically: an object appears when it is complete
         path.write_bytes(content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +187,7 @@ def _write_atomically(path: epath.Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _named(path: epath.Path) -> Iterator[None]:
-    """Writing to an open file fails without its name, which the user needs most."""
+    """A context that adds the file's name to an OSError, which errors of writing to an open file lack."""
     try:
         yield
     except OSError as error:
@@ -196,7 +197,7 @@ def _named(path: epath.Path) -> Iterator[None]:
 
 
 def can_write(directory: epath.PathLike) -> bool:
-    """Whether files can be made in a folder that need not be there yet; of an object store it is assumed."""
+    """Whether files can be created in a folder, which need not exist yet; assumed for object stores."""
     path = epath.Path(directory)
     if is_remote(path):
         return True
@@ -206,21 +207,22 @@ def can_write(directory: epath.PathLike) -> bool:
 
 
 def write_json_lines(path: epath.PathLike, rows: Iterable[dict[str, Any]]) -> None:
-    """One object a line. UserError, and no file, where one holds a number that is not finite: it names the record."""
+    """Write one JSON object per line. UserError, naming the record, for a number that is not finite; then no file is
+    written."""
     named = ((f"{path}: record {row.get('id', number)!r}", row) for number, row in enumerate(rows, 1))
     lines = [strict_json.dumps(row, where=where, ensure_ascii=False) + "\n" for where, row in named]
     write_atomically(path, "".join(lines).encode())
 
 
 class GrowingFile:
-    """Text that is added to line by line, and is on disk at once.
+    """A text file to which lines are appended; each is on disk immediately.
 
-    An object store cannot append: there the whole is written anew, at most every REWRITE_SECONDS, on `flush` and at the end, so
-    that a kill costs the lines since the last of these.
+    Object stores cannot append: there the whole file is rewritten, at most every REWRITE_SECONDS, on `flush` and on `close`,
+    and a kill loses the lines since then.
     """
 
     def __init__(self, path: epath.PathLike, text: str) -> None:
-        """`text` is what the file holds already, or is to hold; another content is overwritten."""
+        """The file's content is set to `text`."""
         self._path, self._parts, self._written = epath.Path(path), [text], time.monotonic()
         write_atomically(self._path, text.encode())
         self._size, self._file = len(text.encode()), None
@@ -228,7 +230,7 @@ class GrowingFile:
             retried(self._open, f"{self._path}")
 
     def write(self, line: str) -> None:
-        """Passing errors of the storage are tried again; Unavailable where it does not answer."""
+        """Append a line. Transient storage errors are retried; Unavailable if the storage does not answer."""
         if not is_remote(self._path):
             content = line.encode()
             retried(lambda: self._append(content), f"{self._path}")
@@ -239,7 +241,8 @@ class GrowingFile:
             self._rewrite()
 
     def flush(self) -> None:
-        """Returns when every line is stored, in an object store too: for what must not be ahead of the lines."""
+        """Return when every line is stored, also in an object store. Called before anything that must not be newer than the
+        lines."""
         if is_remote(self._path) and len(self._parts) > 1:
             self._rewrite()
 
@@ -249,13 +252,13 @@ class GrowingFile:
             self._file.close()
 
     def _open(self) -> None:
-        """At the end of the last line: what a try that failed has left behind it gives way."""
+        """Open the file for appending; a partial line that a failed attempt has left at its end is truncated."""
         self._file = io.FileIO(self._path, "ab")
         if self._file.seek(0, io.SEEK_END) > self._size:
             self._file.truncate(self._size)
 
     def _append(self, content: bytes) -> None:
-        """After an error the file is opened anew: some file systems never take anything more by the old handle."""
+        """Append bytes. After an error the file is reopened, because on some file systems the old handle stays unusable."""
         try:
             with _named(self._path):
                 if self._file is None:
@@ -276,7 +279,7 @@ class GrowingFile:
 
 
 def read_json_object(path: epath.PathLike) -> dict[str, Any]:
-    """The names and values of a JSON file. Raises UserError where it holds anything else."""
+    """The JSON object in a file. Raises UserError if the file holds anything else."""
     try:
         found = strict_json.loads(read_text(path))
     except ValueError as error:
@@ -287,15 +290,14 @@ def read_json_object(path: epath.PathLike) -> dict[str, Any]:
 
 
 def write_arrays(path: epath.PathLike, **arrays: np.ndarray) -> None:
-    """A compressed .npz file."""
+    """Write arrays to a compressed .npz file."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
 
 
 def read_sound_arrays(path: epath.PathLike) -> dict[str, np.ndarray] | None:
-    """What a cache holds; None where there is none, and, which is said, where the file is no whole .npz. A read that fails is
-    an error as ever."""
+    """The arrays of a cache file; None if there is none, or (reported) if it is no complete .npz. Storage errors are raised."""
     try:
         return read_arrays(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""The names of the preference losses and of their options. No jax here: configurations are checked where none is needed."""
+"""The names of the preference losses and their options. It imports no jax, so that configurations are checked without it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LOSSES = (
     "sigmoid_norm",
 )
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
-# The others see s⁺ and s⁻ alone, where the f-divergence's normaliser does not cancel.
+# The other losses use s⁺ and s⁻ separately, so that the f-divergence's normaliser does not cancel.
 F_DIVERGENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 
 
 def check_options(name: str, label_smoothing: float, f_divergence: str) -> None:
-    """Raise UserError for an unknown loss or divergence, and for options under which a loss is not defined."""
+    """Raise UserError for an unknown loss or divergence, and for options with which the loss is not defined."""
     if name not in LOSSES:
         raise UserError(f"unknown preference loss {name!r}; choose from {', '.join(LOSSES)}")
     if f_divergence not in F_DIVERGENCES:

@@ -1,4 +1,4 @@
-"""Sizes of the mesh axes: what can be said of them from numbers alone, before JAX starts and anything is loaded or compiled."""
+"""Sizes of the mesh axes, and checks of them that need only numbers, before JAX starts or anything is loaded or compiled."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from mmrlhf_jax.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
-REST = -1  # the devices that the other axes leave
+REST = -1  # the size is derived from the number of devices and the other axes
 
 
 def check_axes(axes: Mapping[str, int], slices: Mapping[str, int]) -> None:
-    """UserError for sizes that are right for no number of devices."""
+    """UserError for sizes that are invalid for any number of devices."""
     for name, size in axes.items():
         if size < 1 and size != REST:
             raise UserError(f"mesh.{name} is {size}; give a number of devices, or -1 for those that the other axes leave")
@@ -25,7 +25,8 @@ def check_axes(axes: Mapping[str, int], slices: Mapping[str, int]) -> None:
 
 
 def sizes_over(axes: Mapping[str, int], slices: Mapping[str, int], devices: int, where: str) -> dict[str, int]:
-    """The size of every axis of a mesh over `devices` devices, which are `where`. UserError with the numbers that differ."""
+    """The size of every axis of a mesh over `devices` devices. UserError if they do not multiply to that number; `where` names
+    the devices for the message."""
     check_axes(axes, slices)
     fixed = math.prod(size for size in axes.values() if size != REST)
     shown = " x ".join(f"{name} {size}" for name, size in axes.items())
@@ -43,14 +44,15 @@ def sizes_over(axes: Mapping[str, int], slices: Mapping[str, int], devices: int,
 
 
 def batch_shards(axes: Mapping[str, int]) -> int:
-    """Over how many shards rows are split; `tensor` and `context` share the rows of a shard."""
+    """The number of shards of the rows (data x fsdp); devices along `tensor` and `context` share a shard's rows."""
     return axes["data"] * axes["fsdp"]
 
 
 def fewest_pieces(rows: int, at_once: int | None, axes: Mapping[str, int]) -> int:
-    """The fewest equal pieces of a batch of which no batch shard gets more than `at_once` rows at a time (None: any number).
+    """The fewest equal accumulation pieces of a batch with which no batch shard has more than `at_once` rows at a time (None:
+    any number).
 
-    UserError unless the batch shards divide the rows.
+    UserError if the number of batch shards does not divide the rows.
     """
     check_rows(rows, 1, axes)
     own = rows // batch_shards(axes)
@@ -58,7 +60,7 @@ def fewest_pieces(rows: int, at_once: int | None, axes: Mapping[str, int]) -> in
 
 
 def check_rows(rows: int, accumulation: int, axes: Mapping[str, int]) -> None:
-    """UserError unless every batch shard gets whole rows."""
+    """UserError if the number of batch shards does not divide the rows of an accumulation piece."""
     at_once, shards = rows // accumulation, batch_shards(axes)
     if at_once % shards:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Who is at work: a process as a file names it, and whether it lives, as far as this process can tell."""
+"""The owner of a directory: a process as recorded in a file, and whether it is alive, as far as this process can tell."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from pathlib import Path
 
 from mmrlhf_jax import strict_json
 
-held_here: set[str] = set()  # the nonces of what this process holds
+held_here: set[str] = set()  # nonces of the owner files that this process holds
 
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """What the file says. `place` is where process ids mean the same: a host since its start, a container."""
+    """The content of an owner file. `place` identifies where process ids are comparable: a boot of a host, and a PID
+    namespace."""
 
     nonce: str
     pid: int
     host: str
     place: str = ""
-    started: str = ""  # of the process, in the kernel's ticks: ids are given anew
+    started: str = ""  # start time of the process in kernel ticks, because process ids are reused
     beat: int = 0
-    at: float = 0.0  # of the beat, by the clock of `place`
+    at: float = 0.0  # time of the beat, by the clock of `place` (`now_here`)
 
     @staticmethod
     def me() -> Owner:
@@ -32,7 +33,7 @@ class Owner:
 
     @staticmethod
     def parse(text: str) -> Owner | None:
-        """None where the file does not say, as when it is being written."""
+        """The owner in a file's text; None if it is not valid, for example while it is being written."""
         try:
             found = strict_json.loads(text)
             known = {each.name for each in dataclasses.fields(Owner)}
@@ -45,20 +46,20 @@ class Owner:
 
     @property
     def is_here(self) -> bool:
-        """Whether this process can tell if it lives."""
+        """Whether the owner runs where this process can see whether it is alive."""
         return self.host == socket.gethostname() and self.place in ("", _place())
 
     @property
     def has_ended(self) -> bool:
-        """Of one that `is_here`."""
-        if self.pid == os.getpid():  # an earlier process of the same id, or an attempt of this process that is over
+        """Whether the owner's process has ended; only valid if it `is_here`."""
+        if self.pid == os.getpid():  # an earlier process with the same id, or an earlier attempt of this process
             return self.nonce not in held_here
         alive, started = _process(self.pid)
         return not alive or bool(self.started and started and self.started != started)
 
 
 def now_here() -> float:
-    """Seconds on a clock that all processes of this host share, that nobody sets, and that runs while the host is suspended."""
+    """Seconds on a clock that is common to all processes of this host, is never set, and runs while the host is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
@@ -70,15 +71,15 @@ def _place() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return ""
 
 
 def _process(pid: int) -> tuple[bool, str]:
-    """(whether it lives, when it started in the kernel's ticks). One that ended and was not waited for lives no more."""
+    """(whether the process is alive, its start time in kernel ticks or ""). A zombie is not alive."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-        state, *fields = stat[stat.rindex(")") + 2 :].split()  # the name before may hold anything
+        state, *fields = stat[stat.rindex(")") + 2 :].split()  # the name before may contain any characters
         return state not in "ZX", fields[18]
     except OSError:
         if Path("/proc/self/stat").exists():
@@ -87,6 +88,6 @@ def _process(pid: int) -> tuple[bool, str]:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False, ""
-    except PermissionError:  # another user's
+    except PermissionError:  # the process of another user
         pass
     return True, ""

@@ -1,4 +1,5 @@
-"""A file that one process alone makes, and that appears with its content: here, on shared file systems, in object stores."""
+"""Files that only one process can create, and that appear together with their content; on local and shared file systems and in
+object stores."""
 
 from __future__ import annotations
 
@@ -14,13 +15,13 @@ from mmrlhf_jax.files import hidden_beside, is_remote
 
 
 def missing(folder: epath.Path) -> list[Path]:
-    """The folder and those above it that are not there, the innermost first. Object stores have no folders."""
+    """The folder and its parents that do not exist, innermost first; empty for object stores, which have no folders."""
     above = [] if is_remote(folder) else [Path(folder), *Path(folder).parents]
     return list(itertools.takewhile(lambda path: not path.exists(), above))
 
 
 def read(path: epath.Path) -> str | None:
-    """None where there is no file. A disk that failed may leave any bytes in it, which then name nobody."""
+    """The file's text; None if there is no file. Invalid bytes, which a failed disk may leave, are replaced."""
     try:
         return path.read_bytes().decode(errors="replace")
     except FileNotFoundError:
@@ -28,13 +29,13 @@ def read(path: epath.Path) -> str | None:
 
 
 def create(path: epath.Path, text: str) -> bool:
-    """Whether the file is made; False where there is one."""
+    """Create the file. Returns False if it exists already."""
     if is_remote(path):
         store, name = fsspec.core.url_to_fs(os.fspath(path))
         if path.exists():
             return False
         try:
-            store.pipe_file(name, text.encode(), mode="create")  # on condition that it is new, which a store may ignore
+            store.pipe_file(name, text.encode(), mode="create")  # only if it is new, a condition that some stores ignore
         except FileExistsError:
             return False
         return True
@@ -43,14 +44,14 @@ def create(path: epath.Path, text: str) -> bool:
     try:
         partial.write_text(text)
         return _link(partial, path) or _create_without_links(path, text)
-    except (FileExistsError, FileNotFoundError):  # not found: the directory was removed at this moment
+    except (FileExistsError, FileNotFoundError):  # FileNotFoundError: the directory was removed meanwhile
         return False
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _link(partial: epath.Path, path: epath.Path) -> bool:
-    """The file appears with its content, or not at all. False on a file system without links."""
+    """Create the file atomically, as a hard link. Returns False on a file system without links."""
     try:
         os.link(partial, path)
     except (FileExistsError, FileNotFoundError):
@@ -65,7 +66,7 @@ def _create_without_links(path: epath.Path, text: str) -> bool:
         try:
             file.write(text)
             file.flush()
-        except BaseException:  # a file that names nobody would be watched for a minute
+        except BaseException:  # an owner file without an owner would make other processes wait
             path.unlink(missing_ok=True)
             raise
     return True

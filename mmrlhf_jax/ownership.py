@@ -1,7 +1,7 @@
-"""One owner at a time: a file names the process that is at work in a directory, and beats as long as that process lives.
+"""Ownership of a directory by one process at a time: a file names the owner, which rewrites it regularly (a heartbeat).
 
-It holds here, on file systems that hosts share, and in object stores. The clocks of two hosts are never compared: whether an
-owner on another host is alive is seen by watching whether its file changes; of this host the kernel knows.
+It works on local file systems, on shared ones, and in object stores. Clocks of different hosts are never compared: an owner on
+another host is alive if its file changes; for an owner on this host the kernel is asked.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ from mmrlhf_jax.owner import Owner, held_here, named, now_here
 from mmrlhf_jax.progress import clock_time, say
 
 BEAT_SECONDS = 5.0
-# An owner elsewhere whose file stays the same for so long is gone. Twelve beats: shared file systems may show a change late.
+# An owner on another host is gone if its file does not change for so long: twelve beats, because shared file systems may show
+# changes late.
 SILENT_SECONDS = 60.0
 LOOK_SECONDS = 1.0
-# An object store that does not know "create only": who still finds its own record after this is the owner.
+# In an object store without "create only", the process that still finds its own record after this time is the owner.
 SETTLE_SECONDS = 1.0
 
 
 class Living(NamedTuple):
-    """What is known of an owner that lives."""
+    """An owner that is alive."""
 
     who: str
-    sign: str  # of life, its last
-    here: bool  # on this host, where the kernel knows that it lives
+    sign: str  # its last sign of life, in words
+    here: bool  # whether it is on this host
 
 
 class Ownership:
-    """The file at `path`, to be taken and given back. A context: it beats inside, and gives back at the end.
+    """An owner file at `path`. After `take`, use it as a context: it beats inside, and is released at the end.
 
-    `lost(reason)` is called, in whatever thread finds it, where another has taken the file over: after this process was
-    suspended for long, its next act must not be to write on.
+    `lost(reason)` is called, in any thread, if another process has taken over, which happens if this one was suspended for
+    long; this process must then not write any more.
     """
 
     def __init__(
@@ -58,34 +59,35 @@ class Ownership:
         elsewhere: str = "",
         follows: str = "going on in its place",
     ):
-        """`what`, `doing` and `advice` are for the message to who comes second: what is held, and what may be done.
+        """`what`, `doing` and `advice` make the message for a second process: what is owned, and what to do about it.
 
-        `elsewhere` is the advice where the owner is on another host, of which only its signs of life are known here.
-        `follows` says what becomes of the work of an owner that is gone.
+        `elsewhere` is the advice if the owner is on another host, where this process cannot check whether it is alive.
+        `follows` says how the work of an owner that is gone is continued.
         """
         self.path, self._what, self._doing, self._advice, self._lost = epath.Path(path), what, doing, advice, lost
         self._elsewhere, self._follows = elsewhere or advice, follows
         self._me = Owner.me()
-        self._seen: str | None = None  # the file as it was when its silence began
+        self._seen: str | None = None  # the file's text since its last change
         self._silent, self._looked = 0.0, time.monotonic()
         self._confirmed, self._complaint = now_here(), ""
-        self._made: list[Path] = []  # the folders above the file that were not there, the innermost first
+        self._made: list[Path] = []  # folders that were created for the file, innermost first
         self._cleared, self._checked = False, 0.0
         self._takeover: Ownership | None = None
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, name="owner", daemon=True)
 
     def take(self) -> None:
-        """Take it, watching an owner on another host for as long as that needs. UserError if it is held."""
+        """Become the owner, after watching an owner on another host as long as necessary. UserError if that is alive."""
         while not self.attempt():
             time.sleep(LOOK_SECONDS)
 
     def attempt(self) -> bool:
-        """Whether it is taken now; False where that has to be tried again. UserError if it is held, or cannot be."""
+        """Try to become the owner. False if it must be tried again; UserError if another owner is alive, or if the file cannot
+        be written."""
         try:
             outcome = retried(self.look, f"{self.path}")
         except (UserError, Unavailable):
             raise
-        except Exception as error:  # whatever a storage backend raises
+        except Exception as error:  # any storage backend's error
             self._remove_folders()
             if not isinstance(error, OSError) and fault(error) not in (Fault.DENIED, Fault.NO_ROOM):
                 raise
@@ -96,7 +98,7 @@ class Ownership:
         raise UserError(f"{self._what}: {outcome.who} {self._doing}; {advice} ({outcome.sign})")
 
     def look(self) -> bool | Living:
-        """Try once: True if it is taken now, False if it is not known yet whether it is held."""
+        """Try once: True if this process is now the owner, the owner if it is alive, False if that is not known yet."""
         passed, self._looked = time.monotonic() - self._looked, time.monotonic()
         text = owner_file.read(self.path)
         if text is None:
@@ -115,7 +117,7 @@ class Ownership:
             say(f"{self.path.parent}: {named(owner)} was at work here; {wait}")
             self._seen, self._silent = text, 0.0
             return False
-        self._silent += min(passed, 2 * LOOK_SECONDS)  # time in which this process was suspended itself does not count
+        self._silent += min(passed, 2 * LOOK_SECONDS)  # time during which this process was suspended does not count
         return self._take_over(text, owner) if self._silent >= SILENT_SECONDS else False
 
     def __enter__(self) -> Ownership:
@@ -123,66 +125,67 @@ class Ownership:
         return self
 
     def __exit__(self, *_) -> None:
-        """No error of giving back takes the place of the one that ended the work."""
+        """Release the file. An error of that is only reported, so that it does not replace the error that ended the block."""
         self.quiet()
         try:
             self._give_back()
-        except Exception as error:  # whatever a storage backend raises
-            say(f"{self.path}: cannot be removed ({first_line(error)}); whoever comes next sees that this process is gone")
+        except Exception as error:  # any storage backend's error
+            say(f"{self.path}: cannot be removed ({first_line(error)}); the next process will see that this one has ended")
         finally:
             held_here.discard(self._me.nonce)
 
     def _give_back(self) -> None:
         if self._is_mine(owner_file.read(self.path)):
             for path in entries(self.path.parent) if self._cleared else ():
-                if self._is_beside(path):  # of processes that were killed while they tried to get it
+                if self._is_beside(path):  # left by processes that were killed while they tried to become the owner
                     path.unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
             self._remove_folders()
 
     def _remove_folders(self) -> None:
-        """Those that were made for this file, where nothing came of it."""
-        with contextlib.suppress(OSError):  # one that holds something stays, and those around it
+        """Remove the folders that were created for this file, if they are empty."""
+        with contextlib.suppress(OSError):  # a folder with contents is kept, with its parents
             for folder in self._made:
                 os.rmdir(folder)
 
     def _is_beside(self, path: epath.Path) -> bool:
-        """Whether it is one of the files with which this one is taken and followed."""
+        """Whether a path is a temporary or takeover file of this owner file."""
         return path.name.startswith((f".{self.path.name}.", f"{self.path.name}.after-"))
 
     def clear(self, keep: Collection[str] = ()) -> None:
-        """Remove whatever lies around the file, except for the names to `keep`; the folder itself goes when it is given back.
+        """Remove everything else in the file's folder, except names in `keep`; the folder itself is removed on release.
 
-        This is how a workplace ends: while the file is there and beats, nobody else begins to work in it. What cannot be
-        removed is said, and changes nothing about the work, whether that is done or failed.
+        This removes a workplace while it is still owned, so that no other process can begin to use it. A failure is reported,
+        and does not affect the result of the work.
         """
         self.check(at_once=True)
         try:
             for path in entries(self.path.parent):
                 if path.name not in (self.path.name, *keep) and not self._is_beside(path):
                     path.rmtree(missing_ok=True) if path.is_dir() else path.unlink(missing_ok=True)
-        except Exception as error:  # whatever a storage backend raises
-            say(f"{self.path.parent}: cannot be removed ({first_line(error)}); whoever comes next does that, or you may")
+        except Exception as error:  # any storage backend's error
+            say(f"{self.path.parent}: cannot be removed ({first_line(error)}); the next process will remove it, or you may")
         self._cleared, self._made = True, self._made or ([] if is_remote(self.path) else [Path(self.path.parent)])
 
     def quiet(self) -> None:
-        """Beat no more."""
+        """Stop the heartbeat."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def check(self, *, at_once: bool = False) -> None:
-        """To be called before writing: after a long time without a beat, or `at_once`, whether it is still this process's.
+        """Check that this process is still the owner. Call it before writing; it reads the file only after a long time without
+        a beat, or with `at_once`.
 
-        Where the storage does not answer nobody else could have taken it either, and the beats say so.
+        Storage errors are ignored, because then no other process could have taken over, and the heartbeat reports them.
         """
         if at_once or now_here() - max(self._confirmed, self._checked) > 3 * BEAT_SECONDS:
             self._checked = now_here()
-            with contextlib.suppress(Exception):  # whatever a storage backend raises
+            with contextlib.suppress(Exception):  # any storage backend's error
                 self._confirm()
 
     def _take_over(self, held: str, owner: Owner | None) -> bool:
-        """Of several processes that find the owner gone, one gets the right to follow it, which is a file to own as well."""
+        """Replace an owner that is gone. If several processes find it gone, the one that owns a second file takes over."""
         if self._takeover is None:
             name = f"{self.path.name}.after-{owner.nonce[:16] if owner and owner.nonce else 'unknown'}"
             self._takeover = Ownership(self.path.parent / name, self._what, self._doing, self._advice, self._lost)
@@ -190,7 +193,7 @@ class Ownership:
             return False
         follow, self._takeover = self._takeover, None
         try:
-            if owner_file.read(self.path) != held:  # somebody followed it before
+            if owner_file.read(self.path) != held:  # another process has taken over before
                 return False
             owner_file.replace(self.path, self._beat_text())
             say(f"{self.path.parent}: {named(owner)}, which was at work here, is gone; {self._follows}")
@@ -221,16 +224,16 @@ class Ownership:
                 if self._confirm():
                     owner_file.replace(self.path, self._beat_text())
                 self._complaint = ""
-            except Exception as error:  # of a full disk, or a store that is away: the thread lives on
+            except Exception as error:  # a full disk, or a store that does not answer: the thread must go on
                 complaint = str(error).strip() or type(error).__name__
                 if complaint != self._complaint:
                     say(f"{self.path}: no sign of life can be left there ({complaint})")
                 self._complaint = complaint
 
     def _confirm(self) -> bool:
-        """Whether the file is there and this process's; another's is the end of this one."""
+        """Whether the file exists and names this process. Calls `lost` if it names another one."""
         text = owner_file.read(self.path)
-        if text is None:  # removed by somebody, with its directory perhaps; it is not made anew under their hands
+        if text is None:  # it was removed, perhaps with its directory, and is not created again
             return False
         if not self._is_mine(text):
             other = named(Owner.parse(text))

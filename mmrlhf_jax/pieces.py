@@ -1,4 +1,4 @@
-"""What a conversation is written of, so that the text of users and control tokens never mix."""
+"""The pieces of a conversation, which keep users' text apart from control tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Plain text. From character `target_from` on (None: nowhere) its tokens are training targets."""
+    """Plain text. Its tokens from character `target_from` on are training targets (None: no token is)."""
 
     text: str
     target_from: int | None = None
@@ -15,7 +15,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Special:
-    """One control token, by its name in the tokenizer."""
+    """One control token, given by its name in the tokenizer."""
 
     token: str
     target: bool = False
@@ -23,14 +23,14 @@ class Special:
 
 @dataclasses.dataclass(frozen=True)
 class Media:
-    """Medium number `index` of the record (an image, or the video). What stands there is the model family's to say."""
+    """Medium number `index` of the record (an image, or the video); the model family replaces it by pieces."""
 
     index: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Visual:
-    """As many slots of visual features, one after the other."""
+    """`count` consecutive slots of visual features."""
 
     count: int
 
@@ -39,9 +39,9 @@ Piece = Text | Special | Media | Visual
 
 
 def expand(pieces: list[Piece], media: list[tuple[Piece, ...]]) -> list[Piece]:
-    """The pieces with those of its medium in every `Media`'s place.
+    """The pieces with every `Media` replaced by the pieces of its medium, `media[index]`.
 
-    Texts that come to stand side by side become one, because a tokenizer may join characters across their border.
+    Texts that become adjacent are joined, because a tokenizer may merge characters across their border.
     """
     expanded: list[Piece] = []
     for piece in pieces:

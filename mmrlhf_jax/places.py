@@ -1,8 +1,8 @@
-"""Where the media of a prompt stand inside its text.
+"""The places of media inside a prompt's text.
 
-A tag in a prompt (`<image>`, `<video>`) is the place of one medium: `Compare <image> with <image>.` has two pictures, in the
-order of the record's `images`. A prompt without tags has its media before the text, where the chat template puts them. Tags and
-media are counted: as many tags as media, or none. Rows of MM-RLHF write `<image>` for a video as well.
+A tag in a prompt (`<image>`, `<video>`) is the place of one medium: `Compare <image> with <image>.` has two images, in the
+order of the record's `images`. If a prompt has no tags, the chat template puts all media before the text. There must be as many
+tags as media, or none. MM-RLHF's rows use `<image>` for a video as well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mmrlhf_jax.errors import UserError, shown
 
 IMAGE_TAG, VIDEO_TAG = "<image>", "<video>"
 TAG = re.compile("<(?:image|video|audio)>")
-# What other programs write in the place of media. Here it is text.
+# Tags that other programs use for media. Here they are plain text.
 FOREIGN_TAG = re.compile(
     r"<\|(?:image|video|audio|vision)[a-z0-9_]*\|>"
     r"|<(?!(?-i:image|video|audio)>)\s*(?:image|img|video|audio)[ _-]?(?:\d*|context|here|placeholder|token|pad)\s*/?>"
@@ -23,18 +23,18 @@ FOREIGN_TAG = re.compile(
     re.IGNORECASE,
 )
 
-# A prompt as chat templates take it: the text after all media, or the n + 1 texts around n media.
+# A prompt for a chat template: the text that follows all media, or the n + 1 texts around n media.
 PromptText = str | tuple[str, ...]
 
 
 class WrongMedia(UserError):
-    """Tags and media that do not fit each other, or media that are named where no reader looks for them."""
+    """Tags and media do not match, or a field that is not read holds media."""
 
 
 def find_places(prompt: str, images: int, videos: int, where: str) -> tuple[int, ...]:
-    """The characters of `prompt` at which its media stand; none where the media stand before the text.
+    """The offsets of the tags in `prompt`; empty if the media come before the text.
 
-    Raises WrongMedia, opened by `where`, for tags that are not those of the record's media.
+    Raises WrongMedia, which begins with `where`, for tags that do not match the media.
     """
     found = list(TAG.finditer(prompt))
     if not found:
@@ -59,7 +59,8 @@ def find_places(prompt: str, images: int, videos: int, where: str) -> tuple[int,
 
 
 def check_places(places: Any, prompt: str, media: int, where: str) -> tuple[int, ...]:
-    """The field `media_places`: a tag begins at each of these characters, any other tag is text. Raises WrongMedia if not."""
+    """The value of the field `media_places`: offsets of tags in the prompt; all other tags are text. Raises WrongMedia if it is
+    invalid."""
     tags = {match.start() for match in TAG.finditer(prompt)}
     if not isinstance(places, list) or not all(isinstance(place, int) and not isinstance(place, bool) for place in places):
         raise WrongMedia(f"{where}: field 'media_places' must be a list of character numbers, found {shown(places)}")
@@ -72,7 +73,7 @@ def check_places(places: Any, prompt: str, media: int, where: str) -> tuple[int,
 
 
 def split_at(prompt: str, places: Sequence[int]) -> PromptText:
-    """The texts around the tags at `places`; the prompt itself where there are none."""
+    """The texts around the tags at `places`; the prompt itself if there are none."""
     if not places:
         return prompt
     ends = [TAG.match(prompt, place).end() for place in places]
@@ -80,7 +81,7 @@ def split_at(prompt: str, places: Sequence[int]) -> PromptText:
 
 
 def without_tags(prompt: str, where: str) -> str:
-    """The prompt without any tag, for media that stand before the text. WrongMedia where what is left spells another tag."""
+    """The prompt without tags, for media that come before the text. WrongMedia if removing them creates another tag."""
     if not TAG.search(prompt):
         return prompt
     rest = TAG.sub("", prompt)
@@ -90,6 +91,6 @@ def without_tags(prompt: str, where: str) -> str:
 
 
 def with_leading_tags_left_out(prompt: str) -> str:
-    """The prompt without tags that all stand before its text, which is where the template puts media by itself."""
+    """The prompt without its tags if all of them come before the text, where the template puts media anyway; else unchanged."""
     rest = re.sub(rf"^(?:\s*{TAG.pattern})+", "", prompt)
     return prompt if TAG.search(rest) or rest == prompt else rest.strip()

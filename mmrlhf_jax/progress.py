@@ -1,4 +1,4 @@
-"""Progress with an ETA for everything that takes long: a live line on a terminal, a plain line now and then elsewhere."""
+"""Progress with an ETA for long operations: a live line on a terminal, else a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIVE_SECONDS = 0.2
 
 
 class Progress:
-    """Counts to `total` and prints to stderr. `update` may carry figures to show behind the count."""
+    """Counts to `total` and prints to stderr. `figures` of `update` are shown after the count."""
 
     def __init__(self, description: str, total: int):
         self.description, self.total, self.done = description, total, 0
@@ -38,7 +38,7 @@ class Progress:
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Iterate with progress. `total` is needed where the items have no length."""
+    """Iterate with progress. `total` is required if `items` has no length."""
     progress = Progress(description, len(items) if total is None and isinstance(items, Sized) else total or 0)
     for item in items:
         yield item
@@ -52,7 +52,7 @@ def clock_time(seconds: float) -> str:
 
 
 def say(message: str) -> None:
-    """A line for the person at the terminal; results for other programs go to files or stdout instead."""
+    """Print a line for the user to stderr. Results for other programs go to files or stdout."""
     print(message, file=sys.stderr, flush=True)
 
 

@@ -1,7 +1,7 @@
 """Ranked records: a prompt with its media and K responses in a weak order (rank 1 is best, equal ranks are ties).
 
-The ranking group, not the pair, is the unit of the whole project. `RankedRecord` is what every reader in `data/sources`
-produces and what the builder, the stream, the reward model and the evaluations consume.
+The ranking group, not the pair, is the unit of the whole project. Every reader in `data/sources` produces `RankedRecord`s, and
+the builder, the stream, the reward model and the evaluations consume them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Pair = tuple[int, int]
 class Response:
     """One answer to the record's prompt.
 
-    `rank` is None where the source does not rank (data for scoring or log-probs only). `reward` is a reward model's score.
-    A critique that says nothing is none: it becomes None, whichever reader or program it came from. An unknown field with the
-    name of a known one (an answer of VLFeedback may have its own `rank`) is kept as `original_NAME`.
+    `rank` is None if the source has no ranks (data for scoring or log-probs only). `reward` is a reward model's score. A blank
+    critique becomes None. An unknown field with the name of a known one (an answer of VLFeedback may have its own `rank`) is
+    kept as `original_NAME`.
     """
 
     text: str
@@ -42,23 +42,24 @@ class Response:
         if self.critique is not None and is_blank(self.critique):
             object.__setattr__(self, "critique", None)
         critiques = self.extra.get("critiques")
-        # Several critiques go with their teacher. Without one they would be read back as its critique.
+        # `record_from_json` takes the critique from a field `critiques` if there is none. An unrelated field of that name is
+        # renamed, so that it is not read back as critiques.
         is_other = self.critique is None and bool(critiques) and not _are_blank(critiques)
         object.__setattr__(self, "extra", under_free_names(self.extra, _ANSWER_FIELDS | ({"critiques"} if is_other else set())))
 
     @property
     def mean_score(self) -> float | None:
-        """Mean of the human scores that are given, or None."""
+        """Mean of the human scores; None if there are none."""
         return sum(self.scores.values()) / len(self.scores) if self.scores else None
 
 
-# Fields of the project's own form. A column of another format that has such a name but is not that field must not pass for it.
+# Fields of the project's own JSONL form. Columns of other formats with these names but another meaning are renamed.
 _FIELDS = frozenset({"id", "images", "image", "video", "prompt", "media_places", "source", "responses"})
 _ANSWER_FIELDS = frozenset({"text", "rank", "scores", "critique", "reward", "model"})
 
 
 def under_free_names(extra: Mapping[str, Any], taken: Set[str]) -> dict[str, Any]:
-    """The unknown fields, those with a name of `taken` as `original_NAME`."""
+    """The unknown fields, with those whose name is in `taken` renamed to `original_NAME`."""
     clashing = taken & extra.keys()
     renamed = {name: value for name, value in extra.items() if name not in clashing}
     for name in sorted(clashing):
@@ -75,10 +76,10 @@ def _are_blank(critiques: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class RankedRecord:
-    """A ranking group. `images` and `video` are paths relative to the media root; unknown fields live in `extra`.
+    """A ranking group. `images` and `video` are paths relative to the media root; unknown fields are in `extra`.
 
-    The tags in `prompt` are the places of the media (see `mmrlhf_jax.places`), unless `media_places` gives their characters:
-    then every other tag is text.
+    The tags in `prompt` are the places of the media (see `mmrlhf_jax.places`). If `media_places` gives their offsets, all other
+    tags are text.
 
     An unknown field with the name of a known one (an ms-swift row may repeat its `query` as `prompt`) is kept as
     `original_NAME`.
@@ -97,9 +98,9 @@ class RankedRecord:
         object.__setattr__(self, "extra", under_free_names(self.extra, _FIELDS))
 
     def prompt_text(self, where: str | None = None) -> PromptText:
-        """The prompt for a chat template: a text that follows the media, or the texts around them.
+        """The prompt for a chat template: the text that follows the media, or the texts around them.
 
-        Raises WrongMedia, opened by `where` (None: the record's id), for tags that are not those of the record's media.
+        Raises WrongMedia, which begins with `where` (default: the record's id), for tags that do not match the media.
         """
         places = self.media_places
         if places is None:
@@ -108,7 +109,7 @@ class RankedRecord:
         return split_at(self.prompt, places)
 
     def with_media(self, images: tuple[str, ...], video: str | None) -> RankedRecord:
-        """The same record about other media. They take the places of its own; of another number or kind, they stand first."""
+        """The record with other media in the same places; if their number or kind differs, they come before the text."""
         changed = dataclasses.replace(self, images=images, video=video)
         texts = self.prompt_text()
         if isinstance(texts, str) or (len(images), video is None) == (len(self.images), self.video is None):
@@ -120,9 +121,8 @@ class RankedRecord:
         return strict_pairs([r.rank for r in self.responses])
 
     def mean_scores(self) -> list[float | None]:
-        """Per response the mean of its human scores, as far as these means can be compared.
-
-        Means of different scores cannot: a response that lacks one which others of the record have has none.
+        """The mean human score of each response; None for a response that lacks a score that others of the record have, because
+        means of different scores cannot be compared.
         """
         names = {name for response in self.responses for name in response.scores or ()}
         return [response.mean_score if names == set(response.scores or ()) else None for response in self.responses]
@@ -131,7 +131,7 @@ class RankedRecord:
         return dataclasses.replace(self, responses=tuple(responses))
 
     def to_json(self) -> dict[str, Any]:
-        """The project's own JSONL form: known fields that are set, then the unknown ones as they came."""
+        """The record in the project's own JSONL form: known fields that are set, then unknown ones unchanged."""
         out: dict[str, Any] = {"id": self.id}
         if self.images:
             out["images"] = list(self.images)
@@ -147,12 +147,12 @@ class RankedRecord:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text can be seen: it has only spaces, control characters and marks without width."""
+    """Whether a text has only spaces, control characters and zero-width characters."""
     return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
 
 
 def ranks_of(scores: Sequence[float | None]) -> list[int | None]:
-    """Ranks by scores: the highest is 1, equal scores are a tie, no number is left out. Without a score, no rank."""
+    """Ranks by scores: 1 for the highest, the same rank for equal scores, without gaps. None for a missing score."""
     levels = sorted({score for score in scores if score is not None}, reverse=True)
     return [None if score is None else levels.index(score) + 1 for score in scores]
 
@@ -170,9 +170,10 @@ def tied_pairs(ranks: Sequence[int | None]) -> list[Pair]:
 
 
 def choose_pairs(pairs: Sequence[Pair], policy: str | int) -> list[Pair]:
-    """The pairs of one record to train on, of all its strict ones as `strict_pairs` orders them.
+    """The pairs of one record to train on, out of all its strict pairs in the order of `strict_pairs`.
 
-    `all`; `extreme`: a best response against a worst one; an integer n: at most n, spread evenly over the list.
+    `policy` is "all", "extreme" (one pair, of a best and a worst response), or an integer n: at most n pairs, spread evenly
+    over the list.
     """
     if policy == "all" or not pairs:
         return list(pairs)
@@ -183,9 +184,9 @@ def choose_pairs(pairs: Sequence[Pair], policy: str | int) -> list[Pair]:
 
 
 def record_from_json(row: Any, where: str) -> RankedRecord:
-    """Read the project's own form. `where` (file and line) opens every error message.
+    """Read a record in the project's own form. `where` (file and line) is the beginning of every error message.
 
-    Raises UserError for a missing or ill-typed field. Fields this project does not know are kept in `extra`.
+    Raises UserError for a field that is missing or has the wrong type. Unknown fields are kept in `extra`.
     """
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
@@ -257,7 +258,7 @@ def _response_from_json(row: Any, where: str) -> Response:
         raise UserError(f"{where}: field 'reward' must be a finite number, found {shown(reward)}")
     critique = _optional(row, "critique", str, where)
     if (critique is None or is_blank(critique)) and row.get("critiques"):
-        # Several reviewers: the first one who says something is the teacher, all are kept in `extra`.
+        # Critiques of several reviewers: the first one that is not blank is used, and all are kept in `extra`.
         several = row["critiques"]
         if not isinstance(several, list) or not all(isinstance(one, str) for one in several):
             raise UserError(f"{where}: field 'critiques' must be a list of strings, found {shown(several)}")

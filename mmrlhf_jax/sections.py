@@ -1,7 +1,7 @@
-"""Sections of a configuration: frozen, validated, read from YAML files, with errors of one line that name file and key.
+"""Sections of a configuration: frozen, validated, read from YAML files, with one-line errors that name file and key.
 
-How values lie over each other: a file over its base merges sections key by key and replaces everything else whole, also
-mappings of free keys (`losses`, `environment`). `--set a.b=value` sets the key that it names alone, in the same way.
+A file overrides its base: sections are merged key by key, and all other values are replaced completely, including mappings with
+free keys (`losses`, `environment`). `--set a.b=value` overrides only the key that it names, by the same rules.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from mmrlhf_jax.progress import say
 
 
 class Section(pydantic.BaseModel):
-    """Numbers are finite. A key without a value means the defaults of a section and of a mapping, else null."""
+    """The base of all sections. Numbers must be finite. A key without a value means the defaults for a section or mapping, and
+    null for any other setting."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
@@ -50,7 +51,7 @@ class Section(pydantic.BaseModel):
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-FROM_FILE = "file"  # context of values that somebody wrote; programs may leave a path to be filled in
+FROM_FILE = "file"  # validation context of values from files and options; code may use an empty path as placeholder
 
 
 def _in_float32(value: float) -> float:
@@ -84,9 +85,9 @@ def _written_place(path: str, info: pydantic.ValidationInfo) -> str:
     return _place(path, info, writes=True)
 
 
-# Truth values are no numbers, and text is neither.
+# Strict: bools and texts are not accepted as numbers.
 Number = Annotated[float, Strict(), AfterValidator(_in_float32)]
-# Devices compute in float32: a decay that is 1 there keeps what it has for ever, and 1 minus it is no divisor.
+# Checked in float32, in which devices compute: a decay that rounds to 1 never decays, and 1 - decay would be 0 in a division.
 BelowOne = Annotated[Number, AfterValidator(_below_one)]
 AboveOne = Annotated[Number, AfterValidator(_above_one)]
 Integer = Annotated[int, Strict(), pydantic.Field(ge=-(2**31), lt=2**31)]
@@ -96,7 +97,7 @@ WrittenPath = Annotated[str, AfterValidator(_written_place)]
 
 
 def validate(kind: type[AnySection], raw: dict[str, Any], where: str) -> AnySection:
-    """A section of `raw` keys and values. Raises UserError that opens with `where` and names the first wrong key."""
+    """A section from `raw` keys and values. Raises UserError that begins with `where` and names the first wrong key."""
     try:
         return kind.model_validate(raw, context=FROM_FILE)
     except pydantic.ValidationError as error:
@@ -104,12 +105,12 @@ def validate(kind: type[AnySection], raw: dict[str, Any], where: str) -> AnySect
 
 
 def resolved(section: Section) -> str:
-    """The complete section as YAML, every default written out."""
+    """The complete section as YAML, with all defaults."""
     return core_yaml.dump(section.model_dump(mode="json"))
 
 
 def read_with_base(kind: type[Section], path: epath.Path) -> dict[str, Any]:
-    """A file's keys over those of the one file that its `base:` names, if it names one."""
+    """The keys and values of a file, merged over those of its `base:` file, if it names one."""
     raw = read(path)
     base = raw.pop("base", None)
     if base is None or isinstance(base, Empty):
@@ -124,7 +125,7 @@ def read_with_base(kind: type[Section], path: epath.Path) -> dict[str, Any]:
 
 
 def read(path: epath.Path) -> dict[str, Any]:
-    """Keys and values of a YAML file. Raises UserError that names file and line."""
+    """The keys and values of a YAML file. Raises UserError that names file and line."""
     raw = read_value(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys and values, found {shown(raw)}")
@@ -132,7 +133,7 @@ def read(path: epath.Path) -> dict[str, Any]:
 
 
 def read_value(path: epath.Path) -> Any:
-    """What a YAML file holds. Raises UserError that names file and line."""
+    """The value in a YAML file. Raises UserError that names file and line."""
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file")
     try:
@@ -143,9 +144,10 @@ def read_value(path: epath.Path) -> Any:
 
 
 def _merge(kinds: Sequence[type[Section]], base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` wins; sections merge key by key. A different `kind` replaces a section whole: its keys mean something else.
+    """`base` overridden by `over`; sections are merged key by key. A section with a different `kind` is replaced completely,
+    because its keys have another meaning.
 
-    `kinds` are the sections that these keys may be of.
+    `kinds` are the sections that the keys may belong to.
     """
     merged = dict(base)
     for key, value in over.items():
@@ -157,9 +159,9 @@ def _merge(kinds: Sequence[type[Section]], base: dict[str, Any], over: dict[str,
 
 
 def override(kind: type[Section], raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`raw` with every `a.b=c` of the command line laid over it; where a key is given twice the last counts, which is said.
+    """`raw` overridden by every `a.b=c` of the command line. If a key is given twice, the last one is used, with a message.
 
-    UserError where a setting takes away what another one has set, as one of `a` behind one of `a.b` may do.
+    UserError if a setting would undo another one, as a setting of `a` after one of `a.b` may.
     """
     settings: dict[str, str] = {}
     for setting in overrides:
@@ -170,13 +172,13 @@ def override(kind: type[Section], raw: dict[str, Any], overrides: Sequence[str])
             say(f"--set {key[:100]} is given twice; --set {setting[:100]} counts")
         settings.pop(key, None)
         settings[key] = setting
-    # A `kind` replaces the section that it stands in, so it goes before all that is set there.
+    # A `kind` replaces its whole section, so it is set before the section's other keys.
     done: list[tuple[list[str], str]] = []
     for key, setting in sorted(settings.items(), key=lambda item: not item[0].endswith(".kind")):
         value, path = core_yaml.parse_value(setting.partition("=")[2], f"--set {shown(setting)}"), key.split(".")
         changed = _set([kind], raw, path, value, setting)
         for earlier, other in done:
-            below = path[: len(earlier)] == earlier  # it says more of what the other one sets
+            below = path[: len(earlier)] == earlier  # this setting refines the earlier one
             if not below and _held(changed, earlier) != _held(raw, earlier):
                 raise UserError(f"--set {shown(setting)} takes away what --set {shown(other)} sets; put both into one of them")
         raw = changed
@@ -185,7 +187,7 @@ def override(kind: type[Section], raw: dict[str, Any], overrides: Sequence[str])
 
 
 def _held(raw: Any, path: Sequence[str]) -> Any:
-    """The value that a path of keys leads to, `...` where it leads nowhere."""
+    """The value at a path of keys; `...` if there is none."""
     for key in path:
         if not isinstance(raw, dict) or key not in raw:
             return ...
@@ -194,7 +196,7 @@ def _held(raw: Any, path: Sequence[str]) -> Any:
 
 
 def _set(kinds: Sequence[type[Section]], raw: dict[str, Any], path: Sequence[str], value: Any, setting: str) -> dict[str, Any]:
-    """`raw`, the keys of one of the sections `kinds`, with the key that `path` leads to set to `value`, and no other."""
+    """`raw`, the keys of one of the sections `kinds`, with only the key at `path` set to `value`."""
     key, *rest = path
     if not rest:
         other_kind = key == "kind" and raw.get(key, value) != value
@@ -207,13 +209,13 @@ def _set(kinds: Sequence[type[Section]], raw: dict[str, Any], path: Sequence[str
     for part in reversed(rest[1:]):
         value = {part: value}
     field = _field_at(kinds, key)
-    if not held and field is not None and dict in kinds_of(field.annotation):  # of free keys: the others stay as they are
+    if not held and field is not None and dict in kinds_of(field.annotation):  # free keys: the default's other keys are kept
         held = field.get_default(call_default_factory=True)
     return raw | {key: (held if isinstance(held, dict) else {}) | {rest[0]: value}}
 
 
 def kinds_of(annotation: Any) -> list[Any]:
-    """What an annotation allows, one by one: classes, and None's."""
+    """The classes that an annotation allows, including NoneType."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return kinds_of(get_args(annotation)[0])
@@ -227,7 +229,7 @@ def _field_at(kinds: Sequence[type[Section]], key: str) -> Any:
 
 
 def _sections_at(kinds: Sequence[type[Section]], key: str) -> list[type[Section]]:
-    """The sections that may stand behind a key of one of `kinds`."""
+    """The sections that are allowed as the value of a key of one of `kinds`."""
     fields = [kind.model_fields[key] for kind in kinds if key in kind.model_fields]
     return [kind for field in fields for kind in kinds_of(field.annotation) if _is_section(kind)]
 
@@ -240,7 +242,7 @@ def _is_section(kind: Any) -> bool:
 
 _NUMBER_TYPES = ("int_type", "float_type")
 _WRONG_TYPES = (*_NUMBER_TYPES, "int_from_float", "finite_number", "bool_type", "string_type", "dict_type", "model_type")
-# What pydantic says in Python's words.
+# Replacements for messages that pydantic phrases in terms of Python.
 _PLAIN = {
     "tuple_type": "expected a list, as in [a, b]",
     "model_attributes_type": "expected keys and values",
@@ -250,8 +252,9 @@ _WRONG_TYPES += ("tuple_type", "model_attributes_type")
 
 
 def _first_error(kind: type[Section], error: pydantic.ValidationError, raw: Any) -> str:
-    """One line for the first problem; for an unknown key, with the nearest known one."""
-    # Where a key takes one of several types, each of them has its error: the one that went deepest is what was meant.
+    """One line for the first error; for an unknown key, with the most similar known one."""
+    # If a key allows several types, there is an error for each; the one with the longest path is probably the type that was
+    # meant.
     first = max(error.errors(), key=lambda found: len(found["loc"]))
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
     key = _spelled(raw, first["loc"])
@@ -269,20 +272,21 @@ def _first_error(kind: type[Section], error: pydantic.ValidationError, raw: Any)
 
 
 def _spelled(raw: Any, place: Sequence[str | int]) -> str:
-    """An error's place as the file spells it: where a key takes one of several types, pydantic adds which one it tried."""
+    """The path of an error, as written in the file. If a key allows several types, pydantic adds the tried type's name to
+    it."""
     names = []
     for number, part in enumerate(place, 1):
         inside = (isinstance(raw, dict) and part in raw) or (isinstance(raw, list | tuple) and isinstance(part, int))
         if inside:
             raw = raw[part]
-        # What is not there is a key that is missing, unless it is one of pydantic's own words.
+        # A last part that is not in `raw` is a missing key, unless it is one of pydantic's additions.
         if inside or (number == len(place) and str(part).isidentifier() and isinstance(raw, dict | None)):
             names.append(str(part))
     return ".".join(names)
 
 
 def _found(error: Any) -> str:
-    """What was found in the place of another type, and what quotes have to do with it."""
+    """For a value of the wrong type: the value, and a hint if adding or removing quotes would help."""
     if error["type"] not in _WRONG_TYPES:
         return ""
     value = error["input"]
@@ -296,7 +300,7 @@ def _found(error: Any) -> str:
 
 
 def _holder(kind: type[Section], path: Sequence[str]) -> type[Section]:
-    """The section that an error's path leads to."""
+    """The section at an error's path."""
     options = [kind]
     for part in path:
         field = options[0].model_fields.get(part) if len(options) == 1 else None

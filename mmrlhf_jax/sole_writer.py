@@ -1,4 +1,4 @@
-"""One process at a time makes a result, such as an exported model or a file of scores: a lock beside the place names it."""
+"""Locks an output, such as an exported model or a file of scores, so that only one process at a time writes it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ LOCK = "lock"
 
 
 def sole_writer(workplace: epath.Path, out: epath.PathLike, doing: str, *, follows: str = "going on in its place") -> Ownership:
-    """Hold `workplace`, to be entered as a context. It is made where it is not there; `Ownership.clear` ends it.
+    """Own the folder `workplace`, which is created if necessary. Use the result as a context; `Ownership.clear` removes the
+    folder.
 
-    UserError names the process that holds it already. What a process left that has ended is taken over: of this host at once,
-    of another after `ownership.SILENT_SECONDS`. `follows` says what becomes of that.
+    UserError names a process that owns it already. The workplace of a process that has ended is taken over: at once if it was
+    on this host, else after `ownership.SILENT_SECONDS`. `follows` says how its work is continued.
     """
     path = workplace / LOCK
     elsewhere = f"wait for it, or remove {path} if it has ended"
@@ -29,7 +30,7 @@ def sole_writer(workplace: epath.Path, out: epath.PathLike, doing: str, *, follo
 
 
 class Held(os.PathLike):
-    """A place that this process alone writes for now. It is a path, for functions that would hold it themselves."""
+    """An output path that this process has locked. It is path-like, so that it can be passed to functions that lock a path."""
 
     def __init__(self, out: epath.Path, workplace: epath.Path, lock: Ownership):
         self.out, self.workplace, self.lock = out, workplace, lock
@@ -43,7 +44,7 @@ class Held(os.PathLike):
 
 @contextlib.contextmanager
 def held(out: epath.PathLike, workplace: epath.Path, doing: str, *, follows: str = "going on in its place") -> Iterator[Held]:
-    """`sole_writer` for a whole piece of work: whoever needs long to know what to write holds its place from the start."""
+    """`sole_writer` as a context, for work that takes long before it writes: the output is locked from the start."""
     with sole_writer(workplace, out, doing, follows=follows) as lock:
         yield Held(epath.Path(out), workplace, lock)
 

@@ -1,4 +1,4 @@
-"""JSON as its standard (RFC 8259) has it, in and out: without the NaN and Infinity that Python's own module takes."""
+"""Strict JSON (RFC 8259) for reading and writing: without NaN and Infinity, which Python's own module accepts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.progress import say
 
-# A float holds integers of up to 308 digits; what counts or identifies something has far fewer.
+# A float can hold integers of up to 308 digits; counts and ids have far fewer.
 MOST_DIGITS = 300
 
 JSONDecodeError = json.JSONDecodeError
 
 
 class NotStrict(json.JSONDecodeError):
-    """What Python's own module takes without a word. `msg` names the field, `item` its object's place in a list of them."""
+    """An error that Python's own module ignores. `msg` names the field, `item` is the index of its object in a list, or
+    None."""
 
     def __init__(self, message: str, text: str, found: Found | None) -> None:
         super().__init__(message, text, found.position if found else 0)
@@ -26,20 +27,20 @@ class NotStrict(json.JSONDecodeError):
 
 
 class DoubledKey(NotStrict):
-    """An object that has a key twice, of which Python's own module keeps the last."""
+    """An object has a key twice; Python's own module would keep the last one."""
 
 
 class BadNumber(NotStrict):
-    """A number that is not finite, or has too many digits."""
+    """A number is not finite, or has too many digits."""
 
 
 class LoneSurrogate(NotStrict):
-    """A text with half of a character (`"\\ud800"`), which no file in UTF-8 and no tokenizer takes."""
+    """A text has a lone surrogate (`"\\ud800"`), which UTF-8 cannot encode and tokenizers refuse."""
 
 
 def loads(text: str | bytes, **options: Any) -> Any:
-    """As `json.loads`, but strict. Raises JSONDecodeErrors: BadNumber for NaN, Infinity, 1e999 and endless integers,
-    DoubledKey for an object that has a key twice, and LoneSurrogate for a text that is none."""
+    """Like `json.loads`, but strict. Raises JSONDecodeErrors: BadNumber for NaN, Infinity, 1e999 and integers with too many
+    digits, DoubledKey for an object with a repeated key, and LoneSurrogate."""
     text = text if isinstance(text, str) else text.decode()
 
     def refuse(number: str) -> Any:
@@ -70,21 +71,22 @@ def loads(text: str | bytes, **options: Any) -> Any:
 
 
 class Found(NamedTuple):
-    """A key or a value that is no container: the way to it, the place of its first character, and how it is written."""
+    """A key, or a value that is no container: its path, the offset of its first character, and its token in the text."""
 
     path: tuple[str | int, ...]
     position: int
     token: str
     is_key: bool
-    is_again: bool  # a key that its object has already
+    is_again: bool  # whether it is a key that its object has already
 
 
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
 
 
 def _find(text: str, wanted: Callable[[Found], bool]) -> Found | None:
-    """The first key or value of a JSON text that is wanted. (What Python's own module calls back with has no place.)"""
-    way: list[str | int | None] = []  # of an object whose next token is a key, None
+    """The first key or value of a JSON text for which `wanted` is true. (Python's own module passes no positions to its
+    hooks.)"""
+    way: list[str | int | None] = []  # the current path; None in an object whose next token is a key
     keys: list[set[str]] = []
     for match in _TOKEN.finditer(text):
         token = match[0]
@@ -101,7 +103,7 @@ def _find(text: str, wanted: Callable[[Found], bool]) -> Found | None:
             if is_key:
                 try:
                     way[-1] = key = json.loads(token)
-                except json.JSONDecodeError:  # the text ends otherwise than it began
+                except json.JSONDecodeError:  # the text is not valid JSON
                     return None
             found = Found(tuple(way), match.start(), token, is_key, is_key and key in keys[-1])
             if wanted(found):
@@ -154,31 +156,31 @@ def _is_in_list_of_objects(path: tuple[str | int, ...]) -> bool:
 
 
 def _field(path: tuple[str | int, ...]) -> str:
-    """The way to a field inside its object."""
+    """The path of a field inside its record, for messages."""
     return shown(".".join(map(str, path[1:] if _is_in_list_of_objects(path) else path)))
 
 
 def _record(text: str, path: tuple[str | int, ...]) -> str:
-    """The id of the object, where it has one, as the beginning of a message."""
+    """The beginning of a message with the record's id; "" if it has none."""
     way = (path[0], "id") if _is_in_list_of_objects(path) else ("id",)
     found = _find(text, lambda found: found.path == way and not found.is_key)
     return f"record {shown(json.loads(found.token))}: " if found and found.token.startswith('"') else ""
 
 
 def dumps(value: Any, *, where: str = "", **options: Any) -> str:
-    """As `json.dumps`. Raises UserError, which opens with `where`, and names the first number that is not finite."""
+    """Like `json.dumps`. Raises UserError, which begins with `where` and names the first number that is not finite."""
     try:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError:
         key = next(_not_finite(value, ""), None)
-        if key is None:  # circular, say
+        if key is None:  # another error, such as a circular reference
             raise
         path, found = key
         raise UserError(f"{where}{': ' if where else ''}{path or 'the value'} is {found}, which JSON cannot say") from None
 
 
 def with_nulls(value: Any) -> Any:
-    """The value with null in the place of every number that is not finite: for figures of which one may be undefined."""
+    """The value with every number that is not finite replaced by None, for figures that may be undefined."""
     if isinstance(value, dict):
         return {key: with_nulls(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -187,14 +189,14 @@ def with_nulls(value: Any) -> Any:
 
 
 def print_figures(figures: Any) -> None:
-    """Print figures as JSON. One that is not finite is null there, and said."""
+    """Print figures as JSON. Figures that are not finite become null, with a message."""
     for path, found in _not_finite(figures, ""):
         say(f"{path} is {found}: null in the JSON")
     print(dumps(with_nulls(figures), ensure_ascii=False))
 
 
 def _not_finite(value: Any, path: str):
-    """(place, number) of every number that is not finite."""
+    """Yield (path, number) for every number that is not finite."""
     if isinstance(value, float) and not math.isfinite(value):
         yield path, value
     elif isinstance(value, dict | list | tuple):
