@@ -8,6 +8,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -134,15 +135,19 @@ def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     where it has tokens that the model has no embedding for.
     """
     # Not above: importing these takes seconds, and loads torch where it is installed.
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
     directory = local_directory(model)
     if not (directory / "config.json").exists():
         raise UserError(f"{directory}: no config.json; a model is a directory with config, tokenizer and weights")
     raw = read_json_object(directory / "config.json")
     check_dtype(raw, f"{directory / 'config.json'}")
+    family = find_family(raw, f"{directory / 'config.json'}")
+    # transformers looks at the model's config, and would ask whether to run the code beside one of the original naming.
+    config = AutoConfig.for_model(family.language_model) if family.naming(raw) == "original" else None
     try:
-        tokenizer = retried(lambda: AutoTokenizer.from_pretrained(directory), f"{directory}: the tokenizer")
+        load = partial(AutoTokenizer.from_pretrained, directory, config=config, trust_remote_code=False)
+        tokenizer = retried(load, f"{directory}: the tokenizer")
     except Unavailable:
         raise
     except Exception as error:  # the tokenizers library raises bare Exception for a broken tokenizer.json
@@ -153,7 +158,6 @@ def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
         raise UserError(f"{directory}: the tokenizer is not a fast one; a tokenizer.json is needed")
     templates = read_chat_templates(directory)
     tokenizer.chat_template = templates.get(DEFAULT) or templates or None
-    family = find_family(raw, f"{directory / 'config.json'}")
     vocabulary = tokenizer.get_vocab().items()
     _check_ids({token: n for token, n in vocabulary if token not in family.unembedded}, family.vocabulary(raw), directory)
     family.prepare_tokenizer(tokenizer, raw, f"{directory}")

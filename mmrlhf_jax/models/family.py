@@ -60,6 +60,7 @@ class Family(abc.ABC):
     title: ClassVar[str]  # for people
     architecture: ClassVar[str]  # the class of transformers
     publishers: ClassVar[Mapping[Naming, str]]  # who publishes the family's checkpoints in each naming
+    language_model: ClassVar[str] = "qwen2"  # its model_type in transformers
     template: ClassVar[str]  # the chat template that `data.template` means by default (`data.templates`)
     media_tags: ClassVar[tuple[str, ...]]  # what the family's chat templates write in a medium's place
     unembedded: ClassVar[tuple[str, ...]] = ()  # added tokens without an embedding: something always takes their place

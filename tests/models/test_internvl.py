@@ -415,6 +415,37 @@ def test_a_converted_tokenizer_has_what_transformers_processor_asks_for(tmp_path
     assert tokenizer.context_image_token_id == internvl.IMAGE_TOKEN
 
 
+def test_a_published_original_directory_is_read_without_running_its_code(tmp_path, caplog):
+    """It has classes of its own in files beside it, and a tokenizer in the files of Qwen2's."""
+    from transformers.utils import logging
+
+    logging.enable_propagation()
+    classes = {
+        "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+        "AutoModel": "modeling_internvl_chat.InternVLChatModel",
+    }
+    directory = stated(tmp_path, lambda raw: raw | {"auto_map": classes}, naming="original", with_tokenizer=False)
+    (directory / "configuration_internvl_chat.py").write_text("raise RuntimeError")
+    tokenizer = internvl.tokenizer()
+    vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
+    text = {token: number for token, number in vocabulary.items() if token not in added}
+    (directory / "vocab.json").write_text(json.dumps(text))
+    (directory / "merges.txt").write_text("#version: 0.2\n")
+    (directory / "added_tokens.json").write_text(json.dumps(added))
+    special = {str(number): {"content": token, "special": True} for token, number in added.items()}
+    config = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": special, "eos_token": "<|im_end|>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    found = load_tokenizer(directory)
+    assert found.get_vocab() == vocabulary and found.convert_tokens_to_ids("<IMG_CONTEXT>") == internvl.IMAGE_TOKEN
+    assert (
+        found("Why <img>?", add_special_tokens=False).input_ids == tokenizer("Why <img>?", add_special_tokens=False).input_ids
+    )
+    assert not [record for record in caplog.records if "model of type" in record.getMessage()]
+    assert read_config(directory).image_token == internvl.IMAGE_TOKEN
+    export_checkpoint(directory, tmp_path / "hf")
+    assert load_tokenizer(tmp_path / "hf").get_vocab() == vocabulary
+
+
 def test_a_video_tag_without_an_embedding_is_no_fault_of_the_tokenizer(tmp_path):
     """Frames always take its place; the published tokenizers have it behind the model's last token."""
     directory = internvl.checkpoint(tmp_path, internvl.config(text={"vocab_size": 262}))
