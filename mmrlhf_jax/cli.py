@@ -1,6 +1,7 @@
-"""The `mmrlhf` command: what its verbs are called, take and say. Their bodies are in `commands`, one file per verb or group.
+"""The `mmrlhf` command: names, options and help of its verbs. Their bodies are in `commands`, one file per verb or group.
 
-A body is imported when its verb runs, so that help and refusals are quick. Errors end here, in one line and an exit status.
+A body is imported when its verb runs, so that help and errors in options are quick. Errors are turned into one line and an exit
+status here.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ app.add_typer(config_app, name="config")
 
 
 def main() -> None:
-    """Entry point. Whatever the user gave wrongly ends in one line and exit status 2 (or as `exits` says)."""
+    """Entry point. Errors of the user end in one line and exit status 2 (or another one of `exits`)."""
     try:
         app()
     except SystemExit as end:
-        # A signal before the first step, say, which this process alone got.
+        # For example a signal before the first step, which only this process has received.
         if end.code and not isinstance(end, exits.StoppedTogether):
             exits.leave(end.code)
         raise
@@ -53,7 +54,7 @@ def main() -> None:
 
         if line := in_words(error):
             print(f"error: {line}", file=sys.stderr)
-            exits.leave(exits.PEER_LOST if away(error) else 2)  # launchers start the same command again on the first
+            exits.leave(exits.PEER_LOST if away(error) else 2)  # launchers restart the command on PEER_LOST
         if not exits.one_of_several():
             raise
         traceback.print_exc()
@@ -66,7 +67,7 @@ def quickstart(
         str, path_argument(writes=True, help="Directory for data, models, figures and the page.")
     ] = "runs/quickstart",
 ) -> None:
-    """The whole of MM-RLHF, small, on this machine: data, reward model, MM-DPO, evaluation, export, and a page of it."""
+    """Run all of MM-RLHF on a small scale on this machine: data, reward model, MM-DPO, evaluation, export, and a report."""
     from mmrlhf_jax.quickstart.pipeline import run, use_processors
 
     use_processors()
@@ -87,7 +88,7 @@ def build(
         typer.Option(help="Rank groups that have no ranks by this score, the highest first: mean_score, or a score's name."),
     ] = None,
 ) -> None:
-    """Check every record and medium of SOURCE and store them as ArrayRecord files in OUT. A build that was cut off goes on."""
+    """Check every record and medium of SOURCE and store them as ArrayRecord files in OUT. Continues an interrupted build."""
     commands.data.build(source, out, media_root, video_frames, jobs, beam, contradictions, rank_by)
 
 
@@ -96,8 +97,8 @@ def validate(
     source: Annotated[str, path_argument(help=f"{RANKED_SOURCE}; a mixture file; or a directory from `mmrlhf data build`.")],
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
-    max_text: Annotated[int, typer.Option(min=1, help="Characters that a prompt or response may have.")] = 200_000,
-    most: Annotated[int, typer.Option(min=1, help="Findings of a kind to list.")] = 10,
+    max_text: Annotated[int, typer.Option(min=1, help="Most characters of a prompt or response.")] = 200_000,
+    most: Annotated[int, typer.Option(min=1, help="Findings to list of each kind.")] = 10,
     as_json: options.Json = False,
 ) -> None:
     """Check every record: media decode, ranks and scores agree, texts are sound. Exit status 1 if anything is wrong."""
@@ -108,7 +109,7 @@ def validate(
 @data_app.command()
 def stats(
     data: options.DataSet,
-    model: Annotated[str | None, path_option(help="Whose tokens to count; default: an estimate.")] = None,
+    model: Annotated[str | None, path_option(help="Model whose tokenizer counts; default: an estimate.")] = None,
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
     slots: Annotated[int, typer.Option(min=1, help="Row size that `dropped` refers to.")] = 8192,
@@ -116,7 +117,7 @@ def stats(
     out: Annotated[str, path_option(writes=True, help="Page to write.")] = "stats.html",
     as_json: options.Json = False,
 ) -> None:
-    """Figures of a data set: lengths, tiles, ties, scores, predicted packing. Writes a page with plots, or prints JSON."""
+    """Statistics of a data set: lengths, tiles, ties, scores, predicted packing. Writes a page with plots, or prints JSON."""
     commands.data.stats(data, model, media_root, video_frames, slots, template, out, as_json)
 
 
@@ -128,7 +129,7 @@ def show_group(
     video_frames: options.VideoFrames = 32,
     out: Annotated[str, path_option(writes=True, help="Page to write.")] = "group.html",
 ) -> None:
-    """A page of one group: its pictures, the prompt, and the responses from best to worst with all that is known of them."""
+    """Write a page of one group: its images, the prompt, and the responses from best to worst with all their fields."""
     commands.data.show(data, record_id, media_root, video_frames, out)
 
 
@@ -150,13 +151,13 @@ def replay(
     batch: Annotated[str, path_argument(help="Batch that a run saved: RUN/bad_batch_step_12.npz.")],
     launch: options.Launch = None,
     step: Annotated[
-        int | None, typer.Option(min=0, help="Whose parameters; default: the newest checkpoint before, else the base model.")
+        int | None, typer.Option(min=0, help="Checkpoint to use; default: the newest one up to the batch, else the base model.")
     ] = None,
     overrides: options.Overrides = None,
     most: Annotated[int, typer.Option(min=1, help="Responses to list.")] = 12,
     as_json: options.Json = False,
 ) -> None:
-    """The batch that a run stopped at, once more: loss, gradients by part, and which responses are out of bounds."""
+    """Compute a saved batch again that a run stopped at: loss, gradient norms by part, and the responses that stand out."""
     commands.replay.replay(batch, launch, step, overrides or [], most, as_json)
 
 
@@ -167,34 +168,34 @@ def plan(
     ] = None,
     launches: Annotated[list[str] | None, path_option("--launch", help="Launch file; may be given several times.")] = None,
     overrides: options.Overrides = None,
-    every: Annotated[bool, typer.Option("--all", help="Every launch file of a pod in launch/.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="All launch files in launch/ that name an accelerator.")] = False,
     fit: Annotated[
         bool, typer.Option("--fit", help="Search mesh, rows per device and remat policy for the fastest that fits.")
     ] = False,
     generation: Annotated[bool, typer.Option(help="Compile generation beside the train step.")] = True,
-    passes: Annotated[bool, typer.Option(help="Compile evaluation and reference pass too, where the run has them.")] = True,
-    quick: Annotated[bool, typer.Option("--quick", help="Stop before machine code is made (ten times as fast).")] = False,
+    passes: Annotated[bool, typer.Option(help="Also compile evaluation and reference pass, if the run has them.")] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not generate machine code (ten times as fast).")] = False,
     readme: Annotated[
         str | None, path_option(writes=True, help="Page to put the table of all plans into: docs/plans.md.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object, or a list of them.")] = False,
 ) -> None:
-    """Compile the train step for a pod that is not here: memory, FLOPs, collectives, bounds on time. Needs no accelerator."""
+    """Compile the train step for a pod, without having it: memory, FLOPs, collectives, bounds on time. Needs no accelerator."""
     how = dict(every=every, fit=fit, generation=generation, passes=passes, quick=quick)
     commands.plan.plan(experiments, launches, overrides or [], **how, readme=readme, as_json=as_json)
 
 
 @app.command()
 def bench(
-    experiment: Annotated[str | None, path_argument(help="Experiment file; default: made-up groups, random weights.")] = None,
+    experiment: Annotated[str | None, path_argument(help="Experiment file; default: synthetic groups, random weights.")] = None,
     launch: Annotated[str | None, path_option(help="Launch file, for an experiment. Default: all local devices.")] = None,
     overrides: options.Overrides = None,
-    shape: Annotated[str, typer.Option(help="Model of the made-up groups: small, 0.5b or 7b.")] = "small",
+    shape: Annotated[str, typer.Option(help="Model for the synthetic groups: small, 0.5b or 7b.")] = "small",
     table: Annotated[bool, typer.Option("--table", help="Also other numbers of responses and of images.")] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of either layout; the ratio is the median of the turns'.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each layout; the ratio is the median of all turns.")] = 5,
     as_json: options.JsonForTable = False,
 ) -> None:
-    """The group layout against the pair-expanded one: the same pairs, the same train step, side by side."""
+    """Time the group layout against the pair-expanded one, with the same pairs and the same train step."""
     commands.bench.bench(experiment, launch, overrides or [], shape, table, repeats, as_json)
 
 
@@ -203,7 +204,7 @@ def show(
     experiment: Annotated[str, path_argument(help="Experiment file.")],
     overrides: options.Overrides = None,
 ) -> None:
-    """Print the resolved experiment, every default written out."""
+    """Print the resolved experiment with all defaults."""
     commands.config.show(experiment, overrides or [])
 
 
@@ -220,7 +221,7 @@ def logprobs(
     slots: options.Slots = 8192,
     workers: options.Workers = 0,
 ) -> None:
-    """Log-probability of every response under the model."""
+    """Compute the log-probability of every response under the model."""
     loading = dict(dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
     commands.logprobs.logprobs(model, data, out, media_root, video_frames, **loading)
 
@@ -228,7 +229,7 @@ def logprobs(
 @app.command()
 def generate(
     model: options.Model,
-    prompt: Annotated[str, typer.Option(help="What to ask; `<image>` in it is a picture's place.")],
+    prompt: Annotated[str, typer.Option(help="The prompt; `<image>` in it is the place of an image.")],
     image: Annotated[list[str] | None, path_option(help="Image file; may be given several times.")] = None,
     video: Annotated[str | None, path_option(help="Video file, or folder of frames.")] = None,
     video_frames: options.VideoFrames = 32,
@@ -260,7 +261,7 @@ def score(
     slots: options.Slots = 8192,
     workers: options.Workers = 0,
 ) -> None:
-    """Critique, then score: the reward of every response."""
+    """Write a critique of every response, then compute its reward."""
     loading = dict(dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
     commands.score.score(model, data, out, media_root, video_frames, critique, max_new_tokens, **loading)
 
@@ -272,7 +273,9 @@ def reward_bench(
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
     critique: options.CritiqueMode = "written",
-    blind: Annotated[bool, typer.Option(help="Exchange the media between prompts: what is left when it cannot look.")] = False,
+    blind: Annotated[
+        bool, typer.Option(help="Exchange the media between prompts: a baseline without the right media.")
+    ] = False,
     max_new_tokens: options.CritiqueTokens = 512,
     as_json: options.JsonForTable = False,
     dtype: options.Dtype = "float32",
@@ -281,7 +284,7 @@ def reward_bench(
     slots: options.Slots = 8192,
     workers: options.Workers = 0,
 ) -> None:
-    """ACC and ACC+ of a reward model over ranked data, per category."""
+    """Compute ACC and ACC+ of a reward model over ranked data, per category."""
     loading = dict(dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
     commands.eval.reward_bench(model, data, media_root, video_frames, critique, blind, max_new_tokens, as_json, **loading)
 
@@ -293,7 +296,9 @@ def export(
     step: Annotated[str | None, typer.Option(help="Which checkpoint: a step, or best; default: the newest.")] = None,
     naming: Annotated[str, typer.Option(help="hf (transformers, vLLM) or original (lmms-lab).")] = "hf",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: as the base model is stored.")] = None,
-    adapter: Annotated[bool, typer.Option("--adapter", help="Adapters alone, as PEFT has them; default: merged.")] = False,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Write the adapters alone, in PEFT's format; default: merged.")
+    ] = False,
 ) -> None:
-    """Write a Hugging Face directory that transformers and vLLM load."""
+    """Write a Hugging Face directory that transformers and vLLM can load."""
     commands.export.export(checkpoint, out, step, naming=naming, dtype=dtype, adapter=adapter)

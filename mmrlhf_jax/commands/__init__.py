@@ -1,7 +1,7 @@
 """The bodies of the command line's verbs: `cli.py` declares a verb and calls the function of its name here.
 
-A verb is in the file of its name, the verbs of a group (`mmrlhf data ...`) in that of the group. Only `cli` stands above
-this package.
+A verb is in the file of its name, the verbs of a group (`mmrlhf data ...`) in that of the group. Only `cli` imports this
+package.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 def __getattr__(name: str) -> ModuleType:
-    """`commands.train` is imported when it is first looked at, so that `--help` and refusals need no jax."""
+    """Import a module such as `commands.train` on first access, so that `--help` and errors in options need no jax."""
     try:
         return importlib.import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as error:

@@ -11,7 +11,7 @@ from mmrlhf_jax.planning import bench_cases
 def bench(
     experiment: str | None, launch: str | None, overrides: Sequence[str], shape: str, table: bool, repeats: int, as_json: bool
 ) -> None:
-    """`shape` and `table` are of the made-up groups that stand in where there is no experiment."""
+    """Without an `experiment`, synthetic groups are measured: `shape` is the model, `table` means all cases."""
     if experiment is not None:
         settings = config.load_experiment(experiment, overrides)
         found = [bench_cases.compare_experiment(settings, config.load_launch(launch), repeats=repeats)]

@@ -1,4 +1,4 @@
-"""What the `mmrlhf data` verbs do with their options."""
+"""The `mmrlhf data` verbs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def build(
     contradictions: str,
     rank_by: str | None = None,
 ) -> None:
-    """`beam`: its command line, or None for this machine's processes. `contradictions`: error or drop. `rank_by`: a score."""
+    """`beam` are options of Apache Beam, or None for processes on this machine. `contradictions` is "error" or "drop",
+    `rank_by` a score's name."""
     if contradictions not in ("error", "drop"):
         raise UserError(f"--contradictions {contradictions!r}: give error or drop")
     left_out: list[UserError] = []
@@ -67,7 +68,7 @@ def _has_scores_alone(record: RankedRecord) -> bool:
 
 
 def validate(source: str, media_root: str | None, video_frames: int, max_text: int, most: int, as_json: bool) -> bool:
-    """Whether anything is wrong."""
+    """Print the findings. Returns whether there are any."""
     report = check(source, media_root, video_frames=video_frames, max_text=max_text, progress=StagedProgress())
     kinds = collections.Counter(finding.kind for finding in report.findings)
     if as_json:
@@ -118,7 +119,7 @@ def stats(
 
 
 def _encoder_of(model: str, template: str) -> GroupEncoder:
-    # The model's tokenizer brings transformers and jax along, which the other verbs do without.
+    # Imported here, because these modules import transformers and jax, which the other verbs do not need.
     from mmrlhf_jax.huggingface.hub import local_directory
     from mmrlhf_jax.huggingface.load import load_tokenizer
     from mmrlhf_jax.huggingface.model_config import read_config

@@ -24,7 +24,7 @@ def reward_bench(
     as_json: bool,
     **loading: Any,
 ) -> None:
-    """`loading`: as for `Engine.load`."""
+    """`loading` are options of `Engine.load`."""
     critic.check_mode(critique)
     examples = open_examples(data, media_root, video_frames)
     for note in getattr(examples, "notes", ()):

@@ -9,7 +9,7 @@ from mmrlhf_jax.training.trained import export_run
 
 
 def export(checkpoint: str, out: str, step: str | None, **form: Any) -> None:
-    """`form`: as for `export_run`."""
+    """`form` are options of `export_run`."""
     if step is not None and step != "best" and not step.isdecimal():
         raise UserError(f"--step {step!r}: give a number, or best")
     number = int(step) if step is not None and step != "best" else step

@@ -26,7 +26,7 @@ def generate(
     template: str,
     **sampling: Any,
 ) -> None:
-    """`sampling`: as for `Engine.generate`."""
+    """`sampling` are options of `Engine.generate`."""
     if images and video is not None:
         raise UserError("give --image or --video; a prompt about both is not supported")
     pictures = tuple(read_media(epath.Path(path), "--image") for path in images)
@@ -34,7 +34,7 @@ def generate(
     record = RankedRecord(id="prompt", prompt=prompt, responses=(), images=tuple(images), video=video)
     if not (pictures or frames) and (tag := TAG.search(prompt)):
         raise WrongMedia(f"--prompt: the prompt has the tag {tag[0]}, but there are no media; give --image or --video")
-    record.prompt_text("--prompt")  # tags and media are counted before the model is loaded
+    record.prompt_text("--prompt")  # raises if tags and media do not match, before the model is loaded
     example = Example(record, pictures, frames)
     engine = Engine.load(model, dtype=dtype, template=template, batch=1)
     print(engine.generate([Prompt(example)], **sampling)[0])

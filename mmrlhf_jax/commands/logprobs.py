@@ -12,7 +12,7 @@ from mmrlhf_jax.inference.jobs import reserved, write_in_pieces
 
 
 def logprobs(model: str, data: str, out: str, media_root: str | None, video_frames: int, **loading: Any) -> None:
-    """`loading`: as for `Engine.load`."""
+    """`loading` are options of `Engine.load`."""
     with reserved(out) as place:
         examples = open_examples(data, media_root, video_frames)
         engine = Engine.load(model, **loading)

@@ -1,4 +1,4 @@
-"""Options that several verbs have, and how paths are read from the command line."""
+"""Options that several verbs share, and the checks of paths on the command line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _written(value: str | None) -> str | None:
 
 
 def _places(value: Any, writes: bool) -> Any:
-    """Paths with `~` as the home directory, which a shell does not see in `--out=~/x`, that can be read from or written to."""
+    """Expand `~`, which shells do not in `--out=~/x`, and check that the paths can be read from or written to."""
     if value is None:
         return None
     from mmrlhf_jax.files import check_place, expand_home
@@ -37,7 +37,7 @@ def _places(value: Any, writes: bool) -> Any:
 
 
 def finite(value: float) -> float:
-    """The callback of a number that a computation in float32 takes."""
+    """A callback that refuses numbers that are not finite, or that float32 cannot represent."""
     if not is_finite(value) or 0 < abs(value) < LEAST_NORMAL:
         raise typer.BadParameter(f"{value} is no number of float32")
     return value
@@ -56,7 +56,9 @@ MediaRoot = Annotated[
 VideoFrames = Annotated[int, typer.Option(min=1, help="Frames sampled per video.")]
 Template = Annotated[
     str | None,
-    typer.Option(help="Chat template: qwen_1_5, upstream_train, or checkpoint (the model's own). Default: its family's."),
+    typer.Option(
+        help="Chat template: qwen_1_5, upstream_train, or checkpoint (the model's own). Default: its family's template."
+    ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Sequences or rows at a time.")]
@@ -67,7 +69,7 @@ Slots = Annotated[
 Workers = Annotated[int, typer.Option(min=0, help="Processes that decode and tokenise; 0: threads of this one.")]
 CritiqueMode = Annotated[str, typer.Option("--critique", help="written (by the model), given (in the data) or none.")]
 CritiqueTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest critique.")]
-Launch = Annotated[str | None, path_option(help="Launch file: on which mesh. Default: all local devices.")]
+Launch = Annotated[str | None, path_option(help="Launch file (devices and mesh). Default: all local devices.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: optimizer.learning_rate=1e-6.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 JsonForTable = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

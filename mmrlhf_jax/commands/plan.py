@@ -1,4 +1,4 @@
-"""What `mmrlhf plan` does with its options."""
+"""`mmrlhf plan`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def plan(
     read = {Path(name).stem: config.load_experiment(name, overrides) for name in experiments}
     for made in _plans(read, places, several, fit, generation=generation, passes=passes, quick=quick):
         plans.append(made)
-        if readme is not None:  # what is there so far: the next may take long
+        if readme is not None:  # after every plan, because the next may take long
             show.write_table(readme, plans)
         if not as_json:
             print(show.as_text(made), flush=True)
@@ -67,17 +67,17 @@ def plan(
 def _plans(
     experiments: Mapping[str, config.Experiment], places: Mapping[str, config.Launch], several: bool, fit: bool, **how: bool
 ) -> Iterator[Plan]:
-    """A plan of each experiment for each launch file. Of several plans, one that cannot be made is said and left out."""
+    """Yield a plan of each experiment for each launch file. If there are several, those that fail are reported and left out."""
     from mmrlhf_jax.planning.plan import make_plan, model_sizes
     from mmrlhf_jax.planning.workload import find_workload
 
     for together, experiment in alike(experiments):
-        workload = None  # the same everywhere
+        workload = None  # does not depend on the launch file
         for where, launch in places.items():
             names = (", ".join(together), Path(where).stem)
             try:
                 sizes = model_sizes(experiment)[0]
-                if not fit:  # which searches the mesh
+                if not fit:  # `--fit` chooses the mesh itself
                     _check_layout(experiment, launch, sizes)
                 workload = workload or find_workload(experiment, sizes)
                 if fit:
@@ -93,7 +93,8 @@ def _plans(
 
 
 def _check_layout(experiment: config.Experiment, launch: config.Launch, sizes: Any) -> None:
-    """UserError where the experiment cannot be laid on the launch file's mesh; what of both is not used is said."""
+    """UserError if the experiment does not divide over the launch file's mesh. Reports settings that are overruled, and
+    replicated computation."""
     from mmrlhf_jax.training.layout import check_layout, say_overruled, say_waste, with_accumulation
 
     axes = launch.axes()
@@ -103,7 +104,7 @@ def _check_layout(experiment: config.Experiment, launch: config.Launch, sizes: A
 
 
 def _fastest(experiment: config.Experiment, launch: config.Launch, names: tuple[str, str], workload: Workload) -> Plan:
-    """The plan of the fastest layout that fits, which is said as the settings that give it."""
+    """The plan of the fastest layout that fits; prints the settings that give it."""
     from mmrlhf_jax.planning.fit import as_overrides, best_fit
     from mmrlhf_jax.planning.plan import planned_devices
 
@@ -123,7 +124,7 @@ def alike(experiments: Mapping[str, config.Experiment]) -> list[tuple[list[str],
         key = experiment.model_dump(mode="json", exclude={"run": True, "data": {"rewards", "held_out_rewards", "workers"}})
         task = task_of(experiment.objective)
         key["objective"] = task.shape_settings()
-        key["pieces"] = experiment.objective.looks_at_batch is None  # others are refused where rows are taken in pieces
+        key["pieces"] = experiment.objective.looks_at_batch is None  # others do not allow gradient accumulation
         if not at_hand(experiment.data):
             key["data"] |= {"path": None, "pairs": None, "critiques": task.assumed_targets(experiment.data)}
         found.setdefault(strict_json.dumps(_without_values(key)), ([], experiment))[0].append(name)
@@ -136,7 +137,7 @@ def at_hand(data: config.Data) -> bool:
 
 
 def _without_values(settings):
-    """Of a fraction only whether it is 0: then its term is left out."""
+    """The settings with each float replaced by whether it is 0, because a term with weight 0 is not computed."""
     if isinstance(settings, dict):
         return {name: _without_values(value) for name, value in settings.items()}
     return settings != 0 if isinstance(settings, float) else settings
@@ -150,15 +151,16 @@ def _files(pattern: str) -> list[str]:
 
 
 def _pods() -> list[str]:
-    """Launch files that name an accelerator."""
+    """The launch files that name an accelerator."""
     return [name for name in _files(LAUNCHES) if config.load_launch(name).accelerator is not None]
 
 
 def _use_stand_ins(launches: Sequence[config.Launch]) -> None:
-    """Before jax starts: no accelerator of this machine, a CPU device for every GPU to be planned for, and the compiler flags.
+    """Prepare the environment before jax starts: no accelerator of this machine, a CPU device for every GPU that is planned,
+    and the compiler flags.
 
-    libtpu reads its flags once, so they are used where all launch files have the same. Out of JAX's own cache a program would
-    have no text.
+    libtpu reads its flags only once, so they are used only if all launch files have the same. JAX's compilation cache is
+    disabled, because a program from it has no HLO text.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -173,7 +175,7 @@ def _use_stand_ins(launches: Sequence[config.Launch]) -> None:
         import jax
 
         jax.config.update("jax_num_cpu_devices", max(gpus))
-        os.environ["JAX_NUM_CPU_DEVICES"] = str(max(gpus))  # of the processes that compile
+        os.environ["JAX_NUM_CPU_DEVICES"] = str(max(gpus))  # for the child processes that compile
 
 
 def _is_tpu(launch: config.Launch) -> bool:

@@ -23,7 +23,7 @@ def score(
     max_new_tokens: int,
     **loading: Any,
 ) -> None:
-    """`loading`: as for `Engine.load`."""
+    """`loading` are options of `Engine.load`."""
     critic.check_mode(critique)
     with reserved(out) as place:
         examples = open_examples(data, media_root, video_frames)

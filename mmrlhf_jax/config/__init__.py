@@ -1,9 +1,9 @@
-"""Experiments and launch files: YAML to frozen, validated models. The one place where a default is written.
+"""Experiments and launch files: YAML read into frozen, validated models. All defaults are defined here.
 
-An experiment (`configs/*.yaml`) says what is learnt from what; a launch file (`launch/*.yaml`) says on which mesh. An
-experiment may name one `base:` file whose keys it overrides; `--set a.b=c` overrides both.
+An experiment (`configs/*.yaml`) says what is learnt from which data; a launch file (`launch/*.yaml`) says on which devices and
+mesh. An experiment may name one `base:` file whose keys it overrides; `--set a.b=c` overrides both.
 
-Like the single files of the top level this knows no other package. All that others need is imported from here.
+Like the modules of the top level, this package imports no other package. Other packages import its names from here.
 """
 
 from mmrlhf_jax.config.data import DATA_PLACES, Data, DataSet

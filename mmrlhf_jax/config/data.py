@@ -1,4 +1,4 @@
-"""What an experiment learns from, and is judged by."""
+"""The section `data` of an experiment: training data and held-out data."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mmrlhf_jax.sections import Integer, PathName, Section
 
 
 class DataSet(Section):
-    """One set of several. `weight`: how often an epoch passes over it (0.5: every group every other epoch).
+    """One set of a mixture. `weight` is how often an epoch contains each of its groups (0.5: in every other epoch).
 
-    `sampling_strategy` is MM-RLHF's: all, or first, end or random with a count or a share, as in random:1000 or first:20%.
+    `sampling_strategy` is MM-RLHF's: all, or first, end or random with a count or a share, such as random:1000 or first:20%.
     """
 
     path: PathName
@@ -29,14 +29,13 @@ OverBudget = Literal["error", "drop", "fewer_tiles", "cut_longest"]
 class Data(Section):
     """`path`: a ranked source file, a directory that `mmrlhf data build` wrote, MM-RLHF's mixture file (YAML), or a list.
 
-    `template`: `checkpoint` is the chat template that the model came with; null means the default of the model's family.
-    `over_budget`: what becomes of a group that exceeds the row budget, or several policies in the order of trying:
+    `template`: `checkpoint` is the chat template in the model's directory; null means the default of the model's family.
+    `over_budget`: the policy for groups that exceed the row budget, or several in the order in which they are tried:
     fewer_tiles, cut_longest (response), drop, error.
 
-    `pairs`: all strictly ordered ones, the extreme one, or `at_most: n` of a group (n alone means the same).
-    `critiques` names the field of a response that its critique is taken from; null leaves critiques out, for a reward
-    model of scores alone.
-    `rewards` is a file that `mmrlhf score` wrote of the training data, `held_out_rewards` one of the held-out data.
+    `pairs`: of each group all strictly ordered pairs, the extreme one, or `at_most: n` of them (n alone means the same).
+    `critiques` is the field of a response that holds its critique; null leaves critiques out, for a reward model without them.
+    `rewards` is a file that `mmrlhf score` wrote for the training data, `held_out_rewards` one for the held-out data.
     """
 
     path: PathName | Annotated[tuple[PathName | DataSet, ...], Field(min_length=1)]
@@ -66,7 +65,7 @@ class Data(Section):
 
     @property
     def named(self) -> str:
-        """The path or paths, for messages."""
+        """The paths as one text, for messages."""
         return ", ".join(self.paths)
 
     @pydantic.field_validator("over_budget", mode="before")
@@ -80,5 +79,5 @@ class Data(Section):
         return pairs["at_most"] if isinstance(pairs, dict) and list(pairs) == ["at_most"] else pairs
 
 
-# The keys of `data` that name a file or a folder, beside `path`.
+# The keys of `data` besides `path` whose value is a file or folder.
 DATA_PLACES = ("media_root", "rewards", "held_out", "held_out_rewards")

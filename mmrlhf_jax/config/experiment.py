@@ -1,4 +1,4 @@
-"""An experiment: what is learnt from what. Its sections together, and the file that it is read from."""
+"""An experiment: all of its sections, the checks between them, and reading it from a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmrlhf_jax.sections import Section
 
 
 def _check_something_learns(objective: Objective, data: Data, trains: Trains) -> None:
-    """ValueError where no term has a weight, or no part that a term depends on learns: such a run would change nothing."""
+    """ValueError if no term of the loss has a weight, or if no part that a term depends on learns."""
     if (why := objective.lacks_weights(data)) is not None:
         raise ValueError(f"objective: {why}")
     parts = [part for part, learns in trains if learns and (part != "reward_head" or objective.scores)]
@@ -64,7 +64,7 @@ class Experiment(Section):
             raise ValueError("lora.layers names head, but no term of this objective looks at words; leave it out")
         if self.objective.reference == "adapter_base":
             whole = [part for part, learns in self.trains if learns and part not in adapted]
-            # A part that the model does not have does not learn.
+            # A policy has no reward head, so `trains.reward_head` has no effect on it.
             whole = [part for part in whole if part != "reward_head" or self.model.reward_head is not None]
             if not adapted or whole:
                 named = ", ".join(f"trains.{part}: false" for part in whole) or "lora"
@@ -73,7 +73,8 @@ class Experiment(Section):
 
 
 def with_absolute_paths(experiment: Experiment) -> Experiment:
-    """The same experiment, as it is read from any other directory: for what a run keeps. Hub ids and gs:// stay as they are."""
+    """The experiment with absolute paths, so that a run's stored configuration is valid from any directory. Hub ids and remote
+    paths (gs://) are unchanged."""
 
     def absolute(path: str | None) -> str | None:
         return path if path is None or is_remote(path) else os.path.abspath(path)
@@ -102,5 +103,5 @@ def load_experiment(path: epath.PathLike, overrides: Sequence[str] = ()) -> Expe
 
 
 def read_experiment(path: epath.PathLike, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The keys and values of an experiment as they are written, before they are checked."""
+    """The keys and values of an experiment with base and overrides merged, before validation."""
     return sections.override(Experiment, sections.read_with_base(Experiment, epath.Path(path)), overrides)

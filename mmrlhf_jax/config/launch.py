@@ -1,4 +1,4 @@
-"""A launch file: on which devices an experiment runs, and by how many processes."""
+"""A launch file: the devices, mesh and processes that an experiment runs on."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mmrlhf_jax.sections import Integer, Section
 
 
 class Mesh(Section):
-    """Sizes of the mesh axes; -1 takes the devices that are left.
+    """Sizes of the mesh axes; -1 is derived from the number of devices.
 
-    `slices` are the factors of the axes that run between slices (or GPU hosts), over the network.
+    `slices` gives for each axis the factor that runs between slices (or GPU hosts), over the network.
     """
 
     data: Integer = 1
@@ -43,8 +43,8 @@ class Mesh(Section):
 
 
 class Distributed(Section):
-    """Several processes as one program. Seconds: for all to come, from a host's last sign of life to the others' end, and
-    without any progress (compiling apart) until the run is said to hang and ended."""
+    """Time limits of a multi-process run, in seconds: until all processes must have connected; from a process's last heartbeat
+    until the others exit; and without progress (compilation does not count) until the run is considered hanging and exits."""
 
     initialization_timeout: Count = 300
     heartbeat_timeout: Count = 40
@@ -52,14 +52,14 @@ class Distributed(Section):
 
 
 class Launch(Section):
-    """On what an experiment runs. `accelerator` is one slice or GPU host (`accelerators`), of which the mesh has
-    as many as `mesh.slices` say; None is whatever devices are here.
+    """The launch of an experiment. `accelerator` is a TPU slice or GPU host (`accelerators`), of which the mesh has as many as
+    the product of `mesh.slices`; None means the local devices.
 
-    `rows_per_device`: how many rows a batch shard takes at once, so that a step fits into memory; None is all that it gets. A
+    `rows_per_device` is how many rows a batch shard computes at once, so that a step fits in memory; None means all its rows. A
     batch shard is one device, or the `mesh.tensor` x `mesh.context` devices that share its rows. An experiment's
-    `batch.accumulation` overrules it.
+    `batch.accumulation` takes precedence.
 
-    `environment` is set before JAX starts, where it is not set already; `clear` names variables of earlier jobs to remove.
+    `environment` are variables to set before JAX starts, unless they are already set; `clear` names variables to remove.
     """
 
     accelerator: str | None = None
@@ -102,7 +102,8 @@ class Launch(Section):
         return math.prod(self.mesh.slices.values())
 
     def axes(self) -> dict[str, int] | None:
-        """The size of every axis over the accelerator's devices, None where it names none. UserError where they differ."""
+        """The size of every mesh axis over the accelerator's devices; None without an accelerator. UserError if they do not
+        multiply to the number of devices."""
         from mmrlhf_jax.accelerators import accelerator
 
         if self.accelerator is None:

@@ -1,4 +1,4 @@
-"""What of the model learns, and by which steps."""
+"""The sections on learning: which parts are trained, adapters, optimizer, and the guard against bad steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pydantic import Field
 from mmrlhf_jax.config.values import Count, Dtype, NonNegative, PartName, Positive
 from mmrlhf_jax.sections import AboveOne, BelowOne, Flag, Section
 
-# A bfloat16 has 8 bits: what shrinks by less than 1/512 of itself stays, and by 1/50 it loses a tenth of that to rounding.
+# The largest beta1 for a bfloat16 moment. With 8 bits of precision a moment that decays by less than 1/512 per step does not
+# change at all; at a decay of 1/50 about a tenth of it is lost to rounding.
 SLOWEST_IN_BFLOAT16 = 0.98
 
 
@@ -28,10 +29,10 @@ AdaptedPart = Literal["vision_tower", "projector", "language_model", "reward_hea
 
 
 class Lora(Section):
-    """Parts that learn through adapters instead of as a whole; the values are the released code's.
+    """Parts that learn through LoRA adapters instead of full training; the defaults are the released code's.
 
-    `layers` are the linear layers that get one, by name (q, k, v, o, gate, up, down, dense, out, ...); None: all of
-    those parts but the vocabulary projection and the patch embedding.
+    `layers` are the names of the linear layers that get adapters (q, k, v, o, gate, up, down, dense, out, ...); None means all
+    linear layers of these parts except the vocabulary projection and the patch embedding.
     """
 
     parts: Annotated[tuple[AdaptedPart, ...], Field(min_length=1)] = ("language_model",)
@@ -42,7 +43,7 @@ class Lora(Section):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _older_key(cls, raw: Any) -> Any:
-        """Runs before this said `dtype: float32`, which is what adapters are."""
+        """Accept `dtype: float32` in the configuration of older runs; adapters are always float32."""
         if not isinstance(raw, dict) or "dtype" not in raw:
             return raw
         if raw["dtype"] != "float32":
@@ -53,11 +54,11 @@ class Lora(Section):
 class Optimizer(Section):
     """AdamW, linear warm-up, cosine decay to `final_fraction` of the peak; gradients clipped to `max_grad_norm`.
 
-    `part_rates` are the peak learning rates of the parts that have their own. `algorithm: muon` gives the kernels of the
-    stacked layers orthogonalised momentum, with the peak `matrix_learning_rate` (None: `learning_rate`), all else AdamW.
+    `part_rates` are peak learning rates of single parts. `algorithm: muon` updates the kernels of the stacked layers by
+    orthogonalised momentum, with the peak `matrix_learning_rate` (None: `learning_rate`), and everything else by AdamW.
 
-    `mu_dtype` stores the first moment; bfloat16 is for a `beta1` of at most 0.98, beyond which it could not decay. The
-    second moment is always float32.
+    `mu_dtype` is the dtype of the first moment; bfloat16 is allowed for a `beta1` of at most 0.98, because with a larger one
+    the moment would not decay. The second moment is always float32.
     """
 
     algorithm: Literal["adamw", "muon"] = "adamw"
@@ -88,10 +89,10 @@ class Optimizer(Section):
 
 
 class Guard(Section):
-    """What happens to a step whose gradient is not finite, or spikes: its norm is `spike_factor` times the running mean.
+    """What to do at a step whose gradient is not finite, or whose gradient norm exceeds `spike_factor` times its running mean.
 
-    Either way the step leaves the model as it is. `stop` then ends the run with the batch saved for replay, `skip` goes
-    on and counts. The running mean is over about 1 / (1 - `decay`) steps, and no spike is called before so many.
+    In both cases the model is not changed. `stop` ends the run, with the batch saved for replay; `skip` continues and counts
+    the step. The running mean is over about 1 / (1 - `decay`) steps; before that many steps no spike is detected.
     """
 
     not_finite: Literal["stop", "skip"] = "stop"

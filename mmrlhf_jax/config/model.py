@@ -1,4 +1,4 @@
-"""The model that an experiment starts from, and in which precision it computes."""
+"""The section `model`: the model that an experiment starts from, and its precision."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from mmrlhf_jax.sections import PathName, Section
 class Model(Section):
     """`path`: a Hugging Face directory or hub id, in either naming.
 
-    Precision is by role: `dtype` is what the model computes in, `frozen_dtype` what is stored of the parameters that do not
-    learn. Those that do, and all that belongs to them (adapters, moments), are float32 whatever these say: in bfloat16 a
-    weight does not move at all under a step of less than 1/512 of itself. A reward head always computes in float32.
-    `reduce_dtype` is what the gradients of the layers' matrices are summed in, over tokens and over the devices of `fsdp`: with
-    bfloat16 half as many bytes travel, and every device's part is rounded to 8 bits. All other gradients (vocabulary,
-    embedding, norms, biases, newline, reward head) and the pieces of a batch are summed in float32 in any case.
-    `param_dtype`, the older name of `frozen_dtype`, is read as that.
+    `dtype` is the compute dtype, `frozen_dtype` the storage dtype of parameters that do not learn. Parameters that learn,
+    adapters and moments are always float32, because a bfloat16 weight does not change at all by an update of less than 1/512 of
+    itself. A reward head always computes in float32. `reduce_dtype` is the dtype in which gradients of the layers' matrices are
+    summed, over tokens and over the devices of `fsdp`: bfloat16 halves the bytes to send, but rounds every device's sum to 8
+    bits. All other gradients (vocabulary, embedding, norms, biases, newline, reward head), and sums over accumulation pieces,
+    are always float32. `param_dtype` is accepted as the older name of `frozen_dtype`.
 
-    `attention`: the implementation, by platform (a Pallas kernel on TPU, else XLA) or forced.
+    `attention` is the implementation: `auto` chooses by platform (a Pallas kernel on TPU, else XLA), the others are forced.
     """
 
     path: PathName

@@ -1,4 +1,4 @@
-"""The kinds of objectives and their settings. What each kind does with data, loss and plan is in `tasks`."""
+"""The section `objective`: the kinds of objectives and their settings. Their use of data, their losses etc. are in `tasks`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from mmrlhf_jax.sections import Number, Section
 
 
 class Scaling(Section):
-    """β(δ). `margin` is the paper's Dynamic Reward Scaling; what δ is made of is `margins`: the responses' rewards, their
-    human scores, or what upstream's pair files store with each pair (`ls_factor`; mode `ls_factor` is how upstream uses it).
+    """The scaling β(δ). Mode `margin` is the paper's Dynamic Reward Scaling. `margins` is the source of δ: the responses'
+    rewards, their human scores, or the number stored with each pair in the released pair files (`ls_factor`, which the released
+    code uses as in mode `ls_factor`).
 
-    `negative_margins` is for pairs that the reward model orders against the human rank: `clamp` gives them the β of
-    δ = 0 (the paper's stated range), `unclamped` less than that, `drop` leaves them out of the loss.
+    `negative_margins` applies to pairs that the reward model orders against the human ranking: `clamp` gives them the β of δ =
+    0 (the paper's stated range), `unclamped` a smaller one, and `drop` leaves them out of the loss.
     """
 
     mode: Literal["margin", "fixed", "ls_factor", "batch_implicit"] = "margin"
@@ -30,16 +31,17 @@ class Scaling(Section):
 
 
 class ObjectiveSection(Section):
-    """What the settings of every kind of objective tell; what each kind does with data, loss and plan is in `tasks`.
+    """The properties that the settings of every kind of objective have. The rest of a kind is its task (`tasks`).
 
-    Each kind has a `reference` as well, which is None where it needs no reference model.
+    Each kind also has a `reference`, which is None if it needs no reference model.
     """
 
     needs_reward_head: ClassVar[bool] = False
 
     @property
     def looks_at_batch(self) -> str | None:
-        """What of it sees the pairs of a batch together, by name, so that the batch cannot be taken in pieces; or None."""
+        """The name of the setting that needs all pairs of a batch at once and so excludes gradient accumulation; None if there
+        is none."""
         return None
 
     @property
@@ -48,19 +50,20 @@ class ObjectiveSection(Section):
         return False
 
     def writes(self, data: Data) -> bool:
-        """Whether the loss depends on the probabilities of words."""
+        """Whether the loss depends on token probabilities."""
         return True
 
     def lacks_weights(self, data: Data) -> str | None:
-        """Why no term of the loss has a weight, and what to do about it; None where one has."""
+        """A message that explains that no term of the loss has a weight; None if one has."""
         return None
 
 
 class Preference(ObjectiveSection):
-    """MM-DPO. `sft_weight` is γ, on chosen responses.
+    """MM-DPO. `sft_weight` is γ, the weight of the SFT term on chosen responses.
 
-    `reference`: log-probs of the starting model, `cached` (one pass before training), `live` (a forward pass of it in
-    every step, from a second copy of what learns) or `adapter_base` (the same with the adapters left out, and no copy).
+    `reference` is how log-probs of the starting model are computed: `cached` (one pass before training), `live` (a forward pass
+    in every step, with a copy of the initial values of the trained parameters) or `adapter_base` (a forward pass in every step
+    with the adapters switched off, without a copy).
     """
 
     kind: Literal["preference"] = "preference"
@@ -77,7 +80,7 @@ class Preference(ObjectiveSection):
 
     @property
     def looks_at_batch(self) -> str | None:
-        """What of it sorts or normalises over the whole batch."""
+        """The setting that sorts or normalises over the whole batch, if there is one."""
         if self.scaling.mode == "batch_implicit":
             return "scaling.mode batch_implicit"
         return next((f"loss {name}" for name in ("aot", "aot_unpaired") if name in self.losses), None)
@@ -111,8 +114,8 @@ class Preference(ObjectiveSection):
 class RewardModel(ObjectiveSection):
     """The critique-based reward model: critique loss + score loss (paper).
 
-    Options: centring (released code: .01), `tie_weight` on (r₁ − r₂)² of tied pairs, and what the score loss subtracts
-    from r⁺ − r⁻ as `margins`: nothing, the difference of the mean human scores, or that of the stored rewards.
+    Further terms: `centring` (released code: .01), and `tie_weight` on (r₁ − r₂)² of tied pairs. `margins` is subtracted from
+    r⁺ − r⁻ in the score loss: nothing, the difference of the mean human scores, or that of the stored rewards.
     """
 
     kind: Literal["reward_model"] = "reward_model"
@@ -143,7 +146,7 @@ class RewardModel(ObjectiveSection):
 
 
 class Supervised(ObjectiveSection):
-    """Token mean over the learnt responses (`data.learn`)."""
+    """Supervised fine-tuning: the mean token loss over the learnt responses (`data.learn`)."""
 
     kind: Literal["supervised"] = "supervised"
 

@@ -1,4 +1,4 @@
-"""The batches of a run, how many of them there are, and what is written meanwhile."""
+"""The sections `batch` and `run`: the global batch, the length of a run, checkpoints, evaluation and logs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from mmrlhf_jax.sections import Integer, Section, WrittenPath
 
 
 class Batch(Section):
-    """The global batch: `rows` rows of `slots` slots. What is None is derived from the data (`packing.auto_budget`).
+    """The global batch: `rows` rows of `slots` slots. Other sizes that are None are derived from the data
+    (`packing.auto_budget`).
 
-    `accumulation`: in how many pieces a step takes the rows, whatever the launch file says. None is derived from the launch
-    file's `rows_per_device` (`training.layout.with_accumulation`).
+    `accumulation` is the number of pieces of gradient accumulation. None derives it from the launch file's `rows_per_device`
+    (`training.layout.with_accumulation`); a number takes precedence over that.
     """
 
     rows: Count = 8
@@ -36,11 +37,10 @@ class Batch(Section):
 
 
 class Run(Section):
-    """`epochs` passes over the data, or exactly `steps` steps where that is given.
+    """A run makes `epochs` passes over the data or, if that is set, exactly `steps` steps.
 
-    The newest `keep` checkpoints stay, and the best one by `best` (a held-out metric) where there is held-out data.
-    `profile_at` is the step from which `profile_steps` steps are traced for TensorBoard's profiler. `wandb` names a
-    project of Weights & Biases to log to as well.
+    The newest `keep` checkpoints are kept and, with held-out data, the best one by the metric `best`. From step `profile_at`
+    on, `profile_steps` steps are traced for TensorBoard's profiler. `wandb` is a Weights & Biases project to log to as well.
     """
 
     directory: WrittenPath

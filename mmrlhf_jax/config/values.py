@@ -1,4 +1,4 @@
-"""What several sections take as values."""
+"""Types of values that several sections use."""
 
 from __future__ import annotations
 

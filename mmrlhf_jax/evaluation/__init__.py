@@ -1,1 +1,1 @@
-"""What a model is worth: measures over records that a model has scored. It runs no model itself; `inference` does."""
+"""Evaluation: metrics over records that a model has scored. The package runs no model itself; `inference` does."""

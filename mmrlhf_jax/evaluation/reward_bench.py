@@ -28,7 +28,7 @@ class Accuracy:
 
 
 def accuracy(records: Sequence[RankedRecord], reward: Callable[[Response], float] = lambda r: r.reward) -> Accuracy:
-    """ACC and ACC+ of `reward` over the strictly ordered pairs; groups without such a pair do not count."""
+    """ACC and ACC+ of `reward` over the strictly ordered pairs; groups without such a pair are left out."""
     right_pairs = pairs = right_groups = groups = 0
     for record in records:
         rewards = [reward(response) for response in record.responses]
@@ -48,7 +48,7 @@ def by_category(records: Sequence[RankedRecord]) -> dict[str, Accuracy]:
 
 
 def category(record: RankedRecord) -> str:
-    """The record's own `category`, or the first of upstream's five that occurs in a media path, or `other`."""
+    """The record's field `category`, else the first of the benchmark's five that occurs in a media path, else `other`."""
     if isinstance(record.extra.get("category"), str):
         return record.extra["category"]
     path = " ".join([*record.images, record.video or ""])
@@ -67,9 +67,10 @@ def longer_wins(records: Sequence[RankedRecord]) -> float:
 
 
 def exchange_media(examples) -> ExchangedExamples:
-    """The records that have media, each with those of another one: what a model that looks must do badly on.
+    """The records that have media, each with the media of another record. A model that uses its input images must score worse
+    on them.
 
-    Records that cannot be exchanged (text alone) are left out, and counted. Raises UserError where none can be.
+    Records without media are left out, with a message. Raises UserError if there are no two records with different media.
     """
     exchanged = ExchangedExamples(examples)
     if left_out := len(examples) - len(exchanged):
@@ -78,7 +79,7 @@ def exchange_media(examples) -> ExchangedExamples:
 
 
 class ExchangedExamples(OverlaidExamples):
-    """Each takes the media of the next record (cyclically) whose media differ from its own; the category stays its own."""
+    """Each record has the media of the next record (cyclically) whose media differ; its category is unchanged."""
 
     def __init__(self, examples):
         own = [(record.images, record.video) for record in examples.records]
@@ -107,5 +108,5 @@ class ExchangedExamples(OverlaidExamples):
 
 
 def _with_media(record: RankedRecord, images: tuple[str, ...], video: str | None) -> RankedRecord:
-    extra = {**record.extra, "category": category(record)}  # which a media path may say
+    extra = {**record.extra, "category": category(record)}  # stored, because it may come from the replaced media path
     return dataclasses.replace(record.with_media(images, video), extra=extra)
