@@ -50,10 +50,10 @@ def make_data(root: Path) -> None:
         build(source, root / "data" / split)
 
 
-def experiment(root: Path, name: str, model: Path, data: str, steps: int, **settings) -> config.Experiment:
+def experiment(root: Path, name: str, start: Path, split: str, steps: int, **settings) -> config.Experiment:
     raw = {
-        "model": {"path": str(model), "dtype": "float32", **settings.pop("model", {})},
-        "data": {"path": str(root / "data" / data), **settings.pop("data", {})},
+        "model": {"path": str(start), "dtype": "float32", **settings.pop("model", {})},
+        "data": {"path": str(root / "data" / split), **settings.pop("data", {})},
         "trains": {"vision_tower": False},
         "lora": {"parts": ["language_model"], "rank": 32, "alpha": 32.0},
         "optimizer": {"warmup_ratio": 0.05, "beta2": 0.98, **settings.pop("optimizer")},
