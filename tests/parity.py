@@ -31,7 +31,7 @@ def image_prompt(model: VisionLanguage, sizes: list[tuple[int, int]], directory,
     """Random text around noise pictures of these (height, width), which transformers' own processor cuts for transformers."""
     pictures = noise(sizes)
     ids, row = about_pictures(model, directory, pictures, shape)
-    inputs = {"input_ids": torch.tensor(ids[None])}
+    inputs = {"input_ids": torch.tensor(ids[None]).long()}
     if sizes:
         inputs |= FAMILIES[model.config.model_type].picture_inputs(directory, pictures)
     return Prompt(row, inputs, ids)
@@ -45,7 +45,7 @@ def video_prompt(model: VisionLanguage, frames: int, directory, shape: Shape | N
     pixels = (tiles.astype(np.float32) * vision.rescale - np.float32(vision.image_mean)) / np.float32(vision.image_std)
     pixels = torch.tensor(pixels.transpose(0, 3, 1, 2))
     theirs, inputs = FAMILIES[model.config.model_type].frame_inputs(pixels, ids, model.config.image_token)
-    return Prompt(row, {"input_ids": torch.tensor(theirs[None]), **inputs}, ids)
+    return Prompt(row, {"input_ids": torch.tensor(theirs[None]).long(), **inputs}, ids)
 
 
 @jax.jit

@@ -122,8 +122,8 @@ def test_a_folder_whose_name_looks_like_a_place_is_one_if_it_is_there(tmp_path, 
 def test_an_export_into_a_bucket_is_the_one_that_a_directory_gets(bucket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = tiny.checkpoint(tmp_path / "in", dtype=tiny.BFLOAT16)
-    export_checkpoint(source, tmp_path / "out", shard_bytes=20_000, card="# card\n")
-    count = export_checkpoint(source, str(bucket / "models/out"), shard_bytes=20_000, card="# card\n")
+    export_checkpoint(source, tmp_path / "out", shard_bytes=20_000, card=lambda family: "# card\n")
+    count = export_checkpoint(source, str(bucket / "models/out"), shard_bytes=20_000, card=lambda family: "# card\n")
     assert count == sum(value.size for value in load_file(source / "model.safetensors").values())
     there = {path.name: path.read_bytes() for path in (bucket / "models/out").iterdir()}
     assert there == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}

@@ -14,6 +14,7 @@ from mmrlhf_jax.models.decoder import Decoder
 VOCABULARY = 1024  # at most; the corpus needs fewer
 
 TINY: dict[str, Any] = {
+    "model_type": "llava_onevision",
     "vision_config": {
         "model_type": "siglip_vision_model",
         "hidden_size": 96,

@@ -3,6 +3,7 @@
     checkpoint, config, tensors, tokenizer   tiny models with random weights, in every spelling of `NAMINGS`
     media_ids                                arguments of `config` for another tokenizer's media tokens
     SHAPES                                   arguments of `config` for unlike models
+    TOLERANCE                                absolute, of logits and of what comes before them, against transformers
     PUBLISHED_GEOMETRY, TOKENS, VIDEO_TOKENS arguments of `config` for real tiles; what media are then
     PICTURES, FRAMES, ROW                    prompts, and a row that has room for each of them
     picture_inputs, frame_inputs             transformers' inputs for the same media (these need torch, as do the next)

@@ -37,6 +37,7 @@ CHAT_TEMPLATE = (
 )
 
 
+TOLERANCE = 2e-5  # norms of queries and keys in the tower add roundings
 SHAPES = {
     "untied, 6 heads over 2": {},
     "tied, as the 6B tower": {

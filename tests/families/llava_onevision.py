@@ -14,6 +14,7 @@ __all__ = ["IMAGE_TOKEN", "checkpoint", "config", "tensors", "tokenizer"]
 NAMINGS = ("hf", "legacy", "saved", "original")
 PUBLISHED = "legacy"  # in Hugging Face naming, and what an export is written in
 
+TOLERANCE = 1e-5
 SHAPES = {
     "tied, 6 heads over 2": {},
     "untied, odd heads": {

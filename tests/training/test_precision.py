@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from mmrlhf_jax import config
 from mmrlhf_jax.huggingface.model_config import read_config
-from mmrlhf_jax.models.llava_onevision import weights
+from mmrlhf_jax.models.llava_onevision.weights import NAMES
 from mmrlhf_jax.models.lora import adapted_layers, is_adapter, merge_lora
 from mmrlhf_jax.planning.abstract import abstract_model, abstract_state
 from mmrlhf_jax.sections import resolved
@@ -105,11 +105,11 @@ def test_a_state_that_would_learn_in_bfloat16_is_refused(directory):
 
 def test_learnt_leaves_of_a_float32_checkpoint_are_not_rounded_on_the_way(directory):
     _, params, frozen = split(experiment(directory, frozen_dtype="bfloat16"))
-    stored = {weights.resolve(name): value for name, value in load_file(directory / "model.safetensors").items()}
+    stored = {NAMES.resolve(name): value for name, value in load_file(directory / "model.safetensors").items()}
     for path, param in [*nnx.to_flat_state(params), *nnx.to_flat_state(frozen)]:
-        tensors, layout = weights.tensors(path, param.shape[0])
+        tensors, layout = NAMES.tensors(path, param.shape[0])
         found = np.asarray([layout.to_parameter(stored[tensor]) for tensor in tensors])
-        expected = (found if weights.is_stacked(path) else found[0]).astype(param.dtype)
+        expected = (found if NAMES.is_stacked(path) else found[0]).astype(param.dtype)
         np.testing.assert_array_equal(param[...], expected, err_msg=".".join(path))
 
 
