@@ -1,5 +1,5 @@
-"""Models as Flax NNX modules: parts that several families are made of, and a folder for each family.
+"""Models as Flax NNX modules: parts that families share, and a folder for each family.
 
-A family depends on parts, never the other way, and nothing here knows of data sets, experiments or training. Where parameters
-and activations are placed is said by logical axes (`sharding.rules`).
+Families import parts, never the other way, and nothing here imports data, configuration or training. Parameters and activations
+are sharded by logical axes (`sharding.rules`).
 """

@@ -22,9 +22,9 @@ from mmrlhf_jax.sharding.rules import constrain, partitioned
 class TextConfig:
     """Sizes of the language model.
 
-    `rope_axes`: for positions with three axes, which of them turns each of the head_dim / 2 pairs of dimensions.
-    `max_positions`: for how many positions the rotary embeddings are plain (transformers' `dynamic` scaling changes them
-    beyond); None: for any number. Whoever makes conversations keeps to it (`data.encode`, `Engine.generate_tokens`).
+    `rope_axes`: for positions with three axes, the axis that rotates each of the head_dim / 2 pairs of dimensions.
+    `max_positions`: the number of positions up to which the rotary embeddings are plain (beyond it transformers' `dynamic`
+    scaling changes them); None: any number. `data.encode` and `Engine.generate_tokens` refuse longer conversations.
     """
 
     vocab_size: int
@@ -51,16 +51,18 @@ class KVCache(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """How hidden states become logits: `hidden @ kernel`, and with an adapter (A times alpha / rank, and B) `+ hidden @ A @ B`.
+    """The projection from hidden states to logits: `hidden @ kernel`, plus `hidden @ A @ B` with an adapter (A includes the
+    factor alpha / rank).
 
-    The two are never added up to one matrix: in bfloat16 the kernel would swallow what the adapter has learnt.
+    The adapter is not merged into the kernel, because in bfloat16 rounding could remove its update.
     """
 
     kernel: Float[Array, "E V"]
     adapter: tuple[Float[Array, "E R"], Float[Array, "R V"]] | None = None
 
     def __rmatmul__(self, hidden: Float[Array, "... E"]) -> Float[Array, "... V"]:
-        """Logits in float32, of all hidden states: for few of them. `objectives.logprobs` goes chunk by chunk."""
+        """Logits in float32 of all hidden states at once, for a small number of them; `objectives.logprobs` computes in
+        chunks."""
         kernel, *adapter = (w.astype(hidden.dtype) for w in (self.kernel, *(self.adapter or ())))
         logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
         if not adapter:
@@ -70,10 +72,11 @@ class Vocabulary:
 
 
 def rope_frequencies(head_dim: int, theta: float) -> Float[np.ndarray, "D/2"]:
-    """Radians per position of every pair of dimensions, float32, rounded where transformers rounds: power, then quotient.
+    """Radians per position of every pair of dimensions, float32, with transformers' rounding (after the power and the
+    quotient).
 
-    At position 7000 one unit in the last place of a frequency turns a pair by up to 5e-4 radians, which shows in the logits;
-    so they are made on the host, where powers are exact, and not by an accelerator's own power function.
+    At position 7000, an error of one unit in the last place of a frequency rotates a pair by up to 5e-4 radians, which is
+    visible in the logits. So frequencies are computed on the host and not by an accelerator's less accurate power function.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     return np.float32(1) / (np.float64(theta) ** exponents.astype(np.float64)).astype(np.float32)
@@ -84,7 +87,7 @@ def rope(
 ) -> tuple[Float[Array, "B S 1 D/2"], Float[Array, "B S 1 D/2"]]:
     """Cosines and sines of rotary embeddings, float32, one per pair of dimensions.
 
-    Of positions with three axes every pair is turned by the axis that `config.rope_axes` names.
+    For positions with three axes, every pair uses the axis in `config.rope_axes`.
     """
     along = positions[..., None] if positions.ndim == 2 else positions[..., np.asarray(config.rope_axes)]
     angles = (along.astype(jnp.float32) * rope_frequencies(config.head_dim, config.rope_theta))[:, :, None]
@@ -109,12 +112,12 @@ class SelfAttention(nnx.Module):
         self.head_dim = hd
 
     def __call__(self, x: Float[Array, "B S E"], cos_sin, attend: Callable):
-        """`attend(q, k, v) -> (out, kept)` decides what is attended and what is kept of it."""
+        """`attend(q, k, v) -> (out, kept)` computes the attention; `kept` is returned as well (for a KV cache)."""
         batch, length, _ = x.shape
         q, k, v = (proj(x).reshape(batch, length, -1, self.head_dim) for proj in (self.q, self.k, self.v))
-        # Named before as well as after, so that gradients come back by slots before they meet the weights.
+        # Constrained by slots before the resharding by heads, so that the gradients return to slots before the projections.
         q, k, v = (constrain(x, "batch", "slots", "heads", None) for x in (q, k, v))
-        # Every head sees the whole row: the split of slots becomes one of heads, and back.
+        # Attention needs all slots of a row: reshard from slots to heads, and back afterwards.
         q, k, v = (constrain(x, "batch", None, "act_heads", None) for x in (rotate(q, cos_sin), rotate(k, cos_sin), v))
         out, kept = attend(q, k, v)
         out = constrain(constrain(out, "batch", None, "act_heads", None), "batch", "slots", "heads", None)
@@ -168,7 +171,7 @@ class Decoder(nnx.Module):
             self.head = linear(config.hidden_size, config.vocab_size, ("embed", "vocab"), bias=False, rngs=rngs, **kinds)
 
     def vocabulary(self) -> Vocabulary:
-        """The projection from hidden states to logits, its adapter included, as it is stored."""
+        """The projection from hidden states to logits, as stored (sharded), with its adapter."""
         if self.config.tied:
             return Vocabulary(self.embedding.embedding[...].T)
         if not self.head.adapted:
@@ -190,7 +193,7 @@ class Decoder(nnx.Module):
         return self._run(x, positions, attend)[0]
 
     def prefill(self, x, positions, visible_until) -> tuple[Float[Array, "B S E"], KVCache]:
-        """As `__call__`, and the keys and values of every layer."""
+        """Like `__call__`, but also returns the keys and values of every layer."""
 
         def attend(q, k, v):
             return attention(q, k, v, visible_until, backend=self.attention_backend), KVCache(k, v)
@@ -205,7 +208,8 @@ class Decoder(nnx.Module):
         valid: Bool[Array, "B N S"],
         cache: KVCache,
     ) -> tuple[Float[Array, "B N E"], KVCache]:
-        """One step of N branches per row: writes their keys and values at their slots, then each attends its `valid` ones."""
+        """One decoding step of N branches per row: write their keys and values into the cache at `slots`, then attend to the
+        `valid` cache slots of each branch."""
         cos_sin = rope(positions, self.config)
         rows = jnp.arange(x.shape[0])[:, None]
 
@@ -214,7 +218,7 @@ class Decoder(nnx.Module):
             updated = cache
 
             def attend(q, k, v):
-                # The cache is carried, not scanned over: one slot per branch is written in place, nothing is copied.
+                # The cache is the scan's carry, so that one slot per branch is updated in place without copying the cache.
                 nonlocal updated
                 updated = KVCache(cache.k.at[number, rows, slots].set(k), cache.v.at[number, rows, slots].set(v))
                 each = jax.vmap(attend_cache, in_axes=(1, None, None, 1), out_axes=1)

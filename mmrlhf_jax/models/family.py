@@ -1,7 +1,7 @@
-"""What the project asks of a family of models. Each family implements `Family` in a folder of its own.
+"""The interface of a family of models. Each family implements `Family` in a folder of its own.
 
-Nothing outside such a folder names its family: everything goes through `registry`. This module imports no jax, and neither
-does a family's own module of these members at its top, because data workers and `mmrlhf data` read geometries.
+No code outside that folder names the family; all access goes through `registry`. Neither this module nor a family's
+implementation imports jax at module level, because data workers and `mmrlhf data` use geometries.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class VisionSizes(Protocol):
-    """What plans and meshes ask of any tower's config."""
+    """The sizes of a vision tower that plans and mesh checks use."""
 
     hidden_size: int
     intermediate_size: int
 
 
 class ModelConfig(Protocol):
-    """The sizes of one model: an immutable dataclass of its family. `dataclasses.replace` changes what may differ."""
+    """The sizes of one model: a frozen dataclass of its family, whose fields `dataclasses.replace` can change."""
 
     model_type: ClassVar[str]  # the family's name in the registry
     text: TextConfig
@@ -44,74 +44,74 @@ class ModelConfig(Protocol):
 
 
 class Checkpoint(NamedTuple):
-    """What a family reads of a model's directory. `where` opens error messages about `config`."""
+    """The content of a model's directory that a family reads. `where` is the beginning of error messages about `config`."""
 
     config: Mapping[str, Any]  # config.json
-    files: Mapping[str, Mapping[str, Any]]  # the processors' files that are there, by name
-    shapes: Callable[[], Mapping[str, tuple[int, ...]]]  # of the stored tensors, by name; reads the files' headers
+    files: Mapping[str, Mapping[str, Any]]  # the existing processor files, by name
+    shapes: Callable[[], Mapping[str, tuple[int, ...]]]  # shapes of the stored tensors by name; reads the files' headers
     where: str
     directory: str
 
 
 class Family(abc.ABC):
-    """One family of models: how it is read, what it is made of, and what an export of it must hold."""
+    """One family of models: reading its checkpoints, its modules, and writing its exports."""
 
     model_type: ClassVar[str]  # in a Hugging Face config.json, and in the registry
-    title: ClassVar[str]  # for people
-    architecture: ClassVar[str]  # the class of transformers
+    title: ClassVar[str]  # for messages and model cards
+    architecture: ClassVar[str]  # the class in transformers
     publishers: ClassVar[Mapping[Naming, str]]  # who publishes the family's checkpoints in each naming
     language_model: ClassVar[str] = "qwen2"  # its model_type in transformers
-    template: ClassVar[str]  # the chat template that `data.template` means by default (`data.templates`)
-    media_tags: ClassVar[tuple[str, ...]]  # what the family's chat templates write in a medium's place
-    unembedded: ClassVar[tuple[str, ...]] = ()  # added tokens without an embedding: something always takes their place
+    template: ClassVar[str]  # the default of `data.template` (a name in `data.templates`)
+    media_tags: ClassVar[tuple[str, ...]]  # tags that the family's chat templates write in the place of a medium
+    unembedded: ClassVar[tuple[str, ...]] = ()  # added tokens without an embedding, because they are always replaced
     names: ClassVar[WeightNames]
-    processor_files: ClassVar[tuple[str, ...]]  # of a directory, beside the tokenizer's: read, and copied on export
+    processor_files: ClassVar[tuple[str, ...]]  # files beside the tokenizer's that are read, and copied on export
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def naming(self, config: Mapping[str, Any]) -> Naming | None:
-        """In which naming a config.json is of this family; None for one of another family."""
+        """The naming of a config.json of this family; None if it is of another family."""
 
     @abc.abstractmethod
     def read(self, checkpoint: Checkpoint) -> ModelConfig:
-        """The model's sizes. UserError that names file and key for what this project cannot run."""
+        """The model's sizes. UserError, with file and key, for a model that this project cannot run."""
 
     @abc.abstractmethod
     def published(self, path: str) -> ModelConfig | None:
-        """The sizes of the published model that a path names (as hub id or directory name), or None."""
+        """The sizes of the published model with this hub id or directory name; None if there is none."""
 
     @abc.abstractmethod
     def typical_geometry(self) -> Geometry:
-        """That of the published models, for estimates where no model is named."""
+        """The geometry of the published models, for estimates if no model is named."""
 
     def vocabulary(self, config: Mapping[str, Any]) -> int | None:
-        """How many tokens a config.json has embeddings for, without reading anything else; None: it does not say."""
+        """The number of token embeddings according to a config.json; None if it does not say."""
         text = config.get("text_config") or {}
         return text.get("vocab_size") or config.get("vocab_size")
 
     @abc.abstractmethod
     def prepare_tokenizer(self, tokenizer: Any, config: Mapping[str, Any], where: str) -> None:
-        """Add what the naming leaves out. UserError where the tokenizer is not that of a model of the family."""
+        """Add tokens that the naming's tokenizer files lack. UserError if the tokenizer is not one of the family."""
 
     # Running ---------------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def model(self) -> type[VisionLanguage]:
-        """The class of its models. Imports jax."""
+        """The class of the family's models. Imports jax."""
 
     def bench_config(self, shape: str) -> ModelConfig | None:
-        """Sizes for measuring without a checkpoint, by name ("small" suits a CPU); None: there are none of this name."""
+        """Sizes for benchmarks without a checkpoint, by name ("small" suits a CPU); None for an unknown name."""
         return None
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def convert_config(self, checkpoint: Checkpoint, model: ModelConfig, naming: Naming) -> dict[str, Any]:
-        """config.json in `naming`, from that of a checkpoint in either. UserError for what the naming cannot say."""
+        """config.json in `naming`, from a checkpoint's in either naming. UserError if the naming cannot express it."""
 
     def new_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """config.json of a new model in Hugging Face naming, from what was asked for."""
+        """config.json of a new model in Hugging Face naming, from the requested settings."""
         return dict(config)
 
     @abc.abstractmethod
@@ -120,17 +120,17 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def check_export(self, model: ModelConfig, naming: Naming, source: str, out: str) -> None:
-        """UserError for a model that would not run from an export in `naming`; what would run otherwise there is said."""
+        """UserError if an export in `naming` could not be run; differences in how it would run are reported."""
 
     def left_out(self, model: ModelConfig, part: str, layer: int | None, naming: Naming) -> bool:
-        """Whether a tensor has no place in `naming`."""
+        """Whether `naming` has no tensor for this part and layer, so that an export omits it."""
         return False
 
     def default_chat_template(self) -> str | None:
-        """The Jinja of a chat template to export where the source has none."""
+        """The Jinja chat template to export if the source has none; None: export none."""
         return None
 
 
 def tokens_beyond(model: ModelConfig, tokens: Sequence[int]) -> bool:
-    """Whether the embedding ends before one of these tokens."""
+    """Whether any of these tokens has no embedding in the model."""
     return max(tokens) >= model.text.vocab_size

@@ -1,6 +1,6 @@
-"""How a family of models cuts media, on the host: what every geometry of tiles shares, and what it must say for itself.
+"""The geometry of a family: how media are cut into tiles and become visual tokens, computed on the host.
 
-A geometry is immutable and hashable, can be pickled (data workers get one), and needs no jax.
+A geometry is immutable, hashable and picklable (it is sent to data workers), and needs no jax.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ Size = tuple[int, int]  # (height, width) in pixels
 class Geometry(abc.ABC):
     """Media to tiles, and tiles to visual tokens, from sizes alone.
 
-    An implementation is a frozen dataclass with the fields that decide either. `images` are the (height, width) of a prompt's
-    images and `frames` the number of its video's frames, 0 without one; a prompt has one or the other. `most_tiles` limits the
-    tiles of all media of a prompt (0 = any number).
+    An implementation is a frozen dataclass whose fields determine both. `images` are the (height, width) of a prompt's images,
+    and `frames` is the number of its video's frames, 0 without a video; a prompt has images or a video. `most_tiles` limits the
+    number of tiles of all media of a prompt (0 = no limit).
     """
 
     image_size: int  # side of a tile, in pixels
-    taps: ClassVar[int]  # of how many features a visual token is made at most (K)
-    position_axes: ClassVar[int] = 1  # of a token's position: 1, or 3
+    taps: ClassVar[int]  # K: a visual token is a weighted sum of at most so many features
+    position_axes: ClassVar[int] = 1  # number of axes of a token's position: 1 or 3
 
     @property
     @abc.abstractmethod
     def features(self) -> int:
-        """Features that the model makes of a tile."""
+        """The number of features that the model makes of a tile."""
 
     @abc.abstractmethod
     def plans(self, images: Sequence[Size], frames: int, most_tiles: int = 0) -> list[VisualPlan]:
-        """One plan per medium: the images in order, or the video as one."""
+        """One plan per medium: for each image in order, or one for the video."""
 
     @abc.abstractmethod
     def cut_images(self, images: Sequence[Image.Image], most_tiles: int = 0) -> np.ndarray:
@@ -45,22 +45,22 @@ class Geometry(abc.ABC):
 
     @abc.abstractmethod
     def cut_frames(self, frames: Sequence[Image.Image]) -> np.ndarray:
-        """uint8[t, H, H, 3]: the tiles of a video's frames (RGB), those that are kept."""
+        """uint8[t, H, H, 3]: the tiles of a video's frames (RGB, after `frame_numbers`)."""
 
     @abc.abstractmethod
     def fewer_tiles(self, images: Sequence[Size], frames: int) -> list[int]:
-        """Limits `most_tiles` that bring a prompt's media down to fewer tiles than they have, most first."""
+        """Values of `most_tiles` that reduce the tiles of a prompt's media, in descending order."""
 
     def frame_numbers(self, frames: int, most_tiles: int = 0) -> list[int]:
-        """The frames of a video that are kept: all, or as many evenly spaced ones as the limit leaves."""
+        """The indices of the frames to keep: all, or `most_tiles` evenly spaced ones."""
         return np.linspace(0, frames - 1, min(frames, most_tiles or frames), dtype=int).tolist()
 
     def settings(self) -> dict[str, Any]:
-        """Everything that decides tokens and pixels, as JSON values: a part of what a data set's index is known by."""
+        """Everything that determines tokens and pixels, as JSON values; part of the fingerprint of a data set's index."""
         return dataclasses.asdict(self)
 
     def empty(self, *, slots: int, tiles: int, visual: int) -> Tiles:
-        """The media of a row of so many slots, tiles and visual slots, with nothing in it."""
+        """The empty media of a row with so many slots, tiles and visual slots."""
         return Tiles(
             tiles=np.zeros((tiles, self.image_size, self.image_size, 3), np.uint8),
             slots=np.full(visual, slots, np.int32),
@@ -69,11 +69,11 @@ class Geometry(abc.ABC):
         )
 
     def of_group(self, tiles: np.ndarray, plans: Sequence[VisualPlan], slots: np.ndarray, trunk: int) -> Tiles:
-        """The media of a group, before it has a place in a row.
+        """The media of a group, with indices relative to the group.
 
-        `slots` are its tree's visual slots, int32[v], and `trunk` is the length of its trunk. Media stand in the trunk, once,
-        unless conversations differ before them: a critique's prompt and the plain one of a response without a critique do,
-        where the question has its media inside the text. Every branch then has its own slots for the same tiles.
+        `slots` are its tree's visual slots, int32[v], and `trunk` is the length of its trunk. Usually the media's slots are in
+        the trunk, once. If conversations differ before the media, every branch has its own slots for the same tiles. This
+        happens when the question has media inside its text and only some responses have a critique, so that the prompts differ.
         """
         plan = join(plans, self.taps)
         taps, weights = plan.taps, plan.weights
@@ -85,7 +85,7 @@ class Geometry(abc.ABC):
         return Tiles(tiles, slots, taps, weights)
 
     def place(self, row: Tiles, group: Tiles, *, slot: int, tile: int, visual: int) -> None:
-        """Write a group's media into a row's, behind so many slots, tiles and visual slots of the groups before it."""
+        """Write a group's media into a row's media, with these offsets in slots, tiles and visual slots."""
         newline = len(row.tiles) * self.features
         row.tiles[tile : tile + len(group.tiles)] = group.tiles
         here = slice(visual, visual + len(group.slots))

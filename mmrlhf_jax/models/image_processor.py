@@ -1,4 +1,4 @@
-"""The image processor's file in a Hugging Face directory: how a checkpoint wants its pixels. No jax here."""
+"""Reads the image processor's file of a Hugging Face directory, which says how pixels are preprocessed. It imports no jax."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.family import Checkpoint
 
-# What the pixels must have gone through: the only preprocessing that this project does.
+# The only preprocessing that this project implements; resample 3 is bicubic.
 PREPROCESSING = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
 
 
 def stated_pixels(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], str]:
-    """What the image processor's file says, and where that stands; nothing, at the config, where there is no such file."""
+    """(the image processor's settings, their file); without such a file, ({}, the config's location)."""
     pixels, where = {}, checkpoint.where
-    for name in ("preprocessor_config.json", "processor_config.json"):  # where both say something, the latter counts
+    for name in ("preprocessor_config.json", "processor_config.json"):  # the latter takes precedence
         found = checkpoint.files.get(name, {})
         if stated := found.get("image_processor") or (found if "image_processor_type" in found else None):
             pixels, where = stated, f"{checkpoint.directory}/{name}"
@@ -23,9 +23,10 @@ def stated_pixels(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], str]:
 
 
 def check_preprocessing(pixels: Mapping[str, Any], side: int, where: str) -> None:
-    """Refuse an image processor that makes other pixels than this project's: a quiet mismatch would spoil every number.
+    """UserError for an image processor that computes other pixels than this project, because the model would silently get wrong
+    inputs.
 
-    `side` is the tower's, in pixels.
+    `side` is the size of the vision tower's images in pixels.
     """
     for key, expected in PREPROCESSING.items():
         if pixels.get(key, expected) != expected:

@@ -34,11 +34,11 @@ class InternVitConfig:
     heads: int
     image_size: int
     patch_size: int
-    feature_layers: int  # how many layers run; `vision_feature_layer` -1 = all
+    feature_layers: int  # number of layers to run; `vision_feature_layer` -1 means all
     norm: str = "layer_norm"
     norm_eps: float = 1e-6
-    attention_bias: bool = True  # of queries, keys and values; the output projection always has one
-    qk_norm_eps: float | None = None  # of the RMS norm over all heads' queries or keys together; None = they have no norm
+    attention_bias: bool = True  # bias of queries, keys and values; the output projection always has one
+    qk_norm_eps: float | None = None  # epsilon of the RMS norm over all heads' queries or keys together; None: no norm
     activation: str = "gelu"
     image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -76,7 +76,7 @@ class VisionAttention(nnx.Module):
 
 
 class EncoderLayer(nnx.Module):
-    """A pre-norm layer; what attention and MLP add is scaled per channel (LayerScale, arXiv 2103.17239)."""
+    """A pre-norm layer; the outputs of attention and MLP are scaled per channel (LayerScale, arXiv 2103.17239)."""
 
     def __init__(self, config: InternVitConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
         kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -126,7 +126,7 @@ class InternVit(nnx.Module):
         self.layers = stack(lambda rngs: EncoderLayer(config, rngs=rngs, **kinds), config.layers, rngs)
 
     def __call__(self, tiles: UInt8[Array, "N H W 3"]) -> Float[Array, "N P E"]:
-        """Hidden states of the patches after `feature_layers` layers. The class token stands first inside and is dropped."""
+        """Hidden states of the patches after `feature_layers` layers; the class token, which is the first slot, is dropped."""
         x = self.patch(patches(tiles, self.config))
         class_token = jnp.broadcast_to(used(self.class_token, x.dtype), (x.shape[0], 1, x.shape[2])).astype(x.dtype)
         x = jnp.concatenate([class_token, x], axis=1)

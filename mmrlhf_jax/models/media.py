@@ -1,6 +1,6 @@
-"""Media of a row as arrays: tiles that the vision tower encodes, and which of its features every visual slot is made of.
+"""Media of a row as arrays: the tiles that the vision tower encodes, and the features that each visual slot is a sum of.
 
-NumPy only: data workers import this file.
+It imports only NumPy, because data workers use it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ NEWLINE = -1  # a tap that means "the learnt newline feature"
 
 
 class Tiles(NamedTuple):
-    """Media of B rows with S slots: T tiles, V visual slots, K taps each. One row, or one group, has the same without B.
+    """Media of B rows with S slots: T tiles, V visual slots, K taps each. One row, or one group, has the same arrays without B.
 
     A visual slot is a weighted sum of K patch features (its *taps*). In a row, `slots` = S marks an unused visual slot, and
-    taps index the row's T * P features, P of a tile; T * P is the newline of families that have one. In a group, before it has
-    a place in a row, slots are those of its token tree and the newline is `NEWLINE`.
+    taps index the row's T * P features (P per tile); T * P is the newline feature, in families that have one. In a group, slots
+    are indices into its token tree, taps index the group's features, and the newline is `NEWLINE`.
     """
 
     tiles: np.ndarray  # uint8[B, T, H, H, 3]
@@ -31,7 +31,7 @@ class Tiles(NamedTuple):
 
     @property
     def units(self) -> int:
-        """Of a group or one row: how many tiles there are."""
+        """The number of tiles of a group or a single row."""
         return len(self.tiles)
 
 
@@ -40,11 +40,11 @@ class VisualPlan:
     """The visual tokens of one medium (an image, a video) or of several joined ones, in the prompt's order.
 
     Attributes:
-        tiles: how many tiles the tower must encode.
+        tiles: the number of tiles that the tower must encode.
         taps: int32[V, K] into the medium's [tiles * features] features, row-major tile then feature, or NEWLINE. Read-only.
         weights: float32[V, K]. A tap with weight 0 is unused and is 0. Read-only.
-        features: features per tile; 0 only in a plan of nothing.
-        pieces: what stands in the medium's place in a conversation; None: its visual tokens alone.
+        features: features per tile; 0 only in an empty plan.
+        pieces: the pieces that replace the medium in a conversation; None: its visual tokens.
     """
 
     tiles: int
@@ -76,9 +76,9 @@ def make_plan(
 
 
 def join(plans: Sequence[VisualPlan], taps: int = 4) -> VisualPlan:
-    """One plan for media whose tiles are laid one after the other; the taps move by the tiles before them.
+    """One plan for several media, whose tiles are concatenated and whose taps are shifted accordingly.
 
-    `taps` is K, for a plan of nothing.
+    `taps` is K for an empty list of plans. ValueError for plans with different numbers of features per tile.
     """
     per_tile = {plan.features for plan in plans if plan.tiles}
     if len(per_tile) > 1:

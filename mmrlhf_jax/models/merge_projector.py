@@ -1,4 +1,4 @@
-"""Blocks of m × m patches to one visual token each: a pixel unshuffle, a norm and an MLP.
+"""The projector that merges blocks of m × m patches into one visual token each: a pixel unshuffle, a norm and an MLP.
 
 Reference: transformers `models/internvl/modeling_internvl.py` (`pixel_shuffle`, `InternVLMultiModalProjector`).
 """
@@ -10,13 +10,13 @@ from jaxtyping import Array, Float
 
 from mmrlhf_jax.models.layers import ACTIVATIONS, layer_norm, linear
 
-EPS = 1e-5  # of the norm: torch's default, which no config states
+EPS = 1e-5  # epsilon of the norm: torch's default, because configs do not contain it
 
 
 def merge_patches(x: Float[Array, "N P E"], side: int, merge: int) -> Float[Array, "N P/m² m²E"]:
-    """The features of every block of `merge` × `merge` patches in one, block by block; P = `side`².
+    """Concatenate the features of every block of `merge` × `merge` patches; P = `side`².
 
-    Blocks are in raster order, and so are the patches of a block: (0,0) (0,1) (1,0) (1,1).
+    Blocks are in raster order, and so are the patches in a block: (0,0) (0,1) (1,0) (1,1).
     """
     count, blocks = x.shape[0], side // merge
     x = x.reshape(count, blocks, merge, blocks, merge, -1).transpose(0, 1, 3, 2, 4, 5)

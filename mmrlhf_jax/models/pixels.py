@@ -1,4 +1,4 @@
-"""Tiles of raw pixels to the patches that a tower embeds."""
+"""Cuts tiles of raw pixels into normalised patches, the input of a vision tower."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, UInt8
 
 
 class Pixels(Protocol):
-    """What a tower's config says about its tiles. Sizes are in pixels; mean and deviation are per channel, after `rescale`."""
+    """The part of a tower's config about pixels. Sizes are in pixels; mean and deviation are per channel, after `rescale`."""
 
     patch_size: int
     image_mean: tuple[float, ...]
@@ -21,7 +21,7 @@ class Pixels(Protocol):
 
 
 def patches(tiles: UInt8[Array, "N H W 3"], config: Pixels) -> Float[Array, "N P C"]:
-    """Normalised pixels per patch, each patch flattened as (row, column, channel)."""
+    """Normalised patches in raster order, each flattened as (row, column, channel)."""
     n, size, p = tiles.shape[0], config.patch_size, config.patches_per_side
     x = tiles[:, : p * size, : p * size].reshape(n, p, size, p, size, 3).transpose(0, 1, 3, 2, 4, 5)
     x = x.reshape(n, p * p, size * size * 3).astype(jnp.float32)

@@ -6,7 +6,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.decoder import TextConfig
 from mmrlhf_jax.models.stated import Stated
 
-# What transformers' Qwen2Config has where a config.json does not say.
+# The defaults of transformers' Qwen2Config for keys that a config.json lacks.
 TEXT_DEFAULTS = {
     "vocab_size": 151936,
     "hidden_size": 4096,
@@ -18,10 +18,10 @@ TEXT_DEFAULTS = {
 
 
 def read_text_config(top: Stated, where: str, title: str, *, tied: bool | None = None) -> TextConfig:
-    """From the whole of a config.json, which stands at `where` and is of a family that messages call `title`.
+    """The language model's sizes, from a whole config.json. `where` is its path and `title` the family's name, for messages.
 
-    `tied`: whether its embeddings are; None: as transformers has it for most families, where either the outer or the inner
-    config suffices. Raises UserError for a language model that `models.decoder` is not.
+    `tied`: whether embeddings and vocabulary projection are tied; None: if either the outer or the inner config says so, as in
+    transformers for most families. Raises UserError for a language model that `models.decoder` does not implement.
     """
     raw = top.part("text_config", TEXT_DEFAULTS)
     if raw.get("model_type", "qwen2") != "qwen2":

@@ -1,4 +1,4 @@
-"""The families of models. Adding one: its folder, and its line in `FAMILIES`. No jax here."""
+"""The registry of model families. To add one, add its folder and its line in `FAMILIES`. This module imports no jax."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FAMILIES = {
     "llava_onevision": "mmrlhf_jax.models.llava_onevision",
     "internvl": "mmrlhf_jax.models.internvl",
 }
-DEFAULT = "llava_onevision"  # for estimates and measurements that name no model
+DEFAULT = "llava_onevision"  # the family for estimates and benchmarks if no model is named
 
 
 @cache
@@ -29,12 +29,12 @@ def families() -> list[Family]:
 
 
 def family_of(model: ModelConfig) -> Family:
-    """The family that a model's sizes are of."""
+    """The family of a model with these sizes."""
     return family(model.model_type)
 
 
 def find_family(config: Mapping[str, Any], where: str) -> Family:
-    """The family of a model with this config.json, which stands at `where`. UserError where there is none."""
+    """The family of a model with this config.json. UserError if there is none; `where` is the file's path for the message."""
     for each in families():
         if each.naming(config) is not None:
             return each
@@ -43,5 +43,5 @@ def find_family(config: Mapping[str, Any], where: str) -> Family:
 
 
 def published_config(path: str) -> ModelConfig | None:
-    """The sizes of the published model that a path names, of whichever family, or None."""
+    """The sizes of the published model, of any family, with this hub id or directory name; None if there is none."""
     return next(filter(None, (each.published(path) for each in families())), None)

@@ -11,12 +11,13 @@ from mmrlhf_jax.models.layers import linear, matmul_precision
 from mmrlhf_jax.models.lora import AdaptableLinear
 from mmrlhf_jax.sharding import ring
 
-# tanh: upstream's Linear-tanh-Linear; silu: BaseReward's two-layer head; linear: one projection.
+# tanh: the released code's Linear-tanh-Linear; silu: BaseReward's two-layer head; linear: a single projection.
 VARIANTS = ("tanh", "silu", "linear")
 
 
 class FewRowsLinear(AdaptableLinear):
-    """For the few rows of a score: of their product's gradient, unlike that of a sequence's, XLA makes an all-reduce."""
+    """A linear layer for few rows, whose kernel gradient is reduce-scattered by `sharding.ring`; XLA would use an all-reduce
+    for a product with so few rows."""
 
     def product(self, x: Float[Array, "B ... I"]) -> Float[Array, "B ... O"]:
         kernel = self.kernel[...].astype(x.dtype)
@@ -24,7 +25,8 @@ class FewRowsLinear(AdaptableLinear):
 
 
 class RewardHead(nnx.Module):
-    """Computes in float32 whatever the model does: scores of good responses differ by less than bfloat16 can say."""
+    """Computes in float32 whatever the model's dtype, because scores of good responses differ by less than bfloat16
+    resolves."""
 
     def __init__(self, hidden_size: int, variant: str, *, param_dtype, rngs: nnx.Rngs):
         kinds = dict(bias=True, dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs)

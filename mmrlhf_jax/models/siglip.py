@@ -25,7 +25,7 @@ class VisionConfig:
     patch_size: int
     layer_norm_eps: float = 1e-6
     activation: str = "gelu_pytorch_tanh"
-    feature_layers: int = 0  # how many layers run; `vision_feature_layer` -1 = all
+    feature_layers: int = 0  # number of layers to run; `vision_feature_layer` -1 means all
     image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
     rescale: float = 1 / 255

@@ -1,4 +1,4 @@
-"""What a JSON object of a checkpoint's directory states, every value checked as it is taken. No jax here."""
+"""Reads values from a JSON object of a checkpoint's directory, each checked on access. This module imports no jax."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from mmrlhf_jax.finite import LEAST_NORMAL, is_finite
 
 
 class Stated:
-    """The keys and values of `raw`, which stands at `where`; `defaults` hold for keys that are not there.
+    """The keys and values of `raw`, with `defaults` for missing keys. `where` is its location for messages.
 
-    Every method raises UserError, which names file and key, for a value of another kind.
+    Every method raises UserError, with location and key, for a value of the wrong type.
     """
 
     def __init__(self, raw: Any, where: str, defaults: Mapping[str, Any] | None = None):
@@ -25,7 +25,7 @@ class Stated:
         return not self._values
 
     def part(self, key: str, defaults: Mapping[str, Any] | None = None) -> Stated:
-        """An object inside; an empty one for null, as for a key that is not there."""
+        """A nested object; empty if the key is missing or null."""
         value = self.get(key)
         return Stated({} if value is None else value, f"{self._where}: {key}", defaults)
 
@@ -45,7 +45,7 @@ class Stated:
         return float(value)
 
     def colour(self, key: str, default: tuple[float, ...], *, positive: bool = False) -> tuple[float, ...]:
-        """Three numbers, one per channel; `default` for null as well."""
+        """Three numbers, one per channel; `default` if the key is missing or null."""
         value = self.get(key)
         if value is None:
             return default
@@ -62,14 +62,14 @@ class Stated:
         return value
 
     def truth(self, key: str, default: bool) -> bool:
-        """null is false, as in Python."""
+        """A bool; null counts as false."""
         value = self.get(key, default)
         if not isinstance(value, bool | None):
             self._refuse(key, "true or false", value)
         return bool(value)
 
     def pairs(self, key: str, default: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-        """Pairs of positive whole numbers; `default` for none."""
+        """Pairs of positive integers; `default` if the key is missing, null or empty."""
         value = self.get(key) or default
         if not isinstance(value, list | tuple) or not all(map(_is_pair, value)):
             self._refuse(key, "pairs of whole numbers, height and width", value)

@@ -23,12 +23,12 @@ def weighted_taps(
 
 
 def _taps_forward(features, taps, weights):
-    # The empty array says the dtype and the count of the features.
+    # The empty array carries the dtype and number of the features.
     return weighted_taps(features, taps, weights), (features[..., :0], taps, weights)
 
 
 def _taps_backward(kept, cotangent):
-    """That of the features alone, summed in float32: the newline ends hundreds of lines."""
+    """The gradient of the features, summed in float32, because the newline feature has hundreds of uses. Weights get none."""
     like, taps, weights = kept
 
     def of_row(taps, weights, cotangent):

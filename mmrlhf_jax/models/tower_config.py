@@ -1,4 +1,4 @@
-"""What the configs of all vision towers say, whatever the tower. No jax here."""
+"""Reads the keys that the configs of all vision towers have. It imports no jax."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from mmrlhf_jax.models.stated import Stated
 
 
 def width_and_heads(tower: Stated, where: str) -> tuple[int, int]:
-    """hidden_size and num_attention_heads, of which the first is a multiple of the second."""
+    """(hidden_size, num_attention_heads). UserError unless the first is a multiple of the second."""
     hidden, heads = tower.integer("hidden_size", least=1), tower.integer("num_attention_heads", least=1)
     if hidden % heads:
         raise UserError(f"{where}: vision_config: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
@@ -15,7 +15,8 @@ def width_and_heads(tower: Stated, where: str) -> tuple[int, int]:
 
 
 def feature_layers(top: Stated, layers: int, where: str) -> int:
-    """How many of the tower's `layers` run before the layer that `vision_feature_layer` names."""
+    """The number of the tower's layers to run, so that the last one is `vision_feature_layer`. UserError if it is out of
+    range."""
     layer = top.get("vision_feature_layer", -1)
     if not isinstance(layer, int) or isinstance(layer, bool):
         raise UserError(f"{where}: vision_feature_layer {layer} is not one number; several layers are not supported")

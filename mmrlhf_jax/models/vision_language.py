@@ -1,4 +1,5 @@
-"""What every family's model is: visual tokens in their slots of a token row, a decoder, and perhaps a reward head."""
+"""The model class of all families: visual tokens placed into a row of token embeddings, a decoder, and optionally a reward
+head."""
 
 from __future__ import annotations
 
@@ -19,11 +20,10 @@ from mmrlhf_jax.sharding.rules import constrain
 
 
 class VisionLanguage(nnx.Module):
-    """A policy; with `config.reward_head` also a reward model (the language-model head stays: it writes the critique).
+    """A policy; with `config.reward_head` also a reward model, which keeps its language-model head to write critiques.
 
-    A family's class makes its own parts (`make_vision`) and says what features they give of a row's tiles
-    (`visual_features`). Parameters are known by the names of the attributes: `vision` is the tower, `projector` what brings
-    its features to the decoder's width.
+    A family's class creates its own parts (`make_vision`) and computes the features of a row's tiles (`visual_features`). Paths
+    of parameters begin with these attribute names: `vision` is the tower, `projector` maps its features to the decoder's width.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class VisionLanguage(nnx.Module):
 
     @abc.abstractmethod
     def make_vision(self, config: Any, *, remat: str, attention: Backend, rngs: nnx.Rngs, dtype, param_dtype) -> None:
-        """Set the attributes `vision`, `projector` and whatever else the family has beside the decoder."""
+        """Set the attributes `vision`, `projector` and any others that the family has besides the decoder."""
 
     @abc.abstractmethod
     def visual_features(self, tiles: jax.Array) -> Float[Array, "B F E"]:
-        """The features of a row's tiles, uint8[B, T, H, H, 3], that taps number, in the decoder's width."""
+        """The features of the rows' tiles, uint8[B, T, H, H, 3], in the decoder's width and in the order that taps index."""
 
     def embed(self, tokens: Int[Array, "B S"], media: Tiles | None) -> Float[Array, "B S E"]:
-        """Token embeddings with the visual tokens put into their slots."""
+        """Token embeddings in which visual slots are replaced by visual tokens."""
         x = self.language.embed(tokens)
         if media is None or media.slots.shape[1] == 0:
             return x
@@ -67,5 +67,5 @@ class VisionLanguage(nnx.Module):
         visible_until: Int[Array, "B S"],
         media: Tiles | None = None,
     ) -> Float[Array, "B S E"]:
-        """Hidden states after the final norm; the vocabulary projection is the caller's, for the slots that need it."""
+        """Hidden states after the final norm. The caller applies the vocabulary projection to the slots that need it."""
         return self.language(self.embed(tokens, media), positions, visible_until)

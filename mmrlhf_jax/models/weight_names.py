@@ -1,8 +1,8 @@
-"""Names of weights: which parameter of a model is which tensor of a checkpoint, read in both directions. No jax here.
+"""Names of weights: a mapping, in both directions, between a model's parameters and a checkpoint's tensors. It imports no jax.
 
-A checkpoint spells a tensor as a prefix, which says the part of the model, and a rest. Every family has one `WeightNames`:
-its parts with their prefixes in each naming, and a row for every module. Loading resolves a stored name (`resolve`), export
-spells one (`spell`), and what a parameter and its tensor look like beside each other is its `Layout`.
+The name of a tensor is a prefix, which identifies the part of the model, and a rest. Every family has one `WeightNames`: its
+parts with their prefixes in each naming, and a row for every module. Loading resolves a stored name (`resolve`), export writes
+one (`spell`), and a `Layout` describes how a parameter's array is related to its tensor.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 Naming = Literal["hf", "original"]
-Path = tuple[str, ...]  # of a parameter in the model, e.g. ("language", "layers", "attention", "q", "kernel")
+Path = tuple[str, ...]  # path of a parameter in the model, e.g. ("language", "layers", "attention", "q", "kernel")
 
 
 class Part(NamedTuple):
-    """Spellings of a prefix: those written, others that are understood, and what transformers 5 calls the module in memory."""
+    """The spellings of a prefix: those that are written, others that are read, and the module's name in transformers 5."""
 
-    hf: str  # as the published files in Hugging Face naming have it: the one that every transformers and vLLM loads
-    original: str  # as the published files of the family's own code have it
-    others: tuple[str, ...] = ()  # what transformers 4.52 and later call their modules, or write
-    module: str | None = None  # for adapters; None: transformers' model has no such module
+    hf: str  # as in published files in Hugging Face naming, which every version of transformers and vLLM loads
+    original: str  # as in published files of the family's own code
+    others: tuple[str, ...] = ()  # names of modules in transformers 4.52 and later, which some files have
+    module: str | None = None  # used for adapters; None: transformers' model has no such module
 
 
 class Layout(enum.Enum):
-    """A parameter beside its tensor. Layers are separate tensors and one parameter with a leading layer axis."""
+    """How a parameter's array is related to its tensor. Layers are separate tensors, but one parameter with a leading layer
+    axis."""
 
     SAME = enum.auto()
     TRANSPOSED = enum.auto()  # tensor [outputs, inputs], parameter [inputs, outputs]
@@ -48,7 +49,7 @@ class Layout(enum.Enum):
         return shape
 
     def stored_index(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
-        """The part of the tensor that holds this part of the parameter."""
+        """The slice of the tensor that holds this slice of the parameter."""
         match self:
             case Layout.TRANSPOSED:
                 return index[::-1]
@@ -78,7 +79,7 @@ class Layout(enum.Enum):
         return parameter
 
 
-# Kinds of module: tensor -> parameter and layout. A bias that the model lacks is unexpected in a checkpoint, too.
+# Kinds of module: tensor -> (parameter, layout). Biases are listed even if some models lack them.
 Kind = Mapping[str, tuple[str, Layout]]
 LINEAR: Kind = {"weight": ("kernel", Layout.TRANSPOSED), "bias": ("bias", Layout.SAME)}
 CONVOLUTION: Kind = {"weight": ("kernel", Layout.PATCHES), "bias": ("bias", Layout.SAME)}
@@ -91,8 +92,8 @@ ARRAY_OF_ONE: Kind = {"": ("", Layout.SQUEEZED)}
 class Row(NamedTuple):
     """A module: its part, its names in a checkpoint ("{}" is the layer's number) and in the model, and its kind.
 
-    `original` is its name in the original naming, where that differs by more than the prefix. Of a `piece` (i, n) there it is
-    the i-th of n equal ones along the first axis of one tensor.
+    `original` is its name in the original naming, if that differs by more than the prefix. With `piece` (i, n) it is the i-th
+    of n equal pieces, along the first axis, of a tensor in the original naming.
     """
 
     part: str
@@ -127,7 +128,8 @@ _PIECE = re.compile(r"\[(\d+)/(\d+)\]$")
 
 
 class Stored(NamedTuple):
-    """A stored tensor, whatever its spelling: `rest` follows the part's `hf` prefix, its layer number replaced by {}."""
+    """A stored tensor, independent of its spelling: `rest` is the name after the part's `hf` prefix, with {} for the layer
+    number."""
 
     part: str
     rest: str
@@ -144,9 +146,10 @@ class WeightNames:
     Args:
         parts: name of a part -> its prefixes.
         rows: the modules.
-        unused: part -> what follows its prefix in tensors of published checkpoints that the model never uses: they are read
-            over, and copied from the source on export.
-        wanted: what transformers wants of them, with the value to write where no source has it.
+        unused: part -> pattern of the rest of names of tensors that published checkpoints contain but the model does not use;
+        they
+            are ignored on loading, and copied from the source on export.
+        wanted: (part, rest) of unused tensors that transformers expects -> the value to write if the source lacks them.
     """
 
     def __init__(
@@ -171,7 +174,7 @@ class WeightNames:
         self._pieces = {(part, split[0]): int(split[2]) for part, split in wholes if len(split) > 1}
 
     def resolve(self, name: str) -> Stored | None:
-        """What a stored name means, in any spelling; None for a tensor that no checkpoint of the family has."""
+        """The tensor of a stored name, in any spelling; None if it does not belong to the family."""
         for part, prefix, is_original in self._prefixes():
             if not name.startswith(prefix):
                 continue
@@ -183,7 +186,7 @@ class WeightNames:
         return None
 
     def pieces(self, name: str) -> int:
-        """How many parameters' tensors lie in the tensor of this name, one after the other along its first axis."""
+        """The number of parameters whose tensors are concatenated along the first axis in the tensor of this name."""
         found = (
             self._pieces.get((part, _template(name[len(prefix) :])[0]))
             for part, prefix, is_original in self._prefixes()
@@ -192,20 +195,20 @@ class WeightNames:
         return next(filter(None, found), 1)
 
     def spell(self, stored: Stored, naming: Naming) -> str:
-        """The name of a tensor in a naming; that of a piece (`piece_name`) where it is one of several in a tensor."""
+        """The name of a tensor in a naming; a `piece_name` if it is a piece of a tensor there."""
         rest = stored.rest if naming == "hf" else self._original.get((stored.part, stored.rest), stored.rest)
         return getattr(self.parts[stored.part], naming) + rest.replace("{}", str(stored.layer))
 
     def is_original(self, name: str) -> bool:
-        """Whether a stored name is of the original naming, by the prefix of the vision tower."""
+        """Whether a stored name has the vision tower's prefix of the original naming."""
         return name.startswith(self.parts["vision"].original)
 
     def parameter(self, stored: Stored) -> tuple[Path, Layout] | None:
-        """Path and layout of the parameter that a tensor belongs to; None for an unused tensor."""
+        """(path, layout) of a tensor's parameter; None for an unused tensor."""
         return self._entries.get((stored.part, stored.rest))
 
     def tensors(self, path: Path, layers: int) -> tuple[list[Stored], Layout]:
-        """The tensors of a parameter: one, or one per layer where the parameter is stacked."""
+        """(the tensors of a parameter: one, or one per layer if it is stacked; their layout)."""
         part, rest, layout = self._by_path[path]
         numbers = range(layers) if "{}" in rest else (None,)
         return [Stored(part, rest, number) for number in numbers], layout
@@ -214,7 +217,7 @@ class WeightNames:
         return "{}" in self._by_path[path][1]
 
     def _prefixes(self):
-        """(part, prefix, whether it is the original naming's), in the order in which they are tried."""
+        """Yield (part, prefix, whether it is of the original naming), in the order in which they are tried."""
         for part, spellings in self.parts.items():
             yield part, spellings.hf, False
             yield part, spellings.original, True
@@ -223,12 +226,12 @@ class WeightNames:
 
 
 def piece_name(name: str, number: int, count: int) -> str:
-    """What the `number`-th of `count` equal pieces of a tensor is called, as if it were a tensor of its own."""
+    """The name that this project gives to the `number`-th of `count` equal pieces of a tensor."""
     return f"{name}[{number}/{count}]"
 
 
 def whole_name(name: str) -> tuple[str, int, int]:
-    """(name of the tensor, number of the piece, count of pieces) of a name that may be a `piece_name`."""
+    """(name of the tensor, number of the piece, number of pieces) of a name that may be a `piece_name`."""
     match = _PIECE.search(name)
     return (name, 0, 1) if match is None else (name[: match.start()], int(match[1]), int(match[2]))
 
@@ -238,6 +241,6 @@ def _joined(module: str, leaf: str) -> str:
 
 
 def _template(rest: str) -> tuple[str, int | None]:
-    """The rest of a name with {} for the number of its layer, and that number."""
+    """(the rest of a name with {} for the layer's number, that number or None)."""
     number = _LAYER.search(rest)
     return (rest, None) if number is None else (f"{rest[: number.start()]}{{}}{rest[number.end() :]}", int(number[0]))

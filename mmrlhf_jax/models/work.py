@@ -1,4 +1,4 @@
-"""How much work a family's vision side is, counted per tile from its sizes. No jax here."""
+"""The FLOPs of a family's vision tower and projector, counted per tile from their sizes. This module imports no jax."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from typing import NamedTuple
 
 
 class TowerWork(NamedTuple):
-    """Of the layers that run. A product is one multiply-add."""
+    """Work of a vision tower's layers that run. A product is one multiply-add."""
 
     layers: int
-    slots: int  # of a tile in a layer: its patches, and a class slot where there is one
+    slots: int  # per tile: its patches, and the class token if there is one
     heads: int
-    width: int  # of all heads together
-    layer_products: int  # per slot and layer, without those of the attention's scores and sums
-    embedding_products: int  # per tile
+    width: int  # width of all heads together
+    layer_products: int  # products per slot and layer, without those of attention scores and weighted sums
+    embedding_products: int  # products per tile of the patch embedding
 
     def forward_flops(self) -> int:
-        """Of one tile, a multiply-add counting 2."""
+        """FLOPs of the forward pass of one tile; a multiply-add counts 2."""
         layer = 2 * self.layer_products * self.slots + 4 * self.width * self.slots**2
         return self.layers * layer + 2 * self.embedding_products
 
 
 class ProjectorWork(NamedTuple):
-    """Of the matrices between tower and decoder, in products per token that leaves them."""
+    """Work of the projector's matrices, in products per output token."""
 
-    tokens: int  # per tile
-    first: int  # of the matrix that takes the tower's features
-    rest: int  # of those behind it
+    tokens: int  # output tokens per tile
+    first: int  # products of the first matrix, whose input are the tower's features
+    rest: int  # products of the other matrices
 
     def forward_flops(self) -> int:
-        """Of one tile, a multiply-add counting 2."""
+        """FLOPs of the forward pass of one tile; a multiply-add counts 2."""
         return 2 * self.tokens * (self.first + self.rest)
