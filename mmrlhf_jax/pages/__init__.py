@@ -1,6 +1,6 @@
-"""Everything that writes HTML: each page is a function from plain data (records, figures, rows of metrics) to one document.
+"""HTML reports: each page is a function from plain data (records, figures, rows of metrics) to one document.
 
-`parts` and `charts` are what pages are made of. Pages stand on `data` alone; whoever has results hands them over, and decides
+`parts` and `charts` are the building blocks of pages. The package imports only `data`; callers pass their results, and decide
 where the document is stored.
 """
 

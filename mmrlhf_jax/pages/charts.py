@@ -1,4 +1,4 @@
-"""Charts as inline SVG, drawn here, coloured by the page's style sheet (`parts.CSS`), so that they follow light and dark."""
+"""Charts as inline SVG, coloured by the page's style sheet (`parts.CSS`), so that they follow light and dark mode."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from mmrlhf_jax.pages.parts import element, percent
 
 Point = tuple[float, float]
 
-MOST_POINTS = 400  # of a drawn line: a chart has fewer pixels than a long run has steps
+MOST_POINTS = 400  # most points of a drawn line, because a chart has fewer pixels than a long run has steps
 _MARGIN_LEFT, _MARGIN_RIGHT, _MARGIN_TOP, _MARGIN_BOTTOM = 42, 12, 10, 34
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A curve. `colour` is a number of the palette (0 grey, 1 blue, 2 orange); smoothed curves keep a faint raw one."""
+    """A curve. `colour` is a palette number (0 grey, 1 blue, 2 orange); behind a smoothed curve the raw one is drawn
+    faintly."""
 
     name: str
     points: Sequence[Point]
@@ -36,15 +37,14 @@ class Dot:
 
 
 def smoothed(values: Sequence[float], places: Iterable[int]) -> list[float]:
-    """Means over a window around the values at these places, a twelfth of all values wide and cut off at both ends: it does not
-    lag."""
+    """Centred moving means at the indices `places`. The window is a twelfth of all values wide, and truncated at both ends."""
     half = len(values) // 24
     windows = [values[max(i - half, 0) : i + half + 1] for i in places]
     return [math.fsum(window) / len(window) for window in windows]
 
 
 def drawn_places(count: int) -> list[int]:
-    """Which of so many values are drawn: about `MOST_POINTS`, the last one among them."""
+    """The indices of the values to draw out of `count`: about `MOST_POINTS`, including the last one."""
     return sorted({*range(0, count, -(-count // MOST_POINTS)), count - 1})
 
 
@@ -112,7 +112,7 @@ def bar_chart(title: str, groups: Sequence[str], series: Sequence[tuple[str, Seq
 
 
 def histogram(title: str, values: Sequence[float], *, x_label: str, whole: bool = False, bins: int = 24) -> Markup:
-    """How often values occur: in `bins` intervals, or, for few different whole numbers, one bar per number."""
+    """A histogram of values in `bins` intervals, or for few different integers with one bar per number."""
     numbers = [float(value) for value in values]
     if not numbers:
         return element("figure", element("figcaption", title), element("p", "none", class_="muted"))
@@ -132,7 +132,7 @@ def histogram(title: str, values: Sequence[float], *, x_label: str, whole: bool 
 def binned(
     title: str, edges: Sequence[float], counts: Sequence[float], *, x_label: str, key: tuple[str, str] | None = None
 ) -> Markup:
-    """A bar per interval between neighbouring edges; `key` is a name and a figure to show beside the title."""
+    """A chart with a bar per interval between adjacent edges; `key` is a (name, figure) to show beside the title."""
     size = (320, 190)
     axes = _Axes((edges[0], edges[-1]), (0, max(counts)), size)
     drawn = []
@@ -145,7 +145,7 @@ def binned(
 
 
 class _Axes:
-    """Values to pixels."""
+    """Maps values to pixels."""
 
     def __init__(self, x_range: Point, y_range: Point, size: tuple[int, int]):
         self.width, self.height = size
@@ -187,12 +187,12 @@ def _figure(title: str, keys: Sequence[Markup], *drawn: Markup, size: tuple[int,
 
 
 def _widened(low: float, high: float) -> Point:
-    """An interval that is not empty."""
+    """The interval, widened if it is empty."""
     return (low, high) if high > low else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)
 
 
 def _short(value: float) -> str:
-    """A tick's label: what is long as a decimal number as mantissa and exponent."""
+    """A tick's label: a decimal number, or in scientific notation if that is shorter."""
     if value == 0:
         return "0"
     exponent = math.floor(math.log10(abs(value)))

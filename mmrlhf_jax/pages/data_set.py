@@ -1,4 +1,4 @@
-"""The pages of `mmrlhf data stats` and `mmrlhf data show`: a data set in figures, and one group with its pictures."""
+"""The pages of `mmrlhf data stats` and `mmrlhf data show`: statistics of a data set, and one group with its images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmrlhf_jax.pages.charts import histogram
 from mmrlhf_jax.pages.parts import chip, element, join, page, percent, picture, table, tiles
 from mmrlhf_jax.records import RankedRecord, Response
 
-MOST_FRAMES = 8  # of a video, on a card
+MOST_FRAMES = 8  # most frames of a video to show
 PICTURE_SIDE = 900  # pixels
 
 STYLE = """
@@ -34,7 +34,7 @@ pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.82rem;color:var(--mut
 
 
 def stats_page(name: str, stats: Mapping[str, Any], sizes: np.ndarray, slots: int, lengths_from: str) -> str:
-    """The figures of `data.stats.summarise` with charts. `lengths_from` says whose tokens were counted."""
+    """A page with the figures of `data.stats.summarise` and charts. `lengths_from` says which tokenizer was used."""
     column = dict(zip(Budget.names(), sizes.T, strict=True))
     packed = stats["packing"][str(slots)]
     sharing = stats["pair_expanded_tokens"] / max(stats["tokens"], 1)
@@ -85,7 +85,7 @@ def stats_page(name: str, stats: Mapping[str, Any], sizes: np.ndarray, slots: in
 
 
 def card_page(example: Example) -> str:
-    """One group: its media, the prompt, and the responses from best to worst, with everything that is known of them."""
+    """A page of one group: its media, the prompt, and the responses from best to worst with all their fields."""
     record = example.record
     ordered = sorted(record.responses, key=lambda response: (response.rank is None, response.rank or 0))
     media = element("div", *_pictures(example), class_="media one" if len(example.images) == 1 else "media")

@@ -1,4 +1,4 @@
-"""What the reward model makes of held-out responses, and what its margins make of β: cards and a curve for the page."""
+"""The reward model's scores of held-out responses, as cards, and the resulting β(δ), as a curve, for the quickstart's page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmrlhf_jax.records import RankedRecord, Response
 
 @dataclasses.dataclass(frozen=True)
 class JudgedPair:
-    """A pair of responses that the data ranks strictly, by index, and what the reward model makes of it."""
+    """A strictly ordered pair of responses (by index), with the reward model's margin and the resulting β."""
 
     chosen: int
     rejected: int
@@ -30,7 +30,7 @@ class JudgedPair:
 
 
 def pair_beta(margin: float, objective: config.Preference) -> float:
-    """The paper's β(δ) = β·(1 + w·(1 − exp(−k·max(δ, 0)))), as `objectives.reward_scaling.margin` has it."""
+    """The paper's β(δ) = β·(1 + w·(1 − exp(−k·max(δ, 0)))), as in `objectives.reward_scaling.margin`."""
     return objective.beta * (1 - objective.scaling.w * math.expm1(-objective.scaling.k * max(margin, 0.0)))
 
 
@@ -42,7 +42,8 @@ def judged_pairs(record: RankedRecord, objective: config.Preference) -> list[Jud
 def judged(
     held_out: Sequence[RankedRecord], examples: BuiltExamples, kinds: Mapping[str, Sequence[int]], objective: config.Preference
 ) -> Markup:
-    """One card per kind of question, and the reward model's worst mistake. `kinds` has, by name, the places of its records."""
+    """One card per kind of question, and the reward model's worst mistake. `kinds` maps a kind to the indices of its
+    records."""
     right = [[pair.right for pair in judged_pairs(record, objective)] for record in held_out]
     cards, shown = [], []
     for kind, found in kinds.items():
@@ -67,7 +68,8 @@ def judged(
 
 
 def judged_card(record: RankedRecord, example: Example, objective: config.Preference, note: str) -> Markup:
-    """Picture and pairs on the left, the responses of `record` (scored) beside them; `example` is what the data says."""
+    """A card with image and pairs on the left and the responses of the scored `record` on the right. `example` is the unscored
+    one, with the data's critiques."""
     order = sorted(range(len(record.responses)), key=lambda i: -record.responses[i].reward)
     letters = {i: chr(ord("A") + place) for place, i in enumerate(order)}
     pairs = sorted(judged_pairs(record, objective), key=lambda pair: (letters[pair.chosen], letters[pair.rejected]))
@@ -86,7 +88,7 @@ def judged_card(record: RankedRecord, example: Example, objective: config.Prefer
 
 
 def judged_response(letter: str, response: Response, taught: str) -> Markup:
-    """A response with its rank, its reward and its critique; and the data's critique, where that is another one."""
+    """A response with its rank, reward and critique, and the data's critique `taught` if it differs."""
     rank = chip("no rank" if response.rank is None else f"rank {response.rank}", True if response.rank == 1 else None)
     said = element("div", element("b", letter), " ", element("span", response.text, class_="text"), " ", rank)
     reward = element("span", signed(response.reward), class_="reward", title="reward")
@@ -97,7 +99,7 @@ def judged_response(letter: str, response: Response, taught: str) -> Markup:
 
 
 def scaling(held_out: Sequence[RankedRecord], objective: config.Preference) -> Markup:
-    """β(δ), with the held-out pairs on it."""
+    """The curve β(δ), with the held-out pairs as dots."""
     pairs = [pair for record in held_out for pair in judged_pairs(record, objective)]
     scale, wrong = objective.scaling, sum(not pair.right for pair in pairs)
     text = (
@@ -121,7 +123,8 @@ def scaling(held_out: Sequence[RankedRecord], objective: config.Preference) -> M
 
 
 def pair_dots(pairs: Sequence[JudgedPair], objective: config.Preference) -> list[Dot]:
-    """The pairs on the curve; those of a sixtieth of the range share a dot, whose area grows with their number."""
+    """Dots for the pairs on the curve. Pairs in the same sixtieth of the range share a dot, whose area grows with their
+    number."""
     if not pairs:
         return []
     low, high = min(pair.margin for pair in pairs), max(pair.margin for pair in pairs)

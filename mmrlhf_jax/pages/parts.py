@@ -1,6 +1,6 @@
-"""Parts of a report that is one HTML file: shell, tables, tiles (`charts.py` draws). No script, no request; light and dark.
+"""Parts of a report in a single HTML file without scripts or requests: document, tables, tiles (charts are in `charts.py`).
 
-Every part is `Markup`: text that is not is escaped when it enters one, so that no response can break the page.
+Every part is `Markup`; plain text is escaped when it is inserted, so that no response can break the page.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 
 
 def element(name: str, /, *children: Any, **attributes: Any) -> Markup:
-    """`<name attributes>children</name>`. `class_` is class, `stroke_width` is stroke-width; None leaves an attribute out."""
+    """`<name attributes>children</name>`. `class_` becomes class, `stroke_width` stroke-width; None omits an attribute."""
     shown = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), value)
         for key, value in attributes.items()
@@ -28,9 +28,9 @@ def element(name: str, /, *children: Any, **attributes: Any) -> Markup:
 
 
 def page(title: str, opening: Any, sections: Mapping[str, Any], style: str = "") -> str:
-    """The complete document: title, opening, links to the sections (title -> content), and these.
+    """The complete document: title, opening, links to the sections (title -> content), and the sections.
 
-    `style` follows the common style sheet. The document is well-formed XML, too.
+    `style` is appended to the common style sheet. The document is also well-formed XML.
     """
     head = element(
         "head",
@@ -67,13 +67,13 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], **attributes: Any)
 
 
 def picture(content: bytes, description: str) -> Markup:
-    """Encoded image bytes as an `img` that carries them."""
+    """An `img` element with the encoded image bytes as data URL."""
     kind = Image.open(io.BytesIO(content)).get_format_mimetype()
     return element("img", src=f"data:{kind};base64,{base64.b64encode(content).decode()}", alt=description)
 
 
 def number(value: Any) -> str:
-    """A figure as text, in four digits; a dash where there is none."""
+    """A figure as text with four digits; a dash for None."""
     if value is None:
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -84,7 +84,7 @@ def percent(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """In the two largest units: 2 h 5 min, 3 min 20 s, 12 s."""
+    """A duration in its two largest units: 2 h 5 min, 3 min 20 s, 12 s."""
     if seconds is None:
         return "–"
     minutes, rest = divmod(round(seconds), 60)
@@ -103,7 +103,7 @@ def chip(text: str, good: bool | None = None) -> Markup:
 
 
 def nested_tables(figures: Mapping[str, Any]) -> Markup:
-    """All of a nested mapping: single figures under their dotted names, then one table per mapping of mappings."""
+    """A nested mapping as tables: one of single figures with their dotted names, then one per mapping of mappings."""
     single, matrices = [], []
     _flatten(figures, "", single, matrices)
     parts = [table((), single, class_="numbers")]

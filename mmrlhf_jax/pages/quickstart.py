@@ -1,4 +1,4 @@
-"""The quickstart's page: what happened, with pictures, for a person who has never heard of MM-RLHF."""
+"""The quickstart's page: its steps and results, with images, for a reader who does not know MM-RLHF."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmrlhf_jax.pages.run import points
 from mmrlhf_jax.records import RankedRecord
 
 SHOWN_QUESTIONS = 12
-# Key of `answers`, name on the page, palette number.
+# (key of `answers`, name on the page, palette number).
 POLICIES = (("before", "before", 0), ("after_mmdpo", "MM-DPO", 1), ("after_dpo", "plain DPO", 2))
 # Runs that share charts, and their curves: (metric, title, range of the y axis).
 CURVES: tuple[tuple[str, tuple[tuple[str, str, int], ...], tuple], ...] = (
@@ -65,12 +65,12 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What a quickstart has found.
+    """The results of a quickstart.
 
-    `family` names the architecture of its models, `figures` are those of its summary, by step. `examples` are the held-out ones
-    as the data has them, `scored` their records with the reward model's critiques and rewards, `kinds` the places of every kind
-    of question. `answers` has, per policy (a key of `POLICIES`), one answer to each. `objective` is MM-DPO's, `metrics`
-    has the rows of each run that is drawn (`CURVES`).
+    `family` is the architecture of its models, `figures` are those of its summary, by step. `examples` are the held-out
+    examples, `scored` their records with the reward model's critiques and rewards, `kinds` maps a kind of question to the
+    indices of its records. `answers` has, by policy (a key of `POLICIES`), one answer per example. `objective` is MM-DPO's;
+    `metrics` has the rows of each run in `CURVES`.
     """
 
     family: str
@@ -102,7 +102,7 @@ def quickstart_page(found: Findings) -> str:
 
 
 def summary(figures: Mapping, examples: BuiltExamples) -> Markup:
-    """The whole story in a paragraph."""
+    """A summary of the quickstart in one paragraph."""
     judge, policy = figures.get("reward_model", {}), figures.get("policy", {})
     pictures = len({record.images for record in examples.records})
     return element(
@@ -121,7 +121,7 @@ def summary(figures: Mapping, examples: BuiltExamples) -> Markup:
 
 
 def key_figures(figures: Mapping) -> Markup:
-    """Tiles for the reward model, and for the policy."""
+    """The key figures of the reward model and of the policy."""
     judge, policy = figures.get("reward_model", {}), figures.get("policy", {})
     difference = figures.get("export", {}).get("max_abs_logit_diff")
     compared = "largest difference between the exported model’s logits in transformers and here"
@@ -149,7 +149,7 @@ def key_figures(figures: Mapping) -> Markup:
 
 
 def story(figures: Mapping, family: str) -> Markup:
-    """What happened, step by step."""
+    """The steps of the quickstart, in order."""
     seen = figures.get("vision", {}).get("accuracy")
     steps = (
         (
@@ -183,7 +183,7 @@ def story(figures: Mapping, family: str) -> Markup:
 
 
 def answered(found: Findings) -> Markup:
-    """Accuracy per kind as bars, and a sample of the answers themselves."""
+    """Accuracy by kind of question as bars, and a sample of answers."""
     records, kinds, policy = found.examples.records, found.kinds, found.figures.get("policy", {})
     shares = policy.get("by_kind", {})
     groups = ["all", *kinds]

@@ -1,4 +1,4 @@
-"""A run's page: what was learnt from what, how it went, and where the time went; for people."""
+"""A run's page: its settings, the curves of its metrics, and where the time went."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from mmrlhf_jax.pages.charts import Line, Point, binned, line_chart
 from mmrlhf_jax.pages.parts import duration, element, join, number, page, percent, table, tiles
 
 SHARES = (0.0, 1.0)
-# Section -> charts: (title, range of the y axis, metrics by the names of their curves). What no step has logged is left out.
+# Section -> charts: (title, range of the y axis, metrics by the names of their curves). Metrics that were not logged are
+# omitted.
 CHARTS: dict[str, tuple[tuple[str, tuple[float, float] | None, dict[str, str]], ...]] = {
     "Loss": (
         ("loss", None, {"training": "loss", "held out": "eval_loss"}),
@@ -55,7 +56,7 @@ PARTS_IN_WORDS = {
 
 
 class TimeSpent(NamedTuple):
-    """Seconds of all attempts of a run so far: together, and by part (the keys of `PARTS_IN_WORDS`)."""
+    """Seconds of all attempts of a run so far: the total, and by part (the keys of `PARTS_IN_WORDS`)."""
 
     attempts: int
     seconds: float
@@ -73,10 +74,10 @@ def run_page(
     steps: int,
     time: TimeSpent,
 ) -> str:
-    """The page of the run `name`, of whose `steps` steps so many are `done`, as one HTML document.
+    """The page of the run `name`, after `done` of `steps` steps, as one HTML document.
 
-    `rows` are its metrics: step, and figures by name (None where one was not finite). `method` says in words what the model
-    becomes, `source` where that method is described.
+    `rows` are its metrics: step, and figures by name (None for one that was not finite). `method` describes the trained model
+    in words, `source` is a reference for the method.
     """
     parts = {title: content for title, content in _charts(rows).items() if content}
     parts |= {"Time": time_spent(time), "Configuration": _configuration(experiment)}
@@ -86,7 +87,7 @@ def run_page(
 
 
 def _key_figures(rows: Sequence[Mapping], time: TimeSpent) -> list[tuple[str, str, str]]:
-    """Name, value and meaning of what is shown first."""
+    """(name, value, meaning) of the key figures."""
     shown = (
         ("Loss", "loss", "of the last step"),
         ("Held-out loss", "eval_loss", "the last time it was judged"),
@@ -121,7 +122,7 @@ def _charts(rows: Sequence[Mapping]) -> dict[str, Markup]:
 
 
 def time_spent(time: TimeSpent) -> Markup:
-    """Where the time of all attempts went."""
+    """A section about the time of all attempts, by part."""
     cells = [
         (words, duration(time.parts[part]), percent(time.parts[part] / time.seconds)) for part, words in PARTS_IN_WORDS.items()
     ]
@@ -133,12 +134,12 @@ def _configuration(experiment: config.Experiment) -> Markup:
 
 
 def points(rows: Sequence[Mapping], metric: str) -> list[Point]:
-    """(step, value) where it was logged and finite."""
+    """(step, value) of every row in which the metric is present and finite."""
     return [(row["step"], row[metric]) for row in rows if row.get(metric) is not None]
 
 
 def last(rows: Sequence[Mapping], metric: str):
-    """What was last logged of it, or None."""
+    """The last logged value of the metric; None if there is none."""
     return next((row[metric] for row in reversed(rows) if row.get(metric) is not None), None)
 
 

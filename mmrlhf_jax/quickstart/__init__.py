@@ -1,4 +1,5 @@
-"""`mmrlhf quickstart`: the whole of MM-RLHF, small. It draws scenes, asks, ranks by rule, and trains a small model.
+"""`mmrlhf quickstart`: all of MM-RLHF on a small scale. It renders scenes, makes questions and ranked responses by rule, and
+trains a small model.
 
-Nothing imports it but the command line. It uses the other packages as a user would: every step is what the commands run.
+Only the command line imports it. It uses the other packages as a user would: every step runs the code of a command.
 """

@@ -1,8 +1,8 @@
-"""Language-image alignment, LLaVA-OneVision's first stage: tower and projector learn to say what a patch shows.
+"""Language-image alignment, LLaVA-OneVision's first stage: tower and projector learn to describe what a patch shows.
 
-The language model starts from visual tokens that already lie near the words for what they show, as it does after SigLIP's
-image-text training and LLaVA's projector stage. Here the words are known per place, so that seconds are enough; the language
-model's embeddings stay as they are.
+Afterwards visual tokens are near the embeddings of the words for what they show, as after SigLIP's image-text training and
+LLaVA's projector stage. Here the words are known for every place of an image, so that seconds suffice. The language model's
+embeddings are not trained.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ ATTRIBUTES = (
     ("nothing", *SHAPES),
 )
 EPOCHS, BATCH, LEARNING_RATE, MATRIX_LEARNING_RATE = 10, 64, 3e-3, 0.02
-NEARNESS = 0.5  # weight of the squared distance from the sum of the words
-SCALE = 10.0  # of the logits: a token that is as long as a word's embedding is sure of its words
+NEARNESS = 0.5  # weight of the squared distance from the sum of the words' embeddings
+SCALE = 10.0  # factor of the logits, with which a token as long as a word's embedding gives confident predictions
 
 
 def align(model: LlavaOnevision, tokenizer, examples, seed: int) -> float:
-    """Train `model.vision` and `model.projector` in place on the pictures of quickstart records.
+    """Train `model.vision` and `model.projector` in place on the images of quickstart records.
 
-    Returns the share of attributes that the last batches have right.
+    Returns the share of attributes that are predicted correctly in the last batches.
     """
     tiles, labels = whole_pictures(examples, model.config.geometry)
     words = [model.language.embedding.embedding[...][word_tokens(tokenizer, names)] for names in ATTRIBUTES]
@@ -53,7 +53,8 @@ def align(model: LlavaOnevision, tokenizer, examples, seed: int) -> float:
             logits = SCALE * features @ embeddings.T
             told_apart += optax.softmax_cross_entropy_with_integer_labels(logits, labels[..., i]).mean()
             rights.append((jnp.argmax(logits, axis=-1) == labels[..., i]).mean())
-        # Telling words apart leaves a feature free to be long and mostly something else: it is to be the sum of its words.
+        # Classification alone would allow features with large components in other directions; this pulls them to the sum of
+        # their words' embeddings.
         wanted = sum(embeddings[labels[..., i]] for i, embeddings in enumerate(words))
         return told_apart + NEARNESS * ((features - wanted) ** 2).sum(axis=-1).mean(), jnp.stack(rights).mean()
 
@@ -76,7 +77,7 @@ def align(model: LlavaOnevision, tokenizer, examples, seed: int) -> float:
 
 
 def optimizer(steps: int) -> optax.GradientTransformation:
-    """Muon for the matrices, of single layers and of stacked ones, Adam for all else."""
+    """Muon for matrices (of single and of stacked layers), Adam for all other parameters."""
 
     def matrices(params):
         def dimensions(path, param):
@@ -92,7 +93,7 @@ def optimizer(steps: int) -> optax.GradientTransformation:
 
 
 def word_tokens(tokenizer, words) -> Int[np.ndarray, " N"]:
-    """The token of every word as it stands in a sentence, after a space. Raises UserError for a word of several tokens."""
+    """The token of every word as it occurs in a sentence, after a space. Raises UserError for a word of several tokens."""
     tokens = [tokenizer.encode(f" {word}", add_special_tokens=False) for word in words]
     for word, found in zip(words, tokens, strict=True):
         if len(found) != 1:
@@ -101,7 +102,7 @@ def word_tokens(tokenizer, words) -> Int[np.ndarray, " N"]:
 
 
 def whole_pictures(examples, geometry) -> tuple[UInt8[Array, "N H W 3"], Int[Array, "N P 4"]]:
-    """The first tile (the whole picture) of every distinct picture, and the attributes of the place each patch lies in."""
+    """(the first tile, which is the whole image, of every distinct image; the attributes of the place of each patch)."""
     firsts = {record.images: i for i, record in reversed(list(enumerate(examples.records)))}
     numbers = sorted(firsts.values())
     tiles = np.stack([media_tiles(examples[i], geometry)[0] for i in numbers])
@@ -112,7 +113,7 @@ def whole_pictures(examples, geometry) -> tuple[UInt8[Array, "N H W 3"], Int[Arr
 
 
 def attributes(scene: str) -> Int[np.ndarray, "4 4"]:
-    """Word numbers per place, in reading order, from a scene's key."""
+    """Indices of words, per place in reading order and attribute, from a scene's key."""
     found = {place: ("nothing",) * 3 for place in PLACES}
     found |= {thing.place: (thing.size, thing.colour, thing.shape) for thing in objects_from_key(scene)}
     labels = [(place, *look) for place, look in found.items()]

@@ -1,7 +1,7 @@
-"""Captions: what a language model's first stage learns to see from. No question, nothing to prefer.
+"""Captions, with which the language model's first training stage teaches it to see; they have no question and no preference.
 
-They are of two forms: the account, place by place, and things seen, each a shape with one thing that is so of it. Critiques are
-made of the same.
+There are two forms: accounts list the objects place by place, and "things seen" list shapes with one attribute each. Critiques
+have the same elements.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from mmrlhf_jax.quickstart.scenes import PLACES, SHAPES, SceneObject, objects_fr
 
 PROMPT = "Say what the picture shows."
 SEEN = "Seen"
-THINGS_SEEN = 8  # in a caption
+THINGS_SEEN = 8  # per caption
 
 
 def account(objects: Sequence[SceneObject], marks: Mapping[str, str] | None = None) -> str:
-    """Place by place, in reading order, with the mark of a place behind it: "upper left large red circle wrong, ..."."""
+    """The objects in reading order of their places, each followed by its mark: "upper left large red circle wrong, ..."."""
     there, marks = {thing.place: thing.phrase for thing in objects}, marks or {}
     return ", ".join(f"{there.get(place, f'{place} nothing')} {marks.get(place, '')}".rstrip() for place in PLACES)
 
 
 def things_seen(objects: Sequence[SceneObject], rng: random.Random) -> str:
-    """Shapes, mostly of the picture, in any order, each with its colour, size or place (or nothing where there is none)."""
+    """Shapes in random order, mostly those in the image, each with its colour, size or place ("nothing" if it is absent)."""
     by_shape = {thing.shape: thing for thing in objects}
     found = []
     for _ in range(THINGS_SEEN):
@@ -38,8 +38,8 @@ def things_seen(objects: Sequence[SceneObject], rng: random.Random) -> str:
 
 
 def caption_records(records_path: Path, seed: int) -> tuple[Path, Path]:
-    """`accounts.jsonl` and `captions.jsonl` beside a split's records: one record a picture, with its account as response; and
-    with things seen as another one."""
+    """Write `accounts.jsonl` and `captions.jsonl` beside a split's records, with one record per image: the first with its
+    account as response, the second also with a "things seen" response."""
     rng, accounts, captions = random.Random(f"{seed}/captions"), {}, {}
     for line in filter(None, records_path.read_text().split("\n")):
         row = strict_json.loads(line)
@@ -57,7 +57,7 @@ def caption_records(records_path: Path, seed: int) -> tuple[Path, Path]:
 
 
 def with_captions(records_path: Path, captions_path: Path) -> Path:
-    """`with_captions.jsonl`: the records, and the captions of their pictures."""
+    """Write `with_captions.jsonl`: the records, followed by the captions of their images."""
     path = records_path.parent / "with_captions.jsonl"
     path.write_text(records_path.read_text() + captions_path.read_text())
     return path

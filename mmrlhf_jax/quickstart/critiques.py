@@ -1,7 +1,7 @@
-"""What a critique says before its verdict: what is seen of what the question is about, and whether the answer agrees.
+"""The text of a critique before its verdict: what the image shows of the question's subject, and whether the answer agrees.
 
-A critic of this size learns in minutes to look up what goes with the word before (in the picture, in the answer), and hardly
-more than that. So every fact follows the word that leads to it ("square red"), and every mark the word that it judges.
+A critic of this size learns within minutes to look up (in the image or in the answer) what belongs to the preceding word, and
+hardly more. So every fact follows the word by which it is looked up ("square red"), and every mark the word that it judges.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def say(value: Value) -> str:
 
 
 def of_value(question: Question, scene: Scene, value: Value) -> str:
-    """Of a response that states `value` to a question whose truth is one value."""
+    """The critique of a response that states `value`, for a question whose truth is a single value."""
     seen = FACTS[question.kind](question, scene)
     conclusion = "" if question.kind in ("colour", "place") else f", so {say(question.truth)}"
     return f"{SEEN}: {seen}{conclusion} {mark(question, value)}."
 
 
 def of_description(scene: Scene, described: Sequence[SceneObject]) -> str:
-    """Place by place what is there, and how the description has it."""
+    """The critique of a description: place by place the objects in the image, each with its mark."""
     truth, said = ({thing.place: thing for thing in objects} for objects in (scene.objects, described))
 
     def judged(place: str) -> str:
@@ -42,7 +42,7 @@ def of_description(scene: Scene, described: Sequence[SceneObject]) -> str:
 
 
 def mark(question: Question, value: Value) -> str:
-    """Whether the answer agrees: `correct` or `wrong`, or `partly` where half of a place does."""
+    """Whether the answer agrees: `correct` or `wrong`, or `partly` if half of a place is right."""
     if value == question.truth:
         return "correct"
     half = question.kind == "place" and bool(set(str(value).split()) & set(question.truth.split()))
@@ -58,7 +58,7 @@ def _place(question: Question, scene: Scene) -> str:
 
 
 def _existence(question: Question, scene: Scene) -> str:
-    """The object of that shape, by its colour, and whether it is the colour asked about."""
+    """The colour of the object with the shape that is asked about, and whether it is the colour that is asked about."""
     colour, shape = question.subjects[0].split()
     found = scene.by_shape[shape].colour if shape in scene.by_shape else "nothing"
     return f"{shape} {found} {'same' if found == colour else 'other'}"
@@ -70,7 +70,7 @@ def _comparison(question: Question, scene: Scene) -> str:
 
 
 def _count(question: Question, scene: Scene) -> str:
-    """Place by place; every object that counts gets its number."""
+    """The objects place by place, with a running number for each object that is counted."""
     counted = [thing for thing in scene.objects if not question.subjects or thing.size == question.subjects[0]]
     return account(scene.objects, {thing.place: NUMBERS[i] for i, thing in enumerate(counted, 1)})
 

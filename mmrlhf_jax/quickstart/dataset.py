@@ -1,4 +1,4 @@
-"""The quickstart's ranked multimodal dataset: records over rendered scenes, the same byte for byte for a seed."""
+"""The quickstart's ranked multimodal data set: records about rendered scenes, byte for byte the same for the same seed."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ KIND_WEIGHTS = {
     "description": 0.06,
     "unsafe": 0.14,
 }
-MOST_QUESTIONS = 5  # kinds that every scene allows
+MOST_QUESTIONS = 5  # number of kinds of questions that every scene allows
 
 
 def generate(
     seed: int | str, scenes: int, questions_per_scene: int, exclude: Set[str] = frozenset()
 ) -> Iterator[tuple[RankedRecord, Image.Image]]:
-    """Records with their pictures, `questions_per_scene` per scene in a row, all of different kinds.
+    """Yield records with their images: `questions_per_scene` consecutive ones per scene, all of different kinds.
 
-    No scene occurs twice, and none whose key is in `exclude`. The questions of a scene share one relative image path;
-    `extra` has the question (for `question_from_record`) and the scene's key. Raises UserError for bad numbers.
+    No scene occurs twice, and none whose key is in `exclude`. The questions of a scene share one relative image path; `extra`
+    has the question (for `question_from_record`) and the scene's key. Raises UserError for invalid numbers.
     """
     if scenes < 1:
         raise UserError(f"quickstart data: the number of scenes must be at least 1, found {scenes}")
@@ -81,7 +81,7 @@ def write_dataset(
 
 
 def corpus(records: Iterable[RankedRecord]) -> Iterator[str]:
-    """Every text of the records: prompts, responses and critiques (what a tokenizer is trained on)."""
+    """Yield every text of the records: prompts, responses and critiques, on which the tokenizer is trained."""
     for record in records:
         yield record.prompt
         for response in record.responses:

@@ -1,4 +1,4 @@
-"""The answers to "Describe the picture.": right ones, and ones with a single flaw."""
+"""The answers to "Describe the picture.": right ones, and others with a single flaw."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OPENINGS = ("There is", "I see")
 STYLES = (0, 1, 2)  # phrasings 0 and 1 are full; the last one is terse
 TERSE = 2
 
-Flaw = tuple[list[SceneObject], str]  # the objects as described, the quality of such a description
+Flaw = tuple[list[SceneObject], str]  # (the objects as described, the quality of the description)
 
 
 def describe(objects: Sequence[SceneObject], style: int) -> str:
@@ -42,13 +42,13 @@ def reshape(scene: Scene, rng: random.Random) -> Flaw:
 
 
 def _mistake(scene: Scene, lookalikes: Sequence[SceneObject], rng: random.Random) -> Flaw:
-    """One object taken for another that the scene does not have."""
+    """One object is described as another one that the scene does not have."""
     said = rng.choice([thing for thing in lookalikes if thing.name not in scene.names])
     return [said if thing.place == said.place else thing for thing in scene.objects], "partly_wrong"
 
 
 def swap(scene: Scene, rng: random.Random) -> Flaw:
-    """Two objects change places."""
+    """Two objects are described with their places exchanged."""
     first, second = (thing.place for thing in rng.sample(scene.objects, 2))
     swapped = {first: second, second: first}
     objects = [dataclasses.replace(thing, place=swapped.get(thing.place, thing.place)) for thing in scene.objects]

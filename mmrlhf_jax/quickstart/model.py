@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mmrlhf_jax.models.decoder import Decoder
 
-VOCABULARY = 1024  # at most; the corpus needs fewer
+VOCABULARY = 1024  # maximum number of tokens; the corpus needs fewer
 
 TINY: dict[str, Any] = {
     "model_type": "llava_onevision",
@@ -48,9 +48,10 @@ TINY: dict[str, Any] = {
 
 
 def silence_layers(language: Decoder) -> None:
-    """Let every layer add nothing at first, so that words and pictures reach the last layer as they are.
+    """Zero the layers' output projections, so that initially the residual stream reaches the last layer unchanged.
 
-    Initialised as a pretrained model's checkpoint is loaded over, layers add ten times what a token is made of.
+    With the default initialisation, which normally a checkpoint replaces, the layers' outputs would be ten times as large as
+    the embeddings.
     """
     for output in (language.layers.attention.o, language.layers.mlp.down):
         output.kernel[...] = jnp.zeros_like(output.kernel[...])

@@ -1,4 +1,4 @@
-"""The quickstart's `report.html`: what it has found, gathered from its directory."""
+"""Writes the quickstart's `report.html` from the results in its directory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmrlhf_jax.training.metrics import read_metrics
 
 
 def write_page(root: Path, figures: Mapping, held_out: Sequence[RankedRecord], answers: Mapping[str, Sequence[str]]) -> None:
-    """Write `report.html` into the quickstart's directory. `answers` has, per policy, one text per record of `held_out`."""
+    """Write `report.html` into the quickstart's directory. `answers` maps a policy to one text per record of `held_out`."""
     root = Path(root)
     examples = open_examples(root / "data" / "held_out")
     questions = [question_from_record(record) for record in examples.records]

@@ -1,4 +1,4 @@
-"""The exported model in somebody else's code: transformers' logits against ours, on the same tokens and pictures."""
+"""Checks an exported model against transformers: the difference of logits on the same tokens and images."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 
 
 def max_logit_difference(directory: os.PathLike[str], examples: Sequence[Example]) -> float:
-    """Largest absolute difference of any logit, in float32, over the first response's conversation of each example.
+    """The largest absolute difference of any logit, in float32, over the first response's conversation of each example.
 
-    Needs torch. transformers reads the pictures with its own image processor.
+    Needs torch. transformers preprocesses the images with its own image processor.
     """
     import torch
     from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil

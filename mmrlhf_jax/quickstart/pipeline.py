@@ -1,4 +1,5 @@
-"""`mmrlhf quickstart`: the whole of MM-RLHF in one straight line, small. Every step is what the other commands run."""
+"""`mmrlhf quickstart`: all steps of MM-RLHF on a small scale, one after the other. Every step runs the code of another
+command."""
 
 from __future__ import annotations
 
@@ -44,14 +45,14 @@ SEED = 0
 SCENES = {"train": 3000, "preference": 300, "held_out": 120}
 QUESTIONS_PER_SCENE = 1
 MAX_ANSWER, MAX_CRITIQUE = 48, 80
-MARKER = ".mmrlhf_quickstart"  # in a directory that may be cleared
-DEVICES = (4, 2, 1)  # every run's rows are a multiple of each
+MARKER = ".mmrlhf_quickstart"  # a file that marks a directory as a quickstart's, which may be cleared
+DEVICES = (4, 2, 1)  # numbers of devices, which divide the rows of every run
 LAUNCH = config.Launch(mesh=config.Mesh(data=-1, fsdp=1))
 
 
 @dataclasses.dataclass
 class Quickstart:
-    """Where things are, and what has been found so far."""
+    """The paths of a quickstart, and its figures so far."""
 
     root: Path
     figures: dict = dataclasses.field(default_factory=dict)
@@ -63,7 +64,7 @@ class Quickstart:
         return self.root / "models" / name
 
     def experiment(self, name: str) -> config.Experiment:
-        """configs/quickstart/NAME.yaml, with its paths moved to this root."""
+        """The experiment configs/quickstart/NAME.yaml, with its paths under this root."""
         path = Path(mmrlhf_jax.__file__).parents[1] / "configs" / "quickstart" / f"{name}.yaml"
         if not path.exists():
             raise UserError(f"{path}: not found; run the quickstart from a clone of the repository (pip install --editable)")
@@ -73,19 +74,19 @@ class Quickstart:
 
 
 def use_processors() -> None:
-    """Run on the CPU, whatever else is here. To be called before JAX starts.
+    """Use the CPU, even if there are accelerators. Call this before JAX starts.
 
-    XLA runs one CPU device's program mostly on one core: as many devices as cores, up to 4, use them.
+    XLA runs the program of a CPU device mostly on one core, so there is one device per core, up to 4.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", next(number for number in DEVICES if number <= cores))
-    # With several programs in flight, their collectives can wait for each other's threads on a machine with few cores.
+    # With several programs in flight, their collectives can wait for each other's threads for ever on a machine with few cores.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def run(out: str) -> None:
-    """Everything, into the new directory `out`: data, models, runs, scores, `summary.json` and `report.html`."""
+    """Run all steps. Writes data, models, runs, scores, `summary.json` and `report.html` into the new directory `out`."""
     if is_remote(out):
         raise UserError(f"{out}: the quickstart works in a directory of this machine; give one")
     started = time.monotonic()
@@ -120,7 +121,7 @@ def step(title: str, work: Callable, quickstart: Quickstart):
 
 
 def make_data(quickstart: Quickstart) -> None:
-    """Render, question and rank scenes; build each split as any other data set is built."""
+    """Render scenes, make questions and ranked responses about them, and build each split like any other data set."""
     sources = write_dataset(quickstart.root / "sources", seed=SEED, scenes=SCENES, questions_per_scene=QUESTIONS_PER_SCENE)
     sources["accounts"], captions = caption_records(sources["train"], SEED)
     sources["supervised"] = with_captions(sources["train"], captions)
@@ -131,9 +132,9 @@ def make_data(quickstart: Quickstart) -> None:
 
 
 def make_model(quickstart: Quickstart) -> None:
-    """A tokenizer for the corpus, a model from scratch, and a tower that has learnt to see."""
+    """Train a tokenizer on the corpus, create a model from scratch, and align its vision tower."""
     examples = open_examples(quickstart.data("supervised"))
-    # What stands around the texts.
+    # Texts of the critique prompt and the chat template, which the tokenizer must cover as well.
     frame = (
         CRITIQUE_PROMPT,
         SYSTEM,
@@ -167,7 +168,8 @@ def train_reward_model(quickstart: Quickstart) -> None:
 
 
 def judge_reward_model(quickstart: Quickstart) -> list[RankedRecord]:
-    """ACC and ACC+ with critiques it wrote itself; the same with images exchanged; and whether length alone would do."""
+    """ACC and ACC+ with the model's own critiques, the same with exchanged images, and the ACC of preferring longer
+    responses."""
     engine = Engine.load(str(quickstart.model("reward")), batch=64)
     examples = open_examples(quickstart.data("held_out"))
     scored = critic.score(engine, examples, max_new_tokens=MAX_CRITIQUE)
@@ -197,7 +199,7 @@ def align(quickstart: Quickstart) -> None:
 
 
 def answer_questions(quickstart: Quickstart) -> dict[str, list[str]]:
-    """Greedy answers of the policy before, after MM-DPO and after plain DPO; the share that is right."""
+    """Greedy answers of the policy before training, after MM-DPO and after plain DPO, and the share of right ones."""
     examples: BuiltExamples = open_examples(quickstart.data("held_out"))
     questions = [question_from_record(record) for record in examples.records]
     answers, policy = {}, {}
@@ -217,7 +219,7 @@ def answer_questions(quickstart: Quickstart) -> dict[str, list[str]]:
 
 
 def check_export(quickstart: Quickstart) -> None:
-    """Logits of the exported model in transformers against ours. Null where torch is not installed."""
+    """Compare the exported model's logits in transformers with this project's. The figure is null if torch is not installed."""
     difference = None
     if find_spec("torch") is None:
         say("torch is not installed: the comparison is left out (pip install torch)")
@@ -234,7 +236,7 @@ def _train_and_export(quickstart: Quickstart, experiment: str, model: str) -> No
 
 
 def _clear_earlier(root: Path) -> None:
-    """Start over only in what an earlier quickstart made, finished or not; anything else is somebody's."""
+    """Remove an earlier quickstart's directory, finished or not. UserError for any other directory."""
     if not (root / MARKER).exists():
         raise UserError(f"{root}: exists and is no quickstart's; give a new directory")
     say(f"{root}: an earlier quickstart; starting over")

@@ -1,8 +1,8 @@
-"""The responses of a ranking group: right and wrong ones in the same few phrasings, graded and criticised by rule.
+"""The responses of a ranking group: right and wrong ones with the same few phrasings, graded and criticised by rule.
 
-What a text-only judge could use is kept out: a right and a wrong answer to a visual question differ in what they state,
-not in how they say it. Three flaws are systematic, for the policy to pick up in its warm-up and to unlearn by
-preference: saying "Yes" to "Is there ...?", counting one too many, and obeying harmful requests.
+A judge that sees only the text has no cues: right and wrong answers to a visual question differ in their facts, not in their
+phrasing. Three flaws are systematic, so that the policy learns them in its warm-up and unlearns them by preference training:
+answering "Yes" to "Is there ...?", counting one too many, and obeying harmful requests.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from mmrlhf_jax.records import SCORE_NAMES, Response
 
 
 class Grade(NamedTuple):
-    """What the critique concludes, and the scores (helpfulness, faithfulness, ethics; 1 to 5) that go with it."""
+    """The verdict of the critique, and the scores (helpfulness, faithfulness, ethics; 1 to 5) that belong to it."""
 
     verdict: str
     scores: tuple[int, int, int]
 
 
-# The mean score ranks a group. Among the responses to one question verdict and mean score determine each other, except
-# that "Partly wrong" and "Incomplete" tie.
+# Groups are ranked by the mean score. Among the responses to one question, verdict and mean score determine each other, except
+# that "Partly wrong" and "Incomplete" are tied.
 GRADES = {
     "complete": Grade("Right and complete.", (5, 5, 5)),
     "terse": Grade("Right but terse.", (4, 5, 5)),
@@ -40,7 +40,7 @@ GRADES = {
     "rude": Grade("Rude.", (1, 2, 1)),
 }
 
-OVERCOUNT_SHARE = 0.8  # of the wrong counts that could also be one too few
+OVERCOUNT_SHARE = 0.8  # share of "one too many" among wrong counts that could also be one too few
 RUDE_SHARE = 0.08
 RUDE = (
     "Look at it yourself.",
@@ -63,10 +63,10 @@ COMPLIANCE = {
     "scare": ("Sure, hide and shout.", "Hide with the {name} in the dark, then jump at the child and shout."),
 }
 
-# How often a group has which responses: (full sentences, terse) of the right ones, then of the wrong ones. Most kinds have
-# as many of both. What the policy is to unlearn is in the majority: too high a count, and "Yes" (right where the object is
-# there). "The longer one is better" stays at chance. A response costs little beside the prompt that it shares, so groups are
-# rather large.
+# Weights of group compositions: (full sentences, terse ones) of the right responses, then of the wrong ones. Most kinds have as
+# many of both. The flaws that the policy is to unlearn are in the majority: a count that is too high, and "Yes" (which is right
+# if the object is present). Preferring the longer response is at chance level. Groups are rather large, because a response
+# costs little compared with the shared prompt.
 Plans = dict[tuple[tuple[int, int], tuple[int, int]], int]
 EVEN: Plans = {((2, 0), (2, 0)): 5, ((1, 1), (1, 1)): 1, ((2, 0), (2, 1)): 2, ((2, 1), (2, 0)): 2}
 MOSTLY_RIGHT: Plans = {((2, 0), (1, 0)): 3, ((2, 1), (2, 0)): 2, ((2, 1), (1, 1)): 1}
@@ -74,7 +74,7 @@ MOSTLY_WRONG: Plans = {((1, 0), (2, 0)): 3, ((2, 0), (2, 1)): 2, ((1, 1), (2, 1)
 
 
 class Draft(NamedTuple):
-    """A response before grading, and what its critique says before the verdict."""
+    """A response before grading, with the text of its critique before the verdict."""
 
     text: str
     quality: str
@@ -129,7 +129,7 @@ def _wrong_value(question: Question, rng: random.Random) -> str | int | bool:
     if isinstance(question.truth, bool):
         return not question.truth
     if question.kind == "count":
-        fewest = 0 if question.subjects else 2  # no scene has fewer
+        fewest = 0 if question.subjects else 2  # no scene has fewer than two objects
         over = question.truth == fewest or rng.random() < OVERCOUNT_SHARE
         return question.truth + (1 if over else -1)
     values = COLOURS if question.kind == "colour" else PLACES
@@ -146,10 +146,10 @@ def _quality(question: Question, value: str | int | bool, phrasing: int) -> str:
 
 
 def _phrasings(question: Question, value: str | int | bool) -> tuple[str, str, str]:
-    """The value stated as two full sentences and tersely; right and wrong values share the words.
+    """The value in two full sentences and one terse phrase, with the same words for right and wrong values.
 
-    No value stands right behind the word that leads to it in the picture: a critic would quote it instead of looking. So every
-    kind is marked by one rule, whether the word that was seen occurs in the answer.
+    A value never follows directly the word by which it is looked up in the image, because a critic would then copy it from the
+    answer instead of looking. So a critic can mark every kind of answer by one rule: whether the word that it saw occurs in it.
     """
     subject = question.subjects[0] if question.subjects else ""
     if question.kind == "colour":
@@ -183,7 +183,7 @@ def _description_drafts(scene: Scene, rng: random.Random) -> list[Draft]:
 
 
 def _unsafe_drafts(question: Question, rng: random.Random) -> list[Draft]:
-    """Refusals, and rather more answers that obey."""
+    """Some refusals, and more answers that obey."""
     (name,) = question.subjects
     refusals = [
         Draft(text.format(name=name), quality, remark)

@@ -1,6 +1,6 @@
 """Rendered scenes: two to four flat coloured shapes on a dark canvas, at most one in each of its four places.
 
-A scene is exact knowledge of its picture, so whatever is asked, answered or criticised about it can be judged by rule.
+A scene describes its image completely, so that every question, answer and critique about it can be checked by rule.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = {"large": 0.80, "small": 0.50}  # diameter as a share of the cell's short side
 
-# (width, height) in pixels → how often. Cells stretch with the canvas, objects do not.
+# (width, height) in pixels → relative frequency. Cells stretch with the canvas, objects do not.
 CANVASES = {(96, 96): 0.7, (128, 96): 0.1, (96, 128): 0.1, (192, 96): 0.1}
 SHADES = range(40, 65)  # grey level of the background
-JITTER = 0.3  # how much of the free room around an object its position may use
+JITTER = 0.3  # share of the free space around an object by which it may be shifted
 SUPERSAMPLING = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class SceneObject:
-    """One shape. `offset` in [-1, 1]² shifts it from the middle of its place, in units of the room it may use."""
+    """One shape. `offset` in [-1, 1]² shifts it from the centre of its place, in units of the largest allowed shift."""
 
     place: str
     size: str
@@ -47,7 +47,7 @@ class SceneObject:
 
     @property
     def phrase(self) -> str:
-        """Place first: whoever writes it knows where to look before having to say what is there."""
+        """Place, size, colour and shape. The place comes first, so that a model that writes it knows where to look."""
         return f"{self.place} {self.size} {self.name}"
 
     @property
@@ -69,7 +69,7 @@ class Scene:
 
     @property
     def key(self) -> str:
-        """What is where. Scenes that differ only in canvas, shade or jitter are the same scene."""
+        """A text that identifies the objects and their places. Canvas, shade and jitter are not part of it."""
         return "; ".join(thing.phrase for thing in self.objects)
 
     @property
@@ -78,12 +78,12 @@ class Scene:
 
     @property
     def by_shape(self) -> dict[str, SceneObject]:
-        """The objects by their shape, which no two of a scene share."""
+        """The objects by shape; no two objects of a scene have the same shape."""
         return {thing.shape: thing for thing in self.objects}
 
 
 def objects_from_key(key: str) -> tuple[SceneObject, ...]:
-    """The objects of the scene with this key, in reading order; where in their places they lie is not in it."""
+    """The objects of the scene with this key, in reading order; their offsets are not known."""
     found = []
     for phrase in key.split("; "):
         row, column, size, colour, shape = phrase.split()
@@ -92,7 +92,7 @@ def objects_from_key(key: str) -> tuple[SceneObject, ...]:
 
 
 def sample_scene(rng: random.Random) -> Scene:
-    """A scene of two to four objects, no two of which have their colour or their shape in common."""
+    """A random scene of two to four objects with different colours and different shapes."""
     places = sorted(rng.sample(PLACES, rng.randint(2, 4)), key=PLACES.index)
     looks = zip(places, rng.sample(list(COLOURS), len(places)), rng.sample(SHAPES, len(places)), strict=True)
     objects = tuple(
@@ -104,7 +104,7 @@ def sample_scene(rng: random.Random) -> Scene:
 
 
 def render(scene: Scene) -> Image.Image:
-    """The picture, RGB uint8, antialiased."""
+    """The image of a scene, RGB uint8, antialiased."""
     width, height = scene.canvas
     cell = (width / 2, height / 2)
     image = Image.new("RGB", scene.canvas, (scene.shade,) * 3)
@@ -120,7 +120,7 @@ def render(scene: Scene) -> Image.Image:
 
 @functools.cache
 def _mask(shape: str, diameter: int) -> Image.Image:
-    """Coverage of a `diameter`² pixel box by the shape, uint8."""
+    """The shape's coverage of a box of `diameter`² pixels, uint8."""
     side = diameter * SUPERSAMPLING
     mask = Image.new("L", (side, side), 0)
     draw = ImageDraw.Draw(mask)

@@ -1,6 +1,6 @@
 """The quickstart's tokenizer: a byte-level BPE trained on its own corpus, with ChatML's control tokens.
 
-The name of a place is one word to it, although it is written as two: what a token must find in the picture, it names alone.
+A place's name is one token, although it is written as two words, so that a single token names what to look up in the image.
 """
 
 from __future__ import annotations
