@@ -22,6 +22,8 @@ FIRST_DELAY = 1.0  # seconds; doubled after every attempt
 
 
 class Fault(enum.Enum):
+    """The kind of an error. PASSING errors may not occur again if the call is repeated."""
+
     PASSING = "a passing error of the storage"
     DAMAGED = "damaged"
     NO_MEMORY = "out of memory"

@@ -73,6 +73,7 @@ def _create_without_links(path: epath.Path, text: str) -> bool:
 
 
 def replace(path: epath.Path, text: str) -> None:
+    """Replace the file's content atomically."""
     if is_remote(path):
         path.write_text(text)
         return

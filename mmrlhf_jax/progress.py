@@ -23,6 +23,7 @@ class Progress:
         self.shown = self.started
 
     def update(self, figures: str = "", advance: int = 1) -> None:
+        """Count `advance` more items as done, and print a line if enough time has passed or all are done."""
         self.done += advance
         now = time.monotonic()
         last = self.done >= self.total

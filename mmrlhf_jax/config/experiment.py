@@ -31,6 +31,8 @@ def _check_something_learns(objective: Objective, data: Data, trains: Trains) ->
 
 
 class Experiment(Section):
+    """All settings of an experiment. The validator checks what concerns several sections."""
+
     model: Model
     data: Data
     objective: Objective

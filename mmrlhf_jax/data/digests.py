@@ -12,6 +12,7 @@ LENGTH = 16  # hexadecimal digits
 
 
 def digest(*parts: bytes) -> str:
+    """The first LENGTH hexadecimal digits of a SHA-256 over the parts."""
     found = hashlib.sha256()
     for part in (b"%d" % len(parts), *parts):  # each part with its length, so that different splits give different digests
         found.update(b"%d:" % len(part) + part)

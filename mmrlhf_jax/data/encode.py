@@ -100,6 +100,7 @@ class GroupEncoder:
         return self._template(prompt, media, None)
 
     def tree(self, record: RankedRecord, plans: Sequence[VisualPlan], most_targets: int = 0) -> TokenTree:
+        """Tokenise all conversations of a record as one tree; `most_targets` cuts each response's targets (0 = no limit)."""
         conversations = [self.conversation(record, response, plans) for response in record.responses]
         if most_targets:
             conversations = [cut(conversation, most_targets) for conversation in conversations]

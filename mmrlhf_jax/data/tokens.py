@@ -94,6 +94,7 @@ class PieceTokenizer:
         return Conversation(np.concatenate(ids).astype(np.int32), np.concatenate(target), np.concatenate(visual))
 
     def special(self, token: str) -> int:
+        """The id of a control token. Raises UserError if the tokenizer has none of this name."""
         found = self.tokenizer.convert_tokens_to_ids(token)
         if found is None or found == self.tokenizer.unk_token_id:
             raise UserError(f"the tokenizer has no token {token!r}; this template needs a ChatML tokenizer")

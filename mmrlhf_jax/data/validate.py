@@ -70,6 +70,7 @@ def validate(
 
 
 def note_record(record: RankedRecord) -> Iterator[str]:
+    """Yield the reason why a valid record gives no pair, if there is one."""
     ranks = [response.rank for response in record.responses]
     if len(ranks) == 1:
         yield "records of one response"

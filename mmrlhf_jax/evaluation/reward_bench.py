@@ -21,6 +21,8 @@ CATEGORIES = ("mcq", "long", "short", "safety", "video")
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
+    """`acc` is the share of right pairs, `acc_plus` the share of groups all of whose pairs are right."""
+
     pairs: int
     groups: int
     acc: float

@@ -109,7 +109,7 @@ def _filled(place: Held) -> Iterator[NewDirectory]:
             place.lock.check(at_once=True)
             try:
                 _remove_begun(out, _begun(out, place.workplace, complete=True))
-            except Exception as error:  # whatever a storage backend raises
+            except Exception as error:  # any storage backend's error
                 say(f"{out}: what this export wrote cannot be removed ({first_line(error)}); the next one does that")
             raise
 

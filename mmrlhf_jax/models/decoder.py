@@ -102,6 +102,8 @@ def rotate(x: Float[Array, "B S H D"], cos_sin) -> Float[Array, "B S H D"]:
 
 
 class SelfAttention(nnx.Module):
+    """Grouped-query self-attention with rotary position embeddings."""
+
     def __init__(self, config: TextConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
         d, hd = config.hidden_size, config.head_dim
         kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -125,6 +127,8 @@ class SelfAttention(nnx.Module):
 
 
 class SwiGLU(nnx.Module):
+    """The MLP: down(silu(gate(x)) * up(x))."""
+
     def __init__(self, config: TextConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
         d, hidden = config.hidden_size, config.intermediate_size
         kinds = dict(bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -137,6 +141,8 @@ class SwiGLU(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
+    """A pre-norm decoder layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
     def __init__(self, config: TextConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
         kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.attention_norm = rms_norm(config.hidden_size, config.rms_norm_eps, **kinds)

@@ -54,6 +54,8 @@ class InternVitConfig:
 
 
 class VisionAttention(nnx.Module):
+    """Full self-attention over the slots of a tile, with optional RMS norms of queries and keys."""
+
     def __init__(self, config: InternVitConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
         d = config.hidden_size
         kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)

@@ -59,6 +59,7 @@ def linear(
 
 
 def layer_norm(features: int, eps: float, *, dtype, param_dtype, rngs) -> nnx.LayerNorm:
+    """A LayerNorm whose variance is computed as in transformers."""
     # The fast variance E[x^2] - E[x]^2 loses precision by cancellation; transformers computes the exact form.
     return nnx.LayerNorm(
         features,

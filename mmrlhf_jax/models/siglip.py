@@ -17,6 +17,8 @@ from mmrlhf_jax.sharding.rules import constrain, partitioned
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
+    """Sizes of the tower. `image_size` and `patch_size` are in pixels; mean and deviation are per channel, after `rescale`."""
+
     hidden_size: int
     intermediate_size: int
     layers: int
@@ -40,6 +42,8 @@ class VisionConfig:
 
 
 class VisionAttention(nnx.Module):
+    """Full self-attention over the patches of a tile."""
+
     def __init__(self, config: VisionConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
         d = config.hidden_size
         kinds = dict(bias=True, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -56,6 +60,8 @@ class VisionAttention(nnx.Module):
 
 
 class EncoderLayer(nnx.Module):
+    """A pre-norm encoder layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
     def __init__(self, config: VisionConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
         kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.attention_norm = layer_norm(config.hidden_size, config.layer_norm_eps, **kinds)

@@ -38,6 +38,7 @@ class Layout(enum.Enum):
     SQUEEZED = enum.auto()  # tensor [1, ...], parameter [...]
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the tensor of a parameter with this shape (of one layer)."""
         match self:
             case Layout.PATCHES:
                 side = math.isqrt(shape[0] // 3)
@@ -58,6 +59,7 @@ class Layout(enum.Enum):
         return index
 
     def to_parameter(self, tensor: np.ndarray) -> np.ndarray:
+        """The parameter's array (of one layer) from its tensor."""
         match self:
             case Layout.PATCHES:
                 return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
@@ -68,6 +70,7 @@ class Layout(enum.Enum):
         return tensor
 
     def to_tensor(self, parameter: np.ndarray) -> np.ndarray:
+        """The tensor from the parameter's array (of one layer); the inverse of `to_parameter`."""
         match self:
             case Layout.PATCHES:
                 outputs, channels, rows, columns = self.stored_shape(parameter.shape)

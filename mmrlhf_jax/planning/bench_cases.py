@@ -33,6 +33,8 @@ from mmrlhf_jax.training.state import Path, stored_dtype
 
 @dataclasses.dataclass(frozen=True)
 class Case:
+    """A synthetic group: one prompt with so many images, and so many responses."""
+
     images: int
     responses: int
 

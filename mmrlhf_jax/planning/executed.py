@@ -36,6 +36,7 @@ class Executed:
 
 
 def executed_flops(model: ModelConfig, experiment: config.Experiment, workload: Workload, mesh: Mesh) -> Executed:
+    """Count the FLOPs of one train step on all devices. The experiment must set all row sizes and the accumulation."""
     budget, batch = workload.budget, experiment.batch
     chunk = min(batch.logprob_chunk, budget.targets)
     text = _text_attention(model, experiment, budget.slots, mesh)

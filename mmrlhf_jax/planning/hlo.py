@@ -23,6 +23,8 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
+    """An array in HLO text."""
+
     dtype: str
     shape: tuple[int, ...]
     space: int = dataclasses.field(default=0, compare=False)  # memory space: 0 is HBM, others are on-chip memories
@@ -38,6 +40,8 @@ class Array:
 
 @dataclasses.dataclass
 class Instruction:
+    """An HLO instruction; `attributes` is the rest of its line after the operands."""
+
     name: str
     opcode: str
     arrays: tuple[Array, ...]  # the result; for a tuple, its arrays in order
@@ -59,6 +63,8 @@ class Instruction:
 
 @dataclasses.dataclass
 class Computation:
+    """An HLO computation: its instructions by name, and the name of its root."""
+
     name: str
     instructions: dict[str, Instruction]
     root: str = ""
@@ -66,6 +72,8 @@ class Computation:
 
 @dataclasses.dataclass
 class Module:
+    """An HLO module: its computations by name, and the name of the entry computation."""
+
     entry: str
     computations: dict[str, Computation]
 

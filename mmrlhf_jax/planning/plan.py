@@ -58,6 +58,8 @@ class Pass:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
+    """A plan of an experiment on a launch file's devices. Rates and times are roofline bounds; None if it does not fit."""
+
     experiment: str
     launch: str
     chip: Chip

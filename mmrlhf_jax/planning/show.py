@@ -17,6 +17,7 @@ BEGIN, END = "<!-- plans: written by `mmrlhf plan --all --readme docs/plans.md` 
 
 
 def as_text(plan: Plan) -> str:
+    """A plan as a page of text."""
     mesh = _mesh(plan) or "one device"
     budget = plan.workload.budget
     lines = [

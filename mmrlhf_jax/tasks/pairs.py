@@ -17,6 +17,8 @@ from mmrlhf_jax.tasks.task import Task
 
 
 class PairTask(Task):
+    """A task whose loss compares the responses of strictly ordered pairs."""
+
     learns_pairs = True
 
     def check_examples(self, examples, named: str) -> None:

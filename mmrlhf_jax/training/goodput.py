@@ -38,6 +38,7 @@ class Goodput:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
+        """A context whose time counts as the part `name`."""
         started = time.monotonic()
         try:
             yield

@@ -90,7 +90,7 @@ def check_directory(directory: epath.Path) -> None:
         retried(lambda: _try_to_write(directory, where), where)
     except (UserError, Unavailable):
         raise
-    except Exception as error:  # whatever a storage backend raises
+    except Exception as error:  # any storage backend's error
         if not isinstance(error, OSError) and fault(error) not in (Fault.DENIED, Fault.NO_ROOM):
             raise
         raise UserError(f"{where}: nothing can be written there ({reason(error)})") from None
@@ -137,7 +137,7 @@ def _newest_identity(directory: epath.Path) -> tuple[int, dict[str, Any]] | None
     step = stored.latest
     try:
         return None if step is None else (step, stored.identity(step))
-    except Exception as error:  # whatever a storage backend raises
+    except Exception as error:  # any storage backend's error
         if fault(error) is Fault.DAMAGED:
             return None
         raise stored.explained(step, error) from error

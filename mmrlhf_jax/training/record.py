@@ -141,6 +141,8 @@ def save_batch(path: epath.Path, step: int, batch: RowBatch, records: Sequence[R
 
 
 class SavedBatch(NamedTuple):
+    """A batch that a run saved at a bad step, with the records of its responses."""
+
     step: int
     batch: RowBatch
     groups: np.ndarray  # str[B, R]: id of the record of each response

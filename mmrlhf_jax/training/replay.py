@@ -59,6 +59,8 @@ class Response:
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
+    """The result of replaying a batch."""
+
     step: int  # the step that the batch belongs to
     parameters: int  # the step whose parameters were used; 0 = the base model
     figures: dict[str, Any]

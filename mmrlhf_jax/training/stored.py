@@ -164,7 +164,7 @@ class StoredCheckpoints:
         """The judgement at `step`; None if there is none, or (reported once) if it cannot be read."""
         try:
             return self._read_judgement(step)
-        except Exception as error:  # whatever a storage backend raises
+        except Exception as error:  # any storage backend's error
             if fault(error) is not Fault.DAMAGED:
                 raise
             if step in self._finished() and step not in self.unread:  # not listed: a trainer has just removed it
@@ -198,7 +198,7 @@ class StoredCheckpoints:
         """The criterion of a checkpoint whose score does not name it, from the configuration stored with the checkpoint."""
         try:
             identity = self.identity(step)
-        except Exception as error:  # whatever a storage backend raises
+        except Exception as error:  # any storage backend's error
             if fault(error) is not Fault.DAMAGED:
                 raise
             return UNKNOWN

@@ -41,6 +41,8 @@ from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
+    """A run's model at the checkpoint of `step`, with the run's experiment."""
+
     model: VisionLanguage
     experiment: config.Experiment
     source: epath.Path  # the base model's directory
@@ -100,7 +102,7 @@ def _check_base(
     for each in [step] if step else reversed(checkpoints.steps):
         try:
             identity = checkpoints.identity(each)
-        except Exception as error:  # whatever a storage backend raises
+        except Exception as error:  # any storage backend's error
             if not step and fault(error) is Fault.DAMAGED:
                 continue
             raise checkpoints.explained(each, error) from error

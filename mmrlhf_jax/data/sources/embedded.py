@@ -71,6 +71,7 @@ class EmbeddedFile:
         return media_name(str(self.row), self.column, *self.way)
 
     def read_bytes(self) -> bytes:
+        """The image's bytes. Raises FileNotFoundError if the file has no such image, and OSError if it is damaged."""
         try:
             value = _cell(self.parquet, self.row, self.column)
             for step in self.way:

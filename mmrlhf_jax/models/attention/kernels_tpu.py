@@ -69,6 +69,7 @@ def forward_kernel(shape, outer, inner, flags, until, q, k, v, out, lse, top, to
 
 
 def queries_gradient_kernel(shape, outer, inner, flags, until, q, k, v, cotangent, lse, delta, dq, lse_col, delta_col, acc):
+    """Adds one key block to the gradient of one query block."""
     step = pl.program_id(1)
 
     @pl.when(flags[step] & FIRST != 0)
