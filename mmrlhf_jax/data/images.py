@@ -59,7 +59,7 @@ def image_size(data: bytes, where: str) -> Size:
     """
     image = _open(data, where)
     orientation = _orientation(image, data)
-    if image.format == "TIFF" and orientation in _UPRIGHT:  # Pillow turns TIFFs itself, while loading
+    if image.format == "TIFF" and orientation in _UPRIGHT:  # Pillow applies the orientation of TIFFs itself on loading
         return decode_image(data, where).size[::-1]
     width, height = image.size
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
@@ -103,7 +103,7 @@ def _orientation(image: Image.Image, data: bytes) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):  # these two hold 16 bits in I
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):  # these two use mode I for 16 bits
         raise UserError(f"pixels are 32-bit (mode {image.mode}), which has no defined white; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")

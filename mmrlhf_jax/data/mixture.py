@@ -65,7 +65,7 @@ class MixedExamples:
     """
 
     def __init__(self, sets: Sequence[Any], weights: Sequence[float], paths: Sequence[str] = ()) -> None:
-        """`paths` name the sets, for `notes`."""
+        """`paths` are the sets' names in `notes`."""
         self.sets, self._set_weights, self.paths = list(sets), [float(weight) for weight in weights], tuple(paths)
         self.weights = np.repeat(np.asarray(weights, np.float64), [len(examples) for examples in sets])
         self._starts = np.cumsum([0] + [len(examples) for examples in sets])
@@ -121,7 +121,7 @@ class MixedExamples:
 
     @property
     def video_frames(self) -> int:
-        return self.sets[0].video_frames  # `open_examples` gives all sets the same
+        return self.sets[0].video_frames  # the same for all sets (`open_examples`)
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -16,7 +16,7 @@ from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.records import RankedRecord
 
-# A response of fewer tokens than this is not worth comparing.
+# Responses are not cut to fewer tokens than this, because such short ones cannot be compared meaningfully.
 SHORTEST_RESPONSE = 16
 
 

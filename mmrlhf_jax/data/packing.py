@@ -89,7 +89,7 @@ def _fill_row(sizes: np.ndarray, shares: np.ndarray, budget: np.ndarray) -> list
 def _largest_first(sizes: np.ndarray, budget: np.ndarray, order: np.ndarray) -> list[list[int]]:
     """Best-fit decreasing within windows: the largest group first, each into the fullest row that has room for it."""
     done: list[list[int]] = []
-    rows: list[list[int]] = []  # open ones
+    rows: list[list[int]] = []  # rows that may still get groups
     free = np.zeros((0, len(budget)), np.int64)
     for start in range(0, len(order), WINDOW):
         window = order[start : start + WINDOW]

@@ -18,7 +18,7 @@ from mmrlhf_jax.places import IMAGE_TAG
 
 
 class Conversation(NamedTuple):
-    """The tokens of one conversation, N of them, or [N, 3] positions for models whose positions have three axes."""
+    """The N tokens of one conversation. Positions are [N, 3] for models whose positions have three axes."""
 
     tokens: np.ndarray  # int32[N]
     is_target: np.ndarray  # bool[N]: the token is a target of the loss (it belongs to the response)

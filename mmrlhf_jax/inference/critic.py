@@ -11,7 +11,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.engine import Engine, Prompt, all_finite
 from mmrlhf_jax.records import RankedRecord
 
-# written: one greedy critique (the paper's way); given: the data's own critiques; none: the score without a critique.
+# written: a critique that the model generates greedily, as in the paper; given: the data's critiques; none: no critique.
 CritiqueMode = Literal["written", "given", "none"]
 
 

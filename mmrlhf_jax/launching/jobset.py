@@ -86,7 +86,7 @@ def _pod_failures() -> list[dict[str, Any]]:
     pods anyway.
     """
     disrupted = {"type": "DisruptionTarget", "status": "True"}
-    go_on = sorted({0, *RESTART})  # Kubernetes refuses a list out of order
+    go_on = sorted({0, *RESTART})  # Kubernetes requires the list to be sorted
     return [
         {"action": "Count", "onPodConditions": [disrupted]},
         # Any other status is an error that a restart would only repeat.

@@ -1,4 +1,4 @@
-"""One line for a plan that does not fit: by how much, and what would make it fit."""
+"""Advice for a plan that does not fit, in one line: how much memory is missing, and which settings would reduce it."""
 
 from __future__ import annotations
 

@@ -322,7 +322,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "skipped_flops": plan.executed.skipped,
         "useful_flops": plan.executed.useful,
         "collectives": [dataclasses.asdict(each) for each in plan.step.collectives],
-        "reduced_whole": None if plan.stand_in else plan.step.reduced_whole,  # None: not judged
+        "reduced_whole": None if plan.stand_in else plan.step.reduced_whole,  # None: not audited
         "gathered_activations": None if plan.stand_in else plan.step.gathered_activations,
         "roofline": None if roofline is None else dataclasses.asdict(roofline) | {"bound": roofline.bound},
         "step_seconds_bound": plan.step_seconds,

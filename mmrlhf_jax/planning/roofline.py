@@ -26,7 +26,7 @@ class Collective:
     axis: str
     bytes: int
     count: int
-    largest: int  # bytes of the largest single one
+    largest: int  # bytes of the largest collective
     seconds: float  # at full bandwidth of the links
 
 

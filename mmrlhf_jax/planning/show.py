@@ -42,7 +42,7 @@ def as_text(plan: Plan) -> str:
             f" {done:.4g} where attention skips what this data's masks hide, {plan.executed.useful / done:.0%} of these useful"
         )
     if plan.step.uncounted_loops:
-        lines.append(f"  {plan.step.uncounted_loops} loops do not say how often they run: counted once, too few")
+        lines.append(f"  {plan.step.uncounted_loops} loops have unknown trip counts and are counted once, which is too few")
     for each in plan.step.collectives:
         if each.bytes >= 2**20:
             lines.append(
@@ -80,7 +80,7 @@ def _placement(plan: Plan) -> list[str]:
     if plan.step.memory is None or plan.mesh[ROWS] == 1 or plan.stand_in:
         return []
     whole, gathered = plan.step.reduced_whole, plan.step.gathered_activations
-    gradients = f"REDUCED WHOLE: {', '.join(whole)}" if whole else "none is reduced whole, each straight into its pieces"
+    gradients = f"ALL-REDUCED: {', '.join(whole)}" if whole else "none is all-reduced, all are reduce-scattered"
     activations = f"GATHERED: {', '.join(gathered)}" if gathered else f"none is gathered over {ROWS}"
     return [f"  gradients  {gradients}", f"  activations {activations}"]
 
@@ -95,7 +95,7 @@ def as_table(plans: Sequence[Plan]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for launch in dict.fromkeys(plan.launch for plan in plans):
         here = [plan for plan in plans if plan.launch == launch]
-        mesh = ", ".join(dict.fromkeys(map(_mesh, here)))  # several where `--fit` chose them
+        mesh = ", ".join(dict.fromkeys(map(_mesh, here)))  # there may be several meshes if `--fit` chose them
         row = [launch, mesh, f"{here[0].chip.hbm_bytes / GiB:.1f}", *(cells.get((launch, name), "-") for name in columns)]
         lines.append("| " + " | ".join(row) + " |")
     shared = [f"`{one}` stands for {', '.join(others)} as well." for one, others in map(_split, columns) if others]

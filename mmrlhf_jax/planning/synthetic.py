@@ -34,7 +34,7 @@ def synthetic_group(
     conversations = []
     for i, length in enumerate(lengths):
         response = rng.integers(0, vocabulary, length)
-        response[0] = i  # so that the trunk ends where the prompt does
+        response[0] = i  # responses differ in their first token, so that the trunk is exactly the prompt
         whole, places = np.concatenate([prompt, response]).astype(np.int32), np.arange(len(prompt) + length)
         is_visual = (places >= len(head)) & (places < len(head) + tokens)
         conversations.append(Conversation(whole, places >= len(prompt), is_visual))

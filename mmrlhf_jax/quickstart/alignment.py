@@ -22,7 +22,7 @@ from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
 from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.quickstart.scenes import COLOURS, PLACES, SHAPES, SIZES, objects_from_key
 
-# The words that a patch can be near to, per attribute of the place it lies in.
+# The words that describe a patch, by attribute of its place.
 ATTRIBUTES = (
     PLACES,
     ("nothing", *SIZES),

@@ -17,7 +17,7 @@ from mmrlhf_jax.quickstart.responses import respond
 from mmrlhf_jax.quickstart.scenes import Scene, render, sample_scene
 from mmrlhf_jax.records import RankedRecord
 
-# How often a kind of question is asked, where the scene allows it.
+# Relative frequency of each kind of question, among those that the scene allows.
 KIND_WEIGHTS = {
     "colour": 0.17,
     "count": 0.17,

@@ -22,7 +22,7 @@ def describe(objects: Sequence[SceneObject], style: int) -> str:
 
 
 def flaws(scene: Scene) -> list[Callable[[Scene, random.Random], Flaw]]:
-    """The mistakes that can be made about this scene."""
+    """The kinds of flaws that are possible for this scene, as functions that make one."""
     found: list[Callable[[Scene, random.Random], Flaw]] = [recolour, swap]
     if len({thing.shape for thing in scene.objects}) < len(SHAPES):
         found.append(reshape)

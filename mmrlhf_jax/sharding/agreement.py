@@ -33,7 +33,7 @@ def gather(value: Any) -> list[Any]:
     """All-gather a JSON-serialisable value: the values of all processes, in the order of their numbers."""
     if jax.process_count() == 1:
         return [value]
-    from jax.experimental import multihost_utils  # only where there are several processes
+    from jax.experimental import multihost_utils  # imported only if there are several processes
 
     mine = np.frombuffer(strict_json.dumps(value).encode(), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.asarray(len(mine)))).reshape(-1)

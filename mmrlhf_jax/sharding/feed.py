@@ -53,7 +53,7 @@ def _whole(sharding: NamedSharding):
 
 
 def own_rows(mesh: Mesh, batch_rows: int) -> tuple[int, ...]:
-    """Which rows of a global batch this process's devices hold, ascending.
+    """The indices of the rows of a global batch that this process's devices hold, ascending.
 
     If devices of several hosts share a row (`tensor` or `context` across hosts), each of these hosts reads it.
     """
@@ -82,6 +82,6 @@ def fetch(x: jax.Array) -> np.ndarray:
     """The whole array on this host; a collective (all-gather) if other processes hold parts of it."""
     if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
-    from jax.experimental import multihost_utils  # only where there are several processes
+    from jax.experimental import multihost_utils  # imported only if there are several processes
 
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))

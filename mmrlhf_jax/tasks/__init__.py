@@ -1,6 +1,6 @@
 """Tasks: one object for each kind of objective, which connects data and loss. `task_of` returns the task of an objective.
 
-A new kind of objective needs its settings in `config/objective.py`, a file here with its `Task`, and a line in `registry.py`.
+A new kind of objective needs its settings in `config/objective.py`, a module here with its `Task`, and a line in `registry.py`.
 """
 
 from mmrlhf_jax.tasks.examples import open_held_out_examples, open_training_examples

@@ -1,4 +1,4 @@
-"""The model card of an exported run: what it was made from, how, and with which figures."""
+"""The model card of an exported run: its base model, data, method, figures and configuration."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class _Pending(NamedTuple):
     step: int
     expected: dict[str, Any]  # abstract arrays and identity that reading it back must give
     judgement: Judgement | None
-    writing: Any  # Orbax's response, whose `result()` waits
+    writing: Any  # Orbax's response; `result()` waits until the checkpoint is complete
 
 
 class Checkpoints(StoredCheckpoints):
@@ -223,7 +223,7 @@ class Checkpoints(StoredCheckpoints):
     def _remove_older(self) -> None:
         keep = {*self.steps[-self._keep :], *self.bests.values()}
         for step in [step for step in self.steps if step not in keep]:
-            if step in self.unread:  # it may have been the best
+            if step in self.unread:  # its score is not known, so it may be the best; keep it under another name
                 self._set_aside(step)
                 continue
             first_acts(lambda step=step: retried(lambda: self._remove(str(step)), f"{self._path / str(step)}"))

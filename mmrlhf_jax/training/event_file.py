@@ -26,7 +26,7 @@ class EventFile:
     """A new event file in `directory`. TensorBoard discards earlier files' entries from `first_step` on."""
 
     def __init__(self, directory: epath.PathLike, first_step: int):
-        from tensorboardX.proto import event_pb2  # imports protobuf: only where something is logged
+        from tensorboardX.proto import event_pb2  # imports protobuf, so only if something is logged
 
         self._directory, self._protocol, self._flushed = os.fspath(directory), event_pb2, time.monotonic()
         self._writer: Any = None

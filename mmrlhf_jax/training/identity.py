@@ -56,9 +56,8 @@ def known_identity(experiment: config.Experiment) -> dict[str, Any]:
 def computed_precision(experiment: config.Experiment) -> dict[str, str]:
     """The precision settings that the starting model's outputs depend on; part of the key of cached reference log-probs."""
     settings = experiment.model
-    if (
-        settings.dtype == "bfloat16" or settings.frozen_dtype == "float32"
-    ):  # weights are rounded where they are used, or nowhere
+    # Then the storage dtype does not change the results: weights are rounded whenever they are used, or not at all.
+    if settings.dtype == "bfloat16" or settings.frozen_dtype == "float32":
         return {"dtype": settings.dtype}
     return {"dtype": settings.dtype, "frozen": settings.frozen_dtype, "learns": learning(experiment)}
 
@@ -141,7 +140,7 @@ def _settings_of(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str] | None = None) -> str | None:
-    """The first of the named settings (None: of all) that differs, in words."""
+    """The first of the settings `names` (None: of all) that differs, in words; None if none does."""
     for name in dict.fromkeys([*before, *now]) if names is None else names:
         if before.get(name) != now.get(name):
             return f"{name} {_shown(before.get(name))}, this run has {_shown(now.get(name))}"
@@ -156,7 +155,7 @@ def configuration(identity: Mapping[str, Any]) -> dict[str, Any]:
     """The stored configuration: value by dotted setting name. Empty if none is stored or this version cannot parse it."""
     try:
         return flat(core_yaml.parse(identity.get(CONFIGURATION, "{}"), CONFIGURATION))
-    except UserError:  # of an earlier version
+    except UserError:  # written by an earlier version
         return {}
 
 
@@ -177,7 +176,7 @@ def _with_todays_names(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def learning(experiment: config.Experiment) -> str:
-    """What a checkpoint holds, in words: the parts that learn, and how."""
+    """The parts that learn, and the LoRA settings, in words; they determine which parameters a checkpoint holds."""
     parts = " ".join(part for part, learns in experiment.trains if learns)
     lora = experiment.lora
     return f"{parts}; lora rank {lora.rank} of {' '.join(lora.parts)}" if lora else parts

@@ -18,10 +18,10 @@ from mmrlhf_jax.training.step import make_eval_step
 
 
 class Judge:
-    """Judges the model after the last step, and after every `run.eval_every`-th step where that is set."""
+    """Evaluates the model on held-out data after the last step and, if `run.eval_every` is set, after every so many steps."""
 
     def __init__(self, experiment: config.Experiment, graphdef: nnx.GraphDef, rows: Rows, mesh, steps: int):
-        """`rows` are the held-out data; `steps` those of the whole run."""
+        """`rows` are the held-out data; `steps` is the number of steps of the whole run."""
         self._run, self._task, self._rows, self._steps = experiment.run, task_of(experiment.objective), rows, steps
         batch, reference = experiment.batch, self._task.reference
         self._eval_step = make_eval_step(graphdef, self._task, chunk=batch.logprob_chunk, reference=reference)
@@ -29,7 +29,7 @@ class Judge:
         self._settings = dict(batch_rows=piece, mesh=mesh, workers=experiment.data.workers)
 
     def due(self, done: int) -> bool:
-        """Whether the model is judged after so many steps."""
+        """Whether the model is judged after `done` steps."""
         every = self._run.eval_every
         return done == self._steps or (every is not None and done % every == 0)
 

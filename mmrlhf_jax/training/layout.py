@@ -31,7 +31,7 @@ def with_accumulation(experiment: config.Experiment, launch: config.Launch, axes
 
 
 def say_overruled(experiment: config.Experiment, launch: config.Launch, axes: Mapping[str, int]) -> None:
-    """Say where an experiment's own `batch.accumulation` is not what the launch file's `rows_per_device` would give."""
+    """Report if the experiment's `batch.accumulation` differs from what the launch file's `rows_per_device` would give."""
     batch = experiment.batch
     if None in (batch.accumulation, launch.rows_per_device):
         return

@@ -1,4 +1,4 @@
-"""`mmrlhf train`: one straight line from an experiment to a finished run directory. One loop serves every objective."""
+"""`mmrlhf train`: from an experiment to a finished run directory, with one loop for every objective."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
         use_mesh(mesh),
         matmul_precision(experiment.model.dtype),
         Cleanup() as cleanup,
-        ends_if_alone(peers),  # again, because the cleanup would wait for the process that is gone
+        ends_if_alone(peers),  # inside as well, because on an error of a collective the cleanup would wait for the lost process
     ):
         run = _prepare(experiment, mesh, goodput, peers, cleanup, fresh=fresh)
         stopping, vote = False, Vote(mesh)
@@ -73,7 +73,7 @@ def train(experiment: config.Experiment, launch: config.Launch, *, fresh: bool =
 def _prepare(
     experiment: config.Experiment, mesh: Mesh, goodput: Goodput, peers: Peers, cleanup: Cleanup, *, fresh: bool
 ) -> Run:
-    """All that comes before the first step: data, model, reference, and the checkpoint to go on from."""
+    """Everything before the first step: plan the data, load the model, compute reference log-probs, restore a checkpoint."""
     directory, task = epath.Path(experiment.run.directory), task_of(experiment.objective)
     peers.at(0, MEASURING)  # needs only the model's tokenizer and sizes, not its weights
     plan = agreed_plan(experiment)

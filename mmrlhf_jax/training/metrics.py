@@ -16,7 +16,7 @@ from mmrlhf_jax.files import GrowingFile, read_bytes
 from mmrlhf_jax.sharding.agreement import first_process
 from mmrlhf_jax.training.event_file import EventFile
 
-Figure = float | int | list | None  # a number (null where it is not finite), or a histogram's
+Figure = float | int | list | None  # a number (null if it is not finite), or a histogram's list
 
 
 class MetricsLog:

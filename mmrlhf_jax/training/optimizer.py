@@ -21,7 +21,7 @@ def learning_rate_schedule(settings: config.Optimizer, steps: int) -> optax.Sche
         after = optax.constant_schedule(peak)
     else:
         after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1), alpha=settings.final_fraction)
-    # Warm-up counts from 1, so that the first step already moves (transformers' scheduler starts at 0).
+    # Warm-up counts from 1, so that the first step has a positive rate (transformers' scheduler starts at 0).
     return optax.join_schedules([lambda step: peak * (step + 1) / (warmup + 1), after], [warmup])
 
 
@@ -73,7 +73,8 @@ def direction(settings: config.Optimizer) -> optax.GradientTransformation:
 
 
 def algorithms(params):
-    """ "muon" for the kernels [L, in, out] of the stacked layers, "adam" for all else: embeddings, heads, biases, norms."""
+    """A tree of names: "muon" for the kernels [L, in, out] of stacked layers, else "adam" (embeddings, heads, biases,
+    norms)."""
 
     def algorithm(path, param) -> str:
         names = {_name(key) for key in path}

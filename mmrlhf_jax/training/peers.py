@@ -165,7 +165,7 @@ class Peers:
         except Exception as error:  # any transport error: the thread must go on
             complaint = str(error).strip().split("\n")[0] or type(error).__name__
             if complaint != self._complaint:
-                say(f"process {self._process}: no sign of life reaches the other processes ({complaint})")
+                say(f"process {self._process}: the other processes get no heartbeat of it ({complaint})")
             self._complaint = complaint
 
     def _gone(self, beats: dict[int, dict]) -> str | None:

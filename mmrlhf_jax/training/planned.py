@@ -81,5 +81,5 @@ def open_judged(experiment: config.Experiment):
     examples = open_held_out_examples(data, task)
     task.check_examples(examples, data.held_out)
     if run.eval_every is None:
-        say(f"{data.held_out} is judged once, behind the last step; run.eval_every judges it more often")
+        say(f"{data.held_out} is judged once, after the last step; set run.eval_every to judge it more often")
     return examples

@@ -1,4 +1,4 @@
-"""A window of steps traced for TensorBoard's profiler (and Perfetto)."""
+"""Traces a window of steps for TensorBoard's profiler (and Perfetto)."""
 
 from __future__ import annotations
 

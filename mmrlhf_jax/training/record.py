@@ -27,7 +27,7 @@ from mmrlhf_jax.training.work import Work, peak_flops, useful_flops
 
 
 class Pending:
-    """A step whose figures are still on the device."""
+    """A step whose figures have not been read from the device."""
 
     def __init__(self, step: int, batch: RowBatch):
         self.step, self.batch = step, batch
@@ -78,8 +78,8 @@ class Recorder:
 
 
 def record(done: Pending, recorder: Recorder, *, always: bool = False) -> None:
-    """Write a finished step's figures, every `log_every` steps or `always`. A bad step is skipped or stops the run (`guard`),
-    with the batch saved for replay.
+    """Write a finished step's figures, every `log_every` steps or `always`. Reports a bad step; if the guard stops there, saves
+    the batch for replay and raises UserError.
 
     All figures are read at once. This waits for the step to end, so another one should be running meanwhile; nothing here
     puts work on the devices.
@@ -127,8 +127,8 @@ def bad_batch_file(step: int | str) -> str:
 
 
 def save_batch(path: epath.Path, step: int, batch: RowBatch, records: Sequence[RankedRecord]) -> None:
-    """The global batch of a step as one `.npz` of its fields, written by the first process; `groups` names, for every response
-    of the batch, the record that it belongs to, `numbers` its place there (from 1)."""
+    """Write the global batch of a step as one `.npz` of its fields, in the first process. It also contains, for every response
+    of the batch, the id of its record (`groups`) and its number in that record, from 1 (`numbers`)."""
     arrays = {name: fetch(value) for name, value in by_name(batch).items()}
     if jax.process_index() == 0:
         owners = [(record.id, i) for record in records for i in range(1, len(record.responses) + 1)]

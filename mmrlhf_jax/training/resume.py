@@ -29,7 +29,7 @@ def resumed(state: TrainState, checkpoints: Checkpoints, experiment: config.Expe
         state = checkpoints.restore(state, plan.identity)
         say(f"resumed from step {int(state.step)} of {plan.steps} in {directory}")
         if int(state.step) == plan.steps:
-            judged = f"; {held_out} is judged behind a step that is made, and so not now" if held_out is not None else ""
+            judged = f"; {held_out} is not judged, because that happens only after a step" if held_out is not None else ""
             say(f"all {plan.steps} steps are done: nothing is left to train{judged}")
     if held_out is not None and checkpoints.other_scores is not None:
         here = f"{checkpoints.criterion.figure} on {held_out}"

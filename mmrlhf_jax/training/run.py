@@ -1,4 +1,4 @@
-"""A run under way: its steps, and what is recorded, judged and saved between them."""
+"""A run in progress: its steps, and the recording, judging and saving between them."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Run:
         self._recorder.restart_clock()
 
     def finish(self) -> None:
-        """Wait for the last checkpoint. The other processes may then end without this one."""
+        """Wait for the last checkpoint. After that, this process's end is not treated as a failure by the others."""
         self._checkpoints.wait()
         self._peers.finished = True
 

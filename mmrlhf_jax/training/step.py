@@ -59,7 +59,7 @@ def make_train_step(
             reference=reference,
             forward=forward,
         )
-        if shardings is not None:  # gradients that the backward pass replicated are reduced to the optimizer's shards
+        if shardings is not None:  # reshard gradients that the backward pass replicated to the shards of the parameters
             grads = jax.tree.map(jax.lax.with_sharding_constraint, grads, shardings.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
@@ -140,7 +140,8 @@ def reference_outputs(
 
 
 def split_rows(batch: RowBatch, pieces: int) -> RowBatch:
-    """[B, ...] to [pieces, B / pieces, ...]. A piece takes every pieces-th row, so that each spans all batch shards."""
+    """[B, ...] to [pieces, B / pieces, ...]. A piece has every pieces-th row, so that its rows are spread over all batch
+    shards."""
     return jax.tree.map(lambda x: x.reshape(len(x) // pieces, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
 
 

@@ -173,7 +173,8 @@ class StoredCheckpoints:
             return None
 
     def _read_judgement(self, step: int) -> Judgement | None:
-        """FileNotFoundError or ValueError where the checkpoint's metadata is damaged."""
+        """The stored judgement; None if there is none. FileNotFoundError or ValueError if the checkpoint's metadata is
+        damaged."""
         folder = self._path / str(step)
         kept = _read_object(folder / "_CHECKPOINT_METADATA").get("custom_metadata") or {}
         found = _object(kept, "custom_metadata").get(JUDGEMENT)

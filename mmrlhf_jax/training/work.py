@@ -12,7 +12,7 @@ from mmrlhf_jax.accelerators import CHIPS
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.models.family import ModelConfig
 
-# Dense bfloat16 matrix peak of one device in FLOP/s, by the start of jax's `device_kind`; vendors' data sheets.
+# Dense bfloat16 peak of one device in FLOP/s, by prefix of jax's `device_kind`, from the vendors' data sheets.
 PEAK_FLOPS = {"TPU v4": 275e12, "TPU v5e": CHIPS["v5e"].flops, "TPU v6e": CHIPS["v6e"].flops}
 PEAK_FLOPS |= {chip.kind: chip.flops for chip in CHIPS.values()}  # "TPU v5 lite" comes before "TPU v5"
 PEAK_FLOPS |= {"NVIDIA A100": 312e12, "NVIDIA B200": 2250e12}

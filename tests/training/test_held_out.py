@@ -201,7 +201,7 @@ def test_held_out_data_is_judged_at_the_end_and_as_often_as_eval_every_says(
     monkeypatch.setattr(judge, "evaluate", lambda *_, **__: {"eval_loss": 1.0})
     supervised = experiment.model_copy(update={"objective": config.Supervised()})
     assert list(evaluations(run(supervised, tmp_path, eval_every=every, steps=steps))) == judged
-    assert ("is judged once, behind the last step" in capsys.readouterr().err) == (every is None)
+    assert ("is judged once, after the last step" in capsys.readouterr().err) == (every is None)
 
 
 @pytest.mark.parametrize("judges", [True, False])
@@ -219,7 +219,7 @@ def test_a_run_whose_steps_are_all_done_says_that_nothing_is_left(experiment, tm
     run(supervised, tmp_path, eval_every=None, steps=2)
     said = capsys.readouterr().err
     assert "all 2 steps are done: nothing is left to train" in said
-    assert (f"; {experiment.data.held_out} is judged behind a step that is made, and so not now" in said) == judges
+    assert (f"; {experiment.data.held_out} is not judged, because that happens only after a step" in said) == judges
 
 
 @pytest.mark.parametrize(("best_is", "worst"), [("lowest", float("nan")), ("highest", float("inf")), ("lowest", -float("inf"))])

@@ -27,7 +27,7 @@ from mmrlhf_jax.records import RankedRecord, Response
 
 def _parse_vl(row: Row) -> RankedRecord:
     data, record_id, where = open_record(row)
-    take_image_from(data, "image_path")  # the authors' JSON lines; the hub's parquet holds the image
+    take_image_from(data, "image_path")  # used in the authors' JSON lines; the hub's parquet has the image in `image`
     images, video = media = pop_media(data, where)
     texts = data.pop("response", None)
     if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):

@@ -151,12 +151,12 @@ def _scores(a, b, bias):
 
 
 def _column(row):
-    """[1, n] to [n, LANES]."""
+    """Transpose a row [1, n] into a column that is repeated over lanes, [n, LANES]."""
     return jnp.broadcast_to(row, (LANES, row.shape[1])).T
 
 
 def _lanes(x, width: int):
-    """[n, LANES], all lanes equal, to [n, width]."""
+    """Widen a column that is repeated over lanes, [n, LANES], to [n, width]."""
     return jnp.tile(x, (1, -(-width // LANES)))[:, :width]
 
 
