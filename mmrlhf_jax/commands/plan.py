@@ -68,7 +68,8 @@ def _plans(
     experiments: Mapping[str, config.Experiment], places: Mapping[str, config.Launch], several: bool, fit: bool, **how: bool
 ) -> Iterator[Plan]:
     """Yield a plan of each experiment for each launch file. If there are several, those that fail are reported and left out."""
-    from mmrlhf_jax.planning.plan import make_plan, model_sizes
+    from mmrlhf_jax.planning.lowering import model_sizes
+    from mmrlhf_jax.planning.plan import make_plan
     from mmrlhf_jax.planning.workload import find_workload
 
     for together, experiment in alike(experiments):
@@ -106,7 +107,7 @@ def _check_layout(experiment: config.Experiment, launch: config.Launch, sizes: A
 def _fastest(experiment: config.Experiment, launch: config.Launch, names: tuple[str, str], workload: Workload) -> Plan:
     """The plan of the fastest layout that fits; prints the settings that give it."""
     from mmrlhf_jax.planning.fit import as_overrides, best_fit
-    from mmrlhf_jax.planning.plan import planned_devices
+    from mmrlhf_jax.planning.topology import planned_devices
 
     made, chosen, place = best_fit(experiment, launch, len(planned_devices(launch)), names, workload=workload)
     say(f"{names[0]} on {names[1]}: {as_overrides(chosen, place)}")

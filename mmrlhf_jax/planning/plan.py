@@ -6,42 +6,31 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
 from mmrlhf_jax import config
 from mmrlhf_jax.accelerators import CHIPS, Chip, accelerator
-from mmrlhf_jax.data.pipeline import demanded_budget
-from mmrlhf_jax.data.rows import Budget, RowBatch
-from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.huggingface.hub import local_directory
-from mmrlhf_jax.huggingface.model_config import read_config
-from mmrlhf_jax.inference.generate import PromptRows, generate
-from mmrlhf_jax.inference.scoring import make_scoring_step
 from mmrlhf_jax.models.family import ModelConfig
-from mmrlhf_jax.models.layers import matmul_precision
-from mmrlhf_jax.models.registry import published_config
-from mmrlhf_jax.planning.abstract import abstract_batch, abstract_model, abstract_state
 from mmrlhf_jax.planning.advice import advice
 from mmrlhf_jax.planning.audit import used_sizes
 from mmrlhf_jax.planning.compiled import Compiled, read_program
 from mmrlhf_jax.planning.executed import Executed, executed_flops
-from mmrlhf_jax.planning.program import Lowering, compile_lowered, held_bytes, optimise
-from mmrlhf_jax.planning.topology import planned_devices
+from mmrlhf_jax.planning.lowering import (
+    PASSES,
+    launch_mesh,
+    lower_generation,
+    lower_step,
+    model_sizes,
+    resident_bytes,
+    run_passes,
+    step_arguments,
+    with_budget,
+)
+from mmrlhf_jax.planning.program import Lowering, compile_lowered, optimise
 from mmrlhf_jax.planning.workload import Workload, find_workload
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.sharding.mesh import batch_sharding, make_mesh, replicated, rows_divisor, use_mesh
-from mmrlhf_jax.tasks import task_of
+from mmrlhf_jax.sharding.mesh import use_mesh
 from mmrlhf_jax.training.layout import check_layout, with_accumulation
-from mmrlhf_jax.training.optimizer import make_optimizer
-from mmrlhf_jax.training.state import TrainState
-from mmrlhf_jax.training.step import Step, make_eval_step, make_train_step
-
-PLANNED_STEPS = 1000  # length of the learning rate schedule, which does not change what is planned
-NOTHING = config.Trains(projector=False, newline=False, language_model=False, reward_head=False)
-PROMPT, NEW_TOKENS = 4096, 512  # tokens of the generation that is planned beside the step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,180 +120,72 @@ def make_plan(
     """
     sizes, source = model_sizes(experiment)
     mesh = launch_mesh(launch)
-    chip = CHIPS["v5e"] if launch.accelerator is None else accelerator(launch.accelerator).chip
-    stand_in = launch.accelerator is not None and not accelerator(launch.accelerator).is_tpu
     asked, experiment = experiment, with_accumulation(experiment, launch, mesh.shape)
     check_layout(experiment, sizes, mesh.shape)
     workload = find_workload(experiment, sizes) if workload is None else workload
     experiment = with_budget(experiment, workload.budget)
     executed = executed_flops(sizes, experiment, workload, mesh)
     say(f"{names[0]} on {names[1]}: {source}; {workload.source}; {mesh.size} devices, compiling")
-    platform = "cpu" if stand_in else "tpu"
-    quick = stand_in or (quick and launch.accelerator is not None)  # machine code of a CPU says nothing about a GPU
-
-    def compiled(lower: Lowering, **judged) -> Compiled:
-        if quick:
-            program = optimise(lower, experiment, launch, platform=platform)
-        else:
-            program = compile_lowered(*lower(experiment, launch))
-        return read_program(program, dict(mesh.shape), launch.mesh.slices, chip, **judged)
-
-    parameters = None  # no audit of stand-ins: for GPUs, XLA turns some of their all-reduces into reduce-scatters
-    if not stand_in:
-        with use_mesh(mesh):
-            _, state, _ = step_arguments(experiment, sizes, mesh)
-        parameters = used_sizes((state.params, state.frozen))
-    step = compiled(lower_step, skipped=executed.skipped / mesh.size, parameters=parameters)
-    generated = compiled(lower_generation) if generation else None
-    beside = {}
-    if passes:
-        with use_mesh(mesh):
-            resident = resident_bytes(experiment, sizes, mesh)
-        beside = {name: Pass(compiled(PASSES[name]), resident[name]) for name in run_passes(experiment)}
+    compiled = _Compiler(experiment, launch, mesh, quick)
+    # No audit of stand-ins: for GPUs, XLA turns some of their all-reduces into reduce-scatters.
+    parameters = None if compiled.stand_in else _parameter_sizes(experiment, sizes, mesh)
     plan = Plan(
         *names,
-        chip=chip,
+        chip=compiled.chip,
         mesh=dict(mesh.shape),
         devices=mesh.size,
         rows=experiment.batch.rows,
         accumulation=experiment.batch.accumulation,
         workload=workload,
         model_source=source,
-        step=step,
+        step=compiled(lower_step, skipped=executed.skipped / mesh.size, parameters=parameters),
         executed=executed,
-        generation=generated,
-        passes=beside,
+        generation=compiled(lower_generation) if generation else None,
+        passes=_compiled_passes(compiled, sizes) if passes else {},
         advice=None,
-        stand_in=stand_in,
+        stand_in=compiled.stand_in,
     )
-    return plan if plan.fits else dataclasses.replace(plan, advice=advice(plan.peak, chip, asked, launch, mesh))
+    return plan if plan.fits else dataclasses.replace(plan, advice=advice(plan.peak, plan.chip, asked, launch, mesh))
 
 
-def launch_mesh(launch: config.Launch) -> Mesh:
-    found = None if launch.accelerator is None else accelerator(launch.accelerator)
-    per_slice = found.chips if found is not None and not found.is_tpu else None
-    return make_mesh(launch.mesh.model_dump(), planned_devices(launch), per_slice=per_slice)
+@dataclasses.dataclass(frozen=True)
+class _Compiler:
+    """Compiles the programs of an experiment for the devices of a launch file; with `quick`, without machine code."""
+
+    experiment: config.Experiment
+    launch: config.Launch
+    mesh: Mesh
+    quick: bool
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS["v5e"] if self.launch.accelerator is None else accelerator(self.launch.accelerator).chip
+
+    @property
+    def stand_in(self) -> bool:
+        return self.launch.accelerator is not None and not accelerator(self.launch.accelerator).is_tpu
+
+    def __call__(self, lower: Lowering, **judged) -> Compiled:
+        # Machine code of a CPU says nothing about a GPU.
+        if self.stand_in or (self.quick and self.launch.accelerator is not None):
+            program = optimise(lower, self.experiment, self.launch, platform="cpu" if self.stand_in else "tpu")
+        else:
+            program = compile_lowered(*lower(self.experiment, self.launch))
+        return read_program(program, dict(self.mesh.shape), self.launch.mesh.slices, self.chip, **judged)
 
 
-def model_sizes(experiment: config.Experiment) -> tuple[ModelConfig, str]:
-    """(the model's sizes, their source): read from its directory, or the published sizes if there is no directory. UserError if
-    there are neither."""
-    path = experiment.model.path
-    published = published_config(path)
-    try:
-        sizes, source = read_config(local_directory(path)), path
-    except UserError:
-        if published is None:
-            raise
-        sizes, source = published, f"published sizes of {path} (it is not at hand)"
-    if experiment.model.reward_head is not None:
-        sizes = dataclasses.replace(sizes, reward_head=experiment.model.reward_head)
-    return sizes, source
+def _parameter_sizes(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh) -> dict[int, int]:
+    """The sizes of the train step's parameters, for the audit of its communication (`audit.used_sizes`)."""
+    with use_mesh(mesh):
+        _, state, _ = step_arguments(experiment, sizes, mesh)
+    return used_sizes((state.params, state.frozen))
 
 
-def with_budget(experiment: config.Experiment, budget: Budget) -> config.Experiment:
-    """The experiment with every size of its rows set explicitly, instead of derived from the data."""
-    return experiment.model_copy(update={"batch": experiment.batch.model_copy(update=dataclasses.asdict(budget))})
-
-
-def lower_step(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:
-    """(the lowered train step of `training.loop`, its abstract arguments, their mesh). The experiment must set all row sizes
-    and the accumulation."""
-    sizes, _ = model_sizes(experiment)
-    mesh = launch_mesh(launch)
-    with use_mesh(mesh), matmul_precision(experiment.model.dtype):
-        step, *arguments = step_arguments(experiment, sizes, mesh)
-        return step.lower(*arguments), tuple(arguments), mesh
-
-
-def step_arguments(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh) -> tuple[Step, TrainState, RowBatch]:
-    """(train step, abstract state, abstract batch)."""
-    task = task_of(experiment.objective)
-    tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, experiment.guard)
-    model = abstract_model(sizes, experiment, mesh)
-    graphdef, state = abstract_state(model, experiment, tx, mesh, keep_start=task.reference == "live")
-    step = make_train_step(
-        graphdef,
-        task,
-        tx,
-        chunk=experiment.batch.logprob_chunk,
-        accumulation=experiment.batch.accumulation,
-        seed=experiment.run.seed,
-        reference=task.reference,
-        features=sizes.geometry.features,
-        shardings=jax.tree.map(lambda x: x.sharding, state),
-    )
-    return step, state, abstract_batch(experiment.batch.rows, demanded_budget(experiment.batch), sizes.geometry, mesh)
-
-
-def run_passes(experiment: config.Experiment) -> list[str]:
-    """The names in `PASSES` of the forward passes that a run of the experiment computes beside its steps."""
-    found = [] if experiment.data.held_out is None else ["evaluation"]
-    return [*found, "reference"] if task_of(experiment.objective).reference == "cached" else found
-
-
-def lower_evaluation(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:
-    """Like `lower_step`, for the evaluation of one batch of held-out rows."""
-    sizes, _ = model_sizes(experiment)
-    mesh = launch_mesh(launch)
-    with use_mesh(mesh), matmul_precision(experiment.model.dtype):
-        graphdef, state, batch = _pass_arguments(experiment, sizes, mesh)
-        task = task_of(experiment.objective)
-        step = make_eval_step(graphdef, task, chunk=experiment.batch.logprob_chunk, reference=task.reference)
-        return step.lower(state, batch), (state.params, state.frozen, batch), mesh
-
-
-def lower_reference(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:
-    """Like `lower_step`, for the reference log-probs of one batch."""
-    sizes, _ = model_sizes(experiment)
-    mesh = launch_mesh(launch)
-    with use_mesh(mesh), matmul_precision(experiment.model.dtype):
-        graphdef, state, batch = _pass_arguments(experiment, sizes, mesh)
-        arguments = state.params, state.frozen, batch
-        return make_scoring_step(graphdef, chunk=experiment.batch.logprob_chunk).lower(*arguments), arguments, mesh
-
-
-PASSES = {"evaluation": lower_evaluation, "reference": lower_reference}
-
-
-def resident_bytes(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh) -> dict[str, int]:
-    """Bytes per device, by pass, of allocated arrays that are not arguments of its program: for the evaluation the optimizer's
-    state; none for the reference pass, which runs before that state exists."""
-    _, state, _ = _pass_arguments(experiment, sizes, mesh)
-    start = () if task_of(experiment.objective).reference == "live" else state.start  # a live reference has it as argument
-    return {"evaluation": held_bytes((state.opt_state, start)), "reference": 0}
-
-
-def _pass_arguments(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState, RowBatch]:
-    """(graphdef, abstract state, abstract batch) of a forward pass over the rows of one accumulation piece."""
-    batch = experiment.batch
-    tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, experiment.guard)
-    keep_start = task_of(experiment.objective).reference == "live"
-    graphdef, state = abstract_state(abstract_model(sizes, experiment, mesh), experiment, tx, mesh, keep_start=keep_start)
-    return graphdef, state, abstract_batch(batch.rows // batch.accumulation, demanded_budget(batch), sizes.geometry, mesh)
-
-
-def lower_generation(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:
-    """Like `lower_step`, for `inference.generate`: weights in the compute dtype, one prompt with one image per batch shard."""
-    sizes, _ = model_sizes(experiment)
-    mesh = launch_mesh(launch)
-    inference = config.Model(path=experiment.model.path, dtype=experiment.model.dtype, frozen_dtype=experiment.model.dtype)
-    with use_mesh(mesh), matmul_precision(experiment.model.dtype):
-        model = abstract_model(sizes, experiment.model_copy(update={"model": inference, "lora": None, "trains": NOTHING}), mesh)
-        graphdef, params = nnx.split(model)
-        batch: RowBatch = abstract_batch(rows_divisor(mesh), _prompt_budget(), sizes.geometry, mesh)
-        ends = jax.ShapeDtypeStruct((rows_divisor(mesh), 1), jnp.int32, sharding=batch_sharding(mesh, 2))
-        rows = PromptRows(batch.tokens, batch.positions, batch.visible_until, ends)
-        visual = batch.media
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
-        arguments = params, rows, visual, key
-        settings = dict(max_new_tokens=NEW_TOKENS, stop_tokens=(0,), temperature=0.0)
-        return generate.lower(graphdef, *arguments, **settings), arguments, mesh
-
-
-def _prompt_budget() -> Budget:
-    return Budget(slots=PROMPT, tiles=5, visual=3072, targets=8, responses=8, pairs=8)
+def _compiled_passes(compiled: _Compiler, sizes: ModelConfig) -> dict[str, Pass]:
+    """The forward passes that a run computes beside its steps, by name."""
+    with use_mesh(compiled.mesh):
+        resident = resident_bytes(compiled.experiment, sizes, compiled.mesh)
+    return {name: Pass(compiled(PASSES[name]), resident[name]) for name in run_passes(compiled.experiment)}
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

@@ -21,16 +21,16 @@ STATE = """
 import sys, math, json
 import jax
 from mmrlhf_jax import config
-from mmrlhf_jax.planning import plan
+from mmrlhf_jax.planning import lowering
 from mmrlhf_jax.planning.abstract import abstract_model, abstract_state
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.training.optimizer import make_optimizer
 
 experiment = config.load_experiment("configs/mmdpo_llava_ov_7b.yaml")
-sizes, _ = plan.model_sizes(experiment)
+sizes, _ = lowering.model_sizes(experiment)
 for name in sys.argv[1:]:
     launch = config.load_launch(name)
-    mesh = make_mesh(launch.mesh.model_dump(), plan.planned_devices(launch))
+    mesh = make_mesh(launch.mesh.model_dump(), lowering.planned_devices(launch))
     tx = make_optimizer(experiment.optimizer, 10, experiment.guard)
     _, state = abstract_state(abstract_model(sizes, experiment, mesh), experiment, tx, mesh, keep_start=False)
     here = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))

@@ -20,8 +20,8 @@ from mmrlhf_jax.commands import plan as commands
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.models.llava_onevision.published import published_config
+from mmrlhf_jax.planning import lowering, program, show
 from mmrlhf_jax.planning import plan as planning
-from mmrlhf_jax.planning import program, show
 from mmrlhf_jax.planning.advice import advice
 from mmrlhf_jax.planning.program import needed_bytes
 from mmrlhf_jax.planning.workload import assumed_workload, find_workload, pack_workload
@@ -55,10 +55,10 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
-    devices = planning.planned_devices
-    planning.planned_devices = lambda launch: jax.devices()[:1]
+    devices = lowering.planned_devices
+    lowering.planned_devices = lambda launch: jax.devices()[:1]
     yield
-    planning.planned_devices = devices
+    lowering.planned_devices = devices
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -239,7 +239,7 @@ def test_published_sizes_stand_in_for_a_hub_that_is_out_of_reach(name, layers):
 
 def test_an_unknown_model_is_an_error_not_a_guess(tmp_path):
     with pytest.raises(UserError, match="no such directory"):
-        planning.model_sizes(experiment(tmp_path / "none", config.Preference()))
+        lowering.model_sizes(experiment(tmp_path / "none", config.Preference()))
 
 
 def test_the_assumed_data_makes_the_papers_four_pairs_a_query():
@@ -254,7 +254,7 @@ def test_the_experiments_own_data_is_measured_where_it_is_at_hand(model, tmp_pat
     """Budget, rows and pairs are those that `mmrlhf train` packs; rewards need not be there yet."""
     data = config.Data(path=str(ranked.write(tmp_path / "data", [(1, 2), (1, 2, 3), (1, 1, 2)], [[(30, 30)], [], [(75, 40)]])))
     settings = experiment(model, objective, slots=2048).model_copy(update={"data": data})
-    sizes, _ = planning.model_sizes(settings)
+    sizes, _ = lowering.model_sizes(settings)
     work = find_workload(settings, sizes)
     task = task_of(objective)
     encoder = task.encoder(data, load_tokenizer(model), sizes)
@@ -287,7 +287,7 @@ def test_experiments_that_differ_in_no_shape_share_a_plan():
 
 def test_a_kernel_skips_the_blocks_that_no_token_of_the_data_sees(model):
     """Of rows that one group fills whole it would skip hardly any; the more groups to a row, the more."""
-    geometry = planning.model_sizes(experiment(model, config.Preference()))[0].geometry
+    geometry = lowering.model_sizes(experiment(model, config.Preference()))[0].geometry
     settings = (experiment(model, config.Preference(), slots=slots) for slots in (1024, 8192))
     short, long = (assumed_workload(each, geometry, "for a test") for each in settings)
     assert 1 >= short.visible_blocks(128) > long.visible_blocks(128) > 1 / 64
@@ -304,7 +304,7 @@ sys.path.insert(0, {root!r})
 import jax, jax.numpy as jnp, numpy as np
 from mmrlhf_jax import config
 from mmrlhf_jax.sharding import mesh as mesh_module
-from mmrlhf_jax.planning import plan as planning
+from mmrlhf_jax.planning import lowering
 from mmrlhf_jax.sharding.mesh import use_mesh
 from mmrlhf_jax.planning.workload import find_workload
 from mmrlhf_jax.training.layout import with_accumulation
@@ -314,10 +314,10 @@ def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
 
 settings = experiment({path!r}, config.Preference(), slots=1024)
-sizes, _ = planning.model_sizes(settings)
-settings = planning.with_budget(settings, find_workload(settings, sizes).budget)
-settings = with_accumulation(settings, config.Launch(), planning.launch_mesh(config.Launch()).shape)
-lowered, _, mesh = planning.lower_step(settings, config.Launch())
+sizes, _ = lowering.model_sizes(settings)
+settings = lowering.with_budget(settings, find_workload(settings, sizes).budget)
+settings = with_accumulation(settings, config.Launch(), lowering.launch_mesh(config.Launch()).shape)
+lowered, _, mesh = lowering.lower_step(settings, config.Launch())
 assert mesh.size == 1
 with use_mesh(mesh):
     compiled = lowered.compile()
@@ -327,7 +327,7 @@ with use_mesh(mesh):
     open("/proc/self/clear_refs", "w").write("5")
     # 1e-3 and not zeros: memory that is never written is never resident.
     make = lambda x: jax.jit(lambda: jnp.full(x.shape, 1e-3, jnp.float32).astype(x.dtype), out_shardings=x.sharding)()
-    step, state, batch = planning.step_arguments(settings, sizes, mesh)
+    step, state, batch = lowering.step_arguments(settings, sizes, mesh)
     state, batch = jax.block_until_ready(jax.tree.map(make, (state, batch)))
     jax.block_until_ready(compiled(state, batch))
 print(predicted, status("VmHWM") - before)
@@ -358,7 +358,7 @@ def test_predicted_memory_is_what_a_step_takes(tmp_path):
 def test_what_a_run_computes_beside_its_steps_is_planned_with_it(model, objective, held_out, passes):
     planned = experiment(model, objective)
     planned = planned.model_copy(update={"data": planned.data.model_copy(update={"held_out": held_out})})
-    assert planning.run_passes(planned) == passes
+    assert lowering.run_passes(planned) == passes
 
 
 def test_evaluation_and_reference_pass_are_compiled_and_their_memory_shown(made, model):
@@ -369,7 +369,7 @@ def test_evaluation_and_reference_pass_are_compiled_and_their_memory_shown(made,
     before, after = planning.as_json(made), planning.as_json(plan)
     assert {name: value for name, value in before.items() if value is None}.keys() >= {"evaluation", "reference"}
     evaluation, reference = after["evaluation"], after["reference"]
-    learnt = sum(x.size * 4 for x in jax.tree.leaves(_learnt(planning.with_budget(judged, plan.workload.budget))))
+    learnt = sum(x.size * 4 for x in jax.tree.leaves(_learnt(lowering.with_budget(judged, plan.workload.budget))))
     assert evaluation["resident_bytes"] == pytest.approx(2 * learnt, rel=0.01)
     assert reference["resident_bytes"] == 0
     for found in (evaluation, reference):
@@ -379,8 +379,8 @@ def test_evaluation_and_reference_pass_are_compiled_and_their_memory_shown(made,
 
 
 def _learnt(made):
-    sizes, _ = planning.model_sizes(made)
-    return planning.step_arguments(made, sizes, make_mesh({}, jax.devices()[:1]))[1].params
+    sizes, _ = lowering.model_sizes(made)
+    return lowering.step_arguments(made, sizes, make_mesh({}, jax.devices()[:1]))[1].params
 
 
 def test_a_pass_that_does_not_fit_is_a_plan_that_does_not_fit(made):
