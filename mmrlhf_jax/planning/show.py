@@ -18,6 +18,14 @@ BEGIN, END = "<!-- plans: written by `mmrlhf plan --all --readme docs/plans.md` 
 
 def as_text(plan: Plan) -> str:
     """A plan as a page of text."""
+    lines = [*_head(plan), *_step(plan), *_placement(plan), *_bounds(plan), *_beside(plan)]
+    lines.append(f"  compiled in {plan.step.seconds:.0f} s{'' if plan.step.machine_code else ', without machine code'}")
+    lines.append("  fits" if plan.fits else f"  {plan.advice}")
+    return "\n".join(lines)
+
+
+def _head(plan: Plan) -> list[str]:
+    """The devices, the model and the rows that the plan is for."""
     mesh = _mesh(plan) or "one device"
     budget = plan.workload.budget
     lines = [
@@ -31,7 +39,12 @@ def as_text(plan: Plan) -> str:
             "  compiled for CPU devices in the place of GPUs: memory and times are estimates, collectives are the partitioner's"
             " (of its all-reduces, XLA makes reduce-scatters where a piece is kept)"
         )
-    memory = plan.step.memory
+    return lines
+
+
+def _step(plan: Plan) -> list[str]:
+    """Memory, FLOPs and collectives of the train step."""
+    lines, memory = [], plan.step.memory
     if memory is not None:
         parts = f"arguments {shown_bytes(memory.arguments)}, temporaries {shown_bytes(memory.temporaries)}"
         lines.append(f"  memory     {shown_bytes(plan.peak)} of {shown_bytes(plan.chip.hbm_bytes)} per device: {parts}")
@@ -49,15 +62,25 @@ def as_text(plan: Plan) -> str:
                 f"  {each.kind:<18} over {each.axis:<12} {shown_bytes(each.bytes):>12} in {each.count} (largest"
                 f" {shown_bytes(each.largest)}), {each.seconds * 1e3:.1f} ms"
             )
-    lines += _placement(plan)
+    return lines
+
+
+def _bounds(plan: Plan) -> list[str]:
+    """What the roofline says of the train step's time; nothing if the step does not fit."""
     roofline = plan.step.roofline
-    if roofline is not None:
-        lines += [
-            f"  roofline   compute {roofline.compute_seconds:.3f} s, memory {roofline.hbm_seconds:.3f} s, links"
-            f" {roofline.interconnect_seconds:.3f} s: bound by {roofline.bound}",
-            f"  at best    {plan.step_seconds:.3f} s a step, {plan.flop_utilisation:.1%} of peak,"
-            f" {plan.pairs_per_second:.4g} pairs/s, {plan.chip_hours_per_epoch:.4g} chip-hours an epoch",
-        ]
+    if roofline is None:
+        return []
+    return [
+        f"  roofline   compute {roofline.compute_seconds:.3f} s, memory {roofline.hbm_seconds:.3f} s, links"
+        f" {roofline.interconnect_seconds:.3f} s: bound by {roofline.bound}",
+        f"  at best    {plan.step_seconds:.3f} s a step, {plan.flop_utilisation:.1%} of peak,"
+        f" {plan.pairs_per_second:.4g} pairs/s, {plan.chip_hours_per_epoch:.4g} chip-hours an epoch",
+    ]
+
+
+def _beside(plan: Plan) -> list[str]:
+    """The memory of the programs that are planned beside the train step."""
+    lines = []
     for name, each in plan.passes.items():
         beside = f", {shown_bytes(each.resident)} of them kept beside it" if each.resident else ""
         lines.append(f"  {name:<10} {shown_bytes(each.needed)} per device{beside}, compiled in {each.program.seconds:.0f} s")
@@ -65,9 +88,7 @@ def as_text(plan: Plan) -> str:
         lines.append(
             f"  generation {shown_bytes(plan.generation.needed)} per device, compiled in {plan.generation.seconds:.0f} s"
         )
-    lines.append(f"  compiled in {plan.step.seconds:.0f} s{'' if plan.step.machine_code else ', without machine code'}")
-    lines.append("  fits" if plan.fits else f"  {plan.advice}")
-    return "\n".join(lines)
+    return lines
 
 
 def _pieces(plan: Plan) -> str:
