@@ -23,7 +23,7 @@ class PromptRows(NamedTuple):
     """B trees of K prompts in S slots. `ends[b, k]` is the slot of prompt k's last token."""
 
     tokens: Int[Array, "B S"]
-    positions: Int[Array, "B S"]
+    positions: Int[Array, "B S"] | Int[Array, "B S 3"]
     visible_until: Int[Array, "B S"]
     ends: Int[Array, "B K"]
 
@@ -76,7 +76,9 @@ def generate(
     of_prompt = (slots <= rows.ends[..., None]) & (rows.ends[..., None] < rows.visible_until[:, None])
     starts = prompt + jnp.arange(branches) * max_new_tokens
     new_slots = prompt + jnp.arange(branches * max_new_tokens)
-    end_positions = jnp.take_along_axis(rows.positions, rows.ends, axis=1)
+    # What is generated is text, whose axes are equal; it goes on behind the largest of a prompt's last position.
+    latest = rows.positions if rows.positions.ndim == 2 else rows.positions.max(axis=-1)
+    end_positions = jnp.take_along_axis(latest, rows.ends, axis=1)
 
     def step(state: _Decoding) -> _Decoding:
         slots = jnp.broadcast_to(starts + state.count - 1, (batch, branches))

@@ -23,7 +23,7 @@ class Part(NamedTuple):
     """The spellings of a prefix: those that are written, others that are read, and the module's name in transformers 5."""
 
     hf: str  # as in published files in Hugging Face naming, which every version of transformers and vLLM loads
-    original: str  # as in published files of the family's own code
+    original: str | None  # as in published files of the family's own code; None: there is no such naming
     others: tuple[str, ...] = ()  # names of modules in transformers 4.52 and later, which some files have
     module: str | None = None  # used for adapters; None: transformers' model has no such module
 
@@ -95,8 +95,8 @@ ARRAY_OF_ONE: Kind = {"": ("", Layout.SQUEEZED)}
 class Row(NamedTuple):
     """A module: its part, its names in a checkpoint ("{}" is the layer's number) and in the model, and its kind.
 
-    `original` is its name in the original naming, if that differs by more than the prefix. With `piece` (i, n) it is the i-th
-    of n equal pieces, along the first axis, of a tensor in the original naming.
+    `original` is its name in the original naming, if that differs by more than the prefix. In either naming "name[i/n]" is the
+    i-th of n equal pieces, along the first axis, of the tensors of the module `name`.
     """
 
     part: str
@@ -104,7 +104,6 @@ class Row(NamedTuple):
     module: str
     kind: Kind
     original: str | None = None
-    piece: tuple[int, int] | None = None
 
 
 # The language model and the heads, the same in every family.
@@ -149,9 +148,8 @@ class WeightNames:
     Args:
         parts: name of a part -> its prefixes.
         rows: the modules.
-        unused: part -> pattern of the rest of names of tensors that published checkpoints contain but the model does not use;
-        they
-            are ignored on loading, and copied from the source on export.
+        unused: part -> pattern of the rest of names of tensors that published checkpoints contain but the model does not use.
+            They are ignored on loading, and copied from the source on export.
         wanted: (part, rest) of unused tensors that transformers expects -> the value to write if the source lacks them.
     """
 
@@ -169,12 +167,14 @@ class WeightNames:
             for leaf, (parameter, layout) in row.kind.items():
                 rest = _joined(row.stored, leaf)
                 self._entries[row.part, rest] = (tuple(filter(None, (*row.module.split("."), parameter))), layout)
-                spelt = _joined(row.stored if row.original is None else row.original, leaf)
-                self._original[row.part, rest] = spelt if row.piece is None else piece_name(spelt, *row.piece)
+                self._original[row.part, rest] = _joined(row.stored if row.original is None else row.original, leaf)
         self._hf = {(part, spelt): rest for (part, rest), spelt in self._original.items()}
         self._by_path = {path: (part, rest, layout) for (part, rest), (path, layout) in self._entries.items()}
-        wholes = [(part, _PIECE.split(spelt)) for part, spelt in self._hf]
-        self._pieces = {(part, split[0]): int(split[2]) for part, split in wholes if len(split) > 1}
+        self._pieces = {
+            (part, is_original, whole): count
+            for is_original, spelt in ((False, self._entries), (True, self._hf))
+            for part, (whole, _, count) in ((part, whole_name(rest)) for part, rest in spelt)
+        }
 
     def resolve(self, name: str) -> Stored | None:
         """The tensor of a stored name, in any spelling; None if it does not belong to the family."""
@@ -191,11 +191,16 @@ class WeightNames:
     def pieces(self, name: str) -> int:
         """The number of parameters whose tensors are concatenated along the first axis in the tensor of this name."""
         found = (
-            self._pieces.get((part, _template(name[len(prefix) :])[0]))
+            self._pieces.get((part, is_original, _template(name[len(prefix) :])[0]))
             for part, prefix, is_original in self._prefixes()
-            if is_original and name.startswith(prefix)
+            if name.startswith(prefix)
         )
         return next(filter(None, found), 1)
+
+    @property
+    def namings(self) -> tuple[Naming, ...]:
+        """The namings in which the family's checkpoints are read and written."""
+        return ("hf",) if self.parts["vision"].original is None else ("hf", "original")
 
     def spell(self, stored: Stored, naming: Naming) -> str:
         """The name of a tensor in a naming; a `piece_name` if it is a piece of a tensor there."""
@@ -204,7 +209,8 @@ class WeightNames:
 
     def is_original(self, name: str) -> bool:
         """Whether a stored name has the vision tower's prefix of the original naming."""
-        return name.startswith(self.parts["vision"].original)
+        prefix = self.parts["vision"].original
+        return prefix is not None and name.startswith(prefix)
 
     def parameter(self, stored: Stored) -> tuple[Path, Layout] | None:
         """(path, layout) of a tensor's parameter; None for an unused tensor."""
@@ -223,7 +229,8 @@ class WeightNames:
         """Yield (part, prefix, whether it is of the original naming), in the order in which they are tried."""
         for part, spellings in self.parts.items():
             yield part, spellings.hf, False
-            yield part, spellings.original, True
+            if spellings.original is not None:
+                yield part, spellings.original, True
             for prefix in spellings.others:
                 yield part, prefix, False
 
@@ -240,7 +247,10 @@ def whole_name(name: str) -> tuple[str, int, int]:
 
 
 def _joined(module: str, leaf: str) -> str:
-    return ".".join(filter(None, (module, leaf)))
+    """The name of a module's tensor: "qkv[0/3]" and "weight" give "qkv.weight[0/3]"."""
+    whole, number, count = whole_name(module)
+    name = ".".join(filter(None, (whole, leaf)))
+    return name if count == 1 else piece_name(name, number, count)
 
 
 def _template(rest: str) -> tuple[str, int | None]:
