@@ -12,6 +12,7 @@ from mmrlhf_jax.data import stats as figures
 from mmrlhf_jax.data.builder import build as build_data
 from mmrlhf_jax.data.checks import summarise_findings
 from mmrlhf_jax.data.encode import GroupEncoder, make_encoder
+from mmrlhf_jax.data.index import beyond_positions
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.sources import drop_contradictions
 from mmrlhf_jax.data.validate import validate as check
@@ -107,7 +108,8 @@ def stats(
     examples = open_examples(data, media_root, video_frames)
     sizes = figures.measure(examples, encoder, track)
     layouts = [examples.layout(i) for i in range(len(examples))]
-    found = figures.summarise(examples.records, layouts, sizes, slots)
+    too_long = beyond_positions(sizes, range(len(sizes)), examples, encoder) > 0
+    found = figures.summarise(examples.records, layouts, sizes, slots, too_long)
     if as_json:
         strict_json.print_figures(found | {"lengths_from": lengths_from})
         return

@@ -30,8 +30,8 @@ class Data(Section):
     """`path`: a ranked source file, a directory that `mmrlhf data build` wrote, MM-RLHF's mixture file (YAML), or a list.
 
     `template`: `checkpoint` is the chat template in the model's directory; null means the default of the model's family.
-    `over_budget`: the policy for groups that exceed the row budget, or several in the order in which they are tried:
-    fewer_tiles, cut_longest (response), drop, error.
+    `over_budget`: the policy for groups that exceed the row budget, or have a conversation beyond the positions of the model's
+    rotary embeddings, or several in the order in which they are tried: fewer_tiles, cut_longest (response), drop, error.
 
     `pairs`: of each group all strictly ordered pairs, the extreme one, or `at_most: n` of them (n alone means the same).
     `critiques` is the field of a response that holds its critique; null leaves critiques out, for a reward model without them.

@@ -16,7 +16,7 @@ from mmrlhf_jax.data.images import decode_image, image_size
 from mmrlhf_jax.data.pair_margins import pair_margins
 from mmrlhf_jax.data.rows import Budget, EncodedGroup
 from mmrlhf_jax.data.templates import Template, critique_prompt, find_template
-from mmrlhf_jax.data.tokens import Conversation, PieceTokenizer, TokenTree, cut, token_tree
+from mmrlhf_jax.data.tokens import Conversation, PieceTokenizer, cut, token_tree
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.geometry import Geometry
 from mmrlhf_jax.models.media import VisualPlan
@@ -49,7 +49,8 @@ class GroupEncoder:
     response) conversation without targets (MM-RLHF `train_dpo.py`, `no_critic`). With "uncritiqued" they are the critique
     prompt alone, up to where the critique would begin (MM-RLHF `eval_mm_reward_bench.py`, `wo_critic`). learn: which responses
     a supervised objective learns: all, or only the best-ranked ("best"). ties: tied pairs are included, with `pair_weights` 0.
-    max_positions: the most tokens that a conversation may have; None: no limit.
+    max_positions: the most tokens that a conversation may have; None: no limit. `measure` accepts longer ones, so that
+    over-budget policies can cut them or leave them out; `encode` refuses them.
     """
 
     tokenizer: PieceTokenizer
@@ -99,21 +100,32 @@ class GroupEncoder:
             prompt = critique_prompt(prompt, response.text)
         return self._template(prompt, media, None)
 
-    def tree(self, record: RankedRecord, plans: Sequence[VisualPlan], most_targets: int = 0) -> TokenTree:
-        """Tokenise all conversations of a record as one tree; `most_targets` cuts each response's targets (0 = no limit)."""
+    def conversations(self, record: RankedRecord, plans: Sequence[VisualPlan], most_targets: int = 0) -> list[Conversation]:
+        """The conversation of every response; `most_targets` cuts each response's targets (0 = no limit)."""
         conversations = [self.conversation(record, response, plans) for response in record.responses]
-        if most_targets:
-            conversations = [cut(conversation, most_targets) for conversation in conversations]
-        self.check_positions(max(len(conversation.tokens) for conversation in conversations), record)
-        return token_tree(conversations)
+        return [cut(conversation, most_targets) for conversation in conversations] if most_targets else conversations
 
-    def check_positions(self, tokens: int, record: RankedRecord) -> None:
-        """UserError if a conversation has more tokens than `max_positions`."""
-        if self.max_positions is not None and tokens > self.max_positions:
-            raise UserError(
-                f"record {record.id!r}: a conversation of {tokens} tokens, the written ones included; this model's rotary"
-                f" embeddings are plain up to {self.max_positions} (rope_type dynamic), and longer ones are not supported"
-            )
+    def beyond_positions(self, record: RankedRecord, layout: Layout, slots: int, limit: Limit = NO_LIMIT) -> int:
+        """The number of tokens of the group's longest conversation if it exceeds `max_positions`, otherwise 0.
+
+        `slots` is the measured size of the group. No conversation is longer, so that groups within `max_positions` are not
+        tokenised again.
+        """
+        if self.max_positions is None or slots <= self.max_positions:
+            return 0
+        plans = self.geometry.plans(layout.images, layout.frames, limit.tiles)
+        longest = _longest(self.conversations(record, plans, limit.targets))
+        return longest if longest > self.max_positions else 0
+
+    def check_positions(self, record: RankedRecord, tokens: int, new: int = 0) -> None:
+        """UserError if a conversation of so many tokens, plus `new` tokens to be generated, exceeds `max_positions`."""
+        if self.max_positions is None or tokens + new <= self.max_positions:
+            return
+        what = f"a prompt of {tokens} tokens with {new} new tokens" if new else f"a conversation of {tokens} tokens"
+        raise UserError(
+            f"record {record.id!r}: {what} exceeds the {self.max_positions} positions up to which this model's rotary"
+            " embeddings are plain (rope_type dynamic); longer conversations are not supported"
+        )
 
     def chosen_pairs(self, record: RankedRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(pairs int32[p, 2], their weights float32[p], their weights as ties float32[p]); tied pairs only with `ties`."""
@@ -135,7 +147,7 @@ class GroupEncoder:
     def measure(self, record: RankedRecord, layout: Layout, limit: Limit = NO_LIMIT) -> np.ndarray:
         """int64[6]: how much of each resource of `Budget` the group needs, in its order."""
         plans = self.geometry.plans(layout.images, layout.frames, limit.tiles)
-        tree = self.tree(record, plans, limit.targets)
+        tree = token_tree(self.conversations(record, plans, limit.targets))
         size = Budget(
             slots=len(tree.tokens),
             tiles=sum(p.tiles for p in plans),
@@ -147,11 +159,16 @@ class GroupEncoder:
         return size.vector
 
     def encode(self, example: Example, first_response: int = 0, limit: Limit = NO_LIMIT) -> EncodedGroup:
-        """Encode an example. `first_response` is the number of its first response in the whole data set."""
+        """Encode an example. `first_response` is the number of its first response in the whole data set.
+
+        UserError if a conversation exceeds `max_positions`.
+        """
         record = example.record
         layout = media_layout(example)
         plans = self.geometry.plans(layout.images, layout.frames, limit.tiles)
-        tree = self.tree(record, plans, limit.targets)
+        conversations = self.conversations(record, plans, limit.targets)
+        self.check_positions(record, _longest(conversations))
+        tree = token_tree(conversations)
         tiles = media_tiles(example, self.geometry, limit.tiles)
         pairs, pair_weights, tie_weights = self.chosen_pairs(record)
         count = len(record.responses)
@@ -178,6 +195,11 @@ def make_encoder(tokenizer: Any, model: ModelConfig, template: str | None = None
     pieces = PieceTokenizer(tokenizer, model.image_token, family.media_tags)
     settings = {"max_positions": model.text.max_positions} | settings
     return GroupEncoder(pieces, model.geometry, template or family.template, **settings)
+
+
+def _longest(conversations: Sequence[Conversation]) -> int:
+    """The number of tokens of the longest conversation."""
+    return max(len(conversation.tokens) for conversation in conversations)
 
 
 def _rewards(record: RankedRecord) -> np.ndarray:

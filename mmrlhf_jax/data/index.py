@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,22 @@ def _adopt_encoder(encoder: GroupEncoder) -> None:
 
 def _measure(chunk: list[tuple[Any, Any]]) -> list[np.ndarray]:
     return [_encoder.measure(record, layout) for record, layout in chunk]
+
+
+def beyond_positions(sizes: np.ndarray, groups: Sequence[int], examples: Any, encoder: GroupEncoder) -> np.ndarray:
+    """int64[G]: the tokens of each group's longest conversation if it exceeds the encoder's `max_positions`, otherwise 0.
+
+    `sizes` and `groups` are those of a `GroupIndex`. Computed from them after the index was read, because the index is cached
+    for all models with the same tokens, whatever their positions.
+    """
+    found = np.zeros(len(sizes), np.int64)
+    if encoder.max_positions is None:
+        return found
+    slots = sizes[:, Budget.names().index("slots")]
+    for g in np.flatnonzero(slots > encoder.max_positions):
+        number = int(groups[g])
+        found[g] = encoder.beyond_positions(examples.records[number], examples.layout(number), int(slots[g]))
+    return found
 
 
 def keep_groups(index: GroupIndex, keep: np.ndarray, why: str, examples: Any) -> GroupIndex:

@@ -1,4 +1,5 @@
-"""Over-budget policies: groups that exceed the row budget are made smaller or left out; these are counted and listed."""
+"""Over-budget policies: groups that exceed the row budget or the model's positions are made smaller or left out; these are
+counted and listed."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from mmrlhf_jax.data.encode import GroupEncoder, Limit
+from mmrlhf_jax.data.encode import NO_LIMIT, GroupEncoder, Limit
 from mmrlhf_jax.data.examples import Layout
-from mmrlhf_jax.data.index import GroupIndex
+from mmrlhf_jax.data.index import GroupIndex, beyond_positions
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.records import RankedRecord
@@ -23,22 +24,28 @@ SHORTEST_RESPONSE = 16
 def within_budget(
     index: GroupIndex, examples: Any, encoder: GroupEncoder, budget: Budget, policies: Sequence[str], named: str = "the data"
 ) -> GroupIndex:
-    """Bring every group within the budget, trying the policies in their order. `named` is the data set, for messages.
+    """Bring every group within the budget, and every conversation within the encoder's `max_positions`, trying the policies in
+    their order. `named` is the data set, for messages.
 
     `fewer_tiles` uses a smaller canvas for images or fewer frames of a video, the smallest reduction that suffices.
     `cut_longest` cuts the longest responses to the greatest common length that fits, but not below SHORTEST_RESPONSE tokens. If
     both are allowed and neither suffices alone, both are applied, with the most tiles that leave room for cut responses. `drop`
     leaves the group out. `error`, or if no policy suffices: UserError that names the first group.
     """
-    over = (index.sizes > budget.vector).any(axis=1)
+    too_large, too_long = (
+        (index.sizes > budget.vector).any(axis=1),
+        beyond_positions(index.sizes, index.groups, examples, encoder) > 0,
+    )
+    over = too_large | too_long
     if not over.any():
         return index
     sizes, limits = index.sizes.copy(), index.limits.copy()
     keep, dropped, cut = np.ones(len(over), bool), [], []
     for g in np.flatnonzero(over):
         number = int(index.groups[g])
-        record, why = examples.records[number], _excess(index.sizes[g], budget)
+        record = examples.records[number]
         group = _Group(record, examples.layout(number), encoder, budget)
+        why = group.excess(index.sizes[g])
         limit = _smallest_change(group, policies)
         if limit is not None:
             sizes[g], limits[g] = group.measure(limit), limit
@@ -47,12 +54,14 @@ def within_budget(
             keep[g] = False
             dropped.append(f"{record.id}: {why}")
         else:
+            larger_rows = "raise `batch.slots` (or the budget named), or " if too_large[g] else ""
             raise UserError(
-                f"{named}: {over.sum()} of {len(over)} groups exceed the row budget; {record.id} does not fit: {why};"
-                " raise `batch.slots` (or the budget named), or set `data.over_budget: drop` (or fewer_tiles, cut_longest)"
+                f"{named}: {over.sum()} of {len(over)} groups exceed {_exceeded(too_large, too_long)};"
+                f" {record.id} does not fit: {why};"
+                f" {larger_rows}set `data.over_budget: drop` (or fewer_tiles, cut_longest)"
             )
     if not keep.any():
-        raise UserError(f"{named}: no group fits the row budget; the first is {dropped[0]}")
+        raise UserError(f"{named}: no group fits {_exceeded(too_large, too_long)}; the first is {dropped[0]}")
     fingerprint = hashlib.sha256(index.fingerprint.encode() + limits.tobytes()).hexdigest() if cut else index.fingerprint
     changed = dataclasses.replace(index, sizes=sizes, limits=limits, cut=index.cut + tuple(cut), fingerprint=fingerprint)
     return changed.keep(keep, dropped)
@@ -72,7 +81,15 @@ class _Group:
         return self.encoder.geometry.fewer_tiles(self.layout.images, self.layout.frames)
 
     def fits(self, limit: Limit) -> bool:
-        return bool((self.measure(limit) <= self.budget.vector).all())
+        return not self.excess(self.measure(limit), limit)
+
+    def excess(self, size: np.ndarray, limit: Limit = NO_LIMIT) -> str:
+        """What a group of this size exceeds, for messages; empty if it fits."""
+        named = zip(Budget.names(), size, self.budget.vector, strict=True)
+        found = [f"{have} {name} > {most}" for name, have, most in named if have > most]
+        if longest := self.encoder.beyond_positions(self.record, self.layout, int(size[0]), limit):
+            found.append(f"a conversation of {longest} tokens > {self.encoder.max_positions} positions")
+        return ", ".join(found)
 
 
 def _smallest_change(group: _Group, policies: Sequence[str]) -> Limit | None:
@@ -110,9 +127,10 @@ _POLICIES: dict[str, Callable[[_Group], Limit | None]] = {
 }
 
 
-def _excess(size: np.ndarray, budget: Budget) -> str:
-    named = zip(Budget.names(), size, budget.vector, strict=True)
-    return ", ".join(f"{have} {name} > {limit}" for name, have, limit in named if have > limit)
+def _exceeded(too_large: np.ndarray, too_long: np.ndarray) -> str:
+    """Which limits the groups exceed, for messages; both arguments are bool[G]."""
+    limits = [(too_large, "the row budget"), (too_long, "the positions of the model's rotary embeddings")]
+    return " or ".join(name for exceeded, name in limits if exceeded.any())
 
 
 def _describe(limit: Limit, before: np.ndarray, after: np.ndarray) -> str:

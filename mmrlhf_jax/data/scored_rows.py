@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from mmrlhf_jax.data.encode import GroupEncoder
-from mmrlhf_jax.data.index import GroupIndex, build_index
+from mmrlhf_jax.data.index import GroupIndex, beyond_positions, build_index
 from mmrlhf_jax.data.packing import MULTIPLES, auto_budget
 from mmrlhf_jax.data.pipeline import index_cache
 from mmrlhf_jax.data.rows import Budget
@@ -25,10 +25,11 @@ def scored_rows(examples, encoder: GroupEncoder, slots: int = SLOTS) -> list[Row
     """One or two `Rows` that together contain every group once: the ordinary groups, then the long ones in longer rows.
 
     No row has more than `slots` slots (rounded up to 128). Budgets are powers of two (times a constant), so that parts of a
-    data set share compiled programs. UserError names the first group that does not fit.
+    data set share compiled programs. UserError names the first group that does not fit, or that has a conversation beyond the
+    model's positions.
     """
     index = dataclasses.replace(build_index(examples, encoder, cache=index_cache(examples)), weights=None)
-    _check(index, examples, slots)
+    _check(index, examples, encoder, slots)
     lengths = index.sizes[:, 0]
     ordinary = lengths <= _power_of_two(np.median(lengths) * LONG, SMALLEST)
     parts = [index.keep(chosen, ()) for chosen in (ordinary, ~ordinary) if chosen.any()]
@@ -36,11 +37,15 @@ def scored_rows(examples, encoder: GroupEncoder, slots: int = SLOTS) -> list[Row
 
 
 def check_lengths(examples, encoder: GroupEncoder, slots: int = SLOTS) -> None:
-    """UserError if a group does not fit a row of `slots` slots; called before hours of scoring."""
-    _check(build_index(examples, encoder, cache=index_cache(examples)), examples, slots)
+    """UserError if a group does not fit a row of `slots` slots, or has a conversation beyond the model's positions; called
+    before hours of scoring."""
+    _check(build_index(examples, encoder, cache=index_cache(examples)), examples, encoder, slots)
 
 
-def _check(index: GroupIndex, examples, slots: int) -> None:
+def _check(index: GroupIndex, examples, encoder: GroupEncoder, slots: int) -> None:
+    too_long = beyond_positions(index.sizes, index.groups, examples, encoder)
+    for g in np.flatnonzero(too_long)[:1]:
+        encoder.check_positions(examples.records[int(index.groups[g])], int(too_long[g]))
     longer = np.flatnonzero(index.sizes[:, 0] > slots)
     if len(longer):
         first = longer[0]

@@ -56,14 +56,18 @@ def measure(
     return np.stack(list(progress(found, "measuring groups", len(examples)) if progress else found))
 
 
-def summarise(records: Sequence[RankedRecord], layouts: Sequence[Any], sizes: np.ndarray, slots: int) -> dict[str, Any]:
-    """All figures as a JSON object. `pairs` counts strictly ordered ones; `dropped` counts groups that exceed rows of `slots`.
+def summarise(
+    records: Sequence[RankedRecord], layouts: Sequence[Any], sizes: np.ndarray, slots: int, too_long: np.ndarray | None = None
+) -> dict[str, Any]:
+    """All figures as a JSON object. `pairs` counts strictly ordered ones; `dropped` counts groups that exceed rows of `slots`,
+    or of which `too_long`, bool[groups], says that a conversation exceeds the model's positions.
 
     `packing` predicts, per row size, the rows per epoch and the share of their slots that hold tokens.
     """
     ranks = [[response.rank for response in record.responses] for record in records]
     column = dict(zip(Budget.names(), sizes.T, strict=True))
-    packing = {str(size): predict_packing(sizes, size) for size in dict.fromkeys((*ROW_SLOTS, slots))}
+    within = np.ones(len(sizes), bool) if too_long is None else ~too_long
+    packing = {str(size): predict_packing(sizes, size, within) for size in dict.fromkeys((*ROW_SLOTS, slots))}
     return {
         "groups": len(records),
         "responses": sum(map(len, ranks)),
@@ -87,9 +91,12 @@ def summarise(records: Sequence[RankedRecord], layouts: Sequence[Any], sizes: np
     }
 
 
-def predict_packing(sizes: np.ndarray, slots: int) -> dict[str, Any]:
-    """Figures of one epoch packed into rows of `slots`, with the budgets that the trainer would derive."""
-    short = sizes[sizes[:, 0] <= slots]
+def predict_packing(sizes: np.ndarray, slots: int, within: np.ndarray) -> dict[str, Any]:
+    """Figures of one epoch packed into rows of `slots`, with the budgets that the trainer would derive.
+
+    Groups outside `within`, bool[groups], are dropped.
+    """
+    short = sizes[within & (sizes[:, 0] <= slots)]
     budget = auto_budget(short, slots)
     fitting = short[(short <= budget).all(axis=1)]
     rows = plan_rows(fitting, budget, seed=0, epoch=0)

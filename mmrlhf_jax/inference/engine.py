@@ -122,8 +122,8 @@ class Engine:
         # Trees of similar shape share a batch, which needs less padding and fewer compiled shapes.
         trees = sorted(prompt_trees(prompts, encoder), key=lambda t: (t.branches, len(t.tree.tokens), t.numbers))
         for tree in trees:
-            longest = int(tree.tree.positions[tree.tree.ends].max()) + 1 + max_new_tokens
-            encoder.check_positions(longest, prompts[tree.numbers[0]].example.record)
+            longest = int(tree.tree.positions[tree.tree.ends].max()) + 1
+            encoder.check_positions(prompts[tree.numbers[0]].example.record, longest, max_new_tokens)
         settings = dict(max_new_tokens=max_new_tokens, stop_tokens=self.stop_tokens, temperature=temperature)
         with use_mesh(self.mesh), matmul_precision(self.dtype):
             for branches, alike in itertools.groupby(trees, key=lambda t: t.branches):

@@ -13,6 +13,7 @@ from mmrlhf_jax import cli
 from mmrlhf_jax.data import stats
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.examples import Layout
+from mmrlhf_jax.data.index import beyond_positions
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.validate import check_record, note_record, validate
 from mmrlhf_jax.records import record_from_json
@@ -140,6 +141,16 @@ def test_too_large_groups_are_counted_as_dropped(monkeypatch, capsys, source):
     found = json.loads(capsys.readouterr().out)
     sizes = stats.measure(open_examples(source, video_frames=3), stats.estimated_encoder())
     assert found["dropped"] == (sizes[:, 0] > 1200).sum() > 0
+
+
+def test_groups_beyond_the_models_positions_are_counted_as_dropped(source):
+    examples = open_examples(source, video_frames=3)
+    sizes = stats.measure(examples, groups.encoder())
+    encoder = groups.encoder(max_positions=int(sizes[:, 0].max()) // 2)
+    too_long = beyond_positions(sizes, range(len(sizes)), examples, encoder) > 0
+    layouts = [examples.layout(i) for i in range(len(examples))]
+    found = stats.summarise(examples.records, layouts, sizes, 8192, too_long)
+    assert found["dropped"] == too_long.sum() and 0 < too_long.sum() < len(sizes)
 
 
 def test_the_number_of_pair_expanded_tokens_is_what_pairs_would_take():

@@ -9,16 +9,19 @@ import pytest
 from etils import epath
 
 from mmrlhf_jax import config
-from mmrlhf_jax.data.encode import Limit
+from mmrlhf_jax.data.builder import build
+from mmrlhf_jax.data.encode import NO_LIMIT, Limit
 from mmrlhf_jax.data.index import build_index
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.over_budget import SHORTEST_RESPONSE, within_budget
 from mmrlhf_jax.data.pipeline import LEFT_OUT_FILE, write_left_out
 from mmrlhf_jax.data.rows import Budget, group_size
+from mmrlhf_jax.data.scored_rows import check_lengths
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.tokens import Conversation, cut
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.tasks import plan_training_rows, task_of
+from mmrlhf_jax.training.held_out import plan_held_out
 from tests import ranked
 from tests.data import groups
 
@@ -160,6 +163,71 @@ def test_where_neither_is_enough_alone_as_many_tiles_stay_as_leave_room_for_cut_
     fitting = [n for n in choices if slots(n, SHORTEST_RESPONSE) <= budget.slots]
     assert tiles == fitting[0] and targets >= SHORTEST_RESPONSE
     assert slots(tiles, targets) <= budget.slots < slots(tiles, targets + 1)
+
+
+def longest(encoder, examples, number, limit=NO_LIMIT):
+    """The number of tokens of the group's longest conversation."""
+    example = examples[number]
+    layout = examples.layout(number)
+    plans = encoder.geometry.plans(layout.images, layout.frames, limit.tiles)
+    return max(len(each.tokens) for each in encoder.conversations(example.record, plans, limit.targets))
+
+
+@pytest.fixture(scope="module")
+def positions(index, examples, encoder):
+    """A number of positions that some groups' longest conversation exceeds, whereas the row budget has room for all groups."""
+    return int(np.median([longest(encoder, examples, g) for g in range(8)]))
+
+
+def test_a_conversation_beyond_the_positions_is_dropped_or_an_error(index, examples, positions):
+    short = groups.encoder(max_positions=positions)
+    assert short.fingerprint == groups.encoder().fingerprint
+    beyond = [g for g in range(8) if longest(short, examples, g) > positions]
+    assert 0 < len(beyond) < 8
+    left = within_budget(index, examples, short, ROOMY, ["drop"])
+    assert left.groups.tolist() == [g for g in range(8) if g not in beyond]
+    assert all(f"tokens > {positions} positions" in line for line in left.dropped) and len(left.dropped) == len(beyond)
+    with pytest.raises(
+        UserError, match=rf"{len(beyond)} of 8 groups exceed the positions.*tokens > {positions} positions; set"
+    ):
+        within_budget(index, examples, short, ROOMY, ["error"])
+    with pytest.raises(UserError, match="no group fits the positions of the model's rotary embeddings"):
+        within_budget(index, examples, groups.encoder(max_positions=9), ROOMY, ["drop"])
+
+
+@pytest.mark.parametrize("policy", ["fewer_tiles", "cut_longest"])
+def test_a_conversation_beyond_the_positions_is_made_to_fit(index, examples, positions, policy):
+    short = groups.encoder(max_positions=positions)
+    changed = within_budget(index, examples, short, ROOMY, [policy, "drop"])
+    assert changed.cut and changed.fingerprint != index.fingerprint
+    check(changed, examples, short, ROOMY)
+    for number, values in zip(changed.groups, changed.limits, strict=True):
+        limit = Limit(*map(int, values))
+        assert longest(short, examples, number, limit) <= positions
+        if limit.targets:  # one token more would not fit
+            assert longest(short, examples, number, limit._replace(targets=limit.targets + 1)) > positions
+
+
+def test_a_kept_index_of_a_model_with_more_positions_does_not_hide_a_conversation_beyond_them(examples, positions, tmp_path):
+    """The index is the same for both models, so that what one has kept is read by the other."""
+    built = build(groups.write(tmp_path / "source", 8), tmp_path / "built", video_frames=12)
+    check_lengths(built, groups.encoder())
+    check_lengths(built, groups.encoder(max_positions=4096))
+    with pytest.raises(UserError, match=r"record 'group-\d': a conversation of \d+ tokens exceeds the 60 positions"):
+        check_lengths(built, groups.encoder(max_positions=60))
+    assert len(list((tmp_path / "built" / "index").iterdir())) == 1
+    data, batch = config.Data(path="a", over_budget=["drop"]), config.Batch(rows=1, slots=2048)
+    rows = plan_training_rows(built, groups.encoder(max_positions=positions), data, batch, task_of(config.Preference()), seed=0)
+    assert rows.index.dropped and len(rows.index.groups) + len(rows.index.dropped) == 8
+    experiment = config.Experiment(
+        model=config.Model(path="a"),
+        data=config.Data(path="a", held_out="b", over_budget=["drop"]),
+        batch=batch,
+        objective=config.Preference(),
+        run=config.Run(directory="c", steps=1),
+    )
+    held_out = plan_held_out(built, groups.encoder(max_positions=positions), experiment, rows)
+    assert held_out.index.dropped == rows.index.dropped
 
 
 def test_an_experiment_gives_one_policy_or_several():
