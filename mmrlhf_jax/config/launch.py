@@ -11,6 +11,7 @@ from etils import epath
 from pydantic import Field
 
 from mmrlhf_jax import sections
+from mmrlhf_jax.accelerators import accelerator
 from mmrlhf_jax.config.values import Count
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.mesh_axes import MESH_AXES, check_axes, sizes_over
@@ -72,8 +73,6 @@ class Launch(Section):
     @pydantic.field_validator("accelerator")
     @classmethod
     def _exists(cls, name: str | None) -> str | None:
-        from mmrlhf_jax.accelerators import accelerator
-
         try:
             return name if name is None else accelerator(name).name
         except UserError as error:
@@ -104,8 +103,6 @@ class Launch(Section):
     def axes(self) -> dict[str, int] | None:
         """The size of every mesh axis over the accelerator's devices; None without an accelerator. UserError if they do not
         multiply to the number of devices."""
-        from mmrlhf_jax.accelerators import accelerator
-
         if self.accelerator is None:
             return None
         chips = accelerator(self.accelerator).chips

@@ -55,7 +55,7 @@ class GroupEncoder:
 
     tokenizer: PieceTokenizer
     geometry: Geometry
-    template: str = "qwen_1_5"
+    template: str
     task: Literal["answer", "critique", "uncritiqued"] = "answer"
     pairs: str | int = "all"
     weighting: Literal["pair", "group"] = "pair"

@@ -45,7 +45,7 @@ class EstimatedTokenizer(PieceTokenizer):
 
 
 def estimated_encoder() -> GroupEncoder:
-    return GroupEncoder(EstimatedTokenizer(), ESTIMATED.typical_geometry())
+    return GroupEncoder(EstimatedTokenizer(), ESTIMATED.typical_geometry(), ESTIMATED.template)
 
 
 def measure(

@@ -130,9 +130,9 @@ class Engine:
                 count = round_up(max(1, self.batch // branches), rows_divisor(self.mesh))
                 for chosen in batched(alike, count):
                     examples = [prompts[tree.numbers[0]].example for tree in chosen]
-                    rows, visual = prompt_rows(chosen, examples, encoder, count)
+                    rows, media = prompt_rows(chosen, examples, encoder, count)
                     key = jax.random.fold_in(jax.random.key(seed), chosen[0].numbers[0])
-                    new = np.asarray(generate(self.graphdef, self.params, rows, visual, key, **settings))
+                    new = np.asarray(generate(self.graphdef, self.params, rows, media, key, **settings))
                     for row, tree in enumerate(chosen):
                         written |= {i: ids[ids >= 0].tolist() for i, ids in zip(tree.numbers, new[row], strict=False)}
                     progress.update(advance=sum(len(tree.numbers) for tree in chosen))

@@ -12,8 +12,7 @@ from mmrlhf_jax.objectives import Outputs, sum_by_response, target_logps
 def forward(model: VisionLanguage, batch: RowBatch, *, chunk: int) -> Outputs:
     """Compute a row batch's outputs: log-probs (of the targets only), and rewards at the responses' last tokens, which are 0
     for unused responses and without a reward head."""
-    visual = batch.media
-    hidden = model(batch.tokens, batch.positions, batch.visible_until, visual)
+    hidden = model(batch.tokens, batch.positions, batch.visible_until, batch.media)
     vocabulary = model.language.vocabulary()
     targets = target_logps(hidden, vocabulary.kernel, batch.targets, batch.predictors, adapter=vocabulary.adapter, chunk=chunk)
     count = batch.ends.shape[1]

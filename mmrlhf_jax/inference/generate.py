@@ -41,7 +41,7 @@ def generate(
     graphdef: nnx.GraphDef,
     params: nnx.State,
     rows: PromptRows,
-    visual: Tiles | None,
+    media: Tiles | None,
     key: PRNGKeyArray,
     *,
     max_new_tokens: int,
@@ -66,7 +66,7 @@ def generate(
         return (last[..., None] == jnp.asarray(stop_tokens)).any(axis=-1)
 
     # After the prompts' slots, the cache has `max_new_tokens` slots for each branch.
-    embedded = model.embed(rows.tokens, visual)
+    embedded = model.embed(rows.tokens, media)
     hidden, cache = model.language.prefill(embedded, rows.positions, rows.visible_until)
     cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, branches * max_new_tokens), (0, 0), (0, 0))), cache)
     first = choose(jnp.take_along_axis(hidden, rows.ends[..., None], axis=1), jnp.int32(0))

@@ -60,7 +60,7 @@ class Family(abc.ABC):
     title: ClassVar[str]  # for messages and model cards
     architecture: ClassVar[str]  # the class in transformers
     publishers: ClassVar[Mapping[Naming, str]]  # who publishes the family's checkpoints in each naming
-    language_model: ClassVar[str] = "qwen2"  # its model_type in transformers
+    language_model: ClassVar[str]  # its model_type in transformers
     template: ClassVar[str]  # the default of `data.template` (a name in `data.templates`)
     media_tags: ClassVar[tuple[str, ...]]  # tags that the family's chat templates write in the place of a medium
     unembedded: ClassVar[tuple[str, ...]] = ()  # added tokens without an embedding, because they are always replaced

@@ -218,7 +218,7 @@ def main() -> None:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-        encoder = GroupEncoder(PieceTokenizer(tokenizer, tokenizer.convert_tokens_to_ids("<image>")), GEOMETRY)
+        encoder = GroupEncoder(PieceTokenizer(tokenizer, tokenizer.convert_tokens_to_ids("<image>")), GEOMETRY, "qwen_1_5")
         index = timed("index", lambda: build_index(built, encoder), lambda index: len(index.groups), "groups")
         sizes = index.sizes
     else:

@@ -153,9 +153,8 @@ def main() -> None:
     files = sorted(path for path in arguments.photos.iterdir() if path.suffix in (".jpg", ".png"))
     photos = Photos([path.read_bytes() for path in files])
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-    encoder = GroupEncoder(
-        PieceTokenizer(AutoTokenizer.from_pretrained(arguments.tokenizer), tokenizer.convert_tokens_to_ids("<image>")), GEOMETRY
-    )
+    pieces = PieceTokenizer(AutoTokenizer.from_pretrained(arguments.tokenizer), tokenizer.convert_tokens_to_ids("<image>"))
+    encoder = GroupEncoder(pieces, GEOMETRY, "qwen_1_5")
     rows = our_rows(photos, encoder)
     pairs = stream_once(rows)
     ours = cpu_seconds(lambda: stream_once(rows), arguments.repeats)

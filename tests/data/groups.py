@@ -45,7 +45,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def encoder(**settings) -> GroupEncoder:
     tokenizer = byte_tokenizer()
-    return GroupEncoder(PieceTokenizer(tokenizer, tokenizer.convert_tokens_to_ids("<image>")), GEOMETRY, **settings)
+    pieces = PieceTokenizer(tokenizer, tokenizer.convert_tokens_to_ids("<image>"))
+    return GroupEncoder(pieces, GEOMETRY, **{"template": "qwen_1_5"} | settings)
 
 
 def write(folder: Path, count: int, seed: int = 0) -> Path:

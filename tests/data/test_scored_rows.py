@@ -20,7 +20,7 @@ GEOMETRY = VisionGeometry(tiny.SIDE, 7, pinpoints=((tiny.SIDE, tiny.SIDE),), max
 
 
 def encoder():
-    return GroupEncoder(PieceTokenizer(tiny.tokenizer(), tiny.IMAGE_TOKEN), GEOMETRY)
+    return GroupEncoder(PieceTokenizer(tiny.tokenizer(), tiny.IMAGE_TOKEN), GEOMETRY, "qwen_1_5")
 
 
 def write(path, lengths):

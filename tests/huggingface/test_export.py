@@ -16,7 +16,7 @@ from mmrlhf_jax.huggingface.export import export_checkpoint, export_model, new_c
 from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.huggingface.tensors import StoredTensors
 from mmrlhf_jax.models.llava_onevision.processors import CHAT_TEMPLATE
-from mmrlhf_jax.models.llava_onevision.vision_plan import image_tokens
+from mmrlhf_jax.models.llava_onevision.vision_plan import plan_image
 from tests import tiny
 from tests.families import FAMILIES
 
@@ -402,7 +402,7 @@ def test_the_parts_of_transformers_processor_load_from_an_export(tmp_path):
     vars(processor).update(settings, image_processor=images, tokenizer=tokenizer)
     # 40 x 95 pixels on tiles of 30: transformers counts the visual tokens that this project plans.
     geometry = tiny.on_one_device(tmp_path / "out").config.geometry
-    assert processor._get_number_of_features(40, 95, tiny.SIDE, tiny.SIDE) == image_tokens(40, 95, geometry)
+    assert processor._get_number_of_features(40, 95, tiny.SIDE, tiny.SIDE) == plan_image(40, 95, geometry).tokens
 
 
 def test_transformers_loads_a_new_checkpoint_with_its_tokenizer_and_image_processor(tmp_path):

@@ -16,7 +16,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.models.llava_onevision.config import config_from_hf
-from mmrlhf_jax.models.llava_onevision.vision_plan import count_visual_tokens
+from mmrlhf_jax.models.llava_onevision.vision_plan import plan_image
 from tests import tiny
 
 
@@ -417,7 +417,7 @@ def test_an_original_model_without_anyres_sees_one_square_tile(tmp_path, aspect)
     reconfigure(directory, image_aspect_ratio=aspect)
     geometry = tiny.on_one_device(directory).config.geometry
     assert (geometry.anyres, geometry.plain) == (False, aspect)
-    assert count_visual_tokens([(40, 95)], geometry) == geometry.patches + 1
+    assert plan_image(40, 95, geometry).tokens == geometry.patches + 1
 
 
 def test_the_tokenizer_is_the_directorys(tmp_path):

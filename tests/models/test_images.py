@@ -69,7 +69,7 @@ class TestTiles:
         tiles = images.cut_tiles(image, geometry, anyres=True)
         assert tiles.dtype == np.uint8
         np.testing.assert_array_equal(tiles, expected)
-        assert len(tiles) == vision_plan.image_tiles(*size, geometry)
+        assert len(tiles) == vision_plan.plan_image(*size, geometry).tiles
 
     @pytest.mark.parametrize("geometry", [REAL, TINY], ids=["real", "tiny"])
     @pytest.mark.parametrize("mean", [(0.5, 0.5, 0.5), (0.48, 0.1, 0.9)], ids=["grey", "coloured"])

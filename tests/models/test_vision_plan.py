@@ -74,7 +74,6 @@ def apply(plan: VisualPlan, features: np.ndarray, newline: np.ndarray) -> np.nda
      (1500, 2000, 7309), (500, 3000, 5130), (3000, 4000, 7309)],
 )  # fmt: skip
 def test_published_geometry_has_the_known_token_counts(height, width, tokens):
-    assert vision_plan.image_tokens(height, width, REAL) == tokens
     assert vision_plan.plan_image(height, width, REAL).tokens == tokens
 
 
@@ -85,13 +84,13 @@ def test_canvas_and_counts_are_those_of_transformers(geometry, height, width):
     utils = pytest.importorskip("transformers.image_processing_utils")
     canvas = utils.select_best_resolution((height, width), [list(p) for p in geometry.pinpoints])
     assert vision_plan.best_resolution(height, width, geometry.pinpoints) == canvas
-    assert vision_plan.image_tiles(height, width, geometry) == 1 + canvas[0] * canvas[1] // geometry.image_size**2
-    assert vision_plan.image_tokens(height, width, geometry) == hf_token_count(geometry, height, width)
+    assert vision_plan.plan_image(height, width, geometry).tiles == 1 + canvas[0] * canvas[1] // geometry.image_size**2
+    assert vision_plan.plan_image(height, width, geometry).tokens == hf_token_count(geometry, height, width)
 
 
 def test_rounding_follows_transformers_where_the_original_code_differs():
     """94 * (54 / 423) is 12 in exact arithmetic and just below it in floats: 13 rows stay here, 11 in the original."""
-    assert vision_plan.image_tokens(94, 423, REAL) == hf_token_count(REAL, 94, 423) == 729 + 13 * (54 + 1)
+    assert vision_plan.plan_image(94, 423, REAL).tokens == hf_token_count(REAL, 94, 423) == 729 + 13 * (54 + 1)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
@@ -140,11 +139,11 @@ def test_a_video_is_pooled_as_in_transformers(geometry, frames):
     expected = np.concatenate([pooled.numpy().reshape(-1, newline.size), newline[None]])
     plan = vision_plan.plan_video(frames, geometry)
     np.testing.assert_allclose(apply(plan, features, newline), expected, rtol=0, atol=1e-6)
-    assert vision_plan.video_tokens(frames, geometry) == plan.tokens
+    assert plan.tokens == len(expected)
 
 
 def test_ten_frames_are_1961_tokens():
-    assert vision_plan.video_tokens(10, REAL) == 10 * 14 * 14 + 1 == 1961
+    assert vision_plan.plan_video(10, REAL).tokens == 10 * 14 * 14 + 1 == 1961
 
 
 @pytest.mark.parametrize(
@@ -161,7 +160,7 @@ def test_the_video_newline_rule_says_where_newlines_stand(rule, newline_at):
     geometry = VisionGeometry(48, 12, TINY.pinpoints, 9, video_newline=rule)
     plan = vision_plan.plan_video(2, geometry)
     assert np.flatnonzero(plan.taps[:, 0] == NEWLINE).tolist() == newline_at
-    assert vision_plan.video_tokens(2, geometry) == plan.tokens
+    assert plan.tokens == 8 + len(newline_at)
     plain = vision_plan.plan_video(2, VisionGeometry(48, 12, TINY.pinpoints, 9, video_newline="no_token"))
     patches = plan.taps[:, 0] != NEWLINE
     np.testing.assert_array_equal(plan.taps[patches], plain.taps)
@@ -213,11 +212,13 @@ def test_a_plan_is_well_formed(geometry, size):
 
 @pytest.mark.parametrize("sizes", [[(60, 100)], [(60, 100), (30, 20)]], ids=["one image", "two images"])
 @pytest.mark.parametrize("anyres", [True, False])
-def test_counting_equals_planning(sizes, anyres):
+def test_only_an_image_that_is_alone_is_cut_into_tiles_and_only_with_anyres(sizes, anyres):
     geometry = VisionGeometry(48, 12, TINY.pinpoints, 9, anyres=anyres)
     plan = join(vision_plan.plan_images(sizes, geometry))
-    assert vision_plan.count_visual_tokens(sizes, geometry) == plan.tokens
-    assert vision_plan.count_tiles(sizes, geometry) == plan.tiles
+    if anyres and len(sizes) == 1:
+        assert (plan.tiles, plan.tokens) == (3, hf_token_count(geometry, *sizes[0]))
+    else:
+        assert (plan.tiles, plan.tokens) == (len(sizes), len(sizes) * (geometry.patches + 1))
 
 
 def test_without_anyres_an_image_is_one_tile_and_a_newline():
@@ -229,7 +230,7 @@ def test_without_anyres_an_image_is_one_tile_and_a_newline():
 
 def test_without_a_limit_the_grid_keeps_every_patch():
     geometry = VisionGeometry(384, 14, REAL.pinpoints, max_patches=None)
-    assert vision_plan.image_tokens(2304, 2304, geometry) == 729 + 162 * 163
+    assert vision_plan.plan_image(2304, 2304, geometry).tokens == 729 + 162 * 163
     assert vision_plan.plan_image(2304, 2304, geometry).weights.tolist().count([1, 0, 0, 0]) == 729 + 162 * 163
 
 
@@ -237,7 +238,6 @@ def test_a_strip_too_thin_for_the_limit_keeps_one_row():
     """1 x 48 patches, limit 9: transformers interpolates to zero rows and fails. The real geometry never gets there."""
     geometry = VisionGeometry(42, 14, ((42, 42 * 16),), max_patches=1)
     assert vision_plan.plan_image(1, 672, geometry).tokens == 9 + 1 * (20 + 1)
-    assert vision_plan.image_tokens(1, 672, geometry) == 9 + 1 * (20 + 1)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +257,6 @@ def test_impossible_geometries_are_named(change, message):
 
 def test_nothing_to_see_is_an_error():
     with pytest.raises(ValueError, match="no plan"):
-        vision_plan.image_tokens(0, 10, REAL)
+        vision_plan.plan_image(0, 10, REAL)
     with pytest.raises(ValueError, match="no plan"):
         vision_plan.plan_video(0, REAL)

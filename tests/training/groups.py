@@ -75,7 +75,8 @@ def examples(directory) -> list[Example]:
 
 
 def encoder(model, task: str) -> GroupEncoder:
-    return GroupEncoder(PieceTokenizer(WITH_MEDIA_TOKENS, model.config.image_token), model.config.geometry, task=task)
+    pieces = PieceTokenizer(WITH_MEDIA_TOKENS, model.config.image_token)
+    return GroupEncoder(pieces, model.config.geometry, "qwen_1_5", task=task)
 
 
 def with_reference(group, number: int):

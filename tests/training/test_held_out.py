@@ -355,7 +355,7 @@ def held_out_plan(tmp_path, lengths, **changes):
         run=config.Run(directory="not made"),
     )
     geometry = VisionGeometry(tiny.SIDE, 7, pinpoints=((tiny.SIDE, tiny.SIDE),), max_patches=9)
-    encoder = GroupEncoder(PieceTokenizer(tiny.tokenizer(), tiny.IMAGE_TOKEN), geometry)
+    encoder = GroupEncoder(PieceTokenizer(tiny.tokenizer(), tiny.IMAGE_TOKEN), geometry, "qwen_1_5")
     train, held = (open_examples(path) for path in paths)
     rows = plan_training_rows(train, encoder, made.data, made.batch, task_of(made.objective), seed=0)
     return rows, plan_held_out(held, encoder, made, rows)

@@ -39,7 +39,7 @@ def pair_file(directory, factors):
 def batch_of(examples):
     """A row per group."""
     geometry = VisionGeometry(tiny.SIDE, 7, pinpoints=((tiny.SIDE, tiny.SIDE),), max_patches=9)
-    encoder = GroupEncoder(PieceTokenizer(tiny.tokenizer(), tiny.IMAGE_TOKEN), geometry)
+    encoder = GroupEncoder(PieceTokenizer(tiny.tokenizer(), tiny.IMAGE_TOKEN), geometry, "qwen_1_5")
     return exact_batch([encoder.encode(examples[i]) for i in range(len(examples))], geometry)
 
 

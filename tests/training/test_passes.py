@@ -56,7 +56,8 @@ class Device:
 def rows(tmp_path_factory):
     source = ranked.write(tmp_path_factory.mktemp("data"), RANKS, [[]] * len(RANKS))
     geometry = VisionGeometry(tiny.SIDE, 7, pinpoints=((tiny.SIDE, tiny.SIDE),), max_patches=9)
-    (found,) = scored_rows(open_examples(source), GroupEncoder(PieceTokenizer(tiny.tokenizer(), tiny.IMAGE_TOKEN), geometry))
+    encoder = GroupEncoder(PieceTokenizer(tiny.tokenizer(), tiny.IMAGE_TOKEN), geometry, "qwen_1_5")
+    (found,) = scored_rows(open_examples(source), encoder)
     largest = found.index.sizes.max(axis=0)
     return dataclasses.replace(found, budget=Budget(*map(int, np.maximum(largest, 1))))  # a group a row, or two
 

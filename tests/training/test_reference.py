@@ -36,7 +36,7 @@ def source(tmp_path):
 
 def rows(source, left_out=()):
     geometry = VisionGeometry(tiny.SIDE, 7, pinpoints=((tiny.SIDE, tiny.SIDE),), max_patches=9)
-    encoder = GroupEncoder(PieceTokenizer(tiny.tokenizer(), tiny.IMAGE_TOKEN), geometry)
+    encoder = GroupEncoder(PieceTokenizer(tiny.tokenizer(), tiny.IMAGE_TOKEN), geometry, "qwen_1_5")
     (found,) = scored_rows(open_examples(source), encoder)
     keep = ~np.isin(found.index.groups, left_out)
     return dataclasses.replace(found, index=found.index.keep(keep, [f"group {g}" for g in left_out]))

@@ -24,6 +24,7 @@ class InternVLFamily(Family):
     model_type = "internvl"
     title = "InternVL"
     architecture = "InternVLForConditionalGeneration"
+    language_model = "qwen2"
     template = "checkpoint"
     media_tags = processors.MEDIA_TAGS
     unembedded = (processors.VIDEO_TOKEN,)

@@ -10,6 +10,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.decoder import TextConfig
 from mmrlhf_jax.models.family import Checkpoint
 from mmrlhf_jax.models.image_processor import check_preprocessing, stated_pixels
+from mmrlhf_jax.models.layers import ACTIVATIONS
 from mmrlhf_jax.models.llava_onevision import original
 from mmrlhf_jax.models.llava_onevision.geometry import PLAIN, VisionGeometry
 from mmrlhf_jax.models.qwen2 import read_text_config
@@ -24,7 +25,6 @@ TITLE = "LLaVA-OneVision"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SIGLIP = (0.5, 0.5, 0.5)
-ACTIVATIONS = ("gelu", "gelu_pytorch_tanh")  # of the tower and the projector
 
 # Published configs leave out what equals a default of transformers' LlavaOnevisionConfig, SiglipVisionConfig, Qwen2Config.
 PINPOINTS = tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7))
@@ -117,7 +117,7 @@ def config_from_hf(raw: dict[str, Any], pixels: dict[str, Any], where: str, pixe
         geometry=geometry,
         image_token=_token(stated, "image_token", 151646),
         video_token=_token(stated, "video_token", 151647),
-        projector_activation=stated.choice("projector_hidden_act", ACTIVATIONS, "gelu"),
+        projector_activation=stated.choice("projector_hidden_act", tuple(ACTIVATIONS), "gelu"),
         projector_bias=stated.truth("multimodal_projector_bias", True),
         reward_head=stated.get("reward_head"),
     )
@@ -143,7 +143,7 @@ def _vision(top: Stated, pixels: Stated, where: str) -> VisionConfig:
         image_size=tower.integer("image_size", least=1),
         patch_size=tower.integer("patch_size"),
         layer_norm_eps=tower.positive("layer_norm_eps", 1e-6),
-        activation=tower.choice("hidden_act", ACTIVATIONS, "gelu_pytorch_tanh"),
+        activation=tower.choice("hidden_act", tuple(ACTIVATIONS), "gelu_pytorch_tanh"),
         feature_layers=feature_layers(top, layers, where),
         image_mean=pixels.colour("image_mean", SIGLIP if pixels.is_empty else CLIP_MEAN),
         image_std=pixels.colour("image_std", SIGLIP if pixels.is_empty else CLIP_STD, positive=True),

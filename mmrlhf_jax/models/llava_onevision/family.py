@@ -24,6 +24,7 @@ class LlavaOnevisionFamily(Family):
     model_type = "llava_onevision"
     title = "LLaVA-OneVision"
     architecture = "LlavaOnevisionForConditionalGeneration"
+    language_model = "qwen2"
     publishers: ClassVar = {"hf": "llava-hf", "original": "lmms-lab"}
     template = "qwen_1_5"
     media_tags = ("<image>",)

@@ -11,9 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from mmrlhf_jax.models import parameters
-from mmrlhf_jax.models.layers import linear
+from mmrlhf_jax.models.layers import ACTIVATIONS, linear
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
-from mmrlhf_jax.models.siglip import ACTIVATIONS, Siglip
+from mmrlhf_jax.models.siglip import Siglip
 from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.sharding.rules import constrain
 

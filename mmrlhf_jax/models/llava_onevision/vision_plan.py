@@ -90,38 +90,6 @@ def plan_video(frames: int, geometry: VisionGeometry) -> VisualPlan:
     return make_plan(frames, taps, weights, geometry.patches)
 
 
-def image_tokens(height: int, width: int, geometry: VisionGeometry) -> int:
-    """`plan_image(...).tokens`, without building the plan."""
-    if not geometry.anyres:
-        return geometry.patches + 1
-    grid = _grid(height, width, geometry)
-    return geometry.patches + grid.out_rows * (grid.out_columns + 1)
-
-
-def image_tiles(height: int, width: int, geometry: VisionGeometry) -> int:
-    """`plan_image(...).tiles`, without building the plan."""
-    if not geometry.anyres:
-        return 1
-    grid = _grid(height, width, geometry)
-    return 1 + grid.tile_rows * grid.tile_columns
-
-
-def video_tokens(frames: int, geometry: VisionGeometry) -> int:
-    """`plan_video(...).tokens`, without building the plan. A video has as many tiles as frames."""
-    newlines = {"one_token": 1, "frame": frames, "grid": frames * geometry.pooled_side, "no_token": 0}
-    return frames * geometry.pooled_side**2 + newlines[geometry.video_newline]
-
-
-def count_visual_tokens(sizes: Sequence[Size], geometry: VisionGeometry) -> int:
-    """Visual tokens of a prompt with images of these sizes: the sum over `plan_images`."""
-    return image_tokens(*sizes[0], geometry) if len(sizes) == 1 else len(sizes) * (geometry.patches + 1)
-
-
-def count_tiles(sizes: Sequence[Size], geometry: VisionGeometry) -> int:
-    """Tiles of a prompt with images of these sizes: the sum over `plan_images`."""
-    return image_tiles(*sizes[0], geometry) if len(sizes) == 1 else len(sizes)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Grid:
     """An image on its canvas, counted in tiles, then in patches: what unpadding keeps, and what down-scaling leaves."""
