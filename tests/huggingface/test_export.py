@@ -350,7 +350,7 @@ def test_nothing_is_overwritten(tmp_path):
 def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
     source = tiny.checkpoint(tmp_path / "in")
     model = tiny.on_one_device(source)
-    monkeypatch.setattr("mmrlhf_jax.huggingface.export._copy", lambda *_: 1 / 0)
+    monkeypatch.setattr("mmrlhf_jax.huggingface.model_files._copy", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_model(model, source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
