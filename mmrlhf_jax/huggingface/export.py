@@ -142,7 +142,7 @@ def new_checkpoint(
     family, kind = find_family(config, "config"), np.dtype(dtype)
     config = family.new_config({**config, "architectures": [family.architecture], "dtype": kind.name})
     with use_mesh(make_mesh({}, jax.devices()[:1])):
-        sizes = family.read(Checkpoint(config, {}, dict, "config", "config"))
+        sizes = family.read(Checkpoint(config, lambda name: {}, dict, "config", "config"))
         model = family.model()(sizes, rngs=nnx.Rngs(seed), param_dtype=dtype)
     with new_directory(out) as new:
         directory = new.files

@@ -29,10 +29,9 @@ def open_checkpoint(directory: epath.PathLike) -> tuple[Family, Checkpoint]:
         raise UserError(f"{directory}: no config.json; a model is a Hugging Face directory with config and safetensors weights")
     config = read_json_object(path)
     family = find_family(config, str(path))
-    names = [name for name in family.processor_files if (directory / name).exists()]
-    files = {name: read_json_object(directory / name) for name in names}
+    file = lambda name: read_json_object(directory / name) if (directory / name).exists() else {}
     shapes = lambda: StoredTensors(directory, family.names.pieces).shapes
-    return family, Checkpoint(config, files, shapes, str(path), str(directory))
+    return family, Checkpoint(config, file, shapes, str(path), str(directory))
 
 
 def read_config(directory: epath.PathLike) -> ModelConfig:

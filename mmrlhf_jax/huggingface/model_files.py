@@ -93,14 +93,14 @@ def write_model_files(
                 tokenizer.save_pretrained(directory)
             if not (directory / GENERATION).exists():
                 write_json(directory / GENERATION, _generation(tokenizer, end_tokens(source)))
-        _write_processors(directory, family.processors(config, tokenizer), keep=not converted)
+        _write_processors(directory, family.processors(config), keep=not converted)
     write_chat_templates(directory, templates)
 
 
 def write_new_files(directory: Path, family: Family, config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write the files beside the weights of a new model: tokenizer, processors and generation config."""
     tokenizer.save_pretrained(directory)
-    _write_processors(directory, family.processors(config, tokenizer))
+    _write_processors(directory, family.processors(config))
     write_json(directory / GENERATION, _generation(tokenizer))
 
 

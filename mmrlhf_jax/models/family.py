@@ -47,7 +47,7 @@ class Checkpoint(NamedTuple):
     """The content of a model's directory that a family reads. `where` is the beginning of error messages about `config`."""
 
     config: Mapping[str, Any]  # config.json
-    files: Mapping[str, Mapping[str, Any]]  # the existing processor files, by name
+    file: Callable[[str], Mapping[str, Any]]  # reads the JSON file of this name; {} if there is none
     shapes: Callable[[], Mapping[str, tuple[int, ...]]]  # shapes of the stored tensors by name; reads the files' headers
     where: str
     directory: str
@@ -65,7 +65,7 @@ class Family(abc.ABC):
     media_tags: ClassVar[tuple[str, ...]]  # tags that the family's chat templates write in the place of a medium
     unembedded: ClassVar[tuple[str, ...]] = ()  # added tokens without an embedding, because they are always replaced
     names: ClassVar[WeightNames]
-    processor_files: ClassVar[tuple[str, ...]]  # files beside the tokenizer's that are read, and copied on export
+    processor_files: ClassVar[tuple[str, ...]]  # files beside the tokenizer's that are copied on export
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
@@ -85,10 +85,9 @@ class Family(abc.ABC):
     def typical_geometry(self) -> Geometry:
         """The geometry of the published models, for estimates if no model is named."""
 
-    def vocabulary(self, config: Mapping[str, Any]) -> int | None:
-        """The number of token embeddings according to a config.json; None if it does not say."""
-        text = config.get("text_config") or {}
-        return text.get("vocab_size") or config.get("vocab_size")
+    @abc.abstractmethod
+    def vocabulary(self, config: Mapping[str, Any]) -> int:
+        """The number of token embeddings according to a config.json in either naming."""
 
     @abc.abstractmethod
     def prepare_tokenizer(self, tokenizer: Any, config: Mapping[str, Any], where: str) -> None:
@@ -115,7 +114,7 @@ class Family(abc.ABC):
         return dict(config)
 
     @abc.abstractmethod
-    def processors(self, model: ModelConfig, tokenizer: Any) -> dict[str, dict[str, Any]]:
+    def processors(self, model: ModelConfig) -> dict[str, dict[str, Any]]:
         """The processor files of a Hugging Face directory, by name."""
 
     @abc.abstractmethod

@@ -28,6 +28,7 @@ class Geometry(abc.ABC):
 
     image_size: int  # side of a tile, in pixels
     taps: ClassVar[int]  # K: a visual token is a weighted sum of at most so many features
+    family: ClassVar[str]  # the family's name in the registry
     position_axes: ClassVar[int] = 1  # number of axes of a token's position: 1 or 3
 
     @property
@@ -57,7 +58,7 @@ class Geometry(abc.ABC):
 
     def settings(self) -> dict[str, Any]:
         """Everything that determines tokens and pixels, as JSON values; part of the fingerprint of a data set's index."""
-        return dataclasses.asdict(self)
+        return {"family": self.family} | dataclasses.asdict(self)
 
     def empty(self, *, slots: int, tiles: int, visual: int) -> Tiles:
         """The empty media of a row with so many slots, tiles and visual slots."""

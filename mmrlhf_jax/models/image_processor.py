@@ -16,7 +16,7 @@ def stated_pixels(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], str]:
     """(the image processor's settings, their file); without such a file, ({}, the config's location)."""
     pixels, where = {}, checkpoint.where
     for name in ("preprocessor_config.json", "processor_config.json"):  # the latter takes precedence
-        found = checkpoint.files.get(name, {})
+        found = checkpoint.file(name)
         if stated := found.get("image_processor") or (found if "image_processor_type" in found else None):
             pixels, where = stated, f"{checkpoint.directory}/{name}"
     return pixels, where

@@ -15,9 +15,11 @@ from safetensors.numpy import load_file, save_file
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_tokenizer
+from mmrlhf_jax.huggingface.model_config import read_config
 from mmrlhf_jax.models.llava_onevision.config import config_from_hf
 from mmrlhf_jax.models.llava_onevision.vision_plan import plan_image
 from tests import tiny
+from tests.families import FAMILIES
 
 
 def parameters(model) -> dict[tuple, np.ndarray]:
@@ -475,3 +477,18 @@ def test_a_missing_or_broken_tokenizer_is_refused(tmp_path):
     (directory / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="the tokenizer cannot be loaded"):
         load_tokenizer(directory)
+
+
+@pytest.mark.parametrize(
+    ("family", "naming", "name"),
+    [
+        ("llava_onevision", "legacy", "video_preprocessor_config.json"),
+        ("internvl", "hf", "video_preprocessor_config.json"),
+        ("internvl", "original", "preprocessor_config.json"),  # the original code computes pixels without it
+    ],
+)
+def test_a_processor_file_that_no_size_depends_on_is_not_opened(tmp_path, family, naming, name):
+    directory = FAMILIES[family].checkpoint(tmp_path, naming=naming)
+    wanted = read_config(directory)
+    (directory / name).write_text("{ not JSON")
+    assert read_config(directory) == wanted

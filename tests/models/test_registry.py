@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import tokenize
@@ -11,6 +12,7 @@ import pytest
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models import registry
+from mmrlhf_jax.models.family import Family
 
 ROOT = Path(registry.__file__).parents[1]
 NAMES = re.compile("llava|onevision|internvl", re.IGNORECASE)
@@ -54,6 +56,22 @@ def test_a_family_is_known_by_its_model_type(name):
     assert registry.find_family({"model_type": name}, "config.json") is family
     assert family.naming({"model_type": name}) == "hf"
     assert family.naming({"model_type": "qwen2"}) is None
+
+
+@pytest.mark.parametrize("name", registry.FAMILIES)
+def test_a_geometrys_settings_have_its_family_unless_they_are_older_than_the_second_family(name):
+    """They are part of the fingerprint of an index, by which existing indexes and runs are recognised."""
+    geometry = registry.family(name).typical_geometry()
+    assert geometry.family == name
+    named = {} if name == registry.DEFAULT else {"family": name}
+    assert geometry.settings() == named | dataclasses.asdict(geometry)
+
+
+def test_a_family_must_say_how_many_tokens_a_config_has_embeddings_for():
+    assert "vocabulary" in Family.__abstractmethods__
+    for family in registry.families():
+        assert family.vocabulary({"model_type": family.model_type, "text_config": {"vocab_size": 7}}) == 7
+        assert family.vocabulary({"model_type": family.model_type}) == 151936  # that of transformers' Qwen2Config
 
 
 def test_a_model_of_no_family_is_refused_with_the_families_that_there_are():

@@ -74,7 +74,7 @@ class InternVLFamily(Family):
             return dict(raw) if naming == "original" else original.to_hf(raw, model.image_token, checkpoint.where)
         return dict(raw) if naming == "hf" else original.from_hf(raw, model)
 
-    def processors(self, model: InternVLConfig, tokenizer: Any) -> dict[str, dict[str, Any]]:
+    def processors(self, model: InternVLConfig) -> dict[str, dict[str, Any]]:
         return processors.processor_files(model)
 
     def check_export(self, model: InternVLConfig, naming: Naming, source: str, out: str) -> None:

@@ -35,6 +35,7 @@ class TileGeometry(Geometry):
     Raises UserError for values that describe no possible model.
     """
 
+    family: ClassVar[str] = "internvl"
     taps: ClassVar[int] = 1
 
     image_size: int

@@ -53,7 +53,8 @@ class LlavaOnevisionFamily(Family):
     def vocabulary(self, config: Mapping[str, Any]) -> int:
         from mmrlhf_jax.models.qwen2 import TEXT_DEFAULTS
 
-        return super().vocabulary(config) or TEXT_DEFAULTS["vocab_size"]
+        text = config.get("text_config") or {}  # the original naming has the language model's keys at the top
+        return text.get("vocab_size") or config.get("vocab_size") or TEXT_DEFAULTS["vocab_size"]
 
     def prepare_tokenizer(self, tokenizer: Any, config: Mapping[str, Any], where: str) -> None:
         """Tokenizers of the original naming have no image token (its code uses a number outside the vocabulary); they get
@@ -80,7 +81,7 @@ class LlavaOnevisionFamily(Family):
         """Without the pooling head of a SigLIP tower, which is never used."""
         return {**config, "vision_config": {**config["vision_config"], "vision_use_head": False}}
 
-    def processors(self, model: LlavaOnevisionConfig, tokenizer: Any) -> dict[str, dict[str, Any]]:
+    def processors(self, model: LlavaOnevisionConfig) -> dict[str, dict[str, Any]]:
         return processors.processor_files(model)
 
     def check_export(self, model: LlavaOnevisionConfig, naming: Naming, source: str, out: str) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -40,6 +40,7 @@ class VisionGeometry(Geometry):
     Raises UserError for values that describe no possible model.
     """
 
+    family: ClassVar[str] = "llava_onevision"
     taps: ClassVar[int] = 4
 
     image_size: int
@@ -66,6 +67,10 @@ class VisionGeometry(Geometry):
             raise UserError(f"plain must be one of {', '.join(PLAIN)}, found {self.plain!r}")
         if self.video_newline not in ("one_token", "frame", "grid", "no_token"):
             raise UserError(f"video_newline must be one_token, frame, grid or no_token, found {self.video_newline!r}")
+
+    def settings(self) -> dict[str, Any]:
+        """Without the family's name, so that indexes and runs from before there was a second family stay valid."""
+        return dataclasses.asdict(self)
 
     @property
     def patches_per_side(self) -> int:
