@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# What the launchers share: options, what a launch file says, saying instead of doing (--dry-run), signals, and starting again.
+# Shared by the launchers: options, settings of a launch file, --dry-run, forwarding of signals, and restarts.
 
 # shellcheck disable=SC2034  # read by the scripts that source this one
 launch="" name="" image="" dry_run=0 arguments=()
-# `mmrlhf train` ends with these where the same command continues the run: a signal, another host that is gone, the first
-# one of them, or killed outright, as a machine that is taken away does (`mmrlhf_jax/exits.py`).
+# Exit statuses of `mmrlhf train` after which the same command continues the run: a signal, another host was lost, the first
+# host was lost, or SIGKILL, as on a machine that is taken away (`mmrlhf_jax/exits.py`).
 RESTART=(143 75 134 137)
 ATTEMPTS=${ATTEMPTS:-100}
 ABSENT=76 RETRIES=3 # another process never came: so many attempts in a row
@@ -15,7 +15,7 @@ fail() { echo "error: $*" >&2; exit 2; }
 # The comment at the top of a launcher is its help.
 usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; }
 
-# parse "VALUED" "FLAGS" ARGUMENTS: sets the variable of every option before the experiment; what follows is in `arguments`.
+# parse "VALUED" "FLAGS" ARGUMENTS: sets a variable for every option before the experiment; the rest is put into `arguments`.
 parse() {
   local valued=" $1 " flags=" $2 dry-run " option
   shift 2
@@ -45,7 +45,7 @@ need() {
   done
 }
 
-# What is started is started again and again, so it may not begin by removing the checkpoints that it goes on from.
+# --fresh is refused, because the launcher restarts the command, which would then remove the checkpoints to continue from.
 check_experiment() {
   local option
   (($#)) || fail "no experiment file is named"
@@ -57,7 +57,7 @@ check_experiment() {
   done
 }
 
-# Prints a command as it would be typed.
+# Prints a command with quoting, as it would be typed.
 show() {
   printf '%q ' "$@"
   printf '\n'
@@ -69,8 +69,9 @@ run() {
   ((dry_run)) || wait_for "$@"
 }
 
-# A signal to the launcher is handed on to what it waits for. That has a process group of its own (set -m), so that Ctrl-C
-# reaches it once: a second one ends a trainer without its checkpoint. `to`: the whole group, or the process alone.
+# A signal to the launcher is forwarded to the child that it waits for. The child has its own process group (set -m), so that it
+# gets Ctrl-C only once, because a second one would end the trainer without a checkpoint. `to`: the whole group, or the child
+# only.
 child="" signals=0 to=group
 hand_on() { # SIGNAL
   local signal=TERM
@@ -98,7 +99,7 @@ wait_for() {
 
 pause() { wait_for sleep "${RESTART_SECONDS:-30}" || true; }
 
-# What `describe` finds in a launch file and, for an experiment in a container, the host directories to mount.
+# The variables that `describe` prints for a launch file and, for an experiment in a container, the host directories to mount.
 # shellcheck disable=SC2034
 accelerator="" generation="" gcloud_type="" topology="" chips=0 hosts=0 slices=1 cache="" mounts=()
 describe() {
@@ -114,8 +115,8 @@ train_command() {
   echo "${command% }"
 }
 
-# Repeats a command (or a function that runs one) while it ends with a status that another attempt continues from, unless
-# it was the launcher that was told to stop, or the same process never came in RETRIES attempts in a row.
+# Repeats a command (or a function that runs one) while it ends with a status after which it can continue, unless the launcher
+# was told to stop, or a process did not come in RETRIES consecutive attempts.
 run_until_finished() {
   local attempt status absent=0
   for ((attempt = 1; attempt <= ATTEMPTS; attempt++)); do

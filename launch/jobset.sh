@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on a GKE cluster with JobSet, without xpk: prints the manifest (--dry-run) or applies it.
+# Train on a GKE cluster with JobSet, without xpk: apply the manifest, or print it (--dry-run).
 #
 #   launch/jobset.sh --launch launch/v6e-32.yaml --image I [--name N] [--claim CLAIM:/PATH] [--dry-run] CONFIG [train options]
 #

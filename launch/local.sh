@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Train on this machine, and again after a crash of another process, from the newest checkpoint. A signal or Ctrl-C is handed
-# on: the trainer checkpoints and ends, and so does this.
+# Train on this machine, and restart from the newest checkpoint after a crash of another process. A signal or Ctrl-C is
+# forwarded: the trainer saves a checkpoint and ends, and then this script ends.
 #
 #   launch/local.sh [--launch launch/local.yaml] [--dry-run] CONFIG [train options]
 set -euo pipefail
@@ -11,6 +11,6 @@ source "$here/common.sh"
 launch=$here/local.yaml
 parse "launch" "" "$@"
 check_experiment "${arguments[@]}"
-# shellcheck disable=SC2034  # its data workers serve the last step: they are the trainer's to end
+# shellcheck disable=SC2034  # not its data workers, which the last step needs and the trainer ends
 to=process
 run_until_finished run mmrlhf train "${arguments[0]}" --launch "$launch" "${arguments[@]:1}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on GPU hosts through SLURM: writes the batch script and submits it; the job requeues itself where it can go on.
+# Train on GPU hosts through SLURM: writes the batch script and submits it; the job requeues itself if it can be continued.
 #
 #   launch/slurm.sh --launch launch/h100-8x4.yaml [--partition P] [--time 24:00:00] [--name N] [--dry-run] CONFIG [train options]
 set -euo pipefail
@@ -30,8 +30,9 @@ script=$(cat << SCRIPT
 ${partition:+#SBATCH --partition=$partition
 }
 set -uo pipefail
-# srun ends with the highest status of its tasks. What another attempt does not mend is raised above all signals, or the
-# others, which srun ends for it, would hide it. SLURM signals the trainer too, so the shell around it only lives on.
+# srun exits with the highest status of its tasks, and ends the other tasks by a signal when one fails. A status that another
+# attempt would not change is raised above the statuses of signals, which would hide it. SLURM signals the trainer as well,
+# so the shell around it only ignores the signal.
 task='trap : TERM INT; "\$@"; status=\$?
 case \$status in 0|$restart) exit \$status ;; $ABSENT) exit 254 ;; *) exit \$((200 + (status < 55 ? status : 55))) ;; esac'
 srun --kill-on-bad-exit=1 bash -c "\$task" task $(train_command "$launch" "${arguments[@]}")

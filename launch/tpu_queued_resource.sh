@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Train on TPU slices through a queued resource: create it, run on all its hosts, come back after a preemption.
+# Train on TPU slices through a queued resource: create it, run on all its hosts, create it again after a preemption.
 #
 #   launch/tpu_queued_resource.sh --launch launch/v6e-32.yaml --project P --zone Z --image I [--name N] [--runtime R] [--spot]
 #                                 [--dry-run] CONFIG [train options]
 #   launch/tpu_queued_resource.sh --launch launch/v6e-32.yaml --project P --zone Z [--name N] --logs | --stop | --delete
 #
-# The hosts' containers go on without this script: started again, it follows those that run. --stop has them checkpoint and
-# end. Absolute paths of the experiment are directories of the hosts, and the run's must be shared by all of them; or gs://.
+# The hosts' containers do not depend on this script: started again, it follows running ones. --stop makes them save a
+# checkpoint and end. Absolute paths in the experiment are directories on the hosts, and the run's directory must be shared by
+# all hosts or be in gs://.
 set -euo pipefail
 here=$(dirname "$0")
 # shellcheck source=launch/common.sh
@@ -33,7 +34,7 @@ name=${name:-mmrlhf-$accelerator}
 
 queued=(gcloud compute tpus queued-resources)
 where=("$name" --project "$project" --zone "$zone" --quiet)
-# All at once: those that gcloud left for a second batch would never be joined by the first.
+# All hosts at once, because with batches the first hosts would wait in vain for those of the second batch.
 on_all=("${queued[@]}" ssh "${where[@]}" --node=all --worker=all --batch-size=all --command)
 ask=("${queued[@]}" describe "${where[@]}" "--format=value(state.state)")
 give_back=("${queued[@]}" delete "${where[@]}" --force)
@@ -45,7 +46,7 @@ if ((logs)); then run "${on_all[@]}" "sudo docker logs --follow --tail 200 mmrlh
 if ((stop)); then run "${on_all[@]}" "sudo docker stop mmrlhf"; exit; fi
 if ((action)); then run "${give_back[@]}"; exit; fi
 
-# The queued resource's state: NONE where there is none, UNKNOWN where gcloud cannot tell.
+# The queued resource's state; NONE if there is none, UNKNOWN if gcloud fails.
 state_of() {
   local answer
   if answer=$("${ask[@]}" 2>&1); then
@@ -58,7 +59,7 @@ state_of() {
   fi
 }
 
-# Comes back when the slices can be used: those that are there, or new ones for those that were taken away.
+# Returns when the slices can be used: existing ones, or new ones if they were taken away.
 have_slices() {
   local state created=0 told=0
   while ((signals == 0)); do
@@ -81,7 +82,7 @@ have_slices() {
   exit "${RESTART[0]}"
 }
 
-# One attempt. What failed is not known from its status alone: slices that are there stay, whatever became of the connection.
+# One attempt. Its status does not tell whether the slices or only the connection failed, so existing slices are kept.
 # shellcheck disable=SC2329  # run_until_finished calls it
 attempt() {
   local status=0
@@ -99,7 +100,7 @@ show "${ask[@]}"
 if ((dry_run)); then show "${create[@]}"; else have_slices; fi
 volumes="--volume \$HOME:/root"
 for mount in "${mounts[@]}" $cache; do volumes+=$(printf ' --volume %q:%q' "$mount" "$mount"); done
-# Grain's workers hand batches over in /dev/shm, of which a container has 64 MB unless it is told otherwise.
+# Grain's workers pass batches through /dev/shm, of which a container has only 64 MB by default.
 container="sudo docker run --detach --name mmrlhf --privileged --network host --shm-size 32g --stop-timeout $GRACE_SECONDS"
 container+=" $volumes $image $(train_command "$launch" "${arguments[@]}")"
 status=0

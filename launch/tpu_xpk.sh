@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Train on a GKE cluster that xpk manages: one workload, one pod per host, JobSet restarts it where it stopped.
+# Train on a GKE cluster that xpk manages: one workload with one pod per host, which JobSet restarts from the newest checkpoint.
 #
 #   launch/tpu_xpk.sh --launch launch/v6e-32x2.yaml --cluster C --project P --zone Z --image I [--name N] [--restarts 100]
 #                     [--dry-run] CONFIG [train options]
 #
-# The run's directory and data are in gs://, or in a storage that `xpk storage attach` mounts, by absolute path.
+# The run's directory and data must be in gs://, or at an absolute path in a storage that `xpk storage attach` mounts.
 set -euo pipefail
 here=$(dirname "$0")
 # shellcheck source=launch/common.sh
@@ -17,7 +17,7 @@ check_experiment "${arguments[@]}"
 describe "$launch" "${arguments[@]}"
 [[ $generation == v* ]] || fail "$launch names $accelerator, which is no TPU"
 
-# xpk sends its SIGTERM to the shell that it runs the command in: `exec` makes that the trainer.
+# xpk sends SIGTERM to the shell that runs the command; `exec` replaces that shell by the trainer.
 run xpk workload create --cluster "$cluster" --project "$project" --zone "$zone" \
   --workload "${name:-mmrlhf-$accelerator}" --tpu-type "$gcloud_type" --num-slices "$slices" \
   --docker-image "$image" --max-restarts "$restarts" --restart-on-exit-codes "$(IFS=,; echo "${RESTART[*]}")" \
