@@ -30,7 +30,7 @@ CRITIQUE_PROMPT = (
 def qwen_1_5(
     prompt: PromptText, media: int, response: str | None, *, after_media: str = "\n", system: str = SYSTEM
 ) -> list[Piece]:
-    """One user turn and the assistant's turn. Media come before the prompt, or between its texts if it has several.
+    """One user turn and the assistant's turn. The `media` media come before the prompt, or between its texts if it has several.
 
     With `response` None the assistant's turn stays open, for generation. Targets are the response and its `<|im_end|>`.
     """

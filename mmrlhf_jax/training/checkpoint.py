@@ -159,7 +159,7 @@ class Checkpoints(StoredCheckpoints):
                     f" ({line}); nothing is removed. Does every host see the same directory?"
                 )
         newest, *_ = damaged[tried[-1]].values()
-        # Does not advise removing them, because another version of Orbax may be able to read them.
+        # The message does not advise to remove them, because another version of this program may be able to read them.
         raise UserError(
             f"{self._path}: none of the checkpoints {tried} can be read (of step {tried[-1]}: {newest}); nothing is removed. To"
             " start over set another run.directory"

@@ -46,7 +46,7 @@ def check_launch(experiment: config.Experiment, launch: config.Launch) -> tuple[
 
     def check() -> tuple[config.Experiment, Mesh]:
         mesh = make_mesh(launch.mesh.model_dump())
-        # This comes before `known_sizes`, which may have to download the model's configuration.
+        # This comes before `known_sizes`, which may have to download the model.
         settled = with_accumulation(experiment, launch, mesh.shape)
         sizes = known_sizes(experiment.model.path)
         check_layout(settled, sizes, mesh.shape)

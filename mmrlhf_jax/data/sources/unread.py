@@ -116,7 +116,7 @@ def _unread(fields: Any, has_media: bool, depth: int) -> Iterator[tuple[str, Any
     if not isinstance(fields, dict) or not depth:
         return
     for name, value in fields.items():
-        if name == "mixed_up_image":  # MM-RLHF's unrelated image for a negative example; it is not part of the record
+        if name == "mixed_up_image":  # in MM-RLHF's files, an image that does not belong to the question nor to the record
             continue
         if name == "bytes" and isinstance(value, str) and _is_inside_parquet(value):  # `kind` beside it is checked instead
             continue
