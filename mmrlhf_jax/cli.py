@@ -190,7 +190,9 @@ def bench(
     experiment: Annotated[str | None, path_argument(help="Experiment file; default: synthetic groups, random weights.")] = None,
     launch: Annotated[str | None, path_option(help="Launch file, for an experiment. Default: all local devices.")] = None,
     overrides: options.Overrides = None,
-    shape: Annotated[str, typer.Option(help="Model for the synthetic groups: small, 0.5b or 7b.")] = "small",
+    shape: Annotated[
+        str, typer.Option(help="Model for the synthetic groups: small, 0.5b or 7b, or FAMILY/SIZE of another family.")
+    ] = "small",
     table: Annotated[bool, typer.Option("--table", help="Also other numbers of responses and of images.")] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each layout; the ratio is the median of all turns.")] = 5,
     as_json: options.JsonForTable = False,

@@ -99,9 +99,9 @@ class Family(abc.ABC):
     def model(self) -> type[VisionLanguage]:
         """The class of the family's models. Imports jax."""
 
-    def bench_config(self, shape: str) -> ModelConfig | None:
-        """Sizes for benchmarks without a checkpoint, by name ("small" suits a CPU); None for an unknown name."""
-        return None
+    def bench_configs(self) -> dict[str, ModelConfig]:
+        """Sizes for benchmarks without a checkpoint, by name ("small" suits a CPU). May be empty."""
+        return {}
 
     # Writing ---------------------------------------------------------------------------------------------------------
 

@@ -42,6 +42,15 @@ def find_family(config: Mapping[str, Any], where: str) -> Family:
     raise UserError(f"{where}: model_type is {config.get('model_type')!r}; this project reads {known} checkpoints")
 
 
+def bench_configs() -> dict[str, ModelConfig]:
+    """Sizes for benchmarks without a checkpoint: SIZE of the default family, FAMILY/SIZE of the others."""
+    found = dict(family(DEFAULT).bench_configs())
+    for each in families():
+        if each.model_type != DEFAULT:
+            found |= {f"{each.model_type}/{name}": sizes for name, sizes in each.bench_configs().items()}
+    return found
+
+
 def published_config(path: str) -> ModelConfig | None:
     """The sizes of the published model, of any family, with this hub id or directory name; None if there is none."""
     return next(filter(None, (each.published(path) for each in families())), None)

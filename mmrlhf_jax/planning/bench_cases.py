@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.rows import EncodedGroup, assemble_row, empty_row, stack_rows
@@ -20,7 +21,7 @@ from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.models.layers import matmul_precision
-from mmrlhf_jax.models.registry import DEFAULT, family, family_of
+from mmrlhf_jax.models.registry import bench_configs, family_of
 from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.planning.bench import compare, group_layout, pair_layout
 from mmrlhf_jax.planning.synthetic import synthetic_group
@@ -39,15 +40,21 @@ class Case:
     responses: int
 
 
-# The first is the project's reference case. An image has 729 tokens.
+# The first is the project's reference case. An image is one tile: 729 tokens in the default family.
 CASES = (Case(1, 4), Case(1, 3), Case(1, 5), Case(3, 3), Case(3, 4), Case(3, 5))
 
-SHAPES = ("small", "0.5b", "7b")  # of the default family (`Family.bench_config`)
+
+def shape_sizes(shape: str) -> ModelConfig:
+    """The sizes that `--shape` names (`registry.bench_configs`). UserError, with the names that there are, for another name."""
+    known = bench_configs()
+    if shape not in known:
+        raise UserError(f"--shape {shape!r}: choose {', '.join(known)}")
+    return known[shape]
 
 
 def shape_experiment(shape: str) -> config.Experiment:
-    """MM-DPO with a cached reference, as in the published experiments; float32 for the small shape, else bfloat16."""
-    dtype = "float32" if shape == "small" else "bfloat16"
+    """MM-DPO with a cached reference, as in the published experiments; float32 for a small shape, else bfloat16."""
+    dtype = "float32" if shape.rpartition("/")[2] == "small" else "bfloat16"
     return config.Experiment(
         model=config.Model(path=f"{shape} shape, random weights", dtype=dtype, frozen_dtype=dtype),
         data=config.Data(path="made up"),
@@ -59,15 +66,13 @@ def shape_experiment(shape: str) -> config.Experiment:
 
 def compare_cases(shape: str, cases: Sequence[Case], *, repeats: int) -> Iterator[dict[str, Any]]:
     """Yield the figures of each case, measured on one device. UserError for an unknown shape."""
-    if family(DEFAULT).bench_config(shape) is None:
-        raise UserError(f"--shape {shape!r}: choose {', '.join(SHAPES)}")
+    sizes, experiment = shape_sizes(shape), shape_experiment(shape)
     mesh = make_mesh({}, jax.devices()[:1])
-    return (compare_case(shape, case, mesh, repeats=repeats) for case in cases)
+    return (compare_case(sizes, experiment, case, mesh, repeats=repeats) for case in cases)
 
 
-def compare_case(shape: str, case: Case, mesh, *, repeats: int) -> dict[str, Any]:
+def compare_case(sizes: ModelConfig, experiment: config.Experiment, case: Case, mesh: Mesh, *, repeats: int) -> dict[str, Any]:
     """The figures (`bench.compare`) of one synthetic group in both layouts."""
-    experiment, sizes = shape_experiment(shape), family(DEFAULT).bench_config(shape)
     settings = experiment.model
     dtype_of = stored_dtype(settings, experiment.trains, experiment.lora)
     made = synthetic_group(sizes, images=case.images, responses=case.responses)

@@ -9,6 +9,8 @@ import pytest
 
 from mmrlhf_jax import cli, config, sections
 from mmrlhf_jax.data.unshared import exact_batch
+from mmrlhf_jax.huggingface.load import read_sizes
+from mmrlhf_jax.models import registry
 from mmrlhf_jax.models.llava_onevision.shapes import SHAPES, shape_config
 from mmrlhf_jax.planning import bench_cases
 from mmrlhf_jax.planning.bench import group_layout, pair_layout
@@ -16,6 +18,7 @@ from mmrlhf_jax.planning.bench_cases import CASES, Case, shape_experiment
 from mmrlhf_jax.planning.synthetic import synthetic_group
 from mmrlhf_jax.training.work import useful_flops
 from tests import ranked, tiny
+from tests.families import FAMILIES
 
 # Useful FLOPs of the pair-expanded step over the group's, answers of 200 tokens, all pairs, LLaVA-OneVision 7B: worked out by
 # hand from the sizes of the model (6.525e9 weights in the blocks, 0.642 TFLOP a tile).
@@ -41,6 +44,51 @@ def test_the_flop_ratio_is_the_one_worked_out_by_hand(case):
         assert group == pytest.approx(68e12, rel=0.02) and pair == pytest.approx(498e12, rel=0.02)
 
 
+def test_the_flop_ratio_of_another_family_is_the_one_worked_out_by_hand():
+    """InternVL3-8B, 4 responses and an image of 256 tokens, in TFLOP: 6 x 6.525e9 weights of the blocks for 1136 tokens are 44.5
+    (6432 tokens: 251.8), the vocabulary 2.6 (7.8), attention 0.5 (2.1), the tower 0.72 a tile for 1 tile (12: 8.7), and the
+    projector 0.04 (0.5)."""
+    sizes, experiment = bench_cases.shape_sizes("internvl/8b"), shape_experiment("internvl/8b")
+    made = synthetic_group(sizes, images=1, responses=4)
+    layouts = group_layout(exact_batch([made[0]], sizes.geometry)), pair_layout([made], sizes.geometry)
+    works = [layout.work(sizes.geometry.features) for layout in layouts]
+    assert [work.tiles for work in works] == [1, 12]
+    group, pair = (useful_flops(work, sizes, experiment) for work in works)
+    assert group == pytest.approx(48.3e12, rel=0.02) and pair == pytest.approx(270.9e12, rel=0.02)
+
+
+# The test of an experiment's first batch measures the default family, too.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == registry.DEFAULT)) for name in FAMILIES]
+)
+def test_a_shape_of_every_family_is_measured(name, tmp_path, monkeypatch, capsys):
+    sizes = read_sizes(FAMILIES[name].checkpoint(tmp_path / "model"))
+    monkeypatch.setattr(type(registry.family(name)), "bench_configs", lambda self: {"small": sizes})
+    shape = "small" if name == registry.DEFAULT else f"{name}/small"
+    assert not bench("--shape", shape, "--repeats", "1", "--json", monkeypatch=monkeypatch)
+    found = json.loads(capsys.readouterr().out)
+    assert found["image_tokens"] == sizes.geometry.features and found["responses"] == 4
+    assert found["pair_loss"] == pytest.approx(found["group_loss"], rel=1e-5)
+    assert found["pair_grad_norm"] == pytest.approx(found["group_grad_norm"], rel=1e-4)
+
+
+def test_every_family_has_a_small_shape():
+    assert {"small", "0.5b", "7b", "internvl/small", "internvl/1b"} <= set(registry.bench_configs())
+    for family in registry.families():
+        assert "small" in family.bench_configs()
+        assert all(sizes.model_type == family.model_type for sizes in family.bench_configs().values())
+
+
+def bench(*arguments: str, monkeypatch) -> int | str | None:
+    """The exit status of `mmrlhf bench` on one device."""
+    one_device = bench_cases.make_mesh
+    monkeypatch.setattr(bench_cases, "make_mesh", lambda axes, *_: one_device({}, bench_cases.jax.devices()[:1]))
+    monkeypatch.setattr(sys, "argv", ["mmrlhf", "bench", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code
+
+
 def test_the_case_of_no_arguments_is_the_one_the_project_is_held_to():
     text, vision = SHAPES["small"]
     assert text.layers >= 4 and text.hidden_size >= 512 and vision.patches == 729
@@ -60,12 +108,7 @@ def test_an_experiments_first_batch_is_compared_and_both_layouts_take_the_same_s
         run=config.Run(directory=str(tmp_path / "run")),
     )
     (tmp_path / "experiment.yaml").write_text(sections.resolved(experiment))
-    one_device = bench_cases.make_mesh
-    monkeypatch.setattr(bench_cases, "make_mesh", lambda axes: one_device({}, bench_cases.jax.devices()[:1]))
-    monkeypatch.setattr(sys, "argv", ["mmrlhf", "bench", str(tmp_path / "experiment.yaml"), "--repeats", "1", "--json"])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert not end.value.code
+    assert not bench(str(tmp_path / "experiment.yaml"), "--repeats", "1", "--json", monkeypatch=monkeypatch)
     found = json.loads(capsys.readouterr().out)
     assert found["pair_loss"] == pytest.approx(found["group_loss"], rel=1e-5)
     assert found["pair_grad_norm"] == pytest.approx(found["group_grad_norm"], rel=1e-4)
@@ -74,8 +117,7 @@ def test_an_experiments_first_batch_is_compared_and_both_layouts_take_the_same_s
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_shape_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["mmrlhf", "bench", "--shape", "70b"])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == 2 and "choose small, 0.5b, 7b" in capsys.readouterr().err
+@pytest.mark.parametrize("shape", ["70b", "internvl/7b", "internvl/", "/small", "paligemma/small"])
+def test_an_unknown_shape_is_named(shape, monkeypatch, capsys):
+    assert bench("--shape", shape, monkeypatch=monkeypatch) == 2
+    assert f"--shape '{shape}': choose small, 0.5b, 7b, internvl/small, internvl/1b" in capsys.readouterr().err

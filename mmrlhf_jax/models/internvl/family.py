@@ -63,10 +63,10 @@ class InternVLFamily(Family):
 
         return InternVL
 
-    def bench_config(self, shape: str) -> InternVLConfig | None:
+    def bench_configs(self) -> dict[str, InternVLConfig]:
         from mmrlhf_jax.models.internvl.shapes import SHAPES, shape_config
 
-        return shape_config(shape) if shape in SHAPES else None
+        return {name: shape_config(name) for name in SHAPES}
 
     def convert_config(self, checkpoint: Checkpoint, model: InternVLConfig, naming: Naming) -> dict[str, Any]:
         raw = checkpoint.config

@@ -66,10 +66,10 @@ class LlavaOnevisionFamily(Family):
 
         return LlavaOnevision
 
-    def bench_config(self, shape: str) -> LlavaOnevisionConfig | None:
+    def bench_configs(self) -> dict[str, LlavaOnevisionConfig]:
         from mmrlhf_jax.models.llava_onevision.shapes import SHAPES, shape_config
 
-        return shape_config(shape) if shape in SHAPES else None
+        return {name: shape_config(name) for name in SHAPES}
 
     def convert_config(self, checkpoint: Checkpoint, model: LlavaOnevisionConfig, naming: Naming) -> dict[str, Any]:
         raw = checkpoint.config
