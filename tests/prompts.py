@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mmrlhf_jax.data.tokens import PieceTokenizer, token_tree
-from mmrlhf_jax.huggingface.load import load_tokenizer
+from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.models.media import Tiles, VisualPlan
 from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.pieces import Media, Text

@@ -24,8 +24,8 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.exits import StoppedTogether
 from mmrlhf_jax.huggingface import tensors
 from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
-from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.huggingface.tensors import StoredTensors
+from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.sharding import agreement
 from mmrlhf_jax.training import directory
 from mmrlhf_jax.training.metrics import MetricsLog, read_metrics

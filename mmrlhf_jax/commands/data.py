@@ -123,8 +123,8 @@ def stats(
 def _encoder_of(model: str, template: str) -> GroupEncoder:
     # Imported here, because these modules import transformers and jax, which the other verbs do not need.
     from mmrlhf_jax.huggingface.hub import local_directory
-    from mmrlhf_jax.huggingface.load import load_tokenizer
     from mmrlhf_jax.huggingface.model_config import read_config
+    from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 
     directory = local_directory(model)
     return make_encoder(load_tokenizer(directory), read_config(directory), template)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mmrlhf_jax.huggingface.checkpoint import check_checkpoint
 from mmrlhf_jax.huggingface.hub import find_directory, local_directory
-from mmrlhf_jax.huggingface.load import check_checkpoint
 from mmrlhf_jax.huggingface.model_config import open_checkpoint
 from mmrlhf_jax.huggingface.model_files import (
     exported_config,

@@ -15,7 +15,7 @@ from mmrlhf_jax.data.templates import IM_END
 from mmrlhf_jax.huggingface.chat_templates import DEFAULT, read_chat_templates, write_chat_templates
 from mmrlhf_jax.huggingface.generation_config import FILE as GENERATION
 from mmrlhf_jax.huggingface.generation_config import end_tokens
-from mmrlhf_jax.huggingface.load import load_tokenizer
+from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.models.family import Checkpoint, Family, ModelConfig
 from mmrlhf_jax.models.weight_names import Naming
 

@@ -22,7 +22,8 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
 from mmrlhf_jax.huggingface.generation_config import end_tokens
 from mmrlhf_jax.huggingface.hub import local_directory
-from mmrlhf_jax.huggingface.load import load_model, load_tokenizer
+from mmrlhf_jax.huggingface.load import load_model
+from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.inference.generate import generate
 from mmrlhf_jax.inference.prompts import Prompt, prompt_rows, prompt_trees
 from mmrlhf_jax.inference.scoring import make_scoring_step, score_responses

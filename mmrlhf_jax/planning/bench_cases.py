@@ -18,7 +18,7 @@ from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.unshared import exact_batch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.hub import local_directory
-from mmrlhf_jax.huggingface.load import load_tokenizer
+from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.registry import bench_configs, family_of

@@ -20,7 +20,7 @@ from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.huggingface.hub import local_directory
-from mmrlhf_jax.huggingface.load import load_tokenizer
+from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.models.attention.visibility import HIDDEN, block_kinds
 from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.models.geometry import Geometry

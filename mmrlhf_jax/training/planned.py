@@ -9,8 +9,9 @@ from etils import epath
 from mmrlhf_jax import config
 from mmrlhf_jax.data.pipeline import count_rows
 from mmrlhf_jax.data.stream import Rows
+from mmrlhf_jax.huggingface.checkpoint import read_sizes
 from mmrlhf_jax.huggingface.hub import local_directory
-from mmrlhf_jax.huggingface.load import load_tokenizer, read_sizes
+from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import same_everywhere, together
 from mmrlhf_jax.tasks import open_held_out_examples, open_training_examples, plan_training_rows, task_of

@@ -21,10 +21,10 @@ from mmrlhf_jax.files import exists
 from mmrlhf_jax.huggingface.adapter import export_adapter
 from mmrlhf_jax.huggingface.export import export_checkpoint, export_model, say_rounded
 from mmrlhf_jax.huggingface.hub import local_directory
-from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.huggingface.new_directory import reserved
 from mmrlhf_jax.huggingface.tensor_plans import WrittenDtypes
 from mmrlhf_jax.huggingface.tensors import StoredTensors
+from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.models.lora import is_adapter, merge_lora
 from mmrlhf_jax.models.registry import family_of
 from mmrlhf_jax.models.vision_language import VisionLanguage

@@ -14,7 +14,7 @@ from mmrlhf_jax.huggingface import weight_files
 from mmrlhf_jax.huggingface.chat_templates import read_chat_templates
 from mmrlhf_jax.huggingface.export import export_checkpoint
 from mmrlhf_jax.huggingface.generation_config import end_tokens
-from mmrlhf_jax.huggingface.load import load_tokenizer
+from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.models.llava_onevision.processors import CHAT_TEMPLATE
 from mmrlhf_jax.sharding.mesh import make_mesh

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 from mmrlhf_jax.data.templates import qwen_1_5
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.export import export_checkpoint, export_model, new_checkpoint
-from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.huggingface.tensors import StoredTensors
+from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.models.llava_onevision.processors import CHAT_TEMPLATE
 from mmrlhf_jax.models.llava_onevision.vision_plan import plan_image
 from tests import tiny

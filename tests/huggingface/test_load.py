@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.hub import local_directory
-from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.huggingface.model_config import read_config
+from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.models.llava_onevision.config import config_from_hf
 from mmrlhf_jax.models.llava_onevision.vision_plan import plan_image
 from tests import tiny

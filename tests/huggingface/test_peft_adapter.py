@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.export import export_checkpoint
 from mmrlhf_jax.huggingface.hub import local_directory
-from mmrlhf_jax.huggingface.load import load_tokenizer
+from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.training.trained import export_run
 from tests import tiny
 

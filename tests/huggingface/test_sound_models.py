@@ -11,8 +11,8 @@ from tokenizers import AddedToken
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.export import export_checkpoint, export_model
-from mmrlhf_jax.huggingface.load import load_tokenizer
 from mmrlhf_jax.huggingface.tensors import all_finite
+from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from tests import tiny
 
 

@@ -8,8 +8,8 @@ from safetensors.numpy import load_file, save_file
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface import weight_files
+from mmrlhf_jax.huggingface.checkpoint import check_checkpoint
 from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
-from mmrlhf_jax.huggingface.load import check_checkpoint
 from mmrlhf_jax.huggingface.tensors import StoredTensors
 from tests import tiny
 

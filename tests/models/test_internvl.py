@@ -17,9 +17,10 @@ from mmrlhf_jax.data.examples import Example, Layout
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.data.templates import find_template
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.checkpoint import read_sizes
 from mmrlhf_jax.huggingface.export import export_checkpoint
-from mmrlhf_jax.huggingface.load import load_tokenizer, read_sizes
 from mmrlhf_jax.huggingface.model_config import read_config
+from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.inference.engine import Engine, Prompt
 from mmrlhf_jax.inference.prompts import prompt_trees
 from mmrlhf_jax.models.internvl.geometry import TileGeometry

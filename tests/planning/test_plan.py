@@ -18,7 +18,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.accelerators import CHIPS
 from mmrlhf_jax.commands import plan as commands
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.huggingface.load import load_tokenizer
+from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.models.llava_onevision.published import published_config
 from mmrlhf_jax.planning import lowering, program, show
 from mmrlhf_jax.planning import plan as planning

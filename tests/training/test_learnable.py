@@ -9,8 +9,8 @@ import pytest
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.checkpoint import read_sizes
 from mmrlhf_jax.huggingface.hub import local_directory
-from mmrlhf_jax.huggingface.load import read_sizes
 from mmrlhf_jax.planning.workload import measured_workload
 from mmrlhf_jax.training.planned import plan_run
 from tests import tiny
