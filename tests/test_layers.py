@@ -9,29 +9,33 @@ from pathlib import Path
 
 import pytest
 
+from mmrlhf_jax.models.registry import FAMILIES
+
 ROOT = Path(__file__).parents[1] / "mmrlhf_jax"
 
-# What each package imports, beside the base, which knows no other package: the single files of the top level, and the package
-# that experiments and launch files are read with. A package stands above all that it names. Whoever adds an edge here changes
-# the layout in README.md, too.
+# What each package imports beside the base, which is the single files of the top level and imports no package. A package stands
+# above all that it names. Whoever adds an edge here changes the layout in README.md, too.
 ALLOWED = {
     "base": set(),
+    "config": set(),
     "objectives": {"sharding"},
-    "sharding": set(),
+    "sharding": {"config"},
     "models": {"sharding"},
-    "data": {"models"},
+    "data": {"config", "models"},
     "huggingface": {"data", "models", "sharding"},
-    "tasks": {"data", "objectives"},
-    "inference": {"data", "huggingface", "models", "objectives", "sharding"},
-    "pages": {"data"},
-    "training": {"data", "huggingface", "inference", "models", "objectives", "pages", "sharding", "tasks"},
-    "launching": {"data", "sharding"},
+    "tasks": {"config", "data", "objectives"},
+    "inference": {"config", "data", "huggingface", "models", "objectives", "sharding"},
+    "pages": {"config", "data"},
+    "training": {"config", "data", "huggingface", "inference", "models", "objectives", "pages", "sharding", "tasks"},
+    "launching": {"config", "data", "sharding"},
     "evaluation": {"data"},
-    "planning": {"data", "huggingface", "inference", "models", "objectives", "sharding", "tasks", "training"},
+    "planning": {"config", "data", "huggingface", "inference", "models", "objectives", "sharding", "tasks", "training"},
     "commands": {
-        "data", "evaluation", "huggingface", "inference", "pages", "planning", "sharding", "tasks", "training",
+        "config", "data", "evaluation", "huggingface", "inference", "pages", "planning", "sharding", "tasks", "training",
     },
-    "quickstart": {"data", "evaluation", "huggingface", "inference", "models", "pages", "sharding", "training"},
+    "quickstart": {
+        "config", "data", "evaluation", "huggingface", "inference", "models", "pages", "sharding", "training",
+    },
     "cli": {"commands", "quickstart"},
 }  # fmt: skip
 
@@ -68,7 +72,7 @@ class _Imports(ast.NodeVisitor):
 
 def package(module: str) -> str:
     parts = module.split(".")
-    if len(parts) == 1 or parts[1] == "config" or (ROOT / f"{parts[1]}.py").exists():
+    if len(parts) == 1 or (ROOT / f"{parts[1]}.py").exists():
         return "cli" if parts[-1] == "cli" else "base"
     return parts[1]
 
@@ -81,6 +85,23 @@ def test_packages_import_only_those_below_them():
         if package(imported) not in ALLOWED[package(module)] | {package(module), "base"}
     )
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_part_of_the_models_imports_a_family_and_no_family_another():
+    """The parts in `models/` serve every family; the registry alone names the families, and imports them by that name."""
+    folders = {module.rpartition(".")[2]: module for module in FAMILIES.values()}
+    wrong = sorted(
+        f"{module} imports {imported}"
+        for module, found in imports().items()
+        for imported in found
+        if package(module) == "models" and family_folder(imported, folders) not in (None, family_folder(module, folders))
+    )
+    assert not wrong, "\n".join(wrong)
+
+
+def family_folder(module: str, folders: dict[str, str]) -> str | None:
+    """The name of the family in whose folder a module is; None for a module of no family."""
+    return next((name for name, folder in folders.items() if f"{module}.".startswith(f"{folder}.")), None)
 
 
 def test_every_edge_that_is_allowed_is_used():
