@@ -142,7 +142,7 @@ def new_checkpoint(
     family, kind = find_family(config, "config"), np.dtype(dtype)
     config = family.new_config({**config, "architectures": [family.architecture], "dtype": kind.name})
     with use_mesh(make_mesh({}, jax.devices()[:1])):
-        sizes = family.read(Checkpoint(config, lambda name: {}, dict, "config", "config"))
+        sizes = family.read(Checkpoint(config, lambda name: {}, dict, lambda: None, "config", "config"))
         model = family.model()(sizes, rngs=nnx.Rngs(seed), param_dtype=dtype)
     with new_directory(out) as new:
         directory = new.files
@@ -168,7 +168,7 @@ def _export(
     family, checkpoint = open_checkpoint(source)
     converted = family.naming(checkpoint.config) != naming
     plans = ordered_plans(parameters, config, dtypes, naming, converted)
-    family.check_export(config, naming, f"{source}", os.fspath(out))
+    family.check_export(checkpoint, config, naming, os.fspath(out))
     with new_directory(out) as place:
         tokenizer = find_tokenizer(source)  # read before the weights are written, so that its errors come early
         write_tensors(place.large, plans, shard_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -9,6 +10,7 @@ from etils import epath
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import read_json_object
 from mmrlhf_jax.hub_id import is_hub_id
+from mmrlhf_jax.huggingface.chat_templates import DEFAULT, read_chat_templates
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.tensors import StoredTensors
 from mmrlhf_jax.models.family import Checkpoint, Family, ModelConfig
@@ -31,7 +33,8 @@ def open_checkpoint(directory: epath.PathLike) -> tuple[Family, Checkpoint]:
     family = find_family(config, str(path))
     file = lambda name: read_json_object(directory / name) if (directory / name).exists() else {}
     shapes = lambda: StoredTensors(directory, family.names.pieces).shapes
-    return family, Checkpoint(config, file, shapes, str(path), str(directory))
+    chat_template = lambda: read_chat_templates(Path(directory)).get(DEFAULT)
+    return family, Checkpoint(config, file, shapes, chat_template, str(path), str(directory))
 
 
 def read_config(directory: epath.PathLike) -> ModelConfig:

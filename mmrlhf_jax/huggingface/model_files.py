@@ -84,7 +84,8 @@ def write_model_files(
 
     `converted` says that `naming` is not the source's: then the tokenizer and the processors are written anew.
     """
-    _copy(source, directory, (*TOKENIZER_FILES, GENERATION, *family.processor_files))
+    code = () if naming == "hf" else family.code_files
+    _copy(source, directory, (*TOKENIZER_FILES, GENERATION, *family.processor_files, *code))
     templates = read_chat_templates(source)
     if naming == "hf":
         if tokenizer is not None:

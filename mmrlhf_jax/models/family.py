@@ -49,6 +49,7 @@ class Checkpoint(NamedTuple):
     config: Mapping[str, Any]  # config.json
     file: Callable[[str], Mapping[str, Any]]  # reads the JSON file of this name; {} if there is none
     shapes: Callable[[], Mapping[str, tuple[int, ...]]]  # shapes of the stored tensors by name; reads the files' headers
+    chat_template: Callable[[], str | None]  # reads the default chat template (Jinja); None if the directory has none
     where: str
     directory: str
 
@@ -66,6 +67,7 @@ class Family(abc.ABC):
     unembedded: ClassVar[tuple[str, ...]] = ()  # added tokens without an embedding, because they are always replaced
     names: ClassVar[WeightNames]
     processor_files: ClassVar[tuple[str, ...]]  # files beside the tokenizer's that are copied on export
+    code_files: ClassVar[tuple[str, ...]] = ()  # Python files of a directory in the original naming, copied if it is kept
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
@@ -118,8 +120,9 @@ class Family(abc.ABC):
         """The processor files of a Hugging Face directory, by name."""
 
     @abc.abstractmethod
-    def check_export(self, model: ModelConfig, naming: Naming, source: str, out: str) -> None:
-        """UserError if an export in `naming` could not be run; differences in how it would run are reported."""
+    def check_export(self, checkpoint: Checkpoint, model: ModelConfig, naming: Naming, out: str) -> None:
+        """UserError if an export of `checkpoint` in `naming` to `out` could not be run; differences in how it would run are
+        reported."""
 
     def left_out(self, model: ModelConfig, part: str, layer: int | None, naming: Naming) -> bool:
         """Whether `naming` has no tensor for this part and layer, so that an export omits it."""

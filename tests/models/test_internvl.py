@@ -24,6 +24,7 @@ from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.inference.engine import Engine, Prompt
 from mmrlhf_jax.inference.prompts import prompt_trees
 from mmrlhf_jax.models.internvl.geometry import TileGeometry
+from mmrlhf_jax.models.internvl.original import CODE_FILES
 from mmrlhf_jax.models.internvl.processors import ORIGINAL_TEMPLATES, chat_template
 from mmrlhf_jax.models.registry import family, published_config
 from mmrlhf_jax.pieces import Special, Text, Visual
@@ -390,6 +391,37 @@ def test_an_original_checkpoints_template_is_the_one_that_its_config_names(tmp_p
     assert found == f"<|im_start|>system\n{system}{end}{user}{end}<|im_start|>assistant\n"
     export_checkpoint(directory, tmp_path / "hf")
     assert load_tokenizer(tmp_path / "hf").chat_template == tokenizer.chat_template == chat_template(system, end)
+    export_checkpoint(tmp_path / "hf", tmp_path / "back", naming="original")
+    back = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert back["template"] == name and back["auto_map"]["AutoModel"] == "modeling_internvl_chat.InternVLChatModel"
+
+
+def test_a_chat_template_that_the_original_code_does_not_have_is_reported(tmp_path, caplog):
+    source = internvl.checkpoint(tmp_path / "hf")
+    export_checkpoint(source, tmp_path / "original", naming="original")
+    assert f"the chat template of {source} is none of the original code's" in caplog.text
+    assert json.loads((tmp_path / "original" / "config.json").read_text())["template"] == "internvl2_5"
+    caplog.clear()
+    (source / "chat_template.jinja").write_text(chat_template(*ORIGINAL_TEMPLATES["Hermes-2"]))
+    export_checkpoint(source, tmp_path / "known", naming="original")
+    assert "chat template" not in caplog.text
+
+
+def test_an_export_keeps_the_original_codes_files_or_lists_those_that_it_needs(tmp_path, caplog):
+    source = internvl.checkpoint(tmp_path / "in", naming="original")
+    for name in CODE_FILES[1:]:
+        (source / name).write_text(f"# {name}")
+    export_checkpoint(source, tmp_path / "out", naming="original")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.py")) == sorted(CODE_FILES[1:])
+    assert (
+        f"AutoModel needs the original code beside these weights, and {source} does not have it ({CODE_FILES[0]})"
+        in caplog.text
+    )
+    caplog.clear()
+    export_checkpoint(source, tmp_path / "hf")
+    assert not list((tmp_path / "hf").glob("*.py")) and "original code" not in caplog.text
+    export_checkpoint(tmp_path / "hf", tmp_path / "back", naming="original")
+    assert ", ".join(CODE_FILES) in caplog.text
 
 
 def test_a_directory_without_a_template_is_exported_with_the_converters(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrlhf_jax.errors import UserError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+UNLIKE = "unlike this model; it runs right only here"
+
 
 class InternVLFamily(Family):
     model_type = "internvl"
@@ -29,6 +32,7 @@ class InternVLFamily(Family):
     media_tags = processors.MEDIA_TAGS
     unembedded = (processors.VIDEO_TOKEN,)
     names = NAMES
+    code_files = original.CODE_FILES
     processor_files = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 
     def naming(self, config: Mapping[str, Any]) -> Naming | None:
@@ -72,26 +76,48 @@ class InternVLFamily(Family):
         raw = checkpoint.config
         if original.is_original(raw):
             return dict(raw) if naming == "original" else original.to_hf(raw, model.image_token, checkpoint.where)
-        return dict(raw) if naming == "hf" else original.from_hf(raw, model)
+        if naming == "hf":
+            return dict(raw)
+        template = processors.original_template(checkpoint.chat_template()) or processors.ORIGINAL_DEFAULT
+        return original.from_hf(raw, model, template)
 
     def processors(self, model: InternVLConfig) -> dict[str, dict[str, Any]]:
         return processors.processor_files(model)
 
-    def check_export(self, model: InternVLConfig, naming: Naming, source: str, out: str) -> None:
-        from mmrlhf_jax.models.internvl.config import IMAGENET_MEAN, IMAGENET_STD
-
+    def check_export(self, checkpoint: Checkpoint, model: InternVLConfig, naming: Naming, out: str) -> None:
         if naming == "hf" and tokens_beyond(model, (model.image_token,)):
             raise UserError(
-                f"{source}: the embedding's {model.text.vocab_size} rows end before the image token ({model.image_token}),"
-                " which transformers looks up; resize it, or use --naming original"
+                f"{checkpoint.directory}: the embedding's {model.text.vocab_size} rows end before the image token"
+                f" ({model.image_token}), which transformers looks up; resize it, or use --naming original"
             )
-        unlike = None
-        if naming == "hf" and not model.geometry.thumbnail and model.geometry.max_tiles > 1:
-            unlike = "transformers adds a thumbnail to the tiles of an image"
-        if naming == "original" and (model.vision.image_mean, model.vision.image_std) != (IMAGENET_MEAN, IMAGENET_STD):
-            unlike = "the original code normalises pixels as ImageNet's"
-        if unlike is not None:
-            logger.warning("%s: %s, unlike this model; it runs right only here", out, unlike)
+        if naming == "original":
+            self._report_original(checkpoint, model, out)
+        elif not model.geometry.thumbnail and model.geometry.max_tiles > 1:
+            logger.warning("%s: transformers adds a thumbnail to the tiles of an image, %s", out, UNLIKE)
+
+    def _report_original(self, checkpoint: Checkpoint, model: InternVLConfig, out: str) -> None:
+        """Report what the original code would do otherwise than this model, and what it needs beside an export."""
+        from mmrlhf_jax.models.internvl.config import IMAGENET_MEAN, IMAGENET_STD
+
+        if (model.vision.image_mean, model.vision.image_std) != (IMAGENET_MEAN, IMAGENET_STD):
+            logger.warning("%s: the original code normalises pixels as ImageNet's, %s", out, UNLIKE)
+        template = None if original.is_original(checkpoint.config) else checkpoint.chat_template()
+        if template is not None and processors.original_template(template) is None:
+            logger.warning(
+                "%s: the chat template of %s is none of the original code's. config.json names %r, with whose system message"
+                " the original code's chat() would open a conversation, unlike this model",
+                out,
+                checkpoint.directory,
+                processors.ORIGINAL_DEFAULT,
+            )
+        if missing := [name for name in self.code_files if not (Path(checkpoint.directory) / name).exists()]:
+            logger.warning(
+                "%s: transformers' AutoModel needs the original code beside these weights, and %s does not have it (%s); copy"
+                " these files from the published model of this size",
+                out,
+                checkpoint.directory,
+                ", ".join(missing),
+            )
 
     def default_chat_template(self) -> str:
         return processors.chat_template()

@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from mmrlhf_jax.models.internvl.config import InternVLConfig
 
 MODEL_TYPE, ARCHITECTURE = "internvl_chat", "InternVLChatModel"
+# Where transformers finds the classes of a directory in this naming, and the files that define them.
+AUTO_MAP = {
+    "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+    "AutoModel": "modeling_internvl_chat.InternVLChatModel",
+    "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
+}
+CODE_FILES = (
+    "configuration_intern_vit.py",
+    "configuration_internvl_chat.py",
+    "conversation.py",
+    "modeling_intern_vit.py",
+    "modeling_internvl_chat.py",
+)
 IMAGE_TOKEN = "<IMG_CONTEXT>"
 LANGUAGE_MODEL = "Qwen2ForCausalLM"
 SIZES = "InternVL2-1B, InternVL2.5-1B/4B/38B/78B and InternVL3-1B/2B/8B/14B/38B/78B"
@@ -106,8 +119,9 @@ def check_language_model(architectures: Any, model_type: str, where: str) -> Non
         raise UserError(f"{where}: the language model is {found}; of InternVL this project runs the sizes with Qwen2: {SIZES}")
 
 
-def from_hf(config: Mapping[str, Any], read: InternVLConfig) -> dict[str, Any]:
-    """Original `config.json` of a Hugging Face checkpoint; `read` is what its files say, defaults filled in."""
+def from_hf(config: Mapping[str, Any], read: InternVLConfig, template: str) -> dict[str, Any]:
+    """Original `config.json` of a Hugging Face checkpoint; `read` is what its files say, defaults filled in, and `template` is
+    the name of the original code's conversation template."""
     if read.projector_activation != "gelu":
         raise UserError(
             f"the original naming knows one projector, gelu; this model's is {read.projector_activation}: leave --naming at hf"
@@ -147,6 +161,7 @@ def from_hf(config: Mapping[str, Any], read: InternVLConfig) -> dict[str, Any]:
     raw = {
         "model_type": MODEL_TYPE,
         "architectures": [ARCHITECTURE],
+        "auto_map": AUTO_MAP,
         "downsample_ratio": 1 / geometry.merge,
         "dynamic_image_size": True,
         "force_image_size": tower.image_size,
@@ -155,7 +170,7 @@ def from_hf(config: Mapping[str, Any], read: InternVLConfig) -> dict[str, Any]:
         "pad2square": False,
         "ps_version": "v2",
         "select_layer": -1 if tower.feature_layers == tower.layers else tower.feature_layers,
-        "template": "internvl2_5",
+        "template": template,
         "tie_word_embeddings": read.text.tied,
         "use_backbone_lora": 0,
         "use_llm_lora": 0,

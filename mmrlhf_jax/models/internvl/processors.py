@@ -36,6 +36,12 @@ ORIGINAL_TEMPLATES = {
         "<|im_end|>",
     ),
 }
+ORIGINAL_DEFAULT = "internvl2_5"  # for a chat template that is none of these
+
+
+def original_template(template: str | None) -> str | None:
+    """The name of the original code's template that writes conversations as this Jinja text does; None if there is none."""
+    return next((name for name, parts in ORIGINAL_TEMPLATES.items() if chat_template(*parts) == template), None)
 
 
 def chat_template(system: str | None = None, end: str = "<|im_end|>\n") -> str:

@@ -84,11 +84,11 @@ class LlavaOnevisionFamily(Family):
     def processors(self, model: LlavaOnevisionConfig) -> dict[str, dict[str, Any]]:
         return processors.processor_files(model)
 
-    def check_export(self, model: LlavaOnevisionConfig, naming: Naming, source: str, out: str) -> None:
+    def check_export(self, checkpoint: Checkpoint, model: LlavaOnevisionConfig, naming: Naming, out: str) -> None:
         if naming == "hf" and tokens_beyond(model, (model.image_token, model.video_token)):
             raise UserError(
-                f"{source}: the embedding's {model.text.vocab_size} rows end before the image token ({model.image_token}) and"
-                f" the video token ({model.video_token}), which transformers looks up; resize it, or use --naming original"
+                f"{checkpoint.directory}: the embedding's {model.text.vocab_size} rows end before the image token"
+                f" ({model.image_token}) and the video token ({model.video_token}), which transformers looks up; resize it, or use --naming original"
             )
         if naming == "original" and (*model.vision.image_mean, *model.vision.image_std) != (0.5,) * 6:
             logger.warning("%s: the original code normalises pixels with 0.5, unlike this model; it runs right only here", out)
