@@ -18,7 +18,8 @@ SETTINGS, CONFIGURATION = "settings", "configuration"
 FINGERPRINTS = DATA, EXAMPLES, ENCODER, PLAN, MODEL = "data", "examples", "encoder", "plan of rows", "model"
 STEPS, SHOWN = "steps", {"seed": "run.seed", "rows": "batch.rows"}
 # Settings whose change always changes the rows, and settings whose change may.
-ALWAYS = ("data.template", "data.pairs", "data.weighting", "data.learn", "batch.slots")
+TEMPLATE = "data.template"
+ALWAYS = (TEMPLATE, "data.pairs", "data.weighting", "data.learn", "batch.slots")
 MAYBE = (
     *(f"data.{name}" for name in ("path", "media_root", "critiques", "rewards", "over_budget", "video_frames")),
     *(f"batch.{name}" for name in ("tiles", "visual", "targets", "responses", "pairs")),
@@ -82,8 +83,9 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | Non
     named = [name for name in wanted if name not in (SETTINGS, CONFIGURATION, *FINGERPRINTS)]
     settings = [_settings(found, wanted)]
     settings += [_changed({SHOWN.get(n, n): found.get(n)}, {SHOWN.get(n, n): wanted[n]}) for n in named if n != STEPS]
-    # If one of them leaves the template to the model's family, only the encoder's fingerprint can tell whether it differs.
-    always = [name for name in ALWAYS if name != "data.template" or None not in (before.get(name), now.get(name))]
+    # If one of them leaves the template to the model's family, only the encoder's fingerprint can tell whether it differs; see
+    # `_data_changed`.
+    always = [name for name in ALWAYS if name != TEMPLATE or None not in (before.get(name), now.get(name))]
     settings += [_changed(before, now, always)] if before and now else []
     other = {name for name in FINGERPRINTS if name in wanted and name in found and found[name] != wanted[name]}
     if other & {DATA, EXAMPLES, ENCODER, PLAN}:
@@ -117,7 +119,10 @@ def _data_changed(other: set[str], before: Mapping[str, Any], now: Mapping[str, 
         rewards = now.get("data.rewards")
         return f"other data: {_path(now)}{f' (or {rewards})' if rewards else ''} has changed since"
     if ENCODER in other:
-        return f"other tokens: the tokenizer or picture settings of {now.get('model.path')} have changed since"
+        found = f"the tokenizer or picture settings of {now.get('model.path')} have changed since"
+        # One template is named and the other is left to the family: they may be the same, so that the files have changed.
+        template = _changed(before, now, (TEMPLATE,))
+        return f"other tokens: {found}" if template is None else f"{template} (none: that of the model's family), or {found}"
     if DATA in other:
         return f"other groups of {_path(now)}, made smaller or left out to fit a row"
     return f"other rows of {_path(now)}: another version of mmrlhf_jax packed them"

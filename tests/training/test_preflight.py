@@ -132,6 +132,17 @@ def test_fingerprints_that_no_setting_explains_say_what_has_changed(experiment):
     assert "made smaller or left out" in difference(first, identity(experiment, **{DATA: "x", PLAN: "x"}))
 
 
+def test_a_template_that_only_one_run_names_explains_other_tokens(experiment):
+    named = changed(experiment, "data", template="upstream_train")
+    assert experiment.data.template is None
+    other = {DATA: "x", ENCODER: "x", PLAN: "x"}
+    assert "data.template upstream_train, this run has none" in difference(identity(named), identity(experiment, **other))
+    assert "data.template none, this run has upstream_train" in difference(identity(experiment), identity(named, **other))
+    assert difference(identity(experiment), identity(changed(experiment, "data", template="qwen_1_5"))) is None
+    both = difference(identity(named), identity(changed(experiment, "data", template="qwen_1_5"), **other))
+    assert both == "data.template upstream_train, this run has qwen_1_5"
+
+
 def test_a_checkpoint_of_a_version_that_kept_less_is_accepted_or_refused_in_words(experiment):
     older = {name: value for name, value in identity(experiment).items() if name not in (EXAMPLES, ENCODER)}
     assert difference(older, identity(experiment)) is None

@@ -88,7 +88,8 @@ class LlavaOnevisionFamily(Family):
         if naming == "hf" and tokens_beyond(model, (model.image_token, model.video_token)):
             raise UserError(
                 f"{checkpoint.directory}: the embedding's {model.text.vocab_size} rows end before the image token"
-                f" ({model.image_token}) and the video token ({model.video_token}), which transformers looks up; resize it, or use --naming original"
+                f" ({model.image_token}) and the video token ({model.video_token}), which transformers looks up; resize it, or"
+                " use --naming original"
             )
         if naming == "original" and (*model.vision.image_mean, *model.vision.image_std) != (0.5,) * 6:
             logger.warning("%s: the original code normalises pixels with 0.5, unlike this model; it runs right only here", out)
