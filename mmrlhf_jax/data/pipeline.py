@@ -1,17 +1,14 @@
-"""Applies an experiment's `data` and `batch` sections: encoder, row budgets, number of rows, lists of what is left out."""
+"""Applies an experiment's `data` and `batch` sections: row budgets, number of rows, lists of what is left out."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from etils import epath
 
 from mmrlhf_jax import config
-from mmrlhf_jax.data import encode
-from mmrlhf_jax.data.encode import GroupEncoder
 from mmrlhf_jax.data.examples import BuiltExamples
 from mmrlhf_jax.data.index import GroupIndex
 from mmrlhf_jax.data.packing import auto_budget
@@ -20,32 +17,10 @@ from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import retried
 from mmrlhf_jax.files import write_atomically
-from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.progress import say
 
 UNLIMITED = 2**31 - 1
 LEFT_OUT_FILE = "left_out_groups.txt"
-
-
-def make_encoder(
-    data: config.Data,
-    tokenizer,
-    model: ModelConfig,
-    *,
-    task: Literal["answer", "critique"] = "answer",
-    ties: bool = False,
-) -> GroupEncoder:
-    """The encoder with the settings of an experiment's `data` section; `task` and `ties` as in `GroupEncoder`."""
-    return encode.make_encoder(
-        tokenizer,
-        model,
-        data.template,
-        task=task,
-        pairs=data.pairs,
-        weighting=data.weighting,
-        learn=data.learn,
-        ties=ties,
-    )
 
 
 def count_rows(rows: Rows, experiment: config.Experiment) -> int:

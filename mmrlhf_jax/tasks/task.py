@@ -9,9 +9,8 @@ from typing import Any, ClassVar, Literal
 import jax
 
 from mmrlhf_jax import config
-from mmrlhf_jax.data.encode import GroupEncoder
+from mmrlhf_jax.data.encode import GroupEncoder, make_encoder
 from mmrlhf_jax.data.index import GroupIndex
-from mmrlhf_jax.data.pipeline import make_encoder
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.objectives import Metric, Outputs, WeightedSum
 
@@ -59,7 +58,8 @@ class Task(abc.ABC):
 
     def encoder(self, data: config.Data, tokenizer, model) -> GroupEncoder:
         """The encoder from records to conversations and targets; `model` is the model's config."""
-        return make_encoder(data, tokenizer, model, task=self.conversation, ties=self.ties)
+        settings = dict(pairs=data.pairs, weighting=data.weighting, learn=data.learn)
+        return make_encoder(tokenizer, model, data.template, task=self.conversation, ties=self.ties, **settings)
 
     # --- Checks: which data can be learnt from, and judged on ---------------------------------------------------------------
     @abc.abstractmethod
