@@ -69,14 +69,7 @@ def build(
     Raises UserError for errors in the source or its media (naming the record), for an `out_dir` with other contents, and for
     one that another process is building.
     """
-    if any(part.weight != 1 for part in find_parts(source)):
-        raise UserError(f"{source}: weights are for training; build the sets without them and list them in data.path")
-    examples = open_examples(source, media_root, video_frames, on_error, rank_by)
-    if not hasattr(examples, "part") or any(isinstance(inner, BuiltExamples) for inner in getattr(examples, "sets", ())):
-        raise UserError(f"{source}: holds what is built already; name source files")
-    for inner in getattr(examples, "sets", [examples]):
-        if not len(inner):
-            raise UserError(f"{inner.path}: nothing is left of it, every group was left out; correct it, or leave it out")
+    examples = _open_sources(source, media_root, video_frames, on_error, rank_by)
     for note in examples.notes if on_note else ():
         on_note(note)
     out, workplace = place_of(out_dir, "building")
@@ -103,6 +96,25 @@ def build(
             directory.rename(out)
         lock.clear()
     return BuiltExamples(out)
+
+
+def _open_sources(
+    source: str | epath.Path,
+    media_root: str | epath.Path | None,
+    video_frames: int,
+    on_error: OnError | None,
+    rank_by: str | None,
+):
+    """The examples of a source. UserError if it has weights, holds a data set that is already built, or has no group left."""
+    if any(part.weight != 1 for part in find_parts(source)):
+        raise UserError(f"{source}: weights are for training; build the sets without them and list them in data.path")
+    examples = open_examples(source, media_root, video_frames, on_error, rank_by)
+    if not hasattr(examples, "part") or any(isinstance(inner, BuiltExamples) for inner in getattr(examples, "sets", ())):
+        raise UserError(f"{source}: holds what is built already; name source files")
+    for inner in getattr(examples, "sets", [examples]):
+        if not len(inner):
+            raise UserError(f"{inner.path}: nothing is left of it, every group was left out; correct it, or leave it out")
+    return examples
 
 
 def _write(

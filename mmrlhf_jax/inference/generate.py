@@ -56,14 +56,8 @@ def generate(
     batch, prompt = rows.tokens.shape
     branches = rows.ends.shape[1]
 
-    def choose(hidden: jax.Array, step: jax.Array) -> jax.Array:
-        logits = hidden @ model.language.vocabulary()
-        if temperature == 0:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return jax.random.categorical(jax.random.fold_in(key, step), logits / temperature).astype(jnp.int32)
-
-    def stops(last: jax.Array) -> jax.Array:
-        return (last[..., None] == jnp.asarray(stop_tokens)).any(axis=-1)
+    choose = partial(_choose, model, key, temperature)
+    stops = partial(_stops, stop_tokens)
 
     # After the prompts' slots, the cache has `max_new_tokens` slots for each branch.
     embedded = model.embed(rows.tokens, media)
@@ -76,9 +70,7 @@ def generate(
     of_prompt = (slots <= rows.ends[..., None]) & (rows.ends[..., None] < rows.visible_until[:, None])
     starts = prompt + jnp.arange(branches) * max_new_tokens
     new_slots = prompt + jnp.arange(branches * max_new_tokens)
-    # What is generated is text, whose axes are equal; it goes on behind the largest of a prompt's last position.
-    latest = rows.positions if rows.positions.ndim == 2 else rows.positions.max(axis=-1)
-    end_positions = jnp.take_along_axis(latest, rows.ends, axis=1)
+    end_positions = _end_positions(rows)
 
     def step(state: _Decoding) -> _Decoding:
         slots = jnp.broadcast_to(starts + state.count - 1, (batch, branches))
@@ -100,3 +92,22 @@ def generate(
 
     start = _Decoding(jnp.int32(1), out, first, stops(first), cache)
     return jax.lax.while_loop(unfinished, step, start).tokens
+
+
+def _choose(model, key: PRNGKeyArray, temperature: float, hidden: jax.Array, step: jax.Array) -> jax.Array:
+    """The next tokens after these hidden states: the likeliest at temperature 0, else samples."""
+    logits = hidden @ model.language.vocabulary()
+    if temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.random.categorical(jax.random.fold_in(key, step), logits / temperature).astype(jnp.int32)
+
+
+def _stops(stop_tokens: tuple[int, ...], last: jax.Array) -> jax.Array:
+    return (last[..., None] == jnp.asarray(stop_tokens)).any(axis=-1)
+
+
+def _end_positions(rows: PromptRows) -> Int[Array, "B K"]:
+    """The position of every prompt's last token. Generated text continues after it; it has the same position on all axes, so
+    the largest of the last token's axes counts."""
+    latest = rows.positions if rows.positions.ndim == 2 else rows.positions.max(axis=-1)
+    return jnp.take_along_axis(latest, rows.ends, axis=1)

@@ -74,6 +74,21 @@ def join(launch: config.Launch, name: str | None = None) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     if place.count > 1:
         meet(place.address, place.count, place.process, settings.initialization_timeout)
+    _initialize(place, settings, devices)
+    _check_devices(Counter(device.process_index for device in jax.devices()))
+    say(f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} of {jax.device_count()} devices")
+
+
+class _Place(NamedTuple):
+    address: str  # of process 0, HOST:PORT
+    count: int
+    process: int
+
+
+def _initialize(place: _Place, settings: config.Distributed, devices: Mapping[str, range]) -> None:
+    """Connect JAX. UserError if the processes do not come together in time."""
+    import jax
+
     try:
         jax.distributed.initialize(
             place.address,
@@ -89,14 +104,6 @@ def join(launch: config.Launch, name: str | None = None) -> None:
             f"the processes of this launch did not come together within {settings.initialization_timeout} s"
             f" ({first_line(error)}); look at the other hosts' logs, or raise distributed.initialization_timeout"
         ) from None
-    _check_devices(Counter(device.process_index for device in jax.devices()))
-    say(f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} of {jax.device_count()} devices")
-
-
-class _Place(NamedTuple):
-    address: str  # of process 0, HOST:PORT
-    count: int
-    process: int
 
 
 def _explicit() -> _Place | None:
