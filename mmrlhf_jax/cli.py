@@ -296,7 +296,7 @@ def export(
     checkpoint: Annotated[str, path_argument(help="Run of `mmrlhf train`, model (directory or hub id), or PEFT adapter.")],
     out: Annotated[str, path_argument(writes=True, help="Hugging Face directory to make.")],
     step: Annotated[str | None, typer.Option(help="Which checkpoint: a step, or best; default: the newest.")] = None,
-    naming: Annotated[str, typer.Option(help="hf (transformers, vLLM) or original (lmms-lab).")] = "hf",
+    naming: Annotated[str, typer.Option(help="hf (transformers, vLLM) or original (that of the family's own code).")] = "hf",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: as the base model is stored.")] = None,
     adapter: Annotated[
         bool, typer.Option("--adapter", help="Write the adapters alone, in PEFT's format; default: merged.")

@@ -6,7 +6,9 @@ import dataclasses
 import io
 import re
 import tokenize
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +17,17 @@ from mmrlhf_jax.models import registry
 from mmrlhf_jax.models.family import Family
 
 ROOT = Path(registry.__file__).parents[1]
-NAMES = re.compile("llava|onevision|internvl", re.IGNORECASE)
+
+
+def family_names(families: Sequence[Family]) -> re.Pattern[str]:
+    """What names one of these families: its model_type in any spelling, each word of it, its title, who publishes it."""
+    words = [word for each in families for word in each.model_type.split("_") if word.isalpha() and len(word) > 4]
+    spelled = ["[-_. ]?".join(map(re.escape, each.model_type.split("_"))) for each in families]
+    names = {re.escape(name) for each in families for name in (each.title, *each.publishers.values())}
+    return re.compile("|".join(sorted({*words, *spelled, *names})), re.IGNORECASE)
+
+
+NAMES = family_names(registry.families())
 SOURCE_FILE = re.compile(r"`[\w./-]+\.py`")  # a comment may say which file of somebody else's it follows
 
 
@@ -47,6 +59,22 @@ def test_a_name_in_code_and_one_in_a_comment_without_a_source_are_found(tmp_path
     path.write_text('"""As `a/llava.py` has it."""\nx = "llava"\n# LLaVA does so\n# OneVision: `b/c.py`\n')
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     assert [line.split(":")[1] for line in mentions(path)] == ["2", "3"]
+
+
+def test_the_names_that_are_looked_for_are_those_of_every_family_and_of_its_publishers():
+    for text in ("LLaVA", "OneVision", "lmms-lab/", "llava-hf", "InternVL", "OpenGVLab", "llava_onevision"):
+        assert NAMES.search(text)
+    other = SimpleNamespace(model_type="paligemma_2_vl", title="PaliGemma 2", publishers={"hf": "google"})
+    found = family_names([other])
+    assert all(found.search(text) for text in ("paligemma", "PaliGemma-2-VL", "google/"))
+    assert not found.search("2 models")
+
+
+@pytest.mark.parametrize("name", registry.FAMILIES)
+def test_a_family_has_every_member_of_the_interface(name):
+    family = registry.family(name)
+    assert not [member for member in Family.__annotations__ if not hasattr(family, member)]
+    assert family.publishers.keys() == set(family.names.namings)
 
 
 @pytest.mark.parametrize("name", registry.FAMILIES)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mmrlhf_jax.config import load_experiment
-from mmrlhf_jax.models.registry import family
-from mmrlhf_jax.training.card import model_card
+from mmrlhf_jax.models.registry import FAMILIES, family
+from mmrlhf_jax.training.card import conversion_card, model_card
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -45,3 +45,11 @@ def test_the_card_says_which_objective_it_was(name, overrides, title):
     papers = name.startswith("reward") or "MM-DPO" in title or "Dynamic Reward Scaling" in title
     assert ("arXiv 2502.10391" in card) == papers
     assert ("MM-DPO" in card) == ("MM-DPO" in title)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_card_of_a_converted_model_says_in_whose_naming_it_is(name):
+    made = family(name)
+    for naming in made.names.namings:
+        card = conversion_card("models/base", made, naming, "bfloat16")
+        assert f"(`{made.publishers[naming]}`) naming as bfloat16" in card and made.title in card

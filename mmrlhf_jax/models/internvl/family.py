@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.family import Checkpoint, Family, tokens_beyond
@@ -27,6 +27,7 @@ class InternVLFamily(Family):
     model_type = "internvl"
     title = "InternVL"
     architecture = "InternVLForConditionalGeneration"
+    publishers: ClassVar = {"hf": "OpenGVLab", "original": "OpenGVLab"}
     language_model = "qwen2"
     template = "checkpoint"
     media_tags = processors.MEDIA_TAGS
