@@ -51,3 +51,10 @@ def test_the_tower_needs_less_memory_for_many_tiles_than_by_xla(tmp_path):
     found = compiled(tmp_path, "tower", "v5e:2x2", 10, "4x1", "xla", "auto")
     assert found["auto"]["kernels"] == ["attention_forward"] and found["xla"]["kernels"] == []
     assert found["auto"]["temporaries"] < found["xla"]["temporaries"]
+
+
+@pytest.mark.slow
+def test_a_trained_tower_of_1025_slots_gets_the_kernels_with_one_block_a_tile(tmp_path):
+    found = compiled(tmp_path, "trained tower", "v5e:2x2", 13, "4x1", "xla", "auto")
+    assert found["auto"]["kernels"] == KERNELS and found["xla"]["kernels"] == []
+    assert found["auto"]["temporaries"] < found["xla"]["temporaries"]

@@ -21,6 +21,7 @@ from flax import nnx
 from jax.experimental.topologies import get_topology_desc
 
 from mmrlhf_jax.models.decoder import Decoder, TextConfig
+from mmrlhf_jax.models.intern_vit import InternVit, InternVitConfig
 from mmrlhf_jax.models.siglip import Siglip, VisionConfig
 from mmrlhf_jax.planning.program import compile_lowered
 from mmrlhf_jax.sharding.mesh import batch_sharding, make_mesh, use_mesh
@@ -40,6 +41,9 @@ TEXT = TextConfig(
 )
 TOWER = VisionConfig(
     hidden_size=1152, intermediate_size=4304, layers=2, heads=16, image_size=384, patch_size=14, feature_layers=2
+)
+INTERN_VIT = InternVitConfig(
+    hidden_size=1024, intermediate_size=4096, layers=2, heads=16, image_size=448, patch_size=14, feature_layers=2
 )
 KINDS = dict(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, remat="full")
 
@@ -68,10 +72,25 @@ def lower_tower(mesh, tiles: int, backend: str):
     return jax.jit(lambda params, images: nnx.merge(graph, params)(images)).lower(params, images), (params, images)
 
 
+def lower_trained_tower(mesh, tiles: int, backend: str):
+    """Gradients of an InternViT of 300M parameters' width, whose tiles have 1025 slots, for `tiles` tiles per batch shard."""
+    graph, params = sharded(nnx.eval_shape(lambda: InternVit(INTERN_VIT, attention=backend, rngs=nnx.Rngs(0), **KINDS)), mesh)
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    images = jax.ShapeDtypeStruct((rows * tiles, 448, 448, 3), jnp.uint8, sharding=batch_sharding(mesh, 4))
+
+    def loss(params, images):
+        return jnp.square(nnx.merge(graph, params)(images).astype(jnp.float32)).mean()
+
+    return jax.jit(jax.grad(loss)).lower(params, images), (params, images)
+
+
 def sharded(module, mesh):
     graph, state = nnx.split(module)
     shardings = nnx.get_named_sharding(state, mesh)
     return graph, jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+
+
+PARTS = {"language": lower_language, "tower": lower_tower, "trained tower": lower_trained_tower}
 
 
 def main(part: str, topology: str, size: str, axes: str, *backends: str) -> None:
@@ -80,7 +99,7 @@ def main(part: str, topology: str, size: str, axes: str, *backends: str) -> None
     for backend in backends:
         start = time.time()
         with use_mesh(mesh):
-            lowered, arguments = {"language": lower_language, "tower": lower_tower}[part](mesh, int(size), backend)
+            lowered, arguments = PARTS[part](mesh, int(size), backend)
         made = compile_lowered(lowered, arguments, mesh)
         kernels = sorted({name for name in KERNELS if name in made.text})
         line = {"backend": backend, "temporaries": made.memory.temporaries, "kernels": kernels}
