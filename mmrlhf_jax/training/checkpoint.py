@@ -19,15 +19,14 @@ from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator  
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, retried
-from mmrlhf_jax.files import entries, exists, is_remote
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import described, fail_together, first_acts, first_decides, gather
+from mmrlhf_jax.training.checkpoint_folders import UNREADABLE, prepare, remove, set_aside
 from mmrlhf_jax.training.identity import check_identity
 from mmrlhf_jax.training.orbax_threads import print_no_errors_twice
 from mmrlhf_jax.training.state import TrainState
 from mmrlhf_jax.training.stored import (
     BEST_IS,
-    COMMITTED,
     HELD_OUT,
     JUDGEMENT,
     METRIC,
@@ -42,8 +41,6 @@ from mmrlhf_jax.training.stored import (
     pure,
 )
 
-# Suffixes of folders that are not checkpoints: being written by Orbax, found unreadable and kept, being removed.
-UNFINISHED, UNREADABLE, REMOVED = ".orbax-checkpoint-tmp", ".unreadable", ".removed"
 # A new checkpoint of up to this size is read back completely; of a larger one only metadata and identity are read.
 WHOLE_BYTES = 1 << 24
 
@@ -72,7 +69,7 @@ class Checkpoints(StoredCheckpoints):
         super().__init__(directory, criterion)
         self._keep = keep
         self._pending: _Pending | None = None
-        first_acts(lambda: retried(self._prepare, f"{self._path}"))
+        first_acts(lambda: retried(lambda: prepare(self._path, self._finished()), f"{self._path}"))
         found, unread = first_decides(self._found)
         self._judged: dict[int, Judgement | None] = {
             int(step): None if judged is None else Judgement(judged[0], Criterion(*judged[1])) for step, judged in found.items()
@@ -226,49 +223,15 @@ class Checkpoints(StoredCheckpoints):
             if step in self.unread:  # its score is not known, so it may be the best; keep it under another name
                 self._set_aside(step)
                 continue
-            first_acts(lambda step=step: retried(lambda: self._remove(str(step)), f"{self._path / str(step)}"))
+            first_acts(lambda step=step: retried(lambda: remove(self._path / str(step)), f"{self._path / str(step)}"))
             del self._judged[step]
-
-    def _remove(self, name: str) -> None:
-        """Remove a checkpoint so that a kill during removal leaves no partial folder under a checkpoint's name.
-
-        Local folders are renamed first; in an object store the commit marker is deleted first.
-        """
-        folder, aside = self._path / name, self._path / (name if name.endswith(REMOVED) else f"{name}{REMOVED}")
-        if is_remote(folder):
-            (folder / COMMITTED).unlink(missing_ok=True)
-            aside = folder
-        elif folder != aside and exists(folder):
-            folder.rename(aside)
-        aside.rmtree(missing_ok=True)
 
     def _set_aside(self, step: int) -> None:
         """Rename an unreadable checkpoint, which keeps its files and frees its step's name."""
-        name = f"{step}{UNREADABLE}"
-        first_acts(lambda: self._rename(str(step), name))
-        say(f"{self._path / str(step)} is kept as {name}")
+        folder = self._path / str(step)
+        first_acts(lambda: set_aside(folder))
+        say(f"{folder} is kept as {folder.name}{UNREADABLE}")
         del self._judged[step]
-
-    def _rename(self, name: str, new: str) -> None:
-        old, new = self._path / name, self._path / new
-
-        def rename() -> None:
-            if exists(old):  # otherwise an earlier attempt succeeded although it reported an error
-                old.rename(new)
-
-        retried(lambda: new.rmtree(missing_ok=True), f"{new}")  # left by an earlier attempt of the run
-        if is_remote(old):  # renaming copies file by file there, so a retry would find its target partly present
-            rename()
-        else:
-            retried(rename, f"{old}")
-
-    def _prepare(self) -> None:
-        """Create the directory, and remove unfinished and half-removed checkpoints of a killed process."""
-        self._path.mkdir(parents=True, exist_ok=True)
-        finished = {str(step) for step in self._finished()}
-        for path in entries(self._path):
-            if UNFINISHED in path.name or path.name.endswith(REMOVED) or (path.name.isdecimal() and path.name not in finished):
-                self._remove(path.name)
 
     def _found(self) -> tuple[dict[str, Judgement | None], dict[str, str]]:
         """(judgement by step, error text by step whose judgement cannot be read); keys are strings because they travel as
