@@ -5,6 +5,8 @@
     SHAPES                                   arguments of `config` for unlike models
     TOLERANCE                                absolute, of logits and of what comes before them, against transformers
     PUBLISHED_GEOMETRY, TOKENS, VIDEO_TOKENS arguments of `config` for real tiles; what media are then
+    QUICK_PICTURES, QUICK_FRAMES             media at the published geometry that the default suite takes; others are slow
+    UNREAD_FILES                             naming -> processor file that no size depends on
     PICTURES, FRAMES, ROW                    prompts, and a row that has room for each of them
     picture_inputs, frame_inputs             transformers' inputs for the same media (these need torch, as do the next)
     draw_model, opening                      a random checkpoint that transformers wrote; a conversation as a string

@@ -100,6 +100,10 @@ TOKENS = {
     (4000, 3000): 256 * (3 * 4 + 1),
 }
 VIDEO_TOKENS = {8: 8 * 256, 32: 32 * 256}  # frames -> visual tokens
+QUICK_PICTURES = ("14 high, 2000 wide", "2000 high, 14 wide", "two", "3000 high, 4000 wide")  # the extremes
+QUICK_FRAMES = (8,)
+# The original code computes pixels without an image processor's file.
+UNREAD_FILES = {"hf": "video_preprocessor_config.json", "original": "preprocessor_config.json"}
 
 
 def config(*, text: dict | None = None, vision: dict | None = None, **top: Any) -> dict[str, Any]:

@@ -73,6 +73,9 @@ TOKENS = {
     (3000, 4000): 7309,
 }
 VIDEO_TOKENS = {8: 8 * 196 + 1, 32: 32 * 196 + 1}  # frames -> visual tokens
+QUICK_PICTURES = None  # all of them
+QUICK_FRAMES = (8, 32)
+UNREAD_FILES = {"legacy": "video_preprocessor_config.json"}
 
 
 def media_ids(tokenizer) -> dict[str, int]:

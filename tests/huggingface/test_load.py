@@ -481,11 +481,7 @@ def test_a_missing_or_broken_tokenizer_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("family", "naming", "name"),
-    [
-        ("llava_onevision", "legacy", "video_preprocessor_config.json"),
-        ("internvl", "hf", "video_preprocessor_config.json"),
-        ("internvl", "original", "preprocessor_config.json"),  # the original code computes pixels without it
-    ],
+    [(family, *unread) for family, tests in FAMILIES.items() for unread in tests.UNREAD_FILES.items()],
 )
 def test_a_processor_file_that_no_size_depends_on_is_not_opened(tmp_path, family, naming, name):
     directory = FAMILIES[family].checkpoint(tmp_path, naming=naming)

@@ -32,16 +32,20 @@ PICTURES = {
     family: OTHERS | {f"{height} high, {width} wide": [(height, width)] for height, width in tests.TOKENS}
     for family, tests in FAMILIES.items()
 }
-DEFAULT = {  # of the second family and further ones: the extremes
-    "internvl": ("14 high, 2000 wide", "2000 high, 14 wide", "two", "3000 high, 4000 wide"),
-}
 
 
 def cases():
     for family, pictures in PICTURES.items():
+        quick = FAMILIES[family].QUICK_PICTURES
         for name in pictures:
-            marks = () if name in DEFAULT.get(family, pictures) else pytest.mark.slow
+            marks = () if quick is None or name in quick else pytest.mark.slow
             yield pytest.param(family, name, marks=marks, id=f"{family}-{name}")
+
+
+def videos():
+    for family, tests in FAMILIES.items():
+        for frames in tests.VIDEO_TOKENS:
+            yield pytest.param(family, frames, marks=() if frames in tests.QUICK_FRAMES else pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +79,7 @@ def test_visual_features_hidden_states_and_logits_are_transformers_for_pictures(
     assert_equal(model, oracle, prompt)
 
 
-@pytest.mark.parametrize(
-    ("family", "frames"),
-    [("llava_onevision", 8), ("llava_onevision", 32), ("internvl", 8), pytest.param("internvl", 32, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("family", "frames"), list(videos()))
 def test_so_they_are_for_videos(pair, family, frames):
     model, oracle, directory = pair(family)
     prompt = parity.video_prompt(model, frames, directory)

@@ -15,15 +15,16 @@ import pytest
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models import registry
 from mmrlhf_jax.models.family import Family
+from tests import families
 
 ROOT = Path(registry.__file__).parents[1]
 
 
-def family_names(families: Sequence[Family]) -> re.Pattern[str]:
+def family_names(named: Sequence[Family]) -> re.Pattern[str]:
     """What names one of these families: its model_type in any spelling, each word of it, its title, who publishes it."""
-    words = [word for each in families for word in each.model_type.split("_") if word.isalpha() and len(word) > 4]
-    spelled = ["[-_. ]?".join(map(re.escape, each.model_type.split("_"))) for each in families]
-    names = {re.escape(name) for each in families for name in (each.title, *each.publishers.values())}
+    words = [word for each in named for word in each.model_type.split("_") if word.isalpha() and len(word) > 4]
+    spelled = ["[-_. ]?".join(map(re.escape, each.model_type.split("_"))) for each in named]
+    names = {re.escape(name) for each in named for name in (each.title, *each.publishers.values())}
     return re.compile("|".join(sorted({*words, *spelled, *names})), re.IGNORECASE)
 
 
@@ -75,6 +76,15 @@ def test_a_family_has_every_member_of_the_interface(name):
     family = registry.family(name)
     assert not [member for member in Family.__annotations__ if not hasattr(family, member)]
     assert family.publishers.keys() == set(family.names.namings)
+
+
+def test_every_family_has_its_module_for_tests():
+    assert families.FAMILIES.keys() == registry.FAMILIES.keys()
+    listed = [line[4:45] for line in families.__doc__.splitlines() if line.startswith("    ")]
+    names = [name for columns in listed for name in columns.replace(",", " ").split()]
+    assert {"checkpoint", "QUICK_FRAMES", "opening"} <= set(names)
+    for tests in families.FAMILIES.values():
+        assert not [name for name in names if not hasattr(tests, name)]
 
 
 @pytest.mark.parametrize("name", registry.FAMILIES)
