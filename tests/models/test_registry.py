@@ -88,6 +88,12 @@ def test_every_family_has_its_module_for_tests():
 
 
 @pytest.mark.parametrize("name", registry.FAMILIES)
+def test_a_family_has_every_attribute_that_the_interface_declares(name):
+    family = registry.family(name)
+    assert not [attribute for attribute in Family.__annotations__ if not hasattr(family, attribute)]
+
+
+@pytest.mark.parametrize("name", registry.FAMILIES)
 def test_a_family_is_known_by_its_model_type(name):
     family = registry.family(name)
     assert family.model_type == name

@@ -1,0 +1,149 @@
+"""The verbs of the command line run on every family alike: rewards, training, continuation, replay, export, answers.
+
+The commands below name no family, and give no option that another family would not need: only the checkpoint differs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mmrlhf_jax import cli, config, sections
+from mmrlhf_jax.models.registry import DEFAULT
+from mmrlhf_jax.training import record as recording
+from mmrlhf_jax.training.page import PAGE
+from tests import ranked
+from tests.families import FAMILIES
+
+# The default family's verbs are what most other tests run, each for itself.
+EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name == DEFAULT)) for name in FAMILIES]
+RANKS = [(1, 2), (1, 2, 3), (2, 1)]
+IMAGES = [[(40, 30)], [(75, 40), (20, 20)], []]
+STEPS = 3
+
+
+class Place(NamedTuple):
+    """A family's policy and reward model, ranked groups with pictures, and an MM-DPO experiment on rewards to be written."""
+
+    policy: Path
+    judge: Path
+    data: Path
+    rewards: Path
+    experiment: Path
+    run: Path
+
+
+def make_place(root: Path, family: str) -> Place:
+    tests = FAMILIES[family]
+    policy = tests.checkpoint(root / "policy")
+    judge = tests.checkpoint(root / "judge", reward_head=True)
+    data = ranked.write(root / "data", RANKS, IMAGES)
+    place = Place(policy, judge, data, root / "rewards.jsonl", root / "experiment.yaml", root / "run")
+    settings = config.Experiment(
+        model=config.Model(path=str(policy), dtype="float32", remat="none"),
+        data=config.Data(path=str(data), rewards=str(place.rewards)),
+        objective=config.Preference(),
+        optimizer=config.Optimizer(learning_rate=1e-3),
+        batch=config.Batch(rows=1, slots=1024, logprob_chunk=64),
+        run=config.Run(directory=str(place.run), steps=STEPS, checkpoint_every=1),
+    )
+    place.experiment.write_text(sections.resolved(settings))
+    return place
+
+
+def mmrlhf(*arguments: object) -> int | str:
+    """The exit status of the command."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", ["mmrlhf", *map(str, arguments)])
+        cli.main()
+    return end.value.code or 0
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def html(path: Path) -> str:
+    """A page, which is well-formed."""
+    page = path.read_text()
+    ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>"))
+    return page
+
+
+@pytest.mark.parametrize("family", EACH)
+def test_from_rewards_to_an_exported_model(family, tmp_path, capsys, monkeypatch):
+    """score, train up to a step that the guard stops at, replay of that step, train to the end, export, and its answers."""
+    place = make_place(tmp_path, family)
+    writing = ("--max-new-tokens", 2)
+    assert mmrlhf("score", "--model", place.judge, "--data", place.data, "--out", place.rewards, *writing) == 0
+    scored = [response for line in lines(place.rewards) for response in line["responses"]]
+    assert len(scored) == sum(map(len, RANKS)) and len({response["reward"] for response in scored}) == len(scored)
+
+    with monkeypatch.context() as stopping:
+        reasons = iter([*[None] * (STEPS - 1), "a stop for the test"])
+        stopping.setattr(recording, "stops", lambda status, settings: next(reasons))
+        stopping.setattr(recording, "GOOD", -1)  # so that every step asks the guard
+        assert mmrlhf("train", place.experiment) == 2
+    assert "a stop for the test" in capsys.readouterr().err
+
+    assert mmrlhf("replay", place.run / f"bad_batch_step_{STEPS - 1}.npz", "--json") == 0
+    replayed = json.loads(capsys.readouterr().out)
+    assert mmrlhf("train", place.experiment) == 0
+    metrics = lines(place.run / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == [1, 2, 3]
+    assert replayed["figures"]["loss"] == pytest.approx(metrics[-1]["loss"], rel=1e-5)
+    norm = math.hypot(*replayed["gradient_norms"].values())
+    assert norm == pytest.approx(metrics[-1]["grad_norm"], rel=1e-5)
+    assert f"{STEPS} of {STEPS} steps are done" in html(place.run / PAGE)
+
+    assert mmrlhf("export", place.run, tmp_path / "aligned") == 0
+    assert mmrlhf("export", tmp_path / "aligned", tmp_path / "original", "--naming", "original") == 0
+    assert mmrlhf("export", tmp_path / "original", tmp_path / "back") == 0
+    exported, back = (load_file(tmp_path / name / "model.safetensors") for name in ("aligned", "back"))
+    assert exported.keys() == back.keys() and all(exported[name].tobytes() == back[name].tobytes() for name in exported)
+
+    sums = []
+    for model in (place.policy, tmp_path / "aligned", tmp_path / "original"):
+        assert mmrlhf("logprobs", "--model", model, "--data", place.data, "--out", tmp_path / f"{model.name}.jsonl") == 0
+        sums.append([one["logprob"] for line in lines(tmp_path / f"{model.name}.jsonl") for one in line["responses"]])
+    assert np.abs(np.subtract(sums[1], sums[0])).min() > 1e-3  # it has learnt
+    np.testing.assert_array_equal(sums[1], sums[2])
+
+
+@pytest.mark.parametrize("family", EACH)
+def test_questions_and_judgements(family, tmp_path, capsys):
+    """generate about a picture, and eval reward-bench with the critiques that the data have, the media exchanged or not."""
+    place = make_place(tmp_path, family)
+    capsys.readouterr()
+    asked = ("--prompt", "What is this?", "--image", place.data.parent / "0_0.png", "--max-new-tokens", 3)
+    assert mmrlhf("generate", "--model", place.policy, *asked) == 0
+    assert capsys.readouterr().out.endswith("\n")
+    judged = []
+    for options in ((), ("--blind",)):
+        given = ("--data", place.data, "--critique", "given", "--json", *options)
+        assert mmrlhf("eval", "reward-bench", "--model", place.judge, *given) == 0
+        judged.append(json.loads(capsys.readouterr().out))
+    pairs = [table["overall"]["pairs"] for table in judged]
+    assert pairs == [5, 4]  # a group without media cannot be exchanged
+    assert all(0 <= table["overall"]["acc"] <= 1 for table in judged)
+
+
+@pytest.mark.parametrize("family", EACH)
+def test_pages_of_data(family, tmp_path, capsys):
+    """data stats with the family's own tokenizer and geometry, and data show."""
+    place = make_place(tmp_path, family)
+    assert mmrlhf("data", "stats", place.data, "--model", place.policy, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["groups"], found["images"], found["text_only"], found["dropped"]) == (3, 3, 1, 0)
+    assert mmrlhf("data", "stats", place.data, "--model", place.policy, "--out", tmp_path / "stats.html") == 0
+    assert "Tiles per group" in html(tmp_path / "stats.html")
+    assert mmrlhf("data", "show", place.data, "group-1", "--out", tmp_path / "group.html") == 0
+    assert html(tmp_path / "group.html").count("<img") == 2
