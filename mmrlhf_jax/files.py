@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import tempfile
-import time
 import uuid
 import zipfile
 import zlib
@@ -32,8 +31,6 @@ from mmrlhf_jax.progress import say
 os.environ.setdefault("EPATH_USE_TF", "false")
 # fsspec caches directory listings by default, but a process must see files that other processes have written since.
 fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
-
-REWRITE_SECONDS = 10
 
 
 def expand_home(path: str) -> str:
@@ -176,7 +173,7 @@ def _write_atomically(path: epath.Path, content: bytes) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = hidden_beside(path, f"{uuid.uuid4().hex[:8]}.partial")  # other processes may write the same file
-    with _named(path):
+    with named(path):
         try:
             partial.write_bytes(content)
             partial.replace(path)
@@ -186,7 +183,7 @@ def _write_atomically(path: epath.Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _named(path: epath.Path) -> Iterator[None]:
+def named(path: epath.Path) -> Iterator[None]:
     """A context that adds the file's name to an OSError, which errors of writing to an open file lack."""
     try:
         yield
@@ -212,70 +209,6 @@ def write_json_lines(path: epath.PathLike, rows: Iterable[dict[str, Any]]) -> No
     named = ((f"{path}: record {row.get('id', number)!r}", row) for number, row in enumerate(rows, 1))
     lines = [strict_json.dumps(row, where=where, ensure_ascii=False) + "\n" for where, row in named]
     write_atomically(path, "".join(lines).encode())
-
-
-class GrowingFile:
-    """A text file to which lines are appended; each is on disk immediately.
-
-    Object stores cannot append: there the whole file is rewritten, at most every REWRITE_SECONDS, on `flush` and on `close`,
-    and a kill loses the lines since then.
-    """
-
-    def __init__(self, path: epath.PathLike, text: str) -> None:
-        """The file's content is set to `text`."""
-        self._path, self._parts, self._written = epath.Path(path), [text], time.monotonic()
-        write_atomically(self._path, text.encode())
-        self._size, self._file = len(text.encode()), None
-        if not is_remote(path):
-            retried(self._open, f"{self._path}")
-
-    def write(self, line: str) -> None:
-        """Append a line. Transient storage errors are retried; Unavailable if the storage does not answer."""
-        if not is_remote(self._path):
-            content = line.encode()
-            retried(lambda: self._append(content), f"{self._path}")
-            self._size += len(content)
-            return
-        self._parts.append(line)
-        if time.monotonic() - self._written > REWRITE_SECONDS:
-            self._rewrite()
-
-    def flush(self) -> None:
-        """Return when every line is stored, also in an object store. Called before anything that must not be newer than the
-        lines."""
-        if is_remote(self._path) and len(self._parts) > 1:
-            self._rewrite()
-
-    def close(self) -> None:
-        self.flush()
-        if self._file is not None:
-            self._file.close()
-
-    def _open(self) -> None:
-        """Open the file for appending; a partial line that a failed attempt has left at its end is truncated."""
-        self._file = io.FileIO(self._path, "ab")
-        if self._file.seek(0, io.SEEK_END) > self._size:
-            self._file.truncate(self._size)
-
-    def _append(self, content: bytes) -> None:
-        """Append bytes. After an error the file is reopened, because on some file systems the old handle stays unusable."""
-        try:
-            with _named(self._path):
-                if self._file is None:
-                    self._open()
-                left = memoryview(content)
-                while left:
-                    left = left[self._file.write(left) :]
-        except OSError:
-            file, self._file = self._file, None
-            with contextlib.suppress(OSError):
-                if file is not None:
-                    file.close()
-            raise
-
-    def _rewrite(self) -> None:
-        self._parts, self._written = ["".join(self._parts)], time.monotonic()
-        write_atomically(self._path, self._parts[0].encode())
 
 
 def read_json_object(path: epath.PathLike) -> dict[str, Any]:

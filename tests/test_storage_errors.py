@@ -17,7 +17,7 @@ import pytest
 from etils import epath
 from transformers import AutoTokenizer
 
-from mmrlhf_jax import cli, exits, faults, files
+from mmrlhf_jax import cli, exits, faults, files, growing_file
 from mmrlhf_jax.data.media import read_media, read_video_frames
 from mmrlhf_jax.data.sources import read_records
 from mmrlhf_jax.errors import UserError
@@ -258,7 +258,7 @@ def test_a_line_is_in_a_growing_file_once_whatever_part_of_it_a_try_that_failed_
     tmp_path, monkeypatch, error, written
 ):
     monkeypatch.setattr(faults, "FIRST_DELAY", 0.0)
-    growing = files.GrowingFile(tmp_path / "log", "kept\n")
+    growing = growing_file.GrowingFile(tmp_path / "log", "kept\n")
     growing.write("first\n")
 
     class Stale:
@@ -283,7 +283,7 @@ def test_a_line_is_in_a_growing_file_once_whatever_part_of_it_a_try_that_failed_
 
 
 def test_a_short_write_is_gone_on_with(tmp_path):
-    growing = files.GrowingFile(tmp_path / "log", "")
+    growing = growing_file.GrowingFile(tmp_path / "log", "")
 
     class Slow:
         def __init__(self, file):
@@ -324,7 +324,7 @@ def test_the_other_processes_of_one_whose_storage_is_away_end_as_that_one_does(e
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
 def test_a_full_disk_names_the_file_and_leaves_no_part_of_it(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    growing = files.GrowingFile(tmp_path / "log.jsonl", "")
+    growing = growing_file.GrowingFile(tmp_path / "log.jsonl", "")
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
         with pytest.raises(OSError, match="too large") as whole:

@@ -8,7 +8,8 @@ import pydantic
 from pydantic import Field
 
 from mmrlhf_jax.config.values import Count, Positive
-from mmrlhf_jax.sections import Integer, PathName, Section
+from mmrlhf_jax.sections import Section
+from mmrlhf_jax.setting_types import Integer, PathName
 
 
 class DataSet(Section):

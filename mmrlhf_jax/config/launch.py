@@ -15,7 +15,8 @@ from mmrlhf_jax.accelerators import accelerator
 from mmrlhf_jax.config.values import Count
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.mesh_axes import MESH_AXES, check_axes, sizes_over
-from mmrlhf_jax.sections import Integer, Section
+from mmrlhf_jax.sections import Section
+from mmrlhf_jax.setting_types import Integer
 
 
 class Mesh(Section):

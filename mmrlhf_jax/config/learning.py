@@ -8,7 +8,8 @@ import pydantic
 from pydantic import Field
 
 from mmrlhf_jax.config.values import Count, Dtype, NonNegative, PartName, Positive
-from mmrlhf_jax.sections import AboveOne, BelowOne, Flag, Section
+from mmrlhf_jax.sections import Section
+from mmrlhf_jax.setting_types import AboveOne, BelowOne, Flag
 
 # The largest beta1 for a bfloat16 moment. With 8 bits of precision a moment that decays by less than 1/512 per step does not
 # change at all; at a decay of 1/50 about a tenth of it is lost to rounding.

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import pydantic
 
 from mmrlhf_jax.config.values import Dtype
-from mmrlhf_jax.sections import PathName, Section
+from mmrlhf_jax.sections import Section
+from mmrlhf_jax.setting_types import PathName
 
 
 class Model(Section):

@@ -11,7 +11,8 @@ from mmrlhf_jax.config.data import Data
 from mmrlhf_jax.config.values import NonNegative, Positive
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.loss_names import LOSSES, check_options
-from mmrlhf_jax.sections import Number, Section
+from mmrlhf_jax.sections import Section
+from mmrlhf_jax.setting_types import Number
 
 
 class Scaling(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mmrlhf_jax.sections import Integer, Number
+from mmrlhf_jax.setting_types import Integer, Number
 
 Dtype = Literal["float32", "bfloat16"]
 NonNegative = Annotated[Number, Field(ge=0)]

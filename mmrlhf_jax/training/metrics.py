@@ -12,7 +12,8 @@ from etils import epath
 from mmrlhf_jax import config, strict_json
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.faults import retried
-from mmrlhf_jax.files import GrowingFile, read_bytes
+from mmrlhf_jax.files import read_bytes
+from mmrlhf_jax.growing_file import GrowingFile
 from mmrlhf_jax.sharding.agreement import first_process
 from mmrlhf_jax.training.event_file import EventFile
 

@@ -14,7 +14,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from mmrlhf_jax import files
+from mmrlhf_jax import files, growing_file
 from mmrlhf_jax.data import shards
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.examples import SourceExamples
@@ -143,23 +143,24 @@ def test_what_another_process_has_written_is_seen(bucket):
 
 def test_a_file_that_grows_loses_no_line_here_or_in_a_bucket(bucket, tmp_path, monkeypatch):
     for path, at_once in ((epath.Path(tmp_path) / "log", True), (bucket / "logs" / "log", False)):
-        monkeypatch.setattr(files, "REWRITE_SECONDS", 60)
-        file = files.GrowingFile(path, "kept\n")
+        monkeypatch.setattr(growing_file, "REWRITE_SECONDS", 60)
+        file = growing_file.GrowingFile(path, "kept\n")
         file.write("a\n")
         assert path.read_text() == ("kept\na\n" if at_once else "kept\n")
-        monkeypatch.setattr(files, "REWRITE_SECONDS", -1)
+        monkeypatch.setattr(growing_file, "REWRITE_SECONDS", -1)
         file.write("b\n")
         assert path.read_text() == "kept\na\nb\n"
-        monkeypatch.setattr(files, "REWRITE_SECONDS", 60)
+        monkeypatch.setattr(growing_file, "REWRITE_SECONDS", 60)
         file.write("c\n")
         file.close()
         assert path.read_text() == "kept\na\nb\nc\n"
 
 
 def test_what_is_flushed_is_stored_even_where_files_are_only_written_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "is_remote", lambda path: True)
+    for module in (files, growing_file):
+        monkeypatch.setattr(module, "is_remote", lambda path: True)
     path = epath.Path(tmp_path) / "log"
-    file = files.GrowingFile(path, "kept\n")
+    file = growing_file.GrowingFile(path, "kept\n")
     file.write("a\n")
     assert path.read_text() == "kept\n"
     file.flush()

@@ -16,7 +16,7 @@ import pytest
 from etils import epath
 from safetensors.numpy import load_file
 
-from mmrlhf_jax import config, files
+from mmrlhf_jax import config, files, growing_file
 from mmrlhf_jax.data.rows import Budget, empty_row
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
@@ -107,7 +107,7 @@ def test_a_run_that_was_cut_off_continues_bit_for_bit(experiment, whole, tmp_pat
     record = run_module.record
     with monkeypatch.context() as killed, pytest.raises(RuntimeError):
         killed.setattr(run_module, "record", crash)
-        killed.setattr(files.GrowingFile, "close", lambda self: None)
+        killed.setattr(growing_file.GrowingFile, "close", lambda self: None)
         loop.train(interrupted, LAUNCH)
     continued = loop.train(interrupted, LAUNCH)
 
