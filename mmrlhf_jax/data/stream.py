@@ -83,6 +83,10 @@ class Rows:
         """The numbers in the data set of the groups in row t."""
         return self.index.groups[self._row(t)]
 
+    def limited_groups(self, t: int) -> list[tuple[int, Limit]]:
+        """(number in the data set, limit of an over-budget policy) of each group in row t."""
+        return [(int(self.index.groups[g]), self._limit(int(g))) for g in self._row(t)]
+
     def row(self, t: int) -> RowBatch:
         return assemble_row([self._encoded(int(g)) for g in self._row(t)], self.budget, self.encoder.geometry)
 
@@ -90,10 +94,13 @@ class Rows:
         epoch, row = self.locate(t)
         return self.plan(epoch)[row]
 
+    def _limit(self, g: int) -> Limit:
+        return Limit(*map(int, self.index.limits[g]))
+
     def _encoded(self, g: int):
         number = int(self.index.groups[g])
         first = int(self.index.first_responses[number])
-        group = self.encoder.encode(self.examples[number], first, Limit(*map(int, self.index.limits[g])))
+        group = self.encoder.encode(self.examples[number], first, self._limit(g))
         if self.reference_logps is not None:
             group = group._replace(reference_logps=self.reference_logps[first : first + len(group.rewards)])
         return group

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mmrlhf_jax import config
+from mmrlhf_jax.data.encode import Limit
 from mmrlhf_jax.data.rows import EncodedGroup, assemble_row, empty_row, stack_rows
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.unshared import exact_batch
@@ -116,7 +117,7 @@ def compare_experiment(experiment: config.Experiment, launch: config.Launch, *, 
         encoder = task.encoder(experiment.data, tokenizer, model.config)
         examples = open_training_examples(experiment.data, task)
         rows = plan_training_rows(examples, encoder, experiment.data, batch, task, seed=experiment.run.seed)
-        made = [[_encoded(rows, int(number)) for number in rows.groups(t)] for t in range(min(batch.rows, rows.count(1)))]
+        made = [[_encoded(rows, *group) for group in rows.limited_groups(t)] for t in range(min(batch.rows, rows.count(1)))]
         packed = [assemble_row([group for group, _ in row], rows.budget, encoder.geometry) for row in made]
         packed += [empty_row(rows.budget, encoder.geometry)] * (batch.rows - len(packed))
         group = group_layout(stack_rows(packed), batch.accumulation)
@@ -125,14 +126,17 @@ def compare_experiment(experiment: config.Experiment, launch: config.Launch, *, 
         return compare(model, experiment, (group, pair), mesh, repeats=repeats, title=experiment.run.directory)
 
 
-def _encoded(rows: Rows, number: int) -> tuple[EncodedGroup, list[EncodedGroup]]:
-    """(example encoded as a group, each of its responses encoded as a group of its own), with made-up reference log-probs."""
+def _encoded(rows: Rows, number: int, limit: Limit) -> tuple[EncodedGroup, list[EncodedGroup]]:
+    """(example encoded as a group, each of its responses encoded as a group of its own), with made-up reference log-probs.
+
+    `limit` is what an over-budget policy has reduced the example to.
+    """
     example = rows.examples[number]
     lone = [dataclasses.replace(example, record=example.record.replace_responses([r])) for r in example.record.responses]
-    alone = [rows.encoder.encode(one) for one in lone]
+    alone = [rows.encoder.encode(one, limit=limit) for one in lone]
     reference = np.asarray([-2.0 * len(one.tree.targets) for one in alone], np.float32)
     alone = [one._replace(reference_logps=reference[i : i + 1]) for i, one in enumerate(alone)]
-    return rows.encoder.encode(example)._replace(reference_logps=reference), alone
+    return rows.encoder.encode(example, limit=limit)._replace(reference_logps=reference), alone
 
 
 def as_table(found: Sequence[dict[str, Any]]) -> str:

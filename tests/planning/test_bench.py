@@ -8,16 +8,20 @@ import sys
 import pytest
 
 from mmrlhf_jax import cli, config, sections
+from mmrlhf_jax.data.mixture import open_examples
+from mmrlhf_jax.data.rows import group_size
 from mmrlhf_jax.data.unshared import exact_batch
-from mmrlhf_jax.huggingface.load import read_sizes
+from mmrlhf_jax.huggingface.checkpoint import read_sizes
 from mmrlhf_jax.models import registry
 from mmrlhf_jax.models.llava_onevision.shapes import SHAPES, shape_config
 from mmrlhf_jax.planning import bench_cases
 from mmrlhf_jax.planning.bench import group_layout, pair_layout
 from mmrlhf_jax.planning.bench_cases import CASES, Case, shape_experiment
 from mmrlhf_jax.planning.synthetic import synthetic_group
+from mmrlhf_jax.tasks import plan_training_rows, task_of
 from mmrlhf_jax.training.work import useful_flops
 from tests import ranked, tiny
+from tests.data import groups
 from tests.families import FAMILIES
 
 # Useful FLOPs of the pair-expanded step over the group's, answers of 200 tokens, all pairs, LLaVA-OneVision 7B: worked out by
@@ -115,6 +119,22 @@ def test_an_experiments_first_batch_is_compared_and_both_layouts_take_the_same_s
     assert found["pairs"] > 4 and found["flop_ratio"] > 1 and found["pair_peak_bytes"] > 0
     assert found["ratio"] == pytest.approx(found["pair_seconds"] / found["group_seconds"])
     assert not (tmp_path / "run").exists()
+
+
+def test_groups_that_were_made_smaller_are_compared_as_the_trainer_sees_them(tmp_path):
+    """Both layouts hold the responses as an over-budget policy has cut them, and the media with fewer tiles."""
+    examples, positions = open_examples(groups.write(tmp_path, 8), video_frames=3), 150
+    data, batch = config.Data(path="a", over_budget=["fewer_tiles", "cut_longest", "drop"]), config.Batch(rows=1, slots=1024)
+    encoder, task = groups.encoder(max_positions=positions), task_of(config.Preference())
+    rows = plan_training_rows(examples, encoder, data, batch, task, seed=0)
+    assert rows.index.cut and rows.index.limits.any()
+    sizes = dict(zip(rows.index.groups.tolist(), rows.index.sizes.tolist(), strict=True))
+    for t in range(rows.count(1)):
+        for number, limit in rows.limited_groups(t):
+            group, alone = bench_cases._encoded(rows, number, limit)
+            assert group_size(group).tolist() == sizes[number]
+            assert sum(len(one.tree.targets) for one in alone) == len(group.tree.targets)
+            assert max(len(one.tree.tokens) for one in alone) <= positions
 
 
 @pytest.mark.parametrize("shape", ["70b", "internvl/7b", "internvl/", "/small", "paligemma/small"])
