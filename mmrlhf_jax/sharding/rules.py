@@ -70,6 +70,8 @@ def fit(whole: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh,
     return PartitionSpec(*(fitting(entry, size) for entry, size in zip(entries, shape, strict=True)))
 
 
+# Mesh axes that a parameter's logical axis does without where they do not divide it, beside the storage axes.
+UNEVEN = {"vocab": ("tensor",)}
 # Rows of a bfloat16 memory tile on TPU. If shards are not whole tiles, XLA replaces a gradient's reduce-scatter by an
 # all-reduce.
 TILE_ROWS = 16
@@ -77,8 +79,10 @@ TILE_ROWS = 16
 
 def fit_stored(axes: Sequence[str | None], shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The storage spec of a parameter with these logical axes. Dropped are storage axes that do not divide the dimension and,
-    except for the first axis of a dimension, those that would make shards that are not whole tiles (`TILE_ROWS`)."""
-    whole = fit(spec(*axes), shape, mesh, STORAGE)
+    except for the first axis of a dimension, those that would make shards that are not whole tiles (`TILE_ROWS`). A vocabulary
+    that `tensor` does not divide is replicated over it: vocabularies have any size, all other widths are round numbers."""
+    entries = [(fit(spec(name), (size,), mesh, (*STORAGE, *UNEVEN.get(name, ())))[0], size) for name, size in _named(axes, shape)]
+    whole = PartitionSpec(*(entry for entry, _ in entries))
 
     def tiled(entry, size: int):
         names = axes_in(entry)
@@ -87,6 +91,11 @@ def fit_stored(axes: Sequence[str | None], shape: tuple[int, ...], mesh: Mesh | 
         return names or None
 
     return PartitionSpec(*(tiled(entry, size) for entry, size in zip(whole, shape, strict=True)))
+
+
+def _named(axes: Sequence[str | None], shape: tuple[int, ...]) -> list[tuple[str | None, int]]:
+    """(logical axis, size) of every dimension; dimensions behind the named ones have no axis."""
+    return list(zip((*axes, *(None,) * (len(shape) - len(axes))), shape, strict=True))
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

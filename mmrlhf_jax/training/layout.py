@@ -64,7 +64,6 @@ def check_widths(model: ModelConfig, axes: Mapping[str, int], *, forced_kernel: 
         f"width of the heads, {text.heads} x {text.head_dim} =": text.heads * text.head_dim,
         f"width of the key/value heads, {text.kv_heads} x {text.head_dim} =": text.kv_heads * text.head_dim,
         "MLP width": text.intermediate_size,
-        "vocabulary of": text.vocab_size,
         "vision tower's width": vision.hidden_size,
         "vision tower's MLP width": vision.intermediate_size,
     }
@@ -89,6 +88,9 @@ def wasted(model: ModelConfig, slots: int, axes: Mapping[str, int]) -> list[str]
         found.append(
             f"tensor {tensor} x context {context} does not divide the {heads} heads: {alike} devices compute the same attention"
         )
+    if model.text.vocab_size % tensor:
+        vocabulary = f"tensor {tensor} does not divide the vocabulary of {model.text.vocab_size}"
+        found.append(f"{vocabulary}: its devices hold the same embedding and compute the same logits")
     if slots % context:
         found.append(f"context {context} does not divide the {slots} slots of a row: its devices compute the same slots")
     return found

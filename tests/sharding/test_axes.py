@@ -16,7 +16,7 @@ from mmrlhf_jax import mesh_axes as axes
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.config import config_from_hf
 from mmrlhf_jax.models.llava_onevision.model import LlavaOnevision
-from mmrlhf_jax.models.llava_onevision.published import published_config
+from mmrlhf_jax.models.registry import published_config
 from mmrlhf_jax.sharding import rules
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.training.layout import check_layout, check_widths, wasted, with_accumulation
@@ -123,9 +123,9 @@ def is_split(found, tensor: int) -> bool:
 @pytest.mark.parametrize(
     ("size", "named"),
     [
-        (sizes_of(), {5: "vocabulary of 264", 7: "MLP width 72"}),
+        (sizes_of(), {5: "MLP width 72", 7: "MLP width 72"}),
         (sizes_of(text={"intermediate_size": 75}), {2: "MLP width 75", 6: "MLP width 75"}),
-        (sizes_of(text={"vocab_size": 265, "tie_word_embeddings": False}), {2: "vocabulary of 265", 4: "vocabulary of 265"}),
+        (sizes_of(text={"vocab_size": 265, "tie_word_embeddings": False}), {5: "MLP width 72", 7: "MLP width 72"}),
         (sizes_of(vision={"intermediate_size": 51}), {2: "vision tower's MLP width 51", 4: "vision tower's MLP width 51"}),
         (sizes_of(vision={"hidden_size": 33}), {2: "vision tower's width 33", 4: "vision tower's width 33"}),
     ],
@@ -168,6 +168,10 @@ def test_what_works_but_is_waste_is_said_with_its_numbers():
     assert wasted(seven, 8192, mesh | {"context": 1}) == []
     assert wasted(seven, 8193, {"data": 1, "fsdp": 1, "tensor": 1, "context": 2}) == [
         "context 2 does not divide the 8193 slots of a row: its devices compute the same slots"
+    ]
+    odd = published_config("OpenGVLab/InternVL2-1B")
+    assert wasted(odd, 8192, mesh | {"context": 1})[1:] == [
+        "tensor 4 does not divide the vocabulary of 151655: its devices hold the same embedding and compute the same logits"
     ]
 
 
