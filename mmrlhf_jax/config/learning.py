@@ -17,7 +17,8 @@ SLOWEST_IN_BFLOAT16 = 0.98
 
 
 class Trains(Section):
-    """Which parts learn."""
+    """Which parts learn. A part that the model lacks does not, whatever is said here: for example the newline, which only some
+    families have, or the reward head of a policy."""
 
     vision_tower: Flag = False
     projector: Flag = True

@@ -65,6 +65,13 @@ class Family(abc.ABC):
     template: ClassVar[str]  # the default of `data.template` (a name in `data.templates`)
     media_tags: ClassVar[tuple[str, ...]]  # tags that the family's chat templates write in the place of a medium
     unembedded: ClassVar[tuple[str, ...]] = ()  # added tokens without an embedding, because they are always replaced
+    # Attribute of the model (`vision_language`) -> the part that it belongs to, which is a key of an experiment's `trains`.
+    parts: ClassVar[Mapping[str, str]] = {
+        "vision": "vision_tower",
+        "projector": "projector",
+        "language": "language_model",
+        "reward_head": "reward_head",
+    }
     names: ClassVar[WeightNames]
     processor_files: ClassVar[tuple[str, ...]]  # files beside the tokenizer's that are copied on export
     code_files: ClassVar[tuple[str, ...]] = ()  # Python files of a directory in the original naming, copied if it is kept

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, UInt8
 
 from mmrlhf_jax.models.attention import Backend, full_attention
 from mmrlhf_jax.models.layers import ACTIVATIONS, layer_norm, linear, rms_norm, run_stack, stack
-from mmrlhf_jax.models.parameters import used
+from mmrlhf_jax.models.lora import PatchEmbedding
+from mmrlhf_jax.models.parameters import used, vector
 from mmrlhf_jax.models.pixels import patches
 from mmrlhf_jax.sharding.rules import constrain, partitioned
 
@@ -100,7 +101,7 @@ class EncoderLayer(nnx.Module):
 
 
 def channel_scale(features: int, dtype) -> nnx.Param:
-    return nnx.Param(jnp.full(features, 0.1, dtype))
+    return vector(jnp.full(features, 0.1, dtype))
 
 
 def scaled(x: Float[Array, "N P E"], scale: nnx.Param) -> Float[Array, "N P E"]:
@@ -116,8 +117,8 @@ class InternVit(nnx.Module):
         self.config = config
         self.remat = remat
         self.attention_backend = attention
-        self.patch = linear(3 * config.patch_size**2, d, ("patch", "embed"), bias=True, rngs=rngs, **kinds)
-        self.class_token = nnx.Param(nnx.initializers.normal(d**-0.5)(rngs.params(), (1, d), param_dtype))
+        self.patch = linear(3 * config.patch_size**2, d, ("patch", "embed"), bias=True, kind=PatchEmbedding, rngs=rngs, **kinds)
+        self.class_token = vector(nnx.initializers.normal(d**-0.5)(rngs.params(), (1, d), param_dtype))
         self.positions = nnx.Embed(
             1 + config.patches,
             d,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmrlhf_jax.models.lora import AdaptableLinear
-from mmrlhf_jax.models.parameters import for_norm
+from mmrlhf_jax.models.parameters import VECTOR, for_norm
 from mmrlhf_jax.sharding.rules import partitioned
 
 Layer = TypeVar("Layer", bound=nnx.Module)
@@ -52,6 +52,7 @@ def linear(
         use_bias=bias,
         kernel_init=partitioned(nnx.initializers.lecun_normal(), *axes),
         bias_init=partitioned(nnx.initializers.zeros_init(), axes[1]),
+        bias_metadata=VECTOR,
         dtype=dtype,
         param_dtype=param_dtype,
         rngs=rngs,
@@ -68,12 +69,14 @@ def layer_norm(features: int, eps: float, *, dtype, param_dtype, rngs) -> nnx.La
         dtype=dtype,
         param_dtype=param_dtype,
         promote_dtype=for_norm,
+        bias_metadata=VECTOR,
+        scale_metadata=VECTOR,
         rngs=rngs,
     )
 
 
 def rms_norm(features: int, eps: float, *, dtype, param_dtype, rngs) -> nnx.RMSNorm:
-    kinds = dict(dtype=dtype, param_dtype=param_dtype, promote_dtype=for_norm)
+    kinds = dict(dtype=dtype, param_dtype=param_dtype, promote_dtype=for_norm, scale_metadata=VECTOR)
     return nnx.RMSNorm(features, epsilon=eps, rngs=rngs, **kinds)
 
 

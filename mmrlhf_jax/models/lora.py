@@ -31,6 +31,7 @@ class AdaptableLinear(nnx.Linear):
     """
 
     reduce_dtype = "float32"
+    takes_adapters = True
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         x = x.astype(self.dtype)
@@ -55,6 +56,13 @@ class AdaptableLinear(nnx.Linear):
 
     def add_adapters(self, a: nnx.Param, b: nnx.Param, scale: float) -> None:
         self.lora_a, self.lora_b, self.lora_scale = a, b, scale
+
+
+class PatchEmbedding(AdaptableLinear):
+    """The linear layer of a tower's patches, which takes no adapters: in Hugging Face's models it is a convolution, for which
+    PEFT's adapters have another layout."""
+
+    takes_adapters = False
 
 
 def is_adapter(path: Path) -> bool:
@@ -83,7 +91,7 @@ def add_lora(
     """
     paths = []
     for path, layer in _linear_layers(model):
-        if not chosen(path):
+        if not layer.takes_adapters or not chosen(path):
             continue
         kernel = layer.kernel
         *stack, inputs, outputs = kernel.shape

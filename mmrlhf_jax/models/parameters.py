@@ -32,6 +32,20 @@ def _rounded(value, dtype):
 _rounded.defvjp(lambda value, dtype: (_rounded(value, dtype), None), lambda dtype, _, cotangent: (cotangent,))
 
 
+# Metadata of a parameter that is a vector: a bias, a scale, or a single learnt embedding. The optimizer does not decay it.
+VECTOR = {"vector": True}
+
+
+def vector(value: jax.Array) -> nnx.Param:
+    """A parameter that is a vector, whatever its shape, and so does not decay."""
+    return nnx.Param(value, **VECTOR)
+
+
+def is_vector(param: nnx.Variable) -> bool:
+    """Whether the parameter was made as a vector."""
+    return param.get_metadata().get("vector", False)
+
+
 def used(param: nnx.Param, dtype) -> jax.Array:
     """A parameter, `rounded` and gathered over the storage axes, for operations other than matrix products (biases,
     positions)."""

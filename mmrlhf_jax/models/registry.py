@@ -33,6 +33,12 @@ def family_of(model: ModelConfig) -> Family:
     return family(model.model_type)
 
 
+def parts_of(model: ModelConfig) -> dict[str, str]:
+    """`Family.parts` of a model with these sizes, without the reward head if it has none."""
+    parts = family_of(model).parts
+    return {name: part for name, part in parts.items() if name != "reward_head" or model.reward_head is not None}
+
+
 def find_family(config: Mapping[str, Any], where: str) -> Family:
     """The family of a model with this config.json. UserError if there is none; `where` is the file's path for the message."""
     for each in families():

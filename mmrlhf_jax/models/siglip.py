@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, UInt8
 
 from mmrlhf_jax.models.attention import Backend, full_attention
 from mmrlhf_jax.models.layers import ACTIVATIONS, layer_norm, linear, run_stack, stack
+from mmrlhf_jax.models.lora import PatchEmbedding
 from mmrlhf_jax.models.parameters import used
 from mmrlhf_jax.models.pixels import patches
 from mmrlhf_jax.sharding.rules import constrain, partitioned
@@ -86,7 +87,7 @@ class Siglip(nnx.Module):
         self.remat = remat
         self.attention_backend = attention
         pixels = 3 * config.patch_size**2
-        self.patch = linear(pixels, config.hidden_size, ("patch", "embed"), bias=True, rngs=rngs, **kinds)
+        self.patch = linear(pixels, config.hidden_size, ("patch", "embed"), bias=True, kind=PatchEmbedding, rngs=rngs, **kinds)
         self.positions = nnx.Embed(
             config.patches,
             config.hidden_size,

@@ -45,7 +45,8 @@ class VisionLanguage(nnx.Module):
 
     @abc.abstractmethod
     def make_vision(self, config: Any, *, remat: str, attention: Backend, rngs: nnx.Rngs, dtype, param_dtype) -> None:
-        """Set the attributes `vision`, `projector` and any others that the family has besides the decoder."""
+        """Set the attributes `vision`, `projector` and any others that the family has besides the decoder. `Family.parts` says
+        for each which part of the model it belongs to."""
 
     @abc.abstractmethod
     def visual_features(self, tiles: jax.Array) -> Float[Array, "B F E"]:

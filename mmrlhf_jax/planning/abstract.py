@@ -21,7 +21,7 @@ def abstract_model(sizes: ModelConfig, experiment: config.Experiment, mesh: Mesh
     """The experiment's model, adapters included, with every parameter a `ShapeDtypeStruct` with its sharding."""
     settings = experiment.model
     kinds = dict(dtype=jnp.dtype(settings.dtype), remat=settings.remat, attention=settings.attention)
-    dtype_of = stored_dtype(settings, experiment.trains, experiment.lora)
+    dtype_of = stored_dtype(family_of(sizes).parts, settings, experiment.trains, experiment.lora)
     with use_mesh(mesh):
         made = nnx.eval_shape(lambda: family_of(sizes).model()(sizes, rngs=nnx.Rngs(0), **kinds))
         adapted = with_adapters(made, experiment.lora, experiment.run.seed)

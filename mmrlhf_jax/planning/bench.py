@@ -15,6 +15,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.rows import EncodedGroup, RowBatch
 from mmrlhf_jax.data.unshared import expand, unshared_batch
 from mmrlhf_jax.inference.forward import forward
+from mmrlhf_jax.models.registry import family_of
 from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.planning.unshared import forward_unshared, split_halves
 from mmrlhf_jax.progress import Progress
@@ -66,7 +67,9 @@ def compare(
     """
     graphdef, params, frozen = split_model(model, experiment.trains, experiment.lora)
     settings = experiment.optimizer.model_copy(update={"learning_rate": STILL, "part_rates": {}})
-    tx = make_optimizer(settings.model_copy(update={"matrix_learning_rate": None}), 1000, experiment.guard)
+    tx = make_optimizer(
+        settings.model_copy(update={"matrix_learning_rate": None}), 1000, family_of(model.config).parts, experiment.guard
+    )
     state = init_state(params, frozen, tx, mesh)
     del params, frozen
     features = model.config.geometry.features

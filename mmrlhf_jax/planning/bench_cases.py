@@ -75,7 +75,7 @@ def compare_cases(shape: str, cases: Sequence[Case], *, repeats: int) -> Iterato
 def compare_case(sizes: ModelConfig, experiment: config.Experiment, case: Case, mesh: Mesh, *, repeats: int) -> dict[str, Any]:
     """The figures (`bench.compare`) of one synthetic group in both layouts."""
     settings = experiment.model
-    dtype_of = stored_dtype(settings, experiment.trains, experiment.lora)
+    dtype_of = stored_dtype(family_of(sizes).parts, settings, experiment.trains, experiment.lora)
     made = synthetic_group(sizes, images=case.images, responses=case.responses)
     with use_mesh(mesh), matmul_precision(settings.dtype):
         model = random_model(sizes, dtype_of, remat=settings.remat, dtype=jnp.dtype(settings.dtype))

@@ -19,6 +19,7 @@ from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.planning.workload import Workload
 from mmrlhf_jax.sharding.rules import axes_in, fit, spec
 from mmrlhf_jax.tasks import task_of
+from mmrlhf_jax.training.learning import learning_of
 from mmrlhf_jax.training.work import Work, useful_flops
 
 
@@ -74,7 +75,7 @@ def _text_attention(model: ModelConfig, experiment: config.Experiment, slots: in
     """Two products in the forward pass; in the backward pass four by XLA or seven by the kernels (both of which recompute the
     scores); and the forward products again if layers are rematerialised."""
     text = model.text
-    forward, learns = 2 * (1 + _references(experiment)), _passes_on(experiment)
+    forward, learns = 2 * (1 + _references(experiment)), learning_of(experiment, model).through_language_model
     recomputed = 2 * (experiment.model.remat != "none")
     keys = experiment.batch.rows // experiment.batch.accumulation, slots, text.kv_heads, text.head_dim
     copies = _kernel_copies(keys, experiment, mesh, causal=True)
@@ -102,18 +103,6 @@ def _kernel_copies(keys: tuple[int, int, int, int], experiment: config.Experimen
     return None if split is None else mesh.size / prod(mesh.shape[name] for axes in split for name in axes)
 
 
-def _learns(experiment: config.Experiment, part: str) -> bool:
-    """Whether the part's own weights learn (not only adapters)."""
-    adapted = experiment.lora.parts if experiment.lora else ()
-    return getattr(experiment.trains, part) and part not in adapted
-
-
-def _passes_on(experiment: config.Experiment) -> bool:
-    """Whether gradients flow through the language model."""
-    trains = experiment.trains
-    return trains.projector or trains.newline or trains.language_model or trains.vision_tower
-
-
 def _references(experiment: config.Experiment) -> int:
     return task_of(experiment.objective).reference_passes
 
@@ -123,9 +112,10 @@ def _language(model: ModelConfig, experiment: config.Experiment) -> float:
     the backward pass does not use its result."""
     text, width = model.text, model.text.heads * model.text.head_dim
     block = text.hidden_size * (2 * width + 2 * text.kv_heads * text.head_dim + 3 * text.intermediate_size)
-    passes_on = _passes_on(experiment)
+    learning = learning_of(experiment, model)
+    passes_on = learning.through_language_model
     again = block - text.hidden_size * text.intermediate_size if passes_on and experiment.model.remat == "full" else 0
-    times = 1 + _references(experiment) + passes_on + _learns(experiment, "language_model")
+    times = 1 + _references(experiment) + passes_on + ("language_model" in learning.whole)
     return 2 * text.layers * (times * block + again)
 
 
@@ -139,16 +129,17 @@ def _xla_pairs(slots: int) -> float:
 
 def _vocabulary(model: ModelConfig, experiment: config.Experiment) -> float:
     """FLOPs of the vocabulary projection per target: forward, recomputed in the backward pass, and the gradients' products."""
-    times = 1 + _references(experiment) + 2 * _passes_on(experiment) + _learns(experiment, "language_model")
+    learning = learning_of(experiment, model)
+    times = 1 + _references(experiment) + 2 * learning.through_language_model + ("language_model" in learning.whole)
     return 2 * model.text.hidden_size * model.text.vocab_size * times
 
 
 def _projector(model: ModelConfig, experiment: config.Experiment) -> float:
     """FLOPs of the projector per tile. Its first layer computes input gradients only if the vision tower learns."""
-    work = model.projector_work
-    weights, tower = _learns(experiment, "projector"), experiment.trains.vision_tower
+    work, learning = model.projector_work, learning_of(experiment, model)
+    weights, tower = "projector" in learning.whole, "vision_tower" in learning
     first = work.first * (1 + _references(experiment) + weights + tower)
-    inner = experiment.trains.projector or tower
+    inner = "projector" in learning or tower
     return 2 * work.tokens * (first + work.rest * (1 + _references(experiment) + weights + inner))
 
 
@@ -157,11 +148,12 @@ def _vision(model: ModelConfig, experiment: config.Experiment, mesh: Mesh, tiles
     tower, slots = model.tower_work, model.tower_work.slots
     products = 2 * (tower.layers * tower.layer_products * slots + tower.embedding_products)
     times, recomputed = 1 + _references(experiment), experiment.model.remat == "full"
-    passes_on = experiment.trains.vision_tower
+    learning = learning_of(experiment, model)
+    passes_on = "vision_tower" in learning
     keys = experiment.batch.rows // experiment.batch.accumulation * tiles, slots, tower.heads, tower.width // tower.heads
     copies = _kernel_copies(keys, experiment, mesh, causal=False)
     padded = slots if copies is None else slots + -slots % block_size(slots, 1, causal=False)
     # As for text: two products forward; backward four by XLA, seven by the kernels.
     attended = 2 * times + passes_on * (4 + 2 * recomputed if copies is None else 7 + 2 * (experiment.model.remat != "none"))
-    times += passes_on * (1 + _learns(experiment, "vision_tower") + recomputed)
+    times += passes_on * (1 + ("vision_tower" in learning.whole) + recomputed)
     return times * products + tower.layers * attended * 2 * tower.width * padded**2 * (copies or 1)

@@ -20,7 +20,7 @@ from mmrlhf_jax.inference.generate import PromptRows, generate
 from mmrlhf_jax.inference.scoring import make_scoring_step
 from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.models.layers import matmul_precision
-from mmrlhf_jax.models.registry import published_config
+from mmrlhf_jax.models.registry import family_of, published_config
 from mmrlhf_jax.planning.abstract import abstract_batch, abstract_model, abstract_state
 from mmrlhf_jax.planning.program import held_bytes
 from mmrlhf_jax.planning.topology import planned_devices
@@ -31,7 +31,7 @@ from mmrlhf_jax.training.state import TrainState
 from mmrlhf_jax.training.step import Step, make_eval_step, make_train_step
 
 PLANNED_STEPS = 1000  # length of the learning rate schedule, which does not change what is planned
-NOTHING = config.Trains(projector=False, newline=False, language_model=False, reward_head=False)
+NOTHING = config.Trains(**dict.fromkeys(config.Trains.model_fields, False))
 PROMPT, NEW_TOKENS = 4096, 512  # tokens of the generation that is planned beside the step
 
 
@@ -75,7 +75,7 @@ def lower_step(experiment: config.Experiment, launch: config.Launch) -> tuple[ja
 def step_arguments(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh) -> tuple[Step, TrainState, RowBatch]:
     """(train step, abstract state, abstract batch)."""
     task = task_of(experiment.objective)
-    tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, experiment.guard)
+    tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, family_of(sizes).parts, experiment.guard)
     model = abstract_model(sizes, experiment, mesh)
     graphdef, state = abstract_state(model, experiment, tx, mesh, keep_start=task.reference == "live")
     step = make_train_step(
@@ -133,7 +133,7 @@ def resident_bytes(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh
 def _pass_arguments(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState, RowBatch]:
     """(graphdef, abstract state, abstract batch) of a forward pass over the rows of one accumulation piece."""
     batch = experiment.batch
-    tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, experiment.guard)
+    tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, family_of(sizes).parts, experiment.guard)
     keep_start = task_of(experiment.objective).reference == "live"
     graphdef, state = abstract_state(abstract_model(sizes, experiment, mesh), experiment, tx, mesh, keep_start=keep_start)
     return graphdef, state, abstract_batch(batch.rows // batch.accumulation, demanded_budget(batch), sizes.geometry, mesh)

@@ -31,6 +31,7 @@ from mmrlhf_jax.planning.workload import Workload, find_workload
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.mesh import use_mesh
 from mmrlhf_jax.training.layout import check_layout, with_accumulation
+from mmrlhf_jax.training.learning import check_learning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +117,11 @@ def make_plan(
 
     With `passes`, the evaluation of held-out data and the reference pass are planned too, if the experiment has them.
     `workload` is the result of `find_workload`, which does not depend on mesh, accumulation and remat policy. `names` are those
-    of experiment and launch file, for messages. UserError if the experiment does not divide over the devices.
+    of experiment and launch file, for messages. UserError if the experiment does not divide over the devices, or if
+    its learning does not fit the model (`check_learning`).
     """
     sizes, source = model_sizes(experiment)
+    check_learning(experiment, sizes)
     mesh = launch_mesh(launch)
     asked, experiment = experiment, with_accumulation(experiment, launch, mesh.shape)
     check_layout(experiment, sizes, mesh.shape)

@@ -9,11 +9,15 @@ import optax
 from flax import nnx
 
 from mmrlhf_jax import config
+from mmrlhf_jax.huggingface.checkpoint import read_sizes
 from mmrlhf_jax.huggingface.load import load_model
 from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.models.lora import with_reduce_dtype
+from mmrlhf_jax.models.registry import family_of
 from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.progress import say
+from mmrlhf_jax.sharding.agreement import together
+from mmrlhf_jax.training.learning import check_learning
 from mmrlhf_jax.training.optimizer import make_optimizer
 from mmrlhf_jax.training.state import precision_line, split_model, stored_dtype, with_adapters
 
@@ -32,20 +36,23 @@ class Base(NamedTuple):
 def split_base(experiment: config.Experiment, mesh, steps: int) -> Base:
     """Load the base model and split it; `steps` (the run's length) sets the learning rate schedule of the optimizer."""
     model = load_base(experiment, mesh)
+    parts = family_of(model.config).parts
     graphdef, params, frozen = split_model(model, experiment.trains, experiment.lora)
     say(precision_line(params, frozen, experiment.model.dtype))
-    return Base(model.config, graphdef, params, frozen, make_optimizer(experiment.optimizer, steps, experiment.guard))
+    return Base(model.config, graphdef, params, frozen, make_optimizer(experiment.optimizer, steps, parts, experiment.guard))
 
 
 def load_base(experiment: config.Experiment, mesh) -> VisionLanguage:
     """Load the model that the experiment starts from. Adapters, and a reward head that the checkpoint lacks, are initialised
-    from `run.seed`."""
+    from `run.seed`. UserError if the experiment's learning does not fit the model (`check_learning`)."""
     settings = experiment.model
+    sizes = together(lambda: read_sizes(settings.path, settings.reward_head))
+    check_learning(experiment, sizes)
     model = load_model(
         settings.path,
         mesh=mesh,
         dtype=jnp.dtype(settings.dtype),
-        param_dtype=stored_dtype(settings, experiment.trains, experiment.lora),
+        param_dtype=stored_dtype(family_of(sizes).parts, settings, experiment.trains, experiment.lora),
         remat=settings.remat,
         attention=settings.attention,
         reward_head=settings.reward_head,

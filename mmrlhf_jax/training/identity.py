@@ -16,6 +16,9 @@ from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
 # the setting that explains why two fingerprints differ.
 SETTINGS, CONFIGURATION = "settings", "configuration"
 FINGERPRINTS = DATA, EXAMPLES, ENCODER, PLAN, MODEL = "data", "examples", "encoder", "plan of rows", "model"
+# LACKS are the parts in `trains` that models of this family do not have: whether they are true or false makes no other run. It
+# is stored only if there are such parts.
+LEARNING, LACKS = "trains", "lacks"
 STEPS, SHOWN = "steps", {"seed": "run.seed", "rows": "batch.rows"}
 # Settings whose change always changes the rows, and settings whose change may.
 TEMPLATE = "data.template"
@@ -26,16 +29,24 @@ MAYBE = (
 )
 
 
-def run_identity(experiment: config.Experiment, rows: Rows, steps: int, source: epath.PathLike) -> dict[str, Any]:
-    """The complete identity. `source` is the directory of the model that the run starts from."""
-    return known_identity(experiment) | {
-        STEPS: steps,
-        DATA: rows.index.fingerprint,
-        EXAMPLES: rows.examples.fingerprint,
-        ENCODER: rows.encoder.fingerprint,
-        PLAN: rows.identity,
-        MODEL: model_fingerprint(source),
-    }
+def run_identity(
+    experiment: config.Experiment, rows: Rows, steps: int, source: epath.PathLike, parts: Iterable[str]
+) -> dict[str, Any]:
+    """The complete identity. `source` is the directory of the model that the run starts from, `parts` are the parts that models
+    of its family have (values of `Family.parts`)."""
+    lacks = sorted({*config.Trains.model_fields} - {*parts})
+    return (
+        known_identity(experiment)
+        | ({LACKS: " ".join(lacks)} if lacks else {})
+        | {
+            STEPS: steps,
+            DATA: rows.index.fingerprint,
+            EXAMPLES: rows.examples.fingerprint,
+            ENCODER: rows.encoder.fingerprint,
+            PLAN: rows.identity,
+            MODEL: model_fingerprint(source),
+        }
+    )
 
 
 def known_identity(experiment: config.Experiment) -> dict[str, Any]:
@@ -47,7 +58,7 @@ def known_identity(experiment: config.Experiment) -> dict[str, Any]:
     known = {
         "seed": experiment.run.seed,
         "rows": experiment.batch.rows,
-        "trains": learning(experiment),
+        LEARNING: learning(experiment),
         SETTINGS: strict_json.dumps(settings, sort_keys=True),
         CONFIGURATION: sections.resolved(experiment),
     }
@@ -80,7 +91,8 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | Non
     which data or model changed.
     """
     before, now = (configuration(identity) for identity in (found, wanted))
-    named = [name for name in wanted if name not in (SETTINGS, CONFIGURATION, *FINGERPRINTS)]
+    found, wanted = _of_the_same_parts(found, wanted)
+    named = [name for name in wanted if name not in (SETTINGS, CONFIGURATION, LACKS, *FINGERPRINTS)]
     settings = [_settings(found, wanted)]
     settings += [_changed({SHOWN.get(n, n): found.get(n)}, {SHOWN.get(n, n): wanted[n]}) for n in named if n != STEPS]
     # If one of them leaves the template to the model's family, only the encoder's fingerprint can tell whether it differs; see
@@ -108,7 +120,21 @@ def learnt_otherwise(found: Mapping[str, Any], experiment: config.Experiment, so
     before, now = (_settings_of(identity) for identity in (found, wanted))
     names = [name for name in {**before, **now} if name == "model.reward_head" or name.partition(".")[0] == "lora"]
     changed = _changed(before, now, names) if SETTINGS in found else None
-    return changed or difference(found, {name: wanted[name] for name in ("seed", "trains", MODEL, CONFIGURATION)})
+    return changed or difference(found, {name: wanted[name] for name in ("seed", LEARNING, MODEL, CONFIGURATION)})
+
+
+def _of_the_same_parts(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Both identities, without the parts that the model lacks (of which at least a complete identity knows) in what learns."""
+    lacks = {part for identity in (found, wanted) for part in identity.get(LACKS, "").split()}
+
+    def with_parts(identity: Mapping[str, Any]) -> dict[str, Any]:
+        if LEARNING not in identity:
+            return dict(identity)
+        parts, separator, lora = identity[LEARNING].partition(";")
+        kept = " ".join(part for part in parts.split() if part not in lacks)
+        return {**identity, LEARNING: f"{kept}{separator}{lora}"}
+
+    return [with_parts(identity) for identity in (found, wanted)]
 
 
 def _data_changed(other: set[str], before: Mapping[str, Any], now: Mapping[str, Any], *, knows: bool) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from mmrlhf_jax import config
+from mmrlhf_jax.models.parameters import is_vector
 from mmrlhf_jax.training.guard import guarded
-from mmrlhf_jax.training.state import PARTS
 
 
 def learning_rate_schedule(settings: config.Optimizer, steps: int) -> optax.Schedule:
@@ -39,15 +41,15 @@ def learning_rate_at(settings: config.Optimizer, steps: int, step: int) -> float
 
 
 def make_optimizer(
-    settings: config.Optimizer, steps: int, guard: config.Guard | None = None
+    settings: config.Optimizer, steps: int, parts: Mapping[str, str], guard: config.Guard | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """The optax transformation; its `update` takes the loss as `value`. All parts share one schedule, scaled to each part's
-    peak rate (`settings.part_rates`)."""
+    peak rate (`settings.part_rates`); `parts` are those of the model (`Family.parts`)."""
     chain = optax.chain(
         optax.clip_by_global_norm(settings.max_grad_norm),
         direction(settings),
         optax.add_decayed_weights(settings.weight_decay, mask=decays),
-        scale_by_part({part: rate / settings.learning_rate for part, rate in settings.part_rates.items()}),
+        scale_by_part({part: rate / settings.learning_rate for part, rate in settings.part_rates.items()}, parts),
         optax.scale_by_learning_rate(learning_rate_schedule(settings, steps)),
     )
     return guarded(chain, guard or config.Guard())
@@ -73,38 +75,37 @@ def direction(settings: config.Optimizer) -> optax.GradientTransformation:
 
 
 def algorithms(params):
-    """A tree of names: "muon" for the kernels [L, in, out] of stacked layers, else "adam" (embeddings, heads, biases,
-    norms)."""
+    """A tree of names: "muon" for the kernels [L, in, out] of stacked layers (`layers.stack`), else "adam" (embeddings, heads,
+    biases, norms)."""
 
     def algorithm(path, param) -> str:
-        names = {_name(key) for key in path}
-        return "muon" if {"layers", "kernel"} <= names and param.ndim == 3 else "adam"
+        return "muon" if "kernel" in map(_name, path) and param.ndim == 3 else "adam"
 
     return jax.tree_util.tree_map_with_path(algorithm, params)
 
 
-def scale_by_part(factors: dict[str, float]) -> optax.GradientTransformation:
-    """Multiply the updates of the named parts (keys of `config.Trains`)."""
+def scale_by_part(factors: Mapping[str, float], parts: Mapping[str, str]) -> optax.GradientTransformation:
+    """Multiply the updates of the named parts (keys of `config.Trains`); `parts` are those of the model (`Family.parts`)."""
 
     def factor(path) -> float:
-        return factors.get(PARTS[_name(path[0])], 1.0)
+        return factors.get(parts[_name(path[0])], 1.0)
 
     return optax.stateless(
         lambda updates, _: jax.tree_util.tree_map_with_path(lambda path, u: u * jnp.asarray(factor(path), u.dtype), updates)
     )
 
 
-VECTORS = {"bias", "scale", "newline", "class_token", "attention_scale", "mlp_scale"}  # names of parameters
-
-
 def decays(params):
     """A tree of bools: True for matrices and embeddings, False for biases and scales (as in transformers' Trainer) and for
-    single learnt vectors."""
+    single learnt vectors (`parameters.vector`)."""
 
-    def is_matrix(path, _) -> bool:
-        return not {_name(key) for key in path} & VECTORS
+    def is_parameter(x) -> bool:
+        return isinstance(x, nnx.Variable)
 
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
+    def decay(param):
+        return jax.tree.map(lambda _: not (is_parameter(param) and is_vector(param)), param)
+
+    return jax.tree.map(decay, params, is_leaf=is_parameter)
 
 
 def _name(key) -> str:

@@ -12,11 +12,13 @@ from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.huggingface.checkpoint import read_sizes
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
+from mmrlhf_jax.models.registry import family_of
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import same_everywhere, together
 from mmrlhf_jax.tasks import open_held_out_examples, open_training_examples, plan_training_rows, task_of
 from mmrlhf_jax.training.held_out import plan_held_out, say_shared
 from mmrlhf_jax.training.identity import CONFIGURATION, run_identity
+from mmrlhf_jax.training.learning import check_learning
 from mmrlhf_jax.training.preflight import check_profile
 
 
@@ -62,6 +64,7 @@ def plan_run(experiment: config.Experiment) -> PlannedRun:
         say_shared(examples, judged, experiment.data.held_out)
     source = local_directory(experiment.model.path)
     sizes = read_sizes(source, experiment.model.reward_head)
+    check_learning(experiment, sizes)
     encoder = task.encoder(experiment.data, load_tokenizer(source), sizes)
     rows = plan_training_rows(examples, encoder, experiment.data, batch, task, seed=run.seed)
     task.check_learnable(rows.index, examples, encoder, experiment.data, experiment.data.named)
@@ -69,7 +72,7 @@ def plan_run(experiment: config.Experiment) -> PlannedRun:
     total_rows = count_rows(rows, experiment)
     steps = -(-total_rows // batch.rows)
     check_profile(run, steps)
-    identity = run_identity(experiment, rows, steps, source)
+    identity = run_identity(experiment, rows, steps, source, family_of(sizes).parts.values())
     return PlannedRun(examples, source, rows, held_out, total_rows, steps, batch.rows, identity)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import exists
 from mmrlhf_jax.inference.forward import forward
 from mmrlhf_jax.models.layers import matmul_precision
+from mmrlhf_jax.models.registry import family_of
 from mmrlhf_jax.objectives import summary, target_counts
 from mmrlhf_jax.sharding.agreement import together
 from mmrlhf_jax.sharding.feed import fetch, own_rows, place
@@ -30,7 +31,7 @@ from mmrlhf_jax.training.base import load_base
 from mmrlhf_jax.training.directory import CONFIG_FILE
 from mmrlhf_jax.training.layout import with_accumulation
 from mmrlhf_jax.training.record import SavedBatch, as_number, read_batch
-from mmrlhf_jax.training.state import PARTS, TrainState, split_model
+from mmrlhf_jax.training.state import TrainState, split_model
 from mmrlhf_jax.training.step import loss_and_gradients, reference_outputs, split_rows
 from mmrlhf_jax.training.trained import load_trained
 
@@ -91,7 +92,7 @@ def replay(saved: str, launch: config.Launch, *, step: int | None = None, overri
         state = TrainState(jnp.int32(found.step), params, frozen, opt_state=(), start=start)
         mine = list(own_rows(mesh, len(found.batch.tokens)))
         placed = place(jax.tree.map(lambda x: x[mine], found.batch), mesh)
-        compute = jax.jit(partial(_figures, graphdef, experiment, task))
+        compute = jax.jit(partial(_figures, graphdef, family_of(trained.model.config).parts, experiment, task))
         figures, norms, per_response = jax.tree.map(fetch, compute(state, placed))
     judges = trained.model.config.reward_head is not None
     return Replay(
@@ -111,9 +112,16 @@ def _read(path: epath.Path) -> SavedBatch:
     return found
 
 
-def _figures(graphdef: nnx.GraphDef, experiment: config.Experiment, task: Task, state: TrainState, batch: RowBatch):
-    """(figures, gradient norms by part, (log-probs, rewards, reference log-probs) float[B, R]), computed as in the run's
-    step."""
+def _figures(
+    graphdef: nnx.GraphDef,
+    parts: Mapping[str, str],
+    experiment: config.Experiment,
+    task: Task,
+    state: TrainState,
+    batch: RowBatch,
+):
+    """(figures, gradient norms by part, (log-probs, rewards, reference log-probs) float[B, R]), computed as in the run's step.
+    `parts` are those of the model (`Family.parts`)."""
     settings = experiment.batch
     chunk = dict(chunk=settings.logprob_chunk)
     value, metrics, grads = loss_and_gradients(
@@ -126,7 +134,7 @@ def _figures(graphdef: nnx.GraphDef, experiment: config.Experiment, task: Task, 
         reference=task.reference,
         **chunk,
     )
-    norms = {PARTS[name]: optax.tree.norm(part) for name, part in grads.items()}
+    norms = {part: optax.tree.norm([grads[n] for n in grads if parts[n] == part]) for part in {parts[n] for n in grads}}
 
     def outputs(piece: RowBatch):
         found = forward(nnx.merge(graphdef, state.params, state.frozen), piece, **chunk)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mmrlhf_jax.config import Lora, Model, Trains
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.lora import Path, add_lora, is_adapter
+from mmrlhf_jax.models.registry import family_of
 from mmrlhf_jax.models.vision_language import VisionLanguage
 
-# Part of the model -> key of `Trains`.
-PARTS = {
-    "vision": "vision_tower",
-    "projector": "projector",
-    "newline": "newline",
-    "language": "language_model",
-    "reward_head": "reward_head",
-}
 MASTER = np.dtype(np.float32)  # dtype of every parameter that learns
 # The output layer gets an adapter only if `lora.layers` names it, as in PEFT.
 UNADAPTED = {("language", "head")}
@@ -44,24 +37,25 @@ class TrainState:
 
 def split_model(model: VisionLanguage, trains: Trains, lora: Lora | None = None) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """(graphdef, trained parameters, frozen parameters). Of the parts in `lora.parts` only the adapters are trained."""
-    learns = learner(trains, lora)
+    learns = learner(family_of(model.config).parts, trains, lora)
     return nnx.split(model, lambda path, _: learns(path), ...)
 
 
-def learner(trains: Trains, lora: Lora | None) -> Callable[[Path], bool]:
-    """A function that tells whether the parameter at a path learns."""
+def learner(parts: Mapping[str, str], trains: Trains, lora: Lora | None) -> Callable[[Path], bool]:
+    """A function that tells whether the parameter at a path learns. `parts` are those of the model (`Family.parts`)."""
     adapted = lora.parts if lora else ()
 
     def learns(path: Path) -> bool:
-        part = PARTS[path[0]]
+        part = parts[path[0]]
         return getattr(trains, part) and (part not in adapted or is_adapter(path))
 
     return learns
 
 
-def stored_dtype(settings: Model, trains: Trains, lora: Lora | None) -> Callable[[Path], np.dtype]:
-    """A function that gives the storage dtype of the parameter at a path: float32 if it learns, else `frozen_dtype`."""
-    learns, frozen = learner(trains, lora), jnp.dtype(settings.frozen_dtype)
+def stored_dtype(parts: Mapping[str, str], settings: Model, trains: Trains, lora: Lora | None) -> Callable[[Path], np.dtype]:
+    """A function that gives the storage dtype of the parameter at a path: float32 if it learns, else `frozen_dtype`. `parts`
+    are those of the model (`Family.parts`)."""
+    learns, frozen = learner(parts, trains, lora), jnp.dtype(settings.frozen_dtype)
     return lambda path: MASTER if learns(path) else frozen
 
 
@@ -79,10 +73,11 @@ def with_adapters(model: VisionLanguage, lora: Lora | None, seed: int) -> Vision
     if lora is None:
         return model
 
+    part_of = family_of(model.config).parts
     there: list[Path] = []  # layers that could be adapted, for error messages
 
     def chosen(path: Path) -> bool:
-        if PARTS[path[0]] not in lora.parts or path == ("vision", "patch"):  # "patch" is a convolution in Hugging Face's model
+        if part_of[path[0]] not in lora.parts:
             return False
         there.append(path)
         return path not in UNADAPTED if lora.layers is None else path[-1] in lora.layers
@@ -94,15 +89,15 @@ def with_adapters(model: VisionLanguage, lora: Lora | None, seed: int) -> Vision
             "lora.layers names head, but this model's vocabulary projection is its token embedding (tie_word_embeddings):"
             " an adapter of one would be none of the other; leave head out"
         )
-    parts, names = {PARTS[path[0]] for path in there}, {path[-1] for path in there}
+    parts, names = {part_of[path[0]] for path in there}, {path[-1] for path in there}
     for key, wanted, here in (("parts", lora.parts, parts), ("layers", layers, names)):
         missing = [name for name in wanted if name not in here]
         if missing:
             known = ", ".join(sorted(here)) or "none"
             raise UserError(f"lora.{key}: this model has no {missing[0]!r} to adapt; there are {known}")
-    idle = [part for part in lora.parts if part not in {PARTS[path[0]] for path in adapted}]
+    idle = [part for part in lora.parts if part not in {part_of[path[0]] for path in adapted}]
     if idle:
-        known = ", ".join(sorted({path[-1] for path in there if PARTS[path[0]] == idle[0]}))
+        known = ", ".join(sorted({path[-1] for path in there if part_of[path[0]] == idle[0]}))
         raise UserError(f"lora.layers {', '.join(layers)}: {idle[0]} has none of these and would not learn; it has {known}")
     return model
 

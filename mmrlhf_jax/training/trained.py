@@ -35,8 +35,9 @@ from mmrlhf_jax.training.base import load_base
 from mmrlhf_jax.training.card import conversion_card, model_card
 from mmrlhf_jax.training.directory import CHECKPOINTS, CONFIG_FILE
 from mmrlhf_jax.training.identity import learnt_otherwise
+from mmrlhf_jax.training.learning import learning_of
 from mmrlhf_jax.training.metrics import read_metrics
-from mmrlhf_jax.training.state import PARTS, learner
+from mmrlhf_jax.training.state import learner
 from mmrlhf_jax.training.stored import Criterion, StoredCheckpoints
 
 
@@ -216,7 +217,7 @@ def _learnt_dtypes(trained: Trained, asked: jnp.dtype | None) -> set[np.dtype]:
     updates away."""
     family = family_of(trained.model.config)
     kinds = WrittenDtypes(StoredTensors(trained.source, family.names.pieces), family, asked)
-    learns = learner(trained.experiment.trains, trained.experiment.lora)
+    learns = learner(family.parts, trained.experiment.trains, trained.experiment.lora)
     found = set()
     for path, variable in nnx.to_flat_state(nnx.state(trained.model)):
         if learns(path):
@@ -240,9 +241,7 @@ def _say_other_template(trained: Trained, out: str | os.PathLike[str]) -> None:
 def export_run_adapter(trained: Trained, out: str | os.PathLike[str], card: str) -> None:
     """Write the adapters alone. UserError if any part was fully trained, which an adapter directory cannot hold."""
     experiment, lora = trained.experiment, trained.experiment.lora
-    adapted = lora.parts if lora else ()
-    there = {PARTS[path[0]] for path, _ in nnx.to_flat_state(nnx.state(trained.model))}
-    whole = [part for part, learns in experiment.trains if learns and part in there and part not in adapted]
+    whole = learning_of(experiment, trained.model.config).whole
     if whole:
         raise UserError(
             f"{', '.join(whole)} learnt as a whole, which adapters do not hold; export the merged model (no --adapter)"

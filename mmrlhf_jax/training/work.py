@@ -11,6 +11,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.accelerators import CHIPS
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.models.family import ModelConfig
+from mmrlhf_jax.training.learning import learning_of
 
 # Dense bfloat16 peak of one device in FLOP/s, by prefix of jax's `device_kind`, from the vendors' data sheets.
 PEAK_FLOPS = {"TPU v4": 275e12, "TPU v5e": CHIPS["v5e"].flops, "TPU v6e": CHIPS["v6e"].flops}
@@ -55,7 +56,7 @@ def useful_flops(work: Work, model: ModelConfig, experiment: config.Experiment |
     text = model.text
     attention_width = text.heads * text.head_dim
     block = text.hidden_size * (2 * attention_width + 2 * text.kv_heads * text.head_dim + 3 * text.intermediate_size)
-    times = _passes(experiment)
+    times = _passes(experiment, model)
     return float(
         times["language"] * 2 * text.layers * block * work.tokens
         + times["attention"] * 4 * text.layers * attention_width * work.attention
@@ -65,25 +66,18 @@ def useful_flops(work: Work, model: ModelConfig, experiment: config.Experiment |
     )
 
 
-def _passes(experiment: config.Experiment | None) -> dict[str, int]:
+def _passes(experiment: config.Experiment | None, model: ModelConfig) -> dict[str, int]:
     """How many times each part's forward FLOPs are done: forward, gradient of its inputs, gradient of its weights."""
     if experiment is None:
         return dict.fromkeys(("language", "attention", "projector", "vision"), 1)
-    trains, adapted = experiment.trains, experiment.lora.parts if experiment.lora else ()
-
-    def learns(part: str) -> bool:
-        return getattr(trains, part)
-
-    def weights(part: str) -> int:
-        return int(learns(part) and part not in adapted)
-
-    projector_passes_on = learns("projector") or learns("vision_tower")
-    language_passes_on = projector_passes_on or learns("newline") or learns("language_model")
+    learning = learning_of(experiment, model)
+    projector_passes_on = "projector" in learning or "vision_tower" in learning
+    language_passes_on = learning.through_language_model
     return {
-        "language": 1 + language_passes_on + weights("language_model"),
+        "language": 1 + language_passes_on + ("language_model" in learning.whole),
         "attention": 3 if language_passes_on else 1,
-        "projector": 1 + projector_passes_on + weights("projector"),
-        "vision": 1 + learns("vision_tower") + weights("vision_tower"),
+        "projector": 1 + projector_passes_on + ("projector" in learning.whole),
+        "vision": 1 + ("vision_tower" in learning) + ("vision_tower" in learning.whole),
     }
 
 

@@ -32,6 +32,7 @@ from mmrlhf_jax.data.unshared import exact_batch
 from mmrlhf_jax.huggingface.load import load_model
 from mmrlhf_jax.inference.scoring import make_scoring_step
 from mmrlhf_jax.models.layers import matmul_precision
+from mmrlhf_jax.models.llava_onevision import FAMILY
 from mmrlhf_jax.planning.synthetic import synthetic_group
 from mmrlhf_jax.sharding.feed import place
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
@@ -77,7 +78,7 @@ def our_turn(directory: Path, group: EncodedGroup) -> Turn:
         rows = exact_batch([group], model.config.geometry)
         scored, _ = make_scoring_step(graphdef, chunk=256)(params, frozen, place(rows, mesh))
         rows = place(rows._replace(reference_logps=np.asarray(scored.logps)), mesh)
-        tx = make_optimizer(settings, 1000)
+        tx = make_optimizer(settings, 1000, FAMILY.parts)
         state = init_state(params, frozen, tx, mesh)
         places = jax.tree.map(lambda x: x.sharding, state)
         step = make_train_step(graphdef, task_of(objective), tx, chunk=256, shardings=places).lower(state, rows).compile()

@@ -21,6 +21,7 @@ STATE = """
 import sys, math, json
 import jax
 from mmrlhf_jax import config
+from mmrlhf_jax.models.registry import family_of
 from mmrlhf_jax.planning import lowering
 from mmrlhf_jax.planning.abstract import abstract_model, abstract_state
 from mmrlhf_jax.sharding.mesh import make_mesh
@@ -31,7 +32,7 @@ sizes, _ = lowering.model_sizes(experiment)
 for name in sys.argv[1:]:
     launch = config.load_launch(name)
     mesh = make_mesh(launch.mesh.model_dump(), lowering.planned_devices(launch))
-    tx = make_optimizer(experiment.optimizer, 10, experiment.guard)
+    tx = make_optimizer(experiment.optimizer, 10, family_of(sizes).parts, experiment.guard)
     _, state = abstract_state(abstract_model(sizes, experiment, mesh), experiment, tx, mesh, keep_start=False)
     here = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
     whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))

@@ -50,7 +50,7 @@ def test_the_flop_ratio_is_the_one_worked_out_by_hand(case):
 
 def test_the_flop_ratio_of_another_family_is_the_one_worked_out_by_hand():
     """InternVL3-8B, 4 responses and an image of 256 tokens, in TFLOP: 6 x 6.525e9 weights of the blocks for 1136 tokens are
-    44.5 (6432 tokens: 251.8), the vocabulary 2.6 (7.8), attention 0.5 (2.1), the tower 0.72 a tile for 1 tile (12: 8.7), and
+    44.5 (for 6432 tokens: 251.8), the vocabulary 2.6 (7.8), attention 0.5 (2.1), the tower 0.72 for 1 tile (8.7 for 12), and
     the projector 0.04 (0.5)."""
     sizes, experiment = bench_cases.shape_sizes("internvl/8b"), shape_experiment("internvl/8b")
     made = synthetic_group(sizes, images=1, responses=4)

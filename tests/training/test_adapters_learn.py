@@ -16,11 +16,12 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import load_model
 from mmrlhf_jax.inference.forward import forward
 from mmrlhf_jax.inference.generate import PromptRows, generate
+from mmrlhf_jax.models.llava_onevision import FAMILY
 from mmrlhf_jax.models.lora import adapted_layers, merge_lora
 from mmrlhf_jax.sharding.feed import place
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.tasks import task_of
-from mmrlhf_jax.training.state import PARTS, split_model, with_adapters
+from mmrlhf_jax.training.state import split_model, with_adapters
 from mmrlhf_jax.training.step import TrainState, loss_and_gradients, reference_outputs
 from tests import tiny
 from tests.training import groups
@@ -67,7 +68,7 @@ def load(directory, lora: config.Lora | None, head: str = "tanh", **kinds):
 def layers_of(model) -> list[tuple[str, str]]:
     """(part, layer) of every linear layer but the patch embedding, found without the code that chooses adapters."""
     linear = [path for path, module in nnx.iter_modules(model) if isinstance(module, nnx.Linear)]
-    return [(PARTS[path[0]], path[-1]) for path in linear if path != ("vision", "patch")]
+    return [(FAMILY.parts[path[0]], path[-1]) for path in linear if path != ("vision", "patch")]
 
 
 def adapters(layers) -> config.Lora:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.unshared import exact_batch
+from mmrlhf_jax.models.llava_onevision import FAMILY
 from mmrlhf_jax.planning.synthetic import synthetic_group
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.tasks import task_of
@@ -30,7 +31,7 @@ def test_no_vocabulary_sized_buffer_exists_beyond_the_chunk_and_the_parameters(t
     assert batch.targets.shape[1] > 8 * CHUNK
     with use_mesh(mesh):
         graphdef, params, frozen = split_model(model, config.Trains())
-        tx = make_optimizer(config.Optimizer(), 10)
+        tx = make_optimizer(config.Optimizer(), 10, FAMILY.parts)
         state = init_state(params, frozen, tx, mesh)
         step = make_train_step(graphdef, task_of(config.Preference()), tx, chunk=CHUNK, shardings=None)
         program = step.lower(state, batch).compile().as_text()

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmrlhf_jax import config
+from mmrlhf_jax.models.llava_onevision import FAMILY
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.training.optimizer import decays, learning_rate_at, learning_rate_schedule, make_optimizer
 from mmrlhf_jax.training.state import init_state
@@ -37,7 +38,7 @@ def test_muon_orthogonalises_every_layer_of_a_stack_and_leaves_the_rest_to_adam(
     grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
     updates = {}
     for algorithm in ("muon", "adamw"):
-        tx = make_optimizer(settings.model_copy(update={"algorithm": algorithm}), 10)
+        tx = make_optimizer(settings.model_copy(update={"algorithm": algorithm}), 10, FAMILY.parts)
         updates[algorithm], _ = tx.update(grads, tx.init(params), params, value=jnp.float32(1))
     muon, adamw = (
         {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(updates[a])} for a in updates
@@ -60,7 +61,7 @@ def test_moments_lie_where_their_parameters_lie_under_both_algorithms():
     mesh = make_mesh({"fsdp": -1})
     params = parameters(mesh)
     for algorithm in ("adamw", "muon"):
-        tx = make_optimizer(config.Optimizer(algorithm=algorithm), 10)
+        tx = make_optimizer(config.Optimizer(algorithm=algorithm), 10, FAMILY.parts)
         state = init_state(params, nnx.State({}), tx, mesh)
         moments = [x for p, x in jax.tree_util.tree_leaves_with_path(state.opt_state) if "kernel" in jax.tree_util.keystr(p)]
         assert len(moments) == (2 if algorithm == "adamw" else 1)
@@ -76,7 +77,7 @@ def test_a_part_with_its_own_rate_follows_the_same_schedule_under_its_own_peak()
     for step_number in (1, 3):
         updates = []
         for rates in ({}, {"projector": 4e-5}):
-            tx = make_optimizer(config.Optimizer(learning_rate=1e-5, part_rates=rates, warmup_ratio=0.2), 10)
+            tx = make_optimizer(config.Optimizer(learning_rate=1e-5, part_rates=rates, warmup_ratio=0.2), 10, FAMILY.parts)
             state = tx.init(params)
             for _ in range(step_number):
                 update, state = tx.update(grads, state, params, value=jnp.float32(1))

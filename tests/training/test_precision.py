@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from mmrlhf_jax import config
 from mmrlhf_jax.huggingface.model_config import read_config
+from mmrlhf_jax.models.llava_onevision import FAMILY
 from mmrlhf_jax.models.llava_onevision.weights import NAMES
 from mmrlhf_jax.models.lora import adapted_layers, is_adapter, merge_lora
 from mmrlhf_jax.planning.abstract import abstract_model, abstract_state
@@ -82,7 +83,7 @@ def dtypes(tree) -> set[str]:
 def test_what_learns_is_float32_and_what_is_frozen_is_what_the_experiment_says(directory, way, dtype, frozen):
     """Also the moments, the copy of the start that a live reference needs, and all of that in a plan."""
     made = experiment(directory, way=way, dtype=dtype, frozen_dtype=frozen)
-    tx = make_optimizer(made.optimizer, 10)
+    tx = make_optimizer(made.optimizer, 10, FAMILY.parts)
     _, params, rest = split(made)
     assert dtypes(params) == {"float32"}
     assert dtypes(rest) <= {frozen}
@@ -100,7 +101,7 @@ def test_a_state_that_would_learn_in_bfloat16_is_refused(directory):
     _, params, frozen = split(experiment(directory))
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     with pytest.raises(ValueError, match="learn and are not float32"):
-        init_state(rounded, frozen, make_optimizer(config.Optimizer(), 10), MESH)
+        init_state(rounded, frozen, make_optimizer(config.Optimizer(), 10, FAMILY.parts), MESH)
 
 
 def test_learnt_leaves_of_a_float32_checkpoint_are_not_rounded_on_the_way(directory):
@@ -132,7 +133,7 @@ def test_every_learnt_leaf_moves_at_a_learning_rate_of_1e_6(directory, tmp_path,
     with use_mesh(MESH):
         model = nnx.merge(graphdef, params, frozen)
         batch = place(groups.packed(model, groups.examples(tmp_path)[1:2], "critique"), MESH)
-        tx = make_optimizer(made.optimizer, 10)
+        tx = make_optimizer(made.optimizer, 10, FAMILY.parts)
         before = jax.tree.map(np.asarray, params)
         state = init_state(params, frozen, tx, MESH)
         step = make_train_step(graphdef, task_of(made.objective), tx, chunk=16)
@@ -153,7 +154,7 @@ def test_second_moments_decay(directory):
     """With nothing new, 2,000 steps of beta2 0.999 leave 0.135 of a second moment, in a run of a bfloat16 base as in any."""
     made = experiment(directory, frozen_dtype="bfloat16")
     _, params, _ = split(made)
-    tx = make_optimizer(made.optimizer, 10)
+    tx = make_optimizer(made.optimizer, 10, FAMILY.parts)
 
     @jax.jit
     def run(params):
@@ -172,7 +173,7 @@ def test_second_moments_decay(directory):
 @pytest.mark.parametrize("beta1", [0.0, 0.9, 0.98])
 def test_a_first_moment_in_bfloat16_decays(beta1):
     settings = config.Optimizer(mu_dtype="bfloat16", beta1=beta1)
-    tx = make_optimizer(settings, 10)
+    tx = make_optimizer(settings, 10, FAMILY.parts)
     params = {"newline": jnp.ones(8)}
     _, state = tx.update({"newline": jnp.linspace(0.1, 1, 8)}, tx.init(params), params, value=jnp.float32(1))
     first = lambda state: next(x.mu for x in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu"))

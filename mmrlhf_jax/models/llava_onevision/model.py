@@ -35,7 +35,7 @@ class LlavaOnevision(VisionLanguage):
         kinds = dict(dtype=dtype, param_dtype=param_dtype)
         self.vision = Siglip(config.vision, remat=remat, attention=attention, rngs=rngs, **kinds)
         self.projector = Projector(config, rngs=rngs, **kinds)
-        self.newline = nnx.Param(
+        self.newline = parameters.vector(
             nnx.initializers.normal(config.text.hidden_size**-0.5)(rngs.params(), (config.text.hidden_size,), param_dtype)
         )
 
