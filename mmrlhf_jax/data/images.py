@@ -8,8 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from mmrlhf_jax.errors import UserError
-
-Size = tuple[int, int]  # (height, width) in pixels
+from mmrlhf_jax.models.geometry import Size
 
 MAX_SIDE = 20_000  # pixels; of a longer strip nothing remains visible after scaling to a canvas
 MAX_PIXELS = 178_956_970  # Pillow's own default limit (DecompressionBombError)

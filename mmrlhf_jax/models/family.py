@@ -7,7 +7,7 @@ implementation imports jax at module level, because data workers and `mmrlhf dat
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from mmrlhf_jax.models.geometry import Geometry
@@ -78,9 +78,15 @@ class Family(abc.ABC):
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
-    @abc.abstractmethod
+    def is_original(self, config: Mapping[str, Any]) -> bool:
+        """Whether a config.json is one of the family's own code; False in a family that has only Hugging Face's naming."""
+        return False
+
     def naming(self, config: Mapping[str, Any]) -> Naming | None:
         """The naming of a config.json of this family; None if it is of another family."""
+        if self.is_original(config):
+            return "original"
+        return "hf" if config.get("model_type") == self.model_type else None
 
     @abc.abstractmethod
     def read(self, checkpoint: Checkpoint) -> ModelConfig:
@@ -114,9 +120,19 @@ class Family(abc.ABC):
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
-    @abc.abstractmethod
     def convert_config(self, checkpoint: Checkpoint, model: ModelConfig, naming: Naming) -> dict[str, Any]:
         """config.json in `naming`, from a checkpoint's in either naming. UserError if the naming cannot express it."""
+        if self.naming(checkpoint.config) == naming:
+            return dict(checkpoint.config)
+        return self.to_hf(checkpoint, model) if naming == "hf" else self.to_original(checkpoint, model)
+
+    def to_hf(self, checkpoint: Checkpoint, model: ModelConfig) -> dict[str, Any]:
+        """config.json in Hugging Face naming, from an original one. Only a family with an original naming has it."""
+        raise NotImplementedError
+
+    def to_original(self, checkpoint: Checkpoint, model: ModelConfig) -> dict[str, Any]:
+        """config.json in the original naming, from Hugging Face's. UserError if the naming cannot express the model."""
+        raise NotImplementedError
 
     def new_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """config.json of a new model in Hugging Face naming, from the requested settings."""
@@ -138,8 +154,3 @@ class Family(abc.ABC):
     def default_chat_template(self) -> str | None:
         """The Jinja chat template to export if the source has none; None: export none."""
         return None
-
-
-def tokens_beyond(model: ModelConfig, tokens: Sequence[int]) -> bool:
-    """Whether any of these tokens has no embedding in the model."""
-    return max(tokens) >= model.text.vocab_size

@@ -1,15 +1,38 @@
-"""Reads the image processor's file of a Hugging Face directory, which says how pixels are preprocessed. It imports no jax."""
+"""The image processor's settings in a Hugging Face directory, which say how pixels are preprocessed. It imports no jax."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.family import Checkpoint
 
 # The only preprocessing that this project implements; resample 3 is bicubic.
 PREPROCESSING = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
+# The pixel statistics of a file that does not state them: the defaults of transformers' image processors, which are CLIP's.
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class PixelSizes(Protocol):
+    """What the config of every vision tower says of its pixels: side in pixels, and per channel, after `rescale`, mean and
+    standard deviation."""
+
+    image_size: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    rescale: float
+
+
+def pixel_settings(vision: PixelSizes) -> dict[str, Any]:
+    """The settings of an image processor's file that describe the preprocessing of this tower's pixels."""
+    return PREPROCESSING | {
+        "do_convert_rgb": True,
+        "image_mean": list(vision.image_mean),
+        "image_std": list(vision.image_std),
+        "rescale_factor": vision.rescale,
+        "size": {"height": vision.image_size, "width": vision.image_size},
+    }
 
 
 def stated_pixels(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], str]:

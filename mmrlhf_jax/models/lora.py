@@ -18,8 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from mmrlhf_jax.models import parameters
+from mmrlhf_jax.models.weight_names import Path
 
-Path = tuple[str, ...]
 ADAPTERS = ("lora_a", "lora_b")
 
 

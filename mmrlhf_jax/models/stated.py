@@ -8,6 +8,13 @@ from typing import Any
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.finite import LEAST_NORMAL, is_finite
 
+KEPT = ("torch_dtype", "dtype", "reward_head")  # keys that a config.json has under the same name in every naming
+
+
+def kept(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys and values of a config.json that are the same in every naming."""
+    return {key: raw[key] for key in KEPT if key in raw}
+
 
 class Stated:
     """The keys and values of `raw`, with `defaults` for missing keys. `where` is its location for messages.

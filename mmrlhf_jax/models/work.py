@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+
+class TowerSizes(Protocol):
+    """The sizes that the config of every vision tower has; `patches` per tile, `feature_layers` of its layers run."""
+
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    patch_size: int
+    feature_layers: int
+
+    @property
+    def patches(self) -> int: ...
 
 
 class TowerWork(NamedTuple):
@@ -14,6 +27,18 @@ class TowerWork(NamedTuple):
     width: int  # width of all heads together
     layer_products: int  # products per slot and layer, without those of attention scores and weighted sums
     embedding_products: int  # products per tile of the patch embedding
+
+    @classmethod
+    def of(cls, tower: TowerSizes, *, class_tokens: int = 0) -> TowerWork:
+        """The work of a tower of transformer layers with two-matrix MLPs, and `class_tokens` beside the patches of a tile."""
+        return cls(
+            layers=tower.feature_layers,
+            slots=class_tokens + tower.patches,
+            heads=tower.heads,
+            width=tower.hidden_size,
+            layer_products=4 * tower.hidden_size**2 + 2 * tower.hidden_size * tower.intermediate_size,
+            embedding_products=3 * tower.patch_size**2 * tower.hidden_size * tower.patches,
+        )
 
     def forward_flops(self) -> int:
         """FLOPs of the forward pass of one tile; a multiply-add counts 2."""

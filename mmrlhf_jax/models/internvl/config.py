@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.decoder import TextConfig
 from mmrlhf_jax.models.family import Checkpoint
-from mmrlhf_jax.models.image_processor import check_preprocessing, stated_pixels
+from mmrlhf_jax.models.image_processor import CLIP_MEAN, CLIP_STD, check_preprocessing, stated_pixels
 from mmrlhf_jax.models.intern_vit import NORMS, InternVitConfig
 from mmrlhf_jax.models.internvl import original
 from mmrlhf_jax.models.internvl.geometry import TileGeometry
@@ -21,9 +21,8 @@ from mmrlhf_jax.models.work import ProjectorWork, TowerWork
 
 TITLE = "InternVL"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the original code, which asks no file
-# What transformers' GotOcr2ImageProcessor takes where its file does not say.
+# The default of transformers' GotOcr2ImageProcessor for a file that does not state it.
 PIXEL_DEFAULTS = {"size": {"height": 384, "width": 384}}
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 VISION_DEFAULTS = {  # of transformers' InternVLVisionConfig
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -48,15 +47,7 @@ class InternVLConfig:
 
     @property
     def tower_work(self) -> TowerWork:
-        tower = self.vision
-        return TowerWork(
-            layers=tower.feature_layers,
-            slots=1 + tower.patches,
-            heads=tower.heads,
-            width=tower.hidden_size,
-            layer_products=4 * tower.hidden_size**2 + 2 * tower.hidden_size * tower.intermediate_size,
-            embedding_products=3 * tower.patch_size**2 * tower.hidden_size * tower.patches,
-        )
+        return TowerWork.of(self.vision, class_tokens=1)
 
     @property
     def projector_work(self) -> ProjectorWork:

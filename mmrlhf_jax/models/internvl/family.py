@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.models.family import Checkpoint, Family, tokens_beyond
+from mmrlhf_jax.models.family import Checkpoint, Family
 from mmrlhf_jax.models.internvl import original, processors
 from mmrlhf_jax.models.internvl.geometry import TileGeometry
 from mmrlhf_jax.models.internvl.weights import NAMES
+from mmrlhf_jax.models.media_tokens import check_embedded
 from mmrlhf_jax.models.weight_names import Naming
 
 if TYPE_CHECKING:
@@ -36,10 +36,8 @@ class InternVLFamily(Family):
     code_files = original.CODE_FILES
     processor_files = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 
-    def naming(self, config: Mapping[str, Any]) -> Naming | None:
-        if original.is_original(config):
-            return "original"
-        return "hf" if config.get("model_type") == self.model_type else None
+    def is_original(self, config: Mapping[str, Any]) -> bool:
+        return original.is_original(config)
 
     def read(self, checkpoint: Checkpoint) -> InternVLConfig:
         from mmrlhf_jax.models.internvl.config import read_config
@@ -73,27 +71,22 @@ class InternVLFamily(Family):
 
         return {name: shape_config(name) for name in SHAPES}
 
-    def convert_config(self, checkpoint: Checkpoint, model: InternVLConfig, naming: Naming) -> dict[str, Any]:
-        raw = checkpoint.config
-        if original.is_original(raw):
-            return dict(raw) if naming == "original" else original.to_hf(raw, model.image_token, checkpoint.where)
-        if naming == "hf":
-            return dict(raw)
+    def to_hf(self, checkpoint: Checkpoint, model: InternVLConfig) -> dict[str, Any]:
+        return original.to_hf(checkpoint.config, model.image_token, checkpoint.where)
+
+    def to_original(self, checkpoint: Checkpoint, model: InternVLConfig) -> dict[str, Any]:
         template = processors.original_template(checkpoint.chat_template()) or processors.ORIGINAL_DEFAULT
-        return original.from_hf(raw, model, template)
+        return original.from_hf(checkpoint.config, model, template)
 
     def processors(self, model: InternVLConfig) -> dict[str, dict[str, Any]]:
         return processors.processor_files(model)
 
     def check_export(self, checkpoint: Checkpoint, model: InternVLConfig, naming: Naming, out: str) -> None:
-        if naming == "hf" and tokens_beyond(model, (model.image_token,)):
-            raise UserError(
-                f"{checkpoint.directory}: the embedding's {model.text.vocab_size} rows end before the image token"
-                f" ({model.image_token}), which transformers looks up; resize it, or use --naming original"
-            )
         if naming == "original":
             self._report_original(checkpoint, model, out)
-        elif not model.geometry.thumbnail and model.geometry.max_tiles > 1:
+            return
+        check_embedded(checkpoint, model, {"image token": model.image_token})
+        if not model.geometry.thumbnail and model.geometry.max_tiles > 1:
             logger.warning("%s: transformers adds a thumbnail to the tiles of an image, %s", out, UNLIKE)
 
     def _report_original(self, checkpoint: Checkpoint, model: InternVLConfig, out: str) -> None:

@@ -11,6 +11,8 @@ import functools
 import numpy as np
 from PIL import Image
 
+from mmrlhf_jax.models.tiles import check_rgb, cut_canvas, resize
+
 Grid = tuple[int, int]  # (columns, rows) of tiles
 
 
@@ -44,17 +46,11 @@ def cut_tiles(image: Image.Image, side: int, grid: Grid, thumbnail: bool) -> np.
 
     With `thumbnail` the whole image in one tile comes last, unless it is one tile anyway.
     """
-    if image.mode != "RGB":
-        raise ValueError(f"expected an RGB image (see decode_image), found mode {image.mode}")
+    check_rgb(image)
     columns, rows = grid
     count = columns * rows
     tiles = np.empty((count + (thumbnail and count > 1), side, side, 3), np.uint8)
-    canvas = _resize(image, columns * side, rows * side)
-    tiles[:count].reshape(rows, columns, side, side, 3)[:] = canvas.reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+    cut_canvas(resize(image, rows * side, columns * side), tiles[:count])
     if len(tiles) > count:
-        tiles[count] = _resize(image, side, side)
+        tiles[count] = resize(image, side, side)
     return tiles
-
-
-def _resize(image: Image.Image, width: int, height: int) -> np.ndarray:
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))

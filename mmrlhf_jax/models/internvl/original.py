@@ -13,9 +13,11 @@ from etils import epath
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import read_json_object
-from mmrlhf_jax.models.stated import Stated
+from mmrlhf_jax.models.stated import Stated, kept
 
 if TYPE_CHECKING:
+    from mmrlhf_jax.models.decoder import TextConfig
+    from mmrlhf_jax.models.intern_vit import InternVitConfig
     from mmrlhf_jax.models.internvl.config import InternVLConfig
 
 MODEL_TYPE, ARCHITECTURE = "internvl_chat", "InternVLChatModel"
@@ -91,10 +93,7 @@ def to_hf(raw: Mapping[str, Any], image_token: int, where: str) -> dict[str, Any
         "text_config": {**text, "model_type": "qwen2", "tie_word_embeddings": tied},
         "vision_config": vision,
     }
-    for key in ("torch_dtype", "dtype", "reward_head"):
-        if key in raw:
-            config[key] = raw[key]
-    return config
+    return config | kept(raw)
 
 
 def pixels(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -126,38 +125,12 @@ def from_hf(config: Mapping[str, Any], read: InternVLConfig, template: str) -> d
         raise UserError(
             f"the original naming knows one projector, gelu; this model's is {read.projector_activation}: leave --naming at hf"
         )
-    text, tower, geometry = config.get("text_config") or {}, read.vision, read.geometry
+    tower, geometry = read.vision, read.geometry
     if tower.qk_norm_eps not in (None, tower.norm_eps):
         raise UserError(
             f"the original naming knows one epsilon for all norms of the tower; this model's are {tower.norm_eps} and, of"
             f" queries and keys, {tower.qk_norm_eps}: leave --naming at hf"
         )
-    language = {key: value for key, value in text.items() if key not in ("rope_parameters", "layer_types")}
-    language |= {
-        "model_type": "qwen2",
-        "architectures": [LANGUAGE_MODEL],
-        "rope_theta": read.text.rope_theta,
-        "tie_word_embeddings": read.text.tied,
-    }
-    scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    if (kind := scaling.get("rope_type", scaling.get("type", "default"))) != "default":
-        language["rope_scaling"] = {"type": kind, "factor": scaling["factor"]}
-    vision = {
-        "model_type": "intern_vit_6b",
-        "architectures": ["InternVisionModel"],
-        "hidden_size": tower.hidden_size,
-        "intermediate_size": tower.intermediate_size,
-        "num_hidden_layers": tower.layers,
-        "num_attention_heads": tower.heads,
-        "num_channels": 3,
-        "image_size": tower.image_size,
-        "patch_size": tower.patch_size,
-        "norm_type": tower.norm,
-        "layer_norm_eps": tower.norm_eps,
-        "hidden_act": tower.activation,
-        "qkv_bias": tower.attention_bias,
-        "qk_normalization": tower.qk_norm_eps is not None,
-    }
     raw = {
         "model_type": MODEL_TYPE,
         "architectures": [ARCHITECTURE],
@@ -175,13 +148,45 @@ def from_hf(config: Mapping[str, Any], read: InternVLConfig, template: str) -> d
         "use_backbone_lora": 0,
         "use_llm_lora": 0,
         "use_thumbnail": geometry.thumbnail,
-        "llm_config": language,
-        "vision_config": vision,
+        "llm_config": _language_config(config.get("text_config") or {}, read.text),
+        "vision_config": _tower_config(tower),
     }
-    for key in ("torch_dtype", "dtype", "reward_head"):
-        if key in config:
-            raw[key] = config[key]
-    return raw
+    return raw | kept(config)
+
+
+def _language_config(text: Mapping[str, Any], read: TextConfig) -> dict[str, Any]:
+    """`llm_config` of a Hugging Face `text_config`."""
+    language = {key: value for key, value in text.items() if key not in ("rope_parameters", "layer_types")}
+    language |= {
+        "model_type": "qwen2",
+        "architectures": [LANGUAGE_MODEL],
+        "rope_theta": read.rope_theta,
+        "tie_word_embeddings": read.tied,
+    }
+    scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if (kind := scaling.get("rope_type", scaling.get("type", "default"))) != "default":
+        language["rope_scaling"] = {"type": kind, "factor": scaling["factor"]}
+    return language
+
+
+def _tower_config(tower: InternVitConfig) -> dict[str, Any]:
+    """The original `vision_config` of a tower."""
+    return {
+        "model_type": "intern_vit_6b",
+        "architectures": ["InternVisionModel"],
+        "hidden_size": tower.hidden_size,
+        "intermediate_size": tower.intermediate_size,
+        "num_hidden_layers": tower.layers,
+        "num_attention_heads": tower.heads,
+        "num_channels": 3,
+        "image_size": tower.image_size,
+        "patch_size": tower.patch_size,
+        "norm_type": tower.norm,
+        "layer_norm_eps": tower.norm_eps,
+        "hidden_act": tower.activation,
+        "qkv_bias": tower.attention_bias,
+        "qk_normalization": tower.qk_norm_eps is not None,
+    }
 
 
 def image_token(directory: str, raw: Mapping[str, Any]) -> int:

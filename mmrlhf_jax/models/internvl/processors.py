@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.image_processor import pixel_settings
 from mmrlhf_jax.models.internvl.geometry import IMAGE_END, IMAGE_START
 from mmrlhf_jax.models.internvl.original import IMAGE_TOKEN, is_original
+from mmrlhf_jax.models.media_tokens import check_media_tokens
 
 if TYPE_CHECKING:
     from mmrlhf_jax.models.internvl.config import InternVLConfig
@@ -69,13 +70,8 @@ def prepare_tokenizer(tokenizer: Any, config: Mapping[str, Any], where: str) -> 
     UserError where a media token is missing, or `<IMG_CONTEXT>` is not the config's image token.
     """
     vocabulary = tokenizer.get_vocab()
-    for token in (IMAGE_START, IMAGE_END, IMAGE_TOKEN):
-        if token not in vocabulary:
-            raise UserError(f"{where}: the tokenizer has no {token} token; it is not an InternVL tokenizer")
-    expected = config.get("image_token_id", vocabulary[IMAGE_TOKEN])
-    if vocabulary[IMAGE_TOKEN] != expected:
-        found = f"{IMAGE_TOKEN} is token {vocabulary[IMAGE_TOKEN]} of the tokenizer, but config says {expected}"
-        raise UserError(f"{where}: {found}; tokenizer and model do not belong together")
+    needed, stated = (IMAGE_START, IMAGE_END, IMAGE_TOKEN), config.get("image_token_id")
+    check_media_tokens(vocabulary, needed, IMAGE_TOKEN, stated, where, kind="an InternVL tokenizer")
     if is_original(config):
         tokenizer.init_kwargs.update(NAMED_TOKENS)  # written with it
         named, own = ORIGINAL_TEMPLATES.get(config.get("template")), str(tokenizer.chat_template or "")
@@ -86,18 +82,7 @@ def prepare_tokenizer(tokenizer: Any, config: Mapping[str, Any], where: str) -> 
 def processor_files(config: InternVLConfig) -> dict[str, dict[str, Any]]:
     """Image, video and joint processor configs by the names that transformers and vLLM look for."""
     vision, geometry = config.vision, config.geometry
-    whose = {"processor_class": "InternVLProcessor"}
-    pixels = {
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(vision.image_mean),
-        "image_std": list(vision.image_std),
-        "resample": 3,  # bicubic
-        "rescale_factor": vision.rescale,
-        "size": {"height": vision.image_size, "width": vision.image_size},
-    }
+    pixels, whose = pixel_settings(vision), {"processor_class": "InternVLProcessor"}
     image = {"image_processor_type": "GotOcr2ImageProcessor", "crop_to_patches": True}
     image |= {"min_patches": geometry.min_tiles, "max_patches": geometry.max_tiles}
     return {

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.decoder import TextConfig
 from mmrlhf_jax.models.family import Checkpoint
-from mmrlhf_jax.models.image_processor import check_preprocessing, stated_pixels
+from mmrlhf_jax.models.image_processor import CLIP_MEAN, CLIP_STD, check_preprocessing, stated_pixels
 from mmrlhf_jax.models.layers import ACTIVATIONS
 from mmrlhf_jax.models.llava_onevision import original
 from mmrlhf_jax.models.llava_onevision.geometry import PLAIN, VisionGeometry
@@ -21,10 +21,7 @@ from mmrlhf_jax.models.work import ProjectorWork, TowerWork
 
 TITLE = "LLaVA-OneVision"
 
-# What transformers' LlavaOnevisionImageProcessor takes where its file does not say; without a file SigLIP's 0.5 holds.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-SIGLIP = (0.5, 0.5, 0.5)
+SIGLIP = (0.5, 0.5, 0.5)  # mean and standard deviation of pixels without an image processor's file
 
 # Published configs leave out what equals a default of transformers' LlavaOnevisionConfig, SiglipVisionConfig, Qwen2Config.
 PINPOINTS = tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7))
@@ -53,15 +50,7 @@ class LlavaOnevisionConfig:
 
     @property
     def tower_work(self) -> TowerWork:
-        tower = self.vision
-        return TowerWork(
-            layers=tower.feature_layers,
-            slots=tower.patches,
-            heads=tower.heads,
-            width=tower.hidden_size,
-            layer_products=4 * tower.hidden_size**2 + 2 * tower.hidden_size * tower.intermediate_size,
-            embedding_products=3 * tower.patch_size**2 * tower.hidden_size * tower.patches,
-        )
+        return TowerWork.of(self.vision)
 
     @property
     def projector_work(self) -> ProjectorWork:

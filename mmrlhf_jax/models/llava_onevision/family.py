@@ -6,11 +6,11 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.models.family import Checkpoint, Family, tokens_beyond
+from mmrlhf_jax.models.family import Checkpoint, Family
 from mmrlhf_jax.models.llava_onevision import original, processors
 from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
 from mmrlhf_jax.models.llava_onevision.weights import NAMES
+from mmrlhf_jax.models.media_tokens import check_embedded
 from mmrlhf_jax.models.weight_names import Naming
 
 if TYPE_CHECKING:
@@ -32,10 +32,8 @@ class LlavaOnevisionFamily(Family):
     names = NAMES
     processor_files = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 
-    def naming(self, config: Mapping[str, Any]) -> Naming | None:
-        if original.is_original(config):
-            return "original"
-        return "hf" if config.get("model_type") == self.model_type else None
+    def is_original(self, config: Mapping[str, Any]) -> bool:
+        return original.is_original(config)
 
     def read(self, checkpoint: Checkpoint) -> LlavaOnevisionConfig:
         from mmrlhf_jax.models.llava_onevision.config import read_config
@@ -72,11 +70,11 @@ class LlavaOnevisionFamily(Family):
 
         return {name: shape_config(name) for name in SHAPES}
 
-    def convert_config(self, checkpoint: Checkpoint, model: LlavaOnevisionConfig, naming: Naming) -> dict[str, Any]:
-        raw = checkpoint.config
-        if original.is_original(raw):
-            return dict(raw) if naming == "original" else original.to_hf(raw, checkpoint.shapes(), checkpoint.directory)
-        return dict(raw) if naming == "hf" else original.from_hf(raw, model)
+    def to_hf(self, checkpoint: Checkpoint, model: LlavaOnevisionConfig) -> dict[str, Any]:
+        return original.to_hf(checkpoint.config, checkpoint.shapes(), checkpoint.directory)
+
+    def to_original(self, checkpoint: Checkpoint, model: LlavaOnevisionConfig) -> dict[str, Any]:
+        return original.from_hf(checkpoint.config, model)
 
     def new_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Without the pooling head of a SigLIP tower, which is never used."""
@@ -86,12 +84,8 @@ class LlavaOnevisionFamily(Family):
         return processors.processor_files(model)
 
     def check_export(self, checkpoint: Checkpoint, model: LlavaOnevisionConfig, naming: Naming, out: str) -> None:
-        if naming == "hf" and tokens_beyond(model, (model.image_token, model.video_token)):
-            raise UserError(
-                f"{checkpoint.directory}: the embedding's {model.text.vocab_size} rows end before the image token"
-                f" ({model.image_token}) and the video token ({model.video_token}), which transformers looks up; resize it, or"
-                " use --naming original"
-            )
+        if naming == "hf":
+            check_embedded(checkpoint, model, {"image token": model.image_token, "video token": model.video_token})
         if naming == "original" and (*model.vision.image_mean, *model.vision.image_std) != (0.5,) * 6:
             logger.warning("%s: the original code normalises pixels with 0.5, unlike this model; it runs right only here", out)
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from mmrlhf_jax.models.geometry import Size
 from mmrlhf_jax.models.llava_onevision.vision_plan import best_resolution
+from mmrlhf_jax.models.tiles import check_rgb, cut_canvas, resize
 
 if TYPE_CHECKING:
     from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
@@ -29,21 +30,20 @@ def cut_tiles(image: Image.Image, geometry: VisionGeometry, anyres: bool) -> np.
     square, the others are the image fitted into `best_resolution`, centred on black and cut row-major. Otherwise one
     tile: the image padded to a square, or squeezed to one where `geometry.plain` says so.
     """
-    _check_rgb(image)
+    check_rgb(image)
     side = geometry.image_size
     if geometry.plain == "square":
-        return _resize(image, side, side)[None]
+        return resize(image, side, side)[None]
     if not (anyres and geometry.anyres):
         return _pad_and_squeeze(image, side, geometry.pad_color)[None]
     height, width = best_resolution(image.height, image.width, geometry.pinpoints)
     fitted_height, fitted_width = _fitted_size(image, height, width)
     top, left = (height - fitted_height) // 2, (width - fitted_width) // 2
     canvas = np.zeros((height, width, 3), np.uint8)
-    canvas[top : top + fitted_height, left : left + fitted_width] = _resize(image, fitted_height, fitted_width)
-    rows, columns = height // side, width // side
-    tiles = np.empty((1 + rows * columns, side, side, 3), np.uint8)
-    tiles[0] = _resize(image, side, side)
-    tiles[1:].reshape(rows, columns, side, side, 3)[:] = canvas.reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+    canvas[top : top + fitted_height, left : left + fitted_width] = resize(image, fitted_height, fitted_width)
+    tiles = np.empty((geometry.canvas_tiles((height, width)), side, side, 3), np.uint8)
+    tiles[0] = resize(image, side, side)
+    cut_canvas(canvas, tiles[1:])
     return tiles
 
 
@@ -55,18 +55,9 @@ def cut_frames(frames: Sequence[Image.Image], geometry: VisionGeometry) -> np.nd
     side = geometry.image_size
     tiles = np.empty((len(frames), side, side, 3), np.uint8)
     for tile, frame in zip(tiles, frames, strict=True):
-        _check_rgb(frame)
-        tile[:] = _resize(frame, side, side)
+        check_rgb(frame)
+        tile[:] = resize(frame, side, side)
     return tiles
-
-
-def _check_rgb(image: Image.Image) -> None:
-    if image.mode != "RGB":
-        raise ValueError(f"expected an RGB image (see decode_image), found mode {image.mode}")
-
-
-def _resize(image: Image.Image, height: int, width: int) -> np.ndarray:
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _fitted_size(image: Image.Image, height: int, width: int) -> Size:
@@ -91,4 +82,4 @@ def _pad_and_squeeze(image: Image.Image, side: int, color: tuple[int, int, int])
         padded = Image.new("RGB", (length, band.height), color)
         padded.paste(band, (left, 0))
         squeezed.paste(padded.resize((side, band.height), Image.Resampling.BICUBIC), (0, top + y))
-    return _resize(squeezed, side, side)
+    return resize(squeezed, side, side)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.models.stated import Stated
+from mmrlhf_jax.models.stated import Stated, kept
 
 if TYPE_CHECKING:
     from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
@@ -86,10 +86,7 @@ def to_hf(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: 
     config["image_grid_pinpoints"] = [[h, w] for w, h in _pinpoints(pinpoints, config["vision_config"]["image_size"], where)]
     if raw.get("mm_newline_position", "one_token") != "one_token":
         config["mm_newline_position"] = raw["mm_newline_position"]
-    for key in ("torch_dtype", "dtype", "reward_head"):
-        if key in raw:
-            config[key] = raw[key]
-    return config
+    return config | kept(raw)
 
 
 def from_hf(config: Mapping[str, Any], read: LlavaOnevisionConfig) -> dict[str, Any]:
@@ -139,10 +136,7 @@ def from_hf(config: Mapping[str, Any], read: LlavaOnevisionConfig) -> dict[str, 
         "tokenizer_model_max_length": text.get("max_position_embeddings", 32768),
         "vision_config": vision,
     }
-    for key in ("torch_dtype", "dtype", "reward_head"):
-        if key in config:
-            raw[key] = config[key]
-    return raw
+    return raw | kept(config)
 
 
 def _tower(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], side: int | None, where: str) -> dict[str, Any]:

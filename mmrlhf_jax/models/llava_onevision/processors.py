@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.image_processor import pixel_settings
+from mmrlhf_jax.models.media_tokens import check_media_tokens
 
 if TYPE_CHECKING:
     from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
@@ -37,30 +38,15 @@ def prepare_tokenizer(tokenizer: Any, config: Mapping[str, Any], where: str, is_
     if is_original and IMAGE_TOKEN not in tokenizer.get_vocab():
         added = [AddedToken(token, special=True, normalized=False) for token in (IMAGE_TOKEN, VIDEO_TOKEN)]
         tokenizer.add_tokens(added, special_tokens=True)
-    vocabulary = tokenizer.get_vocab()
-    if IMAGE_TOKEN not in vocabulary:
-        raise UserError(f"{where}: the tokenizer has no {IMAGE_TOKEN} token; it is not a LLaVA-OneVision tokenizer")
-    expected = config.get("image_token_id", config.get("image_token_index", vocabulary[IMAGE_TOKEN]))
-    if vocabulary[IMAGE_TOKEN] != expected:
-        found = f"{IMAGE_TOKEN} is token {vocabulary[IMAGE_TOKEN]} of the tokenizer, but config says {expected}"
-        raise UserError(f"{where}: {found}; tokenizer and model do not belong together")
+    newer, older = config.get("image_token_id"), config.get("image_token_index")
+    stated, kind = older if newer is None else newer, "a LLaVA-OneVision tokenizer"
+    check_media_tokens(tokenizer.get_vocab(), (IMAGE_TOKEN,), IMAGE_TOKEN, stated, where, kind=kind)
 
 
 def processor_files(config: LlavaOnevisionConfig) -> dict[str, dict[str, Any]]:
     """Image, video and joint processor configs by the names that transformers and vLLM look for."""
     vision, geometry = config.vision, config.geometry
-    whose = {"processor_class": "LlavaOnevisionProcessor"}
-    pixels = {
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(vision.image_mean),
-        "image_std": list(vision.image_std),
-        "resample": 3,  # bicubic
-        "rescale_factor": vision.rescale,
-        "size": {"height": vision.image_size, "width": vision.image_size},
-    }
+    pixels, whose = pixel_settings(vision), {"processor_class": "LlavaOnevisionProcessor"}
     image = {"image_processor_type": "LlavaOnevisionImageProcessor", "do_pad": True}
     image["image_grid_pinpoints"] = [list(pinpoint) for pinpoint in geometry.pinpoints]
     video = {"video_processor_type": "LlavaOnevisionVideoProcessor"}
