@@ -17,14 +17,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from mmrlhf_jax import cli, config, sections
-from mmrlhf_jax.models.registry import DEFAULT
 from mmrlhf_jax.training import record as recording
 from mmrlhf_jax.training.page import PAGE
 from tests import ranked
-from tests.families import FAMILIES
+from tests.families import FAMILIES, OTHERS, by_default
 
-# The default family's verbs are what most other tests run, each for itself.
-EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name == DEFAULT)) for name in FAMILIES]
+EACH = by_default(*OTHERS)  # because most other tests run the verbs on the default family
 RANKS = [(1, 2), (1, 2, 3), (2, 1)]
 IMAGES = [[(40, 30)], [(75, 40), (20, 20)], []]
 STEPS = 3
@@ -43,7 +41,7 @@ class Place(NamedTuple):
 
 def make_place(root: Path, family: str) -> Place:
     tests = FAMILIES[family]
-    policy = tests.checkpoint(root / "policy")
+    policy = tests.checkpoint(root / "policy", naming=tests.PUBLISHED)
     judge = tests.checkpoint(root / "judge", reward_head=True)
     data = ranked.write(root / "data", RANKS, IMAGES)
     place = Place(policy, judge, data, root / "rewards.jsonl", root / "experiment.yaml", root / "run")
@@ -147,3 +145,35 @@ def test_pages_of_data(family, tmp_path, capsys):
     assert "Tiles per group" in html(tmp_path / "stats.html")
     assert mmrlhf("data", "show", place.data, "group-1", "--out", tmp_path / "group.html") == 0
     assert html(tmp_path / "group.html").count("<img") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_reward_model_learns_and_judges(family, tmp_path, capsys):
+    """With adapters on the language model, judged on held-out groups; its export scores, and its page shows the figures."""
+    place = make_place(tmp_path, family)
+    settings = config.Experiment(
+        model=config.Model(path=str(place.policy), dtype="float32", remat="none", reward_head="tanh"),
+        data=config.Data(path=str(place.data), held_out=str(place.data)),
+        objective=config.RewardModel(),
+        lora=config.Lora(rank=2, alpha=4.0),
+        optimizer=config.Optimizer(learning_rate=1e-3),
+        batch=config.Batch(rows=1, slots=2048, logprob_chunk=64),
+        run=config.Run(directory=str(place.run), steps=2, checkpoint_every=1, eval_every=1),
+    )
+    place.experiment.write_text(sections.resolved(settings))
+    assert mmrlhf("train", place.experiment) == 0
+    metrics = lines(place.run / "metrics.jsonl")
+    for figure in ("loss", "eval_loss"):
+        found = [line[figure] for line in metrics if figure in line]
+        assert len(found) == 2 and all(map(math.isfinite, found))
+    assert "held out" in html(place.run / PAGE)
+    assert mmrlhf("export", place.run, tmp_path / "judge-2", "--step", "best") == 0
+    assert mmrlhf("export", place.run, tmp_path / "adapter", "--adapter") == 0
+    assert mmrlhf("export", tmp_path / "adapter", tmp_path / "merged") == 0
+    scores = []
+    for model in (place.judge, tmp_path / "judge-2", tmp_path / "merged"):
+        given = ("--data", place.data, "--out", tmp_path / f"{model.name}.jsonl", "--critique", "given")
+        assert mmrlhf("score", "--model", model, *given) == 0
+        scores.append([one["reward"] for line in lines(tmp_path / f"{model.name}.jsonl") for one in line["responses"]])
+    assert scores[0] != scores[1]

@@ -11,9 +11,19 @@
     picture_inputs, frame_inputs             transformers' inputs for the same media (these need torch, as do the next)
     draw_model, opening                      a random checkpoint that transformers wrote; a conversation as a string
 
-A test that holds for every family is parametrised by the names in `FAMILIES`.
+A test that holds for every family is parametrised by the names in `FAMILIES`. Where that takes long, and other tests run the
+same code for some families anyway, `by_default` says which of them run without `-m slow`.
 """
 
+import pytest
+
+from mmrlhf_jax.models.registry import DEFAULT
 from tests.families import internvl, llava_onevision
 
 FAMILIES = {"llava_onevision": llava_onevision, "internvl": internvl}
+OTHERS = tuple(name for name in FAMILIES if name != DEFAULT)  # but the default family
+
+
+def by_default(*names: str) -> list:
+    """Parameters for every family, of which only these run by default; the others are slow."""
+    return [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in FAMILIES]

@@ -20,9 +20,9 @@ from mmrlhf_jax.planning.bench_cases import CASES, Case, shape_experiment
 from mmrlhf_jax.planning.synthetic import synthetic_group
 from mmrlhf_jax.tasks import plan_training_rows, task_of
 from mmrlhf_jax.training.work import useful_flops
-from tests import ranked, tiny
+from tests import ranked
 from tests.data import groups
-from tests.families import FAMILIES
+from tests.families import FAMILIES, OTHERS, by_default
 
 # Useful FLOPs of the pair-expanded step over the group's, answers of 200 tokens, all pairs, LLaVA-OneVision 7B: worked out by
 # hand from the sizes of the model (6.525e9 weights in the blocks, 0.642 TFLOP a tile).
@@ -62,9 +62,7 @@ def test_the_flop_ratio_of_another_family_is_the_one_worked_out_by_hand():
 
 
 # The test of an experiment's first batch measures the default family, too.
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == registry.DEFAULT)) for name in FAMILIES]
-)
+@pytest.mark.parametrize("name", by_default(*OTHERS))
 def test_a_shape_of_every_family_is_measured(name, tmp_path, monkeypatch, capsys):
     sizes = read_sizes(FAMILIES[name].checkpoint(tmp_path / "model"))
     monkeypatch.setattr(type(registry.family(name)), "bench_configs", lambda self: {"small": sizes})
@@ -101,11 +99,12 @@ def test_the_case_of_no_arguments_is_the_one_the_project_is_held_to():
     assert shape_experiment("small").model.dtype == "float32"
 
 
-def test_an_experiments_first_batch_is_compared_and_both_layouts_take_the_same_step(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("family", by_default(registry.DEFAULT))
+def test_an_experiments_first_batch_is_compared_and_both_layouts_take_the_same_step(tmp_path, monkeypatch, capsys, family):
     """Rows of several groups, in two pieces; the JSON holds seconds, ratio, FLOPs and memory."""
     data = ranked.write(tmp_path / "data", [(1, 2, 3), (1, 1, 2), (1, 2), (2, 1, 3)], [[(30, 30)], [], [(30, 30)] * 2, []])
     experiment = config.Experiment(
-        model=config.Model(path=str(tiny.checkpoint(tmp_path / "model")), dtype="float32", remat="none"),
+        model=config.Model(path=str(FAMILIES[family].checkpoint(tmp_path / "model")), dtype="float32", remat="none"),
         data=config.Data(path=str(data)),
         objective=config.Preference(),
         batch=config.Batch(rows=2, slots=1024, accumulation=2, logprob_chunk=64),

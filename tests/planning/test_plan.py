@@ -19,7 +19,7 @@ from mmrlhf_jax.accelerators import CHIPS
 from mmrlhf_jax.commands import plan as commands
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
-from mmrlhf_jax.models.llava_onevision.published import published_config
+from mmrlhf_jax.models.registry import published_config
 from mmrlhf_jax.planning import lowering, program, show
 from mmrlhf_jax.planning import plan as planning
 from mmrlhf_jax.planning.advice import advice
@@ -30,6 +30,7 @@ from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.tasks import open_training_examples, plan_training_rows, task_of
 from mmrlhf_jax.training.layout import with_accumulation
 from tests import ranked, tiny
+from tests.families import FAMILIES, OTHERS
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,12 +46,13 @@ def experiment(path: Path, objective: config.Objective, *, remat: str = "full", 
     )
 
 
+WIDE = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 3, "vocab_size": 1024, "tie_word_embeddings": False}
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Wide enough that matrix products are what counts."""
-    text = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 3, "vocab_size": 1024}
-    raw = tiny.config(text=text | {"tie_word_embeddings": False})
-    return tiny.checkpoint(tmp_path_factory.mktemp("model"), raw)
+    return tiny.checkpoint(tmp_path_factory.mktemp("model"), tiny.config(text=WIDE))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,6 +109,21 @@ def test_flops_without_recomputation_and_with_a_reward_head(model):
     settings = experiment(model, config.RewardModel(), remat="none", slots=1024)
     found = planning.make_plan(settings, config.Launch(), generation=False)
     assert found.flops == pytest.approx(found.executed.total, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "objective", [config.Preference(), pytest.param(config.RewardModel(), marks=pytest.mark.slow)], ids=lambda each: each.kind
+)
+@pytest.mark.parametrize("family", OTHERS)
+def test_so_they_do_for_every_other_family(family, objective, tmp_path):
+    """The reward model's plan has generation in it, too."""
+    path = FAMILIES[family].checkpoint(tmp_path / "model", FAMILIES[family].config(text=WIDE))
+    judges = isinstance(objective, config.RewardModel)
+    settings = experiment(path, objective, slots=1024)
+    found = planning.make_plan(settings, config.Launch(), names=(family, "here"), generation=judges)
+    assert found.flops == pytest.approx(found.executed.total, rel=0.05)
+    assert found.fits and (found.generation is not None) == judges
+    assert f"{family} on here" in show.as_text(found)
 
 
 def test_the_json_form_has_what_programs_read(made):
@@ -230,10 +247,18 @@ def test_the_compilers_message_says_what_a_program_takes():
 
 
 @pytest.mark.parametrize(
-    ("name", "layers"), [("lmms-lab/llava-onevision-qwen2-7b-ov", 28), ("llava-onevision-qwen2-72b-ov", 80)]
+    ("name", "layers", "tower_layers"),
+    [
+        ("lmms-lab/llava-onevision-qwen2-7b-ov", 28, 26),
+        ("llava-onevision-qwen2-72b-ov", 80, 26),
+        ("OpenGVLab/InternVL2-1B", 24, 24),
+        ("OpenGVLab/InternVL3-8B-hf", 28, 24),
+        ("models/InternVL3-78B", 80, 45),
+    ],
 )
-def test_published_sizes_stand_in_for_a_hub_that_is_out_of_reach(name, layers):
-    assert published_config(name).text.layers == layers
+def test_published_sizes_stand_in_for_a_hub_that_is_out_of_reach(name, layers, tower_layers):
+    found = published_config(name)
+    assert (found.text.layers, found.tower_work.layers) == (layers, tower_layers)
     assert published_config("someone/else") is None
 
 
@@ -242,9 +267,19 @@ def test_an_unknown_model_is_an_error_not_a_guess(tmp_path):
         lowering.model_sizes(experiment(tmp_path / "none", config.Preference()))
 
 
-def test_the_assumed_data_makes_the_papers_four_pairs_a_query():
-    sizes = published_config("llava-onevision-qwen2-7b-ov")
-    work = assumed_workload(config.load_experiment(ROOT / "configs" / "mmdpo_llava_ov_7b.yaml"), sizes.geometry, "")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mmdpo_llava_ov_7b",
+        "mmdpo_internvl3_8b",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("mmdpo_internvl2_1b", "reward_internvl3_8b")),
+    ],
+)
+def test_the_assumed_data_makes_the_papers_four_pairs_a_query(name):
+    planned = config.load_experiment(ROOT / "configs" / f"{name}.yaml")
+    sizes, where = lowering.model_sizes(planned)
+    assert "published sizes" in where
+    work = assumed_workload(planned, sizes.geometry, "")
     assert work.used["pairs"] * work.rows / work.groups == pytest.approx(4, abs=0.3)
     assert work.fill > 0.9
 

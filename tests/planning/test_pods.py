@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from mmrlhf_jax.models.llava_onevision.published import published_config
+from mmrlhf_jax.models.registry import DEFAULT
 from tests import tiny
+from tests.families import FAMILIES, by_default
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (`pip install libtpu`)")
 
@@ -44,18 +46,22 @@ def plan(*arguments: str | Path, cache: Path) -> dict:
 
 
 @pytest.fixture
-def small(tmp_path):
-    """Matrices of megabytes and tiles of 729 patches; of weights there are none."""
+def small(tmp_path, family):
+    """Matrices of megabytes and tiles of the published size; of weights there are none."""
     text = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8, "num_key_value_heads": 2}
+    tower = {"hidden_size": 144, "intermediate_size": 288, "num_attention_heads": 2, "num_hidden_layers": 3}
     (tmp_path / "model").mkdir()
-    tower = {"hidden_size": 144, "intermediate_size": 288, "num_attention_heads": 2, "image_size": 384, "patch_size": 14}
-    pinpoints = [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)]
-    raw = tiny.config(
-        text=text | {"vocab_size": 4096, "tie_word_embeddings": False}, vision=tower, image_grid_pinpoints=pinpoints
-    )
-    (tmp_path / "model" / "config.json").write_text(json.dumps(raw))
+    published = FAMILIES[family].PUBLISHED_GEOMETRY
+    parts = {"text": text | {"vocab_size": 4096, "tie_word_embeddings": False}, "vision": published["vision"] | tower}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(FAMILIES[family].config(**published | parts)))
     (tmp_path / "small.yaml").write_text(SMALL.replace("MODEL", str(tmp_path / "model")))
     return tmp_path / "small.yaml"
+
+
+@pytest.fixture
+def family():
+    """Of the small model, where a test does not say another."""
+    return DEFAULT
 
 
 def cpu_seconds() -> float:
@@ -77,6 +83,7 @@ def sent(made: dict, kind: str) -> int:
 
 
 @needs_libtpu
+@pytest.mark.parametrize("family", by_default(DEFAULT))
 def test_a_small_model_on_a_pod(small, tmp_path):
     """Attention's kernels are counted too. At this size some small gradients are still summed whole."""
     made = plan(small, "--launch", ROOT / "launch" / "v5e-16.yaml", "--quick", *STEP_ALONE, cache=tmp_path)
@@ -119,6 +126,18 @@ def test_stopping_before_machine_code_changes_no_figure(small, tmp_path):
 @pytest.mark.parametrize("launch", ["v5e-64", "v5p-32", "v6e-32"])
 @pytest.mark.parametrize("experiment", ["mmdpo_llava_ov_7b", "reward_llava_ov_7b"])
 def test_7b_fits(experiment, launch, tmp_path):
+    files = ROOT / "configs" / f"{experiment}.yaml", "--launch", ROOT / "launch" / f"{launch}.yaml"
+    made = plan(*files, "--quick", "--no-generation", cache=tmp_path)
+    check(made)
+    assert made["reduced_whole"] == []
+    assert made["budget"]["slots"] >= 8192
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize("launch", ["v5p-32", "v6e-32"])
+@pytest.mark.parametrize("experiment", ["mmdpo_internvl2_1b", "mmdpo_internvl3_8b", "reward_internvl3_8b"])
+def test_internvl_fits(experiment, launch, tmp_path):
     files = ROOT / "configs" / f"{experiment}.yaml", "--launch", ROOT / "launch" / f"{launch}.yaml"
     made = plan(*files, "--quick", "--no-generation", cache=tmp_path)
     check(made)
