@@ -1,4 +1,4 @@
-"""Adapters out, as a PEFT directory: `adapter_config.json` and `adapter_model.safetensors`, for the model they were trained on.
+"""Writes adapters as a PEFT directory, `adapter_config.json` and `adapter_model.safetensors`, for the model they belong to.
 
 Reference: PEFT `utils/save_and_load.py`, `tuners/lora/config.py`; modules are named as in transformers 5.
 """
@@ -21,7 +21,7 @@ from mmrlhf_jax.models.registry import family_of
 from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.models.weight_names import Stored, WeightNames
 
-LAYER = "LAYER"  # stands for the number of a layer while a regular expression is made
+LAYER = "LAYER"  # placeholder for a layer's number while a regular expression is made
 
 
 def export_adapter(
@@ -71,6 +71,6 @@ def export_adapter(
 
 
 def _module(names: WeightNames, tensor: Stored, layer: str) -> str:
-    """The module whose weight this tensor is, as transformers calls it in memory."""
+    """The name, in transformers' model, of the module whose weight this tensor is."""
     name = names.parts[tensor.part].module + tensor.rest.replace("{}", layer)
     return name.removesuffix("weight").removesuffix(".")

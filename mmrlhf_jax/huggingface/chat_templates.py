@@ -1,7 +1,7 @@
 """The chat templates of a model directory: read from the four places that may hold them, written to one.
 
 The order is that of transformers' processors (`ProcessorMixin.get_processor_dict`), then of its tokenizers: the first place
-that has a template counts, and what another place says differently is ignored, with a word.
+that has a template counts; a different template in another place is ignored, with a message.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ KEY = "chat_template"
 
 
 def read_chat_templates(directory: Path) -> dict[str, str]:
-    """Jinja texts by name; `default` is the one that conversations are written with. Empty where there is none.
+    """The Jinja texts by name; `default` is the one that conversations are written with. Empty if there is none.
 
-    Raises UserError for files that are not what they are called.
+    Raises UserError for files that hold something else.
     """
     found: dict[str, str] = {}
     origin: dict[str, str] = {}
@@ -39,7 +39,7 @@ def read_chat_templates(directory: Path) -> dict[str, str]:
 
 
 def write_chat_templates(directory: Path, templates: Mapping[str, str]) -> None:
-    """Leave these in a directory and no others: the default as `chat_template.jinja`, as transformers writes it."""
+    """Make these the only chat templates of a directory; the default is `chat_template.jinja`, as transformers writes it."""
     (directory / LEGACY).unlink(missing_ok=True)
     for path in (directory / PROCESSOR, directory / TOKENIZER):
         content = _json(path)
@@ -53,7 +53,7 @@ def write_chat_templates(directory: Path, templates: Mapping[str, str]) -> None:
 
 
 def _places(directory: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where templates stand, and which, the place that counts first."""
+    """Yield (place, templates by name), in order of precedence."""
     for name in (PROCESSOR, LEGACY):
         yield name, _named(_json(directory / name).get(KEY), directory / name)
     if (directory / FILE).exists():
@@ -72,7 +72,7 @@ def _named(value: Any, path: Path) -> dict[str, str]:
     if isinstance(value, list) and all(isinstance(each, dict) for each in value):
         value = {each.get("name"): each.get("template") for each in value}
     texts = isinstance(value, dict) and all(isinstance(each, str) for each in (*value, *value.values()))
-    if texts and all(name and Path(name).name == name for name in value):  # the names become those of files
+    if texts and all(name and Path(name).name == name for name in value):  # the names are used as file names
         return value
     raise UserError(f"{path}: {KEY} is neither a text nor texts by name")
 

@@ -1,4 +1,4 @@
-"""Which model a checkpoint is, in one number, without reading all of it."""
+"""A digest that identifies a model, computed without reading all of its weights."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mmrlhf_jax.files import exists, read_bytes
 from mmrlhf_jax.huggingface.tensors import sampled_bytes, tensor_names
 from mmrlhf_jax.huggingface.weight_files import find_weight_files
 
-# What beside the weights decides what a model says of an example.
+# Files beside the weights on which a model's outputs depend.
 SETTINGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 
 
 def model_fingerprint(directory: epath.PathLike, **settings) -> str:
-    """Identifies a checkpoint without reading it all: names, shapes and some KB of every tensor, and how it sees pictures."""
+    """A digest of a checkpoint: names, shapes and some KB of every tensor, the files in SETTINGS, and `settings`."""
     directory = epath.Path(directory)
     digest = hashlib.sha256(strict_json.dumps(settings, sort_keys=True, default=str).encode())
     found = find_weight_files(Path(directory))
-    for path in found.files:  # what else lies there is not the model
+    for path in found.files:  # other weight files in the directory are not the model
         digest.update(f"{path.name} {path.stat().st_size}".encode())
         for piece in retried(lambda path=path: list(sampled_bytes(path)), f"{path}"):
             digest.update(piece)

@@ -1,4 +1,4 @@
-"""Where a model stops writing, as its directory says: `generation_config.json`, else `config.json`, as in transformers."""
+"""The tokens that end a model's text: from `generation_config.json`, else from `config.json`, as in transformers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ FILE = "generation_config.json"
 
 
 def end_tokens(directory: Path) -> tuple[int, ...]:
-    """Ids of the tokens that end a text, of which there may be several; none where neither file names one.
+    """The ids of all tokens that end a text; empty if neither file names one.
 
-    Raises UserError where they are no ids.
+    Raises UserError if they are no ids.
     """
     for name in (FILE, "config.json"):
         content = read_json_object(directory / name) if (directory / name).exists() else {}

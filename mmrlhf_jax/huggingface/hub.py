@@ -1,4 +1,4 @@
-"""Where a model is: a directory of this machine, or a hub id that is downloaded into the Hugging Face cache. No jax here."""
+"""Finds a model: a directory of this machine, or a hub id that is downloaded into the Hugging Face cache. No jax here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 def local_directory(model: str | os.PathLike[str]) -> Path:
     """The directory of a model: the given one, or a hub id (`org/name`) downloaded into the Hugging Face cache.
 
-    Raises UserError where it is neither, where the download fails, and for what is no model but a run or an adapter.
+    Raises UserError if it is neither, if the download fails, and for a run or an adapter instead of a model.
     """
     path = find_directory(model)
     if (path / ADAPTER).exists():
@@ -35,7 +35,7 @@ def local_directory(model: str | os.PathLike[str]) -> Path:
 
 
 def find_directory(model: str | os.PathLike[str]) -> Path:
-    """As `local_directory`, whatever is in it."""
+    """The directory, found like that of `local_directory`, without a check of what it holds."""
     if is_remote(model):
         raise UserError(f"{model}: models are read from a directory of this machine or from the hub (org/name); copy it here")
     path = Path(expand_home(os.fspath(model)))

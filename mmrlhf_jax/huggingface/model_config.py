@@ -16,12 +16,13 @@ from mmrlhf_jax.huggingface.tensors import StoredTensors
 from mmrlhf_jax.models.family import Checkpoint, Family, ModelConfig
 from mmrlhf_jax.models.registry import find_family, published_config
 
-# What a config.json may say of its dtype. transformers reads it before the tokenizer, and would blame that.
+# The dtypes that a config.json may name. They are checked here because transformers, which reads the config before the
+# tokenizer, would report another one as an error of the tokenizer.
 STATED_DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
 
 def open_checkpoint(directory: epath.PathLike) -> tuple[Family, Checkpoint]:
-    """The family of the model in a directory, and what it is read from.
+    """(the family of the model in a directory, what it is read from).
 
     Raises UserError where there is no config.json, or where it is of no family.
     """
@@ -44,7 +45,10 @@ def read_config(directory: epath.PathLike) -> ModelConfig:
 
 
 def known_sizes(path: str) -> ModelConfig:
-    """Of a published model by its name; of any other from its directory. UserError where that is no model."""
+    """The sizes of a model: the published ones for the hub id of a published model, else those read from its directory.
+
+    Raises UserError if the directory holds no model.
+    """
     published = published_config(path) if is_hub_id(path) else None
     return published or read_config(local_directory(path))
 

@@ -22,21 +22,21 @@ from mmrlhf_jax.progress import say
 from mmrlhf_jax.sole_writer import Held, held
 from mmrlhf_jax.workplace import is_filled, place_of
 
-LAST = ("adapter_config.json", "config.json")  # without them no reader takes the directory for a model
-MARK = "unfinished"  # in the workplace: the names of the files with which the directory is being filled
-STREAMED = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")  # into an object store, as they are made
+LAST = ("adapter_config.json", "config.json")  # written last: without them no reader takes the directory for a model
+MARK = "unfinished"  # file in the workplace that lists the files that are being moved into the directory
+STREAMED = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")  # files written directly into an object store
 
 
 @dataclass(frozen=True)
 class NewDirectory:
-    """Small files are written to `files`, a folder of this machine; what is large is streamed to `large`."""
+    """Where to write: small files into `files`, a local folder; large files are streamed into `large`."""
 
     files: Path
     large: epath.Path
 
 
 def refuse_existing(out: epath.PathLike) -> list[str]:
-    """UserError where something is at `out` that is not the beginning of an export that was cut off: those files, by name."""
+    """The names of the files that an interrupted export has left at `out`. UserError if anything else is there."""
     out, workplace = place_of(out, "exporting")
     if not out.exists():
         return []
@@ -49,22 +49,23 @@ def refuse_existing(out: epath.PathLike) -> list[str]:
 
 @contextlib.contextmanager
 def reserved(out: epath.PathLike) -> Iterator[Held]:
-    """Hold the place of a directory before what is to be written is known: the path to be given to `new_directory`.
+    """Hold the place of a new directory, before its content is known; `new_directory` takes the result instead of a path.
 
-    UserError where something is there, where nothing can be written, where another process is writing it, on this host or
-    another one, and in a run of several processes.
+    UserError if something is there, if nothing can be written, if another process, on any host, is writing it, and in a run of
+    several processes.
     """
     if isinstance(out, Held):
         yield out
         return
-    if jax.distributed.is_initialized() and jax.process_count() > 1:  # a process on its own needs no device to copy files
+    # The first condition is not redundant: a single process that only copies files needs no device.
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
         raise UserError(f"{out}: one process writes a model; start `mmrlhf export` on one host, on its own")
     refuse_existing(out)
     out, workplace = place_of(out, "exporting")
     with held(out, workplace, "is exporting to it", follows="starting anew") as place:
         try:
             _remove_begun(out, refuse_existing(out))
-            place.lock.clear()  # of what a process left that was killed
+            place.lock.clear()  # remove what a killed process has left
             yield place
         finally:
             place.lock.clear(keep=[MARK] if _is_begun(out, workplace) else [])
@@ -72,10 +73,10 @@ def reserved(out: epath.PathLike) -> Iterator[Held]:
 
 @contextlib.contextmanager
 def new_directory(out: epath.PathLike) -> Iterator[NewDirectory]:
-    """`out`, a path or what is `reserved`, when all has gone well: a temporary sibling takes its place. Where nothing can take
-    its place (in an object store, or where a disk is mounted) it is filled, and config.json comes last.
+    """Write a new directory `out`, a path or a place held by `reserved`; it appears only if the block raises nothing.
 
-    UserError as of `reserved`, and where another process has written it meanwhile.
+    A temporary sibling is renamed to it. If that is impossible (in an object store, or at a mount point), the files are moved
+    into it one by one, config.json last. UserError like `reserved`, and if another process has written it meanwhile.
     """
     with reserved(out) as place, _filled(place) if is_filled(place.out) else _replaced(place) as directory:
         yield directory
@@ -105,7 +106,7 @@ def _filled(place: Held) -> Iterator[NewDirectory]:
             for name in sorted(names, key=lambda name: (name in LAST, name)):
                 place.lock.check(at_once=name in LAST)
                 _move(folder / name, out / name)
-        except BaseException:  # which is the one to be seen
+        except BaseException:  # raised again below, also if cleaning up fails
             place.lock.check(at_once=True)
             try:
                 _remove_begun(out, _begun(out, place.workplace, complete=True))
@@ -115,7 +116,7 @@ def _filled(place: Held) -> Iterator[NewDirectory]:
 
 
 def _partial(place: Held) -> Path:
-    """A folder that no other process writes to, not even one that took this one's place while it was suspended."""
+    """A folder that no other process writes to, not even one that took over while this process was suspended."""
     folder = Path(place.workplace / f"partial-{uuid.uuid4().hex}")
     folder.mkdir()
     return folder
@@ -130,8 +131,8 @@ def _move(source: Path, target: epath.Path) -> None:
 
 
 def _begun(out: epath.Path, workplace: epath.Path, *, complete: bool = False) -> list[str]:
-    """The files in a directory with which an export has begun to fill it. None where it is a model already, which an export
-    finished that was killed then, or, unless that is asked for (`complete`), this one."""
+    """The files that an export has moved into the directory so far. Empty if the directory is a complete model, written by an
+    export that was killed right after; with `complete`, the files of this process's own complete export are listed, too."""
     try:
         listed = strict_json.loads((workplace / MARK).read_text())
     except (FileNotFoundError, NotADirectoryError):
@@ -148,14 +149,14 @@ def _begun(out: epath.Path, workplace: epath.Path, *, complete: bool = False) ->
 def _is_begun(out: epath.Path, workplace: epath.Path) -> bool:
     try:
         return any((out / name).exists() for name in _begun(out, workplace))
-    except Exception:  # whatever a storage backend raises: it is to be looked at again
+    except Exception:  # any storage backend's error: keep the mark, so that the next export looks again
         return True
 
 
 def _remove_begun(out: epath.Path, names: Collection[str]) -> None:
-    for name in sorted(names, key=lambda name: name not in LAST):  # first what makes it a model
+    for name in sorted(names, key=lambda name: name not in LAST):  # first the files in LAST, which make it a model
         (out / name).unlink(missing_ok=True)
     folders = {parent for name in names for parent in Path(name).parents if parent != Path(".")}
     for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
-        with contextlib.suppress(OSError):  # an object store has none
+        with contextlib.suppress(OSError):  # object stores have no folders
             os.rmdir(out / folder)

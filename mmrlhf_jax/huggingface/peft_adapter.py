@@ -1,4 +1,4 @@
-"""A PEFT LoRA adapter in: the tensors of its base with the adapter merged, one at a time as they are read.
+"""Reads a PEFT LoRA adapter: the tensors of its base with the adapter merged, one at a time as they are read.
 
 Reference: PEFT `tuners/lora/config.py` (what the settings mean), `utils/save_and_load.py` (how tensors are named). What a
 merged model cannot express, or what changes the base itself, is refused by its setting's name.
@@ -29,7 +29,8 @@ PREFIX = "base_model.model."
 LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 WRAPPERS = re.compile(r"\.(base_layer|modules_to_save|default)(?=\.)")  # modules that PEFT puts around a layer
 
-# Settings under which the update is not alpha / r * B A, or the base is not the base any more, unless they have this value.
+# Settings and their supported values. With another value the update would not be alpha / r * B A, or would apply to other
+# weights than the base's.
 PLAIN = {
     "use_dora": (False,),
     "use_qalora": (False,),
@@ -41,7 +42,7 @@ PLAIN = {
     "alora_invocation_tokens": (),
     "arrow_config": (),
     "megatron_config": (),
-    "init_lora_weights": (True, False, "gaussian", "orthogonal"),  # PiSSA, OLoRA, CorDA, EVA and LoftQ move the base
+    "init_lora_weights": (True, False, "gaussian", "orthogonal"),  # PiSSA, OLoRA, CorDA, EVA and LoftQ change base weights
 }
 
 
@@ -103,7 +104,8 @@ class MergedTensors(StoredTensors):
 
     @property
     def learnt(self) -> dict[str, np.dtype]:
-        """In what the tensors that the adapter changes are known: updates in float32, modules as it stores them."""
+        """The dtypes in which the adapter holds the tensors that it changes: float32 for updates, and the stored dtype for
+        modules that it stores as a whole."""
         return dict.fromkeys(self._updates, np.dtype(np.float32)) | {name: value.dtype for name, value in self._whole.items()}
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
@@ -139,9 +141,10 @@ class MergedTensors(StoredTensors):
 def _by_tensor(
     adapter: Path, names: WeightNames, tensors: Mapping[Stored | None, str], base: Path
 ) -> dict[str, dict[str, _Stored]]:
-    """What an adapter stores of every tensor of its base (`tensors`): "A" and "B" of an update, or "whole".
+    """What an adapter stores for each tensor of its base (`tensors`): "A" and "B" of an update, or "whole".
 
-    UserError for what belongs to no tensor, is said twice (in two spellings, say), or is no finite number.
+    UserError for a key that belongs to no tensor, for two keys that change the same tensor (in different spellings, for
+    example), and for values that are not finite.
     """
     found: dict[str, dict[str, _Stored]] = {}
     for key, value in _load(adapter).items():

@@ -35,9 +35,8 @@ DTYPES: dict[str, np.dtype] = {
 class StoredTensors:
     """What the safetensors of a directory hold. Opening reads the headers only.
 
-    Which file a tensor is read from is decided by the index, where there is one (`weight_files`). A tensor in which several
-    parameters' lie one after the other, as `pieces` says by its name, is known as
-    its pieces (`models.weight_names.piece_name`).
+    If there is an index, it decides which file a tensor is read from (`weight_files`). A tensor that concatenates the tensors
+    of several parameters (`pieces` gives their number by its name) appears as its pieces (`models.weight_names.piece_name`).
 
     Attributes:
         shapes: name -> shape.
@@ -85,7 +84,7 @@ class StoredTensors:
             return file.get_slice(whole)[(slice(number * length + start, number * length + stop), *others)]
 
 
-# Unsigned integer of the same size, the bits without the sign, and the least of those that is no number.
+# dtype -> (unsigned integer of the same size, mask of the bits without the sign, smallest masked value that is not finite).
 _BITS = {
     np.dtype(np.float64): (np.uint64, 2**63 - 1, 0x7FF << 52),
     np.dtype(np.float32): (np.uint32, 2**31 - 1, 0xFF << 23),
@@ -108,7 +107,7 @@ def all_finite(array: np.ndarray) -> bool:
 
 
 def sampled_bytes(path: os.PathLike[str], *, places: int = 4, size: int = 4096) -> Iterator[bytes]:
-    """A file's header, then of every tensor `size` bytes at its beginning, its end and evenly between: all, if it is small.
+    """Yield a file's header, then of every tensor `size` bytes at `places` evenly spaced offsets, or all bytes of a small one.
 
     Raises UserError for a file that is truncated or no safetensors.
     """
@@ -145,7 +144,8 @@ class TensorPlan:
 
 
 def joined_pieces(plans: Sequence[TensorPlan]) -> list[TensorPlan]:
-    """The plans with those of the pieces of a tensor as one, in the place of the first. ValueError where one is missing."""
+    """The plans, with the pieces of each tensor joined into one plan at the first piece's position. ValueError if one is
+    missing."""
     joined: list[TensorPlan] = []
     pieces: dict[str, dict[int, TensorPlan]] = {}
     for plan in plans:
@@ -202,7 +202,7 @@ def _open(path: os.PathLike[str]):
     try:
         return retried(lambda: safe_open(path, framework="np"), f"{path}")
     except (SafetensorError, OSError) as error:
-        if fault(error) not in (Fault.DAMAGED, Fault.OTHER):  # no memory, no rights: nothing is wrong with the file
+        if fault(error) not in (Fault.DAMAGED, Fault.OTHER):  # for example no memory or no rights: the file may be sound
             raise
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: truncated or not a safetensors file ({reason}); download or export it again") from None

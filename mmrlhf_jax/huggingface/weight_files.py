@@ -1,7 +1,8 @@
 """Which files of a model directory its tensors are read from. No jax here, and no file is opened but the index.
 
-The index decides, where there is one; else it is the single file; else shards that are numbered and complete. What lies beside
-them (a single file that was left over, shards of an earlier export, consolidated copies) is not the model, and that is said.
+If there is an index, it decides; otherwise the single file is read, or else a complete set of numbered shards. Other weight
+files in the directory (a leftover single file, shards of an earlier export, consolidated copies) are not the model; a message
+says that they are ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ NAMED = 3  # files or tensors that a message names; the others are counted
 
 @dataclass
 class WeightFiles:
-    """`files` hold the model; `places` says which file every tensor is read from, or is None where all of them are."""
+    """`files` hold the model; `places` maps every tensor to the file that it is read from; None: all tensors of all files are
+    read."""
 
     directory: Path
     files: list[Path]
@@ -139,7 +141,7 @@ def _numbered_shards(directory: Path) -> list[Path]:
 
 @functools.cache
 def say_once(message: str) -> None:
-    """A directory is opened several times in a process; what is odd about it is said the first time."""
+    """Print a message once per process, because a directory may be opened several times."""
     say(message)
 
 

@@ -1,7 +1,6 @@
 """HTML reports: each page is a function from plain data (records, figures, rows of metrics) to one document.
 
-`parts` and `charts` are the building blocks of pages. The package imports only `data`; callers pass their results, and decide
-where the document is stored.
+`parts` and `charts` are the building blocks of pages. Callers pass their results, and decide where the document is stored.
 """
 
 from mmrlhf_jax.pages.data_set import card_page, stats_page

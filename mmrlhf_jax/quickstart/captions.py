@@ -1,4 +1,4 @@
-"""Captions, with which the language model's first training stage teaches it to see; they have no question and no preference.
+"""Captions of scenes, on which the language model is trained first, to use the image; they have no question or preference.
 
 There are two forms: accounts list the objects place by place, and "things seen" list shapes with one attribute each. Critiques
 have the same elements.

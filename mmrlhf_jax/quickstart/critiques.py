@@ -16,6 +16,7 @@ Value = str | int | bool
 
 
 def say(value: Value) -> str:
+    """The value as a word: yes or no, a number's name, or the text itself."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return NUMBERS[value] if isinstance(value, int) else value

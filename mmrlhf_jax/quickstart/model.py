@@ -1,4 +1,4 @@
-"""The quickstart's model: LLaVA-OneVision in every part, small enough to learn to see in minutes on a CPU.
+"""The quickstart's model: LLaVA-OneVision in every part, small enough to learn in minutes on a CPU to describe images.
 
 Tiles of 48 pixels in patches of 24, so a square picture is 4 + 2 * (2 + 1) = 10 visual tokens.
 """

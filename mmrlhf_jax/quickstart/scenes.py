@@ -42,12 +42,13 @@ class SceneObject:
 
     @property
     def name(self) -> str:
-        """Colour and shape."""
+        """Colour and shape, such as "red circle"."""
         return f"{self.colour} {self.shape}"
 
     @property
     def phrase(self) -> str:
-        """Place, size, colour and shape. The place comes first, so that a model that writes it knows where to look."""
+        """Place, size, colour and shape, such as "upper left large red circle". The place comes first, so that a model that has
+        written it attends to that place for the other words."""
         return f"{self.place} {self.size} {self.name}"
 
     @property

@@ -1,6 +1,7 @@
 """The quickstart's tokenizer: a byte-level BPE trained on its own corpus, with ChatML's control tokens.
 
-A place's name is one token, although it is written as two words, so that a single token names what to look up in the image.
+A place's name is one token, although it is written as two words, so that the model predicts the object at a place from
+a single token.
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ from mmrlhf_jax.models.tower_config import feature_layers, width_and_heads
 from mmrlhf_jax.models.work import ProjectorWork, TowerWork
 
 TITLE = "InternVL"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the original code, which asks no file
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # constants in the original code
 # The default of transformers' GotOcr2ImageProcessor for a file that does not state it.
 PIXEL_DEFAULTS = {"size": {"height": 384, "width": 384}}
-VISION_DEFAULTS = {  # of transformers' InternVLVisionConfig
+VISION_DEFAULTS = {  # the defaults of transformers' InternVLVisionConfig
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -66,8 +66,10 @@ def read_config(checkpoint: Checkpoint) -> InternVLConfig:
 
 
 def config_from_hf(raw: Mapping[str, Any], pixels: Mapping[str, Any], where: str, pixels_where: str = "") -> InternVLConfig:
-    """From the dictionaries of a Hugging Face `config.json` and image processor config, which stand at `where` and
-    `pixels_where`. Raises UserError that names the file and the key that is wrong."""
+    """The sizes from a Hugging Face `config.json` and image processor config, whose files are `where` and `pixels_where`.
+
+    Raises UserError that names the file and the key that is wrong.
+    """
     stated = Stated(raw, where)
     processor = Stated(pixels, f"{pixels_where or where}: the image processor")
     vision = _vision(stated, processor, where)
@@ -87,7 +89,8 @@ def config_from_hf(raw: Mapping[str, Any], pixels: Mapping[str, Any], where: str
 
 
 def _geometry(top: Stated, pixels: Stated, vision: InternVitConfig, where: str) -> TileGeometry:
-    """Tiles are cut whatever `crop_to_patches` says: in the published files it is false, and the processor's call says true."""
+    """The geometry. `crop_to_patches` of the image processor is ignored: it is false in the published files, but transformers'
+    processor overrides it with true."""
     merge = 1 / top.positive("downsample_ratio", 0.5)
     if merge != round(merge):
         raise UserError(f"{where}: downsample_ratio {top.get('downsample_ratio')} is not 1/2, nor 1 over another whole number")
@@ -108,7 +111,8 @@ def _vision(top: Stated, pixels: Stated, where: str) -> InternVitConfig:
     tower = top.part("vision_config", VISION_DEFAULTS)
     if tower.get("model_type", "internvl_vision") != "internvl_vision":
         raise UserError(f"{where}: vision_config.model_type is {tower.get('model_type')!r}; InternVL has an InternViT tower")
-    for key in ("use_absolute_position_embeddings", "use_mean_pooling"):  # false: no positions; a norm behind the layers
+    # Set to false, the first would mean a tower without positions, the second one with a norm after its layers.
+    for key in ("use_absolute_position_embeddings", "use_mean_pooling"):
         if not tower.truth(key, True):
             raise UserError(f"{where}: vision_config: {key} false is not supported; no published tower has it")
     hidden, heads = width_and_heads(tower, where)
@@ -133,7 +137,7 @@ def _vision(top: Stated, pixels: Stated, where: str) -> InternVitConfig:
 
 
 def _side(tower: Stated, key: str, where: str) -> int:
-    """One number, or height and width that are equal."""
+    """A side that is stated as one number, or as height and width that are equal."""
     value = tower.get(key)
     sides = value if isinstance(value, list) else [value]
     if not sides or len(sides) > 2 or any(side != sides[0] for side in sides):

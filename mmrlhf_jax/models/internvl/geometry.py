@@ -28,9 +28,9 @@ class TileGeometry(Geometry):
         image_size: side of a tile, in pixels.
         patch_size: side of a patch, in pixels.
         merge: patches per side of the block that becomes one visual token.
-        min_tiles, max_tiles: of the grid that an image is cut into; the thumbnail comes on top. Every image of a prompt may
-            take as many (as in transformers and the original chat; the original trainer divides them among the images).
-        thumbnail: whether an image of more than one tile is shown as a whole, too.
+        min_tiles, max_tiles: limits of the number of tiles of an image's grid, without the thumbnail. They apply to each image
+            of a prompt (as in transformers and the original chat; the original trainer divides them among the images).
+        thumbnail: whether an image of more than one tile also has a tile of the whole image.
 
     Raises UserError for values that describe no possible model.
     """
@@ -84,7 +84,7 @@ class TileGeometry(Geometry):
         return sorted(totals, reverse=True)[1:]
 
     def _most_per_image(self, images: Sequence[Size], most_tiles: int) -> int:
-        """The largest grid that every image may take so that all together keep to the limit; at least one tile."""
+        """The largest limit of grid tiles per image with which all images together keep to `most_tiles`; at least 1."""
         if not most_tiles:
             return self.max_tiles
         fitting = (
@@ -111,7 +111,7 @@ def _plan_image(tiles: int, features: int) -> VisualPlan:
 
 @functools.lru_cache(maxsize=64)
 def _plan_video(frames: int, features: int) -> VisualPlan:
-    """Every frame is an image of its own behind its number, in lines: `Frame1: <img>...</img>`."""
+    """The plan of a video: a line per frame, with its number and its tile, as in `Frame1: <img>...</img>`."""
     pieces: tuple[Piece, ...] = ()
     for number in range(1, frames + 1):
         pieces += (Text(f"Frame{number}: " if number == 1 else f"\nFrame{number}: "), *_image(features))

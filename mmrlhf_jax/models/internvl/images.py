@@ -1,4 +1,4 @@
-"""Decoded images to tiles, cut exactly as transformers does, and the canvas that an image is stretched to.
+"""Cuts decoded images into tiles, exactly as transformers does, and finds the canvas that an image is stretched to.
 
 The pixels are those of transformers' `GotOcr2ImageProcessorPil` before rescaling and normalising, which the device does. NumPy
 and Pillow only: data workers import this file.
@@ -28,8 +28,8 @@ def grids(least: int, most: int) -> tuple[Grid, ...]:
 def best_grid(height: int, width: int, side: int, least: int, most: int) -> Grid:
     """The grid whose aspect is nearest to the image's (`get_optimal_tiled_canvas`).
 
-    Of grids that are equally near the last counts whose canvas has less than twice the image's area; `side` is a tile's, and
-    everything is in pixels.
+    Among equally near grids, a later one is taken if its canvas has less than twice the image's area. `side` is the side of a
+    tile; `height`, `width` and `side` are in pixels.
     """
     if height < 1 or width < 1:
         raise ValueError(f"an image of {height} x {width} pixels has no tiles")
@@ -44,7 +44,7 @@ def best_grid(height: int, width: int, side: int, least: int, most: int) -> Grid
 def cut_tiles(image: Image.Image, side: int, grid: Grid, thumbnail: bool) -> np.ndarray:
     """uint8[tiles, side, side, 3]: an RGB image stretched to its canvas and cut row by row.
 
-    With `thumbnail` the whole image in one tile comes last, unless it is one tile anyway.
+    With `thumbnail`, a grid of several tiles is followed by one tile of the whole image.
     """
     check_rgb(image)
     columns, rows = grid

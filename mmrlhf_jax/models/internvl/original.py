@@ -1,7 +1,8 @@
-"""The original (`OpenGVLab` code, `InternVLChatModel`) `config.json` and the Hugging Face one: each from the other.
+"""Converts `config.json` between the original naming (`OpenGVLab` code, `InternVLChatModel`) and Hugging Face's.
 
 Reference: OpenGVLab `configuration_internvl_chat.py` and `configuration_intern_vit.py`, transformers
-`convert_internvl_weights_to_hf.py`. Absent keys mean the defaults of the original classes, which are not those of the files.
+`convert_internvl_weights_to_hf.py`. Absent keys have the defaults of the original classes, which differ
+from the values in published files.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ VISION_DEFAULTS = {
     "qk_normalization": True,
 }
 VISION_NAMES = {"qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm"}  # original -> Hugging Face
-# Of the language model's config: what says how the original code builds it.
+# Keys of the language model's config that only tell the original code how to build it.
 LANGUAGE_DROPPED = ("_name_or_path", "architectures", "attn_implementation", "_attn_implementation")
 
 
@@ -97,7 +98,7 @@ def to_hf(raw: Mapping[str, Any], image_token: int, where: str) -> dict[str, Any
 
 
 def pixels(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What an image processor's file would say: the original code makes its pixels by the config and by constants."""
+    """The settings of an image processor, which the original code takes from its config and from constants."""
     stated = Stated(raw, where)
     side = stated.part("vision_config", VISION_DEFAULTS).integer("image_size", least=1)
     dynamic = stated.truth("dynamic_image_size", False)
@@ -112,15 +113,15 @@ def pixels(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def check_language_model(architectures: Any, model_type: str, where: str) -> None:
-    """UserError unless it is Qwen2: InternVL's other sizes have InternLM, Phi-3, Llama or Qwen3 language models."""
+    """UserError unless the language model is Qwen2; other sizes of InternVL have InternLM, Phi-3, Llama or Qwen3."""
     found = architectures[0] if isinstance(architectures, list) and architectures else model_type
     if found not in (LANGUAGE_MODEL, "qwen2"):
         raise UserError(f"{where}: the language model is {found}; of InternVL this project runs the sizes with Qwen2: {SIZES}")
 
 
 def from_hf(config: Mapping[str, Any], read: InternVLConfig, template: str) -> dict[str, Any]:
-    """Original `config.json` of a Hugging Face checkpoint; `read` is what its files say, defaults filled in, and `template` is
-    the name of the original code's conversation template."""
+    """The original `config.json` of a Hugging Face checkpoint. `read` are the sizes read from it, and `template` is the name of
+    the original code's conversation template."""
     if read.projector_activation != "gelu":
         raise UserError(
             f"the original naming knows one projector, gelu; this model's is {read.projector_activation}: leave --naming at hf"
@@ -190,10 +191,10 @@ def _tower_config(tower: InternVitConfig) -> dict[str, Any]:
 
 
 def image_token(directory: str, raw: Mapping[str, Any]) -> int:
-    """The number of `<IMG_CONTEXT>`, which the original config does not say, by the tokenizer's files.
+    """The id of `<IMG_CONTEXT>`, which the original config does not state, from the tokenizer's files.
 
-    Without a tokenizer it is the published checkpoints': InternVL adds nine tokens, of which it is the third, and has no
-    embedding behind them.
+    Without a tokenizer it is that of the published checkpoints: their last nine embeddings belong to the tokens that InternVL
+    adds, of which it is the third.
     """
     folder = epath.Path(directory)
     for name, found in (("added_tokens.json", _by_name), ("tokenizer_config.json", _by_number), ("tokenizer.json", _in_list)):

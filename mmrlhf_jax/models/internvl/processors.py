@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from mmrlhf_jax.models.internvl.config import InternVLConfig
 
 VIDEO_TOKEN = "<video>"
-# What chat templates write in a medium's place: that of transformers' processor today, and those of older ones.
+# The tags that chat templates write in the place of a medium: that of transformers' current processor, and older ones.
 MEDIA_TAGS = (IMAGE_TOKEN, "<image>", VIDEO_TOKEN)
-# What transformers' processor asks its tokenizer for.
+# The attributes by which transformers' processor gets media tokens from its tokenizer.
 NAMED_TOKENS = {
     "start_image_token": IMAGE_START,
     "end_image_token": IMAGE_END,
@@ -46,9 +46,9 @@ def original_template(template: str | None) -> str | None:
 
 
 def chat_template(system: str | None = None, end: str = "<|im_end|>\n") -> str:
-    """Jinja of a conversation whose messages end with `end`; with a system message, if given, where it has none of its own.
+    """The Jinja chat template whose messages end with `end`. `system` is the system message of conversations that have none.
 
-    Without arguments it is the one that transformers' converter writes.
+    Without arguments it is the template that transformers' converter writes.
     """
     opening = ""
     if system is not None:
@@ -64,16 +64,16 @@ def chat_template(system: str | None = None, end: str = "<|im_end|>\n") -> str:
 
 
 def prepare_tokenizer(tokenizer: Any, config: Mapping[str, Any], where: str) -> None:
-    """Give a tokenizer of the original naming what the original code has in itself: the chat template that config.json names,
-    unless the directory has one that knows media, and the names of the media tokens.
+    """Add to a tokenizer of the original naming what is defined in the original code: the chat template that config.json names,
+    unless the directory has one with media tags, and the names of the media tokens.
 
-    UserError where a media token is missing, or `<IMG_CONTEXT>` is not the config's image token.
+    UserError if a media token is missing, or if `<IMG_CONTEXT>` is not the config's image token.
     """
     vocabulary = tokenizer.get_vocab()
     needed, stated = (IMAGE_START, IMAGE_END, IMAGE_TOKEN), config.get("image_token_id")
     check_media_tokens(vocabulary, needed, IMAGE_TOKEN, stated, where, kind="an InternVL tokenizer")
     if is_original(config):
-        tokenizer.init_kwargs.update(NAMED_TOKENS)  # written with it
+        tokenizer.init_kwargs.update(NAMED_TOKENS)  # `save_pretrained` writes them
         named, own = ORIGINAL_TEMPLATES.get(config.get("template")), str(tokenizer.chat_template or "")
         if named is not None and not any(tag in own for tag in MEDIA_TAGS):
             tokenizer.chat_template = chat_template(*named)

@@ -23,7 +23,7 @@ TITLE = "LLaVA-OneVision"
 
 SIGLIP = (0.5, 0.5, 0.5)  # mean and standard deviation of pixels without an image processor's file
 
-# Published configs leave out what equals a default of transformers' LlavaOnevisionConfig, SiglipVisionConfig, Qwen2Config.
+# Published configs omit values that equal the defaults of transformers' LlavaOnevisionConfig, SiglipVisionConfig, Qwen2Config.
 PINPOINTS = tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7))
 VISION_DEFAULTS = {
     "hidden_size": 768,
@@ -59,10 +59,10 @@ class LlavaOnevisionConfig:
 
 
 def read_config(checkpoint: Checkpoint) -> LlavaOnevisionConfig:
-    """Sizes of the model in a directory, in either naming: Hugging Face's or the original one (`LlavaQwen`).
+    """The sizes of the model in a directory, in Hugging Face naming or the original one (`LlavaQwen`).
 
-    Of the original naming, which states no size of the tower, these come from the stored tensors. Raises UserError for a
-    model that this project cannot run.
+    The original naming states no sizes of the tower; they are derived from the stored tensors. Raises UserError for a model
+    that this project cannot run.
     """
     raw, where = checkpoint.config, checkpoint.where
     if original.is_original(raw):
@@ -74,8 +74,10 @@ def read_config(checkpoint: Checkpoint) -> LlavaOnevisionConfig:
 
 
 def config_from_hf(raw: dict[str, Any], pixels: dict[str, Any], where: str, pixels_where: str = "") -> LlavaOnevisionConfig:
-    """From the dictionaries of a Hugging Face `config.json` and image processor config, which stand at `where` and
-    `pixels_where`. Raises UserError that names the file and the key that is wrong."""
+    """The sizes from a Hugging Face `config.json` and image processor config, whose files are `where` and `pixels_where`.
+
+    Raises UserError that names the file and the key that is wrong.
+    """
     stated = Stated(raw, where)
     vision = _vision(stated, Stated(pixels, f"{pixels_where or where}: the image processor"), where)
     text = read_text_config(stated, where, TITLE)
@@ -113,7 +115,7 @@ def config_from_hf(raw: dict[str, Any], pixels: dict[str, Any], where: str, pixe
 
 
 def _token(stated: Stated, name: str, default: int) -> int:
-    """Under its newer key or its older one."""
+    """The id of a media token, under its newer key (`_id`) or its older one (`_index`)."""
     key = f"{name}_id" if stated.get(f"{name}_id") is not None else f"{name}_index"
     return stated.integer(key, default, least=0)
 

@@ -56,8 +56,8 @@ class LlavaOnevisionFamily(Family):
         return text.get("vocab_size") or config.get("vocab_size") or TEXT_DEFAULTS["vocab_size"]
 
     def prepare_tokenizer(self, tokenizer: Any, config: Mapping[str, Any], where: str) -> None:
-        """Tokenizers of the original naming have no image token (its code uses a number outside the vocabulary); they get
-        `<image>` and `<video>` behind their last token, where the converted checkpoints have them."""
+        """Add `<image>` and `<video>` after the last token of an original tokenizer, as in the converted checkpoints. It has no
+        image token, because the original code uses a number outside the vocabulary."""
         processors.prepare_tokenizer(tokenizer, config, where, original.is_original(config))
 
     def model(self) -> type[LlavaOnevision]:
@@ -77,7 +77,7 @@ class LlavaOnevisionFamily(Family):
         return original.from_hf(checkpoint.config, model)
 
     def new_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Without the pooling head of a SigLIP tower, which is never used."""
+        """The settings, without the pooling head of the SigLIP tower, which is never used."""
         return {**config, "vision_config": {**config["vision_config"], "vision_use_head": False}}
 
     def processors(self, model: LlavaOnevisionConfig) -> dict[str, dict[str, Any]]:
@@ -90,7 +90,7 @@ class LlavaOnevisionFamily(Family):
             logger.warning("%s: the original code normalises pixels with 0.5, unlike this model; it runs right only here", out)
 
     def left_out(self, model: LlavaOnevisionConfig, part: str, layer: int | None, naming: Naming) -> bool:
-        """The original code runs every layer that a tower has; Hugging Face's config may stop before the last."""
+        """Whether this is a layer of the tower that does not run: the original code would run it, so that naming omits it."""
         behind = part == "vision" and layer is not None and layer >= model.vision.feature_layers
         return naming == "original" and behind
 

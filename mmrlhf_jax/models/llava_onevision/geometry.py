@@ -26,7 +26,7 @@ class VisionGeometry(Geometry):
 
     Attributes:
         image_size: side of a tile, in pixels.
-        patch_size: side of a patch, in pixels; pixels beyond the last whole patch are not seen (384 = 27 * 14 + 6).
+        patch_size: side of a patch, in pixels; pixels beyond the last whole patch are dropped (384 = 27 * 14 + 6).
         pinpoints: the (height, width) canvases an image may be fitted into, multiples of `image_size`.
         max_patches: `anyres_max_N`: a grid of more than about N tiles' worth of features is scaled down to that.
             None = no limit.
@@ -69,7 +69,7 @@ class VisionGeometry(Geometry):
             raise UserError(f"video_newline must be one_token, frame, grid or no_token, found {self.video_newline!r}")
 
     def settings(self) -> dict[str, Any]:
-        """Without the family's name, so that indexes and runs from before there was a second family stay valid."""
+        """The fields without the family's name, so that indexes and runs from before the second family stay valid."""
         return dataclasses.asdict(self)
 
     @property
@@ -106,7 +106,7 @@ class VisionGeometry(Geometry):
         return cutting.cut_frames(frames, self)
 
     def fewer_tiles(self, images: Sequence[Size], frames: int) -> list[int]:
-        """Several images have one tile each, and no fewer."""
+        """As in the base class; an empty list for several images, each of which has one tile already."""
         if frames:
             return list(range(frames - 1, 0, -1))
         if len(images) != 1 or not self.anyres:
@@ -115,7 +115,7 @@ class VisionGeometry(Geometry):
         return sorted({n for p in self.pinpoints if (n := self.canvas_tiles(p)) < now} | {1}, reverse=True)
 
     def canvas_tiles(self, pinpoint: Size) -> int:
-        """Tiles of an image on a canvas: the squeezed whole, and the grid."""
+        """The number of tiles of an image on a canvas: one of the whole image, and the canvas's grid."""
         return 1 + (pinpoint[0] // self.image_size) * (pinpoint[1] // self.image_size)
 
 

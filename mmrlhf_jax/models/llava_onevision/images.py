@@ -1,4 +1,4 @@
-"""Decoded images to tiles, cut exactly as transformers does.
+"""Cuts decoded images into tiles, exactly as transformers does.
 
 The pixels are those of transformers' `LlavaOnevisionImageProcessorPil` before rescaling and normalising, which the
 device does. NumPy and Pillow only: data workers import this file.
@@ -61,7 +61,7 @@ def cut_frames(frames: Sequence[Image.Image], geometry: VisionGeometry) -> np.nd
 
 
 def _fitted_size(image: Image.Image, height: int, width: int) -> Size:
-    """The image's largest size inside a canvas, aspect kept, free side rounded up (`get_patch_output_size`)."""
+    """The largest (height, width) of the image's aspect inside a canvas, the free side rounded up (`get_patch_output_size`)."""
     by_width, by_height = width / image.width, height / image.height
     if by_width < by_height:
         return min(math.ceil(image.height * by_width), height), width
@@ -71,8 +71,8 @@ def _fitted_size(image: Image.Image, height: int, width: int) -> Size:
 def _pad_and_squeeze(image: Image.Image, side: int, color: tuple[int, int, int]) -> np.ndarray:
     """The image centred on a square of `color`, resized to uint8[side, side, 3].
 
-    Pillow resizes along rows, then along columns. Doing the two passes apart, a band of rows at a time, gives the same
-    pixels without ever holding the padded square (2.7 GB for a strip of 100 x 30 000 pixels).
+    Pillow resizes along rows, then along columns. Doing the two passes separately, a band of rows at a time, gives the
+    same pixels without holding the padded square (2.7 GB for a strip of 100 x 30 000 pixels).
     """
     length = max(image.size)
     top, left = (length - image.height) // 2, (length - image.width) // 2

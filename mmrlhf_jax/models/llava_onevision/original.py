@@ -1,4 +1,4 @@
-"""The original (`lmms-lab`, LLaVA-NeXT code) `config.json` and the Hugging Face one: each from the other.
+"""Converts `config.json` between the original naming (`lmms-lab`, LLaVA-NeXT code) and Hugging Face's.
 
 The original file is a Qwen2 config with `mm_*` keys beside it. It names the vision tower and gives no sizes of it, so
 those come from the stored tensors. Pinpoints are (width, height) there and (height, width) in transformers.
@@ -46,7 +46,7 @@ TEXT_KEYS = (
     "use_sliding_window",
     "vocab_size",
 )
-# How upstream's code may pool a video, and the only way that this project does: 2 x 2 patches to one, bilinearly.
+# Settings of upstream's video pooling, and the values that mean the pooling of this project: bilinear, 2 x 2 patches to one.
 POOLING = {"mm_spatial_pool_mode": ("bilinear",), "mm_spatial_pool_stride": (None, 2), "add_faster_video": (None, False)}
 HEADS = {768: 12, 1024: 16, 1152: 16}  # the published SigLIP towers: width -> attention heads
 
@@ -90,10 +90,11 @@ def to_hf(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: 
 
 
 def from_hf(config: Mapping[str, Any], read: LlavaOnevisionConfig) -> dict[str, Any]:
-    """Original `config.json` of a Hugging Face checkpoint; `read` is what its files say, defaults filled in.
+    """The original `config.json` of a Hugging Face checkpoint; `read` are the sizes read from it.
 
-    `vision_config` stays as an additional key: the original code ignores it, and towers other than SigLIP so400m need it.
-    Its layers are those that run: the original code runs all of a tower. UserError for a projector that the naming cannot say.
+    `vision_config` is kept as an additional key: the original code ignores it, but towers other than SigLIP so400m need it. It
+    counts only the layers that run, because the original code runs all. UserError for a projector that the naming cannot
+    express.
     """
     if read.projector_activation != "gelu" or not read.projector_bias:
         biases = "" if read.projector_bias else " without biases"
@@ -140,7 +141,7 @@ def from_hf(config: Mapping[str, Any], read: LlavaOnevisionConfig) -> dict[str, 
 
 
 def _tower(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], side: int | None, where: str) -> dict[str, Any]:
-    """`vision_config`: the sizes that the tensors have, the rest SigLIP so400m's."""
+    """`vision_config`: sizes from the shapes of the tensors, and SigLIP so400m's values for all other keys."""
     given = raw.get("vision_config") or {}
     patch = shapes.get(TOWER + "embeddings.patch_embedding.weight")
     positions = shapes.get(TOWER + "embeddings.position_embedding.weight")
@@ -166,7 +167,7 @@ def _tower(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], side: 
 
 
 def _heads(hidden: int, where: str) -> int:
-    """No tensor shows the number of heads: the published towers' by their width, otherwise so400m's 16."""
+    """The number of attention heads, which no shape shows: that of the published tower of this width, otherwise so400m's 16."""
     if hidden in HEADS:
         return HEADS[hidden]
     if hidden % 16:
@@ -176,14 +177,14 @@ def _heads(hidden: int, where: str) -> int:
 
 
 def _image_side(pinpoints: Any) -> int | None:
-    """Tile side that a pinpoint list implies: all its numbers are multiples of it."""
+    """The side of a tile that a list of pinpoints implies: the greatest common divisor of its numbers. None without a list."""
     if not isinstance(pinpoints, Sequence) or isinstance(pinpoints, str) or not pinpoints:
         return None
     return math.gcd(*(number for pair in pinpoints for number in pair))
 
 
 def _pinpoints(pinpoints: Any, side: int, where: str) -> list[tuple[int, int]]:
-    """(width, height) pairs of a list, or of a range in tiles: "(1x1),...,(6x6)", first number outermost."""
+    """The (width, height) pairs of a list, or of a range in tiles such as "(1x1),...,(6x6)", ordered by width, then height."""
     if pinpoints is None:
         pinpoints = "(1x1),...,(6x6)"
     if isinstance(pinpoints, str):

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
 
-# The same conversation as `qwen_1_5`, in the Jinja of tokenizers, for whoever uses an exported model with transformers.
+# The same conversation as `qwen_1_5`, in the Jinja of tokenizers, for users of an exported model in transformers.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% set media = message['content'] | selectattr('type', 'in', ['image', 'video']) | list %}"
-    "{% if message['content'][:media | length] == media %}"  # all before the text, or inside it
+    "{% if message['content'][:media | length] == media %}"  # media that all precede the text, or media inside it
     "{% for part in media %}<{{ part['type'] }}>{{ '\n' if loop.last else ' ' }}{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% else %}"
     "{% for part in message['content'] if part['type'] == 'text' or part in media %}"
@@ -31,7 +31,7 @@ CHAT_TEMPLATE = (
 def prepare_tokenizer(tokenizer: Any, config: Mapping[str, Any], where: str, is_original: bool) -> None:
     """Add the media tokens that tokenizers of the original naming lack.
 
-    UserError where `<image>` is missing or is not the config's image token.
+    UserError if `<image>` is missing or is not the config's image token.
     """
     from transformers import AddedToken  # not above: importing it takes seconds
 
