@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NESTED = ("text_config", "llm_config", "vision_config")
-
 # Copied as they are. Everything else in the source (its card, other weights, optimizer states) is left out.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -50,7 +48,7 @@ def exported_config(family: Family, checkpoint: Checkpoint, config: ModelConfig,
     new = family.convert_config(checkpoint, config, naming)
     if not config.text.tied:  # a source may say "tied" and store a projection of its own
         new["tie_word_embeddings"] = False
-        for part in {"text_config", "llm_config"} & new.keys():
+        for part in {*family.text_configs} & new.keys():
             new[part] = {**new[part], "tie_word_embeddings": False}
     if naming == "hf":
         new["architectures"] = [family.architecture]
@@ -62,8 +60,10 @@ def exported_config(family: Family, checkpoint: Checkpoint, config: ModelConfig,
 
 def with_dtype(config: Mapping[str, Any], dtype: np.dtype, naming: Naming, *, asked: bool) -> dict[str, Any]:
     """The config with its dtype replaced under all names for it (transformers 5 reads `dtype`, older versions `torch_dtype`),
-    in the parts' configs too. A config that names no dtype gets one only if it was `asked` for."""
-    new = {name: with_dtype(value, dtype, naming, asked=False) if name in NESTED else value for name, value in config.items()}
+    in the configs of its parts (`text_config`, `vision_config`, ...) too. A config that names no dtype gets one only if it was
+    `asked` for."""
+    nested = {name for name, value in config.items() if name.endswith("_config") and isinstance(value, Mapping)}
+    new = {name: with_dtype(value, dtype, naming, asked=False) if name in nested else value for name, value in config.items()}
     names = [name for name in ("dtype", "torch_dtype") if name in new]
     if asked and not names:
         names = ["dtype" if naming == "hf" else "torch_dtype"]

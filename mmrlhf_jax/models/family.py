@@ -62,6 +62,7 @@ class Family(abc.ABC):
     architecture: ClassVar[str]  # the class in transformers
     publishers: ClassVar[Mapping[Naming, str]]  # who publishes the family's checkpoints in each naming
     language_model: ClassVar[str]  # its model_type in transformers
+    text_configs: ClassVar[tuple[str, ...]]  # keys of config.json, in any naming, that hold the language model's config
     template: ClassVar[str]  # the default of `data.template` (a name in `data.templates`)
     media_tags: ClassVar[tuple[str, ...]]  # tags that the family's chat templates write in the place of a medium
     unembedded: ClassVar[tuple[str, ...]] = ()  # added tokens without an embedding, because they are always replaced

@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from mmrlhf_jax.data.templates import qwen_1_5
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.export import export_checkpoint, export_model, new_checkpoint
+from mmrlhf_jax.huggingface.model_files import exported_config, with_dtype
 from mmrlhf_jax.huggingface.tensors import StoredTensors
 from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.models.llava_onevision.processors import CHAT_TEMPLATE
@@ -212,6 +214,20 @@ def test_every_name_for_the_dtype_says_the_one_that_is_written(tmp_path, asked, 
     parts["vision"] = (config["vision_config"], top["vision_config"])
     for out, was in parts.values():
         assert {name: out[name] for name in out if "dtype" in name} == {name: written for name in was if "dtype" in name}
+
+
+def test_a_family_says_where_its_language_models_config_stands_and_any_parts_config_has_the_dtype():
+    config = {"thinker_config": {"dtype": "float32"}, "audio_config": {"torch_dtype": "float16"}, "seen": {"dtype": "float32"}}
+    family = SimpleNamespace(convert_config=lambda *_: dict(config), text_configs=("thinker_config",), architecture="Any")
+    untied = SimpleNamespace(text=SimpleNamespace(tied=False), reward_head=None)
+    exported = exported_config(family, None, untied, "original")
+    assert exported["thinker_config"] == {"dtype": "float32", "tie_word_embeddings": False}
+    assert "tie_word_embeddings" not in exported["audio_config"]
+    assert with_dtype(config, jnp.dtype("bfloat16"), "hf", asked=False) == {
+        "thinker_config": {"dtype": "bfloat16"},
+        "audio_config": {"torch_dtype": "bfloat16"},
+        "seen": {"dtype": "float32"},
+    }
 
 
 @pytest.mark.parametrize("naming", ["hf", "original"])

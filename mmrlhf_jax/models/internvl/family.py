@@ -29,6 +29,7 @@ class InternVLFamily(Family):
     architecture = "InternVLForConditionalGeneration"
     publishers: ClassVar = {"hf": "OpenGVLab", "original": "OpenGVLab"}
     language_model = "qwen2"
+    text_configs = ("text_config", "llm_config")
     template = "checkpoint"
     media_tags = processors.MEDIA_TAGS
     unembedded = (processors.VIDEO_TOKEN,)

@@ -25,6 +25,7 @@ class LlavaOnevisionFamily(Family):
     title = "LLaVA-OneVision"
     architecture = "LlavaOnevisionForConditionalGeneration"
     language_model = "qwen2"
+    text_configs = ("text_config",)
     publishers: ClassVar = {"hf": "llava-hf", "original": "lmms-lab"}
     template = "qwen_1_5"
     media_tags = ("<image>",)
