@@ -81,7 +81,9 @@ def fit_stored(axes: Sequence[str | None], shape: tuple[int, ...], mesh: Mesh | 
     """The storage spec of a parameter with these logical axes. Dropped are storage axes that do not divide the dimension and,
     except for the first axis of a dimension, those that would make shards that are not whole tiles (`TILE_ROWS`). A vocabulary
     that `tensor` does not divide is replicated over it: vocabularies have any size, all other widths are round numbers."""
-    entries = [(fit(spec(name), (size,), mesh, (*STORAGE, *UNEVEN.get(name, ())))[0], size) for name, size in _named(axes, shape)]
+    entries = [
+        (fit(spec(name), (size,), mesh, (*STORAGE, *UNEVEN.get(name, ())))[0], size) for name, size in _named(axes, shape)
+    ]
     whole = PartitionSpec(*(entry for entry, _ in entries))
 
     def tiled(entry, size: int):
