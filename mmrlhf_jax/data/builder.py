@@ -90,12 +90,17 @@ def build(
         _write(lock, planned, directory, workplace, source, jobs, beam_options, progress)
         lock.check(at_once=True)
         _complete(planned, directory, examples)
-        if directory != out:
-            if out.exists():  # empty
-                out.rmdir()
-            directory.rename(out)
+        _move(directory, out)
         lock.clear()
     return BuiltExamples(out)
+
+
+def _move(directory: epath.Path, out: epath.Path) -> None:
+    """Rename the complete data set to `out`, unless it was written there."""
+    if directory != out:
+        if out.exists():  # empty
+            out.rmdir()
+        directory.rename(out)
 
 
 def _open_sources(

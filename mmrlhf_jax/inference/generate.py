@@ -59,15 +59,12 @@ def generate(
     choose = partial(_choose, model, key, temperature)
     stops = partial(_stops, stop_tokens)
 
-    # After the prompts' slots, the cache has `max_new_tokens` slots for each branch.
-    embedded = model.embed(rows.tokens, media)
-    hidden, cache = model.language.prefill(embedded, rows.positions, rows.visible_until)
-    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, branches * max_new_tokens), (0, 0), (0, 0))), cache)
+    hidden, cache = model.language.prefill(model.embed(rows.tokens, media), rows.positions, rows.visible_until)
+    cache = _with_room(cache, branches * max_new_tokens)  # after the prompts' slots, `max_new_tokens` for each branch
     first = choose(jnp.take_along_axis(hidden, rows.ends[..., None], axis=1), jnp.int32(0))
     out = jnp.full((batch, branches, max_new_tokens), -1, jnp.int32).at[..., 0].set(first)
 
-    slots = jnp.arange(prompt)
-    of_prompt = (slots <= rows.ends[..., None]) & (rows.ends[..., None] < rows.visible_until[:, None])
+    of_prompt = _prompt_slots(rows)
     starts = prompt + jnp.arange(branches) * max_new_tokens
     new_slots = prompt + jnp.arange(branches * max_new_tokens)
     end_positions = _end_positions(rows)
@@ -100,6 +97,17 @@ def _choose(model, key: PRNGKeyArray, temperature: float, hidden: jax.Array, ste
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return jax.random.categorical(jax.random.fold_in(key, step), logits / temperature).astype(jnp.int32)
+
+
+def _with_room(cache: KVCache, slots: int) -> KVCache:
+    """The cache with this many empty slots behind its own."""
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, slots), (0, 0), (0, 0))), cache)
+
+
+def _prompt_slots(rows: PromptRows) -> Bool[Array, "B K S"]:
+    """Whether a slot of the row belongs to the prompt that each branch continues."""
+    slots = jnp.arange(rows.tokens.shape[1])
+    return (slots <= rows.ends[..., None]) & (rows.ends[..., None] < rows.visible_until[:, None])
 
 
 def _stops(stop_tokens: tuple[int, ...], last: jax.Array) -> jax.Array:
