@@ -1,21 +1,17 @@
 """The `mmrlhf` command: names, options and help of its verbs. Their bodies are in `commands`, one file per verb or group.
 
-A body is imported when its verb runs, so that help and errors in options are quick. Errors are turned into one line and an exit
-status here.
+A body is imported when its verb runs, so that help and errors in options are quick.
 """
 
 from __future__ import annotations
 
-import sys
-import traceback
 from typing import Annotated
 
 import typer
 
-from mmrlhf_jax import commands, exits
+from mmrlhf_jax import commands, ending
 from mmrlhf_jax.commands import options
 from mmrlhf_jax.commands.options import RANKED_SOURCE, path_argument, path_option
-from mmrlhf_jax.errors import UserError
 
 app = typer.Typer(
     name="mmrlhf",
@@ -34,31 +30,8 @@ app.add_typer(config_app, name="config")
 
 def main() -> None:
     """Entry point. Errors of the user end in one line and exit status 2 (or another one of `exits`)."""
-    try:
+    with ending.in_one_line():
         app()
-    except SystemExit as end:
-        # For example a signal before the first step, which only this process has received.
-        if end.code and not isinstance(end, exits.StoppedTogether):
-            exits.leave(end.code)
-        raise
-    except UserError as error:
-        print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
-        exits.leave(error.status)
-    except ImportError as error:
-        if "gcsfs" not in str(error):
-            raise
-        print("error: gs:// paths need gcsfs; `pip install 'mmrlhf-jax[gcs]'`", file=sys.stderr)
-        exits.leave(2)
-    except Exception as error:
-        from mmrlhf_jax.faults import away, in_words
-
-        if line := in_words(error):
-            print(f"error: {line}", file=sys.stderr)
-            exits.leave(exits.PEER_LOST if away(error) else 2)  # launchers restart the command on PEER_LOST
-        if not exits.one_of_several():
-            raise
-        traceback.print_exc()
-        exits.leave(1)
 
 
 @app.command()
