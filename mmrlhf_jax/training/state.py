@@ -14,9 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmrlhf_jax.config import Lora, Model, Trains
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.models.lora import Path, add_lora, is_adapter
+from mmrlhf_jax.models.lora import add_lora, is_adapter
 from mmrlhf_jax.models.registry import family_of
 from mmrlhf_jax.models.vision_language import VisionLanguage
+from mmrlhf_jax.models.weight_names import Path
 
 MASTER = np.dtype(np.float32)  # dtype of every parameter that learns
 # The output layer gets an adapter only if `lora.layers` names it, as in PEFT.
