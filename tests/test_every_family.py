@@ -169,11 +169,38 @@ def test_a_reward_model_learns_and_judges(family, tmp_path, capsys):
         assert len(found) == 2 and all(map(math.isfinite, found))
     assert "held out" in html(place.run / PAGE)
     assert mmrlhf("export", place.run, tmp_path / "judge-2", "--step", "best") == 0
-    assert mmrlhf("export", place.run, tmp_path / "adapter", "--adapter") == 0
-    assert mmrlhf("export", tmp_path / "adapter", tmp_path / "merged") == 0
     scores = []
-    for model in (place.judge, tmp_path / "judge-2", tmp_path / "merged"):
+    for model in (place.judge, tmp_path / "judge-2"):
         given = ("--data", place.data, "--out", tmp_path / f"{model.name}.jsonl", "--critique", "given")
         assert mmrlhf("score", "--model", model, *given) == 0
         scores.append([one["reward"] for line in lines(tmp_path / f"{model.name}.jsonl") for one in line["responses"]])
     assert scores[0] != scores[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_that_was_exported_alone_gives_the_runs_model_again(family, tmp_path):
+    """Supervised learning of adapters on the language model and the projector."""
+    place = make_place(tmp_path, family)
+    settings = config.Experiment(
+        model=config.Model(path=str(place.policy), dtype="float32", remat="none"),
+        data=config.Data(path=str(place.data)),
+        objective=config.Supervised(),
+        trains=config.Trains(newline=False),
+        lora=config.Lora(parts=("language_model", "projector"), rank=2, alpha=4.0),
+        optimizer=config.Optimizer(learning_rate=1e-2),
+        batch=config.Batch(rows=1, slots=1024, logprob_chunk=64),
+        run=config.Run(directory=str(place.run), steps=2),
+    )
+    place.experiment.write_text(sections.resolved(settings))
+    assert mmrlhf("train", place.experiment) == 0
+    assert mmrlhf("export", place.run, tmp_path / "whole") == 0
+    assert mmrlhf("export", place.run, tmp_path / "adapter", "--adapter") == 0
+    assert mmrlhf("export", tmp_path / "adapter", tmp_path / "merged") == 0
+    places = (place.policy, tmp_path / "whole", tmp_path / "merged")
+    base, whole, merged = (load_file(directory / "model.safetensors") for directory in places)
+    assert whole.keys() == merged.keys() == base.keys()
+    changed = [name for name in base if not np.array_equal(base[name], whole[name])]
+    assert len(changed) == 2 * 7 + 2  # every matrix of both layers, and of the projector
+    for name in base:
+        np.testing.assert_allclose(merged[name], whole[name], rtol=1e-6, atol=1e-7, err_msg=name)
