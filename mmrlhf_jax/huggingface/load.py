@@ -92,7 +92,8 @@ def _leaves(
 
 
 def _refuse_spoilt(spoilt: Collection[str], directory: os.PathLike[str], dtypes: Sequence[str]) -> None:
-    """UserError, in all processes, if any of them has found values that are not finite; each reads those of its own devices."""
+    """UserError in all processes if any of them has found values that are not finite; each has read only the values of its own
+    devices."""
     found = sorted({name for names in gather(sorted(spoilt)) for name in names})
     if found:
         what = f"{len(found)} tensors hold NaN or infinity ({some(found)}) as {' or '.join(dtypes)}"

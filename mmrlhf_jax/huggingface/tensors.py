@@ -1,4 +1,4 @@
-"""The safetensors of a model directory: read tensor by tensor, written tensor by tensor. No jax here.
+"""Reads and writes the safetensors of a model directory, one tensor at a time. No jax here.
 
 Reading maps a file only while one tensor is taken from it, so that a 16 GB checkpoint never counts as resident memory.
 The safetensors library writes a file from a dictionary of all its arrays; `write_tensors` writes the same format
@@ -131,7 +131,7 @@ def sampled_bytes(path: os.PathLike[str], *, places: int = 4, size: int = 4096) 
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """A tensor to be written; `read` makes its values only when their turn comes."""
+    """A tensor to be written; `read` returns its values and is called only when it is written."""
 
     name: str
     shape: tuple[int, ...]
@@ -169,7 +169,7 @@ def _joined(piece: str, pieces: Mapping[str, Mapping[int, TensorPlan]]) -> Tenso
 
 
 def _writing_order(plans: Sequence[TensorPlan]) -> list[TensorPlan]:
-    """Wide types first, so that in a file every tensor begins at a multiple of its own item size."""
+    """The plans by descending item size, so that every tensor of a file begins at a multiple of its item size."""
     return sorted(plans, key=lambda plan: -plan.dtype.itemsize)
 
 

@@ -35,7 +35,7 @@ class WeightFiles:
     _elsewhere: dict[str, int] = field(default_factory=dict)  # file -> how many of its tensors are not read from it
 
     def names(self, path: Path, stored: Iterable[str]) -> list[str]:
-        """The tensors that are read from this file, of those that it holds. UserError where the index names others."""
+        """Those of the `stored` tensors of a file that are read from it. UserError if the index names others."""
         stored = list(stored)
         if self.places is None:
             return stored
@@ -50,8 +50,10 @@ class WeightFiles:
         return wanted
 
     def chosen(self, stored: Callable[[Path], Iterable[str]]) -> dict[str, str | None]:
-        """What the index alone decides, of the tensors that are `stored` in each file: from which of several files a tensor is
-        read, or from none. Without an index no file is asked."""
+        """For each tensor that several files hold, or that the index omits: the file that it is read from, or None.
+
+        `stored` returns the names of a file's tensors. Without an index it is not called, and the result is empty.
+        """
         if self.places is None:
             return {}
         counts = Counter(name for path in self.files for name in stored(path))
