@@ -71,6 +71,7 @@ def export_model(
     """
     source = local_directory(source)
     family = family_of(model.config)
+    family.check_naming(naming)
     dtypes = WrittenDtypes(StoredTensors(source, family.names.pieces), family, None if dtype is None else np.dtype(dtype))
     parameters = parameter_plans(model, naming, dtypes)
     return _export(source, out, model.config, dtypes, parameters, naming, card, shard_bytes)
@@ -102,6 +103,7 @@ def export_checkpoint(
         source = local_directory(source)
         config, stored = check_checkpoint(source)
     family = family_of(config)
+    family.check_naming(naming)
     dtypes = WrittenDtypes(stored, family, None if dtype is None else np.dtype(dtype))
     text = None if card is None else card(family)
     count = _export(source, out, config, dtypes, stored_plans(config, dtypes, naming), naming, text, shard_bytes)

@@ -10,6 +10,7 @@ import abc
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.geometry import Geometry
 from mmrlhf_jax.models.weight_names import Naming, WeightNames
 from mmrlhf_jax.models.work import ProjectorWork, TowerWork
@@ -147,6 +148,11 @@ class Family(abc.ABC):
     def check_export(self, checkpoint: Checkpoint, model: ModelConfig, naming: Naming, out: str) -> None:
         """UserError if an export of `checkpoint` in `naming` to `out` could not be run; differences in how it would run are
         reported."""
+
+    def check_naming(self, naming: Naming) -> None:
+        """UserError if the family has no such naming."""
+        if naming not in self.names.namings:
+            raise UserError(f"{self.title} checkpoints have no {naming} naming; leave --naming at {self.names.namings[0]}")
 
     def left_out(self, model: ModelConfig, part: str, layer: int | None, naming: Naming) -> bool:
         """Whether `naming` has no tensor for this part and layer, so that an export omits it."""

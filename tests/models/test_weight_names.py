@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models import registry
 from mmrlhf_jax.models.weight_names import LINEAR, NORM, Part, Row, Stored, WeightNames, piece_name, whole_name
 
@@ -29,6 +30,14 @@ def test_a_family_may_have_one_naming():
     assert ONE_NAMING.namings == ("hf",)
     assert not ONE_NAMING.is_original("visual.blocks.7.norm1.weight")
     assert ONE_NAMING.resolve("blocks.7.norm1.weight") is None
+
+
+def test_a_naming_that_a_family_does_not_have_is_refused(monkeypatch):
+    family = registry.family("internvl")
+    family.check_naming("original")
+    monkeypatch.setattr(type(family), "names", ONE_NAMING)
+    with pytest.raises(UserError, match="InternVL checkpoints have no original naming; leave --naming at hf"):
+        family.check_naming("original")
 
 
 @pytest.mark.parametrize("name", registry.FAMILIES)
