@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 from etils import epath
@@ -101,7 +102,7 @@ def test_what_becomes_a_whole_bucket_is_made_in_it_and_not_in_another_one(path, 
 
 
 def refused(monkeypatch, *arguments) -> None:
-    monkeypatch.setattr(cli.sys, "argv", ["mmrlhf", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["mmrlhf", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 # Where the source of an instruction lies, and numbers that XLA counts up. None of it decides what is computed.
 _DROPPED = ("metadata", "channel_id")
 _CHAIN = re.compile(r'chain_id="\d+"')
+# The instruction that a collective was lowered from, serialised with its metadata; the collective itself says the same.
+_ORIGIN = re.compile(r'"original_instruction":"[^"]*",?')
 _KERNEL = re.compile(r'"body":"([^"]*)"')
 _COMMENT = re.compile(r"/\*index=\d+\*/")
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{$")
@@ -95,7 +97,7 @@ def _attribute(text: str) -> tuple[str, str]:
 
 
 def _plain(value: str) -> str:
-    value = _CHAIN.sub("chain_id", value)
+    value = _ORIGIN.sub("", _CHAIN.sub("chain_id", value))
     return _KERNEL.sub(lambda found: f'"body":"{hashlib.sha256(kernel(found[1]).encode()).hexdigest()}"', value)
 
 
