@@ -11,8 +11,9 @@ from collections.abc import Iterator
 # Where the source of an instruction lies, and numbers that XLA counts up. None of it decides what is computed.
 _DROPPED = ("metadata", "channel_id")
 _CHAIN = re.compile(r'chain_id="\d+"')
-# The instruction that a collective was lowered from, serialised with its metadata; the collective itself says the same.
-_ORIGIN = re.compile(r'"original_instruction":"[^"]*",?')
+# The instruction and the computation that a collective was lowered from, serialised with their metadata; the collective itself
+# says the same.
+_ORIGIN = re.compile(r'"original_(instruction|to_apply)":"[^"]*",?')
 _KERNEL = re.compile(r'"body":"([^"]*)"')
 _COMMENT = re.compile(r"/\*index=\d+\*/")
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{$")
