@@ -185,7 +185,7 @@ assert kernel.sharding.spec == jax.P(None, "fsdp", "tensor") and kernel.addressa
 try:
     load_model(sys.argv[1], mesh=make_mesh({"tensor": 5}, jax.devices()[:5]))
 except UserError as error:
-    assert "language.layers.attention.k.bias (2, 16) cannot be split over mesh {'tensor': 5}; change `mesh`" in str(error), error
+    assert "language.layers.attention.k.bias (2, 16) cannot be split over mesh {'tensor': 5}; change `mesh`" in f"{error}"
 else:
     raise AssertionError("a mesh that does not divide the model")
 """
