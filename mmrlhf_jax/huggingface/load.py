@@ -28,33 +28,39 @@ from mmrlhf_jax.sharding.agreement import gather, together
 from mmrlhf_jax.sharding.mesh import parameter_shardings, use_mesh
 
 
-def load_model(
-    model: str | os.PathLike[str],
+def load_model(model: str | os.PathLike[str], *, reward_head: str | None = None, **how: Any) -> VisionLanguage:
+    """The model of a directory or hub id, in Hugging Face or original naming: `load_opened` with the options `how`.
+
+    A checkpoint with `rm_head.*` tensors gives the model its reward head; `reward_head` gives a fresh one to a checkpoint
+    without. Embeddings are tied as transformers ties them: if the config says so and the checkpoint stores no other projection.
+    Raises UserError, like `load_opened`, and for a directory that holds no model.
+    """
+    return load_opened(together(lambda: open_model(local_directory(model), reward_head)), **how)
+
+
+def load_opened(
+    opened: OpenedModel,
     *,
     mesh: Mesh,
     dtype: Any = jnp.float32,
     param_dtype: Any | Callable[[Path], Any] = jnp.float32,
     remat: str = "full",
     attention: Backend = "auto",
-    reward_head: str | None = None,
     seed: int = 0,
 ) -> VisionLanguage:
-    """The model of a directory or hub id, in Hugging Face or original naming, its parameters sharded over `mesh`.
+    """The model of an opened directory, its parameters sharded over `mesh`.
 
     Every parameter is assembled from slices of its stored tensors, so host memory holds one parameter at a time, and only the
-    shards of this process's devices (a CPU device uses that memory itself). Embeddings are tied as transformers ties them: if
-    the config says so and the checkpoint stores no other projection. A checkpoint with `rm_head.*` tensors gives the model its
-    reward head; `reward_head` gives a fresh one, initialised from `seed`, to a checkpoint without. `param_dtype` is one dtype
-    for all parameters, or a function of a parameter's path; stored values are converted to it directly, so that float32
-    parameters equal those of a float32 file.
+    shards of this process's devices (a CPU device uses that memory itself). A fresh reward head is initialised from `seed`.
+    `param_dtype` is one dtype for all parameters, or a function of a parameter's path; stored values are converted to it
+    directly, so that float32 parameters equal those of a float32 file.
 
     Raises UserError, naming the tensors, if the checkpoint is not exactly this model, and if a value is not finite.
     """
     spoilt: set[str] = set()
     dtype_of = param_dtype if isinstance(param_dtype, FunctionType) else lambda path: param_dtype
 
-    def read() -> tuple[nnx.GraphDef, list[tuple[Any, Any]], os.PathLike[str], list[str]]:
-        opened = open_model(local_directory(model), reward_head)
+    def read() -> tuple[nnx.GraphDef, list[tuple[Any, Any]], list[str]]:
         make = opened.family.model()
         with use_mesh(mesh):
             abstract = nnx.eval_shape(
@@ -64,10 +70,10 @@ def load_model(
             shardings = parameter_shardings(state, mesh)
         variables = dict(nnx.to_flat_state(state))
         leaves = list(_leaves(opened, variables, shardings, dtype_of, seed, spoilt.add))
-        return graph, leaves, opened.stored.directory, sorted({np.dtype(dtype_of(path)).name for path in variables})
+        return graph, leaves, sorted({np.dtype(dtype_of(path)).name for path in variables})
 
-    graph, leaves, directory, dtypes = together(read)
-    _refuse_spoilt(spoilt, directory, dtypes)
+    graph, leaves, dtypes = together(read)
+    _refuse_spoilt(spoilt, opened.stored.directory, dtypes)
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 

@@ -9,8 +9,9 @@ import optax
 from flax import nnx
 
 from mmrlhf_jax import config
-from mmrlhf_jax.huggingface.checkpoint import read_sizes
-from mmrlhf_jax.huggingface.load import load_model
+from mmrlhf_jax.huggingface.checkpoint import open_model
+from mmrlhf_jax.huggingface.hub import local_directory
+from mmrlhf_jax.huggingface.load import load_opened
 from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.models.lora import with_reduce_dtype
 from mmrlhf_jax.models.registry import family_of
@@ -46,16 +47,15 @@ def load_base(experiment: config.Experiment, mesh) -> VisionLanguage:
     """Load the model that the experiment starts from. Adapters, and a reward head that the checkpoint lacks, are initialised
     from `run.seed`. UserError if the experiment's learning does not fit the model (`check_learning`)."""
     settings = experiment.model
-    sizes = together(lambda: read_sizes(settings.path, settings.reward_head))
-    check_learning(experiment, sizes)
-    model = load_model(
-        settings.path,
+    opened = together(lambda: open_model(local_directory(settings.path), settings.reward_head))
+    check_learning(experiment, opened.config)
+    model = load_opened(
+        opened,
         mesh=mesh,
         dtype=jnp.dtype(settings.dtype),
-        param_dtype=stored_dtype(family_of(sizes).parts, settings, experiment.trains, experiment.lora),
+        param_dtype=stored_dtype(opened.family.parts, settings, experiment.trains, experiment.lora),
         remat=settings.remat,
         attention=settings.attention,
-        reward_head=settings.reward_head,
         seed=experiment.run.seed,
     )
     return with_reduce_dtype(with_adapters(model, experiment.lora, experiment.run.seed), settings.reduce_dtype)

@@ -121,23 +121,15 @@ def test_stopping_before_machine_code_changes_no_figure(small, tmp_path):
     assert stopped == whole
 
 
-@pytest.mark.slow
-@needs_libtpu
-@pytest.mark.parametrize("launch", ["v5e-64", "v5p-32", "v6e-32"])
-@pytest.mark.parametrize("experiment", ["mmdpo_llava_ov_7b", "reward_llava_ov_7b"])
-def test_7b_fits(experiment, launch, tmp_path):
-    files = ROOT / "configs" / f"{experiment}.yaml", "--launch", ROOT / "launch" / f"{launch}.yaml"
-    made = plan(*files, "--quick", "--no-generation", cache=tmp_path)
-    check(made)
-    assert made["reduced_whole"] == []
-    assert made["budget"]["slots"] >= 8192
+FITTING = [(name, pod) for name in ("mmdpo_llava_ov_7b", "reward_llava_ov_7b") for pod in ("v5e-64", "v5p-32", "v6e-32")]
+INTERNVL = ("mmdpo_internvl2_1b", "mmdpo_internvl3_8b", "reward_internvl3_8b")
+FITTING += [(name, pod) for name in INTERNVL for pod in ("v5p-32", "v6e-32")]
 
 
 @pytest.mark.slow
 @needs_libtpu
-@pytest.mark.parametrize("launch", ["v5p-32", "v6e-32"])
-@pytest.mark.parametrize("experiment", ["mmdpo_internvl2_1b", "mmdpo_internvl3_8b", "reward_internvl3_8b"])
-def test_internvl_fits(experiment, launch, tmp_path):
+@pytest.mark.parametrize(("experiment", "launch"), FITTING)
+def test_published_experiments_fit(experiment, launch, tmp_path):
     files = ROOT / "configs" / f"{experiment}.yaml", "--launch", ROOT / "launch" / f"{launch}.yaml"
     made = plan(*files, "--quick", "--no-generation", cache=tmp_path)
     check(made)
