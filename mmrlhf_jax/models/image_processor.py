@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.family import Checkpoint
+from mmrlhf_jax.models.tower_config import TileTower
 
 # The only preprocessing that this project implements; resample 3 is bicubic.
 PREPROCESSING = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
@@ -14,17 +15,7 @@ PREPROCESSING = {"do_resize": True, "do_rescale": True, "do_normalize": True, "r
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class PixelSizes(Protocol):
-    """What the config of every vision tower says of its pixels: side in pixels, and per channel, after `rescale`, mean and
-    standard deviation."""
-
-    image_size: int
-    image_mean: tuple[float, ...]
-    image_std: tuple[float, ...]
-    rescale: float
-
-
-def pixel_settings(vision: PixelSizes) -> dict[str, Any]:
+def pixel_settings(vision: TileTower) -> dict[str, Any]:
     """The settings of an image processor's file that describe the preprocessing of this tower's pixels."""
     return PREPROCESSING | {
         "do_convert_rgb": True,

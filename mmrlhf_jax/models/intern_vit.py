@@ -20,38 +20,21 @@ from mmrlhf_jax.models.layers import ACTIVATIONS, layer_norm, linear, rms_norm, 
 from mmrlhf_jax.models.lora import PatchEmbedding
 from mmrlhf_jax.models.parameters import used, vector
 from mmrlhf_jax.models.pixels import patches
+from mmrlhf_jax.models.tower_config import TileTower
 from mmrlhf_jax.sharding.rules import constrain, partitioned
 
 NORMS = {"layer_norm": layer_norm, "rms_norm": rms_norm}
 
 
 @dataclasses.dataclass(frozen=True)
-class InternVitConfig:
-    """Sizes of the tower. `image_size` and `patch_size` are in pixels; mean and deviation are per channel, after `rescale`."""
-
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
-    image_size: int
-    patch_size: int
-    feature_layers: int  # number of layers to run; `vision_feature_layer` -1 means all
+class InternVitConfig(TileTower):
+    activation: str = "gelu"
+    image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
     norm: str = "layer_norm"
     norm_eps: float = 1e-6
     attention_bias: bool = True  # bias of queries, keys and values; the output projection always has one
     qk_norm_eps: float | None = None  # epsilon of the RMS norm over all heads' queries or keys together; None: no norm
-    activation: str = "gelu"
-    image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    rescale: float = 1 / 255
-
-    @property
-    def patches_per_side(self) -> int:
-        return self.image_size // self.patch_size
-
-    @property
-    def patches(self) -> int:
-        return self.patches_per_side**2
 
 
 class VisionAttention(nnx.Module):

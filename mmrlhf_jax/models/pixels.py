@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-
-class Pixels(Protocol):
-    """The part of a tower's config about pixels. Sizes are in pixels; mean and deviation are per channel, after `rescale`."""
-
-    patch_size: int
-    image_mean: tuple[float, ...]
-    image_std: tuple[float, ...]
-    rescale: float
-
-    @property
-    def patches_per_side(self) -> int: ...
+from mmrlhf_jax.models.tower_config import TileTower
 
 
-def patches(tiles: UInt8[Array, "N H W 3"], config: Pixels) -> Float[Array, "N P C"]:
+def patches(tiles: UInt8[Array, "N H W 3"], config: TileTower) -> Float[Array, "N P C"]:
     """Normalised patches in raster order, each flattened as (row, column, channel)."""
     n, size, p = tiles.shape[0], config.patch_size, config.patches_per_side
     x = tiles[:, : p * size, : p * size].reshape(n, p, size, p, size, 3).transpose(0, 1, 3, 2, 4, 5)

@@ -13,33 +13,17 @@ from mmrlhf_jax.models.layers import ACTIVATIONS, layer_norm, linear, run_stack,
 from mmrlhf_jax.models.lora import PatchEmbedding
 from mmrlhf_jax.models.parameters import used
 from mmrlhf_jax.models.pixels import patches
+from mmrlhf_jax.models.tower_config import TileTower
 from mmrlhf_jax.sharding.rules import constrain, partitioned
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig:
-    """Sizes of the tower. `image_size` and `patch_size` are in pixels; mean and deviation are per channel, after `rescale`."""
-
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
-    image_size: int
-    patch_size: int
-    layer_norm_eps: float = 1e-6
+class VisionConfig(TileTower):
+    feature_layers: int = 0
     activation: str = "gelu_pytorch_tanh"
-    feature_layers: int = 0  # number of layers to run; `vision_feature_layer` -1 means all
     image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    rescale: float = 1 / 255
-
-    @property
-    def patches_per_side(self) -> int:
-        return self.image_size // self.patch_size
-
-    @property
-    def patches(self) -> int:
-        return self.patches_per_side**2
+    layer_norm_eps: float = 1e-6
 
 
 class VisionAttention(nnx.Module):

@@ -1,9 +1,61 @@
-"""Reads the keys that the configs of all vision towers have. It imports no jax."""
+"""The sizes that all vision towers of tiles have, and how they are read from a config. It imports no jax."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.stated import Stated
+
+Statistics = tuple[float, ...]  # one number per colour channel
+
+
+@dataclasses.dataclass(frozen=True)
+class TileTower:
+    """Sizes of a tower. `image_size` and `patch_size` are in pixels; mean and deviation are per channel, after `rescale`."""
+
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    image_size: int
+    patch_size: int
+    feature_layers: int  # number of layers to run; `vision_feature_layer` -1 means all
+    activation: str
+    image_mean: Statistics
+    image_std: Statistics
+    rescale: float = 1 / 255
+
+    @property
+    def patches_per_side(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        return self.patches_per_side**2
+
+
+def tile_tower_sizes(
+    top: Stated, tower: Stated, pixels: Stated, where: str, *, mean: Statistics, std: Statistics
+) -> dict[str, Any]:
+    """The fields of `TileTower` that all families' configs state alike: all but the sides of tile and patch and the activation.
+
+    `top` is the whole config.json at `where`, `tower` its `vision_config`, `pixels` the image processor's settings; `mean` and
+    `std` are the defaults of the pixel statistics. UserError, with the key, for sizes that no tower has.
+    """
+    hidden, heads = width_and_heads(tower, where)
+    layers = tower.integer("num_hidden_layers", least=1)
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": tower.integer("intermediate_size", least=1),
+        "layers": layers,
+        "heads": heads,
+        "feature_layers": feature_layers(top, layers, where),
+        "image_mean": pixels.colour("image_mean", mean),
+        "image_std": pixels.colour("image_std", std, positive=True),
+        "rescale": pixels.positive("rescale_factor", 1 / 255),
+    }
 
 
 def width_and_heads(tower: Stated, where: str) -> tuple[int, int]:

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-
-class TowerSizes(Protocol):
-    """The sizes that the config of every vision tower has; `patches` per tile, `feature_layers` of its layers run."""
-
-    hidden_size: int
-    intermediate_size: int
-    heads: int
-    patch_size: int
-    feature_layers: int
-
-    @property
-    def patches(self) -> int: ...
+from mmrlhf_jax.models.tower_config import TileTower
 
 
 class TowerWork(NamedTuple):
@@ -29,7 +18,7 @@ class TowerWork(NamedTuple):
     embedding_products: int  # products per tile of the patch embedding
 
     @classmethod
-    def of(cls, tower: TowerSizes, *, class_tokens: int = 0) -> TowerWork:
+    def of(cls, tower: TileTower, *, class_tokens: int = 0) -> TowerWork:
         """The work of a tower of transformer layers with two-matrix MLPs, and `class_tokens` beside the patches of a tile."""
         return cls(
             layers=tower.feature_layers,

@@ -16,7 +16,7 @@ from mmrlhf_jax.models.internvl.geometry import TileGeometry
 from mmrlhf_jax.models.layers import ACTIVATIONS
 from mmrlhf_jax.models.qwen2 import read_text_config
 from mmrlhf_jax.models.stated import Stated
-from mmrlhf_jax.models.tower_config import feature_layers, width_and_heads
+from mmrlhf_jax.models.tower_config import tile_tower_sizes
 from mmrlhf_jax.models.work import ProjectorWork, TowerWork
 
 TITLE = "InternVL"
@@ -115,24 +115,16 @@ def _vision(top: Stated, pixels: Stated, where: str) -> InternVitConfig:
     for key in ("use_absolute_position_embeddings", "use_mean_pooling"):
         if not tower.truth(key, True):
             raise UserError(f"{where}: vision_config: {key} false is not supported; no published tower has it")
-    hidden, heads = width_and_heads(tower, where)
-    layers = tower.integer("num_hidden_layers", least=1)
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if pixels.is_empty else (CLIP_MEAN, CLIP_STD)
     return InternVitConfig(
-        hidden_size=hidden,
-        intermediate_size=tower.integer("intermediate_size", least=1),
-        layers=layers,
-        heads=heads,
+        **tile_tower_sizes(top, tower, pixels, where, mean=mean, std=std),
         image_size=_side(tower, "image_size", where),
         patch_size=_side(tower, "patch_size", where),
-        feature_layers=feature_layers(top, layers, where),
         norm=tower.choice("norm_type", tuple(NORMS), "layer_norm"),
         norm_eps=tower.positive("layer_norm_eps", 1e-6),
         attention_bias=tower.truth("attention_bias", False),
         qk_norm_eps=QK_NORM_EPS if tower.truth("use_qk_norm", False) else None,
         activation=tower.choice("hidden_act", tuple(ACTIVATIONS), "gelu"),
-        image_mean=pixels.colour("image_mean", IMAGENET_MEAN if pixels.is_empty else CLIP_MEAN),
-        image_std=pixels.colour("image_std", IMAGENET_STD if pixels.is_empty else CLIP_STD, positive=True),
-        rescale=pixels.positive("rescale_factor", 1 / 255),
     )
 
 

@@ -16,7 +16,7 @@ from mmrlhf_jax.models.llava_onevision.geometry import PLAIN, VisionGeometry
 from mmrlhf_jax.models.qwen2 import read_text_config
 from mmrlhf_jax.models.siglip import VisionConfig
 from mmrlhf_jax.models.stated import Stated
-from mmrlhf_jax.models.tower_config import feature_layers, width_and_heads
+from mmrlhf_jax.models.tower_config import tile_tower_sizes
 from mmrlhf_jax.models.work import ProjectorWork, TowerWork
 
 TITLE = "LLaVA-OneVision"
@@ -124,21 +124,13 @@ def _vision(top: Stated, pixels: Stated, where: str) -> VisionConfig:
     tower = top.part("vision_config", VISION_DEFAULTS)
     if tower.get("model_type", "siglip_vision_model") != "siglip_vision_model":
         raise UserError(f"{where}: vision_config.model_type is {tower.get('model_type')!r}; this project runs SigLIP towers")
-    hidden, heads = width_and_heads(tower, where)
-    layers = tower.integer("num_hidden_layers", least=1)
+    mean, std = (SIGLIP, SIGLIP) if pixels.is_empty else (CLIP_MEAN, CLIP_STD)
     return VisionConfig(
-        hidden_size=hidden,
-        intermediate_size=tower.integer("intermediate_size", least=1),
-        layers=layers,
-        heads=heads,
+        **tile_tower_sizes(top, tower, pixels, where, mean=mean, std=std),
         image_size=tower.integer("image_size", least=1),
         patch_size=tower.integer("patch_size"),
         layer_norm_eps=tower.positive("layer_norm_eps", 1e-6),
         activation=tower.choice("hidden_act", tuple(ACTIVATIONS), "gelu_pytorch_tanh"),
-        feature_layers=feature_layers(top, layers, where),
-        image_mean=pixels.colour("image_mean", SIGLIP if pixels.is_empty else CLIP_MEAN),
-        image_std=pixels.colour("image_std", SIGLIP if pixels.is_empty else CLIP_STD, positive=True),
-        rescale=pixels.positive("rescale_factor", 1 / 255),
     )
 
 
