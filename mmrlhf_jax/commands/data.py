@@ -75,7 +75,7 @@ def validate(source: str, media_root: str | None, video_frames: int, max_text: i
     if as_json:
         strict_json.print_figures(dataclasses.asdict(report) | {"kinds": kinds})
         return bool(report.findings)
-    print(f"{report.records} records read, {len(report.findings)} findings")
+    print(f"records read: {report.records}; findings: {len(report.findings)}")
     for kind, count in kinds.most_common():
         print(f"\n{kind}: {count}")
         messages = [finding.message for finding in report.findings if finding.kind == kind]

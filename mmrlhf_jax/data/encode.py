@@ -192,7 +192,7 @@ class GroupEncoder:
 def make_encoder(tokenizer: Any, model: ModelConfig, template: str | None = None, **settings: Any) -> GroupEncoder:
     """The encoder for a model and tokenizer; `template` defaults to the family's. `settings` are fields of `GroupEncoder`."""
     family = family_of(model)
-    pieces = PieceTokenizer(tokenizer, model.image_token, family.media_tags)
+    pieces = PieceTokenizer(tokenizer, model.image_token, family.media_tags, family.media_tokens)
     settings = {"max_positions": model.text.max_positions} | settings
     return GroupEncoder(pieces, model.geometry, template or family.template, **settings)
 

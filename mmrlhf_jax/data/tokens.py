@@ -7,6 +7,7 @@ conversations is the trunk, and the rest of each is its branch. Sharing is there
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -56,16 +57,30 @@ class TokenTree(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PieceTokenizer:
-    """Turns template pieces into token ids. `tokenizer` is a fast Hugging Face tokenizer; `media_tags` are the tags that its
-    own chat template may write in the place of a medium."""
+    """Turns template pieces into token ids.
+
+    Attributes:
+        tokenizer: a fast Hugging Face tokenizer.
+        image_token: the id in every slot of a visual feature.
+        media_tags: the tags that the tokenizer's own chat template may write in the place of a medium.
+        media_tokens: further tokens that a text must never become, because they stand around media or for them.
+    """
 
     tokenizer: object
     image_token: int
     media_tags: tuple[str, ...] = (IMAGE_TAG,)
+    media_tokens: tuple[str, ...] = ()
 
     def __post_init__(self):
         # User text must never become a control token: names of special tokens in it are encoded as ordinary text.
         self.tokenizer.backend_tokenizer.encode_special_tokens = True
+
+    @functools.cached_property
+    def _of_media(self) -> frozenset[int]:
+        """The ids of all media tokens. Tokenizers need not mark them as special, and the others match in any text."""
+        added = self.tokenizer.get_added_vocab()
+        named = {added[token] for token in (*self.media_tags, *self.media_tokens) if token in added}
+        return frozenset({self.image_token, *named})
 
     def __setstate__(self, state):
         # Pickling (to send it to a worker process) loses that setting.
@@ -103,13 +118,10 @@ class PieceTokenizer:
     def text(self, text: str) -> tuple[list[int], list[int]]:
         """(ids of plain text, for each id the offset of the character after it)."""
         encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-        if self.image_token in encoding.ids:  # an added token that is not special still matches; tokenise its halves apart
-            return self._text_split_at_added(text)
-        return encoding.ids, [end for _, end in encoding.offsets]
-
-    def _text_split_at_added(self, text: str) -> tuple[list[int], list[int]]:
-        name = self.tokenizer.convert_ids_to_tokens(self.image_token)
-        cut = text.index(name) + 1
+        found = next((i for i, token in enumerate(encoding.ids) if token in self._of_media), None)
+        if found is None:
+            return encoding.ids, [end for _, end in encoding.offsets]
+        cut = encoding.offsets[found][0] + 1  # between two characters of the token's name, whose halves are tokenised apart
         (left, left_ends), (right, right_ends) = self.text(text[:cut]), self.text(text[cut:])
         return left + right, left_ends + [cut + end for end in right_ends]
 

@@ -66,6 +66,7 @@ class Family(abc.ABC):
     text_configs: ClassVar[tuple[str, ...]]  # keys of config.json, in any naming, that hold the language model's config
     template: ClassVar[str]  # the default of `data.template` (a name in `data.templates`)
     media_tags: ClassVar[tuple[str, ...]]  # tags that the family's chat templates write in the place of a medium
+    media_tokens: ClassVar[tuple[str, ...]] = ()  # further tokens around media or for them, which no text becomes
     unembedded: ClassVar[tuple[str, ...]] = ()  # added tokens without an embedding, because they are always replaced
     # Attribute of the model (`vision_language`) -> the part that it belongs to, which is a key of an experiment's `trains`.
     parts: ClassVar[Mapping[str, str]] = {

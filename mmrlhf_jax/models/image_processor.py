@@ -27,13 +27,16 @@ def pixel_settings(vision: TileTower) -> dict[str, Any]:
 
 
 def stated_pixels(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], str]:
-    """(the image processor's settings, their file); without such a file, ({}, the config's location)."""
-    pixels, where = {}, checkpoint.where
-    for name in ("preprocessor_config.json", "processor_config.json"):  # the latter takes precedence
-        found = checkpoint.file(name)
-        if stated := found.get("image_processor") or (found if "image_processor_type" in found else None):
-            pixels, where = stated, f"{checkpoint.directory}/{name}"
-    return pixels, where
+    """(the image processor's settings, their file); without such a file, ({}, the config's location).
+
+    As in transformers, `image_processor` of processor_config.json takes precedence over preprocessor_config.json, which counts
+    whether it names a class or not.
+    """
+    if nested := checkpoint.file("processor_config.json").get("image_processor"):
+        return nested, f"{checkpoint.directory}/processor_config.json: image_processor"
+    if alone := checkpoint.file("preprocessor_config.json"):
+        return alone, f"{checkpoint.directory}/preprocessor_config.json"
+    return {}, checkpoint.where
 
 
 def check_preprocessing(pixels: Mapping[str, Any], side: int, where: str) -> None:
@@ -47,4 +50,4 @@ def check_preprocessing(pixels: Mapping[str, Any], side: int, where: str) -> Non
             raise UserError(f"{where}: the image processor has {key} {pixels[key]!r}; only {expected!r} is supported")
     size = pixels.get("size") or {}
     if any(length != side for length in (size.values() if isinstance(size, dict) else [size])):
-        raise UserError(f"{where}: the image processor's size {size} is not the vision tower's, {side}")
+        raise UserError(f"{where}: the image processor's size {size} is not {side}, that of config.json's vision tower")

@@ -34,6 +34,8 @@ def read_text_config(top: Stated, where: str, title: str, *, tied: bool | None =
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "dynamic"):
         raise UserError(f"{where}: rope_type {kind!r} is not supported; {title} uses plain rotary embeddings")
+    if kind == "dynamic":
+        rope.positive("factor")  # transformers needs it, although embeddings are plain up to max_position_embeddings
     hidden, heads = raw.integer("hidden_size", least=1), raw.integer("num_attention_heads", least=1)
     kv_heads = heads if raw.get("num_key_value_heads") is None else raw.integer("num_key_value_heads", least=1)
     if heads % kv_heads:

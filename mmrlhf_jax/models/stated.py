@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from mmrlhf_jax.errors import UserError, shown
@@ -25,7 +25,10 @@ class Stated:
     def __init__(self, raw: Any, where: str, defaults: Mapping[str, Any] | None = None):
         if not isinstance(raw, dict):
             raise UserError(f"{where} must be an object, found {shown(raw)}")
-        self._values, self._where = dict(defaults or {}) | raw, where
+        self._values, self.where = dict(defaults or {}) | raw, where
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
 
     @property
     def is_empty(self) -> bool:
@@ -34,7 +37,14 @@ class Stated:
     def part(self, key: str, defaults: Mapping[str, Any] | None = None) -> Stated:
         """A nested object; empty if the key is missing or null."""
         value = self.get(key)
-        return Stated({} if value is None else value, f"{self._where}: {key}", defaults)
+        return Stated({} if value is None else value, f"{self.where}: {key}", defaults)
+
+    def parts(self, key: str) -> list[Stated]:
+        """The objects of a list; none if the key is missing or null."""
+        value = self.get(key) or []
+        if not isinstance(value, list):
+            self._refuse(key, "a list of objects", value)
+        return [Stated(each, f"{self.where}: {key}[{number}]") for number, each in enumerate(value)]
 
     def get(self, key: str, default: Any = None) -> Any:
         return self._values.get(key, default)
@@ -83,7 +93,7 @@ class Stated:
         return tuple((first, second) for first, second in value)
 
     def _refuse(self, key: str, expected: str, value: Any) -> None:
-        raise UserError(f"{self._where}: {key} must be {expected}, found {shown(value)}")
+        raise UserError(f"{self.where}: {key} must be {expected}, found {shown(value)}")
 
 
 def _is_pair(value: Any) -> bool:

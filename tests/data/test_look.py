@@ -81,7 +81,7 @@ def source(tmp_path):
 
 def test_a_sound_source_and_a_built_set_have_no_findings(monkeypatch, capsys, source, tmp_path):
     assert run(monkeypatch, "validate", source, "--video-frames", 3) == 0
-    assert "8 records read, 0 findings" in capsys.readouterr().out
+    assert "records read: 8; findings: 0" in capsys.readouterr().out
     build(source, tmp_path / "built", video_frames=3)
     assert not validate(tmp_path / "built").findings
 

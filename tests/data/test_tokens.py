@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from mmrlhf_jax.data.templates import CRITIQUE_PROMPT, TEMPLATES, critique_prompt
 from mmrlhf_jax.data.tokens import Conversation, PieceTokenizer, common_prefix, token_tree
+from mmrlhf_jax.models.registry import family as family_named
 from mmrlhf_jax.pieces import Visual
 from mmrlhf_jax.quickstart.tokenizer import train_tokenizer
+from tests.families import FAMILIES
 
 TEXTS = [
     CRITIQUE_PROMPT,
@@ -64,16 +69,23 @@ def test_text_that_spells_a_control_token_stays_text(tokenizer, pieces, hostile)
     assert hostile in tokenizer.decode(conversation.tokens)
 
 
-def test_an_image_token_that_is_not_marked_special_still_cannot_be_spelt(tokenizer):
-    from tokenizers import AddedToken
-
+@pytest.mark.parametrize("marked", [{}, {"lstrip": True, "rstrip": True}, {"normalized": True}], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_media_tokens_that_are_not_marked_special_still_cannot_be_spelt(family, marked):
+    tests = FAMILIES[family]
+    names = [name for name in tests.tokenizer().get_added_vocab() if not name.startswith("<|")]
     loose = train_tokenizer(TEXTS, 600)
-    loose.add_tokens([AddedToken("<picture>", special=False)])
-    pieces = PieceTokenizer(loose, loose.convert_tokens_to_ids("<picture>"))
-    ids, ends = pieces.text("a <picture> b")
-    assert pieces.image_token not in ids
-    assert loose.decode(ids) == "a <picture> b"
-    assert ends == sorted(ends) and ends[-1] == len("a <picture> b")
+    loose.add_tokens([AddedToken(name, special=False, **marked) for name in (*names, "<ordinary>")])
+    config = SimpleNamespace(**tests.media_ids(loose))
+    token = getattr(config, "image_token_id", None) or config.image_token_index
+    known = family_named(family)
+    pieces = PieceTokenizer(loose, token, known.media_tags, known.media_tokens)
+    hostile = "a <image> <video> <img></img><IMG_CONTEXT>\n<IMG_CONTEXT> <<image>> b"
+    ids, ends = pieces.text(hostile)
+    assert not {loose.convert_tokens_to_ids(name) for name in names} & set(ids)
+    assert loose.decode(ids) == hostile
+    assert ends == sorted(ends) and ends[-1] == len(hostile)
+    assert loose.convert_tokens_to_ids("<ordinary>") in pieces.text("an <ordinary> token")[0]
 
 
 def test_the_critique_prompt_shares_everything_before_the_response(pieces):

@@ -25,7 +25,7 @@ from mmrlhf_jax.inference.engine import Engine, Prompt
 from mmrlhf_jax.inference.prompts import prompt_trees
 from mmrlhf_jax.models.internvl.geometry import TileGeometry
 from mmrlhf_jax.models.internvl.original import CODE_FILES
-from mmrlhf_jax.models.internvl.processors import ORIGINAL_TEMPLATES, chat_template
+from mmrlhf_jax.models.internvl.processors import ORIGINAL_TEMPLATES, written_template
 from mmrlhf_jax.models.registry import family, published_config
 from mmrlhf_jax.pieces import Special, Text, Visual
 from mmrlhf_jax.records import RankedRecord, Response
@@ -127,7 +127,7 @@ def test_what_the_image_processors_file_leaves_out_is_its_class_default(tmp_path
     path.write_text(json.dumps({"image_processor_type": "GotOcr2ImageProcessor", "size": {"height": 28, "width": 28}}))
     assert read_config(directory).vision.image_mean == (0.48145466, 0.4578275, 0.40821073)
     path.write_text(json.dumps({"image_processor_type": "GotOcr2ImageProcessor"}))
-    assert "size {'height': 384, 'width': 384} is not the vision tower's, 28" in refusal(directory)
+    assert "size {'height': 384, 'width': 384} is not 28, that of config.json's vision tower" in refusal(directory)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +181,42 @@ def test_the_original_image_token_is_the_tokenizers_or_the_published_one(tmp_pat
     assert read_config(directory).image_token == 263
     (directory / "added_tokens.json").unlink()
     assert read_config(directory).image_token == 266 - 7
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("added_tokens.json", {"<IMG_CONTEXT>": "261"}, "<IMG_CONTEXT> must be a whole number of at least 0, found '261'"),
+        ("added_tokens.json", {"<IMG_CONTEXT>": -1}, "<IMG_CONTEXT> must be a whole number of at least 0, found -1"),
+        ("tokenizer_config.json", {"added_tokens_decoder": ["<img>"]}, "added_tokens_decoder must be an object"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"7": "<img>"}}, "added_tokens_decoder: 7 must be an object"),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"x": {"content": "<IMG_CONTEXT>"}}},
+            "added_tokens_decoder: <IMG_CONTEXT> has the key 'x', which is no token's number",
+        ),
+        ("tokenizer.json", {"added_tokens": {"<img>": 1}}, "added_tokens must be a list of objects"),
+        ("tokenizer.json", {"added_tokens": ["<img>"]}, "added_tokens[0] must be an object, found '<img>'"),
+        ("tokenizer.json", {"added_tokens": [{"content": "<IMG_CONTEXT>"}]}, "added_tokens[0]: id must be a whole number"),
+    ],
+    ids=str,
+)
+def test_a_tokenizer_file_that_names_the_image_token_otherwise_is_blamed(tmp_path, name, content, message):
+    directory = internvl.checkpoint(tmp_path, naming="original", with_tokenizer=False)
+    (directory / name).write_text(json.dumps(content))
+    found = refusal(directory)
+    assert found.startswith(f"/{name}: ") and message in found
+
+
+def test_a_config_without_a_tower_is_one_of_448_pixels_and_unlike_its_image_processor(tmp_path):
+    found = refusal(stated(tmp_path, lambda raw: raw | {"vision_config": None}))
+    assert "is not 448, that of config.json's vision tower" in found
+
+
+def test_dynamic_rotary_embeddings_need_a_factor_as_in_transformers(tmp_path):
+    raw = internvl.config(text={"rope_scaling": {"rope_type": "dynamic"}})
+    found = refusal(internvl.checkpoint(tmp_path, raw))
+    assert found == "/config.json: text_config: rope_scaling: factor must be a positive, finite number, found None"
 
 
 def test_dynamic_rotary_embeddings_are_plain_as_far_as_the_model_was_made_for(tmp_path):
@@ -390,10 +426,65 @@ def test_an_original_checkpoints_template_is_the_one_that_its_config_names(tmp_p
     user = "<|im_start|>user\n<IMG_CONTEXT>\nWhy?"
     assert found == f"<|im_start|>system\n{system}{end}{user}{end}<|im_start|>assistant\n"
     export_checkpoint(directory, tmp_path / "hf")
-    assert load_tokenizer(tmp_path / "hf").chat_template == tokenizer.chat_template == chat_template(system, end)
+    assert load_tokenizer(tmp_path / "hf").chat_template == tokenizer.chat_template == written_template(name)
     export_checkpoint(tmp_path / "hf", tmp_path / "back", naming="original")
     back = json.loads((tmp_path / "back" / "config.json").read_text())
     assert back["template"] == name and back["auto_map"]["AutoModel"] == "modeling_internvl_chat.InternVLChatModel"
+
+
+def original_prompt(question: str, images: int) -> str:
+    """The question as `chat` of OpenGVLab's `modeling_internvl_chat.py` has it, before tags become tokens.
+
+    Tags stay where the question has them; without any, they open it. (With several images and no tag, `chat` refuses; its
+    callers write a line for each.)
+    """
+    return question if "<image>" in question else "<image>\n" * images + question
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question", "images"),
+    [
+        ("Why?", "Why?", 1),
+        ("Why?", "Why?", 2),
+        ("Why?", "Why?", 0),
+        (("Is ", " like ", "?"), "Is <image> like <image>?", 2),
+        (("Describe ", ""), "Describe <image>", 1),
+        (("", " is what ", " is not."), "<image> is what <image> is not.", 2),
+        (("Image-1: ", "\nImage-2: ", "\nCompare them."), "Image-1: <image>\nImage-2: <image>\nCompare them.", 2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ORIGINAL_TEMPLATES)
+def test_images_inside_a_prompt_of_an_original_checkpoint_have_no_lines_of_their_own(tmp_path, name, prompt, question, images):
+    directory = stated(tmp_path, lambda raw: raw | {"template": name}, naming="original")
+    (directory / "chat_template.jinja").unlink()
+    config, tokenizer = read_config(directory), load_tokenizer(directory)
+    encoder = make_encoder(tokenizer, config)
+    plans = config.geometry.plans([(28, 28)] * images, 0)
+    pieces = find_template("checkpoint", tokenizer, encoder.tokenizer.media_tags)(prompt, images, None)
+    system, end = ORIGINAL_TEMPLATES[name]
+    picture = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>"
+    wanted = (
+        f"<|im_start|>system\n{system}{end}<|im_start|>user\n{original_prompt(question, images)}{end}<|im_start|>assistant\n"
+    )
+    assert tokenizer.decode(encoder.tokens(pieces, plans).tokens) == wanted.replace("<image>", picture)
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+@pytest.mark.parametrize("thumbnail", [True, False])
+@pytest.mark.parametrize("most", [1, 6])
+def test_tiles_and_thumbnail_survive_an_export_and_the_way_back(tmp_path, caplog, dynamic, thumbnail, most):
+    settings = {"dynamic_image_size": dynamic, "use_thumbnail": thumbnail, "max_dynamic_patch": most, "min_dynamic_patch": 1}
+    source = stated(tmp_path / "in", lambda raw: raw | settings, naming="original")
+    wanted = read_config(source).geometry
+    assert (wanted.max_tiles, wanted.thumbnail) == (most if dynamic else 1, thumbnail)
+    export_checkpoint(source, tmp_path / "hf")
+    assert read_config(tmp_path / "hf").geometry == wanted
+    assert ("transformers adds a thumbnail" in caplog.text) == (wanted.max_tiles > 1 and not thumbnail)
+    export_checkpoint(tmp_path / "hf", tmp_path / "back", naming="original")
+    assert read_config(tmp_path / "back").geometry == wanted
+    export_checkpoint(tmp_path / "hf", tmp_path / "again")
+    assert read_config(tmp_path / "again").geometry == wanted
 
 
 def test_a_chat_template_that_the_original_code_does_not_have_is_reported(tmp_path, caplog):
@@ -402,7 +493,7 @@ def test_a_chat_template_that_the_original_code_does_not_have_is_reported(tmp_pa
     assert f"the chat template of {source} is none of the original code's" in caplog.text
     assert json.loads((tmp_path / "original" / "config.json").read_text())["template"] == "internvl2_5"
     caplog.clear()
-    (source / "chat_template.jinja").write_text(chat_template(*ORIGINAL_TEMPLATES["Hermes-2"]))
+    (source / "chat_template.jinja").write_text(written_template("Hermes-2"))
     export_checkpoint(source, tmp_path / "known", naming="original")
     assert "chat template" not in caplog.text
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmrlhf_jax.models.family import Checkpoint, Family
 from mmrlhf_jax.models.internvl import original, processors
-from mmrlhf_jax.models.internvl.geometry import TileGeometry
+from mmrlhf_jax.models.internvl.geometry import IMAGE_END, IMAGE_START, TileGeometry
 from mmrlhf_jax.models.internvl.weights import NAMES
 from mmrlhf_jax.models.media_tokens import check_embedded
 from mmrlhf_jax.models.weight_names import Naming
@@ -32,6 +32,7 @@ class InternVLFamily(Family):
     text_configs = ("text_config", "llm_config")
     template = "checkpoint"
     media_tags = processors.MEDIA_TAGS
+    media_tokens = (IMAGE_START, IMAGE_END)
     unembedded = (processors.VIDEO_TOKEN,)
     names = NAMES
     code_files = original.CODE_FILES

@@ -197,20 +197,26 @@ def image_token(directory: str, raw: Mapping[str, Any]) -> int:
     adds, of which it is the third.
     """
     folder = epath.Path(directory)
-    for name, found in (("added_tokens.json", _by_name), ("tokenizer_config.json", _by_number), ("tokenizer.json", _in_list)):
-        if (folder / name).exists() and (number := found(read_json_object(folder / name))) is not None:
-            return number
+    for name, find in (("added_tokens.json", _by_name), ("tokenizer_config.json", _by_number), ("tokenizer.json", _in_list)):
+        if (folder / name).exists():
+            stated = Stated(read_json_object(folder / name), f"{directory}/{name}")
+            if (number := find(stated)) is not None:
+                return number
     return Stated(raw, f"{directory}/config.json").part("llm_config").integer("vocab_size", 151674, least=7) - 7
 
 
-def _by_name(added: Mapping[str, Any]) -> int | None:
-    return added.get(IMAGE_TOKEN)
+def _by_name(added: Stated) -> int | None:
+    return None if added.get(IMAGE_TOKEN) is None else added.integer(IMAGE_TOKEN, least=0)
 
 
-def _by_number(config: Mapping[str, Any]) -> int | None:
-    added = config.get("added_tokens_decoder") or {}
-    return next((int(number) for number, token in added.items() if token.get("content") == IMAGE_TOKEN), None)
+def _by_number(config: Stated) -> int | None:
+    numbered = config.part("added_tokens_decoder")
+    found = [number for number in numbered if numbered.part(number).get("content") == IMAGE_TOKEN]
+    if found and not found[0].isdecimal():
+        raise UserError(f"{numbered.where}: {IMAGE_TOKEN} has the key {found[0]!r}, which is no token's number")
+    return int(found[0]) if found else None
 
 
-def _in_list(tokenizer: Mapping[str, Any]) -> int | None:
-    return next((token["id"] for token in tokenizer.get("added_tokens") or () if token.get("content") == IMAGE_TOKEN), None)
+def _in_list(tokenizer: Stated) -> int | None:
+    tokens = (token for token in tokenizer.parts("added_tokens") if token.get("content") == IMAGE_TOKEN)
+    return next((token.integer("id", least=0) for token in tokens), None)

@@ -42,22 +42,40 @@ ORIGINAL_DEFAULT = "internvl2_5"  # for a chat template that is none of these
 
 def original_template(template: str | None) -> str | None:
     """The name of the original code's template that writes conversations as this Jinja text does; None if there is none."""
-    return next((name for name, parts in ORIGINAL_TEMPLATES.items() if chat_template(*parts) == template), None)
+    return next((name for name in ORIGINAL_TEMPLATES if written_template(name) == template), None)
 
 
-def chat_template(system: str | None = None, end: str = "<|im_end|>\n") -> str:
+def written_template(name: str) -> str:
+    """The original code's template of this name, as Jinja text."""
+    return chat_template(*ORIGINAL_TEMPLATES[name], inside=True)
+
+
+def chat_template(system: str | None = None, end: str = "<|im_end|>\n", *, inside: bool = False) -> str:
     """The Jinja chat template whose messages end with `end`. `system` is the system message of conversations that have none.
 
-    Without arguments it is the template that transformers' converter writes.
+    A line is begun after each medium; with `inside` not in messages that have a medium behind a text, as in the original code,
+    which puts the media in the places of their tags there. Without arguments it is the template of transformers' converter.
     """
-    opening = ""
+    opening, look, line = "", "", "\n"
     if system is not None:
         opening = f"{{% if loop.first and message['role'] != 'system' %}}<|im_start|>system\n{system}{end}{{% endif %}}"
+    if inside:
+        look = (
+            "{% set seen = namespace(text=false, inside=false) %}{% for part in message['content'] %}"
+            "{% if part['type'] == 'text' %}{% set seen.text = true %}{% elif seen.text %}{% set seen.inside = true %}"
+            "{% endif %}{% endfor %}"
+        )
+        line = "{{ '' if seen.inside else '\\n' }}"
     return (
         "{% for message in messages %}" + opening + "<|im_start|>{{ message['role'] }}\n"
-        "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}<IMG_CONTEXT>\n{% elif part['type'] == 'video' %}<video>\n"
-        "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        + look
+        + "{% for part in message['content'] %}"
+        + "{% if part['type'] == 'image' %}<IMG_CONTEXT>"
+        + line
+        + "{% elif part['type'] == 'video' %}<video>"
+        + line
+        + "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
         + end
         + "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
@@ -74,9 +92,9 @@ def prepare_tokenizer(tokenizer: Any, config: Mapping[str, Any], where: str) -> 
     check_media_tokens(vocabulary, needed, IMAGE_TOKEN, stated, where, kind="an InternVL tokenizer")
     if is_original(config):
         tokenizer.init_kwargs.update(NAMED_TOKENS)  # `save_pretrained` writes them
-        named, own = ORIGINAL_TEMPLATES.get(config.get("template")), str(tokenizer.chat_template or "")
-        if named is not None and not any(tag in own for tag in MEDIA_TAGS):
-            tokenizer.chat_template = chat_template(*named)
+        named, own = config.get("template"), str(tokenizer.chat_template or "")
+        if named in ORIGINAL_TEMPLATES and not any(tag in own for tag in MEDIA_TAGS):
+            tokenizer.chat_template = written_template(named)
 
 
 def processor_files(config: InternVLConfig) -> dict[str, dict[str, Any]]:
@@ -85,6 +103,8 @@ def processor_files(config: InternVLConfig) -> dict[str, dict[str, Any]]:
     pixels, whose = pixel_settings(vision), {"processor_class": "InternVLProcessor"}
     image = {"image_processor_type": "GotOcr2ImageProcessor", "crop_to_patches": True}
     image |= {"min_patches": geometry.min_tiles, "max_patches": geometry.max_tiles}
+    if not geometry.thumbnail:  # transformers' processor does not know the key and always adds one; this project reads it
+        image["use_thumbnail"] = False
     return {
         "preprocessor_config.json": whose | image | pixels,
         "video_preprocessor_config.json": whose | {"video_processor_type": "InternVLVideoProcessor"} | pixels,

@@ -69,7 +69,7 @@ def read_config(checkpoint: Checkpoint) -> LlavaOnevisionConfig:
         raw = original.to_hf(raw, checkpoint.shapes(), where)
     pixels, source = stated_pixels(checkpoint)
     config = config_from_hf(raw, pixels, where, source)
-    _check_preprocessing(pixels, config.geometry, checkpoint.directory)
+    _check_preprocessing(pixels, config.geometry, source)
     return config
 
 
@@ -137,9 +137,7 @@ def _vision(top: Stated, pixels: Stated, where: str) -> VisionConfig:
 def _check_preprocessing(pixels: dict[str, Any], geometry: VisionGeometry, where: str) -> None:
     check_preprocessing(pixels, geometry.image_size, where)
     cut = pixels.get("image_grid_pinpoints")
-    if (
-        geometry.anyres
-        and cut
-        and sorted(Stated(pixels, where).pairs("image_grid_pinpoints", ())) != sorted(geometry.pinpoints)
-    ):
+    if not (geometry.anyres and cut):
+        return
+    if sorted(Stated(pixels, where).pairs("image_grid_pinpoints", ())) != sorted(geometry.pinpoints):
         raise UserError(f"{where}: image_grid_pinpoints of the image processor and of config.json differ; they must agree")

@@ -29,6 +29,7 @@ class LlavaOnevisionFamily(Family):
     publishers: ClassVar = {"hf": "llava-hf", "original": "lmms-lab"}
     template = "qwen_1_5"
     media_tags = ("<image>",)
+    media_tokens = ("<video>",)
     parts: ClassVar = {**Family.parts, "newline": "newline"}
     names = NAMES
     processor_files = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
