@@ -39,13 +39,18 @@ def image_prompt(model: VisionLanguage, sizes: list[tuple[int, int]], directory,
 
 def video_prompt(model: VisionLanguage, frames: int, directory, shape: Shape | None = None) -> Prompt:
     """Random text around noise frames. Both sides get the same pixels (transformers resizes videos with torchvision)."""
-    pictures, vision = noise([(72, 128)] * frames), model.config.vision
+    pictures = noise([(72, 128)] * frames)
     ids, row = about_frames(model, directory, pictures, shape)
-    tiles = model.config.geometry.cut_frames(pictures)
+    return Prompt(row, video_inputs(model.config, pictures, ids), ids)
+
+
+def video_inputs(config, pictures: list, ids: np.ndarray) -> dict[str, torch.Tensor]:
+    """transformers' inputs for a prompt `ids` about a video whose frames are `pictures`."""
+    vision, tiles = config.vision, config.geometry.cut_frames(pictures)
     pixels = (tiles.astype(np.float32) * vision.rescale - np.float32(vision.image_mean)) / np.float32(vision.image_std)
     pixels = torch.tensor(pixels.transpose(0, 3, 1, 2))
-    theirs, inputs = FAMILIES[model.config.model_type].frame_inputs(pixels, ids, model.config.image_token)
-    return Prompt(row, {"input_ids": torch.tensor(theirs[None]).long(), **inputs}, ids)
+    theirs, inputs = FAMILIES[config.model_type].frame_inputs(pixels, ids, config.image_token)
+    return {"input_ids": torch.tensor(theirs[None]).long(), **inputs}
 
 
 @jax.jit

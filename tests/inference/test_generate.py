@@ -25,7 +25,14 @@ from tests import ranked, tiny
 from tests.families import FAMILIES
 
 NEW_TOKENS = 64
-PROMPTS = [("What is this?", []), ("And this?", [(40, 30)]), ("Look at the sky.", [(33, 90)]), ("Both?", [(30, 30), (50, 20)])]
+# Text and the sizes of its pictures; a number of frames is a video's.
+PROMPTS = [
+    ("What is this?", []),
+    ("And this?", [(40, 30)]),
+    ("Look at the sky.", [(33, 90)]),
+    ("Both?", [(30, 30), (50, 20)]),
+    ("What happens?", 3),
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +48,10 @@ def engine(directory):
 
 
 def example(prompt: str, sizes) -> Example:
+    if isinstance(sizes, int):
+        return Example(
+            RankedRecord("p", prompt, (), video="p.mp4"), frames=tuple(ranked.picture((40, 60), i) for i in range(sizes))
+        )
     images = tuple(ranked.picture(size, i) for i, size in enumerate(sizes))
     return Example(RankedRecord("p", prompt, (), tuple(f"{i}.png" for i in range(len(sizes)))), images)
 
@@ -57,6 +68,7 @@ def assert_generates_as_transformers(engine, directory, prompts) -> None:
     from transformers import AutoModelForImageTextToText
 
     from mmrlhf_jax.data.images import decode_image
+    from tests.parity import video_inputs
 
     theirs = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
     theirs.generation_config.eos_token_id = None
@@ -65,17 +77,18 @@ def assert_generates_as_transformers(engine, directory, prompts) -> None:
     ours = stopping_at(engine).generate_tokens([Prompt(e) for e in examples], max_new_tokens=NEW_TOKENS)
     for e, ids in zip(examples, ours, strict=True):
         tokens = prompt_trees([Prompt(e)], engine.encoder("answer"))[0].tree.tokens
-        pixels = {}
+        inputs = {"input_ids": torch.from_numpy(tokens[None]).long()}
         if e.images:
-            pixels = family.picture_inputs(directory, [decode_image(data, "p") for data in e.images])
+            inputs |= family.picture_inputs(directory, [decode_image(data, "p") for data in e.images])
+        if e.frames:
+            inputs = video_inputs(engine.config, [decode_image(data, "p") for data in e.frames], tokens)
         with torch.no_grad():
             out = theirs.generate(
-                input_ids=torch.from_numpy(tokens[None]).long(),
                 attention_mask=torch.ones(1, len(tokens), dtype=torch.long),
                 max_new_tokens=NEW_TOKENS,
                 do_sample=False,
                 pad_token_id=0,
-                **pixels,
+                **inputs,
             )[0, len(tokens) :]
         assert len(ids) == NEW_TOKENS and ids == out.tolist()
 
@@ -99,6 +112,8 @@ def test_so_it_does_with_the_weights_of_a_real_language_model():
         ("Write a short story about the sea.", []),
         ("What is in this picture?", [(384, 384)]),
         ("And here?", [(500, 333)]),
+        ("What do they have in common?", [(300, 700), (600, 200)]),
+        ("What happens here?", 3),
     ]
     assert_generates_as_transformers(engine, directory, prompts)
 
