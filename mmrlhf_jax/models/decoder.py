@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from mmrlhf_jax.models import parameters
-from mmrlhf_jax.models.attention import Backend, attend_cache, attention
+from mmrlhf_jax.models.attention import Backend, attention
 from mmrlhf_jax.models.layers import linear, rms_norm, run_stack, stack
 from mmrlhf_jax.sharding.rules import constrain, partitioned
 
@@ -40,13 +39,6 @@ class TextConfig:
     attention_bias: bool = True
     rope_axes: tuple[int, ...] | None = None
     max_positions: int | None = None
-
-
-class KVCache(NamedTuple):
-    """Keys and values of every layer: [L, B, S, K, D]."""
-
-    k: Float[Array, "L B S K D"]
-    v: Float[Array, "L B S K D"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,43 +190,22 @@ class Decoder(nnx.Module):
 
         return self._run(x, positions, attend)[0]
 
-    def prefill(self, x, positions, visible_until) -> tuple[Float[Array, "B S E"], KVCache]:
-        """Like `__call__`, but also returns the keys and values of every layer."""
-
-        def attend(q, k, v):
-            return attention(q, k, v, visible_until, backend=self.attention_backend), KVCache(k, v)
-
-        return self._run(x, positions, attend)
-
-    def decode(
+    def extend(
         self,
-        x: Float[Array, "B N E"],
-        positions: Int[Array, "B N"],
-        slots: Int[Array, "B N"],
-        valid: Bool[Array, "B N S"],
-        cache: KVCache,
-    ) -> tuple[Float[Array, "B N E"], KVCache]:
-        """One decoding step of N branches per row: write their keys and values into the cache at `slots`, then attend to the
-        `valid` cache slots of each branch."""
+        x: Float[Array, "B S E"],
+        positions: Int[Array, "B S"],
+        layers: Sequence[DecoderLayer],
+        attend: Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array],
+    ) -> Float[Array, "B S E"]:
+        """Embeddings to hidden states after the final norm, where `attend(layer number, q, k, v) -> out` keeps and reads keys.
+
+        `layers` are those of this decoder, as modules of their own (`unstacked`): slicing stacked weights would copy them for
+        every token.
+        """
         cos_sin = rope(positions, self.config)
-        rows = jnp.arange(x.shape[0])[:, None]
-
-        def body(carry, layer_and_number):
-            (x, cache), (layer, number) = carry, layer_and_number
-            updated = cache
-
-            def attend(q, k, v):
-                # The cache is the scan's carry, so that one slot per branch is updated in place without copying the cache.
-                nonlocal updated
-                updated = KVCache(cache.k.at[number, rows, slots].set(k), cache.v.at[number, rows, slots].set(v))
-                each = jax.vmap(attend_cache, in_axes=(1, None, None, 1), out_axes=1)
-                return each(q[:, :, None], updated.k[number], updated.v[number], valid)[:, :, 0], None
-
-            x, _ = layer(x, cos_sin, attend)
-            return (x, updated), None
-
-        (x, cache), _ = jax.lax.scan(body, (x, cache), (self.layers, jnp.arange(self.config.layers)))
-        return self.norm(x), cache
+        for number, layer in enumerate(layers):
+            x, _ = layer(x, cos_sin, lambda q, k, v, number=number: (attend(number, q, k, v), None))
+        return self.norm(x)
 
     def _run(self, x, positions, attend):
         cos_sin = rope(positions, self.config)
