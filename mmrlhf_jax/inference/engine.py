@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -24,12 +23,19 @@ from mmrlhf_jax.huggingface.generation_config import end_tokens
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.load import load_model
 from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
-from mmrlhf_jax.inference.generate import generate
-from mmrlhf_jax.inference.prompts import Prompt, prompt_rows, prompt_trees
+from mmrlhf_jax.inference.lane import Lane
+from mmrlhf_jax.inference.lanes import lanes_for
+from mmrlhf_jax.inference.programs import Programs
+from mmrlhf_jax.inference.prompts import Asked, Prompt, prompt_trees
+from mmrlhf_jax.inference.requests import Written
+from mmrlhf_jax.inference.sampling import Sampling
+from mmrlhf_jax.inference.scheduler import Scheduler
 from mmrlhf_jax.inference.scoring import make_scoring_step, score_responses
+from mmrlhf_jax.inference.unstacked import SplitModel, Weights
 from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.registry import family_of
+from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
@@ -54,7 +60,10 @@ class Engine:
     ):
         self.config: ModelConfig = model.config
         self.dtype = model.language.embedding.dtype  # compute dtype of everything but the reward head
-        self.graphdef, self.params = nnx.split(model)
+        self._model: VisionLanguage | None = model
+        self._split: SplitModel | None = None
+        self._programs: dict[Lane, Programs] = {}
+        self.busy = np.zeros(2, np.int64)  # slots of decoding steps: those whose result was used, all
         self.tokenizer, self.mesh = tokenizer, mesh
         family = family_of(model.config)
         self.template, self.slots, self.workers = template or family.template, slots, workers
@@ -64,7 +73,6 @@ class Engine:
         stops = {tokenizer.eos_token_id, *ends} | ({tokenizer.convert_tokens_to_ids(closing)} if closing else set())
         self.stop_tokens = tuple(sorted(stops - {None}))
         self.fingerprint: str | None = None  # digest of checkpoint and settings; None unless made by `load`
-        self._scoring = make_scoring_step(self.graphdef, chunk=128)
 
     @staticmethod
     def load(
@@ -93,6 +101,28 @@ class Engine:
         engine.fingerprint = model_fingerprint(source, dtype=dtype, tokens=tokens, stops=engine.stop_tokens)
         return engine
 
+    @property
+    def weights(self) -> Weights:
+        """The parameters with the decoder's layers apart, for generation."""
+        if self._split is None:
+            with use_mesh(self.mesh):
+                self._split, self._model = SplitModel(self._model), None
+        return self._split.weights
+
+    def _whole(self) -> VisionLanguage:
+        """The model with stacked layers, for passes over rows. Only one of both forms is in memory."""
+        if self._model is None:
+            with use_mesh(self.mesh):
+                self._model, self._split = self._split.whole(), None
+            self._programs.clear()
+        return self._model
+
+    def programs(self, lane: Lane) -> Programs:
+        """The programs of a lane; kept, since compiling takes long."""
+        if lane not in self._programs:
+            self._programs[lane] = Programs(self._split, lane, self.mesh)
+        return self._programs[lane]
+
     def encoder(self, task: str) -> GroupEncoder:
         return make_encoder(self.tokenizer, self.config, self.template, task=task)
 
@@ -101,45 +131,39 @@ class Engine:
 
         `options` are those of `generate_tokens`.
         """
-        return [self._decode(ids) for ids in self.generate_tokens(prompts, **options)]
+        return [self.decode(ids) for ids in self.generate_tokens(prompts, **options)]
 
     def generate_tokens(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        description: str = "generating",
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0, **options: Any
     ) -> list[list[int]]:
         """The new token ids of every prompt, in order, including the stop token if one was generated.
 
         Adjacent prompts about the same example share its prefill. UserError if a prompt with `max_new_tokens` exceeds the
         model's rotary embeddings.
         """
-        written: dict[int, list[int]] = {}
-        progress = Progress(description, len(prompts))
-        encoder = self.encoder("answer")
-        # Trees of similar shape share a batch, which needs less padding and fewer compiled shapes.
-        trees = sorted(prompt_trees(prompts, encoder), key=lambda t: (t.branches, len(t.tree.tokens), t.numbers))
-        for tree in trees:
-            longest = int(tree.tree.positions[tree.tree.ends].max()) + 1
-            encoder.check_positions(prompts[tree.numbers[0]].example.record, longest, max_new_tokens)
-        settings = dict(max_new_tokens=max_new_tokens, stop_tokens=self.stop_tokens, temperature=temperature)
-        with use_mesh(self.mesh), matmul_precision(self.dtype):
-            for branches, alike in itertools.groupby(trees, key=lambda t: t.branches):
-                count = round_up(max(1, self.batch // branches), rows_divisor(self.mesh))
-                for chosen in batched(alike, count):
-                    examples = [prompts[tree.numbers[0]].example for tree in chosen]
-                    rows, media = prompt_rows(chosen, examples, encoder, count)
-                    key = jax.random.fold_in(jax.random.key(seed), chosen[0].numbers[0])
-                    new = np.asarray(generate(self.graphdef, self.params, rows, media, key, **settings))
-                    for row, tree in enumerate(chosen):
-                        written |= {i: ids[ids >= 0].tolist() for i, ids in zip(tree.numbers, new[row], strict=False)}
-                    progress.update(advance=sum(len(tree.numbers) for tree in chosen))
-        return [written[i] for i in range(len(prompts))]
+        asked = Asked(max_new_tokens, frozenset(self.stop_tokens), Sampling(temperature=temperature, seed=seed))
+        return [written[0].tokens for written in self.write(prompts, asked, **options)]
 
-    def _decode(self, ids: list[int]) -> str:
+    def write(self, prompts: Sequence[Prompt], asked: Asked, *, description: str = "generating") -> list[list[Written]]:
+        """The texts of every prompt, `asked.samples` each. Adjacent prompts about the same example share a trunk.
+
+        UserError if a prompt with its new tokens exceeds the model's rotary embeddings.
+        """
+        trees, weights = prompt_trees(prompts, self.encoder("answer"), asked), self.weights
+        found: dict[int, list[Written]] = {}
+        progress = Progress(description, len(prompts) * asked.samples)
+        for lane, chosen in lanes_for([each.tree for each in trees], self.batch, rows_divisor(self.mesh)):
+            scheduler = Scheduler(self.programs(lane), weights)
+            for number in chosen:
+                written = scheduler.submit(trees[number].tree)
+                for prompt, texts in zip(trees[number].numbers, batched(written, asked.samples), strict=True):
+                    found[prompt] = texts
+            for changed in scheduler.run():
+                progress.update(advance=sum(each.done for each in changed))
+            self.busy += np.asarray([scheduler.useful, scheduler.steps * lane.slots * len(scheduler.groups)])
+        return [found[number] for number in range(len(prompts))]
+
+    def decode(self, ids: list[int]) -> str:
         kept = [t for t in ids if t not in self.stop_tokens]
         return self.tokenizer.decode(kept, skip_special_tokens=True)
 
@@ -155,11 +179,13 @@ class Engine:
         """
         found: dict[str, np.ndarray] = {}
         with use_mesh(self.mesh), matmul_precision(self.dtype):
+            graphdef, params = nnx.split(self._whole())
+            step = make_scoring_step(graphdef, chunk=128)
             parts = scored_rows(examples, self.encoder(task), self.slots)
             for rows in parts:
                 arguments = dict(batch_rows=self._rows(rows, parts[0]), mesh=self.mesh, workers=self.workers)
                 name = description if rows is parts[0] else f"{description}, long records"
-                scored = score_responses(self._scoring, self.params, nnx.State({}), rows, description=name, **arguments)
+                scored = score_responses(step, params, nnx.State({}), rows, description=name, **arguments)
                 found = {k: np.where(np.isnan(found.get(k, v)), v, found.get(k, v)) for k, v in scored.items()}
         first = parts[0].index.first_responses
         return [{name: values[a:b] for name, values in found.items()} for a, b in itertools.pairwise(first)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -86,16 +86,11 @@ def sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, rules.fit(rules.spec("batch", None, "heads", None, None), shape, mesh))
 
 
-def chunks(length: int, sizes: tuple[int, ...]) -> list[int]:
-    """Sizes of the chunks that hold `length` tokens: large ones, then small ones where these hold what is left in fewer slots.
+def chunk_size(left: int, start: int, sizes: Sequence[int], limit: int) -> int:
+    """The size of the next chunk of a text of which `left` tokens are missing and `start` are there; slots end at `limit`.
 
-    Every chunk begins at a multiple of its successor's size, so that the last one ends within slots that are a multiple of it.
+    A large chunk, if a small one less would not hold what is left; starts are multiples of the small size, so that the last
+    small chunk ends within the limit.
     """
     large, small = sizes
-    found = [large] * (length // large)
-    left = -(-(length % large) // small)
-    return found + ([large] if left * small >= large else [small] * left)
-
-
-def whole(length: int, size: int) -> int:
-    return math.ceil(max(length, 1) / size) * size
+    return large if left > large - small and start + large <= limit else small

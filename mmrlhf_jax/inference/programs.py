@@ -7,21 +7,24 @@ groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from mmrlhf_jax.inference.lane import BRANCH_CHUNKS, TRUNK_CHUNKS, Cache, Keys, Lane
+from mmrlhf_jax.inference.lanes import power_of_two
+from mmrlhf_jax.inference.requests import Tree
 from mmrlhf_jax.inference.sampling import Draws, choose
 from mmrlhf_jax.inference.unstacked import SplitModel, Weights
 from mmrlhf_jax.models.attention.parts import attend_part, join
 from mmrlhf_jax.models.layers import matmul_precision
+from mmrlhf_jax.models.media import Tiles
 from mmrlhf_jax.models.taps import weighted_taps
-from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.sharding.mesh import batch_sharding, rows_divisor, use_mesh
 from mmrlhf_jax.sharding.rules import constrain
 
@@ -29,11 +32,12 @@ MOST_TOP = 20  # log-probs of likeliest tokens that can be asked for
 
 
 class Media(NamedTuple):
-    """Media of one trunk per group, laid out by its slots: a visual slot's taps and weights, zeros elsewhere."""
+    """Media of one trunk per group, laid out by its slots: the taps and weights of a visual slot, zeros elsewhere."""
 
     tiles: UInt8[Array, "G t H H 3"]
     taps: Int[Array, "G T K"]
     weights: Float[Array, "G T K"]
+    fresh: Bool[Array, "G"]  # whether the group has a new trunk; the others keep their visual tokens
 
 
 class Chunk(NamedTuple):
@@ -93,9 +97,41 @@ class Programs:
             self._get(f"encode {count}")
         self._get("decode")
 
-    def encode(self, weights: Weights, media: Media) -> jax.Array:
-        """The visual tokens of every slot of a trunk, [G, T, E]."""
-        return self._get(f"encode {media.tiles.shape[1]}")(weights, media)
+    def encode(self, weights: Weights, visual: jax.Array, trees: Mapping[int, Tree]) -> jax.Array:
+        """`visual`, [G, T, E], with the visual tokens of the trunks of `trees` (group -> tree); others' remain."""
+        found = {group: tree.media() for group, tree in trees.items()}
+        media = self._arrays(self._media(power_of_two(max(media.units for media in found.values()))))
+        for group, tiles in found.items():
+            self._lay_out(media, group, tiles)
+        return self._get(f"encode {media.tiles.shape[1]}")(weights, visual, media)
+
+    def _lay_out(self, media: Media, group: int, found: Tiles) -> None:
+        """Write the media of one trunk into the arrays, by its slots."""
+        geometry = self.model.config.geometry
+        row = geometry.empty(slots=self.lane.trunk, tiles=media.tiles.shape[1], visual=len(found.slots))
+        geometry.place(row, found, slot=0, tile=0, visual=0)
+        media.tiles[group], media.fresh[group] = row.tiles, True
+        media.taps[group, row.slots], media.weights[group, row.slots] = row.taps, row.weights
+
+    def no_visual(self) -> jax.Array:
+        """The argument `visual` before the first media."""
+        shape = self._visual()
+        make = jax.jit(lambda: jnp.zeros(shape.shape, shape.dtype), out_shardings=batch_sharding(self.mesh, 3))
+        return make()
+
+    def empty_chunk(self, size: int) -> Chunk:
+        """A chunk without work, as NumPy arrays that can be written to."""
+        return self._arrays(self._chunk(size))
+
+    def empty_step(self) -> tuple[Step, Draws]:
+        """A step of no branch, greedy for all, as NumPy arrays that can be written to."""
+        step, draws = self._arrays(self._step()), self._arrays(self._draws())
+        step.forced[:], step.row[:], draws.top_p[:] = -1, self.lane.rows, 1
+        step.length[:] = self.lane.branch  # beyond the last slot, so that nothing is written
+        return step, draws
+
+    def _arrays(self, shapes):
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
     def extend_trunk(self, weights: Weights, cache: Cache, visual: jax.Array, chunk: Chunk) -> Cache:
         return self._get(f"trunk {chunk.tokens.shape[1]}")(weights, cache, visual, chunk)
@@ -120,7 +156,8 @@ class Programs:
         ours = batch_sharding(self.mesh, 2)
         with use_mesh(self.mesh), matmul_precision(self.model.dtype):
             if kind == "encode":
-                return jax.jit(self._encode).lower(weights, like(self._media(int(size))))
+                run = jax.jit(self._encode, donate_argnums=1, out_shardings=batch_sharding(self.mesh, 3))
+                return run.lower(weights, like(self._visual()), like(self._media(int(size))))
             if kind == "trunk":
                 run = jax.jit(self._extend_trunk, donate_argnums=1, out_shardings=places)
                 return run.lower(weights, cache, like(self._visual()), like(self._chunk(int(size))))
@@ -139,9 +176,10 @@ class Programs:
 
     # What the programs compute ---------------------------------------------------------------------------------------
 
-    def _encode(self, weights: Weights, media: Media) -> jax.Array:
+    def _encode(self, weights: Weights, visual: jax.Array, media: Media) -> jax.Array:
         model, _ = self.model.merge(weights)
-        return constrain(weighted_taps(model.visual_features(media.tiles), media.taps, media.weights), "batch", None, None)
+        found = weighted_taps(model.visual_features(media.tiles), media.taps, media.weights)
+        return constrain(jnp.where(media.fresh[:, None, None], found.astype(visual.dtype), visual), "batch", None, None)
 
     def _extend_trunk(self, weights: Weights, cache: Cache, visual: jax.Array, chunk: Chunk) -> Cache:
         model, layers = self.model.merge(weights)
@@ -210,7 +248,7 @@ class Programs:
         geometry = self.model.config.geometry
         side, taps = geometry.image_size, geometry.taps
         pixels = self._whole(tiles, side, side, 3, dtype=jnp.uint8)
-        return Media(pixels, self._whole("T", taps), self._whole("T", taps, dtype=jnp.float32))
+        return Media(pixels, self._whole("T", taps), self._whole("T", taps, dtype=jnp.float32), self._whole(dtype=jnp.bool_))
 
     def _visual(self) -> jax.ShapeDtypeStruct:
         return self._whole("T", self.model.config.text.hidden_size, dtype=self.model.dtype)
@@ -240,11 +278,14 @@ def _attend_trunk(q, k, v, trunks: Keys, chunk: Chunk):
 
 def _attend_branch(q, k, v, trunks: Keys, branches: Keys, chunk: Chunk):
     """A chunk of one group's branch against its trunk, the branch so far and itself."""
-    trunk, here = (jax.tree.map(lambda x: x[number], keys) for keys, number in ((trunks, chunk.row), (branches, chunk.slot)))
+    trunk, here = jax.tree.map(lambda x: x[chunk.row], trunks), jax.tree.map(lambda x: x[chunk.slot], branches)
     here = _written(here, k, v, chunk)
     before = jnp.broadcast_to(jnp.arange(trunk.k.shape[1]) < chunk.trunk, (1, q.shape[0], trunk.k.shape[1]))
     own = jnp.arange(here.k.shape[1])[None] <= (chunk.start + jnp.arange(q.shape[0]))[:, None]
-    parts = attend_part(q[None], trunk.k[None], trunk.v[None], before), attend_part(q[None], here.k[None], here.v[None], own[None])
+    parts = (
+        attend_part(q[None], trunk.k[None], trunk.v[None], before),
+        attend_part(q[None], here.k[None], here.v[None], own[None]),
+    )
     out = join(*parts)[0].astype(q.dtype)
     return out, jax.tree.map(lambda all_slots, slot: all_slots.at[chunk.slot].set(slot, mode="drop"), branches, here)
 
@@ -263,9 +304,8 @@ def _attend_step(q, k, v, trunks: Keys, branches: Keys, step: Step, places: int)
     """One token of each of a group's B branches: against its trunk, whose keys are read once for all its branches, and against
     its own. Returns ([B, H, D], the branches with its keys)."""
     count = q.shape[0]
-    branches = jax.tree.map(
-        lambda keys, new: keys.at[jnp.arange(count), :, step.length].set(new.astype(keys.dtype)), branches, Keys(k, v)
-    )
+    write = lambda keys, new: keys.at[jnp.arange(count), :, step.length].set(new.astype(keys.dtype), mode="drop")
+    branches = jax.tree.map(write, branches, Keys(k, v))
     rows = trunks.k.shape[0]
     queries = jnp.zeros((rows, places, *q.shape[1:]), q.dtype).at[step.row, step.place].set(q, mode="drop")
     lengths = jnp.zeros(rows, jnp.int32).at[step.row].max(step.trunk, mode="drop")

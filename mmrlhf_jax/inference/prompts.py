@@ -1,24 +1,20 @@
-"""Prompts to rows: prompts about the same media share a row, in which their common prefix is stored and computed once."""
+"""Prompts to trees: prompts about the same media share a trunk, which is stored and computed once."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from mmrlhf_jax.data.encode import GroupEncoder, media_layout, media_tiles
 from mmrlhf_jax.data.examples import Example
-from mmrlhf_jax.data.rows import round_up, stack_rows
-from mmrlhf_jax.data.tokens import TokenTree, token_tree
-from mmrlhf_jax.inference.generate import PromptRows
+from mmrlhf_jax.data.tokens import Conversation, common_prefix
+from mmrlhf_jax.inference.requests import Branch, Tree
+from mmrlhf_jax.inference.sampling import GREEDY, Sampling
 from mmrlhf_jax.models.media import Tiles, VisualPlan
 from mmrlhf_jax.records import Response
-
-# Static shapes of generation are rounded up to multiples of these (branches and tiles to powers of two), so that few programs
-# are compiled.
-SLOT_BUCKET, VISUAL_BUCKET = 64, 128
-MOST_BRANCHES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,73 +26,138 @@ class Prompt:
 
 
 @dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is to be written for every prompt.
+
+    Attributes:
+        most: the number of new tokens that are allowed.
+        stops: tokens that end a text.
+        samples: texts per prompt.
+        rewarded: gives, for a prompt and its new tokens (without the one that ended them), the conversation whose reward is
+            wanted; None: no rewards.
+        top: whether the log-probs of the likeliest tokens are wanted.
+    """
+
+    most: int
+    stops: frozenset[int] = frozenset()
+    sampling: Sampling = GREEDY
+    samples: int = 1
+    rewarded: Callable[[Prompt, list[int]], Conversation] | None = None
+    top: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class PromptTree:
-    """Prompts about one example, laid out as one tree. `numbers` are their indices in the list of prompts, `plans` the visual
-    plans of the example's media."""
+    """A tree with the branches of the prompts `numbers`, which are indices in the list of prompts; one prompt's samples are
+    neighbours."""
 
     numbers: tuple[int, ...]
-    tree: TokenTree
-    plans: tuple[VisualPlan, ...]
-
-    @property
-    def branches(self) -> int:
-        """The number of branches of its row, including padding: a power of two."""
-        return power_of_two(len(self.numbers))
+    tree: Tree
 
 
-def prompt_trees(prompts: Sequence[Prompt], encoder: GroupEncoder) -> list[PromptTree]:
-    """Group prompts into trees: only adjacent prompts about the same example share one."""
-    trees = []
-    for numbers, same in _neighbours(prompts):
-        layout = media_layout(same[0].example)
-        plans = encoder.geometry.plans(layout.images, layout.frames)
-        pieces = [encoder.open_pieces(p.example.record, p.response, len(plans)) for p in same]
-        trees.append(PromptTree(numbers, token_tree([encoder.tokens(each, plans) for each in pieces]), tuple(plans)))
-    return trees
+# Slots of a branch for what a rewarded conversation has behind its new tokens, or more than these where it is tokenised anew.
+CLOSING = 16
 
 
-def prompt_rows(
-    trees: Sequence[PromptTree], examples: Sequence[Example], encoder: GroupEncoder, rows: int
-) -> tuple[PromptRows, Tiles | None]:
-    """(`rows` rows of bucketed static shape, their media or None). Missing rows are filled with the first tree.
+def prompt_trees(prompts: Sequence[Prompt], encoder: GroupEncoder, asked: Asked) -> list[PromptTree]:
+    """Group prompts into trees: only adjacent prompts about the same example share one.
 
-    `examples[i]` has the media of `trees[i]`. All trees must have the same `branches`.
+    UserError if a prompt with its new tokens exceeds the model's rotary embeddings.
     """
-    geometry = encoder.geometry
-    tiles = [media_tiles(example, geometry) for example in examples]
-    media = [geometry.of_group(t, p.plans, p.tree.visual, p.tree.trunk) for t, p in zip(tiles, trees, strict=True)]
-    trees, media = (list(x) + [x[0]] * (rows - len(x)) for x in (trees, media))
-    slots = round_up(max(len(t.tree.tokens) for t in trees), SLOT_BUCKET)
-    visual_count = round_up(max(len(m.slots) for m in media), VISUAL_BUCKET)
-    tile_count = power_of_two(max(m.units for m in media))
+    return [
+        PromptTree(numbers, make_tree(same, encoder, asked, functools.partial(_example, prompts, numbers[0])))
+        for numbers, same in _neighbours(prompts)
+    ]
 
-    made = PromptRows(
-        tokens=np.zeros((rows, slots), np.int32),
-        positions=np.zeros((rows, slots, *trees[0].tree.positions.shape[1:]), np.int32),
-        visible_until=np.tile(np.arange(1, slots + 1, dtype=np.int32), (rows, 1)),  # padding attends only to itself
-        ends=np.zeros((rows, trees[0].branches), np.int32),
-    )
-    for row, prompt in enumerate(trees):
-        tree, size = prompt.tree, len(prompt.tree.tokens)
-        made.tokens[row, :size], made.positions[row, :size] = tree.tokens, tree.positions
-        made.visible_until[row, :size] = tree.visible_until
-        made.ends[row] = tree.ends[0]  # padding branches repeat the first branch
-        made.ends[row, : len(tree.ends)] = tree.ends
-    if tile_count == 0:
-        return made, None
-    placed = [geometry.empty(slots=slots, tiles=tile_count, visual=visual_count) for _ in media]
-    for row, group in zip(placed, media, strict=True):
-        geometry.place(row, group, slot=0, tile=0, visual=0)
-    return made, stack_rows(placed)
+
+def make_tree(
+    prompts: Sequence[Prompt], encoder: GroupEncoder, asked: Asked, example_again: Callable[[], Example] | None = None
+) -> Tree:
+    """The tree of prompts about one example. UserError if one exceeds the model's rotary embeddings.
+
+    `example_again` reads the example when the tree's turn comes, so that its media need not be kept until then.
+    """
+    example = prompts[0].example
+    layout = media_layout(example)
+    plans = encoder.geometry.plans(layout.images, layout.frames)
+    conversations = [
+        encoder.tokens(encoder.open_pieces(prompt.example.record, prompt.response, len(plans)), plans) for prompt in prompts
+    ]
+    trunk = _trunk(conversations)
+    tokens, positions = conversations[0].tokens[:trunk], positions_of(conversations[0])[:trunk]
+    visual = np.flatnonzero(conversations[0].is_visual[:trunk]).astype(np.int32)
+    branches = []
+    for prompt, conversation in zip(prompts, conversations, strict=True):
+        own = positions_of(conversation)[trunk:]
+        encoder.check_positions(example.record, 1 + int(own.max()), asked.most)
+        branch = Branch(
+            conversation.tokens[trunk:],
+            int(own[0].max()),
+            asked.most,
+            asked.stops,
+            asked.sampling,
+            scored=None if asked.rewarded is None else _Scored(asked.rewarded, prompt, trunk),
+            top=asked.top,
+            closing=0 if asked.rewarded is None else CLOSING,
+        )
+        branches += [dataclasses.replace(branch, sample=number) for number in range(asked.samples)]
+    read = example_again or functools.partial(_same, example)
+    media = _Media(read, encoder, tuple(plans), visual, trunk) if len(visual) else None
+    return Tree(tokens, positions, branches, visual, media)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """The tokens behind the trunk of the conversation whose reward is wanted."""
+
+    conversation: Callable[[Prompt, list[int]], Conversation]
+    prompt: Prompt
+    trunk: int
+
+    def __call__(self, new: list[int]) -> np.ndarray:
+        return self.conversation(self.prompt, new).tokens[self.trunk :]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Media:
+    """Makes the media of a tree: pixels are cut when its turn comes, and not kept before."""
+
+    example: Callable[[], Example]
+    encoder: GroupEncoder
+    plans: tuple[VisualPlan, ...]
+    visual: np.ndarray
+    trunk: int
+
+    def __call__(self) -> Tiles:
+        geometry = self.encoder.geometry
+        return geometry.of_group(media_tiles(self.example(), geometry), self.plans, self.visual, self.trunk)
+
+
+def _trunk(conversations: Sequence[Conversation]) -> int:
+    """The length of the trunk: of the common prefix, but for a token that every branch must have to begin with.
+
+    ValueError if a visual token lies behind it.
+    """
+    trunk = common_prefix([conversation.tokens for conversation in conversations])
+    trunk = min(trunk, *(len(conversation.tokens) - 1 for conversation in conversations))
+    if any(conversation.is_visual[trunk:].any() for conversation in conversations):
+        raise ValueError("prompts about the same media differ before them")
+    return trunk
+
+
+def positions_of(conversation: Conversation) -> np.ndarray:
+    """int32[N] or int32[N, 3]: the positions of a conversation's tokens."""
+    given = conversation.positions
+    return np.arange(len(conversation.tokens), dtype=np.int32) if given is None else given
 
 
 def _neighbours(prompts: Sequence[Prompt]) -> Iterator[tuple[tuple[int, ...], list[Prompt]]]:
-    """Yield (indices, prompts) of adjacent prompts about the same record and media, at most MOST_BRANCHES at a time."""
+    """Yield (indices, prompts) of adjacent prompts about the same record and media."""
     numbers: list[int] = []
     same: list[Prompt] = []
     for number in range(len(prompts)):
         prompt = prompts[number]
-        if same and (len(same) == MOST_BRANCHES or _subject(prompt) != _subject(same[0])):
+        if same and _subject(prompt) != _subject(same[0]):
             yield tuple(numbers), same
             numbers, same = [], []
         numbers.append(number)
@@ -105,11 +166,14 @@ def _neighbours(prompts: Sequence[Prompt]) -> Iterator[tuple[tuple[int, ...], li
         yield tuple(numbers), same
 
 
+def _example(prompts: Sequence[Prompt], number: int) -> Example:
+    return prompts[number].example
+
+
+def _same(example: Example) -> Example:
+    return example
+
+
 def _subject(prompt: Prompt) -> tuple:
     example = prompt.example
-    return example.record.id, example.record.prompt_text(), example.images, example.frames
-
-
-def power_of_two(value: int) -> int:
-    """The smallest power of two that is at least `value`; 0 for 0."""
-    return 1 << (value - 1).bit_length() if value else 0
+    return example.record.id, example.record.prompt_text(), example.images, example.frames, prompt.response is None

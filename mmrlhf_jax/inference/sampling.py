@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
 from mmrlhf_jax.errors import UserError
@@ -59,6 +58,9 @@ def _check_whole(name: str, value: int, most: int) -> None:
         raise UserError(f"{name} must be a whole number from 0 to {most}, found {value!r}")
 
 
+GREEDY = Sampling()
+
+
 class Draws(NamedTuple):
     """Parameters of B sequences at one step."""
 
@@ -69,13 +71,6 @@ class Draws(NamedTuple):
     seed: UInt32[Array, "B"]
     sample: Int[Array, "B"]  # the number of the sample among those of its request
     position: Int[Array, "B"]  # of the chosen token among the new ones
-
-    @staticmethod
-    def none(count: int) -> Draws:
-        """Greedy parameters, as NumPy arrays that can be written to."""
-        whole = lambda: np.zeros(count, np.int32)
-        real = lambda value: np.full(count, value, np.float32)
-        return Draws(real(0), real(1), real(0), whole(), np.zeros(count, np.uint32), whole(), whole())
 
 
 def choose(logits: Float[Array, "B V"], draws: Draws) -> tuple[Int[Array, "B"], Float[Array, "B"]]:

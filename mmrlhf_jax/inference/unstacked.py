@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -38,6 +39,15 @@ class SplitModel:
         layers = tuple(nnx.from_flat_state([(path, each[number]) for path, each in leaves]) for number in range(count))
         self.weights = Weights(rest, layers)
 
+    def whole(self) -> VisionLanguage:
+        """The model with its layers stacked again. It takes the weights of this one, which cannot be used any more."""
+        weights, self.weights = self.weights, None
+        model = nnx.merge(self._rest, weights.rest)
+        flat = [dict(nnx.to_flat_state(each)) for each in weights.layers]
+        stacked = [(path, _together([each[path] for each in flat])) for path in flat[0]]
+        model.language.layers = nnx.merge(self._layer, nnx.from_flat_state(stacked))
+        return model
+
     def merge(self, weights: Weights) -> tuple[VisionLanguage, list[DecoderLayer]]:
         """(the model without its decoder's layers, the layers)."""
         return nnx.merge(self._rest, weights.rest), [nnx.merge(self._layer, each) for each in weights.layers]
@@ -56,3 +66,16 @@ def _apart(variable: nnx.Variable, count: int) -> list[nnx.Variable]:
     jax.block_until_ready(parts)
     stacked.delete()
     return [variable.replace(part) for part in parts]
+
+
+def _together(variables: list[nnx.Variable]) -> nnx.Variable:
+    """The stacked variable of those of all layers, which are deleted."""
+    parts = [variable.get_value() for variable in variables]
+    place = parts[0].sharding
+    if isinstance(place, NamedSharding):
+        place = NamedSharding(place.mesh, PartitionSpec(None, *place.spec))
+    stacked = jax.jit(lambda *each: jnp.stack(each), out_shardings=place)(*parts)
+    jax.block_until_ready(stacked)
+    for part in parts:
+        part.delete()
+    return variables[0].replace(stacked)

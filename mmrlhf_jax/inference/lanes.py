@@ -1,0 +1,45 @@
+"""Chooses lanes for trees: few different ones, so that few programs are compiled."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+from mmrlhf_jax.inference.lane import BRANCH_CHUNKS, TRUNK_CHUNKS, Lane
+from mmrlhf_jax.inference.requests import Tree
+
+MOST_PLACES = 8  # branches of a trunk that run at the same time
+
+
+def lanes_for(trees: Sequence[Tree], slots: int, groups: int) -> Iterator[tuple[Lane, list[int]]]:
+    """(lane, indices of its trees): trees with trunks of similar length run in one lane, short ones first.
+
+    `slots` is the number of branches that run at a time on each of `groups` groups of devices.
+    """
+    branch = stepped(max(branch.length for tree in trees for branch in tree.branches), BRANCH_CHUNKS[-1])
+    total = sum(len(tree.branches) for tree in trees)
+    slots = min(slots, power_of_two(math.ceil(total / groups)))
+    by_trunk = sorted(range(len(trees)), key=lambda number: len(trees[number].tokens))
+    for trunk, numbers in itertools.groupby(by_trunk, key=lambda number: _trunk(trees[number])):
+        numbers = list(numbers)
+        widths = [len(trees[number].branches) for number in numbers]
+        places = min(power_of_two(max(widths)), MOST_PLACES, power_of_two(slots))
+        busy = math.ceil(slots / min(places, sum(widths) / len(widths)))
+        rows = min(busy + max(1, busy // 4), power_of_two(math.ceil(len(numbers) / groups)))
+        yield Lane(rows=rows, trunk=trunk, places=places, slots=slots, branch=branch), numbers
+
+
+def _trunk(tree: Tree) -> int:
+    return TRUNK_CHUNKS[0] * power_of_two(math.ceil(max(len(tree.tokens), 1) / TRUNK_CHUNKS[0]))
+
+
+def stepped(length: int, unit: int) -> int:
+    """The smallest of unit x 1, 2, 3, 4, 6, 8, 12, 16, ... that is at least `length`."""
+    whole = power_of_two(math.ceil(length / unit))
+    return unit * (whole * 3 // 4 if whole >= 4 and whole * 3 // 4 * unit >= length else whole)
+
+
+def power_of_two(value: int) -> int:
+    """The smallest power of two that is at least `value`."""
+    return 1 << (value - 1).bit_length()
