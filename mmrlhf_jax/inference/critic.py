@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from mmrlhf_jax.data.overlay import OverlaidExamples, map_records
+import numpy as np
+
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.engine import Engine, Prompt, all_finite
 from mmrlhf_jax.records import RankedRecord
@@ -31,26 +32,39 @@ def score(engine: Engine, examples, *, critique: CritiqueMode = "written", max_n
     UserError that names record and response if a reward is not finite.
     """
     if critique == "written":
-        examples = write_critiques(engine, examples, max_new_tokens=max_new_tokens)
-    task = "uncritiqued" if critique == "none" else "critique"
-    scored = engine.score_responses(examples, task)
-
-    def with_reward(record: RankedRecord, rewards) -> RankedRecord:
-        pairs = zip(record.responses, all_finite(rewards, record, "reward"), strict=True)
-        return record.replace_responses([dataclasses.replace(r, reward=float(reward)) for r, reward in pairs])
-
-    return [with_reward(record, found["rewards"]) for record, found in zip(examples.records, scored, strict=True)]
+        return write(engine, examples, max_new_tokens=max_new_tokens)
+    found = engine.score_responses(examples, "uncritiqued" if critique == "none" else "critique")
+    return [_with_rewards(record, each["rewards"]) for record, each in zip(examples.records, found, strict=True)]
 
 
-def write_critiques(engine: Engine, examples, *, max_new_tokens: int) -> OverlaidExamples:
-    """The examples with every response's critique replaced by one that the model generates greedily."""
-    prompts = CritiquePrompts(examples)
-    texts = iter(engine.generate(prompts, max_new_tokens=max_new_tokens, description="writing critiques"))
+def write(engine: Engine, examples, *, max_new_tokens: int) -> list[RankedRecord]:
+    """The records with critiques that the model writes greedily, and with the rewards of the conversations that end with them.
 
-    def with_critiques(record: RankedRecord) -> RankedRecord:
-        return record.replace_responses([dataclasses.replace(r, critique=next(texts)) for r in record.responses])
+    A reward is read where its critique was written, from the keys that are there. It is that of the critique's text, so that it
+    can be computed again from the text: where the tokenizer splits the text otherwise than the model wrote it, the branch is
+    fed again from there on.
+    """
+    encoder = engine.encoder("critique")
 
-    return map_records(examples, with_critiques)
+    def conversation(record, response, plans, new: list[int]):
+        return encoder.conversation(record, dataclasses.replace(response, critique=engine.decode(new)), plans)
+
+    asked = engine.asked(max_new_tokens, rewarded=conversation)
+    texts = iter(engine.write(CritiquePrompts(examples), asked, description="writing critiques"))
+    scored = []
+    for record in examples.records:
+        written = [next(texts)[0] for _ in record.responses]
+        critiques = [engine.text(each) for each in written]
+        pairs = zip(record.responses, critiques, strict=True)
+        record = record.replace_responses([dataclasses.replace(response, critique=text) for response, text in pairs])
+        rewards = [np.nan if each.reward is None else each.reward for each in written]
+        scored.append(_with_rewards(record, np.asarray(rewards, np.float32)))
+    return scored
+
+
+def _with_rewards(record: RankedRecord, rewards: np.ndarray) -> RankedRecord:
+    pairs = zip(record.responses, all_finite(rewards, record, "reward"), strict=True)
+    return record.replace_responses([dataclasses.replace(response, reward=float(reward)) for response, reward in pairs])
 
 
 class CritiquePrompts(Sequence[Prompt]):

@@ -31,11 +31,10 @@ from mmrlhf_jax.inference.requests import Written
 from mmrlhf_jax.inference.sampling import Sampling
 from mmrlhf_jax.inference.scheduler import Scheduler
 from mmrlhf_jax.inference.scoring import make_scoring_step, score_responses
-from mmrlhf_jax.inference.unstacked import SplitModel, Weights
+from mmrlhf_jax.inference.unstacked import TwoForms
 from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.registry import family_of
-from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
@@ -60,8 +59,7 @@ class Engine:
     ):
         self.config: ModelConfig = model.config
         self.dtype = model.language.embedding.dtype  # compute dtype of everything but the reward head
-        self._model: VisionLanguage | None = model
-        self._split: SplitModel | None = None
+        self.model = TwoForms(model)
         self._programs: dict[Lane, Programs] = {}
         self.busy = np.zeros(2, np.int64)  # slots of decoding steps: those whose result was used, all
         self.tokenizer, self.mesh = tokenizer, mesh
@@ -101,30 +99,22 @@ class Engine:
         engine.fingerprint = model_fingerprint(source, dtype=dtype, tokens=tokens, stops=engine.stop_tokens)
         return engine
 
-    @property
-    def weights(self) -> Weights:
-        """The parameters with the decoder's layers apart, for generation."""
-        if self._split is None:
-            with use_mesh(self.mesh):
-                self._split, self._model = SplitModel(self._model), None
-        return self._split.weights
-
-    def _whole(self) -> VisionLanguage:
-        """The model with stacked layers, for passes over rows. Only one of both forms is in memory."""
-        if self._model is None:
-            with use_mesh(self.mesh):
-                self._model, self._split = self._split.whole(), None
-            self._programs.clear()
-        return self._model
-
     def programs(self, lane: Lane) -> Programs:
         """The programs of a lane; kept, since compiling takes long."""
         if lane not in self._programs:
-            self._programs[lane] = Programs(self._split, lane, self.mesh)
+            self._programs[lane] = Programs(self.model, lane, self.mesh)
         return self._programs[lane]
 
     def encoder(self, task: str) -> GroupEncoder:
         return make_encoder(self.tokenizer, self.config, self.template, task=task)
+
+    def asked(self, max_new_tokens: int, **settings: Any) -> Asked:
+        """What `write` takes: texts that end at the engine's stop tokens. `settings` are other fields of `Asked`."""
+        return Asked(max_new_tokens, frozenset(self.stop_tokens), **settings)
+
+    def text(self, written: Written) -> str:
+        """The text of new tokens, without the one that ended them and without special ones."""
+        return self.decode(written.tokens)
 
     def generate(self, prompts: Sequence[Prompt], **options: Any) -> list[str]:
         """One text per prompt, in order: the tokens of `generate_tokens`, decoded without stop and other special tokens.
@@ -141,7 +131,7 @@ class Engine:
         Adjacent prompts about the same example share its prefill. UserError if a prompt with `max_new_tokens` exceeds the
         model's rotary embeddings.
         """
-        asked = Asked(max_new_tokens, frozenset(self.stop_tokens), Sampling(temperature=temperature, seed=seed))
+        asked = self.asked(max_new_tokens, sampling=Sampling(temperature=temperature, seed=seed))
         return [written[0].tokens for written in self.write(prompts, asked, **options)]
 
     def write(self, prompts: Sequence[Prompt], asked: Asked, *, description: str = "generating") -> list[list[Written]]:
@@ -149,7 +139,7 @@ class Engine:
 
         UserError if a prompt with its new tokens exceeds the model's rotary embeddings.
         """
-        trees, weights = prompt_trees(prompts, self.encoder("answer"), asked), self.weights
+        trees, weights = prompt_trees(prompts, self.encoder("answer"), asked), self.model.apart()
         found: dict[int, list[Written]] = {}
         progress = Progress(description, len(prompts) * asked.samples)
         for lane, chosen in lanes_for([each.tree for each in trees], self.batch, rows_divisor(self.mesh)):
@@ -159,7 +149,8 @@ class Engine:
                 for prompt, texts in zip(trees[number].numbers, batched(written, asked.samples), strict=True):
                     found[prompt] = texts
             for changed in scheduler.run():
-                progress.update(advance=sum(each.done for each in changed))
+                if done := sum(each.done for each in changed):
+                    progress.update(advance=done)
             self.busy += np.asarray([scheduler.useful, scheduler.steps * lane.slots * len(scheduler.groups)])
         return [found[number] for number in range(len(prompts))]
 
@@ -179,7 +170,7 @@ class Engine:
         """
         found: dict[str, np.ndarray] = {}
         with use_mesh(self.mesh), matmul_precision(self.dtype):
-            graphdef, params = nnx.split(self._whole())
+            graphdef, params = nnx.split(self.model.whole())
             step = make_scoring_step(graphdef, chunk=128)
             parts = scored_rows(examples, self.encoder(task), self.slots)
             for rows in parts:

@@ -20,7 +20,7 @@ from mmrlhf_jax.inference.lane import BRANCH_CHUNKS, TRUNK_CHUNKS, Cache, Keys, 
 from mmrlhf_jax.inference.lanes import power_of_two
 from mmrlhf_jax.inference.requests import Tree
 from mmrlhf_jax.inference.sampling import Draws, choose
-from mmrlhf_jax.inference.unstacked import SplitModel, Weights
+from mmrlhf_jax.inference.unstacked import TwoForms, Weights
 from mmrlhf_jax.models.attention.parts import attend_part, join
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.media import Tiles
@@ -77,7 +77,7 @@ class Chosen(NamedTuple):
 class Programs:
     """A model's programs for one lane. Each is compiled when it is first used, or by `compile_all`; `compiled` names them."""
 
-    def __init__(self, model: SplitModel, lane: Lane, mesh: Mesh):
+    def __init__(self, model: TwoForms, lane: Lane, mesh: Mesh):
         self.model, self.lane, self.mesh = model, lane, mesh
         self.groups = rows_divisor(mesh)
         self._made: dict[str, Callable] = {}
@@ -148,7 +148,7 @@ class Programs:
     def lower(self, name: str) -> jax.stages.Lowered:
         """The program of this name, for the compiler. Cache and its result share memory."""
         kind, _, size = name.partition(" ")
-        weights, cache = self.model.weights, self._cache
+        weights, cache = self.model.apart(), self._cache
         like = lambda tree: jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(self.mesh, len(x.shape))), tree
         )

@@ -14,7 +14,7 @@ from mmrlhf_jax.data.tokens import Conversation, common_prefix
 from mmrlhf_jax.inference.requests import Branch, Tree
 from mmrlhf_jax.inference.sampling import GREEDY, Sampling
 from mmrlhf_jax.models.media import Tiles, VisualPlan
-from mmrlhf_jax.records import Response
+from mmrlhf_jax.records import RankedRecord, Response
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,9 @@ class Prompt:
     response: Response | None = None
 
 
+Rewarded = Callable[[RankedRecord, Response | None, Sequence[VisualPlan], list[int]], Conversation]
+
+
 @dataclasses.dataclass(frozen=True)
 class Asked:
     """What is to be written for every prompt.
@@ -33,8 +36,8 @@ class Asked:
         most: the number of new tokens that are allowed.
         stops: tokens that end a text.
         samples: texts per prompt.
-        rewarded: gives, for a prompt and its new tokens (without the one that ended them), the conversation whose reward is
-            wanted; None: no rewards.
+        rewarded: makes the conversation whose reward is wanted, of record, response, visual plans and the new tokens (without
+            the one that ended them); None: no rewards.
         top: whether the log-probs of the likeliest tokens are wanted.
     """
 
@@ -42,7 +45,7 @@ class Asked:
     stops: frozenset[int] = frozenset()
     sampling: Sampling = GREEDY
     samples: int = 1
-    rewarded: Callable[[Prompt, list[int]], Conversation] | None = None
+    rewarded: Rewarded | None = None
     top: bool = False
 
 
@@ -96,7 +99,9 @@ def make_tree(
             asked.most,
             asked.stops,
             asked.sampling,
-            scored=None if asked.rewarded is None else _Scored(asked.rewarded, prompt, trunk),
+            scored=None
+            if asked.rewarded is None
+            else _Scored(asked.rewarded, example.record, prompt.response, tuple(plans), trunk),
             top=asked.top,
             closing=0 if asked.rewarded is None else CLOSING,
         )
@@ -110,12 +115,14 @@ def make_tree(
 class _Scored:
     """The tokens behind the trunk of the conversation whose reward is wanted."""
 
-    conversation: Callable[[Prompt, list[int]], Conversation]
-    prompt: Prompt
+    conversation: Rewarded
+    record: RankedRecord
+    response: Response | None
+    plans: tuple[VisualPlan, ...]
     trunk: int
 
     def __call__(self, new: list[int]) -> np.ndarray:
-        return self.conversation(self.prompt, new).tokens[self.trunk :]
+        return self.conversation(self.record, self.response, self.plans, new).tokens[self.trunk :]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,6 +56,11 @@ def example(prompt: str, sizes) -> Example:
     return Example(RankedRecord("p", prompt, (), tuple(f"{i}.png" for i in range(len(sizes)))), images)
 
 
+def prompt_tokens(engine, prompt: Prompt) -> np.ndarray:
+    (found,) = prompt_trees([prompt], engine.encoder("answer"), engine.asked(1))
+    return np.concatenate([found.tree.tokens, found.tree.branches[0].tokens])
+
+
 def stopping_at(engine, *stop_tokens: int) -> Engine:
     other = copy.copy(engine)
     other.stop_tokens = stop_tokens
@@ -76,7 +81,7 @@ def assert_generates_as_transformers(engine, directory, prompts) -> None:
     examples = [example(prompt, sizes) for prompt, sizes in prompts]
     ours = stopping_at(engine).generate_tokens([Prompt(e) for e in examples], max_new_tokens=NEW_TOKENS)
     for e, ids in zip(examples, ours, strict=True):
-        tokens = prompt_trees([Prompt(e)], engine.encoder("answer"))[0].tree.tokens
+        tokens = prompt_tokens(engine, Prompt(e))
         inputs = {"input_ids": torch.from_numpy(tokens[None]).long()}
         if e.images:
             inputs |= family.picture_inputs(directory, [decode_image(data, "p") for data in e.images])
@@ -171,10 +176,11 @@ def critique_prompts(number: int, images) -> list[Prompt]:
 def test_prompts_about_one_example_share_a_row_and_read_as_they_do_alone(engine):
     """Five critiques of one picture, three of two pictures, and a question in between: trunks are stored once."""
     prompts = [*critique_prompts(5, [(40, 30)]), Prompt(example(*PROMPTS[2])), *critique_prompts(3, [(30, 30), (50, 20)])]
-    trees = prompt_trees(prompts, engine.encoder("answer"))
+    trees = prompt_trees(prompts, engine.encoder("answer"), engine.asked(1))
     assert [tree.numbers for tree in trees] == [(0, 1, 2, 3, 4), (5,), (6, 7, 8)]
-    alone = prompt_trees(prompts[:1], engine.encoder("answer"))[0]
-    assert trees[0].tree.trunk > len(alone.tree.tokens) / 2 and len(trees[0].tree.tokens) < 2 * len(alone.tree.tokens)
+    alone = len(prompt_tokens(engine, prompts[0]))
+    tree = trees[0].tree
+    assert len(tree.tokens) > alone / 2 and len(tree.tokens) + sum(len(each.tokens) for each in tree.branches) < 2 * alone
     together = engine.generate(prompts, max_new_tokens=NEW_TOKENS)
     assert together == [engine.generate([prompt], max_new_tokens=NEW_TOKENS)[0] for prompt in prompts]
     assert len(set(together)) > 3  # or the texts would prove nothing
@@ -197,10 +203,12 @@ def test_pictures_inside_a_question_are_scored_beside_other_responses_as_alone(e
     assert len(set(rewards[1])) == 6
 
 
-def test_a_question_and_its_critique_with_a_picture_inside_share_a_row_and_read_as_alone(engine):
+def test_a_question_with_a_picture_inside_and_its_critiques_read_as_alone(engine):
+    """They differ before the picture, and so have a trunk each."""
     asked = example("Is <image> it?", [(40, 30)])
     prompts = [Prompt(asked), Prompt(asked, Response("A kite.", 1)), Prompt(asked, Response("No.", 1))]
-    assert len(prompt_trees(prompts, engine.encoder("answer"))) == 1
+    trees = prompt_trees(prompts, engine.encoder("answer"), engine.asked(1))
+    assert [tree.numbers for tree in trees] == [(0,), (1, 2)]
     together = engine.generate(prompts, max_new_tokens=8)
     assert together == [engine.generate([prompt], max_new_tokens=8)[0] for prompt in prompts]
 
