@@ -8,6 +8,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from mmrlhf_jax.data.overlay import OverlaidExamples
+from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.engine import Engine, Prompt, all_finite
 from mmrlhf_jax.records import RankedRecord
@@ -51,15 +53,22 @@ def write(engine: Engine, examples, *, max_new_tokens: int) -> list[RankedRecord
 
     asked = engine.asked(max_new_tokens, rewarded=conversation)
     texts = iter(engine.write(CritiquePrompts(examples), asked, description="writing critiques"))
-    scored = []
-    for record in examples.records:
+    found = {}
+    for number, record in enumerate(examples.records):
         written = [next(texts)[0] for _ in record.responses]
-        critiques = [engine.text(each) for each in written]
-        pairs = zip(record.responses, critiques, strict=True)
-        record = record.replace_responses([dataclasses.replace(response, critique=text) for response, text in pairs])
-        rewards = [np.nan if each.reward is None else each.reward for each in written]
-        scored.append(_with_rewards(record, np.asarray(rewards, np.float32)))
-    return scored
+        pairs = zip(record.responses, written, strict=True)
+        record = record.replace_responses([dataclasses.replace(r, critique=engine.text(each)) for r, each in pairs])
+        found[number] = record, [each.reward for each in written]
+    if left := [number for number, (_, rewards) in found.items() if None in rewards]:
+        found |= _scored_apart(engine, examples, {number: found[number][0] for number in left})
+    return [_with_rewards(record, np.asarray(rewards, np.float32)) for record, rewards in found.values()]
+
+
+def _scored_apart(engine: Engine, examples, records: dict[int, RankedRecord]) -> dict[int, tuple[RankedRecord, np.ndarray]]:
+    """Records and rewards of those whose critiques, tokenised anew, have no room in their branch: by a pass over rows."""
+    overlaid = OverlaidExamples(Subset(examples, sorted(records)), [records[number] for number in sorted(records)])
+    found = engine.score_responses(overlaid, "critique", description="scoring long critiques")
+    return {number: (records[number], each["rewards"]) for number, each in zip(sorted(records), found, strict=True)}
 
 
 def _with_rewards(record: RankedRecord, rewards: np.ndarray) -> RankedRecord:

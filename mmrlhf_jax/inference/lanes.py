@@ -26,7 +26,8 @@ def lanes_for(trees: Sequence[Tree], slots: int, groups: int) -> Iterator[tuple[
         widths = [len(trees[number].branches) for number in numbers]
         places = min(power_of_two(max(widths)), MOST_PLACES, power_of_two(slots))
         busy = math.ceil(slots / min(places, sum(widths) / len(widths)))
-        rows = min(busy + max(1, busy // 4), power_of_two(math.ceil(len(numbers) / groups)))
+        # More rows than the slots fill: the last branches of a trunk keep its row, and the next trunk is computed ahead.
+        rows = min(busy + busy // 2 + 1, power_of_two(math.ceil(len(numbers) / groups)))
         yield Lane(rows=rows, trunk=trunk, places=places, slots=slots, branch=branch), numbers
 
 

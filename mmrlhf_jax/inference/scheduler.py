@@ -148,7 +148,8 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         waits = any(left for _, left in self.queue)
-        return waits or any(group.idle < len(group.slots) or group.waiting for group in self.groups)
+        runs = any(group.idle < len(group.slots) or group.waiting for group in self.groups)
+        return waits or runs or self._flight is not None
 
     def run(self) -> Iterator[list[Written]]:
         """Steps until everything has been written; yields the texts that each of them changed."""
@@ -326,6 +327,8 @@ class Scheduler:
             draws.sample[here], draws.position[here] = branch.sample, slot.planned
             slot.planned += 1
             expected.append(_Expected(group, number, slot, "new"))
+            if slot.planned == branch.most and branch.scored is None:  # nothing follows, whatever this step chooses
+                self._leave(group, slot)
         top = any(slot.branch.top for _, _, slot in running)
         self._cache, chosen = self.programs.decode(self.weights, self._cache, self._last, step, draws, top=top)
         self._last = chosen.tokens
@@ -339,7 +342,7 @@ class Scheduler:
         changed = []
         for group, number, slot, kind in expected:
             written, here = slot.written, (number, slot.number)
-            if group.slots[slot.number] is not slot or (slot.closing and kind == "new"):
+            if written.done or (slot.closing and kind == "new"):
                 continue
             self.useful += 1
             changed.append(written)
@@ -379,8 +382,13 @@ class Scheduler:
 
     def _release(self, group: Group, slot: Slot, reason: Reason | None) -> None:
         slot.written.reason, slot.written.done = reason, True
-        slot.row.places.discard(slot.place)
-        group.slots[slot.number] = None
+        self._leave(group, slot)
+
+    def _leave(self, group: Group, slot: Slot) -> None:
+        """Make room for another branch."""
+        if group.slots[slot.number] is slot:
+            slot.row.places.discard(slot.place)
+            group.slots[slot.number] = None
 
 
 def _on_axes(positions: np.ndarray, axes: int) -> np.ndarray:

@@ -1,0 +1,184 @@
+"""Trees in a lane: every text is the one that it is alone, slots are refilled, and nothing is compiled later."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import jax
+import numpy as np
+import pytest
+
+from mmrlhf_jax.data.mixture import open_examples
+from mmrlhf_jax.data.overlay import OverlaidExamples
+from mmrlhf_jax.inference import critic
+from mmrlhf_jax.inference.engine import Engine, Prompt
+from mmrlhf_jax.inference.lanes import lanes_for
+from mmrlhf_jax.inference.prompts import prompt_trees
+from mmrlhf_jax.inference.sampling import Sampling
+from mmrlhf_jax.inference.scheduler import Scheduler
+from mmrlhf_jax.records import Response
+from mmrlhf_jax.sharding.mesh import make_mesh
+from tests import ranked, tiny
+from tests.families import FAMILIES
+from tests.inference.test_generate import example
+
+SAMPLED = Sampling(temperature=1.3, top_k=60, top_p=0.97, min_p=0.001, seed=11)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tiny.checkpoint(tmp_path_factory.mktemp("model"), tiny.config(text={"tie_word_embeddings": False}), reward_head=True)
+
+
+@pytest.fixture(scope="module")
+def engine(directory):
+    return Engine.load(str(directory), batch=8, mesh=make_mesh({}, jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Prompt]:
+    """Questions about nothing, one and two pictures and a video, and critiques of responses that differ in length."""
+    asked = [example("Why?", []), example("What is it?", [(40, 30)]), example("Both?", [(30, 30), (50, 20)])]
+    found = [Prompt(each) for each in (*asked, example("What happens?", 3))]
+    texts = ["A kite.", "A", "A kite over the sea. " * 6, "", "No."]
+    return found + [Prompt(each, Response(text)) for each in asked for text in texts]
+
+
+def trees(engine, prompts, most=20, **settings):
+    return [each.tree for each in prompt_trees(prompts, engine.encoder("answer"), engine.asked(most, **settings))]
+
+
+def scheduler(engine, made, slots: int = 8, **settings) -> Scheduler:
+    """A scheduler in a lane that holds all of these trees."""
+    lanes = list(lanes_for(made, slots, 1))
+    lane = dataclasses.replace(lanes[0][0], trunk=max(lane.trunk for lane, _ in lanes))
+    return Scheduler(engine.programs(lane), engine.model.apart(), **settings)
+
+
+def run(running: Scheduler, made) -> list[list[int]]:
+    written = [each for tree in made for each in running.submit(tree)]
+    for _ in running.run():
+        pass
+    assert all(each.done for each in written)
+    return [each.tokens for each in written]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_sampled_text_is_the_same_alone_in_company_and_in_another_order(engine, prompts, streaming):
+    made = trees(engine, prompts, sampling=SAMPLED, samples=2)
+    together = run(scheduler(engine, made, streaming=streaming), made)
+    starts = np.cumsum([0, *(len(tree.branches) for tree in made)])
+    order = list(range(len(made)))
+    random.Random(0).shuffle(order)
+    shuffled = run(scheduler(engine, made, streaming=streaming), [made[number] for number in order])
+    place = 0
+    for number in order:
+        count = len(made[number].branches)
+        assert shuffled[place : place + count] == together[starts[number] : starts[number + 1]]
+        place += count
+    for number in (0, 2, len(made) - 1):
+        alone = run(scheduler(engine, made), [made[number]])
+        assert alone == together[starts[number] : starts[number + 1]]
+    assert len({tuple(tokens) for tokens in together}) == len(together)
+
+
+@pytest.mark.parametrize("mesh", [{"data": 2}, {"data": 2, "tensor": 2}, {"data": -1}], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_groups_of_devices_write_what_one_device_writes(tmp_path, prompts, family, mesh):
+    tests = FAMILIES[family]
+    directory = tests.checkpoint(tmp_path, tests.config(text={"tie_word_embeddings": False}))
+    count = 8 if -1 in mesh.values() else int(np.prod(list(mesh.values())))
+    texts = []
+    for devices, named in ((1, {}), (count, mesh)):
+        engine = Engine.load(str(directory), batch=8, mesh=make_mesh(named, jax.devices()[:devices]))
+        texts.append(engine.generate_tokens(prompts, max_new_tokens=12))
+    assert texts[0] == texts[1]
+
+
+def test_at_most_14_programs_serve_a_lane_and_none_is_compiled_later(engine, prompts):
+    made = trees(engine, prompts, most=9, sampling=SAMPLED)
+    running = scheduler(engine, made)
+    running.programs.compile_all(tiles=(1, 2, 4, 8, 16))
+    before = running.programs.compiled
+    assert len(before) <= 14
+    run(running, made)
+    run(running, trees(engine, prompts[:3], most=5))
+    assert running.programs.compiled == before
+
+
+def test_slots_are_refilled_as_texts_end(engine):
+    """128 texts whose lengths are lognormal, sigma 0.5, as critiques' are."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(np.exp(rng.normal(3.0, 0.5, 128)), 4, 96).astype(int)
+    (tree,) = trees(engine, [Prompt(example("Why?", []))], most=96)
+    made = []
+    for number in range(32):
+        branches = [dataclasses.replace(tree.branches[0], most=int(most)) for most in lengths[4 * number : 4 * number + 4]]
+        made.append(dataclasses.replace(tree, branches=[dataclasses.replace(b, stops=frozenset()) for b in branches]))
+    running = scheduler(engine, made)
+    found = run(running, made)
+    assert [len(tokens) for tokens in found] == lengths.tolist()
+    assert running.useful == lengths.sum()
+    assert running.useful / (running.steps * running.lane.slots) > 0.9
+
+
+def test_a_cancelled_text_leaves_the_others_as_they_are(engine, prompts):
+    made = trees(engine, prompts, most=30)
+    wanted = run(scheduler(engine, made), made)
+    running = scheduler(engine, made, streaming=True)
+    written = [each for tree in made for each in running.submit(tree)]
+    left_out = {0, 5, 6, len(written) - 1}
+    for number, _ in enumerate(running.run()):
+        if number == 6:
+            for each in left_out:
+                running.cancel(written[each])
+    assert all(written[each].reason == "cancelled" for each in left_out)
+    for number, each in enumerate(written):
+        if number in left_out:
+            assert each.done and each.tokens == wanted[number][: len(each.tokens)]
+        else:
+            assert each.tokens == wanted[number]
+    assert not running.busy and all(row.free for group in running.groups for row in group.rows)
+    again = [each for tree in made for each in running.submit(tree)]
+    for _ in running.run():
+        pass
+    assert [each.tokens for each in again] == wanted
+
+
+def test_a_trunk_that_is_there_is_not_computed_again(engine, prompts):
+    made = [dataclasses.replace(tree, key=number) for number, tree in enumerate(trees(engine, prompts[:4]))]
+    running = scheduler(engine, made)
+    first = run(running, made)
+    written = [each for tree in made[-1:] for each in running.submit(tree)]
+    for _ in running.run():
+        pass
+    assert [each.cached for each in written] == [len(made[-1].tokens)]
+    assert [each.tokens for each in written] == first[-1:]
+
+
+def test_a_text_ends_where_it_is_told_to(engine, prompts):
+    made = trees(engine, prompts[:1], most=30)
+    running = scheduler(engine, made)
+    (written,) = running.submit(made[0])
+    for _ in running.run():
+        if len(written.tokens) == 7:
+            running.stop(written)
+    assert written.reason == "stop" and len(written.tokens) == 7 and written.done
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_reward_is_read_where_its_critique_was_written(tmp_path, family):
+    """It equals the one that a pass of its own gives the critique's text. Random tokens often make no text that is tokenised
+    as they are; then the branch is fed again."""
+    tests = FAMILIES[family]
+    raw = tests.config(text={"tie_word_embeddings": False})
+    directory = tests.checkpoint(tmp_path / "model", raw, reward_head=True)
+    engine = Engine.load(str(directory), batch=4, mesh=make_mesh({}, jax.devices()[:1]))
+    sizes = [[(40, 30)], [], [(30, 30), (50, 20)], [(60, 20)]]
+    path = ranked.write(tmp_path, [(1, 2), (1, 2, 2), (1, 2, 3, 4), (2, 1)], sizes)
+    written = critic.score(engine, open_examples(path), max_new_tokens=24)
+    again = critic.score(engine, OverlaidExamples(open_examples(path), written), critique="given")
+    found, wanted = ([[r.reward for r in record.responses] for record in records] for records in (written, again))
+    np.testing.assert_allclose(np.concatenate(found), np.concatenate(wanted), atol=1e-5, rtol=1e-5)
+    assert len(set(np.concatenate(found).tolist())) == 11
