@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -18,6 +19,7 @@ from mmrlhf_jax.data.scored_rows import SLOTS, check_lengths, scored_rows
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.templates import closing_token, find_template
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.checkpoint import read_sizes
 from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
 from mmrlhf_jax.huggingface.generation_config import end_tokens
 from mmrlhf_jax.huggingface.hub import local_directory
@@ -25,6 +27,7 @@ from mmrlhf_jax.huggingface.load import load_model
 from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.inference.lane import Lane
 from mmrlhf_jax.inference.lanes import lanes_for
+from mmrlhf_jax.inference.placement import cache_room, device_memory, generation_mesh
 from mmrlhf_jax.inference.programs import Programs
 from mmrlhf_jax.inference.prompts import Asked, Prompt, prompt_trees
 from mmrlhf_jax.inference.requests import Written
@@ -37,12 +40,13 @@ from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.registry import family_of
 from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.records import RankedRecord
-from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
+from mmrlhf_jax.sharding.mesh import rows_divisor, use_mesh
 
 
 class Engine:
     """`batch` is the number of sequences (or rows) that run at a time, `slots` the maximum length of a scoring pass's row, and
-    `workers` the number of processes that make its rows (0: threads of this process). Generation stops at the template's
+    `workers` the number of processes that make its rows (0: threads of this process). `room` are bytes for the caches of each
+    copy of the model (None: no limit); with little of it fewer sequences run at a time. Generation stops at the template's
     closing token, at the tokenizer's EOS token, and at any of `ends` (the EOS tokens of the checkpoint's generation config)."""
 
     def __init__(
@@ -56,6 +60,7 @@ class Engine:
         ends: Sequence[int] = (),
         slots: int = SLOTS,
         workers: int = 0,
+        room: int | None = None,
     ):
         self.config: ModelConfig = model.config
         self.dtype = model.language.embedding.dtype  # compute dtype of everything but the reward head
@@ -66,7 +71,7 @@ class Engine:
         family = family_of(model.config)
         self.template, self.slots, self.workers = template or family.template, slots, workers
         divisor = rows_divisor(mesh)
-        self.batch = round_up(batch, divisor)
+        self.batch, self._room = round_up(batch, divisor), room
         closing = closing_token(find_template(self.template, tokenizer, family.media_tags))
         stops = {tokenizer.eos_token_id, *ends} | ({tokenizer.convert_tokens_to_ids(closing)} if closing else set())
         self.stop_tokens = tuple(sorted(stops - {None}))
@@ -83,17 +88,21 @@ class Engine:
         slots: int = SLOTS,
         workers: int = 0,
     ) -> Engine:
-        """Load a Hugging Face directory or hub id, by default onto all devices. UserError for an unknown dtype."""
+        """Load a Hugging Face directory or hub id, by default onto this host's devices. UserError for an unknown dtype."""
         if dtype not in get_args(Dtype):
             raise UserError(f"--dtype {dtype!r}: choose from {', '.join(get_args(Dtype))}")
-        mesh = mesh or make_mesh({"fsdp": -1})
         source = local_directory(path)
         tokenizer, ends = load_tokenizer(source), end_tokens(source)  # first, because their errors are found quickly
+        devices = jax.local_devices() if mesh is None else mesh.local_devices
+        memory = device_memory(devices[0])
+        if mesh is None:
+            mesh = generation_mesh(read_sizes(source), dtype, devices, memory)
         with use_mesh(mesh):
             # A reward head computes in float32, so its weights are kept in float32.
             kinds = lambda path: jnp.dtype("float32" if path[0] == "reward_head" else dtype)
             model = load_model(source, mesh=mesh, dtype=jnp.dtype(dtype), param_dtype=kinds)
-        how = dict(template=template, batch=batch, ends=ends, slots=slots, workers=workers)
+        room = cache_room(model.config, dtype, mesh, memory)
+        how = dict(template=template, batch=batch, ends=ends, slots=slots, workers=workers, room=room)
         engine = Engine(model, tokenizer, mesh, **how)
         tokens = engine.encoder("answer").fingerprint  # covers the tokenizer and the chat template
         engine.fingerprint = model_fingerprint(source, dtype=dtype, tokens=tokens, stops=engine.stop_tokens)
@@ -104,6 +113,9 @@ class Engine:
         if lane not in self._programs:
             self._programs[lane] = Programs(self.model, lane, self.mesh)
         return self._programs[lane]
+
+    def _fits(self, lane: Lane) -> bool:
+        return self._room is None or lane.bytes(self.config.text, self.dtype) <= self._room
 
     def encoder(self, task: str) -> GroupEncoder:
         return make_encoder(self.tokenizer, self.config, self.template, task=task)
@@ -141,8 +153,9 @@ class Engine:
         """
         trees, weights = prompt_trees(prompts, self.encoder("answer"), asked), self.model.apart()
         found: dict[int, list[Written]] = {}
+        groups = rows_divisor(self.mesh)
         progress = Progress(description, len(prompts) * asked.samples)
-        for lane, chosen in lanes_for([each.tree for each in trees], self.batch, rows_divisor(self.mesh)):
+        for lane, chosen in lanes_for([each.tree for each in trees], self.batch // groups, groups, self._fits):
             scheduler = Scheduler(self.programs(lane), weights)
             for number in chosen:
                 written = scheduler.submit(trees[number].tree)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from mmrlhf_jax.inference.lane import BRANCH_CHUNKS, TRUNK_CHUNKS, Lane
 from mmrlhf_jax.inference.requests import Tree
@@ -12,10 +12,13 @@ from mmrlhf_jax.inference.requests import Tree
 MOST_PLACES = 8  # branches of a trunk that run at the same time
 
 
-def lanes_for(trees: Sequence[Tree], slots: int, groups: int) -> Iterator[tuple[Lane, list[int]]]:
+def lanes_for(
+    trees: Sequence[Tree], slots: int, groups: int, fits: Callable[[Lane], bool] = lambda lane: True
+) -> Iterator[tuple[Lane, list[int]]]:
     """(lane, indices of its trees): trees with trunks of similar length run in one lane, short ones first.
 
-    `slots` is the number of branches that run at a time on each of `groups` groups of devices.
+    `slots` is the number of branches that run at a time on each of `groups` groups of devices, or fewer where such a lane does
+    not `fit`.
     """
     branch = stepped(max(branch.length for tree in trees for branch in tree.branches), BRANCH_CHUNKS[-1])
     total = sum(len(tree.branches) for tree in trees)
@@ -24,11 +27,20 @@ def lanes_for(trees: Sequence[Tree], slots: int, groups: int) -> Iterator[tuple[
     for trunk, numbers in itertools.groupby(by_trunk, key=lambda number: _trunk(trees[number])):
         numbers = list(numbers)
         widths = [len(trees[number].branches) for number in numbers]
-        places = min(power_of_two(max(widths)), MOST_PLACES, power_of_two(slots))
-        busy = math.ceil(slots / min(places, sum(widths) / len(widths)))
-        # More rows than the slots fill: the last branches of a trunk keep its row, and the next trunk is computed ahead.
-        rows = min(busy + busy // 2 + 1, power_of_two(math.ceil(len(numbers) / groups)))
-        yield Lane(rows=rows, trunk=trunk, places=places, slots=slots, branch=branch), numbers
+        shape = dict(trunk=trunk, branch=branch, width=sum(widths) / len(widths), widest=max(widths))
+        count = slots
+        while not fits(lane := make_lane(count, power_of_two(math.ceil(len(numbers) / groups)), **shape)) and count > 1:
+            count //= 2
+        yield lane, numbers
+
+
+def make_lane(slots: int, most_rows: int, *, trunk: int, branch: int, width: float, widest: int) -> Lane:
+    """The lane of so many slots for trees with `width` branches on average and `widest` at most."""
+    places = min(power_of_two(widest), MOST_PLACES, power_of_two(slots))
+    busy = math.ceil(slots / min(places, width))
+    # More rows than the slots fill: the last branches of a trunk keep its row, and the next trunk is computed ahead.
+    rows = min(busy + busy // 2 + 1, most_rows)
+    return Lane(rows=rows, trunk=trunk, places=places, slots=slots, branch=branch)
 
 
 def _trunk(tree: Tree) -> int:

@@ -7,6 +7,7 @@ groups.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -146,28 +147,34 @@ class Programs:
         return self._get("decode with logprobs" if top else "decode")(weights, cache, last, step, draws)
 
     def lower(self, name: str) -> jax.stages.Lowered:
-        """The program of this name, for the compiler. Cache and its result share memory."""
+        """The program of this name, for the compiler. The cache and the visual tokens are changed in place."""
         kind, _, size = name.partition(" ")
-        weights, cache = self.model.apart(), self._cache
-        like = lambda tree: jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(self.mesh, len(x.shape))), tree
-        )
-        places = jax.tree.map(lambda x: x.sharding, cache)
-        ours = batch_sharding(self.mesh, 2)
+        caches, ours = jax.tree.map(lambda x: x.sharding, self._cache), batch_sharding(self.mesh, 2)
+        if kind == "encode":
+            run = jax.jit(self._encode, donate_argnums=1, out_shardings=batch_sharding(self.mesh, 3))
+        elif kind == "trunk":
+            run = jax.jit(self._extend_trunk, donate_argnums=1, out_shardings=caches)
+        elif kind == "branch":
+            run = jax.jit(self._extend_branch, donate_argnums=1, out_shardings=caches)
+        else:
+            results = Chosen(ours, ours, ours, (batch_sharding(self.mesh, 3),) * 2 if size else None)
+            decode = functools.partial(self._decode, top=bool(size))
+            run = jax.jit(decode, donate_argnums=1, out_shardings=(caches, results))
         with use_mesh(self.mesh), matmul_precision(self.model.dtype):
-            if kind == "encode":
-                run = jax.jit(self._encode, donate_argnums=1, out_shardings=batch_sharding(self.mesh, 3))
-                return run.lower(weights, like(self._visual()), like(self._media(int(size))))
-            if kind == "trunk":
-                run = jax.jit(self._extend_trunk, donate_argnums=1, out_shardings=places)
-                return run.lower(weights, cache, like(self._visual()), like(self._chunk(int(size))))
-            if kind == "branch":
-                run = jax.jit(self._extend_branch, donate_argnums=1, out_shardings=places)
-                return run.lower(weights, cache, like(self._chunk(int(size))))
-            top = size != ""
-            results = Chosen(ours, ours, ours, (batch_sharding(self.mesh, 3),) * 2 if top else None)
-            run = jax.jit(self._decode, donate_argnums=1, static_argnames="top", out_shardings=(places, results))
-            return run.lower(weights, cache, *like((self._whole("B"), self._step(), self._draws())), top=top)
+            return run.lower(*self.arguments(name))
+
+    def arguments(self, name: str) -> tuple:
+        """Shapes and shardings of a program's arguments."""
+        kind, _, size = name.partition(" ")
+        place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(self.mesh, len(x.shape)))
+        weights = self.model.apart()
+        if kind == "encode":
+            return weights, *jax.tree.map(place, (self._visual(), self._media(int(size))))
+        if kind == "trunk":
+            return weights, self._cache, *jax.tree.map(place, (self._visual(), self._chunk(int(size))))
+        if kind == "branch":
+            return weights, self._cache, jax.tree.map(place, self._chunk(int(size)))
+        return weights, self._cache, *jax.tree.map(place, (self._whole("B"), self._step(), self._draws()))
 
     def _get(self, name: str) -> Callable:
         if name not in self._made:

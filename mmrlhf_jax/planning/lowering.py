@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -16,7 +15,6 @@ from mmrlhf_jax.data.rows import Budget, RowBatch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.model_config import read_config
-from mmrlhf_jax.inference.generate import PromptRows, generate
 from mmrlhf_jax.inference.scoring import make_scoring_step
 from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.models.layers import matmul_precision
@@ -24,7 +22,7 @@ from mmrlhf_jax.models.registry import family_of, published_config
 from mmrlhf_jax.planning.abstract import abstract_batch, abstract_model, abstract_state
 from mmrlhf_jax.planning.program import held_bytes
 from mmrlhf_jax.planning.topology import planned_devices
-from mmrlhf_jax.sharding.mesh import batch_sharding, make_mesh, replicated, rows_divisor, use_mesh
+from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training.optimizer import make_optimizer
 from mmrlhf_jax.training.state import TrainState
@@ -32,7 +30,6 @@ from mmrlhf_jax.training.step import Step, make_eval_step, make_train_step
 
 PLANNED_STEPS = 1000  # length of the learning rate schedule, which does not change what is planned
 NOTHING = config.Trains(**dict.fromkeys(config.Trains.model_fields, False))
-PROMPT, NEW_TOKENS = 4096, 512  # tokens of the generation that is planned beside the step
 
 
 def launch_mesh(launch: config.Launch) -> Mesh:
@@ -137,25 +134,3 @@ def _pass_arguments(experiment: config.Experiment, sizes: ModelConfig, mesh: Mes
     keep_start = task_of(experiment.objective).reference == "live"
     graphdef, state = abstract_state(abstract_model(sizes, experiment, mesh), experiment, tx, mesh, keep_start=keep_start)
     return graphdef, state, abstract_batch(batch.rows // batch.accumulation, demanded_budget(batch), sizes.geometry, mesh)
-
-
-def lower_generation(experiment: config.Experiment, launch: config.Launch) -> tuple[jax.stages.Lowered, tuple, Mesh]:
-    """Like `lower_step`, for `inference.generate`: weights in the compute dtype, one prompt with one image per batch shard."""
-    sizes, _ = model_sizes(experiment)
-    mesh = launch_mesh(launch)
-    inference = config.Model(path=experiment.model.path, dtype=experiment.model.dtype, frozen_dtype=experiment.model.dtype)
-    with use_mesh(mesh), matmul_precision(experiment.model.dtype):
-        model = abstract_model(sizes, experiment.model_copy(update={"model": inference, "lora": None, "trains": NOTHING}), mesh)
-        graphdef, params = nnx.split(model)
-        batch: RowBatch = abstract_batch(rows_divisor(mesh), _prompt_budget(), sizes.geometry, mesh)
-        ends = jax.ShapeDtypeStruct((rows_divisor(mesh), 1), jnp.int32, sharding=batch_sharding(mesh, 2))
-        rows = PromptRows(batch.tokens, batch.positions, batch.visible_until, ends)
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
-        arguments = params, rows, batch.media, key
-        settings = dict(max_new_tokens=NEW_TOKENS, stop_tokens=(0,), temperature=0.0)
-        return generate.lower(graphdef, *arguments, **settings), arguments, mesh
-
-
-def _prompt_budget() -> Budget:
-    return Budget(slots=PROMPT, tiles=5, visual=3072, targets=8, responses=8, pairs=8)

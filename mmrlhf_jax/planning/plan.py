@@ -9,16 +9,16 @@ from typing import Any
 from jax.sharding import Mesh
 
 from mmrlhf_jax import config
-from mmrlhf_jax.accelerators import CHIPS, Chip, accelerator
+from mmrlhf_jax.accelerators import Chip, accelerator
 from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.planning.advice import advice
 from mmrlhf_jax.planning.audit import used_sizes
 from mmrlhf_jax.planning.compiled import Compiled, read_program
 from mmrlhf_jax.planning.executed import Executed, executed_flops
+from mmrlhf_jax.planning.generation import Generation, generation_place, lower_generation
 from mmrlhf_jax.planning.lowering import (
     PASSES,
     launch_mesh,
-    lower_generation,
     lower_step,
     model_sizes,
     resident_bytes,
@@ -27,6 +27,7 @@ from mmrlhf_jax.planning.lowering import (
     with_budget,
 )
 from mmrlhf_jax.planning.program import Lowering, compile_lowered, optimise
+from mmrlhf_jax.planning.topology import chip_of
 from mmrlhf_jax.planning.workload import Workload, find_workload
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.mesh import use_mesh
@@ -61,7 +62,7 @@ class Plan:
     model_source: str
     step: Compiled
     executed: Executed  # FLOPs of one step on all devices, counted from shapes
-    generation: Compiled | None
+    generation: Generation | None
     passes: dict[str, Pass]  # by name (`PASSES`): evaluation and reference pass
     advice: str | None  # what to change; None if the plan fits
     stand_in: bool  # compiled for CPU devices that stand in for GPUs
@@ -69,12 +70,12 @@ class Plan:
     @property
     def peak(self) -> int:
         beside = [each.needed for each in self.passes.values()]
-        return max(self.step.needed, self.generation.needed if self.generation else 0, *beside)
+        return max(self.step.needed, self.generation.step.needed if self.generation else 0, *beside)
 
     @property
     def fits(self) -> bool:
         programs = [self.step, *(each.program for each in self.passes.values())]
-        programs += [] if self.generation is None else [self.generation]
+        programs += [] if self.generation is None else [self.generation.step]
         return all(program.memory is not None for program in programs) and self.peak <= self.chip.hbm_bytes
 
     @property
@@ -143,7 +144,7 @@ def make_plan(
         model_source=source,
         step=compiled(lower_step, skipped=executed.skipped / mesh.size, parameters=parameters),
         executed=executed,
-        generation=compiled(lower_generation) if generation else None,
+        generation=_generation(compiled) if generation else None,
         passes=_compiled_passes(compiled, sizes) if passes else {},
         advice=None,
         stand_in=compiled.stand_in,
@@ -162,19 +163,25 @@ class _Compiler:
 
     @property
     def chip(self) -> Chip:
-        return CHIPS["v5e"] if self.launch.accelerator is None else accelerator(self.launch.accelerator).chip
+        return chip_of(self.launch)
 
     @property
     def stand_in(self) -> bool:
         return self.launch.accelerator is not None and not accelerator(self.launch.accelerator).is_tpu
 
-    def __call__(self, lower: Lowering, **judged) -> Compiled:
+    def __call__(self, lower: Lowering, mesh: Mesh | None = None, **judged) -> Compiled:
+        """The program that `lower` makes, for `mesh` (default: that of the launch file)."""
         # Machine code of a CPU says nothing about a GPU.
         if self.stand_in or (self.quick and self.launch.accelerator is not None):
             program = optimise(lower, self.experiment, self.launch, platform="cpu" if self.stand_in else "tpu")
         else:
             program = compile_lowered(*lower(self.experiment, self.launch))
-        return read_program(program, dict(self.mesh.shape), self.launch.mesh.slices, self.chip, **judged)
+        return read_program(program, dict((mesh or self.mesh).shape), self.launch.mesh.slices, self.chip, **judged)
+
+
+def _generation(compiled: _Compiler) -> Generation:
+    mesh, lane, hosts = generation_place(compiled.experiment, compiled.launch)
+    return Generation(compiled(lower_generation, mesh), dict(mesh.shape), lane, hosts)
 
 
 def _parameter_sizes(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh) -> dict[int, int]:
@@ -215,9 +222,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "chip_hours_per_epoch_bound": plan.chip_hours_per_epoch,
         "compile_seconds": plan.step.seconds,
         "machine_code": plan.step.machine_code,
-        "generation": None
-        if plan.generation is None
-        else {"hbm_peak_bytes": plan.generation.needed, "compile_seconds": plan.generation.seconds},
+        "generation": None if plan.generation is None else _generation_json(plan.generation),
         **{name: None for name in PASSES},
         **{
             name: {
@@ -236,4 +241,19 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "workload": plan.workload.source,
         "stand_in": plan.stand_in,
         "advice": plan.advice,
+    }
+
+
+def _generation_json(generation: Generation) -> dict[str, Any]:
+    roofline = generation.step.roofline
+    return {
+        "hbm_peak_bytes": generation.step.needed,
+        "compile_seconds": generation.step.seconds,
+        "mesh": generation.mesh,
+        "lane": dataclasses.asdict(generation.lane),
+        "sequences_per_host": generation.sequences,
+        "hosts": generation.hosts,
+        "collectives": [dataclasses.asdict(each) for each in generation.step.collectives],
+        "roofline": None if roofline is None else dataclasses.asdict(roofline) | {"bound": roofline.bound},
+        "tokens_per_second_bound": generation.tokens_per_second,
     }

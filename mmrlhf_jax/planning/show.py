@@ -11,6 +11,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.planning.audit import ROWS
 from mmrlhf_jax.planning.compiled import shown_bytes
+from mmrlhf_jax.planning.generation import Generation
 from mmrlhf_jax.planning.plan import Plan
 
 BEGIN, END = "<!-- plans: written by `mmrlhf plan --all --readme docs/plans.md` -->", "<!-- end of plans -->"
@@ -85,8 +86,25 @@ def _beside(plan: Plan) -> list[str]:
         beside = f", {shown_bytes(each.resident)} of them kept beside it" if each.resident else ""
         lines.append(f"  {name:<10} {shown_bytes(each.needed)} per device{beside}, compiled in {each.program.seconds:.0f} s")
     if plan.generation is not None:
+        lines += _generation(plan.generation)
+    return lines
+
+
+def _generation(generation: Generation) -> list[str]:
+    """Memory, placement and bounds of a decoding step."""
+    step, lane, mesh = generation.step, generation.lane, generation.mesh
+    lines = [
+        f"  generation {shown_bytes(step.needed)} per device, compiled in {step.seconds:.0f} s; each host for itself,"
+        f" data {mesh['data']} x tensor {mesh['tensor']}: {generation.sequences} texts at a time, of up to {lane.branch} tokens"
+        f" behind trunks of up to {lane.trunk}"
+    ]
+    if step.roofline is not None:
+        gathered = [each for each in step.collectives if each.kind == "all-gather"]
+        largest = max((each.largest for each in gathered), default=0)
         lines.append(
-            f"  generation {shown_bytes(plan.generation.needed)} per device, compiled in {plan.generation.seconds:.0f} s"
+            f"             at best {step.roofline.step_seconds * 1e3:.1f} ms a token ({step.roofline.bound}),"
+            f" {generation.tokens_per_second:,.0f} tokens/s on {generation.hosts} host{'s' * (generation.hosts > 1)};"
+            f" largest all-gather {shown_bytes(largest)}"
         )
     return lines
 

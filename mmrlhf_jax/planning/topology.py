@@ -7,7 +7,7 @@ import os
 import jax
 
 from mmrlhf_jax import config
-from mmrlhf_jax.accelerators import Accelerator, accelerator
+from mmrlhf_jax.accelerators import CHIPS, Accelerator, Chip, accelerator
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line
 
@@ -26,6 +26,11 @@ def planned_devices(launch: config.Launch) -> list:
         return jax.devices()
     found = accelerator(launch.accelerator)
     return _tpu_devices(found, launch.slices) if found.is_tpu else _stand_ins(found.chips * launch.slices)
+
+
+def chip_of(launch: config.Launch) -> Chip:
+    """The chip to plan for; a v5e for a launch file that names none."""
+    return CHIPS["v5e"] if launch.accelerator is None else accelerator(launch.accelerator).chip
 
 
 def _tpu_devices(found: Accelerator, slices: int) -> list:
