@@ -234,7 +234,8 @@ class Programs:
             return out.reshape(-1, 1, *out.shape[2:])
 
         hidden = model.language.extend(model.language.embed(tokens), positions, layers, attend)[:, 0]
-        logits = constrain(hidden @ model.language.vocabulary(), "batch", None)
+        # The logits are gathered over `tensor`; asked for whole ones at once, XLA would gather the vocabulary's weights.
+        logits = constrain(constrain(hidden @ model.language.vocabulary(), "batch", "act_vocab"), "batch", None)
         chosen, logps = choose(logits, jax.tree.map(lambda x: x.reshape(-1), draws))
         rewards = jnp.zeros(logps.shape) if model.config.reward_head is None else model.reward_head(hidden)
         likeliest = None
