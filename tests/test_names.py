@@ -13,7 +13,7 @@ from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.export import export_checkpoint
 from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
-from mmrlhf_jax.inference.jobs import write_in_pieces
+from mmrlhf_jax.inference.jobs import run_job
 from mmrlhf_jax.training.metrics import MetricsLog, read_metrics
 from tests import tiny
 from tests.data import groups
@@ -57,7 +57,7 @@ def test_a_set_is_built_there_and_read(place, source):
 
 
 def test_what_a_pass_over_data_finds_is_written_there(place, source):
-    write_in_pieces(open_examples(source, video_frames=3), place, "job", lambda piece: ({"id": r.id} for r in piece.records))
+    run_job(open_examples(source, video_frames=3), place, "job", lambda indices: ((i, {"id": i}) for i in indices))
     assert len(place.read_text().splitlines()) == 4
 
 

@@ -21,7 +21,7 @@ from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.exits import PEER_LOST, SIGNALLED
 from mmrlhf_jax.faults import Unavailable
-from mmrlhf_jax.inference.jobs import write_in_pieces
+from mmrlhf_jax.inference.jobs import run_job
 from mmrlhf_jax.owner import Owner
 from mmrlhf_jax.ownership import Ownership
 from mmrlhf_jax.training import loop, owner, peers
@@ -361,12 +361,12 @@ def test_a_second_pass_that_writes_the_same_file_is_refused(tmp_path, holders):
     examples = open_examples(groups.write(tmp_path / "source", 3), video_frames=3)
     said = []
 
-    def work(piece):
+    def work(indices):
         with pytest.raises(UserError, match=rf"out: process {os.getpid()} on .* is writing it; wait for it, or end it "):
-            write_in_pieces(examples, tmp_path / "out", "job", lambda piece: said.append("written twice") or [])
-        return ({"id": record.id} for record in piece.records)
+            run_job(examples, tmp_path / "out", "job", lambda indices: said.append("written twice") or [])
+        return ((index, {"id": index}) for index in indices)
 
-    write_in_pieces(examples, tmp_path / "out", "job", work)
+    run_job(examples, tmp_path / "out", "job", work)
     assert len((tmp_path / "out").read_text().splitlines()) == 3 and not said
     assert sorted(os.listdir(tmp_path)) == ["out", "source"]
 
@@ -377,24 +377,29 @@ def test_what_another_one_writes_to_the_same_file_is_not_overwritten(tmp_path, m
     examples = open_examples(groups.write(tmp_path / "source", 3), video_frames=3)
 
     def lines(text):
-        return lambda piece: ({"id": r.id, "text": text, "responses": [{}] * len(r.responses)} for r in piece.records)
+        def work(indices):
+            for index in indices:
+                record = examples.records[index]
+                yield index, {"id": record.id, "text": text, "responses": [{}] * len(record.responses)}
 
-    def slower(piece):
+        return work
+
+    def slower(indices):
         if made_by == "another program":
             (tmp_path / "out").write_text("faster")
         else:
             with pytest.raises(UserError, match="is writing it; wait for it"):
-                write_in_pieces(examples, tmp_path / "out", "other settings", lines("faster"))
-        return lines("slower")(piece)
+                run_job(examples, tmp_path / "out", "other settings", lines("faster"))
+        return lines("slower")(indices)
 
     if made_by != "another program":
-        write_in_pieces(examples, tmp_path / "out", "settings", slower)
+        run_job(examples, tmp_path / "out", "settings", slower)
         assert [json.loads(line)["text"] for line in (tmp_path / "out").read_text().splitlines()] == ["slower"] * 3
         return
     with pytest.raises(UserError, match=r"out: already exists"):
-        write_in_pieces(examples, tmp_path / "out", "settings", slower)
+        run_job(examples, tmp_path / "out", "settings", slower)
     assert (tmp_path / "out").read_text() == "faster"
-    (kept,) = tmp_path.glob(".out.*.pieces/*.jsonl")
+    (kept,) = tmp_path.glob(".out.*.parts/*.jsonl")
     assert "slower" in kept.read_text()
 
 

@@ -34,12 +34,12 @@ def build(tmp_path, out, fail: bool) -> None:
 
 
 def score(tmp_path, out, fail: bool) -> None:
-    def work(piece):
+    def work(indices):
         if fail:
             raise UserError("the reason")
-        return ({"id": record.id} for record in piece.records)
+        return ((index, {"id": index}) for index in indices)
 
-    jobs.write_in_pieces(open_examples(groups.write(tmp_path / "source", 2), video_frames=3), out, "job", work)
+    jobs.run_job(open_examples(groups.write(tmp_path / "source", 2), video_frames=3), out, "job", work)
 
 
 @pytest.mark.parametrize("fail", [False, True])
@@ -72,7 +72,7 @@ def test_work_that_is_done_stays_done_where_cleaning_up_fails(tmp_path, monkeypa
     remove = type(made).rmtree
 
     def rmtree(self, missing_ok=False):
-        if self.name.startswith("partial-") or self.name == "notes" or self.name.endswith(".pieces"):
+        if self.name.startswith("partial-") or self.name == "notes" or self.name.endswith(".parts"):
             raise HttpError("503 from the store")
         remove(self, missing_ok=missing_ok)
 

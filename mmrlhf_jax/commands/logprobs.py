@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.subset import Subset
-from mmrlhf_jax.inference.engine import Engine, all_finite
-from mmrlhf_jax.inference.jobs import reserved, write_in_pieces
+from mmrlhf_jax.inference.engine import Engine, all_finite, batched
+from mmrlhf_jax.inference.jobs import reserved, run_job
+
+PIECE = 512  # records of a pass; a kill loses at most one pass
 
 
 def logprobs(model: str, data: str, out: str, media_root: str | None, video_frames: int, **loading: Any) -> None:
@@ -18,10 +20,13 @@ def logprobs(model: str, data: str, out: str, media_root: str | None, video_fram
         engine = Engine.load(model, **loading)
         engine.check_lengths(examples, "answer")
 
-        def work(piece: Subset) -> Iterator[dict[str, Any]]:
-            scores = engine.score_responses(piece, "answer", description="log-probs")
-            for record, found in zip(piece.records, scores, strict=True):
-                pairs = zip(all_finite(found["logps"], record, "log-prob"), found["lengths"], strict=True)
-                yield {"id": record.id, "responses": [{"logprob": float(p), "tokens": int(n)} for p, n in pairs]}
+        def work(indices: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+            for here in batched(indices, PIECE):
+                part = Subset(examples, here)
+                scores = engine.score_responses(part, "answer", description="log-probs")
+                for index, record, found in zip(here, part.records, scores, strict=True):
+                    pairs = zip(all_finite(found["logps"], record, "log-prob"), found["lengths"], strict=True)
+                    responses = [{"logprob": float(p), "tokens": int(n)} for p, n in pairs]
+                    yield index, {"id": record.id, "responses": responses}
 
-        write_in_pieces(examples, place, f"logprobs {engine.fingerprint}", work)
+        run_job(examples, place, f"logprobs {engine.fingerprint}", work)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmrlhf_jax.data.mixture import open_examples
-from mmrlhf_jax.data.scores import score_lines
-from mmrlhf_jax.data.subset import Subset
+from mmrlhf_jax.data.scores import score_line
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.engine import Engine, require_reward_model
-from mmrlhf_jax.inference.jobs import reserved, write_in_pieces
+from mmrlhf_jax.inference.jobs import reserved, run_job
 
 
 def score(
@@ -31,7 +30,9 @@ def score(
         require_reward_model(engine, model)
         critic.check_lengths(engine, examples, critique)
 
-        def work(piece: Subset) -> Iterable[dict[str, Any]]:
-            return score_lines(piece, critic.score(engine, piece, critique=critique, max_new_tokens=max_new_tokens))
+        def work(indices: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+            how = dict(critique=critique, max_new_tokens=max_new_tokens)
+            for index, record in critic.score_each(engine, examples, indices, **how):
+                yield index, score_line(examples, index, record)
 
-        write_in_pieces(examples, place, f"score {engine.fingerprint} {critique} {max_new_tokens}", work)
+        run_job(examples, place, f"score {engine.fingerprint} {critique} {max_new_tokens}", work)

@@ -44,19 +44,24 @@ class ScoredLine:
         return "prompt" in self.digests and "media" in self.digests and None not in self.texts
 
 
+def score_line(examples, index: int, scored: RankedRecord) -> dict[str, Any]:
+    """The line of a score file for one record; `scored` is the record with `reward` and `critique` set."""
+    record, content = examples.records[index], examples.media_content(index)
+    return {
+        "id": record.id,
+        "responses": [
+            {"reward": made.reward, "critique": made.critique, "digest": text_digest(response.text)}
+            for response, made in zip(record.responses, scored.responses, strict=True)
+        ],
+        "digests": {"prompt": prompt_digest(record), "media": media_names(record)}
+        | ({} if content is None else {"media_content": content}),
+    }
+
+
 def score_lines(examples, scored: Iterable[RankedRecord]) -> Iterator[dict[str, Any]]:
     """Yield the lines of a score file. `scored` are the records of `examples`, in order, with `reward` and `critique` set."""
-    for place, (record, with_rewards) in enumerate(zip(examples.records, scored, strict=True)):
-        content = examples.media_content(place)
-        yield {
-            "id": record.id,
-            "responses": [
-                {"reward": made.reward, "critique": made.critique, "digest": text_digest(response.text)}
-                for response, made in zip(record.responses, with_rewards.responses, strict=True)
-            ],
-            "digests": {"prompt": prompt_digest(record), "media": media_names(record)}
-            | ({} if content is None else {"media_content": content}),
-        }
+    for index, record in zip(range(len(examples)), scored, strict=True):
+        yield score_line(examples, index, record)
 
 
 def read_scores(path: epath.PathLike) -> dict[str, ScoredLine]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,6 +12,7 @@ from mmrlhf_jax.data.overlay import OverlaidExamples
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.engine import Engine, Prompt, all_finite
+from mmrlhf_jax.inference.requests import Written
 from mmrlhf_jax.records import RankedRecord
 
 # written: a critique that the model generates greedily, as in the paper; given: the data's critiques; none: no critique.
@@ -28,47 +29,74 @@ def check_lengths(engine: Engine, examples, critique: CritiqueMode) -> None:
     engine.check_lengths(examples, "critique" if critique == "given" else "uncritiqued")
 
 
+# Records at a time: whose prompts are tokenised, and sorted into lanes; or that one pass over rows computes.
+WRITTEN_AT_ONCE, READ_AT_ONCE = 2048, 512
+
+
 def score(engine: Engine, examples, *, critique: CritiqueMode = "written", max_new_tokens: int = 512) -> list[RankedRecord]:
-    """The examples' records with `reward` set on every response, and `critique` to the one that the reward was computed with.
+    """The examples' records, in order, scored as in `score_each`."""
+    found = dict(score_each(engine, examples, range(len(examples)), critique=critique, max_new_tokens=max_new_tokens))
+    return [found[index] for index in range(len(examples))]
+
+
+def score_each(
+    engine: Engine, examples, indices: Sequence[int], *, critique: CritiqueMode = "written", max_new_tokens: int = 512
+) -> Iterator[tuple[int, RankedRecord]]:
+    """Yield (index, record) of these examples as they are finished: records with `reward` set on every response, and `critique`
+    to the one that the reward was computed with.
 
     UserError that names record and response if a reward is not finite.
     """
-    if critique == "written":
-        return write(engine, examples, max_new_tokens=max_new_tokens)
-    found = engine.score_responses(examples, "uncritiqued" if critique == "none" else "critique")
+    at_once = WRITTEN_AT_ONCE if critique == "written" else READ_AT_ONCE
+    for start in range(0, len(indices), at_once):
+        here = indices[start : start + at_once]
+        part = Subset(examples, here)
+        if critique == "written":
+            found = _write(engine, part, max_new_tokens)
+        else:
+            found = enumerate(_score(engine, part, "uncritiqued" if critique == "none" else "critique"))
+        yield from ((here[place], record) for place, record in found)
+
+
+def _score(engine: Engine, examples, task: str) -> list[RankedRecord]:
+    found = engine.score_responses(examples, task)
     return [_with_rewards(record, each["rewards"]) for record, each in zip(examples.records, found, strict=True)]
 
 
-def write(engine: Engine, examples, *, max_new_tokens: int) -> list[RankedRecord]:
-    """The records with critiques that the model writes greedily, and with the rewards of the conversations that end with them.
+def _write(engine: Engine, examples, max_new_tokens: int) -> Iterator[tuple[int, RankedRecord]]:
+    """Yield (index, record) with critiques that the model writes greedily, and the rewards of the conversations that end with
+    them.
 
     A reward is read where its critique was written, from the keys that are there. It is that of the critique's text, so that it
     can be computed again from the text: where the tokenizer splits the text otherwise than the model wrote it, the branch is
-    fed again from there on.
+    fed again from there on. Critiques for whose text the branch has no room then are scored at the end, by a pass over rows.
     """
     encoder = engine.encoder("critique")
 
     def conversation(record, response, plans, new: list[int]):
         return encoder.conversation(record, dataclasses.replace(response, critique=engine.decode(new)), plans)
 
-    asked = engine.asked(max_new_tokens, rewarded=conversation)
-    texts = iter(engine.write(CritiquePrompts(examples), asked, description="writing critiques"))
-    found = {}
-    for number, record in enumerate(examples.records):
-        written = [next(texts)[0] for _ in record.responses]
-        pairs = zip(record.responses, written, strict=True)
-        record = record.replace_responses([dataclasses.replace(r, critique=engine.text(each)) for r, each in pairs])
-        found[number] = record, [each.reward for each in written]
-    if left := [number for number, (_, rewards) in found.items() if None in rewards]:
-        found |= _scored_apart(engine, examples, {number: found[number][0] for number in left})
-    return [_with_rewards(record, np.asarray(rewards, np.float32)) for record, rewards in found.values()]
-
-
-def _scored_apart(engine: Engine, examples, records: dict[int, RankedRecord]) -> dict[int, tuple[RankedRecord, np.ndarray]]:
-    """Records and rewards of those whose critiques, tokenised anew, have no room in their branch: by a pass over rows."""
-    overlaid = OverlaidExamples(Subset(examples, sorted(records)), [records[number] for number in sorted(records)])
-    found = engine.score_responses(overlaid, "critique", description="scoring long critiques")
-    return {number: (records[number], each["rewards"]) for number, each in zip(sorted(records), found, strict=True)}
+    prompts = CritiquePrompts(examples)
+    written: dict[int, dict[int, Written]] = {}
+    apart: dict[int, RankedRecord] = {}
+    for number, (text,) in engine.write_each(prompts, engine.asked(max_new_tokens, rewarded=conversation), "writing critiques"):
+        index, response = prompts.where(number)
+        record, of_record = examples.records[index], written.setdefault(index, {})
+        of_record[response] = text
+        if len(of_record) < len(record.responses):
+            continue
+        texts = [of_record[place] for place in range(len(record.responses))]
+        del written[index]
+        pairs = zip(record.responses, texts, strict=True)
+        record = record.replace_responses([dataclasses.replace(r, critique=engine.decode(each.tokens)) for r, each in pairs])
+        if any(each.reward is None for each in texts):
+            apart[index] = record
+        else:
+            yield index, _with_rewards(record, np.asarray([each.reward for each in texts], np.float32))
+    if apart:
+        left = sorted(apart)
+        overlaid = OverlaidExamples(Subset(examples, left), [apart[index] for index in left])
+        yield from zip(left, _score(engine, overlaid, "critique"), strict=True)
 
 
 def _with_rewards(record: RankedRecord, rewards: np.ndarray) -> RankedRecord:
@@ -85,6 +113,10 @@ class CritiquePrompts(Sequence[Prompt]):
 
     def __len__(self) -> int:
         return len(self._where)
+
+    def where(self, number: int) -> tuple[int, int]:
+        """(index of the example, index of the response) of a prompt."""
+        return self._where[number]
 
     def __getitem__(self, number: int) -> Prompt:
         i, k = self._where[number]

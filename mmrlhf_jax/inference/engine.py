@@ -124,10 +124,6 @@ class Engine:
         """What `write` takes: texts that end at the engine's stop tokens. `settings` are other fields of `Asked`."""
         return Asked(max_new_tokens, frozenset(self.stop_tokens), **settings)
 
-    def text(self, written: Written) -> str:
-        """The text of new tokens, without the one that ended them and without special ones."""
-        return self.decode(written.tokens)
-
     def generate(self, prompts: Sequence[Prompt], **options: Any) -> list[str]:
         """One text per prompt, in order: the tokens of `generate_tokens`, decoded without stop and other special tokens.
 
@@ -146,28 +142,38 @@ class Engine:
         asked = self.asked(max_new_tokens, sampling=Sampling(temperature=temperature, seed=seed))
         return [written[0].tokens for written in self.write(prompts, asked, **options)]
 
-    def write(self, prompts: Sequence[Prompt], asked: Asked, *, description: str = "generating") -> list[list[Written]]:
-        """The texts of every prompt, `asked.samples` each. Adjacent prompts about the same example share a trunk.
+    def write(self, prompts: Sequence[Prompt], asked: Asked, description: str = "generating") -> list[list[Written]]:
+        """The texts of every prompt, in order, `asked.samples` each: those of `write_each`."""
+        found = dict(self.write_each(prompts, asked, description))
+        return [found[number] for number in range(len(prompts))]
+
+    def write_each(
+        self, prompts: Sequence[Prompt], asked: Asked, description: str = "generating"
+    ) -> Iterator[tuple[int, list[Written]]]:
+        """Yield (number of a prompt, its texts) as they are finished. Adjacent prompts about the same example share a trunk.
 
         UserError if a prompt with its new tokens exceeds the model's rotary embeddings.
         """
         trees, weights = prompt_trees(prompts, self.encoder("answer"), asked), self.model.apart()
-        found: dict[int, list[Written]] = {}
-        groups = rows_divisor(self.mesh)
-        progress = Progress(description, len(prompts) * asked.samples)
+        groups, progress = rows_divisor(self.mesh), Progress(description, len(prompts) * asked.samples)
         for lane, chosen in lanes_for([each.tree for each in trees], self.batch // groups, groups, self._fits):
             scheduler = Scheduler(self.programs(lane), weights)
+            running: dict[int, tuple[int, list[Written]]] = {}  # by the identity of each text
             for number in chosen:
                 written = scheduler.submit(trees[number].tree)
                 for prompt, texts in zip(trees[number].numbers, batched(written, asked.samples), strict=True):
-                    found[prompt] = texts
+                    running |= {id(text): (prompt, texts) for text in texts}
             for changed in scheduler.run():
-                if done := sum(each.done for each in changed):
-                    progress.update(advance=done)
+                done = [text for text in changed if text.done]
+                if done:
+                    progress.update(advance=len(done))
+                for prompt, texts in {running[id(text)][0]: running[id(text)][1] for text in done}.items():
+                    if all(text.done for text in texts):
+                        yield prompt, texts
             self.busy += np.asarray([scheduler.useful, scheduler.steps * lane.slots * len(scheduler.groups)])
-        return [found[number] for number in range(len(prompts))]
 
     def decode(self, ids: list[int]) -> str:
+        """The text of new tokens, without stop and other special tokens."""
         kept = [t for t in ids if t not in self.stop_tokens]
         return self.tokenizer.decode(kept, skip_special_tokens=True)
 

@@ -1,69 +1,87 @@
-"""Long passes over a data set that write one JSON line per record, and can be resumed after a kill."""
+"""Long passes over a data set that write one JSON line per record: on one host or on several, each for itself.
+
+Every host computes a share of the records and keeps finished lines in a folder beside the output (`Journal`). A host that has
+finished takes over the shares of hosts that have died. When all lines are there, one host writes them in the order of the data.
+So a pass can be killed on any host at any time, and continued on as many hosts as there are then: no line is lost or doubled.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from etils import epath
 
 from mmrlhf_jax import strict_json
-from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line, retried
-from mmrlhf_jax.files import exists, hidden_beside, read_bytes, write_atomically, write_json_lines
+from mmrlhf_jax.files import exists, hidden_beside, read_text, write_atomically
+from mmrlhf_jax.inference.journal import Journal
+from mmrlhf_jax.ownership import Ownership
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.sole_writer import Held, held
+from mmrlhf_jax.sole_writer import Held, held, sole_writer
 
-# Records per piece; a kill loses at most one piece.
-PIECE = 512
+# Version of the lines' contents. Increment it when they change, so that lines of an earlier version are not used again.
+VERSION = 3
+POLL_SECONDS = 2.0
+# A process that has not come so long after another one has finished its share is taken for one that will not come.
+LATE_SECONDS = 120.0
 
-# Version of the lines' contents. Increment it when they change, so that pieces of an earlier version are not reused.
-VERSION = 2
+# Computes the lines of the records with these indices, and yields (index, line) in any order, as they are finished.
+Work = Callable[[Sequence[int]], Iterator[tuple[int, Mapping[str, Any]]]]
 
 
-def write_in_pieces(
-    examples, out: epath.PathLike, job: str, work: Callable[[Subset], Iterable[dict[str, Any]]], *, piece: int = PIECE
-) -> None:
-    """Run `work` over pieces of the examples and write its lines to `out`, in the order of the examples.
+class Share(NamedTuple):
+    """Which records a process computes: those whose index is `process` modulo `count`."""
 
-    `out` is a path, or the result of `reserved`. Finished pieces are kept in a folder beside it, whose name is a digest of
-    `job` (a text with everything that the lines depend on) and the data; `out` is written when all pieces are finished. Raises
-    UserError like `reserved`, and for a line with a number that is not finite, whose piece is not kept.
+    process: int = 0
+    count: int = 1
+
+    def of(self, index: int) -> int:
+        """The process whose share this record belongs to."""
+        return index % self.count
+
+
+ALONE = Share()
+
+
+def run_job(examples, out: epath.PathLike, job: str, work: Work, *, share: Share = ALONE) -> None:
+    """Compute a line for every example and write them to `out`, in the order of the examples.
+
+    `out` is a path, or the result of `reserved`. `job` is a text with everything that the lines depend on besides the data;
+    lines that an earlier run of the same job and data has finished are used again. Returns, in every process, when `out` is
+    written. UserError like `reserved`, and for a line with a number that is not finite.
     """
-    key = hashlib.sha256(f"{VERSION} {job} {examples.fingerprint} {piece}".encode()).hexdigest()[:16]
-    with reserved(out) as place:
-        out, parts = place.out, []
-        folder = hidden_beside(out, f"{key}.pieces")
-        for start in range(0, len(examples), piece):
-            part, chosen = folder / f"{start:09d}.jsonl", Subset(examples, range(start, min(start + piece, len(examples))))
-            if exists(part) and _is_whole(part, chosen):
-                say(f"records {start} to {start + len(chosen) - 1}: done before")
-            else:
-                write_json_lines(part, work(chosen))
-            parts.append(part)
-        content = b"".join(read_bytes(part) for part in parts)
-        place.lock.check(at_once=True)
-        _refuse_existing(out)  # another program may have made it meanwhile
-        write_atomically(out, content)
-        try:
-            retried(lambda: folder.rmtree(missing_ok=True), f"{folder}")
-        except Exception as error:  # any storage backend's error: the output is already written
-            say(f"{folder}: cannot be removed ({first_line(error)}); it is not needed any more")
+    key = hashlib.sha256(f"{VERSION} {job} {examples.fingerprint}".encode()).hexdigest()[:16]
+    with reserved(out, share) as place:
+        if share.count > 1 and exists(place.out):
+            if _finished(place.out) != key:
+                _refuse_existing(place.out)
+            say(f"{place.out}: the other processes of this job have written it")
+            return
+        _Pass(examples, place, hidden_beside(place.out, f"{key}.parts"), work, share, key).run()
 
 
 @contextlib.contextmanager
-def reserved(out: epath.PathLike) -> Iterator[Held]:
-    """Reserve an output file before a model is loaded. Pass the yielded object to `write_in_pieces`.
+def reserved(out: epath.PathLike, share: Share = ALONE) -> Iterator[Held | Unheld]:
+    """Reserve an output file before a model is loaded. Pass the yielded object to `run_job`.
 
-    UserError if the file exists, if it cannot be written, or if another process, on this or another host, is writing it.
+    Of several processes the first reserves it for all. UserError if the file exists, if it cannot be written, or if another
+    process, on this or another host, is writing it.
     """
-    if isinstance(out, Held):
+    if isinstance(out, Held | Unheld):
         yield out
         return
+    if share.count > 1 and exists(out) and _finished(out):  # a process that was killed may come back when all is done
+        yield Unheld(epath.Path(out))
+        return
     _refuse_existing(out)
+    if share.process:
+        yield Unheld(epath.Path(out))
+        return
     with held(out, hidden_beside(out, "writing"), "is writing it") as place:
         _refuse_existing(out)  # a process that held the lock before may have written it
         try:
@@ -72,19 +90,134 @@ def reserved(out: epath.PathLike) -> Iterator[Held]:
             place.lock.clear()
 
 
+class Unheld(NamedTuple):
+    """An output that another process of the same job has reserved."""
+
+    out: epath.Path
+
+
+def _finished(out: epath.PathLike) -> str | None:
+    """The job of several processes that has written this output, as it is told to those that come late; None: none has."""
+    path = hidden_beside(out, "finished")
+    return read_text(path) if exists(path) else None
+
+
 def _refuse_existing(out: epath.PathLike) -> None:
     if exists(out):
         raise UserError(f"{out}: already exists; choose another --out or remove it first")
 
 
-def _is_whole(part: epath.Path, examples: Subset) -> bool:
-    """Whether a stored piece has one line for each of these records, with all its responses."""
-    try:
-        lines = [strict_json.loads(line) for line in read_bytes(part).split(b"\n")[:-1]]
-        found = [(line["id"], len(line["responses"])) for line in lines]
-    except (ValueError, LookupError, TypeError):
-        found = None
-    whole = found == [(record.id, len(record.responses)) for record in examples.records]
-    if not whole:
-        say(f"{part}: is not whole, or of other records; it is made anew")
-    return whole
+class _Pass:
+    """One process of a job."""
+
+    def __init__(self, examples, place: Held | Unheld, folder: epath.Path, work: Work, share: Share, key: str):
+        self._key = key
+        self._examples, self._place, self._folder, self._work, self._share = examples, place, folder, work, share
+        self._journal = Journal(folder, share.process, self._is_line)
+        self._locks: dict[int, Ownership] = {}
+        self._waiting = 0.0  # since when, by the monotonic clock
+
+    def run(self) -> None:
+        found = len(self._journal.refresh())
+        if found:
+            say(f"{self._place.out}: {found} of {len(self._examples)} records were done before")
+        if not self._compute(self._share.process) and self._missing(self._share.process):
+            say(f"process {self._share.process}: another one computes its records")
+        shown, self._waiting = None, time.monotonic()
+        while (left := self._missing()) and not exists(self._place.out):
+            if any(self._compute(process) for process in sorted({self._share.of(index) for index in left})):
+                continue
+            waits = sorted({self._share.of(index) for index in left})
+            if waits != shown:
+                say(f"waiting for {len(left)} records of process {', '.join(map(str, waits))}")
+                shown = waits
+            time.sleep(POLL_SECONDS)
+        self._write()
+        self._clear()
+
+    def _missing(self, process: int | None = None) -> list[int]:
+        """The records, of one process or of all, whose lines are not there."""
+        done = self._journal.refresh()
+        wanted = range(len(self._examples)) if process is None else range(process, len(self._examples), self._share.count)
+        return [index for index in wanted if index not in done]
+
+    def _compute(self, process: int) -> bool:
+        """Compute what is missing of a process's share; False if that process, or one in its place, lives, or nothing is."""
+        if not self._missing(process):
+            return False
+        path = self._folder / f"process-{process:04d}"
+        if self._share.count == 1:  # the output's lock is enough
+            self._keep(self._missing(process))
+            return True
+        if process != self._share.process and not exists(path) and not self._journal.has_parts_of(process):
+            if time.monotonic() - self._waiting < LATE_SECONDS:
+                return False
+        lock = self._locks.get(process) or _lock(path, process)
+        self._locks[process] = lock
+        try:
+            if not lock.attempt():
+                return False
+        except UserError:  # it lives
+            del self._locks[process]
+            return False
+        with lock:
+            if process != self._share.process:
+                say(f"process {process} gives no sign of life; its records are computed by process {self._share.process}")
+            self._keep(self._missing(process))
+        del self._locks[process]
+        return True
+
+    def _keep(self, indices: Sequence[int]) -> None:
+        """Compute these records, and keep what is finished even if an error ends it."""
+        try:
+            for index, line in self._work(indices):
+                self._journal.add(index, line)
+        finally:
+            self._journal.save()
+        if lost := [index for index in indices if index not in self._journal.lines]:
+            raise RuntimeError(f"no line was made of {len(lost)} records, the first of which is {lost[0]}")
+
+    def _write(self) -> None:
+        """Write the output, or wait until the process that holds it has done so."""
+        if isinstance(self._place, Held):
+            self._put_together(self._place.lock)
+            return
+        while not exists(self._place.out):
+            with contextlib.suppress(UserError):  # the process that reserved it lives
+                with sole_writer(hidden_beside(self._place.out, "writing"), self._place.out, "is writing it") as lock:
+                    if not exists(self._place.out):
+                        self._put_together(lock)
+                    lock.clear()
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _put_together(self, lock: Ownership) -> None:
+        _refuse_existing(self._place.out)  # another program may have made it meanwhile
+        lines = self._journal.refresh()
+        content = b"".join(strict_json.dumps(lines[index]).encode() + b"\n" for index in range(len(self._examples)))
+        lock.check(at_once=True)
+        _refuse_existing(self._place.out)
+        if self._share.count > 1:
+            write_atomically(hidden_beside(self._place.out, "finished"), self._key.encode())
+        write_atomically(self._place.out, content)
+
+    def _clear(self) -> None:
+        """Remove what was kept, when the output is there."""
+        try:
+            retried(lambda: self._folder.rmtree(missing_ok=True), f"{self._folder}")
+        except Exception as error:  # any storage backend's error: the output is already written
+            say(f"{self._folder}: cannot be removed ({first_line(error)}); it is not needed any more")
+
+    def _is_line(self, index: int, line: Any) -> bool:
+        """Whether a stored line is this record's, with all its responses."""
+        if not 0 <= index < len(self._examples):
+            return False
+        record = self._examples.records[index]
+        return (line["id"], len(line["responses"])) == (record.id, len(record.responses))
+
+
+def _lock(path: epath.Path, process: int) -> Ownership:
+    def lost(reason: str) -> None:
+        say(f"{reason}; its records may be computed twice, with the same result")
+
+    return Ownership(path, f"the records of process {process}", "computes them", "wait for it, or end it", lost)

@@ -16,8 +16,6 @@ from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.scores import read_scores, score_lines, with_rewards
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_json_lines
-from mmrlhf_jax.inference import jobs
-from mmrlhf_jax.inference.jobs import write_in_pieces
 from mmrlhf_jax.tasks import open_held_out_examples, open_training_examples, task_of
 from tests import ranked
 
@@ -380,88 +378,6 @@ def test_rewards_that_no_objective_reads_are_said(source, tmp_path, capsys):
     fixed = config.Preference(scaling=config.Scaling(mode="fixed"))
     open_training_examples(config.Data(path=str(source), rewards=str(out)), task_of(fixed))
     assert "scores.jsonl is not read" in capsys.readouterr().err
-
-
-# Passes in pieces ----------------------------------------------------------------------------------------------------
-
-
-class Work:
-    """Lines of a pass over records, and how many pieces it was asked for."""
-
-    def __init__(self, fails_at: int = 1000, wrong: float | None = None):
-        self.pieces, self.fails_at, self.wrong = 0, fails_at, wrong
-
-    def __call__(self, piece):
-        if self.pieces == self.fails_at:
-            raise KeyboardInterrupt
-        self.pieces += 1
-        for line in score_lines(piece, scored(piece)):
-            if self.wrong is not None and line["id"] == "group-2":
-                line["responses"][1]["reward"] = self.wrong
-            yield line
-
-
-def run(examples, out, work, job="score model", piece=1):
-    write_in_pieces(examples, out, job, work, piece=piece)
-
-
-def begun(source, out):
-    """A pass that was cut off behind its second piece."""
-    with pytest.raises(KeyboardInterrupt):
-        run(open_examples(source), out, Work(fails_at=2))
-    (folder,) = out.parent.glob(f".{out.name}.*.pieces")
-    return sorted(folder.iterdir())
-
-
-def test_a_pass_goes_on_from_whole_pieces_of_the_same_job_and_data(source, tmp_path):
-    out = tmp_path / "out" / "scores.jsonl"
-    assert len(begun(source, out)) == 2
-    run(open_examples(source), out, work := Work())
-    assert work.pieces == 2 and list(read_scores(out)) == [f"group-{i}" for i in range(4)]
-
-
-@pytest.mark.parametrize("damage", ["torn", "empty", "other", "fewer responses", "not json"])
-def test_a_kept_piece_that_is_not_whole_or_of_another_record_is_made_anew(source, tmp_path, capsys, damage):
-    out = tmp_path / "out" / "scores.jsonl"
-    pieces = begun(source, out)
-    content = pieces[1].read_bytes()
-    line = json.loads(content)
-    pieces[1].write_bytes(
-        {
-            "torn": content[:-9],
-            "empty": b"",
-            "other": pieces[0].read_bytes(),
-            "fewer responses": json.dumps(line | {"responses": line["responses"][:-1]}).encode() + b"\n",
-            "not json": content.replace(b'"So."', b"NaN"),
-        }[damage]
-    )
-    run(open_examples(source), out, work := Work())
-    assert work.pieces == 3 and f"{pieces[1].name}: is not whole" in capsys.readouterr().err
-    assert rewards(with_rewards(open_examples(source), out, "data")) == expected(open_examples(source))
-
-
-@pytest.mark.parametrize("what", ["job", "data", "media", "version"])
-def test_pieces_of_another_job_or_of_other_content_are_not_gone_on_from(source, tmp_path, monkeypatch, what):
-    out = tmp_path / "out" / "scores.jsonl"
-    begun(source, out)
-    if what == "data":
-        changed(source, other_text)
-    if what == "media":
-        (source.parent / "0_0.png").write_bytes(ranked.picture((40, 30), 77))
-    if what == "version":
-        monkeypatch.setattr(jobs, "VERSION", jobs.VERSION + 1)
-    run(open_examples(source), out, work := Work(), job="another" if what == "job" else "score model")
-    assert work.pieces == 4
-
-
-@pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_a_reward_that_is_not_finite_ends_the_pass_and_leaves_no_file(source, tmp_path, wrong):
-    out = tmp_path / "out" / "scores.jsonl"
-    with pytest.raises(UserError, match=r"record 'group-2': responses\.1\.reward is (nan|inf)"):
-        run(open_examples(source), out, Work(wrong=float(wrong)))
-    assert not out.exists()
-    run(open_examples(source), out, work := Work())
-    assert work.pieces == 2
 
 
 def test_a_model_whose_reward_is_not_finite_is_named_with_the_record(source):

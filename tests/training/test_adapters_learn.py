@@ -10,12 +10,12 @@ import numpy as np
 import pydantic
 import pytest
 from flax import nnx
+from mmrlhf_jax.inference.generate import PromptRows, generate
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.load import load_model
 from mmrlhf_jax.inference.forward import forward
-from mmrlhf_jax.inference.generate import PromptRows, generate
 from mmrlhf_jax.models.llava_onevision import FAMILY
 from mmrlhf_jax.models.lora import adapted_layers, merge_lora
 from mmrlhf_jax.sharding.feed import place
