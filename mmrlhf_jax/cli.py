@@ -195,10 +195,11 @@ def logprobs(
     template: options.Template = None,
     slots: options.Slots = 8192,
     workers: options.Workers = 0,
+    launch: options.HostsApart = None,
 ) -> None:
     """Compute the log-probability of every response under the model."""
     loading = dict(dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
-    commands.logprobs.logprobs(model, data, out, media_root, video_frames, **loading)
+    commands.logprobs.logprobs(model, data, out, media_root, video_frames, launch, **loading)
 
 
 @app.command()
@@ -235,10 +236,11 @@ def score(
     template: options.Template = None,
     slots: options.Slots = 8192,
     workers: options.Workers = 0,
+    launch: options.HostsApart = None,
 ) -> None:
     """Write a critique of every response, then compute its reward."""
     loading = dict(dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
-    commands.score.score(model, data, out, media_root, video_frames, critique, max_new_tokens, **loading)
+    commands.score.score(model, data, out, media_root, video_frames, critique, max_new_tokens, launch, **loading)
 
 
 @eval_app.command("reward-bench")

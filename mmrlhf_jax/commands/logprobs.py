@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mmrlhf_jax.data.mixture import open_examples
-from mmrlhf_jax.data.subset import Subset
-from mmrlhf_jax.inference.engine import Engine, all_finite, batched
-from mmrlhf_jax.inference.jobs import reserved, run_job
+from mmrlhf_jax import config
+from mmrlhf_jax.sharding import distributed
 
-PIECE = 512  # records of a pass; a kill loses at most one pass
+PIECE = 512  # records of a pass over rows; a kill loses at most one pass
 
 
-def logprobs(model: str, data: str, out: str, media_root: str | None, video_frames: int, **loading: Any) -> None:
+def logprobs(
+    model: str, data: str, out: str, media_root: str | None, video_frames: int, launch: str | None, **loading: Any
+) -> None:
     """`loading` are options of `Engine.load`."""
-    with reserved(out) as place:
+    where = config.load_launch(launch)
+    distributed.prepare(where)  # before jax is imported
+    from mmrlhf_jax.data.mixture import open_examples
+    from mmrlhf_jax.data.subset import Subset
+    from mmrlhf_jax.inference.engine import Engine, all_finite, batched
+    from mmrlhf_jax.inference.jobs import Share, reserved, run_job
+
+    share = Share(*distributed.apart(where, launch))
+    with reserved(out, share) as place:
         examples = open_examples(data, media_root, video_frames)
         engine = Engine.load(model, **loading)
         engine.check_lengths(examples, "answer")
@@ -29,4 +37,4 @@ def logprobs(model: str, data: str, out: str, media_root: str | None, video_fram
                     responses = [{"logprob": float(p), "tokens": int(n)} for p, n in pairs]
                     yield index, {"id": record.id, "responses": responses}
 
-        run_job(examples, place, f"logprobs {engine.fingerprint}", work)
+        run_job(examples, place, f"logprobs {engine.fingerprint}", work, share=share)

@@ -70,6 +70,13 @@ Workers = Annotated[int, typer.Option(min=0, help="Processes that decode and tok
 CritiqueMode = Annotated[str, typer.Option("--critique", help="written (by the model), given (in the data) or none.")]
 CritiqueTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest critique.")]
 Launch = Annotated[str | None, path_option(help="Launch file (devices and mesh). Default: all local devices.")]
+HostsApart = Annotated[
+    str | None,
+    path_option(
+        "--launch",
+        help="Launch file: every host computes a share of the records on its own devices. Default: this host alone.",
+    ),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: optimizer.learning_rate=1e-6.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 JsonForTable = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -149,9 +149,9 @@ class _Pass:
         if self._share.count == 1:  # the output's lock is enough
             self._keep(self._missing(process))
             return True
-        if process != self._share.process and not exists(path) and not self._journal.has_parts_of(process):
-            if time.monotonic() - self._waiting < LATE_SECONDS:
-                return False
+        unseen = process != self._share.process and not exists(path) and not self._journal.has_parts_of(process)
+        if unseen and time.monotonic() - self._waiting < LATE_SECONDS:
+            return False
         lock = self._locks.get(process) or _lock(path, process)
         self._locks[process] = lock
         try:

@@ -63,11 +63,7 @@ def join(launch: config.Launch, name: str | None = None) -> None:
     place = _explicit() or _from_scheduler(devices, settings.initialization_timeout)
     if place is None:
         raise UserError(_how_to_start(name, expected))
-    if launch.accelerator is not None and place.count != expected:
-        raise UserError(
-            f"{name}: {launch.accelerator} has {expected} host{'s' * (expected != 1)} with one process each, but {PROCESSES} or"
-            f" the scheduler says {place.count}; start one process on every host, or name the launch file of what is there"
-        )
+    _check_count(launch, name, place.count)
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # JAX's preemption service would take SIGTERM over from `training.stop`, which handles it here.
@@ -79,10 +75,51 @@ def join(launch: config.Launch, name: str | None = None) -> None:
     say(f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} of {jax.device_count()} devices")
 
 
+# With these, libtpu takes the chips of one host for a slice of its own, and does not wait for the other hosts.
+_HOST_ALONE = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "2,2,1", "CLOUD_TPU_TASK_ID": "0"}
+
+
+def apart(
+    launch: config.Launch, name: str | None = None, environment: MutableMapping[str, str] | None = None
+) -> tuple[int, int]:
+    """(number of this process, number of processes) of a launch whose hosts work each for itself, on its own devices.
+
+    Nothing connects them, so that one can die without the others. The numbers come from where `join` takes them, and UserError
+    is raised for the same reasons. For TPU slices, sets the variables by which libtpu uses one host's chips alone; call this
+    after `prepare` and before the first use of a device.
+    """
+    name, expected = name or "this launch file", _hosts(launch)
+    if launch.distributed is None and expected == 1:
+        return 0, 1
+    timeout = (
+        config.Distributed().initialization_timeout if launch.distributed is None else launch.distributed.initialization_timeout
+    )
+    place = _explicit() or _from_scheduler(_devices(launch), timeout)
+    if place is None:
+        raise UserError(_how_to_start(name, expected))
+    _check_count(launch, name, place.count)
+    if launch.accelerator is not None and accelerator(launch.accelerator).is_tpu and expected > 1:
+        environment = os.environ if environment is None else environment
+        for variable, value in _HOST_ALONE.items():
+            environment[variable] = value
+    say(f"process {place.process} of {place.count}, each for itself")
+    return place.process, place.count
+
+
 class _Place(NamedTuple):
     address: str  # of process 0, HOST:PORT
     count: int
     process: int
+
+
+def _check_count(launch: config.Launch, name: str, count: int) -> None:
+    """UserError if there are not as many processes as the launch file's accelerator has hosts."""
+    expected = _hosts(launch)
+    if launch.accelerator is not None and count != expected:
+        raise UserError(
+            f"{name}: {launch.accelerator} has {expected} host{'s' * (expected != 1)} with one process each, but {PROCESSES} or"
+            f" the scheduler says {count}; start one process on every host, or name the launch file of what is there"
+        )
 
 
 def _initialize(place: _Place, settings: config.Distributed, devices: Mapping[str, range]) -> None:
