@@ -114,6 +114,11 @@ class Engine:
             self._programs[lane] = Programs(self.model, lane, self.mesh)
         return self._programs[lane]
 
+    @property
+    def compiled(self) -> list[str]:
+        """The programs that were compiled, of all lanes."""
+        return [f"{lane}: {name}" for lane, programs in self._programs.items() for name in programs.compiled]
+
     def _fits(self, lane: Lane) -> bool:
         return self._room is None or lane.bytes(self.config.text, self.dtype) <= self._room
 

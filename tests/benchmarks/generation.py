@@ -1,0 +1,164 @@
+"""Generation against transformers' batched `generate`: 32 prompts, 4 answers each, same model, same number of new tokens.
+
+    python -m tests.benchmarks.generation [--turns 3] [--tokens 64]
+
+The model has random weights and the shapes of SmolLM2-135M behind a SigLIP tower of the published geometry, two layers deep:
+with one picture of 384 x 384 pixels a prompt has 729 visual tokens and two tiles' worth of encoding. Both sides write the same
+number of tokens for every text: first equal ones, then lognormal ones (sigma 0.5), where transformers computes every sequence of
+a batch up to its longest. Turns of both sides alternate; medians and their ratio are printed, and the share of slots that were
+busy. float32, which both sides compute in full precision on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+
+from mmrlhf_jax.data.examples import Example
+from mmrlhf_jax.data.images import decode_image
+from mmrlhf_jax.inference.engine import Engine, Prompt
+from mmrlhf_jax.inference.lanes import lanes_for
+from mmrlhf_jax.inference.prompts import prompt_trees
+from mmrlhf_jax.inference.sampling import Sampling
+from mmrlhf_jax.inference.scheduler import Scheduler
+from mmrlhf_jax.records import RankedRecord
+from mmrlhf_jax.sharding.mesh import make_mesh
+from tests import ranked, tiny
+from tests.families import llava_onevision
+
+PROMPTS, ANSWERS, BATCH = 32, 4, 32
+SIDE = 384
+TEXT = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": False,
+}
+TOWER = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": SIDE,
+    "patch_size": 14,
+}
+
+
+def make_model(directory: Path) -> Path:
+    grid = [[SIDE * i, SIDE * j] for i in range(1, 7) for j in range(1, 7)]
+    return tiny.checkpoint(
+        directory, tiny.config(text=TEXT, vision=TOWER, image_grid_pinpoints=grid, vision_aspect_ratio="pad")
+    )
+
+
+def make_prompts(pictures: bool) -> list[Prompt]:
+    """Prompts of about 100 bytes, each one token."""
+    found = []
+    for number in range(PROMPTS):
+        text = ranked.sentence(np.random.default_rng(number), 18)
+        images = (ranked.picture((SIDE, SIDE), number),) if pictures else ()
+        names = tuple(f"{place}.png" for place in range(len(images)))
+        found.append(Prompt(Example(RankedRecord(f"{number}", text, (), names), images)))
+    return found
+
+
+def ours(engine: Engine, prompts: Sequence[Prompt], lengths: np.ndarray) -> tuple[float, float]:
+    """(seconds, share of the slots that were busy)."""
+    asked = dataclasses.replace(
+        engine.asked(int(lengths.max()), sampling=Sampling(temperature=1.0, seed=1), samples=ANSWERS), stops=frozenset()
+    )
+    started = time.perf_counter()
+    trees = []
+    for made, wanted in zip(prompt_trees(prompts, engine.encoder("answer"), asked), lengths, strict=True):
+        branches = [dataclasses.replace(b, most=int(most)) for b, most in zip(made.tree.branches, wanted, strict=True)]
+        trees.append(dataclasses.replace(made.tree, branches=branches))
+    useful = total = 0
+    for lane, chosen in lanes_for(trees, BATCH, 1):
+        running = Scheduler(engine.programs(lane), engine.model.apart())
+        for number in chosen:
+            running.submit(trees[number])
+        for _ in running.run():
+            pass
+        useful, total = useful + running.useful, total + running.steps * lane.slots
+    assert useful == lengths.sum()
+    return time.perf_counter() - started, useful / total
+
+
+def theirs(model, engine: Engine, prompts: Sequence[Prompt], lengths: np.ndarray, directory: Path) -> float:
+    """Seconds of batches of 8 prompts with 4 samples each; every sequence of a batch is written to its longest."""
+    started = time.perf_counter()
+    count = BATCH // ANSWERS
+    for first in range(0, len(prompts), count):
+        here = prompts[first : first + count]
+        ids = []
+        for prompt in here:
+            (made,) = prompt_trees([prompt], engine.encoder("answer"), engine.asked(1))
+            ids.append(np.concatenate([made.tree.tokens, made.tree.branches[0].tokens]))
+        longest = max(map(len, ids))
+        padded, mask = np.zeros((len(ids), longest), np.int64), np.zeros((len(ids), longest), np.int64)
+        for row, tokens in enumerate(ids):
+            padded[row, longest - len(tokens) :], mask[row, longest - len(tokens) :] = tokens, 1
+        inputs = {"input_ids": torch.from_numpy(padded), "attention_mask": torch.from_numpy(mask)}
+        pictures = [decode_image(data, "prompt") for prompt in here for data in prompt.example.images]
+        if pictures:
+            inputs |= llava_onevision.picture_inputs(directory, pictures)
+        most = int(lengths[first : first + count].max())
+        with torch.no_grad():
+            model.generate(
+                **inputs,
+                do_sample=True,
+                temperature=1.0,
+                num_return_sequences=ANSWERS,
+                max_new_tokens=most,
+                min_new_tokens=most,
+                pad_token_id=0,
+            )
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    from transformers import AutoModelForImageTextToText
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=64, help="new tokens of a text, or their median where they differ")
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as name:
+        directory = make_model(Path(name))
+        engine = Engine.load(str(directory), batch=BATCH, mesh=make_mesh({}, jax.devices()[:1]))
+        model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
+        model.generation_config.eos_token_id = None
+        model.generation_config.top_k = 0
+        equal = np.full((PROMPTS, ANSWERS), given.tokens)
+        spread = np.exp(np.random.default_rng(0).normal(np.log(given.tokens), 0.5, (PROMPTS, ANSWERS)))
+        for pictures in (True, False):
+            prompts = make_prompts(pictures)
+            for kind, lengths in (("equal", equal), ("lognormal", np.clip(spread, 4, 4 * given.tokens).astype(int))):
+                ours(engine, prompts, lengths)  # compiles
+                turns = []
+                for _ in range(given.turns):
+                    mine, busy = ours(engine, prompts, lengths)
+                    turns.append((mine, theirs(model, engine, prompts, lengths, directory), busy))
+                mine, other = (statistics.median(column) for column in list(zip(*turns, strict=True))[:2])
+                what = "one picture, 729 visual tokens" if pictures else "text"
+                print(
+                    f"{what}, {kind} lengths: {mine:.1f} s against {other:.1f} s, {other / mine:.2f} times; slots busy"
+                    f" {turns[0][2]:.1%}, {len(engine.compiled)} programs",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
