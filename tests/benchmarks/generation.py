@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.generation [--turns 3] [--tokens 64]
 
-The model has random weights and the shapes of SmolLM2-135M behind a SigLIP tower of the published geometry, two layers deep:
-with one picture of 384 x 384 pixels a prompt has 729 visual tokens and two tiles' worth of encoding. Both sides write the same
-number of tokens for every text: first equal ones, then lognormal ones (sigma 0.5), where transformers computes every sequence of
-a batch up to its longest. Turns of both sides alternate; medians and their ratio are printed, and the share of slots that were
-busy. float32, which both sides compute in full precision on a CPU.
+The model has random weights and the shapes of SmolLM2-135M behind a SigLIP tower of the published geometry, two layers deep: a
+picture of 384 x 384 pixels is two tiles. Both sides write the same number of tokens for every text: first equal numbers, then
+lognormal ones (sigma 0.5), where transformers computes every sequence of a batch up to its longest. Turns of both sides
+alternate; medians and their ratio are printed, and the share of slots that were busy. float32, which both sides compute in full
+precision on a CPU.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ def main() -> None:
                     mine, busy = ours(engine, prompts, lengths)
                     turns.append((mine, theirs(model, engine, prompts, lengths, directory), busy))
                 mine, other = (statistics.median(column) for column in list(zip(*turns, strict=True))[:2])
-                what = "one picture, 729 visual tokens" if pictures else "text"
+                (made,) = prompt_trees(prompts[:1], engine.encoder("answer"), engine.asked(1))
+                what = f"{len(made.tree.visual)} visual tokens in a prompt of {len(made.tree.tokens)}"
                 print(
                     f"{what}, {kind} lengths: {mine:.1f} s against {other:.1f} s, {other / mine:.2f} times; slots busy"
                     f" {turns[0][2]:.1%}, {len(engine.compiled)} programs",
