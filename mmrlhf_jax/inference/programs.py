@@ -22,7 +22,7 @@ from mmrlhf_jax.inference.lanes import power_of_two
 from mmrlhf_jax.inference.requests import Tree
 from mmrlhf_jax.inference.sampling import Draws, choose
 from mmrlhf_jax.inference.unstacked import TwoForms, Weights
-from mmrlhf_jax.models.attention.parts import attend_part, join
+from mmrlhf_jax.models.attention import attend_part, join
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.media import Tiles
 from mmrlhf_jax.models.taps import weighted_taps

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrlhf_jax.models.attention import attend_cache, attention, full_attention, pallas_tpu, xla
+from mmrlhf_jax.models.attention import attention, full_attention, pallas_tpu, xla
+from mmrlhf_jax.models.attention.parts import attend_part, join
 from tests.models.trees import oracle, oracle_gradients, random_tree, visible
 
 SLOTS = 40
@@ -97,12 +98,23 @@ def test_padding_sees_itself_and_is_seen_by_nothing(way):
     np.testing.assert_array_equal(changed[0, :17], out[0, :17])
 
 
-def test_a_cached_step_is_the_last_query_of_the_whole():
-    q, k, v, _, _ = example(6, 2)
-    until = np.full((2, SLOTS), SLOTS, np.int32)
-    whole = jax.jit(attention)(q, k, v, until)
-    step = jax.jit(attend_cache)(q[:, -1:], k, v, np.ones((2, SLOTS), bool))
-    np.testing.assert_allclose(step[:, 0], whole[:, -1], atol=1e-6)
+@pytest.mark.parametrize("cut", [0, 1, 17, SLOTS - 1])
+@pytest.mark.parametrize("heads", [(6, 2), (3, 3), (4, 1)])
+def test_keys_in_two_places_are_attended_to_as_in_one(heads, cut):
+    """Also where one place has nothing for a query, and whatever stands in slots that are not visible."""
+    q, k, v, _, _ = example(*heads)
+    whole = jax.jit(attention)(q, k, v, np.full((2, SLOTS), SLOTS, np.int32))
+    visible = np.broadcast_to(np.tril(np.ones((SLOTS, SLOTS), bool)), (2, SLOTS, SLOTS))
+    k, v = (np.asarray(x).swapaxes(1, 2) for x in (k, v))
+    first, second = np.arange(SLOTS) < cut, np.arange(SLOTS) >= cut
+    spoilt = lambda x, kept: np.where(kept[:, None], x, 1e4)
+
+    @jax.jit
+    def apart(q, k1, v1, k2, v2):
+        return join(attend_part(q, k1, v1, visible & first), attend_part(q, k2, v2, visible & second))
+
+    found = apart(q, spoilt(k, first), spoilt(v, first), spoilt(k, second), spoilt(v, second))
+    np.testing.assert_allclose(found, whole, atol=2e-6)
 
 
 ON_A_MESH = """

@@ -10,7 +10,6 @@ import numpy as np
 import pydantic
 import pytest
 from flax import nnx
-from mmrlhf_jax.inference.generate import PromptRows, generate
 
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
@@ -134,8 +133,7 @@ def test_the_adapter_of_the_vocabulary_counts_wherever_words_are_judged(untied, 
         assert np.abs(expected - logps(base)).max() > 0.1
         np.testing.assert_allclose(logps(model), expected, rtol=1e-5)
         np.testing.assert_allclose(logps(merge_lora(model)), expected, rtol=1e-5)
-        np.testing.assert_array_equal(written(model), written(by_hand))
-        assert not np.array_equal(written(base), written(by_hand))
+        assert written(model) == written(by_hand) != written(base)
 
 
 def test_the_reference_of_adapters_leaves_out_that_of_the_vocabulary(untied):
@@ -150,13 +148,14 @@ def test_the_reference_of_adapters_leaves_out_that_of_the_vocabulary(untied):
     assert seen == {("language", "head"): 0.0, ("language", "layers", "attention", "q"): 0.0}
 
 
-def written(model) -> np.ndarray:
-    length = 8
-    tokens, positions = np.arange(10, 10 + length)[None], np.arange(length)[None]
-    rows = PromptRows(tokens, positions, np.full((1, length), length), np.array([[length - 1]]))
-    graphdef, params = nnx.split(model)
-    settings = dict(max_new_tokens=6, stop_tokens=(0,), temperature=0.0)
-    return np.asarray(generate(graphdef, params, rows, None, jax.random.key(0), **settings))
+def written(model) -> list[int]:
+    """The tokens that the model writes greedily behind some others."""
+    tokens = list(range(10, 18))
+    for _ in range(6):
+        count = len(tokens)
+        hidden = model(np.asarray([tokens]), np.arange(count)[None], np.full((1, count), count))
+        tokens.append(int(jnp.argmax(hidden[0, -1] @ model.language.vocabulary())))
+    return tokens[8:]
 
 
 def test_what_an_adapter_of_the_vocabulary_has_learnt_is_not_rounded_into_a_bfloat16_kernel(untied, text_only):

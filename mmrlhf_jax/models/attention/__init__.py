@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mmrlhf_jax.models.attention.backends import Backend, attend
-from mmrlhf_jax.models.attention.xla import attend_cache
+from mmrlhf_jax.models.attention.parts import Part, attend_part, join
 
-__all__ = ["Backend", "attend_cache", "attention", "full_attention"]
+__all__ = ["Backend", "Part", "attend_part", "attention", "full_attention", "join"]
 
 
 def attention(

@@ -41,16 +41,6 @@ def attend(
     return jnp.concatenate(outs, axis=1)
 
 
-def attend_cache(
-    q: Float[Array, "B 1 H D"],
-    k: Float[Array, "B S K D"],
-    v: Float[Array, "B S K D"],
-    valid: Bool[Array, "B S"],
-) -> Float[Array, "B 1 H D"]:
-    """One new query per sequence against a KV cache; `valid` marks the cache slots that it attends to."""
-    return _softmax_attend(q, k, v, valid[:, None, :])
-
-
 def _attend_block(q, k, v, visible_until, start: int, causal: bool):
     """Queries start, ..., start + Q - 1 against keys 0, ..., K - 1."""
     queries = start + jnp.arange(q.shape[1])
