@@ -9,13 +9,23 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.pieces import Media, Piece, Special, Text
 from mmrlhf_jax.places import IMAGE_TAG, PromptText
 
 SYSTEM = "You are a helpful assistant."
+
+
+class Turn(NamedTuple):
+    """A message: the text that follows its media, or the texts around them."""
+
+    role: Literal["system", "user", "assistant"]
+    prompt: PromptText
+    media: int = 0
+
+
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 
 # The released reward model was trained with exactly this text (MM-RLHF `eval_mm_reward_bench.py`); do not edit it.
@@ -34,31 +44,50 @@ def qwen_1_5(
 
     With `response` None the assistant's turn stays open, for generation. Targets are the response and its `<|im_end|>`.
     """
-    pieces: list[Piece] = [Special(IM_START), Text(f"system\n{system}"), Special(IM_END), Text("\n")]
-    pieces.append(Special(IM_START))
-    if not isinstance(prompt, str):
-        pieces += _between_media(("user\n" + prompt[0], *prompt[1:]), media)
-    elif media:
-        pieces.append(Text("user\n"))
-        for index in range(media):
-            pieces += [Text(" "), Media(index)] if index else [Media(index)]
-        pieces.append(Text(after_media + prompt))
-    else:
-        pieces.append(Text("user\n" + prompt))
-    pieces += [Special(IM_END), Text("\n"), Special(IM_START)]
+    pieces = qwen_1_5_chat([Turn("user", prompt, media)], after_media=after_media, system=system)
     if response is None:
-        return [*pieces, Text("assistant\n")]
+        return pieces
     header = "assistant\n"
-    return [*pieces, Text(header + response, target_from=len(header)), Special(IM_END, target=True), Text("\n")]
+    return [*pieces[:-1], Text(header + response, target_from=len(header)), Special(IM_END, target=True), Text("\n")]
 
 
-def _between_media(texts: tuple[str, ...], media: int) -> list[Piece]:
+def qwen_1_5_chat(turns: Sequence[Turn], *, after_media: str = "\n", system: str = SYSTEM) -> list[Piece]:
+    """Several turns, of which the first may be a system message in the place of `system`; the assistant's next turn is open."""
+    if not turns or turns[0].role != "system":
+        turns = [Turn("system", system), *turns]
+    pieces: list[Piece] = []
+    first = 0
+    for turn in turns:
+        pieces += [Special(IM_START), *_turn(turn, first, after_media), Special(IM_END), Text("\n")]
+        first += turn.media
+    return [*pieces, Special(IM_START), Text("assistant\n")]
+
+
+def _turn(turn: Turn, first: int, after_media: str) -> list[Piece]:
+    """Role and content of a turn, whose media begin with number `first`."""
+    header, prompt = f"{turn.role}\n", turn.prompt
+    if not isinstance(prompt, str):
+        return _between_media((header + prompt[0], *prompt[1:]), turn.media, first)
+    if not turn.media:
+        return [Text(header + prompt)]
+    pieces: list[Piece] = [Text(header)]
+    for index in range(turn.media):
+        pieces += [Text(" "), Media(first + index)] if index else [Media(first)]
+    return [*pieces, Text(after_media + prompt)]
+
+
+def _between_media(texts: tuple[str, ...], media: int, first: int = 0) -> list[Piece]:
     if len(texts) != media + 1:
         raise ValueError(f"{len(texts)} texts around {media} media")
     pieces: list[Piece] = [Text(texts[0])] if texts[0] else []
-    for index, text in enumerate(texts[1:]):
+    for index, text in enumerate(texts[1:], first):
         pieces += [Media(index), Text(text)] if text else [Media(index)]
     return pieces
+
+
+def upstream_train_chat(turns: Sequence[Turn]) -> list[Piece]:
+    """Several turns as `upstream_train` has one."""
+    return qwen_1_5_chat(turns, after_media="\n\n")
 
 
 def upstream_train(prompt: PromptText, media: int, response: str | None) -> list[Piece]:
@@ -84,6 +113,16 @@ def find_template(name: str, tokenizer: Any, media_tags: Sequence[str] = (IMAGE_
     if name not in TEMPLATES:
         raise UserError(f"unknown chat template {name!r}; there are {', '.join([*TEMPLATES, 'checkpoint'])}")
     return TEMPLATES[name]
+
+
+Chat = Callable[[Sequence[Turn]], list[Piece]]
+CHATS: dict[str, Chat] = {"qwen_1_5": qwen_1_5_chat, "upstream_train": upstream_train_chat}
+
+
+def find_chat(name: str, tokenizer: Any, media_tags: Sequence[str] = (IMAGE_TAG,)) -> Chat:
+    """What writes several turns, by the name of a template as in `find_template`; the assistant's next turn is open."""
+    found = find_template(name, tokenizer, media_tags)
+    return found.chat if isinstance(found, CheckpointTemplate) else CHATS[name]
 
 
 def closing_token(template: Template) -> str | None:
@@ -138,10 +177,9 @@ class CheckpointTemplate:
         self._any_tag = "|".join(map(re.escape, self.tags))
 
     def __call__(self, prompt: PromptText, media: int, response: str | None) -> list[Piece]:
-        texts = ("",) * media + (prompt,) if isinstance(prompt, str) else prompt
-        there = (*map(bool, texts[:-1]), isinstance(prompt, str) or bool(texts[-1]))  # a plain prompt counts even if empty
-        opening, closing = self._render(there, isinstance(prompt, str))
-        pieces = self._pieces(opening, texts)
+        turn = Turn("user", prompt, media)
+        opening, closing = self._render((_shape(turn),))
+        pieces = self._pieces(opening, _texts([turn]))
         if response is None:
             return pieces
         header = pieces.pop().text if pieces and isinstance(pieces[-1], Text) else ""
@@ -153,21 +191,23 @@ class CheckpointTemplate:
             end[0] = Special(end[0].token, target=True)
         return [*pieces, Text(text, target_from=len(header)), *end]
 
-    @functools.cache  # noqa: B019  (the cache has one entry per prompt shape, which are few)
-    def _render(self, there: tuple[bool, ...], media_first: bool) -> tuple[str, str]:
-        """(rendered text before the response, rendered text after it). `there[i]`: whether there is a text before medium i."""
-        wanted: list[str] = []
-        for number, is_text in enumerate(there):
-            wanted += [_PROMPT.format(number)] if is_text else []
-            wanted += [_MEDIUM] if number < len(there) - 1 else []
-        parts = [{"type": "image"} if one == _MEDIUM else {"type": "text", "text": one} for one in wanted]
-        line = f"{self.tags[0]}\n" if media_first else self.tags[0]
-        for content in (parts, "".join(line if one == _MEDIUM else one for one in wanted)):
-            user = {"role": "user", "content": content}
-            answer = _content(content, _RESPONSE)
+    def chat(self, turns: Sequence[Turn]) -> list[Piece]:
+        """Several turns; the assistant's next turn is open."""
+        return self._pieces(self._render(tuple(map(_shape, turns)))[0], _texts(turns))
+
+    @functools.lru_cache(maxsize=1024)  # noqa: B019  (an entry per form of conversation, which are few)
+    def _render(self, turns: tuple[_Shape, ...]) -> tuple[str, str]:
+        """(rendered text before the response, rendered text after it)."""
+        wanted = [one for content in _contents(turns) for one in content]
+        for join in (self._as_parts, self._as_text):
+            messages = [
+                {"role": turn.role, "content": join(content, turn.media_first)}
+                for turn, content in zip(turns, _contents(turns), strict=True)
+            ]
+            answer = _content(messages[-1]["content"], _RESPONSE)
             try:
-                opening = self._apply([user], add_generation_prompt=True)
-                complete = self._apply([user, {"role": "assistant", "content": answer}], add_generation_prompt=False)
+                opening = self._apply(messages, add_generation_prompt=True)
+                complete = self._apply([*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False)
             except Exception as error:  # TemplateError, or any error of the template's expressions
                 reason = error
                 continue
@@ -183,6 +223,13 @@ class CheckpointTemplate:
                 )
             reason = "it leaves out a part of the conversation"
         raise UserError(f"data.template: checkpoint: the chat template cannot be used ({reason}); choose qwen_1_5")
+
+    def _as_parts(self, content: Sequence[str], media_first: bool) -> list[dict[str, str]]:
+        return [{"type": "image"} if one == _MEDIUM else {"type": "text", "text": one} for one in content]
+
+    def _as_text(self, content: Sequence[str], media_first: bool) -> str:
+        line = f"{self.tags[0]}\n" if media_first else self.tags[0]
+        return "".join(line if one == _MEDIUM else one for one in content)
 
     def _apply(self, messages: list[dict[str, Any]], **options: Any) -> str:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
@@ -202,6 +249,38 @@ class CheckpointTemplate:
                     text = pieces.pop().text + text
                 pieces.append(Text(text))
         return pieces
+
+
+class _Shape(NamedTuple):
+    """The form of a turn: whether there is a text before each medium, and behind the last."""
+
+    role: str
+    there: tuple[bool, ...]
+    media_first: bool
+
+
+def _shape(turn: Turn) -> _Shape:
+    texts, plain = _texts([turn]), isinstance(turn.prompt, str)
+    return _Shape(turn.role, (*map(bool, texts[:-1]), plain or bool(texts[-1])), plain)  # a plain text counts even if empty
+
+
+def _texts(turns: Sequence[Turn]) -> tuple[str, ...]:
+    """The texts of all turns, by the numbers of their placeholders."""
+    each = (("",) * turn.media + (turn.prompt,) if isinstance(turn.prompt, str) else turn.prompt for turn in turns)
+    return tuple(text for texts in each for text in texts)
+
+
+def _contents(turns: Sequence[_Shape]) -> list[list[str]]:
+    """Every turn's placeholders of texts and media, in order."""
+    found, number = [], 0
+    for turn in turns:
+        content: list[str] = []
+        for place, is_text in enumerate(turn.there):
+            content += [_PROMPT.format(number)] if is_text else []
+            content += [_MEDIUM] if place < len(turn.there) - 1 else []
+            number += 1
+        found.append(content)
+    return found
 
 
 def _content(like: Any, text: str) -> Any:
