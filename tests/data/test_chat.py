@@ -39,7 +39,7 @@ def test_turns_follow_each_other_in_chatml(name):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_checkpoints_template_writes_what_it_writes_for_transformers(family):
     tokenizer = FAMILIES[family].tokenizer()
-    if not tokenizer.chat_template:
+    if family != "internvl":
         tokenizer.chat_template = FAMILIES["internvl"].CHAT_TEMPLATE.replace("<IMG_CONTEXT>", "<image>")
     tags = ("<IMG_CONTEXT>", "<image>", "<video>")
     messages, number = [], 0
@@ -61,7 +61,7 @@ def test_the_checkpoints_template_writes_what_it_writes_for_transformers(family)
 @pytest.mark.parametrize(("prompt", "media"), [("Why?", 0), ("Why?", 2), (("Is ", " it?"), 1), (("", " or ", ""), 2), ("", 1)])
 def test_one_turn_is_the_open_prompt_of_training(family, name, prompt, media):
     tokenizer = FAMILIES[family].tokenizer()
-    if not tokenizer.chat_template:
+    if family != "internvl":
         tokenizer.chat_template = FAMILIES["internvl"].CHAT_TEMPLATE.replace("<IMG_CONTEXT>", "<image>")
     tags = ("<IMG_CONTEXT>", "<image>", "<video>")
     turn = Turn("user", prompt, media)
@@ -80,5 +80,5 @@ def test_a_template_that_refuses_a_role_is_refused():
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         "{{ m.content }}{% endfor %}"
     )
-    with pytest.raises(UserError, match="the chat template cannot be used .no system"):
+    with pytest.raises(UserError, match=r"the chat template cannot be used \(no system"):
         find_chat("checkpoint", tokenizer)(TURNS[:2])
