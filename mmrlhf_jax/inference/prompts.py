@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import numpy as np
 
@@ -81,34 +81,62 @@ def make_tree(
     `example_again` reads the example when the tree's turn comes, so that its media need not be kept until then.
     """
     example = prompts[0].example
-    layout = media_layout(example)
-    plans = encoder.geometry.plans(layout.images, layout.frames)
+    plans = plans_of(example, encoder)
     conversations = [
         encoder.tokens(encoder.open_pieces(prompt.example.record, prompt.response, len(plans)), plans) for prompt in prompts
     ]
-    trunk = _trunk(conversations)
-    tokens, positions = conversations[0].tokens[:trunk], positions_of(conversations[0])[:trunk]
-    visual = np.flatnonzero(conversations[0].is_visual[:trunk]).astype(np.int32)
+    longest = max(1 + int(positions_of(conversation).max()) for conversation in conversations)
+    encoder.check_positions(example.record, longest, asked.most)
+    trunk = trunk_length(conversations)
     branches = []
     for prompt, conversation in zip(prompts, conversations, strict=True):
-        own = positions_of(conversation)[trunk:]
-        encoder.check_positions(example.record, 1 + int(own.max()), asked.most)
         branch = Branch(
-            conversation.tokens[trunk:],
-            int(own[0].max()),
+            *_behind(conversation, trunk),
             asked.most,
             asked.stops,
             asked.sampling,
-            scored=None
-            if asked.rewarded is None
-            else _Scored(asked.rewarded, example.record, prompt.response, tuple(plans), trunk),
+            scored=None if asked.rewarded is None else _Scored(asked.rewarded, example.record, prompt.response, plans, trunk),
             top=asked.top,
             closing=0 if asked.rewarded is None else CLOSING,
         )
         branches += [dataclasses.replace(branch, sample=number) for number in range(asked.samples)]
-    read = example_again or functools.partial(_same, example)
-    media = _Media(read, encoder, tuple(plans), visual, trunk) if len(visual) else None
-    return Tree(tokens, positions, branches, visual, media)
+    return with_trunk(conversations[0], trunk, branches, encoder, plans, example_again or functools.partial(_same, example))
+
+
+def scored_tree(example: Example, encoder: GroupEncoder) -> Tree:
+    """The tree of the conversations of an example's responses, as the encoder's task has them; nothing is written, and every
+    branch has the reward of its conversation. UserError as in `make_tree`."""
+    plans = plans_of(example, encoder)
+    conversations = encoder.conversations(example.record, plans)
+    encoder.check_positions(example.record, max(len(conversation.tokens) for conversation in conversations))
+    trunk = trunk_length(conversations)
+    branches = [Branch(*_behind(conversation, trunk), most=0) for conversation in conversations]
+    return with_trunk(conversations[0], trunk, branches, encoder, plans, functools.partial(_same, example))
+
+
+def plans_of(example: Example, encoder: GroupEncoder) -> tuple[VisualPlan, ...]:
+    layout = media_layout(example)
+    return tuple(encoder.geometry.plans(layout.images, layout.frames))
+
+
+def _behind(conversation: Conversation, trunk: int) -> tuple[np.ndarray, int]:
+    """The tokens behind the trunk, and the position of the first of them."""
+    return conversation.tokens[trunk:], int(positions_of(conversation)[trunk].max())
+
+
+def with_trunk(
+    conversation: Conversation,
+    trunk: int,
+    branches: Sequence[Branch],
+    encoder: GroupEncoder,
+    plans: tuple[VisualPlan, ...],
+    example: Callable[[], Example],
+    key: Hashable = None,
+) -> Tree:
+    """The tree whose trunk is the first `trunk` tokens of a conversation. `example` gives its media when its turn comes."""
+    visual = np.flatnonzero(conversation.is_visual[:trunk]).astype(np.int32)
+    media = _Media(example, encoder, plans, visual, trunk) if len(visual) else None
+    return Tree(conversation.tokens[:trunk], positions_of(conversation)[:trunk], branches, visual, media, key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +168,7 @@ class _Media:
         return geometry.of_group(media_tiles(self.example(), geometry), self.plans, self.visual, self.trunk)
 
 
-def _trunk(conversations: Sequence[Conversation]) -> int:
+def trunk_length(conversations: Sequence[Conversation]) -> int:
     """The length of the trunk: of the common prefix, but for a token that every branch must have to begin with.
 
     ValueError if a visual token lies behind it.

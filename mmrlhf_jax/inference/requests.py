@@ -22,7 +22,7 @@ class Branch:
     Attributes:
         tokens: int32[n], n >= 1: the prompt behind the trunk.
         position: of its first token; the others follow it, on all axes of positions.
-        most: the number of new tokens that are allowed, at least 1.
+        most: the number of new tokens that are allowed; 0: nothing is written, and the reward of the prompt is computed.
         stops: tokens that end the text.
         sampling, sample: how tokens are chosen, and the number of this sample among those of the same request.
         scored: the tokens behind the trunk of the conversation whose reward is wanted, given the new tokens without the one

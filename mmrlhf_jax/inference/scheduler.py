@@ -219,7 +219,7 @@ class Scheduler:
                 if slot.prompting:
                     group.branches.append(slot)
                 else:
-                    slot.forced.append(int(slot.branch.tokens[-1]))
+                    _feed_last(slot)
 
     def _extend(self) -> bool:
         """Compute a chunk of every group that waits for one of the same kind; False if none does."""
@@ -254,7 +254,7 @@ class Scheduler:
             slot.length += taken.get(number, 0)
             if not slot.prompting:
                 self.groups[number].branches.popleft()
-                slot.forced.append(int(slot.branch.tokens[-1]))
+                _feed_last(slot)
 
     def _extend_trunks(self) -> None:
         heads = [(number, group.trunks[0]) for number, group in enumerate(self.groups) if group.trunks]
@@ -389,6 +389,13 @@ class Scheduler:
         if group.slots[slot.number] is slot:
             slot.row.places.discard(slot.place)
             group.slots[slot.number] = None
+
+
+def _feed_last(slot: Slot) -> None:
+    """Let the next step feed the last token of the prompt; behind it is the first new one, or the end."""
+    slot.forced.append(int(slot.branch.tokens[-1]))
+    if slot.branch.most == 0:
+        slot.closing, slot.written.reason = True, "stop"
 
 
 def _on_axes(positions: np.ndarray, axes: int) -> np.ndarray:

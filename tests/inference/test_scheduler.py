@@ -14,7 +14,7 @@ from mmrlhf_jax.data.overlay import OverlaidExamples
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.engine import Engine, Prompt
 from mmrlhf_jax.inference.lanes import lanes_for
-from mmrlhf_jax.inference.prompts import prompt_trees
+from mmrlhf_jax.inference.prompts import prompt_trees, scored_tree
 from mmrlhf_jax.inference.sampling import Sampling
 from mmrlhf_jax.inference.scheduler import Scheduler
 from mmrlhf_jax.records import Response
@@ -165,6 +165,21 @@ def test_a_text_ends_where_it_is_told_to(engine, prompts):
         if len(written.tokens) == 7:
             running.stop(written)
     assert written.reason == "stop" and len(written.tokens) == 7 and written.done
+
+
+@pytest.mark.parametrize("task", ["critique", "uncritiqued"])
+def test_conversations_that_are_given_are_scored_in_a_lane_as_by_a_pass_over_rows(engine, tmp_path, task):
+    path = ranked.write(tmp_path, [(1, 2), (1, 2, 2), (1, 2, 3, 4)], [[(40, 30)], [], [(30, 30), (50, 20)]])
+    examples = open_examples(path)
+    wanted = [each["rewards"] for each in engine.score_responses(examples, task)]
+    made = [scored_tree(examples[index], engine.encoder(task)) for index in range(3)]
+    running = scheduler(engine, made)
+    written = [running.submit(tree) for tree in made]
+    for _ in running.run():
+        pass
+    for texts, rewards in zip(written, wanted, strict=True):
+        assert all(each.done and not each.tokens for each in texts)
+        np.testing.assert_allclose([each.reward for each in texts], rewards, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,0 +1,25 @@
+"""Bounds of what a request may contain. Each stands against an attack on a server of models that is known (docs/serving.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+MiB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    body: int = 32 * MiB  # bytes of a request
+    media: int = 16  # pictures, or frames, of a request
+    frames: int = 64  # frames of a video, counted before any is decoded
+    pixels: int = 50_000_000  # of one picture, from its header
+    decoded: int = 400 * MiB  # bytes of all decoded pictures of a request
+    messages: int = 64
+    responses: int = 64  # of a rewards request
+    text: int = 400_000  # characters of all texts of a request
+    samples: int = 16  # `n`
+    stops: int = 4
+    stop_length: int = 64
+    stop_tokens: int = 32
+    waiting: int = 256  # requests that wait for a slot; more are refused with 429
+    seconds: float = 600.0  # a request's time, waiting included

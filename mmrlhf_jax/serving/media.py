@@ -1,0 +1,88 @@
+"""Pictures and frames of a request, from data URLs alone: nothing is fetched, and nothing is read from this machine's files."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+
+from PIL import Image
+
+from mmrlhf_jax.data.images import decode_image
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.serving.errors import ApiError
+from mmrlhf_jax.serving.limits import Limits
+
+PICTURES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp")
+FRAMES = "video/jpeg"  # vLLM's form: base64 JPEG frames, separated by commas
+
+
+def picture(url: str, limits: Limits, param: str) -> bytes:
+    """The bytes of a picture's data URL. ApiError for anything else, and for a picture that is too large or cannot be read."""
+    kind, payload = _data_url(url, param)
+    if kind not in PICTURES:
+        raise ApiError(415, f"{param}: {kind!r} is not one of {', '.join(PICTURES)}", param=param)
+    return _checked(_decoded(payload, param), limits, param)
+
+
+def frames(url: str, limits: Limits, param: str) -> list[bytes]:
+    """The frames of a video's data URL. They are counted before they are taken apart."""
+    kind, payload = _data_url(url, param)
+    if kind != FRAMES:
+        raise ApiError(
+            415, f"{param}: {kind!r} is not {FRAMES!r}; send frames as data:{FRAMES};base64,FRAME,FRAME,...", param=param
+        )
+    count = payload.count(",") + 1
+    if count > limits.frames:
+        raise ApiError(400, f"{param}: {count} frames; at most {limits.frames} are allowed", param=param)
+    return [_checked(_decoded(each, param), limits, param) for each in payload.split(",")]
+
+
+def check_together(media: list[bytes], limits: Limits, param: str) -> None:
+    """ApiError if all pictures of a request together are too large when they are decoded."""
+    size = sum(3 * width * height for width, height in map(_size, media))
+    if size > limits.decoded:
+        raise ApiError(413, f"{param}: the pictures of this request have {size} bytes decoded; {limits.decoded} are allowed")
+
+
+def decode(data: bytes, param: str) -> Image.Image:
+    """The decoded picture. ApiError, without the decoder's own words, for one that is broken."""
+    try:
+        return decode_image(data, param)
+    except (UserError, OSError, ValueError, SyntaxError, MemoryError):
+        raise ApiError(422, f"{param}: the picture cannot be read", param=param) from None
+
+
+def _data_url(url: str, param: str) -> tuple[str, str]:
+    if not url.startswith("data:"):
+        scheme = url.split(":", 1)[0][:16]
+        raise ApiError(400, f"{param}: only data URLs are accepted (data:image/png;base64,...), not {scheme!r}", param=param)
+    head, comma, payload = url[len("data:") :].partition(",")
+    kind, _, encoding = head.partition(";")
+    if not comma or encoding != "base64":
+        raise ApiError(400, f"{param}: a data URL has the form data:TYPE;base64,CONTENT", param=param)
+    return kind.lower(), payload
+
+
+def _decoded(payload: str, param: str) -> bytes:
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(422, f"{param}: the content is not base64", param=param) from None
+
+
+def _checked(data: bytes, limits: Limits, param: str) -> bytes:
+    """The data of a picture whose header can be read and whose size is allowed."""
+    try:
+        width, height = _size(data)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise ApiError(422, f"{param}: the picture cannot be read", param=param) from None
+    if width * height > limits.pixels:
+        raise ApiError(413, f"{param}: {width} x {height} pixels; at most {limits.pixels} are allowed", param=param)
+    return data
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    """(width, height) from the header."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.size

@@ -1,0 +1,184 @@
+"""The thread that runs the lanes: requests come in from the event loop, and events of their texts go back to it.
+
+One thread owns the device. It takes new requests between two steps, so that they join those that are running; a text that
+nobody waits for any more is cancelled before the next step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mmrlhf_jax.inference.requests import Tree, Written
+from mmrlhf_jax.inference.scheduler import Scheduler
+from mmrlhf_jax.serving.errors import ApiError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """What a step brought for one text of a job: the tokens since the last event."""
+
+    branch: int  # number of the text among those of its tree
+    tokens: tuple[int, ...]
+    logps: tuple[float, ...]
+    top: tuple[tuple[Any, Any], ...]
+    written: Written | None  # when it is finished
+
+
+class Job:
+    """A tree that has been handed over. Its events arrive in `events`, in the event loop that made it; None ends them if the
+    worker has died."""
+
+    def __init__(self, tree: Tree, loop: asyncio.AbstractEventLoop):
+        self.tree, self._loop = tree, loop
+        self.events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self.written: list[Written] = []
+        self.given: list[int] = []  # tokens of each text that events have brought
+        self.scheduler: Scheduler | None = None  # that runs it
+
+    def put(self, event: Event | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the event loop has been closed
+            self._loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+
+class Worker:
+    """Runs `schedulers`, of which the first that a tree fits takes it. `waiting` is the most jobs that may wait."""
+
+    def __init__(self, schedulers: Sequence[Scheduler], waiting: int, on_step: Callable[[Scheduler], None] = lambda each: None):
+        self._schedulers, self._most, self._on_step = list(schedulers), waiting, on_step
+        self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._jobs: dict[int, tuple[Job, int]] = {}  # by the identity of a text: its job and its number there
+        self._open: set[Job] = set()
+        self._thread = threading.Thread(target=self._run, name="lanes", daemon=True)
+        self.alive = False
+        self.error: BaseException | None = None
+
+    def start(self) -> None:
+        self.alive = True
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the step that it is in."""
+        self._inbox.put(("stop", None))
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def running(self) -> int:
+        """Texts that have a slot."""
+        return sum(slot is not None for each in self._schedulers for group in each.groups for slot in group.slots)
+
+    @property
+    def jobs(self) -> int:
+        """Jobs that have not ended."""
+        return len(self._open)
+
+    @property
+    def slots(self) -> int:
+        return sum(len(group.slots) for each in self._schedulers for group in each.groups)
+
+    def fits(self, trunk: int, branch: int) -> bool:
+        """Whether a lane has room for a trunk and a branch of so many tokens."""
+        return any(trunk <= each.lane.trunk and branch <= each.lane.branch for each in self._schedulers)
+
+    def submit(self, tree: Tree) -> Job:
+        """Hand a tree over, from the event loop. ApiError if too many wait, or if the worker has died."""
+        if not self.alive:
+            raise ApiError(503, "the engine has stopped; the server must be started again")
+        if len(self._open) - self.running >= self._most:
+            raise ApiError(429, f"{self._most} requests are waiting; try again later")
+        job = Job(tree, asyncio.get_running_loop())
+        self._open.add(job)
+        self._inbox.put(("submit", job))
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Nobody waits for this job any more."""
+        if job in self._open:
+            self._inbox.put(("cancel", job))
+
+    def end(self, job: Job, branch: int) -> None:
+        """End one text of a job, because a stop string was found in it."""
+        self._inbox.put(("end", (job, branch)))
+
+    def _run(self) -> None:
+        try:
+            while True:
+                busy = [each for each in self._schedulers if each.busy]
+                if not self._take(wait=not busy):
+                    return
+                for scheduler in [each for each in self._schedulers if each.busy]:
+                    self._tell(scheduler.step())
+                    self._on_step(scheduler)
+        except BaseException as error:  # the device has failed, or the code: no request can be served any more
+            self.error = error
+            logger.exception("the engine has stopped")
+        finally:
+            self.alive = False
+            for job in tuple(self._open):
+                job.put(None)
+
+    def _take(self, *, wait: bool) -> bool:
+        """Do what was asked since the last step; False if the thread is to end."""
+        while True:
+            try:
+                what, subject = self._inbox.get(block=wait)
+            except queue.Empty:
+                return True
+            wait = False
+            if what == "stop":
+                return False
+            if what == "submit":
+                self._begin(subject)
+            elif what == "cancel":
+                self._cancel(subject)
+            else:
+                job, branch = subject
+                if job in self._open and not job.written[branch].done:
+                    job.scheduler.stop(job.written[branch])
+                    self._tell([job.written[branch]])
+
+    def _begin(self, job: Job) -> None:
+        longest = max(branch.length for branch in job.tree.branches)
+        scheduler = next(
+            each for each in self._schedulers if len(job.tree.tokens) <= each.lane.trunk and longest <= each.lane.branch
+        )
+        job.scheduler, job.written = scheduler, scheduler.submit(job.tree)
+        job.given = [0] * len(job.written)
+        for number, written in enumerate(job.written):
+            self._jobs[id(written)] = job, number
+
+    def _cancel(self, job: Job) -> None:
+        if job not in self._open:
+            return
+        for written in job.written:
+            if not written.done:
+                job.scheduler.cancel(written)
+        self._close(job)
+
+    def _tell(self, changed: Sequence[Written]) -> None:
+        """Send an event for every text that has grown or ended."""
+        for written in changed:
+            if id(written) not in self._jobs:
+                continue
+            job, number = self._jobs[id(written)]
+            first, job.given[number] = job.given[number], len(written.tokens)
+            new = slice(first, None)
+            finished = written if written.done else None
+            job.put(Event(number, tuple(written.tokens[new]), tuple(written.logps[new]), tuple(written.top[new]), finished))
+        for job in {self._jobs[id(written)][0] for written in changed if id(written) in self._jobs}:
+            if all(each.done for each in job.written):
+                self._close(job)
+
+    def _close(self, job: Job) -> None:
+        self._open.discard(job)
+        for written in job.written:
+            self._jobs.pop(id(written), None)
