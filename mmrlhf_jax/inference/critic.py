@@ -10,8 +10,10 @@ import numpy as np
 
 from mmrlhf_jax.data.overlay import OverlaidExamples
 from mmrlhf_jax.data.subset import Subset
+from mmrlhf_jax.data.tokens import Conversation
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.engine import Engine, Prompt, all_finite
+from mmrlhf_jax.inference.prompts import Rewarded
 from mmrlhf_jax.inference.requests import Written
 from mmrlhf_jax.records import RankedRecord
 
@@ -71,15 +73,11 @@ def _write(engine: Engine, examples, max_new_tokens: int) -> Iterator[tuple[int,
     can be computed again from the text: where the tokenizer splits the text otherwise than the model wrote it, the branch is
     fed again from there on. Critiques for whose text the branch has no room then are scored at the end, by a pass over rows.
     """
-    encoder = engine.encoder("critique")
-
-    def conversation(record, response, plans, new: list[int]):
-        return encoder.conversation(record, dataclasses.replace(response, critique=engine.decode(new)), plans)
-
     prompts = CritiquePrompts(examples)
+    asked = engine.asked(max_new_tokens, rewarded=critique_conversation(engine))
     written: dict[int, dict[int, Written]] = {}
     apart: dict[int, RankedRecord] = {}
-    for number, (text,) in engine.write_each(prompts, engine.asked(max_new_tokens, rewarded=conversation), "writing critiques"):
+    for number, (text,) in engine.write_each(prompts, asked, "writing critiques"):
         index, response = prompts.where(number)
         record, of_record = examples.records[index], written.setdefault(index, {})
         of_record[response] = text
@@ -97,6 +95,16 @@ def _write(engine: Engine, examples, max_new_tokens: int) -> Iterator[tuple[int,
         left = sorted(apart)
         overlaid = OverlaidExamples(Subset(examples, left), [apart[index] for index in left])
         yield from zip(left, _score(engine, overlaid, "critique"), strict=True)
+
+
+def critique_conversation(engine: Engine) -> Rewarded:
+    """Makes the conversation whose reward is that of a critique, from the critique's tokens."""
+    encoder = engine.encoder("critique")
+
+    def conversation(record, response, plans, new: list[int]) -> Conversation:
+        return encoder.conversation(record, dataclasses.replace(response, critique=engine.decode(new)), plans)
+
+    return conversation
 
 
 def _with_rewards(record: RankedRecord, rewards: np.ndarray) -> RankedRecord:
