@@ -100,6 +100,18 @@ class ServedModel:
             raise self._too_long(len(tree.tokens), longest)
         return dataclasses.replace(tree, key=_key(tree.tokens, example))
 
+    def with_responses(self, example: Example, responses: Sequence[str], critiques: Sequence[str | None]) -> Example:
+        """A record's prompt and media with other responses."""
+        made = tuple(Response(text, critique=critique) for text, critique in zip(responses, critiques, strict=True))
+        return dataclasses.replace(example, record=dataclasses.replace(example.record, responses=made))
+
+    def plain(self, text: str) -> str:
+        """A response without the control tokens that a trainer's decoding has left at its end."""
+        ends = [self.engine.tokenizer.convert_ids_to_tokens(number) for number in self.engine.stop_tokens]
+        while end := next((end for end in ends if text.rstrip("\n").endswith(end)), None):
+            text = text.rstrip("\n").removesuffix(end)
+        return text
+
     def _critiques_tree(self, example: Example, asked: Rewards) -> Tree:
         wanted = self.engine.asked(
             asked.most, sampling=asked.sampling, samples=asked.samples, rewarded=critique_conversation(self.engine)
