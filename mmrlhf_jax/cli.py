@@ -243,6 +243,30 @@ def score(
     commands.score.score(model, data, out, media_root, video_frames, critique, max_new_tokens, launch, **loading)
 
 
+@app.command()
+def serve(
+    model: options.Model,
+    data: Annotated[
+        str | None, path_option(help="Data whose records requests may name by id, instead of sending media.")
+    ] = None,
+    media_root: options.MediaRoot = None,
+    video_frames: options.VideoFrames = 32,
+    host: Annotated[str, typer.Option(help="Address to listen at. Others than loopback need MMRLHF_API_KEY.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    name: Annotated[str | None, typer.Option(help="Name of the model in requests; default: --model.")] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Longest prompt, media included.")] = 4096,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer; for rewards, response and critique.")] = 1024,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds for running requests at the end.")] = 30.0,
+    dtype: options.Dtype = "float32",
+    batch: options.BatchSize = 16,
+    template: options.Template = None,
+) -> None:
+    """Serve chat and rewards over HTTP, for OpenAI's clients and for trainers."""
+    place = dict(host=host, port=port, name=name, prompt_tokens=prompt_tokens, new_tokens=new_tokens, grace=grace)
+    loading = dict(dtype=dtype, batch=batch, template=template)
+    commands.serve.serve(model, data, media_root, video_frames, **place, **loading)
+
+
 @eval_app.command("reward-bench")
 def reward_bench(
     model: options.Model,

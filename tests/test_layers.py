@@ -29,9 +29,11 @@ ALLOWED = {
     "training": {"config", "data", "huggingface", "inference", "models", "objectives", "pages", "sharding", "tasks"},
     "launching": {"config", "data", "sharding"},
     "evaluation": {"data"},
+    "serving": {"data", "inference", "models"},
     "planning": {"config", "data", "huggingface", "inference", "models", "objectives", "sharding", "tasks", "training"},
     "commands": {
-        "config", "data", "evaluation", "huggingface", "inference", "pages", "planning", "sharding", "tasks", "training",
+        "config", "data", "evaluation", "huggingface", "inference", "pages", "planning", "serving", "sharding",
+        "tasks", "training",
     },
     "quickstart": {
         "config", "data", "evaluation", "huggingface", "inference", "models", "pages", "sharding", "training",

@@ -119,7 +119,8 @@ class Engine:
         """The programs that were compiled, of all lanes."""
         return [f"{lane}: {name}" for lane, programs in self._programs.items() for name in programs.compiled]
 
-    def _fits(self, lane: Lane) -> bool:
+    def fits(self, lane: Lane) -> bool:
+        """Whether there is room for a lane's cache beside the weights."""
         return self._room is None or lane.bytes(self.config.text, self.dtype) <= self._room
 
     def encoder(self, task: str) -> GroupEncoder:
@@ -161,7 +162,7 @@ class Engine:
         """
         trees, weights = prompt_trees(prompts, self.encoder("answer"), asked), self.model.apart()
         groups, progress = rows_divisor(self.mesh), Progress(description, len(prompts) * asked.samples)
-        for lane, chosen in lanes_for([each.tree for each in trees], self.batch // groups, groups, self._fits):
+        for lane, chosen in lanes_for([each.tree for each in trees], self.batch // groups, groups, self.fits):
             scheduler = Scheduler(self.programs(lane), weights)
             running: dict[int, tuple[int, list[Written]]] = {}  # by the identity of each text
             for number in chosen:

@@ -43,6 +43,17 @@ def make_lane(slots: int, most_rows: int, *, trunk: int, branch: int, width: flo
     return Lane(rows=rows, trunk=trunk, places=places, slots=slots, branch=branch)
 
 
+def serving_lane(trunk: int, branch: int, slots: int, fits: Callable[[Lane], bool]) -> Lane:
+    """A lane for requests that are not known yet: each may have a trunk of its own, of up to `trunk` tokens, with `branch` tokens
+    behind it. It has fewer slots where so many do not fit."""
+    sizes = dict(trunk=stepped(trunk, TRUNK_CHUNKS[0]), branch=stepped(branch, BRANCH_CHUNKS[-1]))
+    while True:
+        lane = Lane(rows=slots + slots // 2 + 1, places=min(slots, MOST_PLACES), slots=slots, **sizes)
+        if fits(lane) or slots == 1:
+            return lane
+        slots //= 2
+
+
 def _trunk(tree: Tree) -> int:
     return TRUNK_CHUNKS[0] * power_of_two(math.ceil(max(len(tree.tokens), 1) / TRUNK_CHUNKS[0]))
 

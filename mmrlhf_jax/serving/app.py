@@ -91,5 +91,5 @@ async def _health(request: Request) -> Response:
 async def _ready(request: Request) -> Response:
     """Whether requests are taken: the programs are compiled, and the server is not ending."""
     service: Service = request.app.state.service
-    ready = service.worker.alive and not service.draining
+    ready = service.worker.ready and not service.draining
     return JSONResponse({"status": "ready" if ready else "not ready"}, 200 if ready else 503)

@@ -52,6 +52,8 @@ class Service:
             raise ApiError(503, "the server is shutting down", retry=True)
         if not self.worker.alive:
             raise ApiError(503, "the engine has stopped; the server must be started again")
+        if not self.worker.ready:
+            raise ApiError(503, "the server is starting", retry=True)
 
     @contextlib.asynccontextmanager
     async def job(self, tree: Tree) -> AsyncIterator[Job]:

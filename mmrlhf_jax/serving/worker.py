@@ -57,19 +57,26 @@ class Worker:
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._jobs: dict[int, tuple[Job, int]] = {}  # by the identity of a text: its job and its number there
         self._open: set[Job] = set()
-        self._thread = threading.Thread(target=self._run, name="lanes", daemon=True)
+        self._thread: threading.Thread | None = None
         self.alive = False
-        self.error: BaseException | None = None
+        self.ready = False
 
-    def start(self) -> None:
+    def start(self, warm: Callable[[], None] = lambda: None) -> None:
+        """Start the thread, which calls `warm` before it takes the first job."""
         self.alive = True
+        self._thread = threading.Thread(target=self._run, args=(warm,), name="lanes", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """End the thread after the step that it is in."""
         self._inbox.put(("stop", None))
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
+
+    def give_up(self) -> None:
+        """End all jobs: what waits for them gets an error."""
+        for job in tuple(self._open):
+            job.put(None)
 
     @property
     def running(self) -> int:
@@ -109,8 +116,10 @@ class Worker:
         """End one text of a job, because a stop string was found in it."""
         self._inbox.put(("end", (job, branch)))
 
-    def _run(self) -> None:
+    def _run(self, warm: Callable[[], None]) -> None:
         try:
+            warm()
+            self.ready = True
             while True:
                 busy = [each for each in self._schedulers if each.busy]
                 if not self._take(wait=not busy):
@@ -118,13 +127,11 @@ class Worker:
                 for scheduler in [each for each in self._schedulers if each.busy]:
                     self._tell(scheduler.step())
                     self._on_step(scheduler)
-        except BaseException as error:  # the device has failed, or the code: no request can be served any more
-            self.error = error
+        except BaseException:  # the device has failed, or the code: no request can be served any more
             logger.exception("the engine has stopped")
         finally:
-            self.alive = False
-            for job in tuple(self._open):
-                job.put(None)
+            self.alive = self.ready = False
+            self.give_up()
 
     def _take(self, *, wait: bool) -> bool:
         """Do what was asked since the last step; False if the thread is to end."""

@@ -1,0 +1,69 @@
+"""`mmrlhf serve`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from mmrlhf_jax.data.mixture import open_examples
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.inference.engine import Engine
+from mmrlhf_jax.inference.lanes import serving_lane
+from mmrlhf_jax.inference.scheduler import Scheduler
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.sharding.mesh import rows_divisor
+
+KEY = "MMRLHF_API_KEY"
+
+
+def serve(
+    model: str,
+    data: str | None,
+    media_root: str | None,
+    video_frames: int,
+    host: str,
+    port: int,
+    name: str | None,
+    prompt_tokens: int,
+    new_tokens: int,
+    grace: float,
+    **loading: Any,
+) -> None:
+    """`loading` are options of `Engine.load`."""
+    try:
+        from mmrlhf_jax.serving import server
+        from mmrlhf_jax.serving.limits import Limits
+        from mmrlhf_jax.serving.metrics import Metrics
+        from mmrlhf_jax.serving.model import ServedModel
+        from mmrlhf_jax.serving.service import Service
+        from mmrlhf_jax.serving.worker import Worker
+    except ModuleNotFoundError as error:
+        raise UserError(f'{error.name} is not installed; pip install "mmrlhf-jax[serve]"') from None
+    key = os.environ.get(KEY) or None
+    server.check_host(host, key)
+    examples = None if data is None else open_examples(data, media_root, video_frames)
+    engine = Engine.load(model, **loading)
+    lane = serving_lane(prompt_tokens, new_tokens, engine.batch // rows_divisor(engine.mesh), engine.fits)
+    programs = engine.programs(lane)
+    scheduler = Scheduler(programs, engine.model.apart(), streaming=True)
+    metrics, limits = Metrics(), Limits()
+    served = ServedModel(engine, name or model, lane.trunk, lane.branch)
+    records = None if examples is None else _finder(examples)
+    service = Service(served, Worker([scheduler], limits.waiting, metrics.look), limits, metrics, key, records)
+
+    def warm() -> None:
+        say(f"compiling the programs of {lane}")
+        programs.compile_all(tiles=(1,))
+        say(f"serving {served.name} at http://{host}:{port}/v1")
+
+    server.run(service, host, port, grace=grace, warm=warm)
+
+
+def _finder(examples):
+    """What finds an example by its record's id. UserError for ids that occur twice."""
+    places: dict[str, int] = {}
+    for place, record in enumerate(examples.records):
+        if record.id in places:
+            raise UserError(f"--data: records {places[record.id]} and {place} have the same id {record.id!r}")
+        places[record.id] = place
+    return lambda record_id: examples[places[record_id]] if record_id in places else None
