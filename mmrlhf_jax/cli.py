@@ -246,9 +246,7 @@ def score(
 @app.command()
 def serve(
     model: options.Model,
-    data: Annotated[
-        str | None, path_option(help="Data whose records requests may name by id, instead of sending media.")
-    ] = None,
+    data: Annotated[str | None, path_option(help="Data whose records requests may name by id.")] = None,
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
     host: Annotated[str, typer.Option(help="Address to listen at. Others than loopback need MMRLHF_API_KEY.")] = "127.0.0.1",

@@ -44,7 +44,7 @@ def make_lane(slots: int, most_rows: int, *, trunk: int, branch: int, width: flo
 
 
 def serving_lane(trunk: int, branch: int, slots: int, fits: Callable[[Lane], bool]) -> Lane:
-    """A lane for requests that are not known yet: each may have a trunk of its own, of up to `trunk` tokens, with `branch` tokens
+    """A lane for requests that are not known yet: each may have a trunk of its own of up to `trunk` tokens, and `branch` tokens
     behind it. It has fewer slots where so many do not fit."""
     sizes = dict(trunk=stepped(trunk, TRUNK_CHUNKS[0]), branch=stepped(branch, BRANCH_CHUNKS[-1]))
     while True:

@@ -1,6 +1,7 @@
 """`/v1/rewards` and its views: `/score`, `/rerank`, `/classify` (vLLM's) and `/get_reward` (OpenRLHF's).
 
-Rewards are raw numbers, without an activation. A group of responses to one prompt is one tree: the picture is encoded once, whatever the number of responses and critiques.
+Rewards are raw numbers, without an activation. A group of responses to one prompt is one tree: the picture is encoded once,
+whatever the number of responses and critiques.
 """
 
 from __future__ import annotations
