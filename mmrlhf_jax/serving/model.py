@@ -26,6 +26,8 @@ from mmrlhf_jax.serving import media
 from mmrlhf_jax.serving.conversation import Conversation
 from mmrlhf_jax.serving.errors import ApiError
 
+USUAL_CRITIQUE = 512  # tokens
+
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
@@ -114,10 +116,14 @@ class ServedModel:
 
     def _critiques_tree(self, example: Example, asked: Rewards) -> Tree:
         wanted = self.engine.asked(
-            asked.most, sampling=asked.sampling, samples=asked.samples, rewarded=critique_conversation(self.engine)
+            asked.most or 1, sampling=asked.sampling, samples=asked.samples, rewarded=critique_conversation(self.engine)
         )
-        prompts = [Prompt(example, response) for response in example.record.responses]
-        return make_tree(prompts, self._encoder, wanted)
+        tree = make_tree([Prompt(example, response) for response in example.record.responses], self._encoder, wanted)
+        if asked.most is not None:
+            return tree
+        room = self.longest_branch - max(branch.length - branch.most for branch in tree.branches)
+        most = max(1, min(USUAL_CRITIQUE, room))
+        return dataclasses.replace(tree, branches=[dataclasses.replace(branch, most=most) for branch in tree.branches])
 
     def _check_pictures(self, example: Example) -> None:
         """Decode every picture once, so that one that is broken is refused before it reaches the lanes."""
@@ -148,7 +154,7 @@ class Rewards:
     critiques: tuple[str, ...] | None = None
     samples: int = 1
     sampling: Sampling = GREEDY
-    most: int = 512
+    most: int | None = None  # tokens of a critique; None: USUAL_CRITIQUE, or as many as there is room for
 
 
 def _key(tokens: np.ndarray, example: Example) -> Hashable:

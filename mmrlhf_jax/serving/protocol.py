@@ -108,7 +108,7 @@ class RewardsRequest(_Model):
     n: Annotated[int, Field(ge=1, strict=True)] = 1
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.0
     seed: Whole = 0
-    max_critique_tokens: Annotated[int, Field(ge=1, strict=True)] = 512
+    max_critique_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
 
 
 class Content(_Model):

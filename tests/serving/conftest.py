@@ -34,10 +34,21 @@ LIMITS = Limits(body=2**20, media=4, frames=8, pixels=400_000, decoded=2**21, wa
 
 
 @pytest.fixture(scope="session")
-def judge(tmp_path_factory) -> Engine:
+def directory(tmp_path_factory):
     """A reward model; untied, because a tied model of random weights says the same token for ever."""
     raw = tiny.config(text={"tie_word_embeddings": False})
-    directory = tiny.checkpoint(tmp_path_factory.mktemp("judge"), raw, reward_head=True)
+    return tiny.checkpoint(tmp_path_factory.mktemp("judge"), raw, reward_head=True)
+
+
+@pytest.fixture(scope="session")
+def judge(directory) -> Engine:
+    """The model that is served, and by which tests generate beside the server."""
+    return Engine.load(str(directory), batch=4, mesh=make_mesh({}, jax.devices()[:1]))
+
+
+@pytest.fixture(scope="session")
+def beside(directory) -> Engine:
+    """The same model, for passes over rows."""
     return Engine.load(str(directory), batch=4, mesh=make_mesh({}, jax.devices()[:1]))
 
 

@@ -1,0 +1,144 @@
+"""`/v1/rewards` and its views give the rewards that `mmrlhf score` gives."""
+
+from __future__ import annotations
+
+import base64
+
+import httpx
+import numpy as np
+import pytest
+
+from mmrlhf_jax.inference import critic
+
+
+@pytest.fixture(scope="module")
+def post(address):
+    with httpx.Client(base_url=address, timeout=60) as client:
+        yield lambda path, body: client.post(path, json=body)
+
+
+@pytest.fixture(scope="module")
+def scored(beside, records):
+    """The records with what the critic says of their responses."""
+    return critic.score(beside, records, max_new_tokens=16)
+
+
+def pictures(records, index: int) -> list[dict]:
+    images = records[index].images
+    return [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(x).decode()}"}} for x in images
+    ]
+
+
+def messages(records, index: int) -> list[dict]:
+    text = {"type": "text", "text": records.records[index].prompt}
+    return [{"role": "user", "content": [*pictures(records, index), text]}]
+
+
+def wanted(scored, index: int) -> list[float]:
+    return [response.reward for response in scored[index].responses]
+
+
+def texts(scored, index: int) -> list[str]:
+    return [response.text for response in scored[index].responses]
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize("by", ["messages", "record_id"])
+def test_rewards_and_critiques_are_the_critics(post, records, scored, index, by):
+    prompt = {"messages": messages(records, index)} if by == "messages" else {"record_id": records.records[index].id}
+    reply = post("/v1/rewards", prompt | {"responses": texts(scored, index), "max_critique_tokens": 16})
+    assert reply.status_code == 200, reply.text
+    data = reply.json()["data"]
+    assert [each["index"] for each in data] == list(range(len(data)))
+    np.testing.assert_allclose([each["reward"] for each in data], wanted(scored, index), atol=1e-5)
+    assert [each["critiques"][0]["text"] for each in data] == [r.critique or "" for r in scored[index].responses]
+    assert reply.json()["usage"]["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize("mode", ["given", "none"])
+def test_critiques_may_be_given_or_left_out(post, beside, records, mode):
+    found = critic.score(beside, records, critique=mode)
+    for index, record in enumerate(records.records):
+        body = {"record_id": record.id, "responses": [r.text for r in record.responses], "critique": mode}
+        if mode == "given":
+            body["critiques"] = [response.critique for response in record.responses]
+        reply = post("/v1/rewards", body)
+        assert reply.status_code == 200, reply.text
+        np.testing.assert_allclose([each["reward"] for each in reply.json()["data"]], wanted(found, index), atol=1e-5)
+
+
+def test_several_critiques_give_a_mean_and_a_spread(post, records):
+    body = {"record_id": records.records[0].id, "responses": ["A kite.", "A bird."], "n": 3, "temperature": 1.0, "seed": 7}
+    first, again = (post("/v1/rewards", body | {"max_critique_tokens": 12}).json()["data"] for _ in range(2))
+    assert first == again
+    for each in first:
+        rewards = [critique["reward"] for critique in each["critiques"]]
+        assert len(rewards) == 3 and len({critique["text"] for critique in each["critiques"]}) == 3
+        assert each["reward"] == pytest.approx(np.mean(rewards)) and each["std"] == pytest.approx(np.std(rewards, ddof=1))
+
+
+def test_views_give_the_same_numbers(post, records, scored):
+    answers, rewards = texts(scored, 1), None
+    question = records.records[1].prompt
+    reply = post("/v1/rewards", {"messages": messages(records, 1), "responses": answers})
+    rewards = [each["reward"] for each in reply.json()["data"]]
+    for path in ("/score", "/v1/score"):
+        found = post(path, {"text_1": question, "text_2": answers}).json()
+        assert [each["score"] for each in found["data"]] == pytest.approx(rewards, abs=1e-5)
+    parts = {"content": [{"type": "text", "text": question}]}
+    paired = post("/score", {"queries": [parts] * len(answers), "documents": answers, "model": "tiny"}).json()
+    assert [each["score"] for each in paired["data"]] == pytest.approx(rewards, abs=1e-5)
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+        found = post(path, {"query": question, "documents": answers, "top_n": 2}).json()["results"]
+        assert [each["index"] for each in found] == sorted(range(len(answers)), key=lambda i: -rewards[i])[:2]
+        assert found[0]["relevance_score"] == pytest.approx(max(rewards), abs=1e-5)
+        assert found[0]["document"]["text"] == answers[found[0]["index"]]
+    turn = [{"role": "user", "content": question}, {"role": "assistant", "content": answers[0]}]
+    found = post("/classify", {"messages": turn, "use_activation": False}).json()["data"]
+    assert found[0]["probs"] == pytest.approx(rewards[:1], abs=1e-5)
+
+
+def test_openrlhf_names_records_by_labels(post, records, scored):
+    prompt = "<|im_start|>user\n...<|im_end|>\n<|im_start|>assistant\n"
+    query, labels, expected = [], [], []
+    for index in (0, 2, 0):
+        for answer in texts(scored, index):
+            query.append(f"{prompt}{answer}<|im_end|>\n")
+            labels.append(records.records[index].id if index else f'{{"id": "{records.records[index].id}"}}')
+        reply = post("/v1/rewards", {"record_id": records.records[index].id, "responses": texts(scored, index)})
+        expected += [each["reward"] for each in reply.json()["data"]]
+    found = post("/get_reward", {"query": query, "prompts": [prompt] * len(query), "labels": labels}).json()
+    assert found["rewards"] == found["scores"] == pytest.approx(expected, abs=1e-5) and found["extra_logs"] == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        ("/v1/rewards", {"responses": ["a"]}, 400, "give messages or record_id"),
+        ("/v1/rewards", {"responses": ["a"], "record_id": "none"}, 404, "there is no record 'none'"),
+        ("/v1/rewards", {"responses": [], "record_id": "group-0"}, 400, "responses"),
+        ("/v1/rewards", {"responses": ["a"], "record_id": "group-0", "critique": "given"}, 400, "critiques are needed"),
+        ("/v1/rewards", {"responses": ["a"], "record_id": "group-0", "critique": "given", "critiques": []}, 400, "0 critiques"),
+        ("/v1/rewards", {"responses": ["a"], "record_id": "group-0", "n": 2}, 400, "temperature above 0"),
+        ("/v1/rewards", {"responses": ["a"] * 65, "record_id": "group-0"}, 400, "65 are more than"),
+        ("/v1/rewards", {"responses": ["a" * 5000], "record_id": "group-0"}, 400, "this server has room for"),
+        (
+            "/v1/rewards",
+            {"responses": ["a"], "messages": [{"role": "user", "content": "b"}] * 2},
+            400,
+            "responses to one user message",
+        ),
+        ("/score", {"text_1": ["a", "b"], "text_2": ["c", "d", "e"]}, 400, "2 queries for 3 documents"),
+        ("/score", {"text_1": "a", "text_2": "b", "use_activation": True}, 400, "use_activation"),
+        ("/rerank", {"query": "a", "documents": []}, 400, "documents"),
+        ("/classify", {"messages": [{"role": "user", "content": "a"}] * 2}, 400, "must be the assistant's"),
+        ("/get_reward", {"query": ["ab"], "prompts": ["b"], "labels": ["group-0"]}, 400, "does not begin with its prompt"),
+        ("/get_reward", {"query": ["ab"], "prompts": ["a"], "labels": []}, 400, "the same length"),
+        ("/get_reward", {"query": ["ab"], "prompts": ["a"], "labels": ["{}"]}, 400, "no JSON object with an id"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_refused_with_its_reason(post, path, body, status, says):
+    reply = post(path, body)
+    assert reply.status_code == status and says in reply.json()["error"]["message"], reply.text
