@@ -14,10 +14,20 @@ import numpy as np
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.images import image_size
 from mmrlhf_jax.data.templates import find_chat
+from mmrlhf_jax.data.tokens import Conversation as TokenisedConversation
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.critic import critique_conversation
 from mmrlhf_jax.inference.engine import Engine
-from mmrlhf_jax.inference.prompts import Prompt, make_tree, positions_of, scored_tree, trunk_length, with_trunk
+from mmrlhf_jax.inference.prompts import (
+    CLOSING,
+    Prompt,
+    Rewarded,
+    make_tree,
+    positions_of,
+    scored_tree,
+    trunk_length,
+    with_trunk,
+)
 from mmrlhf_jax.inference.requests import Branch, Tree
 from mmrlhf_jax.inference.sampling import GREEDY, Sampling
 from mmrlhf_jax.models.registry import family_of
@@ -115,15 +125,28 @@ class ServedModel:
         return text
 
     def _critiques_tree(self, example: Example, asked: Rewards) -> Tree:
-        wanted = self.engine.asked(
-            asked.most or 1, sampling=asked.sampling, samples=asked.samples, rewarded=critique_conversation(self.engine)
-        )
+        wanted = self.engine.asked(asked.most or 1, sampling=asked.sampling, samples=asked.samples, rewarded=self._rewarded)
         tree = make_tree([Prompt(example, response) for response in example.record.responses], self._encoder, wanted)
         if asked.most is not None:
             return tree
         room = self.longest_branch - max(branch.length - branch.most for branch in tree.branches)
         most = max(1, min(USUAL_CRITIQUE, room))
         return dataclasses.replace(tree, branches=[dataclasses.replace(branch, most=most) for branch in tree.branches])
+
+    def _rewarded(self, record, response, plans, new: list[int]) -> TokenisedConversation:
+        """The conversation with a critique: with its text, as `mmrlhf score` has it, or with the tokens as they were written if
+        those of the text are too many for the branch (text of broken characters)."""
+        found = self._of_text(record, response, plans, new)
+        targets = np.flatnonzero(found.is_target)
+        first, last = int(targets[0]), int(targets[-1])
+        if last - first - len(new) < CLOSING:
+            return found
+        written = np.concatenate([found.tokens[:first], np.asarray(new, np.int32), found.tokens[last:]])
+        return TokenisedConversation(written, np.zeros(len(written), bool), np.zeros(len(written), bool))
+
+    @functools.cached_property
+    def _of_text(self) -> Rewarded:
+        return critique_conversation(self.engine)
 
     def _check_pictures(self, example: Example) -> None:
         """Decode every picture once, so that one that is broken is refused before it reaches the lanes."""
