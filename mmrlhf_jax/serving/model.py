@@ -14,12 +14,10 @@ import numpy as np
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.images import image_size
 from mmrlhf_jax.data.templates import find_chat
-from mmrlhf_jax.data.tokens import Conversation as TokenisedConversation
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.critic import critique_conversation
 from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.inference.prompts import (
-    CLOSING,
     Prompt,
     Rewarded,
     make_tree,
@@ -31,7 +29,7 @@ from mmrlhf_jax.inference.prompts import (
 from mmrlhf_jax.inference.requests import Branch, Tree
 from mmrlhf_jax.inference.sampling import GREEDY, Sampling
 from mmrlhf_jax.models.registry import family_of
-from mmrlhf_jax.records import Response
+from mmrlhf_jax.records import RankedRecord, Response
 from mmrlhf_jax.serving import media
 from mmrlhf_jax.serving.conversation import Conversation
 from mmrlhf_jax.serving.errors import ApiError
@@ -127,26 +125,23 @@ class ServedModel:
     def _critiques_tree(self, example: Example, asked: Rewards) -> Tree:
         wanted = self.engine.asked(asked.most or 1, sampling=asked.sampling, samples=asked.samples, rewarded=self._rewarded)
         tree = make_tree([Prompt(example, response) for response in example.record.responses], self._encoder, wanted)
-        if asked.most is not None:
-            return tree
         room = self.longest_branch - max(branch.length - branch.most for branch in tree.branches)
-        most = max(1, min(USUAL_CRITIQUE, room))
-        return dataclasses.replace(tree, branches=[dataclasses.replace(branch, most=most) for branch in tree.branches])
-
-    def _rewarded(self, record, response, plans, new: list[int]) -> TokenisedConversation:
-        """The conversation with a critique: with its text, as `mmrlhf score` has it, or with the tokens as they were written if
-        those of the text are too many for the branch (text of broken characters)."""
-        found = self._of_text(record, response, plans, new)
-        targets = np.flatnonzero(found.is_target)
-        first, last = int(targets[0]), int(targets[-1])
-        if last - first - len(new) < CLOSING:
-            return found
-        written = np.concatenate([found.tokens[:first], np.asarray(new, np.int32), found.tokens[last:]])
-        return TokenisedConversation(written, np.zeros(len(written), bool), np.zeros(len(written), bool))
+        most = max(1, min(USUAL_CRITIQUE, room)) if asked.most is None else asked.most
+        branches = [
+            dataclasses.replace(branch, most=most, scored=_Fitting(branch, self._closing, self.longest_branch))
+            for branch in tree.branches
+        ]
+        return dataclasses.replace(tree, branches=branches)
 
     @functools.cached_property
     def _of_text(self) -> Rewarded:
         return critique_conversation(self.engine)
+
+    @functools.cached_property
+    def _closing(self) -> np.ndarray:
+        """The tokens that end a critique's conversation."""
+        found = self._of_text(RankedRecord("closing", "", ()), Response(""), (), self.engine.tokenizer("a").input_ids)
+        return found.tokens[int(np.flatnonzero(found.is_target)[-1]) :]
 
     def _check_pictures(self, example: Example) -> None:
         """Decode every picture once, so that one that is broken is refused before it reaches the lanes."""
@@ -178,6 +173,22 @@ class Rewards:
     samples: int = 1
     sampling: Sampling = GREEDY
     most: int | None = None  # tokens of a critique; None: USUAL_CRITIQUE, or as many as there is room for
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitting:
+    """What `branch.scored` gives, the conversation with a critique's text, as `mmrlhf score` has it; or, if that has more tokens
+    than there is room for (a text of broken characters), the one with the tokens as they were written."""
+
+    branch: Branch
+    closing: np.ndarray
+    room: int
+
+    def __call__(self, new: list[int]) -> np.ndarray:
+        found = self.branch.scored(new)
+        if len(found) <= self.room:
+            return found
+        return np.concatenate([self.branch.tokens, np.asarray(new, np.int32), self.closing])
 
 
 def _key(tokens: np.ndarray, example: Example) -> Hashable:
