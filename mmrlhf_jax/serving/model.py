@@ -125,12 +125,12 @@ class ServedModel:
     def _critiques_tree(self, example: Example, asked: Rewards) -> Tree:
         wanted = self.engine.asked(asked.most or 1, sampling=asked.sampling, samples=asked.samples, rewarded=self._of_text)
         tree = make_tree([Prompt(example, response) for response in example.record.responses], self._encoder, wanted)
-        room = self.longest_branch - max(branch.length - branch.most for branch in tree.branches)
-        most = max(1, min(USUAL_CRITIQUE, room)) if asked.most is None else asked.most
-        branches = [
-            dataclasses.replace(branch, most=most, scored=_Fitting(branch, self._closing, self.longest_branch))
-            for branch in tree.branches
-        ]
+        branches = []
+        for branch in tree.branches:
+            room = self.longest_branch - (branch.length - branch.most)  # of each for itself, whatever the others are
+            most = max(1, min(USUAL_CRITIQUE, room)) if asked.most is None else asked.most
+            scored = _Fitting(branch, self._closing, self.longest_branch)
+            branches.append(dataclasses.replace(branch, most=most, scored=scored))
         return dataclasses.replace(tree, branches=branches)
 
     @functools.cached_property
@@ -177,8 +177,8 @@ class Rewards:
 
 @dataclasses.dataclass(frozen=True)
 class _Fitting:
-    """What `branch.scored` gives: the conversation with a critique's text, as `mmrlhf score` has it. If that has more tokens than
-    there is room for (a text of broken characters), it is the one with the tokens as they were written."""
+    """What `branch.scored` gives: the conversation with a critique's text, as `mmrlhf score` has it. If that has more tokens
+    than there is room for (a text of broken characters), it is the one with the tokens as they were written."""
 
     branch: Branch
     closing: np.ndarray
