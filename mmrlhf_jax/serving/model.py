@@ -123,15 +123,13 @@ class ServedModel:
         return text
 
     def _critiques_tree(self, example: Example, asked: Rewards) -> Tree:
-        wanted = self.engine.asked(asked.most or 1, sampling=asked.sampling, samples=asked.samples, rewarded=self._of_text)
+        most = min(USUAL_CRITIQUE, self.longest_branch // 2) if asked.most is None else asked.most
+        wanted = self.engine.asked(most, sampling=asked.sampling, samples=asked.samples, rewarded=self._of_text)
         tree = make_tree([Prompt(example, response) for response in example.record.responses], self._encoder, wanted)
-        branches = []
-        for branch in tree.branches:
-            room = self.longest_branch - (branch.length - branch.most)  # of each for itself, whatever the others are
-            most = max(1, min(USUAL_CRITIQUE, room)) if asked.most is None else asked.most
-            scored = _Fitting(branch, self._closing, self.longest_branch)
-            branches.append(dataclasses.replace(branch, most=most, scored=scored))
-        return dataclasses.replace(tree, branches=branches)
+        fitting = lambda branch: _Fitting(branch, self._closing, self.longest_branch)
+        return dataclasses.replace(
+            tree, branches=[dataclasses.replace(branch, scored=fitting(branch)) for branch in tree.branches]
+        )
 
     @functools.cached_property
     def _of_text(self) -> Rewarded:
@@ -172,7 +170,7 @@ class Rewards:
     critiques: tuple[str, ...] | None = None
     samples: int = 1
     sampling: Sampling = GREEDY
-    most: int | None = None  # tokens of a critique; None: USUAL_CRITIQUE, or as many as there is room for
+    most: int | None = None  # tokens of a critique; None: USUAL_CRITIQUE, or half of a branch if that is less
 
 
 @dataclasses.dataclass(frozen=True)
