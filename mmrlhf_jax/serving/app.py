@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from mmrlhf_jax.serving import chat, rewards
 from mmrlhf_jax.serving.errors import ApiError
-from mmrlhf_jax.serving.requests import check_key
+from mmrlhf_jax.serving.requests import check_head, check_key
 from mmrlhf_jax.serving.service import Service
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ def _guarded(handler: Handler) -> Handler:
         given = request.headers.get("x-request-id", "")
         name = given if _ID.fullmatch(given) else uuid.uuid4().hex
         try:
+            check_head(request)
             if request.url.path not in ("/health", "/ready"):
                 check_key(request, service.key)
             response = await handler(request)

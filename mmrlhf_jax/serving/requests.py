@@ -11,6 +11,15 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.serving.errors import ApiError
 from mmrlhf_jax.serving.limits import Limits
 
+MOST_HEAD, MOST_HEADERS = 32 * 2**10, 100  # bytes and number of a request's headers
+
+
+def check_head(request: Request) -> None:
+    """ApiError for a head that is too large; the connection bounds only what comes in pieces."""
+    headers = request.headers.raw
+    if len(headers) > MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > MOST_HEAD:
+        raise ApiError(431, f"more than {MOST_HEADERS} headers, or more than {MOST_HEAD} bytes of them")
+
 
 def check_key(request: Request, key: str | None) -> None:
     """ApiError unless the request has the server's key; compared in constant time."""

@@ -18,11 +18,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.serving.app import make_app
+from mmrlhf_jax.serving.requests import MOST_HEAD
 from mmrlhf_jax.serving.service import Service
 
 HEADER_SECONDS = 10.0  # for the head of a request
 KEEP_ALIVE_SECONDS = 5
-MOST_HEADERS = 32 * 2**10  # bytes of a request's head
 MOST_CONNECTIONS = 1024
 POLL_SECONDS = 0.1
 
@@ -102,9 +102,9 @@ def check_host(host: str, key: str | None) -> None:
         raise UserError(f"--host {host}: others can reach this address; set MMRLHF_API_KEY, or serve 127.0.0.1")
 
 
-def run(service: Service, host: str, port: int, *, grace: float, warm: Callable[[], None] = lambda: None) -> None:
-    """Serve until a signal. `warm` runs in the worker's thread before the first request is taken."""
-    config = uvicorn.Config(
+def make_config(service: Service, host: str, port: int) -> uvicorn.Config:
+    """uvicorn's settings, with bounds of time and size for connections."""
+    return uvicorn.Config(
         make_app(service),
         host=host,
         port=port,
@@ -112,15 +112,19 @@ def run(service: Service, host: str, port: int, *, grace: float, warm: Callable[
         ws="none",
         lifespan="off",
         server_header=False,
-        h11_max_incomplete_event_size=MOST_HEADERS,
+        h11_max_incomplete_event_size=MOST_HEAD,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=5,
         limit_concurrency=MOST_CONNECTIONS,
         log_level="warning",
         access_log=False,
     )
+
+
+def run(service: Service, host: str, port: int, *, grace: float, warm: Callable[[], None] = lambda: None) -> None:
+    """Serve until a signal. `warm` runs in the worker's thread before the first request is taken."""
     service.worker.start(warm)
     try:
-        Server(config, service, grace).run()
+        Server(make_config(service, host, port), service, grace).run()
     finally:
         service.worker.stop()

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import httpx
 import jax
 import pytest
-import uvicorn
 
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.inference.engine import Engine
@@ -23,7 +22,6 @@ from tests import ranked, tiny
 pytest.importorskip("starlette")
 
 from mmrlhf_jax.serving import server
-from mmrlhf_jax.serving.app import make_app
 from mmrlhf_jax.serving.limits import Limits
 from mmrlhf_jax.serving.metrics import Metrics
 from mmrlhf_jax.serving.model import ServedModel
@@ -74,8 +72,7 @@ def running(service: Service) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    config = uvicorn.Config(make_app(service), port=port, http=server.Connection, log_level="warning", lifespan="off")
-    served = server.Server(config, service, grace=5.0)
+    served = server.Server(server.make_config(service, "127.0.0.1", port), service, grace=5.0)
     served.install_signal_handlers = lambda: None
     service.worker.start()
     thread = threading.Thread(target=served.run, daemon=True)
