@@ -161,8 +161,9 @@ def test_nothing_is_fetched_and_no_file_is_read(address, url, monkeypatch):
 
 
 def test_a_picture_is_measured_before_it_is_decoded(address):
-    refused(httpx.post(f"{address}{CHAT}", json=chat([picture(png_of(60_000, 60_000))])), 413, "pixels; at most")
-    assert httpx.post(f"{address}{CHAT}", json=chat([picture(png_of(2**31 - 1, 2**31 - 1))])).status_code in (413, 422)
+    refused(httpx.post(f"{address}{CHAT}", json=chat([picture(png_of(1000, 1000))])), 413, "pixels; at most")
+    for side in (60_000, 2**31 - 1):
+        assert httpx.post(f"{address}{CHAT}", json=chat([picture(png_of(side, side))])).status_code in (413, 422)
     many = [picture(png_of(600, 500)) for _ in range(4)]
     refused(httpx.post(f"{address}{CHAT}", json=chat(many)), 413, "bytes decoded")
 
