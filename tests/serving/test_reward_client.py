@@ -102,7 +102,7 @@ def test_ms_swift(records, wanted, monkeypatch):
 
 
 def test_a_failure_raises_or_is_none_but_never_a_number(monkeypatch, records):
-    with pytest.raises(RewardError, match="404.*there is no record"):
+    with pytest.raises(RewardError, match=r"404.*there is no record"):
         asyncio.run(RewardClient().rewards(["a"], record_id="none"))
     with pytest.raises(RewardError, match="neither a record's id"):
         asyncio.run(reward_client.compute_score("mm", "a", "", {"index": 1}))
