@@ -1,8 +1,9 @@
 """Rewards of a running `mmrlhf serve` for trainers of other projects: OpenRLHF, verl, ms-swift and TRL.
 
-This file needs only httpx and may be copied. The server's address and key are MMRLHF_REWARD_URL and MMRLHF_API_KEY. A response
-is judged beside the picture of its record: by the record's id, if the server was started with `--data`, else by the question and
-the pictures themselves. A reward that cannot be had raises `RewardError`, or is None for TRL; it is never a number.
+This file needs only httpx and may be copied. The server's address and key are MMRLHF_REWARD_URL and MMRLHF_API_KEY. A
+response is judged beside the picture of its record: by the record's id, if the server was started with `--data`, else by the
+question and the pictures themselves. A reward that cannot be had raises `RewardError`, or is None for TRL; it is never a
+number.
 """
 
 from __future__ import annotations

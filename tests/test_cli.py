@@ -226,7 +226,9 @@ def test_a_reward_model_sees_the_frames_asked_for(monkeypatch, capsys, tmp_path,
     def opened(path, media_root, video_frames):
         raise UserError(f"{path} under {media_root} with {video_frames} frames")
 
-    monkeypatch.setattr(getattr(commands, verb.split()[0]), "open_examples", opened)
+    monkeypatch.setattr("mmrlhf_jax.data.mixture.open_examples", opened)
+    if verb.split()[0] == "eval":
+        monkeypatch.setattr(commands.eval, "open_examples", opened)
     given = ("--model", "none", "--data", "records.jsonl", "--media-root", "media", "--video-frames", 5)
     given += ("--out", tmp_path / "out.jsonl") if verb == "score" else ()
     message = refused(monkeypatch, capsys, *verb.split(), *given)
