@@ -14,6 +14,7 @@ from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.mesh import rows_divisor
 
 KEY = "MMRLHF_API_KEY"
+TILES = (1, 2, 4, 8, 16)  # of pictures whose programs are compiled before the first request
 
 
 def serve(
@@ -53,7 +54,7 @@ def serve(
 
     def warm() -> None:
         say(f"compiling the programs of {lane}")
-        programs.compile_all(tiles=(1,))
+        programs.compile_all(tiles=TILES, top=True)
         say(f"serving {served.name} at http://{host}:{port}/v1")
 
     server.run(service, host, port, grace=grace, warm=warm)

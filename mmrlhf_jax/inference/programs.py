@@ -8,7 +8,7 @@ groups.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -88,8 +88,9 @@ class Programs:
     def compiled(self) -> tuple[str, ...]:
         return tuple(self._made)
 
-    def compile_all(self, *, tiles: tuple[int, ...] = ()) -> None:
-        """Compile every program; `tiles` are the numbers of tiles for which media are encoded."""
+    def compile_all(self, *, tiles: Sequence[int] = (), top: bool = False) -> None:
+        """Compile every program. `tiles` are the numbers of tiles for which media are encoded; `top`: also the decoding step that
+        gives log-probs of the likeliest tokens."""
         for size in TRUNK_CHUNKS:
             self._get(f"trunk {size}")
         for size in (size for size in BRANCH_CHUNKS if size <= self.lane.branch):
@@ -97,6 +98,8 @@ class Programs:
         for count in tiles:
             self._get(f"encode {count}")
         self._get("decode")
+        if top:
+            self._get("decode with logprobs")
 
     def encode(self, weights: Weights, visual: jax.Array, trees: Mapping[int, Tree]) -> jax.Array:
         """`visual`, [G, T, E], with the visual tokens of the trunks of `trees` (group -> tree); others' remain."""

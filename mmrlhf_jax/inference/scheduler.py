@@ -198,6 +198,8 @@ class Scheduler:
         row = group.find(tree.key)
         if row is None:
             row = group.least_used()
+            if row in group.trunks:  # the branches of its last tree were cancelled before the trunk was there
+                group.trunks.remove(row)
             row.tree, row.done = tree, 0
             if tree.tokens.size:
                 group.trunks.append(row)

@@ -92,14 +92,18 @@ class Worker:
     def slots(self) -> int:
         return sum(len(group.slots) for each in self._schedulers for group in each.groups)
 
-    def fits(self, trunk: int, branch: int) -> bool:
-        """Whether a lane has room for a trunk and a branch of so many tokens."""
-        return any(trunk <= each.lane.trunk and branch <= each.lane.branch for each in self._schedulers)
+    def _fitting(self, tree: Tree) -> Scheduler | None:
+        """The first lane that has room for a tree."""
+        longest = max(branch.length for branch in tree.branches)
+        fits = (each for each in self._schedulers if len(tree.tokens) <= each.lane.trunk and longest <= each.lane.branch)
+        return next(fits, None)
 
     def submit(self, tree: Tree) -> Job:
         """Hand a tree over, from the event loop. ApiError if too many wait, or if the worker has died."""
         if not self.alive:
             raise ApiError(503, "the engine has stopped; the server must be started again")
+        if self._fitting(tree) is None:
+            raise ApiError(400, "the request does not fit a lane of this server", code="context_length_exceeded")
         if len(self._open) - self.running >= self._most:
             raise ApiError(429, f"{self._most} requests are waiting; try again later")
         job = Job(tree, asyncio.get_running_loop())
@@ -154,10 +158,7 @@ class Worker:
                     self._tell([job.written[branch]])
 
     def _begin(self, job: Job) -> None:
-        longest = max(branch.length for branch in job.tree.branches)
-        scheduler = next(
-            each for each in self._schedulers if len(job.tree.tokens) <= each.lane.trunk and longest <= each.lane.branch
-        )
+        scheduler = self._fitting(job.tree)
         job.scheduler, job.written = scheduler, scheduler.submit(job.tree)
         job.given = [0] * len(job.written)
         for number, written in enumerate(job.written):
