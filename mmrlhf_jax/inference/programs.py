@@ -89,8 +89,8 @@ class Programs:
         return tuple(self._made)
 
     def compile_all(self, *, tiles: Sequence[int] = (), top: bool = False) -> None:
-        """Compile every program. `tiles` are the numbers of tiles for which media are encoded; `top`: also the decoding step that
-        gives log-probs of the likeliest tokens."""
+        """Compile every program. `tiles` are the numbers of tiles for which media are encoded; `top`: also the decoding step
+        that gives log-probs of the likeliest tokens."""
         for size in TRUNK_CHUNKS:
             self._get(f"trunk {size}")
         for size in (size for size in BRANCH_CHUNKS if size <= self.lane.branch):
