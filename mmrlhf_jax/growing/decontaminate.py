@@ -31,7 +31,7 @@ class Print:
 
     exact: str  # digest of pixels and words
     pictures: tuple[int, ...]  # perceptual hashes, 64 bits each
-    words: frozenset[str]  # runs of three words, or fewer where there are not three
+    words: frozenset[str]  # pairs of neighbouring words
 
 
 def print_of(example: Example) -> Print:
@@ -51,7 +51,7 @@ def normalised(prompt: PromptText) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def _runs(words: Sequence[str], size: int = 3) -> list[str]:
+def _runs(words: Sequence[str], size: int = 2) -> list[str]:
     return [" ".join(words[start : start + size]) for start in range(max(1, len(words) - size + 1))]
 
 
