@@ -22,6 +22,7 @@ from mmrlhf_jax.files import exists, hidden_beside, read_text, write_atomically
 from mmrlhf_jax.inference.journal import Journal
 from mmrlhf_jax.ownership import Ownership
 from mmrlhf_jax.progress import say
+from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.sole_writer import Held, held, sole_writer
 
 # Version of the lines' contents. Increment it when they change, so that lines of an earlier version are not used again.
@@ -48,12 +49,25 @@ class Share(NamedTuple):
 ALONE = Share()
 
 
-def run_job(examples, out: epath.PathLike, job: str, work: Work, *, share: Share = ALONE) -> None:
+def has_responses(record: RankedRecord, line: Any) -> bool:
+    """Whether a stored line is this record's, with all its responses."""
+    return (line["id"], len(line["responses"])) == (record.id, len(record.responses))
+
+
+def run_job(
+    examples,
+    out: epath.PathLike,
+    job: str,
+    work: Work,
+    *,
+    share: Share = ALONE,
+    is_line: Callable[[RankedRecord, Any], bool] = has_responses,
+) -> None:
     """Compute a line for every example and write them to `out`, in the order of the examples.
 
     `out` is a path, or the result of `reserved`. `job` is a text with everything that the lines depend on besides the data;
-    lines that an earlier run of the same job and data has finished are used again. Returns, in every process, when `out` is
-    written. UserError like `reserved`, and for a line with a number that is not finite.
+    lines that an earlier run of the same job and data has finished are used again, if `is_line` holds. Returns, in every
+    process, when `out` is written. UserError like `reserved`, and for a line with a number that is not finite.
     """
     key = hashlib.sha256(f"{VERSION} {job} {examples.fingerprint}".encode()).hexdigest()[:16]
     with reserved(out, share) as place:
@@ -62,7 +76,7 @@ def run_job(examples, out: epath.PathLike, job: str, work: Work, *, share: Share
                 _refuse_existing(place.out)
             say(f"{place.out}: the other processes of this job have written it")
             return
-        _Pass(examples, place, hidden_beside(place.out, f"{key}.parts"), work, share, key).run()
+        _Pass(examples, place, hidden_beside(place.out, f"{key}.parts"), work, share, key, is_line).run()
 
 
 @contextlib.contextmanager
@@ -110,9 +124,18 @@ def _refuse_existing(out: epath.PathLike) -> None:
 class _Pass:
     """One process of a job."""
 
-    def __init__(self, examples, place: Held | Unheld, folder: epath.Path, work: Work, share: Share, key: str):
-        self._key = key
+    def __init__(
+        self,
+        examples,
+        place: Held | Unheld,
+        folder: epath.Path,
+        work: Work,
+        share: Share,
+        key: str,
+        is_line: Callable[[RankedRecord, Any], bool],
+    ):
         self._examples, self._place, self._folder, self._work, self._share = examples, place, folder, work, share
+        self._key, self._holds = key, is_line
         self._journal = Journal(folder, share.process, self._is_line)
         self._locks: dict[int, Ownership] = {}
         self._waiting = 0.0  # since when, by the monotonic clock
@@ -209,11 +232,7 @@ class _Pass:
             say(f"{self._folder}: cannot be removed ({first_line(error)}); it is not needed any more")
 
     def _is_line(self, index: int, line: Any) -> bool:
-        """Whether a stored line is this record's, with all its responses."""
-        if not 0 <= index < len(self._examples):
-            return False
-        record = self._examples.records[index]
-        return (line["id"], len(line["responses"])) == (record.id, len(record.responses))
+        return 0 <= index < len(self._examples) and self._holds(self._examples.records[index], line)
 
 
 def _lock(path: epath.Path, process: int) -> Ownership:

@@ -19,10 +19,14 @@ from mmrlhf_jax.records import RankedRecord, Response
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A prompt for the model: the example's own prompt or, with a `response`, the prompt for a critique of that response."""
+    """A prompt for the model: the example's own prompt or, with a `response`, the prompt for a critique of that response.
+
+    `seed` is that of its random numbers; None: the one that all prompts of a call have.
+    """
 
     example: Example
     response: Response | None = None
+    seed: int | None = None
 
 
 Rewarded = Callable[[RankedRecord, Response | None, Sequence[VisualPlan], list[int]], Conversation]
@@ -94,7 +98,7 @@ def make_tree(
             *_behind(conversation, trunk),
             asked.most,
             asked.stops,
-            asked.sampling,
+            asked.sampling if prompt.seed is None else dataclasses.replace(asked.sampling, seed=prompt.seed),
             scored=None if asked.rewarded is None else _Scored(asked.rewarded, example.record, prompt.response, plans, trunk),
             top=asked.top,
             closing=0 if asked.rewarded is None else CLOSING,
