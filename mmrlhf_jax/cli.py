@@ -212,7 +212,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, callback=options.finite, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
-    dtype: options.Dtype = "float32",
+    dtype: options.GenerationDtype = None,
     template: options.Template = None,
 ) -> None:
     """Answer a prompt about images or a video."""
@@ -231,7 +231,7 @@ def score(
     video_frames: options.VideoFrames = 32,
     critique: options.CritiqueMode = "written",
     max_new_tokens: options.CritiqueTokens = 512,
-    dtype: options.Dtype = "float32",
+    dtype: options.GenerationDtype = None,
     batch: options.BatchSize = 16,
     template: options.Template = None,
     slots: options.Slots = 8192,
@@ -255,7 +255,7 @@ def serve(
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Longest prompt, media included.")] = 4096,
     new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer; for rewards, response and critique.")] = 1024,
     grace: Annotated[float, typer.Option(min=0, help="Seconds for running requests at the end.")] = 30.0,
-    dtype: options.Dtype = "float32",
+    dtype: options.GenerationDtype = None,
     batch: options.BatchSize = 16,
     template: options.Template = None,
 ) -> None:
@@ -277,7 +277,7 @@ def reward_bench(
     ] = False,
     max_new_tokens: options.CritiqueTokens = 512,
     as_json: options.JsonForTable = False,
-    dtype: options.Dtype = "float32",
+    dtype: options.GenerationDtype = None,
     batch: options.BatchSize = 16,
     template: options.Template = None,
     slots: options.Slots = 8192,

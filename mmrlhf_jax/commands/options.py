@@ -61,6 +61,9 @@ Template = Annotated[
     ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
+GenerationDtype = Annotated[
+    str | None, typer.Option("--dtype", help="float32 or bfloat16; default: bfloat16, and float32 on CPUs, where it is faster.")
+]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Sequences or rows at a time.")]
 Slots = Annotated[
     int,
