@@ -211,13 +211,20 @@ def generate(
     video_frames: options.VideoFrames = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, callback=options.finite, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    top_k: Annotated[int, typer.Option(min=0, help="Number of likeliest tokens to draw from; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Share of probability to draw from.", callback=options.finite)] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Least share of the likeliest probability.", callback=options.finite)] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text before which the answer ends; may be given several times.")
+    ] = None,
     dtype: options.GenerationDtype = None,
     template: options.Template = None,
 ) -> None:
     """Answer a prompt about images or a video."""
-    sampling = dict(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    commands.generate.generate(model, prompt, image or [], video, video_frames, dtype=dtype, template=template, **sampling)
+    sampling = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    how = dict(dtype=dtype, template=template, max_new_tokens=max_new_tokens, stops=stop or [])
+    commands.generate.generate(model, prompt, image or [], video, video_frames, **how, **sampling)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.media import read_media, read_video_frames
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.engine import Engine, Prompt
+from mmrlhf_jax.inference.sampling import Sampling
 from mmrlhf_jax.places import TAG, WrongMedia
 from mmrlhf_jax.records import RankedRecord
 
@@ -22,11 +23,16 @@ def generate(
     video: str | None,
     video_frames: int,
     *,
-    dtype: str,
-    template: str,
+    dtype: str | None,
+    template: str | None,
+    max_new_tokens: int,
+    stops: Sequence[str],
     **sampling: Any,
 ) -> None:
-    """`sampling` are options of `Engine.generate`."""
+    """`sampling` are fields of `Sampling`."""
+    if any(not stop for stop in stops):
+        raise UserError("--stop: an empty text cannot end an answer")
+    how = Sampling(**sampling)  # raises for values out of range, before the model is loaded
     if images and video is not None:
         raise UserError("give --image or --video; a prompt about both is not supported")
     pictures = tuple(read_media(epath.Path(path), "--image") for path in images)
@@ -37,4 +43,6 @@ def generate(
     record.prompt_text("--prompt")  # raises if tags and media do not match, before the model is loaded
     example = Example(record, pictures, frames)
     engine = Engine.load(model, dtype=dtype, template=template, batch=1)
-    print(engine.generate([Prompt(example)], **sampling)[0])
+    for piece in engine.stream(Prompt(example), engine.asked(max_new_tokens, sampling=how), stops):
+        print(piece, end="", flush=True)
+    print()

@@ -34,6 +34,7 @@ from mmrlhf_jax.inference.requests import Written
 from mmrlhf_jax.inference.sampling import Sampling
 from mmrlhf_jax.inference.scheduler import Scheduler
 from mmrlhf_jax.inference.scoring import make_scoring_step, score_responses
+from mmrlhf_jax.inference.texts import TextStream
 from mmrlhf_jax.inference.unstacked import TwoForms
 from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.models.layers import matmul_precision
@@ -179,6 +180,23 @@ class Engine:
                     if all(text.done for text in texts):
                         yield prompt, texts
             self.busy += np.asarray([scheduler.useful, scheduler.steps * lane.slots * len(scheduler.groups)])
+
+    def stream(self, prompt: Prompt, asked: Asked, stops: Sequence[str] = ()) -> Iterator[str]:
+        """The text of a prompt in pieces, as it is written. It ends before the first of the `stops`."""
+        (made,) = prompt_trees([prompt], self.encoder("answer"), asked)
+        ((lane, _),) = lanes_for([made.tree], 1, rows_divisor(self.mesh), self.fits)
+        scheduler, text = Scheduler(self.programs(lane), self.model.apart()), TextStream(self.tokenizer, stops)
+        (written,) = scheduler.submit(made.tree)
+        seen = 0
+        for _ in scheduler.run():
+            for token in written.tokens[seen:]:
+                seen += 1
+                if token not in self.stop_tokens and (piece := text.push(token)):
+                    yield piece
+                if text.stopped:
+                    scheduler.stop(written)
+        if rest := text.close():
+            yield rest
 
     def decode(self, ids: list[int]) -> str:
         """The text of new tokens, without stop and other special tokens."""
