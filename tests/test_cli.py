@@ -201,8 +201,8 @@ def test_generate_answers_about_the_frames_asked_for_of_a_video(monkeypatch, cap
     from mmrlhf_jax.inference.engine import Engine
 
     asked = ("generate", "--model", model, "--prompt", "What happens?", "--max-new-tokens", 3, "--video")
-    seen, answer = [], Engine.generate
-    monkeypatch.setattr(Engine, "generate", lambda self, prompts, **how: seen.extend(prompts) or answer(self, prompts, **how))
+    seen, answer = [], Engine.stream
+    monkeypatch.setattr(Engine, "stream", lambda self, prompt, *how: seen.append(prompt) or answer(self, prompt, *how))
     assert run(monkeypatch, *asked, video, "--video-frames", 3) == 0
     frames = [(video / f"{i}.png").read_bytes() for i in (0, 2, 4)]
     assert capsys.readouterr().out.endswith("\n") and [list(prompt.example.frames) for prompt in seen] == [frames]

@@ -162,6 +162,15 @@ def test_so_it_does_at_the_depth_and_width_of_a_real_model(tmp_path):
     assert_generates_as_transformers(engine, directory, [("Why?", []), ("What is this?", [(384, 384)])])
 
 
+def test_a_stream_is_the_text_in_pieces_up_to_a_stop_string(engine):
+    prompt = Prompt(example(*PROMPTS[2]))
+    (whole,) = engine.generate([prompt], max_new_tokens=NEW_TOKENS)
+    pieces = list(engine.stream(prompt, engine.asked(NEW_TOKENS)))
+    assert "".join(pieces) == whole and len(pieces) > 10
+    stop = whole[10:13]
+    assert "".join(engine.stream(prompt, engine.asked(NEW_TOKENS), ["never", stop])) == whole[: whole.index(stop)]
+
+
 def test_a_batch_answers_as_each_prompt_does_alone(engine):
     prompts = [Prompt(example(*p)) for p in PROMPTS]
     together = engine.generate(prompts, max_new_tokens=NEW_TOKENS)
