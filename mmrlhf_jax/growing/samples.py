@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.inference.endpoint import Endpoint, Request
+from mmrlhf_jax.data.examples import Example
+from mmrlhf_jax.inference.endpoint import Endpoint, Request, Text
 from mmrlhf_jax.inference.engine import Engine, Prompt
 from mmrlhf_jax.inference.sampling import Sampling
-from mmrlhf_jax.progress import Progress, say
+from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.records import RankedRecord
 
 AT_ONCE = 2048  # prompts whose samples are drawn before the next ones are tokenised
@@ -34,8 +34,8 @@ class HowToSample:
         return int.from_bytes(digest[:4], "big")
 
     def is_line(self, record: RankedRecord, line: Any) -> bool:
-        """Whether a stored line has this record's samples."""
-        return (line["id"], len(line["samples"])) == (record.id, self.samples)
+        """Whether a stored line has this record's samples, or the reason why it has none."""
+        return line["id"] == record.id and len(line["samples"]) == (0 if "error" in line else self.samples)
 
 
 def of_engine(engine: Engine, examples, indices: Sequence[int], how: HowToSample) -> Iterator[tuple[int, Line]]:
@@ -72,41 +72,33 @@ class _Prompts(Sequence[Prompt]):
         return Prompt(example, seed=self._how.seed_of(example.record))
 
 
-def of_endpoint(endpoint: Endpoint, examples, indices: Sequence[int], how: HowToSample) -> Iterator[tuple[int, Line]]:
-    """The same from a running server. A prompt that it refuses is left out, and said; UserError if it refuses all of them."""
-    refused: dict[str, int] = {}
-    progress = Progress("sampling answers", len(indices))
+ENDPOINT_AT_ONCE = 64  # prompts whose requests are made together
 
-    async def window(here: Sequence[int]) -> list[tuple[int, Line]]:
+
+def of_endpoint(endpoint: Endpoint, examples, indices: Sequence[int], how: HowToSample) -> Iterator[tuple[int, Line]]:
+    """The same from a running server. The line of a prompt that it refuses has the reason instead of samples."""
+    progress = Progress("sampling answers", len(indices))
+    for start in range(0, len(indices), ENDPOINT_AT_ONCE):
+        here = indices[start : start + ENDPOINT_AT_ONCE]
         requests = [_request(examples[index], how, sample) for index in here for sample in range(how.samples)]
-        texts: dict[int, Any] = {}
-        async for number, text in _written(endpoint, requests):
-            texts[number] = text
-        found = []
+        texts = asyncio.run(_all(endpoint, requests))
         for place, index in enumerate(here):
-            own = [texts[place * how.samples + sample] for sample in range(how.samples)]
-            record = examples.records[index]
-            if error := next((each.error for each in own if each.error is not None), None):
-                refused[record.id] = refused.get(record.id, 0) + 1
-                say(f"record {record.id!r}: {error}")
+            record, own = examples.records[index], texts[place * how.samples : (place + 1) * how.samples]
+            line: Line = {"id": record.id, "seed": how.seed_of(record), "samples": []}
+            if error := next((text.error for text in own if text.error is not None), None):
+                yield index, line | {"error": error}
                 continue
             samples = [{"text": x.text, "finish_reason": x.finish_reason, "tokens": x.tokens} for x in own]
-            found.append((index, {"id": record.id, "seed": how.seed_of(record), "samples": samples}))
-        return found
-
-    for start in range(0, len(indices), 64):
-        here = indices[start : start + 64]
-        yield from asyncio.run(window(here))
+            yield index, line | {"samples": samples}
         progress.update(advance=len(here))
-    if len(refused) == len(indices):
-        raise UserError(f"{endpoint.url} refused all {len(indices)} prompts; the reasons are above")
 
 
-def _written(endpoint: Endpoint, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Any]]:
-    return endpoint.write(requests)
+async def _all(endpoint: Endpoint, requests: Sequence[Request]) -> list[Text]:
+    found = {number: text async for number, text in endpoint.write(requests)}
+    return [found[number] for number in range(len(requests))]
 
 
-def _request(example, how: HowToSample, sample: int) -> Request:
+def _request(example: Example, how: HowToSample, sample: int) -> Request:
     seed = (how.seed_of(example.record) + sample) % 2**31
     settings = dict(temperature=how.sampling.temperature, top_p=how.sampling.top_p, seed=seed)
     return Request(example.record.prompt_text(), example, how.most, **settings)
