@@ -3,9 +3,11 @@
 CHECKPOINT is a model of any family whose tower and language model are trained and whose projector is not. On the quickstart's
 rendered scenes the projector and adapters of the language model learn captions and answers; then a critique-based reward model
 and MM-DPO learn on ranked responses to other scenes; each stage starts from the merged model of the one before. Printed and
-written to OUT/summary.json: the share of right answers to held-out questions before and after each stage, and for the
-reward model the accuracy on held-out pairs with critiques that it wrote itself, the same with exchanged pictures ("blind"), and
-that of a judge which prefers the longer response. Every run directory in OUT has its curves in report.html.
+written to OUT/summary.json: the share of right words in captions of held-out scenes and of right answers to questions about
+them, before and after MM-DPO, both also with exchanged pictures ("blind"); and for the reward model the accuracy on held-out
+pairs with critiques that it wrote itself, the same blind, and that of a judge which prefers the longer response. Every run
+directory in OUT has its curves in report.html. The policy learns all ranked responses, of which most are wrong by design
+(`quickstart.responses`), so that MM-DPO has something to unlearn.
 
 A stage that is cut off continues from its newest checkpoint when the same command is started again.
 """
@@ -15,6 +17,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import jax
@@ -22,22 +26,24 @@ import jax
 from mmrlhf_jax import config, strict_json
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.mixture import open_examples
+from mmrlhf_jax.data.overlay import OverlaidExamples
 from mmrlhf_jax.data.scores import score_lines
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.evaluation.reward_bench import accuracy, exchange_media, longer_wins
 from mmrlhf_jax.files import write_json_lines
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.engine import Engine, Prompt
-from mmrlhf_jax.quickstart.captions import caption_records, with_captions
+from mmrlhf_jax.quickstart.captions import PROMPT, SEEN, THINGS_SEEN, account, caption_records, with_captions
 from mmrlhf_jax.quickstart.dataset import write_dataset
 from mmrlhf_jax.quickstart.questions import is_correct, question_from_record
+from mmrlhf_jax.quickstart.scenes import SceneObject, objects_from_key
 from mmrlhf_jax.training.loop import train
 from mmrlhf_jax.training.trained import export_run
 
 SEED = 0
 SCENES = {"train": 12000, "preference": 300, "held_out": 120}
 LAUNCH = config.Launch(mesh=config.Mesh(data=-1, fsdp=1))
-MAX_ANSWER, MAX_CRITIQUE = 48, 96
+MAX_ANSWER, MAX_CAPTION, MAX_CRITIQUE = 48, 64, 96
 
 
 def make_data(root: Path) -> None:
@@ -83,6 +89,47 @@ def right_answers(model: Path, examples) -> float:
     return sum(map(is_correct, questions, answers)) / len(questions)
 
 
+def right_words(model: Path, examples) -> float:
+    """The share of right words in greedy captions."""
+    engine = Engine.load(str(model), batch=16)
+    asked = [dataclasses.replace(record, prompt=PROMPT) for record in examples.records]
+    prompts = [Prompt(example) for example in OverlaidExamples(examples, asked)]
+    texts = engine.generate(prompts, max_new_tokens=MAX_CAPTION, description=f"captions of {model.name}")
+    print("\n".join(f"  {text!r}" for text in texts[:4]), flush=True)
+    scenes = (objects_from_key(record.extra["scene"]) for record in examples.records)
+    counts = [caption_words(text, objects) for text, objects in zip(texts, scenes, strict=True)]
+    return sum(right for right, _ in counts) / sum(words for _, words in counts)
+
+
+def caption_words(text: str, objects: Sequence[SceneObject]) -> tuple[int, int]:
+    """(right words, words that a whole caption has), of either form of caption.
+
+    An account says place by place which object is there, in up to three words; a list of things seen gives one attribute each.
+    """
+    head, _, rest = text.rstrip(".").partition(": ")
+    items = rest.split(", ")
+    if head == SEEN:
+        known = {thing.shape: {thing.colour, thing.size, thing.place} for thing in objects}
+        pairs = [item.partition(" ")[::2] for item in items]
+        return sum(value in known.get(shape, {"nothing"}) for shape, value in pairs), max(len(pairs), THINGS_SEEN)
+    right, wanted = 0, account(objects).split(", ")
+    for found, true in zip_longest(items[: len(wanted)], wanted, fillvalue=""):
+        words = true.split()[2:]  # behind the place's two
+        right += sum(a == b for a, b in zip(found.split()[2:], words, strict=False))
+    return right, sum(len(true.split()) - 2 for true in wanted)
+
+
+def seen(model: Path, held_out, when: str) -> dict[str, float]:
+    """What a policy sees on the held-out scenes, and what it says of them when it is shown others."""
+    blind = exchange_media(held_out)
+    return {
+        f"right_words_{when}": right_words(model, held_out),
+        f"right_words_blind_{when}": right_words(model, blind),
+        f"right_answers_{when}": right_answers(model, held_out),
+        f"right_answers_blind_{when}": right_answers(model, blind),
+    }
+
+
 def judge(root: Path, model: Path, held_out) -> dict[str, float]:
     engine = Engine.load(str(model), batch=32)
     scored = critic.score(engine, held_out, max_new_tokens=MAX_CRITIQUE)
@@ -120,7 +167,7 @@ def main() -> None:
         root, "supervised", given.checkpoint, "supervised", supervised, optimizer=rates, objective={"kind": "supervised"}
     )
     policy = learn(root, "policy", made)
-    note(right_before=right_answers(policy, held_out))
+    note(**seen(policy, held_out, "before"))
     made = experiment(
         root,
         "reward",
@@ -144,7 +191,7 @@ def main() -> None:
         optimizer={"learning_rate": 5e-5},
         objective={"kind": "preference", "beta": 0.1, "scaling": {"mode": "margin", "w": 0.5, "k": 0.5}, "sft_weight": 0.25},
     )
-    note(right_after=right_answers(learn(root, "mmdpo_model", made), held_out))
+    note(**seen(learn(root, "mmdpo_model", made), held_out, "after"))
 
 
 if __name__ == "__main__":
