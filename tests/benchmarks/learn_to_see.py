@@ -93,7 +93,8 @@ def right_words(model: Path, examples) -> float:
     """The share of right words in greedy captions."""
     engine = Engine.load(str(model), batch=16)
     asked = [dataclasses.replace(record, prompt=PROMPT) for record in examples.records]
-    prompts = [Prompt(example) for example in OverlaidExamples(examples, asked)]
+    captioned = OverlaidExamples(examples, asked)
+    prompts = [Prompt(captioned[index]) for index in range(len(captioned))]
     texts = engine.generate(prompts, max_new_tokens=MAX_CAPTION, description=f"captions of {model.name}")
     print("\n".join(f"  {text!r}" for text in texts[:4]), flush=True)
     scenes = (objects_from_key(record.extra["scene"]) for record in examples.records)
