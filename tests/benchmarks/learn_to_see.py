@@ -47,13 +47,16 @@ LAUNCH = config.Launch(mesh=config.Mesh(data=-1, fsdp=1))
 MAX_ANSWER, MAX_CAPTION, MAX_CRITIQUE = 48, 64, 96
 
 
+SPLITS = ("captions", "train", "preference", "held_out")
+
+
 def make_data(root: Path) -> None:
-    if (root / "data" / "held_out").exists():
+    if all((root / "data" / split).exists() for split in SPLITS):  # a build appears as a whole
         return
     sources = write_dataset(root / "sources", seed=SEED, scenes=SCENES, questions_per_scene=1)
     sources["captions"], _ = caption_records(sources["train"], SEED)
-    for split, source in sorted(sources.items(), reverse=True):
-        build(source, root / "data" / split)
+    for split in SPLITS:
+        build(sources[split], root / "data" / split)
 
 
 def experiment(root: Path, name: str, start: Path, split: str, steps: int, **settings) -> config.Experiment:
@@ -154,8 +157,10 @@ def main() -> None:
     make_data(root)
     held_out = open_examples(root / "data" / "held_out")
     held_out = Subset(held_out, range(min(given.held_out, len(held_out))))
-    summary = root / "summary.json"
-    found = read_json_object(summary) if summary.exists() else {"steps": list(given.steps)}
+    summary, asked = root / "summary.json", {"steps": list(given.steps), "held_out": len(held_out)}
+    found = read_json_object(summary) if summary.exists() else asked
+    if any(found.get(key) != value for key, value in asked.items()):
+        parser.error(f"{summary} was begun with other --steps or --held-out; give another OUT")
 
     def once(name: str, measure: Callable[[], dict[str, float]]) -> None:
         if name not in found:
