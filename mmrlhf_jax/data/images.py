@@ -30,9 +30,9 @@ _UPRIGHT = {  # EXIF orientation -> transposition that makes the image upright
 def decode_image(data: bytes, where: str) -> Image.Image:
     """The upright image in mode RGB. `where` (file, record) is the beginning of every error message.
 
-    EXIF orientation is applied. Transparent pixels are blended with white, as in viewers and in transformers (the original code
-    drops alpha, which shows the arbitrary colour of transparent pixels). 16-bit grey keeps its high byte. Colour profiles are
-    ignored. Of a phone's MPO file the first image is used, which is the photograph.
+    EXIF orientation is applied. Transparent pixels are blended with white, as in viewers and in transformers' image processors
+    (its `load_image` and the original code drop alpha, which shows the arbitrary colour of transparent pixels). 16-bit grey
+    keeps its high byte. Colour profiles are ignored. Of a phone's MPO file the first image is used, which is the photograph.
 
     Raises UserError for data that is no image, is truncated or broken, is animated or has several pages (no frame is chosen
     silently), has 32-bit pixels (no defined white), or is larger than MAX_SIDE or MAX_PIXELS.

@@ -77,7 +77,7 @@ class PieceTokenizer:
 
     @functools.cached_property
     def _of_media(self) -> frozenset[int]:
-        """The ids of all media tokens. Tokenizers need not mark them as special, and the others match in any text."""
+        """The ids of all media tokens. A token that is not marked as special matches inside ordinary text."""
         added = self.tokenizer.get_added_vocab()
         named = {added[token] for token in (*self.media_tags, *self.media_tokens) if token in added}
         return frozenset({self.image_token, *named})
@@ -117,13 +117,20 @@ class PieceTokenizer:
 
     def text(self, text: str) -> tuple[list[int], list[int]]:
         """(ids of plain text, for each id the offset of the character after it)."""
-        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-        found = next((i for i, token in enumerate(encoding.ids) if token in self._of_media), None)
-        if found is None:
-            return encoding.ids, [end for _, end in encoding.offsets]
-        cut = encoding.offsets[found][0] + 1  # between two characters of the token's name, whose halves are tokenised apart
-        (left, left_ends), (right, right_ends) = self.text(text[:cut]), self.text(text[cut:])
-        return left + right, left_ends + [cut + end for end in right_ends]
+        ids: list[int] = []
+        ends: list[int] = []
+        start = 0
+        while True:
+            encoding = self.tokenizer.backend_tokenizer.encode(text[start:], add_special_tokens=False)
+            if self._of_media.isdisjoint(encoding.ids):
+                return ids + encoding.ids, ends + [start + end for _, end in encoding.offsets]
+            found = next(i for i, token in enumerate(encoding.ids) if token in self._of_media)
+            # Cut behind the first character of the token's name, so that both halves are tokenised as ordinary text.
+            cut = start + encoding.offsets[found][0] + 1
+            before = self.tokenizer.backend_tokenizer.encode(text[start:cut], add_special_tokens=False)
+            ids += before.ids
+            ends += [start + end for _, end in before.offsets]
+            start = cut
 
 
 def token_tree(conversations: Sequence[Conversation]) -> TokenTree:

@@ -144,7 +144,7 @@ def new_checkpoint(
     family, kind = find_family(config, "config"), np.dtype(dtype)
     config = family.new_config({**config, "architectures": [family.architecture], "dtype": kind.name})
     with use_mesh(make_mesh({}, jax.devices()[:1])):
-        sizes = family.read(Checkpoint(config, lambda name: {}, dict, lambda: None, "config", "config"))
+        sizes = family.read(Checkpoint(config, lambda name: None, dict, lambda: None, "config", "config"))
         model = family.model()(sizes, rngs=nnx.Rngs(seed), param_dtype=dtype)
     with new_directory(out) as new:
         directory = new.files
@@ -170,11 +170,12 @@ def _export(
     family, checkpoint = open_checkpoint(source)
     converted = family.naming(checkpoint.config) != naming
     plans = ordered_plans(parameters, config, dtypes, naming, converted)
+    # Config and tokenizer are made before the weights are written, so that their errors come early.
+    new = exported_config(family, checkpoint, config, naming)
     family.check_export(checkpoint, config, naming, os.fspath(out))
     with new_directory(out) as place:
-        tokenizer = find_tokenizer(source)  # read before the weights are written, so that its errors come early
+        tokenizer = find_tokenizer(source)
         write_tensors(place.large, plans, shard_bytes)
-        new = exported_config(family, checkpoint, config, naming)
         asked = dtypes.asked is not None
         write_json(place.files / "config.json", with_dtype(new, main_dtype(plans), naming, asked=asked))
         write_model_files(source, place.files, family, config, tokenizer, naming, converted=converted)

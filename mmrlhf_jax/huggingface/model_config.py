@@ -32,7 +32,7 @@ def open_checkpoint(directory: epath.PathLike) -> tuple[Family, Checkpoint]:
         raise UserError(f"{directory}: no config.json; a model is a Hugging Face directory with config and safetensors weights")
     config = read_json_object(path)
     family = find_family(config, str(path))
-    file = lambda name: read_json_object(directory / name) if (directory / name).exists() else {}
+    file = lambda name: read_json_object(directory / name) if (directory / name).exists() else None
     shapes = lambda: StoredTensors(directory, family.names.pieces).shapes
     chat_template = lambda: read_chat_templates(Path(directory)).get(DEFAULT)
     return family, Checkpoint(config, file, shapes, chat_template, str(path), str(directory))

@@ -51,7 +51,11 @@ def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     templates = read_chat_templates(directory)
     tokenizer.chat_template = templates.get(DEFAULT) or templates or None
     vocabulary = tokenizer.get_vocab().items()
-    _check_ids({token: n for token, n in vocabulary if token not in family.unembedded}, family.vocabulary(raw), directory)
+    _check_ids(
+        {token: n for token, n in vocabulary if token not in family.unembedded},
+        family.vocabulary(raw, f"{directory}/config.json"),
+        directory,
+    )
     family.prepare_tokenizer(tokenizer, raw, f"{directory}")
     return tokenizer
 

@@ -48,7 +48,7 @@ class Checkpoint(NamedTuple):
     """The content of a model's directory that a family reads. `where` is the beginning of error messages about `config`."""
 
     config: Mapping[str, Any]  # config.json
-    file: Callable[[str], Mapping[str, Any]]  # reads the JSON file of this name; {} if there is none
+    file: Callable[[str], Mapping[str, Any] | None]  # reads the JSON file of this name; None if there is none
     shapes: Callable[[], Mapping[str, tuple[int, ...]]]  # shapes of the stored tensors by name; reads the files' headers
     chat_template: Callable[[], str | None]  # reads the default chat template (Jinja); None if the directory has none
     where: str
@@ -66,7 +66,7 @@ class Family(abc.ABC):
     text_configs: ClassVar[tuple[str, ...]]  # keys of config.json, in any naming, that hold the language model's config
     template: ClassVar[str]  # the default of `data.template` (a name in `data.templates`)
     media_tags: ClassVar[tuple[str, ...]]  # tags that the family's chat templates write in the place of a medium
-    media_tokens: ClassVar[tuple[str, ...]] = ()  # further tokens around media or for them, which no text becomes
+    media_tokens: ClassVar[tuple[str, ...]] = ()  # further tokens of media: no user's text may become one
     unembedded: ClassVar[tuple[str, ...]] = ()  # added tokens without an embedding, because they are always replaced
     # Attribute of the model (`vision_language`) -> the part that it belongs to, which is a key of an experiment's `trains`.
     parts: ClassVar[Mapping[str, str]] = {
@@ -104,8 +104,9 @@ class Family(abc.ABC):
         """The geometry of the published models, for estimates if no model is named."""
 
     @abc.abstractmethod
-    def vocabulary(self, config: Mapping[str, Any]) -> int:
-        """The number of token embeddings according to a config.json in either naming."""
+    def vocabulary(self, config: Mapping[str, Any], where: str) -> int:
+        """The number of token embeddings according to a config.json in either naming. UserError, with its location, if it
+        states something else."""
 
     @abc.abstractmethod
     def prepare_tokenizer(self, tokenizer: Any, config: Mapping[str, Any], where: str) -> None:

@@ -26,17 +26,17 @@ def pixel_settings(vision: TileTower) -> dict[str, Any]:
     }
 
 
-def stated_pixels(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], str]:
-    """(the image processor's settings, their file); without such a file, ({}, the config's location).
+def stated_pixels(checkpoint: Checkpoint) -> tuple[Mapping[str, Any] | None, str]:
+    """(the image processor's settings, their file); without such a file, (None, the config's location).
 
     As in transformers, `image_processor` of processor_config.json takes precedence over preprocessor_config.json, which counts
-    whether it names a class or not.
+    whether it names a class or not. A file without any settings means the defaults of transformers' class.
     """
-    if nested := checkpoint.file("processor_config.json").get("image_processor"):
-        return nested, f"{checkpoint.directory}/processor_config.json: image_processor"
-    if alone := checkpoint.file("preprocessor_config.json"):
-        return alone, f"{checkpoint.directory}/preprocessor_config.json"
-    return {}, checkpoint.where
+    joint = checkpoint.file("processor_config.json") or {}
+    if "image_processor" in joint:
+        return joint["image_processor"], f"{checkpoint.directory}/processor_config.json: image_processor"
+    alone = checkpoint.file("preprocessor_config.json")
+    return alone, checkpoint.where if alone is None else f"{checkpoint.directory}/preprocessor_config.json"
 
 
 def check_preprocessing(pixels: Mapping[str, Any], side: int, where: str) -> None:

@@ -16,6 +16,12 @@ def kept(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {key: raw[key] for key in KEPT if key in raw}
 
 
+def architectures(raw: Mapping[str, Any]) -> list[str]:
+    """The class names that a config.json states; none if it states something else, by which no model is recognised."""
+    stated = raw.get("architectures")
+    return [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
+
+
 class Stated:
     """The keys and values of `raw`, with `defaults` for missing keys. `where` is its location for messages.
 
@@ -30,9 +36,9 @@ class Stated:
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
-    @property
-    def is_empty(self) -> bool:
-        return not self._values
+    def __bool__(self) -> bool:
+        """An object, even one without keys, is something that was stated."""
+        return True
 
     def part(self, key: str, defaults: Mapping[str, Any] | None = None) -> Stated:
         """A nested object; empty if the key is missing or null."""

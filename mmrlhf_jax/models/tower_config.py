@@ -37,15 +37,16 @@ class TileTower:
 
 
 def tile_tower_sizes(
-    top: Stated, tower: Stated, pixels: Stated, where: str, *, mean: Statistics, std: Statistics
+    top: Stated, tower: Stated, pixels: Stated | None, where: str, *, mean: Statistics, std: Statistics
 ) -> dict[str, Any]:
     """The fields of `TileTower` that all families' configs state alike: all but the sides of tile and patch and the activation.
 
-    `top` is the whole config.json at `where`, `tower` its `vision_config`, `pixels` the image processor's settings; `mean` and
-    `std` are the defaults of the pixel statistics. UserError, with the key, for sizes that no tower has.
+    `top` is the whole config.json at `where`, `tower` its `vision_config`, `pixels` the image processor's settings, if there
+    are any; `mean` and `std` are the defaults of the pixel statistics. UserError, with the key, for sizes that no tower has.
     """
     hidden, heads = width_and_heads(tower, where)
     layers = tower.integer("num_hidden_layers", least=1)
+    pixels = pixels or Stated({}, where)
     return {
         "hidden_size": hidden,
         "intermediate_size": tower.integer("intermediate_size", least=1),

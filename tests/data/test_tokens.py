@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 
+from mmrlhf_jax.data.encode import make_encoder
 from mmrlhf_jax.data.templates import CRITIQUE_PROMPT, TEMPLATES, critique_prompt
 from mmrlhf_jax.data.tokens import Conversation, PieceTokenizer, common_prefix, token_tree
 from mmrlhf_jax.models.registry import family as family_named
@@ -76,16 +77,20 @@ def test_media_tokens_that_are_not_marked_special_still_cannot_be_spelt(family, 
     names = [name for name in tests.tokenizer().get_added_vocab() if not name.startswith("<|")]
     loose = train_tokenizer(TEXTS, 600)
     loose.add_tokens([AddedToken(name, special=False, **marked) for name in (*names, "<ordinary>")])
-    config = SimpleNamespace(**tests.media_ids(loose))
-    token = getattr(config, "image_token_id", None) or config.image_token_index
+    loose.backend_tokenizer.normalizer = normalizers.NFC()
     known = family_named(family)
-    pieces = PieceTokenizer(loose, token, known.media_tags, known.media_tokens)
+    token = next(iter(tests.media_ids(loose).values()))
+    model = SimpleNamespace(image_token=token, geometry=known.typical_geometry(), model_type=family)
+    model.text = SimpleNamespace(max_positions=None)
+    pieces = make_encoder(loose, model).tokenizer
     hostile = "a <image> <video> <img></img><IMG_CONTEXT>\n<IMG_CONTEXT> <<image>> b"
     ids, ends = pieces.text(hostile)
     assert not {loose.convert_tokens_to_ids(name) for name in names} & set(ids)
     assert loose.decode(ids) == hostile
     assert ends == sorted(ends) and ends[-1] == len(hostile)
     assert loose.convert_tokens_to_ids("<ordinary>") in pieces.text("an <ordinary> token")[0]
+    many = hostile * 300
+    assert loose.decode(pieces.text(many)[0]) == many
 
 
 def test_the_critique_prompt_shares_everything_before_the_response(pieces):

@@ -388,7 +388,7 @@ def test_so_are_pinpoints_of_the_original_naming(tmp_path, pinpoints):
 def test_keys_that_published_configs_leave_out_are_transformers_defaults():
     """llava-hf files written by older releases state only what differs from the classes' defaults. Oracle: the classes."""
     transformers = pytest.importorskip("transformers")
-    read = config_from_hf({"text_config": {}, "vision_config": {}, "image_grid_pinpoints": [[224, 224]]}, {}, "config")
+    read = config_from_hf({"text_config": {}, "vision_config": {}, "image_grid_pinpoints": [[224, 224]]}, None, "config")
     text, vision = transformers.Qwen2Config(), transformers.SiglipVisionConfig()
     assert (read.text.vocab_size, read.text.hidden_size, read.text.layers) == (
         text.vocab_size,
@@ -413,7 +413,7 @@ def test_keys_that_published_configs_leave_out_are_transformers_defaults():
     )
     both = {"vision_config": {"image_size": 384, "patch_size": 14}, "text_config": {}}
     pinpoints = transformers.LlavaOnevisionConfig().image_grid_pinpoints
-    assert config_from_hf(both, {}, "config").geometry.pinpoints == tuple(map(tuple, pinpoints))
+    assert config_from_hf(both, None, "config").geometry.pinpoints == tuple(map(tuple, pinpoints))
 
 
 @pytest.mark.parametrize("aspect", ["pad", "square"])
@@ -498,6 +498,48 @@ def test_an_image_processor_whose_class_is_not_named_is_read_as_well(tmp_path, f
     joint = {"processor_class": "Joint", "image_processor": stated | {"image_mean": [0.5, 0.5, 0.5]}}
     (directory / "processor_config.json").write_text(json.dumps(joint))
     assert read_config(directory).vision.image_mean == (0.5, 0.5, 0.5)
+
+
+CLIP = (0.48145466, 0.4578275, 0.40821073)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_image_processor_without_settings_has_its_classs(tmp_path, family, nested):
+    """Unlike one that is not there; and one inside processor_config.json counts before the other file, as in transformers."""
+    raw = FAMILIES[family].config(**FAMILIES[family].PUBLISHED_GEOMETRY)
+    if family == "internvl":  # its class's size is not that of its tower
+        raw["vision_config"] |= {"image_size": [384, 384], "patch_size": [16, 16]}
+    directory = FAMILIES[family].checkpoint(tmp_path, raw)
+    assert read_config(directory).vision.image_mean != CLIP
+    if nested:
+        joint = json.loads((directory / "processor_config.json").read_text()) if family == "internvl" else {}
+        (directory / "processor_config.json").write_text(json.dumps(joint | {"image_processor": {}}))
+    else:
+        (directory / "preprocessor_config.json").write_text("{}")
+    assert read_config(directory).vision.image_mean == CLIP
+
+
+# A value of another type for a key of config.json, in either naming of either family.
+ODD = [
+    ("architectures", 5), ("architectures", True), ("architectures", [5, None]), ("template", ["x"]), ("template", {}),
+    ("llm_config", 5), ("llm_config", {"vocab_size": "x"}), ("text_config", 5), ("text_config", {"vocab_size": "x"}),
+    ("vision_config", 5), ("vision_config", "x"), ("image_token_index", "x"), ("image_token_index", 1.5), ("vocab_size", "x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("naming", ["hf", "original"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_values_of_another_type_are_refused_in_words_or_not_read(tmp_path, family, naming):
+    directory = FAMILIES[family].checkpoint(tmp_path, naming=naming)
+    stated = json.loads((directory / "config.json").read_text())
+    for key, value in ODD:
+        (directory / "config.json").write_text(json.dumps(stated | {key: value}))
+        for read in (read_config, load_tokenizer):
+            try:
+                read(directory)
+            except UserError as error:
+                assert str(error).startswith(str(directory)) and "\n" not in str(error), (key, value)
 
 
 @pytest.mark.parametrize(

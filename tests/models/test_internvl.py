@@ -17,6 +17,7 @@ from mmrlhf_jax.data.examples import Example, Layout
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.data.templates import find_template
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface import export
 from mmrlhf_jax.huggingface.checkpoint import read_sizes
 from mmrlhf_jax.huggingface.export import export_checkpoint
 from mmrlhf_jax.huggingface.model_config import read_config
@@ -80,12 +81,13 @@ def test_a_model_keeps_its_sizes_on_the_way_to_the_other_naming_and_back(tmp_pat
     [({"projector_hidden_act": "gelu_pytorch_tanh"}, "one projector"), ({"vision": {"layer_norm_eps": 1e-5}}, "one epsilon")],
     ids=str,
 )
-def test_what_the_original_naming_cannot_say_is_refused(tmp_path, change, message):
+def test_what_the_original_naming_cannot_say_is_refused_at_once(tmp_path, monkeypatch, caplog, change, message):
     raw = internvl.config(**{"vision": {"use_qk_norm": True}} | change)
     raw["vision_config"]["use_qk_norm"] = True
+    monkeypatch.setattr(export, "write_tensors", lambda *_: pytest.fail("weights were written"))
     with pytest.raises(UserError, match=f"{message}.*leave --naming at hf"):
         export_checkpoint(internvl.checkpoint(tmp_path / "in", raw), tmp_path / "out", naming="original")
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() and not caplog.text
 
 
 def test_absent_keys_mean_the_defaults_of_the_classes_that_read_them(tmp_path):
@@ -119,6 +121,22 @@ def test_an_image_is_cut_though_the_file_says_crop_to_patches_false_and_by_the_l
     geometry = read_config(directory).geometry
     assert (geometry.min_tiles, geometry.max_tiles) == (2, 6)
     assert [plan.tiles for plan in geometry.plans([(30, 200)], 0)] == [7]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_thumbnail": "no"}, "the image processor: use_thumbnail must be true or false, found 'no'"),
+        ({"max_patches": 0}, "the image processor: max_patches must be a whole number of at least 1, found 0"),
+        ({"min_patches": 3, "max_patches": 2}, "the image processor: min_patches 3 is more than max_patches 2"),
+    ],
+    ids=str,
+)
+def test_limits_of_tiles_are_blamed_on_their_file(tmp_path, change, message):
+    directory = internvl.checkpoint(tmp_path)
+    path = directory / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert refusal(directory).startswith(f"/preprocessor_config.json: {message}")
 
 
 def test_what_the_image_processors_file_leaves_out_is_its_class_default(tmp_path):
@@ -435,7 +453,7 @@ def test_an_original_checkpoints_template_is_the_one_that_its_config_names(tmp_p
 def original_prompt(question: str, images: int) -> str:
     """The question as `chat` of OpenGVLab's `modeling_internvl_chat.py` has it, before tags become tokens.
 
-    Tags stay where the question has them; without any, they open it. (With several images and no tag, `chat` refuses; its
+    Tags stay where the question has them; without any, they open it. (Of several images without a tag `chat` places one; its
     callers write a line for each.)
     """
     return question if "<image>" in question else "<image>\n" * images + question
@@ -485,6 +503,26 @@ def test_tiles_and_thumbnail_survive_an_export_and_the_way_back(tmp_path, caplog
     assert read_config(tmp_path / "back").geometry == wanted
     export_checkpoint(tmp_path / "hf", tmp_path / "again")
     assert read_config(tmp_path / "again").geometry == wanted
+
+
+def test_a_rope_kind_that_a_newer_key_replaces_is_not_written(tmp_path):
+    raw = internvl.config()
+    raw["text_config"]["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6}
+    source = internvl.checkpoint(tmp_path / "in", raw)
+    assert read_config(source).text.max_positions is None
+    export_checkpoint(source, tmp_path / "out", naming="original")
+    assert read_config(tmp_path / "out").text.max_positions is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"rescale_factor": 1 / 127.5}, {"image_mean": [0.5] * 3}, {"image_std": [0.5] * 3}, {}], ids=str
+)
+def test_pixels_that_the_original_code_computes_otherwise_are_reported(tmp_path, caplog, change):
+    source = internvl.checkpoint(tmp_path / "in")
+    path = source / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    export_checkpoint(source, tmp_path / "out", naming="original")
+    assert ("the original code normalises pixels as ImageNet's" in caplog.text) == bool(change)
 
 
 def test_a_chat_template_that_the_original_code_does_not_have_is_reported(tmp_path, caplog):

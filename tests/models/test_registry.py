@@ -114,8 +114,8 @@ def test_a_geometrys_settings_have_its_family_unless_they_are_older_than_the_sec
 def test_a_family_must_say_how_many_tokens_a_config_has_embeddings_for():
     assert "vocabulary" in Family.__abstractmethods__
     for family in registry.families():
-        assert family.vocabulary({"model_type": family.model_type, "text_config": {"vocab_size": 7}}) == 7
-        assert family.vocabulary({"model_type": family.model_type}) == 151936  # that of transformers' Qwen2Config
+        assert family.vocabulary({"model_type": family.model_type, "text_config": {"vocab_size": 7}}, "c") == 7
+        assert family.vocabulary({"model_type": family.model_type}, "c") == 151936  # that of transformers' Qwen2Config
 
 
 def test_a_model_of_no_family_is_refused_with_the_families_that_there_are():

@@ -103,7 +103,7 @@ def test_the_axis_that_is_left_open_takes_the_devices_that_are_left():
 
 
 def sizes_of(**changes):
-    return config_from_hf(tiny.config(**changes), {}, "config.json")
+    return config_from_hf(tiny.config(**changes), None, "config.json")
 
 
 def parameters(size):

@@ -65,15 +65,18 @@ def read_config(checkpoint: Checkpoint) -> InternVLConfig:
     return config_from_hf(raw, pixels, where, source)
 
 
-def config_from_hf(raw: Mapping[str, Any], pixels: Mapping[str, Any], where: str, pixels_where: str = "") -> InternVLConfig:
-    """The sizes from a Hugging Face `config.json` and image processor config, whose files are `where` and `pixels_where`.
+def config_from_hf(
+    raw: Mapping[str, Any], pixels: Mapping[str, Any] | None, where: str, pixels_where: str = ""
+) -> InternVLConfig:
+    """The sizes from a Hugging Face `config.json` and image processor config (None: there is none), whose files are `where` and
+    `pixels_where`.
 
     Raises UserError that names the file and the key that is wrong.
     """
     stated = Stated(raw, where)
-    processor = Stated(pixels, f"{pixels_where or where}: the image processor")
+    processor = None if pixels is None else Stated(pixels, f"{pixels_where or where}: the image processor")
     vision = _vision(stated, processor, where)
-    if pixels:
+    if pixels is not None:
         check_preprocessing(PIXEL_DEFAULTS | pixels, vision.image_size, pixels_where or where)
     if stated.get("vision_feature_select_strategy", "default") != "default":
         raise UserError(f"{where}: vision_feature_select_strategy is not 'default'; InternVL drops the class token")
@@ -88,26 +91,28 @@ def config_from_hf(raw: Mapping[str, Any], pixels: Mapping[str, Any], where: str
     )
 
 
-def _geometry(top: Stated, pixels: Stated, vision: InternVitConfig, where: str) -> TileGeometry:
+def _geometry(top: Stated, pixels: Stated | None, vision: InternVitConfig, where: str) -> TileGeometry:
     """The geometry. `crop_to_patches` of the image processor is ignored: it is false in the published files, but transformers'
     processor overrides it with true."""
     merge = 1 / top.positive("downsample_ratio", 0.5)
     if merge != round(merge):
         raise UserError(f"{where}: downsample_ratio {top.get('downsample_ratio')} is not 1/2, nor 1 over another whole number")
+    pixels = pixels or Stated({}, where)
+    tiles = dict(
+        min_tiles=pixels.integer("min_patches", 1, least=1),
+        max_tiles=pixels.integer("max_patches", 12, least=1),
+        thumbnail=pixels.truth("use_thumbnail", True),
+    )
+    if tiles["min_tiles"] > tiles["max_tiles"]:
+        limits = f"min_patches {tiles['min_tiles']} is more than max_patches {tiles['max_tiles']}"
+        raise UserError(f"{pixels.where}: {limits}; no image could be cut")
     try:
-        return TileGeometry(
-            image_size=vision.image_size,
-            patch_size=vision.patch_size,
-            merge=round(merge),
-            min_tiles=pixels.integer("min_patches", 1, least=1),
-            max_tiles=pixels.integer("max_patches", 12, least=1),
-            thumbnail=pixels.truth("use_thumbnail", True),
-        )
+        return TileGeometry(image_size=vision.image_size, patch_size=vision.patch_size, merge=round(merge), **tiles)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
 
-def _vision(top: Stated, pixels: Stated, where: str) -> InternVitConfig:
+def _vision(top: Stated, pixels: Stated | None, where: str) -> InternVitConfig:
     tower = top.part("vision_config", VISION_DEFAULTS)
     if tower.get("model_type", "internvl_vision") != "internvl_vision":
         raise UserError(f"{where}: vision_config.model_type is {tower.get('model_type')!r}; InternVL has an InternViT tower")
@@ -115,7 +120,7 @@ def _vision(top: Stated, pixels: Stated, where: str) -> InternVitConfig:
     for key in ("use_absolute_position_embeddings", "use_mean_pooling"):
         if not tower.truth(key, True):
             raise UserError(f"{where}: vision_config: {key} false is not supported; no published tower has it")
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if pixels.is_empty else (CLIP_MEAN, CLIP_STD)
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if pixels is None else (CLIP_MEAN, CLIP_STD)
     return InternVitConfig(
         **tile_tower_sizes(top, tower, pixels, where, mean=mean, std=std),
         image_size=_side(tower, "image_size", where),

@@ -12,6 +12,7 @@ from mmrlhf_jax.models.internvl import original, processors
 from mmrlhf_jax.models.internvl.geometry import IMAGE_END, IMAGE_START, TileGeometry
 from mmrlhf_jax.models.internvl.weights import NAMES
 from mmrlhf_jax.models.media_tokens import check_embedded
+from mmrlhf_jax.models.stated import Stated
 from mmrlhf_jax.models.weight_names import Naming
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-UNLIKE = "unlike this model; it runs right only here"
+UNLIKE = "unlike this model, whose answers are right only in this project"
 
 
 class InternVLFamily(Family):
@@ -54,11 +55,11 @@ class InternVLFamily(Family):
     def typical_geometry(self) -> TileGeometry:
         return TileGeometry(448, 14)
 
-    def vocabulary(self, config: Mapping[str, Any]) -> int:
+    def vocabulary(self, config: Mapping[str, Any], where: str) -> int:
         from mmrlhf_jax.models.qwen2 import TEXT_DEFAULTS
 
-        text = config.get("llm_config" if original.is_original(config) else "text_config") or {}
-        return text.get("vocab_size") or TEXT_DEFAULTS["vocab_size"]
+        text = Stated(config, where).part("llm_config" if original.is_original(config) else "text_config")
+        return text.integer("vocab_size", TEXT_DEFAULTS["vocab_size"], least=1)
 
     def prepare_tokenizer(self, tokenizer: Any, config: Mapping[str, Any], where: str) -> None:
         processors.prepare_tokenizer(tokenizer, config, where)
@@ -95,7 +96,8 @@ class InternVLFamily(Family):
         """Report what the original code would do otherwise than this model, and what it needs beside an export."""
         from mmrlhf_jax.models.internvl.config import IMAGENET_MEAN, IMAGENET_STD
 
-        if (model.vision.image_mean, model.vision.image_std) != (IMAGENET_MEAN, IMAGENET_STD):
+        vision = model.vision
+        if (vision.image_mean, vision.image_std, vision.rescale) != (IMAGENET_MEAN, IMAGENET_STD, 1 / 255):
             logger.warning("%s: the original code normalises pixels as ImageNet's, %s", out, UNLIKE)
         template = None if original.is_original(checkpoint.config) else checkpoint.chat_template()
         if template is not None and processors.original_template(template) is None:

@@ -7,14 +7,14 @@ from the values in published files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import read_json_object
-from mmrlhf_jax.models.stated import Stated, kept
+from mmrlhf_jax.models.stated import Stated, architectures, kept
 
 if TYPE_CHECKING:
     from mmrlhf_jax.models.decoder import TextConfig
@@ -58,14 +58,14 @@ LANGUAGE_DROPPED = ("_name_or_path", "architectures", "attn_implementation", "_a
 
 
 def is_original(raw: Mapping[str, Any]) -> bool:
-    return raw.get("model_type") == MODEL_TYPE or ARCHITECTURE in (raw.get("architectures") or ())
+    return raw.get("model_type") == MODEL_TYPE or ARCHITECTURE in architectures(raw)
 
 
 def to_hf(raw: Mapping[str, Any], image_token: int, where: str) -> dict[str, Any]:
     """Hugging Face `config.json` of an original checkpoint. UserError for a variant that this project does not run."""
     stated = Stated(raw, where)
     language, tower = stated.part("llm_config"), stated.part("vision_config", VISION_DEFAULTS)
-    check_language_model(language.get("architectures"), language.get("model_type", "qwen2"), where)
+    check_language_model(architectures(raw.get("llm_config") or {}), language.get("model_type", "qwen2"), where)
     if stated.get("ps_version", "v1") != "v2":
         found = stated.get("ps_version", "v1")
         raise UserError(f"{where}: ps_version {found!r} transposes an image's tokens; only 'v2' is supported")
@@ -112,9 +112,9 @@ def pixels(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
 
 
-def check_language_model(architectures: Any, model_type: str, where: str) -> None:
+def check_language_model(classes: Sequence[str], model_type: str, where: str) -> None:
     """UserError unless the language model is Qwen2; other sizes of InternVL have InternLM, Phi-3, Llama or Qwen3."""
-    found = architectures[0] if isinstance(architectures, list) and architectures else model_type
+    found = classes[0] if classes else model_type
     if found not in (LANGUAGE_MODEL, "qwen2"):
         raise UserError(f"{where}: the language model is {found}; of InternVL this project runs the sizes with Qwen2: {SIZES}")
 
@@ -157,7 +157,7 @@ def from_hf(config: Mapping[str, Any], read: InternVLConfig, template: str) -> d
 
 def _language_config(text: Mapping[str, Any], read: TextConfig) -> dict[str, Any]:
     """`llm_config` of a Hugging Face `text_config`."""
-    language = {key: value for key, value in text.items() if key not in ("rope_parameters", "layer_types")}
+    language = {key: value for key, value in text.items() if key not in ("rope_parameters", "rope_scaling", "layer_types")}
     language |= {
         "model_type": "qwen2",
         "architectures": [LANGUAGE_MODEL],

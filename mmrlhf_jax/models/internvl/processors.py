@@ -53,8 +53,8 @@ def written_template(name: str) -> str:
 def chat_template(system: str | None = None, end: str = "<|im_end|>\n", *, inside: bool = False) -> str:
     """The Jinja chat template whose messages end with `end`. `system` is the system message of conversations that have none.
 
-    A line is begun after each medium; with `inside` not in messages that have a medium behind a text, as in the original code,
-    which puts the media in the places of their tags there. Without arguments it is the template of transformers' converter.
+    Each medium is followed by a line break. With `inside`, the media of a message that has one behind a text are not: the
+    original code puts them into the places of their tags. Without arguments it is the template of transformers' converter.
     """
     opening, look, line = "", "", "\n"
     if system is not None:
@@ -93,7 +93,7 @@ def prepare_tokenizer(tokenizer: Any, config: Mapping[str, Any], where: str) -> 
     if is_original(config):
         tokenizer.init_kwargs.update(NAMED_TOKENS)  # `save_pretrained` writes them
         named, own = config.get("template"), str(tokenizer.chat_template or "")
-        if named in ORIGINAL_TEMPLATES and not any(tag in own for tag in MEDIA_TAGS):
+        if isinstance(named, str) and named in ORIGINAL_TEMPLATES and not any(tag in own for tag in MEDIA_TAGS):
             tokenizer.chat_template = written_template(named)
 
 

@@ -89,4 +89,4 @@ def published_config(path: str) -> InternVLConfig | None:
     key = (found[1].replace("_", "."), found[2].lower())
     if key not in _SIZES:
         return None
-    return config_from_hf(published_settings(*key), {}, f"published sizes of InternVL{key[0]} {key[1]}")
+    return config_from_hf(published_settings(*key), None, f"published sizes of InternVL{key[0]} {key[1]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mmrlhf_jax.errors import UserError
@@ -69,17 +70,22 @@ def read_config(checkpoint: Checkpoint) -> LlavaOnevisionConfig:
         raw = original.to_hf(raw, checkpoint.shapes(), where)
     pixels, source = stated_pixels(checkpoint)
     config = config_from_hf(raw, pixels, where, source)
-    _check_preprocessing(pixels, config.geometry, source)
+    if pixels is not None:
+        _check_preprocessing(pixels, config.geometry, source)
     return config
 
 
-def config_from_hf(raw: dict[str, Any], pixels: dict[str, Any], where: str, pixels_where: str = "") -> LlavaOnevisionConfig:
-    """The sizes from a Hugging Face `config.json` and image processor config, whose files are `where` and `pixels_where`.
+def config_from_hf(
+    raw: Mapping[str, Any], pixels: Mapping[str, Any] | None, where: str, pixels_where: str = ""
+) -> LlavaOnevisionConfig:
+    """The sizes from a Hugging Face `config.json` and image processor config (None: there is none), whose files are `where` and
+    `pixels_where`.
 
     Raises UserError that names the file and the key that is wrong.
     """
     stated = Stated(raw, where)
-    vision = _vision(stated, Stated(pixels, f"{pixels_where or where}: the image processor"), where)
+    processor = None if pixels is None else Stated(pixels, f"{pixels_where or where}: the image processor")
+    vision = _vision(stated, processor, where)
     text = read_text_config(stated, where, TITLE)
     if stated.get("vision_feature_select_strategy", "full") != "full":
         raise UserError(f"{where}: vision_feature_select_strategy is not 'full'; a SigLIP tower has no class token to drop")
@@ -120,11 +126,11 @@ def _token(stated: Stated, name: str, default: int) -> int:
     return stated.integer(key, default, least=0)
 
 
-def _vision(top: Stated, pixels: Stated, where: str) -> VisionConfig:
+def _vision(top: Stated, pixels: Stated | None, where: str) -> VisionConfig:
     tower = top.part("vision_config", VISION_DEFAULTS)
     if tower.get("model_type", "siglip_vision_model") != "siglip_vision_model":
         raise UserError(f"{where}: vision_config.model_type is {tower.get('model_type')!r}; this project runs SigLIP towers")
-    mean, std = (SIGLIP, SIGLIP) if pixels.is_empty else (CLIP_MEAN, CLIP_STD)
+    mean, std = (SIGLIP, SIGLIP) if pixels is None else (CLIP_MEAN, CLIP_STD)
     return VisionConfig(
         **tile_tower_sizes(top, tower, pixels, where, mean=mean, std=std),
         image_size=tower.integer("image_size", least=1),
@@ -134,7 +140,7 @@ def _vision(top: Stated, pixels: Stated, where: str) -> VisionConfig:
     )
 
 
-def _check_preprocessing(pixels: dict[str, Any], geometry: VisionGeometry, where: str) -> None:
+def _check_preprocessing(pixels: Mapping[str, Any], geometry: VisionGeometry, where: str) -> None:
     check_preprocessing(pixels, geometry.image_size, where)
     cut = pixels.get("image_grid_pinpoints")
     if not (geometry.anyres and cut):

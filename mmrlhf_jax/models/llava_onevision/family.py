@@ -11,6 +11,7 @@ from mmrlhf_jax.models.llava_onevision import original, processors
 from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
 from mmrlhf_jax.models.llava_onevision.weights import NAMES
 from mmrlhf_jax.models.media_tokens import check_embedded
+from mmrlhf_jax.models.stated import Stated
 from mmrlhf_jax.models.weight_names import Naming
 
 if TYPE_CHECKING:
@@ -51,11 +52,13 @@ class LlavaOnevisionFamily(Family):
         sides = range(384, 384 * 7, 384)
         return VisionGeometry(384, 14, tuple((height, width) for height in sides for width in sides), 9)
 
-    def vocabulary(self, config: Mapping[str, Any]) -> int:
+    def vocabulary(self, config: Mapping[str, Any], where: str) -> int:
         from mmrlhf_jax.models.qwen2 import TEXT_DEFAULTS
 
-        text = config.get("text_config") or {}  # the original naming has the language model's keys at the top
-        return text.get("vocab_size") or config.get("vocab_size") or TEXT_DEFAULTS["vocab_size"]
+        whole = Stated(config, where)
+        text = whole.part("text_config")  # the original naming has the language model's keys at the top
+        default = TEXT_DEFAULTS["vocab_size"] if whole.get("vocab_size") is None else whole.integer("vocab_size", least=1)
+        return text.integer("vocab_size", default, least=1)
 
     def prepare_tokenizer(self, tokenizer: Any, config: Mapping[str, Any], where: str) -> None:
         """Add `<image>` and `<video>` after the last token of an original tokenizer, as in the converted checkpoints. It has no

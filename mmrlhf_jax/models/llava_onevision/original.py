@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.models.stated import Stated, kept
+from mmrlhf_jax.models.stated import Stated, architectures, kept
 
 if TYPE_CHECKING:
     from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
@@ -53,7 +53,7 @@ HEADS = {768: 12, 1024: 16, 1152: 16}  # the published SigLIP towers: width -> a
 
 def is_original(raw: Mapping[str, Any]) -> bool:
     """Whether a `config.json` is of the original code: model_type `llava`, `llava_qwen` or plain `qwen2` with `mm_*`."""
-    return "mm_vision_tower" in raw or ARCHITECTURE in (raw.get("architectures") or ())
+    return "mm_vision_tower" in raw or ARCHITECTURE in architectures(raw)
 
 
 def to_hf(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def to_hf(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: 
     for key, supported in POOLING.items():
         if raw.get(key, supported[0]) not in supported:
             raise UserError(f"{where}: {key} {raw[key]!r} is not supported; this project knows {supported[-1]!r}")
-    image_token = raw.get("image_token_index", 151646)
+    image_token = Stated(raw, where).integer("image_token_index", 151646, least=0)
     config = {
         "model_type": "llava_onevision",
         "architectures": ["LlavaOnevisionForConditionalGeneration"],
@@ -142,7 +142,7 @@ def from_hf(config: Mapping[str, Any], read: LlavaOnevisionConfig) -> dict[str, 
 
 def _tower(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], side: int | None, where: str) -> dict[str, Any]:
     """`vision_config`: sizes from the shapes of the tensors, and SigLIP so400m's values for all other keys."""
-    given = raw.get("vision_config") or {}
+    given = Stated(raw, where).part("vision_config")
     patch = shapes.get(TOWER + "embeddings.patch_embedding.weight")
     positions = shapes.get(TOWER + "embeddings.position_embedding.weight")
     fc1 = shapes.get(TOWER + "encoder.layers.0.mlp.fc1.weight")

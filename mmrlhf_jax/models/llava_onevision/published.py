@@ -69,4 +69,4 @@ def published_config(path: str) -> LlavaOnevisionConfig | None:
     if found is None:
         return None
     size = (found[1] or found[2]).lower()
-    return config_from_hf(published_settings(size), {}, f"published sizes of LLaVA-OneVision {size}")
+    return config_from_hf(published_settings(size), None, f"published sizes of LLaVA-OneVision {size}")
