@@ -1,4 +1,4 @@
-"""Every verb that `cli.py` declares calls a body that is there and takes what it is given; none of them is needed for help."""
+"""Every verb that `cli` declares calls a body that is there and takes what it is given; none of them is needed for help."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from mmrlhf_jax import cli, commands
 
 
 def calls() -> dict[str, ast.Call]:
-    """The calls of `commands.FILE.FUNCTION(...)` in `cli.py`, by that name."""
-    nodes = ast.walk(ast.parse(Path(cli.__file__).read_text()))
+    """The calls of `commands.FILE.FUNCTION(...)` in the files of `cli`, by that name."""
+    trees = [ast.parse(path.read_text()) for path in Path(cli.__file__).parent.glob("*.py")]
+    nodes = (node for tree in trees for node in ast.walk(tree))
     named = {ast.unparse(node.func): node for node in nodes if isinstance(node, ast.Call)}
     return {name: node for name, node in named.items() if name.startswith("commands.")}
 

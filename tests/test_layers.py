@@ -30,6 +30,7 @@ ALLOWED = {
     "launching": {"config", "data", "sharding"},
     "evaluation": {"data"},
     "serving": {"data", "inference", "models"},
+    "growing": {"data", "inference"},
     "planning": {"config", "data", "huggingface", "inference", "models", "objectives", "sharding", "tasks", "training"},
     "commands": {
         "config", "data", "evaluation", "huggingface", "inference", "pages", "planning", "serving", "sharding",

@@ -1,4 +1,4 @@
-"""The bodies of the command line's verbs: `cli.py` declares a verb and calls the function of its name here.
+"""The bodies of the command line's verbs: `cli` declares a verb and calls the function of its name here.
 
 A verb is in the file of its name, the verbs of a group (`mmrlhf data ...`) in that of the group. Only `cli` imports this
 package.
