@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -19,7 +19,7 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line, retried
 from mmrlhf_jax.files import exists, hidden_beside, read_text, write_atomically
-from mmrlhf_jax.inference.journal import Journal
+from mmrlhf_jax.inference.journal import Journal, Work
 from mmrlhf_jax.ownership import Ownership
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.records import RankedRecord
@@ -30,9 +30,6 @@ VERSION = 3
 POLL_SECONDS = 2.0
 # A process that has not come so long after another one has finished its share is taken for one that will not come.
 LATE_SECONDS = 120.0
-
-# Computes the lines of the records with these indices, and yields (index, line) in any order, as they are finished.
-Work = Callable[[Sequence[int]], Iterator[tuple[int, Mapping[str, Any]]]]
 
 
 class Share(NamedTuple):
@@ -170,7 +167,7 @@ class _Pass:
             return False
         path = self._folder / f"process-{process:04d}"
         if self._share.count == 1:  # the output's lock is enough
-            self._keep(self._missing(process))
+            self._journal.fill(self._missing(process), self._work)
             return True
         unseen = process != self._share.process and not exists(path) and not self._journal.has_parts_of(process)
         if unseen and time.monotonic() - self._waiting < LATE_SECONDS:
@@ -186,19 +183,9 @@ class _Pass:
         with lock:
             if process != self._share.process:
                 say(f"process {process} gives no sign of life; its records are computed by process {self._share.process}")
-            self._keep(self._missing(process))
+            self._journal.fill(self._missing(process), self._work)
         del self._locks[process]
         return True
-
-    def _keep(self, indices: Sequence[int]) -> None:
-        """Compute these records, and keep what is finished even if an error ends it."""
-        try:
-            for index, line in self._work(indices):
-                self._journal.add(index, line)
-        finally:
-            self._journal.save()
-        if lost := [index for index in indices if index not in self._journal.lines]:
-            raise RuntimeError(f"no line was made of {len(lost)} records, the first of which is {lost[0]}")
 
     def _write(self) -> None:
         """Write the output, or wait until the process that holds it has done so."""

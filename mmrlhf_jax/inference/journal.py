@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -13,11 +15,13 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.files import entries, exists, read_bytes, write_atomically
 from mmrlhf_jax.progress import say
 
-# Seconds between two parts; a kill loses at most so much work of a host.
+# Seconds after which a finished line is stored at the latest; a kill loses at most so much work of a host.
 PART_SECONDS = 5.0
 _SUFFIX = ".jsonl"
 
-Lines = dict[int, dict[str, Any]]
+Lines = dict[int, Mapping[str, Any]]
+# Computes the lines of the records with these indices, and yields (index, line) in any order, as they are finished.
+Work = Callable[[Sequence[int]], Iterator[tuple[int, Mapping[str, Any]]]]
 
 
 class Journal:
@@ -30,29 +34,53 @@ class Journal:
         self._folder, self._is_line = folder, is_line
         self._name = f"{process:04d}-{uuid.uuid4().hex[:12]}"
         self._parts, self._kept, self._saved = 0, [], time.monotonic()
+        self._lock, self._timer = threading.RLock(), None
         self._read: set[str] = set()
         self.lines: Lines = {}  # of all processes, as far as they have been read
 
-    def add(self, index: int, line: Mapping[str, Any]) -> None:
-        """Keep a finished line; it is stored within PART_SECONDS of the next call, or by `save`.
-
-        UserError, for a number that is not finite, from the call that stores it.
-        """
-        self._kept.append({"index": index, "line": line})
-        if time.monotonic() - self._saved >= PART_SECONDS:
+    def fill(self, indices: Sequence[int], work: Work) -> None:
+        """Keep the lines that `work` makes of these records; if an error ends it, those that were finished before."""
+        try:
+            for index, line in work(indices):
+                self.add(index, line)
+        finally:
             self.save()
+        if lost := [index for index in indices if index not in self.lines]:
+            raise RuntimeError(f"no line was made of {len(lost)} records, the first of which is {lost[0]}")
+
+    def add(self, index: int, line: Mapping[str, Any]) -> None:
+        """Keep a finished line. It is stored within PART_SECONDS, also if no other one is finished until then.
+
+        UserError for a number that is not finite.
+        """
+        text = strict_json.dumps({"index": index, "line": line}, where=f"record {line.get('id')!r}")
+        with self._lock:
+            self._kept.append(text + "\n")
+            self.lines[index] = line
+            if time.monotonic() - self._saved >= PART_SECONDS:
+                self.save()
+            elif self._timer is None:
+                self._timer = threading.Timer(PART_SECONDS, self._save_in_time)
+                self._timer.daemon = True
+                self._timer.start()
 
     def save(self) -> None:
         """Store all lines that were added."""
-        if self._kept:
-            kept, self._kept = self._kept, []
-            lines = [strict_json.dumps(each, where=f"record {each['line'].get('id')!r}") + "\n" for each in kept]
-            name = f"{self._name}-{self._parts:06d}{_SUFFIX}"
-            write_atomically(self._folder / name, "".join(lines).encode())
-            self._read.add(name)
-            self._parts += 1
-            self.lines |= {each["index"]: each["line"] for each in kept}
-        self._saved = time.monotonic()
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if self._kept:
+                name = f"{self._name}-{self._parts:06d}{_SUFFIX}"
+                write_atomically(self._folder / name, "".join(self._kept).encode())
+                self._kept = []
+                self._read.add(name)
+                self._parts += 1
+            self._saved = time.monotonic()
+
+    def _save_in_time(self) -> None:
+        with contextlib.suppress(Exception):  # of any storage: the lines stay, and the next call raises what is in the way
+            self.save()
 
     def has_parts_of(self, process: int) -> bool:
         """Whether a process of this number has stored anything, as far as is known."""
