@@ -39,7 +39,7 @@ class Unavailable(Exception):
 def fault(error: BaseException) -> Fault:
     """The kind of an error, from its type, number or status, those of its causes, or (for libraries with a single error type)
     its text."""
-    found = [_own_fault(each) for each in _chain(error)]
+    found = [_own_fault(each) for each in chain(error)]
     for kind in (Fault.NO_MEMORY, Fault.DENIED, Fault.NO_ROOM, Fault.PASSING, Fault.DAMAGED):
         if kind in found:
             return kind
@@ -115,7 +115,7 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0][:200] if text else type(error).__name__
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yield the error, its causes and contexts, and the errors inside groups, each once."""
     waiting, seen = [error], set()
     while waiting:

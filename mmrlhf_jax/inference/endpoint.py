@@ -8,38 +8,57 @@ know the key or the model ends the pass.
 from __future__ import annotations
 
 import asyncio
-import base64
 import dataclasses
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import httpx
 
+from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.faults import chain
+from mmrlhf_jax.inference import replies
+from mmrlhf_jax.inference.messages import user_message
 from mmrlhf_jax.places import PromptText
+from mmrlhf_jax.progress import say
 
+KEY = "MMRLHF_ENDPOINT_KEY"
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 OF_ONE_REQUEST = {400, 413, 415, 422}
-TRIES, LONGEST_WAIT = 6, 60.0
-KEY = "MMRLHF_ENDPOINT_KEY"
+TRIES, FIRST_TRIES, MALFORMED_TRIES = 10, 4, 3  # of a request; of the first one, which shows whether the server is there
+LONGEST_WAIT, LONGEST_STATED = 60.0, 600.0  # seconds between two tries: our own, the server's
+SAY_SECONDS = 10.0
+LARGEST_REPLY = 32 * 2**20  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """What an endpoint wrote. `error` is why it refused the prompt, and then there is no text."""
+    """What an endpoint wrote.
+
+    Attributes:
+        finish_reason: as the server says it: "stop", "length" for a text that was cut off, or another one.
+        tokens: the number of new tokens; None: the server does not say.
+        error: why the server refused the prompt, and then there is no text.
+        prompt_ids: the tokens that the server read, if they were asked for and it says them.
+    """
 
     text: str = ""
     finish_reason: str = "stop"
-    tokens: int = 0
+    tokens: int | None = None
     error: str | None = None
+    prompt_ids: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A prompt with its media, and how it is to be answered. Sample i of a request has the seed `seed` + i, as in vLLM."""
+    """A prompt with its media, and how it is to be answered, in at most `most` tokens. Sample i of a prompt is asked for with
+    the seed + i, as vLLM does it."""
 
     prompt: PromptText
     example: Example
@@ -47,24 +66,30 @@ class Request:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    prompt_ids: bool = False
 
 
 class Endpoint:
-    """A model at an address. `concurrency` requests are under way at a time."""
+    """A model at an address. `concurrency` requests are under way at a time, each for at most `timeout` seconds.
+
+    The key, if the server wants one, is in the environment variable MMRLHF_ENDPOINT_KEY. Certificates of https are verified.
+    UserError for what is no address.
+    """
 
     def __init__(self, url: str, model: str | None = None, *, concurrency: int = 64, timeout: float = 600.0):
-        self.url, self.model = url.rstrip("/").removesuffix("/v1"), model
-        self._concurrency, self._timeout = concurrency, timeout
-        key = os.environ.get(KEY)
-        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self.url, self.model = _address(url), model
+        self._concurrency, self._timeout, self._key = concurrency, timeout, _key()
+        self._answered, self._said = 0, -SAY_SECONDS
 
     async def check(self) -> str:
         """The model's name, after one call. UserError if the server does not answer, or has no model or another one."""
+        if self._key and httpx.URL(self.url).scheme == "http" and not _is_loopback(httpx.URL(self.url).host):
+            say(f"{self.url}: {KEY} goes there unencrypted; https:// would protect it")
         async with self._client() as client:
-            reply = await self._send(client, "GET", "/v1/models", None)
+            reply = await self._send(client, "GET", "/v1/models", None, replies.Models, FIRST_TRIES)
         if isinstance(reply, str):
-            raise UserError(f"{self.url}: {reply}")
-        names = [each["id"] for each in reply["data"]]
+            raise UserError(f"{self.url}/v1/models: {reply}")
+        names = [each.id for each in reply.data]
         if self.model is None and len(names) != 1:
             raise UserError(f"{self.url} serves {', '.join(names) or 'no model'}; name one")
         if self.model is not None and self.model not in names:
@@ -72,87 +97,202 @@ class Endpoint:
         self.model = self.model or names[0]
         return self.model
 
-    async def write(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Text]]:
-        """Yield (number of a request, its text) as they are finished. UserError if the server refuses all of them."""
-        turn = asyncio.Semaphore(self._concurrency)
+    async def write(self, requests: Iterable[Request]) -> AsyncIterator[tuple[int, Text]]:
+        """Yield (number of a request, its text) as they are finished. Requests are taken when their turn comes, in order.
+
+        UserError for what concerns every request.
+        """
+        source, running = enumerate(requests), set()
         async with self._client() as client:
 
-            async def one(number: int) -> tuple[int, Text]:
-                async with turn:
-                    return number, await self._answer(client, requests[number])
+            async def answer(number: int, request: Request) -> tuple[int, Text]:
+                return number, await self._answer(client, request)
 
-            tasks = [asyncio.ensure_future(one(number)) for number in range(len(requests))]
             try:
-                for done in asyncio.as_completed(tasks):
-                    yield await done
+                while True:
+                    while source is not None and len(running) < self._concurrency:
+                        taken = await asyncio.to_thread(next, source, None)  # reads media
+                        if taken is None:
+                            source = None
+                        else:
+                            running.add(asyncio.create_task(answer(*taken)))
+                    if not running:
+                        return
+                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    for task in sorted(done, key=lambda task: task.exception() is not None):  # no finished text is lost
+                        yield task.result()
             finally:
-                for task in tasks:
+                for task in running:
                     task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+
+    def texts(self, requests: Iterable[Request]) -> Iterator[tuple[int, Text]]:
+        """`write`, for callers that have no event loop."""
+        with asyncio.Runner() as runner:
+            found = self.write(requests)
+
+            async def following() -> tuple[int, Text] | None:
+                return await anext(found, None)
+
+            try:
+                while (each := runner.run(following())) is not None:
+                    yield each
+            finally:
+                runner.run(found.aclose())
 
     async def _answer(self, client: httpx.AsyncClient, request: Request) -> Text:
         body = {
             "model": self.model,
-            "messages": [{"role": "user", "content": content(request.prompt, request.example)}],
-            "max_tokens": request.most,
+            "messages": await asyncio.to_thread(user_message, request.prompt, request.example),
+            "max_completion_tokens": request.most,
             "temperature": request.temperature,
             "top_p": request.top_p,
             "seed": request.seed,
         }
-        reply = await self._send(client, "POST", "/v1/chat/completions", body)
+        if request.prompt_ids:
+            body["return_token_ids"] = True
+        reply = await self._send(client, "POST", "/v1/chat/completions", body, replies.Chat)
         if isinstance(reply, str):
             return Text(error=reply)
-        choice = reply["choices"][0]
-        return Text(choice["message"]["content"] or "", choice["finish_reason"], reply["usage"]["completion_tokens"])
+        choice, usage = reply.choices[0], reply.usage
+        ids = reply.prompt_token_ids
+        return Text(
+            choice.message.content or "",
+            choice.finish_reason or "stop",
+            None if usage is None else usage.completion_tokens,
+            prompt_ids=None if ids is None else tuple(ids),
+        )
 
-    async def _send(self, client: httpx.AsyncClient, method: str, path: str, body: Any) -> dict[str, Any] | str:
-        """The reply, or why this request was refused. UserError for what concerns every request."""
-        reason = ""
-        for attempt in range(TRIES):
+    async def _send(
+        self,
+        client: httpx.AsyncClient,
+        method: str,
+        path: str,
+        body: Any,
+        form: type[replies.Reply],
+        tries: int = TRIES,
+    ) -> replies.Reply | str:
+        """The reply, or why this request alone has none. UserError for what concerns every request."""
+        place, answered = f"{self.url}{path}", self._answered
+        content = None if body is None else strict_json.dumps(body).encode()
+        attempt = 0
+        while True:
+            found = await self._try(client, method, place, content, form)
+            if not isinstance(found, _Failure):
+                self._answered += 1
+                return found
+            reason = found.reason if self._key is None else found.reason.replace(self._key, "***")
+            if found.refused:
+                return reason
+            attempt += 1
+            if attempt >= min(tries, found.tries):
+                if found.may_be_own and self._answered > answered:  # others were answered meanwhile
+                    return f"{reason}, {attempt} times"
+                raise UserError(f"{place}: {reason}{f', {attempt} times' if attempt > 1 else ''}{found.advice}")
+            wait = _pause(attempt, found.wait)
+            if wait > LONGEST_STATED:
+                raise UserError(f"{place}: {reason}; it asks to come back in {wait:.0f} s: start again then")
+            if time.monotonic() - self._said >= SAY_SECONDS:
+                self._said = time.monotonic()
+                say(f"{self.url}: {reason}; trying again in {wait:.1f} s")
+            await asyncio.sleep(wait)
+
+    async def _try(
+        self, client: httpx.AsyncClient, method: str, place: str, content: bytes | None, form: type[replies.Reply]
+    ) -> replies.Reply | _Failure:
+        try:
+            async with asyncio.timeout(self._timeout), client.stream(method, place, content=content) as reply:
+                found = bytearray()
+                async for part in reply.aiter_bytes():
+                    found += part
+                    if len(found) > LARGEST_REPLY:
+                        return _Failure(f"a reply of more than {LARGEST_REPLY} bytes", tries=1, may_be_own=True)
+        except TimeoutError:
+            return _Failure(f"no reply within {self._timeout:.0f} s", may_be_own=True)
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            if _is_of_certificates(error):
+                return _Failure(_named(error), tries=1, advice="; SSL_CERT_FILE names the certificates that are trusted")
+            return _Failure(_named(error), may_be_own=isinstance(error, httpx.TimeoutException))
+        if reply.status_code == 200:
             try:
-                reply = await client.request(method, f"{self.url}{path}", json=body)
-            except httpx.TransportError as error:
-                reason, wait = f"{type(error).__name__}: {error}", None
-            else:
-                if reply.status_code == 200:
-                    return reply.json()
-                reason, wait = f"{reply.status_code}: {reply.text[:300]}", reply.headers.get("retry-after")
-                if reply.status_code in OF_ONE_REQUEST:
-                    return reason
-                if reply.status_code not in PASSING:
-                    raise UserError(f"{self.url}{path}: {reason}")
-            if attempt < TRIES - 1:
-                await asyncio.sleep(_pause(attempt, wait))
-        raise UserError(f"{self.url}{path}: {reason}; {TRIES} tries, the last of them just now")
+                return replies.read(form, bytes(found))
+            except replies.MalformedReply as error:
+                return _Failure(str(error), tries=MALFORMED_TRIES, may_be_own=True)
+        return _failure(reply, bytes(found))
 
     def _client(self) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=self._concurrency)
-        return httpx.AsyncClient(timeout=self._timeout, headers=self._headers, limits=limits)
+        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {self._key}"} if self._key else {})
+        limits = httpx.Limits(max_connections=self._concurrency, max_keepalive_connections=self._concurrency)
+        return httpx.AsyncClient(timeout=httpx.Timeout(self._timeout, connect=30.0), headers=headers, limits=limits)
 
 
-def _pause(attempt: int, stated: str | None) -> float:
-    """Seconds before the next try: what the server says, else longer every time, with a part at random."""
-    if stated is not None and stated.isdecimal():
-        return min(float(stated), LONGEST_WAIT)
-    return min(2.0**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
+class _Failure(NamedTuple):
+    """Why a try had no result.
+
+    `refused`: the request itself is wrong. `tries`: how often such a thing is tried. `wait`: seconds that the server asks for.
+    `may_be_own`: it may be this request's fault, which shows when others are answered. `advice` ends the message.
+    """
+
+    reason: str
+    refused: bool = False
+    tries: int = TRIES
+    wait: float | None = None
+    may_be_own: bool = False
+    advice: str = ""
 
 
-def content(prompt: PromptText, example: Example) -> list[dict[str, Any]]:
-    """The parts of a user message: pictures first, or in their places; a video as its frames (vLLM's `video/jpeg`)."""
-    if example.frames:
-        joined = ",".join(base64.b64encode(frame).decode() for frame in example.frames)
-        media = [{"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{joined}"}}]
-    else:
-        media = [{"type": "image_url", "image_url": {"url": _url(image)}} for image in example.images]
-    text: Callable[[str], dict[str, str]] = lambda value: {"type": "text", "text": value}
-    if isinstance(prompt, str):
-        return [*media, text(prompt)]
-    parts = [text(prompt[0])] if prompt[0] else []
-    for medium, after in zip(media, prompt[1:], strict=True):
-        parts += [medium, text(after)] if after else [medium]
-    return parts
+def _failure(reply: httpx.Response, content: bytes) -> _Failure:
+    status, reason = reply.status_code, replies.reason_of(reply.status_code, content)
+    if status in OF_ONE_REQUEST:
+        return _Failure(reason, refused=True)
+    if status in PASSING and reply.headers.get("x-should-retry") != "false":
+        return _Failure(reason, wait=replies.seconds_stated(reply.headers.get("retry-after")), may_be_own=status >= 500)
+    advice = ""
+    if status in (401, 403):
+        advice = f"; {KEY} must hold the server's key"
+    elif 300 <= status < 400:
+        advice = f"; it refers to {reply.headers.get('location')!r}: give that address"
+    return _Failure(reason, tries=1, advice=advice)
 
 
-def _url(image: bytes) -> str:
-    kinds = {b"\xff\xd8": "jpeg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
-    kind = next((kind for start, kind in kinds.items() if image.startswith(start)), "png")
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+def _pause(attempt: int, stated: float | None) -> float:
+    """Seconds before the next try: longer every time, with a part at random, and no less than what the server says."""
+    own = min(2.0 ** (attempt - 1), LONGEST_WAIT) * random.uniform(0.5, 1.0)
+    return own if stated is None else max(stated, own / 4)
+
+
+def _address(url: str) -> str:
+    """The address in front of `/v1`. UserError, which does not show a password, if it is none."""
+    said = re.sub("//[^/]*@", "//***@", url)
+    expected = "give http://HOST:PORT or https://HOST, with a path if need be"
+    try:
+        found = httpx.URL(url.strip())
+    except httpx.InvalidURL as error:
+        raise UserError(f"{said}: not an address ({error}); {expected}") from None
+    if found.userinfo:
+        raise UserError(f"{said}: the address has a name or a password in it; put the server's key into {KEY}")
+    if found.scheme not in ("http", "https") or not found.host or not 0 < (found.port or 1) < 65536:
+        raise UserError(f"{said}: not an address; {expected}")
+    if found.query or found.fragment:
+        raise UserError(f"{said}: something follows the path; {expected}")
+    return str(found).rstrip("/").removesuffix("/chat/completions").removesuffix("/v1")
+
+
+def _key() -> str | None:
+    key = os.environ.get(KEY, "").strip()
+    if not all("!" <= character <= "~" for character in key):
+        raise UserError(f"{KEY}: the key has characters that an HTTP header cannot have")
+    return key or None
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _is_of_certificates(error: Exception) -> bool:
+    found = (one for each in chain(error) for one in (each, *each.args))  # httpcore gives the cause as an argument alone
+    return any(isinstance(one, ssl.SSLCertVerificationError) for one in found)
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
