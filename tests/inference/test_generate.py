@@ -33,6 +33,25 @@ PROMPTS = [
     ("Both?", [(30, 30), (50, 20)]),
     ("What happens?", 3),
 ]
+# Other lengths of text, and pictures and videos of odd shapes: strips, specks, sizes that no tile divides.
+ODD = [
+    ("A", []),
+    ("Tell me, in as many words as you like, what the river has to do with it, and why. " * 3, []),
+    ("鳥は何を見ていますか 🙂", []),
+    ("A strip?", [(7, 200)]),
+    ("A tower?", [(200, 7)]),
+    ("A speck?", [(1, 1)]),
+    ("A long strip?", [(14, 500)]),
+    ("A large one?", [(181, 179)]),
+    ("Not quite square?", [(61, 59)]),
+    ("Strip and tower?", [(9, 120), (120, 9)]),
+    ("Three of them?", [(64, 64), (10, 150), (90, 45)]),
+    ("Four of them?", [(31, 33), (17, 19), (80, 20), (20, 80)]),
+    ("Is <image> inside?", [(45, 27)]),
+    ("<image> or <image>?", [(30, 90), (27, 45)]),
+    ("One frame?", 1),
+    ("Some frames?", 8),
+]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +123,7 @@ def test_greedy_generation_equals_transformers_token_for_token(tmp_path, family)
     raw = FAMILIES[family].config(text={"tie_word_embeddings": False})
     directory = FAMILIES[family].checkpoint(tmp_path, raw)
     engine = Engine.load(str(directory), batch=4, mesh=make_mesh({}, jax.devices()[:1]))
-    assert_generates_as_transformers(engine, directory, PROMPTS)
+    assert_generates_as_transformers(engine, directory, PROMPTS + ODD)
 
 
 @pytest.mark.slow

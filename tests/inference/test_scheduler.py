@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -17,10 +20,10 @@ from mmrlhf_jax.inference.lanes import lanes_for
 from mmrlhf_jax.inference.prompts import prompt_trees, scored_tree
 from mmrlhf_jax.inference.sampling import Sampling
 from mmrlhf_jax.inference.scheduler import Scheduler
-from mmrlhf_jax.records import Response
 from mmrlhf_jax.sharding.mesh import make_mesh
 from tests import ranked, tiny
 from tests.families import FAMILIES
+from tests.inference import many_devices
 from tests.inference.test_generate import example
 
 SAMPLED = Sampling(temperature=1.3, top_k=60, top_p=0.97, min_p=0.001, seed=11)
@@ -39,10 +42,7 @@ def engine(directory):
 @pytest.fixture(scope="module")
 def prompts() -> list[Prompt]:
     """Questions about nothing, one and two pictures and a video, and critiques of responses that differ in length."""
-    asked = [example("Why?", []), example("What is it?", [(40, 30)]), example("Both?", [(30, 30), (50, 20)])]
-    found = [Prompt(each) for each in (*asked, example("What happens?", 3))]
-    texts = ["A kite.", "A", "A kite over the sea. " * 6, "", "No."]
-    return found + [Prompt(each, Response(text)) for each in asked for text in texts]
+    return many_devices.prompts()
 
 
 def trees(engine, prompts, most=20, **settings):
@@ -83,17 +83,14 @@ def test_a_sampled_text_is_the_same_alone_in_company_and_in_another_order(engine
     assert len({tuple(tokens) for tokens in together}) == len(together)
 
 
-@pytest.mark.parametrize("mesh", [{"data": 2}, {"data": 2, "tensor": 2}, {"data": -1}], ids=str)
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_groups_of_devices_write_what_one_device_writes(tmp_path, prompts, family, mesh):
-    tests = FAMILIES[family]
-    directory = tests.checkpoint(tmp_path, tests.config(text={"tie_word_embeddings": False}))
-    count = 8 if -1 in mesh.values() else int(np.prod(list(mesh.values())))
-    texts = []
-    for devices, named in ((1, {}), (count, mesh)):
-        engine = Engine.load(str(directory), batch=8, mesh=make_mesh(named, jax.devices()[:devices]))
-        texts.append(engine.generate_tokens(prompts, max_new_tokens=12))
-    assert texts[0] == texts[1]
+def test_groups_of_devices_write_what_one_device_writes(tmp_path, family):
+    environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-m", "tests.inference.many_devices", str(tmp_path), family]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(result.stdout.splitlines()) == len(many_devices.MESHES)
 
 
 def test_at_most_14_programs_serve_a_lane_and_none_is_compiled_later(engine, prompts):

@@ -1,0 +1,47 @@
+"""`python -m tests.inference.many_devices DIR FAMILY`: groups of devices write what one device writes.
+
+A process of its own, because the number of virtual CPU devices is settled when jax starts (`test_scheduler.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import jax
+
+from mmrlhf_jax.inference.engine import Engine, Prompt
+from mmrlhf_jax.inference.sampling import Sampling
+from mmrlhf_jax.records import Response
+from mmrlhf_jax.sharding.mesh import make_mesh
+from tests.families import FAMILIES
+from tests.inference.test_generate import example
+
+MESHES = [{"data": 2}, {"data": 2, "tensor": 2}, {"data": 8}]
+
+
+def prompts() -> list[Prompt]:
+    asked = [example("Why?", []), example("What is it?", [(40, 30)]), example("Both?", [(30, 30), (50, 20)])]
+    texts = ["A kite.", "A", "A kite over the sea. " * 6, "", "No."]
+    critiques = [Prompt(each, Response(text)) for each in asked for text in texts]
+    return [Prompt(each) for each in (*asked, example("What happens?", 3))] + critiques
+
+
+def main(directory: Path, family: str) -> None:
+    tests = FAMILIES[family]
+    checkpoint = tests.checkpoint(directory, tests.config(text={"tie_word_embeddings": False}))
+    texts = []
+    for mesh in ({}, *MESHES):
+        devices = jax.devices()[: math.prod(mesh.values())]
+        engine = Engine.load(str(checkpoint), batch=8, mesh=make_mesh(mesh, devices))
+        asked = engine.asked(12, sampling=Sampling(temperature=1.0, seed=3), samples=2)
+        sampled = [[text.tokens for text in each] for each in engine.write(prompts(), asked)]
+        texts.append((engine.generate_tokens(prompts(), max_new_tokens=12), sampled))
+    for mesh, found in zip(MESHES, texts[1:], strict=True):
+        assert found == texts[0], f"{mesh}: other texts than on one device"
+        print(f"{family}: the texts on {mesh} are those on one device")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
