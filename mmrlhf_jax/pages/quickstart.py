@@ -131,6 +131,7 @@ def key_figures(figures: Mapping) -> Markup:
         ("ACC+", percent(judge.get("acc_plus")), "of the questions with every pair in the right order"),
         ("ACC, blind", percent(judge.get("acc_blind")), "the same model, shown the wrong picture: does it look?"),
         ("ACC, longer wins", percent(judge.get("acc_longer_wins")), "if the longer response always won: is it that easy?"),
+        ("Critiques", number(judge.get("critiques")), f"written and scored in {duration(judge.get('critique_seconds'))}"),
     )
     policy_tiles = (
         ("Right before", percent(policy.get("accuracy_before")), "of the held-out questions, after supervised training"),

@@ -171,10 +171,12 @@ def judge_reward_model(quickstart: Quickstart) -> list[RankedRecord]:
     """ACC and ACC+ with the model's own critiques, the same with exchanged images, and the ACC of preferring longer
     responses."""
     engine = Engine.load(str(quickstart.model("reward")), batch=64)
-    examples = open_examples(quickstart.data("held_out"))
+    examples, preference = open_examples(quickstart.data("held_out")), open_examples(quickstart.data("preference"))
+    started = time.monotonic()
     scored = critic.score(engine, examples, max_new_tokens=MAX_CRITIQUE)
     blind = critic.score(engine, exchange_media(examples), max_new_tokens=MAX_CRITIQUE)
-    overall = accuracy(scored)
+    preferred = critic.score(engine, preference, max_new_tokens=MAX_CRITIQUE)
+    seconds, overall = time.monotonic() - started, accuracy(scored)
     quickstart.figures["reward_model"] = {
         "acc": overall.acc,
         "acc_plus": overall.acc_plus,
@@ -183,11 +185,11 @@ def judge_reward_model(quickstart: Quickstart) -> list[RankedRecord]:
         "pairs": overall.pairs,
         "groups": overall.groups,
         "by_kind": {kind: dataclasses.asdict(found) for kind, found in by_category(scored).items() if kind != "overall"},
+        "critiques": sum(len(record.responses) for records in (scored, blind, preferred) for record in records),
+        "critique_seconds": round(seconds, 1),
     }
     say(f"ACC {overall.acc:.3f}, ACC+ {overall.acc_plus:.3f}, blind {accuracy(blind).acc:.3f}")
     scores = quickstart.root / "scores"
-    preference = open_examples(quickstart.data("preference"))
-    preferred = critic.score(engine, preference, max_new_tokens=MAX_CRITIQUE)
     for split, data, records in (("held_out", examples, scored), ("preference", preference, preferred)):
         write_json_lines(scores / f"{split}.jsonl", score_lines(data, records))
     return scored

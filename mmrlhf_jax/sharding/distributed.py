@@ -75,8 +75,17 @@ def join(launch: config.Launch, name: str | None = None) -> None:
     say(f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} of {jax.device_count()} devices")
 
 
-# With these, libtpu takes the chips of one host for a slice of its own, and does not wait for the other hosts.
-_HOST_ALONE = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "2,2,1", "CLOUD_TPU_TASK_ID": "0"}
+# How the chips of a host are connected, by their number.
+_CHIP_BOUNDS = {1: "1,1,1", 4: "2,2,1", 8: "2,4,1"}
+
+
+def _host_alone(chips: int) -> dict[str, str]:
+    """Variables by which libtpu takes the chips of one host for a slice of its own, and does not wait for the other hosts."""
+    return {
+        "TPU_PROCESS_BOUNDS": "1,1,1",
+        "TPU_CHIPS_PER_PROCESS_BOUNDS": _CHIP_BOUNDS[chips],
+        "CLOUD_TPU_TASK_ID": "0",
+    }
 
 
 def apart(
@@ -98,10 +107,8 @@ def apart(
     if place is None:
         raise UserError(_how_to_start(name, expected))
     _check_count(launch, name, place.count)
-    if launch.accelerator is not None and accelerator(launch.accelerator).is_tpu and expected > 1:
-        environment = os.environ if environment is None else environment
-        for variable, value in _HOST_ALONE.items():
-            environment[variable] = value
+    if launch.accelerator is not None and (found := accelerator(launch.accelerator)).is_tpu and expected > 1:
+        (os.environ if environment is None else environment).update(_host_alone(found.chips_per_host))
     say(f"process {place.process} of {place.count}, each for itself")
     return place.process, place.count
 

@@ -59,7 +59,16 @@ def test_every_step_runs_and_the_summary_says_what_came_out(few_steps, tmp_path)
     out = tmp_path / "out"
     pipeline.run(str(out))
     found = json.loads((out / "summary.json").read_text())
-    assert found["reward_model"].keys() >= {"acc", "acc_plus", "acc_blind", "acc_longer_wins", "pairs", "by_kind"}
+    assert found["reward_model"].keys() >= {
+        "acc",
+        "acc_plus",
+        "acc_blind",
+        "acc_longer_wins",
+        "pairs",
+        "by_kind",
+        "critiques",
+        "critique_seconds",
+    }
     assert found["policy"].keys() >= {"accuracy_before", "accuracy_after_mmdpo", "accuracy_after_dpo", "by_kind"}
     shares = [value for part in ("reward_model", "policy") for name, value in found[part].items() if name.startswith("acc")]
     assert all(0 <= share <= 1 for share in shares) and found["reward_model"]["groups"] == 8

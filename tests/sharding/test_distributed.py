@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from jax._src import clusters
 
 from mmrlhf_jax import config
+from mmrlhf_jax.accelerators import ACCELERATORS
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.exits import ABSENT
 from mmrlhf_jax.sharding import distributed
@@ -172,3 +174,41 @@ def test_what_a_scheduler_says_is_where_the_processes_meet(told, monkeypatch):
     monkeypatch.setattr(clusters.ClusterEnv, "auto_detect_unset_distributed_params", found)
     distributed.join(config.load_launch(LAUNCH / "v6e-32x2.yaml"))
     assert told["met"] == ("first:8482", 16, 3, 600) and told["place"] == ("first:8482", 16, 3)
+
+
+# Hosts that work each for itself -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("launch", ["v5e-16", "v6e-16", "v5p-32", "h100-8x4"])
+def test_hosts_that_work_apart_are_numbered_and_not_connected(told, placed, launch):
+    environment = {}
+    assert distributed.apart(config.load_launch(LAUNCH / f"{launch}.yaml"), environment=environment) == (2, 4)
+    assert not told
+    assert ("TPU_PROCESS_BOUNDS" in environment) == launch.startswith("v")
+
+
+def test_the_chips_of_every_tpu_host_have_bounds():
+    hosts = [each for each in ACCELERATORS.values() if each.is_tpu]
+    for each in hosts:
+        bounds = distributed._host_alone(each.chips_per_host)["TPU_CHIPS_PER_PROCESS_BOUNDS"]
+        assert math.prod(map(int, bounds.split(","))) == each.chips_per_host
+    assert hosts
+
+
+@pytest.mark.parametrize("settings", [{}, {"accelerator": "h100-8"}])
+def test_one_host_works_apart_without_a_number(told, settings):
+    environment = {}
+    assert distributed.apart(config.Launch(**settings), environment=environment) == (0, 1)
+    assert not told and not environment
+
+
+@pytest.mark.parametrize("settings", [{"accelerator": "v5e-16"}, {"distributed": {}}])
+def test_hosts_that_work_apart_need_numbers(told, settings):
+    """Or each would take the whole data set for its own."""
+    with pytest.raises(UserError, match=distributed.PROCESSES):
+        distributed.apart(config.Launch(**settings))
+
+
+def test_hosts_that_work_apart_are_as_many_as_the_accelerator_has(told, placed):
+    with pytest.raises(UserError, match=r"has 16 hosts with one process each, but .* says 4"):
+        distributed.apart(config.load_launch(LAUNCH / "v5e-64.yaml"))
