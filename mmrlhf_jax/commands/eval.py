@@ -7,7 +7,8 @@ from typing import Any
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.mixture import open_examples
-from mmrlhf_jax.evaluation.reward_bench import by_category, exchange_media, longer_wins
+from mmrlhf_jax.evaluation.exchanged import exchange_media
+from mmrlhf_jax.evaluation.reward_bench import by_category, longer_wins
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.engine import Engine, require_reward_model
 from mmrlhf_jax.progress import say
@@ -40,5 +41,9 @@ def reward_bench(
         return
     print(f"{'category':<16}{'pairs':>7}{'groups':>8}{'ACC':>8}{'ACC+':>8}")
     for name, row in table.items():
-        print(f"{name:<16}{row.pairs:>7}{row.groups:>8}{row.acc:>8.3f}{row.acc_plus:>8.3f}")
+        print(f"{name:<16}{row.pairs:>7}{row.groups:>8}{_shown(row.acc):>8}{_shown(row.acc_plus):>8}")
     print(f"{'longer wins':<31}{longer:>8.3f}")
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -16,10 +16,25 @@ def ratio_interval(
 
     `numerators[g]` and `denominators[g]` are those of group g, for example its right pairs and its pairs.
     """
-    above, below = np.asarray(numerators, float), np.asarray(denominators, float)
-    if not below.sum():
+    if not np.sum(denominators):
         return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
+    return _quantiles(_resampled(numerators, denominators, draws, np.random.default_rng(seed)), level)
+
+
+def mean_ratio_interval(
+    groups: Sequence[tuple[Sequence[float], Sequence[float]]], *, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile interval of the mean over `groups` of sum(numerators) / sum(denominators), each group resampled in itself;
+    NaN if a group has no denominator."""
+    if any(not np.sum(below) for _, below in groups):
+        return float("nan"), float("nan")
+    found = np.mean([_resampled(*each, draws, np.random.default_rng((seed, n))) for n, each in enumerate(groups)], axis=0)
+    return _quantiles(found, level)
+
+
+def _resampled(numerators: Sequence[float], denominators: Sequence[float], draws: int, rng: np.random.Generator) -> np.ndarray:
+    """float[draws]: the ratio of as many groups as there are, drawn with repetition; NaN where they have no denominator."""
+    above, below = np.asarray(numerators, float), np.asarray(denominators, float)
     found = np.empty(draws)
     for first in range(0, draws, 500):  # not all at once: a benchmark has thousands of groups
         chosen = rng.integers(0, len(above), (min(500, draws - first), len(above)))
@@ -27,6 +42,10 @@ def ratio_interval(
         found[first : first + len(chosen)] = np.divide(
             above[chosen].sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0
         )
+    return found
+
+
+def _quantiles(found: np.ndarray, level: float) -> tuple[float, float]:
     tail = (1 - level) / 2
     low, high = np.nanquantile(found, [tail, 1 - tail])
     return float(low), float(high)

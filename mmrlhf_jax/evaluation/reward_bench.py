@@ -1,114 +1,216 @@
-"""MM-RLHF-RewardBench: ACC (pairs right) and ACC+ (prompts with all pairs right), per category.
+"""Figures of a reward model on ranked records: ACC (pairs right) and ACC+ (prompts with all pairs right), of every group.
 
-Reference: MM-RLHF `llava/eval/cal_performance_mmreweard_bench.py`. A pair is right if the chosen response scores strictly
-higher.
+A pair is right if the chosen response scores strictly higher: equal rewards are a tie, which is not right and is counted apart.
+A pair is scored if both responses have a reward; what is not scored is missing from the coverage, and counts for nothing else.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from mmrlhf_jax.data.examples import Example, Layout
-from mmrlhf_jax.data.overlay import OverlaidExamples
-from mmrlhf_jax.data.subset import Subset
-from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.progress import say
-from mmrlhf_jax.records import RankedRecord, Response
+from mmrlhf_jax.evaluation.benchmarks import ranked
+from mmrlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Grouping, same_prompt
+from mmrlhf_jax.evaluation.bootstrap import mean_ratio_interval, ratio_interval
+from mmrlhf_jax.records import Pair, RankedRecord, Response
 
-CATEGORIES = ("mcq", "long", "short", "safety", "video")
+Interval = tuple[float, float]
+Reward = Callable[[Response], float | None]
+
+
+def stored(response: Response) -> float | None:
+    return response.reward
 
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """`acc` is the share of right pairs, `acc_plus` the share of groups all of whose pairs are right."""
+    """Figures of some records; None where nothing is scored.
+
+    Attributes:
+        pairs, scored, right, ties: numbers of strictly ordered pairs.
+        groups, scored_groups, right_groups: numbers of prompts with such pairs: all, with all pairs scored, with all right.
+        acc, acc_plus: right / scored, and right_groups / scored_groups.
+        acc_interval, acc_plus_interval: 95 % intervals, by resampling prompts.
+        longer_wins: ACC of the baseline that prefers the longer response, over all pairs.
+    """
 
     pairs: int
     groups: int
-    acc: float
-    acc_plus: float
+    acc: float | None
+    acc_plus: float | None
+    scored: int
+    right: int
+    ties: int
+    scored_groups: int
+    right_groups: int
+    acc_interval: Interval | None
+    acc_plus_interval: Interval | None
+    longer_wins: float | None
 
 
-def accuracy(records: Sequence[RankedRecord], reward: Callable[[Response], float] = lambda r: r.reward) -> Accuracy:
-    """ACC and ACC+ of `reward` over the strictly ordered pairs; groups without such a pair are left out."""
-    right_pairs = pairs = right_groups = groups = 0
+@dataclasses.dataclass(frozen=True)
+class Macro:
+    """Means of the groups' figures; None if a group has none."""
+
+    groups: int
+    acc: float | None
+    acc_interval: Interval | None
+    acc_plus: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """`groups` are in the order in which they are shown; those in `parts` are parts of another one, and not in the means.
+    `differences` are sentences on what is not as in the official benchmark."""
+
+    groups: Mapping[str, Accuracy]
+    parts: frozenset[str]
+    overall: Accuracy
+    macro: Macro
+    differences: tuple[str, ...] = ()
+
+
+# Outcomes of single pairs -----------------------------------------------------------------------------------------------
+
+
+def outcome(record: RankedRecord, pair: Pair, reward: Reward = stored) -> bool | None:
+    """Whether the chosen response has the higher reward; None for a tie. ValueError if one has no reward."""
+    chosen, rejected = (reward(record.responses[index]) for index in pair)
+    if chosen is None or rejected is None:
+        raise ValueError(f"record {record.id!r}: a response has no reward")
+    return None if chosen == rejected else chosen > rejected
+
+
+def is_scored(record: RankedRecord, pair: Pair, reward: Reward = stored) -> bool:
+    return all(reward(record.responses[index]) is not None for index in pair)
+
+
+def longer(record: RankedRecord, pair: Pair) -> float:
+    """1 if the chosen response is longer, 0 if it is shorter, one half if both are equally long."""
+    chosen, rejected = (len(record.responses[index].text) for index in pair)
+    return 0.5 if chosen == rejected else float(chosen > rejected)
+
+
+@dataclasses.dataclass
+class _Prompt:
+    """Counts over the pairs of one prompt."""
+
+    pairs: int = 0
+    scored: int = 0
+    right: int = 0
+    ties: int = 0
+    longer: float = 0.0
+
+    def add(self, record: RankedRecord, pair: Pair, reward: Reward) -> None:
+        self.pairs += 1
+        self.longer += longer(record, pair)
+        if is_scored(record, pair, reward):
+            found = outcome(record, pair, reward)
+            self.scored += 1
+            self.right += found is True
+            self.ties += found is None
+
+
+def _prompts(records: Sequence[RankedRecord], reward: Reward, key: Callable[[RankedRecord], object]) -> list[_Prompt]:
+    """The counts of every prompt that has a pair."""
+    found: dict[object, _Prompt] = {}
     for record in records:
-        rewards = [reward(response) for response in record.responses]
-        outcomes = [rewards[chosen] > rewards[rejected] for chosen, rejected in record.pairs()]
-        pairs, right_pairs = pairs + len(outcomes), right_pairs + sum(outcomes)
-        groups, right_groups = groups + bool(outcomes), right_groups + (bool(outcomes) and all(outcomes))
-    return Accuracy(pairs, groups, right_pairs / max(pairs, 1), right_groups / max(groups, 1))
+        for pair in record.pairs():
+            found.setdefault(key(record), _Prompt()).add(record, pair, reward)
+    return list(found.values())
+
+
+# Figures ----------------------------------------------------------------------------------------------------------------
+
+
+def accuracy(
+    records: Sequence[RankedRecord], reward: Reward = stored, prompt: Callable[[RankedRecord], object] = same_prompt
+) -> Accuracy:
+    """The figures of `reward` over the strictly ordered pairs; `prompt` gives the key of a record's prompt."""
+    prompts = _prompts(records, reward, prompt)
+    pairs, scored, right = (sum(getattr(each, name) for each in prompts) for name in ("pairs", "scored", "right"))
+    whole = [each for each in prompts if each.scored == each.pairs]
+    all_right = [each.right == each.pairs for each in whole]
+    return Accuracy(
+        pairs=pairs,
+        groups=len(prompts),
+        acc=right / scored if scored else None,
+        acc_plus=sum(all_right) / len(whole) if whole else None,
+        scored=scored,
+        right=right,
+        ties=sum(each.ties for each in prompts),
+        scored_groups=len(whole),
+        right_groups=sum(all_right),
+        acc_interval=ratio_interval(*_ratios(prompts)) if scored else None,
+        acc_plus_interval=ratio_interval(all_right, [1] * len(whole)) if whole else None,
+        longer_wins=sum(each.longer for each in prompts) / pairs if pairs else None,
+    )
+
+
+def _ratios(prompts: Sequence[_Prompt]) -> tuple[list[int], list[int]]:
+    return [each.right for each in prompts], [each.scored for each in prompts]
+
+
+def figures(records: Sequence[RankedRecord], benchmark: Benchmark = ranked.BENCHMARK, grouping: str | None = None) -> Figures:
+    """The figures of the records' rewards, grouped as the benchmark does. UserError for an unknown grouping."""
+    _, how = benchmark.grouping(grouping)
+    members, parts = grouped(records, how)
+    ordered = sorted(members, key=lambda name: (_place(benchmark, name), name))
+    groups = {name: accuracy(members[name], prompt=benchmark.prompt) for name in ordered}
+    overall = accuracy(records, prompt=benchmark.prompt)
+    means = [name for name in ordered if name not in parts and groups[name].pairs]
+    lacking = [name for name in how.pairs if name not in means]  # groups of the benchmark that these records do not have
+    macro = Macro(len(means), None, None, None)
+    if means and not lacking and all(groups[name].acc is not None for name in means):
+        ratios = [_ratios(_prompts(members[name], stored, benchmark.prompt)) for name in means]
+        plus = [groups[name].acc_plus for name in means]
+        macro = Macro(
+            len(means),
+            sum(groups[name].acc for name in means) / len(means),
+            mean_ratio_interval(ratios),
+            sum(plus) / len(plus) if None not in plus else None,
+        )
+    return Figures(groups, parts, overall, macro, differences(benchmark, how, groups, overall))
+
+
+def grouped(records: Sequence[RankedRecord], how: Grouping) -> tuple[dict[str, list[RankedRecord]], frozenset[str]]:
+    """(the records of every group, the names of those that are parts of another one)."""
+    members: dict[str, list[RankedRecord]] = {}
+    parts: set[str] = set()
+    for record in records:
+        group, *inner = how.groups(record)
+        parts |= set(inner)
+        for name in (group, *inner):
+            members.setdefault(name, []).append(record)
+    return members, frozenset(parts)
+
+
+def _place(benchmark: Benchmark, name: str) -> int:
+    return benchmark.order.index(name) if name in benchmark.order else len(benchmark.order)
+
+
+def differences(benchmark: Benchmark, how: Grouping, groups: Mapping[str, Accuracy], overall: Accuracy) -> tuple[str, ...]:
+    """What makes the figures others than those of the official benchmark: pairs that it does not have, or that are not
+    scored."""
+    found = []
+    if benchmark.total is not None and overall.pairs != benchmark.total:
+        found.append(f"{overall.pairs:,} pairs, where {benchmark.title} has {benchmark.total:,}")
+    for name, official in how.pairs.items():
+        there = groups[name].pairs if name in groups else 0
+        if there != official:
+            found.append(f"{there:,} pairs in {name}, where {benchmark.title} has {official:,}")
+    if overall.scored < overall.pairs:
+        found.append(f"{overall.pairs - overall.scored:,} of {overall.pairs:,} pairs are not scored")
+    return tuple(found)
 
 
 def by_category(records: Sequence[RankedRecord]) -> dict[str, Accuracy]:
     """One row per category that occurs, then `overall`."""
-    found: dict[str, list[RankedRecord]] = {}
-    for record in records:
-        found.setdefault(category(record), []).append(record)
-    ordered = sorted(found, key=lambda name: (CATEGORIES.index(name) if name in CATEGORIES else len(CATEGORIES), name))
-    return {name: accuracy(found[name]) for name in ordered} | {"overall": accuracy(records)}
-
-
-def category(record: RankedRecord) -> str:
-    """The record's field `category`, else the first of the benchmark's five that occurs in a media path, else `other`."""
-    if isinstance(record.extra.get("category"), str):
-        return record.extra["category"]
-    path = " ".join([*record.images, record.video or ""])
-    return next((name for name in CATEGORIES if name in path), "other")
+    found = figures(records)
+    return {**found.groups, "overall": found.overall}
 
 
 def longer_wins(records: Sequence[RankedRecord]) -> float:
     """ACC of the baseline that prefers the longer response; equally long ones count one half."""
-    scores = [
-        (len(record.responses[c].text) > len(record.responses[r].text))
-        + 0.5 * (len(record.responses[c].text) == len(record.responses[r].text))
-        for record in records
-        for c, r in record.pairs()
-    ]
+    scores = [longer(record, pair) for record in records for pair in record.pairs()]
     return sum(scores) / max(len(scores), 1)
-
-
-def exchange_media(examples) -> ExchangedExamples:
-    """The records that have media, each with the media of another record. A model that uses its input images must score worse
-    on them.
-
-    Records without media are left out, with a message. Raises UserError if there are no two records with different media.
-    """
-    exchanged = ExchangedExamples(examples)
-    if left_out := len(examples) - len(exchanged):
-        say(f"{left_out} of {len(examples)} records have no media to exchange and are left out")
-    return exchanged
-
-
-class ExchangedExamples(OverlaidExamples):
-    """Each record has the media of the next record (cyclically) whose media differ; its category is unchanged."""
-
-    def __init__(self, examples):
-        own = [(record.images, record.video) for record in examples.records]
-        seeing = [i for i, media in enumerate(own) if media != ((), None)]
-        if len({own[i] for i in seeing}) < 2:
-            raise UserError(
-                f"media cannot be exchanged: {len(seeing)} of {len(examples)} records have any, and no two have different ones;"
-                " give records of at least two pictures"
-            )
-        self.donors = []
-        for place, i in enumerate(seeing):
-            following = (seeing[(place + step) % len(seeing)] for step in range(1, len(seeing)))
-            self.donors.append(next(j for j in following if own[j] != own[i]))
-        records = [_with_media(examples.records[i], *own[j]) for i, j in zip(seeing, self.donors, strict=True)]
-        super().__init__(Subset(examples, seeing), records)
-        self._all = examples
-
-    def __getitem__(self, index: int) -> Example:
-        return dataclasses.replace(self._all[self.donors[index]], record=self.records[index])
-
-    def layout(self, index: int) -> Layout:
-        return self._all.layout(self.donors[index])
-
-    def media_content(self, index: int) -> str | None:
-        return self._all.media_content(self.donors[index])
-
-
-def _with_media(record: RankedRecord, images: tuple[str, ...], video: str | None) -> RankedRecord:
-    extra = {**record.extra, "category": category(record)}  # stored, because it may come from the replaced media path
-    return dataclasses.replace(record.with_media(images, video), extra=extra)

@@ -21,7 +21,8 @@ from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.scores import score_lines
 from mmrlhf_jax.data.templates import CRITIQUE_PROMPT, SYSTEM
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.evaluation.reward_bench import accuracy, by_category, exchange_media, longer_wins
+from mmrlhf_jax.evaluation.exchanged import exchange_media
+from mmrlhf_jax.evaluation.reward_bench import accuracy, by_category, longer_wins
 from mmrlhf_jax.files import is_remote, write_atomically, write_json_lines
 from mmrlhf_jax.huggingface.export import export_model, new_checkpoint
 from mmrlhf_jax.huggingface.load import load_model
@@ -184,7 +185,11 @@ def judge_reward_model(quickstart: Quickstart) -> list[RankedRecord]:
         "acc_longer_wins": longer_wins(scored),
         "pairs": overall.pairs,
         "groups": overall.groups,
-        "by_kind": {kind: dataclasses.asdict(found) for kind, found in by_category(scored).items() if kind != "overall"},
+        "by_kind": {
+            kind: {"pairs": found.pairs, "groups": found.groups, "acc": found.acc, "acc_plus": found.acc_plus}
+            for kind, found in by_category(scored).items()
+            if kind != "overall"
+        },
         "critiques": sum(len(record.responses) for records in (scored, blind, preferred) for record in records),
         "critique_seconds": round(seconds, 1),
     }

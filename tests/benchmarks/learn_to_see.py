@@ -30,7 +30,8 @@ from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.overlay import OverlaidExamples
 from mmrlhf_jax.data.scores import score_lines
 from mmrlhf_jax.data.subset import Subset
-from mmrlhf_jax.evaluation.reward_bench import accuracy, exchange_media, longer_wins
+from mmrlhf_jax.evaluation.exchanged import exchange_media
+from mmrlhf_jax.evaluation.reward_bench import accuracy, longer_wins
 from mmrlhf_jax.files import read_json_object, write_json_lines
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.engine import Engine, Prompt

@@ -612,6 +612,44 @@ def multimodal_reward_bench(row: dict) -> Meaning:
     return pair(row, id_, prompt, images, video, chosen, rejected, "first")
 
 
+def mmrb2(row: dict) -> Meaning:
+    """The form with typed contents. A picture's place is its place among the texts; tags in these are text."""
+    row = dict(row)
+    id_ = identity(row.pop("id") if "id" in row else row.pop("pair_id", None), needed=True)
+    chosen, parts = row.pop("chosen", None), typed(row.pop("prompt_content", None))
+    refuse_unless(isinstance(chosen, str) and chosen.upper() in ("A", "B"))
+    images = tuple(value for kind, value in parts if kind == "image")
+    kinds = [kind for kind, _ in parts]
+    texts = [""]
+    for kind, value in parts:
+        if kind == "image" and kinds != sorted(kinds):
+            texts[-1] += "\n" if texts != [""] else ""
+            texts.append("")
+        elif kind == "text":
+            texts[-1] += ("\n" if texts != [""] else "") + value
+    answers = []
+    for side in ("a", "b"):
+        whole = row.pop(f"response_{side}", None)
+        refuse_unless(isinstance(whole, dict))
+        whole = dict(whole)
+        contents = typed(whole.pop("response_content", None))
+        optional_text(whole.pop("model_name" if "model_name" in whole else "model", None))
+        check_unknown(whole, images, None, of_answer=True)
+        text = "\n".join("[picture]" if kind == "image" else value for kind, value in contents)
+        answers.append((text, 1 if chosen.upper() == side.upper() else 2, None, None))
+    source = optional_text(row.pop("prompt_source", None))
+    read = meaning(row, id_, "", images, None, sorted(answers, key=lambda answer: answer[1]), "raw", False, "".join(texts))
+    return read._replace(source=source, prompt=tuple(texts))
+
+
+def typed(parts: Any) -> list:
+    refuse_unless(isinstance(parts, list) and parts)
+    for part in parts:
+        refuse_unless(isinstance(part, list) and len(part) == 2 and all(isinstance(one, str) for one in part))
+        refuse_unless(part[0] in ("text", "image") and (part[0] == "text" or part[1]))
+    return parts
+
+
 def is_finite(value: Any) -> bool:
     """Whether no number in it is NaN or infinite."""
     if isinstance(value, dict | list):

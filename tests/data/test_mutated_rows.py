@@ -146,6 +146,17 @@ def multimodal_reward_bench(rng, n):
     }
 
 
+def mmrb2(rng, n):
+    def answer(*parts):
+        return {"model_name": "m", "response_content": [list(part) for part in parts]}
+
+    prompt = [["text", "Which?"], ["image", "a.png"], ["text", "Or none?"]][: rng.choice([2, 3])]
+    sides = [answer(("text", "A")), answer(("text", "B"), ("image", "b.png"), ("text", "C"))]
+    rng.shuffle(sides)
+    row = {"id": f"b-{n}", "prompt_source": "blink", "prompt_content": rng.choice([prompt, prompt[::-1]])}
+    return row | {"response_a": sides[0], "response_b": sides[1], "chosen": rng.choice("AB")}
+
+
 # Format's name: sound rows, the independent reader, and whether a row is a pair.
 CASES = {
     "ranking groups": (own, plain_readers.own, False),
@@ -159,6 +170,7 @@ CASES = {
     "VLFeedback": (vlfeedback, plain_readers.vlfeedback, False),
     "VL-RewardBench": (vl_reward_bench, plain_readers.vl_reward_bench, False),
     "Multimodal-RewardBench": (multimodal_reward_bench, plain_readers.multimodal_reward_bench, True),
+    "MMRB2": (mmrb2, plain_readers.mmrb2, False),
 }
 FIRST = {"TRL / Hugging Face preference rows": {"prompt": [user("First?")], "chosen": [assistant("A")], "rejected": "B"}}
 

@@ -14,7 +14,6 @@ from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.sources import FORMATS, read_records, read_source
 from mmrlhf_jax.data.validate import validate
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.evaluation.reward_bench import category
 
 
 def png(grey=1) -> bytes:
@@ -425,7 +424,6 @@ def test_vl_reward_bench_is_read_whole_its_pairs_are_its_rows_and_what_was_renam
     assert "25 ids occur more than once; 25 later records are renamed, the first from 'mathverse_1' to 'mathverse_1#2'" in str(
         source.notes
     )
-    assert category(next(record for record in source.records if record.id == "mathverse_1#2")) == "reasoning"
 
 
 def test_the_hubs_file_of_vl_reward_bench_holds_its_images(write):

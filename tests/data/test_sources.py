@@ -15,7 +15,7 @@ from mmrlhf_jax.data.sources import FORMATS, drop_contradictions, read_records
 from mmrlhf_jax.data.sources.folding import Contradiction, weak_order
 from mmrlhf_jax.data.sources.rankings import read_rankings
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.evaluation.reward_bench import category
+from mmrlhf_jax.evaluation.benchmarks.ranked import category
 from mmrlhf_jax.records import record_from_json
 
 GROUP = {
@@ -741,7 +741,7 @@ def test_vl_reward_bench(write):
     records = read_records(write(*[VL | {"id": name} for name in ids]))
     assert [(r.text, r.rank, r.model) for r in records[0].responses] == [("A", 2, "m"), ("B", 1, "n")]
     assert records[0].pairs() == [(1, 0)] and records[0].images == ("a.png",)
-    assert [category(r) for r in records] == ["hallucination", "reasoning", "reasoning", "general", "hallucination"]
+    assert {r.extra["benchmark"] for r in records} == {"VL-RewardBench"}
 
 
 def test_multimodal_reward_bench(write):
@@ -750,6 +750,7 @@ def test_multimodal_reward_bench(write):
     assert [(r.text, r.rank) for r in first.responses] == [("B", 1), ("A", 2)]
     assert [(r.text, r.rank) for r in second.responses] == [("A", 1), ("B", 2)]
     assert (first.id, first.prompt, first.images, category(first)) == ("vqa-1", "Which?", ("a.png",), "vqa")
+    assert first.extra["benchmark"] == "Multimodal-RewardBench"
 
 
 @pytest.mark.parametrize(

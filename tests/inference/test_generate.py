@@ -15,7 +15,9 @@ from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.images import image_size
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.evaluation.reward_bench import accuracy, category, exchange_media, longer_wins
+from mmrlhf_jax.evaluation.benchmarks.ranked import category
+from mmrlhf_jax.evaluation.exchanged import exchange_media
+from mmrlhf_jax.evaluation.reward_bench import accuracy, longer_wins
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.engine import Engine, Prompt
 from mmrlhf_jax.inference.prompts import prompt_trees

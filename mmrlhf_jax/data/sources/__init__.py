@@ -14,6 +14,7 @@ from etils import epath
 
 from mmrlhf_jax.data.sources import (
     llama_factory,
+    mmrb2,
     mmrlhf_annotations,
     mmrlhf_pairs,
     not_pairs,
@@ -36,6 +37,7 @@ from mmrlhf_jax.records import RankedRecord
 _FORMATS: tuple[Format, ...] = (
     reward_benches.VL_REWARD_BENCH,
     reward_benches.MULTIMODAL_REWARD_BENCH,
+    mmrb2.FORMAT,
     swift_rows.FORMAT,
     vlfeedback.FORMAT,
     ranked.FORMAT,
@@ -100,6 +102,8 @@ def read_source(path: str | epath.Path, on_error: OnError | None = None, rank_by
     notes: list[str] = []
     if format_.repeats_ids:
         records = _renamed(records, path, notes)
+    if format_.remark is not None and (remark := format_.remark(records)):
+        notes.append(f"{path}: {remark}")
     records = _with_paths(_with_own_ids(records, path, on_error), path, on_error)
     if rank_by is not None:
         records = rank_unranked(records, rank_by, str(path), notes)

@@ -2,8 +2,8 @@
 
 VL-RewardBench (`MMInstruction/VL-RewardBench`) has `query`, a list `response`, and `human_ranking`, a rank per response with 0
 for the best. Multimodal-RewardBench (`facebookresearch/multimodal_rewardbench`, `all_data.json`) has `Text`, `Output1`,
-`Output2`, and `Better`, the name of the better output. The category becomes the field `category`, which
-`evaluation.reward_bench` reads.
+`Output2`, and `Better`, the name of the better output. The benchmark's name becomes the field `benchmark`, by which
+`evaluation.benchmarks` recognises it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mmrlhf_jax.data.sources.folding import PairRow, fold, pair_row
 from mmrlhf_jax.data.sources.rankings import read_rankings
 from mmrlhf_jax.data.sources.rows import Format, Row
 from mmrlhf_jax.errors import UserError, shown
-from mmrlhf_jax.records import RankedRecord, Response
+from mmrlhf_jax.records import RankedRecord, Response, under_free_names
 
 
 def _parse_vl(row: Row) -> RankedRecord:
@@ -47,16 +47,12 @@ def _parse_vl(row: Row) -> RankedRecord:
         images=images,
         video=video,
         source=pop_optional_text(data, "query_source", where),
-        extra={"category": _vl_category(record_id)} | data,
+        extra=_of("VL-RewardBench", data),
     )
 
 
-def _vl_category(record_id: str) -> str:
-    """VL-RewardBench's category of a record, from its id, as in the benchmark's evaluation code (which is case-sensitive)."""
-    name = record_id.lower()
-    if "mmmu" in name or "mathverse" in name:
-        return "reasoning"
-    return "hallucination" if any(part in name for part in ("hallucination", "rlhf", "rlaif")) else "general"
+def _of(benchmark: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {"benchmark": benchmark} | under_free_names(data, {"benchmark"})
 
 
 _MULTIMODAL_FIELDS = ("ID", "Text", "Image", "Images", "Video", "Output1", "Output2", "Better", "Category")
@@ -74,7 +70,7 @@ def _parse_multimodal(row: Row) -> PairRow:
         raise UserError(f"{where}: field 'Better' must be Output1 or Output2, found {shown(better)}")
     chosen, rejected = (outputs[name] for name in sorted(outputs, key=lambda name: name != better))
     prompt = media_before_text(pop_text(data, "text", where), media, where)
-    return pair_row(data, where, media, prompt, chosen, rejected)
+    return pair_row(_of("Multimodal-RewardBench", data), where, media, prompt, chosen, rejected)
 
 
 VL_REWARD_BENCH = Format(

@@ -48,7 +48,7 @@ class Format:
 
     `parse` reads one row and raises UserError if it is invalid; `join` makes records of all parsed rows, because in some
     formats a record consists of several rows. `row` says what a row is. With `repeats_ids` the published data has repeated ids,
-    and later records get new ones instead of an error.
+    and later records get new ones instead of an error. `remark` gives a line on records that are not read whole, or None.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Format:
     join: Callable[[list[Any]], list[RankedRecord]] = list
     row: Literal["group", "pair"] = "group"
     repeats_ids: bool = False
+    remark: Callable[[list[RankedRecord]], str | None] | None = None
 
     def read(self, rows: list[Row]) -> list[RankedRecord]:
         return self.join([self.parse(row) for row in rows])
@@ -146,6 +147,8 @@ def _read_json_lines(path: epath.Path) -> Iterator[Row | UserError]:
 def _read_json_array(path: epath.Path) -> Iterator[Row]:
     with _open(path) as file:
         rows = _parse(file.read().removeprefix(b"\xef\xbb\xbf"), str(path))
+    if isinstance(rows, dict) and rows.keys() == {"pairs"}:  # MMRB2's files
+        rows = rows["pairs"]
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a JSON list of records, found {type(rows).__name__}")
     for index, row in enumerate(rows):
