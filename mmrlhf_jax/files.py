@@ -33,6 +33,11 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
 
 
+def user_cache() -> Path:
+    """The directory for what can be made again and takes long to make."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmrlhf_jax"
+
+
 def expand_home(path: str) -> str:
     """The path with a leading `~` or `~name` replaced by that home directory. UserError if there is no such user.
 

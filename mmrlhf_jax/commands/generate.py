@@ -10,6 +10,7 @@ from etils import epath
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.media import read_media, read_video_frames
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.inference import compilation_cache
 from mmrlhf_jax.inference.engine import Engine, Prompt
 from mmrlhf_jax.inference.sampling import Sampling
 from mmrlhf_jax.places import TAG, WrongMedia
@@ -42,6 +43,7 @@ def generate(
         raise WrongMedia(f"--prompt: the prompt has the tag {tag[0]}, but there are no media; give --image or --video")
     record.prompt_text("--prompt")  # raises if tags and media do not match, before the model is loaded
     example = Example(record, pictures, frames)
+    compilation_cache.use()
     engine = Engine.load(model, dtype=dtype, template=template, batch=1)
     for piece in engine.stream(Prompt(example), engine.asked(max_new_tokens, sampling=how), stops):
         print(piece, end="", flush=True)

@@ -19,12 +19,14 @@ def logprobs(
     distributed.prepare(where)  # before jax is imported
     from mmrlhf_jax.data.mixture import open_examples
     from mmrlhf_jax.data.subset import Subset
+    from mmrlhf_jax.inference import compilation_cache
     from mmrlhf_jax.inference.engine import Engine, all_finite, batched
     from mmrlhf_jax.inference.jobs import Share, reserved, run_job
 
     share = Share(*distributed.apart(where, launch))
     with reserved(out, share) as place:
         examples = open_examples(data, media_root, video_frames)
+        compilation_cache.use()
         engine = Engine.load(model, **loading)
         engine.check_lengths(examples, "answer")
 

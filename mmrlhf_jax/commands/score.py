@@ -25,7 +25,7 @@ def score(
     distributed.prepare(where)  # before jax is imported
     from mmrlhf_jax.data.mixture import open_examples
     from mmrlhf_jax.data.scores import score_line
-    from mmrlhf_jax.inference import critic
+    from mmrlhf_jax.inference import compilation_cache, critic
     from mmrlhf_jax.inference.engine import Engine, require_reward_model
     from mmrlhf_jax.inference.jobs import Share, reserved, run_job
 
@@ -33,6 +33,7 @@ def score(
     share = Share(*distributed.apart(where, launch))
     with reserved(out, share) as place:
         examples = open_examples(data, media_root, video_frames)
+        compilation_cache.use()
         engine = Engine.load(model, **loading)
         require_reward_model(engine, model)
         critic.check_lengths(engine, examples, critique)

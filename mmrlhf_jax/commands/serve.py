@@ -7,6 +7,7 @@ from typing import Any
 
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.inference import compilation_cache
 from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.inference.lanes import serving_lane
 from mmrlhf_jax.inference.scheduler import Scheduler
@@ -43,6 +44,7 @@ def serve(
     key = os.environ.get(KEY) or None
     server.check_host(host, key)
     examples = None if data is None else open_examples(data, media_root, video_frames)
+    compilation_cache.use()
     engine = Engine.load(model, **loading)
     lane = serving_lane(prompt_tokens, new_tokens, engine.batch // rows_divisor(engine.mesh), engine.fits)
     programs = engine.programs(lane)

@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import write_atomically
+from mmrlhf_jax.files import user_cache, write_atomically
 
 # Dumps that the compiler writes before generating machine code; then, by platform, the dump that it writes after these.
 _OPTIMISED, _BUFFERS = "*after_optimizations.txt", "*after_optimizations-buffer-assignment.txt"
@@ -72,7 +72,7 @@ class Program:
 
 
 def kept_programs() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmrlhf_jax" / "programs"
+    return user_cache() / "programs"
 
 
 def compile_lowered(lowered: jax.stages.Lowered, arguments, mesh: Mesh) -> Program:
