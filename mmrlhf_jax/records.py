@@ -183,8 +183,9 @@ def choose_pairs(pairs: Sequence[Pair], policy: str | int) -> list[Pair]:
     return [pairs[i * len(pairs) // count] for i in range(count)]
 
 
-def record_from_json(row: Any, where: str) -> RankedRecord:
-    """Read a record in the project's own form. `where` (file and line) is the beginning of every error message.
+def record_from_json(row: Any, where: str, *, prompt_only: bool = False) -> RankedRecord:
+    """Read a record in the project's own form. `where` (file and line) is the beginning of every error message. `prompt_only`
+    accepts a record without responses.
 
     Raises UserError for a field that is missing or has the wrong type. Unknown fields are kept in `extra`.
     """
@@ -214,7 +215,9 @@ def record_from_json(row: Any, where: str) -> RankedRecord:
     if places is not None:
         places = check_places(places, prompt, len(images) + (video is not None), where)
     responses = row.pop("responses", None)
-    if not isinstance(responses, list) or not responses:
+    if prompt_only and responses is None:
+        responses = []
+    if not isinstance(responses, list) or not (responses or prompt_only):
         raise UserError(f"{where}: field 'responses' must be a non-empty list; a record needs at least one response")
     return RankedRecord(
         id=record_id,

@@ -30,10 +30,10 @@ ALLOWED = {
     "launching": {"config", "data", "sharding"},
     "evaluation": {"data"},
     "serving": {"data", "inference", "models"},
-    "growing": {"data", "inference"},
+    "growing": {"data", "huggingface", "inference"},
     "planning": {"config", "data", "huggingface", "inference", "models", "objectives", "sharding", "tasks", "training"},
     "commands": {
-        "config", "data", "evaluation", "huggingface", "inference", "pages", "planning", "serving", "sharding",
+        "config", "data", "evaluation", "growing", "huggingface", "inference", "pages", "planning", "serving", "sharding",
         "tasks", "training",
     },
     "quickstart": {

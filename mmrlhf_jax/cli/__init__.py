@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from mmrlhf_jax import ending
-from mmrlhf_jax.cli import data, evaluation, inference, training
+from mmrlhf_jax.cli import data, evaluation, growing, inference, training
 
 app = typer.Typer(
     name="mmrlhf",
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(training.verbs)
 app.add_typer(inference.verbs)
+app.add_typer(growing.verbs)
 app.add_typer(data.verbs, name="data")
 app.add_typer(evaluation.verbs, name="eval")
 app.add_typer(training.config_verbs, name="config")

@@ -43,6 +43,16 @@ def finite(value: float) -> float:
     return value
 
 
+def finite_or_none(value: float | None) -> float | None:
+    return value if value is None else finite(value)
+
+
+def model_or_address_option(*names: str, **settings: Any) -> Any:
+    """A model's directory or hub id, or the http(s) address of a server that has it."""
+    is_address = lambda value: value is not None and value.startswith(("http://", "https://"))
+    return typer.Option(*names, callback=lambda value: value if is_address(value) else _read(value), **settings)
+
+
 RANKED_SOURCE = (
     "Ranked rows (JSONL, JSON, parquet): a file, a folder of files, a pattern such as 'data/train-*.parquet', or any of these"
     " on the hub, as hf://datasets/OWNER/NAME@REVISION/..."

@@ -62,8 +62,8 @@ class SourceExamples:
     """The examples of a source (a file, a folder of files, or a pattern) in any format of `data.sources`.
 
     Media are read on access. `media_root` is the folder or zip archive that media paths are relative to (default: the folder of
-    the source); `video_frames` is the number of frames to sample from a video; `on_error` and `rank_by` are passed to
-    `read_source`, whose notes are `notes`.
+    the source); `video_frames` is the number of frames to sample from a video; `on_error`, `rank_by` and `prompts` are passed
+    to `read_source`, whose notes are `notes`.
     """
 
     weights = None  # an epoch sees every example once
@@ -75,6 +75,7 @@ class SourceExamples:
         video_frames: int = 32,
         on_error: OnError | None = None,
         rank_by: str | None = None,
+        prompts: bool = False,
     ) -> None:
         if video_frames < 1:
             raise UserError(f"video_frames must be at least 1, found {video_frames}")
@@ -82,7 +83,7 @@ class SourceExamples:
         self.video_frames = video_frames
         if media_root is not None:
             check_media_root(epath.Path(media_root))
-        source = read_source(self.path, on_error, rank_by)
+        source = read_source(self.path, on_error, rank_by, prompts)
         self.files, self.notes = source.files, source.notes
         self.media_root = source.files.folder if media_root is None else epath.Path(media_root)
         self.records: list[RankedRecord] = source.records

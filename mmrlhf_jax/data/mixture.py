@@ -142,15 +142,16 @@ def open_examples(
     video_frames: int = 32,
     on_error: OnError | None = None,
     rank_by: str | None = None,
+    prompts: bool = False,
 ) -> SourceExamples | BuiltExamples | Subset | MixedExamples:
     """Open a built directory, a source (a file, a folder of files, a pattern), a mixture file, or a list of these.
 
-    The other arguments apply to source files only.
+    The other arguments apply to source files only. With `prompts`, records may lack responses (`read_source`).
     """
     parts = find_parts(path)
     if len(parts) == 1 and parts[0].weight == 1:
-        return _open(parts[0], media_root, video_frames, on_error, rank_by)
-    sets = [_open(part, media_root, video_frames, on_error, rank_by) for part in parts]
+        return _open(parts[0], media_root, video_frames, on_error, rank_by, prompts)
+    sets = [_open(part, media_root, video_frames, on_error, rank_by, prompts) for part in parts]
     return MixedExamples(sets, [part.weight for part in parts], [_same(part.path) for part in parts])
 
 
@@ -262,13 +263,18 @@ def _beside(path: epath.Path, named: str) -> str:
 
 
 def _open(
-    part: Part, media_root: str | epath.Path | None, video_frames: int, on_error: OnError | None, rank_by: str | None
+    part: Part,
+    media_root: str | epath.Path | None,
+    video_frames: int,
+    on_error: OnError | None,
+    rank_by: str | None,
+    prompts: bool,
 ) -> Any:
     path = epath.Path(part.path)
     if is_built(path):
         examples: SourceExamples | BuiltExamples = BuiltExamples(path)
     else:
-        examples = SourceExamples(path, part.media_root or media_root, video_frames, on_error, rank_by)
+        examples = SourceExamples(path, part.media_root or media_root, video_frames, on_error, rank_by, prompts)
     if part.sampling_strategy == "all":
         return examples
     is_source = isinstance(examples, SourceExamples)

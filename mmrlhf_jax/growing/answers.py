@@ -26,12 +26,17 @@ def distinct(texts: Sequence[str], reasons: Sequence[str]) -> list[Answer]:
     """The different answers among samples, in the order of their first ones. Spaces do not make a difference."""
     found: dict[str, Answer] = {}
     for index, (text, reason) in enumerate(zip(texts, reasons, strict=True)):
-        key = _SPACE.sub(" ", text).strip()
+        key = same_words(text)
         if key in found:
             found[key] = dataclasses.replace(found[key], copies=found[key].copies + 1)
         else:
             found[key] = Answer(text, reason, index, flags=flags_of(text, reason))
     return list(found.values())
+
+
+def same_words(text: str) -> str:
+    """What equal answers have in common."""
+    return _SPACE.sub(" ", text).strip()
 
 
 def flags_of(text: str, reason: str) -> tuple[str, ...]:

@@ -7,20 +7,23 @@ similarity at least NEAR_TEXT). Of prompts without pictures the questions alone 
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.images import decode_image
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.places import PromptText
+from mmrlhf_jax.progress import Progress
 
 NEAR_BITS, NEAR_TEXT = 4, 0.8
+LIKELY_TEXT = 0.65  # similarity from which the index of MinHashes proposes texts, so that it misses almost none of NEAR_TEXT
 PERMUTATIONS = 128
 _WORD = re.compile(r"\w+")
 
@@ -61,33 +64,56 @@ def _perceptual(image) -> int:
     return int(np.packbits(imagehash.phash(image).hash).view(">u8")[0])
 
 
+class Same(NamedTuple):
+    """The record of a benchmark that a prompt is (`exact`), or is near to."""
+
+    benchmark: str
+    record: str
+    exact: bool
+
+
+def check_installed() -> None:
+    """UserError if a library is missing by which near copies are found."""
+    try:
+        import datasketch  # noqa: F401
+        import imagehash  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(f'--held-out-of: {error.name} is not installed; pip install "mmrlhf-jax[grow]"') from None
+
+
 class HeldOut:
     """The prompts of benchmarks. `find` says which of them a prompt is, exactly or nearly."""
 
     def __init__(self) -> None:
         from datasketch import MinHashLSH
 
-        self._exact: dict[str, str] = {}
-        self._prints: dict[str, Print] = {}
-        self._by_words = MinHashLSH(threshold=NEAR_TEXT, num_perm=PERMUTATIONS)
+        self._exact: dict[str, int] = {}
+        self._prompts: list[tuple[str, str, Print]] = []
+        self._by_words = MinHashLSH(threshold=LIKELY_TEXT, num_perm=PERMUTATIONS)
 
     def __len__(self) -> int:
-        return len(self._prints)
+        return len(self._prompts)
 
-    def add(self, name: str, examples: Iterable[Example]) -> None:
+    def add(self, benchmark: str, examples) -> None:
         """Add the prompts of a benchmark, by its name."""
-        for number, example in enumerate(examples):
-            found, key = print_of(example), f"{name}, record {example.record.id!r} ({number})"
-            self._exact.setdefault(found.exact, key)
-            self._prints[key] = found
-            self._by_words.insert(key, _minhash(found.words))
+        progress = Progress(f"prompts of {benchmark}", len(examples))
+        for index in range(len(examples)):
+            example = examples[index]
+            found, number = print_of(example), len(self._prompts)
+            self._exact.setdefault(found.exact, number)
+            self._prompts.append((benchmark, example.record.id, found))
+            self._by_words.insert(number, _minhash(found.words))
+            progress.update()
 
-    def find(self, prompt: Print) -> str | None:
+    def find(self, prompt: Print) -> Same | None:
         """The record of a benchmark that this prompt is, or is near to; None if there is none."""
-        if prompt.exact in self._exact:
-            return self._exact[prompt.exact]
-        candidates = sorted(self._by_words.query(_minhash(prompt.words)))
-        return next((key for key in candidates if _is_near(prompt, self._prints[key])), None)
+        if (number := self._exact.get(prompt.exact)) is not None:
+            return Same(*self._prompts[number][:2], True)
+        for number in sorted(self._by_words.query(_minhash(prompt.words))):
+            benchmark, record, other = self._prompts[number]
+            if _is_near(prompt, other):
+                return Same(benchmark, record, False)
+        return None
 
 
 def _is_near(first: Print, second: Print) -> bool:
@@ -107,13 +133,11 @@ def _minhash(words: Iterable[str]):
     return found
 
 
-def kept(examples, held_out: HeldOut) -> tuple[list[int], collections.Counter[str]]:
-    """(indices of the examples that no benchmark has, counts of the others by the benchmark's name)."""
-    found, dropped = [], collections.Counter()
-    for index in range(len(examples)):
+def compared(examples, indices: Sequence[int], held_out: HeldOut) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (index, line): the benchmark's record that an example's prompt is, or is near to, if there is one."""
+    progress = Progress("comparing prompts with benchmarks", len(indices))
+    for index in indices:
         same = held_out.find(print_of(examples[index]))
-        if same is None:
-            found.append(index)
-        else:
-            dropped[same.partition(",")[0]] += 1
-    return found, dropped
+        line: dict[str, Any] = {"id": examples.records[index].id}
+        yield index, line if same is None else line | {"same_as": same._asdict()}
+        progress.update()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,9 +14,9 @@ AGREEMENT = 0.9
 LEAST_PAIRS = 50  # human pairs with at least the margin, without which an agreement says nothing
 
 
-def ranks(rewards: Sequence[float], spreads: Sequence[float | None], tie: float, z: float = 1.0) -> list[int]:
+def ranks(rewards: Sequence[float], errors: Sequence[float | None], tie: float, z: float = 1.0) -> list[int]:
     """Ranks from 1, the best. In the order of rewards, neighbours tie that are nearer than `tie`, or than `z` standard errors
-    of their difference if both have a spread.
+    of their difference. `errors` are the standard errors of the rewards, which are means over several critiques; None: of one.
 
     Ties are passed on: of three neighbours that tie pairwise, the first and the last have the same rank as well.
     """
@@ -23,13 +24,29 @@ def ranks(rewards: Sequence[float], spreads: Sequence[float | None], tie: float,
     found = [1] * len(rewards)
     for place in range(1, len(order)):
         better, worse = order[place - 1], order[place]
-        near = max(tie, z * _error(spreads[better], spreads[worse]))
+        near = max(tie, z * difference_error(errors[better], errors[worse]))
         found[worse] = found[better] if rewards[better] - rewards[worse] < near else found[better] + 1
     return found
 
 
-def _error(first: float | None, second: float | None) -> float:
+def standard_error(rewards: Sequence[float]) -> float | None:
+    """Of the mean of a response's rewards; None of a single one."""
+    return statistics.stdev(rewards) / math.sqrt(len(rewards)) if len(rewards) > 1 else None
+
+
+def difference_error(first: float | None, second: float | None) -> float:
+    """The standard error of a difference; 0 if one of the errors is not known."""
     return 0.0 if first is None or second is None else math.sqrt(first**2 + second**2)
+
+
+def never_first(found: Sequence[int], flagged: Sequence[bool]) -> list[int]:
+    """The ranks with flagged responses below the best one that is not flagged; all others keep their order and their ties."""
+    sound = [rank for rank, bad in zip(found, flagged, strict=True) if not bad]
+    if not sound:
+        raise ValueError("every response is flagged")
+    keys = [(max(rank, min(sound)), 1) if bad and rank <= min(sound) else (rank, 0) for rank, bad in zip(found, flagged)]
+    levels = sorted(set(keys))
+    return [1 + levels.index(key) for key in keys]
 
 
 def calibrated_tie(margins: Sequence[float], agrees: Sequence[bool]) -> tuple[float, float, int]:

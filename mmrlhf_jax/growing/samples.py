@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mmrlhf_jax.data.examples import Example
+from mmrlhf_jax.data.images import decode_image
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.endpoint import Endpoint, Request, Text
-from mmrlhf_jax.inference.engine import Engine, Prompt
+from mmrlhf_jax.inference.engine import Engine, batched
+from mmrlhf_jax.inference.prompts import Asked, Prompt, make_tree
 from mmrlhf_jax.inference.sampling import Sampling
 from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.records import RankedRecord
@@ -30,8 +33,12 @@ class HowToSample:
     sampling: Sampling
 
     def seed_of(self, record: RankedRecord) -> int:
-        digest = hashlib.sha256(f"{self.sampling.seed} {record.id}".encode()).digest()
-        return int.from_bytes(digest[:4], "big")
+        found = hashlib.sha256(f"{self.sampling.seed} {record.id}".encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(found[:4], "big") % (2**31 - 2**16)  # endpoints add the sample's number, and take less than 2^31
+
+    def refused(self, record: RankedRecord, reason: str) -> Line:
+        """The line of a record that has no samples."""
+        return {"id": record.id, "seed": self.seed_of(record), "samples": [], "error": reason}
 
     def is_line(self, record: RankedRecord, line: Any) -> bool:
         """Whether a stored line has this record's samples, or the reason why it has none."""
@@ -39,12 +46,17 @@ class HowToSample:
 
 
 def of_engine(engine: Engine, examples, indices: Sequence[int], how: HowToSample) -> Iterator[tuple[int, Line]]:
-    """Yield (index, line) of these examples as they are finished."""
+    """Yield (index, line) of these examples as they are finished. The line of a prompt that cannot be answered, because it is
+    too long for the model or its media are broken, has the reason instead of samples."""
     asked = engine.asked(how.most, sampling=how.sampling, samples=how.samples)
-    for start in range(0, len(indices), AT_ONCE):
-        here = indices[start : start + AT_ONCE]
+    for here in batched(indices, AT_ONCE):
         prompts = _Prompts(examples, here, how)
-        for number, texts in engine.write_each(prompts, asked, "sampling answers"):
+        reasons = {index: refusal(engine, lambda: [prompts[number]], asked) for number, index in enumerate(here)}  # noqa: B023
+        for index, reason in reasons.items():
+            if reason is not None:
+                yield index, how.refused(examples.records[index], reason)
+        here = [index for index in here if reasons[index] is None]
+        for number, texts in engine.write_each(_Prompts(examples, here, how), asked, "sampling answers"):
             record = examples.records[here[number]]
             samples = [
                 {
@@ -56,6 +68,19 @@ def of_engine(engine: Engine, examples, indices: Sequence[int], how: HowToSample
                 for each in texts
             ]
             yield here[number], {"id": record.id, "seed": how.seed_of(record), "samples": samples}
+
+
+def refusal(engine: Engine, read: Callable[[], Sequence[Prompt]], asked: Asked) -> str | None:
+    """Why the engine cannot answer the prompts about one example that `read` gives; None if it can."""
+    try:
+        prompts = read()
+        example = prompts[0].example
+        for data in (*example.images, *example.frames):
+            decode_image(data, f"record {example.record.id!r}")
+        make_tree(prompts, engine.encoder("answer"), asked)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 class _Prompts(Sequence[Prompt]):
@@ -78,18 +103,16 @@ ENDPOINT_AT_ONCE = 64  # prompts whose requests are made together
 def of_endpoint(endpoint: Endpoint, examples, indices: Sequence[int], how: HowToSample) -> Iterator[tuple[int, Line]]:
     """The same from a running server. The line of a prompt that it refuses has the reason instead of samples."""
     progress = Progress("sampling answers", len(indices))
-    for start in range(0, len(indices), ENDPOINT_AT_ONCE):
-        here = indices[start : start + ENDPOINT_AT_ONCE]
+    for here in batched(indices, ENDPOINT_AT_ONCE):
         requests = [_request(examples[index], how, sample) for index in here for sample in range(how.samples)]
         texts = asyncio.run(_all(endpoint, requests))
         for place, index in enumerate(here):
             record, own = examples.records[index], texts[place * how.samples : (place + 1) * how.samples]
-            line: Line = {"id": record.id, "seed": how.seed_of(record), "samples": []}
             if error := next((text.error for text in own if text.error is not None), None):
-                yield index, line | {"error": error}
+                yield index, how.refused(record, error)
                 continue
             samples = [{"text": x.text, "finish_reason": x.finish_reason, "tokens": x.tokens} for x in own]
-            yield index, line | {"samples": samples}
+            yield index, {"id": record.id, "seed": how.seed_of(record), "samples": samples}
         progress.update(advance=len(here))
 
 
@@ -99,6 +122,7 @@ async def _all(endpoint: Endpoint, requests: Sequence[Request]) -> list[Text]:
 
 
 def _request(example: Example, how: HowToSample, sample: int) -> Request:
-    seed = (how.seed_of(example.record) + sample) % 2**31
-    settings = dict(temperature=how.sampling.temperature, top_p=how.sampling.top_p, seed=seed)
+    chosen = how.sampling
+    settings = dict(temperature=chosen.temperature, top_p=chosen.top_p, top_k=chosen.top_k, min_p=chosen.min_p)
+    settings["seed"] = how.seed_of(example.record) + sample
     return Request(example.record.prompt_text(), example, how.most, **settings)

@@ -8,14 +8,16 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from mmrlhf_jax.data.digests import digest
 from mmrlhf_jax.data.overlay import OverlaidExamples
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.data.tokens import Conversation
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.inference.engine import Engine, Prompt, all_finite
+from mmrlhf_jax.inference.engine import Engine, Prompt, all_finite, batched
 from mmrlhf_jax.inference.prompts import Rewarded
 from mmrlhf_jax.inference.requests import Written
-from mmrlhf_jax.records import RankedRecord
+from mmrlhf_jax.inference.sampling import GREEDY, Sampling
+from mmrlhf_jax.records import RankedRecord, Response
 
 # written: a critique that the model generates greedily, as in the paper; given: the data's critiques; none: no critique.
 CritiqueMode = Literal["written", "given", "none"]
@@ -35,6 +37,38 @@ def check_lengths(engine: Engine, examples, critique: CritiqueMode) -> None:
 WRITTEN_AT_ONCE, READ_AT_ONCE = 2048, 512
 
 
+@dataclasses.dataclass(frozen=True)
+class HowToCriticise:
+    """`count` critiques of every response, of up to `most` tokens: one is written greedily, several are sampled at
+    `temperature`. Every response has random numbers of its own, from `seed`, its record's id and its text."""
+
+    count: int = 1
+    most: int = 512
+    temperature: float = 1.0
+    seed: int = 0
+
+    @property
+    def sampling(self) -> Sampling:
+        return GREEDY if self.count == 1 else Sampling(temperature=self.temperature, seed=self.seed)
+
+    def seed_of(self, record: RankedRecord, response: Response) -> int | None:
+        """The seed of a response's critiques; None: they are not sampled."""
+        if self.count == 1:
+            return None
+        return int(digest(b"%d" % self.seed, record.id.encode(), response.text.encode("utf-8", "surrogatepass"))[:8], 16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Critique:
+    """A critique that a reward model wrote, and the reward of the conversation that ends with it. `seed` is that of all samples
+    of its response, of which it is the one with its place among them; None: greedy."""
+
+    text: str
+    reward: float
+    finish_reason: str
+    seed: int | None = None
+
+
 def score(engine: Engine, examples, *, critique: CritiqueMode = "written", max_new_tokens: int = 512) -> list[RankedRecord]:
     """The examples' records, in order, scored as in `score_each`."""
     found = dict(score_each(engine, examples, range(len(examples)), critique=critique, max_new_tokens=max_new_tokens))
@@ -49,15 +83,26 @@ def score_each(
 
     UserError that names record and response if a reward is not finite.
     """
-    at_once = WRITTEN_AT_ONCE if critique == "written" else READ_AT_ONCE
-    for start in range(0, len(indices), at_once):
-        here = indices[start : start + at_once]
-        part = Subset(examples, here)
-        if critique == "written":
-            found = _write(engine, part, max_new_tokens)
-        else:
-            found = enumerate(_score(engine, part, "uncritiqued" if critique == "none" else "critique"))
-        yield from ((here[place], record) for place, record in found)
+    if critique == "written":
+        for index, critiques in critiques_each(engine, examples, indices, HowToCriticise(most=max_new_tokens)):
+            pairs = zip(examples.records[index].responses, critiques, strict=True)
+            made = [dataclasses.replace(response, critique=one.text, reward=one.reward) for response, (one,) in pairs]
+            yield index, examples.records[index].replace_responses(made)
+        return
+    for here in batched(indices, READ_AT_ONCE):
+        task = "uncritiqued" if critique == "none" else "critique"
+        yield from zip(here, _score(engine, Subset(examples, here), task), strict=True)
+
+
+def critiques_each(
+    engine: Engine, examples, indices: Sequence[int], how: HowToCriticise
+) -> Iterator[tuple[int, list[list[Critique]]]]:
+    """Yield (index, critiques of each of its responses) of these examples as they are finished.
+
+    UserError that names record and response if a reward is not finite.
+    """
+    for here in batched(indices, WRITTEN_AT_ONCE):
+        yield from ((here[place], critiques) for place, critiques in _write(engine, Subset(examples, here), how))
 
 
 def _score(engine: Engine, examples, task: str) -> list[RankedRecord]:
@@ -65,36 +110,49 @@ def _score(engine: Engine, examples, task: str) -> list[RankedRecord]:
     return [_with_rewards(record, each["rewards"]) for record, each in zip(examples.records, found, strict=True)]
 
 
-def _write(engine: Engine, examples, max_new_tokens: int) -> Iterator[tuple[int, RankedRecord]]:
-    """Yield (index, record) with critiques that the model writes greedily, and the rewards of the conversations that end with
-    them.
+def _write(engine: Engine, examples, how: HowToCriticise) -> Iterator[tuple[int, list[list[Critique]]]]:
+    """Yield (index, critiques of each response) that the model writes, with the rewards of the conversations they end.
 
     A reward is read where its critique was written, from the keys that are there. It is that of the critique's text, so that it
     can be computed again from the text: where the tokenizer splits the text otherwise than the model wrote it, the branch is
     fed again from there on. Critiques for whose text the branch has no room then are scored at the end, by a pass over rows.
     """
-    prompts = CritiquePrompts(examples)
-    asked = engine.asked(max_new_tokens, rewarded=critique_conversation(engine))
-    written: dict[int, dict[int, Written]] = {}
-    apart: dict[int, RankedRecord] = {}
-    for number, (text,) in engine.write_each(prompts, asked, "writing critiques"):
+    prompts = CritiquePrompts(examples, how)
+    asked = engine.asked(how.most, sampling=how.sampling, samples=how.count, rewarded=critique_conversation(engine))
+    written: dict[int, dict[int, list[Written]]] = {}
+    apart: dict[int, list[list[Critique]]] = {}
+    for number, texts in engine.write_each(prompts, asked, "writing critiques"):
         index, response = prompts.where(number)
         record, of_record = examples.records[index], written.setdefault(index, {})
-        of_record[response] = text
+        of_record[response] = texts
         if len(of_record) < len(record.responses):
             continue
-        texts = [of_record[place] for place in range(len(record.responses))]
+        pairs = ((response, of_record[place]) for place, response in enumerate(record.responses))
+        critiques = [
+            [Critique(engine.decode(text.tokens), text.reward, text.reason, how.seed_of(record, response)) for text in texts]
+            for response, texts in pairs
+        ]
         del written[index]
-        pairs = zip(record.responses, texts, strict=True)
-        record = record.replace_responses([dataclasses.replace(r, critique=engine.decode(each.tokens)) for r, each in pairs])
-        if any(each.reward is None for each in texts):
-            apart[index] = record
+        if any(one.reward is None for each in critiques for one in each):
+            apart[index] = critiques
         else:
-            yield index, _with_rewards(record, np.asarray([each.reward for each in texts], np.float32))
+            means = [np.mean([one.reward for one in each]) for each in critiques]
+            all_finite(np.asarray(means), record, "reward")
+            yield index, critiques
     if apart:
         left = sorted(apart)
-        overlaid = OverlaidExamples(Subset(examples, left), [apart[index] for index in left])
-        yield from zip(left, _score(engine, overlaid, "critique"), strict=True)
+        records = [_with_all_critiques(examples.records[index], apart[index]) for index in left]
+        scored = _score(engine, OverlaidExamples(Subset(examples, left), records), "critique")
+        for index, record in zip(left, scored, strict=True):
+            rewards = iter(response.reward for response in record.responses)
+            yield index, [[dataclasses.replace(one, reward=next(rewards)) for one in each] for each in apart[index]]
+
+
+def _with_all_critiques(record: RankedRecord, critiques: Sequence[Sequence[Critique]]) -> RankedRecord:
+    """The record with a response for every critique of each of its responses."""
+    pairs = zip(record.responses, critiques, strict=True)
+    made = [dataclasses.replace(response, critique=one.text) for response, each in pairs for one in each]
+    return record.replace_responses(made)
 
 
 def critique_conversation(engine: Engine) -> Rewarded:
@@ -115,8 +173,8 @@ def _with_rewards(record: RankedRecord, rewards: np.ndarray) -> RankedRecord:
 class CritiquePrompts(Sequence[Prompt]):
     """One prompt per response of every example; media are read on access."""
 
-    def __init__(self, examples):
-        self._examples = examples
+    def __init__(self, examples, how: HowToCriticise):
+        self._examples, self._how = examples, how
         self._where = [(i, k) for i, record in enumerate(examples.records) for k in range(len(record.responses))]
 
     def __len__(self) -> int:
@@ -128,4 +186,6 @@ class CritiquePrompts(Sequence[Prompt]):
 
     def __getitem__(self, number: int) -> Prompt:
         i, k = self._where[number]
-        return Prompt(self._examples[i], self._examples.records[i].responses[k])
+        record = self._examples.records[i]
+        response = record.responses[k]
+        return Prompt(self._examples[i], response, self._how.seed_of(record, response))

@@ -65,6 +65,8 @@ class Request:
     most: int
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
     seed: int = 0
     prompt_ids: bool = False
 
@@ -149,6 +151,8 @@ class Endpoint:
             "top_p": request.top_p,
             "seed": request.seed,
         }
+        # Beyond OpenAI's own protocol: a server that does not know them refuses them, if they are asked for.
+        body |= {name: value for name, value in (("top_k", request.top_k), ("min_p", request.min_p)) if value}
         if request.prompt_ids:
             body["return_token_ids"] = True
         reply = await self._send(client, "POST", "/v1/chat/completions", body, replies.Chat)

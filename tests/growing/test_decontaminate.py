@@ -12,7 +12,7 @@ pytest.importorskip("imagehash")
 pytest.importorskip("datasketch")
 
 from mmrlhf_jax.data.examples import Example
-from mmrlhf_jax.growing.decontaminate import HeldOut, kept, print_of
+from mmrlhf_jax.growing.decontaminate import HeldOut, Same, compared, print_of
 from mmrlhf_jax.records import RankedRecord
 
 QUESTION = "What is the man in the red coat holding in his left hand, and where is he going with it?"
@@ -44,18 +44,18 @@ def held_out() -> HeldOut:
 
 
 @pytest.mark.parametrize(
-    ("question", "picture"),
+    ("question", "picture", "exact"),
     [
-        (QUESTION, saved(scene(0))),
-        (QUESTION.upper().replace(",", " -"), saved(scene(0), "BMP")),  # the same words, another file of the same pixels
-        (QUESTION, saved(scene(0), "JPEG", quality=70)),
-        (QUESTION, saved(scene(0).resize((200, 150)))),
-        (QUESTION.replace("going", "walking"), saved(scene(0), "JPEG", quality=85)),
+        (QUESTION, saved(scene(0)), True),
+        (QUESTION.upper().replace(",", " -"), saved(scene(0), "BMP"), True),  # the same words, another file of the same pixels
+        (QUESTION, saved(scene(0), "JPEG", quality=70), False),
+        (QUESTION, saved(scene(0).resize((200, 150))), False),
+        (QUESTION.replace("going", "walking"), saved(scene(0), "JPEG", quality=85), False),
     ],
     ids=["same", "same pixels and words", "compressed", "smaller", "one word and compressed"],
 )
-def test_a_benchmarks_prompt_is_found(held_out, question, picture):
-    assert held_out.find(print_of(example(question, picture))) == "mm, record 'p' (0)"
+def test_a_benchmarks_prompt_is_found(held_out, question, picture, exact):
+    assert held_out.find(print_of(example(question, picture))) == Same("mm", "p", exact)
 
 
 @pytest.mark.parametrize(
@@ -75,10 +75,28 @@ def test_another_prompt_is_kept(held_out, question, pictures):
 
 def test_without_pictures_the_words_decide(held_out):
     same = "Name three rivers of the south of France, and the seas that they end in!"
-    assert held_out.find(print_of(example(same))) == "text, record 'p' (0)"
+    assert held_out.find(print_of(example(same))) == Same("text", "p", True)
 
 
-def test_what_is_left_out_is_counted_by_benchmark(held_out):
-    examples = [example(QUESTION, saved(scene(seed))) for seed in (0, 50, 51)]
-    indices, dropped = kept(examples, held_out)
-    assert indices == [1, 2] and dropped == {"mm": 1}
+class Examples(list):
+    @property
+    def records(self):
+        return [each.record for each in self]
+
+
+def test_prompts_are_compared_one_by_one(held_out):
+    examples = Examples(example(QUESTION, saved(scene(seed)), name=str(seed)) for seed in (0, 50, 51))
+    found = dict(compared(examples, [0, 2], held_out))
+    assert found == {0: {"id": "0", "same_as": {"benchmark": "mm", "record": "p", "exact": True}}, 2: {"id": "51"}}
+
+
+def test_of_many_questions_with_four_fifths_of_the_words_in_common_almost_none_is_missed():
+    rng = np.random.default_rng(0)
+    words = [f"w{number}" for number in range(4000)]
+    asked = [list(rng.choice(words, 40, replace=False)) for _ in range(150)]
+    found = HeldOut()
+    found.add("text", [example(" ".join(question)) for question in asked])
+    near = [[*question[:-3], "x", "y", "z"] for question in asked]  # 36 of 42 pairs of words in common: 0.86
+    assert sum(found.find(print_of(example(" ".join(question)))) is not None for question in near) >= 149
+    far = [question[:30] + [f"x{number}" for number in range(10)] for question in asked]  # 29 of 49: 0.59
+    assert not any(found.find(print_of(example(" ".join(question)))) for question in far)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.images import image_size
 from mmrlhf_jax.data.mixture import open_examples
+from mmrlhf_jax.data.overlay import OverlaidExamples
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.evaluation.benchmarks.ranked import category
 from mmrlhf_jax.evaluation.exchanged import exchange_media
@@ -264,6 +266,24 @@ def test_the_critic_scores_with_the_critique_it_wrote(engine, tmp_path):
     none = critic.score(engine, examples, critique="none")
     rewards = [[r.reward for record in found for r in record.responses] for found in (written, given, none)]
     assert np.isfinite(rewards).all() and len({tuple(r) for r in rewards}) == 3
+
+
+def test_sampled_critiques_have_the_rewards_of_their_texts_and_depend_on_their_response_alone(engine, tmp_path):
+    examples = open_examples(ranked.write(tmp_path, [(1, 2), (1, 2, 2)], [[(40, 30)], []]))
+    how = critic.HowToCriticise(count=3, most=12, temperature=1.0, seed=5)
+    found = dict(critic.critiques_each(engine, examples, [0, 1], how))
+    assert [[len(each) for each in found[index]] for index in (0, 1)] == [[3, 3], [3, 3, 3]]
+    assert all(len({one.text for one in each}) == 3 for critiques in found.values() for each in critiques)
+    assert {one.seed for one in found[0][0]} == {how.seed_of(examples.records[0], examples.records[0].responses[0])}
+    alone = dict(critic.critiques_each(engine, examples, [1], how))
+    assert [[one.text for one in each] for each in alone[1]] == [[one.text for one in each] for each in found[1]]
+    given = [
+        record.replace_responses([dataclasses.replace(record.responses[0], critique=one.text) for one in found[i][0]])
+        for i, record in enumerate(examples.records)
+    ]
+    again = critic.score(engine, OverlaidExamples(examples, given), critique="given")
+    wanted = [[response.reward for response in record.responses] for record in again]
+    np.testing.assert_allclose([[one.reward for one in found[i][0]] for i in (0, 1)], wanted, atol=1e-5, rtol=1e-5)
 
 
 def records(rewards, ranks):

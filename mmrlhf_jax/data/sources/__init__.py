@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -51,6 +52,8 @@ _FORMATS: tuple[Format, ...] = (
 
 # Every reader's rows pass the same checks of tags and media.
 FORMATS = tuple(checked(format_) for format_ in _FORMATS)
+# For prompts that a model is to answer: rows may lack responses, which none of the other uses can do without.
+PROMPT_FORMATS = tuple(checked(ranked.PROMPTS if format_ is ranked.FORMAT else format_) for format_ in _FORMATS)
 
 
 class UsedTwice(UserError):
@@ -79,7 +82,9 @@ def read_records(path: str | epath.Path, on_error: OnError | None = None) -> lis
     return read_source(path, on_error).records
 
 
-def read_source(path: str | epath.Path, on_error: OnError | None = None, rank_by: str | None = None) -> Source:
+def read_source(
+    path: str | epath.Path, on_error: OnError | None = None, rank_by: str | None = None, prompts: bool = False
+) -> Source:
     """Read all records of a source, in its order (a group that is folded from pairs has the place of its first pair).
 
     `path` is a file, a folder of files, or a pattern (`shards.find_files`). The format is recognised from the first row of each
@@ -87,18 +92,19 @@ def read_source(path: str | epath.Path, on_error: OnError | None = None, rank_by
     number), an unknown format, a field that is missing or has the wrong type, a row of another format, an id that is used
     twice, and pairs that contradict each other. With `on_error`, errors of single rows or groups are passed to it instead, and
     all other rows are read. `rank_by` names a score by which records without any rank are ranked (`rank_by.rank_unranked`).
+    With `prompts`, rows of the project's own form may lack responses.
     """
     files = find_files(path)
     rows: list[Row] = []
-    format_ = None
+    format_, known = None, PROMPT_FORMATS if prompts else FORMATS
     for file in files.files:
         of_file = read_rows(file, on_error, files.name(file))
-        own = recognise(of_file[0])
+        own = recognise(of_file[0], known)
         if format_ is not None and own is not format_:
             raise UserError(f"{file}: is in the form {own.name}, but {files.files[0].name} is {format_.name}; name one of them")
         format_ = own
         rows += of_file
-    records = _join(format_, _parse(format_, rows, on_error), on_error)
+    records = _join(format_, _parse(format_, rows, on_error, known), on_error)
     notes: list[str] = []
     if format_.repeats_ids:
         records = _renamed(records, path, notes)
@@ -110,26 +116,26 @@ def read_source(path: str | epath.Path, on_error: OnError | None = None, rank_by
     return Source(records, format_, files, tuple(notes))
 
 
-def recognise(first: Row) -> Format:
+def recognise(first: Row, known: Sequence[Format] = FORMATS) -> Format:
     """The format of a file, recognised by its first row. UserError for an unknown one."""
     if named := not_pairs.name_of(first.data):
         raise UserError(f"{first.where}: {named}")
-    format_ = _own_format(first)
+    format_ = _own_format(first, known)
     if format_ is None:
-        known = "; ".join(f.name for f in FORMATS)
+        names = "; ".join(f.name for f in known)
         found = f"unknown format, fields {shown(sorted(first.data))}"
-        raise UserError(f"{first.where}: {found}{_nearest(first)}; known are: {known}")
+        raise UserError(f"{first.where}: {found}{_nearest(first, known)}; known are: {names}")
     return format_
 
 
-def _own_format(row: Row) -> Format | None:
-    return next((known for known in FORMATS if known.matches(row.data)), None)
+def _own_format(row: Row, known: Sequence[Format]) -> Format | None:
+    return next((format_ for format_ in known if format_.matches(row.data)), None)
 
 
-def _check_form(row: Row, format_: Format, first: Row) -> None:
+def _check_form(row: Row, format_: Format, first: Row, known: Sequence[Format]) -> None:
     """UserError for a row that would be recognised as another format if it were the first, because its fields then have another
     meaning."""
-    own = _own_format(row)
+    own = _own_format(row, known)
     if own is not None and own is not format_:
         names, others = ({name for name, value in each.data.items() if value is not None} for each in (row, first))
         unlike = sorted(names ^ others)
@@ -140,10 +146,10 @@ def _check_form(row: Row, format_: Format, first: Row) -> None:
         )
 
 
-def _nearest(first: Row) -> str:
+def _nearest(first: Row, known: Sequence[Format]) -> str:
     """In words, the format that shares most fields with the row; "" if none shares any."""
-    shared = {format_: len(first.data.keys() & set(re.findall(r"\w+", format_.fields))) for format_ in FORMATS}
-    nearest = max(FORMATS, key=shared.__getitem__)
+    shared = {format_: len(first.data.keys() & set(re.findall(r"\w+", format_.fields))) for format_ in known}
+    nearest = max(known, key=shared.__getitem__)
     return f"; the nearest is {nearest.name} ({nearest.fields})" if shared[nearest] else ""
 
 
@@ -159,12 +165,12 @@ def drop_contradictions(report: OnError) -> OnError:
     return on_error
 
 
-def _parse(format_: Format, rows: list[Row], on_error: OnError | None) -> list[Any]:
+def _parse(format_: Format, rows: list[Row], on_error: OnError | None, known: Sequence[Format]) -> list[Any]:
     parsed = []
     for row in rows:
         try:
             item = format_.parse(row)
-            _check_form(row, format_, rows[0])
+            _check_form(row, format_, rows[0], known)
             parsed.append(item)
         except UserError as error:
             if on_error is None:

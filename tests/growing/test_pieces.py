@@ -1,0 +1,138 @@
+"""The parts of an annotation by themselves: media beside the records, samples as they are stored, ranks of flagged answers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from etils import epath
+
+from mmrlhf_jax.data.examples import Example, SourceExamples
+from mmrlhf_jax.growing import grown
+from mmrlhf_jax.growing.grown import Model, Ranking
+from mmrlhf_jax.growing.media import MediaFolder
+from mmrlhf_jax.growing.ranking import never_first, standard_error
+from mmrlhf_jax.growing.samples import HowToSample
+from mmrlhf_jax.inference.sampling import Sampling
+from mmrlhf_jax.records import RankedRecord, Response
+from tests import ranked
+
+HOW = HowToSample(2, 10, Sampling(temperature=1.0, seed=3))
+
+
+def test_equal_media_are_stored_once_and_read_back_in_their_places(tmp_path):
+    one, two = ranked.picture((8, 6), 1), ranked.picture((8, 6), 2)
+    responses = (Response("a"),)
+    record = RankedRecord("r", "<image> or <image>?", responses, images=("x/one.png", "two.png"))
+    folder = MediaFolder(epath.Path(tmp_path))
+    kept = [folder.keep(Example(record, images)) for images in ((one, two), (two, one), (one, one))]
+    assert len(list((tmp_path / "media").iterdir())) == 2
+    assert kept[0].images == kept[1].images[::-1] and len(set(kept[2].images)) == 1
+    clip = RankedRecord("v", "What happens?", responses, video="clip.mp4")
+    kept.append(folder.keep(Example(clip, frames=(one, two, one))))
+    named = [{**each.to_json(), "id": str(number)} for number, each in enumerate(kept)]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    examples = SourceExamples(tmp_path / "records.jsonl", video_frames=3)
+    assert [examples[i].images for i in range(3)] == [(one, two), (two, one), (one, one)]
+    assert examples[3].frames == (one, two, one)
+    assert examples.records[0].prompt_text() == record.prompt_text()
+
+
+def test_a_record_without_media_stays_as_it_is(tmp_path):
+    record = RankedRecord("t", "Why?", (Response("a"),))
+    assert MediaFolder(epath.Path(tmp_path)).keep(Example(record)) == record and not list(tmp_path.iterdir())
+
+
+def test_a_seed_depends_on_seed_and_id_alone_and_leaves_room_for_the_samples_of_an_endpoint():
+    records = [RankedRecord(f"r{number}", "?", ()) for number in range(500)]
+    seeds = {HOW.seed_of(record) for record in records}
+    assert len(seeds) == 500 and max(seeds) + 1000 < 2**31
+    assert HOW.seed_of(records[0]) != HowToSample(2, 10, Sampling(temperature=1.0, seed=4)).seed_of(records[0])
+    assert HOW.seed_of(RankedRecord("\udce4", "?", ())) >= 0
+
+
+@pytest.mark.parametrize(
+    ("line", "holds"),
+    [
+        ({"id": "r", "samples": [1, 2]}, True),
+        ({"id": "r", "samples": [1]}, False),
+        ({"id": "s", "samples": [1, 2]}, False),
+        ({"id": "r", "samples": [], "error": "too long"}, True),
+    ],
+)
+def test_a_stored_line_has_all_samples_or_the_reason_why_not(line, holds):
+    assert HOW.is_line(RankedRecord("r", "?", ()), line) == holds
+
+
+@pytest.mark.parametrize(
+    ("ranks", "flagged", "wanted"),
+    [
+        ([1, 2, 3], [False, False, False], [1, 2, 3]),
+        ([1, 2, 3], [True, False, False], [2, 1, 3]),
+        ([1, 2, 3], [True, True, False], [2, 2, 1]),
+        ([1, 1, 2], [True, False, False], [2, 1, 3]),
+        ([1, 1, 2, 2], [False, False, True, False], [1, 1, 2, 2]),
+        ([2, 1, 3], [False, False, True], [2, 1, 3]),
+    ],
+)
+def test_a_flagged_answer_is_never_first(ranks, flagged, wanted):
+    assert never_first(ranks, flagged) == wanted
+
+
+def sampled(*texts: str) -> dict:
+    drawn = [{"text": text, "finish_reason": "stop", "tokens": len(text), "logprob": -1.0} for text in texts]
+    return {"id": "r", "seed": 7, "samples": drawn}
+
+
+def scored(*rewards: list[float]) -> dict:
+    each = [
+        {
+            "digest": "",
+            "reward": sum(values) / len(values),
+            "std": None,
+            "critiques": [{"text": f"c{value}", "reward": value, "finish_reason": "stop"} for value in values],
+        }
+        for values in rewards
+    ]
+    return {"id": "r", "template": "t", "responses": each}
+
+
+def test_samples_that_equal_an_own_response_are_its_copies():
+    own = Response(
+        "A kite.", rank=2, critique="Right.", scores={"helpfulness": 4.0}, extra={"critiques": ["Right."], "note": 1}
+    )
+    record = RankedRecord("r", "What?", (own, Response("A dog.", rank=3)))
+    found = grown.answered(record, sampled("A  kite.", "A bird.", "A kite. "), Model("p", "f"), {}, keep_responses=True)
+    assert [response.text for response in found.responses] == ["A kite.", "A dog.", "A bird."]
+    assert dict(found.responses[0].extra) == {
+        "note": 1,
+        "human_rank": 2,
+        "human_critique": "Right.",
+        "flags": [],
+        "copies": 2,
+    }
+    assert found.responses[0].scores == own.scores and found.responses[2].extra["sampling"] == {"seed": 7, "index": 1}
+    alone = grown.answered(record, sampled("A  kite.", "A bird."), Model("p", "f"), {}, keep_responses=False)
+    assert [response.text for response in alone.responses] == ["A  kite.", "A bird."]
+
+
+def test_of_several_critiques_the_one_nearest_to_the_mean_stands_for_all():
+    record = RankedRecord("r", "?", (Response("a"), Response("b")))
+    found = grown.ranked(record, scored([0.0, 1.0, 0.4], [2.0, 2.2, 2.1]), Model("c", "f"), Ranking(0.1))
+    assert [response.critique for response in found.responses] == ["c0.4", "c2.1"]
+    assert [response.rank for response in found.responses] == [2, 1]
+
+
+def test_the_standard_error_of_the_means_decides_where_it_is_larger_than_the_tie():
+    record, line = RankedRecord("r", "?", (Response("a"), Response("b"))), scored([0.0, 1.0], [1.0, 2.0])
+    error = standard_error([0.0, 1.0])  # of each mean: 0.5
+    assert error == pytest.approx(0.5)
+    for z, ranks in ((1.0, [2, 1]), (1.5, [1, 1])):  # the difference is 1, its standard error 0.71
+        found = grown.ranked(record, line, Model("c", "f"), Ranking(0.1, z))
+        assert [response.rank for response in found.responses] == ranks
+    assert standard_error([1.0]) is None
+
+
+def test_an_earlier_rounds_origin_makes_place():
+    record = RankedRecord("r", "?", (), extra={"round": 1, "review": {"who": ["anna"]}, "topic": "birds"})
+    assert grown.with_origin(record, {"round": 2}).extra == {"topic": "birds", "round": 2}
