@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from mmrlhf_jax.inference.lane import BRANCH_CHUNKS, TRUNK_CHUNKS, Cache, Keys, Lane
+from mmrlhf_jax.inference.calls import Chosen, Chunk, Copies, Media, Step
+from mmrlhf_jax.inference.lane import BRANCH_CHUNKS, TRUNK_CHUNKS, Cache, Lane
+from mmrlhf_jax.inference.lane_attention import attend_branch, attend_step, attend_trunk, copy_branches
 from mmrlhf_jax.inference.lanes import power_of_two
 from mmrlhf_jax.inference.requests import Tree
 from mmrlhf_jax.inference.sampling import Draws, choose
 from mmrlhf_jax.inference.unstacked import TwoForms, Weights
-from mmrlhf_jax.models.attention import attend_part, join
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.media import Tiles
 from mmrlhf_jax.models.taps import weighted_taps
@@ -30,49 +30,6 @@ from mmrlhf_jax.sharding.mesh import batch_sharding, rows_divisor, use_mesh
 from mmrlhf_jax.sharding.rules import constrain
 
 MOST_TOP = 20  # log-probs of likeliest tokens that can be asked for
-
-
-class Media(NamedTuple):
-    """Media of one trunk per group, laid out by its slots: the taps and weights of a visual slot, zeros elsewhere."""
-
-    tiles: UInt8[Array, "G t H H 3"]
-    taps: Int[Array, "G T K"]
-    weights: Float[Array, "G T K"]
-    fresh: Bool[Array, "G"]  # whether the group has a new trunk; the others keep their visual tokens
-
-
-class Chunk(NamedTuple):
-    """One chunk of e tokens per group. Tokens from `count` on are padding; a group without work has `count` 0."""
-
-    tokens: Int[Array, "G e"]
-    positions: Int[Array, "G e"] | Int[Array, "G e 3"]
-    is_visual: Bool[Array, "G e"]
-    count: Int[Array, "G"]
-    start: Int[Array, "G"]  # the slot of the first token, in the trunk or in the branch
-    row: Int[Array, "G"]
-    slot: Int[Array, "G"]  # of the branch, if it is one that is extended
-    trunk: Int[Array, "G"]  # tokens of the branch's trunk
-
-
-class Step(NamedTuple):
-    """What every branch does in one decoding step. A slot without a branch has row R, which is beyond the last one."""
-
-    forced: Int[Array, "G B"]  # the token to feed; -1: the one that the last step chose
-    position: Int[Array, "G B"]
-    length: Int[Array, "G B"]  # tokens of the branch in the cache: the slot of the one that is fed
-    row: Int[Array, "G B"]
-    place: Int[Array, "G B"]
-    trunk: Int[Array, "G B"]  # tokens of its trunk
-
-
-class Chosen(NamedTuple):
-    """The result of a decoding step for every slot. `rewards` are those of the conversations that end with the fed token, 0
-    without a reward head; `top` has log-probs and tokens of the likeliest, if asked for."""
-
-    tokens: Int[Array, "G B"]
-    logps: Float[Array, "G B"]
-    rewards: Float[Array, "G B"]
-    top: tuple[Float[Array, "G B n"], Int[Array, "G B n"]] | None
 
 
 class Programs:
@@ -95,6 +52,7 @@ class Programs:
             self._get(f"trunk {size}")
         for size in (size for size in BRANCH_CHUNKS if size <= self.lane.branch):
             self._get(f"branch {size}")
+        self._get("copy")
         for count in tiles:
             self._get(f"encode {count}")
         self._get("decode")
@@ -127,6 +85,12 @@ class Programs:
         """A chunk without work, as NumPy arrays that can be written to."""
         return self._arrays(self._chunk(size))
 
+    def empty_copies(self) -> Copies:
+        """Copies of nothing, as NumPy arrays that can be written to."""
+        copies = self._arrays(self._copies())
+        copies.target[:] = self.lane.slots
+        return copies
+
     def empty_step(self) -> tuple[Step, Draws]:
         """A step of no branch, greedy for all, as NumPy arrays that can be written to."""
         step, draws = self._arrays(self._step()), self._arrays(self._draws())
@@ -142,6 +106,10 @@ class Programs:
 
     def extend_branch(self, weights: Weights, cache: Cache, chunk: Chunk) -> Cache:
         return self._get(f"branch {chunk.tokens.shape[1]}")(weights, cache, chunk)
+
+    def copy(self, cache: Cache, copies: Copies) -> Cache:
+        """The keys of some branches for others: those of one request have the same prompt, and it is computed once."""
+        return self._get("copy")(cache, copies)
 
     def decode(
         self, weights: Weights, cache: Cache, last: jax.Array, step: Step, draws: Draws, *, top: bool = False
@@ -159,6 +127,8 @@ class Programs:
             run = jax.jit(self._extend_trunk, donate_argnums=1, out_shardings=caches)
         elif kind == "branch":
             run = jax.jit(self._extend_branch, donate_argnums=1, out_shardings=caches)
+        elif kind == "copy":
+            run = jax.jit(copy_branches, donate_argnums=0, out_shardings=caches)
         else:
             results = Chosen(ours, ours, ours, (batch_sharding(self.mesh, 3),) * 2 if size else None)
             decode = functools.partial(self._decode, top=bool(size))
@@ -177,6 +147,8 @@ class Programs:
             return weights, self._cache, *jax.tree.map(place, (self._visual(), self._chunk(int(size))))
         if kind == "branch":
             return weights, self._cache, jax.tree.map(place, self._chunk(int(size)))
+        if kind == "copy":
+            return self._cache, jax.tree.map(place, self._copies())
         return weights, self._cache, *jax.tree.map(place, (self._whole("B"), self._step(), self._draws()))
 
     def _get(self, name: str) -> Callable:
@@ -199,7 +171,7 @@ class Programs:
         trunks = []
 
         def attend(number, q, k, v):
-            out, keys = jax.vmap(_attend_trunk)(q, k, v, cache.trunks[number], chunk)
+            out, keys = jax.vmap(attend_trunk)(q, k, v, cache.trunks[number], chunk)
             trunks.append(keys)
             return out
 
@@ -211,7 +183,7 @@ class Programs:
         branches = []
 
         def attend(number, q, k, v):
-            out, keys = jax.vmap(_attend_branch)(q, k, v, cache.trunks[number], cache.branches[number], chunk)
+            out, keys = jax.vmap(attend_branch)(q, k, v, cache.trunks[number], cache.branches[number], chunk)
             branches.append(keys)
             return out
 
@@ -231,7 +203,7 @@ class Programs:
 
         def attend(number, q, k, v):
             q, k, v = (x.reshape(*shape, *x.shape[2:]) for x in (q, k, v))
-            each = jax.vmap(lambda *of_group: _attend_step(*of_group, self.lane.places))
+            each = jax.vmap(lambda *of_group: attend_step(*of_group, self.lane.places))
             out, keys = each(q, k, v, cache.trunks[number], cache.branches[number], step)
             branches.append(keys)
             return out.reshape(-1, 1, *out.shape[2:])
@@ -269,59 +241,12 @@ class Programs:
         positions = self._whole(size, *((axes,) if axes > 1 else ()))
         return Chunk(self._whole(size), positions, self._whole(size, dtype=jnp.bool_), *(self._whole(),) * 5)
 
+    def _copies(self) -> Copies:
+        return Copies(self._whole(), self._whole())
+
     def _step(self) -> Step:
         return Step(*(self._whole("B"),) * len(Step._fields))
 
     def _draws(self) -> Draws:
         real = (self._whole("B", dtype=jnp.float32),) * 3
         return Draws(*real, self._whole("B"), self._whole("B", dtype=jnp.uint32), self._whole("B"), self._whole("B"))
-
-
-def _attend_trunk(q, k, v, trunks: Keys, chunk: Chunk):
-    """A chunk of one group's trunk against the trunk so far and itself: ([e, H, D], the trunks with its keys)."""
-    here = jax.tree.map(lambda all_rows: all_rows[chunk.row], trunks)
-    here = _written(here, k, v, chunk)
-    visible = jnp.arange(here.k.shape[1])[None] <= (chunk.start + jnp.arange(q.shape[0]))[:, None]
-    part = attend_part(q[None], here.k[None], here.v[None], visible[None])
-    out = (part.out / part.total[..., None])[0].astype(q.dtype)
-    return out, jax.tree.map(lambda all_rows, row: all_rows.at[chunk.row].set(row, mode="drop"), trunks, here)
-
-
-def _attend_branch(q, k, v, trunks: Keys, branches: Keys, chunk: Chunk):
-    """A chunk of one group's branch against its trunk, the branch so far and itself."""
-    trunk, here = jax.tree.map(lambda x: x[chunk.row], trunks), jax.tree.map(lambda x: x[chunk.slot], branches)
-    here = _written(here, k, v, chunk)
-    before = jnp.broadcast_to(jnp.arange(trunk.k.shape[1]) < chunk.trunk, (1, q.shape[0], trunk.k.shape[1]))
-    own = jnp.arange(here.k.shape[1])[None] <= (chunk.start + jnp.arange(q.shape[0]))[:, None]
-    parts = (
-        attend_part(q[None], trunk.k[None], trunk.v[None], before),
-        attend_part(q[None], here.k[None], here.v[None], own[None]),
-    )
-    out = join(*parts)[0].astype(q.dtype)
-    return out, jax.tree.map(lambda all_slots, slot: all_slots.at[chunk.slot].set(slot, mode="drop"), branches, here)
-
-
-def _written(keys: Keys, k: Float[Array, "e K D"], v: Float[Array, "e K D"], chunk: Chunk) -> Keys:
-    """The keys of one trunk or branch [K, S, D] with the chunk's; unchanged for a group without work."""
-
-    def one(old, new):
-        written = jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(0, 1).astype(old.dtype), chunk.start, axis=1)
-        return jnp.where(chunk.count > 0, written, old)
-
-    return Keys(one(keys.k, k), one(keys.v, v))
-
-
-def _attend_step(q, k, v, trunks: Keys, branches: Keys, step: Step, places: int):
-    """One token of each of a group's B branches: against its trunk, whose keys are read once for all its branches, and against
-    its own. Returns ([B, H, D], the branches with its keys)."""
-    count = q.shape[0]
-    write = lambda keys, new: keys.at[jnp.arange(count), :, step.length].set(new.astype(keys.dtype), mode="drop")
-    branches = jax.tree.map(write, branches, Keys(k, v))
-    rows = trunks.k.shape[0]
-    queries = jnp.zeros((rows, places, *q.shape[1:]), q.dtype).at[step.row, step.place].set(q, mode="drop")
-    lengths = jnp.zeros(rows, jnp.int32).at[step.row].max(step.trunk, mode="drop")
-    before = jnp.broadcast_to((jnp.arange(trunks.k.shape[2]) < lengths[:, None])[:, None], (rows, places, trunks.k.shape[2]))
-    shared = jax.tree.map(lambda x: x[step.row, step.place], attend_part(queries, trunks.k, trunks.v, before))
-    own = jnp.arange(branches.k.shape[2])[None] <= step.length[:, None]
-    alone = jax.tree.map(lambda x: x[:, 0], attend_part(q[:, None], branches.k, branches.v, own[:, None]))
-    return join(shared, alone).astype(q.dtype), branches

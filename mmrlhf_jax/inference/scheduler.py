@@ -7,89 +7,17 @@ token is found that way has been given one step too many, whose result is droppe
 from __future__ import annotations
 
 import collections
-import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from mmrlhf_jax.data.tokens import common_prefix
+from mmrlhf_jax.inference.calls import Chosen, Chunk
+from mmrlhf_jax.inference.group import Group, Slot, Waiting
 from mmrlhf_jax.inference.lane import BRANCH_CHUNKS, TRUNK_CHUNKS, chunk_size
-from mmrlhf_jax.inference.programs import Chosen, Chunk, Programs
-from mmrlhf_jax.inference.requests import Branch, Reason, Tree, Written
-
-Waiting = collections.deque[tuple[Branch, Written]]
-
-
-@dataclasses.dataclass(eq=False)
-class Row:
-    """A trunk in the cache, or on its way there. `done` is the number of its tokens that are in the cache."""
-
-    number: int
-    tree: Tree | None = None
-    done: int = 0
-    waiting: Waiting = dataclasses.field(default_factory=collections.deque)
-    places: set[int] = dataclasses.field(default_factory=set)  # of running branches
-    last_use: int = -1
-
-    @property
-    def ready(self) -> bool:
-        return self.tree is not None and self.done == len(self.tree.tokens)
-
-    @property
-    def free(self) -> bool:
-        return not self.waiting and not self.places
-
-
-@dataclasses.dataclass(eq=False)
-class Slot:
-    """A branch that is being written."""
-
-    number: int
-    row: Row
-    place: int
-    branch: Branch
-    written: Written
-    length: int = 0  # its tokens in the cache
-    planned: int = 0  # new tokens that the steps so far choose
-    forced: collections.deque[int] = dataclasses.field(default_factory=collections.deque)
-    closing: bool = False  # the text has ended, and the rest of the scored conversation is fed
-
-    @property
-    def prompting(self) -> bool:
-        """Whether tokens of its prompt but the last are missing in the cache."""
-        return self.length < len(self.branch.tokens) - 1
-
-    @property
-    def runs(self) -> bool:
-        """Whether the next step has something to do for it."""
-        return not self.prompting and (bool(self.forced) or (not self.closing and self.planned < self.branch.most))
-
-
-class Group:
-    """Rows and slots of one group of devices, and the chunks that it waits for."""
-
-    def __init__(self, rows: int, slots: int):
-        self.rows = [Row(number) for number in range(rows)]
-        self.slots: list[Slot | None] = [None] * slots
-        self.trunks: collections.deque[Row] = collections.deque()
-        self.branches: collections.deque[Slot] = collections.deque()
-
-    @property
-    def idle(self) -> int:
-        return sum(slot is None for slot in self.slots)
-
-    @property
-    def waiting(self) -> int:
-        return sum(len(row.waiting) for row in self.rows)
-
-    def find(self, key: Hashable) -> Row | None:
-        """The row that has a trunk with this key."""
-        return next((row for row in self.rows if row.tree is not None and row.tree.key == key), None) if key else None
-
-    def least_used(self) -> Row | None:
-        """The free row whose trunk is used for the longest time no more."""
-        return min((row for row in self.rows if row.free), key=lambda row: row.last_use, default=None)
+from mmrlhf_jax.inference.programs import Programs
+from mmrlhf_jax.inference.requests import Reason, Tree, Written
 
 
 class _Expected(NamedTuple):
@@ -231,11 +159,31 @@ class Scheduler:
             while group.trunks and group.trunks[0].free:
                 group.trunks.popleft().tree = None
         if any(group.branches for group in self.groups):
-            self._extend_branches()
+            if not self._copy_branches():
+                self._extend_branches()
         elif any(group.trunks for group in self.groups):
             self._extend_trunks()
         else:
             return False
+        return True
+
+    def _copy_branches(self) -> bool:
+        """Give branches the keys of their prompt from a sibling that has them, one of every group; False if there is none."""
+        found = [
+            (number, group.branches[0], sibling)
+            for number, group in enumerate(self.groups)
+            if group.branches and (sibling := group.sibling(group.branches[0])) is not None
+        ]
+        if not found:
+            return False
+        copies = self.programs.empty_copies()
+        for number, slot, sibling in found:
+            copies.source[number], copies.target[number] = sibling.number, slot.number
+        self._cache = self.programs.copy(self._cache, copies)
+        for number, slot, _ in found:
+            slot.length = len(slot.branch.tokens) - 1
+            self.groups[number].branches.popleft()
+            _feed_last(slot)
         return True
 
     def _extend_branches(self) -> None:

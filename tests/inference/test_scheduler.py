@@ -83,6 +83,23 @@ def test_a_sampled_text_is_the_same_alone_in_company_and_in_another_order(engine
     assert len({tuple(tokens) for tokens in together}) == len(together)
 
 
+def test_the_samples_of_one_prompt_compute_it_once(engine, prompts, monkeypatch):
+    critiques = [prompt for prompt in prompts if prompt.response is not None]
+    made = trees(engine, critiques, sampling=SAMPLED, samples=4)
+    singly = [dataclasses.replace(tree, branches=[branch]) for tree in made for branch in tree.branches]
+    wanted = [tokens for tree in singly for tokens in run(scheduler(engine, made), [tree])]
+    running, calls = scheduler(engine, made), []
+    extend = running.programs.extend_branch
+    monkeypatch.setattr(running.programs, "extend_branch", lambda *given: calls.append(given) or extend(*given))
+    assert run(running, made) == wanted
+    # Where a trunk's slots are few, a sample may begin when its siblings have ended; then the prompt is computed again.
+    assert len(critiques) <= len(calls) < len(wanted) / 2
+
+    calls.clear()
+    run(running, [dataclasses.replace(made[0], branches=made[0].branches[:4])])
+    assert len(calls) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_groups_of_devices_write_what_one_device_writes(tmp_path, family):
