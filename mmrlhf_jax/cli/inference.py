@@ -74,10 +74,17 @@ def score(
     slots: options.Slots = 8192,
     workers: options.Workers = 0,
     launch: options.HostsApart = None,
+    critic_endpoint: Annotated[
+        str | None,
+        typer.Option(help="Address of a server (vLLM, SGLang) that writes the critiques, which --model then scores."),
+    ] = None,
+    critic_model: Annotated[str | None, typer.Option(help="Name of its model, if it serves several.")] = None,
+    concurrency: options.Concurrency = 64,
 ) -> None:
     """Write a critique of every response, then compute its reward."""
     loading = dict(dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
-    commands.score.score(model, data, out, media_root, video_frames, critique, max_new_tokens, launch, **loading)
+    asked = dict(critic_endpoint=critic_endpoint, critic_model=critic_model, concurrency=concurrency)
+    commands.score.score(model, data, out, media_root, video_frames, critique, max_new_tokens, launch, **asked, **loading)
 
 
 @verbs.command()

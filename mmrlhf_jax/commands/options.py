@@ -82,6 +82,7 @@ Slots = Annotated[
 Workers = Annotated[int, typer.Option(min=0, help="Processes that decode and tokenise; 0: threads of this one.")]
 CritiqueMode = Annotated[str, typer.Option("--critique", help="written (by the model), given (in the data) or none.")]
 CritiqueTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest critique.")]
+Concurrency = Annotated[int, typer.Option(min=1, max=4096, help="Requests under way at a time, of each host.")]
 Launch = Annotated[str | None, path_option(help="Launch file (devices and mesh). Default: all local devices.")]
 HostsApart = Annotated[
     str | None,

@@ -5,6 +5,9 @@
 
 The digests (`data.digests`) identify what was scored; a reward for another prompt, other media or another text is refused. A
 hand-written file may lack them; the number of lines that could not be checked is then reported.
+
+A response of which an endpoint would write no critique has the reason as `error`, and null for a reward. One whose critique was
+cut off at its longest has `truncated`. Lines with critiques from an endpoint say which one: `critic`.
 """
 
 from __future__ import annotations
@@ -30,13 +33,16 @@ _EXPECTED = '{"id", "responses": [{"reward", ...}]}'
 
 @dataclasses.dataclass(frozen=True)
 class ScoredLine:
-    """One line of a score file. `digests` are those of `_DIGESTS` that it has; `texts` has a digest, or None, per response."""
+    """One line of a score file. `digests` are those of `_DIGESTS` that it has; `texts` has a digest, or None, per response.
+    `errors` are the reasons of the responses that have no reward, and `truncated` counts critiques that were cut off."""
 
     where: str
-    rewards: tuple[float, ...]
+    rewards: tuple[float | None, ...]
     critiques: tuple[str | None, ...]
     digests: Mapping[str, str]
     texts: tuple[str | None, ...]
+    errors: tuple[str | None, ...]
+    truncated: int
 
     @property
     def is_checked(self) -> bool:
@@ -94,11 +100,13 @@ def _read_line(line: bytes, where: str) -> tuple[str, ScoredLine]:
     if not isinstance(record_id, str) or not isinstance(responses, list) or not all(isinstance(r, dict) for r in responses):
         raise UserError(f"{where}: expected {_EXPECTED}, found {shown(row)}")
     where_record = f"{where}: record {record_id!r}"
-    rewards = [number(r.get("reward"), f"{where_record}, response {i}: reward") for i, r in enumerate(responses)]
+    rewards = [_reward(r, f"{where_record}, response {i}: reward") for i, r in enumerate(responses)]
     digests = row.get("digests") or {}
     if not isinstance(digests, dict):
         raise UserError(f"{where_record}: digests must have the keys {', '.join(_DIGESTS)}, found {shown(digests)}")
-    texts = [(f"response {i}: {name}", r.get(name)) for name in ("critique", "digest") for i, r in enumerate(responses)]
+    texts = [
+        (f"response {i}: {name}", r.get(name)) for name in ("critique", "digest", "error") for i, r in enumerate(responses)
+    ]
     for what, value in (*digests.items(), *texts):
         if value is not None and not isinstance(value, str):
             raise UserError(f"{where_record}: {what} must be text, found {shown(value)}")
@@ -108,7 +116,33 @@ def _read_line(line: bytes, where: str) -> tuple[str, ScoredLine]:
         tuple(r.get("critique") for r in responses),
         {name: value for name, value in digests.items() if value is not None},
         tuple(r.get("digest") for r in responses),
+        tuple(r.get("error") for r in responses),
+        sum(r.get("truncated") is True for r in responses),
     )
+
+
+def _reward(response: Mapping[str, Any], where: str) -> float | None:
+    """The reward; None if there is an error in its place."""
+    found = response.get("reward")
+    return None if found is None and response.get("error") else number(found, where)
+
+
+def say_flaws(path: epath.PathLike) -> None:
+    """Print how many responses of a score file have no reward, and how many critiques were cut off."""
+    _say_flaws(path, read_scores(path))
+
+
+def _say_flaws(path: epath.PathLike, scores: Mapping[str, ScoredLine]) -> None:
+    refused = [(record_id, error) for record_id, line in scores.items() for error in line.errors if error]
+    count = sum(len(line.rewards) for line in scores.values())
+    if refused:
+        records, (first, reason) = len({record_id for record_id, _ in refused}), refused[0]
+        say(
+            f"{path}: {len(refused)} of {count} responses, in {records} records, have no reward (the first is of {first!r}:"
+            f" {reason}); score these records in another way, or leave them out"
+        )
+    if cut := sum(line.truncated for line in scores.values()):
+        say(f"{path}: {cut} of {count} critiques were cut off at their longest (--max-new-tokens)")
 
 
 def with_rewards(examples, path: epath.PathLike, source: str) -> OverlaidExamples:
@@ -160,6 +194,7 @@ def _say_rest(examples, path: epath.PathLike, source: str, scores: Mapping[str, 
     """Print how many records have no line, how many lines no record, and how many lines could not be checked."""
     ids = [record.id for record in examples.records]
     lacking = [record_id for record_id in ids if record_id not in scores]
+    _say_flaws(path, {record_id: scores[record_id] for record_id in ids if record_id in scores})
     if lacking:
         kept = f"the first is {lacking[0]!r}; these keep the rewards that the data has, if any"
         say(f"{path}: has no line for {len(lacking)} of {len(ids)} records of {source} ({kept})")

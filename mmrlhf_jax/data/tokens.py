@@ -76,7 +76,7 @@ class PieceTokenizer:
         self.tokenizer.backend_tokenizer.encode_special_tokens = True
 
     @functools.cached_property
-    def _of_media(self) -> frozenset[int]:
+    def media_ids(self) -> frozenset[int]:
         """The ids of all media tokens. A token that is not marked as special matches inside ordinary text."""
         added = self.tokenizer.get_added_vocab()
         named = {added[token] for token in (*self.media_tags, *self.media_tokens) if token in added}
@@ -122,9 +122,9 @@ class PieceTokenizer:
         start = 0
         while True:
             encoding = self.tokenizer.backend_tokenizer.encode(text[start:], add_special_tokens=False)
-            if self._of_media.isdisjoint(encoding.ids):
+            if self.media_ids.isdisjoint(encoding.ids):
                 return ids + encoding.ids, ends + [start + end for _, end in encoding.offsets]
-            found = next(i for i, token in enumerate(encoding.ids) if token in self._of_media)
+            found = next(i for i, token in enumerate(encoding.ids) if token in self.media_ids)
             # Cut behind the first character of the token's name, so that both halves are tokenised as ordinary text.
             cut = start + encoding.offsets[found][0] + 1
             before = self.tokenizer.backend_tokenizer.encode(text[start:cut], add_special_tokens=False)

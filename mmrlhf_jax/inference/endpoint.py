@@ -34,6 +34,7 @@ OF_ONE_REQUEST = {400, 413, 415, 422}
 TRIES, FIRST_TRIES, MALFORMED_TRIES = 10, 4, 3  # of a request; of the first one, which shows whether the server is there
 LONGEST_WAIT, LONGEST_STATED = 60.0, 600.0  # seconds between two tries: our own, the server's
 SAY_SECONDS = 10.0
+UNFINISHED = {"content_filter", "abort", "error", "tool_calls", "function_call"}  # reasons of replies that are no whole text
 LARGEST_REPLY = 32 * 2**20  # bytes
 
 
@@ -158,8 +159,9 @@ class Endpoint:
         reply = await self._send(client, "POST", "/v1/chat/completions", body, replies.Chat)
         if isinstance(reply, str):
             return Text(error=reply)
-        choice, usage = reply.choices[0], reply.usage
-        ids = reply.prompt_token_ids
+        choice, usage, ids = reply.choices[0], reply.usage, reply.prompt_token_ids
+        if choice.finish_reason in UNFINISHED:
+            return Text(error=f"the server ended the text: {choice.finish_reason}")
         return Text(
             choice.message.content or "",
             choice.finish_reason or "stop",

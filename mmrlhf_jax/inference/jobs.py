@@ -66,7 +66,7 @@ def run_job(
     lines that an earlier run of the same job and data has finished are used again, if `is_line` holds. Returns, in every
     process, when `out` is written. UserError like `reserved`, and for a line with a number that is not finite.
     """
-    key = hashlib.sha256(f"{VERSION} {job} {examples.fingerprint}".encode()).hexdigest()[:16]
+    key = job_key(job, examples)
     with reserved(out, share) as place:
         if share.count > 1 and exists(place.out):
             if _finished(place.out) != key:
@@ -74,6 +74,11 @@ def run_job(
             say(f"{place.out}: the other processes of this job have written it")
             return
         _Pass(examples, place, hidden_beside(place.out, f"{key}.parts"), work, share, key, is_line).run()
+
+
+def job_key(job: str, examples) -> str:
+    """What names the kept lines of a job with this data."""
+    return hashlib.sha256(f"{VERSION} {job} {examples.fingerprint}".encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -153,7 +158,7 @@ class _Pass:
                 shown = waits
             time.sleep(POLL_SECONDS)
         self._write()
-        self._clear()
+        remove_kept(self._folder)
 
     def _missing(self, process: int | None = None) -> list[int]:
         """The records, of one process or of all, whose lines are not there."""
@@ -211,15 +216,16 @@ class _Pass:
             write_atomically(hidden_beside(self._place.out, "finished"), self._key.encode())
         write_atomically(self._place.out, content)
 
-    def _clear(self) -> None:
-        """Remove what was kept, when the output is there."""
-        try:
-            retried(lambda: self._folder.rmtree(missing_ok=True), f"{self._folder}")
-        except Exception as error:  # any storage backend's error: the output is already written
-            say(f"{self._folder}: cannot be removed ({first_line(error)}); it is not needed any more")
-
     def _is_line(self, index: int, line: Any) -> bool:
         return 0 <= index < len(self._examples) and self._holds(self._examples.records[index], line)
+
+
+def remove_kept(folder: epath.Path) -> None:
+    """Remove what was kept, when the output is there."""
+    try:
+        retried(lambda: folder.rmtree(missing_ok=True), f"{folder}")
+    except Exception as error:  # any storage backend's error: the output is already written
+        say(f"{folder}: cannot be removed ({first_line(error)}); it is not needed any more")
 
 
 def _lock(path: epath.Path, process: int) -> Ownership:
