@@ -30,7 +30,7 @@ ALLOWED = {
     "launching": {"config", "data", "sharding"},
     "evaluation": {"data"},
     "serving": {"data", "inference", "models"},
-    "growing": {"data", "huggingface", "inference"},
+    "growing": {"data", "evaluation", "huggingface", "inference", "pages"},
     "planning": {"config", "data", "huggingface", "inference", "models", "objectives", "sharding", "tasks", "training"},
     "commands": {
         "config", "data", "evaluation", "growing", "huggingface", "inference", "pages", "planning", "serving", "sharding",

@@ -8,9 +8,11 @@ import typer
 
 from mmrlhf_jax import commands
 from mmrlhf_jax.commands import options
-from mmrlhf_jax.commands.options import path_option
+from mmrlhf_jax.commands.options import path_argument, path_option
 
 verbs = typer.Typer()
+review = typer.Typer(help="People look through a grown data set.", no_args_is_help=True)
+verbs.add_typer(review, name="review")
 
 Policy = Annotated[
     str | None,
@@ -48,6 +50,7 @@ CritiqueTokens = Annotated[int, typer.Option("--max-critique-tokens", min=1, hel
 CritiqueTemperature = Annotated[
     float, typer.Option("--critique-temperature", callback=options.finite, help="Of critiques, if there are several.")
 ]
+Grown = Annotated[str, path_argument(help="Directory of `mmrlhf annotate`.")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Requests that are under way at a server.")]
 
 # Options that say how the policy answers, which --reuse takes from the earlier run.
@@ -167,6 +170,37 @@ def best_of_n(
         loading=dict(dtype=dtype, template=template, batch=batch, slots=slots, workers=workers),
     )
     commands.annotate.best_of_n(policy, policy_model, critic, data, out, launch, keep=keep, **how)
+
+
+@review.command("export")
+def review_export(
+    directory: Grown,
+    to: Annotated[str, typer.Option(help="The tool: html (a page that needs none), label-studio or argilla.")] = "html",
+    budget: Annotated[int, typer.Option(min=1, help="Records in the queue; raise it later for more of them.")] = 500,
+    against: Annotated[
+        str | None,
+        path_option(help="Directory in which a second critic judged the same samples (`annotate --reuse`)."),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Also records that have verdicts, for those of other people.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice, and of the order in which answers are shown.")] = 0,
+    out: Annotated[
+        str | None, path_option(writes=True, help="Folder for the files; default: review/ in the directory.")
+    ] = None,
+) -> None:
+    """Choose records for people to look through, and write them for a tool."""
+    commands.review.export(directory, to, budget, seed=seed, against=against, again=again, out=out)
+
+
+@review.command("import")
+def review_import(
+    directory: Grown,
+    verdicts: Annotated[
+        list[str],
+        path_argument(help="Files that the page saved, JSON exports of Label Studio, or folders of Argilla's `to_disk`."),
+    ],
+) -> None:
+    """Rank the records by people's verdicts; the critic's ranks are kept beside them."""
+    commands.review.import_verdicts(directory, verdicts)
 
 
 def _check_reuse(context: typer.Context, policy: str | None, reuse: str | None) -> None:

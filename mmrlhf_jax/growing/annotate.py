@@ -234,5 +234,5 @@ class _Run:
         }
         if calibration is not None:
             self._counts["calibration"] = calibration._asdict()
-        self._directory.note(self._counts)
+        self._directory.note("results", self._counts)
         say(f"{self._directory.path}: {strict_json.dumps(self._counts, ensure_ascii=False)}")

@@ -1,6 +1,6 @@
 """The directory of a grown data set: what it was made with, and the lines of each step.
 
-job.json         settings, by which a run is continued, and what was counted
+job.json         settings, by which a run is continued, and what was counted, also at the review
 held_out.jsonl   per prompt: the benchmark's record that it is, or is near to
 samples.jsonl    per prompt: the policy's answers
 scores.jsonl     per prompt: the critic's critiques and rewards of the different answers
@@ -10,6 +10,7 @@ review.jsonl     the prompts that people look through, and their verdicts
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,10 +19,11 @@ from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError, shown
-from mmrlhf_jax.files import exists, read_bytes, read_json_object, write_atomically
+from mmrlhf_jax.files import exists, hidden_beside, read_bytes, read_json_object, write_atomically
 from mmrlhf_jax.inference.jobs import Share, Work, run_job
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.records import RankedRecord
+from mmrlhf_jax.sole_writer import held
 
 VERSION = 1  # of the files' contents
 
@@ -69,11 +71,20 @@ class GrownDirectory:
             )
         return found
 
-    def note(self, results: Mapping[str, Any]) -> None:
-        """Add what was counted to job.json."""
+    def note(self, name: str, value: Mapping[str, Any]) -> None:
+        """Keep figures in job.json, under a name."""
         found = self.made_with()
-        if found.get("results") != results:
-            self._write(found | {"results": dict(results)})
+        if found.get(name) != value:
+            self._write(found | {name: dict(value)})
+
+    @contextlib.contextmanager
+    def held_for_review(self) -> Iterator[None]:
+        """A context in which no other process changes the queue. UserError if one does already."""
+        with held(self.review, hidden_beside(self.review, "writing"), "is changing it") as place:
+            try:
+                yield
+            finally:
+                place.lock.clear()
 
     def _write(self, content: Mapping[str, Any]) -> None:
         write_atomically(self.job, (strict_json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,14 +10,11 @@ from markupsafe import Markup
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.examples import Example
-from mmrlhf_jax.data.images import decode_image
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.pages.charts import histogram
 from mmrlhf_jax.pages.parts import chip, element, join, page, percent, picture, table, tiles
+from mmrlhf_jax.pages.small_pictures import small_pictures
 from mmrlhf_jax.records import RankedRecord, Response
-
-MOST_FRAMES = 8  # most frames of a video to show
-PICTURE_SIDE = 900  # pixels
 
 STYLE = """
 h1{overflow-wrap:anywhere}summary{cursor:pointer;font-size:.82rem;color:var(--muted);margin-top:8px}
@@ -120,18 +116,10 @@ def _response(response: Response) -> Markup:
 
 
 def _pictures(example: Example) -> list[Markup]:
-    named = [(f"image {path}", data) for path, data in zip(example.record.images, example.images, strict=True)]
-    shown = np.unique(np.linspace(0, len(example.frames) - 1, min(len(example.frames), MOST_FRAMES), dtype=int))
-    named += [(f"frame {i + 1} of {len(example.frames)}", example.frames[i]) for i in shown]
-    figures = []
-    for name, data in named:
-        image = decode_image(data, f"record {example.record.id!r}, {name}")
-        caption = f"{name}, {image.width} x {image.height}"
-        image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=85)
-        figures.append(element("figure", picture(file.getvalue(), name), element("figcaption", caption)))
-    return figures
+    return [
+        element("figure", picture(each.jpeg, each.name), element("figcaption", f"{each.name}, {each.size}"))
+        for each in small_pictures(example)
+    ]
 
 
 def _counts(counts: Mapping[str, int]) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ def element(name: str, /, *children: Any, **attributes: Any) -> Markup:
         for key, value in attributes.items()
         if value is not None
     )
-    if name in ("img", "meta"):
+    if name in ("img", "input", "meta"):
         return Markup("<{}{}/>").format(name, shown)
     return Markup("<{}{}>{}</{}>").format(name, shown, Markup("").join(children), name)
 

@@ -1,0 +1,108 @@
+"""Review in Label Studio: tasks and the labelling interface that show them, and the verdicts of its JSON export.
+
+Only Rating, Choices and TextArea are used: its Ranker and Pairwise tags lose work (HumanSignal/label-studio#3927, #5649).
+A Repeater makes one set of tags per answer, so that tasks may differ in how many they have.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.growing.shown import GUIDELINES, QUESTION, SAME, Shown
+from mmrlhf_jax.growing.verdicts import Rated, Said, rating_of
+
+TOOL = "label-studio"
+
+CONFIG = f"""<View>
+  <Style>.answer {{ border: 1px solid #ccc; border-radius: 8px; padding: 8px 14px; margin: 12px 0 }}</Style>
+  <View style="display: flex; gap: 24px; align-items: flex-start">
+    <View style="flex: 1 1 40%">
+      <Repeater on="$images" indexFlag="{{{{i}}}}">
+        <Image name="image_{{{{i}}}}" value="$images[{{{{i}}}}].url" zoomControl="true"/>
+      </Repeater>
+    </View>
+    <View style="flex: 1 1 60%">
+      <Text name="question" value="$question" valueType="text"/>
+      <Header value={quoteattr(QUESTION)} size="4"/>
+      <Repeater on="$answers" indexFlag="{{{{idx}}}}">
+        <View className="answer">
+          <Header value="$answers[{{{{idx}}}}].title" size="6"/>
+          <Text name="answer_{{{{idx}}}}" value="$answers[{{{{idx}}}}].text" valueType="text"/>
+          <Rating name="rating_{{{{idx}}}}" toName="answer_{{{{idx}}}}" maxRating="5"/>
+          <Choices name="same_{{{{idx}}}}" toName="answer_{{{{idx}}}}" choice="multiple" showInline="true">
+            <Choice value="{SAME}"/>
+          </Choices>
+        </View>
+      </Repeater>
+      <TextArea name="reason" toName="question" placeholder="Why? (if you like)" rows="2" maxSubmissions="1" editable="true"/>
+    </View>
+  </View>
+  <!-- {GUIDELINES} -->
+</View>
+"""
+_CONTROL = re.compile(r"(rating|same)_(\d+)")
+
+
+def task(shown: Shown) -> dict[str, Any]:
+    """A task to import."""
+    answers = [
+        {"title": f"Answer {number}", "digest": answer.digest, "text": answer.text}
+        for number, answer in enumerate(shown.answers, 1)
+    ]
+    data = {"record": shown.id, "prompt": shown.prompt, "question": shown.question}
+    return {"data": data | {"images": [{"url": url} for url in shown.pictures], "answers": answers}}
+
+
+def is_export(content: Any) -> bool:
+    """Whether a file's content is one of Label Studio's JSON exports."""
+    return isinstance(content, list) and any(isinstance(each, dict) and "annotations" in each for each in content)
+
+
+def verdicts(tasks: Iterable[Any], file: str) -> Iterator[Said]:
+    """Yield what each annotation says; cancelled ones are left out. UserError for what is no task of ours."""
+    for number, each in enumerate(tasks, 1):
+        where = f"{file}, task {number}"
+        try:
+            data, annotations = each["data"], each["annotations"]
+            record, prompt, answers = data["record"], data["prompt"], data["answers"]
+            shown_as = [(answer["digest"], answer["text"]) for answer in answers]
+        except (LookupError, TypeError):
+            whole = "give the whole export (JSON, not JSON-MIN)"
+            raise UserError(f"{where}: has not the data of `mmrlhf review export`; {whole}") from None
+        for annotation in annotations:
+            if not annotation.get("was_cancelled"):
+                yield _said(annotation, record, prompt, shown_as, where)
+
+
+def _said(annotation: Mapping[str, Any], record: str, prompt: str, answers: list[tuple[str, str]], where: str) -> Said:
+    ratings: dict[int, int | None] = {}
+    same: collections.Counter[int] = collections.Counter()
+    reasons: list[str] = []
+    for region in annotation.get("result") or ():
+        try:
+            name, value = region["from_name"], region["value"]
+            control = _CONTROL.fullmatch(name)
+            if control is None:
+                reasons += value["text"] if name == "reason" else ()
+            elif control[1] == "rating":
+                ratings[int(control[2])] = rating_of(value["rating"], f"{where}, {name}")
+            else:
+                same[int(control[2])] += SAME in value["choices"]
+        except (LookupError, TypeError):
+            raise UserError(f"{where}: the result {shown(region)} is not of the interface that was exported") from None
+    rated = tuple(Rated(digest, text, ratings.get(place), bool(same[place])) for place, (digest, text) in enumerate(answers))
+    when = annotation.get("updated_at") or annotation.get("created_at")
+    return Said(where, record, prompt, rated, _who(annotation), when, TOOL, " ".join(reasons))
+
+
+def _who(annotation: Mapping[str, Any]) -> str:
+    """A number, or in newer exports a user with an e-mail address."""
+    found = annotation.get("completed_by")
+    if isinstance(found, Mapping):
+        found = found.get("email") or found.get("id")
+    return "unknown" if found is None else str(found)
