@@ -1,4 +1,4 @@
-"""Verbs that grow data: `annotate`, `best-of-n`, and `review export|import`."""
+"""Verbs that grow data: `annotate`, `best-of-n`, `review export|import`, and `expand`."""
 
 from __future__ import annotations
 
@@ -201,6 +201,42 @@ def review_import(
 ) -> None:
     """Rank the records by people's verdicts; the critic's ranks are kept beside them."""
     commands.review.import_verdicts(directory, verdicts)
+
+
+@verbs.command()
+def expand(
+    model: Annotated[
+        str,
+        options.model_or_address_option(
+            "--model", "--endpoint", help="Who writes: a model's directory or hub id, or a server's http address."
+        ),
+    ],
+    data: options.Source,
+    out: Annotated[
+        str, path_option(writes=True, help="JSON lines: the records, whose responses have an enhanced_critique as well.")
+    ],
+    endpoint_model: Annotated[
+        str | None, typer.Option(help="The model's name at its server; default: the only one there.")
+    ] = None,
+    field: Annotated[str, typer.Option(help="Field of a response that holds the comment of a person.")] = "critique",
+    with_media: Annotated[
+        bool, typer.Option("--with-media", help="Show the writer the pictures or the video as well.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest critique; one that is cut off is not used.")] = 1024,
+    temperature: Annotated[float, typer.Option(min=0.0, callback=options.finite, help="0 is greedy.")] = 0.0,
+    concurrency: options.Concurrency = 64,
+    media_root: options.MediaRoot = None,
+    video_frames: options.VideoFrames = 32,
+    dtype: options.GenerationDtype = None,
+    batch: options.BatchSize = 16,
+    template: options.Template = None,
+    launch: options.HostsApart = None,
+) -> None:
+    """Expand people's short comments to full critiques, beside them. Goes on where it was stopped."""
+    how = dict(field=field, with_media=with_media, max_new_tokens=max_new_tokens, temperature=temperature)
+    loading = dict(dtype=dtype, batch=batch, template=template)
+    places = (model, endpoint_model, data, out, media_root, video_frames, launch)
+    commands.expand.expand(*places, **how, concurrency=concurrency, loading=loading)
 
 
 def _check_reuse(context: typer.Context, policy: str | None, reuse: str | None) -> None:

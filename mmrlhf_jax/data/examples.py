@@ -173,6 +173,12 @@ class SourceExamples:
         inside = (find_embedded(file, self.files.name(file), path, where) for file in self.files.files)
         return next(filter(None, inside), None) or resolve_media(self.media_root, path, where)
 
+    def is_embedded(self, index: int) -> bool:
+        """Whether a medium of example `index` is inside a file of the source, and no file of its own."""
+        record, where = self.records[index], self.where(index)
+        paths = (*record.images, *([record.video] if record.video else ()))
+        return any(find_embedded(file, self.files.name(file), path, where) for file in self.files.files for path in paths)
+
     def where(self, index: int) -> str:
         """The beginning of an error message about example `index`: path and record."""
         return f"{self.path}: record {shown(self.records[index].id)}"

@@ -18,8 +18,10 @@ def lanes_for(
     """(lane, indices of its trees): trees with trunks of similar length run in one lane, short ones first.
 
     `slots` is the number of branches that run at a time on each of `groups` groups of devices, or fewer where such a lane does
-    not `fit`.
+    not `fit`. Of no trees there are no lanes.
     """
+    if not trees:
+        return
     branch = stepped(max(branch.length for tree in trees for branch in tree.branches), BRANCH_CHUNKS[-1])
     total = sum(len(tree.branches) for tree in trees)
     slots = min(slots, power_of_two(math.ceil(total / groups)))
