@@ -39,7 +39,8 @@ label.button input{display:none}
 .enlarge.large img{max-height:100%;height:100%;object-position:center}
 .where{display:flex;gap:10px;align-items:baseline;color:var(--muted);font-size:.85rem}
 #question{font-size:1.15rem;font-weight:600;white-space:pre-wrap;overflow-wrap:anywhere;margin:.3rem 0 1rem;max-width:none}
-.answer{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:12px 16px;margin:0 0 12px}
+.answer{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:12px 16px;margin:0 0 12px;
+scroll-margin:76px}
 .answer.active{border-color:var(--c1);box-shadow:0 0 0 1px var(--c1)}
 .answer h3{margin:0 0 .2rem;font-size:.8rem;color:var(--muted);font-weight:600}
 .answer.rated h3::after{content:" ✓";color:var(--good)}
@@ -52,7 +53,7 @@ label.button input{display:none}
 .steps{display:flex;flex-wrap:wrap;gap:10px;align-items:center;margin:14px 0}
 details{margin:0 0 14px;font-size:.9rem}summary{cursor:pointer;color:var(--muted)}details p{margin:.5rem 0}
 kbd{font:.85em ui-monospace,monospace;border:1px solid var(--rule);border-radius:4px;padding:0 5px;background:var(--card)}
-#message{color:var(--c1);font-size:.88rem;margin:0;max-width:none}#state{color:var(--good)}
+#message{color:var(--c1);font-size:.88rem;margin:0;max-width:none}#message:not(:empty){margin-bottom:14px}#state{color:var(--good)}
 .note{background:var(--bad-bg);color:var(--bad);border-radius:8px;padding:8px 12px;max-width:none}
 .note.good{background:var(--good-bg);color:var(--good)}
 @media (max-width:800px){.sides{grid-template-columns:minmax(0,1fr)}.left,header.top{position:static}.left{max-height:none}}

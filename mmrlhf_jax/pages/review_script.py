@@ -8,7 +8,7 @@ SCRIPT = r"""
 const data = JSON.parse(document.getElementById("records").textContent);
 const records = data.records, key = "mmrlhf review " + data.queue;
 const $ = (id) => document.getElementById(id);
-let state = { who: "", said: {}, at: 0 }, active = 0, unsaved = false;
+let state = { who: "", said: {}, at: 0, unsaved: false }, active = 0;
 
 function make(name, properties, ...children) {
   const found = Object.assign(document.createElement(name), properties);
@@ -42,7 +42,7 @@ function rate(place, value) {
   if (value === "same" && place === 0) return;
   if (found.ratings[digest] === value) delete found.ratings[digest]; else found.ratings[digest] = value;
   found.when = new Date().toISOString();
-  unsaved = true;
+  state.unsaved = true;
   active = found.ratings[digest] ? Math.min(place + 1, record.answers.length - 1) : place;
   keep();
   refresh();
@@ -121,7 +121,7 @@ function refresh() {
   $("after").classList.toggle("chosen", isDone(record) && done < records.length);
   $("unrated").disabled = done === records.length;
   $("state").textContent = isDone(record) ? "✓ rated" : "";
-  $("finished").hidden = done < records.length;
+  $("finished").hidden = done < records.length || !state.unsaved;
   $("save").disabled = done === 0;
 }
 
@@ -148,7 +148,9 @@ function save() {
   const link = make("a", { href: URL.createObjectURL(new Blob([lines()], { type: "application/jsonl" })) });
   link.download = `verdicts-${state.who.trim().toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-")}.jsonl`;
   link.click();
-  unsaved = false;
+  state.unsaved = false;
+  keep();
+  refresh();
   $("message").textContent = `Saved as ${link.download} among your downloads. Send it to whoever gave you this page.`;
 }
 
@@ -185,14 +187,14 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   $("answers").children[active]?.scrollIntoView({ block: "nearest" });
 });
-window.addEventListener("beforeunload", (event) => { if (unsaved) event.preventDefault(); });
+window.addEventListener("beforeunload", (event) => { if (state.unsaved) event.preventDefault(); });
 
 recall();
 $("how").open = Object.keys(state.said).length === 0;
 state.at = Math.min(Math.max(0, state.at), records.length - 1);
 $("who").value = state.who;
 $("who").oninput = (event) => { state.who = event.target.value; event.target.classList.remove("wanted"); keep(); };
-$("reason").oninput = (event) => { said(records[state.at]).reason = event.target.value; unsaved = true; keep(); };
+$("reason").oninput = (event) => { said(records[state.at]).reason = event.target.value; state.unsaved = true; keep(); };
 $("before").onclick = () => go(state.at - 1);
 $("after").onclick = () => go(state.at + 1);
 $("unrated").onclick = goToUnrated;

@@ -123,7 +123,7 @@ def test_a_rating_can_be_taken_back_and_the_first_answer_has_none_above(page, tm
 
 @needs_browser
 def test_verdicts_without_a_name_are_not_saved(page, tmp_path):
-    steps = KEYS + "press('1'); press('2'); save(); result = [document.getElementById('message').textContent, unsaved];"
+    steps = KEYS + "press('1'); press('2'); save(); result = [document.getElementById('message').textContent, state.unsaved];"
     message, unsaved = in_browser(page, tmp_path, steps)
     assert "enter your name" in message and unsaved
 
