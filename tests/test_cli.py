@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from mmrlhf_jax import cli, commands
+from mmrlhf_jax import cli
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.engine import Engine
 from tests import ranked, tiny
@@ -121,13 +121,15 @@ def test_an_out_that_exists_is_refused_before_the_model_is_loaded(monkeypatch, c
 def test_a_record_that_is_too_long_to_score_is_refused_before_a_critique_is_written(
     monkeypatch, capsys, tmp_path, reward_model, verb, critique
 ):
-    long = [{"id": "long", "prompt": "Why?", "responses": [{"text": "x" * 300, "rank": 1}, {"text": "y", "rank": 2}]}]
+    responses = [{"text": "x" * 300, "rank": 1, "critique": "z"}, {"text": "y", "rank": 2}]
+    long = [{"id": "long", "prompt": "Why?", "responses": responses}]
     (tmp_path / "long.jsonl").write_text(json.dumps(long[0]) + "\n")
     monkeypatch.setattr(Engine, "generate", lambda *_, **__: pytest.fail("a critique was written"))
     monkeypatch.chdir(tmp_path)
     settings = ("--data", "long.jsonl", "--critique", critique, "--slots", 256)
     message = refused(monkeypatch, capsys, *verb, "--model", reward_model, *settings)
-    assert "1 of 1 records need more than 256 slots; 'long' needs" in message
+    one, all_of = "1 of 1 records need more than 256 slots; 'long' needs", "none of 1 records can be scored; the first: record"
+    assert (all_of if verb[0] == "eval" else one) in message and "'long' needs" in message and "--slots" in message
 
 
 def test_a_run_directory_that_is_none_is_named(monkeypatch, capsys, tmp_path):
@@ -227,8 +229,6 @@ def test_a_reward_model_sees_the_frames_asked_for(monkeypatch, capsys, tmp_path,
         raise UserError(f"{path} under {media_root} with {video_frames} frames")
 
     monkeypatch.setattr("mmrlhf_jax.data.mixture.open_examples", opened)
-    if verb.split()[0] == "eval":
-        monkeypatch.setattr(commands.eval, "open_examples", opened)
     given = ("--model", "none", "--data", "records.jsonl", "--media-root", "media", "--video-frames", 5)
     given += ("--out", tmp_path / "out.jsonl") if verb == "score" else ()
     message = refused(monkeypatch, capsys, *verb.split(), *given)

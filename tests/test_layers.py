@@ -28,7 +28,7 @@ ALLOWED = {
     "pages": {"config", "data"},
     "training": {"config", "data", "huggingface", "inference", "models", "objectives", "pages", "sharding", "tasks"},
     "launching": {"config", "data", "sharding"},
-    "evaluation": {"data"},
+    "evaluation": {"data", "inference", "pages"},
     "serving": {"data", "inference", "models"},
     "growing": {"data", "evaluation", "huggingface", "inference", "pages"},
     "planning": {"config", "data", "huggingface", "inference", "models", "objectives", "sharding", "tasks", "training"},

@@ -8,17 +8,42 @@ import typer
 
 from mmrlhf_jax import commands
 from mmrlhf_jax.commands import options
+from mmrlhf_jax.commands.options import path_option
 
 verbs = typer.Typer(help="Evaluate a model.", no_args_is_help=True)
 
 
 @verbs.command("reward-bench")
 def reward_bench(
-    model: options.Model,
     data: options.Source,
+    model: Annotated[str | None, path_option(help="Reward model: Hugging Face directory or hub id.")] = None,
+    scores: Annotated[
+        str | None, path_option(help="File that `mmrlhf score` wrote of this data; its rewards are evaluated, without a model.")
+    ] = None,
+    out: Annotated[
+        str | None,
+        path_option(writes=True, help="Folder for the rewards, the figures and a page with every case; can be continued."),
+    ] = None,
+    launch: options.HostsApart = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose groups and prompts: mm-rlhf, vl-rewardbench, multimodal-rewardbench, mmrb2, videorewardbench, or ranked"
+            " (by the field category). Default: recognised by the data's content."
+        ),
+    ] = None,
+    grouping: Annotated[
+        str | None,
+        typer.Option(help="Another grouping of the benchmark; vl-rewardbench has paper, that of MM-RLHF's authors."),
+    ] = None,
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
     critique: options.CritiqueMode = "written",
+    critiques: Annotated[
+        int, typer.Option(min=1, help="Critiques per response. One is greedy; of several sampled ones rewards are averaged.")
+    ] = 1,
+    temperature: Annotated[float, typer.Option(min=0.01, callback=options.finite, help="Of sampled critiques.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampled critiques.")] = 0,
     blind: Annotated[
         bool, typer.Option(help="Exchange the media between prompts: a baseline without the right media.")
     ] = False,
@@ -30,6 +55,8 @@ def reward_bench(
     slots: options.Slots = 8192,
     workers: options.Workers = 0,
 ) -> None:
-    """Compute ACC and ACC+ of a reward model over ranked data, per category."""
-    loading = dict(dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
-    commands.eval.reward_bench(model, data, media_root, video_frames, critique, blind, max_new_tokens, as_json, **loading)
+    """Compute ACC and ACC+ of a reward model over a reward benchmark or other ranked data, per group."""
+    source = commands.eval.Source(data, media_root, video_frames, benchmark, grouping)
+    criticise = dict(count=critiques, most=max_new_tokens, temperature=temperature, seed=seed)
+    loading = dict(dtype=dtype, batch=batch, template=template, slots=slots, workers=workers)
+    commands.eval.reward_bench(source, model, scores, out, launch, critique, criticise, blind, as_json, **loading)

@@ -7,14 +7,16 @@ The digests (`data.digests`) identify what was scored; a reward for another prom
 hand-written file may lack them; the number of lines that could not be checked is then reported.
 
 A response of which an endpoint would write no critique has the reason as `error`, and null for a reward. One whose critique was
-cut off at its longest has `truncated`. Lines with critiques from an endpoint say which one: `critic`.
+cut off at its longest has `truncated`. Lines with critiques from an endpoint say which one: `critic`. Of several critiques of a
+response, `reward` is the mean, and `"critiques": [{"text": "...", "reward": 0.4}, ...]` are all of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -25,7 +27,7 @@ from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.files import read_bytes
 from mmrlhf_jax.finite import number
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.records import RankedRecord
+from mmrlhf_jax.records import RankedRecord, Response
 
 _DIGESTS = ("prompt", "media", "media_content")
 _EXPECTED = '{"id", "responses": [{"reward", ...}]}'
@@ -34,7 +36,8 @@ _EXPECTED = '{"id", "responses": [{"reward", ...}]}'
 @dataclasses.dataclass(frozen=True)
 class ScoredLine:
     """One line of a score file. `digests` are those of `_DIGESTS` that it has; `texts` has a digest, or None, per response.
-    `errors` are the reasons of the responses that have no reward, and `truncated` counts critiques that were cut off."""
+    `errors` are the reasons of the responses that have no reward, and `truncated` counts critiques that were cut off. `samples`
+    are (critique, reward) of each of several critiques of a response; (): there are not several."""
 
     where: str
     rewards: tuple[float | None, ...]
@@ -43,6 +46,7 @@ class ScoredLine:
     texts: tuple[str | None, ...]
     errors: tuple[str | None, ...]
     truncated: int
+    samples: tuple[tuple[tuple[str, float], ...], ...]
 
     @property
     def is_checked(self) -> bool:
@@ -50,18 +54,38 @@ class ScoredLine:
         return "prompt" in self.digests and "media" in self.digests and None not in self.texts
 
 
+# Fields of a response with several critiques: their texts, and the reward of each.
+CRITIQUES, CRITIQUE_REWARDS = "critiques", "critique_rewards"
+
+
+def with_critique_rewards(response: Response, critiques: Sequence[tuple[str, float]]) -> Response:
+    """The response with one or several (critique, reward): `critique` is the first, `reward` the mean."""
+    texts, rewards = [text for text, _ in critiques], [reward for _, reward in critiques]
+    several = {CRITIQUES: texts, CRITIQUE_REWARDS: rewards} if len(critiques) > 1 else {}
+    rest = {name: value for name, value in response.extra.items() if name not in (CRITIQUES, CRITIQUE_REWARDS)}
+    return dataclasses.replace(response, critique=texts[0], reward=math.fsum(rewards) / len(rewards), extra=rest | several)
+
+
 def score_line(examples, index: int, scored: RankedRecord) -> dict[str, Any]:
-    """The line of a score file for one record; `scored` is the record with `reward` and `critique` set."""
+    """The line of a score file for one record; `scored` is the record with `reward` and `critique` set, or with what
+    `with_critique_rewards` sets."""
     record, content = examples.records[index], examples.media_content(index)
     return {
         "id": record.id,
         "responses": [
-            {"reward": made.reward, "critique": made.critique, "digest": text_digest(response.text)}
+            {"reward": made.reward, "critique": made.critique, "digest": text_digest(response.text)} | _several(made)
             for response, made in zip(record.responses, scored.responses, strict=True)
         ],
         "digests": {"prompt": prompt_digest(record), "media": media_names(record)}
         | ({} if content is None else {"media_content": content}),
     }
+
+
+def _several(made: Response) -> dict[str, Any]:
+    if CRITIQUE_REWARDS not in made.extra:
+        return {}
+    pairs = zip(made.extra[CRITIQUES], made.extra[CRITIQUE_REWARDS], strict=True)
+    return {"critiques": [{"text": text, "reward": reward} for text, reward in pairs]}
 
 
 def score_lines(examples, scored: Iterable[RankedRecord]) -> Iterator[dict[str, Any]]:
@@ -118,7 +142,16 @@ def _read_line(line: bytes, where: str) -> tuple[str, ScoredLine]:
         tuple(r.get("digest") for r in responses),
         tuple(r.get("error") for r in responses),
         sum(r.get("truncated") is True for r in responses),
+        tuple(_read_several(r.get("critiques"), f"{where_record}, response {i}") for i, r in enumerate(responses)),
     )
+
+
+def _read_several(value: Any, where: str) -> tuple[tuple[str, float], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in value):
+        raise UserError(f"{where}: critiques must list objects with text and reward, found {shown(value)}")
+    return tuple((one["text"], number(one.get("reward"), f"{where}, critique {i}: reward")) for i, one in enumerate(value))
 
 
 def _reward(response: Mapping[str, Any], where: str) -> float | None:
@@ -154,13 +187,11 @@ def with_rewards(examples, path: epath.PathLike, source: str) -> OverlaidExample
     """
     scores = read_scores(path)
     _ = examples.fingerprint  # computing it digests all media; `media_content` then reads none again
-    found = [scores.get(record.id) for record in examples.records]
-    if not any(found):
-        raise UserError(f"{path}: none of its {len(scores)} lines is of a record of {source}; score this data")
+    found = _lines_of(examples, scores, path, source)
     for place, (record, line) in enumerate(zip(examples.records, found, strict=True)):
         if line is not None:
             _check(record, line, examples.media_content(place))
-    _say_rest(examples, path, source, scores)
+    _say_rest(examples, path, source, scores, "; these keep the rewards that the data has, if any")
 
     def change(record: RankedRecord) -> RankedRecord:
         if (line := scores.get(record.id)) is None:
@@ -169,6 +200,60 @@ def with_rewards(examples, path: epath.PathLike, source: str) -> OverlaidExample
         return record.replace_responses([dataclasses.replace(response, reward=reward) for response, reward in pairs])
 
     return OverlaidExamples(examples, [change(record) for record in examples.records])
+
+
+class Scored(NamedTuple):
+    """A record with the rewards that were found and with no others; `reason`: why responses have none (None: all have one)."""
+
+    record: RankedRecord
+    reason: str | None = None
+
+    @staticmethod
+    def nothing(record: RankedRecord, reason: str) -> Scored:
+        """The record without any reward."""
+        bare = [dataclasses.replace(response, reward=None) for response in record.responses]
+        return Scored(record.replace_responses(bare), reason)
+
+
+def scored_records(examples, path: epath.PathLike, source: str) -> list[Scored]:
+    """Every record with the rewards and critiques of a score file.
+
+    Media that are not there are compared by their names; the number of such records is said. UserError as in `with_rewards`.
+    """
+    scores = read_scores(path)
+    found, by_name = [], 0
+    for place, (record, line) in enumerate(zip(examples.records, _lines_of(examples, scores, path, source), strict=True)):
+        if line is None:
+            found.append(Scored.nothing(record, f"record {record.id!r} has no line in {path}"))
+            continue
+        content = None
+        if "media_content" in line.digests:
+            try:
+                content = examples.media_content(place)
+            except UserError:  # the media are not there
+                by_name += 1
+        _check(record, line, content)
+        made = zip(record.responses, line.rewards, line.critiques, line.samples, strict=True)
+        scored = record.replace_responses([_scored(response, *values) for response, *values in made])
+        found.append(Scored(scored, next(filter(None, line.errors), None)))
+    if by_name:
+        say(f"{path}: the media of {by_name} of {len(found)} records of {source} cannot be read; their names were compared")
+    _say_rest(examples, path, source, scores, "; these are not scored")
+    return found
+
+
+def _scored(response: Response, reward: float | None, critique: str | None, samples: Sequence[tuple[str, float]]) -> Response:
+    if samples:
+        response = with_critique_rewards(response, samples)
+    return dataclasses.replace(response, reward=reward, critique=critique)
+
+
+def _lines_of(examples, scores: Mapping[str, ScoredLine], path: epath.PathLike, source: str) -> list[ScoredLine | None]:
+    """The line of every record. UserError if there is none at all."""
+    found = [scores.get(record.id) for record in examples.records]
+    if not any(found):
+        raise UserError(f"{path}: none of its {len(scores)} lines is of a record of {source}; score this data")
+    return found
 
 
 def _check(record: RankedRecord, line: ScoredLine, content: str | None) -> None:
@@ -190,13 +275,14 @@ def _check(record: RankedRecord, line: ScoredLine, content: str | None) -> None:
         raise UserError(f"{where} was scored with another text as response {other[0]}; {again}")
 
 
-def _say_rest(examples, path: epath.PathLike, source: str, scores: Mapping[str, ScoredLine]) -> None:
-    """Print how many records have no line, how many lines no record, and how many lines could not be checked."""
+def _say_rest(examples, path: epath.PathLike, source: str, scores: Mapping[str, ScoredLine], rest: str) -> None:
+    """Print how many records have no line, how many lines no record, and how many lines could not be checked. `rest` says what
+    becomes of records without a line."""
     ids = [record.id for record in examples.records]
     lacking = [record_id for record_id in ids if record_id not in scores]
     _say_flaws(path, {record_id: scores[record_id] for record_id in ids if record_id in scores})
     if lacking:
-        kept = f"the first is {lacking[0]!r}; these keep the rewards that the data has, if any"
+        kept = f"the first is {lacking[0]!r}{rest}"
         say(f"{path}: has no line for {len(lacking)} of {len(ids)} records of {source} ({kept})")
     if others := list(scores.keys() - set(ids)):
         say(f"{path}: {len(others)} of {len(scores)} lines are of no record of {source} (one is {min(others)!r}), and not used")

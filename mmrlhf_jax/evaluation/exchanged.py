@@ -42,6 +42,7 @@ class ExchangedExamples(OverlaidExamples):
             self.donors.append(next(j for j in following if own[j] != own[i]))
         records = [_with_media(examples.records[i], *own[j]) for i, j in zip(seeing, self.donors, strict=True)]
         super().__init__(Subset(examples, seeing), records)
+        self.numbers = seeing  # the index in `examples` of each record
         self._all = examples
 
     def __getitem__(self, index: int) -> Example:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from mmrlhf_jax.evaluation.benchmarks import ranked
-from mmrlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Grouping, same_prompt
+from mmrlhf_jax.evaluation.benchmarks.benchmark import MACRO, OVERALL, Benchmark, Grouping, Published, same_prompt
 from mmrlhf_jax.evaluation.bootstrap import mean_ratio_interval, ratio_interval
 from mmrlhf_jax.records import Pair, RankedRecord, Response
 
@@ -183,6 +183,12 @@ def grouped(records: Sequence[RankedRecord], how: Grouping) -> tuple[dict[str, l
         for name in (group, *inner):
             members.setdefault(name, []).append(record)
     return members, frozenset(parts)
+
+
+def beside(published: Published, found: Figures) -> list[float | None]:
+    """The figures that stand beside a published table, one per column."""
+    rows = {**found.groups, OVERALL: found.overall, MACRO: found.macro}
+    return [None if column not in rows else getattr(rows[column], published.metric) for column in published.columns]
 
 
 def _place(benchmark: Benchmark, name: str) -> int:

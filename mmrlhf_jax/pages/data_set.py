@@ -12,8 +12,8 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.rows import Budget
 from mmrlhf_jax.pages.charts import histogram
-from mmrlhf_jax.pages.parts import chip, element, join, page, percent, picture, table, tiles
-from mmrlhf_jax.pages.small_pictures import small_pictures
+from mmrlhf_jax.pages.parts import chip, element, join, page, percent, table, tiles
+from mmrlhf_jax.pages.small_pictures import pictures
 from mmrlhf_jax.records import RankedRecord, Response
 
 STYLE = """
@@ -84,7 +84,7 @@ def card_page(example: Example) -> str:
     """A page of one group: its media, the prompt, and the responses from best to worst with all their fields."""
     record = example.record
     ordered = sorted(record.responses, key=lambda response: (response.rank is None, response.rank or 0))
-    media = element("div", *_pictures(example), class_="media one" if len(example.images) == 1 else "media")
+    media = element("div", *pictures(example), class_="media one" if len(example.images) == 1 else "media")
     extra = element("pre", strict_json.dumps(dict(record.extra), ensure_ascii=False, indent=1)) if record.extra else None
     sections = {
         "Prompt": join(media, element("p", record.prompt, class_="text lead")),
@@ -113,13 +113,6 @@ def _response(response: Response) -> Markup:
         fields = element("pre", strict_json.dumps(dict(response.extra), ensure_ascii=False, indent=1))
         parts.append(element("details", element("summary", f"other fields: {', '.join(response.extra)}"), fields))
     return element("article", *parts, class_="response")
-
-
-def _pictures(example: Example) -> list[Markup]:
-    return [
-        element("figure", picture(each.jpeg, each.name), element("figcaption", f"{each.name}, {each.size}"))
-        for each in small_pictures(example)
-    ]
 
 
 def _counts(counts: Mapping[str, int]) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.examples import LAYOUTS_FILE, RECORDS_FILE
 from mmrlhf_jax.data.mixture import open_examples
-from mmrlhf_jax.data.scores import read_scores, score_lines, with_rewards
+from mmrlhf_jax.data.scores import read_scores, score_lines, scored_records, with_critique_rewards, with_rewards
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_json_lines
 from mmrlhf_jax.tasks import open_held_out_examples, open_training_examples, task_of
@@ -65,7 +65,9 @@ def score(examples, out):
 
 
 def rewards(examples):
-    return [[response.reward for response in record.responses] for record in examples.records]
+    """Of examples, or of scored records."""
+    records = examples.records if hasattr(examples, "records") else [each.record for each in examples]
+    return [[response.reward for response in record.responses] for record in records]
 
 
 def expected(examples):
@@ -389,3 +391,68 @@ def test_a_model_whose_reward_is_not_finite_is_named_with_the_record(source):
 
     with pytest.raises(UserError, match="record 'group-0', response 1: the model's reward is nan"):
         critic.score(Broken(), open_examples(source), critique="given")
+
+
+# For evaluations: every record, or why it has no scores -----------------------------------------------------------------
+
+
+def refuse(line, reason: str):
+    """The line with a reason in the place of rewards."""
+    for response in line["responses"]:
+        response |= {"reward": None, "critique": None, "error": reason}
+
+
+def test_scored_records_have_the_files_rewards_and_critiques_or_the_reason(source, tmp_path, capsys):
+    examples = open_examples(changed(source, lambda rows: [row["responses"][0].update(reward=7) for row in rows] and None))
+    lines = list(score_lines(examples, scored(examples)))
+    refuse(lines[1], "it is too long")
+    found = scored_records(examples, rewrite(tmp_path / "scores.jsonl", lines[:3]), "data")
+    assert [rewards(found[place : place + 1]) for place in (0, 2)] == [[each] for each in expected(examples)[::2]]
+    assert found[0].record.responses[0].critique == "So." and found[0].reason is None
+    assert found[1].reason == "it is too long" and "'group-3' has no line in" in found[3].reason
+    assert {one.reward for place in (1, 3) for one in found[place].record.responses} == {None}  # the data's own are not taken
+    said = capsys.readouterr().err
+    assert "has no line for 1 of 4 records" in said and "these are not scored" in said
+    assert "3 of 7 responses, in 1 records, have no reward (the first is of 'group-1': it is too long)" in said
+
+
+def test_where_media_are_not_there_their_names_are_compared(source, tmp_path, capsys):
+    examples = open_examples(source)
+    lines = list(score_lines(examples, scored(examples)))
+    path = rewrite(tmp_path / "scores.jsonl", lines)
+    (source.parent / "0_0.png").unlink()
+    again = open_examples(source)
+    assert all(each.reason is None for each in scored_records(again, path, "data"))
+    assert "the media of 1 of 4 records of data cannot be read; their names were compared" in capsys.readouterr().err
+    lines[0]["digests"]["media"] = "other"
+    with pytest.raises(UserError, match="'group-0' was scored with other media"):
+        scored_records(again, rewrite(path, lines), "data")
+
+
+def test_several_critiques_come_back_with_their_rewards_and_their_mean(source, tmp_path):
+    examples = open_examples(source)
+    three = [("a", 1.0), ("b", 2.0), ("c", 6.0)]
+    made = [
+        record.replace_responses([with_critique_rewards(response, three) for response in record.responses])
+        for record in examples.records
+    ]
+    path = rewrite(tmp_path / "scores.jsonl", score_lines(examples, made))
+    found = scored_records(examples, path, "data")[0].record.responses[0]
+    assert (found.reward, found.critique) == (3.0, "a")
+    assert found.extra == {"critiques": ["a", "b", "c"], "critique_rewards": [1.0, 2.0, 6.0]}
+    assert found == made[0].responses[0]
+    assert with_critique_rewards(found, [("d", 4.0)]).extra == {}  # what was there is not kept beside one critique
+
+
+@pytest.mark.parametrize(
+    ("response", "message"),
+    [
+        ({"reward": 1, "critiques": "a"}, "response 0: critiques must list objects with text and reward"),
+        ({"reward": 1, "critiques": [{"text": "a"}]}, "critique 0: reward must be a finite number"),
+        ({"reward": 1, "critiques": [{"reward": 1}]}, "critiques must list objects with text and reward"),
+    ],
+)
+def test_critiques_that_are_not_whole_are_refused(tmp_path, response, message):
+    path = rewrite(tmp_path / "scores.jsonl", [{"id": "1", "responses": [response]}])
+    with pytest.raises(UserError, match=message):
+        read_scores(path)

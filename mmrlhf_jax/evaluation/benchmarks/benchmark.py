@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.records import RankedRecord
@@ -21,6 +22,7 @@ class Published:
         columns: names of groups of the benchmark, `OVERALL` or `MACRO`.
         rows: (name of the model, a figure in [0, 1] or None per column).
         note: what to know before figures are compared.
+        metric, grouping: which of a model's figures stand beside these, and by which grouping of the benchmark.
     """
 
     title: str
@@ -28,6 +30,8 @@ class Published:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[float | None, ...]], ...]
     note: str = ""
+    metric: Literal["acc", "acc_plus"] = "acc"
+    grouping: str = "official"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +70,6 @@ class Benchmark:
         groupings: the ways to group pairs, by name; the first is the benchmark's own.
         total: the official number of pairs; None if it is not known.
         order: names of groups in the order in which they are shown; others follow.
-        headline: which figure the benchmark itself reports: over all pairs, or the mean of groups.
         prompt: the key of a record's prompt: prompts are resampled for intervals, and ACC+ is the share of those whose pairs
             are all right.
         published: tables to compare with.
@@ -78,7 +81,6 @@ class Benchmark:
     groupings: Mapping[str, Grouping]
     total: int | None = None
     order: tuple[str, ...] = ()
-    headline: str = OVERALL
     prompt: Callable[[RankedRecord], object] = same_prompt
     published: tuple[Published, ...] = ()
 

@@ -70,6 +70,7 @@ _ACC_PLUS = Published(
         ("MM-RLHF-Reward, given critiques", (1.0, 1.0, 1.0, 0.17, 0.90, 0.87)),
     ),
     "The groups of the row without critiques give 0.565 over all prompts, not the 0.50 that is printed.",
+    metric="acc_plus",
 )
 
 BENCHMARK = Benchmark(

@@ -84,6 +84,7 @@ _PAPER = Published(
     (*ORDER, OVERALL),
     (("MM-RLHF-Reward-7B", (0.4504, 0.5045, 0.5755, 0.5015)),),
     "These groups fit --grouping paper, whose denominators are 484, 448 and 318, and the average is over all pairs.",
+    grouping="paper",
 )
 
 BENCHMARK = Benchmark(

@@ -1,0 +1,40 @@
+"""What an evaluation has found of a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from mmrlhf_jax.data.scores import Scored
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.records import RankedRecord
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """Records with their rewards, in the order of the data.
+
+    Attributes:
+        scored: the records, and why some have no rewards.
+        examples: where their media are.
+        places: the index in `examples` of each record; None for one that it does not have.
+    """
+
+    scored: Sequence[Scored]
+    examples: Any
+    places: Sequence[int | None]
+
+    @property
+    def records(self) -> list[RankedRecord]:
+        return [each.record for each in self.scored]
+
+    def check(self) -> None:
+        """Say how many records are not scored. UserError if none is."""
+        reasons = [each.reason for each in self.scored if each.reason is not None]
+        if all(response.reward is None for record in self.records for response in record.responses):
+            first = f"; the first: {reasons[0]}" if reasons else ""
+            raise UserError(f"none of {len(self.scored)} records can be scored{first}")
+        if reasons:
+            say(f"{len(reasons)} of {len(self.scored)} records are not scored; the first: {reasons[0]}")

@@ -1,0 +1,248 @@
+"""The page of a reward model's evaluation: its figures, published ones beside them, and every prompt with its verdicts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from markupsafe import Markup
+
+from mmrlhf_jax.pages.judged import signed
+from mmrlhf_jax.pages.parts import chip, element, join, page, percent, table, tiles
+from mmrlhf_jax.records import Pair, RankedRecord, Response
+
+Verdict = Literal["right", "wrong", "tie", "not scored"]
+VERDICTS: tuple[Verdict, ...] = ("right", "wrong", "tie", "not scored")
+_GOOD: Mapping[Verdict, bool | None] = {"right": True, "wrong": False, "tie": None, "not scored": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One record with its rewards.
+
+    Attributes:
+        verdicts: of each of its pairs.
+        group: the group that it counts in.
+        pictures: figures of its media.
+        reason: why it is not scored; None: it is.
+    """
+
+    record: RankedRecord
+    verdicts: Mapping[Pair, Verdict]
+    group: str
+    pictures: Sequence[Markup] = ()
+    reason: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """A published table: its head, its rows, and the row of figures to stand above them."""
+
+    title: str
+    source: str
+    note: str
+    columns: Sequence[str]
+    ours: Sequence[float | None]
+    rows: Sequence[tuple[str, Sequence[float | None]]]
+
+
+def reward_bench_page(
+    title: str, model: str, figures: Mapping[str, Any], tables: Sequence[Beside], cases: Iterable[Case]
+) -> str:
+    """The document. `figures` are those that `mmrlhf eval reward-bench --json` prints, `model` is the model's name."""
+    cases = list(cases)
+    groups = list(dict.fromkeys(case.group for case in cases))
+    ordered = [name for name in figures["groups"] if name in groups] + [
+        name for name in groups if name not in figures["groups"]
+    ]
+    numbers = {name: number for number, name in enumerate(ordered)}
+    sections = {
+        "Figures": join(_figures(figures), _how(figures["run"])),
+        **({"Published figures": join(*[_beside(each, model) for each in tables])} if tables else {}),
+        "Cases": _cases(cases, numbers),
+    }
+    return page(f"{title}: {model}", _opening(figures), sections, STYLE + _filters(numbers))
+
+
+# Figures ----------------------------------------------------------------------------------------------------------------
+
+
+def _opening(figures: Mapping[str, Any]) -> Markup:
+    overall, macro = figures["overall"], figures["macro"]
+    cells = [
+        ("ACC", percent(overall["acc"]), f"{overall['right']:,} of {overall['scored']:,} pairs, {_interval(overall, 'acc')}"),
+        ("ACC+", percent(overall["acc_plus"]), f"prompts with all pairs right, {_interval(overall, 'acc_plus')}"),
+        ("Mean of groups", percent(macro["acc"]), f"of {macro['groups']} groups, {_interval(macro, 'acc')}"),
+        ("Ties", f"{overall['ties']:,}", "equal rewards, which are not right"),
+        ("Scored", _coverage(overall), f"{overall['scored']:,} of {overall['pairs']:,} pairs; others are not in the figures"),
+        ("Longer wins", percent(overall["longer_wins"]), "if the longer answer always won"),
+    ]
+    parts = [tiles(cells)]
+    if figures["run"].get("blind"):
+        parts.append(element("p", "The model was shown the media of other prompts (--blind).", class_="bad"))
+    if remarks := [element("li", text) for text in figures["run"]["differences"]]:
+        parts += [element("p", "Not as in the official benchmark:", class_="bad"), element("ul", *remarks)]
+    return join(*parts)
+
+
+def _coverage(row: Mapping[str, Any]) -> str:
+    """The share of pairs that are scored; 100 % only if all are."""
+    if not row["pairs"]:
+        return "–"
+    share = 100 * row["scored"] / row["pairs"]
+    return f"{share if share == 100 else min(share, 99.9):.{0 if share == 100 else 1}f} %"
+
+
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    interval = row[f"{name}_interval"]
+    return "no interval" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
+
+
+def _figures(figures: Mapping[str, Any]) -> Markup:
+    head = ("group", "pairs", "prompts", "scored", "right", "ties", "ACC", "95 %", "ACC+", "95 %", "longer wins")
+    rows = [(*_name(name, row["part"]), *_row(row)) for name, row in figures["groups"].items()]
+    rows.append((element("b", "all pairs"), *_row(figures["overall"])))
+    macro = figures["macro"]
+    means = ("", "", "", "", "", percent(macro["acc"]), _interval(macro, "acc"), percent(macro["acc_plus"]), "", "")
+    rows.append((element("b", f"mean of {macro['groups']} groups"), *means))
+    text = "Intervals are of 95 %, by drawing prompts (not pairs) with repetition. A tie is not right."
+    return join(element("p", text, class_="muted"), table(head, rows, class_="numbers"))
+
+
+def _name(name: str, part: bool) -> tuple[Markup]:
+    return (element("span", name, class_="part" if part else None),)
+
+
+def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    counts = tuple(f"{row[name]:,}" for name in ("pairs", "groups", "scored", "right", "ties"))
+    shares = (percent(row["acc"]), _interval(row, "acc"), percent(row["acc_plus"]), _interval(row, "acc_plus"))
+    return (*counts, *shares, percent(row["longer_wins"]))
+
+
+def _how(run: Mapping[str, Any]) -> Markup:
+    rows = [
+        (name.replace("_", " "), "–" if value is None else str(value)) for name, value in run.items() if name != "differences"
+    ]
+    return join(element("h3", "How they were made"), table((), rows))
+
+
+def _beside(each: Beside, model: str) -> Markup:
+    ours = (element("b", model), *[element("b", percent(value)) for value in each.ours])
+    rows = [ours, *[(name, *map(percent, values)) for name, values in each.rows]]
+    parts = [element("h3", each.title), table(("model", *each.columns), rows, class_="numbers ours")]
+    return join(*parts, element("p", element("small", " ".join(filter(None, [f"Source: {each.source}.", each.note])))))
+
+
+# Cases ------------------------------------------------------------------------------------------------------------------
+
+
+def _cases(cases: Sequence[Case], numbers: Mapping[str, int]) -> Markup:
+    counts = {verdict: sum(verdict in case.verdicts.values() for case in cases) for verdict in VERDICTS}
+    shown = [
+        _choice("show", "all", f"all ({len(cases):,})", True),
+        *[_choice("show", _class(v), f"{v} ({count:,})") for v, count in counts.items() if count],
+    ]
+    of_groups = [_choice("group", "g-all", "all groups", True)]
+    of_groups += [_choice("group", f"g-{number}", name) for name, number in numbers.items()]
+    text = (
+        "Every record with its answers from best to worst, their rewards, and the critiques that these were computed with. One"
+        " with several pairs is found under each of their verdicts."
+    )
+    return join(
+        element("p", text, class_="muted"),
+        *[part for choice in shown for part in choice],
+        element("span", class_="break"),
+        *([part for choice in of_groups for part in choice] if len(numbers) > 1 else []),
+        element("div", *[_case(case, numbers[case.group]) for case in cases], class_="cases"),
+    )
+
+
+def _choice(name: str, value: str, text: str, chosen: bool = False) -> tuple[Markup, Markup]:
+    """A radio button and its label. The style sheet hides what does not fit the chosen ones, so that no script is needed."""
+    checked = "checked" if chosen else None
+    button = element("input", type="radio", name=name, id=f"{name}-{value}", class_="choice", checked=checked)
+    return button, element("label", text, **{"for": f"{name}-{value}"}, class_="chip")
+
+
+def _filters(numbers: Mapping[str, int]) -> str:
+    verdicts = [f"#show-{_class(v)}:checked~.cases>.case:not(.{_class(v)})" for v in VERDICTS]
+    groups = [f"#group-g-{number}:checked~.cases>.case:not(.g-{number})" for number in numbers.values()]
+    return f"{','.join(verdicts + groups)}{{display:none}}"
+
+
+def _class(verdict: str) -> str:
+    return verdict.replace(" ", "-")
+
+
+def _case(case: Case, number: int) -> Markup:
+    record = case.record
+    classes = ["case", f"g-{number}", *dict.fromkeys(map(_class, case.verdicts.values()))]
+    verdicts = list(case.verdicts.values())
+    marks = [chip(_counted(v, verdicts.count(v), len(verdicts)), _GOOD[v]) for v in VERDICTS if v in verdicts]
+    head = element("header", element("b", record.id), *marks, chip(case.group))
+    order = sorted(
+        range(len(record.responses)), key=lambda index: (record.responses[index].rank or len(record.responses), index)
+    )
+    letters = {index: _letter(place) for place, index in enumerate(order)}
+    body = [element("p", record.prompt, class_="text prompt")]
+    body += [element("p", case.reason, class_="bad")] if case.reason else []
+    body += [_response(letters[index], record.responses[index]) for index in order]
+    body += [_pairs(case, letters)] if len(verdicts) > 1 else []
+    media = element("div", *case.pictures, class_="media") if case.pictures else ""
+    return element("article", head, media, element("div", *body, class_="said"), class_=" ".join(classes))
+
+
+def _counted(verdict: Verdict, count: int, of: int) -> str:
+    return verdict if of == 1 else f"{count} of {of} {verdict}"
+
+
+def _letter(place: int) -> str:
+    """A, B, ..., Z, AA, AB, ..."""
+    found = chr(ord("A") + place % 26)
+    return found if place < 26 else _letter(place // 26 - 1) + found
+
+
+def _response(letter: str, response: Response) -> Markup:
+    rank = chip("not ranked" if response.rank is None else f"rank {response.rank}", True if response.rank == 1 else None)
+    reward = element("span", "–" if response.reward is None else signed(response.reward), class_="reward", title="reward")
+    parts = [element("header", element("b", letter), rank, *([chip(response.model)] if response.model else []), reward)]
+    parts.append(element("p", response.text, class_="text"))
+    several = response.extra.get("critique_rewards")
+    if several is not None:
+        pairs = zip(response.extra["critiques"], several, strict=True)
+        parts += [element("blockquote", element("b", signed(value)), " ", text, class_="text") for text, value in pairs]
+    elif response.critique is not None:
+        parts.append(element("blockquote", response.critique, class_="text"))
+    return element("div", *parts, class_="answer")
+
+
+def _pairs(case: Case, letters: Mapping[int, str]) -> Markup:
+    rows = []
+    for (chosen, rejected), verdict in case.verdicts.items():
+        better, worse = (case.record.responses[index].reward for index in (chosen, rejected))
+        margin = "–" if better is None or worse is None else signed(better - worse)
+        rows.append((f"{letters[chosen]} over {letters[rejected]}", margin, chip(verdict, _GOOD[verdict])))
+    return table(("pair", "margin", ""), rows, class_="numbers pairs")
+
+
+STYLE = """
+h1{overflow-wrap:anywhere}.numbers td,.numbers th{white-space:nowrap}.ours td:first-child{white-space:normal;min-width:9rem}
+.pairs{max-width:24rem}.part{padding-left:1.2em;color:var(--muted)}
+.ours tbody tr:first-child td{background:var(--good-bg)}
+.choice{position:absolute;opacity:0}.choice+label{cursor:pointer;margin:0 6px 6px 0}
+.choice:checked+label{background:var(--ink);color:var(--bg);border-color:var(--ink)}
+.choice:focus-visible+label{outline:2px solid var(--c1)}.break{display:block}
+.case{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:14px 16px;margin:14px 0;display:grid;
+grid-template-columns:minmax(160px,300px) minmax(0,1fr);gap:10px 18px;content-visibility:auto;contain-intrinsic-size:auto 500px}
+.case>header{grid-column:1/-1}.case>.said:nth-child(2){grid-column:1/-1}
+header{display:flex;flex-wrap:wrap;gap:6px;align-items:center}.case>header b{overflow-wrap:anywhere;margin-right:auto}
+.media{display:grid;gap:8px;align-content:start}.media figure{padding:6px}.media figcaption{overflow-wrap:anywhere}
+.text{white-space:pre-wrap;overflow-wrap:anywhere;max-width:none;margin:.3rem 0}.prompt{font-weight:600}
+.answer{border-top:1px solid var(--rule);padding:8px 0}
+.reward{margin-left:auto;font-variant-numeric:tabular-nums;font-weight:600}
+blockquote{border-left:3px solid var(--rule);padding-left:12px;margin:.4rem 0;color:var(--muted);font-size:.9rem}
+@media (max-width:640px){main{padding:20px 12px 40px}.case{grid-template-columns:minmax(0,1fr);padding:12px}}
+@media print{nav,.choice,.choice+label{display:none}body{background:#fff}main{max-width:none;padding:0}
+.case{content-visibility:visible;break-inside:avoid;grid-template-columns:30% 1fr}.scroll{overflow:visible}}
+"""
