@@ -24,6 +24,11 @@ Policy = Annotated[
 ]
 PolicyModel = Annotated[str | None, typer.Option(help="The policy's name at its server; default: the only one there.")]
 Critic = Annotated[str, path_option("--critic", help="Reward model: Hugging Face directory or hub id.")]
+CriticEndpoint = Annotated[
+    str | None,
+    typer.Option(help="Address of a server (vLLM, SGLang) that writes the critiques, which --critic then scores."),
+]
+CriticModel = Annotated[str | None, typer.Option(help="The critic's name at that server; default: the only one there.")]
 Prompts = Annotated[
     str, path_option("--data", help="Prompts: records without responses, or any ranked source, whose responses are not used.")
 ]
@@ -51,7 +56,6 @@ CritiqueTemperature = Annotated[
     float, typer.Option("--critique-temperature", callback=options.finite, help="Of critiques, if there are several.")
 ]
 Grown = Annotated[str, path_argument(help="Directory of `mmrlhf annotate`.")]
-Concurrency = Annotated[int, typer.Option(min=1, help="Requests that are under way at a server.")]
 
 # Options that say how the policy answers, which --reuse takes from the earlier run.
 _SAMPLING = ("samples", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "policy_model")
@@ -65,6 +69,8 @@ def annotate(
     out: Out,
     policy: Policy = None,
     policy_model: PolicyModel = None,
+    critic_endpoint: CriticEndpoint = None,
+    critic_model: CriticModel = None,
     samples: Samples = 8,
     critiques: Critiques = 1,
     tie: Annotated[
@@ -92,7 +98,7 @@ def annotate(
     max_critique_tokens: CritiqueTokens = 512,
     critique_temperature: CritiqueTemperature = 1.0,
     round_number: Annotated[int, typer.Option("--round", min=1, help="Number of this round, kept in the records.")] = 1,
-    concurrency: Concurrency = 64,
+    concurrency: options.Concurrency = 64,
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
     dtype: options.GenerationDtype = None,
@@ -115,6 +121,8 @@ def annotate(
         held_out_of=held_out_of,
         keep_responses=keep_responses,
         reuse=reuse,
+        critic_endpoint=critic_endpoint,
+        critic_model=critic_model,
         round=round_number,
         concurrency=concurrency,
         media=(media_root, video_frames),
@@ -131,6 +139,8 @@ def best_of_n(
     out: Out,
     policy: Policy = None,
     policy_model: PolicyModel = None,
+    critic_endpoint: CriticEndpoint = None,
+    critic_model: CriticModel = None,
     samples: Samples = 8,
     keep: Annotated[int, typer.Option(min=1, help="Best answers of each prompt to keep.")] = 1,
     critiques: Critiques = 1,
@@ -145,7 +155,7 @@ def best_of_n(
     max_critique_tokens: CritiqueTokens = 512,
     critique_temperature: CritiqueTemperature = 1.0,
     round_number: Annotated[int, typer.Option("--round", min=1, help="Number of this round, kept in the records.")] = 1,
-    concurrency: Concurrency = 64,
+    concurrency: options.Concurrency = 64,
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
     dtype: options.GenerationDtype = None,
@@ -164,6 +174,8 @@ def best_of_n(
         judging=dict(count=critiques, most=max_critique_tokens, temperature=critique_temperature, seed=seed),
         held_out_of=held_out_of,
         reuse=reuse,
+        critic_endpoint=critic_endpoint,
+        critic_model=critic_model,
         round=round_number,
         concurrency=concurrency,
         media=(media_root, video_frames),

@@ -73,6 +73,10 @@ def _run(
 
     if samples > 1 and sampling["temperature"] == 0:
         raise UserError(f"--samples {samples}: at --temperature 0 all of them are the same; raise it, or ask for one")
+    if others["critic_endpoint"] is None and others["critic_model"] is not None:
+        raise UserError("--critic-model is the name of a model at --critic-endpoint; give its address")
+    if others["critic_endpoint"] is not None and not judging["count"]:
+        raise UserError("--critiques 0 needs no critiques of --critic-endpoint; give one of the two")
     if judging["count"] > 1 and judging["temperature"] == 0:
         raise UserError(f"--critiques {judging['count']}: at --critique-temperature 0 all of them are the same; raise it")
     wanted = Annotation(

@@ -10,7 +10,7 @@ import asyncio
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmrlhf_jax import strict_json
@@ -19,7 +19,7 @@ from mmrlhf_jax.data.overlay import OverlaidExamples
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import exists
-from mmrlhf_jax.growing import decontaminate, grown, samples
+from mmrlhf_jax.growing import decontaminate, endpoint_critiques, grown, samples
 from mmrlhf_jax.growing.annotation import (
     Annotation,
     Data,
@@ -36,7 +36,9 @@ from mmrlhf_jax.growing.directory import GrownDirectory, Line, made_lines
 from mmrlhf_jax.growing.grown import Model, Ranking
 from mmrlhf_jax.growing.media import MediaFolder
 from mmrlhf_jax.huggingface.checkpoint import read_sizes
+from mmrlhf_jax.inference import compilation_cache
 from mmrlhf_jax.inference.endpoint import Endpoint
+from mmrlhf_jax.inference.endpoint_critic import EndpointCritic
 from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.inference.jobs import Share, reserved, run_job
 from mmrlhf_jax.progress import say
@@ -56,6 +58,9 @@ def annotate(wanted: Annotation, data: Data, out: str, share: Share, loading: Ma
     prompts = open_examples(data.path, data.media_root, data.video_frames, prompts=True)
     for note in getattr(prompts, "notes", ()):
         say(note)
+    if not wanted.held_out_of:
+        say("no benchmark is held out: --held-out-of leaves out prompts that one has as well")
+    compilation_cache.use()
     run = _Run(wanted, data, directory, prompts, share, loading)
     run.begin()
     if exists(directory.records):
@@ -88,7 +93,7 @@ class _Run:
         }
         calibrate = None if self._human is None else self._human.fingerprint
         settings = settings_of(wanted, contents, calibrate, self._loading, self._directory, source)
-        self._made_with = self._directory.settle(settings, names_of(wanted, self._data, source))
+        self._made_with = self._directory.settle(settings, names_of(wanted, self._data, source), self._share)
         self._settings = self._made_with["settings"]
         self._how = how_to_sample(self._settings["sampling"])
         if source is not None:
@@ -172,19 +177,35 @@ class _Run:
     def _judge(self, answered) -> tuple[list[Line], Calibration | None]:
         """The critic's rewards, and the tie that people's pairs give. Its weights are freed when this returns."""
         critic = functools.cache(lambda: Engine.load(self._wanted.critic, **self._loading))
-        judging = self._wanted.judging
-
-        def work(examples):
-            return lambda indices: judged(critic(), examples, indices, judging)
-
-        directory, job = self._directory, "critic critiques"
-        calibration = None
+        directory, calibration = self._directory, None
         if self._human is not None:  # first, because it is the shorter pass, and may show that the critic is of no use
-            lines = self._lines(directory.calibration, self._human, job, work(self._human), judging.is_line)
+            lines = self._rewards(critic, self._human, directory.calibration_critiques, directory.calibration)
             calibration = calibrate(self._human.records, lines)
             found = f"of {calibration.pairs} pairs of people with at least this margin, the critic agrees with"
             say(f"tie {calibration.tie:.4g}: {found} {calibration.agreement:.1%}")
-        return self._lines(directory.scores, answered, job, work(answered), judging.is_line), calibration
+        return self._rewards(critic, answered, directory.critiques, directory.scores), calibration
+
+    def _rewards(self, critic: Callable[[], Engine], examples, critiques_file, file) -> list[Line]:
+        """The rewards of these examples' responses; critiques that a server writes are in a file of their own."""
+        judging, job = self._wanted.judging, "critic critiques"
+        if self._wanted.critic_endpoint is None:
+            return self._lines(
+                file, examples, job, lambda indices: judged(critic(), examples, indices, judging), judging.is_line
+            )
+        is_line = functools.partial(endpoint_critiques.is_line, judging)
+        writer = functools.cache(lambda: self._critic_server(critic(), examples))
+        write = lambda indices: endpoint_critiques.written(writer(), examples, indices, judging)
+        critiques = self._lines(critiques_file, examples, job, write, is_line)
+        reward = lambda indices: endpoint_critiques.rewarded(critic(), examples, indices, critiques, judging)
+        return self._lines(file, examples, job, reward, judging.is_line)
+
+    def _critic_server(self, engine: Engine, examples) -> Endpoint:
+        """The server that writes critiques, after a look at whether it reads prompts as the engine does."""
+        address, model = self._wanted.critic_endpoint, self._settings["critic"]["model"]
+        endpoint = Endpoint(address, model, concurrency=self._wanted.concurrency)
+        asyncio.run(endpoint.check())
+        EndpointCritic(endpoint, self._wanted.judging.most).check_tokens(examples, engine.encoder("uncritiqued"))
+        return endpoint
 
     def _write(self, place, answered, scores: Sequence[Line], tie: float) -> list[RankedRecord]:
         critic, ranking = self._model("critic"), Ranking(tie, self._wanted.z, self._wanted.keep)
@@ -215,7 +236,10 @@ class _Run:
 
     def _model(self, role: str) -> Model:
         found, name = self._settings[role], self._made_with["names"][role]
-        return Model(found["model"], None) if "endpoint" in found else Model(name, found["fingerprint"])
+        if "fingerprint" not in found:
+            return Model(found["model"], None)
+        served = {key: found[key] for key in ("endpoint", "model")} if "endpoint" in found else None
+        return Model(name, found["fingerprint"], served)
 
     def _count_refused(self, what: str, lines: Sequence[Line]) -> None:
         if refused := [line for line in lines if "error" in line]:

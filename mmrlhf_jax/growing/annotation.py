@@ -30,6 +30,8 @@ class Annotation:
         policy_model: the model's name at the server.
         sampling: how it answers.
         critic: directory or hub id of the reward model.
+        critic_endpoint: the address of a server that writes the critiques, which the reward model scores; None: it does both.
+        critic_model: the critic's name at that server.
         judging: how it judges.
         tie: the margin below which neighbours tie; None: it is measured on `calibrate`.
         z: standard errors within which neighbours tie.
@@ -46,6 +48,8 @@ class Annotation:
     critic: str
     judging: Judging
     tie: float | None
+    critic_endpoint: str | None = None
+    critic_model: str | None = None
     z: float = 1.0
     keep: int | None = None
     calibrate: str | None = None
@@ -92,7 +96,7 @@ def settings_of(
     return {
         **contents,
         **(_policy(wanted, loading, directory) if source is None else _policy_of(source, contents)),
-        "critic": _checkpoint(wanted.critic, loading),
+        "critic": _critic(wanted, loading, directory),
         "critiques": {
             "critiques": wanted.judging.count,
             "max_critique_tokens": wanted.judging.most,
@@ -124,12 +128,23 @@ def _policy(wanted: Annotation, loading: Mapping[str, Any], directory: GrownDire
     sampling |= dataclasses.asdict(wanted.sampling.sampling)
     if not is_address(wanted.policy):
         return {"policy": _checkpoint(wanted.policy, loading), "sampling": sampling}
-    model = wanted.policy_model
-    if model is None and exists(directory.job):  # the server need not run any more when the samples are there
-        model = directory.made_with()["settings"]["policy"].get("model")
+    return {"policy": _served(wanted.policy, wanted.policy_model, directory, "policy"), "sampling": sampling}
+
+
+def _critic(wanted: Annotation, loading: Mapping[str, Any], directory: GrownDirectory) -> dict[str, str]:
+    found = _checkpoint(wanted.critic, loading)
+    if wanted.critic_endpoint is None:
+        return found
+    return found | _served(wanted.critic_endpoint, wanted.critic_model, directory, "critic")
+
+
+def _served(address: str, model: str | None, directory: GrownDirectory, role: str) -> dict[str, str]:
+    """An address with the model's name there: the given one, else the only one that the server has."""
+    if model is None and exists(directory.job):  # the server need not run any more when its texts are there
+        model = directory.made_with()["settings"][role].get("model")
     if model is None:
-        model = asyncio.run(Endpoint(wanted.policy).check())
-    return {"policy": {"endpoint": wanted.policy, "model": model}, "sampling": sampling}
+        model = asyncio.run(Endpoint(address).check())
+    return {"endpoint": address, "model": model}
 
 
 def _policy_of(source: GrownDirectory, contents: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +168,7 @@ def take(source: GrownDirectory, directory: GrownDirectory, settings: Mapping[st
     steps = [(source.held_out, directory.held_out), (source.samples, directory.samples)]
     of_scores = ("critic", "critiques", "keep_responses")
     if not changes({name: before[name] for name in of_scores}, {name: settings[name] for name in of_scores}):
-        steps.append((source.scores, directory.scores))
+        steps += [(source.critiques, directory.critiques), (source.scores, directory.scores)]
     for path, copy in steps:
         if exists(path) and not exists(copy):
             write_atomically(copy, read_bytes(path))

@@ -58,7 +58,7 @@ def judged(engine: Engine, examples, indices: Sequence[int], judging: Judging) -
         for index, critiques in _rewards(engine, examples, here, judging):
             record = examples.records[index]
             pairs = zip(record.responses, critiques, strict=True)
-            scored = [_scored(response.text, each, judging.count) for response, each in pairs]
+            scored = [score_line(response.text, each, judging.count) for response, each in pairs]
             yield index, {"id": record.id, "template": engine.template, "responses": scored}
 
 
@@ -70,7 +70,8 @@ def _rewards(engine: Engine, examples, indices: Sequence[int], judging: Judging)
         yield index, [[Critique("", response.reward, "stop")] for response in record.responses]
 
 
-def _scored(text: str, critiques: Sequence[Critique], count: int) -> Line:
+def score_line(text: str, critiques: Sequence[Critique], count: int) -> Line:
+    """What a line of scores.jsonl has of a response."""
     rewards = [one.reward for one in critiques]
     return {
         "digest": text_digest(text),

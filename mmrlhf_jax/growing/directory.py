@@ -3,6 +3,7 @@
 job.json         settings, by which a run is continued, and what was counted, also at the review
 held_out.jsonl   per prompt: the benchmark's record that it is, or is near to
 samples.jsonl    per prompt: the policy's answers
+critiques.jsonl  per prompt: critiques of the different answers, if a server writes them
 scores.jsonl     per prompt: the critic's critiques and rewards of the different answers
 records.jsonl    ranked records, with their media in media/
 review.jsonl     the prompts that people look through, and their verdicts
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +22,7 @@ from etils import epath
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.files import exists, hidden_beside, read_bytes, read_json_object, write_atomically
-from mmrlhf_jax.inference.jobs import Share, Work, run_job
+from mmrlhf_jax.inference.jobs import ALONE, LATE_SECONDS, POLL_SECONDS, Share, Work, run_job
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.sole_writer import held
@@ -38,7 +40,10 @@ class GrownDirectory:
         self.path = epath.Path(path)
         self.job, self.held_out = self.path / "job.json", self.path / "held_out.jsonl"
         self.samples, self.scores = self.path / "samples.jsonl", self.path / "scores.jsonl"
-        self.calibration = self.path / "calibration.jsonl"
+        self.critiques = self.path / "critiques.jsonl"
+        self.calibration, self.calibration_critiques = (
+            self.path / f"{name}.jsonl" for name in ("calibration", "calibration-critiques")
+        )
         self.records, self.review = self.path / "records.jsonl", self.path / "review.jsonl"
 
     def made_with(self) -> dict[str, Any]:
@@ -50,13 +55,16 @@ class GrownDirectory:
             raise UserError(f"{self.job}: version {shown(found.get('version'))}, not {VERSION}; choose another --out")
         return found
 
-    def settle(self, settings: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    def settle(self, settings: Mapping[str, Any], names: Mapping[str, Any], share: Share = ALONE) -> dict[str, Any]:
         """Begin with these settings, or go on with them: the content of job.json. `names` are what the user calls things whose
-        contents `settings` identifies.
+        contents `settings` identifies. Of several processes the first one begins; the others wait for it, but not for ever.
 
         UserError, which names a setting that has changed, if the directory was begun with others.
         """
         settings = strict_json.loads(strict_json.dumps(settings))
+        given_up = time.monotonic() + LATE_SECONDS
+        while share.process and not exists(self.job) and time.monotonic() < given_up:
+            time.sleep(POLL_SECONDS)
         if not exists(self.job):
             if exists(self.path) and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
                 raise UserError(f"{self.path}: exists and is no directory of `mmrlhf annotate`; choose another --out")

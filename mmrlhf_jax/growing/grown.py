@@ -15,10 +15,12 @@ Line = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model as records name it: `name` is the user's, `fingerprint` identifies its content (None: it is an endpoint's)."""
+    """A model as records name it: `name` is the user's, `fingerprint` identifies its content (None: it is an endpoint's).
+    `served` is the server that writes a critic's critiques: its address and its name of the model."""
 
     name: str
     fingerprint: str | None
+    served: Mapping[str, str] | None = None
 
 
 def answered(
@@ -86,9 +88,13 @@ def ranked(record: RankedRecord, line: Line, critic: Model, ranking: Ranking) ->
     found = never_first(ranks([each["reward"] for each in scores], errors, ranking.tie, ranking.z), flagged)
     made = []
     for response, each, rank in zip(record.responses, scores, found, strict=True):
-        origin = {"critic": critic.name, "fingerprint": critic.fingerprint, "template": line["template"]} | {
-            name: each[name] for name in ("critiques", "reward", "std")
+        origin = {
+            "critic": critic.name,
+            "fingerprint": critic.fingerprint,
+            "template": line["template"],
+            "served": critic.served,
         }
+        origin |= {name: each[name] for name in ("critiques", "reward", "std")}
         extra = dict(response.extra) | {"score": {name: value for name, value in origin.items() if value is not None}}
         critique = nearest_critique(each)
         made.append(dataclasses.replace(response, rank=rank, reward=each["reward"], critique=critique, extra=extra))

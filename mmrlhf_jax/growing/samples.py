@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +10,11 @@ from typing import Any
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.images import decode_image
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.inference.endpoint import Endpoint, Request, Text
+from mmrlhf_jax.growing.from_endpoint import SEEDS, texts_of_records
+from mmrlhf_jax.inference.endpoint import Endpoint, Request
 from mmrlhf_jax.inference.engine import Engine, batched
 from mmrlhf_jax.inference.prompts import Asked, Prompt, make_tree
 from mmrlhf_jax.inference.sampling import Sampling
-from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.records import RankedRecord
 
 AT_ONCE = 2048  # prompts whose samples are drawn before the next ones are tokenised
@@ -34,7 +33,7 @@ class HowToSample:
 
     def seed_of(self, record: RankedRecord) -> int:
         found = hashlib.sha256(f"{self.sampling.seed} {record.id}".encode("utf-8", "surrogatepass")).digest()
-        return int.from_bytes(found[:4], "big") % (2**31 - 2**16)  # endpoints add the sample's number, and take less than 2^31
+        return int.from_bytes(found[:4], "big") % SEEDS
 
     def refused(self, record: RankedRecord, reason: str) -> Line:
         """The line of a record that has no samples."""
@@ -97,28 +96,16 @@ class _Prompts(Sequence[Prompt]):
         return Prompt(example, seed=self._how.seed_of(example.record))
 
 
-ENDPOINT_AT_ONCE = 64  # prompts whose requests are made together
-
-
 def of_endpoint(endpoint: Endpoint, examples, indices: Sequence[int], how: HowToSample) -> Iterator[tuple[int, Line]]:
     """The same from a running server. The line of a prompt that it refuses has the reason instead of samples."""
-    progress = Progress("sampling answers", len(indices))
-    for here in batched(indices, ENDPOINT_AT_ONCE):
-        requests = [_request(examples[index], how, sample) for index in here for sample in range(how.samples)]
-        texts = asyncio.run(_all(endpoint, requests))
-        for place, index in enumerate(here):
-            record, own = examples.records[index], texts[place * how.samples : (place + 1) * how.samples]
-            if error := next((text.error for text in own if text.error is not None), None):
-                yield index, how.refused(record, error)
-                continue
-            samples = [{"text": x.text, "finish_reason": x.finish_reason, "tokens": x.tokens} for x in own]
-            yield index, {"id": record.id, "seed": how.seed_of(record), "samples": samples}
-        progress.update(advance=len(here))
-
-
-async def _all(endpoint: Endpoint, requests: Sequence[Request]) -> list[Text]:
-    found = {number: text async for number, text in endpoint.write(requests)}
-    return [found[number] for number in range(len(requests))]
+    requests = lambda example: [_request(example, how, sample) for sample in range(how.samples)]
+    for index, texts in texts_of_records(endpoint, examples, indices, requests, f"answers from {endpoint.url}"):
+        record = examples.records[index]
+        if isinstance(texts, str):
+            yield index, how.refused(record, texts)
+            continue
+        samples = [{"text": x.text, "finish_reason": x.finish_reason, "tokens": x.tokens} for x in texts]
+        yield index, {"id": record.id, "seed": how.seed_of(record), "samples": samples}
 
 
 def _request(example: Example, how: HowToSample, sample: int) -> Request:
