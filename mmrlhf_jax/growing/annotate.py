@@ -41,7 +41,7 @@ from mmrlhf_jax.inference.endpoint import Endpoint
 from mmrlhf_jax.inference.endpoint_critic import EndpointCritic
 from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.inference.jobs import Share, reserved, run_job
-from mmrlhf_jax.progress import say
+from mmrlhf_jax.progress import say, track
 from mmrlhf_jax.records import RankedRecord
 
 
@@ -126,8 +126,8 @@ class _Run:
         if not read:
             raise UserError(f"{self._directory.scores}: the critic could read none of {len(scores)} prompts with their answers")
         tie = self._wanted.tie if calibration is None else calibration.tie
-        records = self._write(place, Subset(answered, read), [scores[number] for number in read], tie)
-        self._report(records, calibration, tie)
+        self._write(place, Subset(answered, read), [scores[number] for number in read], tie, calibration)
+        say(f"{self._directory.path}: {strict_json.dumps(self._counts, ensure_ascii=False)}")
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
@@ -207,7 +207,7 @@ class _Run:
         EndpointCritic(endpoint, self._wanted.judging.most).check_tokens(examples, engine.encoder("uncritiqued"))
         return endpoint
 
-    def _write(self, place, answered, scores: Sequence[Line], tie: float) -> list[RankedRecord]:
+    def _write(self, place, answered, scores: Sequence[Line], tie: float, calibration: Calibration | None) -> None:
         critic, ranking = self._model("critic"), Ranking(tie, self._wanted.z, self._wanted.keep)
         records = [grown.ranked(record, line, critic, ranking) for record, line in zip(answered.records, scores, strict=True)]
         origin = {
@@ -216,13 +216,14 @@ class _Run:
             "version": package_version(),
         }
         examples = OverlaidExamples(answered, [grown.with_origin(record, origin) for record in records])
+        self._count(records, calibration, tie)  # before the records are there, with which the directory is finished
         folder = MediaFolder(self._directory.path)
 
         def work(indices: Sequence[int]) -> Iterator[tuple[int, Line]]:
-            return ((index, folder.keep(examples[index]).to_json()) for index in indices)
+            for index in track(indices, "writing records with their media"):
+                yield index, folder.keep(examples[index]).to_json()
 
         run_job(examples, place, "records", work, share=self._share)
-        return records
 
     # -------------------------------------------------------------------------------------------------------------------
 
@@ -246,7 +247,7 @@ class _Run:
             self._counts[what] = len(refused)
             say(f"{len(refused)} prompts are {what}; the first is {refused[0]['id']!r}: {refused[0]['error']}")
 
-    def _report(self, records: Sequence[RankedRecord], calibration: Calibration | None, tie: float) -> None:
+    def _count(self, records: Sequence[RankedRecord], calibration: Calibration | None, tie: float) -> None:
         responses = [response for record in records for response in record.responses]
         self._counts |= {
             "records": len(records),
@@ -259,4 +260,3 @@ class _Run:
         if calibration is not None:
             self._counts["calibration"] = calibration._asdict()
         self._directory.note("results", self._counts)
-        say(f"{self._directory.path}: {strict_json.dumps(self._counts, ensure_ascii=False)}")

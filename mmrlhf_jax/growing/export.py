@@ -126,7 +126,7 @@ def _others(
 
 def _say_selected(entries: Sequence[Entry], known: int, budget: int, reviewable: int, others: Mapping[int, Any]) -> None:
     counts = collections.Counter(entry.selected_because for entry in entries)
-    parts = ", ".join(f"{counts[name]} {name}" for name in (queue.RANDOM, queue.DISAGREEMENT, queue.NEAR_TIE))
+    parts = ", ".join(f"{counts[name]} {name}" for name in queue.REASONS if counts[name])
     new = f", {len(entries) - known} of them new" if known else ""
     say(f"in the queue: {len(entries)} of {reviewable} records with different answers ({parts}){new}")
     if len(entries) < budget:

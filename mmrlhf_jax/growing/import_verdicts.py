@@ -86,7 +86,7 @@ def _add(entries: dict[str, Entry], records: Mapping[str, RankedRecord], said: I
 def _critic_agrees(entries: Sequence[Entry], records: Mapping[str, RankedRecord]) -> dict[str, Any]:
     """Per reason of selection: of the pairs that people order, the share that the critic's rewards order so; said as well."""
     found = {}
-    for reason in (queue.RANDOM, queue.DISAGREEMENT, queue.NEAR_TIE):
+    for reason in queue.REASONS:
         pairs = [_right(entry, records[entry.id]) for entry in entries if entry.selected_because == reason]
         right, ordered = [sum(each) for each in pairs], [len(each) for each in pairs]
         if not sum(ordered):
@@ -94,7 +94,7 @@ def _critic_agrees(entries: Sequence[Entry], records: Mapping[str, RankedRecord]
         low, high = ratio_interval(right, ordered)
         share = sum(right) / sum(ordered)
         found[reason] = {"records": len(pairs), "pairs": sum(ordered), "agreement": share, "interval": [low, high]}
-        what = " (the estimate for all records)" if reason == queue.RANDOM else " (chosen because it is in doubt)"
+        what = " (the estimate for all records)" if reason == queue.RANDOM else ""
         interval = f"95 % interval {low:.1%} to {high:.1%}"
         say(f"the critic agrees on {share:.1%} of {sum(ordered)} pairs, {interval}, of {len(pairs)} {reason} records{what}")
     if entries and queue.RANDOM not in found:

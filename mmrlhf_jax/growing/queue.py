@@ -3,6 +3,7 @@
 - `random`, a tenth: drawn from all records, whatever else is true of them. These alone tell how often the critic is right.
 - `disagreement`, 45 %: the critic orders two answers otherwise than people, or a second critic, did before.
 - `near-tie`, the rest: the two best answers have almost the same reward.
+- `remaining`, where these are too few: whatever else there is to compare.
 
 Each part is spread over the records' sources as these are among the records that it is drawn from.
 """
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from mmrlhf_jax.data.digests import text_digest
 from mmrlhf_jax.records import RankedRecord, Response, strict_pairs
 
-RANDOM, DISAGREEMENT, NEAR_TIE = "random", "disagreement", "near-tie"
+RANDOM, DISAGREEMENT, NEAR_TIE, REMAINING = REASONS = ("random", "disagreement", "near-tie", "remaining")
 PERCENT_RANDOM, PERCENT_DISAGREEMENT = 10, 45  # of the budget; near ties have the rest
 
 # What others think of a record's answers: for each of them, a rank per response (None: not known).
@@ -46,7 +47,7 @@ def select(
     _take(found, disagreed, DISAGREEMENT, min(wanted, budget - len(found)))
     _take(found, near, NEAR_TIE, budget - len(found))
     _take(found, disagreed, DISAGREEMENT, budget - len(found))  # where near ties are fewer than their share
-    _take(found, by_chance, NEAR_TIE, budget - len(found))  # with one sound answer, but others to compare it with
+    _take(found, by_chance, REMAINING, budget - len(found))
     return found
 
 

@@ -60,7 +60,7 @@ def _of_page(row: Mapping[str, Any], where: str) -> Said:
         raise UserError(f"{where}: is a record of data, not a verdict")
     texts = {name: row.get(name) for name in ("id", "prompt", "who", "when", "tool", "reason")}
     for name, value in texts.items():
-        if not isinstance(value, str | None) or (not value and name in ("id", "who")):
+        if not isinstance(value, str | None) or (not (value or "").strip() and name in ("id", "who")):
             raise UserError(f"{where}: field {name!r} must be text, found {shown(value)}")
     answers = row.get("answers")
     if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):

@@ -213,6 +213,7 @@ def test_a_file_made_by_hand_may_name_answers_by_their_texts(tmp_path):
         ('[{"fields": {}, "responses": {}, "metadata": {}}]', "record 1"),
         ('{"id": "r", "who": "a"}', "field 'answers'"),
         ('{"id": "r", "answers": []}', "field 'who'"),
+        ('{"id": "r", "answers": [], "who": "  "}', "field 'who'"),
         ('{"id": "r", "answers": [{}], "who": "a"}', "answer 1: needs the digest"),
         ('{"id": "r", "answers": [{"digest": "a", "same_as_above": 1}], "who": "a"}', "same_as_above must be"),
         ('{"id": "r", "prompt": "?", "responses": []}', "is a record of data, not a verdict"),
