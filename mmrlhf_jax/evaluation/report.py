@@ -50,7 +50,8 @@ def _cells(row: Accuracy) -> str:
 
 
 def _macro(row: Macro) -> str:
-    return f"{_share(row.acc):>8}{_interval(row.acc_interval):>15}{_share(row.acc_plus):>8}"
+    acc, plus = _share(row.acc), _share(row.acc_plus)
+    return f"{acc:>8}{_interval(row.acc_interval):>15}{plus:>8}{_interval(row.acc_plus_interval):>15}"
 
 
 def _share(value: float | None) -> str:

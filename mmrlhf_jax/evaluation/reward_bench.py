@@ -30,6 +30,7 @@ class Accuracy:
         pairs, scored, right, ties: numbers of strictly ordered pairs.
         groups, scored_groups, right_groups: numbers of prompts with such pairs: all, with all pairs scored, with all right.
         acc, acc_plus: right / scored, and right_groups / scored_groups.
+        acc_without_ties: right / (scored - ties), as VL-RewardBench's own code divides.
         acc_interval, acc_plus_interval: 95 % intervals, by resampling prompts.
         longer_wins: ACC of the baseline that prefers the longer response, over all pairs.
     """
@@ -38,6 +39,7 @@ class Accuracy:
     groups: int
     acc: float | None
     acc_plus: float | None
+    acc_without_ties: float | None
     scored: int
     right: int
     ties: int
@@ -56,6 +58,7 @@ class Macro:
     acc: float | None
     acc_interval: Interval | None
     acc_plus: float | None
+    acc_plus_interval: Interval | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,26 +132,34 @@ def accuracy(
     """The figures of `reward` over the strictly ordered pairs; `prompt` gives the key of a record's prompt."""
     prompts = _prompts(records, reward, prompt)
     pairs, scored, right = (sum(getattr(each, name) for each in prompts) for name in ("pairs", "scored", "right"))
-    whole = [each for each in prompts if each.scored == each.pairs]
-    all_right = [each.right == each.pairs for each in whole]
+    all_right, whole = _plus_ratios(prompts)
+    ties = sum(each.ties for each in prompts)
     return Accuracy(
         pairs=pairs,
         groups=len(prompts),
         acc=right / scored if scored else None,
         acc_plus=sum(all_right) / len(whole) if whole else None,
+        acc_without_ties=right / (scored - ties) if scored > ties else None,
         scored=scored,
         right=right,
-        ties=sum(each.ties for each in prompts),
+        ties=ties,
         scored_groups=len(whole),
         right_groups=sum(all_right),
         acc_interval=ratio_interval(*_ratios(prompts)) if scored else None,
-        acc_plus_interval=ratio_interval(all_right, [1] * len(whole)) if whole else None,
+        acc_plus_interval=ratio_interval(all_right, whole) if whole else None,
         longer_wins=sum(each.longer for each in prompts) / pairs if pairs else None,
     )
 
 
 def _ratios(prompts: Sequence[_Prompt]) -> tuple[list[int], list[int]]:
+    """Of ACC: (right pairs, scored pairs) of every prompt."""
     return [each.right for each in prompts], [each.scored for each in prompts]
+
+
+def _plus_ratios(prompts: Sequence[_Prompt]) -> tuple[list[int], list[int]]:
+    """Of ACC+: (whether all is right, 1) of every prompt that is scored whole."""
+    whole = [each for each in prompts if each.scored == each.pairs]
+    return [int(each.right == each.pairs) for each in whole], [1] * len(whole)
 
 
 def figures(records: Sequence[RankedRecord], benchmark: Benchmark = ranked.BENCHMARK, grouping: str | None = None) -> Figures:
@@ -160,17 +171,22 @@ def figures(records: Sequence[RankedRecord], benchmark: Benchmark = ranked.BENCH
     overall = accuracy(records, prompt=benchmark.prompt)
     means = [name for name in ordered if name not in parts and groups[name].pairs]
     lacking = [name for name in how.pairs if name not in means]  # groups of the benchmark that these records do not have
-    macro = Macro(len(means), None, None, None)
-    if means and not lacking and all(groups[name].acc is not None for name in means):
-        ratios = [_ratios(_prompts(members[name], stored, benchmark.prompt)) for name in means]
-        plus = [groups[name].acc_plus for name in means]
-        macro = Macro(
-            len(means),
-            sum(groups[name].acc for name in means) / len(means),
-            mean_ratio_interval(ratios),
-            sum(plus) / len(plus) if None not in plus else None,
-        )
+    macro = _macro([_prompts(members[name], stored, benchmark.prompt) for name in means], whole=not lacking)
     return Figures(groups, parts, overall, macro, differences(benchmark, how, groups, overall))
+
+
+def _macro(groups: Sequence[Sequence[_Prompt]], whole: bool) -> Macro:
+    """The means over groups of prompts; none of part of a benchmark's groups (`whole` false), which would be another figure."""
+    acc = [_ratios(prompts) for prompts in groups]
+    plus = [_plus_ratios(prompts) for prompts in groups]
+    return Macro(len(groups), *_mean(acc if whole else []), *_mean(plus if whole else []))
+
+
+def _mean(ratios: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[float | None, Interval | None]:
+    """(mean of sum(above) / sum(below), its interval); None without any, and if one of them is not defined."""
+    if not ratios or not all(sum(below) for _, below in ratios):
+        return None, None
+    return sum(sum(above) / sum(below) for above, below in ratios) / len(ratios), mean_ratio_interval(ratios)
 
 
 def grouped(records: Sequence[RankedRecord], how: Grouping) -> tuple[dict[str, list[RankedRecord]], frozenset[str]]:

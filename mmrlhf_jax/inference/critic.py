@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -140,19 +140,34 @@ def _write(engine: Engine, examples, how: HowToCriticise) -> Iterator[tuple[int,
             all_finite(np.asarray(means), record, "reward")
             yield index, critiques
     if apart:
-        left = sorted(apart)
-        records = [_with_all_critiques(examples.records[index], apart[index]) for index in left]
-        scored = _score(engine, OverlaidExamples(Subset(examples, left), records), "critique")
-        for index, record in zip(left, scored, strict=True):
-            rewards = iter(response.reward for response in record.responses)
-            yield index, [[dataclasses.replace(one, reward=next(rewards)) for one in each] for each in apart[index]]
+        yield from _score_apart(engine, examples, apart)
 
 
-def _with_all_critiques(record: RankedRecord, critiques: Sequence[Sequence[Critique]]) -> RankedRecord:
-    """The record with a response for every critique of each of its responses."""
+def _score_apart(
+    engine: Engine, examples, apart: Mapping[int, list[list[Critique]]]
+) -> Iterator[tuple[int, list[list[Critique]]]]:
+    """Yield (index, critiques) with the rewards that a pass over rows gives them. A row holds one critique of each response, as
+    many as are checked to fit."""
+    samples = [(index, sample) for index in sorted(apart) for sample in range(len(apart[index][0]))]
+    records = [_with_critiques(examples.records[index], [each[sample] for each in apart[index]]) for index, sample in samples]
+    overlaid = OverlaidExamples(Subset(examples, [index for index, _ in samples]), records)
+    scored = dict(zip(samples, _score(engine, overlaid, "critique"), strict=True))
+    for index, critiques in sorted(apart.items()):
+        yield (
+            index,
+            [
+                [
+                    dataclasses.replace(one, reward=scored[index, sample].responses[place].reward)
+                    for sample, one in enumerate(each)
+                ]
+                for place, each in enumerate(critiques)
+            ],
+        )
+
+
+def _with_critiques(record: RankedRecord, critiques: Sequence[Critique]) -> RankedRecord:
     pairs = zip(record.responses, critiques, strict=True)
-    made = [dataclasses.replace(response, critique=one.text) for response, each in pairs for one in each]
-    return record.replace_responses(made)
+    return record.replace_responses([dataclasses.replace(response, critique=one.text) for response, one in pairs])
 
 
 def critique_conversation(engine: Engine) -> Rewarded:

@@ -104,9 +104,11 @@ def _figures(figures: Mapping[str, Any]) -> Markup:
     rows = [(*_name(name, row["part"]), *_row(row)) for name, row in figures["groups"].items()]
     rows.append((element("b", "all pairs"), *_row(figures["overall"])))
     macro = figures["macro"]
-    means = ("", "", "", "", "", percent(macro["acc"]), _interval(macro, "acc"), percent(macro["acc_plus"]), "", "")
+    means = ("", "", "", "", "", *_shares(macro), "")
     rows.append((element("b", f"mean of {macro['groups']} groups"), *means))
     text = "Intervals are of 95 %, by drawing prompts (not pairs) with repetition. A tie is not right."
+    if figures["overall"]["ties"]:
+        text += f" Of the pairs that are not tied {percent(figures['overall']['acc_without_ties'])} are right."
     return join(element("p", text, class_="muted"), table(head, rows, class_="numbers"))
 
 
@@ -116,8 +118,11 @@ def _name(name: str, part: bool) -> tuple[Markup]:
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     counts = tuple(f"{row[name]:,}" for name in ("pairs", "groups", "scored", "right", "ties"))
-    shares = (percent(row["acc"]), _interval(row, "acc"), percent(row["acc_plus"]), _interval(row, "acc_plus"))
-    return (*counts, *shares, percent(row["longer_wins"]))
+    return (*counts, *_shares(row), percent(row["longer_wins"]))
+
+
+def _shares(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return percent(row["acc"]), _interval(row, "acc"), percent(row["acc_plus"]), _interval(row, "acc_plus")
 
 
 def _how(run: Mapping[str, Any]) -> Markup:

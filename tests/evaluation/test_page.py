@@ -116,6 +116,7 @@ def test_the_figures_are_those_that_are_printed(examples):
     assert found["mean of 2 groups"][5] == "50.0 %"
     opening = text(tree.find(".//main"))
     assert "1 of 6 pairs are not scored" in opening and "83.3 %" in opening
+    assert "Of the pairs that are not tied 50.0 % are right." in opening
 
 
 def test_media_that_are_not_there_are_left_out_and_counted(examples, tmp_path, capsys):

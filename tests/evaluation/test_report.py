@@ -30,7 +30,7 @@ def test_the_table_is_counted_by_hand():
     assert lines[0] == ["category", "pairs", "prompts", "scored", "ties", "ACC", "95", "%", "ACC+", "95", "%", "longer"]
     assert lines[1][:6] == ["a", "8", "3", "8", "1", "0.750"] and lines[2][:6] == ["b", "3", "3", "2", "1", "0.500"]
     assert lines[3][:6] == ["overall", "11", "6", "10", "2", "0.700"]
-    assert lines[4][:5] == ["mean", "of", "2", "groups", "0.625"] and lines[4][-1] == "0.417"
+    assert lines[4][:5] == ["mean", "of", "2", "groups", "0.625"] and lines[4][-2] == "0.417"
     assert " ".join(lines[5]) == "not as in the official benchmark: 1 of 11 pairs are not scored"
 
 

@@ -29,7 +29,7 @@ def test_pairs_prompts_ties_and_coverage():
     found = accuracy(RECORDS)
     assert (found.pairs, found.scored, found.right, found.ties) == (11, 10, 7, 2)
     assert (found.groups, found.scored_groups, found.right_groups) == (6, 5, 2)
-    assert found.acc == 7 / 10 and found.acc_plus == 2 / 5
+    assert found.acc == 7 / 10 and found.acc_plus == 2 / 5 and found.acc_without_ties == 7 / 8
 
 
 def test_groups_pooled_and_macro():
@@ -40,6 +40,8 @@ def test_groups_pooled_and_macro():
     assert found.overall == accuracy(RECORDS)
     assert (found.macro.groups, found.macro.acc) == (2, (6 / 8 + 1 / 2) / 2)
     assert found.macro.acc_plus == pytest.approx((1 / 3 + 1 / 2) / 2)
+    for interval, mean in ((found.macro.acc_interval, 5 / 8), (found.macro.acc_plus_interval, 5 / 12)):
+        assert interval[0] < mean < interval[1]
     assert found.differences == ("1 of 11 pairs are not scored",)
     assert by_category(RECORDS) == {"a": a, "b": b, "overall": found.overall}
 
@@ -50,11 +52,18 @@ def test_a_prompt_that_is_not_scored_whole_counts_its_scored_pairs_and_not_in_ac
     assert (found.groups, found.scored_groups, found.acc_plus) == (2, 1, 1.0)
 
 
+def test_where_all_is_tied_nothing_is_right_and_nothing_is_left_without_ties():
+    found = accuracy([record("1", (1, 2), (2, 2))])
+    assert (found.acc, found.acc_plus, found.ties, found.acc_without_ties) == (0.0, 0.0, 1, None)
+
+
 def test_of_nothing_scored_there_is_no_figure():
     found = figures([record("1", (1, 2), (None, None)), record("2", (1, 2), (1, 0), "b")])
     assert (found.groups["a"].acc, found.groups["a"].acc_plus, found.groups["a"].acc_interval) == (None, None, None)
     assert found.groups["b"].acc == 1.0 and found.overall.acc == 1.0
-    assert found.macro.acc is None and found.macro.acc_interval is None  # a mean without a group would be another one
+    assert (
+        found.macro.acc is None and found.macro.acc_interval is None and found.macro.acc_plus is None
+    )  # a mean without a group would be another one
 
 
 def test_records_of_one_prompt_are_one_group():

@@ -286,6 +286,28 @@ def test_sampled_critiques_have_the_rewards_of_their_texts_and_depend_on_their_r
     np.testing.assert_allclose([[one.reward for one in found[i][0]] for i in (0, 1)], wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_critiques_whose_branches_had_no_room_for_the_reward_are_scored_over_rows_that_they_fit(engine, tmp_path, monkeypatch):
+    """Five critiques of each of three responses would not fit one row."""
+    examples = open_examples(ranked.write(tmp_path, [(1, 2, 2), (1, 2)], [[(40, 30)], []]))
+    how = critic.HowToCriticise(count=5, most=12, temperature=1.0, seed=5)
+    wanted = dict(critic.critiques_each(engine, examples, [0, 1], how))
+    write_each = engine.write_each
+
+    def unrewarded(*arguments):
+        for number, texts in write_each(*arguments):
+            for text in texts:
+                text.reward = None
+            yield number, texts
+
+    monkeypatch.setattr(engine, "write_each", unrewarded)
+    monkeypatch.setattr(engine, "slots", 1024)
+    found = dict(critic.critiques_each(engine, examples, [0, 1], how))
+    for index, critiques in wanted.items():
+        for each, others in zip(critiques, found[index], strict=True):
+            assert [one.text for one in each] == [one.text for one in others]
+            np.testing.assert_allclose([one.reward for one in others], [one.reward for one in each], atol=1e-5, rtol=1e-5)
+
+
 def records(rewards, ranks):
     responses = tuple(
         Response("x" * (i + 1), rank, reward=reward) for i, (rank, reward) in enumerate(zip(ranks, rewards, strict=True))
