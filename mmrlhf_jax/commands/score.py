@@ -29,7 +29,7 @@ def score(
     where = config.load_launch(launch)
     distributed.prepare(where)  # before jax is imported
     from mmrlhf_jax.data.mixture import open_examples
-    from mmrlhf_jax.data.scores import score_line
+    from mmrlhf_jax.data.scores import say_flaws, score_line
     from mmrlhf_jax.inference import compilation_cache, critic
     from mmrlhf_jax.inference.endpoint import Endpoint
     from mmrlhf_jax.inference.engine import Engine, require_reward_model
@@ -53,11 +53,16 @@ def score(
         critic.check_lengths(engine, examples, critique)
 
         def work(indices: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-            how = dict(critique=critique, max_new_tokens=max_new_tokens)
-            for index, record in critic.score_each(engine, examples, indices, **how):
-                yield index, score_line(examples, index, record)
+            if critique != "written":
+                for index, record in critic.score_each(engine, examples, indices, critique=critique):
+                    yield index, score_line(examples, index, record)
+                return
+            how = critic.HowToCriticise(most=max_new_tokens)
+            for index, critiques in critic.critiques_each(engine, examples, indices, how):
+                yield index, score_line(examples, index, *critic.with_written(examples.records[index], critiques))
 
         run_job(examples, place, f"score {engine.fingerprint} {critique} {max_new_tokens}", work, share=share)
+        say_flaws(place.out)
 
 
 def _with_endpoint(endpoint, model: str, examples, place, share, max_new_tokens: int, **loading: Any) -> None:

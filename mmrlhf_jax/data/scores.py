@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -66,15 +66,17 @@ def with_critique_rewards(response: Response, critiques: Sequence[tuple[str, flo
     return dataclasses.replace(response, critique=texts[0], reward=math.fsum(rewards) / len(rewards), extra=rest | several)
 
 
-def score_line(examples, index: int, scored: RankedRecord) -> dict[str, Any]:
+def score_line(examples, index: int, scored: RankedRecord, truncated: Collection[int] = ()) -> dict[str, Any]:
     """The line of a score file for one record; `scored` is the record with `reward` and `critique` set, or with what
-    `with_critique_rewards` sets."""
+    `with_critique_rewards` sets. The critiques of the responses `truncated` were cut off at their longest."""
     record, content = examples.records[index], examples.media_content(index)
     return {
         "id": record.id,
         "responses": [
-            {"reward": made.reward, "critique": made.critique, "digest": text_digest(response.text)} | _several(made)
-            for response, made in zip(record.responses, scored.responses, strict=True)
+            {"reward": made.reward, "critique": made.critique, "digest": text_digest(response.text)}
+            | _several(made)
+            | ({"truncated": True} if place in truncated else {})
+            for place, (response, made) in enumerate(zip(record.responses, scored.responses, strict=True))
         ],
         "digests": {"prompt": prompt_digest(record), "media": media_names(record)}
         | ({} if content is None else {"media_content": content}),

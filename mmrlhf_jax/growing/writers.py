@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, Protocol
 
 from mmrlhf_jax.data.digests import digest
 from mmrlhf_jax.data.examples import Example
+from mmrlhf_jax.growing.from_endpoint import texts_of_records
 from mmrlhf_jax.growing.samples import refusal
 from mmrlhf_jax.inference.endpoint import Endpoint, Request
 from mmrlhf_jax.inference.engine import Engine, batched
 from mmrlhf_jax.inference.prompts import Prompt
 from mmrlhf_jax.inference.sampling import Sampling
-from mmrlhf_jax.progress import Progress
 
 AT_ONCE = 2048  # prompts that are tokenised before the next ones are
 
@@ -102,16 +102,17 @@ class EndpointWriter:
         return {"model": self._endpoint.model, "endpoint": self._endpoint.url}
 
     def answers(self, prompts: Sequence[Example]) -> Iterator[tuple[int, Answer]]:
-        progress = Progress(f"texts from {self._endpoint.url}", len(prompts))
-        for number, text in self._endpoint.texts(self._requests(prompts)):
-            progress.update()
-            yield number, Answer(text.text, text.finish_reason == "length", text.error)
-
-    def _requests(self, prompts: Sequence[Example]) -> Iterator[Request]:
-        for number in range(len(prompts)):
-            example = prompts[number]
+        def requests(example: Example) -> list[Request]:
             how = dict(temperature=self._temperature, seed=seed_of(example))
-            yield Request(example.record.prompt_text(), example, self.most, **how)
+            return [Request(example.record.prompt_text(), example, self.most, **how)]
+
+        doing = f"texts from {self._endpoint.url}"
+        for number, texts in texts_of_records(self._endpoint, prompts, range(len(prompts)), requests, doing):
+            if isinstance(texts, str):
+                yield number, Answer(error=texts)
+                continue
+            (text,) = texts
+            yield number, Answer(text.text, text.finish_reason == "length")
 
 
 def seed_of(example: Example) -> int:

@@ -85,13 +85,18 @@ def score_each(
     """
     if critique == "written":
         for index, critiques in critiques_each(engine, examples, indices, HowToCriticise(most=max_new_tokens)):
-            pairs = zip(examples.records[index].responses, critiques, strict=True)
-            made = [dataclasses.replace(response, critique=one.text, reward=one.reward) for response, (one,) in pairs]
-            yield index, examples.records[index].replace_responses(made)
+            yield index, with_written(examples.records[index], critiques)[0]
         return
     for here in batched(indices, READ_AT_ONCE):
         task = "uncritiqued" if critique == "none" else "critique"
         yield from zip(here, _score(engine, Subset(examples, here), task), strict=True)
+
+
+def with_written(record: RankedRecord, critiques: Sequence[Sequence[Critique]]) -> tuple[RankedRecord, list[int]]:
+    """(the record with the one critique of each response and its reward, the responses whose critiques were cut off)."""
+    pairs = zip(record.responses, critiques, strict=True)
+    made = [dataclasses.replace(response, critique=one.text, reward=one.reward) for response, (one,) in pairs]
+    return record.replace_responses(made), [place for place, (one,) in enumerate(critiques) if one.finish_reason == "length"]
 
 
 def critiques_each(

@@ -106,13 +106,19 @@ def score_each(
     if not scored and indices and not kept.lines:
         entry = next(each for each in lines[indices[0]]["critiques"] if "error" in each)
         raise UserError(f"{writer.endpoint.url}: {writer.endpoint.model} writes no critique of any response ({entry['error']})")
-    if scored:
-        overlaid = OverlaidExamples(Subset(examples, scored), [sound[index] for index in scored])
+    whole = [index for index in scored if index not in refused]
+    for here in (
+        whole,
+        [index for index in scored if index in refused],
+    ):  # last, so that a pass that goes on asks for them again
+        if not here:
+            continue
+        overlaid = OverlaidExamples(Subset(examples, here), [sound[index] for index in here])
         critic.check_lengths(engine, overlaid, "given")
-        for place, record in critic.score_each(engine, overlaid, range(len(scored)), critique="given"):
-            index = scored[place]
+        for place, record in critic.score_each(engine, overlaid, range(len(here)), critique="given"):
+            index = here[place]
             yield index, _line(engine, examples, index, lines[index]["critiques"], record, writer)
-    for index in sorted(set(indices) - set(scored)):  # last, so that a pass that is continued asks for them again
+    for index in sorted(set(indices) - set(scored)):
         yield index, _line(engine, examples, index, lines[index]["critiques"], sound[index], writer)
 
 
@@ -143,12 +149,11 @@ def _line(engine: Engine, examples, index: int, entries: Sequence[Line], scored:
         next(rewarded) if "text" in entry else dataclasses.replace(response, critique=None, reward=None)
         for response, entry in zip(own.responses, entries, strict=True)
     ]
-    line = score_line(examples, index, own.replace_responses(responses))
+    cut = [place for place, entry in enumerate(entries) if entry.get("finish_reason") == "length"]
+    line = score_line(examples, index, own.replace_responses(responses), cut)
     for made, entry in zip(line["responses"], entries, strict=True):
         if "error" in entry:
             made["error"] = entry["error"]
-        elif entry["finish_reason"] == "length":
-            made["truncated"] = True
     return line | {"critic": provenance(engine, writer.endpoint)}
 
 

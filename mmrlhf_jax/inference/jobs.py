@@ -26,7 +26,7 @@ from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.sole_writer import Held, held, sole_writer
 
 # Version of the lines' contents. Increment it when they change, so that lines of an earlier version are not used again.
-VERSION = 3
+VERSION = 4
 POLL_SECONDS = 2.0
 # A process that has not come so long after another one has finished its share is taken for one that will not come.
 LATE_SECONDS = 120.0

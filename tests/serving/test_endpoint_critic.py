@@ -125,13 +125,15 @@ def test_critiques_are_those_of_the_server_and_rewards_those_of_given_critiques(
 
 def test_our_own_server_gives_what_the_engine_gives_alone(directory, address, beside, source, tmp_path, capsys):
     lines = scored(directory, source, tmp_path / "out", address, "--max-new-tokens", "12")
-    alone = critic.score(beside, open_examples(source), max_new_tokens=12)
-    for line, record in zip(lines, alone, strict=True):
-        for made, response in zip(line["responses"], record.responses, strict=True):
+    here = ["--model", str(directory), "--data", str(source), "--out", str(tmp_path / "alone"), "--max-new-tokens", "12"]
+    assert CliRunner().invoke(app, ["score", *here]).exception is None
+    alone = [json.loads(text) for text in (tmp_path / "alone").read_text().splitlines()]
+    for line, own in zip(lines, alone, strict=True):
+        assert line["digests"] == own["digests"]
+        for made, response in zip(line["responses"], own["responses"], strict=True):
             if "error" not in made:  # a blank critique
-                assert made["critique"] == response.critique
-                assert made["reward"] == pytest.approx(response.reward, abs=1e-5)
-            assert made.get("truncated", "error" in made)  # random weights do not stop
+                assert made.pop("reward") == pytest.approx(response.pop("reward"), abs=1e-5)
+                assert made == response and made["truncated"]  # random weights do not stop
     assert sum("error" not in each for line in lines for each in line["responses"]) >= 5
     assert "refuses" not in capsys.readouterr().err
 
@@ -379,6 +381,17 @@ def test_a_record_that_was_refused_is_asked_for_again_by_a_pass_that_goes_on(dir
     with fakes.running(Fake(failing(source, [(3, 0), (3, 1)], refusal(400)))) as fake:
         with monkeypatch.context() as patched:
             patched.setattr(journal.Journal, "add", stops_at_the(4))  # the first reward
+            assert isinstance(score(directory, source, out, fake.url).exception, Killed)
+        fake.reply = about(source)
+        lines = scored(directory, source, out, fake.url)
+    assert [[each["critique"] for each in line["responses"]] for line in lines] == CRITIQUES
+
+
+def test_a_record_of_which_a_part_was_refused_is_scored_last_and_asked_for_again(directory, source, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with fakes.running(Fake(failing(source, [(0, 0)], refusal(400)))) as fake:
+        with monkeypatch.context() as patched:
+            patched.setattr(journal.Journal, "add", stops_at_the(7))  # three lines of critiques, three of rewards
             assert isinstance(score(directory, source, out, fake.url).exception, Killed)
         fake.reply = about(source)
         lines = scored(directory, source, out, fake.url)

@@ -228,6 +228,15 @@ def test_a_picture_that_a_model_here_cannot_read_is_its_own_records_error(direct
     assert "record 'group-0'" in broken.error
 
 
+def test_a_picture_that_cannot_be_read_is_its_own_records_error_before_a_server_sees_it(source, tmp_path):
+    usual = about(source)
+    (source.parent / "0_0.png").write_bytes(b"no picture")
+    with fakes.running(Fake(usual)) as fake:
+        rows = expanded(source, tmp_path / "out.jsonl", fake.url, "--with-media")
+    assert ["expansion_error" in response for response in responses(rows)] == [True] * 2 + [False] * 5
+    assert "record 'group-0'" in responses(rows)[0]["expansion_error"] and len(fake.asked) == 5
+
+
 # What is expanded ------------------------------------------------------------------------------------------------------
 
 
