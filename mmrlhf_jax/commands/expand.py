@@ -67,6 +67,6 @@ def expand(
         def work(indices: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
             return wanted.lines(indices, writer, media)
 
-        run_job(examples, place, wanted.job(writer), work, share=share, is_line=expansion.is_line)
+        run_job(wanted.keyed(root), place, wanted.job(writer), work, share=share, is_line=expansion.is_line)
     expansion.report(out, examples, field)
     expansion.say_media_root(out, examples, root)

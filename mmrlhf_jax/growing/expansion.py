@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from mmrlhf_jax.data.digests import text_digest
-from mmrlhf_jax.data.examples import Example, SourceExamples
+from mmrlhf_jax.data.examples import Example, SourceExamples, dump_record
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.growing.comments import ENHANCED, EXPANSION_PROMPT, FAILED, Comment, expansion_prompt, is_expanded, pending
 from mmrlhf_jax.growing.directory import Line, json_lines
@@ -51,6 +52,11 @@ class Expansion:
     def count(self) -> int:
         """The number of comments to expand."""
         return sum(len(pending(record, self.field)) for record in self.examples.records)
+
+    def keyed(self, root: epath.Path | None) -> Any:
+        """What the lines are made of: records alone if neither the writer nor the result has any use for their media, which
+        need not be there then. `root` is that of `media_root`."""
+        return self.examples if self.with_media or root is None else Records(self.examples.records)
 
     def job(self, writer: Writer) -> str:
         """What the lines depend on besides the data."""
@@ -101,6 +107,17 @@ class Expansion:
             for place, response in enumerate(record.responses)
         ]
         return record.replace_responses(responses).to_json()
+
+
+class Records:
+    """Records without their media."""
+
+    def __init__(self, records: Sequence[RankedRecord]):
+        self.records = records
+        self.fingerprint = hashlib.sha256("\n".join(map(dump_record, records)).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.records)
 
 
 class _Asked(Sequence[Example]):

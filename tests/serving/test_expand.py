@@ -308,6 +308,14 @@ def test_media_elsewhere_are_named_for_training(source, tmp_path, capsys):
     assert open_examples(out, source.parent)[2].images == open_examples(source)[2].images
 
 
+def test_media_need_not_be_there_unless_the_writer_sees_them(source, tmp_path):
+    (source.parent / "0_0.png").unlink()
+    with fakes.running(Fake(about(source))) as fake:
+        rows = expanded(source, tmp_path / "out.jsonl", fake.url)
+        assert "0_0.png" in refused(source, tmp_path / "seen.jsonl", fake.url, "--with-media")
+    assert [response["enhanced_critique"] for response in responses(rows)] == FULL
+
+
 def test_media_that_are_no_files_are_put_beside_the_result(source, tmp_path, capsys):
     built, out = tmp_path / "built", tmp_path / "elsewhere" / "out.jsonl"
     build(source, built, jobs=1)
