@@ -9,12 +9,21 @@ import typer
 from mmrlhf_jax import commands
 from mmrlhf_jax.commands import options
 from mmrlhf_jax.commands.options import path_option
+from mmrlhf_jax.errors import UserError
 
 verbs = typer.Typer(help="Evaluate a model.", no_args_is_help=True)
 
 
+# Options that say how a model makes rewards.
+_OF_A_MODEL = {
+    *("launch", "critique", "critiques", "temperature", "seed", "blind", "max_new_tokens"),
+    *("dtype", "batch", "template", "slots", "workers"),
+}
+
+
 @verbs.command("reward-bench")
 def reward_bench(
+    context: typer.Context,
     data: options.Source,
     model: Annotated[str | None, path_option(help="Reward model: Hugging Face directory or hub id.")] = None,
     scores: Annotated[
@@ -56,7 +65,18 @@ def reward_bench(
     workers: options.Workers = 0,
 ) -> None:
     """Compute ACC and ACC+ of a reward model over a reward benchmark or other ranked data, per group."""
+    given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
+    if scores is not None:
+        _refuse(given & _OF_A_MODEL, "says how a model makes rewards, and those of --scores are there already")
+    if critiques == 1:
+        _refuse(given & {"temperature", "seed"}, "is for sampled critiques, and a single one is greedy: give --critiques 2")
     source = commands.eval.Source(data, media_root, video_frames, benchmark, grouping)
     criticise = dict(count=critiques, most=max_new_tokens, temperature=temperature, seed=seed)
     loading = dict(dtype=dtype, batch=batch, template=template, slots=slots, workers=workers)
     commands.eval.reward_bench(source, model, scores, out, launch, critique, criticise, blind, as_json, **loading)
+
+
+def _refuse(names: set[str], why: str) -> None:
+    """UserError if there are any of these options."""
+    for name in sorted(names):
+        raise UserError(f"--{name.replace('_', '-')} {why}")

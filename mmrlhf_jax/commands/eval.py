@@ -40,12 +40,14 @@ class Source:
             find(self.benchmark).grouping(self.grouping)
 
     def open(self) -> tuple[Any, Benchmark, str]:
-        """(the examples, their benchmark, its grouping)."""
+        """(the examples, their benchmark, its grouping). UserError if there is no pair to judge by."""
         from mmrlhf_jax.data.mixture import open_examples
 
         examples = open_examples(self.data, self.media_root, self.video_frames)
         for note in getattr(examples, "notes", ()):
             say(note)
+        if not any(record.pairs() for record in examples.records):
+            raise UserError(f"{self.data}: none of {len(examples)} records has two responses of different ranks")
         benchmark = recognise(examples.records) if self.benchmark is None else find(self.benchmark)
         return examples, benchmark, benchmark.grouping(self.grouping)[0]
 
@@ -66,10 +68,12 @@ def reward_bench(
     `loading` are options of `Engine.load`."""
     where = config.load_launch(launch)
     distributed.prepare(where)  # before jax is imported
-    _check_options(model, scores, out, launch, critique, criticise["count"], blind)
+    _check_options(model, scores, out, launch, critique, criticise["count"])
     source.check()
     share = distributed.apart(where, launch)
     directory = None if out is None else epath.Path(out)
+    if directory is not None and exists(directory) and not directory.is_dir():
+        raise UserError(f"--out {directory}: is a file; give a folder")
     if directory is not None and share[1] == 1 and exists(directory / FIGURES):
         raise UserError(f"{directory / FIGURES}: already exists; choose another --out or remove it first")
     examples, benchmark, grouping = source.open()
@@ -86,12 +90,10 @@ def reward_bench(
 
 
 def _check_options(
-    model: str | None, scores: str | None, out: str | None, launch: str | None, critique: str, count: int, blind: bool
+    model: str | None, scores: str | None, out: str | None, launch: str | None, critique: str, count: int
 ) -> None:
     if (model is None) == (scores is None):
         raise UserError("give either --model, which makes the rewards, or --scores, a file that has them")
-    if scores is not None and (launch is not None or blind):
-        raise UserError("--scores: there is nothing to compute, so leave out --launch and --blind")
     if launch is not None and out is None:
         raise UserError("--launch: give --out, a folder that all hosts see, where they keep their records")
     if model is not None:

@@ -185,7 +185,7 @@ def _case(case: Case, number: int) -> Markup:
     classes = ["case", f"g-{number}", *dict.fromkeys(map(_class, case.verdicts.values()))]
     verdicts = list(case.verdicts.values())
     marks = [chip(_counted(v, verdicts.count(v), len(verdicts)), _GOOD[v]) for v in VERDICTS if v in verdicts]
-    head = element("header", element("b", record.id), *marks, chip(case.group))
+    head = element("header", element("b", record.id), *(marks or [chip("no pair")]), chip(case.group))
     order = sorted(
         range(len(record.responses)), key=lambda index: (record.responses[index].rank or len(record.responses), index)
     )

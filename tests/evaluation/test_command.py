@@ -93,7 +93,10 @@ def test_the_papers_grouping_is_a_flag_and_the_table_is_printed(benchmark, capsy
     [
         ((), "give either --model, which makes the rewards, or --scores, a file that has them"),
         (("--model", "m", "--scores", "s"), "give either --model"),
-        (("--scores", "s", "--blind"), "--scores: there is nothing to compute, so leave out --launch and --blind"),
+        (("--scores", "s", "--blind"), "--blind says how a model makes rewards, and those of --scores are there already"),
+        (("--scores", "s", "--max-new-tokens", 9), "--max-new-tokens says how a model makes rewards"),
+        (("--model", "m", "--temperature", 0.5), "--temperature is for sampled critiques, and a single one is greedy"),
+        (("--scores", "s", "--out", __file__), "is a file; give a folder"),
         (("--model", "m", "--critique", "none", "--critiques", 2), "--critiques 2: only written critiques are sampled"),
         (("--model", "m", "--critique", "writen"), "--critique 'writen': choose from written, given, none"),
         (("--scores", "s", "--benchmark", "vl"), "--benchmark 'vl': choose from vl-rewardbench"),
@@ -106,6 +109,14 @@ def test_the_papers_grouping_is_a_flag_and_the_table_is_printed(benchmark, capsy
 )
 def test_options_that_do_not_fit_are_refused_in_a_line(benchmark, capsys, options, message):
     assert message in refused(capsys, "--data", benchmark[0], *options)
+
+
+def test_data_without_a_strict_order_are_refused(tmp_path, capsys):
+    data = ranked.write(tmp_path / "data", [(1, 1), (1,)], [[], []])
+    scores = tmp_path / "scores.jsonl"
+    scores.write_text('{"id": "group-0", "responses": [{"reward": 1}, {"reward": 2}]}\n')
+    message = refused(capsys, "--data", data, "--scores", scores)
+    assert message == f"{data}: none of 2 records has two responses of different ranks"
 
 
 def test_a_grouping_of_another_benchmark_is_refused(tmp_path, capsys):
