@@ -80,7 +80,8 @@ class Found(NamedTuple):
     is_again: bool  # whether it is a key that its object has already
 
 
-_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
+# A text that nothing closes ends with the whole; looked for again at each of its quotation marks, it would take for ever.
+_TOKEN = re.compile(r'"[^"\\]*+(?:\\(?:.|\Z)[^"\\]*+)*+(?:"|\Z)|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
 
 
 def _find(text: str, wanted: Callable[[Found], bool]) -> Found | None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
+
+import typer
 
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference import compilation_cache
 from mmrlhf_jax.inference.engine import Engine
-from mmrlhf_jax.inference.lanes import serving_lane
+from mmrlhf_jax.inference.lane import Lane
+from mmrlhf_jax.inference.lanes import power_of_two, serving_lane
 from mmrlhf_jax.inference.scheduler import Scheduler
-from mmrlhf_jax.progress import say
+from mmrlhf_jax.models.geometry import Geometry
+from mmrlhf_jax.progress import Progress, say
 from mmrlhf_jax.sharding.mesh import rows_divisor
 
 KEY = "MMRLHF_API_KEY"
-TILES = (1, 2, 4, 8, 16)  # of pictures whose programs are compiled before the first request
 
 
 def serve(
@@ -42,24 +46,40 @@ def serve(
     except ModuleNotFoundError as error:
         raise UserError(f'{error.name} is not installed; pip install "mmrlhf-jax[serve]"') from None
     key = os.environ.get(KEY) or None
-    server.check_host(host, key)
-    examples = None if data is None else open_examples(data, media_root, video_frames)
+    server.check_address(host, key)
+    address = server.bind(host, port)
+    records = None if data is None else _finder(open_examples(data, media_root, video_frames))
     compilation_cache.use()
     engine = Engine.load(model, **loading)
     lane = serving_lane(prompt_tokens, new_tokens, engine.batch // rows_divisor(engine.mesh), engine.fits)
-    programs = engine.programs(lane)
-    scheduler = Scheduler(programs, engine.model.apart(), streaming=True)
-    metrics, limits = Metrics(), Limits()
+    programs, limits = engine.programs(lane), Limits()
     served = ServedModel(engine, name or model, lane.trunk, lane.branch)
-    records = None if examples is None else _finder(examples)
-    service = Service(served, Worker([scheduler], limits.waiting, metrics.look), limits, metrics, key, records)
+    worker = Worker([Scheduler(programs, engine.model.apart(), streaming=True)], limits.waiting)
+    service = Service(served, worker, limits, Metrics(), key, records)
+    tiles = tile_counts(engine.config.geometry, lane, limits.media, limits.frames)
 
-    def warm() -> None:
-        say(f"compiling the programs of {lane}")
-        programs.compile_all(tiles=TILES, top=True)
-        say(f"serving {served.name} at http://{host}:{port}/v1")
+    def warm() -> Iterator[str]:
+        shown = f"http://{'[' + host + ']' if ':' in host else host}:{address.getsockname()[1]}"
+        progress = Progress(f"compiling for {shown}", len(programs.names(tiles=tiles, top=True)))
+        for made in programs.compile_each(tiles=tiles, top=True):
+            progress.update(made)
+            yield made
+        say(f"serving {served.name} at {shown}/v1")
 
-    server.run(service, host, port, grace=grace, warm=warm)
+    if status := server.run(service, address, grace=grace, warm=warm):
+        raise typer.Exit(status)
+
+
+def tile_counts(geometry: Geometry, lane: Lane, most_images: int, most_frames: int) -> list[int]:
+    """The numbers of tiles, powers of two, of media that fit a lane's trunk: those whose programs are compiled ahead."""
+    side = geometry.image_size
+    wide = [(side * a, side * b) for a in range(1, 11) for b in range(1, 11)]  # from one tile to the most of one image
+    forms = [([size], 0) for size in wide] + [([(side, side)] * count, 0) for count in range(1, most_images + 1)]
+    forms += [([], count) for count in range(1, most_frames + 1)]
+    plans = (geometry.plans(images, frames) for images, frames in forms)
+    fitting = (sum(p.tiles for p in plan) for plan in plans if sum(p.tokens for p in plan) <= lane.trunk)
+    most = max(fitting, default=1)
+    return [2**place for place in range(power_of_two(most).bit_length())]
 
 
 def _finder(examples):

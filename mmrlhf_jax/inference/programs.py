@@ -8,7 +8,7 @@ groups.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,18 +46,29 @@ class Programs:
         return tuple(self._made)
 
     def compile_all(self, *, tiles: Sequence[int] = (), top: bool = False) -> None:
-        """Compile every program. `tiles` are the numbers of tiles for which media are encoded; `top`: also the decoding step
-        that gives log-probs of the likeliest tokens."""
-        for size in TRUNK_CHUNKS:
-            self._get(f"trunk {size}")
-        for size in (size for size in BRANCH_CHUNKS if size <= self.lane.branch):
-            self._get(f"branch {size}")
-        self._get("copy")
-        for count in tiles:
-            self._get(f"encode {count}")
-        self._get("decode")
-        if top:
-            self._get("decode with logprobs")
+        """Compile every program, as `compile_each` does."""
+        for _ in self.compile_each(tiles=tiles, top=top):
+            pass
+
+    def compile_each(self, *, tiles: Sequence[int] = (), top: bool = False) -> Iterator[str]:
+        """Compile one program after the other; yield the name of each that is ready. `tiles` are the numbers of tiles for which
+        media are encoded; `top`: also the decoding step that gives log-probs of the likeliest tokens."""
+        for name in self.names(tiles=tiles, top=top):
+            self._get(name)
+            yield name
+
+    def names(self, *, tiles: Sequence[int] = (), top: bool = False) -> list[str]:
+        """The programs that `compile_each` compiles."""
+        trunks = [f"trunk {size}" for size in TRUNK_CHUNKS]
+        branches = [f"branch {size}" for size in BRANCH_CHUNKS if size <= self.lane.branch]
+        return [
+            *trunks,
+            *branches,
+            "copy",
+            *(f"encode {count}" for count in tiles),
+            "decode",
+            *(["decode with logprobs"] if top else []),
+        ]
 
     def encode(self, weights: Weights, visual: jax.Array, trees: Mapping[int, Tree]) -> jax.Array:
         """`visual`, [G, T, E], with the visual tokens of the trunks of `trees` (group -> tree); others' remain."""

@@ -128,7 +128,7 @@ class Scheduler:
             row = group.least_used()
             if row in group.trunks:  # the branches of its last tree were cancelled before the trunk was there
                 group.trunks.remove(row)
-            row.tree, row.done = tree, 0
+            row.tree, row.done = dataclasses.replace(tree, branches=()), 0
             if tree.tokens.size:
                 group.trunks.append(row)
         else:
@@ -211,6 +211,9 @@ class Scheduler:
         fresh = {number: row.tree for number, row in heads if row.done == 0 and row.tree.media is not None}
         if fresh:
             self._visual = self.programs.encode(self.weights, self._visual, fresh)
+            for number in fresh:  # the row may be kept for long, and its pixels are not needed any more
+                row = self.groups[number].trunks[0]
+                row.tree = dataclasses.replace(row.tree, media=None)
         chunk, taken = self._chunk(
             [(number, row.tree.tokens, row.tree.positions, row.done) for number, row in heads], TRUNK_CHUNKS, self.lane.trunk
         )

@@ -56,3 +56,22 @@ class TextStream:
         """The length of the longest end of `seen` with which a stop string begins."""
         lengths = (n for stop in self._stops for n in range(min(len(stop) - 1, len(seen)), 0, -1) if seen.endswith(stop[:n]))
         return max(lengths, default=0)
+
+
+class TokenBytes:
+    """The bytes of single tokens, which may be a part of a character's. Tokenizers here are byte-level: a token's name has one
+    character per byte (GPT-2's table)."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = [byte for byte in range(256) if byte not in printable]
+        self._byte = {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+    def __call__(self, token: int) -> bytes:
+        text = self._tokenizer.decode([token])
+        if "\ufffd" not in text:
+            return text.encode()
+        name = self._tokenizer.convert_ids_to_tokens(token) or ""
+        whole = bytes(self._byte.get(sign, 0) for sign in name)
+        return whole if name and all(sign in self._byte for sign in name) else text.encode()

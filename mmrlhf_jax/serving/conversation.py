@@ -13,7 +13,7 @@ from mmrlhf_jax.records import RankedRecord, Response
 from mmrlhf_jax.serving import media
 from mmrlhf_jax.serving.errors import ApiError
 from mmrlhf_jax.serving.limits import Limits
-from mmrlhf_jax.serving.protocol import ImagePart, Message, Part, TextPart
+from mmrlhf_jax.serving.protocol import ImagePart, Message, TextPart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +32,12 @@ class Conversation:
         return Example(RankedRecord("request", "", (), names, "video" if self.frames else None), self.images, self.frames)
 
     def question(self, responses: Sequence[Response]) -> Example:
-        """The single user turn as a record's prompt, with these responses. ApiError if there are other turns."""
-        asked = [turn for turn in self.turns if turn.role != "system"]
+        """The single user turn as a record's prompt, with these responses. ApiError if there is anything else."""
+        asked = self.turns
         if len(asked) != 1 or asked[0].role != "user":
-            raise ApiError(400, "messages: a reward is of responses to one user message", param="messages")
+            raise ApiError(400, "messages: a reward is of responses to one user message, without others", param="messages")
+        if self.low:
+            raise ApiError(400, "messages: a reward is given with the whole picture; leave out detail low", param="messages")
         tag = VIDEO_TAG if self.frames else IMAGE_TAG
         prompt, places = asked[0].prompt, []
         if not isinstance(prompt, str):
@@ -63,38 +65,31 @@ def read_conversation(messages: Sequence[Message], limits: Limits) -> Conversati
         parts = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
         if role != "user" and any(not isinstance(part, TextPart) for part in parts):
             raise ApiError(400, f"{where}: only messages of the user have media", param=where)
-        texts = [""]
+        texts: list[list[str]] = [[]]  # what stands before, between and behind the media
         for place, part in enumerate(parts):
             param = f"{where}.content.{place}"
             if isinstance(part, TextPart):
-                texts[-1] += part.text
+                texts[-1].append(part.text)
                 continue
             if isinstance(part, ImagePart):
                 images.append(media.picture(part.image_url.url, limits, f"{param}.image_url"))
                 details.add("low" if part.image_url.detail == "low" else "full")
             else:
                 frames.append(media.frames(part.video_url.url, limits, f"{param}.video_url"))
-            texts.append("")
+            texts.append([])
             if len(images) > limits.media:
                 raise ApiError(400, f"messages: more than {limits.media} pictures", param="messages")
-        turns.append(Turn(role, texts[-1] if not any(texts[:-1]) else tuple(texts), len(texts) - 1))
+            if len(frames) > 1 or (frames and images):
+                raise ApiError(400, "messages: a conversation may have pictures or one video", param="messages")
+        joined = ["".join(each) for each in texts]
+        turns.append(Turn(role, joined[-1] if not any(joined[:-1]) else tuple(joined), len(joined) - 1))
     if turns[-1].role == "assistant":
         raise ApiError(400, "messages: the last one must not be the assistant's", param="messages")
-    _check_media(images, frames, details)
+    if len(details) > 1:
+        raise ApiError(400, "messages: all pictures must have the same detail", param="messages")
     text = sum(len(each) for turn in turns for each in ((turn.prompt,) if isinstance(turn.prompt, str) else turn.prompt))
     if text > limits.text:
         raise ApiError(400, f"messages: {text} characters; at most {limits.text} are allowed", param="messages")
     one_video = tuple(frames[0]) if frames else ()
     media.check_together([*images, *one_video], limits, "messages")
     return Conversation(tuple(turns), tuple(images), one_video, low="low" in details)
-
-
-def _check_media(images: list[bytes], frames: list[list[bytes]], details: set[str]) -> None:
-    if len(frames) > 1 or (frames and images):
-        raise ApiError(400, "messages: a conversation may have pictures or one video", param="messages")
-    if len(details) > 1:
-        raise ApiError(400, "messages: all pictures must have the same detail", param="messages")
-
-
-def parts_of(side: str | Sequence[Part]) -> list[Part]:
-    return [TextPart(type="text", text=side)] if isinstance(side, str) else list(side)

@@ -30,3 +30,10 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         found = {"x-should-retry": "true" if self.retry else "false"}
         return found | ({"retry-after": "1"} if self.status in (429, 503) else {})
+
+
+class ClientGone(ApiError):
+    """The client has closed its connection, so that nobody reads the reply."""
+
+    def __init__(self) -> None:
+        super().__init__(400, "the client has gone", code="client_gone")

@@ -10,12 +10,16 @@ MiB = 2**20
 @dataclasses.dataclass(frozen=True)
 class Limits:
     body: int = 32 * MiB  # bytes of a request
+    bodies: int = 512 * MiB  # bytes of all requests that are being read and prepared; more are refused with 429
+    body_seconds: float = 60.0  # for the body of a request to come
+    values: int = 20_000  # values and keys of a request's JSON, counted before it is parsed
     media: int = 16  # pictures, or frames, of a request
     frames: int = 64  # frames of a video, counted before any is decoded
     pixels: int = 50_000_000  # of one picture, from its header
     decoded: int = 400 * MiB  # bytes of all decoded pictures of a request
     messages: int = 64
-    responses: int = 64  # of a rewards request
+    responses: int = 64  # of one prompt, in a rewards request
+    pairs: int = 256  # of prompt and response, in a request of a view
     text: int = 400_000  # characters of all texts of a request
     samples: int = 16  # `n`
     stops: int = 4

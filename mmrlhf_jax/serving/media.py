@@ -8,12 +8,13 @@ import io
 
 from PIL import Image
 
-from mmrlhf_jax.data.images import decode_image
+from mmrlhf_jax.data.images import image_size
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.serving.errors import ApiError
 from mmrlhf_jax.serving.limits import Limits
 
 PICTURES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # whatever a request calls them; no other reader is tried
 FRAMES = "video/jpeg"  # vLLM's form: base64 JPEG frames, separated by commas
 
 
@@ -40,17 +41,14 @@ def frames(url: str, limits: Limits, param: str) -> list[bytes]:
 
 def check_together(media: list[bytes], limits: Limits, param: str) -> None:
     """ApiError if all pictures of a request together are too large when they are decoded."""
-    size = sum(3 * width * height for width, height in map(_size, media))
+    size = sum(3 * height * width for height, width in (image_size(data, param) for data in media))
     if size > limits.decoded:
         raise ApiError(413, f"{param}: the pictures of this request have {size} bytes decoded; {limits.decoded} are allowed")
 
 
-def decode(data: bytes, param: str) -> Image.Image:
-    """The decoded picture. ApiError, without the decoder's own words, for one that is broken."""
-    try:
-        return decode_image(data, param)
-    except (UserError, OSError, ValueError, SyntaxError, MemoryError):
-        raise ApiError(422, f"{param}: the picture cannot be read", param=param) from None
+def unreadable(param: str) -> ApiError:
+    """What a picture is refused with that is broken, without the decoder's own words."""
+    return ApiError(422, f"{param}: the picture cannot be read; it must be whole, and a still image", param=param)
 
 
 def _data_url(url: str, param: str) -> tuple[str, str]:
@@ -74,15 +72,14 @@ def _decoded(payload: str, param: str) -> bytes:
 def _checked(data: bytes, limits: Limits, param: str) -> bytes:
     """The data of a picture whose header can be read and whose size is allowed."""
     try:
-        width, height = _size(data)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise ApiError(422, f"{param}: the picture cannot be read", param=param) from None
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size
+    except Exception:  # decoders raise various types on invalid data
+        raise unreadable(param) from None
     if width * height > limits.pixels:
         raise ApiError(413, f"{param}: {width} x {height} pixels; at most {limits.pixels} are allowed", param=param)
+    try:
+        image_size(data, param)
+    except UserError:
+        raise unreadable(param) from None
     return data
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    """(width, height) from the header."""
-    with Image.open(io.BytesIO(data)) as image:
-        return image.size

@@ -6,14 +6,15 @@ import dataclasses
 import functools
 import hashlib
 import statistics
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Literal
 
 import numpy as np
 
+from mmrlhf_jax.data.encode import media_tiles
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.images import image_size
-from mmrlhf_jax.data.templates import find_chat
+from mmrlhf_jax.data.templates import find_chat, find_template
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.critic import critique_conversation
 from mmrlhf_jax.inference.engine import Engine
@@ -28,7 +29,10 @@ from mmrlhf_jax.inference.prompts import (
 )
 from mmrlhf_jax.inference.requests import Branch, Tree
 from mmrlhf_jax.inference.sampling import GREEDY, Sampling
+from mmrlhf_jax.inference.texts import TokenBytes
+from mmrlhf_jax.models.media import Tiles
 from mmrlhf_jax.models.registry import family_of
+from mmrlhf_jax.pieces import Special
 from mmrlhf_jax.records import RankedRecord, Response
 from mmrlhf_jax.serving import media
 from mmrlhf_jax.serving.conversation import Conversation
@@ -54,23 +58,30 @@ class ServedModel:
     def __init__(self, engine: Engine, name: str, longest_trunk: int, longest_branch: int):
         self.engine, self.name = engine, name
         self.longest_trunk, self.longest_branch = longest_trunk, longest_branch
+        self.fingerprint = f"mmrlhf-{engine.fingerprint[:16]}" if engine.fingerprint else None
+        self._bytes = TokenBytes(engine.tokenizer)
         self._chat = find_chat(engine.template, engine.tokenizer, family_of(engine.config).media_tags)
 
     @functools.cached_property
     def _encoder(self):
         return self.engine.encoder("answer")
 
-    def chat_tree(self, conversation: Conversation, wanted: Wanted) -> tuple[Tree, int]:
-        """(the tree of a chat request, tokens of its prompt). ApiError if it is too long or its pictures cannot be read."""
-        example, encoder = conversation.example, self._encoder
-        plans = self._plans(conversation)
-        pieces = self._chat(conversation.turns)
+    def chat_tree(self, conversation: Conversation, wanted: Wanted) -> Tree:
+        """The tree of a chat request. ApiError if it is too long or its pictures cannot be read."""
+        example, encoder, geometry = conversation.example, self._encoder, self._encoder.geometry
+        sizes = [image_size(data, "messages") for data in conversation.images]
+        most_tiles = len(sizes) if conversation.low else 0
+        plans = tuple(geometry.plans(sizes, len(conversation.frames), most_tiles))
+        try:
+            pieces = self._chat(conversation.turns)
+        except UserError:
+            raise ApiError(400, "messages: the model's chat template has no such order of roles", param="messages") from None
         whole = encoder.tokens(pieces, plans)
-        tokens = len(whole.tokens)
-        trunk = trunk_length([whole])
-        room = self.longest_branch - (tokens - trunk)
-        most = room if wanted.most is None else wanted.most
-        self._check_length(tokens, trunk, most, room)
+        tokens, trunk = len(whole.tokens), trunk_length([whole])
+        room = self._room(tokens, trunk)
+        most = max(room, 1) if wanted.most is None else wanted.most
+        if trunk > self.longest_trunk or most > room:
+            raise self._too_long(tokens, most)
         branch = Branch(
             whole.tokens[trunk:],
             int(positions_of(whole)[trunk].max()),
@@ -80,14 +91,17 @@ class ServedModel:
             top=wanted.top,
         )
         branches = [dataclasses.replace(branch, sample=number) for number in range(wanted.samples)]
-        self._check_pictures(example)
-        key = _key(whole.tokens[:trunk], example)
-        return with_trunk(whole, trunk, branches, encoder, plans, lambda: example, key), tokens
+        tree = with_trunk(
+            whole, trunk, branches, encoder, plans, lambda: example, _key(whole.tokens[:trunk], example, most_tiles)
+        )
+        cut = lambda: geometry.of_group(media_tiles(example, geometry, most_tiles), plans, tree.visual, trunk)
+        return _with_media(tree, cut)
 
-    def _plans(self, conversation: Conversation):
-        sizes = [image_size(data, "messages") for data in conversation.images]
-        tiles = len(sizes) if conversation.low else 0
-        return tuple(self._encoder.geometry.plans(sizes, len(conversation.frames), tiles))
+    def _room(self, tokens: int, trunk: int) -> int:
+        """New tokens that there is room for behind a prompt of so many tokens."""
+        positions = self.engine.config.text.max_positions
+        room = self.longest_branch - (tokens - trunk)
+        return room if positions is None else min(room, positions - tokens)
 
     def rewards_tree(self, conversation: Conversation, asked: Rewards) -> Tree:
         """The tree of a rewards request: `asked.samples` branches for each response. ApiError as in `chat_tree`."""
@@ -97,7 +111,6 @@ class ServedModel:
 
     def record_tree(self, example: Example, asked: Rewards) -> Tree:
         """The tree of the responses of a record."""
-        self._check_pictures(example)
         try:
             if asked.critique == "written":
                 tree = self._critiques_tree(example, asked)
@@ -108,19 +121,49 @@ class ServedModel:
         longest = max(branch.length for branch in tree.branches)
         if len(tree.tokens) > self.longest_trunk or longest > self.longest_branch:
             raise self._too_long(len(tree.tokens), longest)
-        return dataclasses.replace(tree, key=_key(tree.tokens, example))
+        tree = dataclasses.replace(tree, key=_key(tree.tokens, example))
+        return _with_media(tree, tree.media)
 
     def with_responses(self, example: Example, responses: Sequence[str], critiques: Sequence[str | None]) -> Example:
         """A record's prompt and media with other responses."""
         made = tuple(Response(text, critique=critique) for text, critique in zip(responses, critiques, strict=True))
         return dataclasses.replace(example, record=dataclasses.replace(example.record, responses=made))
 
+    def token_bytes(self, token: int) -> bytes:
+        return self._bytes(token)
+
     def plain(self, text: str) -> str:
         """A response without the control tokens that a trainer's decoding has left at its end."""
         ends = [self.engine.tokenizer.convert_ids_to_tokens(number) for number in self.engine.stop_tokens]
-        while end := next((end for end in ends if text.rstrip("\n").endswith(end)), None):
+        while end := next((end for end in ends if end and text.rstrip("\n").endswith(end)), None):
             text = text.rstrip("\n").removesuffix(end)
         return text
+
+    def question_and_response(self, text: str) -> tuple[str, str]:
+        """The two of a conversation that the chat template has written. ApiError for any other text.
+
+        A response that holds the beginning of another answer is refused: it may be a conversation of several turns.
+        """
+        before, between, closing = self._frame
+        question, found, response = text.removeprefix(before).partition(between)
+        response = response.rstrip("\n")
+        if not (found and text.startswith(before) and response.endswith(closing)) or between in response:
+            raise ApiError(
+                400,
+                "input: it must be one question and its answer as the model's chat template writes them; or send messages",
+                param="input",
+            )
+        return question, response.removesuffix(closing)
+
+    @functools.cached_property
+    def _frame(self) -> tuple[str, str, str]:
+        """What the chat template has before a question, between it and the answer, and behind that, but for a line break."""
+        question, answer = "\ue000", "\ue001"
+        pieces = find_template(self.engine.template, self.engine.tokenizer)(question, 0, answer)
+        whole = "".join(piece.token if isinstance(piece, Special) else piece.text for piece in pieces)
+        before, _, rest = whole.partition(question)
+        between, _, behind = rest.partition(answer)
+        return before, between, behind.rstrip("\n")
 
     def _critiques_tree(self, example: Example, asked: Rewards) -> Tree:
         most = min(USUAL_CRITIQUE, self.longest_branch // 2) if asked.most is None else asked.most
@@ -140,16 +183,6 @@ class ServedModel:
         """The tokens that end a critique's conversation."""
         found = self._of_text(RankedRecord("closing", "", ()), Response(""), (), self.engine.tokenizer("a").input_ids)
         return found.tokens[int(np.flatnonzero(found.is_target)[-1]) :]
-
-    def _check_pictures(self, example: Example) -> None:
-        """Decode every picture once, so that one that is broken is refused before it reaches the lanes."""
-        for data in (*example.images, *example.frames):
-            media.decode(data, "messages")
-
-    def _check_length(self, tokens: int, trunk: int, most: int, room: int) -> None:
-        positions = self.engine.config.text.max_positions
-        if trunk > self.longest_trunk or most < 1 or most > room or (positions is not None and tokens + most > positions):
-            raise self._too_long(tokens, max(most, 1))
 
     def _too_long(self, tokens: int, new: int) -> ApiError:
         return ApiError(
@@ -189,9 +222,21 @@ class _Fitting:
         return np.concatenate([self.branch.tokens, np.asarray(new, np.int32), self.closing])
 
 
-def _key(tokens: np.ndarray, example: Example) -> Hashable:
+def _with_media(tree: Tree, cut: Callable[[], Tiles] | None) -> Tree:
+    """The tree with its media cut into tiles, so that the lanes' thread decodes nothing. ApiError for a broken picture."""
+    if tree.media is None or cut is None:
+        return tree
+    try:
+        tiles = cut()
+    except UserError:
+        raise media.unreadable("messages") from None
+    return dataclasses.replace(tree, media=lambda: tiles)
+
+
+def _key(tokens: np.ndarray, example: Example, most_tiles: int = 0) -> Hashable:
     """Equal for trunks with equal tokens and media."""
-    digest = hashlib.sha256(np.ascontiguousarray(tokens, np.int32).tobytes())
+    digest = hashlib.sha256(f"{len(example.images)} {len(example.frames)} {most_tiles}\n".encode())
+    digest.update(np.ascontiguousarray(tokens, np.int32).tobytes())
     for data in (*example.images, *example.frames):
         digest.update(hashlib.sha256(data).digest())
     return digest.hexdigest()

@@ -13,33 +13,39 @@ from pydantic import Field
 from mmrlhf_jax.serving.errors import ApiError
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Whole = Annotated[int, Field(ge=0, strict=True)]
+Whole = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Zero = Annotated[float, Field(ge=0, le=0)]
+Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
-class _Model(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid")
+class Fields(pydantic.BaseModel):
+    """JSON's types are not converted: the text "1", the number 1 and true are three things."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
 
-class ImageUrl(_Model):
+class ImageUrl(Fields):
     url: str
     detail: Literal["auto", "low", "high", "original"] = "auto"
 
 
-class Url(_Model):
+class Url(Fields):
     url: str
 
 
-class TextPart(_Model):
+class TextPart(Fields):
     type: Literal["text"]
     text: str
 
 
-class ImagePart(_Model):
+class ImagePart(Fields):
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
-class VideoPart(_Model):
+class VideoPart(Fields):
     type: Literal["video_url"]
     video_url: Url
 
@@ -47,37 +53,44 @@ class VideoPart(_Model):
 Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
 
 
-class Message(_Model):
+class Message(Fields):
+    """A message. The empty fields are those that OpenAI's client puts into a reply's message, which may be sent back."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
     name: None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Nothing | None = None
+    annotations: Nothing | None = None
 
 
-class StreamOptions(_Model):
+class StreamOptions(Fields):
     include_usage: bool = False
 
 
-class ResponseFormat(_Model):
+class ResponseFormat(Fields):
     type: Literal["text"]
 
 
-class ChatRequest(_Model):
+class ChatRequest(Fields):
     """`chat/completions`. Fields of OpenAI that have no meaning here may have the value that changes nothing."""
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
+    max_completion_tokens: Count | None = None
+    max_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = 1.0
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = 1.0
-    top_k: Annotated[int, Field(ge=-1, strict=True)] | None = 0
+    top_k: Annotated[int, Field(ge=-1)] | None = 0
     min_p: Probability | None = 0.0
-    n: Annotated[int, Field(ge=1, strict=True)] | None = 1
-    seed: Annotated[int, Field(strict=True)] | None = None
+    n: Count | None = 1
+    seed: Seed | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[Whole] | None = None
     logprobs: bool | None = False
-    top_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = False
@@ -85,18 +98,18 @@ class ChatRequest(_Model):
     metadata: dict[str, str] | None = None
     store: Literal[False] | None = None
     # Only the values that change nothing.
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Zero | None = None
+    presence_penalty: Zero | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Nothing | None = None
     tool_choice: Literal["none"] | None = None
     response_format: ResponseFormat | None = None
 
 
-class RewardsRequest(_Model):
+class RewardsRequest(Fields):
     """`/v1/rewards`: responses to one prompt, which share its trunk.
 
-    The prompt is the last user message of `messages`, or that of the record `record_id` of the data the server was given.
+    The prompt is the user message of `messages`, or that of the record `record_id` of the data the server was given.
     """
 
     model: str | None = None
@@ -105,34 +118,31 @@ class RewardsRequest(_Model):
     responses: Annotated[list[str], Field(min_length=1)]
     critique: Literal["written", "given", "none"] = "written"
     critiques: list[str] | None = None
-    n: Annotated[int, Field(ge=1, strict=True)] = 1
+    n: Count = 1
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.0
-    seed: Whole = 0
-    max_critique_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
+    seed: Seed = 0
+    max_critique_tokens: Count | None = None
 
 
-class Content(_Model):
+class Content(Fields):
     content: list[Part]
 
 
 Side = str | Content
+Sides = Side | Annotated[list[Side], Field(min_length=1)]
 
 
-class ScoreRequest(_Model):
+class ScoreRequest(Fields):
     """`/score`: 1 x N or N x N pairs of a query (picture and question) and a document (response)."""
 
     model: str | None = None
-    queries: Annotated[
-        Side | list[Side], Field(validation_alias=pydantic.AliasChoices("queries", "text_1", "data_1"), min_length=1)
-    ]
-    documents: Annotated[
-        Side | list[Side], Field(validation_alias=pydantic.AliasChoices("documents", "items", "text_2", "data_2"), min_length=1)
-    ]
+    queries: Sides = Field(validation_alias=pydantic.AliasChoices("queries", "text_1", "data_1"))
+    documents: Sides = Field(validation_alias=pydantic.AliasChoices("documents", "items", "text_2", "data_2"))
     use_activation: Literal[False] | None = None
     user: str | None = None
 
 
-class RerankRequest(_Model):
+class RerankRequest(Fields):
     """`/rerank`."""
 
     model: str | None = None
@@ -142,16 +152,17 @@ class RerankRequest(_Model):
     user: str | None = None
 
 
-class ClassifyRequest(_Model):
-    """`/classify`: conversations whose last message is the assistant's, or texts of them."""
+class ClassifyRequest(Fields):
+    """`/classify`: a conversation whose last message is the assistant's, or texts of them as the chat template writes them."""
 
     model: str | None = None
-    messages: Annotated[list[Message], Field(min_length=2)]
+    messages: Annotated[list[Message], Field(min_length=2)] | None = None
+    input: str | Annotated[list[str], Field(min_length=1)] | None = None
     use_activation: Literal[False] | None = None
     user: str | None = None
 
 
-class OpenRlhfRequest(_Model):
+class OpenRlhfRequest(Fields):
     """`/get_reward` of OpenRLHF: prompts and queries (prompt and response) as texts; a label names the record of each."""
 
     query: Annotated[list[str], Field(min_length=1)]
@@ -159,15 +170,19 @@ class OpenRlhfRequest(_Model):
     labels: list[str]
 
 
-Request = TypeVar("Request", bound=_Model)
+Kind = TypeVar("Kind", bound=Fields)
 
 
-def parse(kind: type[Request], body: Any) -> Request:
-    """The request. ApiError, with the first field that is wrong."""
+def parse(kind: type[Kind], body: Any) -> Kind:
+    """The request. ApiError, with the field that is wrong; of several, the first of those that lie deepest, since a text that
+    may be a list as well is refused as both."""
     try:
         return kind.model_validate(body)
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        param = ".".join(str(part) for part in first["loc"]) or None
-        message = first["msg"] if first["type"] != "extra_forbidden" else "this field is not supported"
+        errors = error.errors(include_url=False, include_input=False, include_context=False)
+        worst = max(errors, key=lambda each: len(each["loc"]))
+        # Forms of a field, of which it may have one, are no part of its name. The names of unknown fields may be anything.
+        names = [str(part) for part in worst["loc"] if "[" not in str(part) and part not in ("str", "Content")]
+        param = ".".join(names)[:200] or None
+        message = worst["msg"] if worst["type"] != "extra_forbidden" else "this field is not supported"
         raise ApiError(400, f"{param}: {message}" if param else message, param=param) from None

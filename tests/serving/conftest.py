@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import httpx
 import jax
@@ -21,7 +21,7 @@ from tests import ranked, tiny
 
 pytest.importorskip("starlette")
 
-from mmrlhf_jax.serving import server
+from mmrlhf_jax.serving import model, server
 from mmrlhf_jax.serving.limits import Limits
 from mmrlhf_jax.serving.metrics import Metrics
 from mmrlhf_jax.serving.model import ServedModel
@@ -56,39 +56,70 @@ def records(tmp_path_factory):
     return open_examples(ranked.write(tmp_path_factory.mktemp("data"), [(1, 2), (1, 2, 2), (2, 1)], sizes))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_critiques():
+    """The views have no field for the length of critiques."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "USUAL_CRITIQUE", 8)
+        yield
+
+
 def make_service(engine: Engine, records=None, key: str | None = None, limits: Limits = LIMITS) -> Service:
     lane = serving_lane(1536, 320, 4, engine.fits)
     scheduler = Scheduler(engine.programs(lane), engine.model.apart(), streaming=True)
     metrics = Metrics()
     places = {} if records is None else {record.id: place for place, record in enumerate(records.records)}
     find = None if records is None else lambda name: records[places[name]] if name in places else None
-    model = ServedModel(engine, "tiny", lane.trunk, lane.branch)
-    return Service(model, Worker([scheduler], limits.waiting, metrics.look), limits, metrics, key, find)
+    served = ServedModel(engine, "tiny", lane.trunk, lane.branch)
+    return Service(served, Worker([scheduler], limits.waiting), limits, metrics, key, find)
+
+
+class Running(NamedTuple):
+    """A server in a thread of this process."""
+
+    address: str
+    server: server.Server
+    thread: threading.Thread
 
 
 @contextlib.contextmanager
-def running(service: Service) -> Iterator[str]:
-    """The address of a server in a thread of this process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    served = server.Server(server.make_config(service, "127.0.0.1", port), service, grace=5.0)
-    served.install_signal_handlers = lambda: None
-    service.worker.start()
-    thread = threading.Thread(target=served.run, daemon=True)
+def started(service: Service, grace: float = 5.0, warm: Callable[[], Iterable] | None = None) -> Iterator[Running]:
+    """A server that takes requests; with `warm`, one that may still be at that."""
+    bound = server.bind("127.0.0.1", 0)
+    address = f"http://127.0.0.1:{bound.getsockname()[1]}"
+    served = server.Server(server.make_config(service), service, grace=grace)
+    service.worker.start(warm or tuple)
+    thread = threading.Thread(target=served.run, args=([bound],), daemon=True)
     thread.start()
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(600):
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{address}/ready").status_code == 200:
-                break
-        time.sleep(0.05)
+    soon(lambda: answers(address, "/ready" if warm is None else "/health"))
     try:
-        yield address
+        yield Running(address, served, thread)
     finally:
         served.should_exit = True
         thread.join(10)
         service.worker.stop()
+
+
+def answers(address: str, path: str) -> bool:
+    try:
+        return httpx.get(f"{address}{path}").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def soon(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait until something holds; a failure if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it does not hold in time"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def running(service: Service) -> Iterator[str]:
+    """The address of a server."""
+    with started(service) as found:
+        yield found.address
 
 
 @pytest.fixture(scope="session")

@@ -37,9 +37,12 @@ def ask(client, messages, **settings):
 
 
 def alone(engine, text: str, pictures=(), most: int = 12) -> str:
+    return engine.generate([prompt(text, pictures)], max_new_tokens=most)[0]
+
+
+def prompt(text: str, pictures=()) -> Prompt:
     images = tuple(ranked.picture(size, seed) for seed, size in enumerate(pictures))
-    record = RankedRecord("p", text, (), tuple(f"{place}.png" for place in range(len(images))))
-    return engine.generate([Prompt(Example(record, images))], max_new_tokens=most)[0]
+    return Prompt(Example(RankedRecord("p", text, (), tuple(f"{place}.png" for place in range(len(images)))), images))
 
 
 def test_answers_are_those_of_the_engine(client, judge):
@@ -116,10 +119,83 @@ def test_turns_system_message_and_video_are_taken(client):
 
 
 def test_many_requests_at_once_are_each_answered_as_alone(client, judge):
-    texts = [f"Question {number}?" for number in range(24)]
-    with concurrent.futures.ThreadPoolExecutor(24) as pool:
-        found = list(pool.map(lambda text: ask(client, [{"role": "user", "content": text}]), texts))
-    assert [each.choices[0].message.content for each in found] == [alone(judge, text) for text in texts]
+    """64 at a time: every fourth with a picture, every third streamed."""
+    texts = [f"Question {number}?" for number in range(64)]
+
+    def one(number: int) -> str:
+        messages = about(texts[number], url()) if number % 4 == 0 else [{"role": "user", "content": texts[number]}]
+        if number % 3:
+            return ask(client, messages).choices[0].message.content
+        return "".join(chunk.choices[0].delta.content or "" for chunk in ask(client, messages, stream=True))
+
+    with concurrent.futures.ThreadPoolExecutor(64) as pool:
+        found = list(pool.map(one, range(64)))
+    examples = [prompt(text, [(40, 30)] if number % 4 == 0 else []) for number, text in enumerate(texts)]
+    assert found == judge.generate(examples, max_new_tokens=12)
+
+
+def test_a_seed_gives_the_same_text_alone_and_in_company(client):
+    how = dict(temperature=1.3, top_p=0.9, seed=11, max_tokens=24)
+    one = lambda _: ask(client, about("What is it?", url()), **how).choices[0].message.content
+    other = lambda seed: ask(client, [{"role": "user", "content": "Why?"}], **how | {"seed": seed}, n=2)
+    alone = one(0)
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        company = [pool.submit(other, seed) for seed in range(-4, 4)]
+        assert list(pool.map(one, range(4))) == [alone] * 4
+        texts = [choice.message.content for each in company for choice in each.result().choices]
+    assert len(set(texts)) == 16
+    unseeded = {
+        ask(client, [{"role": "user", "content": "Why?"}], temperature=1.3).choices[0].message.content for _ in range(3)
+    }
+    assert len(unseeded) == 3
+
+
+def test_a_reply_can_be_sent_back_as_it_came(client):
+    messages = about("What is it?", url())
+    messages.append(ask(client, messages).choices[0].message)
+    messages.append({"role": "user", "content": "Sure?"})
+    assert ask(client, messages).choices[0].message.content
+
+
+def test_a_stream_brings_all_tokens_and_logprobs_of_each_choice(client, judge):
+    """Tokens whose text is held back, because they are half a character or may begin a stop string, are not lost."""
+    added = judge.tokenizer.added_tokens_decoder.values()
+    special = {token.content for token in added if token.special}  # tokens of the answer, but no part of its text
+    how = dict(n=2, temperature=1.0, seed=3, max_tokens=30, logprobs=True, top_logprobs=2, stop=["\u00e9\u00e9", "zz"])
+    how["extra_body"] = {"return_token_ids": True}
+    whole = ask(client, [{"role": "user", "content": "Why?"}], **how)
+    chunks = list(ask(client, [{"role": "user", "content": "Why?"}], stream=True, **how))
+    for number, wanted in enumerate(whole.choices):
+        mine = [chunk.choices[0] for chunk in chunks if chunk.choices[0].index == number]
+        assert "".join(each.delta.content or "" for each in mine) == wanted.message.content
+        assert [token for each in mine for token in each.token_ids] == wanted.token_ids
+        logprobs = [token for each in mine if each.logprobs for token in each.logprobs.content]
+        assert [each.token for each in logprobs] == [each.token for each in wanted.logprobs.content]
+        assert [each.logprob for each in logprobs] == [each.logprob for each in wanted.logprobs.content]
+        written = b"".join(bytes(each.bytes) for each in logprobs if each.token not in special)
+        assert written.decode(errors="replace") == wanted.message.content
+        assert [each.finish_reason for each in mine if each.finish_reason] == [wanted.finish_reason]
+    assert whole.prompt_token_ids == chunks[0].prompt_token_ids and len(whole.prompt_token_ids) == whole.usage.prompt_tokens
+    assert whole.system_fingerprint and {chunk.system_fingerprint for chunk in chunks} == {whole.system_fingerprint}
+
+
+def test_low_detail_shows_a_picture_as_one_tile(client):
+    large = url((300, 200))
+    whole, low = (ask(client, about("What is it?", large, detail=detail)) for detail in ("high", "low"))
+    assert low.usage.prompt_tokens < whole.usage.prompt_tokens
+    small = ask(client, about("What is it?", url((30, 30)), detail="low"))
+    assert small.usage.prompt_tokens == low.usage.prompt_tokens  # whatever the picture's size
+    assert small.choices[0].message.content != low.choices[0].message.content
+    for other in ("auto", "original"):
+        assert ask(client, about("What is it?", large, detail=other)).choices == whole.choices
+
+
+def test_without_a_limit_a_text_may_fill_its_room(client, service):
+    found = ask(client, [{"role": "user", "content": "Why?"}], max_tokens=None, max_completion_tokens=None)
+    room = service.model.longest_branch - 1  # the last token of the prompt is the branch's first
+    assert found.usage.completion_tokens == room or found.choices[0].finish_reason == "stop"
+    both = ask(client, [{"role": "user", "content": "Why?"}], max_tokens=3, max_completion_tokens=3)
+    assert both.usage.completion_tokens <= 3
 
 
 @pytest.mark.parametrize(
@@ -139,6 +215,36 @@ def test_many_requests_at_once_are_each_answered_as_alone(client, judge):
         ({"presence_penalty": 1.0}, 400, "presence_penalty"),
         ({"extra_body": {"chat_template": "{{ 1 }}"}}, 400, "chat_template"),
         ({"extra_body": {"chat_template_kwargs": {"x": 1}}}, 400, "chat_template_kwargs"),
+        ({"temperature": True}, 400, "temperature"),
+        ({"temperature": "0.5"}, 400, "temperature"),
+        ({"temperature": -0.1}, 400, "temperature"),
+        ({"top_p": 0}, 400, "top_p"),
+        ({"n": 1.5}, 400, "n"),
+        ({"n": 0}, 400, "n"),
+        ({"max_tokens": True}, 400, "max_tokens"),
+        ({"max_tokens": 2**70}, 400, "this server has room for"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, 400, "give one"),
+        ({"seed": 2**63}, 400, "seed"),
+        ({"stop": ["x" * 65]}, 400, "stop: at most"),
+        ({"stop": 5}, 400, "stop"),
+        ({"logprobs": "yes"}, 400, "logprobs"),
+        ({"stream_options": {"include_usage": True}}, 400, "stream_options needs stream"),
+        ({"frequency_penalty": 0.5}, 400, "frequency_penalty"),
+        ({"extra_body": {"stop_token_ids": [1] * 33}}, 400, "stop_token_ids"),
+        ({"extra_body": {"stop_token_ids": [-1]}}, 400, "stop_token_ids"),
+        ({"extra_body": {"top_k": 2**40}}, 400, "top_k"),
+        ({"extra_body": {"a" * 5000: 1}}, 400, "not supported"),
+        ({"extra_body": {"mm_processor_kwargs": {"a": 1}}}, 400, "mm_processor_kwargs"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, 400, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": None}]}, 400, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}, 400, "only the first"),
+        (
+            {"messages": [{"role": "system", "content": [*about("a", url())[0]["content"]]}]},
+            400,
+            "messages of the user have media",
+        ),
+        ({"messages": [{"role": "user", "content": "a"}] * 65}, 400, "at most 64"),
+        ({"messages": [*about("a", url()), *about("a", url(), detail="low")]}, 400, "the same detail"),
         ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, 400, "must not be the assistant's"),
         ({"messages": [{"role": "user", "content": "x" * 9000}]}, 400, "this server has room for"),
@@ -149,7 +255,7 @@ def test_many_requests_at_once_are_each_answered_as_alone(client, judge):
         ({"messages": about("a", "data:text/html;base64,AAAA")}, 415, "text/html"),
         ({"messages": about("a", *[url()] * 5)}, 400, "more than 4 pictures"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_what_is_wrong_is_refused_with_its_reason(client, settings, status, says):
     with pytest.raises(openai.APIStatusError) as error:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import base64
+import json
 
 import httpx
 import numpy as np
 import pytest
 
 from mmrlhf_jax.inference import critic
+from tests import ranked
+from tests.serving.attacks import picture
+
+TURN = "<|im_start|>{}\n{}<|im_end|>\n"
+SYSTEM = TURN.format("system", "You are a helpful assistant.")
+LOW = picture(ranked.picture((30, 30), 0))
+LOW["image_url"]["detail"] = "low"
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +105,23 @@ def test_views_give_the_same_numbers(post, records, scored):
     turn = [{"role": "user", "content": question}, {"role": "assistant", "content": answers[0]}]
     found = post("/classify", {"messages": turn, "use_activation": False}).json()["data"]
     assert found[0]["probs"] == pytest.approx(rewards[:1], abs=1e-5)
+    written = [SYSTEM + TURN.format("user", question) + TURN.format("assistant", answer) for answer in answers]
+    found = post("/classify", {"model": "tiny", "input": written, "use_activation": False}).json()["data"]
+    assert [each["probs"][0] for each in found] == pytest.approx(rewards, abs=1e-5)
+    assert [each["num_classes"] for each in found] == [1] * len(answers)
+
+
+def test_queries_and_documents_have_each_of_their_forms(post, records):
+    parts = messages(records, 0)[0]["content"]
+    wanted = post("/v1/rewards", {"messages": messages(records, 0), "responses": ["A kite."], "critique": "written"}).json()
+    for query in ({"content": parts}, [{"content": parts}]):
+        for document in ("A kite.", ["A kite."], {"content": [{"type": "text", "text": "A kite."}]}):
+            reply = post("/score", {"data_1": query, "items": document})
+            assert reply.status_code == 200, reply.text
+            assert reply.json()["data"][0]["score"] == pytest.approx(wanted["data"][0]["reward"], abs=1e-5)
+    usage = post("/score", {"data_1": {"content": parts}, "items": "A kite."}).json()["usage"]
+    assert usage["prompt_tokens"] == wanted["usage"]["prompt_tokens"]
+    assert 0 < usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"]
 
 
 def test_openrlhf_names_records_by_labels(post, records, scored):
@@ -110,6 +135,14 @@ def test_openrlhf_names_records_by_labels(post, records, scored):
         expected += [each["reward"] for each in reply.json()["data"]]
     found = post("/get_reward", {"query": query, "prompts": [prompt] * len(query), "labels": labels}).json()
     assert found["rewards"] == found["scores"] == pytest.approx(expected, abs=1e-5) and found["extra_logs"] == {}
+
+
+def test_labels_may_hold_the_question_and_its_pictures(post, records):
+    urls = [part["image_url"]["url"] for part in pictures(records, 2)]
+    label = json.dumps({"question": records.records[2].prompt, "images": urls})
+    found = post("/get_reward", {"query": ["pA kite."], "prompts": ["p"], "labels": [label]}).json()
+    wanted = post("/v1/rewards", {"record_id": records.records[2].id, "responses": ["A kite."]}).json()
+    assert found["rewards"] == pytest.approx([wanted["data"][0]["reward"]], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -129,15 +162,60 @@ def test_openrlhf_names_records_by_labels(post, records, scored):
             400,
             "responses to one user message",
         ),
+        (
+            "/v1/rewards",
+            {"responses": ["a"], "record_id": "group-0", "messages": [{"role": "user", "content": "b"}]},
+            400,
+            "one of",
+        ),
+        (
+            "/v1/rewards",
+            {"responses": ["a"], "record_id": "group-0", "critique": "none", "max_critique_tokens": 3},
+            400,
+            "written",
+        ),
+        ("/v1/rewards", {"responses": ["a"], "record_id": "group-0", "temperature": True}, 400, "temperature"),
+        ("/v1/rewards", {"responses": [1], "record_id": "group-0"}, 400, "responses.0"),
+        ("/v1/rewards", {"responses": ["a"], "record_id": "group-0", "max_critique_tokens": 5000}, 400, "has room for"),
+        (
+            "/v1/rewards",
+            {"responses": ["a"], "messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]},
+            400,
+            "responses to one user message",
+        ),
+        (
+            "/v1/rewards",
+            {"responses": ["a"], "messages": [{"role": "user", "content": [LOW, {"type": "text", "text": "b"}]}]},
+            400,
+            "leave out detail low",
+        ),
+        ("/score", {"text_1": "a", "text_2": ["b"] * 257}, 400, "257 prompts with responses"),
+        ("/score", {"text_1": "a", "text_2": ["b"] * 65}, 400, "65 are more than"),
+        ("/score", {"text_1": "a", "queries": "a", "text_2": "b"}, 400, "not supported"),
+        ("/score", {"text_1": [], "text_2": "b"}, 400, "text_1"),
+        ("/score", {"text_1": "a", "text_2": {"content": [LOW]}}, 400, "a response has text alone"),
+        ("/classify", {"input": "What? A kite."}, 400, "as the model's chat template writes them"),
+        ("/classify", {"input": f"{SYSTEM}{TURN.format('user', 'a')}" * 2}, 400, "as the model's chat template writes them"),
+        ("/classify", {"input": []}, 400, "input"),
+        ("/classify", {}, 400, "give messages or input"),
         ("/score", {"text_1": ["a", "b"], "text_2": ["c", "d", "e"]}, 400, "2 queries for 3 documents"),
         ("/score", {"text_1": "a", "text_2": "b", "use_activation": True}, 400, "use_activation"),
         ("/rerank", {"query": "a", "documents": []}, 400, "documents"),
         ("/classify", {"messages": [{"role": "user", "content": "a"}] * 2}, 400, "must be the assistant's"),
         ("/get_reward", {"query": ["ab"], "prompts": ["b"], "labels": ["group-0"]}, 400, "does not begin with its prompt"),
         ("/get_reward", {"query": ["ab"], "prompts": ["a"], "labels": []}, 400, "the same length"),
-        ("/get_reward", {"query": ["ab"], "prompts": ["a"], "labels": ["{}"]}, 400, "no JSON object with an id"),
+        ("/get_reward", {"query": ["ab"], "prompts": ["a"], "labels": ['{"id": true}']}, 400, "no JSON object with id"),
+        ("/get_reward", {"query": ["ab"], "prompts": ["a"], "labels": ['{"question": 1}']}, 400, "no JSON object with id"),
+        ("/get_reward", {"query": ["ab"], "prompts": ["a"], "labels": ["{" * 20_000]}, 400, "no JSON object with id"),
+        (
+            "/get_reward",
+            {"query": ["ab"], "prompts": ["a"], "labels": ['{"question": "a", "images": ["x"]}']},
+            400,
+            "data URLs",
+        ),
+        ("/get_reward", {"query": ["ab"], "prompts": ["a"], "labels": ["{}"]}, 400, "no JSON object with id"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_what_is_wrong_is_refused_with_its_reason(post, path, body, status, says):
     reply = post(path, body)
