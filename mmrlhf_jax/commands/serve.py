@@ -12,10 +12,8 @@ from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference import compilation_cache
 from mmrlhf_jax.inference.engine import Engine
-from mmrlhf_jax.inference.lane import Lane
-from mmrlhf_jax.inference.lanes import power_of_two, serving_lane
+from mmrlhf_jax.inference.lanes import serving_lane, tile_counts
 from mmrlhf_jax.inference.scheduler import Scheduler
-from mmrlhf_jax.models.geometry import Geometry
 from mmrlhf_jax.progress import Progress, say
 from mmrlhf_jax.sharding.mesh import rows_divisor
 
@@ -68,18 +66,6 @@ def serve(
 
     if status := server.run(service, address, grace=grace, warm=warm):
         raise typer.Exit(status)
-
-
-def tile_counts(geometry: Geometry, lane: Lane, most_images: int, most_frames: int) -> list[int]:
-    """The numbers of tiles, powers of two, of media that fit a lane's trunk: those whose programs are compiled ahead."""
-    side = geometry.image_size
-    wide = [(side * a, side * b) for a in range(1, 11) for b in range(1, 11)]  # from one tile to the most of one image
-    forms = [([size], 0) for size in wide] + [([(side, side)] * count, 0) for count in range(1, most_images + 1)]
-    forms += [([], count) for count in range(1, most_frames + 1)]
-    plans = (geometry.plans(images, frames) for images, frames in forms)
-    fitting = (sum(p.tiles for p in plan) for plan in plans if sum(p.tokens for p in plan) <= lane.trunk)
-    most = max(fitting, default=1)
-    return [2**place for place in range(power_of_two(most).bit_length())]
 
 
 def _finder(examples):

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mmrlhf_jax.serving import chat, rewards, views
+from mmrlhf_jax.serving import chat, openrlhf, rewards, views
 from mmrlhf_jax.serving.errors import ApiError
 from mmrlhf_jax.serving.requests import check_head, check_host, check_key
 from mmrlhf_jax.serving.service import Service
@@ -31,7 +31,7 @@ def make_app(service: Service) -> Starlette:
     posts: dict[str, Handler] = {"/v1/chat/completions": chat.completions, "/v1/rewards": rewards.rewards}
     posts |= dict.fromkeys(("/score", "/v1/score"), views.score)
     posts |= dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), views.rerank)
-    posts |= {"/classify": views.classify, "/get_reward": views.get_reward}
+    posts |= {"/classify": views.classify, "/get_reward": openrlhf.get_reward}
     gets: dict[str, Handler] = {"/v1/models": _models, "/v1/models/{name:path}": _model, "/metrics": _metrics}
     open_gets: dict[str, Handler] = {"/health": _health, "/ready": _ready}
     routes = [Route(path, _guarded(handler), methods=["POST"]) for path, handler in posts.items()]

@@ -163,11 +163,12 @@ class ClassifyRequest(Fields):
 
 
 class OpenRlhfRequest(Fields):
-    """`/get_reward` of OpenRLHF: prompts and queries (prompt and response) as texts; a label names the record of each."""
+    """`/get_reward` of OpenRLHF: prompts and queries (prompt and response) as texts; a label names the record of each, and is
+    whatever the column of labels holds."""
 
     query: Annotated[list[str], Field(min_length=1)]
     prompts: list[str]
-    labels: list[str]
+    labels: list[str | int | dict[str, Any]]
 
 
 Kind = TypeVar("Kind", bound=Fields)
@@ -182,7 +183,7 @@ def parse(kind: type[Kind], body: Any) -> Kind:
         errors = error.errors(include_url=False, include_input=False, include_context=False)
         worst = max(errors, key=lambda each: len(each["loc"]))
         # Forms of a field, of which it may have one, are no part of its name. The names of unknown fields may be anything.
-        names = [str(part) for part in worst["loc"] if "[" not in str(part) and part not in ("str", "Content")]
+        names = [str(part) for part in worst["loc"] if "[" not in str(part) and part not in ("str", "int", "Content")]
         param = ".".join(names)[:200] or None
         message = worst["msg"] if worst["type"] != "extra_forbidden" else "this field is not supported"
         raise ApiError(400, f"{param}: {message}" if param else message, param=param) from None

@@ -1,4 +1,4 @@
-"""Views of `/v1/rewards` in the forms of others: `/score`, `/rerank` and `/classify` (vLLM's), `/get_reward` (OpenRLHF's).
+"""Views of `/v1/rewards` in vLLM's forms: `/score`, `/rerank` and `/classify`.
 
 Rewards are raw numbers, without an activation.
 """
@@ -12,17 +12,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from mmrlhf_jax import strict_json
 from mmrlhf_jax.serving.errors import ApiError
 from mmrlhf_jax.serving.limits import Limits
 from mmrlhf_jax.serving.model import Rewards
 from mmrlhf_jax.serving.protocol import (
     ClassifyRequest,
     Content,
-    ImagePart,
-    ImageUrl,
     Message,
-    OpenRlhfRequest,
     RerankRequest,
     ScoreRequest,
     Side,
@@ -45,7 +41,7 @@ async def score(request: Request) -> Response:
         if len(queries) not in (1, len(documents)):
             raise ApiError(400, f"{len(queries)} queries for {len(documents)} documents; give one, or as many", param="queries")
         prompts = list(map(_prompt, queries)) * (len(documents) if len(queries) == 1 else 1)
-        found, counted = await _judged(request, service, list(zip(prompts, map(_text, documents), strict=True)))
+        found, counted = await judge_pairs(request, service, list(zip(prompts, map(_text, documents), strict=True)))
     data = [{"index": index, "object": "score", "score": each.reward} for index, each in enumerate(found)]
     return JSONResponse(envelope(service, "score") | {"data": data, "usage": counted})
 
@@ -56,7 +52,7 @@ async def rerank(request: Request) -> Response:
         asked = await read(RerankRequest, request, service, intake)
         check_model(service, asked.model)
         texts, prompt = list(map(_text, asked.documents)), _prompt(asked.query)
-        found, counted = await _judged(request, service, [(prompt, text) for text in texts])
+        found, counted = await judge_pairs(request, service, [(prompt, text) for text in texts])
     order = sorted(range(len(found)), key=lambda index: -found[index].reward)[: asked.top_n or len(found)]
     results = [{"index": index, "document": {"text": texts[index]}, "relevance_score": found[index].reward} for index in order]
     return JSONResponse(envelope(service, "rerank") | {"results": results, "usage": counted})
@@ -78,48 +74,12 @@ async def classify(request: Request) -> Response:
             texts = [asked.input] if isinstance(asked.input, str) else asked.input
             split = [service.model.question_and_response(text) for text in texts]
             pairs = [([Message(role="user", content=question)], response) for question, response in split]
-        found, counted = await _judged(request, service, pairs)
+        found, counted = await judge_pairs(request, service, pairs)
     data = [{"index": index, "label": None, "probs": [each.reward], "num_classes": 1} for index, each in enumerate(found)]
     return JSONResponse(envelope(service, "classify") | {"data": data, "usage": counted})
 
 
-async def get_reward(request: Request) -> Response:
-    """OpenRLHF's reward of queries: the response is what follows the prompt, and the label names the record, or is JSON with
-    `id`, or with `question` and `images` (data URLs)."""
-    service: Service = request.app.state.service
-    with service.intake() as intake:
-        asked = await read(OpenRlhfRequest, request, service, intake)
-        if not len(asked.query) == len(asked.prompts) == len(asked.labels):
-            raise ApiError(400, "query, prompts and labels must have the same length", param="query")
-        pairs: list[Asked] = []
-        for index, (query, prompt, label) in enumerate(zip(asked.query, asked.prompts, asked.labels, strict=True)):
-            if not query.startswith(prompt):
-                raise ApiError(400, f"query.{index} does not begin with its prompt", param="query")
-            pairs.append((_labelled(label, index), service.model.plain(query[len(prompt) :])))
-        found, _ = await _judged(request, service, pairs)
-    values = [each.reward for each in found]
-    return JSONResponse({"rewards": values, "scores": values, "extra_logs": {}})
-
-
-def _labelled(label: str, index: int) -> Sequence[Message] | str:
-    """The prompt that a label names."""
-    if not label.lstrip().startswith("{"):
-        return label
-    wrong = ApiError(400, f"labels.{index} is no record id, and no JSON object with id, or question and images", param="labels")
-    try:
-        said = strict_json.loads(label)
-    except (ValueError, RecursionError):
-        raise wrong from None
-    if isinstance(said.get("id"), str | int) and not isinstance(said["id"], bool):
-        return str(said["id"])
-    question, images = said.get("question"), said.get("images", [])
-    if not isinstance(question, str) or not isinstance(images, list) or not all(isinstance(url, str) for url in images):
-        raise wrong
-    pictures = [ImagePart(type="image_url", image_url=ImageUrl(url=url)) for url in images]
-    return [Message(role="user", content=[*pictures, TextPart(type="text", text=question)])]
-
-
-async def _judged(request: Request, service: Service, pairs: Sequence[Asked]) -> tuple[list[Judged], dict[str, Any]]:
+async def judge_pairs(request: Request, service: Service, pairs: Sequence[Asked]) -> tuple[list[Judged], dict[str, Any]]:
     """(what is found of each response, usage). Neighbours with the same prompt share a tree."""
     limits = service.limits
     if len(pairs) > limits.pairs:

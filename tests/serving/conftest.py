@@ -28,7 +28,7 @@ from mmrlhf_jax.serving.model import ServedModel
 from mmrlhf_jax.serving.service import Service
 from mmrlhf_jax.serving.worker import Worker
 
-LIMITS = Limits(body=2**20, media=4, frames=8, pixels=400_000, decoded=2**21, waiting=64, seconds=60.0)
+LIMITS = Limits(body=2**20, media=4, frames=8, pixels=400_000, decoded=2**21, waiting=64, seconds=300.0)
 
 
 @pytest.fixture(scope="session")

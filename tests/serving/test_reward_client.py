@@ -1,15 +1,13 @@
-"""The client file, called as each trainer calls it, gets the server's rewards; a failure is never a number."""
+"""The client file waits for a busy server, tries again what fails, and never gives a number that is no reward."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import importlib.util
-import io
 import json
 import subprocess
 import sys
-import types
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -17,99 +15,129 @@ from PIL import Image
 
 from mmrlhf_jax import reward_client
 from mmrlhf_jax.reward_client import RewardClient, RewardError
+from tests.serving.conftest import make_service, running
 
-ANSWERS = ["A kite.", "A bird over the sea."]
-
-
-@pytest.fixture(autouse=True)
-def server(address, monkeypatch):
-    monkeypatch.setenv("MMRLHF_REWARD_URL", address)
-    return address
+GOOD = (200, {}, json.dumps({"data": [{"reward": 0.5}]}))
 
 
-@pytest.fixture(scope="module")
-def wanted(address, records):
-    def of(body) -> list[float]:
-        reply = httpx.post(f"{address}/v1/rewards", json={"responses": ANSWERS, **body}, timeout=60)
-        return [each["reward"] for each in reply.json()["data"]]
+@pytest.fixture
+def scripted(monkeypatch):
+    """A server that gives these replies, one after the other, the last one for ever; and what is counted there."""
+    servers = []
 
-    return of
+    def start(*replies):
+        left, count = list(replies), []
 
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                self.rfile.read(int(self.headers["content-length"]))
+                count.append(self.path)
+                status, headers, body = left.pop(0) if len(left) > 1 else left[0]
+                self.send_response(status)
+                for name, value in (headers | {"content-length": str(len(body))}).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body.encode())
 
-def shown(records, index: int, text: str) -> dict:
-    url = f"data:image/png;base64,{base64.b64encode(records[index].images[0]).decode()}"
-    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
-    return {"messages": [{"role": "user", "content": parts}]}
+            def log_message(self, *_):
+                pass
 
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_address[1]}", count
 
-def test_openrlhf(records, wanted):
-    """`utils/agent.py` calls a function of a file with lists of one, `remote_rm_url` with the same fields over HTTP."""
-    pytest.importorskip("torch")
-    name, prompt = records.records[0].id, "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
-    rewards = wanted({"record_id": name})
-    for answer, reward in zip(ANSWERS, rewards, strict=True):
-        for label in (name, json.dumps({"id": name})):
-            found = reward_client.reward_func([f"{prompt}{answer}<|im_end|>\n"], [prompt], [label])
-            assert found["rewards"].tolist() == pytest.approx([reward]) == found["scores"].tolist()
-            assert found["extra_logs"] == {}
-
-
-def test_verl(records, wanted):
-    rewards = wanted({"record_id": records.records[2].id})
-    info = {"split": "train", "index": 2, "record_id": records.records[2].id}
-    score = lambda answer: reward_client.compute_score(
-        data_source="mm", solution_str=answer, ground_truth="", extra_info=info, reward_router_address=None
-    )
-    found = asyncio.run(_all(score(answer) for answer in ANSWERS))
-    assert found == pytest.approx(rewards) and all(isinstance(each, float) for each in found)
+    monkeypatch.setattr(reward_client, "FIRST_WAIT", 0.001)
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
-async def _all(works):
-    return await asyncio.gather(*works)
+def ask(url: str, responses=("a",), **settings) -> list[float]:
+    return asyncio.run(RewardClient(url, **settings).rewards(responses, record_id="b"))
 
 
-def test_trl(records, wanted):
-    """Columns come by name; prompts and completions are texts or conversations, images PIL's."""
-    names = [records.records[0].id, records.records[2].id]
-    by_id = asyncio.run(
-        reward_client.trl_reward(
-            prompts=["x", "y"], completions=ANSWERS, completion_ids=[[1], [2]], record_id=names, trainer_state=None
-        )
-    )
-    assert by_id == pytest.approx([wanted({"record_id": names[0]})[0], wanted({"record_id": names[1]})[1]])
-    image = Image.open(io.BytesIO(records[0].images[0]))
-    prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
-    completions = [[{"role": "assistant", "content": answer}] for answer in ANSWERS]
-    by_image = asyncio.run(reward_client.trl_reward(prompts=[prompt] * 2, completions=completions, images=[[image]] * 2))
-    assert by_image == pytest.approx(wanted(shown(records, 0, "What is it?")))
+def test_a_failure_is_tried_again(scripted):
+    url, count = scripted((500, {}, "broken"), (502, {}, ""), GOOD)
+    assert ask(url) == [0.5] and len(count) == 3
+    url, count = scripted((500, {}, "broken"))
+    with pytest.raises(RewardError, match="500: broken"):
+        ask(url, tries=3)
+    assert len(count) == 3
 
 
-def test_ms_swift(records, wanted, monkeypatch):
-    """The plugin registers a class by name, whose objects are called with completions and the rows' columns."""
-    rewards = types.ModuleType("swift.rewards")
-    rewards.AsyncORM, rewards.orms = type("AsyncORM", (), {}), {}
-    monkeypatch.setitem(sys.modules, "swift", types.ModuleType("swift"))
-    monkeypatch.setitem(sys.modules, "swift.rewards", rewards)
-    spec = importlib.util.spec_from_file_location("plugin", reward_client.__file__)
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    reward = rewards.orms["mmrlhf"]()
-    name = records.records[1].id
-    found = asyncio.run(reward(ANSWERS, id=[name] * 2, messages=None, trainer_state=None))
-    assert found == pytest.approx(wanted({"record_id": name}))
-    turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "..."}]
-    found = asyncio.run(reward(ANSWERS, messages=[turns] * 2, images=[[records[0].images[0]]] * 2))
-    assert found == pytest.approx(wanted(shown(records, 0, "What is it?")))
+def test_a_busy_server_is_waited_for(scripted):
+    """However often it says so: a group of many rollouts may wait in line for long."""
+    url, count = scripted(*[(429, {"retry-after": "0"}, "full")] * 20, (503, {"retry-after": "0"}, "starting"), GOOD)
+    assert ask(url, tries=2) == [0.5] and len(count) == 22
+    url, count = scripted((429, {"retry-after": "1"}, "full"))
+    with pytest.raises(RewardError, match="429: full"):
+        ask(url, patience=0.5)
+    assert len(count) == 1
 
 
-def test_a_failure_raises_or_is_none_but_never_a_number(monkeypatch, records):
-    with pytest.raises(RewardError, match=r"404.*there is no record"):
-        asyncio.run(RewardClient().rewards(["a"], record_id="none"))
-    with pytest.raises(RewardError, match="neither a record's id"):
-        asyncio.run(reward_client.compute_score("mm", "a", "", {"index": 1}))
-    assert asyncio.run(reward_client.trl_reward(["x"], ["a"], record_id=["none"])) == [None]
-    monkeypatch.setenv("MMRLHF_REWARD_URL", "http://127.0.0.1:9")
+def test_what_is_refused_is_not_sent_again(scripted):
+    for status, refused in ((400, True), (404, True), (422, True), (401, False)):
+        url, count = scripted((status, {}, "no"), GOOD)
+        with pytest.raises(RewardError, match=f"{status}: no") as error:
+            ask(url)
+        assert error.value.refused is refused and len(count) == 1
+    url, count = scripted((503, {"x-should-retry": "false"}, "the engine has stopped"), GOOD)
+    with pytest.raises(RewardError, match="the engine has stopped"):
+        ask(url)
+    assert len(count) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["<html>", "[]", "{}", '{"data": [{}]}', '{"data": []}', '{"data": [{"reward": NaN}]}', '{"data": [{"reward": null}]}'],
+)
+def test_a_reply_without_rewards_is_an_error(scripted, body):
+    url, _ = scripted((200, {}, body))
+    with pytest.raises(RewardError):
+        ask(url)
+
+
+def test_a_server_that_is_not_there_is_an_error(scripted):
     with pytest.raises(RewardError, match="ConnectError"):
-        asyncio.run(RewardClient(tries=2).rewards(["a"], record_id="group-0"))
+        ask("http://127.0.0.1:9", tries=2)
+
+
+def test_the_key_and_the_settings_are_sent(judge, records, monkeypatch):
+    with running(make_service(judge, records, key="secret")) as address:
+        name = records.records[0].id
+        with pytest.raises(RewardError, match="401"):
+            asyncio.run(RewardClient(address).rewards(["a"], record_id=name))
+        monkeypatch.setenv("MMRLHF_API_KEY", "secret")
+        found = asyncio.run(RewardClient(address, critique="none").rewards(["a", "b"], record_id=name))
+        body = {"record_id": name, "responses": ["a", "b"], "critique": "none"}
+        reply = httpx.post(f"{address}/v1/rewards", json=body, headers={"authorization": "Bearer secret"}, timeout=300)
+        assert found == [each["reward"] for each in reply.json()["data"]]
+
+
+def test_responses_to_equal_prompts_go_together(address, records):
+    client, sent = RewardClient(address), []
+    post = client.post
+
+    async def seen(path, body):
+        sent.append(body["responses"])
+        return await post(path, body)
+
+    client.post = seen
+    names = [records.records[index].id for index in (0, 1, 0, 1, 0)]
+    prompts = [{"record_id": name} for name in names]
+    found = asyncio.run(client.of_all(prompts, ["a", "b", "c", "d", "a"]))
+    assert sorted(sent) == [["a", "c", "a"], ["b", "d"]]
+    alone = [asyncio.run(RewardClient(address).rewards([text], record_id=name))[0] for name, text in zip(names, "abcda")]
+    assert found == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16", "F", "HSV"])
+def test_pictures_of_all_kinds_can_be_sent(address, mode):
+    image = Image.new("RGB", (20, 20), "red").convert("L").convert(mode) if mode == "I;16" else Image.new(mode, (20, 20))
+    (reward,) = asyncio.run(RewardClient(address).rewards(["a"], question="What?", images=[image]))
+    assert isinstance(reward, float)
 
 
 def test_the_client_needs_no_jax():

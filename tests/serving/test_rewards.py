@@ -21,7 +21,7 @@ LOW["image_url"]["detail"] = "low"
 
 @pytest.fixture(scope="module")
 def post(address):
-    with httpx.Client(base_url=address, timeout=60) as client:
+    with httpx.Client(base_url=address, timeout=300) as client:
         yield lambda path, body: client.post(path, json=body)
 
 

@@ -37,7 +37,7 @@ def slowed(service, seconds: float):
 def streaming(address: str, **settings):
     """The lines of a stream whose first text has come."""
     body = chat("Why?", stream=True, **settings)
-    with httpx.stream("POST", f"{address}{CHAT}", json=body, timeout=60) as reply:
+    with httpx.stream("POST", f"{address}{CHAT}", json=body, timeout=300) as reply:
         lines = (line for line in reply.iter_lines() if line)
         for line in lines:
             if json.loads(line.removeprefix("data: "))["choices"][0]["delta"].get("content"):
@@ -48,7 +48,7 @@ def streaming(address: str, **settings):
 def test_running_requests_are_finished_and_new_ones_are_refused(judge):
     service = slowed(make_service(judge), 0.02)
     with started(service, grace=60) as running, concurrent.futures.ThreadPoolExecutor(1) as pool:
-        whole = pool.submit(httpx.post, f"{running.address}{CHAT}", json=chat("Who?", max_tokens=40), timeout=60)
+        whole = pool.submit(httpx.post, f"{running.address}{CHAT}", json=chat("Who?", max_tokens=40), timeout=300)
         soon(lambda: service.worker.running)
         with streaming(running.address, max_tokens=60) as lines:
             running.server.handle_exit(signal.SIGTERM, None)
@@ -70,7 +70,7 @@ def test_what_is_not_finished_in_time_gets_an_error(judge, signals):
     """In a stream, whose status has gone out, it is an event. A second signal does not wait for the grace's end."""
     service = slowed(make_service(judge), 0.1)
     with started(service, grace=0.3 if signals == 1 else 600) as running, concurrent.futures.ThreadPoolExecutor(1) as pool:
-        whole = pool.submit(httpx.post, f"{running.address}{CHAT}", json=chat("Who?", max_tokens=300), timeout=60)
+        whole = pool.submit(httpx.post, f"{running.address}{CHAT}", json=chat("Who?", max_tokens=300), timeout=300)
         soon(lambda: service.worker.running)
         with streaming(running.address, max_tokens=300) as lines:
             for _ in range(signals):
@@ -107,7 +107,7 @@ def test_a_process_ends_at_the_signal(directory, grace, status):
                 process.send_signal(signal.SIGTERM)
                 rest = list(lines)
             assert ("error" in rest[-1]) == bool(status) and (rest[-1] == "data: [DONE]") == (not status)
-            said = process.communicate(timeout=60)[1]
+            said = process.communicate(timeout=300)[1]
             assert process.returncode == status, said
             assert "1 requests are finished first" in said and ("1 requests were not finished" in said) == bool(status)
         finally:
