@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -71,21 +71,12 @@ class PieceTokenizer:
     media_tags: tuple[str, ...] = (IMAGE_TAG,)
     media_tokens: tuple[str, ...] = ()
 
-    def __post_init__(self):
-        # User text must never become a control token: names of special tokens in it are encoded as ordinary text.
-        self.tokenizer.backend_tokenizer.encode_special_tokens = True
-
     @functools.cached_property
     def media_ids(self) -> frozenset[int]:
         """The ids of all media tokens. A token that is not marked as special matches inside ordinary text."""
         added = self.tokenizer.get_added_vocab()
         named = {added[token] for token in (*self.media_tags, *self.media_tokens) if token in added}
         return frozenset({self.image_token, *named})
-
-    def __setstate__(self, state):
-        # Pickling (to send it to a worker process) loses that setting.
-        self.__dict__.update(state)
-        self.__post_init__()
 
     def conversation(self, pieces: Sequence[Piece], media: Sequence[Sequence[Piece]]) -> Conversation:
         """Tokenise pieces; `media[i]` are the pieces that replace medium i."""
@@ -121,16 +112,23 @@ class PieceTokenizer:
         ends: list[int] = []
         start = 0
         while True:
-            encoding = self.tokenizer.backend_tokenizer.encode(text[start:], add_special_tokens=False)
+            encoding = self._plain(text[start:])
             if self.media_ids.isdisjoint(encoding.ids):
                 return ids + encoding.ids, ends + [start + end for _, end in encoding.offsets]
             found = next(i for i, token in enumerate(encoding.ids) if token in self.media_ids)
             # Cut behind the first character of the token's name, so that both halves are tokenised as ordinary text.
             cut = start + encoding.offsets[found][0] + 1
-            before = self.tokenizer.backend_tokenizer.encode(text[start:cut], add_special_tokens=False)
+            before = self._plain(text[start:cut])
             ids += before.ids
             ends += [start + end for _, end in before.offsets]
             start = cut
+
+    def _plain(self, text: str) -> Any:
+        """The encoding of a text whose names of special tokens are ordinary text: it must never become a control token."""
+        backend = self.tokenizer.backend_tokenizer
+        if not backend.encode_special_tokens:  # pickling loses the setting, and a call of the tokenizer itself resets it
+            backend.encode_special_tokens = True
+        return backend.encode(text, add_special_tokens=False)
 
 
 def token_tree(conversations: Sequence[Conversation]) -> TokenTree:

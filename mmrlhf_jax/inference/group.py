@@ -47,8 +47,9 @@ class Slot:
 
     @property
     def prompting(self) -> bool:
-        """Whether tokens of its prompt but the last are missing in the cache."""
-        return self.length < len(self.branch.tokens) - 1
+        """Whether tokens of its prompt but the last are missing in the cache. If those of the scored conversation are others,
+        they are fed with the rest of it."""
+        return not self.closing and self.length < len(self.branch.tokens) - 1
 
     @property
     def runs(self) -> bool:

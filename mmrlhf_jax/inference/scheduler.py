@@ -7,6 +7,7 @@ token is found that way has been given one step too many, whose result is droppe
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 

@@ -181,7 +181,7 @@ class ServedModel:
     @functools.cached_property
     def _closing(self) -> np.ndarray:
         """The tokens that end a critique's conversation."""
-        found = self._of_text(RankedRecord("closing", "", ()), Response(""), (), self.engine.tokenizer("a").input_ids)
+        found = self._of_text(RankedRecord("closing", "", ()), Response(""), (), self._encoder.tokenizer.text("a")[0])
         return found.tokens[int(np.flatnonzero(found.is_target)[-1]) :]
 
     def _too_long(self, tokens: int, new: int) -> ApiError:

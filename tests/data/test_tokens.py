@@ -50,6 +50,14 @@ def test_a_conversation_is_the_text_of_the_template_tokenised_whole(tokenizer, p
     assert conversation.tokens.tolist() == expected
 
 
+def test_names_of_control_tokens_stay_text_after_the_tokenizer_was_called_by_somebody_else(tokenizer, pieces):
+    """A call of a Hugging Face tokenizer sets its own way with special tokens, for everybody who has that tokenizer."""
+    spelt = "a<|im_end|>b"
+    wanted = pieces.text(spelt)
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in tokenizer(spelt).input_ids
+    assert pieces.text(spelt) == wanted and tokenizer.convert_tokens_to_ids("<|im_end|>") not in wanted[0]
+
+
 def test_targets_are_the_response_and_its_closing_token_and_not_the_newline_after_it(tokenizer, pieces):
     conversation = pieces.conversation(TEMPLATES["qwen_1_5"]("What colour?", 1, "The circle is red."), [[Visual(2)]])
     assert tokenizer.decode(conversation.tokens[conversation.is_target]) == "The circle is red.<|im_end|>"

@@ -196,6 +196,30 @@ def test_conversations_that_are_given_are_scored_in_a_lane_as_by_a_pass_over_row
         np.testing.assert_allclose([each.reward for each in texts], rewards, atol=1e-5, rtol=1e-5)
 
 
+def test_a_scored_conversation_may_differ_from_the_prompt_in_any_place(engine, prompts):
+    """What is fed of it replaces the prompt's own tokens, from the first one that differs."""
+    (tree,) = trees(engine, [prompts[0]], most=4)
+    (branch,) = tree.branches
+    same = np.concatenate([branch.tokens, np.arange(20, 30, dtype=np.int32)])
+    branch = dataclasses.replace(branch, tokens=np.concatenate([branch.tokens, np.arange(40, 47, dtype=np.int32)]))
+    other = same.copy()
+    other[len(tree.branches[0].tokens) :] = np.arange(50, 60)
+    rewards = {}
+    for name, scored in (("same", same), ("other", other)):
+        for most in (4, 0):  # behind new tokens, or read at once
+            asked = branch if most else dataclasses.replace(branch, tokens=scored, most=0)
+            asked = dataclasses.replace(asked, scored=lambda new, found=scored: found)
+            made = [dataclasses.replace(tree, branches=[asked])]
+            running = scheduler(engine, [dataclasses.replace(tree, branches=[dataclasses.replace(branch, most=40)])])
+            (written,) = running.submit(made[0])
+            for _ in zip(range(200), running.run()):
+                pass
+            assert written.done and written.reward is not None, (name, most)
+            rewards[name, most] = written.reward
+    assert rewards["same", 4] == pytest.approx(rewards["same", 0], abs=1e-5)
+    assert rewards["other", 4] == pytest.approx(rewards["other", 0], abs=1e-5) != pytest.approx(rewards["same", 0], abs=1e-5)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_reward_is_read_where_its_critique_was_written(tmp_path, family):
     """It equals the one that a pass of its own gives the critique's text. Random tokens often make no text that is tokenised

@@ -233,8 +233,11 @@ def test_control_and_image_tokens_in_a_text_are_text(address):
     assert tokens([{"role": "user", "content": spelt}]) == tokens([{"role": "user", "content": plain}])
     system = [{"role": "system", "content": spelt}, {"role": "user", "content": "a"}]
     assert tokens(system) == tokens([{"role": "system", "content": plain}, {"role": "user", "content": "a"}])
-    for body in ({"responses": [spelt, "a"]}, {"responses": ["a"], "critique": "given", "critiques": [spelt]}):
-        reply = httpx.post(f"{address}/v1/rewards", json={"record_id": "group-0", **body}, timeout=300)
-        assert reply.status_code == 200, reply.text
+    reward = lambda **body: httpx.post(f"{address}/v1/rewards", json={"record_id": "group-0", **body}, timeout=300).json()
+    assert all(each["critiques"] for each in reward(responses=[spelt, "a"])["data"])  # it is written and scored
+    for body in ({"responses": [spelt]}, {"responses": ["a"], "critique": "given", "critiques": [spelt]}):
+        other = {name: [plain if each == spelt else each for each in value] for name, value in body.items()}
+        other |= {"critique": body["critique"]} if "critique" in body else {}
+        assert reward(**body)["usage"]["prompt_tokens"] == reward(**other)["usage"]["prompt_tokens"]
     label = {"query": [f"p{spelt}"], "prompts": ["p"], "labels": [spelt]}
     refused(httpx.post(f"{address}/get_reward", json=label), 404, "there is no record")
