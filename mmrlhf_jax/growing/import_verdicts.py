@@ -21,6 +21,8 @@ from mmrlhf_jax.growing.verdicts import Said, Unfinished, agreed_ranks, checked,
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.records import RankedRecord, strict_pairs
 
+LEAST_RECORDS = 10  # without which resampling them says nothing
+
 
 def import_verdicts(path: str, files: Sequence[str]) -> None:
     """Add the verdicts in these files to the queue, and rank the records by all verdicts that there are.
@@ -91,12 +93,13 @@ def _critic_agrees(entries: Sequence[Entry], records: Mapping[str, RankedRecord]
         right, ordered = [sum(each) for each in pairs], [len(each) for each in pairs]
         if not sum(ordered):
             continue
-        low, high = ratio_interval(right, ordered)
+        interval = ratio_interval(right, ordered) if len(pairs) >= LEAST_RECORDS else None
         share = sum(right) / sum(ordered)
-        found[reason] = {"records": len(pairs), "pairs": sum(ordered), "agreement": share, "interval": [low, high]}
-        what = " (the estimate for all records)" if reason == queue.RANDOM else ""
-        interval = f"95 % interval {low:.1%} to {high:.1%}"
-        say(f"the critic agrees on {share:.1%} of {sum(ordered)} pairs, {interval}, of {len(pairs)} {reason} records{what}")
+        found[reason] = {"records": len(pairs), "pairs": sum(ordered), "agreement": share}
+        found[reason]["interval"] = None if interval is None else list(interval)
+        within = "too few for an interval" if interval is None else f"95 % interval {interval[0]:.1%} to {interval[1]:.1%}"
+        what = "; the estimate for all records" if reason == queue.RANDOM else ""
+        say(f"the critic agrees on {share:.1%} of {sum(ordered)} pairs in {len(pairs)} {reason} records ({within}{what})")
     if entries and queue.RANDOM not in found:
         say("no random record has verdicts yet: how good the critic is on all records is not known")
     return found

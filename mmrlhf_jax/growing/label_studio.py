@@ -10,14 +10,35 @@ import collections
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 from mmrlhf_jax.errors import UserError, shown
-from mmrlhf_jax.growing.shown import GUIDELINES, QUESTION, SAME, Shown
+from mmrlhf_jax.growing.shown import GUIDELINES, LEVELS, SAME, Shown
 from mmrlhf_jax.growing.verdicts import Rated, Said, rating_of
 
 TOOL = "label-studio"
 
+# The controls of the first answer, which has none above, and of the others, in the places of `first` and `others` of a task.
+_CONTROL = re.compile(r"(rating|same)_(first|other)_(\d+)")
+
+
+def _repeated(items: str, kind: str, more: str = "") -> str:
+    """What is shown of each answer in a list of the task's data."""
+    place, item = "{{idx}}", f"${items}[{{{{idx}}}}]"
+    return f"""
+      <Repeater on="${items}" indexFlag="{place}">
+        <View className="answer">
+          <Header value="{item}.title" size="6"/>
+          <Text name="answer_{kind}_{place}" value="{item}.text" valueType="text"/>
+          <Rating name="rating_{kind}_{place}" toName="answer_{kind}_{place}" maxRating="5"/>{more}
+        </View>
+      </Repeater>"""
+
+
+_SAME = f"""
+          <Choices name="same_other_{{{{idx}}}}" toName="answer_other_{{{{idx}}}}" choice="multiple" showInline="true">
+            <Choice value="{SAME}"/>
+          </Choices>"""
+_SCALE = f"Rate every answer: one star is {LEVELS[0]}, five stars are {LEVELS[-1]}"
 CONFIG = f"""<View>
   <Style>.answer {{ border: 1px solid #ccc; border-radius: 8px; padding: 8px 14px; margin: 12px 0 }}</Style>
   <View style="display: flex; gap: 24px; align-items: flex-start">
@@ -28,34 +49,23 @@ CONFIG = f"""<View>
     </View>
     <View style="flex: 1 1 60%">
       <Text name="question" value="$question" valueType="text"/>
-      <Header value={quoteattr(QUESTION)} size="4"/>
-      <Repeater on="$answers" indexFlag="{{{{idx}}}}">
-        <View className="answer">
-          <Header value="$answers[{{{{idx}}}}].title" size="6"/>
-          <Text name="answer_{{{{idx}}}}" value="$answers[{{{{idx}}}}].text" valueType="text"/>
-          <Rating name="rating_{{{{idx}}}}" toName="answer_{{{{idx}}}}" maxRating="5"/>
-          <Choices name="same_{{{{idx}}}}" toName="answer_{{{{idx}}}}" choice="multiple" showInline="true">
-            <Choice value="{SAME}"/>
-          </Choices>
-        </View>
-      </Repeater>
+      <Header value="{_SCALE}" size="5"/>{_repeated("first", "first")}{_repeated("others", "other", _SAME)}
       <TextArea name="reason" toName="question" placeholder="Why? (if you like)" rows="2" maxSubmissions="1" editable="true"/>
     </View>
   </View>
   <!-- {GUIDELINES} -->
 </View>
 """
-_CONTROL = re.compile(r"(rating|same)_(\d+)")
 
 
 def task(shown: Shown) -> dict[str, Any]:
     """A task to import."""
-    answers = [
+    first, *others = (
         {"title": f"Answer {number}", "digest": answer.digest, "text": answer.text}
         for number, answer in enumerate(shown.answers, 1)
-    ]
+    )
     data = {"record": shown.id, "prompt": shown.prompt, "question": shown.question}
-    return {"data": data | {"images": [{"url": url} for url in shown.pictures], "answers": answers}}
+    return {"data": data | {"images": [{"url": url} for url in shown.pictures], "first": [first], "others": others}}
 
 
 def is_export(content: Any) -> bool:
@@ -69,8 +79,8 @@ def verdicts(tasks: Iterable[Any], file: str) -> Iterator[Said]:
         where = f"{file}, task {number}"
         try:
             data, annotations = each["data"], each["annotations"]
-            record, prompt, answers = data["record"], data["prompt"], data["answers"]
-            shown_as = [(answer["digest"], answer["text"]) for answer in answers]
+            record, prompt = data["record"], data["prompt"]
+            shown_as = [(answer["digest"], answer["text"]) for answer in (*data["first"], *data["others"])]
         except (LookupError, TypeError):
             whole = "give the whole export (JSON, not JSON-MIN)"
             raise UserError(f"{where}: has not the data of `mmrlhf review export`; {whole}") from None
@@ -89,10 +99,12 @@ def _said(annotation: Mapping[str, Any], record: str, prompt: str, answers: list
             control = _CONTROL.fullmatch(name)
             if control is None:
                 reasons += value["text"] if name == "reason" else ()
-            elif control[1] == "rating":
-                ratings[int(control[2])] = rating_of(value["rating"], f"{where}, {name}")
+                continue
+            place = int(control[3]) + (control[2] == "other")
+            if control[1] == "rating":
+                ratings[place] = rating_of(value["rating"], f"{where}, {name}")
             else:
-                same[int(control[2])] += SAME in value["choices"]
+                same[place] += SAME in value["choices"]
         except (LookupError, TypeError):
             raise UserError(f"{where}: the result {shown(region)} is not of the interface that was exported") from None
     rated = tuple(Rated(digest, text, ratings.get(place), bool(same[place])) for place, (digest, text) in enumerate(answers))

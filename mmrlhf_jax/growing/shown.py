@@ -14,7 +14,6 @@ from mmrlhf_jax.pages.small_pictures import small_pictures
 from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.records import RankedRecord
 
-QUESTION = "Which answer is right, and helps most?"
 LEVELS = ("bad", "poor", "acceptable", "good", "excellent")
 SAME = "same as above"
 GUIDELINES = (

@@ -39,7 +39,9 @@ def read_verdicts(path: epath.PathLike) -> Iterator[Said]:
             yield from tool.verdicts(content, str(path))
             return
     if isinstance(content, list):
-        raise UserError(f"{path}: is no export of Label Studio (JSON) or Argilla (to_disk), and has no line per record")
+        raise UserError(
+            f"{path}: is no export of Label Studio (JSON, not JSON-MIN) or Argilla (to_disk), and has no line per record"
+        )
     for number, row in enumerate(json_lines(path), 1):
         yield _of_page(row, f"{path}, line {number}")
 

@@ -27,7 +27,7 @@ button,label.button{font:inherit;font-size:.9rem;color:inherit;background:var(--
 border-radius:8px;padding:5px 14px;cursor:pointer}
 button:hover,label.button:hover{border-color:var(--c0)}button:disabled{opacity:.45;cursor:default}
 button:focus-visible{outline:2px solid var(--c1);outline-offset:1px}
-button.main{background:var(--c1);border-color:var(--c1);color:#fff}
+button.main{background:var(--c1);border-color:var(--c1);color:var(--card)}
 label.button input{display:none}
 .sides{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,6fr);gap:26px;align-items:start}
 .sides.alone{grid-template-columns:minmax(0,1fr);max-width:820px}.sides.alone .left{display:none}
@@ -48,7 +48,7 @@ scroll-margin:76px}
 .levels{display:flex;flex-wrap:wrap;gap:6px}
 .level{flex:1 1 74px;padding:3px 4px 4px;text-align:center;line-height:1.2}
 .level b{display:block;font-size:.95rem}.level span{display:block;font-size:.68rem;color:var(--muted)}
-.level.chosen{background:var(--c1);border-color:var(--c1);color:#fff}.level.chosen span{color:#fff}
+.level.chosen{background:var(--c1);border-color:var(--c1)}.level.chosen *{color:var(--card)}
 #after.chosen{background:var(--good-bg);border-color:var(--good);color:var(--good)}
 .steps{display:flex;flex-wrap:wrap;gap:10px;align-items:center;margin:14px 0}
 details{margin:0 0 14px;font-size:.9rem}summary{cursor:pointer;color:var(--muted)}details p{margin:.5rem 0}

@@ -197,14 +197,11 @@ def test_the_import_says_how_good_the_critic_is(tmp_path):
         each["rating"] = 2
     message = command("review", "import", grown, save(tmp_path / "v.jsonl", said))
     found = json.loads((grown / "job.json").read_text())["review"]["results"]["critic_agrees"]
-    assert found["random"] == {
-        "records": 2,
-        "pairs": 3,
-        "agreement": pytest.approx(2 / 3),
-        "interval": [pytest.approx(2 / 3)] * 2,
-    }
-    assert found["near-tie"]["pairs"] == 54
-    assert "the critic agrees on 66.7% of 3 pairs" in message and "(the estimate for all records)" in message
+    two_thirds = pytest.approx(2 / 3)
+    assert found["random"] == {"records": 2, "pairs": 3, "agreement": two_thirds, "interval": None}
+    assert found["near-tie"] == {"records": 18, "pairs": 54, "agreement": two_thirds, "interval": [two_thirds] * 2}
+    assert "on 66.7% of 3 pairs in 2 random records (too few for an interval; the estimate for all records)" in message
+    assert "on 66.7% of 54 pairs in 18 near-tie records (95 % interval 66.7% to 66.7%)" in message
 
 
 def test_without_a_random_record_nothing_is_said_of_all(grown, tmp_path):
@@ -249,7 +246,8 @@ def test_tasks_of_label_studio_fit_their_interface(grown):
     used = {match for element in config.iter() for value in element.attrib.values() for match in re.findall(r"\$(\w+)", value)}
     for task in tasks:
         assert used <= task["data"].keys() and len(task["data"]["images"]) == 1
-        assert all({"title", "text"} <= each.keys() for each in task["data"]["answers"])
+        assert len(task["data"]["first"]) == 1 and len(task["data"]["others"]) == 2
+        assert all({"title", "text"} <= each.keys() for name in ("first", "others") for each in task["data"][name])
     assert {element.tag for element in config.iter()} & {"Ranker", "Pairwise"} == set()
 
 

@@ -39,7 +39,8 @@ def page_rows() -> list[dict]:
 
 
 def region(control: str, place: int, **value) -> dict:
-    return {"from_name": f"{control}_{place}", "to_name": f"answer_{place}", "type": control, "value": value, "id": "x"}
+    name = "first_0" if place == 0 else f"other_{place - 1}"
+    return {"from_name": f"{control}_{name}", "to_name": f"answer_{name}", "type": control, "value": value, "id": "x"}
 
 
 def label_studio_tasks() -> list[dict]:
@@ -95,11 +96,10 @@ def test_answers_are_found_by_their_content_in_any_order(form, tmp_path):
     if name == "page":
         row["answers"][1:] = [{"digest": DIGESTS[2], "rating": 4}, {"digest": DIGESTS[3], "rating": 2}, row["answers"][1]]
     elif name == "label-studio":
-        row["data"]["answers"].reverse()
-        for each in row["annotations"][0]["result"][:3]:
-            control, _, place = each["from_name"].partition("_")
-            each["from_name"] = f"{control}_{3 - int(place)}"
-        row["annotations"][0]["result"][3] = region("rating", 1, rating=4)
+        last, *others = [*row["data"]["first"], *row["data"]["others"]][::-1]
+        row["data"] |= {"first": [last], "others": others}
+        ratings = enumerate(reversed((1, 4, 4, 2)))
+        row["annotations"][0]["result"] = [region("rating", place, rating=rating) for place, rating in ratings]
     else:
         row["metadata"]["answers"] = " ".join(reversed(DIGESTS))
         for one, other in ((1, 4), (2, 3)):
@@ -118,7 +118,7 @@ def edited(form: str, content: list[dict], place: int, text: str) -> list[dict]:
     if form == "page":
         row["answers"][place]["text"] = text
     elif form == "label-studio":
-        row["data"]["answers"][place]["text"] = text
+        row["data"]["others"][place - 1]["text"] = text
     else:
         row["fields"][f"answer_{place + 1}"] = text
     return content
@@ -151,7 +151,7 @@ def without(form: str, content: list[dict], place: int) -> list[dict]:
         row["answers"][place].pop("rating")
     elif form == "label-studio":
         result = row["annotations"][0]["result"]
-        result[:] = [each for each in result if each["from_name"] != f"rating_{place}"]
+        result[:] = [each for each in result if each["from_name"] != f"rating_other_{place - 1}"]
     else:
         del row["responses"][f"rating_{place + 1}"]
     return content
@@ -293,5 +293,6 @@ def test_people_who_are_divided_make_a_tie():
 
 def test_people_see_every_answer_in_the_drawn_order_and_an_empty_one_as_empty():
     wanted = [EMPTY, "A kite.", "A <b>kite</b> & more", "A bird."]
-    assert [answer["text"] for answer in label_studio.task(SHOWN)["data"]["answers"]] == wanted
+    data = label_studio.task(SHOWN)["data"]
+    assert [answer["text"] for answer in (*data["first"], *data["others"])] == wanted
     assert [argilla.record(SHOWN)["fields"][f"answer_{n}"] for n in (1, 2, 3, 4)] == wanted
