@@ -75,7 +75,7 @@ def _with_endpoint(endpoint, model: str, examples, place, share, max_new_tokens:
 
     if endpoint.model is None:
         asyncio.run(endpoint.check())
-    writer = endpoint_critic.EndpointCritic(endpoint, max_new_tokens)
+    writer = endpoint_critic.EndpointCritic(endpoint, critic.HowToCriticise(most=max_new_tokens))
     kept = Step(examples, place.out, writer.job, share=share, is_line=endpoint_critic.is_line)
     asks = bool(kept.missing(range(len(examples))))  # also of other hosts, whose share this one may take over
     if asks:

@@ -194,18 +194,19 @@ class _Run:
             )
         is_line = functools.partial(endpoint_critiques.is_line, judging)
         writer = functools.cache(lambda: self._critic_server(critic(), examples))
-        write = lambda indices: endpoint_critiques.written(writer(), examples, indices, judging)
+        write = lambda indices: endpoint_critiques.written(writer(), examples, indices)
         critiques = self._lines(critiques_file, examples, job, write, is_line)
         reward = lambda indices: endpoint_critiques.rewarded(critic(), examples, indices, critiques, judging)
         return self._lines(file, examples, job, reward, judging.is_line)
 
-    def _critic_server(self, engine: Engine, examples) -> Endpoint:
+    def _critic_server(self, engine: Engine, examples) -> EndpointCritic:
         """The server that writes critiques, after a look at whether it reads prompts as the engine does."""
         address, model = self._wanted.critic_endpoint, self._settings["critic"]["model"]
         endpoint = Endpoint(address, model, concurrency=self._wanted.concurrency)
         asyncio.run(endpoint.check())
-        EndpointCritic(endpoint, self._wanted.judging.most).check_tokens(examples, engine.encoder("uncritiqued"))
-        return endpoint
+        writer = EndpointCritic(endpoint, self._wanted.judging.how)
+        writer.check_tokens(examples, engine.encoder("uncritiqued"))
+        return writer
 
     def _write(self, place, answered, scores: Sequence[Line], tie: float, calibration: Calibration | None) -> None:
         critic, ranking = self._model("critic"), Ranking(tie, self._wanted.z, self._wanted.keep)

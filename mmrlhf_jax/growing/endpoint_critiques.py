@@ -6,60 +6,34 @@ Two steps with a file each: the critiques, and their rewards. So neither is lost
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmrlhf_jax.data.digests import text_digest
-from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.overlay import OverlaidExamples
 from mmrlhf_jax.data.subset import Subset
-from mmrlhf_jax.data.templates import critique_prompt
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.growing.criticised import Judging, Line, score_line
-from mmrlhf_jax.growing.from_endpoint import SEEDS, texts_of_records
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.critic import Critique
-from mmrlhf_jax.inference.endpoint import Endpoint, Request
-from mmrlhf_jax.inference.engine import Engine, batched
-from mmrlhf_jax.records import RankedRecord, Response, is_blank
-
-GREEDY_SEED = 0  # explicit, so that a server's own default has no say
-
-
-def seed_of(record: RankedRecord, response: Response, judging: Judging) -> int:
-    """The seed of the first of a response's critiques; each further one has the next."""
-    found = judging.how.seed_of(record, response)
-    return GREEDY_SEED if found is None else found % SEEDS
+from mmrlhf_jax.inference.endpoint_critic import EndpointCritic, first_seed
+from mmrlhf_jax.inference.engine import Engine
+from mmrlhf_jax.inference.from_endpoint import error_of
+from mmrlhf_jax.records import RankedRecord
 
 
-def written(endpoint: Endpoint, examples, indices: Sequence[int], judging: Judging) -> Iterator[tuple[int, Line]]:
+def written(writer: EndpointCritic, examples, indices: Sequence[int]) -> Iterator[tuple[int, Line]]:
     """Yield (index, line): `critiques` has a list per response. The line of a record of which the server refuses something has
     the reason instead."""
-
-    def requests(example: Example) -> list[Request]:
-        return [
-            Request(
-                critique_prompt(example.record.prompt_text(), response.text),
-                example,
-                judging.most,
-                temperature=judging.how.sampling.temperature,
-                seed=seed_of(example.record, response, judging) + number,
-            )
-            for response in example.record.responses
-            for number in range(judging.count)
-        ]
-
-    doing = f"critiques from {endpoint.url}"
-    for index, texts in texts_of_records(endpoint, examples, indices, requests, doing):
+    for index, texts in writer.texts(examples, indices):
         record = examples.records[index]
         line: Line = {"id": record.id, "digests": [text_digest(response.text) for response in record.responses]}
-        if not isinstance(texts, str) and any(is_blank(text.text) for text in texts):
-            texts = "the server wrote an empty critique"
-        if isinstance(texts, str):
-            yield index, line | {"error": texts}
+        if (error := error_of(itertools.chain(*texts))) is not None:
+            yield index, line | {"error": error}
             continue
-        each = [{"text": text.text, "finish_reason": text.finish_reason} for text in texts]
-        yield index, line | {"critiques": [list(of_response) for of_response in batched(each, judging.count)]}
+        made = [[{"text": text.text, "finish_reason": text.finish_reason} for text in of_response] for of_response in texts]
+        yield index, line | {"critiques": made}
 
 
 def is_line(judging: Judging, record: RankedRecord, line: Any) -> bool:
@@ -96,7 +70,7 @@ def _line(engine: Engine, record: RankedRecord, scored: RankedRecord, judging: J
     rewards = iter(response.reward for response in scored.responses)
     responses = []
     for response, of_response in zip(record.responses, line["critiques"], strict=True):
-        seed = None if judging.count == 1 else seed_of(record, response, judging)
+        seed = None if judging.count == 1 else first_seed(judging.how, record, response)
         each = [Critique(one["text"], next(rewards), one["finish_reason"], seed) for one in of_response]
         responses.append(score_line(response.text, each, judging.count))
     return {"id": record.id, "template": engine.template, "responses": responses}

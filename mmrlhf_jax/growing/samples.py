@@ -10,9 +10,9 @@ from typing import Any
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.images import decode_image
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.growing.from_endpoint import SEEDS, texts_of_records
 from mmrlhf_jax.inference.endpoint import Endpoint, Request
 from mmrlhf_jax.inference.engine import Engine, batched
+from mmrlhf_jax.inference.from_endpoint import SEEDS, error_of, texts_of_records
 from mmrlhf_jax.inference.prompts import Asked, Prompt, make_tree
 from mmrlhf_jax.inference.sampling import Sampling
 from mmrlhf_jax.records import RankedRecord
@@ -101,8 +101,8 @@ def of_endpoint(endpoint: Endpoint, examples, indices: Sequence[int], how: HowTo
     requests = lambda example: [_request(example, how, sample) for sample in range(how.samples)]
     for index, texts in texts_of_records(endpoint, examples, indices, requests, f"answers from {endpoint.url}"):
         record = examples.records[index]
-        if isinstance(texts, str):
-            yield index, how.refused(record, texts)
+        if (error := error_of(texts)) is not None:
+            yield index, how.refused(record, error)
             continue
         samples = [{"text": x.text, "finish_reason": x.finish_reason, "tokens": x.tokens} for x in texts]
         yield index, {"id": record.id, "seed": how.seed_of(record), "samples": samples}

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, Protocol
 
 from mmrlhf_jax.data.digests import digest
 from mmrlhf_jax.data.examples import Example
-from mmrlhf_jax.growing.from_endpoint import texts_of_records
 from mmrlhf_jax.growing.samples import refusal
 from mmrlhf_jax.inference.endpoint import Endpoint, Request
 from mmrlhf_jax.inference.engine import Engine, batched
+from mmrlhf_jax.inference.from_endpoint import texts_of_records
 from mmrlhf_jax.inference.prompts import Prompt
 from mmrlhf_jax.inference.sampling import Sampling
 
@@ -107,12 +107,8 @@ class EndpointWriter:
             return [Request(example.record.prompt_text(), example, self.most, **how)]
 
         doing = f"texts from {self._endpoint.url}"
-        for number, texts in texts_of_records(self._endpoint, prompts, range(len(prompts)), requests, doing):
-            if isinstance(texts, str):
-                yield number, Answer(error=texts)
-                continue
-            (text,) = texts
-            yield number, Answer(text.text, text.finish_reason == "length")
+        for number, (text,) in texts_of_records(self._endpoint, prompts, range(len(prompts)), requests, doing):
+            yield number, Answer(text.text, text.finish_reason == "length", text.error)
 
 
 def seed_of(example: Example) -> int:

@@ -12,17 +12,19 @@ from typing import Any
 
 from mmrlhf_jax.data.digests import text_digest
 from mmrlhf_jax.data.encode import GroupEncoder
+from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.overlay import OverlaidExamples
 from mmrlhf_jax.data.scores import score_line
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.data.templates import critique_prompt
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference import critic, probe
+from mmrlhf_jax.inference.critic import HowToCriticise
 from mmrlhf_jax.inference.endpoint import Endpoint, Request, Text
-from mmrlhf_jax.inference.engine import Engine
+from mmrlhf_jax.inference.engine import Engine, batched
+from mmrlhf_jax.inference.from_endpoint import SEEDS, texts_of_records
 from mmrlhf_jax.inference.prompts import plans_of
 from mmrlhf_jax.inference.step import Step
-from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.records import RankedRecord, Response, is_blank
 
 SEED = 0  # of greedy texts; explicit, so that a server's own default has no say
@@ -32,15 +34,15 @@ Line = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class EndpointCritic:
-    """Writes critiques of up to `most` tokens at an endpoint whose model is known (`Endpoint.check`)."""
+    """Writes critiques at an endpoint whose model is known (`Endpoint.check`)."""
 
     endpoint: Endpoint
-    most: int
+    how: HowToCriticise
 
     @property
     def job(self) -> str:
         """What the critiques depend on besides the data."""
-        return f"critiques {self.endpoint.url} {self.endpoint.model} {self.most} {critique_prompt('', '')}"
+        return f"critiques {self.endpoint.url} {self.endpoint.model} {self.how} {critique_prompt('', '')}"
 
     def check_tokens(self, examples, encoder: GroupEncoder) -> bool:
         """`probe.check_tokens` with prompts for critiques."""
@@ -52,42 +54,41 @@ class EndpointCritic:
             asked.append((self._request(example, response), own))
         return probe.check_tokens(self.endpoint, asked, encoder)
 
-    def lines(self, examples, indices: Sequence[int]) -> Iterator[tuple[int, Line]]:
-        """Yield (index, line) of these examples as they are finished: `critiques` has one entry per response, with `text` and
-        `finish_reason`, or with `error`."""
-        numbers = [(index, place) for index in indices for place in range(len(examples.records[index].responses))]
-        progress = Progress(f"critiques from {self.endpoint.url}", len(numbers))
-        found: dict[int, dict[int, Text]] = {}
-        for number, text in self.endpoint.texts(self._requests(examples, indices)):
-            index, place = numbers[number]
-            of_record = found.setdefault(index, {})
-            of_record[place] = text
-            progress.update()
-            record = examples.records[index]
-            if len(of_record) == len(record.responses):
-                entries = [_entry(of_record[place]) for place in range(len(record.responses))]
-                yield index, {"id": record.id, "critiques": entries}
-                del found[index]
+    def texts(self, examples, indices: Sequence[int]) -> Iterator[tuple[int, list[list[Text]]]]:
+        """Yield (index, critiques of each response) of these examples as they are finished. What is blank, or about media that
+        cannot be read, has the reason as its `error`."""
+        doing, count = f"critiques from {self.endpoint.url}", self.how.count
+        for index, texts in texts_of_records(self.endpoint, examples, indices, self._requests, doing):
+            size = len(examples.records[index].responses) * count
+            texts = [_written(text) for text in texts] if len(texts) == size else texts[:1] * size
+            yield index, list(batched(texts, count))
 
-    def _requests(self, examples, indices: Sequence[int]) -> Iterator[Request]:
-        """The requests of every record, one behind the other with the same pictures."""
-        for index in indices:
-            example = examples[index]
-            for response in example.record.responses:
-                yield self._request(example, response)
+    def _requests(self, example: Example) -> list[Request]:
+        samples = range(self.how.count)
+        return [self._request(example, response, sample) for response in example.record.responses for sample in samples]
 
-    def _request(self, example, response: Response) -> Request:
-        return Request(critique_prompt(example.record.prompt_text(), response.text), example, self.most, seed=SEED)
+    def _request(self, example: Example, response: Response, sample: int = 0) -> Request:
+        prompt = critique_prompt(example.record.prompt_text(), response.text)
+        seed = first_seed(self.how, example.record, response) + sample
+        return Request(prompt, example, self.how.most, temperature=self.how.sampling.temperature, seed=seed)
+
+
+def first_seed(how: HowToCriticise, record: RankedRecord, response: Response) -> int:
+    """The seed of the first of a response's critiques; each further one has the next."""
+    found = how.seed_of(record, response)
+    return SEED if found is None else found % SEEDS
+
+
+def _written(text: Text) -> Text:
+    return Text(error="the server wrote no critique") if text.error is None and is_blank(text.text) else text
 
 
 def _entry(text: Text) -> Line:
-    if text.error is None and is_blank(text.text):
-        return {"error": "the server wrote no critique"}
     return {"error": text.error} if text.error is not None else {"text": text.text, "finish_reason": text.finish_reason}
 
 
 def is_line(record: RankedRecord, line: Any) -> bool:
-    """Whether a stored line has this record's critiques."""
+    """Whether a stored line has this record's critiques: of each response one, with `text` and `finish_reason`."""
     return line["id"] == record.id and len(line["critiques"]) == len(record.responses)
 
 
@@ -126,7 +127,8 @@ def _write(examples, indices: Sequence[int], writer: EndpointCritic, kept: Step)
     """Write the critiques of these records and keep them. Returns the lines of those in which something was refused."""
     refused = {}
     try:
-        for index, line in writer.lines(examples, indices) if indices else ():
+        for index, texts in writer.texts(examples, indices) if indices else ():
+            line = {"id": examples.records[index].id, "critiques": [_entry(text) for (text,) in texts]}
             if any("error" in entry for entry in line["critiques"]):
                 refused[index] = line
             else:

@@ -11,11 +11,12 @@ import pytest
 from mmrlhf_jax.data.examples import SourceExamples
 from mmrlhf_jax.data.templates import critique_prompt
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.growing import endpoint_critiques
 from mmrlhf_jax.growing.criticised import Judging
-from mmrlhf_jax.growing.endpoint_critiques import is_line, seed_of
+from mmrlhf_jax.growing.endpoint_critiques import is_line
 from mmrlhf_jax.inference import critic as scoring
 from mmrlhf_jax.inference import endpoint, journal
+from mmrlhf_jax.inference.critic import HowToCriticise
+from mmrlhf_jax.inference.endpoint_critic import SEED, first_seed
 from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.records import RankedRecord, Response
 from tests.growing.commands import command, lines, refused
@@ -139,7 +140,7 @@ def test_what_a_server_refuses_is_left_out_and_said(policy_server, critic_server
     arguments = ["--policy", policy_server.url, "--critic-endpoint", critic_server.url, "--critic", critic]
     said = command("annotate", *arguments, "--data", scenes["prompts"], "--out", out, *MAKING)
     assert "prompts are refused by the policy; the first is" in said and "unsafe" in said
-    assert "prompts are not read by the critic" in said and "an empty critique" in said
+    assert "prompts are not read by the critic" in said and "the server wrote no critique" in said
     assert [row["id"] for row in lines(out / "records.jsonl")] == [row["id"] for row in prompts if row["id"] not in refused_ids]
     results = json.loads((out / "job.json").read_text())["results"]
     assert results["refused by the policy"] + results["not read by the critic"] == len(refused_ids)
@@ -178,6 +179,6 @@ def test_a_line_of_critiques_is_known_by_its_answers():
     assert is_line(judging, record, line) and is_line(judging, record, {**line, "critiques": None, "error": "no"})
     for wrong in ({"id": "s"}, {"digests": line["digests"][::-1]}, {"critiques": [[1, 2], [3]]}, {"critiques": [[1, 2]]}):
         assert not is_line(judging, record, line | wrong)
-    seeds = {seed_of(record, response, judging) for response in record.responses}
+    seeds = {first_seed(judging.how, record, response) for response in record.responses}
     assert len(seeds) == 2 and max(seeds) + 1000 < 2**31
-    assert seed_of(record, record.responses[0], Judging(1, 8, 1.0, 0)) == endpoint_critiques.GREEDY_SEED
+    assert first_seed(HowToCriticise(), record, record.responses[0]) == SEED

@@ -7,6 +7,7 @@ import pytest
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference import endpoint, endpoint_critic, journal, probe
+from mmrlhf_jax.inference.critic import HowToCriticise
 from mmrlhf_jax.inference.endpoint import Endpoint
 from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.inference.probe import MEDIUM, collapsed
@@ -50,7 +51,9 @@ def with_ids(beside, source, change=lambda ids: ids):
 def checked(beside, source, reply, **more) -> bool:
     with fakes.running(Fake(reply)) as fake:
         client = Endpoint(fake.url, "m")
-        return endpoint_critic.EndpointCritic(client, 5).check_tokens(open_examples(source), beside.encoder("uncritiqued"))
+        return endpoint_critic.EndpointCritic(client, HowToCriticise(most=5)).check_tokens(
+            open_examples(source), beside.encoder("uncritiqued")
+        )
 
 
 def one_placeholder(beside):

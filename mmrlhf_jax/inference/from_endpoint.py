@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.images import decode_image
@@ -16,8 +16,9 @@ SEEDS = 2**31 - 2**16
 
 def texts_of_records(
     endpoint: Endpoint, examples, indices: Sequence[int], requests_of: Callable[[Example], Sequence[Request]], doing: str
-) -> Iterator[tuple[int, list[Text] | str]]:
-    """Yield (index, the texts of all requests about this example), or why there are none: broken media, or a refused request.
+) -> Iterator[tuple[int, list[Text]]]:
+    """Yield (index, the texts of all requests about this example). Of an example with broken media there is one, which says so
+    as its `error`.
 
     The requests of an example go out one behind the other, so that the server finds its pictures in its prefix cache.
     """
@@ -41,12 +42,16 @@ def texts_of_records(
         index, place = owners[number]
         waiting[index][place] = text
         if all(each is not None for each in waiting[index]):
-            texts = waiting.pop(index)
             progress.update()
-            yield index, next((each.error for each in texts if each.error is not None), texts)
+            yield index, waiting.pop(index)
     for index, reason in broken:
         progress.update()
-        yield index, reason
+        yield index, [Text(error=reason)]
+
+
+def error_of(texts: Iterable[Text]) -> str | None:
+    """The first error of some texts; None: there is none."""
+    return next((text.error for text in texts if text.error is not None), None)
 
 
 def _sound(example: Example) -> Example:
