@@ -1,7 +1,8 @@
 """Review in Argilla (2.x): a dataset that `rg.Dataset.from_disk` reads, and the verdicts of `dataset.to_disk`.
 
 Argilla's fields and questions are the same for all records of a dataset, so that there are as many as the record with the most
-answers and pictures needs, and none of them is required.
+answers and pictures needs. Required are the question and the first answer's rating alone, which every record has (Argilla
+publishes no dataset without a required question).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def settings(pictures: int, answers: int, people: int = 1) -> dict[str, Any]:
     questions = []
     for n in range(1, answers + 1):
         rating = {"type": "rating", "options": [{"value": level} for level in range(1, 6)]}
-        questions.append(_field(f"rating_{n}", f"Answer {n}", rating, description=scale))
+        questions.append(_field(f"rating_{n}", f"Answer {n}", rating, required=n == 1, description=scale))
         if n > 1:
             same = {"type": "label_selection", "options": [{"text": SAME, "value": SAME}], "visible_options": None}
             questions.append(_field(f"same_{n}", f"Answer {n} is the {SAME}", same))

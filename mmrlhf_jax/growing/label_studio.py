@@ -21,15 +21,15 @@ TOOL = "label-studio"
 _CONTROL = re.compile(r"(rating|same)_(first|other)_(\d+)")
 
 
-def _repeated(items: str, kind: str, more: str = "") -> str:
+def _repeated(items: str, kind: str, *, required: bool = False, more: str = "") -> str:
     """What is shown of each answer in a list of the task's data."""
-    place, item = "{{idx}}", f"${items}[{{{{idx}}}}]"
+    place, item, needed = "{{idx}}", f"${items}[{{{{idx}}}}]", str(required).lower()
     return f"""
       <Repeater on="${items}" indexFlag="{place}">
         <View className="answer">
           <Header value="{item}.title" size="6"/>
           <Text name="answer_{kind}_{place}" value="{item}.text" valueType="text"/>
-          <Rating name="rating_{kind}_{place}" toName="answer_{kind}_{place}" maxRating="5"/>{more}
+          <Rating name="rating_{kind}_{place}" toName="answer_{kind}_{place}" maxRating="5" required="{needed}"/>{more}
         </View>
       </Repeater>"""
 
@@ -38,6 +38,7 @@ _SAME = f"""
           <Choices name="same_other_{{{{idx}}}}" toName="answer_other_{{{{idx}}}}" choice="multiple" showInline="true">
             <Choice value="{SAME}"/>
           </Choices>"""
+_FIRST, _OTHERS = _repeated("first", "first", required=True), _repeated("others", "other", more=_SAME)
 _SCALE = f"Rate every answer: one star is {LEVELS[0]}, five stars are {LEVELS[-1]}"
 CONFIG = f"""<View>
   <Style>.answer {{ border: 1px solid #ccc; border-radius: 8px; padding: 8px 14px; margin: 12px 0 }}</Style>
@@ -49,7 +50,7 @@ CONFIG = f"""<View>
     </View>
     <View style="flex: 1 1 60%">
       <Text name="question" value="$question" valueType="text"/>
-      <Header value="{_SCALE}" size="5"/>{_repeated("first", "first")}{_repeated("others", "other", _SAME)}
+      <Header value="{_SCALE}" size="5"/>{_FIRST}{_OTHERS}
       <TextArea name="reason" toName="question" placeholder="Why? (if you like)" rows="2" maxSubmissions="1" editable="true"/>
     </View>
   </View>

@@ -32,6 +32,7 @@ label.button input{display:none}
 .sides{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,6fr);gap:26px;align-items:start}
 .sides.alone{grid-template-columns:minmax(0,1fr);max-width:820px}.sides.alone .left{display:none}
 .left{position:sticky;top:68px;display:grid;gap:10px;max-height:calc(100vh - 84px);overflow:auto}
+.left.several{grid-template-columns:minmax(0,1fr) minmax(0,1fr);align-items:start}
 .left figure{padding:6px}.left figcaption{padding:4px 4px 0}
 .enlarge{display:block;width:100%;padding:0;border:0;background:none;cursor:zoom-in}
 .enlarge img{max-height:74vh;object-fit:contain;object-position:left top;image-rendering:auto}

@@ -77,6 +77,7 @@ function show() {
     return all.length > 1 ? make("figure", {}, button, make("figcaption", { textContent: title })) : button;
   }));
   $("sides").classList.toggle("alone", record.pictures.length === 0);
+  $("pictures").classList.toggle("several", record.pictures.length > 1);
   $("question").textContent = record.question;
   $("answers").replaceChildren(...record.answers.map(card));
   $("reason").value = said(record).reason;

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from etils import epath
 
 from mmrlhf_jax.data.examples import Example, SourceExamples
-from mmrlhf_jax.growing import grown
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.growing import directory, grown
+from mmrlhf_jax.growing.directory import GrownDirectory
 from mmrlhf_jax.growing.grown import Model, Ranking
 from mmrlhf_jax.growing.media import MediaFolder
 from mmrlhf_jax.growing.ranking import never_first, standard_error
 from mmrlhf_jax.growing.samples import HowToSample
+from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.inference.sampling import Sampling
 from mmrlhf_jax.records import RankedRecord, Response
 from tests import ranked
@@ -131,6 +135,21 @@ def test_the_standard_error_of_the_means_decides_where_it_is_larger_than_the_tie
         found = grown.ranked(record, line, Model("c", "f"), Ranking(0.1, z))
         assert [response.rank for response in found.responses] == ranks
     assert standard_error([1.0]) is None
+
+
+def test_of_several_hosts_the_first_begins_a_directory_and_another_one_if_it_does_not_come(tmp_path, monkeypatch):
+    monkeypatch.setattr(directory, "POLL_SECONDS", 0.01)
+    grown, second = GrownDirectory(tmp_path / "out"), Share(1, 2)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(grown.settle, {"a": 1}, {"who": "second"}, second)
+        assert wait([waiting], timeout=0.2).not_done
+        first = grown.settle({"a": 1}, {"who": "first"}, Share(0, 2))
+        assert waiting.result(timeout=10) == first
+    with pytest.raises(UserError, match="was begun with a 1, not 2"):
+        grown.settle({"a": 2}, {}, second)
+    monkeypatch.setattr(directory, "LATE_SECONDS", 0.05)
+    alone = GrownDirectory(tmp_path / "alone").settle({"a": 1}, {"who": "second"}, second)
+    assert alone["names"] == {"who": "second"}
 
 
 def test_an_earlier_rounds_origin_makes_place():

@@ -260,6 +260,7 @@ def test_a_dataset_of_argilla_has_what_its_records_need(grown):
         assert record["fields"].keys() <= names
         assert {field["name"] for field in settings["fields"] if field["required"]} <= record["fields"].keys()
     assert [q["name"] for q in settings["questions"]] == ["rating_1", "rating_2", "same_2", "rating_3", "same_3", "reason"]
+    assert [q["name"] for q in settings["questions"] if q["required"]] == ["rating_1"]  # without one nothing is published
 
 
 def test_the_same_export_gives_the_same_files_and_a_larger_budget_adds_to_the_queue(grown, tmp_path):
