@@ -86,6 +86,7 @@ def reward_bench(
         run |= made
     if share[0] == 0:  # one host has the figures
         found.check()
+        run |= {"responses_with_cut_off_critiques": found.cut_off} if found.cut_off else {}
         _report(found, figures(found.records, benchmark, grouping), benchmark, run, directory, print_json)
 
 

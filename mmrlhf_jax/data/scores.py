@@ -36,8 +36,8 @@ _EXPECTED = '{"id", "responses": [{"reward", ...}]}'
 @dataclasses.dataclass(frozen=True)
 class ScoredLine:
     """One line of a score file. `digests` are those of `_DIGESTS` that it has; `texts` has a digest, or None, per response.
-    `errors` are the reasons of the responses that have no reward, and `truncated` counts critiques that were cut off. `samples`
-    are (critique, reward) of each of several critiques of a response; (): there are not several."""
+    `errors` are the reasons of the responses that have no reward, `truncated` those whose critiques were cut off. `samples` are
+    (critique, reward) of each of several critiques of a response; (): there are not several."""
 
     where: str
     rewards: tuple[float | None, ...]
@@ -45,7 +45,7 @@ class ScoredLine:
     digests: Mapping[str, str]
     texts: tuple[str | None, ...]
     errors: tuple[str | None, ...]
-    truncated: int
+    truncated: tuple[int, ...]
     samples: tuple[tuple[tuple[str, float], ...], ...]
 
     @property
@@ -143,7 +143,7 @@ def _read_line(line: bytes, where: str) -> tuple[str, ScoredLine]:
         {name: value for name, value in digests.items() if value is not None},
         tuple(r.get("digest") for r in responses),
         tuple(r.get("error") for r in responses),
-        sum(r.get("truncated") is True for r in responses),
+        tuple(i for i, r in enumerate(responses) if r.get("truncated") is True),
         tuple(_read_several(r.get("critiques"), f"{where_record}, response {i}") for i, r in enumerate(responses)),
     )
 
@@ -176,7 +176,7 @@ def _say_flaws(path: epath.PathLike, scores: Mapping[str, ScoredLine]) -> None:
             f"{path}: {len(refused)} of {count} responses, in {records} records, have no reward (the first is of {first!r}:"
             f" {reason}); score these records in another way, or leave them out"
         )
-    if cut := sum(line.truncated for line in scores.values()):
+    if cut := sum(len(line.truncated) for line in scores.values()):
         say(f"{path}: {cut} of {count} critiques were cut off at their longest (--max-new-tokens)")
 
 
@@ -205,10 +205,16 @@ def with_rewards(examples, path: epath.PathLike, source: str) -> OverlaidExample
 
 
 class Scored(NamedTuple):
-    """A record with the rewards that were found and with no others; `reason`: why responses have none (None: all have one)."""
+    """A record with the rewards that were found and with no others.
+
+    Attributes:
+        reason: why responses have none; None: all have one.
+        truncated: the responses of which a critique was cut off at its longest.
+    """
 
     record: RankedRecord
     reason: str | None = None
+    truncated: tuple[int, ...] = ()
 
     @staticmethod
     def nothing(record: RankedRecord, reason: str) -> Scored:
@@ -237,7 +243,7 @@ def scored_records(examples, path: epath.PathLike, source: str) -> list[Scored]:
         _check(record, line, content)
         made = zip(record.responses, line.rewards, line.critiques, line.samples, strict=True)
         scored = record.replace_responses([_scored(response, *values) for response, *values in made])
-        found.append(Scored(scored, next(filter(None, line.errors), None)))
+        found.append(Scored(scored, next(filter(None, line.errors), None), line.truncated))
     if by_name:
         say(f"{path}: the media of {by_name} of {len(found)} records of {source} cannot be read; their names were compared")
     _say_rest(examples, path, source, scores, "; these are not scored")

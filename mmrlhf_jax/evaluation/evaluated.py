@@ -30,6 +30,11 @@ class Evaluated:
     def records(self) -> list[RankedRecord]:
         return [each.record for each in self.scored]
 
+    @property
+    def cut_off(self) -> int:
+        """The number of responses of which a critique was cut off."""
+        return sum(len(each.truncated) for each in self.scored)
+
     def check(self) -> None:
         """Say how many records are not scored. UserError if none is."""
         reasons = [each.reason for each in self.scored if each.reason is not None]

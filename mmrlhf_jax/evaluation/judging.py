@@ -88,7 +88,8 @@ def _scored(engine: Engine, examples, indices: Sequence[int], judging: Judging) 
         record = examples.records[index]
         pairs = zip(record.responses, critiques, strict=True)
         made = [with_critique_rewards(response, [(one.text, one.reward) for one in each]) for response, each in pairs]
-        yield index, Scored(record.replace_responses(made))
+        cut = tuple(place for place, each in enumerate(critiques) if any(one.finish_reason == "length" for one in each))
+        yield index, Scored(record.replace_responses(made), truncated=cut)
 
 
 class _Refusal:
@@ -121,7 +122,7 @@ class _Refusal:
 
 def line(examples, index: int, scored: Scored) -> dict[str, Any]:
     """The line of a score file (`data.scores`)."""
-    made = score_line(examples, index, scored.record)
+    made = score_line(examples, index, scored.record, scored.truncated)
     if scored.reason is not None:
         for response in made["responses"]:
             response["error"] = scored.reason

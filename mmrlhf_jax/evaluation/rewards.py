@@ -68,8 +68,12 @@ def seen_by(examples, source: str, judging: Judging, blind: bool) -> Seen:
 
 
 def rewards_at_once(engine: Engine, seen: Seen, judging: Judging) -> list[Scored]:
-    found = dict(judged(engine, seen.examples, range(len(seen.examples)), judging))
-    return [found[index] for index in range(len(seen.examples))]
+    by_index = dict(judged(engine, seen.examples, range(len(seen.examples)), judging))
+    found = [by_index[index] for index in range(len(seen.examples))]
+    if cut := sum(len(each.truncated) for each in found):
+        count = sum(len(each.record.responses) for each in found)
+        say(f"{cut} of {count} critiques were cut off at their longest (--max-new-tokens)")
+    return found
 
 
 def rewards_in(

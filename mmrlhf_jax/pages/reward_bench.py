@@ -26,6 +26,7 @@ class Case:
         group: the group that it counts in.
         pictures: figures of its media.
         reason: why it is not scored; None: it is.
+        truncated: the responses of which a critique was cut off.
     """
 
     record: RankedRecord
@@ -33,6 +34,7 @@ class Case:
     group: str
     pictures: Sequence[Markup] = ()
     reason: str | None = None
+    truncated: Sequence[int] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +194,7 @@ def _case(case: Case, number: int) -> Markup:
     letters = {index: _letter(place) for place, index in enumerate(order)}
     body = [element("p", record.prompt, class_="text prompt")]
     body += [element("p", case.reason, class_="bad")] if case.reason else []
-    body += [_response(letters[index], record.responses[index]) for index in order]
+    body += [_response(letters[index], record.responses[index], index in case.truncated) for index in order]
     body += [_pairs(case, letters)] if len(verdicts) > 1 else []
     media = element("div", *case.pictures, class_="media") if case.pictures else ""
     return element("article", head, media, element("div", *body, class_="said"), class_=" ".join(classes))
@@ -208,10 +210,12 @@ def _letter(place: int) -> str:
     return found if place < 26 else _letter(place // 26 - 1) + found
 
 
-def _response(letter: str, response: Response) -> Markup:
+def _response(letter: str, response: Response, truncated: bool) -> Markup:
     rank = chip("not ranked" if response.rank is None else f"rank {response.rank}", True if response.rank == 1 else None)
     reward = element("span", "–" if response.reward is None else signed(response.reward), class_="reward", title="reward")
-    parts = [element("header", element("b", letter), rank, *([chip(response.model)] if response.model else []), reward)]
+    chips = [chip(response.model)] if response.model else []
+    chips += [chip("critique cut off", False)] if truncated else []
+    parts = [element("header", element("b", letter), rank, *chips, reward)]
     parts.append(element("p", response.text, class_="text"))
     several = response.extra.get("critique_rewards")
     if several is not None:

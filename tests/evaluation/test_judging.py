@@ -73,6 +73,8 @@ def test_rewards_are_those_of_score(engine, data, judging):
         one.critique for each in wanted for one in each.responses
     ]
     assert all(each.reason is None for each in found.scored) and list(found.places) == [0, 1, 2, 3, 4]
+    if judging is not WRITTEN:
+        assert found.cut_off == 0
 
 
 def test_of_sampled_critiques_the_mean_counts_and_each_has_the_reward_of_its_text(engine, data):
@@ -108,6 +110,15 @@ def test_what_cannot_be_scored_has_the_reason_and_the_rest_its_rewards(engine, f
     assert [record.id for record in found.records] == [f"group-{number}" for number in range(5)]
     assert None not in values(found.scored)[0] and {r for each in values(found.scored)[1:] for r in each} == {None}
     assert list(found.places) == [0, None, 1, 2, None]  # media that are there are shown
+
+
+def test_critiques_that_are_cut_off_are_counted_also_from_a_directory(engine, data, tmp_path, capsys):
+    """A model with random weights does not end its critiques within six tokens."""
+    at_once, stored = evaluated(engine, data, WRITTEN), kept(engine, data, tmp_path / "out", WRITTEN)
+    assert at_once.cut_off == stored.cut_off == 11 and [each.truncated for each in stored.scored] == [
+        tuple(range(len(record.responses))) for record in stored.records
+    ]
+    assert capsys.readouterr().err.count("11 of 11 critiques were cut off at their longest (--max-new-tokens)") == 2
 
 
 def test_where_nothing_can_be_scored_the_first_reason_is_given(engine, flawed):

@@ -59,7 +59,7 @@ def evaluated(examples) -> Evaluated:
     scored = [
         rewarded(first, (1.0, 1.0, 1.5)),
         Scored.nothing(second, "the picture is broken"),
-        rewarded(third, (2.0, 3.0, -1.25)),
+        rewarded(third, (2.0, 3.0, -1.25))._replace(truncated=(1,)),
     ]
     scored[0].record.responses[0].extra.update({CRITIQUES: ["See <i>", "No"], CRITIQUE_REWARDS: [0.5, 1.5]})
     return Evaluated(scored, examples, range(3))
@@ -78,6 +78,7 @@ def test_every_case_has_its_media_answers_critiques_rewards_and_verdicts(example
     assert "<script>alert('x')</script>" in first and "+0.50 See <i>" in first and "+1.50 No" in first
     assert "A over B +0.00 tie" in first and "A over C −0.50 wrong" in first and "B over C −0.50 wrong" in first
     assert "not scored" in second and "the picture is broken" in second
+    assert third.count("critique cut off") == 1 and "B rank 1 critique cut off" in third and "cut off" not in first + second
     assert "A over C +3.25 right" in third and "B over C +4.25 right" in third
     for case, record in zip(found, examples.records, strict=True):
         shown = text(case)
