@@ -18,6 +18,7 @@ from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.overlay import OverlaidExamples
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.evaluation.benchmarks import recognise
 from mmrlhf_jax.files import exists
 from mmrlhf_jax.growing import decontaminate, endpoint_critiques, grown, samples
 from mmrlhf_jax.growing.annotation import (
@@ -84,6 +85,8 @@ class _Run:
         """Settle what the directory is made with."""
         wanted, source = self._wanted, None if self._wanted.reuse is None else GrownDirectory(self._wanted.reuse)
         self._benchmarks = {path: self._open(path) for path in wanted.held_out_of}
+        for path, examples in self._benchmarks.items():
+            say(f"held out of {path}: {len(examples)} records ({recognise(examples.records).title})")
         self._human = None if wanted.calibrate is None else self._open(wanted.calibrate)
         if self._human is not None:
             check_ranked(self._human, wanted.calibrate)
@@ -229,7 +232,10 @@ class _Run:
     # -------------------------------------------------------------------------------------------------------------------
 
     def _open(self, path: str):
-        return open_examples(path, None, self._data.video_frames, prompts=path != self._wanted.calibrate)
+        examples = open_examples(path, None, self._data.video_frames, prompts=path != self._wanted.calibrate)
+        for note in getattr(examples, "notes", ()):
+            say(f"{path}: {note}")
+        return examples
 
     def _lines(self, path, examples, parts: str, work, holds) -> list[Line]:
         """The lines of a step that depends on these parts of the settings."""

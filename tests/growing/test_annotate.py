@@ -312,7 +312,8 @@ def test_prompts_of_benchmarks_are_left_out_and_counted(arguments, scenes, tmp_p
     asked = [{"id": "x", "images": ["same.png"], "prompt": rows[1]["prompt"]}]
     asked += [{"id": "y", "images": ["near.jpg"], "prompt": rows[3]["prompt"]}]
     benchmark.write_text("".join(json.dumps(row) + "\n" for row in asked))
-    command("annotate", *arguments, "--out", tmp_path / "out", "--held-out-of", benchmark)
+    said = command("annotate", *arguments, "--out", tmp_path / "out", "--held-out-of", benchmark)
+    assert f"held out of {benchmark}: 2 records" in said and "no benchmark is held out" not in said
     assert [row["id"] for row in lines(tmp_path / "out" / "records.jsonl")] == [rows[i]["id"] for i in (0, 2, 4)]
     result = json.loads((tmp_path / "out" / "job.json").read_text())["results"]
     assert result["held out"] == {"exact": 1, "near": 1, "by benchmark": {str(benchmark): 2}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ pytest.importorskip("imagehash")
 pytest.importorskip("datasketch")
 
 from mmrlhf_jax.data.examples import Example
+from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.growing.decontaminate import HeldOut, Same, compared, print_of
 from mmrlhf_jax.records import RankedRecord
+from tests.evaluation import rows
 
 QUESTION = "What is the man in the red coat holding in his left hand, and where is he going with it?"
 
@@ -76,6 +79,33 @@ def test_another_prompt_is_kept(held_out, question, pictures):
 def test_without_pictures_the_words_decide(held_out):
     same = "Name three rivers of the south of France, and the seas that they end in!"
     assert held_out.find(print_of(example(same))) == Same("text", "p", True)
+
+
+BENCHMARKS = {
+    "mm_rlhf": ([row for row in rows.mm_rlhf() if "image" in row][:12], "image"),
+    "vl": (rows.vl()[:12], "image_path"),
+    "vl_as_pairs": (rows.vl_as_pairs()[:12], "image"),
+    "multimodal": (rows.multimodal()[:12], "Image"),
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_prompts_of_the_known_benchmarks_are_found_in_their_own_forms(tmp_path, name):
+    published, field = BENCHMARKS[name]
+    for row in published:
+        picture = tmp_path / row[field]
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(saved(scene(sum(map(ord, row[field])))))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in published))
+    examples = open_examples(tmp_path / "rows.jsonl", prompts=True)
+    assert {record.images for record in examples.records} == {(row[field],) for row in published}
+    found = HeldOut()
+    found.add(name, examples)
+    for row in published:
+        content = (tmp_path / row[field]).read_bytes()
+        asked = next(row[key] for key in ("prompt", "query", "Text") if key in row)
+        assert found.find(print_of(example(asked, content))).exact
+        assert found.find(print_of(example("Who painted the wall behind the left tree?", content))) is None
 
 
 class Examples(list):
