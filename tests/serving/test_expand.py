@@ -326,6 +326,45 @@ def test_media_that_are_no_files_are_put_beside_the_result(source, tmp_path, cap
         assert open_examples(out)[number].images == open_examples(source)[number].images
 
 
+def test_pictures_inside_parquet_files_are_put_beside_the_result(tmp_path):
+    parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    picture = ranked.picture((40, 30), 1)
+    cell = {"bytes": picture, "path": "x"}
+    row = {"id": "1", "prompt": "p", "chosen": "A", "rejected": "B", "chosen_reason": "right", "rejected_reason": "no"}
+    row["image"] = cell
+    parquet.write_table(arrow.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    out = tmp_path / "elsewhere" / "out.jsonl"
+    with fakes.running(Fake()) as fake:
+        (made,) = expanded(tmp_path / "rows.parquet", out, fake.url)
+    assert all(response["enhanced_critique"] == "fine" for response in made["responses"])
+    assert open_examples(out)[0].images == (picture,)
+
+
+def test_the_authors_annotations_are_expanded_as_they_are_published(source, tmp_path):
+    row = {
+        "id": "1",
+        "question": "<image>\nWhat is it?",
+        "image": "0_0.png",
+        "models_output": ["A kite.", "A bird."],
+        "final_ranking": [1, 2],
+        "helpfulness": [5, 2],
+        "faithfulness": [5, 1],
+        "ethical": [5, 5],
+        "score_reasons": ["Right.", {"helpfulness": "Short.", "faithfulness": "Wrong."}],
+    }
+    published, out = source.parent / "data.jsonl", source.parent / "out.jsonl"
+    published.write_text(json.dumps(row) + "\n")
+    with fakes.running(Fake()) as fake:
+        expanded(published, out, fake.url)
+        expanded(out, source.parent / "all.jsonl", fake.url, "--field", "score_reasons")
+    assert "[Question:] What is it? [Answer:] A kite. [Human Comment for the answer:] Right. Expanded" in fake.texts()[0]
+    assert "[Human Comment for the answer:] helpfulness: Short.\nfaithfulness: Wrong. Expanded" in fake.texts()[1]
+    before, after = open_examples(published).records[0], open_examples(source.parent / "all.jsonl").records[0]
+    assert (after.prompt_text(), after.images, after.pairs()) == (before.prompt_text(), before.images, before.pairs())
+    assert [response.scores for response in after.responses] == [response.scores for response in before.responses]
+    assert all(response.extra["enhanced_critique"] == "fine" for response in after.responses)
+
+
 # A pass that is continued ----------------------------------------------------------------------------------------------
 
 
