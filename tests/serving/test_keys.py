@@ -38,6 +38,18 @@ def test_the_key_opens_and_health_is_open(locked):
     assert httpx.get(f"{locked}/v1/models", headers={"authorization": "Bearer secret"}).json()["data"][0]["id"] == "tiny"
 
 
+def test_openais_client_needs_the_key(locked):
+    openai = pytest.importorskip("openai")
+    messages = [{"role": "user", "content": "Why?"}]
+    ask = lambda key: openai.OpenAI(base_url=f"{locked}/v1", api_key=key, max_retries=0).chat.completions.create(
+        model="tiny", messages=messages, max_tokens=3
+    )
+    with pytest.raises(openai.AuthenticationError, match="the API key is missing or wrong") as error:
+        ask("wrong")
+    assert error.value.code == "invalid_api_key"
+    assert ask("secret").usage.completion_tokens <= 3
+
+
 @pytest.mark.parametrize("host", ["a/health?", "a/ready#", "127.0.0.1/health?x=", "@/health", "a\\health", "health", "", ":0"])
 @pytest.mark.parametrize(("method", "path"), PATHS)
 def test_no_host_header_opens_a_path(locked, host, method, path):

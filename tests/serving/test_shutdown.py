@@ -84,6 +84,23 @@ def test_what_is_not_finished_in_time_gets_an_error(judge, signals):
         soon(lambda: service.worker.jobs == 0)
 
 
+def test_openais_client_sees_the_end(judge):
+    """An error event in mid-stream is its error, and a server that is ending is one that it would ask again."""
+    openai = pytest.importorskip("openai")
+    service = slowed(make_service(judge), 0.1)
+    with started(service, grace=0.5) as running:
+        client = openai.OpenAI(base_url=f"{running.address}/v1", api_key="none", max_retries=0)
+        request = dict(model="tiny", messages=[{"role": "user", "content": "Why?"}], max_tokens=300)
+        pieces = iter(client.chat.completions.create(**request, stream=True))
+        next(pieces)
+        running.server.handle_exit(signal.SIGTERM, None)
+        with pytest.raises(openai.InternalServerError) as refusal:
+            client.chat.completions.create(**request)
+        assert refusal.value.status_code == 503 and refusal.value.response.headers["x-should-retry"] == "true"
+        with pytest.raises(openai.APIError, match="the server is shutting down"):
+            list(pieces)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("grace", "status"), [(60, 0), (0, 1)])
 def test_a_process_ends_at_the_signal(directory, grace, status):
