@@ -15,6 +15,7 @@ from mmrlhf_jax.data.encode import media_tiles
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.images import image_size
 from mmrlhf_jax.data.templates import find_chat, find_template
+from mmrlhf_jax.data.tokens import Conversation as Tokens
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.critic import critique_conversation
 from mmrlhf_jax.inference.engine import Engine
@@ -77,7 +78,7 @@ class ServedModel:
         except UserError:
             raise ApiError(400, "messages: the model's chat template has no such order of roles", param="messages") from None
         whole = encoder.tokens(pieces, plans)
-        tokens, trunk = len(whole.tokens), trunk_length([whole])
+        tokens, trunk = len(whole.tokens), self._trunk(whole, wanted.most)
         room = self._room(tokens, trunk)
         most = max(room, 1) if wanted.most is None else wanted.most
         if trunk > self.longest_trunk or most > room:
@@ -96,6 +97,16 @@ class ServedModel:
         )
         cut = lambda: geometry.of_group(media_tiles(example, geometry, most_tiles), plans, tree.visual, trunk)
         return _with_media(tree, cut)
+
+    def _trunk(self, whole: Tokens, most: int | None) -> int:
+        """The length of a chat's trunk. It ends at the last medium, so that all questions about a picture share it, if the rest
+        and the new tokens (without a limit: as many again) fit behind it; else at the last token but one."""
+        all_but_one, media = trunk_length([whole]), np.flatnonzero(whole.is_visual)
+        if not len(media):
+            return all_but_one
+        shared = int(media[-1]) + 1
+        behind = len(whole.tokens) - shared
+        return shared if behind + (behind if most is None else most) <= self.longest_branch else all_but_one
 
     def _room(self, tokens: int, trunk: int) -> int:
         """New tokens that there is room for behind a prompt of so many tokens."""

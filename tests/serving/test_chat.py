@@ -53,8 +53,36 @@ def test_answers_are_those_of_the_engine(client, judge):
     assert two.choices[0].message.content == alone(judge, "Both?", [(30, 30), (50, 20)])
     assert found.object == "chat.completion" and found.choices[0].finish_reason in ("stop", "length")
     assert found.usage.total_tokens == found.usage.prompt_tokens + found.usage.completion_tokens
-    again = ask(client, about("What is it?", url()))
+    again = ask(client, [{"role": "user", "content": "Why?"}])
     assert again.usage.prompt_tokens_details.cached_tokens == again.usage.prompt_tokens - 1
+
+
+def test_questions_about_one_picture_share_it(client, service, judge, monkeypatch):
+    """It is encoded and prefilled once, with what stands before it; the answers are what they are alone."""
+    (scheduler,) = service.worker.schedulers
+    programs, counted = scheduler.programs, []
+
+    def counting(name: str):
+        act = getattr(programs, name)
+        return lambda *arguments, **settings: (counted.append(name), act(*arguments, **settings))[1]
+
+    for name in ("encode", "extend_trunk"):
+        monkeypatch.setattr(programs, name, counting(name))
+    size, questions = (64, 37), ["What is it?", "Where is it?", "Why " + "is it " * 20 + "there?"]
+    found = [ask(client, about(question, url(size, 0))) for question in questions]
+    chunks = counted.count("extend_trunk")
+    assert counted.count("encode") == 1 and chunks >= 1
+    assert [each.choices[0].message.content for each in found] == [alone(judge, question, [size]) for question in questions]
+    cached = [each.usage.prompt_tokens_details.cached_tokens for each in found]
+    assert cached[0] == 0 and cached[1] == cached[2] > found[0].usage.prompt_tokens / 2
+    counted.clear()
+    several = ask(client, about("And?", url(size, 0)), n=3, temperature=1.0, seed=1)  # samples share their prompt as well
+    assert len({choice.message.content for choice in several.choices}) == 3 and not counted
+    unlimited = ask(client, about("And now?", url(size, 0)), max_tokens=None)
+    assert unlimited.usage.prompt_tokens_details.cached_tokens == cached[1] and not counted
+    long = "Why " + "is it " * 60 + "there?"  # there is no room for it and an answer behind the picture
+    assert ask(client, about(long, url(size, 0))).choices[0].message.content == alone(judge, long, [size])
+    assert counted.count("encode") == 1
 
 
 def test_a_stream_is_the_answer_in_pieces_with_its_usage(client):
