@@ -55,7 +55,8 @@ async def rerank(request: Request) -> Response:
         found, counted = await judge_pairs(request, service, [(prompt, text) for text in texts])
     order = sorted(range(len(found)), key=lambda index: -found[index].reward)[: asked.top_n or len(found)]
     results = [{"index": index, "document": {"text": texts[index]}, "relevance_score": found[index].reward} for index in order]
-    return JSONResponse(envelope(service, "rerank") | {"results": results, "usage": counted})
+    head = envelope(service, "rerank")
+    return JSONResponse({"id": head["id"], "model": head["model"], "usage": counted, "results": results})
 
 
 async def classify(request: Request) -> Response:

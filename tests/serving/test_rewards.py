@@ -111,6 +111,37 @@ def test_views_give_the_same_numbers(post, records, scored):
     assert [each["num_classes"] for each in found] == [1] * len(answers)
 
 
+USAGE = {"prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"}
+
+
+def test_replies_have_exactly_the_fields_of_their_protocols(post, records):
+    """vLLM's `pooling/scoring` and `pooling/classify`, OpenRLHF's `utils/agent.py`, and our own call."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    listed = {"id", "object", "created", "model", "data", "usage"}
+    for path, body, outer, inner in (
+        ("/v1/rewards", {"record_id": "group-1", "responses": ["a", "b"]}, listed, {"index", "reward", "std", "critiques"}),
+        ("/score", {"text_1": "a", "text_2": ["b", "c"]}, listed, {"index", "object", "score"}),
+        ("/classify", {"messages": turns}, listed, {"index", "label", "probs", "num_classes"}),
+        ("/rerank", {"query": "a", "documents": ["b", "c"]}, {"id", "model", "usage", "results"},
+         {"index", "document", "relevance_score"}),
+    ):  # fmt: skip
+        found = post(path, body).json()
+        assert set(found) == outer and set(found["usage"]) == USAGE and found["model"] == "tiny", path
+        data = found.get("data", found.get("results"))
+        assert all(set(each) == inner for each in data), path
+        assert "object" not in found or found["object"] == "list"
+        usage = found["usage"]
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    data = post("/v1/rewards", {"record_id": "group-1", "responses": ["a"]}).json()["data"]
+    assert data[0]["std"] is None and set(data[0]["critiques"][0]) == {"text", "reward", "finish_reason"}
+    assert (
+        post("/v1/rewards", {"record_id": "group-1", "responses": ["a"], "critique": "none"}).json()["data"][0]["critiques"]
+        == []
+    )
+    asked = {"query": ["pa"], "prompts": ["p"], "labels": ["group-1"]}
+    assert set(post("/get_reward", asked).json()) == {"rewards", "scores", "extra_logs"}
+
+
 def test_queries_and_documents_have_each_of_their_forms(post, records):
     parts = messages(records, 0)[0]["content"]
     wanted = post("/v1/rewards", {"messages": messages(records, 0), "responses": ["A kite."], "critique": "written"}).json()
