@@ -141,7 +141,7 @@ def _say_selected(entries: Sequence[Entry], known: int, budget: int, reviewable:
 
 def _write_page(records: Sequence[Shown], folder: epath.Path, queue_name: str) -> list[epath.Path]:
     rows = [record._asdict() | {"answers": [answer._asdict() for answer in record.answers]} for record in records]
-    page = review_page(f"{len(rows)} records to rate", queue_name, rows, LEVELS, SAME, GUIDELINES)
+    page = review_page("Answers to rate", queue_name, rows, LEVELS, SAME, GUIDELINES)
     return _write(folder, {"page.html": page})
 
 

@@ -148,7 +148,7 @@ def _sides() -> Markup:
         "div",
         element("button", "← Back", id="before"),
         element("button", "Next →", id="after"),
-        element("button", "Next without a rating", id="unrated"),
+        element("button", "Next unrated record", id="unrated"),
         class_="steps",
     )
     right = element("div", where, element("p", id="question"), element("div", id="answers"), reason, steps)
