@@ -18,6 +18,7 @@ from mmrlhf_jax.data.sources import read_records
 from mmrlhf_jax.data.validate import validate
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference import critic
+from mmrlhf_jax.inference.requests import Written
 from mmrlhf_jax.places import WrongMedia
 from mmrlhf_jax.records import RankedRecord, Response, record_from_json
 from mmrlhf_jax.tasks import open_held_out_examples, open_training_examples, task_of
@@ -81,8 +82,19 @@ def test_a_critique_that_is_no_text_is_named_with_its_file(tmp_path, teacher, sa
 @pytest.mark.parametrize("blank", BLANKS)
 def test_a_written_critique_that_says_nothing_is_none_and_scored_as_none(tmp_path, blank):
     class Mute:
-        def generate(self, prompts, **settings):
-            return [blank] * len(prompts)
+        """An engine whose texts are blank, and whose lanes have no room for their rewards."""
+
+        def encoder(self, task):
+            return None
+
+        def asked(self, most, **settings):
+            return None
+
+        def decode(self, tokens):
+            return blank
+
+        def write_each(self, prompts, asked, description):
+            return ((number, [Written(reason="stop", done=True)]) for number in range(len(prompts)))
 
         def score_responses(self, examples, task):
             assert all(response.critique is None for record in examples.records for response in record.responses)
