@@ -82,13 +82,13 @@ def memory() -> int:
 
 def test_what_takes_long_holds_up_no_other_request(judge, monkeypatch):
     """Decoding and tokenising are off the event loop, in a few threads; what waits for them has a deadline too."""
-    service = make_service(judge, limits=dataclasses.replace(LIMITS, seconds=1.0))
+    service = make_service(judge, limits=dataclasses.replace(LIMITS, seconds=3.0))
     running_now, most = [], []
 
     def slow(*_):
         running_now.append(1)
         most.append(len(running_now))
-        time.sleep(0.6)
+        time.sleep(2.0)
         running_now.pop()
         raise ApiError(400, "slow")
 
@@ -98,7 +98,7 @@ def test_what_takes_long_holds_up_no_other_request(judge, monkeypatch):
         soon(lambda: running_now)
         began = time.monotonic()
         assert httpx.get(f"{address}/health").status_code == 200
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 1.5
         statuses = [reply.result().status_code for reply in replies]
         assert statuses.count(400) == 2 and statuses.count(408) == 6 and max(most) == 2
         soon(lambda: not running_now)

@@ -60,9 +60,9 @@ def test_running_requests_are_finished_and_new_ones_are_refused(judge):
             rest = list(lines)
         assert rest[-1] == "data: [DONE]" and not any("error" in line for line in rest)
         assert whole.result().status_code == 200
-        running.thread.join(10)
+        running.thread.join(60)
         assert not running.thread.is_alive() and running.server.cut_off == 0
-    assert service.worker.stop(10)
+    assert service.worker.stop(60)
 
 
 @pytest.mark.parametrize("signals", [1, 2])
@@ -79,7 +79,7 @@ def test_what_is_not_finished_in_time_gets_an_error(judge, signals):
         error = json.loads(rest[-1].removeprefix("data: "))["error"]
         assert error["message"] == "the server is shutting down" and error["type"] == "server_error"
         refused(whole.result(), 503, "the server is shutting down")
-        running.thread.join(10)
+        running.thread.join(60)
         assert not running.thread.is_alive() and running.server.cut_off == 2
         soon(lambda: service.worker.jobs == 0)
 
