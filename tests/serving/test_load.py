@@ -42,7 +42,7 @@ def test_a_request_that_takes_too_long_is_given_up(judge):
         assert service.worker.jobs == 0
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.slow)])
 def test_memory_is_flat_over_requests_that_are_abandoned(address, service, count):
     """Plain ones before their reply, and streams after their first piece; each has a picture of its own."""
 
