@@ -161,7 +161,7 @@ class Engine:
     ) -> Iterator[tuple[int, list[Written]]]:
         """Yield (number of a prompt, its texts) as they are finished. Adjacent prompts about the same example share a trunk.
 
-        UserError if a prompt with its new tokens exceeds the model's rotary embeddings.
+        UserError if a prompt with its new tokens exceeds the model's rotary embeddings, or for logits that are not finite.
         """
         trees, weights = prompt_trees(prompts, self.encoder("answer"), asked), self.model.apart()
         groups, progress = rows_divisor(self.mesh), Progress(description, len(prompts) * asked.samples)
@@ -176,6 +176,8 @@ class Engine:
                 done = [text for text in changed if text.done]
                 if done:
                     progress.update(advance=len(done))
+                for text in done:
+                    _check_finite(text, f"record {prompts[running[id(text)][0]].example.record.id!r}")
                 for prompt, texts in {running[id(text)][0]: running[id(text)][1] for text in done}.items():
                     if all(text.done for text in texts):
                         yield prompt, texts
@@ -195,6 +197,7 @@ class Engine:
                     yield piece
                 if text.stopped:
                     scheduler.stop(written)
+        _check_finite(written, "this prompt")
         if rest := text.close():
             yield rest
 
@@ -231,6 +234,11 @@ class Engine:
         divisor = rows_divisor(self.mesh)
         most = self.batch * ordinary.budget.slots // rows.budget.slots // divisor * divisor
         return max(divisor, min(most, round_up(rows.count(1), divisor)))
+
+
+def _check_finite(written: Written, what: str) -> None:
+    if written.reason == "failed":
+        raise UserError(f"{what}: the model's logits are not finite. Check the checkpoint, or compute in --dtype float32")
 
 
 def all_finite(values: np.ndarray, record: RankedRecord, what: str) -> np.ndarray:

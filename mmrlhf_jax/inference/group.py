@@ -56,6 +56,12 @@ class Slot:
         """Whether the next step has something to do for it."""
         return not self.prompting and (bool(self.forced) or (not self.closing and self.planned < self.branch.most))
 
+    def feed_last(self) -> None:
+        """Let the next step feed the last token of the prompt; behind it is the first new one, or the end."""
+        self.forced.append(int(self.branch.tokens[-1]))
+        if self.branch.most == 0:
+            self.closing, self.written.reason = True, "stop"
+
 
 class Group:
     """Rows and slots of one group of devices, and the chunks that it waits for."""
@@ -76,7 +82,9 @@ class Group:
 
     def find(self, key: Hashable) -> Row | None:
         """The row that has a trunk with this key."""
-        return next((row for row in self.rows if row.tree is not None and row.tree.key == key), None) if key else None
+        if key is None:
+            return None
+        return next((row for row in self.rows if row.tree is not None and row.tree.key == key), None)
 
     def least_used(self) -> Row | None:
         """The free row whose trunk is used for the longest time no more."""

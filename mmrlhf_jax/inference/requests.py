@@ -11,8 +11,9 @@ import numpy as np
 from mmrlhf_jax.inference.sampling import GREEDY, Sampling
 from mmrlhf_jax.models.media import Tiles
 
-# stop: a stop token or string; length: the number of new tokens that was allowed; cancelled: nobody waits for it any more.
-Reason = Literal["stop", "length", "cancelled"]
+# stop: a stop token or string; length: the number of new tokens that was allowed; cancelled: nobody waits for it any more;
+# failed: the model's logits are not finite, so that no further token can be chosen.
+Reason = Literal["stop", "length", "cancelled", "failed"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,9 @@ from jaxtyping import Array, Float, Int, UInt32
 from mmrlhf_jax.errors import UserError
 
 MOST_SEED = 2**32 - 1
+# Smaller temperatures and shares are 0 for an accelerator, or make infinite quotients; at this one nothing but the likeliest
+# token is left as well.
+LEAST = 1e-20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +85,11 @@ def choose(logits: Float[Array, "B V"], draws: Draws) -> tuple[Int[Array, "B"], 
 
 
 def _sample(logits, draws: Draws, greedy):
-    scaled = logits / jnp.where(draws.temperature > 0, draws.temperature, 1.0)[:, None]
+    # The largest is made 0 first: whatever the temperature, it then has the weight 1, and no number overflows.
+    scaled = logits - logits.max(axis=-1, keepdims=True)
+    scaled /= jnp.where(draws.temperature > 0, jnp.maximum(draws.temperature, LEAST), 1.0)[:, None]
     kept = jax.lax.cond(_filters(draws), lambda: keep(scaled, draws), lambda: jnp.ones(scaled.shape, bool))
-    weights = jnp.where(kept, jnp.exp(scaled - scaled.max(axis=-1, keepdims=True)), 0.0)
+    weights = jnp.where(kept, jnp.exp(scaled), 0.0)
     sums = jnp.cumsum(weights, axis=-1)
     # One random number per sequence, and the token in whose part of the sum of weights it lies.
     place = jax.vmap(_uniform)(draws.seed, draws.sample, draws.position) * sums[:, -1]
@@ -105,7 +110,8 @@ def _filters(draws: Draws):
 
 
 def keep(scaled: Float[Array, "B V"], draws: Draws):
-    """bool[B, V]: the tokens that the filters keep. Tokens with equal logits are kept or left out together.
+    """bool[B, V]: the tokens that the filters keep, at least one of every sequence. Tokens with equal logits are kept or left
+    out together.
 
     Thresholds are found by bisection over the logits' bits, which needs no sorting: the k-th largest logit is the largest
     value that at least k logits reach.
@@ -125,7 +131,7 @@ def keep(scaled: Float[Array, "B V"], draws: Draws):
     wanted = jnp.where(draws.top_k > 0, jnp.minimum(draws.top_k, scaled.shape[1]), scaled.shape[1])
     kept = order >= threshold(lambda above: above.sum(axis=-1) >= wanted)[:, None]
     weights = jnp.where(kept, jnp.exp(scaled - scaled.max(axis=-1, keepdims=True)), 0.0)
-    total = draws.top_p * weights.sum(axis=-1)
+    total = jnp.maximum(draws.top_p, LEAST) * weights.sum(axis=-1)
     enough = threshold(lambda above: jnp.where(above, weights, 0.0).sum(axis=-1) >= total)
     kept &= (order >= enough[:, None]) | (draws.top_p >= 1)[:, None]
     return kept & (weights >= draws.min_p[:, None])  # the largest weight is 1

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from mmrlhf_jax.data.tokens import common_prefix
-from mmrlhf_jax.inference.calls import Chosen, Chunk
+from mmrlhf_jax.inference.calls import Chosen
 from mmrlhf_jax.inference.group import Group, Slot, Waiting
-from mmrlhf_jax.inference.lane import BRANCH_CHUNKS, TRUNK_CHUNKS, chunk_size
+from mmrlhf_jax.inference.prefill import Prefill
 from mmrlhf_jax.inference.programs import Programs
 from mmrlhf_jax.inference.requests import Reason, Tree, Written
 
@@ -43,7 +44,7 @@ class Scheduler:
         self.queue: collections.deque[tuple[Tree, Waiting]] = collections.deque()
         self.steps = self.useful = self.clock = 0
         self._cache = lane.cache(programs.model.config.text, programs.model.dtype, programs.mesh)
-        self._visual = programs.no_visual()
+        self._prefill = Prefill(programs, weights, self.groups)
         self._last: Any = np.zeros((programs.groups, lane.slots), np.int32)
         self._flight: tuple[Chosen, list[_Expected]] | None = None
 
@@ -102,10 +103,7 @@ class Scheduler:
 
     def _starving(self) -> bool:
         """Whether a slot waits for a chunk."""
-        return any(
-            group.branches or (group.trunks and group.idle > group.waiting) or any(s and s.prompting for s in group.slots)
-            for group in self.groups
-        )
+        return any(group.branches or (group.trunks and group.idle > group.waiting) for group in self.groups)
 
     def _admit(self) -> None:
         for group in self.groups:
@@ -150,99 +148,14 @@ class Scheduler:
                 if slot.prompting:
                     group.branches.append(slot)
                 else:
-                    _feed_last(slot)
+                    slot.feed_last()
 
     def _extend(self) -> bool:
-        """Compute a chunk of every group that waits for one of the same kind; False if none does."""
-        for group in self.groups:  # drop what was cancelled meanwhile
-            while group.branches and group.slots[group.branches[0].number] is not group.branches[0]:
-                group.branches.popleft()
-            while group.trunks and group.trunks[0].free:
-                group.trunks.popleft().tree = None
-        if any(group.branches for group in self.groups):
-            if not self._copy_branches():
-                self._extend_branches()
-        elif any(group.trunks for group in self.groups):
-            self._extend_trunks()
-        else:
-            return False
-        return True
-
-    def _copy_branches(self) -> bool:
-        """Give branches the keys of their prompt from a sibling that has them, one of every group; False if there is none."""
-        found = [
-            (number, group.branches[0], sibling)
-            for number, group in enumerate(self.groups)
-            if group.branches and (sibling := group.sibling(group.branches[0])) is not None
-        ]
-        if not found:
-            return False
-        copies = self.programs.empty_copies()
-        for number, slot, sibling in found:
-            copies.source[number], copies.target[number] = sibling.number, slot.number
-        self._cache = self.programs.copy(self._cache, copies)
-        for number, slot, _ in found:
-            slot.length = len(slot.branch.tokens) - 1
-            self.groups[number].branches.popleft()
-            _feed_last(slot)
-        return True
-
-    def _extend_branches(self) -> None:
-        heads = [(number, group.branches[0]) for number, group in enumerate(self.groups) if group.branches]
-        chunk, taken = self._chunk(
-            [
-                (number, slot.branch.tokens[:-1], slot.branch.position + np.arange(len(slot.branch.tokens) - 1), slot.length)
-                for number, slot in heads
-            ],
-            BRANCH_CHUNKS,
-            self.lane.branch,
-        )
-        for number, slot in heads:
-            chunk.row[number], chunk.slot[number] = slot.row.number, slot.number
-            chunk.trunk[number] = len(slot.row.tree.tokens)
-        self._cache = self.programs.extend_branch(self.weights, self._cache, chunk)
-        for number, slot in heads:
-            slot.length += taken.get(number, 0)
-            if not slot.prompting:
-                self.groups[number].branches.popleft()
-                _feed_last(slot)
-
-    def _extend_trunks(self) -> None:
-        heads = [(number, group.trunks[0]) for number, group in enumerate(self.groups) if group.trunks]
-        fresh = {number: row.tree for number, row in heads if row.done == 0 and row.tree.media is not None}
-        if fresh:
-            self._visual = self.programs.encode(self.weights, self._visual, fresh)
-            for number in fresh:  # the row may be kept for long, and its pixels are not needed any more
-                row = self.groups[number].trunks[0]
-                row.tree = dataclasses.replace(row.tree, media=None)
-        chunk, taken = self._chunk(
-            [(number, row.tree.tokens, row.tree.positions, row.done) for number, row in heads], TRUNK_CHUNKS, self.lane.trunk
-        )
-        for number, row in heads:
-            chunk.row[number] = row.number
-            visual = row.tree.visual - chunk.start[number]
-            chunk.is_visual[number, visual[(visual >= 0) & (visual < chunk.tokens.shape[1])]] = True
-        self._cache = self.programs.extend_trunk(self.weights, self._cache, self._visual, chunk)
-        for number, row in heads:
-            row.done += taken.get(number, 0)
-            if row.ready:
-                self.groups[number].trunks.popleft()
-
-    def _chunk(
-        self, texts: Sequence[tuple[int, np.ndarray, np.ndarray, int]], sizes: Sequence[int], limit: int
-    ) -> tuple[Chunk, dict[int, int]]:
-        """(a chunk of these groups' texts, how many tokens of each it has). `texts` has (group, all tokens, all positions,
-        tokens that are done). A text whose slots end before the chunk's do waits for the next one."""
-        size = max(chunk_size(len(tokens) - done, done, sizes, limit) for _, tokens, _, done in texts)
-        chunk, taken = self.programs.empty_chunk(size), {}
-        for number, tokens, positions, done in texts:
-            if done + size > limit:
-                continue
-            part = tokens[done : done + size]
-            taken[number] = chunk.count[number] = len(part)
-            chunk.tokens[number, : len(part)], chunk.start[number] = part, done
-            chunk.positions[number, : len(part)] = _on_axes(positions[done : done + size], chunk.positions.ndim - 1)
-        return chunk, taken
+        """Compute a chunk of the groups that wait for one; False if none does."""
+        cache = self._prefill.extend(self._cache)
+        if cache is not None:
+            self._cache = cache
+        return cache is not None
 
     # Decoding --------------------------------------------------------------------------------------------------------
 
@@ -304,6 +217,9 @@ class Scheduler:
                 written.reward = float(rewards[here])
                 self._release(group, slot, written.reason)
                 continue
+            if not math.isfinite(logps[here]):
+                self._release(group, slot, "failed")
+                continue
             token = int(tokens[here])
             written.tokens.append(token)
             written.logps.append(float(logps[here]))
@@ -317,10 +233,14 @@ class Scheduler:
 
     def stop(self, written: Written) -> None:
         """End a text at its last token, as a stop token does; for stop strings, which are found in the text."""
+        if written.reason is not None:
+            return
         for group in self.groups:
             for slot in group.slots:
-                if slot is not None and slot.written is written and not slot.closing:
+                if slot is not None and slot.written is written:
                     self._end(group, slot, "stop", written.tokens)
+                    return
+        written.reason, written.done = "stop", True  # its last step is under way, for which it needs no slot any more
 
     def _end(self, group: Group, slot: Slot, reason: Reason, kept: list[int]) -> None:
         """A text has ended: free its slot, or feed what is missing of the conversation whose reward is wanted."""
@@ -343,15 +263,3 @@ class Scheduler:
         if group.slots[slot.number] is slot:
             slot.row.places.discard(slot.place)
             group.slots[slot.number] = None
-
-
-def _feed_last(slot: Slot) -> None:
-    """Let the next step feed the last token of the prompt; behind it is the first new one, or the end."""
-    slot.forced.append(int(slot.branch.tokens[-1]))
-    if slot.branch.most == 0:
-        slot.closing, slot.written.reason = True, "stop"
-
-
-def _on_axes(positions: np.ndarray, axes: int) -> np.ndarray:
-    """Positions [n] on several axes, if there are several; positions [n, 3] are unchanged."""
-    return positions if positions.ndim == axes else np.repeat(positions[:, None], 3, axis=1)

@@ -93,8 +93,8 @@ class Service:
             self.worker.cancel(job)
 
     async def events(self, job: Job, deadline: float = math.inf) -> AsyncIterator[Event]:
-        """The events of a job until all its texts have ended. ApiError if the deadline (of the event loop's clock) passes or
-        the engine dies."""
+        """The events of a job until all its texts have ended. ApiError if the deadline (of the event loop's clock) passes,
+        the engine dies, or the model's logits are not finite."""
         branches = len(job.tree.branches)
         last, left = [0.0] * branches, branches
         while left:
@@ -117,6 +117,8 @@ class Service:
                 if left == branches:
                     self.metrics.prefix_hits.inc(event.written.cached)
                 left -= 1
+                if event.written.reason == "failed":
+                    raise ApiError(500, "the model's logits are not finite; check the checkpoint, or serve it in float32")
                 self.metrics.success.labels(event.written.reason).inc()
             yield event
         self.metrics.queued.observe(job.begun - job.submitted)

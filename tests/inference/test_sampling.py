@@ -112,6 +112,14 @@ def test_a_sequence_gets_the_same_tokens_alone_and_in_company():
     np.testing.assert_array_equal(np.asarray(together)[greedy], values[greedy].argmax(axis=-1))
 
 
+@pytest.mark.parametrize("name", ["temperature", "top_p"])
+@pytest.mark.parametrize("value", [1e-9, 1e-30, 1e-40, 1e-46, 5e-324])
+def test_the_smallest_values_leave_the_likeliest_token(name, value):
+    values = logits(32, seed=2, scale=30.0)
+    found, _ = jax.jit(choose)(jnp.asarray(values), draws(32, **{name: value})._replace(position=np.arange(32, dtype=np.int32)))
+    np.testing.assert_array_equal(found, values.argmax(axis=-1))
+
+
 @pytest.mark.parametrize("name", ["seed", "sample", "position"])
 def test_other_numbers_give_other_tokens(name):
     values = np.broadcast_to(logits(1, scale=0.5), (64, VOCABULARY))

@@ -9,11 +9,13 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.overlay import OverlaidExamples
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.engine import Engine, Prompt
 from mmrlhf_jax.inference.lanes import lanes_for
@@ -179,6 +181,32 @@ def test_a_text_ends_where_it_is_told_to(engine, prompts):
         if len(written.tokens) == 7:
             running.stop(written)
     assert written.reason == "stop" and len(written.tokens) == 7 and written.done
+
+
+def test_a_text_ends_where_it_is_told_to_though_its_last_step_is_under_way(engine, prompts):
+    made = trees(engine, prompts[:1], most=8)
+    running = scheduler(engine, made)
+    (written,) = running.submit(made[0])
+    for _ in running.run():
+        if len(written.tokens) == 7:
+            assert running.groups[0].idle == running.lane.slots  # nothing follows that step, so that the slot is free
+            running.stop(written)
+    assert written.reason == "stop" and len(written.tokens) == 7 and written.done
+
+
+def test_logits_that_are_not_finite_end_the_text_and_are_told(directory):
+    model, tokenizer = tiny.on_one_device(directory), tiny.tokenizer()
+    (broken,) = tokenizer.encode("X")
+    embedding = model.language.embedding.embedding
+    embedding.set_value(embedding.get_value().at[broken].set(jnp.nan))
+    engine = Engine(model, tokenizer, make_mesh({}, jax.devices()[:1]), batch=8)
+    sound, spoilt = Prompt(example("Why?", [])), Prompt(example("X?", []))
+    assert engine.generate_tokens([sound], max_new_tokens=4)[0]
+    for temperature in (0.0, 1.0):
+        with pytest.raises(UserError, match=r"record 'p': the model's logits are not finite\. Check the checkpoint"):
+            engine.generate_tokens([spoilt], max_new_tokens=4, temperature=temperature)
+    with pytest.raises(UserError, match="logits are not finite"):
+        list(engine.stream(spoilt, engine.asked(4)))
 
 
 @pytest.mark.parametrize("task", ["critique", "uncritiqued"])

@@ -91,6 +91,27 @@ def test_a_dead_engine_is_told_and_no_client_waits_for_it(judge, stream, caplog)
         assert late.headers["x-should-retry"] == "false"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_logits_that_are_not_finite_are_an_error_and_no_text(judge, stream, monkeypatch):
+    service = make_service(judge)
+    (scheduler,) = service.worker.schedulers
+    decode = scheduler.programs.decode
+
+    def spoilt(*given, **settings):
+        cache, chosen = decode(*given, **settings)
+        return cache, chosen._replace(logps=chosen.logps * float("nan"))
+
+    with running(service) as address:
+        with monkeypatch.context() as patch:
+            patch.setattr(scheduler.programs, "decode", spoilt)
+            reply = httpx.post(f"{address}{CHAT}", json=chat("Why?", stream=stream), timeout=30)
+            assert "logits are not finite" in reply.text and (stream or reply.status_code == 500)
+            rewards = {"messages": chat("Why?")["messages"], "responses": ["a"], "max_critique_tokens": 4}
+            refused(httpx.post(f"{address}/v1/rewards", json=rewards, timeout=30), 500, "logits are not finite")
+        assert httpx.post(f"{address}{CHAT}", json=chat("Why?"), timeout=300).status_code == 200
+        assert service.worker.jobs == service.worker.running == 0
+
+
 def test_figures_are_those_of_the_requests(judge, records):
     with running(make_service(judge, records)) as address:
         fresh = figures(address)
