@@ -21,7 +21,7 @@ header.top .grow{flex:1}
 progress{width:160px;accent-color:var(--good)}
 input,textarea{font:inherit;color:inherit;background:var(--card);border:1px solid var(--rule);border-radius:8px;
 padding:5px 10px}
-input#who{width:11rem}.wanted{outline:2px solid var(--bad)}
+#start{margin:2rem 0}#known{display:flex;flex-wrap:wrap;gap:8px}[hidden]{display:none!important}
 textarea{width:100%;resize:vertical}
 button,label.button{font:inherit;font-size:.9rem;color:inherit;background:var(--card);border:1px solid var(--rule);
 border-radius:8px;padding:5px 14px;cursor:pointer}
@@ -86,7 +86,7 @@ def review_page(
     )
     body = element(
         "body",
-        element("main", _top(), _guidelines(guidelines), _notes(), _sides()),
+        element("main", _top(), _start(), _guidelines(guidelines), _notes(), _sides()),
         element("script", Markup(text), id="records", type="application/json"),
         element("script", Markup(SCRIPT)),
     )
@@ -106,7 +106,7 @@ def _stored(urls: Iterable[str], pictures: dict[str, str]) -> list[str]:
 def _top() -> Markup:
     return element(
         "header",
-        element("label", "Your name ", element("input", id="who", autocomplete="name", placeholder="who rates")),
+        element("span", "Rated by ", element("b", id="who"), " ", element("button", "Someone else", id="someone"), id="person"),
         element("progress", id="bar", value="0", max="1"),
         element("span", id="count"),
         element("span", class_="grow"),
@@ -119,6 +119,20 @@ def _top() -> Markup:
         ),
         element("button", "Save verdicts", id="save", class_="main"),
         class_="top",
+    )
+
+
+def _start() -> Markup:
+    """What is there before anybody has said who they are."""
+    named = element("input", id="name", autocomplete="name", placeholder="your name", required="required")
+    why = "Verdicts are kept by person. Use the same name every time."
+    return element(
+        "form",
+        element("h2", "Who rates?"),
+        element("p", named, " ", element("button", "Start", class_="main")),
+        element("p", why),
+        element("div", id="known"),
+        id="start",
     )
 
 

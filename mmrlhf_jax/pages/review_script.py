@@ -1,14 +1,20 @@
 """The script of the page on which people rate answers. It makes no request; texts of models are only ever set as text.
 
-Ratings are kept in the browser's storage until they are saved as a file, one line of JSON per record that is rated entirely.
+Ratings are kept in the browser's storage, those of each person apart, until they are saved as a file: one line of JSON per
+record that is rated entirely.
 """
 
 SCRIPT = r"""
 "use strict";
 const data = JSON.parse(document.getElementById("records").textContent);
-const records = data.records, key = "mmrlhf review " + data.queue;
+const records = data.records, key = "mmrlhf review " + data.queue + " by ";
 const $ = (id) => document.getElementById(id);
-let state = { who: "", said: {}, at: 0, unsaved: false }, active = 0;
+let state = fresh(""), active = 0;
+
+// What one person has said: `said` by a record's id, the place of the record that is shown, and whether it was saved as a file.
+function fresh(who) {
+  return { who, said: Object.create(null), at: 0, unsaved: false };
+}
 
 function make(name, properties, ...children) {
   const found = Object.assign(document.createElement(name), properties);
@@ -16,15 +22,28 @@ function make(name, properties, ...children) {
   return found;
 }
 
+// What is kept in the browser, and for as long as the page is open also where the browser keeps nothing.
+const memory = new Map();
+
 function keep() {
-  try { localStorage.setItem(key, JSON.stringify(state)); } catch { $("storage").hidden = false; }
+  const text = JSON.stringify(state);
+  memory.set(placeOf(state.who), text);
+  try { localStorage.setItem(placeOf(state.who), text); } catch { $("storage").hidden = false; }
 }
 
-function recall() {
+function kept(place) {
+  let text = null;
+  try { text = localStorage.getItem(place); } catch { $("storage").hidden = false; }
   try {
-    const found = JSON.parse(localStorage.getItem(key));
-    if (found && found.said) state = Object.assign(state, found);
-  } catch { $("storage").hidden = false; }
+    const found = JSON.parse(text ?? memory.get(place) ?? "null");
+    if (!found || !found.said || !found.who) return null;
+    return Object.assign(fresh(found.who), found, { said: Object.assign(Object.create(null), found.said) });
+  } catch { return null; }
+}
+
+// Where a person's ratings are kept. Case and spaces make no other person of a name.
+function placeOf(who) {
+  return key + who.normalize("NFC").trim().split(/\s+/).join(" ").toLowerCase();
 }
 
 // What is said of a record: {ratings: {digest: 1 to 5 or "same"}, reason, when}
@@ -32,8 +51,8 @@ function said(record) {
   return state.said[record.id] ||= { ratings: {}, reason: "", when: null };
 }
 
-function isDone(record) {
-  const found = state.said[record.id];
+function isDone(record, of = state) {
+  const found = of.said[record.id];
   return !!found && record.answers.every((answer) => found.ratings[answer.digest]);
 }
 
@@ -65,9 +84,45 @@ function goToUnrated() {
   }
 }
 
+// Who rates. Nobody sees what another person has rated in the same browser: the page begins with the question who is there.
+function askWho() {
+  let places = [...memory.keys()];
+  try { places.push(...Object.keys(localStorage)); } catch { $("storage").hidden = false; }
+  const known = [...new Set(places)].filter((place) => place.startsWith(key)).map(kept).filter((found) => found);
+  $("known").replaceChildren(...known.map((found) => {
+    const done = records.filter((record) => isDone(record, found)).length;
+    const count = `${done} of ${records.length} rated${found.unsaved ? ", not saved yet" : ""}`;
+    const button = make("button", { textContent: `Go on as ${found.who} (${count})` });
+    button.onclick = () => enter(found.who);
+    return button;
+  }));
+  state = fresh("");
+  active = 0;
+  $("name").value = "";
+  show();
+  $("name").focus();
+}
+
+function enter(who) {
+  if (!who.trim()) {
+    $("name").focus();
+    return;
+  }
+  state = kept(placeOf(who)) || fresh(who.trim());
+  state.at = Math.min(Math.max(0, state.at), records.length - 1);
+  active = 0;
+  $("message").textContent = "";
+  $("how").open = Object.keys(state.said).length === 0;
+  keep();
+  show();
+}
+
 // The record that is shown: everything that does not change while it is rated.
 function show() {
-  const record = records[state.at];
+  const record = records[state.at], someone = state.who !== "";
+  $("start").hidden = someone;
+  $("sides").hidden = $("person").hidden = !someone;
+  $("who").textContent = state.who;
   $("place").textContent = `${state.at + 1} of ${records.length}`;
   $("pictures").replaceChildren(...record.pictures.map((name, number, all) => {
     const title = `picture ${number + 1}`;
@@ -113,7 +168,7 @@ function refresh() {
       button.setAttribute("aria-pressed", chosen);
     });
   });
-  const done = records.filter(isDone).length;
+  const done = records.filter((record) => isDone(record)).length;
   $("count").textContent = `${done} of ${records.length} rated`;
   $("bar").value = done;
   $("bar").max = records.length;
@@ -127,7 +182,7 @@ function refresh() {
 }
 
 function lines() {
-  return records.filter(isDone).map((record) => {
+  return records.filter((record) => isDone(record)).map((record) => {
     const found = said(record);
     const answers = record.answers.map(({ digest }) => {
       const value = found.ratings[digest];
@@ -140,14 +195,8 @@ function lines() {
 }
 
 function save() {
-  if (!state.who.trim()) {
-    $("who").focus();
-    $("who").classList.add("wanted");
-    $("message").textContent = "Please enter your name first: verdicts are kept by person.";
-    return;
-  }
   const link = make("a", { href: URL.createObjectURL(new Blob([lines()], { type: "application/jsonl" })) });
-  link.download = `verdicts-${state.who.trim().toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-")}.jsonl`;
+  link.download = `verdicts-${state.who.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-")}.jsonl`;
   link.click();
   state.unsaved = false;
   keep();
@@ -155,27 +204,47 @@ function save() {
   $("message").textContent = `Saved as ${link.download} among your downloads. Send it to whoever gave you this page.`;
 }
 
+// A saved file belongs to the person who is named in it.
 function load(text) {
-  let taken = 0;
-  for (const line of text.split("\n").filter((line) => line.trim())) {
-    let row;
-    try { row = JSON.parse(line); } catch { $("message").textContent = "This is no file that was saved here."; return; }
-    const record = records.find((one) => one.id === row.id && one.prompt === row.prompt);
-    if (!record || !Array.isArray(row.answers)) continue;
-    const ratings = Object.fromEntries(row.answers.map((one) => [one.digest, one.same_as_above ? "same" : one.rating]));
-    if (!record.answers.every(({ digest }) => ratings[digest])) continue;
-    state.said[record.id] = { ratings, reason: row.reason || "", when: row.when };
-    state.who ||= row.who || "";
-    taken++;
+  let rows;
+  try { rows = text.split("\n").filter((line) => line.trim()).map((line) => JSON.parse(line)); } catch { rows = []; }
+  const who = rows.map((row) => row && row.who).find((name) => typeof name === "string" && name.trim());
+  if (!who) {
+    $("message").textContent = "This is no file that was saved here.";
+    return;
   }
-  $("who").value = state.who;
-  $("message").textContent = `Taken from the file: ${taken} records.`;
+  if (state.who && placeOf(state.who) !== placeOf(who)) {
+    $("message").textContent = `That file has the verdicts of ${who}. Choose “Someone else” first, if you are ${who}.`;
+    return;
+  }
+  if (!state.who) enter(who);
+  const taken = rows.filter(take).length, left = rows.length - taken;
+  const others = left ? ` ${left} of the file are left out: rated later here, of another page, or of another person.` : "";
+  $("message").textContent = `Taken from the file: ${taken} records.${others}`;
   keep();
   show();
 }
 
+// Take a row of a saved file; false for one that has no place here, or is older than what is said here.
+function take(row) {
+  const record = records.find((one) => row && one.id === row.id && one.prompt === row.prompt);
+  if (!record || !Array.isArray(row.answers) || placeOf(row.who || "") !== placeOf(state.who)) return false;
+  const ratings = Object.create(null);
+  let above;
+  for (const one of row.answers) {
+    if (!one) return false;
+    above = one.same_as_above ? above : one.rating; // a number, because the answers above may be others there
+    ratings[one.digest] = above;
+  }
+  const isLevel = (rating) => Number.isInteger(rating) && rating >= 1 && rating <= data.levels.length;
+  if (!record.answers.every(({ digest }) => isLevel(ratings[digest]))) return false;
+  if (isDone(record) && (said(record).when || "") > (row.when || "")) return false;
+  state.said[record.id] = { ratings, reason: row.reason || "", when: row.when };
+  return true;
+}
+
 document.addEventListener("keydown", (event) => {
-  if (event.target.matches("input, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (!state.who || event.target.matches("input, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
   const answers = records[state.at].answers.length;
   const level = Number(event.key);
   if (level >= 1 && level <= data.levels.length) rate(active, level);
@@ -190,11 +259,15 @@ document.addEventListener("keydown", (event) => {
 });
 window.addEventListener("beforeunload", (event) => { if (state.unsaved) event.preventDefault(); });
 
-recall();
-$("how").open = Object.keys(state.said).length === 0;
-state.at = Math.min(Math.max(0, state.at), records.length - 1);
-$("who").value = state.who;
-$("who").oninput = (event) => { state.who = event.target.value; event.target.classList.remove("wanted"); keep(); };
+window.addEventListener("storage", (event) => { // the same person rates in another window
+  const found = state.who && event.key === placeOf(state.who) ? kept(event.key) : null;
+  if (!found) return;
+  state = Object.assign(found, { at: state.at });
+  show();
+});
+
+$("start").onsubmit = (event) => { event.preventDefault(); enter($("name").value); };
+$("someone").onclick = askWho;
 $("reason").oninput = (event) => { said(records[state.at]).reason = event.target.value; state.unsaved = true; keep(); };
 $("before").onclick = () => go(state.at - 1);
 $("after").onclick = () => go(state.at + 1);
@@ -204,5 +277,5 @@ $("load").onchange = async (event) => {
   if (event.target.files[0]) load(await event.target.files[0].text());
   event.target.value = "";
 };
-show();
+askWho();
 """

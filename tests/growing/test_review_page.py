@@ -79,8 +79,9 @@ def test_ratings_become_lines_that_are_read_as_verdicts(page, tmp_path):
     steps = (
         KEYS
         + """
-    document.getElementById('who').value = 'Anna B.';
-    document.getElementById('who').oninput({target: document.getElementById('who')});
+    press('1');                              // nobody rates yet
+    document.getElementById('name').value = ' Anna B. ';
+    document.querySelector('#start button').click();
     press('2'); press('5');                  // record a, by keys
     press('ArrowRight');
     const levels = (answer) => document.querySelectorAll('.answer')[answer].querySelectorAll('button');
@@ -108,7 +109,7 @@ def test_a_saved_file_is_gone_on_with(page, tmp_path):
     steps = f"""
     load({json.dumps(json.dumps(row) + chr(10))}); load({json.dumps(json.dumps(other))});
     goToUnrated();
-    result = [lines(), document.getElementById('who').value, document.getElementById('question').textContent];
+    result = [lines(), document.getElementById('who').textContent, document.getElementById('question').textContent];
     """
     text, who, question = in_browser(page, tmp_path, steps)
     assert (who, question) == ("Ben", "What is b?")
@@ -117,15 +118,79 @@ def test_a_saved_file_is_gone_on_with(page, tmp_path):
 
 @needs_browser
 def test_a_rating_can_be_taken_back_and_the_first_answer_has_none_above(page, tmp_path):
-    steps = KEYS + "press('='); press('3'); press('ArrowUp'); press('3'); result = JSON.stringify(said(records[0]).ratings);"
+    keys = "press('='); press('3'); press('ArrowUp'); press('3');"
+    steps = f"{KEYS} enter('Anna'); {keys} result = JSON.stringify(said(records[0]).ratings);"
     assert in_browser(page, tmp_path, steps) == "{}"
 
 
 @needs_browser
-def test_verdicts_without_a_name_are_not_saved(page, tmp_path):
-    steps = KEYS + "press('1'); press('2'); save(); result = [document.getElementById('message').textContent, state.unsaved];"
-    message, unsaved = in_browser(page, tmp_path, steps)
-    assert "enter your name" in message and unsaved
+def test_nobody_sees_what_another_person_rated_in_the_same_browser(page, tmp_path):
+    steps = (
+        KEYS
+        + """
+    const shown = () => [state.who, document.querySelectorAll('.level.chosen').length, document.getElementById('sides').hidden];
+    result = [shown()];
+    enter('  '); result.push(shown());                                     // nobody has this name
+    enter('Anna'); press('1'); press('2'); result.push(shown());
+    document.getElementById('someone').click(); result.push(shown());
+    const known = [...document.querySelectorAll('#known button')].map((one) => one.textContent);
+    enter('Ben'); result.push(shown()); press('5');
+    document.getElementById('someone').click(); enter(' ANNA '); result.push(shown());
+    result = [result, known, JSON.parse(lines()).who];
+    """
+    )
+    shown, known, who = in_browser(page, tmp_path, steps)
+    nobody = ["", 0, True]
+    assert shown == [nobody, nobody, ["Anna", 2, False], nobody, ["Ben", 0, False], ["Anna", 2, False]]
+    assert known == ["Go on as Anna (1 of 3 rated, not saved yet)"] and who == "Anna"
+    # The browser is closed and opened again.
+    steps = """
+    const asked = [...document.querySelectorAll('#known button')].map((one) => one.textContent).sort();
+    enter('ben'); result = [asked, state.who, said(records[0]).ratings];
+    """
+    asked, who, ratings = in_browser(page, tmp_path, steps)
+    assert (who, ratings) == ("Ben", {"a0": 5})
+    assert asked == ["Go on as Anna (1 of 3 rated, not saved yet)", "Go on as Ben (0 of 3 rated, not saved yet)"]
+
+
+@needs_browser
+def test_a_browser_that_keeps_nothing_is_said_to_and_keeps_people_apart_all_the_same(page, tmp_path):
+    steps = (
+        KEYS
+        + """
+    Storage.prototype.setItem = Storage.prototype.getItem = () => { throw new Error('forbidden'); };
+    enter('Anna'); press('1'); askWho(); enter('Ben'); const ben = {...said(records[0]).ratings};
+    askWho(); enter('Anna');
+    result = [ben, said(records[0]).ratings, document.getElementById('storage').hidden];
+    """
+    )
+    assert in_browser(page, tmp_path, steps) == [{}, {"a0": 1}, False]
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("change", "taken", "says"),
+    [
+        ({}, {"c0": 4, "c1": 1}, "Taken from the file: 1 records."),
+        ({"when": "2020-01-01T00:00:00Z"}, {"c0": 2, "c1": 2}, "rated later here"),
+        ({"who": "Ben"}, {"c0": 2, "c1": 2}, "has the verdicts of Ben"),
+        ({"who": ""}, {"c0": 2, "c1": 2}, "no file that was saved here"),
+        ({"prompt": "another"}, {"c0": 2, "c1": 2}, "1 of the file are left out"),
+        ({"answers": [{"digest": "c1", "rating": 9}, {"digest": "c0", "rating": 4}]}, {"c0": 2, "c1": 2}, "left out"),
+        ({"answers": [{"digest": "c1", "rating": 3}]}, {"c0": 2, "c1": 2}, "left out"),
+        ({"answers": [{"digest": "c1", "rating": 3}, {"digest": "c0", "same_as_above": True}]}, {"c0": 3, "c1": 3}, "Taken"),
+    ],
+)
+def test_a_file_is_taken_where_it_is_this_persons_and_newer(page, tmp_path, change, taken, says):
+    answers = [{"digest": "c1", "rating": 1}, {"digest": "c0", "rating": 4}]
+    row = {"id": "c", "prompt": "p-c", "answers": answers, "who": "anna", "when": "2099-01-01T00:00:00Z"} | change
+    steps = f"""
+    enter('Anna'); go(2); rate(0, 2); rate(1, 2);
+    load({json.dumps(json.dumps(row) + chr(13) + chr(10))});
+    result = [said(records[2]).ratings, document.getElementById('message').textContent];
+    """
+    ratings, message = in_browser(page, tmp_path, steps)
+    assert ratings == taken and says in message
 
 
 @needs_browser
