@@ -68,7 +68,7 @@ def is_export(content: Any) -> bool:
 def verdicts(records: Iterable[Any], file: str) -> Iterator[Said]:
     """Yield what each person says of each record. UserError for what is no record of ours.
 
-    The export does not say whether a response was submitted, or is a draft; one without all ratings is not finished.
+    Where the export does not say whether a response was submitted, one with all ratings is taken for finished.
     """
     for number, each in enumerate(records, 1):
         where = f"{file}, record {number}"
@@ -77,18 +77,23 @@ def verdicts(records: Iterable[Any], file: str) -> Iterator[Said]:
             name, prompt, digests = metadata["record"], metadata["prompt"], metadata["answers"].split()
             answers = [(digest, fields[f"answer_{n}"]) for n, digest in enumerate(digests, 1)]
             by_person = _by_person(each["responses"])
+            if not all(isinstance(each, str) for each in (name, *(text for _, text in answers))):
+                raise TypeError
         except (LookupError, TypeError, AttributeError):
             raise UserError(f"{where}: {shown(each)} is not of the dataset that `mmrlhf review export` made") from None
         for who, given in by_person.items():
-            yield Said(where, name, prompt, _rated(answers, given, where), who, None, TOOL, str(given.get("reason") or ""))
+            reason = str(given.get("reason") or "")
+            yield Said(where, name, prompt, _rated(answers, given, where), who, None, TOOL, reason, skipped=not given)
 
 
 def _by_person(responses: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Person -> question -> value. Drafts and discarded responses have no values."""
     found: dict[str, dict[str, Any]] = {}
     for question, given in responses.items():
         for each in given:
+            submitted = found.setdefault(str(each["user_id"]), {})
             if each.get("status", _SUBMITTED) == _SUBMITTED:
-                found.setdefault(str(each["user_id"]), {})[question] = each["value"]
+                submitted[question] = each["value"]
     return found
 
 

@@ -136,7 +136,13 @@ def read_lines(path: epath.Path, records: Sequence[RankedRecord], holds: Holds) 
 
 def json_lines(path: epath.Path) -> Iterator[Line]:
     """The objects of a file with one per line. UserError for a line that is none."""
-    for number, text in enumerate(read_bytes(path).split(b"\n"), 1):
+    for _, row in numbered_lines(read_bytes(path), path):
+        yield row
+
+
+def numbered_lines(content: bytes, path: epath.Path) -> Iterator[tuple[int, Line]]:
+    """(number from 1, object) of each line of a file's content that is not blank. UserError for a line that holds none."""
+    for number, text in enumerate(content.split(b"\n"), 1):
         if not text.strip():
             continue
         try:
@@ -145,4 +151,4 @@ def json_lines(path: epath.Path) -> Iterator[Line]:
             raise UserError(f"{path}, line {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
-        yield row
+        yield number, row

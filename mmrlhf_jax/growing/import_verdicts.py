@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmrlhf_jax.data.digests import text_digest
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.evaluation.bootstrap import ratio_interval
 from mmrlhf_jax.files import exists, write_json_lines
 from mmrlhf_jax.growing import queue
@@ -44,7 +44,7 @@ def import_verdicts(path: str, files: Sequence[str]) -> None:
         if made != records:
             write_json_lines(directory.records, [record.to_json() for record in made])
         done = [entry for entry in entries.values() if entry.verdicts]
-        people = len({(verdict.who, verdict.tool) for entry in done for verdict in entry.verdicts})
+        people = len({verdict.person for entry in done for verdict in entry.verdicts})
         changed = sum(_ranks(record) != _critic_ranks(record) for record in made)
         queued = f"{len(done)} of {len(entries)} records in the queue have verdicts, of {people} people"
         say(f"{queued}; {changed} have other ranks than the critic's")
@@ -66,6 +66,7 @@ def _add(entries: dict[str, Entry], records: Mapping[str, RankedRecord], said: I
     now = in_utc(datetime.datetime.now(datetime.UTC))
     counts: collections.Counter[str] = collections.Counter()
     unfinished: list[str] = []
+    differing: dict[tuple[str, str], str] = {}
     for each in said:
         if each.record not in entries:
             there = "not in the queue" if each.record in records else "no record of this directory"
@@ -77,7 +78,13 @@ def _add(entries: dict[str, Entry], records: Mapping[str, RankedRecord], said: I
             continue
         entries[each.record], became = entries[each.record].with_verdict(verdict)
         counts[became] += 1
-    say(f"verdicts: {counts['new']} new, {counts['replaced']} in place of earlier ones, {counts['known']} known already")
+        if became in ("replaced", "older"):
+            differing[verdict.person] = verdict.who
+    older = f", {counts['older']} left out because later ones are there" if counts["older"] else ""
+    say(f"verdicts: {counts['new']} new, {counts['replaced']} in place of earlier ones, {counts['known']} known already{older}")
+    if differing:
+        names = ", ".join(map(shown, differing.values()))
+        say(f"some records have two different verdicts of {names}: the later one counts; two people need two names")
     if unfinished:
         say(f"{len(unfinished)} verdicts are not finished, and are not used; the first is {unfinished[0]}")
 

@@ -6,9 +6,8 @@ A Repeater makes one set of tags per answer, so that tasks may differ in how man
 
 from __future__ import annotations
 
-import collections
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmrlhf_jax.errors import UserError, shown
@@ -75,42 +74,51 @@ def is_export(content: Any) -> bool:
 
 
 def verdicts(tasks: Iterable[Any], file: str) -> Iterator[Said]:
-    """Yield what each annotation says; cancelled ones are left out. UserError for what is no task of ours."""
+    """Yield what each annotation says; cancelled ones are skipped records. UserError for what is no task of ours."""
     for number, each in enumerate(tasks, 1):
         where = f"{file}, task {number}"
         try:
             data, annotations = each["data"], each["annotations"]
             record, prompt = data["record"], data["prompt"]
-            shown_as = [(answer["digest"], answer["text"]) for answer in (*data["first"], *data["others"])]
+            answers = [(answer["digest"], answer["text"]) for answer in (*data["first"], *data["others"])]
+            if not all(isinstance(text, str) for text in (record, *(text for answer in answers for text in answer))):
+                raise TypeError
         except (LookupError, TypeError):
             whole = "give the whole export (JSON, not JSON-MIN)"
             raise UserError(f"{where}: has not the data of `mmrlhf review export`; {whole}") from None
+        if not isinstance(annotations, list) or not all(isinstance(annotation, dict) for annotation in annotations):
+            raise UserError(f"{where}: field 'annotations' must be a list of objects, found {shown(annotations)}")
         for annotation in annotations:
-            if not annotation.get("was_cancelled"):
-                yield _said(annotation, record, prompt, shown_as, where)
+            ratings, reason = _result(annotation.get("result") or (), answers, where)
+            when = annotation.get("updated_at") or annotation.get("created_at")
+            skipped = bool(annotation.get("was_cancelled"))
+            yield Said(where, record, prompt, ratings, _who(annotation), when, TOOL, reason, skipped)
 
 
-def _said(annotation: Mapping[str, Any], record: str, prompt: str, answers: list[tuple[str, str]], where: str) -> Said:
+def _result(regions: Any, answers: Sequence[tuple[str, str]], where: str) -> tuple[tuple[Rated, ...], str]:
+    """(the ratings of the answers, the reason) of an annotation's result."""
     ratings: dict[int, int | None] = {}
-    same: collections.Counter[int] = collections.Counter()
+    same: set[int] = set()
     reasons: list[str] = []
-    for region in annotation.get("result") or ():
+    if not isinstance(regions, list | tuple):
+        raise UserError(f"{where}: field 'result' must be a list, found {shown(regions)}")
+    for region in regions:
         try:
             name, value = region["from_name"], region["value"]
             control = _CONTROL.fullmatch(name)
             if control is None:
-                reasons += value["text"] if name == "reason" else ()
+                given = value["text"] if name == "reason" else []
+                reasons += [given] if isinstance(given, str) else map(str, given)
                 continue
             place = int(control[3]) + (control[2] == "other")
             if control[1] == "rating":
                 ratings[place] = rating_of(value["rating"], f"{where}, {name}")
-            else:
-                same[place] += SAME in value["choices"]
+            elif SAME in value["choices"]:
+                same.add(place)
         except (LookupError, TypeError):
             raise UserError(f"{where}: the result {shown(region)} is not of the interface that was exported") from None
-    rated = tuple(Rated(digest, text, ratings.get(place), bool(same[place])) for place, (digest, text) in enumerate(answers))
-    when = annotation.get("updated_at") or annotation.get("created_at")
-    return Said(where, record, prompt, rated, _who(annotation), when, TOOL, " ".join(reasons))
+    rated = (Rated(digest, text, ratings.get(place), place in same) for place, (digest, text) in enumerate(answers))
+    return tuple(rated), " ".join(reasons)
 
 
 def _who(annotation: Mapping[str, Any]) -> str:

@@ -37,13 +37,15 @@ class Entry:
         return dataclasses.asdict(self) | {"verdicts": [verdict.to_json() for verdict in self.verdicts]}
 
     def with_verdict(self, verdict: Verdict) -> tuple[Entry, str]:
-        """The entry with one more verdict, and what became of it: "new", "replaced" (an earlier one of the same person), or
-        "known" (it, or a later one of this person, is there)."""
-        earlier = next((one for one in self.verdicts if (one.who, one.tool) == (verdict.who, verdict.tool)), None)
+        """The entry with one more verdict, and what became of it: "new", "replaced" (an earlier one of the same person),
+        "known" (it is there already), or "older" (a later one of this person, which says something else, is there)."""
+        earlier = next((one for one in self.verdicts if one.person == verdict.person), None)
         if earlier is None:
             return dataclasses.replace(self, verdicts=(*self.verdicts, verdict)), "new"
-        if verdict.when < earlier.when or verdict.says_as(earlier):
+        if verdict.says_as(earlier):
             return self, "known"
+        if verdict.when < earlier.when:
+            return self, "older"
         replaced = tuple(verdict if one is earlier else one for one in self.verdicts)
         return dataclasses.replace(self, verdicts=replaced), "replaced"
 

@@ -8,6 +8,7 @@ Our page writes a line of JSON per record (an answer may have "text" instead of 
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from mmrlhf_jax.data.digests import text_digest
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.files import exists, read_bytes
 from mmrlhf_jax.growing import argilla, label_studio
-from mmrlhf_jax.growing.directory import json_lines
+from mmrlhf_jax.growing.directory import numbered_lines
 from mmrlhf_jax.growing.verdicts import EMPTY, Rated, Said, rating_of
 
 PAGE = "page"
@@ -33,7 +34,8 @@ def read_verdicts(path: epath.PathLike) -> Iterator[Said]:
         path = path / "records.json"
     if not exists(path):
         raise UserError(f"{path}: no such file")
-    content = _whole(path)
+    text = _utf8(path)
+    content = _whole(text)
     for tool in (label_studio, argilla):
         if tool.is_export(content):
             yield from tool.verdicts(content, str(path))
@@ -42,17 +44,28 @@ def read_verdicts(path: epath.PathLike) -> Iterator[Said]:
         raise UserError(
             f"{path}: is no export of Label Studio (JSON, not JSON-MIN) or Argilla (to_disk), and has no line per record"
         )
-    for number, row in enumerate(json_lines(path), 1):
+    for number, row in numbered_lines(text, path):
         yield _of_page(row, f"{path}, line {number}")
 
 
-def _whole(path: epath.Path) -> Any:
-    """The JSON that a file is as a whole; None for one with a line per record."""
+def _utf8(path: epath.Path) -> bytes:
+    """The file's text in UTF-8, without the mark (BOM) that editors on Windows put before it; some save UTF-16."""
     content = read_bytes(path)
+    try:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            content = content.decode("utf-16").encode()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is no text; give the file that the page or the tool saved") from None
+    content = content.removeprefix(codecs.BOM_UTF8)
     if not content.strip():
         raise UserError(f"{path}: is empty; nobody has rated anything in it")
+    return content
+
+
+def _whole(text: bytes) -> Any:
+    """The JSON that a text is as a whole; None for one with a line per record."""
     try:
-        return strict_json.loads(content)
+        return strict_json.loads(text)
     except (ValueError, RecursionError):
         return None
 

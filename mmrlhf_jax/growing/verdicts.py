@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ class Rated(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Said:
     """One person's judgement of one record, as a file has it. `answers` are in the order in which they were shown. `where` (the
-    file, and the place in it) begins messages."""
+    file, and the place in it) begins messages. `skipped`: the person did not want to judge it."""
 
     where: str
     record: str
@@ -41,6 +42,7 @@ class Said:
     when: str | None
     tool: str
     reason: str = ""
+    skipped: bool = False
 
 
 class Unfinished(Exception):
@@ -57,9 +59,15 @@ class Verdict:
     ratings: Mapping[str, int]
     reason: str = ""
 
+    @property
+    def person(self) -> tuple[str, str]:
+        """Who it is by. Case and spaces make no other person of a name; the names of two tools have nothing to do with each
+        other."""
+        return " ".join(unicodedata.normalize("NFC", self.who).split()).casefold(), self.tool
+
     def says_as(self, other: Verdict) -> bool:
-        """Whether both are the same in all but their time."""
-        return dataclasses.replace(self, when=other.when) == other
+        """Whether both are the same in all but their time and the spelling of the name."""
+        return dataclasses.replace(self, when=other.when, who=other.who) == other
 
     def to_json(self) -> dict[str, Any]:
         found = dataclasses.asdict(self)
@@ -84,6 +92,8 @@ def checked(said: Said, record: RankedRecord, now: str) -> Verdict:
     where = f"{said.where}: record {said.record!r}"
     if said.prompt is not None and said.prompt != prompt_digest(record):
         raise UserError(f"{where}: is about another prompt; its text was changed after the export")
+    if said.skipped:
+        raise Unfinished(f"{said.who} skipped it")
     texts = {text_digest(response.text): shown_text(response.text) for response in record.responses}
     for number, answer in enumerate(said.answers, 1):
         if answer.digest not in texts:
@@ -117,7 +127,7 @@ def _ratings(answers: Sequence[Rated]) -> dict[str, int]:
 
 def rating_of(value: Any, where: str) -> int | None:
     """A rating as a file has it; None for none, which some tools write as 0. UserError for what is no rating."""
-    if value is None or value == 0:
+    if value is None or (value == 0 and not isinstance(value, bool)):
         return None
     if isinstance(value, bool) or value not in LEVELS:
         raise UserError(f"{where}: a rating must be a whole number from 1 to 5, found {shown(value)}")
@@ -129,10 +139,9 @@ def _time(value: str | None, where: str) -> str | None:
     if value is None:
         return None
     try:
-        found = datetime.datetime.fromisoformat(value)
-    except (ValueError, TypeError):
+        return in_utc(datetime.datetime.fromisoformat(value))
+    except (ValueError, TypeError, OverflowError):
         raise UserError(f"{where}: the time {shown(value)} is not in the form of ISO 8601") from None
-    return in_utc(found)
 
 
 def in_utc(time: datetime.datetime) -> str:

@@ -134,13 +134,23 @@ def test_the_majority_of_people_ranks_and_a_later_verdict_replaces_an_earlier_on
     again = [one | {"when": "2026-03-02T10:00:00Z"} for one in said_of(grown, who="cleo")]
     assert "6 in place of earlier ones" in command("review", "import", grown, save(tmp_path / "again.jsonl", again))
     assert ranks() == {(1, 2, 3)}
-    assert "0 in place of earlier ones, 12 known" in command("review", "import", grown, files[1])  # older ones change nothing
+    said = command("review", "import", grown, files[1])  # older ones change nothing
+    assert "0 in place of earlier ones, 6 known already, 6 left out because later ones are there" in said
+    assert "two different verdicts of 'cleo'" in said
     assert ranks() == {(1, 2, 3)}
     assert all(
         [one["who"] for one in row["review"]] == ["anna", "ben", "cleo"]
         for row in lines(grown / "records.jsonl")
         if "review" in row
     )
+
+
+def test_a_name_in_another_spelling_is_the_same_person_and_has_one_vote(grown, tmp_path):
+    export(grown)
+    first, again = said_of(grown, who="Zoë"), said_of(grown, who=" ZOE\u0308 ")
+    said = command("review", "import", grown, save(tmp_path / "1.jsonl", first), save(tmp_path / "2.jsonl", again))
+    assert "6 new, 0 in place of earlier ones, 6 known already" in said and "of 1 people" in said
+    assert {one["who"] for row in lines(grown / "records.jsonl") for one in row.get("review", ())} == {"Zoë"}
 
 
 @pytest.mark.parametrize(

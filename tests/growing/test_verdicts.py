@@ -78,7 +78,8 @@ def written(path, form: str, content: list[dict]):
 
 
 def verdicts(path, form: str, content: list[dict]):
-    return [checked(said, RECORD, NOW) for said in read_verdicts(written(path, form, content))]
+    """What people say; what they have skipped is left out."""
+    return [checked(said, RECORD, NOW) for said in read_verdicts(written(path, form, content)) if not said.skipped]
 
 
 def test_every_tool_says_the_same(form, tmp_path):
@@ -163,7 +164,7 @@ def test_a_verdict_without_all_ratings_is_not_finished(form, tmp_path):
         verdicts(tmp_path / "file", name, without(name, content, 3))
 
 
-@pytest.mark.parametrize("rating", [6, -1, 2.5, "4", True])
+@pytest.mark.parametrize("rating", [6, -1, 2.5, "4", True, False])
 def test_a_rating_that_is_none_is_refused(form, tmp_path, rating):
     name, content, _ = form
     text = json.dumps(content)
@@ -226,6 +227,57 @@ def test_what_is_no_verdict_is_said(tmp_path, content, says):
     assert str(tmp_path / "file") in str(error.value) and "\n" not in str(error.value)
 
 
+def as_windows_saves_it(text: str) -> bytes:
+    return b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()
+
+
+@pytest.mark.parametrize("saved", [as_windows_saves_it, lambda text: text.encode("utf-16"), lambda text: text.strip().encode()])
+def test_a_file_that_an_editor_has_saved_is_read(form, saved, tmp_path):
+    name, content, _ = form
+    path = written(tmp_path / "file", name, content)
+    file = path / "records.json" if path.is_dir() else path
+    file.write_bytes(saved(file.read_text()))
+    assert [checked(said, RECORD, NOW).ratings for said in read_verdicts(path) if not said.skipped] == [RATINGS]
+
+
+def test_what_is_no_text_is_said(tmp_path):
+    (tmp_path / "file").write_bytes(b"\xff\xfe\x00\xd8\x41")
+    with pytest.raises(UserError, match="is no text"):
+        list(read_verdicts(tmp_path / "file"))
+
+
+def test_a_line_is_found_by_its_number_in_the_file(tmp_path):
+    (tmp_path / "file").write_text(json.dumps(page_rows()[0]) + '\n\n\n{"id": "r", "answers": [], "who": 3}\n')
+    with pytest.raises(UserError, match="line 4: field 'who'"):
+        list(read_verdicts(tmp_path / "file"))
+
+
+def places_in(content, path=()):
+    """The paths of all values in a file's content."""
+    yield path
+    for key in content if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ():
+        yield from places_in(content[key], (*path, key))
+
+
+def test_a_damaged_file_is_refused_in_one_line_or_means_the_same(form, tmp_path):
+    name, content, _ = form
+    for *way, last in list(places_in(content))[1:]:
+        for value in (None, 7, True, "x", [], {}, ["x"], [7]):
+            damaged = json.loads(json.dumps(content))
+            inside = damaged
+            for key in way:
+                inside = inside[key]
+            inside[last] = value
+            try:
+                found = verdicts(tmp_path / "file", name, damaged)
+            except UserError as error:
+                assert "\n" not in str(error)
+            except Unfinished:
+                pass
+            else:
+                assert all(one.ratings.keys() == RATINGS.keys() for one in found), (way, last, value)
+
+
 def test_missing_and_doubled_answers(tmp_path):
     (row,) = page_rows()
     row["answers"].pop()
@@ -240,12 +292,31 @@ def test_missing_and_doubled_answers(tmp_path):
         list(read_verdicts(tmp_path))
 
 
-def test_a_draft_or_discarded_response_is_left_out_where_the_export_says_so(tmp_path):
+def test_what_a_person_has_skipped_is_no_verdict(tmp_path):
+    *_, skipped = read_verdicts(written(tmp_path / "file", "label-studio", label_studio_tasks()))
+    with pytest.raises(Unfinished, match=r"anna@x\.org skipped it"):
+        checked(skipped, RECORD, NOW)
+
+
+def test_a_draft_or_discarded_response_is_skipped_where_the_export_says_so(tmp_path):
     (record,) = argilla_records()
     for each in record["responses"].values():
         each.append(each[0] | {"user_id": "u-2", "status": "draft"})
         each[0]["status"] = "submitted"
     assert [found.who for found in verdicts(tmp_path / "file", "argilla", [record])] == ["u-1"]
+    assert [(said.who, said.skipped) for said in read_verdicts(tmp_path / "file")] == [("u-1", False), ("u-2", True)]
+
+
+def test_a_reason_may_be_one_text(tmp_path):
+    (task,) = label_studio_tasks()
+    task["annotations"][0]["result"][-1]["value"]["text"] = "Why not."
+    assert [found.reason for found in verdicts(tmp_path / "file", "label-studio", [task])] == ["Why not."]
+
+
+@pytest.mark.parametrize("when", ["yesterday", "0001-01-01T00:00:00+23:00", "9999-12-31T23:59:59-23:00"])
+def test_a_time_that_is_none_is_refused(tmp_path, when):
+    with pytest.raises(UserError, match="is not in the form of ISO 8601"):
+        verdicts(tmp_path / "file", "page", [page_rows()[0] | {"when": when}])
 
 
 def test_a_question_with_media_inside_names_them():
