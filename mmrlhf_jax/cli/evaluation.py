@@ -68,6 +68,8 @@ def reward_bench(
     given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
     if scores is not None:
         _refuse(given & _OF_A_MODEL, "says how a model makes rewards, and those of --scores are there already")
+    if critique != "written":
+        _refuse(given & {"max_new_tokens"}, f"is for critiques that the model writes, not for --critique {critique}")
     if critiques == 1:
         _refuse(given & {"temperature", "seed"}, "is for sampled critiques, and a single one is greedy: give --critiques 2")
     source = commands.eval.Source(data, media_root, video_frames, benchmark, grouping)

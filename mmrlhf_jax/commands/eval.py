@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from mmrlhf_jax import config, strict_json
-from mmrlhf_jax.data.scores import scored_records
+from mmrlhf_jax.data.rewarded import scored_records
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.evaluation.benchmarks import find, recognise
 from mmrlhf_jax.evaluation.benchmarks.benchmark import Benchmark
@@ -135,13 +135,15 @@ def _report(
 ) -> None:
     shown = as_json(computed, run)
     if directory is not None:
-        name = epath.Path(run["model"] or run["scores"]).name
+        made_by = run["model"] or run["scores"]
+        name = epath.Path(made_by).name or made_by  # "." has no name
         write_atomically(directory / PAGE, page_of(found, computed, benchmark, run, name).encode())
         write_atomically(directory / FIGURES, strict_json.dumps(strict_json.with_nulls(shown), indent=2).encode())
         say(f"{directory / PAGE} has every case")
     if print_json:
         strict_json.print_figures(shown)
         return
-    print(f"{benchmark.title}, grouping {run['grouping']}")
+    blind = ", with the media of other prompts (--blind)" if run.get("blind") else ""
+    print(f"{benchmark.title}, grouping {run['grouping']}{blind}")
     for line in as_lines(computed):
         print(line)

@@ -36,14 +36,14 @@ def page_of(found: Evaluated, computed: Figures, benchmark: Benchmark, run: dict
 def _cases(found: Evaluated, groups) -> Iterator[Case]:
     count, lacking = len(found.scored), 0
     side = next((side for most, side in SIDES if count <= most), SMALLEST_SIDE)
-    for (record, reason, cut), place in track(zip(found.scored, found.places, strict=True), "drawing cases", count):
-        shown = ()
+    for scored, place in track(zip(found.scored, found.places, strict=True), "drawing cases", count):
+        record, shown = scored.record, ()
         try:
             shown = () if place is None else pictures(found.examples[place], side=side, frames=MOST_FRAMES, quality=QUALITY)
         except UserError:  # the media need not be there if the rewards are
             lacking += 1
         verdicts = {pair: _verdict(record, pair) for pair in record.pairs()}
-        yield Case(record, verdicts, groups(record)[0], shown, reason, cut)
+        yield Case(record, verdicts, groups(record)[0], shown, scored.reason, scored.truncated, scored.samples)
     if lacking:
         say(f"the media of {lacking} of {count} records cannot be read, and are not on the page")
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from mmrlhf_jax.data.scores import Scored
+from mmrlhf_jax.data.rewarded import Scored
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.records import RankedRecord

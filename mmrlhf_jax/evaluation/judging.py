@@ -11,8 +11,9 @@ from typing import Any
 
 from mmrlhf_jax.data.examples import Example, Layout
 from mmrlhf_jax.data.images import decode_image
+from mmrlhf_jax.data.rewarded import Scored
 from mmrlhf_jax.data.rows import Budget
-from mmrlhf_jax.data.scores import Scored, score_line, with_critique_rewards
+from mmrlhf_jax.data.scores import score_line, with_critiques
 from mmrlhf_jax.data.sources.mmrb2 import INSERTED
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError
@@ -86,10 +87,10 @@ def _scored(engine: Engine, examples, indices: Sequence[int], judging: Judging) 
         return
     for index, critiques in critic.critiques_each(engine, examples, indices, judging.how):
         record = examples.records[index]
-        pairs = zip(record.responses, critiques, strict=True)
-        made = [with_critique_rewards(response, [(one.text, one.reward) for one in each]) for response, each in pairs]
+        samples = tuple(tuple((one.text, one.reward) for one in each) for each in critiques)
+        made = [with_critiques(response, each) for response, each in zip(record.responses, samples, strict=True)]
         cut = tuple(place for place, each in enumerate(critiques) if any(one.finish_reason == "length" for one in each))
-        yield index, Scored(record.replace_responses(made), truncated=cut)
+        yield index, Scored(record.replace_responses(made), None, cut, samples if judging.how.count > 1 else ())
 
 
 class _Refusal:
@@ -122,7 +123,7 @@ class _Refusal:
 
 def line(examples, index: int, scored: Scored) -> dict[str, Any]:
     """The line of a score file (`data.scores`)."""
-    made = score_line(examples, index, scored.record, scored.truncated)
+    made = score_line(examples, index, scored.record, scored.truncated, scored.samples)
     if scored.reason is not None:
         for response in made["responses"]:
             response["error"] = scored.reason

@@ -13,8 +13,8 @@ _TAKEN = ("overall", "macro", "acc_longer_wins", "run")
 
 
 def as_json(found: Figures, run: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures by group, then `overall`, `macro`, `acc_longer_wins` and `run`: how they were made, and what is not as in the
-    official benchmark."""
+    """The figures by group, then `overall`, `macro`, `acc_longer_wins` and `run`: how they were made, and what makes them
+    others than those of the whole benchmark."""
     groups = {f"{name}*" if name in _TAKEN else name: row for name, row in group_rows(found).items()}
     return groups | {
         "overall": dataclasses.asdict(found.overall),
@@ -30,16 +30,20 @@ def group_rows(found: Figures) -> dict[str, dict[str, Any]]:
 
 
 def as_lines(found: Figures) -> Iterator[str]:
-    """The lines of the table, and of what is not as in the official benchmark."""
+    """The lines of the table, and of what makes the figures others than those of the whole benchmark."""
     width = max(16, *(len(name) + 3 for name in found.groups))
     head = f"{'pairs':>7}{'prompts':>9}{'scored':>8}{'ties':>6}{'ACC':>8}{'95 %':>15}{'ACC+':>8}{'95 %':>15}{'longer':>8}"
     yield f"{'category':<{width}}{head}"
     for name, row in found.groups.items():
         yield f"{'  ' * (name in found.parts) + name:<{width}}{_cells(row)}"
     yield f"{'overall':<{width}}{_cells(found.overall)}"
-    yield f"{f'mean of {found.macro.groups} groups':<{width}}{'':>30}{_macro(found.macro)}"
+    yield f"{_mean_of(found.macro.groups):<{width}}{'':>30}{_macro(found.macro)}"
     for text in found.differences:
-        yield f"not as in the official benchmark: {text}"
+        yield f"before these figures are compared with others: {text}"
+
+
+def _mean_of(groups: int) -> str:
+    return f"mean of {groups} group{'' if groups == 1 else 's'}"
 
 
 def _cells(row: Accuracy) -> str:

@@ -12,14 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from mmrlhf_jax.evaluation.benchmarks import ranked
 from mmrlhf_jax.evaluation.benchmarks.benchmark import MACRO, OVERALL, Benchmark, Grouping, Published, same_prompt
 from mmrlhf_jax.evaluation.bootstrap import mean_ratio_interval, ratio_interval
-from mmrlhf_jax.records import Pair, RankedRecord, Response
+from mmrlhf_jax.records import Pair, RankedRecord
 
 Interval = tuple[float, float]
-Reward = Callable[[Response], float | None]
-
-
-def stored(response: Response) -> float | None:
-    return response.reward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +27,7 @@ class Accuracy:
         acc, acc_plus: right / scored, and right_groups / scored_groups.
         acc_without_ties: right / (scored - ties), as VL-RewardBench's own code divides.
         acc_interval, acc_plus_interval: 95 % intervals, by resampling prompts.
-        longer_wins: ACC of the baseline that prefers the longer response, over all pairs.
+        longer_wins: ACC of the baseline that prefers the longer response, over the scored pairs; equally long ones count half.
     """
 
     pairs: int
@@ -64,7 +59,7 @@ class Macro:
 @dataclasses.dataclass(frozen=True)
 class Figures:
     """`groups` are in the order in which they are shown; those in `parts` are parts of another one, and not in the means.
-    `differences` are sentences on what is not as in the official benchmark."""
+    `differences` are sentences on what makes them others than those of the whole benchmark."""
 
     groups: Mapping[str, Accuracy]
     parts: frozenset[str]
@@ -76,16 +71,16 @@ class Figures:
 # Outcomes of single pairs -----------------------------------------------------------------------------------------------
 
 
-def outcome(record: RankedRecord, pair: Pair, reward: Reward = stored) -> bool | None:
+def outcome(record: RankedRecord, pair: Pair) -> bool | None:
     """Whether the chosen response has the higher reward; None for a tie. ValueError if one has no reward."""
-    chosen, rejected = (reward(record.responses[index]) for index in pair)
+    chosen, rejected = (record.responses[index].reward for index in pair)
     if chosen is None or rejected is None:
         raise ValueError(f"record {record.id!r}: a response has no reward")
     return None if chosen == rejected else chosen > rejected
 
 
-def is_scored(record: RankedRecord, pair: Pair, reward: Reward = stored) -> bool:
-    return all(reward(record.responses[index]) is not None for index in pair)
+def is_scored(record: RankedRecord, pair: Pair) -> bool:
+    return all(record.responses[index].reward is not None for index in pair)
 
 
 def longer(record: RankedRecord, pair: Pair) -> float:
@@ -104,33 +99,31 @@ class _Prompt:
     ties: int = 0
     longer: float = 0.0
 
-    def add(self, record: RankedRecord, pair: Pair, reward: Reward) -> None:
+    def add(self, record: RankedRecord, pair: Pair) -> None:
         self.pairs += 1
-        self.longer += longer(record, pair)
-        if is_scored(record, pair, reward):
-            found = outcome(record, pair, reward)
+        if is_scored(record, pair):
+            found = outcome(record, pair)
             self.scored += 1
+            self.longer += longer(record, pair)
             self.right += found is True
             self.ties += found is None
 
 
-def _prompts(records: Sequence[RankedRecord], reward: Reward, key: Callable[[RankedRecord], object]) -> list[_Prompt]:
+def _prompts(records: Sequence[RankedRecord], key: Callable[[RankedRecord], object]) -> list[_Prompt]:
     """The counts of every prompt that has a pair."""
     found: dict[object, _Prompt] = {}
     for record in records:
         for pair in record.pairs():
-            found.setdefault(key(record), _Prompt()).add(record, pair, reward)
+            found.setdefault(key(record), _Prompt()).add(record, pair)
     return list(found.values())
 
 
 # Figures ----------------------------------------------------------------------------------------------------------------
 
 
-def accuracy(
-    records: Sequence[RankedRecord], reward: Reward = stored, prompt: Callable[[RankedRecord], object] = same_prompt
-) -> Accuracy:
-    """The figures of `reward` over the strictly ordered pairs; `prompt` gives the key of a record's prompt."""
-    prompts = _prompts(records, reward, prompt)
+def accuracy(records: Sequence[RankedRecord], prompt: Callable[[RankedRecord], object] = same_prompt) -> Accuracy:
+    """The figures of the records' rewards over the strictly ordered pairs; `prompt` gives the key of a record's prompt."""
+    prompts = _prompts(records, prompt)
     pairs, scored, right = (sum(getattr(each, name) for each in prompts) for name in ("pairs", "scored", "right"))
     all_right, whole = _plus_ratios(prompts)
     ties = sum(each.ties for each in prompts)
@@ -147,7 +140,7 @@ def accuracy(
         right_groups=sum(all_right),
         acc_interval=ratio_interval(*_ratios(prompts)) if scored else None,
         acc_plus_interval=ratio_interval(all_right, whole) if whole else None,
-        longer_wins=sum(each.longer for each in prompts) / pairs if pairs else None,
+        longer_wins=sum(each.longer for each in prompts) / scored if scored else None,
     )
 
 
@@ -171,7 +164,7 @@ def figures(records: Sequence[RankedRecord], benchmark: Benchmark = ranked.BENCH
     overall = accuracy(records, prompt=benchmark.prompt)
     means = [name for name in ordered if name not in parts and groups[name].pairs]
     lacking = [name for name in how.pairs if name not in means]  # groups of the benchmark that these records do not have
-    macro = _macro([_prompts(members[name], stored, benchmark.prompt) for name in means], whole=not lacking)
+    macro = _macro([_prompts(members[name], benchmark.prompt) for name in means], whole=not lacking)
     return Figures(groups, parts, overall, macro, differences(benchmark, how, groups, overall))
 
 
@@ -224,15 +217,3 @@ def differences(benchmark: Benchmark, how: Grouping, groups: Mapping[str, Accura
     if overall.scored < overall.pairs:
         found.append(f"{overall.pairs - overall.scored:,} of {overall.pairs:,} pairs are not scored")
     return tuple(found)
-
-
-def by_category(records: Sequence[RankedRecord]) -> dict[str, Accuracy]:
-    """One row per category that occurs, then `overall`."""
-    found = figures(records)
-    return {**found.groups, "overall": found.overall}
-
-
-def longer_wins(records: Sequence[RankedRecord]) -> float:
-    """ACC of the baseline that prefers the longer response; equally long ones count one half."""
-    scores = [longer(record, pair) for record in records for pair in record.pairs()]
-    return sum(scores) / max(len(scores), 1)

@@ -9,7 +9,8 @@ from typing import Any
 from etils import epath
 
 from mmrlhf_jax import strict_json
-from mmrlhf_jax.data.scores import Scored, scored_records
+from mmrlhf_jax.data.rewarded import Scored, scored_records
+from mmrlhf_jax.data.scores import say_cut_off
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.evaluation.evaluated import Evaluated
 from mmrlhf_jax.evaluation.exchanged import exchange_media
@@ -71,8 +72,7 @@ def rewards_at_once(engine: Engine, seen: Seen, judging: Judging) -> list[Scored
     by_index = dict(judged(engine, seen.examples, range(len(seen.examples)), judging))
     found = [by_index[index] for index in range(len(seen.examples))]
     if cut := sum(len(each.truncated) for each in found):
-        count = sum(len(each.record.responses) for each in found)
-        say(f"{cut} of {count} critiques were cut off at their longest (--max-new-tokens)")
+        say_cut_off(cut, sum(len(each.record.responses) for each in found))
     return found
 
 
@@ -84,7 +84,7 @@ def rewards_in(
     `settings` is what else must stay as it is. UserError if the directory was begun otherwise.
     """
     whole = {"model": engine.fingerprint, "data": seen.examples.fingerprint, **judging.settings, **settings}
-    _settle(directory / JOB, whole, writes=share.process == 0)
+    _settle(directory, whole, writes=share.process == 0)
     path = directory / SCORES
     if share.count > 1 or not exists(path):
         with reserved(path, share) as place:
@@ -98,13 +98,19 @@ def rewards_in(
     return scored_records(seen.examples, path, seen.source)
 
 
-def _settle(path: epath.Path, settings: Mapping[str, Any], writes: bool) -> None:
-    """Note what the directory is made with. UserError if it was begun with something else."""
+def _settle(directory: epath.Path, settings: Mapping[str, Any], writes: bool) -> None:
+    """Note what the directory is made with. UserError if it was begun with something else, or has rewards of unknown origin."""
+    path, scores = directory / JOB, directory / SCORES
     if exists(path):
         stored = read_json_object(path)
         changed = sorted(name for name in stored | settings if stored.get(name) != settings.get(name))
         if changed:
             what = ", ".join(name.replace("_", " ") for name in changed)
-            raise UserError(f"{path.parent}: this evaluation was begun with another {what}; choose another --out or remove it")
+            raise UserError(f"{directory}: was begun with other settings ({what}); choose another --out or remove it")
+    elif exists(scores):
+        raise UserError(
+            f"{scores}: no {JOB} beside it says which model made these rewards; choose another --out, or evaluate them by"
+            f" --scores {scores}"
+        )
     elif writes:
         write_atomically(path, strict_json.dumps(settings, indent=2).encode())

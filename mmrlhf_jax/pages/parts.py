@@ -43,7 +43,11 @@ def page(title: str, opening: Any, sections: Mapping[str, Any], style: str = "")
     links = [element("a", title, href=f"#{name}") for title, name in names.items()]
     shown = [element("section", element("h2", title), sections[title], id=name) for title, name in names.items()]
     body = element("body", element("main", element("h1", title), opening, element("nav", *links), *shown))
-    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+    return _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n")
+
+
+# Characters that neither XML nor HTML can hold, which untrained models write.
+_NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 
 def join(*parts: Any) -> Markup:

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
-from mmrlhf_jax.pages.judged import signed
 from mmrlhf_jax.pages.parts import chip, element, join, page, percent, table, tiles
-from mmrlhf_jax.records import Pair, RankedRecord, Response
+from mmrlhf_jax.records import Pair, RankedRecord
 
 Verdict = Literal["right", "wrong", "tie", "not scored"]
 VERDICTS: tuple[Verdict, ...] = ("right", "wrong", "tie", "not scored")
@@ -27,6 +26,7 @@ class Case:
         pictures: figures of its media.
         reason: why it is not scored; None: it is.
         truncated: the responses of which a critique was cut off.
+        samples: (critique, reward) of the several critiques of each response; (): there are not several.
     """
 
     record: RankedRecord
@@ -35,6 +35,7 @@ class Case:
     pictures: Sequence[Markup] = ()
     reason: str | None = None
     truncated: Sequence[int] = ()
+    samples: Sequence[Sequence[tuple[str, float]]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,18 +74,18 @@ def reward_bench_page(
 def _opening(figures: Mapping[str, Any]) -> Markup:
     overall, macro = figures["overall"], figures["macro"]
     cells = [
-        ("ACC", percent(overall["acc"]), f"{overall['right']:,} of {overall['scored']:,} pairs, {_interval(overall, 'acc')}"),
-        ("ACC+", percent(overall["acc_plus"]), f"prompts with all pairs right, {_interval(overall, 'acc_plus')}"),
-        ("Mean of groups", percent(macro["acc"]), f"of {macro['groups']} groups, {_interval(macro, 'acc')}"),
+        ("ACC", percent(overall["acc"]), f"{overall['right']:,} of {overall['scored']:,} pairs; {_likely(overall, 'acc')}"),
+        ("ACC+", percent(overall["acc_plus"]), f"prompts with all pairs right; {_likely(overall, 'acc_plus')}"),
+        ("Mean of groups", percent(macro["acc"]), f"{_groups(macro)}; {_likely(macro, 'acc')}"),
         ("Ties", f"{overall['ties']:,}", "equal rewards, which are not right"),
         ("Scored", _coverage(overall), f"{overall['scored']:,} of {overall['pairs']:,} pairs; others are not in the figures"),
-        ("Longer wins", percent(overall["longer_wins"]), "if the longer answer always won"),
+        ("Longer wins", percent(overall["longer_wins"]), "right if the longer answer always won"),
     ]
     parts = [tiles(cells)]
     if figures["run"].get("blind"):
         parts.append(element("p", "The model was shown the media of other prompts (--blind).", class_="bad"))
     if remarks := [element("li", text) for text in figures["run"]["differences"]]:
-        parts += [element("p", "Not as in the official benchmark:", class_="bad"), element("ul", *remarks)]
+        parts += [element("p", "Before these figures are compared with others:", class_="bad"), element("ul", *remarks)]
     return join(*parts)
 
 
@@ -94,6 +95,14 @@ def _coverage(row: Mapping[str, Any]) -> str:
         return "–"
     share = 100 * row["scored"] / row["pairs"]
     return f"{share if share == 100 else min(share, 99.9):.{0 if share == 100 else 1}f} %"
+
+
+def _groups(macro: Mapping[str, Any]) -> str:
+    return f"{macro['groups']} group{'' if macro['groups'] == 1 else 's'}"
+
+
+def _likely(row: Mapping[str, Any], name: str) -> str:
+    return "no interval" if row[f"{name}_interval"] is None else f"95 % interval {_interval(row, name)}"
 
 
 def _interval(row: Mapping[str, Any], name: str) -> str:
@@ -107,7 +116,7 @@ def _figures(figures: Mapping[str, Any]) -> Markup:
     rows.append((element("b", "all pairs"), *_row(figures["overall"])))
     macro = figures["macro"]
     means = ("", "", "", "", "", *_shares(macro), "")
-    rows.append((element("b", f"mean of {macro['groups']} groups"), *means))
+    rows.append((element("b", f"mean of {_groups(macro)}"), *means))
     text = "Intervals are of 95 %, by drawing prompts (not pairs) with repetition. A tie is not right."
     if figures["overall"]["ties"]:
         text += f" Of the pairs that are not tied {percent(figures['overall']['acc_without_ties'])} are right."
@@ -199,7 +208,7 @@ def _case(case: Case, number: int) -> Markup:
     letters = {index: _letter(place) for place, index in enumerate(order)}
     body = [element("p", record.prompt, class_="text prompt")]
     body += [element("p", case.reason, class_="bad")] if case.reason else []
-    body += [_response(letters[index], record.responses[index], index in case.truncated) for index in order]
+    body += [_response(case, index, letters[index]) for index in order]
     body += [_pairs(case, letters)] if len(verdicts) > 1 else []
     media = element("div", *case.pictures, class_="media") if case.pictures else ""
     return element("article", head, media, element("div", *body, class_="said"), class_=" ".join(classes))
@@ -215,27 +224,31 @@ def _letter(place: int) -> str:
     return found if place < 26 else _letter(place // 26 - 1) + found
 
 
-def _response(letter: str, response: Response, truncated: bool) -> Markup:
+def _response(case: Case, index: int, letter: str) -> Markup:
+    response, samples = case.record.responses[index], case.samples[index] if case.samples else ()
     rank = chip("not ranked" if response.rank is None else f"rank {response.rank}", True if response.rank == 1 else None)
-    reward = element("span", "–" if response.reward is None else signed(response.reward), class_="reward", title="reward")
+    reward = element("span", "–" if response.reward is None else _signed(response.reward), class_="reward", title="reward")
     chips = [chip(response.model)] if response.model else []
-    chips += [chip("critique cut off", False)] if truncated else []
+    chips += [chip("critique cut off", False)] if index in case.truncated else []
     parts = [element("header", element("b", letter), rank, *chips, reward)]
     parts.append(element("p", response.text, class_="text"))
-    several = response.extra.get("critique_rewards")
-    if several is not None:
-        pairs = zip(response.extra["critiques"], several, strict=True)
-        parts += [element("blockquote", element("b", signed(value)), " ", text, class_="text") for text, value in pairs]
+    if samples:
+        parts += [element("blockquote", element("b", _signed(value)), " ", text, class_="text") for text, value in samples]
     elif response.critique is not None:
         parts.append(element("blockquote", response.critique, class_="text"))
     return element("div", *parts, class_="answer")
+
+
+def _signed(reward: float) -> str:
+    """With three digits behind the point, so that rewards that hardly differ do not look like a tie."""
+    return f"{reward:+.3f}".replace("-", "−")
 
 
 def _pairs(case: Case, letters: Mapping[int, str]) -> Markup:
     rows = []
     for (chosen, rejected), verdict in case.verdicts.items():
         better, worse = (case.record.responses[index].reward for index in (chosen, rejected))
-        margin = "–" if better is None or worse is None else signed(better - worse)
+        margin = "–" if better is None or worse is None else _signed(better - worse)
         rows.append((f"{letters[chosen]} over {letters[rejected]}", margin, chip(verdict, _GOOD[verdict])))
     return table(("pair", "margin", ""), rows, class_="numbers pairs")
 

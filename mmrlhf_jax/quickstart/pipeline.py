@@ -22,7 +22,7 @@ from mmrlhf_jax.data.scores import score_lines
 from mmrlhf_jax.data.templates import CRITIQUE_PROMPT, SYSTEM
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.evaluation.exchanged import exchange_media
-from mmrlhf_jax.evaluation.reward_bench import accuracy, by_category, longer_wins
+from mmrlhf_jax.evaluation.reward_bench import accuracy, figures
 from mmrlhf_jax.files import is_remote, write_atomically, write_json_lines
 from mmrlhf_jax.huggingface.export import export_model, new_checkpoint
 from mmrlhf_jax.huggingface.load import load_model
@@ -177,23 +177,23 @@ def judge_reward_model(quickstart: Quickstart) -> list[RankedRecord]:
     scored = critic.score(engine, examples, max_new_tokens=MAX_CRITIQUE)
     blind = critic.score(engine, exchange_media(examples), max_new_tokens=MAX_CRITIQUE)
     preferred = critic.score(engine, preference, max_new_tokens=MAX_CRITIQUE)
-    seconds, overall = time.monotonic() - started, accuracy(scored)
+    seconds, computed = time.monotonic() - started, figures(scored)
+    overall, acc_blind = computed.overall, accuracy(blind).acc
     quickstart.figures["reward_model"] = {
         "acc": overall.acc,
         "acc_plus": overall.acc_plus,
-        "acc_blind": accuracy(blind).acc,
-        "acc_longer_wins": longer_wins(scored),
+        "acc_blind": acc_blind,
+        "acc_longer_wins": overall.longer_wins,
         "pairs": overall.pairs,
         "groups": overall.groups,
         "by_kind": {
             kind: {"pairs": found.pairs, "groups": found.groups, "acc": found.acc, "acc_plus": found.acc_plus}
-            for kind, found in by_category(scored).items()
-            if kind != "overall"
+            for kind, found in computed.groups.items()
         },
         "critiques": sum(len(record.responses) for records in (scored, blind, preferred) for record in records),
         "critique_seconds": round(seconds, 1),
     }
-    say(f"ACC {overall.acc:.3f}, ACC+ {overall.acc_plus:.3f}, blind {accuracy(blind).acc:.3f}")
+    say(f"ACC {overall.acc:.3f}, ACC+ {overall.acc_plus:.3f}, blind {acc_blind:.3f}")
     scores = quickstart.root / "scores"
     for split, data, records in (("held_out", examples, scored), ("preference", preference, preferred)):
         write_json_lines(scores / f"{split}.jsonl", score_lines(data, records))

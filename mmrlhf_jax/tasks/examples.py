@@ -7,7 +7,7 @@ from mmrlhf_jax.data.checks import summarise_findings
 from mmrlhf_jax.data.mixture import open_examples, sets
 from mmrlhf_jax.data.overlay import lacking_rewards, with_human_margins
 from mmrlhf_jax.data.pair_margins import lacking_pair_margins
-from mmrlhf_jax.data.scores import with_rewards
+from mmrlhf_jax.data.rewarded import with_rewards
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.tasks.task import Task

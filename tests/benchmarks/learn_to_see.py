@@ -31,7 +31,7 @@ from mmrlhf_jax.data.overlay import OverlaidExamples
 from mmrlhf_jax.data.scores import score_lines
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.evaluation.exchanged import exchange_media
-from mmrlhf_jax.evaluation.reward_bench import accuracy, longer_wins
+from mmrlhf_jax.evaluation.reward_bench import accuracy
 from mmrlhf_jax.files import read_json_object, write_json_lines
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.engine import Engine, Prompt
@@ -141,7 +141,7 @@ def judge(model: Path, held_out) -> dict[str, float]:
     scored = critic.score(engine, held_out, max_new_tokens=MAX_CRITIQUE)
     blind = critic.score(engine, exchange_media(held_out), max_new_tokens=MAX_CRITIQUE)
     found = accuracy(scored)
-    return dataclasses.asdict(found) | {"blind": accuracy(blind).acc, "longer_wins": longer_wins(scored)}
+    return dataclasses.asdict(found) | {"blind": accuracy(blind).acc}
 
 
 def main() -> None:

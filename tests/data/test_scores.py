@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.examples import LAYOUTS_FILE, RECORDS_FILE
 from mmrlhf_jax.data.mixture import open_examples
-from mmrlhf_jax.data.scores import read_scores, score_lines, scored_records, with_critique_rewards, with_rewards
+from mmrlhf_jax.data.rewarded import scored_records, with_rewards
+from mmrlhf_jax.data.scores import read_scores, score_line, score_lines, with_critiques
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_json_lines
 from mmrlhf_jax.tasks import open_held_out_examples, open_training_examples, task_of
@@ -431,28 +433,35 @@ def test_where_media_are_not_there_their_names_are_compared(source, tmp_path, ca
 
 def test_several_critiques_come_back_with_their_rewards_and_their_mean(source, tmp_path):
     examples = open_examples(source)
-    three = [("a", 1.0), ("b", 2.0), ("c", 6.0)]
-    made = [
-        record.replace_responses([with_critique_rewards(response, three) for response in record.responses])
-        for record in examples.records
-    ]
-    path = rewrite(tmp_path / "scores.jsonl", score_lines(examples, made))
-    found = scored_records(examples, path, "data")[0].record.responses[0]
-    assert (found.reward, found.critique) == (3.0, "a")
-    assert found.extra == {"critiques": ["a", "b", "c"], "critique_rewards": [1.0, 2.0, 6.0]}
-    assert found == made[0].responses[0]
-    assert with_critique_rewards(found, [("d", 4.0)]).extra == {}  # what was there is not kept beside one critique
+    three = [(" ", 1.0), ("b", 2.0), ("c", 6.0)]  # a model may write nothing
+    lines = []
+    for index, record in enumerate(examples.records):
+        made = record.replace_responses([with_critiques(response, three) for response in record.responses])
+        lines.append(score_line(examples, index, made, samples=[three] * len(record.responses)))
+    rewrite(tmp_path / "as written.jsonl", lines)
+    for line in lines:
+        for response in line["responses"]:
+            del response["critique"]
+    for path in (tmp_path / "as written.jsonl", rewrite(tmp_path / "without the first.jsonl", lines)):
+        for each in scored_records(examples, path, "data"):
+            assert {(one.reward, one.critique) for one in each.record.responses} == {(3.0, "b")}
+            assert each.samples == (tuple(three),) * len(each.record.responses)
 
 
 @pytest.mark.parametrize(
-    ("response", "message"),
+    ("change", "message"),
     [
-        ({"reward": 1, "critiques": "a"}, "response 0: critiques must list objects with text and reward"),
-        ({"reward": 1, "critiques": [{"text": "a"}]}, "critique 0: reward must be a finite number"),
-        ({"reward": 1, "critiques": [{"reward": 1}]}, "critiques must list objects with text and reward"),
+        ({"critiques": [{"text": "a", "reward": 1}, {"text": "b", "reward": 2}]}, "response 0: its reward 7 is not the mean"),
+        ({"critiques": [{"text": "a", "reward": float("inf")}]}, "finite number, found Infinity"),
+        ({"critiques": ["a"]}, "response 0: critiques must list objects with text and reward, found ['a']"),
+        ({"critiques": "a"}, "response 0: critiques must list objects with text and reward, found 'a'"),
+        ({"critiques": [{"text": "a"}]}, "critique 0: reward must be a finite number"),
+        ({"critiques": [{"reward": 1}]}, "critiques must list objects with text and reward"),
+        ({"truncated": "yes"}, "response 0: truncated must be true or false, found 'yes'"),
+        ({"error": "too long"}, "response 0: reward stands beside an error ('too long'); keep one of the two"),
     ],
 )
-def test_critiques_that_are_not_whole_are_refused(tmp_path, response, message):
-    path = rewrite(tmp_path / "scores.jsonl", [{"id": "1", "responses": [response]}])
-    with pytest.raises(UserError, match=message):
+def test_responses_of_a_line_that_contradict_themselves_are_refused(tmp_path, change, message):
+    path = rewrite(tmp_path / "scores.jsonl", [{"id": "1", "responses": [{"reward": 7} | change]}])
+    with pytest.raises(UserError, match=re.escape(message)):
         read_scores(path)

@@ -98,6 +98,10 @@ def test_the_papers_grouping_is_a_flag_and_the_table_is_printed(benchmark, capsy
         (("--model", "m", "--temperature", 0.5), "--temperature is for sampled critiques, and a single one is greedy"),
         (("--scores", "s", "--out", __file__), "is a file; give a folder"),
         (("--model", "m", "--critique", "none", "--critiques", 2), "--critiques 2: only written critiques are sampled"),
+        (
+            ("--model", "m", "--critique", "none", "--max-new-tokens", 9),
+            "--max-new-tokens is for critiques that the model writes, not for --critique none",
+        ),
         (("--model", "m", "--critique", "writen"), "--critique 'writen': choose from written, given, none"),
         (("--scores", "s", "--benchmark", "vl"), "--benchmark 'vl': choose from vl-rewardbench"),
         (
@@ -149,7 +153,7 @@ def judged(tmp_path):
     model = tiny.checkpoint(tmp_path / "model", tiny.config(text={"tie_word_embeddings": False}), reward_head=True)
     sizes = [[(30 + number % 7, 40)] if number % 4 == 0 else [] for number in range(40)]
     data = ranked.write(tmp_path / "data", [(1, 2, 2) if number % 3 == 0 else (2, 1) for number in range(40)], sizes)
-    return ["--model", str(model), "--data", str(data), "--max-new-tokens", "12", "--batch", "4"]
+    return ["--model", str(model), "--data", str(data), "--batch", "4"]
 
 
 def test_a_model_and_its_stored_scores_give_the_same_figures(judged, tmp_path, capsys):
@@ -168,11 +172,16 @@ def test_a_model_and_its_stored_scores_give_the_same_figures(judged, tmp_path, c
     assert printed(capsys, *judged, *options) == by_model
 
 
+def test_the_table_says_that_the_media_were_exchanged(judged, capsys):
+    assert mmrlhf(*judged, "--critique", "none", "--blind") == 0
+    assert capsys.readouterr().out.startswith("ranked data, grouping category, with the media of other prompts (--blind)\n")
+
+
 @pytest.mark.slow
 def test_hosts_that_are_killed_give_the_figures_of_one_host(judged, tmp_path):
     """Two hosts with two sampled critiques per response; each is killed once and started again, as launchers do. One that comes
     when all is done ends well, too."""
-    arguments = ["eval", "reward-bench", *judged, "--critiques", "2"]
+    arguments = ["eval", "reward-bench", *judged, "--max-new-tokens", "12", "--critiques", "2"]
     ended(start(arguments, tmp_path / "alone"))
     (tmp_path / "launch.yaml").write_text("distributed: {initialization_timeout: 60}\n")
     out = tmp_path / "out"

@@ -79,22 +79,25 @@ def test_rewards_are_those_of_score(engine, data, judging):
 
 def test_of_sampled_critiques_the_mean_counts_and_each_has_the_reward_of_its_text(engine, data):
     found = evaluated(engine, data, SAMPLED)
-    for each in found.records:
-        for one in each.responses:
-            assert len(one.extra["critiques"]) == 3 and one.critique == one.extra["critiques"][0]
-            assert one.reward == pytest.approx(np.mean(one.extra["critique_rewards"]))
+    for each in found.scored:
+        for one, samples in zip(each.record.responses, each.samples, strict=True):
+            assert len(samples) == 3 and one.critique == samples[0][0]
+            assert one.reward == pytest.approx(np.mean([reward for _, reward in samples]))
     examples = open_examples(str(data))
     for sample in range(3):
         with_text = [
-            record.replace_responses(
-                [dataclasses.replace(one, critique=one.extra["critiques"][sample]) for one in record.responses]
+            each.record.replace_responses(
+                [
+                    dataclasses.replace(one, critique=samples[sample][0])
+                    for one, samples in zip(each.record.responses, each.samples, strict=True)
+                ]
             )
-            for record in found.records
+            for each in found.scored
         ]
         again = critic.score(engine, OverlaidExamples(examples, with_text), critique="given")
         np.testing.assert_allclose(
             [one.reward for record in again for one in record.responses],
-            [one.extra["critique_rewards"][sample] for record in found.records for one in record.responses],
+            [samples[sample][1] for each in found.scored for samples in each.samples],
             rtol=1e-5,
             atol=1e-5,
         )
@@ -118,7 +121,7 @@ def test_critiques_that_are_cut_off_are_counted_also_from_a_directory(engine, da
     assert at_once.cut_off == stored.cut_off == 11 and [each.truncated for each in stored.scored] == [
         tuple(range(len(record.responses))) for record in stored.records
     ]
-    assert capsys.readouterr().err.count("11 of 11 critiques were cut off at their longest (--max-new-tokens)") == 2
+    assert capsys.readouterr().err.count("critiques of 11 of 11 responses were cut off at their longest") == 2
 
 
 def test_where_nothing_can_be_scored_the_first_reason_is_given(engine, flawed):
@@ -166,8 +169,7 @@ def kept(engine, data, directory, judging=NONE, share=ALONE, **settings):
 def test_a_directory_has_the_same_rewards_critiques_and_reasons(engine, flawed, tmp_path, judging):
     found, again = kept(engine, flawed, tmp_path / "out", judging), kept(engine, flawed, tmp_path / "out", judging)
     wanted = evaluated(engine, flawed, judging)
-    assert found.records == again.records == wanted.records
-    assert [each.reason for each in found.scored] == [each.reason for each in wanted.scored]
+    assert found.scored == again.scored == wanted.scored
     lines = [json.loads(line) for line in (tmp_path / "out" / SCORES).read_text().splitlines()]
     assert [line["id"] for line in lines] == ["group-0", "group-2", "group-3"]
 
@@ -205,15 +207,39 @@ def test_a_pass_that_was_stopped_goes_on(engine, data, tmp_path, monkeypatch):
 def test_a_directory_that_was_begun_otherwise_is_refused(engine, data, tmp_path, change, what):
     kept(engine, data, tmp_path / "out", grouping="official")
     stored = (tmp_path / "out" / JOB).read_text()
-    with pytest.raises(UserError, match=f"out: this evaluation was begun with another {what}; choose another --out"):
+    with pytest.raises(UserError, match=rf"out: was begun with other settings \({what}\); choose another --out"):
         kept(engine, data, tmp_path / "out", **{"grouping": "official"} | change)
     assert (tmp_path / "out" / JOB).read_text() == stored
+
+
+def test_rewards_that_something_else_has_left_in_the_directory_are_not_taken_for_the_models(engine, data, tmp_path):
+    (tmp_path / "out").mkdir()
+    left = b'{"id": "group-0", "responses": [{"reward": 1}, {"reward": 2}]}\n'
+    (tmp_path / "out" / SCORES).write_bytes(left)
+    with pytest.raises(UserError, match=r"scores.jsonl: no job.json beside it says which model made these rewards; choose"):
+        kept(engine, data, tmp_path / "out")
+    assert (tmp_path / "out" / SCORES).read_bytes() == left and not (tmp_path / "out" / JOB).exists()
+
+
+def test_a_critique_that_is_blank_is_one_of_several(engine, data, tmp_path, monkeypatch):
+    """The model's first critique of every response is empty: the first one with a text stands for the others."""
+    write = critic.critiques_each
+
+    def blank_first(*arguments):
+        for index, critiques in write(*arguments):
+            yield index, [[dataclasses.replace(each[0], text=" "), *each[1:]] for each in critiques]
+
+    monkeypatch.setattr(critic, "critiques_each", blank_first)
+    for found in (evaluated(engine, data, SAMPLED), kept(engine, data, tmp_path / "out", SAMPLED)):
+        for each in found.scored:
+            assert [samples[0][0] for samples in each.samples] == [" "] * len(each.record.responses)
+            assert [one.critique for one in each.record.responses] == [samples[1][0] for samples in each.samples]
 
 
 def test_other_data_are_refused(engine, data, tmp_path):
     kept(engine, data, tmp_path / "out")
     (data.parent / "0_0.png").write_bytes(ranked.picture((40, 30), 9))
-    with pytest.raises(UserError, match="begun with another data"):
+    with pytest.raises(UserError, match=r"begun with other settings \(data\)"):
         kept(engine, data, tmp_path / "out")
 
 

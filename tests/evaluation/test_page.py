@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from mmrlhf_jax.data.mixture import open_examples
-from mmrlhf_jax.data.scores import CRITIQUE_REWARDS, CRITIQUES, Scored
+from mmrlhf_jax.data.rewarded import Scored
 from mmrlhf_jax.data.sources import read_source
 from mmrlhf_jax.evaluation.benchmarks import ranked as by_category
 from mmrlhf_jax.evaluation.benchmarks import recognise
@@ -61,7 +61,7 @@ def evaluated(examples) -> Evaluated:
         Scored.nothing(second, "the picture is broken"),
         rewarded(third, (2.0, 3.0, -1.25))._replace(truncated=(1,)),
     ]
-    scored[0].record.responses[0].extra.update({CRITIQUES: ["See <i>", "No"], CRITIQUE_REWARDS: [0.5, 1.5]})
+    scored[0] = scored[0]._replace(samples=((("See <i>", 0.5), ("No", 1.5)), (), ()))
     return Evaluated(scored, examples, range(3))
 
 
@@ -75,14 +75,22 @@ def test_every_case_has_its_media_answers_critiques_rewards_and_verdicts(example
     assert [len(case.findall(".//img")) for case in found] == [2, 1, 0]
     first, second, third = map(text, found)
     assert [text(chip) for chip in found[0].findall("header/span")] == ["2 of 3 wrong", "1 of 3 tie", "<b>&"]
-    assert "<script>alert('x')</script>" in first and "+0.50 See <i>" in first and "+1.50 No" in first
-    assert "A over B +0.00 tie" in first and "A over C −0.50 wrong" in first and "B over C −0.50 wrong" in first
+    assert "<script>alert('x')</script>" in first and "+0.500 See <i>" in first and "+1.500 No" in first
+    assert "A over B +0.000 tie" in first and "A over C −0.500 wrong" in first and "B over C −0.500 wrong" in first
     assert "not scored" in second and "the picture is broken" in second
     assert third.count("critique cut off") == 1 and "B rank 1 critique cut off" in third and "cut off" not in first + second
-    assert "A over C +3.25 right" in third and "B over C +4.25 right" in third
+    assert "A over C +3.250 right" in third and "B over C +4.250 right" in third
     for case, record in zip(found, examples.records, strict=True):
         shown = text(case)
         assert all(" ".join(one.text.split()) in shown for one in record.responses)
+
+
+def test_characters_that_no_document_can_hold_are_replaced(examples):
+    found = evaluated(examples)
+    strange = dataclasses.replace(found.records[1].responses[0], text="a\x00b\x1b\uffff</p>\tc")
+    others = found.records[1].responses[1:]
+    found.scored[1] = found.scored[1]._replace(record=found.records[1].replace_responses([strange, *others]))
+    assert "a�b��</p> c" in text(cases(parsed(page(found)))[1])
 
 
 def test_filters_hide_the_other_cases(examples):

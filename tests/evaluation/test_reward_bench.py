@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmrlhf_jax.evaluation.reward_bench import accuracy, by_category, figures, longer_wins
+from mmrlhf_jax.evaluation.reward_bench import accuracy, figures
 from mmrlhf_jax.records import RankedRecord, Response
 
 
@@ -43,7 +43,6 @@ def test_groups_pooled_and_macro():
     for interval, mean in ((found.macro.acc_interval, 5 / 8), (found.macro.acc_plus_interval, 5 / 12)):
         assert interval[0] < mean < interval[1]
     assert found.differences == ("1 of 11 pairs are not scored",)
-    assert by_category(RECORDS) == {"a": a, "b": b, "overall": found.overall}
 
 
 def test_a_prompt_that_is_not_scored_whole_counts_its_scored_pairs_and_not_in_acc_plus():
@@ -88,9 +87,12 @@ def test_intervals_are_over_prompts():
 
 
 def test_the_longer_answer_counts_half_where_both_are_as_long():
+    """Over the pairs that ACC is over: those that are scored."""
     records = [
         record("1", (1, 2, 3), (0, 0, 0), texts=["aaa", "aa", "aa"]),  # 1, 1, 1/2
-        record("2", (1, 2), (None, None), "b", texts=["a", "aa"]),  # 0, scored or not
+        record("2", (1, 2), (5, 7), "b", texts=["a", "aa"]),  # 0
+        record("3", (1, 2), (None, None), "c", texts=["aaa", "aa"]),
     ]
-    assert longer_wins(records) == accuracy(records).longer_wins == 2.5 / 4
-    assert figures(records).groups["b"].longer_wins == 0.0
+    found = figures(records)
+    assert found.overall.longer_wins == 2.5 / 4
+    assert [found.groups[name].longer_wins for name in "abc"] == [2.5 / 3, 0.0, None]

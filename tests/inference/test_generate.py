@@ -19,7 +19,7 @@ from mmrlhf_jax.data.overlay import OverlaidExamples
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.evaluation.benchmarks.ranked import category
 from mmrlhf_jax.evaluation.exchanged import exchange_media
-from mmrlhf_jax.evaluation.reward_bench import accuracy, longer_wins
+from mmrlhf_jax.evaluation.reward_bench import accuracy
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.engine import Engine, Prompt
 from mmrlhf_jax.inference.prompts import prompt_trees
@@ -325,8 +325,8 @@ def test_acc_counts_strictly_right_pairs_and_acc_plus_groups_without_a_miss(rewa
 
 
 def test_the_length_baseline_prefers_the_longer_response():
-    assert longer_wins(records((0, 0), (2, 1))) == 1.0
-    assert longer_wins(records((0, 0), (1, 2))) == 0.0
+    assert accuracy(records((0, 0), (2, 1))).longer_wins == 1.0
+    assert accuracy(records((0, 0), (1, 2))).longer_wins == 0.0
 
 
 def test_exchanged_media_are_another_records(tmp_path):

@@ -31,6 +31,8 @@ FIGURES = {
         "acc_blind": 0.4321,
         "acc_longer_wins": 0.5012,
         "pairs": 271,
+        "critiques": 4464,
+        "critique_seconds": 65.4,
         "by_kind": {"colour": {"pairs": 19, "acc": 0.7391}},
     },
     "policy": {
@@ -131,6 +133,7 @@ def test_page_states_the_key_figures_in_tiles_and_all_of_them_in_tables(root, he
         "ACC+": "65.4 %",
         "ACC, blind": "43.2 %",
         "ACC, longer wins": "50.1 %",
+        "Critiques": "4464",
         "Right before": "31.4 %",
         "Right after MM-DPO": "71.8 %",
         "Right after plain DPO": "60.2 %",

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from mmrlhf_jax.cli import app
 from mmrlhf_jax.data.mixture import open_examples
-from mmrlhf_jax.data.scores import read_scores, with_rewards
+from mmrlhf_jax.data.rewarded import with_rewards
+from mmrlhf_jax.data.scores import read_scores
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference import endpoint, endpoint_critic, journal
 from mmrlhf_jax.inference.endpoint import Endpoint
@@ -106,7 +107,7 @@ def test_critiques_that_were_cut_off_say_so_and_are_counted(directory, source, t
         lines = scored(directory, source, tmp_path / "out", fake.url)
     cut = {(i, k) for i, line in enumerate(lines) for k, each in enumerate(line["responses"]) if each.get("truncated")}
     assert cut == {(0, 1), (2, 0)}
-    assert "2 of 9 critiques were cut off at their longest" in capsys.readouterr().err
+    assert "critiques of 2 of 9 responses were cut off at their longest" in capsys.readouterr().err
 
 
 def test_a_server_that_refuses_everything_ends_the_pass(directory, source, tmp_path):
