@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 
-# A text whose end is one unit of up to so many characters, at least so many times.
-LONGEST_UNIT, REPEATS = 60, 4
+from mmrlhf_jax.records import is_blank
+
+# A text repeats itself whose end is one unit of up to so many characters, at least so many times, and so many characters long
+# together; a unit without a letter may be a part of a number or a line.
+LONGEST_UNIT, REPEATS, LEAST, LEAST_WITHOUT_LETTERS = 300, 4, 12, 20
 _SPACE = re.compile(r"\s+")
 
 
@@ -17,20 +21,22 @@ class Answer:
 
     text: str
     finish_reason: str
-    index: int  # of the first sample with this text
+    index: int  # of the sample that this text is from
     copies: int = 1
     flags: tuple[str, ...] = ()
 
 
 def distinct(texts: Sequence[str], reasons: Sequence[str]) -> list[Answer]:
-    """The different answers among samples, in the order of their first ones. Spaces do not make a difference."""
+    """The different answers among samples, in the order of their first ones. Spaces do not make a difference. Of equal ones
+    the first without flags stands for all."""
     found: dict[str, Answer] = {}
     for index, (text, reason) in enumerate(zip(texts, reasons, strict=True)):
         key = same_words(text)
-        if key in found:
-            found[key] = dataclasses.replace(found[key], copies=found[key].copies + 1)
-        else:
-            found[key] = Answer(text, reason, index, flags=flags_of(text, reason))
+        answer, known = Answer(text, reason, index, flags=flags_of(text, reason)), found.get(key)
+        if known is not None:
+            best = answer if known.flags and not answer.flags else known
+            answer = dataclasses.replace(best, copies=known.copies + 1)
+        found[key] = answer
     return list(found.values())
 
 
@@ -41,7 +47,7 @@ def same_words(text: str) -> str:
 
 def flags_of(text: str, reason: str) -> tuple[str, ...]:
     found = []
-    if not text.strip():
+    if is_blank(text):
         found.append("empty")
     if reason == "length":
         found.append("truncated")
@@ -51,10 +57,11 @@ def flags_of(text: str, reason: str) -> tuple[str, ...]:
 
 
 def repeats(text: str) -> bool:
-    """Whether the text ends in the same few characters again and again."""
+    """Whether the text ends in the same characters again and again."""
     end = f" {_SPACE.sub(' ', text).strip()}"  # so that the first unit has a space before it, as the others
     for size in range(1, min(LONGEST_UNIT, len(end) // REPEATS) + 1):
         unit = end[-size:]
-        if unit.strip() and end.endswith(unit * max(REPEATS, 12 // size)):
+        least = LEAST if any(map(str.isalpha, unit)) else LEAST_WITHOUT_LETTERS
+        if unit.strip() and end.endswith(unit * max(REPEATS, math.ceil(least / size))):
             return True
     return False

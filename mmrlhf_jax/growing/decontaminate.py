@@ -1,8 +1,9 @@
 """Prompts that are also in a benchmark must not be grown: exact copies, and near ones.
 
 A prompt is the same as a benchmark's if its pictures have the same pixels and its question the same words. It is near if the
-pictures look alike (perceptual hashes at most NEAR_BITS of 64 apart) and the questions have mostly the same words (MinHash
-similarity at least NEAR_TEXT). Of prompts without pictures the questions alone decide.
+pictures look alike (perceptual hashes at most NEAR_BITS of 64 apart; if they have one colour each, nearly the same one) and the
+questions have mostly the same words (MinHash similarity at least NEAR_TEXT). Of prompts without pictures the questions alone
+decide.
 """
 
 from __future__ import annotations
@@ -25,7 +26,22 @@ from mmrlhf_jax.progress import Progress
 NEAR_BITS, NEAR_TEXT = 4, 0.8
 LIKELY_TEXT = 0.65  # similarity from which the index of MinHashes proposes texts, so that it misses almost none of NEAR_TEXT
 PERMUTATIONS = 128
-_WORD = re.compile(r"\w+")
+FLAT, NEAR_COLOUR = 2.0, 16  # levels of 256: the deviation up to which a picture has one colour; equal colours' difference
+# Thai, Lao, Burmese, Khmer, kana and Chinese characters: no spaces stand between words, so that each is one.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+
+
+class Picture(NamedTuple):
+    """What a picture is recognised by: a perceptual hash of 64 bits, which says nothing where there is only one `colour`."""
+
+    hash: int
+    colour: tuple[int, ...] | None
+
+    def looks_like(self, other: Picture) -> bool:
+        if self.colour is None or other.colour is None:
+            return self.colour == other.colour and (self.hash ^ other.hash).bit_count() <= NEAR_BITS
+        return all(abs(one - two) <= NEAR_COLOUR for one, two in zip(self.colour, other.colour, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +49,7 @@ class Print:
     """What a prompt is recognised by."""
 
     exact: str  # digest of pixels and words
-    pictures: tuple[int, ...]  # perceptual hashes, 64 bits each
+    pictures: tuple[Picture, ...]
     words: frozenset[str]  # pairs of neighbouring words
 
 
@@ -45,23 +61,27 @@ def print_of(example: Example) -> Print:
     digest = hashlib.sha256(" ".join(words).encode())
     for image in images:
         digest.update(f"{image.size}".encode() + image.tobytes())
-    return Print(digest.hexdigest(), tuple(map(_perceptual, images)), frozenset(_runs(words)))
+    return Print(digest.hexdigest(), tuple(map(_picture, images)), frozenset(_runs(words)))
 
 
 def normalised(prompt: PromptText) -> list[str]:
-    """The words of a prompt, without case, punctuation, accents' different spellings, and the places of media."""
+    """The words of a prompt, without case, punctuation, accents' different spellings, and the places of media; where there are
+    only signs, these."""
     text = prompt if isinstance(prompt, str) else " ".join(prompt)
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return _WORD.findall(text) or text.split()
 
 
 def _runs(words: Sequence[str], size: int = 2) -> list[str]:
     return [" ".join(words[start : start + size]) for start in range(max(1, len(words) - size + 1))]
 
 
-def _perceptual(image) -> int:
+def _picture(image) -> Picture:
     import imagehash
 
-    return int(np.packbits(imagehash.phash(image).hash).view(">u8")[0])
+    pixels = np.asarray(image.convert("RGB").resize((32, 32))).reshape(-1, 3)
+    colour = tuple(map(int, pixels.mean(0))) if pixels.std(0).max() <= FLAT else None
+    return Picture(int(np.packbits(imagehash.phash(image).hash).view(">u8")[0]), colour)
 
 
 class Same(NamedTuple):
@@ -122,7 +142,7 @@ def _is_near(first: Print, second: Print) -> bool:
     if shared < NEAR_TEXT or bool(first.pictures) != bool(second.pictures):
         return False
     few, many = sorted((first.pictures, second.pictures), key=len)
-    return all(any((one ^ other).bit_count() <= NEAR_BITS for other in many) for one in few)
+    return all(any(one.looks_like(other) for other in many) for one in few)
 
 
 def _minhash(words: Iterable[str]):

@@ -15,8 +15,9 @@ LEAST_PAIRS = 50  # human pairs with at least the margin, without which an agree
 
 
 def ranks(rewards: Sequence[float], errors: Sequence[float | None], tie: float, z: float = 1.0) -> list[int]:
-    """Ranks from 1, the best. In the order of rewards, neighbours tie that are nearer than `tie`, or than `z` standard errors
-    of their difference. `errors` are the standard errors of the rewards, which are means over several critiques; None: of one.
+    """Ranks from 1, the best. In the order of rewards, neighbours tie that are equal, nearer than `tie`, or nearer than `z`
+    standard errors of their difference. `errors` are the standard errors of the rewards, which are means over several
+    critiques; None: of one.
 
     Ties are passed on: of three neighbours that tie pairwise, the first and the last have the same rank as well.
     """
@@ -25,7 +26,8 @@ def ranks(rewards: Sequence[float], errors: Sequence[float | None], tie: float, 
     for place in range(1, len(order)):
         better, worse = order[place - 1], order[place]
         near = max(tie, z * difference_error(errors[better], errors[worse]))
-        found[worse] = found[better] if rewards[better] - rewards[worse] < near else found[better] + 1
+        margin = rewards[better] - rewards[worse]
+        found[worse] = found[better] if margin < near or margin == 0 else found[better] + 1
     return found
 
 

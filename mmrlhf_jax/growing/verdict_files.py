@@ -20,7 +20,7 @@ from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.files import exists, read_bytes
 from mmrlhf_jax.growing import argilla, label_studio
 from mmrlhf_jax.growing.directory import numbered_lines
-from mmrlhf_jax.growing.verdicts import EMPTY, Rated, Said, rating_of
+from mmrlhf_jax.growing.verdicts import Rated, Said, rating_of, shown_text
 
 PAGE = "page"
 
@@ -93,4 +93,4 @@ def _answer(row: Mapping[str, Any], where: str) -> Rated:
         raise UserError(f"{where}: same_as_above must be true or false, found {shown(same)}")
     if digest is None:
         digest = text_digest(text)
-    return Rated(digest, text if text is None or text.strip() else EMPTY, rating_of(row.get("rating"), where), same)
+    return Rated(digest, None if text is None else shown_text(text), rating_of(row.get("rating"), where), same)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from mmrlhf_jax.data.digests import prompt_digest, text_digest
 from mmrlhf_jax.errors import UserError, shown
-from mmrlhf_jax.records import RankedRecord
+from mmrlhf_jax.records import RankedRecord, is_blank
 
 LEVELS = (1, 2, 3, 4, 5)
 EMPTY = "(empty answer)"  # shown in the place of an answer without any visible character
@@ -76,7 +76,7 @@ class Verdict:
 
 def shown_text(text: str) -> str:
     """An answer as people see it."""
-    return text if text.strip() else EMPTY
+    return EMPTY if is_blank(text) else text
 
 
 def digests_of(record: RankedRecord) -> list[str]:

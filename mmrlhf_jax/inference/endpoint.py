@@ -12,26 +12,22 @@ import dataclasses
 import os
 import random
 import re
-import ssl
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.faults import chain
 from mmrlhf_jax.inference import replies
+from mmrlhf_jax.inference.failures import KEY, MALFORMED_TRIES, TRIES, Failure, of_connection, of_reply
 from mmrlhf_jax.inference.messages import user_message
 from mmrlhf_jax.places import PromptText
 from mmrlhf_jax.progress import say
 
-KEY = "MMRLHF_ENDPOINT_KEY"
-PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
-OF_ONE_REQUEST = {400, 413, 415, 422}
-TRIES, FIRST_TRIES, MALFORMED_TRIES = 10, 4, 3  # of a request; of the first one, which shows whether the server is there
+FIRST_TRIES = 4  # of the first request, which shows whether the server is there
 LONGEST_WAIT, LONGEST_STATED = 60.0, 600.0  # seconds between two tries: our own, the server's
 SAY_SECONDS = 10.0
 UNFINISHED = {"content_filter", "abort", "error", "tool_calls", "function_call"}  # reasons of replies that are no whole text
@@ -184,7 +180,7 @@ class Endpoint:
         attempt = 0
         while True:
             found = await self._try(client, method, place, content, form)
-            if not isinstance(found, _Failure):
+            if not isinstance(found, Failure):
                 self._answered += 1
                 return found
             reason = found.reason if self._key is None else found.reason.replace(self._key, "***")
@@ -205,60 +201,30 @@ class Endpoint:
 
     async def _try(
         self, client: httpx.AsyncClient, method: str, place: str, content: bytes | None, form: type[replies.Reply]
-    ) -> replies.Reply | _Failure:
+    ) -> replies.Reply | Failure:
         try:
             async with asyncio.timeout(self._timeout), client.stream(method, place, content=content) as reply:
                 found = bytearray()
                 async for part in reply.aiter_bytes():
                     found += part
                     if len(found) > LARGEST_REPLY:
-                        return _Failure(f"a reply of more than {LARGEST_REPLY} bytes", tries=1, may_be_own=True)
+                        return Failure(f"a reply of more than {LARGEST_REPLY} bytes", tries=1, may_be_own=True)
         except TimeoutError:
-            return _Failure(f"no reply within {self._timeout:.0f} s", may_be_own=True)
+            return Failure(f"no reply within {self._timeout:.0f} s", may_be_own=True)
         except (httpx.TransportError, httpx.DecodingError) as error:
-            if _is_of_certificates(error):
-                return _Failure(_named(error), tries=1, advice="; SSL_CERT_FILE names the certificates that are trusted")
-            return _Failure(_named(error), may_be_own=isinstance(error, httpx.TimeoutException))
+            return of_connection(error)
         if reply.status_code == 200:
             try:
                 return replies.read(form, bytes(found))
             except replies.MalformedReply as error:
-                return _Failure(str(error), tries=MALFORMED_TRIES, may_be_own=True)
-        return _failure(reply, bytes(found))
+                return Failure(str(error), tries=MALFORMED_TRIES, may_be_own=True)
+        key = b"" if self._key is None else self._key.encode()  # hidden before a long message is cut in the middle of it
+        return of_reply(reply, bytes(found).replace(key, b"***") if key else bytes(found))
 
     def _client(self) -> httpx.AsyncClient:
         headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {self._key}"} if self._key else {})
         limits = httpx.Limits(max_connections=self._concurrency, max_keepalive_connections=self._concurrency)
         return httpx.AsyncClient(timeout=httpx.Timeout(self._timeout, connect=30.0), headers=headers, limits=limits)
-
-
-class _Failure(NamedTuple):
-    """Why a try had no result.
-
-    `refused`: the request itself is wrong. `tries`: how often such a thing is tried. `wait`: seconds that the server asks for.
-    `may_be_own`: it may be this request's fault, which shows when others are answered. `advice` ends the message.
-    """
-
-    reason: str
-    refused: bool = False
-    tries: int = TRIES
-    wait: float | None = None
-    may_be_own: bool = False
-    advice: str = ""
-
-
-def _failure(reply: httpx.Response, content: bytes) -> _Failure:
-    status, reason = reply.status_code, replies.reason_of(reply.status_code, content)
-    if status in OF_ONE_REQUEST:
-        return _Failure(reason, refused=True)
-    if status in PASSING and reply.headers.get("x-should-retry") != "false":
-        return _Failure(reason, wait=replies.seconds_stated(reply.headers.get("retry-after")), may_be_own=status >= 500)
-    advice = ""
-    if status in (401, 403):
-        advice = f"; {KEY} must hold the server's key"
-    elif 300 <= status < 400:
-        advice = f"; it refers to {reply.headers.get('location')!r}: give that address"
-    return _Failure(reason, tries=1, advice=advice)
 
 
 def _pause(attempt: int, stated: float | None) -> float:
@@ -293,12 +259,3 @@ def _key() -> str | None:
 
 def _is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
-
-
-def _is_of_certificates(error: Exception) -> bool:
-    found = (one for each in chain(error) for one in (each, *each.args))  # httpcore gives the cause as an argument alone
-    return any(isinstance(one, ssl.SSLCertVerificationError) for one in found)
-
-
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -81,6 +81,35 @@ def test_without_pictures_the_words_decide(held_out):
     assert held_out.find(print_of(example(same))) == Same("text", "p", True)
 
 
+CHINESE = "图中这个穿着红色外套的男人左手里拿着什么东西，他正要带着它到哪里去呢？"
+
+
+def one_colour(level: int, size=(60, 40), form: str = "PNG") -> bytes:
+    return saved(Image.new("RGB", size, (level, level, level)), form)
+
+
+@pytest.mark.parametrize(
+    ("question", "picture", "found"),
+    [
+        (CHINESE.replace("红", "蓝"), one_colour(255), True),  # one character of thirty-four
+        (CHINESE[:17], one_colour(255), False),
+        (CHINESE, one_colour(250, (120, 80), "JPEG"), True),  # of another size
+        (CHINESE, one_colour(0), False),  # blank too, but black
+        (CHINESE, saved(scene(1)), False),
+    ],
+)
+def test_scripts_without_spaces_and_pictures_of_one_colour(question, picture, found):
+    held_out = HeldOut()
+    held_out.add("zh", [example(CHINESE, one_colour(255))])
+    assert (held_out.find(print_of(example(question, picture))) is not None) == found
+
+
+def test_prompts_of_signs_alone_are_told_apart():
+    held_out = HeldOut()
+    held_out.add("signs", [example("😀?")])
+    assert held_out.find(print_of(example(" 😀? "))).exact and held_out.find(print_of(example("🚗?"))) is None
+
+
 BENCHMARKS = {
     "mm_rlhf": ([row for row in rows.mm_rlhf() if "image" in row][:12], "image"),
     "vl": (rows.vl()[:12], "image_path"),

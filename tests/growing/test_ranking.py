@@ -21,7 +21,7 @@ from mmrlhf_jax.growing.ranking import LEAST_PAIRS, calibrated_tie, ranks
         ([1.0, 0.2], [5.0, None], 0.3, [1, 2]),
         ([0.5], [None], 0.3, [1]),
         ([], [], 0.3, []),
-        ([0.1, 0.1], [None] * 2, 0.0, [1, 2]),
+        ([0.1, 0.1, 0.2], [None] * 3, 0.0, [2, 2, 1]),  # equal ones tie, whatever the tie is
     ],
 )
 def test_neighbours_that_are_near_tie(rewards, spreads, tie, wanted):
@@ -58,6 +58,16 @@ def test_equal_answers_are_one_with_its_copies():
     assert found[2].flags == ("empty",)
 
 
+def test_an_answer_that_was_cut_off_once_and_came_whole_once_is_whole():
+    (found,) = distinct(["A  kite", "A kite", "A kite "], ["length", "stop", "length"])
+    assert (found.index, found.finish_reason, found.copies, found.flags) == (1, "stop", 3, ())
+
+
+@pytest.mark.parametrize("text", ["", " \n", "\u200b\u2060", "\ufeff "])
+def test_an_answer_without_anything_to_see_is_empty(text):
+    assert flags_of(text, "stop") == ("empty",)
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
@@ -67,6 +77,12 @@ def test_equal_answers_are_one_with_its_copies():
         ("Well......................", True),
         ("Ha ha ha", False),
         ("1000000", False),
+        ("It has 1000000000000", False),
+        ("Name: ______________", False),
+        ("0" * 30, True),
+        ("That is the answer which the picture shows us, as far as one can see it at all. " * 4, True),
+        ("That is the answer which the picture shows us, as far as one can see it at all. " * 4 + "That is", True),
+        ("是" * 12, True),
         ("red, red, red", False),
         ("", False),
     ],

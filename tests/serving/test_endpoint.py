@@ -175,6 +175,11 @@ def test_a_key_is_sent_and_never_said(fake, monkeypatch):
     with pytest.raises(UserError, match=rf"401: wrong key: \*\*\*; {endpoint.KEY} must hold") as error:
         asyncio.run(Endpoint(fake.url).check())
     assert "secret" not in str(error.value)
+    long = refusal(401, f"{'x' * (replies.LONGEST_REASON - 12)} secret-key")  # which is cut in the middle of the key
+    fake.first.append(long)
+    with pytest.raises(UserError, match="401: xxx") as error:
+        asyncio.run(Endpoint(fake.url).check())
+    assert "secret" not in str(error.value)
     monkeypatch.setenv(endpoint.KEY, "a\nb")
     with pytest.raises(UserError, match="characters that an HTTP header cannot have"):
         Endpoint(fake.url)
@@ -240,13 +245,23 @@ def test_what_does_not_pass_ends_with_its_last_reason(fake, at_once):
     assert not fake.first
 
 
-def test_a_request_at_which_the_server_always_fails_is_refused_when_others_are_answered(at_once):
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [
+        (refusal(500, "bad luck"), "500: bad luck"),
+        (Reply(0), "RemoteProtocolError: Server disconnected without sending a response."),
+        (Reply(200, b"{", length=99), "RemoteProtocolError: peer closed connection"),
+    ],
+    ids=["error", "no reply", "half of a reply"],
+)
+def test_a_request_at_which_the_server_always_fails_is_refused_when_others_are_answered(at_once, failure, says):
     def reply(body):
-        return refusal(500, "bad luck") if body["messages"][0]["content"][0]["text"] == "b" else chat()
+        return failure if body["messages"][0]["content"][0]["text"] == "b" else chat()
 
     with fakes.running(Fake(reply)) as fake:
         found = collected(Endpoint(fake.url, "m", concurrency=2), asked(*"abcdefghijklmnopqrst"))
-    assert [each.error for each in found] == [None, f"500: bad luck, {endpoint.TRIES} times", *[None] * 18]
+    assert [each.error is None for each in found] == [True, False, *[True] * 18]
+    assert found[1].error.startswith(says) and found[1].error.endswith(f", {endpoint.TRIES} times")
 
 
 @pytest.mark.parametrize("status", [400, 413, 415, 422])
