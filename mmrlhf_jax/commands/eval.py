@@ -124,10 +124,11 @@ def _by_model(
     if directory is None:
         scored = rewards_at_once(engine, seen, judging)
     else:
-        kept = {name: run[name] for name in ("benchmark", "grouping", "blind")} | {"slots": engine.slots}
+        kept = {name: run[name] for name in ("benchmark", "grouping", "blind", "video_frames")}
         scored = rewards_in(directory, engine, seen, judging, kept, Share(*share))
     made = {"model_fingerprint": engine.fingerprint, "template": engine.template, "dtype": str(engine.dtype)}
-    return seen.joined(scored, examples.records), judging.settings | made | {"slots": engine.slots}
+    made |= {"slots": engine.slots} | ({"records_without_media_left_out": seen.left_out} if seen.left_out else {})
+    return seen.joined(scored, examples.records), judging.settings | made
 
 
 def _report(

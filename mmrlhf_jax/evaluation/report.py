@@ -38,8 +38,10 @@ def as_lines(found: Figures) -> Iterator[str]:
         yield f"{'  ' * (name in found.parts) + name:<{width}}{_cells(row)}"
     yield f"{'overall':<{width}}{_cells(found.overall)}"
     yield f"{_mean_of(found.macro.groups):<{width}}{'':>30}{_macro(found.macro)}"
+    if found.differences:
+        yield "before these figures are compared with others:"
     for text in found.differences:
-        yield f"before these figures are compared with others: {text}"
+        yield f"  {text}"
 
 
 def _mean_of(groups: int) -> str:

@@ -32,12 +32,14 @@ class Seen:
         numbers: their indices in the data.
         reasons: by index in the data, why the other records cannot be shown.
         source: the data's name for messages.
+        left_out: the number of records that are not evaluated, because they have no media to exchange.
     """
 
     examples: Any
     numbers: Sequence[int]
     reasons: Mapping[int, str]
     source: str
+    left_out: int = 0
 
     def joined(self, scored: Sequence[Scored], records: Sequence) -> Evaluated:
         """What was found, with the records that could not be shown; `records` are all of the data."""
@@ -65,7 +67,7 @@ def seen_by(examples, source: str, judging: Judging, blind: bool) -> Seen:
     if blind:
         part = exchange_media(part)
         numbers = [numbers[number] for number in part.numbers]
-    return Seen(part, numbers, reasons, source)
+    return Seen(part, numbers, reasons, source, len(examples) - len(numbers) - len(reasons))
 
 
 def rewards_at_once(engine: Engine, seen: Seen, judging: Judging) -> list[Scored]:
@@ -83,7 +85,8 @@ def rewards_in(
 
     `settings` is what else must stay as it is. UserError if the directory was begun otherwise.
     """
-    whole = {"model": engine.fingerprint, "data": seen.examples.fingerprint, **judging.settings, **settings}
+    made_by = {"model": engine.fingerprint, "dtype": str(engine.dtype), "template": engine.template, "slots": engine.slots}
+    whole = {**made_by, "data": seen.examples.fingerprint, **judging.settings, **settings}
     _settle(directory, whole, writes=share.process == 0)
     path = directory / SCORES
     if share.count > 1 or not exists(path):

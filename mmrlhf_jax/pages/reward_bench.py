@@ -145,14 +145,17 @@ def _how(run: Mapping[str, Any]) -> Markup:
 
 def _beside(each: Beside, model: str) -> Markup:
     ours = (element("b", model), *[element("b", percent(value)) for value in each.ours])
-    rows = [ours, *[(name, *map(_as_printed, values)) for name, values in each.rows]]
+    whole = all(value is None or round(100 * value, 6).is_integer() for _, values in each.rows for value in values)
+    rows = [ours, *[(name, *[_as_printed(value, whole) for value in values]) for name, values in each.rows]]
     parts = [element("h3", each.title), table(("model", *each.columns), rows, class_="numbers ours")]
     return join(*parts, element("p", element("small", " ".join(filter(None, [f"Source: {each.source}.", each.note])))))
 
 
-def _as_printed(value: float | None) -> str:
-    """A published figure in percent, with a second digit where it was printed with one."""
-    return "–" if value is None else f"{100 * value:.2f}".removesuffix("0") + " %"
+def _as_printed(value: float | None, whole: bool) -> str:
+    """A published figure in percent. Its table has whole percents (`whole`), or one digit behind the point, and some two."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.0f} %" if whole else f"{100 * value:.2f}".removesuffix("0") + " %"
 
 
 # Cases ------------------------------------------------------------------------------------------------------------------

@@ -152,6 +152,17 @@ def test_what_a_file_lacks_of_its_benchmark_is_said_and_has_no_mean(read):
     assert found.macro.acc is None and found.overall.acc == 1.0
 
 
+def test_more_pairs_than_a_benchmark_has_are_other_data(read):
+    """Training data of the same authors have the same folders and ids."""
+    for rows_of, name in ((rows.mm_rlhf, "mm-rlhf"), (rows.vl_as_pairs, "vl-rewardbench"), (rows.video, "videorewardbench")):
+        records = list(read(rows_of()).records)
+        assert recognise(records).name == recognise(records[:-1]).name == name
+        again = dataclasses.replace(records[0], id=f"{records[0].id}-again")
+        assert recognise([*records, again]).name == "ranked"
+    many = [*read(rows.vl()).records] * 2
+    assert recognise(many).name == "vl-rewardbench"  # its own form says what it is
+
+
 def record(name: str, **fields) -> RankedRecord:
     return RankedRecord(name, "Why?", (Response("yes", 1), Response("no", 2)), **fields)
 

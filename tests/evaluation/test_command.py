@@ -175,6 +175,7 @@ def test_a_model_and_its_stored_scores_give_the_same_figures(judged, tmp_path, c
 def test_the_table_says_that_the_media_were_exchanged(judged, capsys):
     assert mmrlhf(*judged, "--critique", "none", "--blind") == 0
     assert capsys.readouterr().out.startswith("ranked data, grouping category, with the media of other prompts (--blind)\n")
+    assert printed(capsys, *judged, "--critique", "none", "--blind")["run"]["records_without_media_left_out"] == 30
 
 
 @pytest.mark.slow

@@ -96,6 +96,11 @@ class Benchmark:
 FIELD = "benchmark"
 
 
+def fits_in(records: Sequence[RankedRecord], total: int) -> bool:
+    """Whether the records have no more pairs than a benchmark: others, such as training data, may have its ids or folders."""
+    return sum(len(record.pairs()) for record in records) <= total
+
+
 def all_say(title: str) -> Callable[[Sequence[RankedRecord]], bool]:
     """Whether every record's field `benchmark` is `title`."""
     return lambda records: bool(records) and all(record.extra.get(FIELD) == title for record in records)

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from mmrlhf_jax.evaluation.benchmarks.benchmark import OVERALL, Benchmark, Grouping, Published
+from mmrlhf_jax.evaluation.benchmarks.benchmark import OVERALL, Benchmark, Grouping, Published, fits_in
 from mmrlhf_jax.records import RankedRecord
 
 CATEGORIES = ("mcq", "long", "short", "safety", "video")
 PAIRS = {"mcq": 42, "long": 37, "short": 34, "safety": 32, "video": 25}
+TOTAL = sum(PAIRS.values())
 
 
 def path_category(record: RankedRecord) -> str | None:
@@ -29,8 +30,10 @@ def groups(record: RankedRecord) -> tuple[str, ...]:
 
 
 def matches(records: Sequence[RankedRecord]) -> bool:
-    """Whether every record's media lie in a folder that is named after a category, and no record has a category of its own."""
-    return bool(records) and all("category" not in record.extra and _in_folder(record) for record in records)
+    """Whether every record's media lie in a folder that is named after a category, no record has a category of its own, and
+    there are not too many: MM-RLHF's training data lie in such folders, too."""
+    are_like = bool(records) and all("category" not in record.extra and _in_folder(record) for record in records)
+    return are_like and fits_in(records, TOTAL)
 
 
 def _in_folder(record: RankedRecord) -> bool:
@@ -78,7 +81,7 @@ BENCHMARK = Benchmark(
     title="MM-RLHF-RewardBench",
     matches=matches,
     groupings={"official": Grouping(groups, PAIRS, "folders of the media")},
-    total=sum(PAIRS.values()),
+    total=TOTAL,
     order=CATEGORIES,
     published=(_ACC, _ACC_PLUS),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mmrlhf_jax.evaluation.benchmarks.benchmark import OVERALL, Benchmark, Grouping, Published
+from mmrlhf_jax.evaluation.benchmarks.benchmark import OVERALL, Benchmark, Grouping, Published, fits_in
 from mmrlhf_jax.records import RankedRecord
 
 LONG, SHORT, KNOWLEDGE, REASONING, SAFETY = ORDER = (
@@ -16,6 +16,7 @@ LONG, SHORT, KNOWLEDGE, REASONING, SAFETY = ORDER = (
     *("knowledge", "reasoning", "safety"),
 )
 PAIRS = {LONG: 283, SHORT: 413, KNOWLEDGE: 238, REASONING: 278, SAFETY: 351}
+TOTAL = sum(PAIRS.values())
 FIELDS = ("dimension", "aspect", "category", "subset", "task", "task_type", "type")
 
 
@@ -35,7 +36,7 @@ def _dimension_of(name: str) -> str | None:
 def matches(records: Sequence[RankedRecord]) -> bool:
     """Whether every record has a video and a dimension, and perception, which other data do not part so, is among them."""
     found = [dimension(record) if record.video is not None else None for record in records]
-    return None not in found and bool({LONG, SHORT} & set(found))
+    return None not in found and bool({LONG, SHORT} & set(found)) and fits_in(records, TOTAL)
 
 
 _PUBLISHED = Published(
@@ -63,7 +64,7 @@ BENCHMARK = Benchmark(
     title="VideoRewardBench",
     matches=matches,
     groupings={"official": Grouping(lambda record: (dimension(record) or "other",), PAIRS, "the dimensions of the paper")},
-    total=sum(PAIRS.values()),
+    total=TOTAL,
     order=ORDER,
     published=(_PUBLISHED,),
 )

@@ -11,10 +11,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mmrlhf_jax.evaluation.benchmarks.benchmark import FIELD, MACRO, OVERALL, Benchmark, Grouping, Published, same_id_and_text
+from mmrlhf_jax.evaluation.benchmarks.benchmark import (
+    MACRO,
+    OVERALL,
+    Benchmark,
+    Grouping,
+    Published,
+    all_say,
+    fits_in,
+    same_id_and_text,
+)
 from mmrlhf_jax.records import RankedRecord
 
-TITLE = "VL-RewardBench"
+TITLE, TOTAL = "VL-RewardBench", 1250
 GENERAL, HALLUCINATION, REASONING = ORDER = ("general", "hallucination", "reasoning")
 _GROUP_OF = {
     "hallucination": HALLUCINATION,  # POVID
@@ -47,12 +56,12 @@ def paper(record: RankedRecord) -> tuple[str, ...]:
 
 
 def matches(records: Sequence[RankedRecord]) -> bool:
-    """Whether every record is of the benchmark's own form, or has one of its ids and two responses (MM-RLHF's authors publish
-    it as pairs)."""
-    return bool(records) and all(
-        record.extra.get(FIELD) == TITLE or (prefix(record.id) in _GROUP_OF and len(record.responses) == 2)
-        for record in records
-    )
+    """Whether every record is of the benchmark's own form, or, as MM-RLHF's authors publish it, has one of its ids and two
+    responses."""
+    if all_say(TITLE)(records):
+        return True
+    are_like = bool(records) and all(prefix(record.id) in _GROUP_OF and len(record.responses) == 2 for record in records)
+    return are_like and fits_in(records, TOTAL)
 
 
 _PUBLISHED = Published(
@@ -95,7 +104,7 @@ BENCHMARK = Benchmark(
         "official": Grouping(official, {GENERAL: 183, HALLUCINATION: 749, REASONING: 318}, "cal.py of the benchmark"),
         "paper": Grouping(paper, {GENERAL: 484, HALLUCINATION: 448, REASONING: 318}, "get_acc.py of MM-RLHF's authors"),
     },
-    total=1250,
+    total=TOTAL,
     order=ORDER,
     prompt=same_id_and_text,
     published=(_PUBLISHED, _PAPER),
