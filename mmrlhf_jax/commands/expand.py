@@ -43,7 +43,7 @@ def expand(
     from mmrlhf_jax.progress import say
 
     if endpoint_model is not None and not is_address(model):
-        raise UserError(f"--endpoint-model is the name of a model at a server, but --model {model} is none")
+        raise UserError(f"--endpoint-model is the name of a model at a server, but --model {model} is no server's address")
 
     if not out.endswith(".jsonl"):
         raise UserError(f"--out {out}: must end in .jsonl, as the data that `mmrlhf train` reads")

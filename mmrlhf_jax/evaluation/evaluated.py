@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmrlhf_jax.data.rewarded import Scored
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.records import RankedRecord
 
@@ -36,10 +36,16 @@ class Evaluated:
         return sum(len(each.truncated) for each in self.scored)
 
     def check(self) -> None:
-        """Say how many records are not scored. UserError if none is."""
-        reasons = [each.reason for each in self.scored if each.reason is not None]
+        """Say how many records are not scored, or in a part of their responses. UserError if none is."""
+        reasons = [_with_record(each) for each in self.scored if each.reason is not None]
         if all(response.reward is None for record in self.records for response in record.responses):
             first = f"; the first: {reasons[0]}" if reasons else ""
             raise UserError(f"none of {len(self.scored)} records can be scored{first}")
         if reasons:
-            say(f"{len(reasons)} of {len(self.scored)} records are not scored; the first: {reasons[0]}")
+            say(f"{len(reasons)} of {len(self.scored)} records have responses without a reward; the first: {reasons[0]}")
+
+
+def _with_record(scored: Scored) -> str:
+    """Why a record has no reward. Reasons from an engine name the record, those in score files do not."""
+    name = f"record {shown(scored.record.id)}"
+    return scored.reason if name in scored.reason else f"{name}: {scored.reason}"

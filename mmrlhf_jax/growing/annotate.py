@@ -264,6 +264,11 @@ class _Run:
             "pairs": sum(len(record.pairs()) for record in records),
             "tie": tie,
         }
+        keep = self._wanted.keep
+        if keep is not None and (fewer := sum(len(record.responses) < keep for record in records)):
+            self._counts["fewer sound answers than --keep"] = fewer
+        if keep is None and not self._counts["pairs"]:
+            say(f"no answer is ranked above another one: all rewards of a prompt are within the tie of {tie:g} (--tie)")
         if calibration is not None:
             self._counts["calibration"] = calibration._asdict()
         self._directory.note("results", self._counts)

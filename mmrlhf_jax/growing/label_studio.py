@@ -85,7 +85,7 @@ def verdicts(tasks: Iterable[Any], file: str) -> Iterator[Said]:
                 raise TypeError
         except (LookupError, TypeError):
             whole = "give the whole export (JSON, not JSON-MIN)"
-            raise UserError(f"{where}: has not the data of `mmrlhf review export`; {whole}") from None
+            raise UserError(f"{where}: the data of `mmrlhf review export` are not there; {whole}") from None
         if not isinstance(annotations, list) or not all(isinstance(annotation, dict) for annotation in annotations):
             raise UserError(f"{where}: field 'annotations' must be a list of objects, found {shown(annotations)}")
         for annotation in annotations:

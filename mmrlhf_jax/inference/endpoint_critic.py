@@ -108,10 +108,8 @@ def score_each(
         entry = next(each for each in lines[indices[0]]["critiques"] if "error" in each)
         raise UserError(f"{writer.endpoint.url}: {writer.endpoint.model} writes no critique of any response ({entry['error']})")
     whole = [index for index in scored if index not in refused]
-    for here in (
-        whole,
-        [index for index in scored if index in refused],
-    ):  # last, so that a pass that goes on asks for them again
+    in_part = [index for index in scored if index in refused]  # last, so that a pass that goes on asks for them again
+    for here in (whole, in_part):
         if not here:
             continue
         overlaid = OverlaidExamples(Subset(examples, here), [sound[index] for index in here])

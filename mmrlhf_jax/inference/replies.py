@@ -71,7 +71,7 @@ def read(form: type[Reply], content: bytes) -> Reply:
     except strict_json.NotStrict as error:
         raise MalformedReply(f"not a reply of OpenAI's protocol: {error.msg}") from None
     except (ValueError, RecursionError):
-        raise MalformedReply(f"the reply is not JSON, or is cut off: {_line(content)}") from None
+        raise MalformedReply(f"the reply is not JSON, or is cut off: {_line(content) or 'it is empty'}") from None
 
 
 def reason_of(status: int, content: bytes) -> str:

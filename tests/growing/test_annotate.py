@@ -231,7 +231,9 @@ def test_another_critic_takes_the_same_samples(out, scenes, critic, tmp_path):
     ]
     # The same critic with another tie takes the scores, too.
     rest[rest.index(0.01)] = 5.0
-    command("annotate", "--critic", critic, *rest, "--out", tmp_path / "third")
+    said = command("annotate", "--critic", critic, *rest, "--out", tmp_path / "third")
+    by_flags = any(r["rank"] > 1 for row in lines(tmp_path / "third" / "records.jsonl") for r in row["responses"])
+    assert ("no answer is ranked above another one" in said) == (not by_flags)
     assert (tmp_path / "third" / "scores.jsonl").read_bytes() == (out / "scores.jsonl").read_bytes()
     assert {r["rank"] for row in lines(tmp_path / "third" / "records.jsonl") for r in row["responses"] if not r["flags"]} == {1}
 
@@ -336,4 +338,8 @@ def test_the_best_of_n_are_kept(out, scenes, critic, tmp_path):
     for best, row in zip(lines(tmp_path / "two" / "records.jsonl"), lines(out / "records.jsonl"), strict=True):
         rewards = sorted((response["reward"] for response in row["responses"] if not response["flags"]), reverse=True)
         assert sorted((response["reward"] for response in best["responses"]), reverse=True) == rewards[:2]
+    command("best-of-n", *rest, "--out", tmp_path / "all", "--keep", 5)
+    fewer = sum(len(row["responses"]) < 5 for row in lines(tmp_path / "all" / "records.jsonl"))
+    counted = json.loads((tmp_path / "all" / "job.json").read_text())["results"]
+    assert counted.get("fewer sound answers than --keep", 0) == fewer > 0
     assert "more than --samples" in refused("best-of-n", *rest[:4], "--policy", critic, "--out", tmp_path / "x", "--keep", 9)

@@ -102,6 +102,26 @@ def test_what_the_server_refuses_has_its_reason_in_place_of_a_reward(directory, 
     assert "3 of 9 responses" in capsys.readouterr().err
 
 
+def test_scores_are_evaluated_as_they_are(directory, source, tmp_path):
+    """Two of the data's five pairs have a response without a reward."""
+    with fakes.running(Fake(failing(source, {(1, 1), (3, 0)}, refusal(400, "no")))) as fake:
+        lines = scored(directory, source, tmp_path / "scores.jsonl", fake.url)
+    evaluation = ["--data", str(source), "--scores", str(tmp_path / "scores.jsonl"), "--json"]
+    found = CliRunner().invoke(app, ["eval", "reward-bench", *evaluation])
+    assert found.exception is None, found.exception
+    assert "2 of 4 records have responses without a reward; the first: record 'group-1': 400: no" in found.stderr
+    figures = json.loads(found.stdout)["overall"]
+    rewards = [[each["reward"] for each in line["responses"]] for line in lines]
+    right = [
+        rewards[record][better] > rewards[record][worse]
+        for record, ranks in enumerate(RANKS)
+        for better, first in enumerate(ranks)
+        for worse, second in enumerate(ranks)
+        if first < second and None not in (rewards[record][better], rewards[record][worse])
+    ]
+    assert (figures["pairs"], figures["scored"], figures["right"]) == (5, 3, sum(right)) and len(right) == 3
+
+
 def test_critiques_that_were_cut_off_say_so_and_are_counted(directory, source, tmp_path, capsys):
     with fakes.running(Fake(failing(source, [(0, 1), (2, 0)], chat("cut", "length")))) as fake:
         lines = scored(directory, source, tmp_path / "out", fake.url)

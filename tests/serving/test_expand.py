@@ -278,7 +278,7 @@ def test_what_cannot_be_expanded_is_refused_before_anything_is_asked(source, tmp
         assert "record 'group-0', response 0: why must be text, a list of texts, or an object of texts, found 3" in says
         rewrite(source, lambda row, response: response.update(enhanced_critique="x"))
         assert "every comment has its enhanced_critique already" in refused(source, out, fake.url)
-        assert "is none" in refused(source, out, str(tmp_path), "--endpoint-model", "m")
+        assert "is no server's address" in refused(source, out, str(tmp_path), "--endpoint-model", "m")
     assert not fake.asked
 
 
