@@ -25,9 +25,10 @@ def multiply(x: Float[Array, "B ... i"], kernel: Float[Array, "i o"], axes: tupl
         return x @ kernel
     rows = rules.fit(rules.spec("batch"), x.shape, mesh)
     stored = PartitionSpec(rules.fit_stored(axes, kernel.shape, mesh)[0])
+    sharded = tuple(axis for axis in rules.axes_in(stored[0]) if mesh.shape[axis] > 1)
 
     def local(x, kernel):
-        return x @ (gather_rows(kernel, rules.axes_in(stored[0])) if stored[0] else kernel)
+        return x @ (gather_rows(kernel, sharded) if sharded else kernel)
 
     manual = set(rules.MESH_AXES) - {"tensor"}
     return jax.shard_map(local, mesh=mesh, in_specs=(rows, stored), out_specs=rows, axis_names=manual, check_vma=False)(

@@ -18,8 +18,10 @@ from mmrlhf_jax.data.overlay import OverlaidExamples
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.engine import Engine, Prompt
+from mmrlhf_jax.inference.lane import Lane
 from mmrlhf_jax.inference.lanes import lanes_for
 from mmrlhf_jax.inference.prompts import prompt_trees, scored_tree
+from mmrlhf_jax.inference.requests import Branch, Tree
 from mmrlhf_jax.inference.sampling import Sampling
 from mmrlhf_jax.inference.scheduler import Scheduler
 from mmrlhf_jax.sharding.mesh import make_mesh
@@ -102,6 +104,40 @@ def test_the_samples_of_one_prompt_compute_it_once(engine, prompts, monkeypatch)
     assert len(calls) == 1
 
 
+def test_more_samples_than_places_and_slots_are_those_that_each_is_alone(engine, prompts):
+    asked = [prompts[0], *(prompt for prompt in prompts if prompt.response is not None)][:2]
+    made = trees(engine, asked, most=6, sampling=dataclasses.replace(SAMPLED, seed=2**32 - 1), samples=20)
+    running = scheduler(engine, made, slots=8)
+    assert running.lane.places < 20 and running.lane.slots < 20
+    together = run(running, made)
+    singly = [dataclasses.replace(tree, branches=[branch]) for tree in made for branch in tree.branches]
+    assert together == [tokens for tree in singly for tokens in run(scheduler(engine, made, slots=8), [tree])]
+    assert len({tuple(tokens) for tokens in together}) == len(together)
+
+
+def test_a_text_is_the_same_wherever_its_trunk_ends(engine):
+    """At, before and behind the ends of chunks, of a trunk's slots and of a branch's; with an empty trunk, and with a prompt of
+    one token behind it."""
+    lane = Lane(rows=3, trunk=1024, places=2, slots=3, branch=1152)
+    tokens = np.random.default_rng(0).integers(0, 250, 1025).astype(np.int32)
+    ends = [0, 1, 127, 128, 129, 511, 512, 513, 640, 960, 1023, 1024]
+    running, written = Scheduler(engine.programs(lane), engine.model.apart()), []
+    for end in ends:
+        text = Branch(tokens[end:], end, most=6, sampling=SAMPLED)
+        length = lane.branch - len(text.tokens) if end == 0 else 0  # fills the slots of the branch
+        text = dataclasses.replace(text, most=max(6, length), stops=frozenset())
+        made = Tree(tokens[:end], np.arange(end, dtype=np.int32), [text, Branch(text.tokens, end, most=0)])
+        written.append(running.submit(made))
+    for _ in running.run():
+        pass
+    wanted, reward = written[-1]
+    for found, judged in written:
+        assert found.tokens[:6] == wanted.tokens and found.reason == "length"
+        np.testing.assert_allclose(found.logps[:6], wanted.logps, atol=1e-5)
+        assert judged.reward == pytest.approx(reward.reward, abs=1e-5)
+    assert len(written[0][0].tokens) == 127
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_groups_of_devices_write_what_one_device_writes(tmp_path, family):
@@ -109,7 +145,7 @@ def test_groups_of_devices_write_what_one_device_writes(tmp_path, family):
     command = [sys.executable, "-m", "tests.inference.many_devices", str(tmp_path), family]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(result.stdout.splitlines()) == len(many_devices.MESHES)
+    assert len(result.stdout.splitlines()) == 2 * len(many_devices.MESHES)
 
 
 def test_at_most_14_programs_serve_a_lane_and_none_is_compiled_later(engine, prompts):
