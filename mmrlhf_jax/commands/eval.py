@@ -117,7 +117,8 @@ def _by_model(
     from mmrlhf_jax.inference.jobs import Share
 
     judging = Judging(critique, HowToCriticise(**criticise))
-    seen = seen_by(examples, run["data"], judging, run["blind"])
+    groups = find(run["benchmark"]).grouping(run["grouping"])[1].groups
+    seen = seen_by(examples, run["data"], judging, run["blind"], lambda record: groups(record)[0])
     compilation_cache.use()
     engine = Engine.load(model, **loading)
     require_reward_model(engine, model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -12,6 +12,7 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.rewarded import Scored, scored_records
 from mmrlhf_jax.data.scores import say_cut_off
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.evaluation.benchmarks.ranked import category
 from mmrlhf_jax.evaluation.evaluated import Evaluated
 from mmrlhf_jax.evaluation.exchanged import exchange_media
 from mmrlhf_jax.evaluation.judging import Judging, judged, line, readable
@@ -19,6 +20,7 @@ from mmrlhf_jax.files import exists, read_json_object, write_atomically
 from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.inference.jobs import ALONE, Share, reserved, run_job
 from mmrlhf_jax.progress import say
+from mmrlhf_jax.records import RankedRecord
 
 SCORES, JOB = "scores.jsonl", "job.json"  # files of a directory
 
@@ -49,8 +51,8 @@ class Seen:
         return Evaluated([each for _, each, _ in rows], self.examples, [place for _, _, place in rows])
 
 
-def seen_by(examples, source: str, judging: Judging, blind: bool) -> Seen:
-    """What a model is shown of the examples; `blind`: with the media of another record.
+def seen_by(examples, source: str, judging: Judging, blind: bool, group: Callable[[RankedRecord], str] = category) -> Seen:
+    """What a model is shown of the examples; `blind`: with the media of another record, and in the `group` of its own.
 
     UserError if there is nothing, or if the critiques that are to be given are not there.
     """
@@ -65,7 +67,7 @@ def seen_by(examples, source: str, judging: Judging, blind: bool) -> Seen:
         if lacking:
             say(f"{source}: {lacking} of {len(responses)} responses have no critique, and are scored without one")
     if blind:
-        part = exchange_media(part)
+        part = exchange_media(part, group)
         numbers = [numbers[number] for number in part.numbers]
     return Seen(part, numbers, reasons, source, len(examples) - len(numbers) - len(reasons))
 

@@ -12,6 +12,7 @@ from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.overlay import OverlaidExamples
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.evaluation import rewards
+from mmrlhf_jax.evaluation.benchmarks import BENCHMARKS
 from mmrlhf_jax.evaluation.judging import Judging
 from mmrlhf_jax.evaluation.rewards import JOB, SCORES, rewards_at_once, rewards_in, seen_by
 from mmrlhf_jax.inference import critic
@@ -140,6 +141,30 @@ def test_exchanged_media_leave_out_what_has_none_and_keep_the_reasons(engine, fl
     assert found.records[0].images == ("3_0.png",) and "group-0" in found.scored[0].reason  # it sees the torn picture
     assert found.scored[2].reason is None and "1_0.png" in found.scored[1].reason
     assert "1 of 3 records have no media to exchange and are left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda benchmark: benchmark.name)
+def test_exchanged_media_leave_every_record_in_its_group(tmp_path, benchmark):
+    """Also where it follows from the media, as in MM-RLHF-RewardBench, whose official code looks into their names, too."""
+    path = ranked.write(tmp_path, [(1, 2)] * 5, [[(20 + number, 20)] for number in range(5)])
+    made = [json.loads(line) for line in path.read_text().splitlines()]
+    for row, place, dimension in zip(
+        made,
+        ("mcq", "long", "short", "safety", "video"),
+        ("Knowledge", "Safety", "Reasoning", "Short Perception", "x"),
+        strict=True,
+    ):
+        row["images"] = [f"{place}/mcq in the name.png"]
+        row["subset"] = dimension
+        (tmp_path / place).mkdir()
+        (tmp_path / row["images"][0]).write_bytes(ranked.picture((20 + len(place), 20), 0))
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    examples = open_examples(str(path))
+    for _, grouping in benchmark.groupings.items():
+        group = lambda record, groups=grouping.groups: groups(record)[0]
+        exchanged = seen_by(examples, "rows", NONE, True, group).examples
+        assert [record.images for record in exchanged.records] != [record.images for record in examples.records]
+        assert list(map(group, exchanged.records)) == list(map(group, examples.records))
 
 
 def test_given_critiques_must_be_there_and_what_lacks_is_said(engine, data, capsys):

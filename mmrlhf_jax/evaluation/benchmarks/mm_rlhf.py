@@ -32,13 +32,14 @@ def groups(record: RankedRecord) -> tuple[str, ...]:
 def matches(records: Sequence[RankedRecord]) -> bool:
     """Whether every record's media lie in a folder that is named after a category, no record has a category of its own, and
     there are not too many: MM-RLHF's training data lie in such folders, too."""
-    are_like = bool(records) and all("category" not in record.extra and _in_folder(record) for record in records)
+    are_like = bool(records) and all("category" not in record.extra and folder_category(record) for record in records)
     return are_like and fits_in(records, TOTAL)
 
 
-def _in_folder(record: RankedRecord) -> bool:
-    paths = [*record.images, *filter(None, [record.video])]
-    return bool(paths) and all(set(PurePosixPath(path).parts[:-1]) & set(CATEGORIES) for path in paths)
+def folder_category(record: RankedRecord) -> str | None:
+    """The first of the five categories that is a folder of all media; None if there is none."""
+    folders = [PurePosixPath(path).parts[:-1] for path in (*record.images, *filter(None, [record.video]))]
+    return next((name for name in CATEGORIES if folders and all(name in each for each in folders)), None)
 
 
 _ACC = Published(
