@@ -38,6 +38,8 @@ def as_lines(found: Figures) -> Iterator[str]:
         yield f"{'  ' * (name in found.parts) + name:<{width}}{_cells(row)}"
     yield f"{'overall':<{width}}{_cells(found.overall)}"
     yield f"{_mean_of(found.macro.groups):<{width}}{'':>30}{_macro(found.macro)}"
+    if found.overall.ties:
+        yield f"ACC of the pairs that are not tied: {_share(found.overall.acc_without_ties)}"
     if found.differences:
         yield "before these figures are compared with others:"
     for text in found.differences:

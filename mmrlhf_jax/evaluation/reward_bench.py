@@ -209,11 +209,15 @@ def differences(benchmark: Benchmark, how: Grouping, groups: Mapping[str, Accura
     scored."""
     found = []
     if benchmark.total is not None and overall.pairs != benchmark.total:
-        found.append(f"{overall.pairs:,} pairs, where {benchmark.title} has {benchmark.total:,}")
+        found.append(f"{_pairs(overall.pairs)}, where {benchmark.title} has {benchmark.total:,}")
     for name, official in how.pairs.items():
         there = groups[name].pairs if name in groups else 0
         if there != official:
-            found.append(f"{there:,} pairs in {name}, where {benchmark.title} has {official:,}")
+            found.append(f"{_pairs(there)} in {name}, where {benchmark.title} has {official:,}")
     if overall.scored < overall.pairs:
-        found.append(f"{overall.pairs - overall.scored:,} of {overall.pairs:,} pairs are not scored")
+        found.append(f"{overall.pairs - overall.scored:,} of {_pairs(overall.pairs)} are not scored")
     return tuple(found)
+
+
+def _pairs(count: int) -> str:
+    return f"{count:,} pair{'' if count == 1 else 's'}"

@@ -152,6 +152,14 @@ def test_what_a_file_lacks_of_its_benchmark_is_said_and_has_no_mean(read):
     assert found.macro.acc is None and found.overall.acc == 1.0
 
 
+def test_one_pair_is_no_pairs(read):
+    found = figures(read(rows.vl()[:1]).records, find("vl-rewardbench"))
+    assert found.differences[:2] == (
+        "1 pair, where VL-RewardBench has 1,250",
+        "0 pairs in general, where VL-RewardBench has 183",
+    )
+
+
 def test_more_pairs_than_a_benchmark_has_are_other_data(read):
     """Training data of the same authors have the same folders and ids."""
     for rows_of, name in ((rows.mm_rlhf, "mm-rlhf"), (rows.vl_as_pairs, "vl-rewardbench"), (rows.video, "videorewardbench")):

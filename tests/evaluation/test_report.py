@@ -32,6 +32,7 @@ def test_the_table_is_counted_by_hand():
     assert lines[3][:6] == ["overall", "11", "6", "10", "2", "0.700"]
     assert lines[4][:5] == ["mean", "of", "2", "groups", "0.625"] and lines[4][-2] == "0.417"
     assert [" ".join(line) for line in lines[5:]] == [
+        "ACC of the pairs that are not tied: 0.875",
         "before these figures are compared with others:",
         "1 of 11 pairs are not scored",
     ]
