@@ -9,7 +9,7 @@ from typing import Any
 
 from mmrlhf_jax.data.digests import text_digest
 from mmrlhf_jax.finite import is_finite
-from mmrlhf_jax.growing.samples import refusal
+from mmrlhf_jax.growing.answerable import sound_and_refused
 from mmrlhf_jax.inference import critic
 from mmrlhf_jax.inference.critic import Critique, HowToCriticise
 from mmrlhf_jax.inference.engine import Engine, Prompt, batched
@@ -47,15 +47,12 @@ def judged(engine: Engine, examples, indices: Sequence[int], judging: Judging) -
     """Yield (index, line) of these examples as they are finished. The line of a record that the critic cannot read, because it
     is too long, has the reason instead of rewards. UserError for a reward that is not finite."""
     asked = engine.asked(judging.most)
+    read = lambda index: [Prompt(examples[index], response) for response in examples.records[index].responses]
     for here in batched(indices, AT_ONCE):
-        reasons = {}
-        for index in here:
-            read = lambda: [Prompt(examples[index], response) for response in examples.records[index].responses]  # noqa: B023
-            reasons[index] = refusal(engine, read, asked)
-            if reasons[index] is not None:
-                yield index, {"id": examples.records[index].id, "responses": [], "error": reasons[index]}
-        here = [index for index in here if reasons[index] is None]
-        for index, critiques in _rewards(engine, examples, here, judging):
+        sound, refused = sound_and_refused(engine, read, here, asked)
+        for index, reason in refused.items():
+            yield index, {"id": examples.records[index].id, "responses": [], "error": reason}
+        for index, critiques in _rewards(engine, examples, sound, judging):
             record = examples.records[index]
             pairs = zip(record.responses, critiques, strict=True)
             scored = [score_line(response.text, each, judging.count) for response, each in pairs]

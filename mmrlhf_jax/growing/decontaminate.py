@@ -154,10 +154,14 @@ def _minhash(words: Iterable[str]):
 
 
 def compared(examples, indices: Sequence[int], held_out: HeldOut) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (index, line): the benchmark's record that an example's prompt is, or is near to, if there is one."""
+    """Yield (index, line): the benchmark's record that an example's prompt is, or is near to, if there is one. An example whose
+    media cannot be read stays: the policy refuses it with the reason."""
     progress = Progress("comparing prompts with benchmarks", len(indices))
     for index in indices:
-        same = held_out.find(print_of(examples[index]))
+        try:
+            same = held_out.find(print_of(examples[index]))
+        except UserError:
+            same = None
         line: dict[str, Any] = {"id": examples.records[index].id}
         yield index, line if same is None else line | {"same_as": same._asdict()}
         progress.update()

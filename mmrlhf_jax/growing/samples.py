@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmrlhf_jax.data.examples import Example
-from mmrlhf_jax.data.images import decode_image
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.growing.answerable import Prompts, sound_and_refused
 from mmrlhf_jax.inference.endpoint import Endpoint, Request
 from mmrlhf_jax.inference.engine import Engine, batched
 from mmrlhf_jax.inference.from_endpoint import SEEDS, error_of, texts_of_records
-from mmrlhf_jax.inference.prompts import Asked, Prompt, make_tree
+from mmrlhf_jax.inference.prompts import Prompt
 from mmrlhf_jax.inference.sampling import Sampling
 from mmrlhf_jax.records import RankedRecord
 
@@ -48,15 +47,13 @@ def of_engine(engine: Engine, examples, indices: Sequence[int], how: HowToSample
     """Yield (index, line) of these examples as they are finished. The line of a prompt that cannot be answered, because it is
     too long for the model or its media are broken, has the reason instead of samples."""
     asked = engine.asked(how.most, sampling=how.sampling, samples=how.samples)
+    prompt = lambda index: Prompt(examples[index], seed=how.seed_of(examples.records[index]))
     for here in batched(indices, AT_ONCE):
-        prompts = _Prompts(examples, here, how)
-        reasons = {index: refusal(engine, lambda: [prompts[number]], asked) for number, index in enumerate(here)}  # noqa: B023
-        for index, reason in reasons.items():
-            if reason is not None:
-                yield index, how.refused(examples.records[index], reason)
-        here = [index for index in here if reasons[index] is None]
-        for number, texts in engine.write_each(_Prompts(examples, here, how), asked, "sampling answers"):
-            record = examples.records[here[number]]
+        sound, refused = sound_and_refused(engine, lambda index: [prompt(index)], here, asked)
+        for index, reason in refused.items():
+            yield index, how.refused(examples.records[index], reason)
+        for number, texts in engine.write_each(Prompts(prompt, sound), asked, "sampling answers"):
+            record = examples.records[sound[number]]
             samples = [
                 {
                     "text": engine.decode(each.tokens),
@@ -66,34 +63,7 @@ def of_engine(engine: Engine, examples, indices: Sequence[int], how: HowToSample
                 }
                 for each in texts
             ]
-            yield here[number], {"id": record.id, "seed": how.seed_of(record), "samples": samples}
-
-
-def refusal(engine: Engine, read: Callable[[], Sequence[Prompt]], asked: Asked) -> str | None:
-    """Why the engine cannot answer the prompts about one example that `read` gives; None if it can."""
-    try:
-        prompts = read()
-        example = prompts[0].example
-        for data in (*example.images, *example.frames):
-            decode_image(data, f"record {example.record.id!r}")
-        make_tree(prompts, engine.encoder("answer"), asked)
-    except UserError as error:
-        return str(error)
-    return None
-
-
-class _Prompts(Sequence[Prompt]):
-    """The prompts of examples; media are read on access."""
-
-    def __init__(self, examples, indices: Sequence[int], how: HowToSample):
-        self._examples, self._indices, self._how = examples, indices, how
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, number: int) -> Prompt:
-        example = self._examples[self._indices[number]]
-        return Prompt(example, seed=self._how.seed_of(example.record))
+            yield sound[number], {"id": record.id, "seed": how.seed_of(record), "samples": samples}
 
 
 def of_endpoint(endpoint: Endpoint, examples, indices: Sequence[int], how: HowToSample) -> Iterator[tuple[int, Line]]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from mmrlhf_jax.data.digests import digest
 from mmrlhf_jax.data.examples import Example
-from mmrlhf_jax.growing.samples import refusal
+from mmrlhf_jax.growing.answerable import Prompts, sound_and_refused
 from mmrlhf_jax.inference.endpoint import Endpoint, Request
 from mmrlhf_jax.inference.engine import Engine, batched
 from mmrlhf_jax.inference.from_endpoint import texts_of_records
@@ -58,32 +58,17 @@ class HereWriter:
 
     def answers(self, prompts: Sequence[Example]) -> Iterator[tuple[int, Answer]]:
         engine, asked = self._engine, self._engine.asked(self.most, sampling=Sampling(temperature=self._temperature))
+
+        def prompt(number: int) -> Prompt:
+            example = prompts[number]
+            return Prompt(example, seed=seed_of(example))
+
         for here in batched(range(len(prompts)), AT_ONCE):
-            sound = []
-            for number in here:
-                reason = refusal(engine, lambda: [self._prompt(prompts[number])], asked)  # noqa: B023
-                if reason is None:
-                    sound.append(number)
-                else:
-                    yield number, Answer(error=reason)
-            for place, (text,) in engine.write_each(_Prompts(self._prompt, prompts, sound), asked, "writing"):
+            sound, refused = sound_and_refused(engine, lambda number: [prompt(number)], here, asked)
+            for number, reason in refused.items():
+                yield number, Answer(error=reason)
+            for place, (text,) in engine.write_each(Prompts(prompt, sound), asked, "writing"):
                 yield sound[place], Answer(engine.decode(text.tokens), text.reason == "length")
-
-    def _prompt(self, example: Example) -> Prompt:
-        return Prompt(example, seed=seed_of(example))
-
-
-class _Prompts(Sequence[Prompt]):
-    """Some of the prompts, made on access."""
-
-    def __init__(self, make, examples: Sequence[Example], numbers: Sequence[int]):
-        self._make, self._examples, self._numbers = make, examples, numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, place: int) -> Prompt:
-        return self._make(self._examples[self._numbers[place]])
 
 
 class EndpointWriter:

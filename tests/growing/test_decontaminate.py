@@ -149,6 +149,12 @@ def test_prompts_are_compared_one_by_one(held_out):
     assert found == {0: {"id": "0", "same_as": {"benchmark": "mm", "record": "p", "exact": True}}, 2: {"id": "51"}}
 
 
+def test_a_prompt_with_a_broken_picture_is_left_to_the_policy(held_out):
+    examples = Examples([example(QUESTION, b"no picture", name="broken"), example(QUESTION, saved(scene(0)), name="same")])
+    found = dict(compared(examples, [0, 1], held_out))
+    assert found[0] == {"id": "broken"} and found[1]["same_as"]["exact"]
+
+
 def test_of_many_questions_with_four_fifths_of_the_words_in_common_almost_none_is_missed():
     rng = np.random.default_rng(0)
     words = [f"w{number}" for number in range(4000)]
