@@ -92,7 +92,10 @@ def _settle(directory: GrownDirectory, seed: int, against: str | None, begun: bo
     before = directory.made_with().get("review", {}).get("settings")
     if begun and before is not None:
         for name in changes(before, settings):
-            raise UserError(f"{directory.review}: was begun with another --{name}; give the same one, or remove the file")
+            raise UserError(
+                f"{directory.review}: was begun with another --{name}; give the same one, or remove the file, with the verdicts"
+                " in it"
+            )
     directory.note("review", directory.made_with().get("review", {}) | {"settings": settings})
 
 

@@ -29,9 +29,11 @@ def answered(
     """The prompt with the different answers among its samples, none of them judged; with `keep_responses` behind its own.
 
     `sampling` are the parameters that all prompts have in common. An own response keeps its rank as `human_rank` and its
-    critique as `human_critique`; samples that equal it are counted as its copies.
+    critique as `human_critique`, unless they are a critic's, of an earlier round; samples that equal it are counted as its
+    copies.
     """
-    own = [_own(response) for response in record.responses] if keep_responses else []
+    reviewed = bool(record.extra.get("review"))
+    own = [_own(response, reviewed) for response in record.responses] if keep_responses else []
     places = {same_words(response.text): place for place, response in enumerate(own)}
     new = []
     for answer in distinct([each["text"] for each in line["samples"]], [each["finish_reason"] for each in line["samples"]]):
@@ -53,9 +55,12 @@ def answered(
     return record.replace_responses([*own, *new])
 
 
-def _own(response: Response) -> Response:
-    extra = {k: v for k, v in response.extra.items() if k not in ("critiques", "flags", "copies")}
-    human = {"human_rank": response.rank, "human_critique": response.critique}
+def _own(response: Response, reviewed: bool) -> Response:
+    """`reviewed`: people have ranked the record, also if a critic did before."""
+    extra = {k: v for k, v in response.extra.items() if k not in ("critiques", "flags", "copies", "score", "critic_rank")}
+    by_critic = "score" in response.extra
+    human = {"human_rank": None if by_critic and not reviewed else response.rank}
+    human["human_critique"] = None if by_critic else response.critique
     extra |= {name: value for name, value in human.items() if value is not None}
     return Response(response.text, scores=response.scores, model=response.model, extra=extra | {"flags": _flags(response.text)})
 

@@ -120,6 +120,23 @@ def test_samples_that_equal_an_own_response_are_its_copies():
     assert [response.text for response in alone.responses] == ["A  kite.", "A bird."]
 
 
+@pytest.mark.parametrize(
+    ("extra", "of_record", "kept"),
+    [
+        ({}, {}, {"human_rank": 2, "human_critique": "c"}),
+        ({"score": {"critic": "c"}}, {}, {}),
+        ({"score": {"critic": "c"}, "critic_rank": 1}, {"review": [{"who": "a"}]}, {"human_rank": 2}),
+        ({"score": {"critic": "c"}, "human_rank": 3}, {}, {"human_rank": 3}),  # of people, before an earlier round
+    ],
+    ids=["of people", "of a critic", "of people who looked at a critic's", "of both"],
+)
+def test_what_a_critic_said_in_an_earlier_round_is_not_taken_for_peoples_word(extra, of_record, kept):
+    response = Response("An own answer", 2, critique="c", extra=extra)
+    record = RankedRecord("r", "What?", (response,), extra=of_record)
+    own, _ = grown.answered(record, sampled("Another"), Model("p", "f"), {}, keep_responses=True).responses
+    assert own.extra == {"flags": []} | kept and own.rank is None and own.critique is None
+
+
 def test_of_several_critiques_the_one_nearest_to_the_mean_stands_for_all():
     record = RankedRecord("r", "?", (Response("a"), Response("b")))
     found = grown.ranked(record, scored([0.0, 1.0, 0.4], [2.0, 2.2, 2.1]), Model("c", "f"), Ranking(0.1))
