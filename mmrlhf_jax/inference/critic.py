@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from mmrlhf_jax.data.digests import digest
+from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.overlay import OverlaidExamples
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.data.tokens import Conversation
@@ -191,10 +192,11 @@ def _with_rewards(record: RankedRecord, rewards: np.ndarray) -> RankedRecord:
 
 
 class CritiquePrompts(Sequence[Prompt]):
-    """One prompt per response of every example; media are read on access."""
+    """One prompt per response of every example; media are read on access, once for neighbouring responses."""
 
     def __init__(self, examples, how: HowToCriticise):
         self._examples, self._how = examples, how
+        self._last: tuple[int, Example] | None = None  # the example that was read last
         self._where = [(i, k) for i, record in enumerate(examples.records) for k in range(len(record.responses))]
 
     def __len__(self) -> int:
@@ -206,6 +208,8 @@ class CritiquePrompts(Sequence[Prompt]):
 
     def __getitem__(self, number: int) -> Prompt:
         i, k = self._where[number]
+        if self._last is None or self._last[0] != i:
+            self._last = i, self._examples[i]
         record = self._examples.records[i]
         response = record.responses[k]
-        return Prompt(self._examples[i], response, self._how.seed_of(record, response))
+        return Prompt(self._last[1], response, self._how.seed_of(record, response))

@@ -165,7 +165,7 @@ class Engine:
         """
         trees, weights = prompt_trees(prompts, self.encoder("answer"), asked), self.model.apart()
         groups, progress = rows_divisor(self.mesh), Progress(description, len(prompts) * asked.samples)
-        for lane, chosen in lanes_for([each.tree for each in trees], self.batch // groups, groups, self.fits):
+        for lane, chosen in lanes_for([each.tree for each in trees], self.batch // groups, groups, self.fits, self._programs):
             scheduler = Scheduler(self.programs(lane), weights)
             running: dict[int, tuple[int, list[Written]]] = {}  # by the identity of each text
             for number in chosen:
@@ -176,8 +176,8 @@ class Engine:
                 done = [text for text in changed if text.done]
                 if done:
                     progress.update(advance=len(done))
-                for text in done:
-                    _check_finite(text, f"record {prompts[running[id(text)][0]].example.record.id!r}")
+                if failed := [running[id(text)][0] for text in done if text.reason == "failed"]:
+                    raise _not_finite(f"record {prompts[failed[0]].example.record.id!r}")
                 for prompt, texts in {running[id(text)][0]: running[id(text)][1] for text in done}.items():
                     if all(text.done for text in texts):
                         yield prompt, texts
@@ -186,7 +186,7 @@ class Engine:
     def stream(self, prompt: Prompt, asked: Asked, stops: Sequence[str] = ()) -> Iterator[str]:
         """The text of a prompt in pieces, as it is written. It ends before the first of the `stops`."""
         (made,) = prompt_trees([prompt], self.encoder("answer"), asked)
-        ((lane, _),) = lanes_for([made.tree], 1, rows_divisor(self.mesh), self.fits)
+        ((lane, _),) = lanes_for([made.tree], 1, rows_divisor(self.mesh), self.fits, self._programs)
         scheduler, text = Scheduler(self.programs(lane), self.model.apart()), TextStream(self.tokenizer, stops)
         (written,) = scheduler.submit(made.tree)
         seen = 0
@@ -197,7 +197,8 @@ class Engine:
                     yield piece
                 if text.stopped:
                     scheduler.stop(written)
-        _check_finite(written, "this prompt")
+        if written.reason == "failed":
+            raise _not_finite("this prompt")
         if rest := text.close():
             yield rest
 
@@ -236,9 +237,8 @@ class Engine:
         return max(divisor, min(most, round_up(rows.count(1), divisor)))
 
 
-def _check_finite(written: Written, what: str) -> None:
-    if written.reason == "failed":
-        raise UserError(f"{what}: the model's logits are not finite. Check the checkpoint, or compute in --dtype float32")
+def _not_finite(what: str) -> UserError:
+    return UserError(f"{what}: the model's logits are not finite. Check the checkpoint, or compute in --dtype float32")
 
 
 def all_finite(values: np.ndarray, record: RankedRecord, what: str) -> np.ndarray:

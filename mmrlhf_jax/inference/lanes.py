@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from mmrlhf_jax.inference.lane import BRANCH_CHUNKS, TRUNK_CHUNKS, Lane
 from mmrlhf_jax.inference.requests import Tree
@@ -14,12 +14,16 @@ MOST_PLACES = 8  # branches of a trunk that run at the same time
 
 
 def lanes_for(
-    trees: Sequence[Tree], slots: int, groups: int, fits: Callable[[Lane], bool] = lambda lane: True
+    trees: Sequence[Tree],
+    slots: int,
+    groups: int,
+    fits: Callable[[Lane], bool] = lambda lane: True,
+    known: Collection[Lane] = (),
 ) -> Iterator[tuple[Lane, list[int]]]:
     """(lane, indices of its trees): trees with trunks of similar length run in one lane, short ones first.
 
     `slots` is the number of branches that run at a time on each of `groups` groups of devices, or fewer where such a lane does
-    not `fit`. Of no trees there are no lanes.
+    not `fit`. Of no trees there are no lanes. `known` are lanes whose programs are compiled; they are used where they will do.
     """
     if not trees:
         return
@@ -34,7 +38,22 @@ def lanes_for(
         count = slots
         while not fits(lane := make_lane(count, power_of_two(math.ceil(len(numbers) / groups)), **shape)) and count > 1:
             count //= 2
-        yield lane, numbers
+        yield _known(lane, known), numbers
+
+
+def _known(wanted: Lane, known: Collection[Lane]) -> Lane:
+    """A lane that will do for the wanted one: compiling takes longer than a few idle slots do. The next part of a data set
+    would otherwise have programs of its own, because its trees are a little wider, or its longest text a little shorter."""
+    enough = [
+        lane
+        for lane in known
+        if lane.trunk == wanted.trunk
+        and wanted.branch <= lane.branch <= 4 * wanted.branch  # every step reads all slots of a branch
+        and lane.slots >= wanted.slots
+        and lane.places >= wanted.places
+        and 4 * lane.rows >= 3 * wanted.rows
+    ]
+    return wanted if wanted in enough else min(enough, key=lambda lane: (lane.slots, lane.branch, lane.rows), default=wanted)
 
 
 def make_lane(slots: int, most_rows: int, *, trunk: int, branch: int, width: float, widest: int) -> Lane:

@@ -268,6 +268,21 @@ def test_the_critic_scores_with_the_critique_it_wrote(engine, tmp_path):
     assert np.isfinite(rewards).all() and len({tuple(r) for r in rewards}) == 3
 
 
+def test_the_next_part_of_a_data_set_compiles_nothing_and_reads_each_picture_twice(engine, tmp_path, monkeypatch):
+    """Once for the tokens' places, and again when its turn comes; not for each of its responses."""
+    ranks = [(1, 2), (1, 2, 2), (2, 1), (1, 2, 2), (1, 2, 2), (2, 1), (1, 2, 2, 3), (1, 2), (2, 1)]
+    examples = open_examples(ranked.write(tmp_path, ranks, [[(30, 30)], [(30, 30)], []] * 3))
+    read, of_example = [], type(examples).__getitem__
+    monkeypatch.setattr(type(examples), "__getitem__", lambda self, index: read.append(index) or of_example(self, index))
+    compiled = []
+    for indices in ([0, 1, 2, 3], [4, 5, 6, 7], [8]):
+        read.clear()
+        found = dict(critic.score_each(engine, examples, indices, max_new_tokens=8))
+        assert sorted(found) == sorted(indices) and all(read.count(index) <= 2 for index in indices)
+        compiled.append(engine.compiled)
+    assert compiled[0] == compiled[1] == compiled[2]
+
+
 def test_sampled_critiques_have_the_rewards_of_their_texts_and_depend_on_their_response_alone(engine, tmp_path):
     examples = open_examples(ranked.write(tmp_path, [(1, 2), (1, 2, 2)], [[(40, 30)], []]))
     how = critic.HowToCriticise(count=3, most=12, temperature=1.0, seed=5)
