@@ -22,7 +22,7 @@ from mmrlhf_jax.inference import critic, probe
 from mmrlhf_jax.inference.critic import HowToCriticise
 from mmrlhf_jax.inference.endpoint import Endpoint, Request, Text
 from mmrlhf_jax.inference.engine import Engine, batched
-from mmrlhf_jax.inference.from_endpoint import SEEDS, texts_of_records
+from mmrlhf_jax.inference.from_endpoint import SEEDS, checked, texts_of_records
 from mmrlhf_jax.inference.prompts import plans_of
 from mmrlhf_jax.inference.step import Step
 from mmrlhf_jax.records import RankedRecord, Response, is_blank
@@ -45,10 +45,13 @@ class EndpointCritic:
         return f"critiques {self.endpoint.url} {self.endpoint.model} {self.how} {critique_prompt('', '')}"
 
     def check_tokens(self, examples, encoder: GroupEncoder) -> bool:
-        """`probe.check_tokens` with prompts for critiques."""
+        """`probe.check_tokens` with prompts for critiques. Records whose media cannot be read are not tried."""
         asked = []
         for index in probe.first_of_each_form(examples.records):
-            example = examples[index]
+            try:
+                example = checked(examples[index])
+            except UserError:
+                continue
             response, plans = example.record.responses[0], plans_of(example, encoder)
             own = encoder.tokens(encoder.open_pieces(example.record, response, len(plans)), plans)
             asked.append((self._request(example, response), own))

@@ -30,7 +30,7 @@ def texts_of_records(
     def requests() -> Iterator[Request]:
         for index in indices:
             try:
-                own = requests_of(_sound(examples[index]))
+                own = requests_of(checked(examples[index]))
             except UserError as error:
                 broken.append((index, str(error)))
                 continue
@@ -54,7 +54,7 @@ def error_of(texts: Iterable[Text]) -> str | None:
     return next((text.error for text in texts if text.error is not None), None)
 
 
-def _sound(example: Example) -> Example:
+def checked(example: Example) -> Example:
     """The example. UserError if one of its media cannot be read."""
     for data in (*example.images, *example.frames):
         decode_image(data, f"record {example.record.id!r}")

@@ -201,7 +201,9 @@ function save() {
   state.unsaved = false;
   keep();
   refresh();
-  $("message").textContent = `Saved as ${link.download} among your downloads. Send it to whoever gave you this page.`;
+  const part = records.filter((record) => !isDone(record) && Object.keys(said(record).ratings).length).length;
+  const left = part ? ` Not in it: records that are rated in part (${part}).` : "";
+  $("message").textContent = `Saved as ${link.download} among your downloads. Send it to whoever gave you this page.${left}`;
 }
 
 // A saved file belongs to the person who is named in it.

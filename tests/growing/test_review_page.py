@@ -154,6 +154,18 @@ def test_nobody_sees_what_another_person_rated_in_the_same_browser(page, tmp_pat
 
 
 @needs_browser
+def test_what_is_rated_in_part_is_not_saved_and_said(page, tmp_path):
+    steps = f"""{KEYS}
+    const shown = () => document.getElementById('message').textContent;
+    enter('Anna'); press('1'); press('2'); save(); result = [shown()];
+    go(2); press('3'); save(); result.push(shown(), lines().split('\\n').length - 1, state.unsaved);
+    """
+    first, second, count, unsaved = in_browser(page, tmp_path, steps)
+    assert "verdicts-anna.jsonl" in first and "in part" not in first
+    assert second.endswith("Not in it: records that are rated in part (1).") and count == 1 and not unsaved
+
+
+@needs_browser
 def test_a_browser_that_keeps_nothing_is_said_to_and_keeps_people_apart_all_the_same(page, tmp_path):
     steps = (
         KEYS

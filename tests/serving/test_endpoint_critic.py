@@ -102,6 +102,16 @@ def test_what_the_server_refuses_has_its_reason_in_place_of_a_reward(directory, 
     assert "3 of 9 responses" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_broken_picture_is_its_records_error_wherever_it_stands(directory, source, tmp_path, number):
+    picture = source.parent / json.loads(source.read_text().splitlines()[number])["images"][0]
+    picture.write_bytes(picture.read_bytes()[:-40])
+    with fakes.running(Fake(about(source))) as fake:
+        lines = scored(directory, source, tmp_path / "out", fake.url)
+    for place, line in enumerate(lines):
+        assert all(("truncated or broken" in each.get("error", "")) == (place == number) for each in line["responses"])
+
+
 def test_scores_are_evaluated_as_they_are(directory, source, tmp_path):
     """Two of the data's five pairs have a response without a reward."""
     with fakes.running(Fake(failing(source, {(1, 1), (3, 0)}, refusal(400, "no")))) as fake:
