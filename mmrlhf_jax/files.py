@@ -79,6 +79,15 @@ def _check_utf8(path: str) -> None:
         raise UserError(f"{path!a}: the name is not UTF-8; choose another") from None
 
 
+def is_address(place: str | None) -> bool:
+    """Whether a place is the http(s) address of a server. UserError for HOST:PORT, which lacks the scheme."""
+    if place is None:
+        return False
+    if re.fullmatch(r"[A-Za-z0-9.-]+:\d{2,5}(/.*)?", place) and not os.path.exists(place):
+        raise UserError(f"{place}: an address of a server begins with http:// or https://: give http://{place}")
+    return place.lower().startswith(("http://", "https://"))
+
+
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is in an object store, such as gs://. These have no links and no empty folders, and rename by copying."""
     return "://" in os.fspath(path)

@@ -32,8 +32,8 @@ def expand(
     from etils import epath
 
     from mmrlhf_jax.data.mixture import open_examples
+    from mmrlhf_jax.files import is_address
     from mmrlhf_jax.growing import expansion
-    from mmrlhf_jax.growing.annotation import is_address
     from mmrlhf_jax.growing.media import MediaFolder
     from mmrlhf_jax.growing.writers import EndpointWriter, HereWriter, Writer
     from mmrlhf_jax.inference import compilation_cache

@@ -49,8 +49,13 @@ def finite_or_none(value: float | None) -> float | None:
 
 def model_or_address_option(*names: str, **settings: Any) -> Any:
     """A model's directory or hub id, or the http(s) address of a server that has it."""
-    is_address = lambda value: value is not None and value.startswith(("http://", "https://"))
-    return typer.Option(*names, callback=lambda value: value if is_address(value) else _read(value), **settings)
+    return typer.Option(*names, callback=_read_or_address, **settings)
+
+
+def _read_or_address(value: str | None) -> str | None:
+    from mmrlhf_jax.files import is_address
+
+    return value if is_address(value) else _read(value)
 
 
 RANKED_SOURCE = (

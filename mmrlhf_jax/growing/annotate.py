@@ -19,13 +19,12 @@ from mmrlhf_jax.data.overlay import OverlaidExamples
 from mmrlhf_jax.data.subset import Subset
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.evaluation.benchmarks import recognise
-from mmrlhf_jax.files import exists
+from mmrlhf_jax.files import exists, is_address
 from mmrlhf_jax.growing import decontaminate, endpoint_critiques, grown, samples
 from mmrlhf_jax.growing.annotation import (
     Annotation,
     Data,
     how_to_sample,
-    is_address,
     names_of,
     package_version,
     settings_of,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import exists, read_bytes, write_atomically
+from mmrlhf_jax.files import exists, is_address, read_bytes, write_atomically
 from mmrlhf_jax.growing.criticised import Judging
 from mmrlhf_jax.growing.directory import GrownDirectory, changes
 from mmrlhf_jax.growing.samples import HowToSample
@@ -75,11 +75,6 @@ def package_version() -> str:
         return importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
         return "source"
-
-
-def is_address(policy: str | None) -> bool:
-    """Whether a policy is a running server's."""
-    return policy is not None and policy.startswith(("http://", "https://"))
 
 
 def settings_of(

@@ -163,6 +163,7 @@ def test_a_broken_picture_ends_no_pass_with_a_server(policy_server, critic, scen
         (["--critic-model", "c"], "--critic-model is the name of a model at --critic-endpoint"),
         (["--critic-endpoint", "http://127.0.0.1:9", "--critiques", 0], "give one of the two"),
         (["--critic-endpoint", "somewhere"], "not an address"),
+        (["--policy", "localhost:8000"], "give http://localhost:8000"),
     ],
 )
 def test_what_does_not_go_together_is_refused(policy, critic, scenes, tmp_path, more, says):
