@@ -123,7 +123,10 @@ def _dense(responses: Sequence[Response]) -> list[Response]:
 
 
 def with_origin(record: RankedRecord, origin: Mapping[str, Any]) -> RankedRecord:
-    """The record with `origin` (round, created, version) in place of an earlier round's."""
+    """The record with `origin` (round, created, version) in place of an earlier round's. Where people ranked responses that are
+    still there (`human_rank`), who they were stays as `human_review`."""
     earlier = ("round", "created", "version", "selected_because", "review")
     kept = {name: value for name, value in record.extra.items() if name not in earlier}
+    if "review" in record.extra and any("human_rank" in response.extra for response in record.responses):
+        kept["human_review"] = record.extra["review"]
     return dataclasses.replace(record, extra=kept | dict(origin))

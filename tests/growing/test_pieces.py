@@ -172,3 +172,5 @@ def test_of_several_hosts_the_first_begins_a_directory_and_another_one_if_it_doe
 def test_an_earlier_rounds_origin_makes_place():
     record = RankedRecord("r", "?", (), extra={"round": 1, "review": {"who": ["anna"]}, "topic": "birds"})
     assert grown.with_origin(record, {"round": 2}).extra == {"topic": "birds", "round": 2}
+    kept = record.replace_responses([Response("a", extra={"human_rank": 1})])
+    assert grown.with_origin(kept, {"round": 2}).extra == {"topic": "birds", "round": 2, "human_review": {"who": ["anna"]}}
