@@ -32,6 +32,13 @@ class Generation:
     mesh: dict[str, int]
     lane: Lane
     hosts: int
+    logits: int  # bytes of a step's logits on one device, which are gathered where `tensor` splits them
+
+    @property
+    def gathered(self) -> int:
+        """Bytes that a device gets for a step beside logits and sums; 0 if it uses its own weights and keys alone."""
+        kinds = ("all-gather", "all-to-all", "collective-permute")
+        return max(0, sum(each.bytes for each in self.step.collectives if each.kind in kinds) - self.logits)
 
     @property
     def sequences(self) -> int:

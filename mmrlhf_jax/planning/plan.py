@@ -181,7 +181,9 @@ class _Compiler:
 
 def _generation(compiled: _Compiler) -> Generation:
     mesh, lane, hosts = generation_place(compiled.experiment, compiled.launch)
-    return Generation(compiled(lower_generation, mesh), dict(mesh.shape), lane, hosts)
+    vocabulary = model_sizes(compiled.experiment)[0].text.vocab_size
+    logits = 4 * lane.slots * vocabulary if mesh.shape["tensor"] > 1 else 0
+    return Generation(compiled(lower_generation, mesh), dict(mesh.shape), lane, hosts, logits)
 
 
 def _parameter_sizes(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh) -> dict[int, int]:
@@ -256,4 +258,6 @@ def _generation_json(generation: Generation) -> dict[str, Any]:
         "collectives": [dataclasses.asdict(each) for each in generation.step.collectives],
         "roofline": None if roofline is None else dataclasses.asdict(roofline) | {"bound": roofline.bound},
         "tokens_per_second_bound": generation.tokens_per_second,
+        "logits_bytes": generation.logits,
+        "gathered_bytes": generation.gathered,
     }

@@ -99,13 +99,14 @@ def _generation(generation: Generation) -> list[str]:
         f" behind trunks of up to {lane.trunk}"
     ]
     if step.roofline is not None:
-        gathered = [each for each in step.collectives if each.kind == "all-gather"]
-        largest = max((each.largest for each in gathered), default=0)
         lines.append(
             f"             at best {step.roofline.step_seconds * 1e3:.1f} ms a token ({step.roofline.bound}),"
-            f" {generation.tokens_per_second:,.0f} tokens/s on {generation.hosts} host{'s' * (generation.hosts > 1)};"
-            f" largest all-gather {shown_bytes(largest)}"
+            f" {generation.tokens_per_second:,.0f} tokens/s on {generation.hosts} host{'s' * (generation.hosts > 1)}"
         )
+        logits = f"logits ({shown_bytes(generation.logits)})" if generation.logits else ""
+        found = shown_bytes(generation.gathered) if generation.gathered else "nothing"
+        joined = " beside " if generation.gathered else " but "
+        lines.append(f"             a step gathers {found}{joined + logits if logits else ''}")
     return lines
 
 

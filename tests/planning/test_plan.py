@@ -24,6 +24,7 @@ from mmrlhf_jax.planning import lowering, program, show
 from mmrlhf_jax.planning import plan as planning
 from mmrlhf_jax.planning.advice import advice
 from mmrlhf_jax.planning.program import needed_bytes
+from mmrlhf_jax.planning.roofline import Collective
 from mmrlhf_jax.planning.workload import assumed_workload, find_workload, pack_workload
 from mmrlhf_jax.sharding import mesh as mesh_module
 from mmrlhf_jax.sharding.mesh import make_mesh
@@ -141,6 +142,18 @@ def test_the_page_says_where_its_numbers_are_from(made):
     page = show.as_text(made)
     assert "MM-RLHF-like sizes (assumed: not there: no such file)" in page
     assert "fits" in page.splitlines()[-1]
+    assert "a step gathers nothing\n" in page and "tokens/s on 1 host\n" in page
+
+
+def test_the_page_says_what_a_token_gathers(made):
+    """Weights of another device are no part of the logits."""
+    moved = Collective("all-gather", "tensor", 3 * 2**20, 2, 2**20, 0.0)
+    spread = dataclasses.replace(made.generation.step, collectives=[moved])
+    shown = lambda logits: show.as_text(
+        dataclasses.replace(made, generation=dataclasses.replace(made.generation, step=spread, logits=logits))
+    )
+    assert "a step gathers nothing but logits (3.0 MiB)\n" in shown(3 * 2**20)
+    assert "a step gathers 2.0 MiB beside logits (1.0 MiB)\n" in shown(2**20)
 
 
 def test_the_table_goes_between_its_marks_and_nowhere_else(made, tmp_path):

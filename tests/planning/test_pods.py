@@ -78,6 +78,10 @@ def check(made: dict) -> None:
     assert 0 < sent(made, "all-reduce") < sent(made, "reduce-scatter") / 2
 
 
+def longest_part(roofline: dict) -> float:
+    return max(roofline[f"{part}_seconds"] for part in ("compute", "hbm", "interconnect"))
+
+
 def sent(made: dict, kind: str) -> int:
     return sum(each["bytes"] for each in made["collectives"] if each["kind"] == kind and "fsdp" in each["axis"])
 
@@ -97,6 +101,23 @@ def test_gpus_are_planned_by_stand_ins(small, tmp_path):
     assert made["flops"] == pytest.approx(made["analytic_flops"], rel=0.05)
     assert sent(made, "all-gather") > 0 and sent(made, "all-reduce") > 0
     assert made["generation"]["hbm_peak_bytes"] < made["hbm_peak_bytes"]
+    assert made["generation"]["gathered_bytes"] == 0 and made["generation"]["tokens_per_second_bound"] > 0
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize(("pod", "hosts", "tensor"), [("v5e-16", 4, 2), ("v6e-16", 4, 1), ("h100-8", 1, 1)])
+def test_a_token_of_the_7b_model_gathers_no_weights(tmp_path, pod, hosts, tensor):
+    """A step reads the weights of its chip once, which bounds the tokens/s; over `tensor` it gathers its logits."""
+    files = ROOT / "configs" / "reward_llava_ov_7b.yaml", "--launch", ROOT / "launch" / f"{pod}.yaml"
+    made = plan(*files, "--quick", "--no-passes", cache=tmp_path)["generation"]
+    assert made["hosts"] == hosts and made["mesh"]["tensor"] == tensor and made["gathered_bytes"] == 0
+    assert made["roofline"]["bound"] == "hbm" and made["roofline"]["hbm_seconds"] > 15e9 / tensor / 3.4e12
+    assert made["tokens_per_second_bound"] == pytest.approx(
+        hosts * made["sequences_per_host"] / longest_part(made["roofline"]), rel=1e-6
+    )
+    gathered = [each for each in made["collectives"] if each["kind"] == "all-gather"]
+    assert sum(each["bytes"] for each in gathered) <= made["logits_bytes"]
 
 
 @pytest.mark.slow
