@@ -90,7 +90,8 @@ def make_tree(
         encoder.tokens(encoder.open_pieces(prompt.example.record, prompt.response, len(plans)), plans) for prompt in prompts
     ]
     longest = max(1 + int(positions_of(conversation).max()) for conversation in conversations)
-    encoder.check_positions(example.record, longest, asked.most)
+    closing = 0 if asked.rewarded is None else CLOSING
+    encoder.check_positions(example.record, longest, asked.most + closing)
     trunk = trunk_length(conversations)
     branches = []
     for prompt, conversation in zip(prompts, conversations, strict=True):
@@ -101,7 +102,7 @@ def make_tree(
             asked.sampling if prompt.seed is None else dataclasses.replace(asked.sampling, seed=prompt.seed),
             scored=None if asked.rewarded is None else _Scored(asked.rewarded, example.record, prompt.response, plans, trunk),
             top=asked.top,
-            closing=0 if asked.rewarded is None else CLOSING,
+            closing=closing,
         )
         branches += [dataclasses.replace(branch, sample=number) for number in range(asked.samples)]
     return with_trunk(conversations[0], trunk, branches, encoder, plans, example_again or functools.partial(_same, example))

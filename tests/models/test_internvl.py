@@ -257,10 +257,14 @@ def test_a_longer_conversation_is_refused_by_its_record_but_a_tree_may_be_longer
     with pytest.raises(UserError, match=r"record 'long': a conversation of 1\d\d tokens exceeds the 96 positions.* dynamic"):
         encoder.encode(Example(long))
     prompt = Prompt(Example(fits))
-    length = len(prompt_trees([prompt], encoder)[0].tree.tokens)
+    tree = prompt_trees([prompt], encoder, engine.asked(1))[0].tree
+    length = len(tree.tokens) + len(tree.branches[0].tokens)
     assert len(engine.generate_tokens([prompt], max_new_tokens=96 - length)[0]) <= 96 - length
     with pytest.raises(UserError, match=rf"record 'fits': a prompt of {length} tokens with {97 - length} new tokens exceeds"):
         engine.generate_tokens([prompt], max_new_tokens=97 - length)
+    # A reward is read behind the new tokens, where the template closes the conversation.
+    with pytest.raises(UserError, match=r"record 'fits': a prompt of .* new tokens exceeds"):
+        engine.write([prompt], engine.asked(96 - length, rewarded=lambda *_: None))
 
 
 @pytest.mark.parametrize("stated_tying", [None, True, False])
