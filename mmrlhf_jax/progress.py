@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -29,11 +29,21 @@ class Progress:
         last = self.done >= self.total
         if now - self.shown < (LIVE_SECONDS if self.live else PLAIN_SECONDS) and not last:
             return
+        self._show(now, figures)
+
+    def begin(self, item: str) -> None:
+        """Say at once which item is worked on next."""
+        self._show(time.monotonic(), item)
+
+    def _show(self, now: float, figures: str) -> None:
         self.shown = now
-        elapsed = now - self.started
-        eta = elapsed / self.done * (self.total - self.done)
-        clock = f"{clock_time(elapsed)} elapsed" if last else f"ETA {clock_time(eta)}"
-        line = f"{self.description}: {self.done}/{self.total}, {clock}{', ' + figures if figures else ''}"
+        elapsed, last = now - self.started, self.done >= self.total
+        parts = [f"{self.description}: {self.done}/{self.total}"]
+        if last:
+            parts.append(f"{clock_time(elapsed)} elapsed")
+        elif self.done:
+            parts.append(f"ETA {clock_time(elapsed / self.done * (self.total - self.done))}")
+        line = ", ".join([*parts, figures] if figures else parts)
         sys.stderr.write(f"\r\x1b[K{line}{chr(10) if last else ''}" if self.live else line + "\n")
         sys.stderr.flush()
 
@@ -44,6 +54,17 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
     for item in items:
         yield item
         progress.update()
+
+
+def announce(items: Sequence[str], description: str) -> Iterator[str]:
+    """Iterate over a few items that take long: each is shown before it is worked on, so that the first is not silent."""
+    progress = Progress(description, len(items))
+    for item in items:
+        progress.begin(item)
+        yield item
+        progress.done += 1
+    if items:
+        progress.begin("")
 
 
 def clock_time(seconds: float) -> str:

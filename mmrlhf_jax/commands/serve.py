@@ -14,7 +14,7 @@ from mmrlhf_jax.inference import compilation_cache
 from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.inference.lanes import serving_lane, tile_counts
 from mmrlhf_jax.inference.scheduler import Scheduler
-from mmrlhf_jax.progress import Progress, say
+from mmrlhf_jax.progress import announce, say
 from mmrlhf_jax.sharding.mesh import rows_divisor
 
 KEY = "MMRLHF_API_KEY"
@@ -48,6 +48,7 @@ def serve(
     address = server.bind(host, port)
     records = None if data is None else _finder(open_examples(data, media_root, video_frames))
     compilation_cache.use()
+    say(f"loading {model}")
     engine = Engine.load(model, **loading)
     lane = serving_lane(prompt_tokens, new_tokens, engine.batch // rows_divisor(engine.mesh), engine.fits)
     programs, limits = engine.programs(lane), Limits()
@@ -58,10 +59,9 @@ def serve(
 
     def warm() -> Iterator[str]:
         shown = f"http://{'[' + host + ']' if ':' in host else host}:{address.getsockname()[1]}"
-        progress = Progress(f"compiling for {shown}", len(programs.names(tiles=tiles, top=True)))
-        for made in programs.compile_each(tiles=tiles, top=True):
-            progress.update(made)
-            yield made
+        for program in announce(programs.names(tiles=tiles, top=True), f"compiling for {shown}"):
+            programs.compile(program)
+            yield program
         say(f"serving {served.name} at {shown}/v1")
 
     if status := server.run(service, address, grace=grace, warm=warm):

@@ -8,7 +8,7 @@ groups.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,19 +46,13 @@ class Programs:
         return tuple(self._made)
 
     def compile_all(self, *, tiles: Sequence[int] = (), top: bool = False) -> None:
-        """Compile every program, as `compile_each` does."""
-        for _ in self.compile_each(tiles=tiles, top=top):
-            pass
-
-    def compile_each(self, *, tiles: Sequence[int] = (), top: bool = False) -> Iterator[str]:
-        """Compile one program after the other; yield the name of each that is ready. `tiles` are the numbers of tiles for which
-        media are encoded; `top`: also the decoding step that gives log-probs of the likeliest tokens."""
+        """Compile every program: those of `names`."""
         for name in self.names(tiles=tiles, top=top):
-            self._get(name)
-            yield name
+            self.compile(name)
 
     def names(self, *, tiles: Sequence[int] = (), top: bool = False) -> list[str]:
-        """The programs that `compile_each` compiles."""
+        """All programs. `tiles` are the numbers of tiles for which media are encoded; `top`: also the decoding step that gives
+        log-probs of the likeliest tokens."""
         trunks = [f"trunk {size}" for size in TRUNK_CHUNKS]
         branches = [f"branch {size}" for size in BRANCH_CHUNKS if size <= self.lane.branch]
         return [
@@ -76,7 +70,7 @@ class Programs:
         media = self._arrays(self._media(power_of_two(max(media.units for media in found.values()))))
         for group, tiles in found.items():
             self._lay_out(media, group, tiles)
-        return self._get(f"encode {media.tiles.shape[1]}")(weights, visual, media)
+        return self.compile(f"encode {media.tiles.shape[1]}")(weights, visual, media)
 
     def _lay_out(self, media: Media, group: int, found: Tiles) -> None:
         """Write the media of one trunk into the arrays, by its slots."""
@@ -113,20 +107,20 @@ class Programs:
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
     def extend_trunk(self, weights: Weights, cache: Cache, visual: jax.Array, chunk: Chunk) -> Cache:
-        return self._get(f"trunk {chunk.tokens.shape[1]}")(weights, cache, visual, chunk)
+        return self.compile(f"trunk {chunk.tokens.shape[1]}")(weights, cache, visual, chunk)
 
     def extend_branch(self, weights: Weights, cache: Cache, chunk: Chunk) -> Cache:
-        return self._get(f"branch {chunk.tokens.shape[1]}")(weights, cache, chunk)
+        return self.compile(f"branch {chunk.tokens.shape[1]}")(weights, cache, chunk)
 
     def copy(self, cache: Cache, copies: Copies) -> Cache:
         """The keys of some branches for others: those of one request have the same prompt, and it is computed once."""
-        return self._get("copy")(cache, copies)
+        return self.compile("copy")(cache, copies)
 
     def decode(
         self, weights: Weights, cache: Cache, last: jax.Array, step: Step, draws: Draws, *, top: bool = False
     ) -> tuple[Cache, Chosen]:
         """One token of every branch. `last` are the tokens that the last step chose."""
-        return self._get("decode with logprobs" if top else "decode")(weights, cache, last, step, draws)
+        return self.compile("decode with logprobs" if top else "decode")(weights, cache, last, step, draws)
 
     def lower(self, name: str) -> jax.stages.Lowered:
         """The program of this name, for the compiler. The cache and the visual tokens are changed in place."""
@@ -162,7 +156,8 @@ class Programs:
             return self._cache, jax.tree.map(place, self._copies())
         return weights, self._cache, *jax.tree.map(place, (self._whole("B"), self._step(), self._draws()))
 
-    def _get(self, name: str) -> Callable:
+    def compile(self, name: str) -> Callable:
+        """The program of this name, which is compiled when it is first asked for."""
         if name not in self._made:
             self._made[name] = self.lower(name).compile()
         return self._made[name]

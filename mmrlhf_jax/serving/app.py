@@ -71,6 +71,7 @@ def _guarded(handler: Handler, *, needs_key: bool = True) -> Handler:
             check_host(request, service.key)
             if needs_key:
                 check_key(request, service.key)
+                service.check_load()
             async with asyncio.timeout_at(deadline):
                 response = await handler(request)
         except TimeoutError:
@@ -98,9 +99,11 @@ def _refusal(service: Service, error: ApiError) -> Response:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    message = {404: "no such path", 405: "this path has another method"}.get(error.status_code, "the request is invalid")
-    response = _refusal(request.app.state.service, ApiError(error.status_code, message))
-    response.headers.update({"x-request-id": _request_id(request)} | dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    message = {404: "no such path; docs/serving.md lists the paths", 405: f"this path takes {headers.get('Allow')} alone"}
+    found = ApiError(error.status_code, message.get(error.status_code, "the request is invalid"))
+    response = _refusal(request.app.state.service, found)
+    response.headers.update({"x-request-id": _request_id(request)} | headers)
     return response
 
 

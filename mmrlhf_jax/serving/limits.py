@@ -25,5 +25,6 @@ class Limits:
     stops: int = 4
     stop_length: int = 64
     stop_tokens: int = 32
+    requests: int = 512  # at a time, whatever they wait for; more are refused with 429
     waiting: int = 256  # requests that wait for a slot; more are refused with 429
     seconds: float = 600.0  # a request's time, waiting included

@@ -8,12 +8,13 @@ import io
 
 from PIL import Image
 
-from mmrlhf_jax.data.images import image_size
+from mmrlhf_jax.data.images import MAX_SIDE, image_size
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.serving.errors import ApiError
 from mmrlhf_jax.serving.limits import Limits
 
 PICTURES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp")
+_ALIASES = {"image/jpg": "image/jpeg"}  # made of a file's name by many clients
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # whatever a request calls them; no other reader is tried
 FRAMES = "video/jpeg"  # vLLM's form: base64 JPEG frames, separated by commas
 
@@ -59,14 +60,15 @@ def _data_url(url: str, param: str) -> tuple[str, str]:
     kind, _, encoding = head.partition(";")
     if not comma or encoding != "base64":
         raise ApiError(400, f"{param}: a data URL has the form data:TYPE;base64,CONTENT", param=param)
-    return kind.lower(), payload
+    return _ALIASES.get(kind.lower(), kind.lower()), payload
 
 
 def _decoded(payload: str, param: str) -> bytes:
     try:
         return base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError):
-        raise ApiError(422, f"{param}: the content is not base64", param=param) from None
+        reason = "the content is not base64; send it in the standard alphabet, padded, without spaces and line breaks"
+        raise ApiError(422, f"{param}: {reason}", param=param) from None
 
 
 def _checked(data: bytes, limits: Limits, param: str) -> bytes:
@@ -76,8 +78,9 @@ def _checked(data: bytes, limits: Limits, param: str) -> bytes:
             width, height = image.size
     except Exception:  # decoders raise various types on invalid data
         raise unreadable(param) from None
-    if width * height > limits.pixels:
-        raise ApiError(413, f"{param}: {width} x {height} pixels; at most {limits.pixels} are allowed", param=param)
+    if width * height > limits.pixels or max(width, height) > MAX_SIDE:
+        most = f"at most {limits.pixels}, and {MAX_SIDE} a side, are allowed"
+        raise ApiError(413, f"{param}: {width} x {height} pixels; {most}", param=param)
     try:
         image_size(data, param)
     except UserError:

@@ -5,10 +5,12 @@ Reference: OpenAI's `chat/completions`, vLLM's `pooling/scoring/protocol.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from mmrlhf_jax.serving.errors import ApiError
 
@@ -16,8 +18,24 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Zero = Annotated[float, Field(ge=0, le=0)]
-Nothing = Annotated[list[Any], Field(max_length=0)]
+
+_UNSUPPORTED = {
+    "extra_forbidden": "this field is not supported; leave it out",
+    "unsupported": "this value is not supported; leave the field out",
+}
+_KINDS = ("text", "image_url", "video_url")
+
+
+def _only(*values: Any) -> Any:
+    """The type of a field that has no meaning here: null, or one of the values that change nothing. JSON's types are told
+    apart, as elsewhere: false is not 0."""
+
+    def check(given: Any) -> Any:
+        if given is not None and not any(type(given) is type(value) and given == value for value in values):
+            raise PydanticCustomError("unsupported", "unsupported")
+        return given
+
+    return Annotated[Any, AfterValidator(check)]
 
 
 class Fields(pydantic.BaseModel):
@@ -58,20 +76,16 @@ class Message(Fields):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
-    name: None = None
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: Nothing | None = None
-    annotations: Nothing | None = None
+    name: _only() = None
+    refusal: _only() = None
+    audio: _only() = None
+    function_call: _only() = None
+    tool_calls: _only([]) = None
+    annotations: _only([]) = None
 
 
 class StreamOptions(Fields):
     include_usage: bool = False
-
-
-class ResponseFormat(Fields):
-    type: Literal["text"]
 
 
 class ChatRequest(Fields):
@@ -83,7 +97,7 @@ class ChatRequest(Fields):
     max_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = 1.0
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = 1.0
-    top_k: Annotated[int, Field(ge=-1)] | None = 0
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = 0
     min_p: Probability | None = 0.0
     n: Count | None = 1
     seed: Seed | None = None
@@ -96,14 +110,16 @@ class ChatRequest(Fields):
     return_token_ids: bool | None = False
     user: str | None = None
     metadata: dict[str, str] | None = None
-    store: Literal[False] | None = None
-    # Only the values that change nothing.
-    frequency_penalty: Zero | None = None
-    presence_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
-    tools: Nothing | None = None
-    tool_choice: Literal["none"] | None = None
-    response_format: ResponseFormat | None = None
+    store: _only(False) = None
+    service_tier: _only("auto", "default") = None
+    frequency_penalty: _only(0, 0.0) = None
+    presence_penalty: _only(0, 0.0) = None
+    repetition_penalty: _only(1, 1.0) = None
+    logit_bias: _only({}) = None
+    tools: _only([]) = None
+    tool_choice: _only("none") = None
+    parallel_tool_calls: _only(True, False) = None
+    response_format: _only({"type": "text"}) = None
 
 
 class RewardsRequest(Fields):
@@ -138,7 +154,7 @@ class ScoreRequest(Fields):
     model: str | None = None
     queries: Sides = Field(validation_alias=pydantic.AliasChoices("queries", "text_1", "data_1"))
     documents: Sides = Field(validation_alias=pydantic.AliasChoices("documents", "items", "text_2", "data_2"))
-    use_activation: Literal[False] | None = None
+    use_activation: _only(False) = None
     user: str | None = None
 
 
@@ -158,7 +174,7 @@ class ClassifyRequest(Fields):
     model: str | None = None
     messages: Annotated[list[Message], Field(min_length=2)] | None = None
     input: str | Annotated[list[str], Field(min_length=1)] | None = None
-    use_activation: Literal[False] | None = None
+    use_activation: _only(False) = None
     user: str | None = None
 
 
@@ -182,8 +198,17 @@ def parse(kind: type[Kind], body: Any) -> Kind:
     except pydantic.ValidationError as error:
         errors = error.errors(include_url=False, include_input=False, include_context=False)
         worst = max(errors, key=lambda each: len(each["loc"]))
-        # Forms of a field, of which it may have one, are no part of its name. The names of unknown fields may be anything.
-        names = [str(part) for part in worst["loc"] if "[" not in str(part) and part not in ("str", "int", "Content")]
-        param = ".".join(names)[:200] or None
-        message = worst["msg"] if worst["type"] != "extra_forbidden" else "this field is not supported"
+        param = ".".join(_names(worst["loc"]))[:200] or None
+        message = _UNSUPPORTED.get(worst["type"], worst["msg"])
         raise ApiError(400, f"{param}: {message}" if param else message, param=param) from None
+
+
+def _names(places: Sequence[str | int]) -> list[str]:
+    """The names on the way to a field. The form that a value was taken for is no part of its name: `str`, a class, or the type
+    of a part of a message's content. Names of unknown fields may be anything."""
+    found: list[str] = []
+    for before, place in zip((None, *places), places):
+        kind_of_part = place in _KINDS and isinstance(before, int) and found[-2:-1] == ["content"]
+        if not kind_of_part and "[" not in str(place) and place not in ("str", "int", "Content"):
+            found.append(str(place))
+    return found

@@ -60,7 +60,7 @@ async def read(kind: type[Kind], request: Request, service: Service, intake: Int
     """The request's JSON object, as `kind` has it. ApiError if it is too large, comes too slowly or is invalid."""
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given != "application/json":
-        raise ApiError(415, f"content-type {given[:80]!r} is not application/json")
+        raise ApiError(415, f"content-type {given[:80]!r} is not application/json, which requests must have")
     try:
         async with asyncio.timeout(service.limits.body_seconds):
             body = await _body(request, service.limits, intake)

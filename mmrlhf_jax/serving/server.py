@@ -7,23 +7,26 @@ import contextlib
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.responses import JSONResponse
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.serving.app import make_app
+from mmrlhf_jax.serving.errors import ApiError
 from mmrlhf_jax.serving.requests import MOST_HEAD, is_loopback
 from mmrlhf_jax.serving.service import Service
 
 HEADER_SECONDS = 10.0  # for the head of a request
 UNREAD_SECONDS = 60.0  # for a client to read what has been sent, when no more can be
 KEEP_ALIVE_SECONDS = 5
-MOST_REQUESTS = 512  # connections, more of which are told to come back
 MOST_CONNECTIONS = 768  # more are closed at once; systems usually allow a process 1024 open files
 ERROR_SECONDS = 5  # for replies that are cut off at the end to be told so
 POLL_SECONDS = 0.1
@@ -49,6 +52,16 @@ class Connection(H11Protocol):
             self._wait_for_head()
         else:
             self._head = _cancelled(self._head)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP in the form of all refusals, if no other reply has been begun."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            error, headers = ApiError(400, msg), {"x-request-id": uuid.uuid4().hex, "connection": "close"}
+            reply = JSONResponse(error.body(), error.status, headers=error.headers() | headers)
+            head = h11.Response(status_code=error.status, headers=reply.raw_headers, reason=STATUS_PHRASES[error.status])
+            for event in (head, h11.Data(data=reply.body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -144,7 +157,6 @@ def make_config(service: Service) -> uvicorn.Config:
         h11_max_incomplete_event_size=MOST_HEAD,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=ERROR_SECONDS,
-        limit_concurrency=MOST_REQUESTS,
         log_level="error",
         access_log=False,
     )

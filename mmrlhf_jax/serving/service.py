@@ -67,6 +67,11 @@ class Service:
             raise ApiError(429, "the server holds as many bytes of requests as it can; try again later")
         self._bodies += count
 
+    def check_load(self) -> None:
+        """ApiError if the server has more requests than it may, read or not. Health is answered nevertheless."""
+        if self.handled > self.limits.requests:
+            raise ApiError(429, f"the server has {self.limits.requests} requests; try again later")
+
     def check_open(self) -> None:
         """ApiError while the server is ending, or when its engine has died."""
         if self.draining:

@@ -13,7 +13,7 @@ import pytest
 
 from mmrlhf_jax.serving import server
 from tests.serving.attacks import CHAT, alive, chat, refused
-from tests.serving.conftest import LIMITS, make_service, running
+from tests.serving.conftest import LIMITS, make_service, running, soon
 
 
 def test_a_body_is_read_no_further_than_the_limit(address):
@@ -167,9 +167,19 @@ def test_forms_of_http(address):
     ids=lambda head: repr(head[:60]),
 )
 def test_what_is_no_http_is_refused(address, head):
-    found = exchanged(address, head, b"\r\n\r\n")
-    assert found.split(b" ")[1][:1] in (b"4", b"5") or not found
+    """In the form of all refusals, which OpenAI's client reads."""
+    start, _, body = exchanged(address, head, b"\r\n\r\n").partition(b"\r\n\r\n")
+    assert start.startswith((b"HTTP/1.1 400", b"HTTP/1.1 413")) and b"x-request-id" in start.lower()
+    error = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
     assert alive(address)
+
+
+def test_what_is_no_http_behind_a_refused_head_gets_no_second_reply(address, caplog):
+    wrong = HEAD.replace(b"application/json", b"text/plain").replace(CLOSE, b"")
+    found = exchanged(address, wrong + b"Transfer-Encoding: chunked\r\n\r\n", b"zz\r\n", pause=0.3)
+    assert found.startswith(b"HTTP/1.1 415") and found.count(b"HTTP/1.1") == 1
+    assert alive(address) and not [each for each in caplog.records if each.levelname == "ERROR"]
 
 
 @pytest.mark.parametrize(
@@ -224,6 +234,24 @@ def test_connections_are_bounded(judge, monkeypatch):
         opened.close()
         time.sleep(0.2)
         assert alive(address)
+
+
+def test_requests_are_bounded_and_health_is_answered_nevertheless(judge):
+    """A server that is only busy must not look dead to whoever would start it again."""
+    service = make_service(judge, limits=dataclasses.replace(LIMITS, requests=3))
+    with running(service) as address, contextlib.ExitStack() as opened:
+        for _ in range(3):
+            slow = opened.enter_context(socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1])), timeout=5))
+            slow.sendall(HEAD + b"Content-Length: 500\r\n\r\n{")
+        soon(lambda: service.handled == 3)
+        for path in ("/health", "/ready"):
+            assert httpx.get(f"{address}{path}").status_code == 200
+        reply = httpx.post(f"{address}{CHAT}", json=chat("Why?"))
+        refused(reply, 429, "the server has 3 requests")
+        assert reply.headers["retry-after"] and reply.headers["x-should-retry"] == "true"
+        opened.close()
+        soon(lambda: service.handled == 0)
+        assert httpx.post(f"{address}{CHAT}", json=chat("Why?"), timeout=300).status_code == 200
 
 
 def test_bodies_are_bounded_together(judge):

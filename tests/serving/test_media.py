@@ -105,6 +105,29 @@ def test_odd_pictures_are_read(address, mode):
     assert reply.status_code == 200, reply.text
 
 
+@pytest.mark.parametrize("kind", ["image/jpg", "IMAGE/JPEG", "image/png"])
+def test_a_picture_is_what_it_is_whatever_it_is_called(address, kind):
+    data = encoded(Image.new("RGB", (20, 20)), "JPEG")
+    assert httpx.post(f"{address}{CHAT}", json=chat([picture(data, kind)]), timeout=300).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: f" {text}",
+        lambda text: text.rstrip("=") + "-",
+        lambda text: text[:76] + "\n" + text[76:],
+        lambda text: text + "é",
+    ],
+)
+def test_other_forms_of_base64_are_refused_with_the_form_that_is_read(address, change):
+    """One form alone, so that what is checked is what is decoded."""
+    part = picture(ranked.picture((20, 20), 0))
+    head, _, payload = part["image_url"]["url"].partition(",")
+    part["image_url"]["url"] = f"{head},{change(payload)}"
+    refused(httpx.post(f"{address}{CHAT}", json=chat([part])), 422, "is not base64; send it in the standard alphabet")
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (2, 999), (17, 1)])
 def test_pictures_of_odd_shapes_are_read(address, size):
     reply = httpx.post(f"{address}{CHAT}", json=chat([picture(ranked.picture(size, 0)), TEXT]), timeout=300)
@@ -160,6 +183,7 @@ def test_a_text_chunk_that_swells_is_not_unpacked(address):
     ("content", "status", "says"),
     [
         (frames(b"a", kind="video/mp4"), 415, "video/mp4"),
+        ([picture(png_of(1, 20_001))], 413, "1 x 20001 pixels; at most"),
         (frames(b""), 422, "cannot be read"),
         (frames(ranked.picture((20, 20), 0), b""), 422, "cannot be read"),
         (frames(*[ranked.picture((9, 9), 0)] * 9), 400, "9 frames; at most 8"),
