@@ -27,6 +27,7 @@ from mmrlhf_jax.inference.messages import user_message
 from mmrlhf_jax.places import PromptText
 from mmrlhf_jax.progress import say
 
+CHAT = "/v1/chat/completions"
 FIRST_TRIES = 4  # of the first request, which shows whether the server is there
 LONGEST_WAIT, LONGEST_STATED = 60.0, 600.0  # seconds between two tries: our own, the server's
 SAY_SECONDS = 10.0
@@ -78,7 +79,7 @@ class Endpoint:
     def __init__(self, url: str, model: str | None = None, *, concurrency: int = 64, timeout: float = 600.0):
         self.url, self.model = _address(url), model
         self._concurrency, self._timeout, self._key = concurrency, timeout, _key()
-        self._answered, self._said = 0, -SAY_SECONDS
+        self._answered, self._written, self._said = 0, 0, -SAY_SECONDS
 
     async def check(self) -> str:
         """The model's name, after one call. UserError if the server does not answer, or has no model or another one."""
@@ -152,9 +153,10 @@ class Endpoint:
         body |= {name: value for name, value in (("top_k", request.top_k), ("min_p", request.min_p)) if value}
         if request.prompt_ids:
             body["return_token_ids"] = True
-        reply = await self._send(client, "POST", "/v1/chat/completions", body, replies.Chat)
+        reply = await self._send(client, "POST", CHAT, body, replies.Chat)
         if isinstance(reply, str):
             return Text(error=reply)
+        self._written += 1
         choice, usage, ids = reply.choices[0], reply.usage, reply.prompt_token_ids
         if choice.finish_reason in UNFINISHED:
             return Text(error=f"the server ended the text: {choice.finish_reason}")
@@ -188,7 +190,8 @@ class Endpoint:
                 return reason
             attempt += 1
             if attempt >= min(tries, found.tries):
-                if found.may_be_own and self._answered > answered:  # others were answered meanwhile
+                others = self._answered > answered  # were answered meanwhile
+                if found.may_be_own and (others or (self._written and await self._writes(client))):
                     return f"{reason}, {attempt} times"
                 raise UserError(f"{place}: {reason}{f', {attempt} times' if attempt > 1 else ''}{found.advice}")
             wait = _pause(attempt, found.wait)
@@ -198,6 +201,12 @@ class Endpoint:
                 self._said = time.monotonic()
                 say(f"{self.url}: {reason}; trying again in {wait:.1f} s")
             await asyncio.sleep(wait)
+
+    async def _writes(self, client: httpx.AsyncClient) -> bool:
+        """Whether the server answers a short question now, so that a request that always fails is to blame itself."""
+        body = {"model": self.model, "messages": [{"role": "user", "content": "Hello"}], "max_completion_tokens": 1}
+        reply = await self._try(client, "POST", f"{self.url}{CHAT}", strict_json.dumps(body).encode(), replies.Chat)
+        return not isinstance(reply, Failure)
 
     async def _try(
         self, client: httpx.AsyncClient, method: str, place: str, content: bytes | None, form: type[replies.Reply]

@@ -264,6 +264,22 @@ def test_a_request_at_which_the_server_always_fails_is_refused_when_others_are_a
     assert found[1].error.startswith(says) and found[1].error.endswith(f", {endpoint.TRIES} times")
 
 
+@pytest.mark.parametrize("alive", [True, False])
+def test_where_no_others_are_under_way_a_short_question_shows_whose_fault_it_is(at_once, alive):
+    def reply(body):
+        content = body["messages"][0]["content"]
+        fails = not alive if content == "Hello" else content[0]["text"] == "b"
+        return refusal(500, "bad luck") if fails else chat()
+
+    with fakes.running(Fake(reply)) as fake:
+        client = Endpoint(fake.url, "m", concurrency=1)
+        if alive:
+            assert [each.error is None for each in collected(client, asked(*"abc"))] == [True, False, True]
+        else:
+            with pytest.raises(UserError, match="500: bad luck"):
+                collected(client, asked(*"abc"))
+
+
 @pytest.mark.parametrize("status", [400, 413, 415, 422])
 def test_a_refusal_of_one_request_is_its_error(fake, status):
     fake.first.append(refusal(status, "too long"))
