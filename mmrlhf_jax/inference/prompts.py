@@ -78,11 +78,17 @@ def prompt_trees(prompts: Sequence[Prompt], encoder: GroupEncoder, asked: Asked)
 
 
 def make_tree(
-    prompts: Sequence[Prompt], encoder: GroupEncoder, asked: Asked, example_again: Callable[[], Example] | None = None
+    prompts: Sequence[Prompt],
+    encoder: GroupEncoder,
+    asked: Asked,
+    example_again: Callable[[], Example] | None = None,
+    *,
+    most_trunk: int | None = None,
 ) -> Tree:
     """The tree of prompts about one example. UserError if one exceeds the model's rotary embeddings.
 
-    `example_again` reads the example when the tree's turn comes, so that its media need not be kept until then.
+    `example_again` reads the example when the tree's turn comes, so that its media need not be kept until then. `most_trunk` is
+    the most tokens of the trunk, which must have all media; None: as many as the prompts have in common.
     """
     example = prompts[0].example
     plans = plans_of(example, encoder)
@@ -92,7 +98,7 @@ def make_tree(
     longest = max(1 + int(positions_of(conversation).max()) for conversation in conversations)
     closing = 0 if asked.rewarded is None else CLOSING
     encoder.check_positions(example.record, longest, asked.most + closing)
-    trunk = trunk_length(conversations)
+    trunk = trunk_length(conversations, most_trunk)
     branches = []
     for prompt, conversation in zip(prompts, conversations, strict=True):
         branch = Branch(
@@ -108,13 +114,13 @@ def make_tree(
     return with_trunk(conversations[0], trunk, branches, encoder, plans, example_again or functools.partial(_same, example))
 
 
-def scored_tree(example: Example, encoder: GroupEncoder) -> Tree:
+def scored_tree(example: Example, encoder: GroupEncoder, *, most_trunk: int | None = None) -> Tree:
     """The tree of the conversations of an example's responses, as the encoder's task has them; nothing is written, and every
-    branch has the reward of its conversation. UserError as in `make_tree`."""
+    branch has the reward of its conversation. UserError and `most_trunk` as in `make_tree`."""
     plans = plans_of(example, encoder)
     conversations = encoder.conversations(example.record, plans)
     encoder.check_positions(example.record, max(len(conversation.tokens) for conversation in conversations))
-    trunk = trunk_length(conversations)
+    trunk = trunk_length(conversations, most_trunk)
     branches = [Branch(*_behind(conversation, trunk), most=0) for conversation in conversations]
     return with_trunk(conversations[0], trunk, branches, encoder, plans, functools.partial(_same, example))
 
@@ -173,13 +179,15 @@ class _Media:
         return geometry.of_group(media_tiles(self.example(), geometry), self.plans, self.visual, self.trunk)
 
 
-def trunk_length(conversations: Sequence[Conversation]) -> int:
-    """The length of the trunk: of the common prefix, but for a token that every branch must have to begin with.
+def trunk_length(conversations: Sequence[Conversation], most: int | None = None) -> int:
+    """The length of the trunk: of the common prefix, or its first `most` tokens, but for a token that every branch must have to
+    begin with.
 
     ValueError if a visual token lies behind it.
     """
     trunk = common_prefix([conversation.tokens for conversation in conversations])
     trunk = min(trunk, *(len(conversation.tokens) - 1 for conversation in conversations))
+    trunk = trunk if most is None else min(trunk, most)
     if any(conversation.is_visual[trunk:].any() for conversation in conversations):
         raise ValueError("prompts about the same media differ before them")
     return trunk

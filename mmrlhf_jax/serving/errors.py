@@ -29,6 +29,7 @@ class ApiError(Exception):
 
     def headers(self) -> dict[str, str]:
         found = {"x-should-retry": "true" if self.retry else "false"}
+        found |= {"www-authenticate": "Bearer"} if self.status == 401 else {}
         return found | ({"retry-after": "1"} if self.status in (429, 503) else {})
 
 

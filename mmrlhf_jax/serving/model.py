@@ -82,7 +82,7 @@ class ServedModel:
         room = self._room(tokens, trunk)
         most = max(room, 1) if wanted.most is None else wanted.most
         if trunk > self.longest_trunk or most > room:
-            raise self._too_long(tokens, most)
+            raise self._too_long(f"the prompt has {tokens} tokens and {most} more are asked for")
         branch = Branch(
             whole.tokens[trunk:],
             int(positions_of(whole)[trunk].max()),
@@ -121,19 +121,37 @@ class ServedModel:
         return self.record_tree(conversation.question(responses), asked)
 
     def record_tree(self, example: Example, asked: Rewards) -> Tree:
-        """The tree of the responses of a record."""
+        """The tree of the responses of a record.
+
+        Its trunk ends where the responses begin, so that later requests about the record find it in the cache, whatever their
+        responses are, one or many. What has no room behind it may have in common what the trunk has room for.
+        """
         try:
-            if asked.critique == "written":
-                tree = self._critiques_tree(example, asked)
-            else:
-                tree = scored_tree(example, self.engine.encoder("uncritiqued" if asked.critique == "none" else "critique"))
+            tree = self._judging_tree(example, asked, most_trunk=self._before_responses(example, asked))
+            if not self._has_room(tree) and self._has_room(other := self._judging_tree(example, asked)):
+                tree = other
         except UserError as error:
             raise ApiError(400, str(error), param="messages") from None
-        longest = max(branch.length for branch in tree.branches)
-        if len(tree.tokens) > self.longest_trunk or longest > self.longest_branch:
-            raise self._too_long(len(tree.tokens), longest)
+        if not self._has_room(tree):
+            trunk, longest = len(tree.tokens), _longest(tree)
+            found = f"the prompt has {trunk} tokens, and the longest response with its critique {longest} behind it"
+            raise self._too_long(found, param="responses" if trunk <= self.longest_trunk else "messages")
         tree = dataclasses.replace(tree, key=_key(tree.tokens, example))
         return _with_media(tree, tree.media)
+
+    def _has_room(self, tree: Tree) -> bool:
+        return len(tree.tokens) <= self.longest_trunk and _longest(tree) <= self.longest_branch
+
+    def _judging_tree(self, example: Example, asked: Rewards, most_trunk: int | None = None) -> Tree:
+        if asked.critique == "written":
+            return self._critiques_tree(example, asked, most_trunk)
+        encoder = self.engine.encoder("uncritiqued" if asked.critique == "none" else "critique")
+        return scored_tree(example, encoder, most_trunk=most_trunk)
+
+    def _before_responses(self, example: Example, asked: Rewards) -> int:
+        """The number of tokens before a response, which two that begin differently have in common."""
+        two = self.with_responses(example, ("a", "b"), ("a", "b"))
+        return len(self._judging_tree(two, dataclasses.replace(asked, samples=1)).tokens)
 
     def with_responses(self, example: Example, responses: Sequence[str], critiques: Sequence[str | None]) -> Example:
         """A record's prompt and media with other responses."""
@@ -176,10 +194,11 @@ class ServedModel:
         between, _, behind = rest.partition(answer)
         return before, between, behind.rstrip("\n")
 
-    def _critiques_tree(self, example: Example, asked: Rewards) -> Tree:
+    def _critiques_tree(self, example: Example, asked: Rewards, most_trunk: int | None) -> Tree:
         most = min(USUAL_CRITIQUE, self.longest_branch // 2) if asked.most is None else asked.most
         wanted = self.engine.asked(most, sampling=asked.sampling, samples=asked.samples, rewarded=self._of_text)
-        tree = make_tree([Prompt(example, response) for response in example.record.responses], self._encoder, wanted)
+        prompts = [Prompt(example, response) for response in example.record.responses]
+        tree = make_tree(prompts, self._encoder, wanted, most_trunk=most_trunk)
         fitting = lambda branch: _Fitting(branch, self._closing, self.longest_branch)
         return dataclasses.replace(
             tree, branches=[dataclasses.replace(branch, scored=fitting(branch)) for branch in tree.branches]
@@ -195,14 +214,9 @@ class ServedModel:
         found = self._of_text(RankedRecord("closing", "", ()), Response(""), (), self._encoder.tokenizer.text("a")[0])
         return found.tokens[int(np.flatnonzero(found.is_target)[-1]) :]
 
-    def _too_long(self, tokens: int, new: int) -> ApiError:
-        return ApiError(
-            400,
-            f"the prompt has {tokens} tokens and {new} more are asked for; this server has room for {self.longest_trunk} tokens"
-            f" of a prompt and {self.longest_branch} behind it",
-            param="messages",
-            code="context_length_exceeded",
-        )
+    def _too_long(self, found: str, param: str = "messages") -> ApiError:
+        room = f"{self.longest_trunk} tokens of a prompt and {self.longest_branch} behind it (--prompt-tokens, --new-tokens)"
+        return ApiError(400, f"{found}; this server has room for {room}", param=param, code="context_length_exceeded")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,6 +256,10 @@ def _with_media(tree: Tree, cut: Callable[[], Tiles] | None) -> Tree:
     except UserError:
         raise media.unreadable("messages") from None
     return dataclasses.replace(tree, media=lambda: tiles)
+
+
+def _longest(tree: Tree) -> int:
+    return max(branch.length for branch in tree.branches)
 
 
 def _key(tokens: np.ndarray, example: Example, most_tiles: int = 0) -> Hashable:

@@ -90,7 +90,7 @@ def _labelled(label: Label, index: int) -> Sequence[Message] | str:
             raise wrong from None
     if isinstance(label.get("id"), str | int) and not isinstance(label["id"], bool):
         return str(label["id"])
-    question, images = label.get("question"), label.get("images", [])
+    question, images = label.get("question"), label.get("images") or []
     if not isinstance(question, str) or not isinstance(images, list) or not all(isinstance(url, str) for url in images):
         raise wrong
     pictures = [ImagePart(type="image_url", image_url=ImageUrl(url=url)) for url in images]

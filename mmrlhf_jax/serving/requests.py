@@ -53,7 +53,8 @@ def check_key(request: Request, key: str | None) -> None:
         return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
-        raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+        message = "the API key is missing or wrong; send it as Authorization: Bearer KEY"
+        raise ApiError(401, message, code="invalid_api_key")
 
 
 async def read(kind: type[Kind], request: Request, service: Service, intake: Intake) -> Kind:

@@ -30,7 +30,9 @@ PATHS = [
 @pytest.mark.parametrize("header", [None, "Bearer wrong", "secret", "Basic secret", "Bearer secretx", "Bearer sécret"])
 def test_every_path_but_health_needs_the_key(locked, method, path, header):
     headers = {} if header is None else {"authorization": header.encode()}
-    refused(httpx.request(method, f"{locked}{path}", headers=headers, json={}), 401, "the API key is missing or wrong")
+    reply = httpx.request(method, f"{locked}{path}", headers=headers, json={})
+    refused(reply, 401, "the API key is missing or wrong; send it as Authorization: Bearer KEY")
+    assert reply.headers["www-authenticate"] == "Bearer"
 
 
 def test_the_key_opens_and_health_is_open(locked):

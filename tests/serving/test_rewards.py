@@ -86,6 +86,42 @@ def test_several_critiques_give_a_mean_and_a_spread(post, records):
         assert each["reward"] == pytest.approx(np.mean(rewards)) and each["std"] == pytest.approx(np.std(rewards, ddof=1))
 
 
+@pytest.mark.parametrize("mode", ["written", "given", "none"])
+def test_a_records_picture_is_encoded_once_for_all_rollouts(post, records, service, monkeypatch, mode):
+    """Also if each is sent alone, as verl does: then a response must not be in the part that the cache is asked for."""
+    (scheduler,) = service.worker.schedulers
+    encode, counted = scheduler.programs.encode, []
+    monkeypatch.setattr(scheduler.programs, "encode", lambda *given: (counted.append(1), encode(*given))[1])
+    answers = ["A kite.", "A bird.", "Another one", ""]
+    asked = lambda numbers: {
+        "messages": [{"role": "user", "content": [*pictures(records, 2), {"type": "text", "text": f"Which {mode}?"}]}],
+        "responses": [answers[number] for number in numbers],
+        "critique": mode,
+        **({"critiques": [f"It is {answers[number]}" for number in numbers]} if mode == "given" else {}),
+        **({"max_critique_tokens": 4} if mode == "written" else {}),
+    }
+    alone = [post("/v1/rewards", asked([number])).json() for number in range(4)]
+    together = post("/v1/rewards", asked(range(4))).json()
+    cached = [reply["usage"]["prompt_tokens_details"]["cached_tokens"] for reply in (*alone, together)]
+    assert len(counted) == 1 and cached[0] == 0 and len(set(cached[1:])) == 1 and cached[1] > 0
+    rewards = [reply["data"][0]["reward"] for reply in alone]
+    assert [each["reward"] for each in together["data"]] == pytest.approx(rewards, abs=1e-5)
+
+
+def test_responses_are_taken_that_fit_before_or_behind_the_trunks_end(post, service):
+    """A long prompt with a short response, and a short prompt with a response that is longer than what may follow it."""
+    ask = lambda question, *responses: post("/v1/rewards", {"messages": [{"role": "user", "content": question}],
+                                                            "responses": responses, "critique": "none"})  # fmt: skip
+    usage = ask("Why?", "a").json()["usage"]["prompt_tokens"]
+    room, behind = service.model.longest_trunk, service.model.longest_branch
+    long = "x" * (room - usage - 50)
+    assert ask(long, "y" * 200).status_code == ask(long, "y" * 200, "z" * 200).status_code == 200
+    assert ask("Why?", "y" * (behind + 100)).status_code == 200
+    reply = ask("Why?", "y" * (behind + 100), "z")
+    assert reply.status_code == 400 and "the longest response with its critique" in reply.json()["error"]["message"]
+    assert reply.json()["error"]["param"] == "responses" and reply.json()["error"]["code"] == "context_length_exceeded"
+
+
 def test_views_give_the_same_numbers(post, records, scored):
     answers, rewards = texts(scored, 1), None
     question = records.records[1].prompt
@@ -174,6 +210,9 @@ def test_labels_may_hold_the_question_and_its_pictures(post, records):
     found = post("/get_reward", {"query": ["pA kite."], "prompts": ["p"], "labels": [label]}).json()
     wanted = post("/v1/rewards", {"record_id": records.records[2].id, "responses": ["A kite."]}).json()
     assert found["rewards"] == pytest.approx([wanted["data"][0]["reward"]], abs=1e-5)
+    same = [json.dumps({"question": "a"} | more) for more in ({}, {"images": []}, {"images": None})]  # as an empty column is
+    found = post("/get_reward", {"query": ["pA kite."] * 3, "prompts": ["p"] * 3, "labels": same}).json()
+    assert len(found["rewards"]) == 3 and len(set(found["rewards"])) == 1
 
 
 @pytest.mark.parametrize(
