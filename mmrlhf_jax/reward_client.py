@@ -24,7 +24,8 @@ import httpx
 
 ID_COLUMNS = ("record_id", "id")
 IMAGE_TAG = "<image>"
-AT_A_TIME = 64  # prompts of one call that are sent at a time
+AT_A_TIME = 64  # requests of one event loop that are under way at a time, of all calls together
+MOST_RESPONSES = 64  # of one request; the server refuses more
 FIRST_WAIT, LONGEST_WAIT = 2.0, 30.0  # seconds before a request is sent again; each wait is twice as long as the last one
 FAILED = {408, 409, 500, 502, 504}  # tried again, a few times
 BUSY = {429, 503}  # waited for
@@ -83,20 +84,20 @@ class RewardClient:
     async def of_each(self, prompts: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> list[float | RewardError]:
         """The reward of each response to its prompt (fields of `/v1/rewards`), or why there is none. Responses to equal prompts
         go together, so that their picture is sent and encoded once."""
-        groups: dict[str, list[int]] = {}
+        same: dict[str, list[int]] = {}
         for place, prompt in enumerate(prompts):
-            groups.setdefault(json.dumps(prompt, sort_keys=True), []).append(place)
-        turn = asyncio.Semaphore(AT_A_TIME)
+            same.setdefault(json.dumps(prompt, sort_keys=True), []).append(place)
+        firsts = [(places, first) for places in same.values() for first in range(0, len(places), MOST_RESPONSES)]
+        groups = [places[first : first + MOST_RESPONSES] for places, first in firsts]
 
         async def one(places: Sequence[int]) -> Sequence[float | RewardError]:
-            async with turn:
-                try:
-                    return await self._of_prompt(prompts[places[0]], [responses[place] for place in places])
-                except RewardError as error:
-                    return [error] * len(places)
+            try:
+                return await self._of_prompt(prompts[places[0]], [responses[place] for place in places])
+            except RewardError as error:
+                return [error] * len(places)
 
-        values = await asyncio.gather(*map(one, groups.values()))
-        by_place = {place: value for places, found in zip(groups.values(), values) for place, value in zip(places, found)}
+        values = await asyncio.gather(*map(one, groups))
+        by_place = {place: value for places, found in zip(groups, values) for place, value in zip(places, found)}
         return [by_place[place] for place in range(len(responses))]
 
     async def of_all(self, prompts: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> list[float]:
@@ -116,9 +117,9 @@ class RewardClient:
         return _checked(found, len(responses))
 
     async def post(self, path: str, body: Any) -> Any:
-        """The reply to a request."""
-        tried, patience = 0, time.monotonic() + self._patience
-        async with httpx.AsyncClient(timeout=self._timeout, headers=self._headers) as client:
+        """The reply to a request, when it is its turn."""
+        async with _turn(), httpx.AsyncClient(timeout=self._timeout, headers=self._headers) as client:
+            tried, patience = 0, time.monotonic() + self._patience
             while True:
                 try:
                     reply = await client.post(f"{self._url}{path}", json=body)
@@ -346,6 +347,18 @@ def _checked(values: Any, count: int) -> list[float]:
     if not all(isinstance(each, int | float) and math.isfinite(each) for each in values):
         raise RewardError(f"a reward is not a finite number: {values}")
     return [float(each) for each in values]
+
+
+_turns: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+
+
+def _turn() -> asyncio.Semaphore:
+    """What lets AT_A_TIME requests of the running event loop go at a time. verl asks for each of thousands of responses in a
+    call of its own, and a server closes connections that are too many."""
+    for loop in list(_turns):
+        if loop.is_closed():
+            _turns.pop(loop, None)
+    return _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(AT_A_TIME))
 
 
 def _now(work: Coroutine[Any, Any, Any]) -> Any:

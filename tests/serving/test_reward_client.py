@@ -15,6 +15,7 @@ from PIL import Image
 
 from mmrlhf_jax import reward_client
 from mmrlhf_jax.reward_client import RewardClient, RewardError
+from mmrlhf_jax.serving.limits import Limits
 from tests.serving.conftest import make_service, running
 
 GOOD = (200, {}, json.dumps({"data": [{"reward": 0.5}]}))
@@ -138,6 +139,38 @@ def test_pictures_of_all_kinds_can_be_sent(address, mode):
     image = Image.new("RGB", (20, 20), "red").convert("L").convert(mode) if mode == "I;16" else Image.new(mode, (20, 20))
     (reward,) = asyncio.run(RewardClient(address).rewards(["a"], question="What?", images=[image]))
     assert isinstance(reward, float)
+
+
+def test_more_responses_than_a_request_may_have_are_sent_apart(address, records):
+    """A group of GRPO may be large, and a batch may have the same prompt several times."""
+    name, texts = records.records[1].id, [f"{number}" for number in range(reward_client.MOST_RESPONSES + 2)]
+    client = RewardClient(address, critique="none")
+    found = asyncio.run(client.of_all([{"record_id": name}] * len(texts), texts))
+    assert found[-1:] == pytest.approx(asyncio.run(client.rewards(texts[-1:], record_id=name)), abs=1e-5)
+    assert len(found) == len(texts) and Limits().responses == reward_client.MOST_RESPONSES
+
+
+def test_calls_of_one_loop_share_their_connections(monkeypatch):
+    """verl asks for the reward of each response in a call of its own, all at once."""
+    now, most = [], []
+
+    async def post(*_, json, **__):
+        now.append(1)
+        most.append(len(now))
+        await asyncio.sleep(0.01)
+        now.pop()
+        return httpx.Response(200, json={"data": [{"reward": 0.5}]})
+
+    monkeypatch.setattr(httpx.AsyncClient, "post", post)
+    monkeypatch.setattr(reward_client, "AT_A_TIME", 3)
+
+    async def all_at_once():
+        info = {"record_id": "a"}
+        return await asyncio.gather(*(reward_client.compute_score("mm", str(n), "", info) for n in range(20)))
+
+    for _ in range(2):  # each loop has its own turns
+        assert asyncio.run(all_at_once()) == [0.5] * 20
+    assert max(most) == 3 and len(reward_client._turns) == 1  # that of the loop which has ended is forgotten
 
 
 def test_the_client_needs_no_jax():
