@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 import threading
 import time
@@ -52,6 +53,13 @@ class Connection(H11Protocol):
             self._wait_for_head()
         else:
             self._head = _cancelled(self._head)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection, unless a request has come meanwhile that the event loop, being busy, has not read yet."""
+        waiting = select.poll()
+        waiting.register(self.transport.get_extra_info("socket"), select.POLLIN)
+        if not waiting.poll(0):
+            super().timeout_keep_alive_handler()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP in the form of all refusals, if no other reply has been begun."""

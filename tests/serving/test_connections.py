@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import socket
+import threading
 import time
 
 import httpx
@@ -13,7 +14,7 @@ import pytest
 
 from mmrlhf_jax.serving import server
 from tests.serving.attacks import CHAT, alive, chat, refused
-from tests.serving.conftest import LIMITS, make_service, running, soon
+from tests.serving.conftest import LIMITS, make_service, running, soon, started
 
 
 def test_a_body_is_read_no_further_than_the_limit(address):
@@ -198,6 +199,30 @@ def test_a_body_that_does_not_come_is_not_waited_for(judge):
         found = exchanged(address, HEAD + b"Content-Length: 500\r\n\r\n{", b'"', b"a", pause=0.2)
         assert found.startswith(b"HTTP/1.1 408") and b"the request's body took longer than" in found
         assert alive(address)
+
+
+def test_a_request_that_comes_as_an_idle_connection_is_closed_is_answered(judge, monkeypatch):
+    """The event loop is busy when the time of an idle connection ends, and the request comes before it has seen that."""
+    monkeypatch.setattr(server, "KEEP_ALIVE_SECONDS", 0.5)
+    busy, sent = threading.Event(), threading.Event()
+
+    def occupy(loop) -> None:
+        loop.call_later(0.01, lambda: (busy.set(), sent.wait(20)))  # runs in the same turn of the loop as the end of idleness
+        time.sleep(1.0)
+
+    with started(make_service(judge)) as found:
+        (listening,) = found.server.servers
+        with socket.create_connection(listening.sockets[0].getsockname(), timeout=20) as client:
+            ask = b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n"
+            client.sendall(ask)
+            assert b"200 OK" in client.recv(65536)
+            loop = listening.get_loop()
+            loop.call_soon_threadsafe(occupy, loop)
+            assert busy.wait(20)
+            client.sendall(ask)
+            sent.set()
+            assert b"200 OK" in client.recv(65536)
+            assert client.recv(65536) == b""  # idle again, and closed
 
 
 def test_replies_that_are_not_read_end_the_connection(judge, monkeypatch):
