@@ -19,9 +19,10 @@ Whole = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
-_UNSUPPORTED = {
+_MESSAGES = {
     "extra_forbidden": "this field is not supported; leave it out",
     "unsupported": "this value is not supported; leave the field out",
+    "model_type": "it must be an object",  # pydantic's own message names a class
 }
 _KINDS = ("text", "image_url", "video_url")
 
@@ -199,7 +200,7 @@ def parse(kind: type[Kind], body: Any) -> Kind:
         errors = error.errors(include_url=False, include_input=False, include_context=False)
         worst = max(errors, key=lambda each: len(each["loc"]))
         param = ".".join(_names(worst["loc"]))[:200] or None
-        message = _UNSUPPORTED.get(worst["type"], worst["msg"])
+        message = _MESSAGES.get(worst["type"], worst["msg"])
         raise ApiError(400, f"{param}: {message}" if param else message, param=param) from None
 
 

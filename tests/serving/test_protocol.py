@@ -70,3 +70,4 @@ def test_the_field_that_is_wrong_is_named_as_it_was_written(kind, body, param):
     with pytest.raises(ApiError) as error:
         parse(kind, body)
     assert error.value.param == param and str(error.value).startswith(f"{param}: ")
+    assert "ImageUrl" not in str(error.value)
