@@ -52,7 +52,7 @@ class Lane:
     branch: int
 
     def __post_init__(self) -> None:
-        if self.trunk % TRUNK_CHUNKS[0] or self.branch % BRANCH_CHUNKS[-1]:
+        if self.trunk % TRUNK_CHUNKS[-1] or self.branch % BRANCH_CHUNKS[-1]:
             raise ValueError(f"{self} does not hold whole chunks")
 
     def bytes(self, config: TextConfig, dtype) -> int:

@@ -89,7 +89,9 @@ def tile_counts(geometry: Geometry, lane: Lane, most_images: int, most_frames: i
 
 
 def _trunk(tree: Tree) -> int:
-    return TRUNK_CHUNKS[0] * power_of_two(math.ceil(max(len(tree.tokens), 1) / TRUNK_CHUNKS[0]))
+    """Slots for a trunk. Every step reads all of them, so that short texts, without media, have a lane of their own."""
+    large = TRUNK_CHUNKS[0]
+    return large // 2 if len(tree.tokens) <= large // 2 else large * power_of_two(math.ceil(len(tree.tokens) / large))
 
 
 def stepped(length: int, unit: int) -> int:

@@ -53,7 +53,7 @@ class Programs:
     def names(self, *, tiles: Sequence[int] = (), top: bool = False) -> list[str]:
         """All programs. `tiles` are the numbers of tiles for which media are encoded; `top`: also the decoding step that gives
         log-probs of the likeliest tokens."""
-        trunks = [f"trunk {size}" for size in TRUNK_CHUNKS]
+        trunks = [f"trunk {size}" for size in TRUNK_CHUNKS if size <= self.lane.trunk]
         branches = [f"branch {size}" for size in BRANCH_CHUNKS if size <= self.lane.branch]
         return [
             *trunks,

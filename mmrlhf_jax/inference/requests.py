@@ -44,8 +44,9 @@ class Branch:
 
     @property
     def length(self) -> int:
-        """Slots of a branch that it may need."""
-        return len(self.tokens) + self.most + self.closing
+        """Slots of a branch that it may need. The last new token has none, unless something follows it."""
+        last = self.scored is None and self.most > 0
+        return len(self.tokens) + self.most + self.closing - last
 
 
 @dataclasses.dataclass(frozen=True)

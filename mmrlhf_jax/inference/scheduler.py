@@ -102,8 +102,8 @@ class Scheduler:
         return self._decode()
 
     def _starving(self) -> bool:
-        """Whether a slot waits for a chunk."""
-        return any(group.branches or (group.trunks and group.idle > group.waiting) for group in self.groups)
+        """Whether a slot waits for a chunk: a step without it would take as long."""
+        return any(group.branches or (group.trunks and group.idle) for group in self.groups)
 
     def _admit(self) -> None:
         for group in self.groups:

@@ -15,7 +15,7 @@ from mmrlhf_jax.inference.requests import Branch, Tree
 def tree(trunk: int, branches: int, length: int) -> Tree:
     """A tree whose branches need `length` slots each."""
     tokens = np.zeros(trunk, np.int32)
-    return Tree(tokens, tokens, [Branch(np.zeros(1, np.int32), trunk, most=length - 1)] * branches)
+    return Tree(tokens, tokens, [Branch(np.zeros(1, np.int32), trunk, most=length)] * branches)
 
 
 def part(seed: int) -> list[Tree]:

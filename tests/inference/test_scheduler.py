@@ -175,6 +175,15 @@ def test_slots_are_refilled_as_texts_end(engine):
     assert running.useful / (running.steps * running.lane.slots) > 0.9
 
 
+def test_all_slots_are_filled_before_the_first_step(engine):
+    (tree,) = trees(engine, [Prompt(example("Why?", []))], most=12)
+    branches = [dataclasses.replace(tree.branches[0], stops=frozenset(), sample=number) for number in range(2)]
+    made = [dataclasses.replace(tree, branches=branches) for _ in range(8)]
+    running = scheduler(engine, made, slots=16)
+    assert {len(tokens) for tokens in run(running, made)} == {12}
+    assert (running.lane.slots, running.steps, running.useful) == (16, 12, 16 * 12)
+
+
 def test_a_cancelled_text_leaves_the_others_as_they_are(engine, prompts):
     made = trees(engine, prompts, most=30)
     wanted = run(scheduler(engine, made), made)
