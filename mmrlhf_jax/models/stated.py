@@ -36,10 +36,6 @@ class Stated:
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
-    def __bool__(self) -> bool:
-        """An object, even one without keys, is something that was stated."""
-        return True
-
     def part(self, key: str, defaults: Mapping[str, Any] | None = None) -> Stated:
         """A nested object; empty if the key is missing or null."""
         value = self.get(key)

@@ -46,7 +46,7 @@ def tile_tower_sizes(
     """
     hidden, heads = width_and_heads(tower, where)
     layers = tower.integer("num_hidden_layers", least=1)
-    pixels = pixels or Stated({}, where)
+    pixels = Stated({}, where) if pixels is None else pixels
     return {
         "hidden_size": hidden,
         "intermediate_size": tower.integer("intermediate_size", least=1),

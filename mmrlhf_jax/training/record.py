@@ -112,7 +112,8 @@ def record(done: Pending, recorder: Recorder, *, always: bool = False) -> None:
         recorder.log.write(done.step + 1, figures)
     accuracy = figures.get("rewards/accuracies", figures.get("accuracy"))
     shown = f"loss {figures['loss']:.4f}" + (f", accuracy {accuracy:.3f}" if accuracy is not None else "")
-    rates = f", {figures['pairs_per_second']:.3g} pairs/s, {figures['tokens_per_second']:.4g} tokens/s"
+    pairs = figures["pairs_per_second"]  # none where a task learns from single responses
+    rates = (f", {pairs:.3g} pairs/s" if pairs else "") + f", {figures['tokens_per_second']:.4g} tokens/s"
     utilisation = figures.get("flop_utilisation")
     recorder.progress.update(shown + rates + (f", {utilisation:.1%} of peak" if utilisation is not None else ""))
 

@@ -97,7 +97,7 @@ def _geometry(top: Stated, pixels: Stated | None, vision: InternVitConfig, where
     merge = 1 / top.positive("downsample_ratio", 0.5)
     if merge != round(merge):
         raise UserError(f"{where}: downsample_ratio {top.get('downsample_ratio')} is not 1/2, nor 1 over another whole number")
-    pixels = pixels or Stated({}, where)
+    pixels = Stated({}, where) if pixels is None else pixels
     tiles = dict(
         min_tiles=pixels.integer("min_patches", 1, least=1),
         max_tiles=pixels.integer("max_patches", 12, least=1),
