@@ -24,9 +24,9 @@ class Chunk(NamedTuple):
     is_visual: Bool[Array, "G e"]
     count: Int[Array, "G"]
     start: Int[Array, "G"]  # the slot of the first token, in the trunk or in the branch
-    row: Int[Array, "G"]
-    slot: Int[Array, "G"]  # of the branch, if it is one that is extended
-    trunk: Int[Array, "G"]  # tokens of the branch's trunk
+    row: Int[Array, "G"]  # of a branch's trunk
+    slot: Int[Array, "G"]  # of a branch
+    trunk: Int[Array, "G"]  # tokens of a branch's trunk
 
 
 class Copies(NamedTuple):

@@ -15,22 +15,34 @@ from mmrlhf_jax.models.decoder import TextConfig
 from mmrlhf_jax.sharding import rules
 from mmrlhf_jax.sharding.mesh import rows_divisor
 
-# Tokens that one call adds to a trunk, or to a branch. Longer texts take several calls, the last of which may be a short one.
+# Tokens that one call adds to a long trunk, or to a branch. Longer texts take several calls, the last one a small one perhaps.
 TRUNK_CHUNKS, BRANCH_CHUNKS = (512, 128), (256, 64)
+SHORT = 256  # A trunk of a lane for at most so many tokens takes one call; such lanes have any multiple of `SHORT_UNIT` slots.
+SHORT_UNIT = 32
 
 
 class Keys(NamedTuple):
-    """Keys and values of one layer, in the layout of a product over keys: [..., K, S, D]."""
+    """Keys and values of one layer, as they are written: those of a token lie side by side."""
 
-    k: Float[Array, "G N K S D"]
-    v: Float[Array, "G N K S D"]
+    k: Float[Array, "... K S D"]
+    v: Float[Array, "... K S D"]
+
+
+class TrunkKeys(NamedTuple):
+    """Keys and values of whole trunks in one layer, as the product with queries reads them: every step reads all of them, and
+    would have to transpose the keys."""
+
+    k: Float[Array, "... K D S"]
+    v: Float[Array, "... K S D"]
 
 
 class Cache(NamedTuple):
-    """Keys and values of every layer, in G groups of devices: of R trunks [G, R, K, T, D] and of B branches [G, B, K, N, D]."""
+    """Keys and values of every layer, in G groups of devices: of R trunks [G, R, ...] with T slots, of B branches [G, B, ...]
+    with N slots, and of every group's trunk that is on its way, [G, ...]. That one is apart, so that a chunk changes little."""
 
-    trunks: tuple[Keys, ...]
+    trunks: tuple[TrunkKeys, ...]
     branches: tuple[Keys, ...]
+    begun: tuple[Keys, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +64,23 @@ class Lane:
     branch: int
 
     def __post_init__(self) -> None:
-        if self.trunk % TRUNK_CHUNKS[-1] or self.branch % BRANCH_CHUNKS[-1]:
+        short = self.trunk <= SHORT and self.trunk % SHORT_UNIT == 0
+        if not (short or self.trunk % TRUNK_CHUNKS[-1] == 0) or self.branch % BRANCH_CHUNKS[-1]:
             raise ValueError(f"{self} does not hold whole chunks")
+
+    @property
+    def trunk_chunks(self) -> tuple[int, ...]:
+        """Sizes of the calls that add to a trunk, large ones first."""
+        return (self.trunk,) if self.trunk <= SHORT else tuple(size for size in TRUNK_CHUNKS if size <= self.trunk)
+
+    @property
+    def branch_chunks(self) -> tuple[int, ...]:
+        """Sizes of the calls that add to the prompt of a branch, large ones first."""
+        return tuple(size for size in BRANCH_CHUNKS if size <= self.branch)
 
     def bytes(self, config: TextConfig, dtype) -> int:
         """Bytes of the cache of one group of devices."""
-        tokens = self.rows * self.trunk + self.slots * self.branch
+        tokens = (self.rows + 1) * self.trunk + self.slots * self.branch
         return 2 * config.layers * config.kv_heads * config.head_dim * tokens * jnp.dtype(dtype).itemsize
 
     def cache(self, config: TextConfig, dtype, mesh: Mesh) -> Cache:
@@ -75,15 +98,16 @@ class Lane:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding(x.shape, mesh)), shapes)
 
     def _shapes(self, config: TextConfig, groups: int) -> Cache:
-        def of(count: int, length: int) -> tuple[Keys, ...]:
-            one = jax.ShapeDtypeStruct((groups, count, config.kv_heads, length, config.head_dim), jnp.float32)
-            return tuple(Keys(one, one) for _ in range(config.layers))
-
-        return Cache(of(self.rows, self.trunk), of(self.slots, self.branch))
+        of = lambda *shape: jax.ShapeDtypeStruct((groups, *shape), jnp.float32)
+        heads, dim = config.kv_heads, config.head_dim
+        trunk = TrunkKeys(of(self.rows, heads, dim, self.trunk), of(self.rows, heads, self.trunk, dim))
+        branch = Keys(*(of(self.slots, heads, self.branch, dim),) * 2)
+        begun = Keys(*(of(heads, self.trunk, dim),) * 2)
+        return Cache(*((each,) * config.layers for each in (trunk, branch, begun)))
 
 
 def sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, rules.fit(rules.spec("batch", None, "heads", None, None), shape, mesh))
+    return NamedSharding(mesh, rules.fit(rules.spec("batch", *(None,) * (len(shape) - 4), "heads", None, None), shape, mesh))
 
 
 def chunk_size(left: int, start: int, sizes: Sequence[int], limit: int) -> int:
@@ -92,5 +116,5 @@ def chunk_size(left: int, start: int, sizes: Sequence[int], limit: int) -> int:
     A large chunk, if a small one less would not hold what is left; starts are multiples of the small size, so that the last
     small chunk ends within the limit.
     """
-    large, small = sizes
+    large, small = sizes[0], sizes[-1]
     return large if left > large - small and start + large <= limit else small

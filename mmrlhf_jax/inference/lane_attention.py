@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mmrlhf_jax.inference.calls import Chunk, Copies, Step
-from mmrlhf_jax.inference.lane import Cache, Keys
+from mmrlhf_jax.inference.lane import Cache, Keys, TrunkKeys
 from mmrlhf_jax.models.attention import attend_part, join
 
 
@@ -24,51 +24,63 @@ def copy_branches(cache: Cache, copies: Copies) -> Cache:
     return cache._replace(branches=branches)
 
 
-def attend_trunk(q, k, v, trunks: Keys, chunk: Chunk):
-    """A chunk of one group's trunk against the trunk so far and itself: ([e, H, D], the trunks with its keys)."""
-    here = jax.tree.map(lambda all_rows: all_rows[chunk.row], trunks)
-    here = _written(here, k, v, chunk)
-    visible = jnp.arange(here.k.shape[1])[None] <= (chunk.start + jnp.arange(q.shape[0]))[:, None]
-    part = attend_part(q[None], here.k[None], here.v[None], visible[None])
-    out = (part.out / part.total[..., None])[0].astype(q.dtype)
-    return out, jax.tree.map(lambda all_rows, row: all_rows.at[chunk.row].set(row, mode="drop"), trunks, here)
+def place_trunks(cache: Cache, rows: Int[Array, "G"]) -> Cache:
+    """The trunk of every group that was on its way goes into this row. It goes nowhere if the row is beyond the last one."""
+
+    def one(trunks: TrunkKeys, begun: Keys, row) -> TrunkKeys:
+        whole = TrunkKeys(begun.k.swapaxes(1, 2), begun.v)
+        return jax.tree.map(lambda old, new: old.at[row].set(new, mode="drop"), trunks, whole)
+
+    placed = (jax.vmap(one)(*layer, rows) for layer in zip(cache.trunks, cache.begun, strict=True))
+    return cache._replace(trunks=tuple(placed))
 
 
-def attend_branch(q, k, v, trunks: Keys, branches: Keys, chunk: Chunk):
+def attend_trunk(q, k, v, begun: Keys, chunk: Chunk):
+    """A chunk of one group's trunk against the trunk so far and itself: ([e, H, D], the trunk with its keys)."""
+    begun = _written(begun, k, v, (0, chunk.start, 0), chunk.count)
+    visible = jnp.arange(begun.k.shape[1])[None] <= (chunk.start + jnp.arange(q.shape[0]))[:, None]
+    part = attend_part(q[None], begun.k.swapaxes(1, 2)[None], begun.v[None], visible[None])
+    return (part.out / part.total[..., None])[0].astype(q.dtype), begun
+
+
+def attend_branch(q, k, v, trunks: TrunkKeys, branches: Keys, chunk: Chunk):
     """A chunk of one group's branch against its trunk, the branch so far and itself."""
+    branches = _written(branches, k[None], v[None], (chunk.slot, 0, chunk.start, 0), chunk.count)
     trunk, here = jax.tree.map(lambda x: x[chunk.row], trunks), jax.tree.map(lambda x: x[chunk.slot], branches)
-    here = _written(here, k, v, chunk)
-    before = jnp.broadcast_to(jnp.arange(trunk.k.shape[1]) < chunk.trunk, (1, q.shape[0], trunk.k.shape[1]))
-    own = jnp.arange(here.k.shape[1])[None] <= (chunk.start + jnp.arange(q.shape[0]))[:, None]
+    before = jnp.broadcast_to(jnp.arange(trunk.v.shape[1]) < chunk.trunk, (1, q.shape[0], trunk.v.shape[1]))
+    own = jnp.arange(here.v.shape[1])[None] <= (chunk.start + jnp.arange(q.shape[0]))[:, None]
     parts = (
         attend_part(q[None], trunk.k[None], trunk.v[None], before),
-        attend_part(q[None], here.k[None], here.v[None], own[None]),
+        attend_part(q[None], here.k.swapaxes(1, 2)[None], here.v[None], own[None]),
     )
-    out = join(*parts)[0].astype(q.dtype)
-    return out, jax.tree.map(lambda all_slots, slot: all_slots.at[chunk.slot].set(slot, mode="drop"), branches, here)
+    return join(*parts)[0].astype(q.dtype), branches
 
 
-def _written(keys: Keys, k: Float[Array, "e K D"], v: Float[Array, "e K D"], chunk: Chunk) -> Keys:
-    """The keys of one trunk or branch [K, S, D] with the chunk's; unchanged for a group without work."""
+def _written(keys: Keys, k: Float[Array, "... e K D"], v: Float[Array, "... e K D"], place, count) -> Keys:
+    """Keys [..., K, S, D] with those of a chunk at `place`; unchanged for a group without work. Only the chunk's slots are read
+    and written, so that the compiler changes the cache in place."""
 
     def one(old, new):
-        written = jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(0, 1).astype(old.dtype), chunk.start, axis=1)
-        return jnp.where(chunk.count > 0, written, old)
+        new = new.swapaxes(-3, -2).astype(old.dtype)
+        here = jax.lax.dynamic_slice(old, place, new.shape)
+        return jax.lax.dynamic_update_slice(old, jnp.where(count > 0, new, here), place)
 
     return Keys(one(keys.k, k), one(keys.v, v))
 
 
-def attend_step(q, k, v, trunks: Keys, branches: Keys, step: Step, places: int):
+def attend_step(q, k, v, trunks: TrunkKeys, branches: Keys, step: Step, places: int):
     """One token of each of a group's B branches: against its trunk, whose keys are read once for all its branches, and against
     its own. Returns ([B, H, D], the branches with its keys)."""
     count = q.shape[0]
-    write = lambda keys, new: keys.at[jnp.arange(count), :, step.length].set(new.astype(keys.dtype), mode="drop")
+    # Indices for every axis before the last one: with one left out between them, XLA for TPU copies the branches for it.
+    at = jnp.arange(count)[:, None], jnp.arange(k.shape[1])[None], step.length[:, None]
+    write = lambda keys, new: keys.at[at].set(new.astype(keys.dtype), mode="drop")
     branches = jax.tree.map(write, branches, Keys(k, v))
     rows = trunks.k.shape[0]
     queries = jnp.zeros((rows, places, *q.shape[1:]), q.dtype).at[step.row, step.place].set(q, mode="drop")
     lengths = jnp.zeros(rows, jnp.int32).at[step.row].max(step.trunk, mode="drop")
-    before = jnp.broadcast_to((jnp.arange(trunks.k.shape[2]) < lengths[:, None])[:, None], (rows, places, trunks.k.shape[2]))
+    before = jnp.broadcast_to((jnp.arange(trunks.v.shape[2]) < lengths[:, None])[:, None], (rows, places, trunks.v.shape[2]))
     shared = jax.tree.map(lambda x: x[step.row, step.place], attend_part(queries, trunks.k, trunks.v, before))
     own = jnp.arange(branches.k.shape[2])[None] <= step.length[:, None]
-    alone = jax.tree.map(lambda x: x[:, 0], attend_part(q[:, None], branches.k, branches.v, own[:, None]))
+    alone = jax.tree.map(lambda x: x[:, 0], attend_part(q[:, None], branches.k.swapaxes(2, 3), branches.v, own[:, None]))
     return join(shared, alone).astype(q.dtype), branches

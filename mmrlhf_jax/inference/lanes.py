@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from mmrlhf_jax.inference.lane import BRANCH_CHUNKS, TRUNK_CHUNKS, Lane
+from mmrlhf_jax.inference.lane import BRANCH_CHUNKS, SHORT, SHORT_UNIT, TRUNK_CHUNKS, Lane
 from mmrlhf_jax.inference.requests import Tree
 from mmrlhf_jax.models.geometry import Geometry
 
@@ -20,7 +20,8 @@ def lanes_for(
     fits: Callable[[Lane], bool] = lambda lane: True,
     known: Collection[Lane] = (),
 ) -> Iterator[tuple[Lane, list[int]]]:
-    """(lane, indices of its trees): trees with trunks of similar length run in one lane, short ones first.
+    """(lane, indices of its trees): trees with trunks of similar length run in one lane, short ones first. Trees that would not
+    fill a lane twice run in the next one, if that is at most twice as long.
 
     `slots` is the number of branches that run at a time on each of `groups` groups of devices, or fewer where such a lane does
     not `fit`. Of no trees there are no lanes. `known` are lanes whose programs are compiled; they are used where they will do.
@@ -31,14 +32,19 @@ def lanes_for(
     total = sum(len(tree.branches) for tree in trees)
     slots = min(slots, power_of_two(math.ceil(total / groups)))
     by_trunk = sorted(range(len(trees)), key=lambda number: len(trees[number].tokens))
-    for trunk, numbers in itertools.groupby(by_trunk, key=lambda number: _trunk(trees[number])):
-        numbers = list(numbers)
+    apart = [(trunk, list(numbers)) for trunk, numbers in itertools.groupby(by_trunk, key=lambda n: _trunk(trees[n]))]
+    numbers: list[int] = []
+    for (trunk, here), (following, _) in itertools.zip_longest(apart, apart[1:], fillvalue=(math.inf, [])):
+        numbers += here
         widths = [len(trees[number].branches) for number in numbers]
         shape = dict(trunk=trunk, branch=branch, width=sum(widths) / len(widths), widest=max(widths))
         count = slots
         while not fits(lane := make_lane(count, power_of_two(math.ceil(len(numbers) / groups)), **shape)) and count > 1:
             count //= 2
+        if following <= 2 * trunk and sum(widths) < 2 * lane.slots * groups:
+            continue
         yield _known(lane, known), numbers
+        numbers = []
 
 
 def _known(wanted: Lane, known: Collection[Lane]) -> Lane:
@@ -47,7 +53,7 @@ def _known(wanted: Lane, known: Collection[Lane]) -> Lane:
     enough = [
         lane
         for lane in known
-        if lane.trunk == wanted.trunk
+        if (lane.trunk == wanted.trunk or wanted.trunk < lane.trunk <= min(SHORT, 2 * wanted.trunk))
         and wanted.branch <= lane.branch <= 4 * wanted.branch  # every step reads all slots of a branch
         and lane.slots >= wanted.slots
         and lane.places >= wanted.places
@@ -89,9 +95,11 @@ def tile_counts(geometry: Geometry, lane: Lane, most_images: int, most_frames: i
 
 
 def _trunk(tree: Tree) -> int:
-    """Slots for a trunk. Every step reads all of them, so that short texts, without media, have a lane of their own."""
-    large = TRUNK_CHUNKS[0]
-    return large // 2 if len(tree.tokens) <= large // 2 else large * power_of_two(math.ceil(len(tree.tokens) / large))
+    """Slots for a trunk. Every step reads all of them."""
+    count, large = len(tree.tokens), TRUNK_CHUNKS[0]
+    if count <= SHORT:
+        return SHORT_UNIT * max(1, math.ceil(count / SHORT_UNIT))
+    return large * power_of_two(math.ceil(count / large))
 
 
 def stepped(length: int, unit: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmrlhf_jax.inference.calls import Chunk
 from mmrlhf_jax.inference.group import Group, Row, Slot
-from mmrlhf_jax.inference.lane import BRANCH_CHUNKS, TRUNK_CHUNKS, Cache, chunk_size
+from mmrlhf_jax.inference.lane import Cache, chunk_size
 from mmrlhf_jax.inference.programs import Programs
 
 
@@ -62,7 +62,7 @@ class Prefill:
         for number, slot in heads.items():
             tokens = slot.branch.tokens[:-1]  # the last one is fed by the step that chooses the first new token
             texts[number] = _Text(tokens, slot.branch.position + np.arange(len(tokens)), slot.length)
-        chunk, taken = self._chunk(texts, BRANCH_CHUNKS, self._programs.lane.branch)
+        chunk, taken = self._chunk(texts, self._programs.lane.branch_chunks, self._programs.lane.branch)
         for number in taken:
             slot = heads[number]
             chunk.row[number], chunk.slot[number] = slot.row.number, slot.number
@@ -82,18 +82,17 @@ class Prefill:
     def _extend_trunks(self, cache: Cache, heads: dict[int, Row]) -> Cache:
         self._encode(heads)
         texts = {number: _Text(row.tree.tokens, row.tree.positions, row.done) for number, row in heads.items()}
-        chunk, taken = self._chunk(texts, TRUNK_CHUNKS, self._programs.lane.trunk)
+        chunk, taken = self._chunk(texts, self._programs.lane.trunk_chunks, self._programs.lane.trunk)
         for number in taken:
-            row = heads[number]
-            chunk.row[number] = row.number
-            visual = row.tree.visual - chunk.start[number]
+            visual = heads[number].tree.visual - chunk.start[number]
             chunk.is_visual[number, visual[(visual >= 0) & (visual < chunk.tokens.shape[1])]] = True
         cache = self._programs.extend_trunk(self._weights, cache, self._visual, chunk)
+        rows = np.full(len(self._groups), self._programs.lane.rows, np.int32)
         for number, count in taken.items():
             heads[number].done += count
             if heads[number].ready:
-                self._groups[number].trunks.popleft()
-        return cache
+                rows[number] = self._groups[number].trunks.popleft().number
+        return self._programs.place(cache, rows) if rows.min() < self._programs.lane.rows else cache
 
     def _encode(self, heads: dict[int, Row]) -> None:
         """Compute the visual tokens of the trunks that have not begun yet."""

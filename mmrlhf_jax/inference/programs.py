@@ -17,8 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mmrlhf_jax.inference.calls import Chosen, Chunk, Copies, Media, Step
-from mmrlhf_jax.inference.lane import BRANCH_CHUNKS, TRUNK_CHUNKS, Cache, Lane
-from mmrlhf_jax.inference.lane_attention import attend_branch, attend_step, attend_trunk, copy_branches
+from mmrlhf_jax.inference.lane import Cache, Lane
+from mmrlhf_jax.inference.lane_attention import attend_branch, attend_step, attend_trunk, copy_branches, place_trunks
 from mmrlhf_jax.inference.lanes import power_of_two
 from mmrlhf_jax.inference.requests import Tree
 from mmrlhf_jax.inference.sampling import Draws, choose
@@ -53,11 +53,10 @@ class Programs:
     def names(self, *, tiles: Sequence[int] = (), top: bool = False) -> list[str]:
         """All programs. `tiles` are the numbers of tiles for which media are encoded; `top`: also the decoding step that gives
         log-probs of the likeliest tokens."""
-        trunks = [f"trunk {size}" for size in TRUNK_CHUNKS if size <= self.lane.trunk]
-        branches = [f"branch {size}" for size in BRANCH_CHUNKS if size <= self.lane.branch]
         return [
-            *trunks,
-            *branches,
+            *(f"trunk {size}" for size in self.lane.trunk_chunks),
+            *(f"branch {size}" for size in self.lane.branch_chunks),
+            "place",
             "copy",
             *(f"encode {count}" for count in tiles),
             "decode",
@@ -109,6 +108,10 @@ class Programs:
     def extend_trunk(self, weights: Weights, cache: Cache, visual: jax.Array, chunk: Chunk) -> Cache:
         return self.compile(f"trunk {chunk.tokens.shape[1]}")(weights, cache, visual, chunk)
 
+    def place(self, cache: Cache, rows: np.ndarray) -> Cache:
+        """The trunks that were on their way, one of every group, in these rows [G]."""
+        return self.compile("place")(cache, rows)
+
     def extend_branch(self, weights: Weights, cache: Cache, chunk: Chunk) -> Cache:
         return self.compile(f"branch {chunk.tokens.shape[1]}")(weights, cache, chunk)
 
@@ -132,8 +135,8 @@ class Programs:
             run = jax.jit(self._extend_trunk, donate_argnums=1, out_shardings=caches)
         elif kind == "branch":
             run = jax.jit(self._extend_branch, donate_argnums=1, out_shardings=caches)
-        elif kind == "copy":
-            run = jax.jit(copy_branches, donate_argnums=0, out_shardings=caches)
+        elif kind in ("copy", "place"):
+            run = jax.jit(copy_branches if kind == "copy" else place_trunks, donate_argnums=0, out_shardings=caches)
         else:
             results = Chosen(ours, ours, ours, (batch_sharding(self.mesh, 3),) * 2 if size else None)
             decode = functools.partial(self._decode, top=bool(size))
@@ -152,8 +155,8 @@ class Programs:
             return weights, self._cache, *jax.tree.map(place, (self._visual(), self._chunk(int(size))))
         if kind == "branch":
             return weights, self._cache, jax.tree.map(place, self._chunk(int(size)))
-        if kind == "copy":
-            return self._cache, jax.tree.map(place, self._copies())
+        if kind in ("copy", "place"):
+            return self._cache, jax.tree.map(place, self._copies() if kind == "copy" else self._whole())
         return weights, self._cache, *jax.tree.map(place, (self._whole("B"), self._step(), self._draws()))
 
     def compile(self, name: str) -> Callable:
@@ -174,15 +177,15 @@ class Programs:
         x = model.language.embed(chunk.tokens)
         here = jax.vmap(lambda values, start: jax.lax.dynamic_slice_in_dim(values, start, x.shape[1]))(visual, chunk.start)
         x = jnp.where(chunk.is_visual[..., None], here, x)
-        trunks = []
+        begun = []
 
         def attend(number, q, k, v):
-            out, keys = jax.vmap(attend_trunk)(q, k, v, cache.trunks[number], chunk)
-            trunks.append(keys)
+            out, keys = jax.vmap(attend_trunk)(q, k, v, cache.begun[number], chunk)
+            begun.append(keys)
             return out
 
         model.language.extend(x, chunk.positions, layers, attend)
-        return cache._replace(trunks=tuple(trunks))
+        return cache._replace(begun=tuple(begun))
 
     def _extend_branch(self, weights: Weights, cache: Cache, chunk: Chunk) -> Cache:
         model, layers = self.model.merge(weights)

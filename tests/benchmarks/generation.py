@@ -1,6 +1,6 @@
 """Generation against transformers' batched `generate`: 32 prompts, 4 answers each, same model, same number of new tokens.
 
-    python -m tests.benchmarks.generation [--turns 3] [--tokens 64]
+    python -m tests.benchmarks.generation [--turns 3] [--tokens 64] [--batch 32] [--prompts text pictures]
 
 The model has random weights and the shapes of SmolLM2-135M behind a SigLIP tower of the published geometry, two layers deep: a
 picture of 384 x 384 pixels is two tiles. Both sides write the same number of tokens for every text: first equal numbers, then
@@ -36,7 +36,7 @@ from mmrlhf_jax.sharding.mesh import make_mesh
 from tests import ranked, tiny
 from tests.families import llava_onevision
 
-PROMPTS, ANSWERS, BATCH = 32, 4, 32
+PROMPTS, ANSWERS = 32, 4
 SIDE = 384
 TEXT = {
     "hidden_size": 576,
@@ -74,7 +74,7 @@ def make_prompts(pictures: bool) -> list[Prompt]:
     return found
 
 
-def ours(engine: Engine, prompts: Sequence[Prompt], lengths: np.ndarray) -> tuple[float, float]:
+def ours(engine: Engine, prompts: Sequence[Prompt], lengths: np.ndarray, batch: int) -> tuple[float, float]:
     """(seconds, share of the slots that were busy)."""
     asked = dataclasses.replace(
         engine.asked(int(lengths.max()), sampling=Sampling(temperature=1.0, seed=1), samples=ANSWERS), stops=frozenset()
@@ -85,7 +85,7 @@ def ours(engine: Engine, prompts: Sequence[Prompt], lengths: np.ndarray) -> tupl
         branches = [dataclasses.replace(b, most=int(most)) for b, most in zip(made.tree.branches, wanted, strict=True)]
         trees.append(dataclasses.replace(made.tree, branches=branches))
     useful = total = 0
-    for lane, chosen in lanes_for(trees, BATCH, 1):
+    for lane, chosen in lanes_for(trees, batch, 1):
         running = Scheduler(engine.programs(lane), engine.model.apart())
         for number in chosen:
             running.submit(trees[number])
@@ -96,10 +96,10 @@ def ours(engine: Engine, prompts: Sequence[Prompt], lengths: np.ndarray) -> tupl
     return time.perf_counter() - started, useful / total
 
 
-def theirs(model, engine: Engine, prompts: Sequence[Prompt], lengths: np.ndarray, directory: Path) -> float:
-    """Seconds of batches of 8 prompts with 4 samples each; every sequence of a batch is written to its longest."""
+def theirs(model, engine: Engine, prompts: Sequence[Prompt], lengths: np.ndarray, batch: int, directory: Path) -> float:
+    """Seconds of batches of prompts with 4 samples each; every sequence of a batch is written to its longest."""
     started = time.perf_counter()
-    count = BATCH // ANSWERS
+    count = batch // ANSWERS
     for first in range(0, len(prompts), count):
         here = prompts[first : first + count]
         ids = []
@@ -134,25 +134,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64, help="new tokens of a text, or their median where they differ")
+    parser.add_argument("--batch", type=int, default=32, help="sequences at a time, for both sides")
+    parser.add_argument("--prompts", nargs="+", default=["text", "pictures"], choices=["text", "pictures"])
     given = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         directory = make_model(Path(name))
-        engine = Engine.load(str(directory), batch=BATCH, mesh=make_mesh({}, jax.devices()[:1]))
+        engine = Engine.load(str(directory), batch=given.batch, mesh=make_mesh({}, jax.devices()[:1]))
         model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
         model.generation_config.eos_token_id = None
         model.generation_config.top_k = 0
         equal = np.full((PROMPTS, ANSWERS), given.tokens)
         spread = np.exp(np.random.default_rng(0).normal(np.log(given.tokens), 0.5, (PROMPTS, ANSWERS)))
-        for pictures in (False, True):
-            prompts = make_prompts(pictures)
+        for each in given.prompts:
+            prompts = make_prompts(each == "pictures")
             for kind, lengths in (("equal", equal), ("lognormal", np.clip(spread, 4, 4 * given.tokens).astype(int))):
-                ours(engine, prompts, lengths)
+                ours(engine, prompts, lengths, given.batch)
                 compiled = engine.compiled
                 turns = []
                 for turn in range(given.turns):
-                    mine, busy = ours(engine, prompts, lengths)
-                    turns.append((mine, theirs(model, engine, prompts, lengths, directory), busy))
+                    mine, busy = ours(engine, prompts, lengths, given.batch)
+                    turns.append((mine, theirs(model, engine, prompts, lengths, given.batch, directory), busy))
                     print(f"  turn {turn + 1}: {mine:.1f} s against {turns[-1][1]:.1f} s", flush=True)
                 assert engine.compiled == compiled, "a program was compiled later"
                 most = max(collections.Counter(each.split(": ")[0] for each in compiled).values())

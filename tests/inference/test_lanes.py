@@ -52,6 +52,25 @@ def test_a_known_lane_is_not_taken_where_it_would_be_slow_or_does_not_hold_the_t
     assert chosen([tree(400, 4, 384)] * 8, [known, *wider]) == [known]
 
 
+def test_short_trunks_have_lanes_of_their_own_where_there_are_many_of_them():
+    """Every step reads all slots of a trunk. A few trees do not have programs compiled for them."""
+    many = lambda *lengths: [tree(length, 4, 64) for length in lengths for _ in range(8)]  # 32 branches fill a lane twice
+    assert [lane.trunk for lane in chosen(many(1, 32, 33, 100, 160, 161, 256))] == [32, 64, 128, 160, 192, 256]
+    assert [lane.trunk for lane in chosen([tree(130, 4, 64), *many(140, 161)])] == [160, 192]
+    assert [lane.trunk for lane in chosen([tree(33, 4, 64), tree(65, 4, 64), *many(100)])] == [128]
+    assert [lane.trunk for lane in chosen([tree(30, 4, 64), *many(100)])] == [32, 128]  # more than twice as long
+    assert [lane.trunk for lane in chosen([tree(250, 4, 64), *many(300), tree(600, 4, 64)])] == [512, 1024]
+    assert all(lane.trunk_chunks == (lane.trunk,) for lane in chosen(many(1, 100, 160)))
+
+
+def test_a_known_lane_with_somewhat_longer_short_trunks_will_do():
+    (known,) = chosen([tree(190, 4, 64)] * 8)
+    assert chosen([tree(100, 4, 64)] * 8, [known]) == [known]
+    assert chosen([tree(64, 4, 64)] * 8, [known]) != [known] != chosen([tree(200, 4, 64)] * 8, [known])
+    (long,) = chosen([tree(1000, 4, 64)] * 8)
+    assert chosen([tree(500, 4, 64)] * 8, [long]) != [long]
+
+
 @pytest.mark.parametrize("room", [1, 2**20, 2**22, 2**40])
 def test_a_lane_has_as_many_slots_as_there_is_room_for(room):
     """One at least, so that the device says what is too large for it."""

@@ -48,10 +48,13 @@ def of_trunks(programs, monkeypatch, lengths) -> list[list[tuple[int, int, int]]
             found[number].append((int(chunk.start[number]), int(chunk.count[number]), chunk.tokens.shape[1]))
         return cache
 
+    placed = []
     monkeypatch.setattr(programs, "extend_trunk", extend)
+    monkeypatch.setattr(programs, "place", lambda cache, rows: (placed.append(rows), cache)[1])
     prefill = Prefill(programs, None, groups)
     while prefill.extend("cache") is not None:
         pass
+    assert np.sort(placed, axis=0)[:2].tolist() == [[0] * len(groups), [LANE.rows] * len(groups)][: len(placed)]  # each once
     assert all(group.rows[0].ready and not group.trunks for group in groups)
     return found
 

@@ -111,6 +111,7 @@ def test_keys_in_two_places_are_attended_to_as_in_one(heads, cut):
 
     @jax.jit
     def apart(q, k1, v1, k2, v2):
+        k1, k2 = (x.swapaxes(2, 3) for x in (k1, k2))
         return join(attend_part(q, k1, v1, visible & first), attend_part(q, k2, v2, visible & second))
 
     found = apart(q, spoilt(k, first), spoilt(v, first), spoilt(k, second), spoilt(v, second))

@@ -24,7 +24,7 @@ class Part(NamedTuple):
 
 def attend_part(
     q: Float[Array, "B Q H D"],
-    k: Float[Array, "B K S D"],
+    k: Float[Array, "B K D S"],
     v: Float[Array, "B K S D"],
     visible: Bool[Array, "B Q S"],
 ) -> Part:
@@ -33,7 +33,7 @@ def attend_part(
     groups = heads // k.shape[1]
     q = (q * jnp.asarray(dim**-0.5, q.dtype)).reshape(batch, queries, k.shape[1], groups, dim).transpose(0, 2, 3, 1, 4)
     bias = jnp.where(visible, 0.0, NEVER)[:, None, None]
-    scores = jnp.einsum("bkgqd,bksd->bkgqs", q, k, preferred_element_type=jnp.float32) + bias
+    scores = jnp.einsum("bkgqd,bkds->bkgqs", q, k, preferred_element_type=jnp.float32) + bias
     top = scores.max(axis=-1)
     weights = jnp.exp(scores - top[..., None])
     out = jnp.einsum("bkgqs,bksd->bkgqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
