@@ -1,0 +1,116 @@
+"""What there is to know about a benchmark of a policy: its tasks, their data, and the rows of the table that they give."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+# Which documents of a task need a judge: none, all, or those whose answer a rule cannot parse.
+Judge = Literal["none", "unparsable", "always"]
+Media = Literal["image", "images", "video"]
+
+# The limit for tasks for which the harness states none: that of its `llava_onevision` model, which the paper used.
+UNSTATED_NEW_TOKENS = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A figure that a task gives.
+
+    Attributes:
+        name, title: in files, and in tables. Names are unique in the catalogue.
+        metrics: keys of the harness's results, whose sum is the figure; `KEY,FILTER` where a filter is not the harness's
+            "none".
+        dimension: the key of one of `dimensions.DIMENSIONS`. Hallucination and safety have two axes each: the rows of which
+            more is better, and those of which less is.
+        higher_is_better: the direction.
+        factor: a figure of the harness times this is a figure on the paper's scale, as in the files of results.
+        unit: of the paper's scale: "%", "points", "of 5", "of 6".
+        full: the figure that counts as 100 in the mean of its axis. None: the row is shown, and is in no mean.
+        part_of: the row of the paper's table of which this is a part; it is the mean of its parts. None: the row itself.
+    """
+
+    name: str
+    title: str
+    metrics: tuple[str, ...]
+    dimension: str
+    higher_is_better: bool = True
+    factor: float = 1.0
+    unit: str = "%"
+    full: float | None = 100.0
+    part_of: str | None = None
+
+    def scaled(self, value: float) -> float:
+        """A figure of the harness on the paper's scale."""
+        return self.factor * value
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where a task's documents are.
+
+    Attributes:
+        hub, config, split: of a data set on the hub; config None: it has only one.
+        documents: how many there are.
+        size: approximate bytes of what is downloaded for it, media included; None where that is not known.
+        files: further files that are needed, relative to HF_HOME; `<video>` and the like stand for columns.
+    """
+
+    hub: str
+    config: str | None
+    split: str
+    documents: int
+    size: int | None = None
+    files: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is run in one process, on one data set, and leaves one file of results.
+
+    Attributes:
+        name: of its files; that of the harness's task, where it has one. Names are unique in the catalogue.
+        harness_task: the task of lmms-eval that makes prompts of documents, and metrics of answers where `own_metrics` is
+            false; None if it has none.
+        data: the documents.
+        rows: the figures.
+        media: what a document has.
+        judge: which answers a judge has to read.
+        max_new_tokens: the limit of an answer as the harness states it; None if it states none.
+        columns: column of a document -> what it holds.
+        own_metrics: whether the answers are scored here, because the harness does not have the task or scores it wrongly.
+    """
+
+    name: str
+    harness_task: str | None
+    data: Data
+    rows: tuple[Row, ...]
+    media: Media
+    judge: Judge
+    max_new_tokens: int | None
+    columns: Mapping[str, str]
+    own_metrics: bool = False
+
+    @property
+    def new_tokens(self) -> int:
+        """The limit of an answer: what the harness states, or else `UNSTATED_NEW_TOKENS`."""
+        return UNSTATED_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """One of the 27 benchmarks, or one of the 8 tasks of the safety suite: one task, or several that are read together."""
+
+    name: str
+    title: str
+    tasks: tuple[Task, ...]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of all its tasks."""
+        return tuple(row for task in self.tasks for row in task.rows)
+
+    @property
+    def dimension(self) -> str:
+        return self.rows[0].dimension
