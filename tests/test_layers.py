@@ -35,7 +35,7 @@ ALLOWED = {
     "planning": {"config", "data", "huggingface", "inference", "models", "objectives", "sharding", "tasks", "training"},
     "commands": {
         "config", "data", "evaluation", "growing", "huggingface", "inference", "pages", "planning", "serving", "sharding",
-        "tasks", "training",
+        "suite", "tasks", "training",
     },
     "quickstart": {
         "config", "data", "evaluation", "huggingface", "inference", "models", "pages", "sharding", "training",

@@ -78,6 +78,19 @@ def reward_bench(
     commands.eval.reward_bench(source, model, scores, out, launch, critique, criticise, blind, as_json, **loading)
 
 
+@verbs.command("benchmarks")
+def benchmarks(
+    list_all: Annotated[
+        bool, typer.Option("--list", help="Print every benchmark with its metric, data and judge, and run none.")
+    ] = False,
+    as_json: options.JsonForTable = False,
+) -> None:
+    """The 27 benchmarks of MM-RLHF in ten dimensions, with its safety suite."""
+    if not list_all:
+        raise UserError("give --list")
+    commands.benchmarks.show_all(as_json)
+
+
 def _refuse(names: set[str], why: str) -> None:
     """UserError if there are any of these options."""
     for name in sorted(names):

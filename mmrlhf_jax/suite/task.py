@@ -22,7 +22,7 @@ class Row:
         name, title: in files, and in tables. Names are unique in the catalogue.
         metrics: keys of the harness's results, whose sum is the figure; `KEY,FILTER` where a filter is not the harness's
             "none".
-        dimension: the key of one of `dimensions.DIMENSIONS`. Hallucination and safety have two axes each: the rows of which
+        dimension: the name of one of `dimensions.DIMENSIONS`. Hallucination and safety have two axes each: the rows of which
             more is better, and those of which less is.
         higher_is_better: the direction.
         factor: a figure of the harness times this is a figure on the paper's scale, as in the files of results.
@@ -52,15 +52,15 @@ class Data:
 
     Attributes:
         hub, config, split: of a data set on the hub; config None: it has only one.
-        documents: how many there are.
-        size: approximate bytes of what is downloaded for it, media included; None where that is not known.
-        files: further files that are needed, relative to HF_HOME; `<video>` and the like stand for columns.
+        documents: about how many there are.
+        size: about how many bytes are downloaded for them, media included; None where that is not known.
+        files: the files that documents name, relative to HF_HOME, with a column of the document in braces.
     """
 
     hub: str
     config: str | None
     split: str
-    documents: int
+    documents: int | None = None
     size: int | None = None
     files: tuple[str, ...] = ()
 
@@ -100,7 +100,8 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """One of the 27 benchmarks, or one of the 8 tasks of the safety suite: one task, or several that are read together."""
+    """One of the 27 benchmarks, or of the 8 tasks of the safety suite: a single task of its name, or several that are read
+    together."""
 
     name: str
     title: str
@@ -114,3 +115,8 @@ class Benchmark:
     @property
     def dimension(self) -> str:
         return self.rows[0].dimension
+
+
+def single(title: str, task: Task) -> Benchmark:
+    """A benchmark that is one task, of the same name."""
+    return Benchmark(task.name, title, (task,))

@@ -1,0 +1,73 @@
+"""Conversation: answers that a judge compares with those of another model.
+
+References: lmms-eval 0.7.3, `tasks/llava-in-the-wild`, `tasks/llava_wilder` and `tasks/wild_vision_bench`.
+"""
+
+from __future__ import annotations
+
+from mmrlhf_jax.suite.task import Data, Row, Task, single
+
+_CONVERSATION = "conversation"
+
+
+def _llava_in_the_wild(kind: str, full: float | None) -> Row:
+    """Judge's scores of the answers as a percentage of those of the reference answers, over one kind of questions or all."""
+    return Row(f"llava_w_{kind}", f"LLaVA-W {kind}", (f"gpt_eval_llava_{kind}",), _CONVERSATION, full=full)
+
+
+LLAVA_IN_THE_WILD = Task(
+    name="llava_in_the_wild",
+    harness_task="llava_in_the_wild",
+    data=Data("lmms-lab-encoder/llava-bench-in-the-wild", None, "train", 60, 10_000_000),
+    # The teaser's mean fits only if the three kinds, which "all" contains, do not count again.
+    rows=(
+        _llava_in_the_wild("all", 100.0),
+        _llava_in_the_wild("complex", None),
+        _llava_in_the_wild("conv", None),
+        _llava_in_the_wild("detail", None),
+    ),
+    media="image",
+    judge="always",
+    max_new_tokens=4096,
+    columns={
+        "image": "image",
+        "question": "text",
+        "gpt_answer": "text",
+        "caption": "text",
+        "category": "conv, detail or complex",
+        "question_id": "text",
+    },
+)
+
+# The harness opens the base64 text of a picture as a file, so that it never calls the judge, and gives every model 100.
+LLAVA_WILDER = Task(
+    name="llava_wilder_small",
+    harness_task="llava_wilder_small",
+    data=Data("lmms-lab-encoder/LLaVA-Bench-Wilder", None, "test", 128, 95_000_000),
+    rows=(Row("llava_wilder", "LLaVA-Wilder", ("gpt_eval_llava_all",), _CONVERSATION),),
+    media="image",
+    judge="always",
+    max_new_tokens=4096,
+    columns={"image": "image", "Question": "text", "Answer": "text", "gpt4v_answer": "text", "question_id": "text"},
+    own_metrics=True,
+)
+
+WILDVISION = Task(
+    name="wildvision_0617",
+    harness_task="wildvision_0617",
+    data=Data("WildVision/wildvision-arena-data", "release_bench_0617_with_modelresponse", "test500", 500),
+    rows=(
+        Row("wildvision_elo", "WildVision elo", ("elo_scores",), _CONVERSATION),
+        Row("wildvision_win", "WildVision win", ("win_rates",), _CONVERSATION),
+    ),
+    media="image",
+    judge="always",
+    max_new_tokens=4096,
+    columns={"image": "image", "instruction": "text", "claude-3-sonnet-20240229": "text"},
+)
+
+BENCHMARKS = (
+    single("LLaVA-Wilder", LLAVA_WILDER),
+    single("LLaVA-in-the-Wild", LLAVA_IN_THE_WILD),
+    single("WildVision", WILDVISION),
+)

@@ -1,0 +1,45 @@
+"""`mmrlhf eval benchmarks --list` prints every benchmark once, with what one must know before it is run."""
+
+from __future__ import annotations
+
+import json
+
+from typer.testing import CliRunner
+
+from mmrlhf_jax.cli import app
+from mmrlhf_jax.suite.catalogue import BENCHMARKS
+
+FIELDS = {"name", "dimension", "metric", "direction", "scale", "harness_task", "data", "judge"}
+
+
+def listed(*options: str) -> str:
+    result = CliRunner().invoke(app, ["eval", "benchmarks", "--list", *options])
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_as_json_there_is_an_object_per_benchmark():
+    found = json.loads(listed("--json"))
+    assert [each["name"] for each in found] == [each.name for each in BENCHMARKS] and len(found) == 35
+    for each in found:
+        assert each.keys() >= FIELDS
+        assert all(isinstance(each[field], str) and each[field] for field in FIELDS - {"harness_task"})
+
+
+def test_several_rows_and_tasks_are_joined_and_stand_one_by_one():
+    found = {each["name"]: each for each in json.loads(listed("--json"))}
+    mme, pope, mmhal = found["mme"], found["pope"], found["mmhal_bench"]
+    assert mme["metric"] == "mme_perception_score + mme_cognition_score"
+    assert mme["data"] == "lmms-lab-encoder/MME:test"
+    assert (mme["direction"], mme["scale"], mme["judge"]) == ("higher", "points", "none")
+    assert pope["harness_task"] == "pope_adv, pope_pop, pope_random" and pope["metric"] == "pope_accuracy"
+    assert [task["data"]["split"] for task in pope["tasks"]] == ["adversarial", "popular", "random"]
+    assert mmhal["harness_task"] is None and mmhal["direction"] == "lower, higher" and mmhal["scale"] == "%, of 6"
+    assert [row["full"] for row in mmhal["rows"]] == [100.0, 6.0]
+
+
+def test_as_text_there_is_a_line_per_benchmark():
+    head, *lines = listed().splitlines()
+    assert set(head.split()) == FIELDS
+    assert [line.split()[0] for line in lines] == [each.name for each in BENCHMARKS]
+    assert len({line.index(judge) for line in lines for judge in ("none", "unparsable", "always") if f" {judge} " in line}) == 1
