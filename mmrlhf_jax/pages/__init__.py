@@ -7,5 +7,17 @@ from mmrlhf_jax.pages.data_set import card_page, stats_page
 from mmrlhf_jax.pages.quickstart import quickstart_page
 from mmrlhf_jax.pages.reward_bench import Beside, Case, reward_bench_page
 from mmrlhf_jax.pages.run import TimeSpent, run_page
+from mmrlhf_jax.pages.suite import Report, suite_page
 
-__all__ = ["Beside", "Case", "TimeSpent", "card_page", "quickstart_page", "reward_bench_page", "run_page", "stats_page"]
+__all__ = [
+    "Beside",
+    "Case",
+    "Report",
+    "TimeSpent",
+    "card_page",
+    "quickstart_page",
+    "reward_bench_page",
+    "run_page",
+    "stats_page",
+    "suite_page",
+]

@@ -63,11 +63,24 @@ def tiles(cells: Iterable[tuple[str, str, str]]) -> Markup:
     return element("div", *shown, class_="tiles")
 
 
-def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], **attributes: Any) -> Markup:
-    """Rows of cells. The class `numbers` aligns all but the first column to the right."""
-    cells = [element("tr", *[element("td", cell) for cell in row]) for row in rows]
-    top = element("thead", element("tr", *[element("th", cell) for cell in head])) if head else Markup("")
-    return element("div", element("table", top, element("tbody", *cells), **attributes), class_="scroll")
+def table(
+    head: Sequence[Any], rows: Iterable[Sequence[Any]], *, label: str | None = None, row_heads: bool = False, **attributes: Any
+) -> Markup:
+    """Rows of cells. The class `numbers` aligns all but the first column to the right. With `row_heads` the first cell of a row
+    is its head; `label` names the table for screen readers, and lets the keyboard scroll it."""
+    cells = [element("tr", *[_cell(cell, row_heads and not i) for i, cell in enumerate(row)]) for row in rows]
+    top = element("thead", element("tr", *[element("th", cell, scope="col") for cell in head])) if head else Markup("")
+    return scrolled(element("table", top, element("tbody", *cells), **attributes), label)
+
+
+def _cell(content: Any, is_head: bool) -> Markup:
+    return element("th", content, scope="row") if is_head else element("td", content)
+
+
+def scrolled(content: Markup, label: str | None) -> Markup:
+    """Content that may be wider than the page. With a `label` it can be reached and scrolled from the keyboard."""
+    named = {} if label is None else {"role": "region", "tabindex": 0, "aria_label": label}
+    return element("div", content, class_="scroll", **named)
 
 
 def picture(content: bytes, description: str) -> Markup:
@@ -131,7 +144,7 @@ def _flatten(figures: Mapping[str, Any], prefix: str, single: list, matrices: li
 
 CSS = """
 :root{color-scheme:light dark;--bg:#f6f6f3;--card:#fff;--ink:#1e242c;--muted:#66707d;--rule:#e2e4e6;
---c0:#9aa4b1;--c1:#2866d8;--c2:#dd8420;--good:#14804f;--bad:#c2363f;--good-bg:#e4f4ec;--bad-bg:#fbe8e8}
+--c0:#9aa4b1;--c1:#2866d8;--c2:#dd8420;--good:#0f7345;--bad:#b92e38;--good-bg:#e4f4ec;--bad-bg:#fbe8e8}
 @media (prefers-color-scheme:dark){:root{--bg:#13161a;--card:#1b1f25;--ink:#e3e7ec;--muted:#98a2af;--rule:#2e343c;
 --c0:#77818e;--c1:#6ea1ff;--c2:#f0a550;--good:#5bcf97;--bad:#ff8a8f;--good-bg:#17352a;--bad-bg:#3f2226}}
 *{box-sizing:border-box}

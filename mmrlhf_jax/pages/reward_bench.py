@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
+from mmrlhf_jax.pages.filters import Filter, filtered, rules
 from mmrlhf_jax.pages.parts import chip, element, join, page, percent, table, tiles
 from mmrlhf_jax.records import Pair, RankedRecord
 
@@ -59,13 +60,15 @@ def reward_bench_page(
     ordered = [name for name in figures["groups"] if name in groups] + [
         name for name in groups if name not in figures["groups"]
     ]
-    numbers = {name: number for number, name in enumerate(ordered)}
+    numbers = {name: f"g-{number}" for number, name in enumerate(ordered)}
+    filters = _filters(cases, numbers)
     sections = {
         "Figures": join(_figures(figures), _how(figures["run"])),
         **({"Published figures": join(*[_beside(each, model) for each in tables])} if tables else {}),
-        "Cases": _cases(cases, numbers),
+        "Cases": _cases(cases, numbers, filters),
     }
-    return page(f"{title}: {model}", _opening(figures), sections, STYLE + _filters(numbers))
+    style = STYLE + rules(filters, [_classes(case, numbers) for case in cases])
+    return page(f"{title}: {model}", _opening(figures), sections, style)
 
 
 # Figures ----------------------------------------------------------------------------------------------------------------
@@ -161,47 +164,34 @@ def _as_printed(value: float | None, whole: bool) -> str:
 # Cases ------------------------------------------------------------------------------------------------------------------
 
 
-def _cases(cases: Sequence[Case], numbers: Mapping[str, int]) -> Markup:
-    counts = {verdict: sum(verdict in case.verdicts.values() for case in cases) for verdict in VERDICTS}
-    shown = [
-        _choice("show", "all", f"all ({len(cases):,})", True),
-        *[_choice("show", _class(v), f"{v} ({count:,})") for v, count in counts.items() if count],
-    ]
-    of_groups = [_choice("group", "g-all", "all groups", True)]
-    of_groups += [_choice("group", f"g-{number}", name) for name, number in numbers.items()]
+def _cases(cases: Sequence[Case], numbers: Mapping[str, str], filters: Sequence[Filter]) -> Markup:
     text = (
         "Every record with its answers from best to worst, their rewards, and the critiques that these were computed with. One"
         " with several pairs is found under each of their verdicts."
     )
-    return join(
-        element("p", text, class_="muted"),
-        *[part for choice in shown for part in choice],
-        element("span", class_="break"),
-        *([part for choice in of_groups for part in choice] if len(numbers) > 1 else []),
-        element("div", *[_case(case, numbers[case.group]) for case in cases], class_="cases"),
-    )
+    return join(element("p", text, class_="muted"), filtered(filters, [_case(case, numbers) for case in cases]))
 
 
-def _choice(name: str, value: str, text: str, chosen: bool = False) -> tuple[Markup, Markup]:
-    """A radio button and its label. The style sheet hides what does not fit the chosen ones, so that no script is needed."""
-    checked = "checked" if chosen else None
-    button = element("input", type="radio", name=name, id=f"{name}-{value}", class_="choice", checked=checked)
-    return button, element("label", text, **{"for": f"{name}-{value}"}, class_="chip")
+def _filters(cases: Sequence[Case], numbers: Mapping[str, str]) -> list[Filter]:
+    """By verdict, and by group if there are several."""
+    counts = {verdict: sum(verdict in case.verdicts.values() for case in cases) for verdict in VERDICTS}
+    options = [(_class(verdict), f"{verdict} ({count:,})") for verdict, count in counts.items() if count]
+    groups = [(number, name) for name, number in numbers.items()]
+    by_group = [Filter("group", "Group", "all groups", groups)] if len(groups) > 1 else []
+    return [Filter("show", "Pairs", f"all ({len(cases):,})", options), *by_group]
 
 
-def _filters(numbers: Mapping[str, int]) -> str:
-    verdicts = [f"#show-{_class(v)}:checked~.cases>.case:not(.{_class(v)})" for v in VERDICTS]
-    groups = [f"#group-g-{number}:checked~.cases>.case:not(.g-{number})" for number in numbers.values()]
-    return f"{','.join(verdicts + groups)}{{display:none}}"
+def _classes(case: Case, numbers: Mapping[str, str]) -> list[str]:
+    """Those that the filters choose by."""
+    return [numbers[case.group], *dict.fromkeys(map(_class, case.verdicts.values()))]
 
 
 def _class(verdict: str) -> str:
     return verdict.replace(" ", "-")
 
 
-def _case(case: Case, number: int) -> Markup:
+def _case(case: Case, numbers: Mapping[str, str]) -> Markup:
     record = case.record
-    classes = ["case", f"g-{number}", *dict.fromkeys(map(_class, case.verdicts.values()))]
     verdicts = list(case.verdicts.values())
     marks = [chip(_counted(v, verdicts.count(v), len(verdicts)), _GOOD[v]) for v in VERDICTS if v in verdicts]
     head = element("header", element("b", record.id), *(marks or [chip("no pair")]), chip(case.group))
@@ -214,7 +204,9 @@ def _case(case: Case, number: int) -> Markup:
     body += [_response(case, index, letters[index]) for index in order]
     body += [_pairs(case, letters)] if len(verdicts) > 1 else []
     media = element("div", *case.pictures, class_="media") if case.pictures else ""
-    return element("article", head, media, element("div", *body, class_="said"), class_=" ".join(classes))
+    return element(
+        "article", head, media, element("div", *body, class_="said"), class_=" ".join(["case", *_classes(case, numbers)])
+    )
 
 
 def _counted(verdict: Verdict, count: int, of: int) -> str:
@@ -260,9 +252,6 @@ STYLE = """
 h1{overflow-wrap:anywhere}.numbers td,.numbers th{white-space:nowrap}.ours td:first-child{white-space:normal;min-width:9rem}
 .pairs{max-width:24rem}.part{padding-left:1.2em;color:var(--muted)}
 .ours tbody tr:first-child td{background:var(--good-bg)}
-.choice{position:absolute;opacity:0}.choice+label{cursor:pointer;margin:0 6px 6px 0}
-.choice:checked+label{background:var(--ink);color:var(--bg);border-color:var(--ink)}
-.choice:focus-visible+label{outline:2px solid var(--c1)}.break{display:block}
 .case{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:14px 16px;margin:14px 0;display:grid;
 grid-template-columns:minmax(160px,300px) minmax(0,1fr);gap:10px 18px;content-visibility:auto;contain-intrinsic-size:auto 500px}
 .case>header{grid-column:1/-1}.case>.said:nth-child(2){grid-column:1/-1}
@@ -273,6 +262,6 @@ header{display:flex;flex-wrap:wrap;gap:6px;align-items:center}.case>header b{ove
 .reward{margin-left:auto;font-variant-numeric:tabular-nums;font-weight:600}
 blockquote{border-left:3px solid var(--rule);padding-left:12px;margin:.4rem 0;color:var(--muted);font-size:.9rem}
 @media (max-width:640px){main{padding:20px 12px 40px}.case{grid-template-columns:minmax(0,1fr);padding:12px}}
-@media print{nav,.choice,.choice+label{display:none}body{background:#fff}main{max-width:none;padding:0}
+@media print{nav{display:none}body{background:#fff}main{max-width:none;padding:0}
 .case{content-visibility:visible;break-inside:avoid;grid-template-columns:30% 1fr}.scroll{overflow:visible}}
 """

@@ -79,8 +79,8 @@ def run_page(
     `rows` are its metrics: step, and figures by name (None for one that was not finite). `method` describes the trained model
     in words, `source` is a reference for the method.
     """
-    parts = {title: content for title, content in _charts(rows).items() if content}
-    parts |= {"Time": time_spent(time), "Configuration": _configuration(experiment)}
+    parts = {title: content for title, content in charts(rows).items() if content}
+    parts |= {"Time": time_spent(time), "Configuration": configuration(experiment)}
     lead = f"{experiment.model.path} becomes {method}, from {experiment.data.named}; {done} of {steps} steps are done."
     opening = element("p", lead, " ", element("span", source, class_="muted"), class_="lead")
     return page(name, join(opening, tiles(_key_figures(rows, time))), parts, STYLE)
@@ -103,7 +103,7 @@ def _key_figures(rows: Sequence[Mapping], time: TimeSpent) -> list[tuple[str, st
     return cells
 
 
-def _charts(rows: Sequence[Mapping]) -> dict[str, Markup]:
+def charts(rows: Sequence[Mapping]) -> dict[str, Markup]:
     found = {}
     for section, charts in CHARTS.items():
         drawn = []
@@ -129,7 +129,7 @@ def time_spent(time: TimeSpent) -> Markup:
     return table(("part", "time", "share"), cells, class_="numbers")
 
 
-def _configuration(experiment: config.Experiment) -> Markup:
+def configuration(experiment: config.Experiment) -> Markup:
     return element("details", element("summary", "every setting"), element("pre", sections.resolved(experiment)))
 
 
