@@ -68,7 +68,9 @@ def _data(task: Task) -> str:
 
 def _row(row: Row) -> dict[str, Any]:
     found = dataclasses.asdict(row) | {"metric": _metric(row), "direction": _direction(row), "scale": row.unit}
-    return {key: found[key] for key in ("name", "title", "metric", "direction", "scale", "factor", "full", "part_of")}
+    return {
+        key: found[key] for key in ("name", "title", "metric", "direction", "scale", "factor", "full", "part_of", "pooling")
+    }
 
 
 def _task(task: Task) -> Mapping[str, Any]:

@@ -67,7 +67,8 @@ class Document:
         prompt, media: what was asked, and names of files in the folder `media` of the run.
         answer: the model's answer, which may be ""; None if there is none.
         reference: what a right answer is, for people who read the cases.
-        values: row -> the document's own value on the paper's scale; None, or no key, where it has none.
+        values: row -> the document's own value on the paper's scale, of which the row's figure is made (`Row.pooling`); None,
+            or no key, where it has none.
         missing: why the document is not scored; None if it is.
         weights: row -> the weight of the document's value in the row's figure, where that is not 1.
         group: the category of the document, for figures that are means over categories.

@@ -9,6 +9,9 @@ from typing import Literal
 # Which documents of a task need a judge: none, all, or those whose answer a rule cannot parse.
 Judge = Literal["none", "unparsable", "always"]
 Media = Literal["image", "images", "video"]
+# How a figure is made of the values of documents: their mean, the mean or the sum of the categories' means, or their sum.
+# Means are weighted by the documents' weights.
+Pooling = Literal["mean", "mean of groups", "sum of groups", "sum"]
 
 # The limit for tasks for which the harness states none: that of its `llava_onevision` model, which the paper used.
 UNSTATED_NEW_TOKENS = 1024
@@ -29,6 +32,8 @@ class Row:
         unit: of the paper's scale: "%", "points", "of 5", "of 6".
         full: the figure that counts as 100 in the mean of its axis. None: the row is shown, and is in no mean.
         part_of: the row of the paper's table of which this is a part; it is the mean of its parts. None: the row itself.
+        pooling: how the figure is made of the documents' values, with which it is computed again for intervals, and for the
+            documents that two models have in common.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Row:
     unit: str = "%"
     full: float | None = 100.0
     part_of: str | None = None
+    pooling: Pooling = "mean"
 
     def scaled(self, value: float) -> float:
         """A figure of the harness on the paper's scale."""

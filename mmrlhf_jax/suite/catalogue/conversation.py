@@ -11,7 +11,10 @@ _CONVERSATION = "conversation"
 
 
 def _llava_in_the_wild(kind: str, full: float | None) -> Row:
-    """Judge's scores of the answers as a percentage of those of the reference answers, over one kind of questions or all."""
+    """Judge's scores of the answers as a percentage of those of the reference answers, over one kind of questions or all.
+
+    It is a ratio of means: a document's value is its own ratio, and the weight is the score of its reference answer.
+    """
     return Row(f"llava_w_{kind}", f"LLaVA-W {kind}", (f"gpt_eval_llava_{kind}",), _CONVERSATION, full=full)
 
 
@@ -56,6 +59,7 @@ WILDVISION = Task(
     name="wildvision_0617",
     harness_task="wildvision_0617",
     data=Data("WildVision/wildvision-arena-data", "release_bench_0617_with_modelresponse", "test500", 500),
+    # Between two models the rating is the share of battles that are won, a tie being half a win; for the win rate it is none.
     rows=(
         Row("wildvision_elo", "WildVision elo", ("elo_scores",), _CONVERSATION),
         Row("wildvision_win", "WildVision win", ("win_rates",), _CONVERSATION),

@@ -59,7 +59,10 @@ MMHAL = Task(
 
 
 def _chair(level: str) -> Row:
-    """CHAIR_i: the share of objects named that are not there; CHAIR_s: the share of answers that name one."""
+    """CHAIR_i: the share of objects named that are not there; CHAIR_s: the share of answers that name one.
+
+    CHAIR_i is a ratio of sums: a document's value is its own share, and the weight is the number of objects that it names.
+    """
     return Row(
         f"chair_{level}",
         f"Object-Hal CHAIR_{level}",

@@ -15,7 +15,18 @@ MME = Task(
     harness_task="mme",
     data=Data("lmms-lab-encoder/MME", None, "test", 2374, 864_000_000),
     # At most 2000 + 800 points; the teaser's means fit only if 2400 (2389 to 2400) count as 100.
-    rows=(Row("mme", "MME", ("mme_perception_score", "mme_cognition_score"), _GENERAL, unit="points", full=2400.0),),
+    # A document's value: 100 if it is right, and 100 more if both of its pair are.
+    rows=(
+        Row(
+            "mme",
+            "MME",
+            ("mme_perception_score", "mme_cognition_score"),
+            _GENERAL,
+            unit="points",
+            full=2400.0,
+            pooling="sum of groups",
+        ),
+    ),
     media="image",
     judge="none",
     max_new_tokens=16,
@@ -50,7 +61,7 @@ MMSTAR = Task(
     name="mmstar",
     harness_task="mmstar",
     data=Data("Lin-Chen/MMStar", None, "val", 1500, 43_000_000),
-    rows=(Row("mmstar", "MMStar", ("average",), _GENERAL, factor=100.0),),
+    rows=(Row("mmstar", "MMStar", ("average",), _GENERAL, factor=100.0, pooling="mean of groups"),),
     media="image",
     judge="none",
     max_new_tokens=None,
@@ -143,8 +154,8 @@ OCRBENCH = Task(
     name="ocrbench",
     harness_task="ocrbench",
     data=Data("echo840/OCRBench", None, "test", 1000),
-    # The harness divides by 1000, however many documents there are.
-    rows=(Row("ocrbench", "OCRBench", ("ocrbench_accuracy",), _OCR, factor=100.0),),
+    # The harness divides by 1000, however many documents there are: a document's value is 0.1 or 0.
+    rows=(Row("ocrbench", "OCRBench", ("ocrbench_accuracy",), _OCR, factor=100.0, pooling="sum"),),
     media="image",
     judge="none",
     max_new_tokens=128,

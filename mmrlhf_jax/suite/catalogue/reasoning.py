@@ -125,7 +125,16 @@ INTERLEAVE = Task(
     name="llava_interleave_bench_in_domain",
     harness_task="llava_interleave_bench_in_domain",
     data=Data("lmms-lab-encoder/LLaVA-NeXT-Interleave-Bench", "in_domain", "test", 12_900, 3_180_000_000),
-    rows=(Row("interleave", "LLaVA-Interleave", ("overall_score",), _MULTI_IMAGE, factor=100.0),),
+    rows=(
+        Row(
+            "interleave",
+            "LLaVA-Interleave",
+            ("overall_score",),
+            _MULTI_IMAGE,
+            factor=100.0,
+            pooling="mean of groups",
+        ),
+    ),
     media="images",
     judge="none",
     max_new_tokens=16,

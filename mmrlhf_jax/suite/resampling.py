@@ -1,0 +1,159 @@
+"""Intervals of figures by a bootstrap over documents, whose draws are the same for every model that has answered them.
+
+In each draw as many clusters of documents are drawn, with repetition, as there are. Which ones depends on the documents' ids and
+clusters alone, so that the draws of two models are paired: the interval of a difference is that of the draws' differences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from mmrlhf_jax import strict_json
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.suite.results import Document, Figure
+from mmrlhf_jax.suite.task import Pooling, Row
+
+DRAWS, LEVEL = 1000, 0.95
+_AT_ONCE = 2_000_000  # drawn clusters at a time, for memory
+# Harnesses round their figures; relative to the figure that counts as 100.
+ROUNDING = 1e-3
+
+Interval = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Estimate:
+    """A figure, and float[DRAWS]: what it is in each draw; None if it was not resampled."""
+
+    value: float
+    draws: np.ndarray | None = None
+
+    @property
+    def interval(self) -> Interval | None:
+        """The percentile interval of LEVEL; None without draws."""
+        if self.draws is None:
+            return None
+        tail = (1 - LEVEL) / 2
+        low, high = np.quantile(self.draws, [tail, 1 - tail])
+        return float(low), float(high)
+
+
+def combined(function: Callable[..., np.ndarray], *estimates: Estimate) -> Estimate:
+    """A function of figures, which NumPy can compute for all draws at once.
+
+    The result has draws if all figures have, and if it is finite in each. ZeroDivisionError if its own value is not finite.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(function(*(np.float64(each.value) for each in estimates)))
+        draws = None
+        if all(each.draws is not None for each in estimates):
+            draws = function(*(each.draws for each in estimates))
+    if not np.isfinite(value):
+        raise ZeroDivisionError("the combined figure is not defined")
+    return Estimate(value, draws if draws is not None and np.isfinite(draws).all() else None)
+
+
+def estimate(row: Row, documents: Sequence[Document]) -> Estimate | None:
+    """A row's figure of those documents that have a value for it, and its draws.
+
+    None if no document has a value, or all have weight 0. There are no draws if there is only one cluster, or if the figure is
+    not defined in each draw because too few documents have weight.
+    """
+    documents = [each for each in documents if each.missing is None and each.values.get(row.name) is not None]
+    if not documents:
+        return None
+    values = np.array([each.values[row.name] for each in documents], float)
+    weights = np.array([each.weights.get(row.name, 1.0) for each in documents], float)
+    groups = np.unique([each.group or "" for each in documents], return_inverse=True)[1]
+    clusters = _Clusters(documents)
+    size = (clusters.count, groups.max() + 1)
+    above, below = np.zeros(size), np.zeros(size)
+    np.add.at(above, (clusters.of, groups), weights * values)
+    np.add.at(below, (clusters.of, groups), weights)
+    value = _pooled(np.ones((1, clusters.count)), above, below, row.pooling)[0]
+    if not np.isfinite(value):
+        return None
+    if clusters.count < 2:
+        return Estimate(float(value))
+    draws = np.concatenate([_pooled(clusters.times(drawn), above, below, row.pooling) for drawn in clusters.drawn()])
+    return Estimate(float(value), draws if np.isfinite(draws).all() else None)
+
+
+def figure(row: Row, documents: Sequence[Document], value: float) -> Figure:
+    """The figure of a harness, `value` on the paper's scale, with the draws of the documents' values.
+
+    If the documents' values do not give it, up to the harness's rounding, that is said, and the figure has no draws.
+    """
+    found = estimate(row, documents)
+    if found is None or abs(found.value - value) > ROUNDING * (row.full or 100.0):
+        given = "none" if found is None else f"{found.value:g}"
+        say(f"{row.name}: the harness gives {value:g}, and the documents' values give {given}: it has no interval")
+        return Figure(value)
+    return Figure(value, draws=None if found.draws is None else tuple(found.draws.tolist()))
+
+
+def resamples(documents: Sequence[Document]) -> Iterator[np.ndarray]:
+    """DRAWS times the indices of drawn documents, for figures that are no pooled values; those of a cluster stand together."""
+    clusters = _Clusters(documents)
+    for drawn in clusters.drawn():
+        for each in drawn:
+            yield np.concatenate([clusters.members[cluster] for cluster in each])
+
+
+class _Clusters:
+    """The clusters of documents, in an order that does not depend on that of the documents.
+
+    Attributes:
+        count, of: their number, and int[documents]: the cluster of each document.
+        members: the indices of each cluster's documents, by id.
+    """
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        names, self.of = np.unique([each.cluster for each in documents], return_inverse=True)
+        self.count = len(names)
+        by_id = sorted(range(len(documents)), key=lambda index: documents[index].id)
+        self.members: list[list[int]] = [[] for _ in names]
+        for index in by_id:
+            self.members[self.of[index]].append(index)
+        text = strict_json.dumps([[documents[index].id, documents[index].cluster] for index in by_id])
+        self._seed = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16])
+
+    def drawn(self) -> Iterator[np.ndarray]:
+        """int[some draws, count] each time: the clusters of all draws."""
+        rng = np.random.default_rng(self._seed)
+        some = max(1, _AT_ONCE // self.count)
+        for first in range(0, DRAWS, some):
+            yield rng.integers(0, self.count, (min(some, DRAWS - first), self.count))
+
+    def times(self, drawn: np.ndarray) -> np.ndarray:
+        """float[some draws, count]: how many times each cluster was drawn, for each draw."""
+        offsets = np.arange(len(drawn))[:, None] * self.count
+        return np.bincount((drawn + offsets).ravel(), minlength=drawn.size).reshape(drawn.shape).astype(float)
+
+
+def _pooled(
+    times: np.ndarray,
+    above: np.ndarray,
+    below: np.ndarray,
+    pooling: Pooling,
+) -> np.ndarray:
+    """float[draws]: the figure; NaN where it is not defined. A group that is not drawn is in no mean and no sum of groups.
+
+    `times` is float[draws, clusters], how often each is drawn; `above` and `below` are float[clusters, groups], the sums of the
+    documents' weighted values, and of their weights.
+    """
+    above, below = times @ above, times @ below
+    if pooling == "sum":
+        return above.sum(1)
+    if pooling == "mean":
+        above, below = above.sum(1, keepdims=True), below.sum(1, keepdims=True)
+    means = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+    there = np.isfinite(means)
+    total = np.where(there, means, 0.0).sum(1)
+    number = there.sum(1)
+    wanted = np.where(number > 0, total, np.nan)
+    return wanted if pooling == "sum of groups" else wanted / np.maximum(number, 1)
