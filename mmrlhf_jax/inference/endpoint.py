@@ -14,7 +14,7 @@ import random
 import re
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -53,10 +53,21 @@ class Text:
     prompt_ids: tuple[int, ...] | None = None
 
 
+class Asked(Protocol):
+    """A request: where it goes, the form of its reply, and its body for the model of this name."""
+
+    path: str
+    form: type[replies.Written]
+
+    def body(self, model: str | None) -> dict[str, Any]: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """A prompt with its media, and how it is to be answered, in at most `most` tokens. Sample i of a prompt is asked for with
     the seed + i, as vLLM does it."""
+
+    path, form = CHAT, replies.Chat  # of every one
 
     prompt: PromptText
     example: Example
@@ -68,23 +79,45 @@ class Request:
     seed: int = 0
     prompt_ids: bool = False
 
+    def body(self, model: str | None) -> dict[str, Any]:
+        """What is sent. UserError for media that cannot be read."""
+        body = {
+            "model": model,
+            "messages": user_message(self.prompt, self.example),
+            "max_completion_tokens": self.most,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": self.seed,
+        }
+        # Beyond OpenAI's own protocol: a server that does not know them refuses them, if they are asked for.
+        body |= {name: value for name, value in (("top_k", self.top_k), ("min_p", self.min_p)) if value}
+        return body | ({"return_token_ids": True} if self.prompt_ids else {})
+
 
 class Endpoint:
     """A model at an address. `concurrency` requests are under way at a time, each for at most `timeout` seconds.
 
-    The key, if the server wants one, is in the environment variable MMRLHF_ENDPOINT_KEY. Certificates of https are verified.
+    The key, if the server wants one, is in the environment variable `key_from`. Certificates of https are verified.
     UserError for what is no address.
     """
 
-    def __init__(self, url: str, model: str | None = None, *, concurrency: int = 64, timeout: float = 600.0):
-        self.url, self.model = _address(url), model
-        self._concurrency, self._timeout, self._key = concurrency, timeout, _key()
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        *,
+        concurrency: int = 64,
+        timeout: float = 600.0,
+        key_from: str = KEY,
+    ):
+        self.url, self.model = _address(url, key_from), model
+        self._concurrency, self._timeout = concurrency, timeout
+        self._key_from, self._key = key_from, _key(key_from)
         self._answered, self._written, self._said = 0, 0, -SAY_SECONDS
 
     async def check(self) -> str:
         """The model's name, after one call. UserError if the server does not answer, or has no model or another one."""
-        if self._key and httpx.URL(self.url).scheme == "http" and not _is_loopback(httpx.URL(self.url).host):
-            say(f"{self.url}: {KEY} goes there unencrypted; https:// would protect it")
+        self.say_if_unencrypted()
         async with self._client() as client:
             reply = await self._send(client, "GET", "/v1/models", None, replies.Models, FIRST_TRIES)
         if isinstance(reply, str):
@@ -97,7 +130,12 @@ class Endpoint:
         self.model = self.model or names[0]
         return self.model
 
-    async def write(self, requests: Iterable[Request]) -> AsyncIterator[tuple[int, Text]]:
+    def say_if_unencrypted(self) -> None:
+        """Say that the key can be read on the way, if it can."""
+        if self._key and httpx.URL(self.url).scheme == "http" and not _is_loopback(httpx.URL(self.url).host):
+            say(f"{self.url}: {self._key_from} goes there unencrypted; https:// would protect it")
+
+    async def write(self, requests: Iterable[Asked]) -> AsyncIterator[tuple[int, Text]]:
         """Yield (number of a request, its text) as they are finished. Requests are taken when their turn comes, in order.
 
         UserError for what concerns every request.
@@ -105,7 +143,7 @@ class Endpoint:
         source, running = enumerate(requests), set()
         async with self._client() as client:
 
-            async def answer(number: int, request: Request) -> tuple[int, Text]:
+            async def answer(number: int, request: Asked) -> tuple[int, Text]:
                 return number, await self._answer(client, request)
 
             try:
@@ -126,7 +164,7 @@ class Endpoint:
                     task.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
 
-    def texts(self, requests: Iterable[Request]) -> Iterator[tuple[int, Text]]:
+    def texts(self, requests: Iterable[Asked]) -> Iterator[tuple[int, Text]]:
         """`write`, for callers that have no event loop."""
         with asyncio.Runner() as runner:
             found = self.write(requests)
@@ -140,20 +178,9 @@ class Endpoint:
             finally:
                 runner.run(found.aclose())
 
-    async def _answer(self, client: httpx.AsyncClient, request: Request) -> Text:
-        body = {
-            "model": self.model,
-            "messages": await asyncio.to_thread(user_message, request.prompt, request.example),
-            "max_completion_tokens": request.most,
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "seed": request.seed,
-        }
-        # Beyond OpenAI's own protocol: a server that does not know them refuses them, if they are asked for.
-        body |= {name: value for name, value in (("top_k", request.top_k), ("min_p", request.min_p)) if value}
-        if request.prompt_ids:
-            body["return_token_ids"] = True
-        reply = await self._send(client, "POST", CHAT, body, replies.Chat)
+    async def _answer(self, client: httpx.AsyncClient, request: Asked) -> Text:
+        body = await asyncio.to_thread(request.body, self.model)  # encodes media
+        reply = await self._send(client, "POST", request.path, body, request.form)
         if isinstance(reply, str):
             return Text(error=reply)
         self._written += 1
@@ -161,7 +188,7 @@ class Endpoint:
         if choice.finish_reason in UNFINISHED:
             return Text(error=f"the server ended the text: {choice.finish_reason}")
         return Text(
-            choice.message.content or "",
+            choice.written,
             choice.finish_reason or "stop",
             None if usage is None else usage.completion_tokens,
             prompt_ids=None if ids is None else tuple(ids),
@@ -228,7 +255,7 @@ class Endpoint:
             except replies.MalformedReply as error:
                 return Failure(str(error), tries=MALFORMED_TRIES, may_be_own=True)
         key = b"" if self._key is None else self._key.encode()  # hidden before a long message is cut in the middle of it
-        return of_reply(reply, bytes(found).replace(key, b"***") if key else bytes(found))
+        return of_reply(reply, bytes(found).replace(key, b"***") if key else bytes(found), self._key_from)
 
     def _client(self) -> httpx.AsyncClient:
         headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {self._key}"} if self._key else {})
@@ -242,7 +269,7 @@ def _pause(attempt: int, stated: float | None) -> float:
     return own if stated is None else max(stated, own / 4)
 
 
-def _address(url: str) -> str:
+def _address(url: str, key_from: str) -> str:
     """The address in front of `/v1`. UserError, which does not show a password, if it is none."""
     said = re.sub("//[^/]*@", "//***@", url)
     expected = "give http://HOST:PORT or https://HOST, with a path if need be"
@@ -251,18 +278,18 @@ def _address(url: str) -> str:
     except httpx.InvalidURL as error:
         raise UserError(f"{said}: not an address ({error}); {expected}") from None
     if found.userinfo:
-        raise UserError(f"{said}: the address has a name or a password in it; put the server's key into {KEY}")
+        raise UserError(f"{said}: the address has a name or a password in it; put the server's key into {key_from}")
     if found.scheme not in ("http", "https") or not found.host or not 0 < (found.port or 1) < 65536:
         raise UserError(f"{said}: not an address; {expected}")
     if found.query or found.fragment:
         raise UserError(f"{said}: something follows the path; {expected}")
-    return str(found).rstrip("/").removesuffix("/chat/completions").removesuffix("/v1")
+    return str(found).rstrip("/").removesuffix("/completions").removesuffix("/chat").removesuffix("/v1").rstrip("/")
 
 
-def _key() -> str | None:
-    key = os.environ.get(KEY, "").strip()
+def _key(name: str) -> str | None:
+    key = os.environ.get(name, "").strip()
     if not all("!" <= character <= "~" for character in key):
-        raise UserError(f"{KEY}: the key has characters that an HTTP header cannot have")
+        raise UserError(f"{name}: the key has characters that an HTTP header cannot have")
     return key or None
 
 

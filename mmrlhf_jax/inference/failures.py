@@ -40,8 +40,8 @@ def of_connection(error: httpx.TransportError | httpx.DecodingError) -> Failure:
     return Failure(_named(error), may_be_own=isinstance(error, _WHILE_IT_ANSWERS))
 
 
-def of_reply(reply: httpx.Response, content: bytes) -> Failure:
-    """Of a reply with a status other than 200, and this content."""
+def of_reply(reply: httpx.Response, content: bytes, key_from: str) -> Failure:
+    """Of a reply with a status other than 200, and this content. `key_from` is the environment variable of the key."""
     status, reason = reply.status_code, replies.reason_of(reply.status_code, content)
     if status in OF_ONE_REQUEST:
         return Failure(reason, refused=True)
@@ -49,7 +49,7 @@ def of_reply(reply: httpx.Response, content: bytes) -> Failure:
         return Failure(reason, wait=replies.seconds_stated(reply.headers.get("retry-after")), may_be_own=status >= 500)
     advice = ""
     if status in (401, 403):
-        advice = f"; {KEY} must hold the server's key"
+        advice = f"; {key_from} must hold the server's key"
     elif 300 <= status < 400:
         advice = f"; it refers to {reply.headers.get('location')!r}: give that address"
     return Failure(reason, tries=1, advice=advice)

@@ -40,17 +40,42 @@ class Choice(_Part):
     message: Message
     finish_reason: str | None
 
+    @property
+    def written(self) -> str:
+        return self.message.content or ""
+
+
+class Completed(_Part):
+    text: str
+    finish_reason: str | None
+
+    @property
+    def written(self) -> str:
+        return self.text
+
 
 class Usage(_Part):
     completion_tokens: Count | None = None
 
 
-class Chat(_Part):
-    """`/v1/chat/completions`. `prompt_token_ids` is vLLM's, for requests with `return_token_ids`."""
+class Written(_Part):
+    """What a model wrote. `prompt_token_ids` is vLLM's, for requests with `return_token_ids`."""
 
-    choices: Annotated[list[Choice], Field(min_length=1)]
+    choices: list[Choice] | list[Completed]
     usage: Usage | None = None
     prompt_token_ids: list[Count] | None = None
+
+
+class Chat(Written):
+    """`/v1/chat/completions`."""
+
+    choices: Annotated[list[Choice], Field(min_length=1)]
+
+
+class Completion(Written):
+    """`/v1/completions`."""
+
+    choices: Annotated[list[Completed], Field(min_length=1)]
 
 
 Reply = TypeVar("Reply", bound=_Part)

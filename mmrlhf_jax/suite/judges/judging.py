@@ -1,0 +1,104 @@
+"""Questions to a judge, each asked once: what was replied is stored, and what failed has its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.inference.endpoint import Text
+from mmrlhf_jax.progress import Progress, say
+from mmrlhf_jax.suite.judges.judge import NO_JUDGE, Judge
+from mmrlhf_jax.suite.judges.question import Question
+from mmrlhf_jax.suite.judges.verdicts import Verdicts
+
+Read = TypeVar("Read")
+
+# Why a document is missing: few reasons, which are counted. What exactly a server said is printed, once for each reason.
+FAILED = "a call of the judge failed"
+SILENT = "the judge wrote nothing"
+GONE = "the judge cannot be reached"
+NOT_READ = "the judge's reply cannot be read"
+
+
+class NotJudged(Exception):
+    """There is no verdict, or none that can be read. The message is the reason."""
+
+
+class Reply(NamedTuple):
+    """What became of a question: the judge's text, or why there is none."""
+
+    text: str | None
+    failure: str | None = None
+
+
+class Judging:
+    """A judge, and a file of its verdicts.
+
+    A question that failed is not asked again by this object, but by the next run. If the judge cannot be reached at all,
+    nothing more is asked, and everything that has no verdict yet fails for that reason.
+    """
+
+    def __init__(self, judge: Judge, verdicts: Verdicts):
+        self._judge, self._verdicts = judge, verdicts
+        self._failures: dict[str, str] = {}
+        self._gone: str | None = None
+        self._said: set[str] = set()
+
+    def reply(self, question: Question) -> Reply | None:
+        """What became of a question; None: it was not asked yet."""
+        key = question.key(self.name)
+        if (text := self._verdicts.find(key)) is not None:
+            return Reply(text)
+        failure = self._failures.get(key, self._gone)
+        return None if failure is None else Reply(None, failure)
+
+    @property
+    def name(self) -> str:
+        """Of the judge. UserError if it is not known, because the judge was not checked and none was given."""
+        if self._judge.name is None:
+            self._judge.check()
+        return self._judge.name
+
+    def ask(self, questions: Iterable[Question], doing: str | None = None) -> None:
+        """Ask what has neither a verdict nor a failure yet. `doing` is shown with the progress."""
+        missing = {each.key(self.name): each for each in questions if self.reply(each) is None}
+        asked = list(missing.items())
+        progress = None if doing is None or not asked else Progress(doing, len(asked))
+        for number, text in self._replies([question for _, question in asked]):
+            key, question = asked[number]
+            if progress is not None:
+                progress.update()
+            if text.error == NO_JUDGE:
+                self._failures[key] = NO_JUDGE
+            elif text.error is not None:
+                self._fail(question, FAILED, text.error)
+            elif not text.text.strip():
+                self._fail(question, SILENT, "")
+            else:
+                self._verdicts.add(question, self.name, text.text)
+
+    def _fail(self, question: Question, reason: str, detail: str) -> None:
+        self._failures[question.key(self.name)] = reason
+        if reason not in self._said:
+            self._said.add(reason)
+            say(f"judge {self.name}: document {question.document}: {reason}{detail and f' ({detail})'}")
+
+    def _replies(self, questions: Sequence[Question]) -> Iterator[tuple[int, Text]]:
+        try:
+            yield from self._judge.replies(questions)
+        except UserError as error:
+            self._gone = GONE
+            say(f"{GONE} ({error}); what it has not judged yet is missing, and the same command asks again")
+
+
+def read(reply: Reply | None, reader: Callable[[str], Read]) -> Read:
+    """What a reader makes of a reply. NotJudged, with the reason, if the call failed, or if it is not what was asked for."""
+    if reply is None:
+        raise NotJudged("the judge was not asked")
+    if reply.text is None:
+        raise NotJudged(reply.failure)
+    found = reader(reply.text)
+    if found is None:
+        raise NotJudged(NOT_READ)
+    return found
