@@ -71,13 +71,13 @@ def test_what_fails_has_its_reason_and_is_asked_again_by_the_next_run(tmp_path):
 
 def test_a_judge_that_is_gone_leaves_what_it_said_and_a_reason_for_the_rest(tmp_path, capsys):
     asked = questions("first", "second", "third")
-    with judge(lambda text: "yes" if text == "first" else refusal(401, "no such key")) as fake:
-        with Verdicts(tmp_path / "t.jsonl") as verdicts:
-            found = Judging(EndpointJudge(fake.url, "m", concurrency=1), verdicts)
-            found.ask(asked)
-            assert [found.reply(each) for each in asked] == [("yes", None), (None, GONE), (None, GONE)]
-            found.ask(questions("fourth"))
-            assert found.reply(questions("fourth")[0]).failure == GONE
+    says = lambda text: "yes" if text == "first" else refusal(401, "no such key")
+    with judge(says) as fake, Verdicts(tmp_path / "t.jsonl") as verdicts:
+        found = Judging(EndpointJudge(fake.url, "m", concurrency=1), verdicts)
+        found.ask(asked)
+        assert [found.reply(each) for each in asked] == [("yes", None), (None, GONE), (None, GONE)]
+        found.ask(questions("fourth"))
+        assert found.reply(questions("fourth")[0]).failure == GONE
     assert len(fake.asked) == 2
     assert f"401: no such key; {KEY} must hold the server's key" in capsys.readouterr().err
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
 import httpx
 import openai
 import pytest
@@ -10,7 +15,8 @@ from mmrlhf_jax.inference import endpoint
 from mmrlhf_jax.suite.judges import harness_replies
 from mmrlhf_jax.suite.judges.judge import NoJudge
 from mmrlhf_jax.suite.judges.judging import FAILED, NOT_READ, Judging
-from mmrlhf_jax.suite.judges.loopback import AT_ONCE, BAD_REQUEST, ENDLESS, PLACEHOLDER, Loopback
+from mmrlhf_jax.suite.judges.loopback import BAD_REQUEST, PLACEHOLDER, Loopback
+from mmrlhf_jax.suite.judges.rounds import AT_ONCE, ENDLESS, Remote, scored
 from mmrlhf_jax.suite.judges.verdicts import Verdicts
 from tests.serving.fakes import refusal
 from tests.suite.judged import judge, judging, text_of
@@ -21,10 +27,13 @@ def at_once(monkeypatch):
     monkeypatch.setattr(endpoint, "_pause", lambda *_: 0.0)
 
 
+PLAIN = httpx.Client(trust_env=False)
+
+
 def post(url: str, text: str, **options) -> str:
     """As wildvision, mmbench, videochatgpt and video_dc499 ask: by the URL as it is."""
     body = {"model": "gpt-4o", "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 64, **options}
-    reply = httpx.post(url, json=body)
+    reply = PLAIN.post(url, json=body)
     assert reply.status_code == 200 and reply.json()["model"] == "m"
     return reply.json()["choices"][0]["message"]["content"]
 
@@ -43,24 +52,31 @@ FORMS = {
     "the full URL": lambda url, text: post(f"{url}/chat/completions", text),
     "a client": client,
     "a client of the full URL": lambda url, text: client(f"{url}/chat/completions", text),
-    "mathverse": lambda url, text: client(url.rstrip("chat/completions"), text),
+    "mathverse": lambda url, text: client(url.rstrip("chat/completions"), text),  # noqa: B005
 }
 
 
-def run(server: Loopback, documents, score) -> dict:
+@contextlib.contextmanager
+def served(says, path, reader=harness_replies.extraction):
+    """(the judge, the loopback server in front of it)"""
+    with judge(says) as fake, judging(fake, path / "t.jsonl") as found, Loopback(found, reader) as server:
+        yield fake, server
+
+
+def run(server: Loopback, documents, score, remote: bool = False) -> dict:
     """document -> (result, why it is missing)"""
-    found = server.scored(documents, str, score, "judging", len(documents))
+    control = Remote(server.url) if remote else server
+    found = scored(control, documents, str, score, "judging", len(documents))
     return {document: (result, missing) for document, result, missing in found}
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_the_url_is_answered_with_the_judges_reply(form, tmp_path):
-    with judge(lambda text: f"re: {text}") as fake, judging(fake, tmp_path / "t.jsonl") as found:
-        with Loopback(found, harness_replies.extraction) as server:
-            assert run(server, ["a", "b"], lambda text: FORMS[form](server.url, text)) == {
-                "a": ("re: a", None),
-                "b": ("re: b", None),
-            }
+    with served(lambda text: f"re: {text}", tmp_path) as (fake, server):
+        assert run(server, ["a", "b"], lambda text: FORMS[form](server.url, text)) == {
+            "a": ("re: a", None),
+            "b": ("re: b", None),
+        }
     assert all(body["model"] == "m" and body["max_completion_tokens"] == 64 and "n" not in body for body in fake.asked)
     assert len(fake.asked) == 2
 
@@ -73,14 +89,13 @@ def test_the_documents_of_a_batch_are_judged_together_and_each_question_once(tmp
         return post(server.url, f"about {text[0]}", n=1)
 
     documents = [f"{letter}{n}" for letter in "ab" for n in range(3)]
-    with judge(lambda text: text.upper()) as fake, judging(fake, tmp_path / "t.jsonl") as found:
-        with Loopback(found, harness_replies.extraction) as server:
-            result = run(server, documents, score)
-            assert result == {text: (f"ABOUT {text[0].upper()}", None) for text in documents}
-            assert sorted(map(text_of, fake.asked)) == ["about a", "about b"]
-            assert len(calls) == 12
-            run(server, documents, score)  # all is known
-            assert len(calls) == 18 and len(fake.asked) == 2
+    with served(lambda text: text.upper(), tmp_path) as (fake, server):
+        result = run(server, documents, score)
+        assert result == {text: (f"ABOUT {text[0].upper()}", None) for text in documents}
+        assert sorted(map(text_of, fake.asked)) == ["about a", "about b"]
+        assert len(calls) == 12
+        run(server, documents, score)  # all is known
+        assert len(calls) == 18 and len(fake.asked) == 2
     assert not server.unforeseen
 
 
@@ -88,36 +103,34 @@ def test_a_question_may_depend_on_the_reply_to_another_one(tmp_path):
     def score(document: str) -> str:
         return post(server.url, f"and {post(server.url, document)}")
 
-    with judge(lambda text: f"[{text}]") as fake, judging(fake, tmp_path / "t.jsonl") as found:
-        with Loopback(found, harness_replies.extraction) as server:
-            assert run(server, ["a"], score) == {"a": ("[and [a]]", None)}
+    with served(lambda text: f"[{text}]", tmp_path) as (fake, server):
+        assert run(server, ["a"], score) == {"a": ("[and [a]]", None)}
     assert [text_of(body) for body in fake.asked] == ["a", "and [a]"]
 
 
 def test_a_task_that_asks_something_new_for_ever_is_missing(tmp_path):
     count = iter(range(10_000))
-    with judge(lambda text: text) as fake, judging(fake, tmp_path / "t.jsonl") as found:
-        with Loopback(found, harness_replies.extraction) as server:
-            assert run(server, ["a"], lambda _: post(server.url, str(next(count))))["a"][1] == ENDLESS
+    with served(lambda text: text, tmp_path) as (_, server):
+        assert run(server, ["a"], lambda _: post(server.url, str(next(count))))["a"][1] == ENDLESS
 
 
-def test_a_failed_call_and_a_reply_that_cannot_be_read_are_of_their_documents_alone(tmp_path):
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_failed_call_and_a_reply_that_cannot_be_read_are_of_their_documents_alone(remote, tmp_path):
     replies = {"good": "9 7\nbecause", "refused": refusal(400), "nonsense": "I liked both."}
-    with judge(replies.get) as fake, judging(fake, tmp_path / "t.jsonl") as found:
-        with Loopback(found, harness_replies.two_scores) as server:
-            first = run(server, list(replies), lambda text: post(server.url, text))
-            assert first == {
-                "good": ("9 7\nbecause", None),
-                "refused": (PLACEHOLDER, FAILED),
-                "nonsense": ("I liked both.", NOT_READ),
-            }
+    with served(replies.get, tmp_path, harness_replies.two_scores) as (fake, server):
+        first = run(server, list(replies), lambda text: post(server.url, text), remote)
+        assert first == {
+            "good": ("9 7\nbecause", None),
+            "refused": (PLACEHOLDER, FAILED),
+            "nonsense": ("I liked both.", NOT_READ),
+        }
     assert len(fake.asked) == 3
 
 
 def test_without_a_judge_every_document_that_asks_is_missing(tmp_path):
     with Verdicts(tmp_path / "t.jsonl") as verdicts, Loopback(Judging(NoJudge(), verdicts), harness_replies.option) as server:
         ask = lambda text: (
-            "parsed by a rule" if text == "B" else httpx.post(server.url, json={"messages": [{"role": "user"}]}).text
+            "parsed by a rule" if text == "B" else PLAIN.post(server.url, json={"messages": [{"role": "user"}]}).text
         )
         found = run(server, ["B", "unclear"], ask)
     assert found["B"] == ("parsed by a rule", None) and found["unclear"][1] == "no judge was given (--judge)"
@@ -125,36 +138,47 @@ def test_without_a_judge_every_document_that_asks_is_missing(tmp_path):
 
 def test_more_documents_than_fit_one_batch_keep_their_order(tmp_path):
     documents = [str(n) for n in range(AT_ONCE + 3)]
-    with judge(lambda text: text) as fake, judging(fake, tmp_path / "t.jsonl") as found:
-        with Loopback(found, harness_replies.extraction) as server:
-            result = run(server, documents, lambda text: post(server.url, text))
+    with served(lambda text: text, tmp_path) as (_, server):
+        result = run(server, documents, lambda text: post(server.url, text))
     assert list(result) == documents and all(result[each] == (each, None) for each in documents)
 
 
 def test_what_is_asked_outside_of_a_document_is_noticed(tmp_path):
-    with judge(lambda text: text) as fake, judging(fake, tmp_path / "t.jsonl") as found:
-        with Loopback(found, harness_replies.extraction) as server:
-            run(server, ["a"], lambda text: post(server.url, text))
-            assert post(server.url, "a") == "a" and not server.unforeseen
-            assert post(server.url, "b") == PLACEHOLDER and server.unforeseen
+    with served(lambda text: text, tmp_path) as (_, server):
+        run(server, ["a"], lambda text: post(server.url, text))
+        assert post(server.url, "a") == "a" and not server.unforeseen
+        assert post(server.url, "b") == PLACEHOLDER and server.unforeseen
+
+
+def test_scoring_that_raises_ends_its_document(tmp_path):
+    with served(lambda text: text, tmp_path) as (_, server):
+        with pytest.raises(ZeroDivisionError):
+            run(server, ["a"], lambda text: post(server.url, text) and 1 / 0)
+        assert run(server, ["b"], lambda text: post(server.url, text)) == {"b": ("b", None)}
+
+
+def test_rounds_need_nothing_that_the_harness_may_lack():
+    """They are imported where neither jax nor this project's other dependencies are."""
+    code = "import sys; sys.path[:0] = sys.argv[1:]; import mmrlhf_jax.suite.judges.rounds; print(sorted(sys.modules))"
+    root = str(Path(__file__).parents[2])
+    found = subprocess.run([sys.executable, "-S", "-c", code, root], capture_output=True, text=True, check=True).stdout
+    assert "rounds" in found and not {"'numpy'", "'httpx'", "'pydantic'", "'jax'"} & set(found.strip("[]\n").split(", "))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"messages": 1}', b'{"messages": ["a"]}', b'{"messages": NaN}'])
 def test_a_request_that_cannot_be_read_is_a_failure_of_its_document(content, tmp_path):
-    with judge(lambda text: text) as fake, judging(fake, tmp_path / "t.jsonl") as found:
-        with Loopback(found, harness_replies.extraction) as server:
-            assert run(server, ["a"], lambda _: httpx.post(server.url, content=content).status_code) == {"a": (200, BAD_REQUEST)}
+    with served(lambda text: text, tmp_path) as (fake, server):
+        assert run(server, ["a"], lambda _: PLAIN.post(server.url, content=content).status_code) == {"a": (200, BAD_REQUEST)}
     assert not fake.asked
 
 
 def test_the_environment_leads_the_harness_here_and_around_a_proxy(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "intranet")
-    with judge(lambda text: text) as fake, judging(fake, tmp_path / "t.jsonl") as found:
-        with Loopback(found, harness_replies.extraction) as server:
-            assert server.environment == {
-                "OPENAI_API_URL": server.url, "OPENAI_API_KEY": "none", "API_TYPE": "openai", "MODEL_VERSION": "m",
-                "NO_PROXY": "intranet,127.0.0.1", "no_proxy": "intranet,127.0.0.1",
-            }  # fmt: skip
+    with served(lambda text: text, tmp_path) as (_, server):
+        assert server.environment == {
+            "OPENAI_API_URL": server.url, "OPENAI_API_KEY": "none", "API_TYPE": "openai", "MODEL_VERSION": "m",
+            "NO_PROXY": "intranet,127.0.0.1", "no_proxy": "intranet,127.0.0.1",
+        }  # fmt: skip
 
 
 # Replies ---------------------------------------------------------------------------------------------------------------

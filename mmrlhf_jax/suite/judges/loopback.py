@@ -2,35 +2,28 @@
 
 The harness calls its judges itself, one after the other, tries a failed call for minutes, and takes what fails for a verdict.
 Here it gets every reply at once: the stored one, or a placeholder. What it asked is kept with the document that was scored
-meanwhile; then all questions go to the judge together, and the documents are scored again with the replies. A document with a
-question that failed, or whose reply the harness cannot read, is missing with the reason, whatever the harness made of it.
+meanwhile; then all questions go to the judge together, and the documents are scored again with the replies (`rounds.scored`,
+here or in another process). A document with a question that failed, or whose reply the harness cannot read, is missing with the
+reason, whatever the harness made of it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TypeVar
+from typing import Any
 
 from mmrlhf_jax import strict_json
-from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.suite.judges.harness_replies import Reader
 from mmrlhf_jax.suite.judges.judging import NOT_READ, Judging
 from mmrlhf_jax.suite.judges.question import Question
+from mmrlhf_jax.suite.judges.rounds import Asked
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-AT_ONCE = 128  # documents whose questions are asked together; a question may hold a picture
-ROUNDS = 8  # how often a document is scored at most; each question can depend on the reply to the one before
 # In the place of a reply. MMBench takes this text for a failed call; the others cannot read it, as they cannot read any other.
 PLACEHOLDER = "Failed to obtain answer via API"
-BAD_REQUEST, ENDLESS = "the harness sent its judge no request that can be read", "the harness asked its judge without end"
+BAD_REQUEST = "the harness sent its judge no request that can be read"
 _OURS = {"model", "messages", "n", "stream", "max_tokens", "max_completion_tokens"}  # keys of a request that we set
 
 
@@ -44,7 +37,7 @@ class Loopback:
         self._judging, self._can_read = judging, can_read
         self._lock = threading.Lock()
         self._wanted: dict[str, Question] = {}
-        self._asks = _Asks(None)
+        self._asks, self._outside = _Asks(None), None
         self._server: ThreadingHTTPServer | None = None
 
     def __enter__(self) -> Loopback:
@@ -76,35 +69,22 @@ class Loopback:
         where = {"OPENAI_API_URL": self.url, "OPENAI_API_KEY": "none", "API_TYPE": "openai"}
         return where | {"MODEL_VERSION": self._judging.name, "NO_PROXY": aside, "no_proxy": aside}
 
-    def scored(
-        self, documents: Iterable[Item], name: Callable[[Item], str], score: Callable[[Item], Result], doing: str, total: int
-    ) -> Iterator[tuple[Item, Result, str | None]]:
-        """Yield (document, result of its last scoring, why it is missing) in order; None: it is not missing.
+    def begin(self, document: str) -> None:
+        """What is asked from now on is about this document (`rounds.Control`)."""
+        with self._lock:
+            self._asks, self._outside = _Asks(document), self._outside or self._asks
 
-        `score` lets the harness score a document, during which it calls its judge; it is called once, and again for every
-        reply that the harness could not have known before. `name` gives the document's id.
-        """
-        progress = Progress(doing, total)
-        for here in _batched(documents, AT_ONCE):
-            found: dict[int, tuple[Result, str | None]] = {}
-            left = list(range(len(here)))
-            for _ in range(ROUNDS):
-                again = []
-                for place in left:
-                    with self._during(name(here[place])) as asks:
-                        result = score(here[place])
-                    found[place] = result, asks.failure
-                    if asks.wanted:
-                        again.append(place)
-                if not again:
-                    break
-                self._judging.ask(self._taken())
-                left = again
-            else:
-                found |= {place: (found[place][0], ENDLESS) for place in again}
-            for place, document in enumerate(here):
-                progress.update()
-                yield document, *found[place]
+    def end(self) -> Asked:
+        """What was asked since `begin`."""
+        with self._lock:
+            asks, self._asks, self._outside = self._asks, self._outside, None
+        return Asked(asks.wanted, asks.failure)
+
+    def judge(self) -> None:
+        """Give all that was wanted to the judge, and wait for it."""
+        with self._lock:
+            wanted, self._wanted = list(self._wanted.values()), {}
+        self._judging.ask(wanted)
 
     def reply(self, content: bytes) -> tuple[str, str]:
         """(the text that a request is answered with, the judge's name). What became of it is noted for the document."""
@@ -127,23 +107,6 @@ class Loopback:
                     asks.fail(NOT_READ)
                 return known.text, self._judging.name
             return PLACEHOLDER, self._judging.name
-
-    @contextlib.contextmanager
-    def _during(self, document: str) -> Iterator[_Asks]:
-        """What is asked while this document is scored."""
-        asks, before = _Asks(document), self._asks
-        with self._lock:
-            self._asks = asks
-        try:
-            yield asks
-        finally:
-            with self._lock:
-                self._asks = before
-
-    def _taken(self) -> list[Question]:
-        with self._lock:
-            wanted, self._wanted = list(self._wanted.values()), {}
-        return wanted
 
 
 @dataclasses.dataclass
@@ -177,16 +140,15 @@ def _handler(loopback: Loopback) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            text, model = loopback.reply(self.rfile.read(int(self.headers.get("content-length") or 0)))
-            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-            usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-            reply = {"id": "0", "object": "chat.completion", "created": 0, "model": model, "choices": [choice], "usage": usage}
-            content = strict_json.dumps(reply).encode()
+            content = self.rfile.read(int(self.headers.get("content-length") or 0))
+            _, control, action = self.path.rpartition("/control/")
+            found = _controlled(loopback, action, content) if control else _completion(*loopback.reply(content))
+            sent = strict_json.dumps(found).encode()
             self.send_response(200)
             self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(content)))
+            self.send_header("content-length", str(len(sent)))
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(sent)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -194,7 +156,17 @@ def _handler(loopback: Loopback) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    source = iter(items)
-    while here := list(itertools.islice(source, size)):
-        yield here
+def _controlled(loopback: Loopback, action: str, content: bytes) -> Any:
+    """What `rounds.Remote` gets."""
+    if action == "begin":
+        return loopback.begin(strict_json.loads(content)["document"])
+    if action == "end":
+        return loopback.end()._asdict()
+    return loopback.judge()
+
+
+def _completion(text: str, model: str) -> dict[str, Any]:
+    """A reply of chat completions."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    return {"id": "0", "object": "chat.completion", "created": 0, "model": model, "choices": [choice], "usage": usage}
