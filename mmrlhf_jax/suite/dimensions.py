@@ -7,12 +7,11 @@ questions counts; hallucination and safety have two axes, since of some of their
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from functools import partial
 
 from mmrlhf_jax.suite.catalogue import BENCHMARKS, SAFETY
 from mmrlhf_jax.suite.resampling import Estimate, combined
-from mmrlhf_jax.suite.suite import Axis, Figures, Suite, TableRow, axis_of, mean, table_rows
 from mmrlhf_jax.suite.task import Row
 
 # Name -> title, in the order in which they are shown.
@@ -30,21 +29,106 @@ DIMENSIONS: Mapping[str, str] = {
 }
 
 
-TABLE: Mapping[str, TableRow] = table_rows(BENCHMARKS)
+@dataclasses.dataclass(frozen=True)
+class TableRow:
+    """A row of the paper's table: a row of a task, or the mean of several.
 
-_axis = partial(axis_of, TABLE)
+    Attributes:
+        name, title: in files, and in tables.
+        parts: the rows of tasks that it is the mean of; the others are theirs (`Row`).
+    """
+
+    name: str
+    title: str
+    parts: tuple[Row, ...]
+
+    @property
+    def dimension(self) -> str:
+        return self.parts[0].dimension
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.parts[0].higher_is_better
+
+    @property
+    def unit(self) -> str:
+        return self.parts[0].unit
+
+    @property
+    def full(self) -> float | None:
+        return self.parts[0].full
+
+
+def _table() -> dict[str, TableRow]:
+    parts: dict[str, list[Row]] = {}
+    titles: dict[str, str] = {}
+    for benchmark in BENCHMARKS:
+        for row in benchmark.rows:
+            name = row.part_of or row.name
+            parts.setdefault(name, []).append(row)
+            titles[name] = row.title if row.part_of is None else benchmark.title
+    return {name: TableRow(name, titles[name], tuple(found)) for name, found in parts.items()}
+
+
+TABLE: Mapping[str, TableRow] = _table()
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """A figure of a dimension: the mean of those of its rows that have one direction."""
+
+    name: str
+    title: str
+    dimension: str
+    higher_is_better: bool = True
+
+    @property
+    def rows(self) -> tuple[TableRow, ...]:
+        """The rows that are in the mean."""
+        return tuple(
+            row
+            for row in TABLE.values()
+            if (row.dimension, row.higher_is_better) == (self.dimension, self.higher_is_better) and row.full is not None
+        )
+
 
 AXES: tuple[Axis, ...] = (
-    *(_axis(name, DIMENSIONS[name], name) for name in ("conversation", "general", "chart", "ocr", "real_world", "math")),
-    _axis("hallucination_score", "Hallucination, score", "hallucination"),
-    _axis("hallucination_rate", "Hallucination, rate", "hallucination", higher_is_better=False),
-    _axis("video", DIMENSIONS["video"], "video"),
-    _axis("multi_image", DIMENSIONS["multi_image"], "multi_image"),
-    _axis("safety", "Safety", "safety"),
-    _axis("unsafety", "Unsafety", "safety", higher_is_better=False),
+    *(Axis(name, DIMENSIONS[name], name) for name in ("conversation", "general", "chart", "ocr", "real_world", "math")),
+    Axis("hallucination_score", "Hallucination, score", "hallucination"),
+    Axis("hallucination_rate", "Hallucination, rate", "hallucination", higher_is_better=False),
+    Axis("video", DIMENSIONS["video"], "video"),
+    Axis("multi_image", DIMENSIONS["multi_image"], "multi_image"),
+    Axis("safety", "Safety", "safety"),
+    Axis("unsafety", "Unsafety", "safety", higher_is_better=False),
 )
 
-SUITE = Suite("mm-rlhf", "MM-RLHF's benchmarks", DIMENSIONS, BENCHMARKS, AXES)
+# Figures of rows, by the name of the row.
+Figures = Mapping[str, Estimate]
+
+
+def table_of(figures: Figures) -> dict[str, Estimate]:
+    """The rows of the paper's table from rows of tasks. A row that lacks a part is left out."""
+    return {
+        name: combined(lambda *parts: sum(parts) / len(parts), *(figures[part.name] for part in row.parts))
+        for name, row in TABLE.items()
+        if all(part.name in figures for part in row.parts)
+    }
+
+
+def lacking(axis: Axis, table: Figures) -> tuple[str, ...]:
+    """The names of the rows in the mean of an axis that a table does not have."""
+    return tuple(row.name for row in axis.rows if row.name not in table)
+
+
+def mean(axis: Axis, table: Figures) -> Estimate | None:
+    """The mean of an axis, of 100; None if a row is lacking, since the mean of the others would be another figure."""
+    if lacking(axis, table):
+        return None
+    full = [row.full for row in axis.rows]
+    return combined(
+        lambda *values: sum(100.0 * value / most for value, most in zip(values, full, strict=True)) / len(full),
+        *(table[row.name] for row in axis.rows),
+    )
 
 
 # The two figures of the paper's abstract -----------------------------------------------------------------------------
@@ -65,7 +149,7 @@ def safety_change(table: Figures, base: Figures) -> Estimate | None:
     if a task of the base is at 0.
 
     The paper says that safety improves by 60 %, without a formula. The nearest that was found gives 59.7: a rate of which less
-    is better counts as 100 minus the rate, a task with two metrics as their mean, and the tasks' relative changes are averaged.
+    is better counts as 100 minus the rate, a task with two metrics as their mean, and the relative changes of tasks are averaged.
     """
     if any(row.name not in figures for benchmark in SAFETY for row in benchmark.rows for figures in (table, base)):
         return None
