@@ -1,46 +1,29 @@
-"""The ten dimensions: rows of the paper's table, and the means of them that its teaser shows.
-
-The paper prints no rule. The one here gives the teaser's figures of LLaVA-OV-7B to rounding, with a few exceptions
-(`published.UNEXPLAINED`): every row counts the same, on a scale of 100 (`Row.full`); of LLaVA-in-the-Wild only the row over all
-questions counts; hallucination and safety have two axes, since of some of their rows more is better, and of others less.
-"""
+"""Suites: benchmarks whose rows are put together to dimensions."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 
-from mmrlhf_jax.suite.catalogue import BENCHMARKS, SAFETY
 from mmrlhf_jax.suite.resampling import Estimate, combined
-from mmrlhf_jax.suite.task import Row
-
-# Name -> title, in the order in which they are shown.
-DIMENSIONS: Mapping[str, str] = {
-    "conversation": "Conversation",
-    "general": "General knowledge",
-    "chart": "Chart and document",
-    "ocr": "OCR",
-    "real_world": "Real-world",
-    "math": "Math",
-    "hallucination": "Hallucination",
-    "video": "Video",
-    "multi_image": "Multi-image",
-    "safety": "Safety",
-}
+from mmrlhf_jax.suite.task import Benchmark, Row, Task
 
 
 @dataclasses.dataclass(frozen=True)
 class TableRow:
-    """A row of the paper's table: a row of a task, or the mean of several.
+    """A row of a suite's table: a row of a task, or the mean of several.
 
     Attributes:
         name, title: in files, and in tables.
-        parts: the rows of tasks that it is the mean of; the others are theirs (`Row`).
+        parts: the rows of tasks that it is the mean of; dimension, direction, unit and `full` are theirs (`Row`).
+        tasks: the tasks of its parts, each once.
     """
 
     name: str
     title: str
     parts: tuple[Row, ...]
+    tasks: tuple[Task, ...]
 
     @property
     def dimension(self) -> str:
@@ -59,20 +42,6 @@ class TableRow:
         return self.parts[0].full
 
 
-def _table() -> dict[str, TableRow]:
-    parts: dict[str, list[Row]] = {}
-    titles: dict[str, str] = {}
-    for benchmark in BENCHMARKS:
-        for row in benchmark.rows:
-            name = row.part_of or row.name
-            parts.setdefault(name, []).append(row)
-            titles[name] = row.title if row.part_of is None else benchmark.title
-    return {name: TableRow(name, titles[name], tuple(found)) for name, found in parts.items()}
-
-
-TABLE: Mapping[str, TableRow] = _table()
-
-
 @dataclasses.dataclass(frozen=True)
 class Axis:
     """A figure of a dimension: the mean of those of its rows that have one direction."""
@@ -82,92 +51,97 @@ class Axis:
     dimension: str
     higher_is_better: bool = True
 
-    @property
-    def rows(self) -> tuple[TableRow, ...]:
-        """The rows that are in the mean."""
+
+# Figures of rows, by the names of the rows.
+Table = Mapping[str, Estimate]
+
+
+@dataclasses.dataclass(frozen=True)
+class Headline:
+    """A key figure of a comparison.
+
+    Attributes:
+        name, title: in files, and in tables.
+        about: how it is computed.
+        change: computes it from the tables of a model and of its base, in percent; None if it is not defined, or a row lacks.
+    """
+
+    name: str
+    title: str
+    about: str
+    change: Callable[[Table, Table], Estimate | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Benchmarks, and how their rows are put together.
+
+    Attributes:
+        title: in texts.
+        benchmarks: in the order of the table.
+        dimensions: name -> title.
+        axes: the figures of the dimensions; those of which more is better, and less, are apart.
+        headlines: key figures of comparisons.
+    """
+
+    title: str
+    benchmarks: tuple[Benchmark, ...]
+    dimensions: Mapping[str, str]
+    axes: tuple[Axis, ...]
+    headlines: tuple[Headline, ...] = ()
+
+    @cached_property
+    def tasks(self) -> Mapping[str, Task]:
+        """All tasks by name."""
+        return {task.name: task for benchmark in self.benchmarks for task in benchmark.tasks}
+
+    @cached_property
+    def table(self) -> Mapping[str, TableRow]:
+        """The rows of the table by name."""
+        parts: dict[str, list[tuple[Row, Task, str]]] = {}
+        for benchmark in self.benchmarks:
+            for task in benchmark.tasks:
+                for row in task.rows:
+                    title = row.title if row.part_of is None else benchmark.title
+                    parts.setdefault(row.part_of or row.name, []).append((row, task, title))
+        return {
+            name: TableRow(
+                name,
+                found[0][2],
+                tuple(row for row, _, _ in found),
+                tuple({task.name: task for _, task, _ in found}.values()),
+            )
+            for name, found in parts.items()
+        }
+
+    def axis(self, name: str) -> Axis:
+        return next(axis for axis in self.axes if axis.name == name)
+
+    def rows(self, axis: Axis) -> tuple[TableRow, ...]:
+        """The rows in the mean of an axis."""
+        key = (axis.dimension, axis.higher_is_better)
         return tuple(
-            row
-            for row in TABLE.values()
-            if (row.dimension, row.higher_is_better) == (self.dimension, self.higher_is_better) and row.full is not None
+            row for row in self.table.values() if (row.dimension, row.higher_is_better) == key and row.full is not None
         )
 
+    def whole(self, parts: Table) -> dict[str, Estimate]:
+        """The rows of the table from rows of tasks. A row of the table that lacks a part is left out."""
+        return {
+            name: combined(lambda *values: sum(values) / len(values), *(parts[part.name] for part in row.parts))
+            for name, row in self.table.items()
+            if all(part.name in parts for part in row.parts)
+        }
 
-AXES: tuple[Axis, ...] = (
-    *(Axis(name, DIMENSIONS[name], name) for name in ("conversation", "general", "chart", "ocr", "real_world", "math")),
-    Axis("hallucination_score", "Hallucination, score", "hallucination"),
-    Axis("hallucination_rate", "Hallucination, rate", "hallucination", higher_is_better=False),
-    Axis("video", DIMENSIONS["video"], "video"),
-    Axis("multi_image", DIMENSIONS["multi_image"], "multi_image"),
-    Axis("safety", "Safety", "safety"),
-    Axis("unsafety", "Unsafety", "safety", higher_is_better=False),
-)
+    def lacking(self, axis: Axis, table: Table) -> tuple[str, ...]:
+        """The names of the rows in the mean of an axis that a table does not have."""
+        return tuple(row.name for row in self.rows(axis) if row.name not in table)
 
-# Figures of rows, by the name of the row.
-Figures = Mapping[str, Estimate]
-
-
-def table_of(figures: Figures) -> dict[str, Estimate]:
-    """The rows of the paper's table from rows of tasks. A row that lacks a part is left out."""
-    return {
-        name: combined(lambda *parts: sum(parts) / len(parts), *(figures[part.name] for part in row.parts))
-        for name, row in TABLE.items()
-        if all(part.name in figures for part in row.parts)
-    }
-
-
-def lacking(axis: Axis, table: Figures) -> tuple[str, ...]:
-    """The names of the rows in the mean of an axis that a table does not have."""
-    return tuple(row.name for row in axis.rows if row.name not in table)
-
-
-def mean(axis: Axis, table: Figures) -> Estimate | None:
-    """The mean of an axis, of 100; None if a row is lacking, since the mean of the others would be another figure."""
-    if lacking(axis, table):
-        return None
-    full = [row.full for row in axis.rows]
-    return combined(
-        lambda *values: sum(100.0 * value / most for value, most in zip(values, full, strict=True)) / len(full),
-        *(table[row.name] for row in axis.rows),
-    )
-
-
-# The two figures of the paper's abstract -----------------------------------------------------------------------------
-
-
-def conversation_change(table: Figures, base: Figures) -> Estimate | None:
-    """By how many percent the mean of conversation has grown from a base. None if a row is lacking, or the base's mean is 0.
-
-    Of the paper's tables it is 19.5 from the teaser's rounded means, and 19.4 from the rows.
-    """
-    axis = next(each for each in AXES if each.name == "conversation")
-    new, old = mean(axis, table), mean(axis, base)
-    return None if new is None or old is None else _relative_change(new, old)
-
-
-def safety_change(table: Figures, base: Figures) -> Estimate | None:
-    """By how many percent the safety suite has improved from a base, as the mean over its 8 tasks. None if a row is lacking, or
-    if a task of the base is at 0.
-
-    The paper says that safety improves by 60 %, without a formula. The nearest that was found gives 59.7: a rate of which less
-    is better counts as 100 minus the rate, a task with two metrics as their mean, and the relative changes of tasks are averaged.
-    """
-    if any(row.name not in figures for benchmark in SAFETY for row in benchmark.rows for figures in (table, base)):
-        return None
-    changes = [_relative_change(_goodness(each.rows, table), _goodness(each.rows, base)) for each in SAFETY]
-    if any(each is None for each in changes):
-        return None
-    return combined(lambda *values: sum(values) / len(values), *changes)
-
-
-def _goodness(rows: tuple[Row, ...], table: Figures) -> Estimate:
-    return combined(
-        lambda *values: (
-            sum(value if row.higher_is_better else 100.0 - value for row, value in zip(rows, values, strict=True)) / len(rows)
-        ),
-        *(table[row.name] for row in rows),
-    )
-
-
-def _relative_change(new: Estimate, old: Estimate) -> Estimate | None:
-    """In percent; None if the old value is 0."""
-    return None if old.value == 0 else combined(lambda new, old: 100.0 * (new / old - 1.0), new, old)
+    def mean(self, axis: Axis, table: Table) -> Estimate | None:
+        """The mean of an axis, of 100; None if a row is lacking, since the mean of the others would be another figure."""
+        if self.lacking(axis, table):
+            return None
+        rows = self.rows(axis)
+        return combined(
+            lambda *values: sum(100.0 * value / row.full for row, value in zip(rows, values, strict=True)) / len(rows),
+            *(table[row.name] for row in rows),
+        )

@@ -65,7 +65,7 @@ _TABLE_3: Mapping[str, tuple[float, ...]] = {
     "nsfw_image_asr": (81.2, 64.7, 97.5, 81.6, 80.1, 24.2),
 }
 
-# Name of a model -> its figures by the rows of `dimensions.TABLE`. A model stands before the one aligned from it.
+# Name of a model -> its figures by the rows of `mm_rlhf.MM_RLHF`'s table. A model stands before the one aligned from it.
 FIGURES: Mapping[str, Mapping[str, float]] = {
     f"{model}{suffix}": {row: values[2 * number + aligned] for row, values in (_TABLE_2 | _TABLE_3).items()}
     for number, model in enumerate(MODELS)
@@ -74,7 +74,7 @@ FIGURES: Mapping[str, Mapping[str, float]] = {
 
 BASE, DPO, MM_DPO = "LLaVA-OV-7B", "LLaVA-OV-7B + MM-RLHF, plain DPO", "LLaVA-OV-7B + MM-RLHF"
 
-# Axis of `dimensions.AXES` -> its figures in the teaser, for the models BASE, DPO and MM_DPO. There are no rows of DPO.
+# Axis of `mm_rlhf.MM_RLHF` -> its figures in the teaser, for the models BASE, DPO and MM_DPO. There are no rows of DPO.
 TEASER: Mapping[str, Mapping[str, float]] = {
     axis: dict(zip((BASE, DPO, MM_DPO), values, strict=True))
     for axis, values in {

@@ -1,7 +1,7 @@
 """Intervals of figures by a bootstrap over documents, whose draws are the same for every model that has answered them.
 
-In each draw as many clusters of documents are drawn, with repetition, as there are. Which ones depends on the documents' ids and
-clusters alone, so that the draws of two models are paired: the interval of a difference is that of the draws' differences.
+In each draw as many clusters of documents are drawn, with repetition, as there are. Which ones depends on the ids and clusters
+of the documents alone, so that two models' draws are paired: the interval of a difference is that of the draws' differences.
 """
 
 from __future__ import annotations

@@ -25,8 +25,7 @@ class Row:
         name, title: in files, and in tables. Names are unique in the catalogue.
         metrics: keys of the harness's results, whose sum is the figure; `KEY,FILTER` where a filter is not the harness's
             "none".
-        dimension: the name of one of `dimensions.DIMENSIONS`. Hallucination and safety have two axes each: the rows of which
-            more is better, and those of which less is.
+        dimension: the name of one of the suite's dimensions (`dimensions.Suite`).
         higher_is_better: the direction.
         factor: a figure of the harness times this is a figure on the paper's scale, as in the files of results.
         unit: of the paper's scale: "%", "points", "of 5", "of 6".

@@ -7,19 +7,12 @@ import pytest
 
 from mmrlhf_jax.suite import published
 from mmrlhf_jax.suite.catalogue import ROWS
-from mmrlhf_jax.suite.dimensions import (
-    AXES,
-    DIMENSIONS,
-    TABLE,
-    conversation_change,
-    lacking,
-    mean,
-    safety_change,
-    table_of,
-)
+from mmrlhf_jax.suite.mm_rlhf import MM_RLHF, conversation_change, safety_change
 from mmrlhf_jax.suite.resampling import Estimate
 
+AXES, TABLE = MM_RLHF.axes, MM_RLHF.table
 AXIS = {axis.name: axis for axis in AXES}
+mean, lacking = MM_RLHF.mean, MM_RLHF.lacking
 
 
 def paper(model: str) -> dict[str, Estimate]:
@@ -35,12 +28,12 @@ def rounds_to(value: float, printed: float) -> bool:
 
 
 def test_ten_dimensions_have_twelve_axes():
-    assert len(DIMENSIONS) == 10 and len(AXES) == 12
-    assert {axis.dimension for axis in AXES} == set(DIMENSIONS) == {row.dimension for row in ROWS.values()}
+    assert len(MM_RLHF.dimensions) == 10 and len(AXES) == 12
+    assert {axis.dimension for axis in AXES} == set(MM_RLHF.dimensions) == {row.dimension for row in ROWS.values()}
     assert [axis.name for axis in AXES if not axis.higher_is_better] == ["hallucination_rate", "unsafety"]
-    shown_only = {row.name for row in TABLE.values()} - {row.name for axis in AXES for row in axis.rows}
+    shown_only = {row.name for row in TABLE.values()} - {row.name for axis in AXES for row in MM_RLHF.rows(axis)}
     assert shown_only == {"llava_w_complex", "llava_w_conv", "llava_w_detail"}
-    assert [len(axis.rows) for axis in AXES] == [4, 5, 4, 3, 3, 4, 4, 3, 4, 2, 5, 6]
+    assert [len(MM_RLHF.rows(axis)) for axis in AXES] == [4, 5, 4, 3, 3, 4, 4, 3, 4, 2, 5, 6]
 
 
 def test_every_model_of_the_paper_has_every_row():
@@ -94,7 +87,7 @@ def test_safety_improves_by_60_percent():
 def test_without_a_row_there_is_no_mean(name):
     table = paper(published.BASE)
     del table[name]
-    axis = next(axis for axis in AXES if name in [row.name for row in axis.rows])
+    axis = next(axis for axis in AXES if name in [row.name for row in MM_RLHF.rows(axis)])
     assert lacking(axis, table) == (name,) and mean(axis, table) is None
     assert all(mean(each, table) is not None for each in AXES if each != axis)
 
@@ -125,16 +118,16 @@ def test_a_change_from_nothing_is_none():
 
 def test_a_row_of_the_table_is_the_mean_of_its_parts():
     parts = {row.name: Estimate(float(n), np.full(3, n + 1.0)) for n, row in enumerate(TABLE["videochatgpt"].parts)}
-    found = table_of(parts)
+    found = MM_RLHF.whole(parts)
     assert set(found) == {"videochatgpt"}
     assert found["videochatgpt"].value == 2.0 and found["videochatgpt"].draws.tolist() == [3.0] * 3
     del parts["videochatgpt_temporal"]
-    assert table_of(parts) == {}
+    assert MM_RLHF.whole(parts) == {}
 
 
 def test_the_draws_of_a_mean_are_the_means_of_the_rows_draws():
     rng = np.random.default_rng(0)
-    table = {row.name: Estimate(50.0, rng.normal(50, 1, 100)) for row in AXIS["math"].rows}
+    table = {row.name: Estimate(50.0, rng.normal(50, 1, 100)) for row in MM_RLHF.rows(AXIS["math"])}
     found = mean(AXIS["math"], table)
     assert found.draws == pytest.approx(np.mean([each.draws for each in table.values()], axis=0))
     low, high = found.interval
@@ -145,7 +138,7 @@ def test_the_draws_of_a_mean_are_the_means_of_the_rows_draws():
 
 def test_the_draws_of_a_change_are_paired():
     draws = np.array([40.0, 50.0, 60.0])
-    base = {row.name: Estimate(50.0, draws) for row in AXIS["conversation"].rows}
+    base = {row.name: Estimate(50.0, draws) for row in MM_RLHF.rows(AXIS["conversation"])}
     better = {name: Estimate(55.0, 1.1 * draws) for name in base}
     found = conversation_change(better, base)
     assert found.value == pytest.approx(10) and found.draws == pytest.approx([10.0] * 3)
