@@ -1,0 +1,111 @@
+"""Two models' results of a task, on the documents that both have."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mmrlhf_jax.errors import shown
+from mmrlhf_jax.suite.resampling import Estimate, combined, estimate, gives
+from mmrlhf_jax.suite.results import Document, Results
+from mmrlhf_jax.suite.task import Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A row's figures of a model and of its base on the same documents, with paired draws.
+
+    Attributes:
+        model, base: the figures.
+        documents: how many documents they are of.
+        left_out: how many others have a value for one of the two.
+    """
+
+    model: Estimate
+    base: Estimate
+    documents: int
+    left_out: int
+
+    @property
+    def delta(self) -> Estimate:
+        return combined(np.subtract, self.model, self.base)
+
+
+def obstacle(model: Results, base: Results) -> str | None:
+    """Why results of the same task cannot be compared, in words; None if they can.
+
+    They must be of the same harness and version, made with the same settings, and the documents that are scored in both must
+    have the same content.
+    """
+    if model.harness != base.harness:
+        return f"one is by {model.harness}, the other one by {base.harness}"
+    if differing := sorted(_differing(model.settings, base.settings)):
+        return f"made with other settings: {', '.join(differing[:3])}{' and others' if len(differing) > 3 else ''}"
+    others = {each.id: each for each in base.documents if each.missing is None}
+    for each in model.documents:
+        other = None if each.missing is not None else others.get(each.id)
+        if other is not None and (what := _other_content(each, other)):
+            return f"document {shown(each.id)} has another {what}"
+    return None
+
+
+def pair(row: Row, model: Results, base: Results) -> Pair | str:
+    """The figures of a row on the documents that have a value for both models; or in words why there are none. For results
+    without `obstacle`."""
+    for results in (model, base):
+        if (missing := _missing(row, results)) is not None:
+            return missing
+    mine, theirs = (_with_value(row, each) for each in (model, base))
+    both = mine.keys() & theirs.keys()
+    left_out = len(mine.keys() ^ theirs.keys())
+    if not left_out and both:
+        return Pair(*_as_they_are(row, (model, base)), len(both), 0)
+    if not both:
+        return "the two have no document with a value in common"
+    for results, documents in ((model, mine), (base, theirs)):
+        if not gives(row, list(documents.values()), results.figures[row.name].value):
+            return f"{left_out} documents have a value for one of the two, and the figure is not made of documents' values"
+    found = [estimate(row, [documents[each] for each in sorted(both)]) for documents in (mine, theirs)]
+    return "the documents in common have no weight" if None in found else Pair(*found, len(both), left_out)
+
+
+def _missing(row: Row, results: Results) -> str | None:
+    figure = results.figures.get(row.name)
+    return "it has no figure" if figure is None else figure.missing
+
+
+def _with_value(row: Row, results: Results) -> dict[str, Document]:
+    """The documents that have a value for a row, by id."""
+    return {each.id: each for each in results.documents if each.missing is None and each.values.get(row.name) is not None}
+
+
+def _as_they_are(row: Row, both: tuple[Results, Results]) -> list[Estimate]:
+    """The figures of results that are of the same documents: their stored draws are paired."""
+    figures = [results.figures[row.name] for results in both]
+    draws = [figure.draws for figure in figures]
+    if None in draws or len({len(each) for each in draws}) > 1:
+        return [Estimate(figure.value) for figure in figures]
+    return [Estimate(figure.value, np.array(figure.draws)) for figure in figures]
+
+
+def _differing(one: Any, other: Any, key: str = "") -> set[str]:
+    """Dotted names of settings that differ, with both values."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        names = one.keys() | other.keys()
+        return {
+            found
+            for name in names
+            for found in _differing(one.get(name), other.get(name), f"{key}.{name}" if key else str(name))
+        }
+    return set() if one == other else {f"{key} {shown(one, 40)} and {shown(other, 40)}"}
+
+
+def _other_content(one: Document, other: Document) -> str | None:
+    """What of a document differs between two runs that should have asked the same."""
+    for what in ("prompt", "reference", "cluster"):
+        if getattr(one, what) != getattr(other, what):
+            return what
+    return "picture or video" if one.media != other.media and one.media and other.media else None

@@ -1,0 +1,276 @@
+"""The figures of one run, or of a run against another one: of every row of the table, of the axes, and key figures.
+
+They are made from the files of results alone, at any time, also of a part of the tasks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from etils import epath
+
+from mmrlhf_jax.files import exists, read_json_object
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.suite.comparing import Pair, obstacle, pair
+from mmrlhf_jax.suite.dimensions import Axis, Headline, Suite, TableRow
+from mmrlhf_jax.suite.resampling import Estimate, Interval, combined
+from mmrlhf_jax.suite.results import Coverage, Results, figures_path, read, tasks_in
+
+RUN = "run.json"
+NO_RESULTS = "no results"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The results in a run's directory: by task, and what run.json says of the run, {} without one."""
+
+    name: str
+    results: Mapping[str, Results]
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A figure, or why there is none, in words."""
+
+    estimate: Estimate | None
+    missing: str | None = None
+
+    @property
+    def value(self) -> float | None:
+        return None if self.estimate is None else self.estimate.value
+
+    @property
+    def interval(self) -> Interval | None:
+        return None if self.estimate is None else self.estimate.interval
+
+
+@dataclasses.dataclass(frozen=True)
+class OfRow(Figure):
+    """A run's figure of a row.
+
+    Attributes:
+        coverage: the documents of its tasks together; None without any results.
+        harness: whose metric it is, with the version.
+    """
+
+    coverage: Coverage | None = None
+    harness: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class OfAxis(Figure):
+    """A run's figure of an axis.
+
+    Attributes:
+        rows, of: how many rows there are, and how many there should be.
+        lacking: the names of those that are not there.
+        partial: the names of rows whose figures are not of all documents.
+    """
+
+    rows: int = 0
+    of: int = 0
+    lacking: tuple[str, ...] = ()
+    partial: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta(Figure):
+    """The figure of the model minus that of the base, on the documents that both have.
+
+    Attributes:
+        documents: how many these are.
+        left_out: how many others have a value for one of the two.
+    """
+
+    documents: int = 0
+    left_out: int = 0
+
+
+_Of = TypeVar("_Of", OfRow, OfAxis)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared(Generic[_Of]):
+    """The figures of a row or an axis; `base` and `delta` are None if there is nothing to compare with."""
+
+    model: _Of
+    base: _Of | None = None
+    delta: Delta | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """All figures. Rows and axes are by name, in the order of the suite; `headlines` is empty without a base."""
+
+    suite: Suite
+    model: Run
+    base: Run | None
+    rows: Mapping[str, Compared[OfRow]]
+    axes: Mapping[str, Compared[OfAxis]]
+    headlines: Mapping[str, Figure]
+
+
+def read_run(directory: epath.PathLike, suite: Suite) -> Run:
+    """The results in a run's directory. UserError for files that are not sound; results of other tasks are reported."""
+    directory = epath.Path(directory)
+    about = read_json_object(directory / RUN) if exists(directory / RUN) else {}
+    found = {}
+    for task in tasks_in(directory):
+        if task in suite.tasks:
+            found[task] = read(directory, task)
+        else:
+            say(f"{figures_path(directory, task)}: {task} is no task of {suite.title}; it is left out")
+    name = about.get("model")
+    return Run(name if isinstance(name, str) else directory.name, found, about)
+
+
+def figures(suite: Suite, model: Run, base: Run | None = None) -> Figures:
+    """The figures of a run, and its differences from a base."""
+    rows = [_of_rows(suite, run) for run in (model, base) if run is not None]
+    axes = [_of_axes(suite, run, found) for run, found in zip((model, base), rows, strict=False)]
+    if base is None:
+        return Figures(suite, model, None, _alone(rows[0]), _alone(axes[0]), {})
+    pairs, obstacles = _pairs(suite, model, base)
+    tables = [suite.whole({name: getattr(each, side) for name, each in pairs.items()}) for side in ("model", "base")]
+    row_deltas = {name: _row_delta(row, tables, pairs, obstacles) for name, row in suite.table.items()}
+    axis_deltas = {axis.name: _axis_delta(suite, axis, tables, row_deltas, axes) for axis in suite.axes}
+    return Figures(
+        suite,
+        model,
+        base,
+        {name: Compared(rows[0][name], rows[1][name], row_deltas[name]) for name in suite.table},
+        {name: Compared(axes[0][name], axes[1][name], axis_deltas[name]) for name in axis_deltas},
+        {each.name: _headline(each, tables) for each in suite.headlines},
+    )
+
+
+def _alone(found: Mapping[str, _Of]) -> dict[str, Compared[_Of]]:
+    return {name: Compared(each) for name, each in found.items()}
+
+
+# One run --------------------------------------------------------------------------------------------------------------
+
+
+def _of_rows(suite: Suite, run: Run) -> dict[str, OfRow]:
+    parts = {
+        name: Estimate(figure.value, None if figure.draws is None else np.array(figure.draws))
+        for results in run.results.values()
+        for name, figure in results.figures.items()
+        if figure.value is not None
+    }
+    whole = suite.whole(parts)
+    return {name: _of_row(row, run, whole.get(name)) for name, row in suite.table.items()}
+
+
+def _of_row(row: TableRow, run: Run, found: Estimate | None) -> OfRow:
+    results = [run.results[task.name] for task in row.tasks if task.name in run.results]
+    coverage = _together(each.coverage for each in results) if results else None
+    harness = ", ".join(dict.fromkeys(each.harness for each in results)) or None
+    return OfRow(found, None if found is not None else _why_missing(row, run), coverage, harness)
+
+
+def _why_missing(row: TableRow, run: Run) -> str:
+    reasons: dict[str, list[str]] = {}
+    for task in row.tasks:
+        for part in (each for each in row.parts if each in task.rows):
+            figure = run.results[task.name].figures.get(part.name) if task.name in run.results else None
+            if figure is None or figure.value is None:
+                reasons.setdefault((figure and figure.missing) or NO_RESULTS, []).append(part.title)
+    if len(reasons) == 1 and len(next(iter(reasons.values()))) == len(row.parts):
+        return next(iter(reasons))
+    return "; ".join(f"{', '.join(titles)}: {reason}" for reason, titles in reasons.items())
+
+
+def _together(coverages: Iterable[Coverage]) -> Coverage:
+    coverages = list(coverages)
+    missing = sum((Counter(each.missing) for each in coverages), Counter())
+    expected, answered, scored = (sum(getattr(each, key) for each in coverages) for key in ("expected", "answered", "scored"))
+    return Coverage(expected, answered, scored, dict(sorted(missing.items())))
+
+
+def _of_axes(suite: Suite, run: Run, rows: Mapping[str, OfRow]) -> dict[str, OfAxis]:
+    table = {name: each.estimate for name, each in rows.items() if each.estimate is not None}
+    return {axis.name: _of_axis(suite, axis, run, rows, table) for axis in suite.axes}
+
+
+def _of_axis(suite: Suite, axis: Axis, run: Run, rows: Mapping[str, OfRow], table: Mapping[str, Estimate]) -> OfAxis:
+    wanted, lacking = suite.rows(axis), suite.lacking(axis, table)
+    there = [row for row in wanted if row.name not in lacking]
+    missing = _mixture(there, run)
+    if lacking:
+        missing = f"{len(there)} of {len(wanted)} rows: {', '.join(suite.table[name].title for name in lacking)} missing"
+    partial = tuple(row.name for row in there if rows[row.name].coverage.scored < rows[row.name].coverage.expected)
+    found = None if missing is not None else suite.mean(axis, table)
+    return OfAxis(found, missing, len(there), len(wanted), lacking, partial)
+
+
+def _mixture(rows: Iterable[TableRow], run: Run) -> str | None:
+    """Why rows of a run have no common mean: one harness in two versions, or the paper's metrics with corrected ones."""
+    results = [run.results[task.name] for row in rows for task in row.tasks]
+    versions: dict[str, set[str]] = {}
+    for each in results:
+        versions.setdefault(each.harness.split(" ")[0], set()).add(each.harness)
+    for found in versions.values():
+        if len(found) > 1:
+            return f"its rows are by {' and '.join(sorted(found))}"
+    modes = {str(each.settings["mode"]) for each in results if each.settings.get("mode") is not None}
+    return f"its rows are of different modes: {', '.join(sorted(modes))}" if len(modes) > 1 else None
+
+
+# Two runs -------------------------------------------------------------------------------------------------------------
+
+
+def _pairs(suite: Suite, model: Run, base: Run) -> tuple[dict[str, Pair], dict[str, str]]:
+    """(row of a task -> its figures on common documents, row of a task -> why there are none)."""
+    pairs, obstacles = {}, {}
+    for name, task in suite.tasks.items():
+        both = [run.results.get(name) for run in (model, base)]
+        reason = NO_RESULTS if None in both else obstacle(*both)
+        for row in task.rows:
+            found = reason or pair(row, *both)
+            if isinstance(found, Pair):
+                pairs[row.name] = found
+            else:
+                obstacles[row.name] = found
+    return pairs, obstacles
+
+
+def _row_delta(
+    row: TableRow, tables: list[dict[str, Estimate]], pairs: Mapping[str, Pair], obstacles: Mapping[str, str]
+) -> Delta:
+    reasons = dict.fromkeys(obstacles[part.name] for part in row.parts if part.name in obstacles)
+    if reasons:
+        return Delta(None, "; ".join(reasons))
+    # Several rows of one task are of the same documents.
+    of_tasks = [[pairs[part.name] for part in row.parts if part in task.rows] for task in row.tasks]
+    documents, left_out = (
+        sum(max(getattr(each, key) for each in found) for found in of_tasks) for key in ("documents", "left_out")
+    )
+    return Delta(combined(np.subtract, *(table[row.name] for table in tables)), None, documents, left_out)
+
+
+def _axis_delta(
+    suite: Suite,
+    axis: Axis,
+    tables: list[dict[str, Estimate]],
+    row_deltas: Mapping[str, Delta],
+    axes: list[dict[str, OfAxis]],
+) -> Delta:
+    for found in axes:
+        if found[axis.name].missing is not None:
+            return Delta(None, found[axis.name].missing)
+    deltas = {row.title: row_deltas[row.name] for row in suite.rows(axis)}
+    if refused := {title: each.missing for title, each in deltas.items() if each.missing is not None}:
+        return Delta(None, "; ".join(f"{title}: {reason}" for title, reason in refused.items()))
+    documents, left_out = (sum(getattr(each, key) for each in deltas.values()) for key in ("documents", "left_out"))
+    return Delta(combined(np.subtract, *(suite.mean(axis, table) for table in tables)), None, documents, left_out)
+
+
+def _headline(headline: Headline, tables: list[dict[str, Estimate]]) -> Figure:
+    found = headline.change(*tables)
+    return Figure(found, None if found is not None else "a row is missing or not comparable, or the base is at 0")
