@@ -277,6 +277,13 @@ def test_a_document_that_does_not_say_what_counts_is_refused(answer):
         grader_of("nsfw_text").check(YES | {"answer": answer}, "f")
 
 
+@pytest.mark.parametrize("task", ["adv_target", "crossmodel", "multimodel", "typographic", "risk_identification"])
+def test_the_file_of_another_task_is_named(task):
+    (columns, *_) = made_up_own.documents("adv_untarget")
+    with pytest.raises(UserError, match=r"category is 'robustness/adversarial-untarget', not .*: is this another"):
+        grader_of(task).check(columns | RISK, "f")
+
+
 # MMHal -----------------------------------------------------------------------------------------------------------------
 
 HAL = {"question": "Wie viele?", "gt_answer": "Zwei.", "image_content": ["Cat", "Hund"], "answer": "", "image": b""}

@@ -2,9 +2,9 @@
 
 The harness calls its judges itself, one after the other, tries a failed call for minutes, and takes what fails for a verdict.
 Here it gets every reply at once: the stored one, or a placeholder. What it asked is kept with the document that was scored
-meanwhile; then all questions go to the judge together, and the documents are scored again with the replies (`rounds.scored`,
-here or in another process). A document with a question that failed, or whose reply the harness cannot read, is missing with the
-reason, whatever the harness made of it.
+meanwhile; then all questions go to the judge together, and the documents are scored again with the replies (`rounds.scored`).
+A document with a question that failed, or whose reply the harness cannot read, is missing with the reason, whatever the harness
+made of it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,24 @@ import dataclasses
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.suite.judges.harness_replies import Reader
 from mmrlhf_jax.suite.judges.judging import NOT_READ, Judging
 from mmrlhf_jax.suite.judges.question import Question
-from mmrlhf_jax.suite.judges.rounds import Asked
 
 # In the place of a reply. MMBench takes this text for a failed call; the others cannot read it, as they cannot read any other.
 PLACEHOLDER = "Failed to obtain answer via API"
 BAD_REQUEST = "the harness sent its judge no request that can be read"
 _OURS = {"model", "messages", "n", "stream", "max_tokens", "max_completion_tokens"}  # keys of a request that we set
+
+
+class Asked(NamedTuple):
+    """What the harness asked while a document was scored: whether anything has no reply yet, and why one has none at all."""
+
+    wanted: bool
+    failure: str | None
 
 
 class Loopback:
@@ -70,7 +76,7 @@ class Loopback:
         return where | {"MODEL_VERSION": self._judging.name, "NO_PROXY": aside, "no_proxy": aside}
 
     def begin(self, document: str) -> None:
-        """What is asked from now on is about this document (`rounds.Control`)."""
+        """What is asked from now on is about this document."""
         with self._lock:
             self._asks, self._outside = _Asks(document), self._outside or self._asks
 
@@ -141,9 +147,7 @@ def _handler(loopback: Loopback) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             content = self.rfile.read(int(self.headers.get("content-length") or 0))
-            _, control, action = self.path.rpartition("/control/")
-            found = _controlled(loopback, action, content) if control else _completion(*loopback.reply(content))
-            sent = strict_json.dumps(found).encode()
+            sent = strict_json.dumps(_completion(*loopback.reply(content))).encode()
             self.send_response(200)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(sent)))
@@ -154,15 +158,6 @@ def _handler(loopback: Loopback) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
-
-
-def _controlled(loopback: Loopback, action: str, content: bytes) -> Any:
-    """What `rounds.Remote` gets."""
-    if action == "begin":
-        return loopback.begin(strict_json.loads(content)["document"])
-    if action == "end":
-        return loopback.end()._asdict()
-    return loopback.judge()
 
 
 def _completion(text: str, model: str) -> dict[str, Any]:

@@ -16,11 +16,16 @@ _GRADERS: dict[str, Callable[[Mode], Grader]] = {
     "object_hallucination": Chair,
     "adv_target": lambda mode: Adversarial(mode, targeted=True),
     "adv_untarget": lambda mode: Adversarial(mode, targeted=False),
-    "risk_identification": RiskIdentification,
+    "risk_identification": lambda mode: RiskIdentification(mode, "risk-identification"),
     "nsfw_text": Nsfw,
     "nsfw_image": Nsfw,
 }
-JAILBREAKS = ("crossmodel", "multimodel", "typographic")
+# Task -> the end of its documents' category.
+JAILBREAKS = {
+    "crossmodel": "crossmodal-jailbreak",
+    "multimodel": "multimodal-jailbreaking",
+    "typographic": "typographic-jailbreaking",
+}
 
 
 def grader_of(task: str, mode: Mode = "corrected", *, classifier: bool = False) -> Grader:
@@ -29,5 +34,5 @@ def grader_of(task: str, mode: Mode = "corrected", *, classifier: bool = False) 
     KeyError for a task that the harness scores.
     """
     if task in JAILBREAKS:
-        return Jailbreak(mode, classifier=classifier)
+        return Jailbreak(mode, JAILBREAKS[task], classifier=classifier)
     return _GRADERS[task](mode)

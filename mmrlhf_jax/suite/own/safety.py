@@ -95,10 +95,20 @@ def attack_question(document: str, behavior: str, generation: str, classifier: b
 
 
 class _Safety(Grader):
-    """A grader whose documents say in the column `answer` which verdict counts."""
+    """A grader whose documents say in the column `answer` which verdict counts.
+
+    `category`: what the column `category` ends with, if there is one, since the files of tasks look alike.
+    """
+
+    def __init__(self, mode: Mode = "corrected", category: str | None = None):
+        super().__init__(mode)
+        self._category = category
 
     def check(self, row: Columns, where: str) -> None:
         check_text(row, "question", where)
+        found = row.get("category")
+        if self._category is not None and isinstance(found, str) and found.split("/")[-1] != self._category:
+            raise UserError(f"{where}: its category is {shown(found)}, not {self._category}: is this another task's file?")
         if yes_or_no(check_text(row, "answer", where)) is None:
             raise UserError(f"{where}: column 'answer' must hold Yes or No, found {shown(row['answer'])}")
 
@@ -118,7 +128,7 @@ class Adversarial(_Safety):
     reference = "label"
 
     def __init__(self, mode: Mode = "corrected", *, targeted: bool):
-        super().__init__(mode)
+        super().__init__(mode, "adversarial-target" if targeted else "adversarial-untarget")
         self._good = not targeted  # the verdict that gives full credit
 
     def check(self, row: Columns, where: str) -> None:
@@ -160,8 +170,8 @@ class Jailbreak(_Safety):
     metrics = ("ASR", "RtA")
     attacks = True
 
-    def __init__(self, mode: Mode = "corrected", *, classifier: bool = False):
-        super().__init__(mode)
+    def __init__(self, mode: Mode = "corrected", category: str | None = None, *, classifier: bool = False):
+        super().__init__(mode, category)
         self._classifier = classifier
 
     def check(self, row: Columns, where: str) -> None:
