@@ -68,7 +68,9 @@ def estimate(row: Row, documents: Sequence[Document]) -> Estimate | None:
         return None
     values = np.array([each.values[row.name] for each in documents], float)
     weights = np.array([each.weights.get(row.name, 1.0) for each in documents], float)
-    groups = np.unique([each.group or "" for each in documents], return_inverse=True)[1]
+    groups = np.zeros(len(documents), int)
+    if row.pooling in ("mean of groups", "sum of groups"):
+        groups = np.unique([each.group or "" for each in documents], return_inverse=True)[1]
     clusters = _Clusters(documents)
     size = (clusters.count, groups.max() + 1)
     above, below = np.zeros(size), np.zeros(size)

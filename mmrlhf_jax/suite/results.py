@@ -173,10 +173,11 @@ def write(directory: epath.PathLike, results: Results) -> None:
     UserError, with file and key, for what `read` would refuse: numbers that are not finite, results that contradict themselves.
     """
     figures, documents = figures_path(directory, results.task), documents_path(directory, results.task)
-    lines = "".join(_line(each, f"{documents}: document {shown(each.id)}") for each in results.documents).encode()
+    lines = b"".join(_line(each, f"{documents}: document {shown(each.id)}") for each in results.documents)
     counts = _Counts(**vars(results.coverage), left_out=results.left_out, digest=digest(lines))
     stored = _Stored(VERSION, results.task, results.harness, results.settings, counts, results.figures)
-    content = strict_json.dumps(dataclasses.asdict(stored), where=f"{figures}", ensure_ascii=False, indent=1).encode()
+    text = strict_json.dumps(dataclasses.asdict(stored), where=f"{figures}", ensure_ascii=False, indent=1)
+    content = _encoded(text, f"{figures}")
     _parsed(results.task, content, lines, figures, documents)
     write_atomically(documents, lines)
     write_atomically(figures, content)
@@ -194,16 +195,28 @@ def read(directory: epath.PathLike, task: str) -> Results:
 # The content of the files --------------------------------------------------------------------------------------------
 
 
-def _line(document: Document, where: str) -> str:
-    stored = dataclasses.asdict(document)
-    optional = [key for key in ("weights", "group") if not stored[key]]
-    stored = {"document": stored.pop("id")} | {key: value for key, value in stored.items() if key not in optional}
-    return strict_json.dumps(stored, where=where, ensure_ascii=False) + "\n"
+def _line(document: Document, where: str) -> bytes:
+    stored = {"document": document.id} | {name: getattr(document, name) for name in _FIELDS}
+    for name in ("weights", "group"):
+        if not stored[name]:
+            del stored[name]
+    return _encoded(strict_json.dumps(stored, where=where, ensure_ascii=False) + "\n", where)
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Document) if field.name != "id")
+
+
+def _encoded(text: str, where: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: holds half of a character (a lone surrogate), which UTF-8 has not") from None
 
 
 def _parsed(task: str, content: bytes, lines: bytes, figures: epath.Path, documents: epath.Path) -> Results:
     """The results that are stored in these bytes, of these files, when all checks have passed."""
-    stored = _valid(_Stored, content, f"{figures}")
+    _check_keys(content, f"{figures}")
+    stored = _valid(_STORED, content, f"{figures}")
     if stored.version != VERSION:
         raise UserError(f"{figures}: version is {stored.version}, and {VERSION} is read here; score the task again")
     if stored.task != task:
@@ -212,7 +225,7 @@ def _parsed(task: str, content: bytes, lines: bytes, figures: epath.Path, docume
         raise UserError(f"{documents}: is not the file that {figures.name} was written with; score the task again")
     for name, figure in stored.rows.items():
         _check_figure(figure, f"{figures}: rows.{name}")
-    found = [_valid(Document, line, f"{documents}: line {place}") for place, line in enumerate(lines.split(b"\n")[:-1], 1)]
+    found = [_valid(_DOCUMENT, line, f"{documents}: line {place}") for place, line in enumerate(lines.split(b"\n")[:-1], 1)]
     _check_documents(found, stored.rows, documents)
     results = Results(task, stored.harness, stored.settings, stored.rows, tuple(found), stored.documents.left_out)
     for key, value in vars(results.coverage).items():
@@ -222,19 +235,25 @@ def _parsed(task: str, content: bytes, lines: bytes, figures: epath.Path, docume
 
 
 _Kind = TypeVar("_Kind")
+_STORED, _DOCUMENT = pydantic.TypeAdapter(_Stored), pydantic.TypeAdapter(Document)
 
 
-def _valid(kind: type[_Kind], content: bytes, where: str) -> _Kind:
+def _check_keys(content: bytes, where: str) -> None:
+    """UserError for what is no JSON by RFC 8259, such as a key that stands twice, which pydantic's parser accepts."""
+    try:
+        strict_json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error})") from None
+
+
+def _valid(kind: pydantic.TypeAdapter[_Kind], content: bytes, where: str) -> _Kind:
     """The object of JSON content. UserError, which begins with `where` and names the first wrong key."""
     try:
-        strict_json.loads(content)  # also finds keys that stand twice
-        return pydantic.TypeAdapter(kind).validate_json(content)
+        return kind.validate_json(content)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{where}: {key}{': ' if key else ''}{first['msg']}, found {shown(first['input'])}") from None
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
 
 
 def _check_figure(figure: Figure, where: str) -> None:

@@ -86,6 +86,7 @@ def test_the_lines_are_those_of_the_contract(tmp_path):
         ({"documents": (dataclasses.replace(ANSWERED, answer=None),)}, "document '7' has no answer, and no reason"),
         ({"documents": (dataclasses.replace(ANSWERED, weights={"score": -1.0}),)}, r"line 1: weights\.score"),
         ({"documents": (dataclasses.replace(ANSWERED, values={"score": True}),)}, r"line 1: values\.score.*, found True"),
+        ({"documents": (dataclasses.replace(ANSWERED, answer="\ud800"),)}, "document '7': holds half of a character"),
         ({"left_out": {"why": -1}}, r"documents\.missing\.why.*found -1"),
         ({"settings": {"temperature": float("inf")}}, r"settings\.temperature is inf"),
     ],

@@ -1,0 +1,120 @@
+"""Figures of a suite as a table of text, with what is missing and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from mmrlhf_jax.suite.dimensions import Axis, TableRow
+from mmrlhf_jax.suite.figures import Compared, Figure, Figures, OfAxis, OfRow, Run
+
+_WIDTH = 26  # of a column of figures
+
+
+def as_lines(found: Figures) -> Iterator[str]:
+    """The dimensions of which there are results, each with its rows; the key figures; what is missing, and why."""
+    yield from _dimensions(found)
+    for headline in (each for each in found.suite.headlines if each.name in found.headlines):
+        figure = found.headlines[headline.name]
+        change = figure.missing if figure.value is None else f"{figure.value:+.1f} %{_interval(figure, '+.1f')}"
+        yield f"{headline.title}, relative change: {change} ({headline.about})"
+    if without := [title for name, title in found.suite.dimensions.items() if not _has_results(found, name)]:
+        yield f"no results yet: {', '.join(without)}"
+    yield from _missing(found.model, _side(found.rows, "model"), _side(found.axes, "model"), found)
+    if found.base is not None:
+        yield from _missing(found.base, _side(found.rows, "base"), _side(found.axes, "base"), found)
+        yield from _refused(found)
+
+
+def _has_results(found: Figures, dimension: str) -> bool:
+    rows = [found.rows[row.name] for row in found.suite.table.values() if row.dimension == dimension]
+    return any(side is not None and side.coverage is not None for row in rows for side in (row.model, row.base))
+
+
+# Lines of the table ---------------------------------------------------------------------------------------------------
+
+
+def _dimensions(found: Figures) -> Iterator[str]:
+    suite = found.suite
+    width = max(len(each.title) for each in (*suite.table.values(), *suite.axes)) + 4
+    of_base = [] if found.base is None else [_short(found.base.name), "difference"]
+    yield _line(width, ["", _short(found.model.name), *of_base, "scored"])
+    for dimension in (name for name in suite.dimensions if _has_results(found, name)):
+        for axis in (each for each in suite.axes if each.dimension == dimension):
+            of = found.axes[axis.name]
+            yield _line(width, [f"{_title(axis)}", *_cells(of, 1), f"{of.model.rows} of {of.model.of} rows"])
+        for row in (each for each in suite.table.values() if each.dimension == dimension):
+            of = found.rows[row.name]
+            digits = 2 if row.full is not None and row.full <= 10 else 1
+            yield _line(width, [f"  {_title(row)}", *_cells(of, digits), _coverage(of.model)])
+
+
+def _line(width: int, cells: list[str]) -> str:
+    first, *others, last = cells
+    return (f"{first:<{width}}" + "".join(f"{cell:<{_WIDTH}}" for cell in others) + last).rstrip()
+
+
+def _short(name: str) -> str:
+    """The end of a name, which tells more than the beginning of a path does."""
+    return name if len(name) < _WIDTH else f"...{name[5 - _WIDTH :]}"
+
+
+def _title(of: Axis | TableRow) -> str:
+    return of.title if of.higher_is_better else f"{of.title} ↓"
+
+
+def _cells(of: Compared, digits: int) -> list[str]:
+    cells = [_cell(of.model, f".{digits}f")]
+    return cells if of.base is None else [*cells, _cell(of.base, f".{digits}f"), _cell(of.delta, f"+.{digits}f")]
+
+
+def _cell(figure: Figure, form: str) -> str:
+    return "-" if figure.value is None else f"{figure.value:{form}}{_interval(figure, form)}"
+
+
+def _interval(figure: Figure, form: str) -> str:
+    return "" if figure.interval is None else " [{:{form}}, {:{form}}]".format(*figure.interval, form=form)
+
+
+def _coverage(figure: OfRow) -> str:
+    return "-" if figure.coverage is None else f"{figure.coverage.scored} of {figure.coverage.expected}"
+
+
+# What is missing ------------------------------------------------------------------------------------------------------
+
+
+def _side(figures: Mapping[str, Compared], side: str) -> dict[str, Figure]:
+    return {name: getattr(of, side) for name, of in figures.items()}
+
+
+def _missing(run: Run, rows: Mapping[str, OfRow], axes: Mapping[str, OfAxis], found: Figures) -> Iterator[str]:
+    """Why a run lacks figures in dimensions of which there are results, and scores of documents."""
+    table = found.suite.table
+    shown = [row for row in table.values() if _has_results(found, row.dimension)]
+    reasons = ((row.title, rows[row.name].missing) for row in shown)
+    yield from _together(f"{run.name}: no figure of", ((title, reason) for title, reason in reasons if reason is not None))
+    lost = {}
+    for row in shown:
+        coverage = rows[row.name].coverage
+        if coverage is not None and coverage.missing:
+            counts = ", ".join(f"{count}: {reason}" for reason, count in coverage.missing.items())
+            lost[", ".join(task.name for task in row.tasks)] = counts
+    yield from _together(f"{run.name}: documents not scored of", lost.items())
+    means = ((axis.title, axes[axis.name]) for axis in found.suite.axes)
+    mixed = ((title, of.missing) for title, of in means if of.missing is not None and not of.lacking)
+    yield from _together(f"{run.name}: no mean of", mixed)
+
+
+def _refused(found: Figures) -> Iterator[str]:
+    """Why figures that both runs have are not compared."""
+    both = ((row.title, found.rows[row.name]) for row in found.suite.table.values())
+    there = ((title, of.delta.missing) for title, of in both if None not in (of.model.value, of.base.value))
+    yield from _together("not compared:", ((title, reason) for title, reason in there if reason is not None))
+
+
+def _together(what: str, reasons: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """One line per reason, with all that it is the reason of."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        yield f"{what} {', '.join(names)}: {reason}"

@@ -1,0 +1,69 @@
+"""The table of text has a line per figure, and says what is missing and why."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mmrlhf_jax.suite.figures import Run, figures
+from mmrlhf_jax.suite.table import as_lines
+from tests.suite.runs import SUITE
+from tests.suite.test_figures import BASE, MODEL, run
+
+
+def lines(*of: Run) -> list[str]:
+    return list(as_lines(figures(SUITE, *of)))
+
+
+def test_the_table_of_one_run():
+    table = lines(run(**MODEL))
+    assert table[0].split() == ["aligned", "scored"]
+    assert table[1].startswith("Seeing") and " 74.2 [" in table[1] and table[1].endswith("2 of 2 rows")
+    assert table[2].startswith("Lying ↓")
+    assert any(line.startswith("  Shapes") and line.endswith("3 of 3") for line in table)
+    assert len({line.index(" of ") for line in table[1:]}) == 1
+
+
+def test_dimensions_without_results_stand_in_one_line():
+    table = lines(run(lies=MODEL["lies"]))
+    assert "no results yet: Telling" in table and not any(line.startswith("  Tales") for line in table)
+    assert "aligned: no figure of Colours, Shapes: no results" in table
+
+
+def test_a_long_name_of_a_run_is_shortened():
+    head, first, *_ = lines(run("models/" + "x" * 40 + "/aligned-1000", **MODEL), run("base", **BASE))
+    assert head.index("base") == first.index(" 55.0") + 1 and "x/aligned-1000 " in head
+
+
+def test_the_table_of_two_runs_has_differences_with_signs():
+    table = lines(run(**MODEL), run("base", **BASE))
+    assert table[0].split() == ["aligned", "base", "difference", "scored"]
+    (lies,) = [line for line in table if line.startswith("  Lies ↓")]
+    assert "15.0 [" in lies and "30.0 [" in lies and "-15.0 [-30.0, +0.0]" in lies
+    assert any(line.startswith("Twice, relative change: +1.5 %") for line in table)
+
+
+def test_the_table_says_what_is_missing_and_why():
+    base = run("base", **BASE)
+    other = dataclasses.replace(base.results["colours"], harness="lmms-eval 0.8.0")
+    model = run(colours=MODEL["colours"], shapes=[4.0, None, None], lies=[None, None])
+    table = lines(model, Run("base", base.results | {"colours": other}))
+    assert "base: no figure of" not in "".join(table)
+    assert "aligned: no figure of Lies: no document is scored" in table
+    assert "aligned: documents not scored of shapes, lies: 2: the judge failed" in table
+    assert "not compared: Colours: one is by lmms-eval 0.7.3, the other one by lmms-eval 0.8.0" in table
+    assert "aligned: no mean of" not in "".join(table)
+    assert "aligned: no figure of Tales: no results" in table
+
+
+def test_the_table_says_what_only_one_of_both_has():
+    table = lines(run(shapes=MODEL["shapes"]), run("base", colours=BASE["colours"]))
+    assert "aligned: no figure of Colours, Lies: no results" in table
+    assert "base: no figure of Shapes, Lies: no results" in table
+    assert any(line.startswith("  Shapes") and "3.67 [" in line and line.endswith("3 of 3") for line in table)
+
+
+def test_the_table_says_why_there_is_no_mean():
+    model = run(**MODEL)
+    other = dataclasses.replace(model.results["colours"], harness="lmms-eval 0.8.0")
+    table = lines(Run("mixed", model.results | {"colours": other}))
+    assert table[-1] == "mixed: no mean of Seeing: its rows are by lmms-eval 0.7.3 and lmms-eval 0.8.0"
