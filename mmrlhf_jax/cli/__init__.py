@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from mmrlhf_jax import ending
-from mmrlhf_jax.cli import data, evaluation, growing, inference, training
+from mmrlhf_jax.cli import data, evaluation, growing, inference, report, training
 
 app = typer.Typer(
     name="mmrlhf",
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.add_typer(training.verbs)
 app.add_typer(inference.verbs)
 app.add_typer(growing.verbs)
+app.add_typer(report.verbs)
 app.add_typer(data.verbs, name="data")
 app.add_typer(evaluation.verbs, name="eval")
 app.add_typer(training.config_verbs, name="config")

@@ -1,4 +1,4 @@
-"""Figures of several models side by side, as a table: values with intervals, differences with verdicts, and coverage."""
+"""Figures of several models side by side, as a table: values with intervals and coverage, differences with verdicts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Cell:
         value: the figure; None if there is none.
         interval: the ends of its 95 % interval.
         missing: why there is no value, in words.
-        coverage: what it is a figure of: "58 of 60".
+        coverage: what it is a figure of: "58 of 60 documents".
     """
 
     value: float | None
@@ -72,14 +72,12 @@ class Line:
         return "better" if (low > 0) == self.higher_is_better else "worse"
 
 
-def compared(label: str, columns: Sequence[Column], groups: Mapping[str, Sequence[Line]], of_what: str) -> Markup:
-    """The table. `groups` are its lines by heading; a single group without a name has no heading. `of_what` is what coverages
-    count."""
+def compared(label: str, columns: Sequence[Column], groups: Mapping[str, Sequence[Line]]) -> Markup:
+    """The table. `groups` are its lines by heading; a single group without a name has no heading."""
     with_delta = any(column.kind == "base" for column in columns)
-    with_coverage = any(cell.coverage for lines in groups.values() for line in lines for cell in line.cells)
-    heads = [*_heads(columns, with_delta), *([join(of_what, element("small", "with figures"))] if with_coverage else [])]
+    heads = _heads(columns, with_delta)
     top = element("tr", element("td"), *[element("th", head, scope="col") for head in heads])
-    bodies = [_body(name, lines, columns, with_delta, with_coverage, len(heads) + 1) for name, lines in groups.items()]
+    bodies = [_body(name, lines, columns, with_delta, len(heads) + 1) for name, lines in groups.items()]
     return scrolled(element("table", element("thead", top), *bodies, class_="numbers compared"), label)
 
 
@@ -96,14 +94,12 @@ def _heads(columns: Sequence[Column], with_delta: bool) -> list[Markup]:
 _KINDS: Mapping[Kind, str] = {"model": "the model", "base": "the base", "other": "another run", "published": "published"}
 
 
-def _body(
-    name: str, lines: Sequence[Line], columns: Sequence[Column], with_delta: bool, with_coverage: bool, width: int
-) -> Markup:
+def _body(name: str, lines: Sequence[Line], columns: Sequence[Column], with_delta: bool, width: int) -> Markup:
     head = [element("tr", element("th", name, scope="rowgroup", colspan=width, class_="group"))] if name else []
-    return element("tbody", *head, *[_line(line, columns, with_delta, with_coverage) for line in lines])
+    return element("tbody", *head, *[_line(line, columns, with_delta) for line in lines])
 
 
-def _line(line: Line, columns: Sequence[Column], with_delta: bool, with_coverage: bool) -> Markup:
+def _line(line: Line, columns: Sequence[Column], with_delta: bool) -> Markup:
     direction = "" if line.higher_is_better else "↓ lower is better"
     remarks = [text for text in (line.unit, direction, line.remark) if text]
     title = element("th", line.title, *([element("small", "; ".join(remarks))] if remarks else []), scope="row")
@@ -112,14 +108,14 @@ def _line(line: Line, columns: Sequence[Column], with_delta: bool, with_coverage
         cells.append(element("td", *_value(cell), class_=column.kind))
         if column.kind == "base" and with_delta:
             cells.append(element("td", *_delta(line), class_="delta"))
-    coverage = [element("td", *_coverage(line, columns))] if with_coverage else []
-    return element("tr", title, *cells, *coverage)
+    return element("tr", title, *cells)
 
 
 def _value(cell: Cell) -> list[Markup | str]:
+    coverage = [element("small", cell.coverage)] if cell.coverage else []
     if cell.value is None:
-        return ["–", *([element("small", cell.missing, class_="why")] if cell.missing else [])]
-    return [value_text(cell.value), *([] if cell.interval is None else [_interval(cell.interval)])]
+        return ["–", *([element("small", cell.missing, class_="why")] if cell.missing else []), *coverage]
+    return [value_text(cell.value), *([] if cell.interval is None else [_interval(cell.interval)]), *coverage]
 
 
 def _interval(interval: Interval, sign: bool = False) -> Markup:
@@ -148,14 +144,6 @@ def verdict_chip(verdict: Verdict) -> Markup:
     return chip(*_SIGNS[verdict])
 
 
-def _coverage(line: Line, columns: Sequence[Column]) -> list[Markup | str]:
-    """Once if it is the same for all that have one."""
-    found = {column.name: cell.coverage for column, cell in zip(columns, line.cells, strict=True) if cell.coverage}
-    if len(set(found.values())) <= 1:
-        return list(set(found.values())) or ["–"]
-    return [element("div", element("bdi", name), f": {coverage}") for name, coverage in found.items()]
-
-
 def value_text(value: float) -> str:
     """Two digits behind the point, as in the paper's tables; one for large figures."""
     return (f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.2f}").replace("-", "−")
@@ -174,14 +162,13 @@ min-width:8.5rem;max-width:13rem;font-size:.88rem;color:var(--ink);z-index:1}
 .compared td small{white-space:nowrap}.compared td small.why{white-space:normal;min-width:3.7rem}
 .compared td.delta .chip{margin-top:3px}
 .compared td.model{font-weight:600}.compared td.published{color:var(--muted)}
-.compared td:last-child,.compared thead th:last-child{padding-right:2px}
 @media (max-width:640px){.compared{min-width:0;font-size:.8rem}
 .compared td small{white-space:normal;max-width:3.7rem;margin-left:auto;font-size:.72rem}
 .compared .chip{font-size:.68rem;padding:0 6px}
 .compared th:first-child,.compared td:first-child{min-width:5.7rem;max-width:6.4rem;hyphens:auto;font-size:.78rem}
 .compared thead th{min-width:4rem;max-width:5.4rem;font-size:.72rem}.compared thead small{font-size:.7rem}
 .compared th,.compared td{padding-right:5px}}
-@media print{.compared{min-width:0;font-size:.72rem}.compared tr{break-inside:avoid}
+@media print{.compared{min-width:0;font-size:.72rem}.compared small{font-size:.92em}.compared tr{break-inside:avoid}
 .compared th:first-child,.compared td:first-child{position:static}.compared thead th,.compared td{min-width:0}
 .compared td small{white-space:normal}}
 """

@@ -36,6 +36,7 @@ class Difference:
         row: the row in which the answers differ, and by how much.
         direction: whether the first answer is better or worse than the second one.
         pictures: (encoded picture, what is said of it).
+        more: how many other pictures it has.
     """
 
     benchmark: str
@@ -47,6 +48,7 @@ class Difference:
     direction: Direction
     answers: Sequence[Answered]
     pictures: Sequence[tuple[bytes, str]] = ()
+    more: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +97,13 @@ def _case(case: Difference, classes: Sequence[str]) -> Markup:
     mark = verdict_chip(case.direction)
     head = element("h3", element("bdi", f"{case.benchmark} "), element("bdi", case.document, class_="id"))
     title = element("header", head, chip(f"{case.row} {signed_text(case.by)}"), mark)
-    media = element("div", *[element("figure", picture(*each)) for each in case.pictures], class_="media")
+    media = [element("figure", picture(*each)) for each in case.pictures]
+    media += [element("p", f"and {case.more} more", class_="muted")] if case.more else []
     said = [_text("p", case.prompt, "text prompt")]
     said += [_answer(answer) for answer in case.answers]
     if case.reference is not None:
         said.append(element("div", element("h4", "Reference"), _text("p", case.reference, "text"), class_="answer reference"))
-    parts = [title, *([media] if case.pictures else []), element("div", *said, class_="said")]
+    parts = [title, *([element("div", *media, class_="media")] if media else []), element("div", *said, class_="said")]
     return element("article", *parts, class_=" ".join(("case", *classes)))
 
 
@@ -113,6 +116,7 @@ def _answer(answer: Answered) -> Markup:
 
 def _text(name: str, text: str, class_: str) -> Markup:
     """A text from outside, in its own direction of writing; a long one can be scrolled, a very long one is cut off."""
+    text = text.strip("\n")
     more = len(text) - MOST_CHARACTERS
     rest = element("small", f" … ({more:,} more characters)") if more > 0 else ""
     if len(text) <= LONG:

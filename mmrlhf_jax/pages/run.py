@@ -144,6 +144,6 @@ def last(rows: Sequence[Mapping], metric: str):
 
 
 STYLE = """
-h1{overflow-wrap:anywhere}summary{cursor:pointer}
+h1,p{overflow-wrap:anywhere}summary{cursor:pointer}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.82rem;color:var(--muted)}
 """

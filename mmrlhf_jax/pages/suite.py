@@ -17,12 +17,11 @@ from mmrlhf_jax.pages.parts import element, join, page, table, tiles
 
 @dataclasses.dataclass(frozen=True)
 class Missing:
-    """How many documents of a task are missing from a run's figures, and why."""
+    """How many documents of a task are missing from the figures of each run, for one reason. `counts` are by run."""
 
     benchmark: str
-    run: str
-    count: int
     reason: str
+    counts: Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Report:
         headlines: key figures: (name, value, what it means).
         dimensions: a line per axis; figures are of 100.
         groups: heading -> the lines of the rows.
-        missing: documents that are missing.
+        missing: documents that are missing, by benchmark and reason.
         differences: the cases; None if there is no base to compare with.
         made: how the figures were made.
         trainings: runs of training.
@@ -122,7 +121,7 @@ def _dimensions(report: Report) -> Markup:
     )
     charts = [axes.radar("All dimensions", names, lines)] if len(lines) > 2 else []
     charts.append(axes.bars("One by one", names, lines))
-    figures = compared.compared("Dimensions", report.columns, {"": report.dimensions}, "rows")
+    figures = compared.compared("Dimensions", report.columns, {"": report.dimensions})
     return join(element("p", text + intervals), *charts, element("h3", "The same figures as a table"), figures, *_notes(report))
 
 
@@ -137,16 +136,31 @@ def _axis(line: Line, count: int) -> axes.Axis:
 
 def _benchmarks(report: Report) -> Markup:
     text = "Every row in its own unit. A row without a figure says why, and its dimension has no mean then."
-    return join(element("p", text), compared.compared("Benchmarks", report.columns, report.groups, "documents"))
+    return join(element("p", text), compared.compared("Benchmarks", report.columns, report.groups))
 
 
 def _coverage(report: Report) -> Markup:
     if not report.missing:
         return element("p", "Every document of every task that was run is in the figures.")
     text = "These documents are in no figure. They are not counted as wrong: the figures are those of the others."
-    head = ("benchmark", "run", "documents", "why they are missing")
-    rows = [(each.benchmark, each.run, f"{each.count:,}", each.reason) for each in report.missing]
-    return join(element("p", text), table(head, rows, label="Documents that are missing", row_heads=True, class_="missing"))
+    runs = [column.name for column in report.columns if column.kind != "published"]
+    reasons = {each.reason: [0] * len(runs) for each in report.missing}
+    for each in report.missing:
+        reasons[each.reason] = [total + count for total, count in zip(reasons[each.reason], each.counts, strict=True)]
+    totals = [(reason, *_counts(counts)) for reason, counts in reasons.items()]
+    rows = [(each.benchmark, *_counts(each.counts), each.reason) for each in report.missing]
+    by_benchmark = table(
+        ("benchmark", *runs, "why they are missing"), rows, label="By benchmark", row_heads=True, class_="missing"
+    )
+    return join(
+        element("p", text),
+        table(("why they are missing", *runs), totals, label="By reason", row_heads=True, class_="numbers missing"),
+        element("details", element("summary", "by benchmark"), by_benchmark),
+    )
+
+
+def _counts(counts: Sequence[int]) -> list[str]:
+    return [f"{count:,}" for count in counts]
 
 
 # How ------------------------------------------------------------------------------------------------------------------
@@ -183,11 +197,14 @@ def _training(training: Training) -> Markup:
 
 
 STYLE = """
-:focus-visible{outline:2px solid var(--c1);outline-offset:2px}h4{font-size:.9rem;margin:1rem 0 .3rem}
+p,li,h1,h2,h3,h4,.tile{overflow-wrap:anywhere}:focus-visible{outline:2px solid var(--c1);outline-offset:2px}
+h4{font-size:.9rem;margin:1rem 0 .3rem}
 section>figure{margin:14px 0}.missing td,.made td{overflow-wrap:anywhere}.made th,.missing th{color:var(--ink)}
 .made{max-width:46rem}.made th{width:14rem;padding-right:14px}tbody th{font-size:.88rem}
 nav a{padding:4px 0}ul{max-width:46rem;padding-left:1.3rem}
 @media (max-width:640px){main{padding:20px 12px 40px}.made th{width:38%}h1{font-size:1.6rem}}
-@media print{:root{--bg:#fff}nav{display:none}main{max-width:none;padding:0}h2{margin-top:1.6rem}.scroll{overflow:visible}
+@page{margin:14mm}
+@media print{:root{--bg:#fff}.radar{max-width:400px}nav{display:none}main{max-width:none;padding:0}h2{margin-top:1.6rem}
+.scroll{overflow:visible}
 figure,.tile{break-inside:avoid}h2,h3,h4{break-after:avoid}}
 """

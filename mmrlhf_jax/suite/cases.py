@@ -19,7 +19,8 @@ MOST, MOST_EACH = 160, 12  # most cases in all, and of a benchmark and a directi
 
 @dataclasses.dataclass(frozen=True)
 class Both:
-    """A task's results of two models: of `model`, and of the `base` that it is compared with. `benchmark` is its title."""
+    """A task's results of two models, `model` and `base`, which can be compared (`comparing.obstacle`). `benchmark` is the
+    title of its benchmark."""
 
     benchmark: str
     rows: Sequence[Row]
@@ -55,24 +56,21 @@ class Chosen:
     Attributes:
         counts: benchmark -> number of documents of each direction, chosen or not.
         compared: number of documents that both models have values for.
-        asked_otherwise: number of documents that the models were asked otherwise, which are not compared.
     """
 
     cases: Sequence[Case]
     counts: Mapping[str, Mapping[Direction, int]]
     compared: int
-    asked_otherwise: int
 
 
 def choose(pairs: Iterable[Both], most: int = MOST, most_each: int = MOST_EACH) -> Chosen:
     """The cases that differ most. Benchmarks and directions take turns, so that none fills the page."""
     found: dict[tuple[str, Direction], list[Case]] = defaultdict(list)
     counts: dict[str, dict[Direction, int]] = {}
-    compared = asked_otherwise = 0
+    compared = 0
     for each in pairs:
         counts.setdefault(each.benchmark, dict.fromkeys(DIRECTIONS, 0))
-        documents, otherwise = _documents(each)
-        asked_otherwise += otherwise
+        documents = _documents(each)
         compared += len(documents)
         for case in _cases(each, documents):
             found[case.benchmark, case.direction].append(case)
@@ -82,7 +80,7 @@ def choose(pairs: Iterable[Both], most: int = MOST, most_each: int = MOST_EACH) 
     taken = list(itertools.islice((case for case in turns if case is not None), most))
     places = {benchmark: place for place, benchmark in enumerate(counts)}
     taken.sort(key=lambda case: (places[case.benchmark], *_order(case)))
-    return Chosen(taken, counts, compared, asked_otherwise)
+    return Chosen(taken, counts, compared)
 
 
 def _order(case: Case) -> tuple[float, str, str]:
@@ -91,17 +89,11 @@ def _order(case: Case) -> tuple[float, str, str]:
     return -abs(case.share), text_digest(case.model.id), case.model.id
 
 
-def _documents(pair: Both) -> tuple[list[tuple[Document, Document]], int]:
-    """(the documents that both models have values for, number of those that they were asked otherwise)."""
-    of_base = {document.id: document for document in pair.base.documents}
-    both = [(document, of_base[document.id]) for document in pair.model.documents if document.id in of_base]
-    scored = [(model, base) for model, base in both if model.missing is None and base.missing is None]
-    same = [(model, base) for model, base in scored if _question(model) == _question(base)]
-    return same, len(scored) - len(same)
-
-
-def _question(document: Document) -> tuple[str, tuple[str, ...], str | None]:
-    return document.prompt, document.media, document.reference
+def _documents(pair: Both) -> list[tuple[Document, Document]]:
+    """The documents that both models have values for."""
+    of_base = {document.id: document for document in pair.base.documents if document.missing is None}
+    mine = [document for document in pair.model.documents if document.missing is None]
+    return [(document, of_base[document.id]) for document in mine if document.id in of_base]
 
 
 def _cases(pair: Both, documents: Sequence[tuple[Document, Document]]) -> Iterator[Case]:

@@ -27,13 +27,14 @@ def write_run_page(
     try:
         rows = read_metrics(directory)
         method, source = task_of(experiment.objective).describe()
-        facts = dict(method=method, source=source, done=done, steps=steps, time=_time_spent(goodput))
+        facts = dict(method=method, source=source, done=done, steps=steps, time=time_spent_of(goodput))
         page = run_page(directory.name, experiment, rows, **facts)
         write_atomically(directory / PAGE, page.encode("utf-8", "replace"))
     except Exception as error:  # any storage backend's error, or a metrics file that somebody has edited
         say(f"{directory / PAGE} is not written: {str(error).strip() or type(error).__name__}")
 
 
-def _time_spent(goodput: Mapping[str, float]) -> TimeSpent:
+def time_spent_of(goodput: Mapping[str, float]) -> TimeSpent:
+    """The time of a run from figures of `Goodput`, those of all parts."""
     parts = {part: goodput[f"{NAME}/{part}_seconds"] for part in PARTS} | {"steps": productive_seconds(goodput)}
     return TimeSpent(int(goodput[f"{NAME}/attempt"]), goodput[f"{NAME}/seconds"], parts)

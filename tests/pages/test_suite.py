@@ -19,12 +19,12 @@ COLUMNS = (Column("ours", "model"), Column("before", "base"), Column("paper", "p
 
 
 def line(value, base, delta, interval, **more) -> Line:
-    cells = (Cell(value, (value - 1, value + 1), None, "60 of 60"), Cell(base, None, None, "58 of 60"), Cell(5.5))
+    cells = (Cell(value, (value - 1, value + 1), None, "60 of 60 rows"), Cell(base, None, None, "58 of 60 rows"), Cell(5.5))
     return Line("row", "%", cells, Delta(delta, interval), **more)
 
 
 def table(*lines: Line, columns=COLUMNS):
-    return ElementTree.fromstring(compared("Figures", columns, {"": lines}, "documents")).find("table")
+    return ElementTree.fromstring(compared("Figures", columns, {"": lines})).find("table")
 
 
 @pytest.mark.parametrize(
@@ -49,25 +49,21 @@ def test_a_difference_is_better_or_worse_if_its_whole_interval_is(interval, high
 def test_values_have_signs_intervals_and_coverage():
     ((head, cells),) = rows(table(line(-10.0, 1997.0, -2.5, (-4.0, -1.0), higher_is_better=False, remark="mean of 3"))).items()
     assert head == "row %; ↓ lower is better; mean of 3"
-    assert cells[:4] == ["−10.00 −11.00 to −9.00", "1,997.0", "−2.50 −4.00 to −1.00 ▲ better", "5.50"]
-    assert cells[4] == "ours : 60 of 60 before : 58 of 60"
+    values = ["−10.00 −11.00 to −9.00 60 of 60 rows", "1,997.0 58 of 60 rows", "−2.50 −4.00 to −1.00 ▲ better", "5.50"]
+    assert cells == values
 
 
 def test_what_is_missing_says_why_in_its_cell():
     cells = (Cell(None, None, "the judge did not answer", "0 of 60"), Cell(3.0, None, None, "0 of 60"), Cell(None))
     (found,) = rows(table(Line("row", "%", cells, Delta(None, None, "other settings")))).values()
-    assert found == ["– the judge did not answer", "3.00", "– other settings", "–", "0 of 60"]
+    assert found == ["– the judge did not answer 0 of 60", "3.00 0 of 60", "– other settings", "–"]
 
 
 def test_without_a_base_there_is_no_difference():
     lone = Line("row", "%", (Cell(3.0, None, None, "2 of 2"), Cell(None)), None)
     found = table(lone, columns=(COLUMNS[0], COLUMNS[2]))
-    assert [text(head) for head in found.findall("thead/tr/th")] == [
-        "ours the model",
-        "paper published",
-        "documents with figures",
-    ]
-    assert list(rows(found).values()) == [["3.00", "–", "2 of 2"]]
+    assert [text(head) for head in found.findall("thead/tr/th")] == ["ours the model", "paper published"]
+    assert list(rows(found).values()) == [["3.00 2 of 2", "–"]]
 
 
 def test_every_head_of_a_table_says_what_it_heads():
@@ -78,7 +74,6 @@ def test_every_head_of_a_table_says_what_it_heads():
         "before the base",
         "difference model minus base",
         "paper published",
-        "documents with figures",
     ]
 
 
@@ -106,7 +101,10 @@ def suite(**more) -> Report:
         headlines=[("Conversation", "+19.5 %", "change")],
         dimensions=lines,
         groups={"Dimension 0": [line(60, 50, 10, (8, 12))], "Dimension 1": [line(60, 50, 10, (8, 12))]},
-        missing=[Missing("Bench 0", "before", 2, "the judge did not answer")],
+        missing=[
+            Missing("Bench 0", "the judge did not answer", (1, 2)),
+            Missing("Bench 1", "the judge did not answer", (0, 3)),
+        ],
         differences=Differences(cases, counts, 3000),
         made=[Made("ours", {"model": "m", "judge": {"name": None, "url": "u"}, "options": [1, 2], "greedy": True})],
     )
@@ -124,7 +122,11 @@ def test_the_page_is_one_file_in_which_everything_has_its_place():
     ]
     settings = rows(tree.findall(".//section[@id='how-the-figures-were-made']//table")[0])
     assert settings == {"model": ["m"], "judge: name": ["–"], "judge: url": ["u"], "options": ["1, 2"], "greedy": ["yes"]}
-    assert rows(tree.find(".//section[@id='coverage']//table")) == {"Bench 0": ["before", "2", "the judge did not answer"]}
+    by_reason, by_benchmark = map(rows, tree.findall(".//section[@id='coverage']//table"))
+    assert by_reason == {"the judge did not answer": ["1", "5"]}
+    assert by_benchmark == {
+        name: [*counts, "the judge did not answer"] for name, counts in (("Bench 0", "12"), ("Bench 1", "03"))
+    }
     regions = [region for region in tree.iter("div") if region.get("class") == "scroll"]
     assert all(region.get("tabindex") == "0" and region.get("aria-label") for region in regions)
 
@@ -136,16 +138,18 @@ def test_the_same_figures_stand_in_the_charts_and_in_the_table_beside_them():
     figures = rows(dimensions.find(".//table"))
     assert len(figures) == 3
     for name, cells in figures.items():
-        assert f"{name.removesuffix(' %')}: ours {float(cells[0].split()[0]):.1f}, before {float(cells[1]):.1f}" in said
+        assert (
+            f"{name.removesuffix(' %')}: ours {float(cells[0].split()[0]):.1f}, before {float(cells[1].split()[0]):.1f}" in said
+        )
 
 
 def test_two_dimensions_are_bars_alone_and_more_columns_than_looks_are_in_the_table():
     more = [Column(f"run {number}", "other") for number in range(6)]
     lines = [dataclasses.replace(each, cells=(*each.cells, *[Cell(1.0)] * 6)) for each in suite().dimensions[:2]]
-    tree = parsed(suite_page(suite(columns=(*COLUMNS, *more), dimensions=lines, groups={})))
+    tree = parsed(suite_page(suite(columns=(*COLUMNS, *more), dimensions=lines, groups={}, missing=())))
     assert tree.find(".//svg[@class='radar']") is None
     assert "The charts show the first 6 columns" in text(tree)
-    assert all(len(cells) == 11 for cells in rows(tree.find(".//section[@id='dimensions']//table")).values())
+    assert all(len(cells) == 10 for cells in rows(tree.find(".//section[@id='dimensions']//table")).values())
 
 
 def test_cases_have_their_pictures_answers_reference_and_values():
@@ -178,7 +182,7 @@ def test_whatever_comes_from_outside_is_shown_as_text():
                 groups={HOSTILE: lines},
                 differences=found,
                 summary=HOSTILE,
-                missing=[Missing(HOSTILE, HOSTILE, 1, HOSTILE)],
+                missing=[Missing(HOSTILE, HOSTILE, (1, 2))],
                 made=[Made(HOSTILE, {HOSTILE: HOSTILE})],
                 remarks=[HOSTILE],
                 notes=[HOSTILE],

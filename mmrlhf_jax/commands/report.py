@@ -1,0 +1,89 @@
+"""The `mmrlhf report` verb."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import exists, write_atomically
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.suite import published as paper
+from mmrlhf_jax.suite.dimensions import Suite
+from mmrlhf_jax.suite.figures import read_run
+from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
+from mmrlhf_jax.suite.page import Shown, page_of
+from mmrlhf_jax.suite.results import tasks_in
+from mmrlhf_jax.suite.stored import read_suite
+
+NO_ONE = "none"
+NOTES = (
+    f"Published figures are those of {paper.SOURCE}; their means are computed from its rows by the same rule. The teaser prints"
+    " other means in a few cells, which its rows do not give. The authors measured with their fork of lmms-eval and with GPT-4o"
+    " as a judge: another judge, or another version of the harness, gives other figures.",
+)
+
+
+def report(directories: Sequence[str], out: str, published: str | None) -> None:
+    evaluations, trainings = [], []
+    for each in directories:
+        (evaluations if _is_evaluation(epath.Path(each)) else trainings).append(epath.Path(each))
+    if not evaluations:
+        raise UserError(
+            f"{', '.join(directories)}: runs of training, whose pages are in them; give an evaluation, as --out of `mmrlhf eval"
+            " benchmarks`"
+        )
+    suite = _suite_of(evaluations)
+    beside = _published(suite, published)
+    runs = [Shown(each, read_run(each, suite)) for each in evaluations]
+    for each in runs:
+        if not each.run.results:
+            raise UserError(f"{each.directory}: none of its results are of {suite.title}")
+    page = page_of(suite, runs, _trainings(trainings), beside, NOTES if beside else ())
+    write_atomically(out, page.encode("utf-8", "replace"))
+    say(f"{out}: {', '.join(each.run.name for each in runs)}")
+
+
+def _is_evaluation(directory: epath.Path) -> bool:
+    """Whether a directory has results; otherwise it is a run of training. UserError if it is neither."""
+    if tasks_in(directory):
+        return True
+    if exists(directory / "config.yaml"):
+        return False
+    if not exists(directory):
+        raise UserError(f"{directory}: no such directory")
+    raise UserError(
+        f"{directory}: neither an evaluation with results (of `mmrlhf eval benchmarks` or `safety-bench`) nor a run of training"
+        " (it has no config.yaml)"
+    )
+
+
+def _suite_of(evaluations: Sequence[epath.Path]) -> Suite:
+    suite = read_suite(evaluations[0])
+    for each in evaluations[1:]:
+        if read_suite(each) != suite:
+            raise UserError(f"{each}: is of other benchmarks than {evaluations[0]}; they have no page in common")
+    return suite
+
+
+def _published(suite: Suite, model: str | None) -> Mapping[str, Mapping[str, float]]:
+    """The figures of a published model before and after alignment, by the names of both. UserError for another model."""
+    if suite != MM_RLHF:
+        if model not in (None, NO_ONE):
+            raise UserError(f"--published {model}: the paper has no figures of {suite.title}")
+        return {}
+    model = model or paper.BASE
+    if model == NO_ONE:
+        return {}
+    if model not in paper.MODELS:
+        raise UserError(f"--published {model}: choose {', '.join(paper.MODELS)} or {NO_ONE}")
+    return {name: paper.FIGURES[name] for name in (model, f"{model}{paper.ALIGNED}")}
+
+
+def _trainings(directories: Sequence[epath.Path]) -> list:
+    if not directories:
+        return []
+    from mmrlhf_jax.training.shown import shown_run
+
+    return [shown_run(each) for each in directories]

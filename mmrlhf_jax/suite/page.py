@@ -1,0 +1,205 @@
+"""The page of runs: their figures side by side, and the documents on which the first two differ most."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from mmrlhf_jax.pages import suite as shown
+from mmrlhf_jax.pages.compared import Column, Line, signed_text
+from mmrlhf_jax.pages.differences import Differences
+from mmrlhf_jax.suite.cases import Both
+from mmrlhf_jax.suite.comparing import obstacle
+from mmrlhf_jax.suite.dimensions import Suite
+from mmrlhf_jax.suite.figures import Figures, Run, figures
+from mmrlhf_jax.suite.results import Results
+from mmrlhf_jax.suite.shown_cases import differences_of
+from mmrlhf_jax.suite.side_by_side import Published, SideBySide
+from mmrlhf_jax.suite.task import Benchmark
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A run, and its directory."""
+
+    directory: epath.Path
+    run: Run
+
+
+def page_of(
+    suite: Suite,
+    runs: Sequence[Shown],
+    trainings: Sequence[shown.Training] = (),
+    published: Published | None = None,
+    notes: Sequence[str] = (),
+) -> str:
+    """The page. The first run is the model; a second one is the base that it is compared with; others are further columns.
+
+    `published` are shown beside; `notes` say what there is to know of the figures.
+    """
+    names = short_names([each.run.name for each in runs])
+    found = figures(suite, runs[0].run, runs[1].run if len(runs) > 1 else None)
+    table = SideBySide(suite, found, [figures(suite, each.run) for each in runs[2:]], published or {})
+    report = shown.Report(
+        title=suite.title,
+        columns=_columns(names, published or {}),
+        summary=_summary(suite, found, names, table),
+        headlines=_headlines(suite, found, table),
+        dimensions=table.axes(),
+        groups=table.groups(),
+        missing=list(_missing(suite, runs)),
+        differences=_differences(suite, runs, names) if len(runs) > 1 else None,
+        made=_made(suite, runs, names),
+        trainings=trainings,
+        remarks=list(_remarks(suite, found, runs, table)),
+        notes=notes,
+    )
+    return shown.suite_page(report)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The ends of paths, as short as they are different from each other; equal names are numbered."""
+    parts = [name.rstrip("/").split("/") for name in names]
+    for count in range(1, max(map(len, parts)) + 1):
+        short = ["/".join(each[-count:]) for each in parts]
+        if len(set(short)) == len(short):
+            return short
+    return [f"{'/'.join(each[-1:])} ({number})" for number, each in enumerate(parts, 1)]
+
+
+def _columns(names: Sequence[str], published: Published) -> list[Column]:
+    kinds = ["model", "base", *["other"] * len(names)]
+    ours = [Column(name, kind) for name, kind in zip(names, kinds, strict=False)]
+    return [*ours, *[Column(name, "published") for name in published]]
+
+
+# Opening --------------------------------------------------------------------------------------------------------------
+
+
+def _summary(suite: Suite, found: Figures, names: Sequence[str], table: SideBySide) -> str:
+    there = [each for each in suite.benchmarks if any(task.name in found.model.results for task in each.tasks)]
+    axes = [each.model for each in found.axes.values()]
+    whole = sum(each.estimate is not None for each in axes)
+    text = f"{names[0]} on {len(there)} of {len(suite.benchmarks)} benchmarks; {whole} of {len(axes)} dimensions have a mean."
+    if found.base is None:
+        return text
+    verdicts = Counter(line.verdict for line in table.lines() if line.verdict is not None)
+    counted = f"{verdicts['better']} are better, {verdicts['worse']} are worse, and {verdicts['unclear']} are unclear"
+    return f"{text} Against {names[1]}, of {verdicts.total()} rows with an interval of the difference {counted}."
+
+
+def _headlines(suite: Suite, found: Figures, table: SideBySide) -> list[tuple[str, str, str]]:
+    tiles = []
+    for each in suite.headlines if found.base is not None else ():
+        figure = found.headlines[each.name]
+        likely = "" if figure.interval is None else f" (95 %: {_percents(*figure.interval)})"
+        about = each.about + likely if figure.value is not None else f"{each.about}: {figure.missing}"
+        tiles.append((each.title, "–" if figure.value is None else f"{figure.value:+.1f} %".replace("-", "−"), about))
+    for line in sorted(table.axes(), key=_gain, reverse=True)[:2] if not tiles else ():
+        if line.delta is not None and line.delta.value is not None:
+            tiles.append((line.title, signed_text(line.delta.value), "one of the dimensions that improved most, of 100"))
+    covered = [results.coverage for results in found.model.results.values()]
+    scored, expected = sum(each.scored for each in covered), sum(each.expected for each in covered)
+    return [*tiles, ("Documents", f"{scored:,}", f"of {expected:,} of the tasks that were run have a score")]
+
+
+def _percents(low: float, high: float) -> str:
+    return f"{low:+.1f} to {high:+.1f} %".replace("-", "−")
+
+
+def _gain(line: Line) -> float:
+    """By how much an axis got better."""
+    value = None if line.delta is None else line.delta.value
+    return float("-inf") if value is None else value if line.higher_is_better else -value
+
+
+def _remarks(suite: Suite, found: Figures, runs: Sequence[Shown], table: SideBySide) -> Iterator[str]:
+    """What a reader must know before the figures are compared."""
+    if left := [row.title for row in suite.table.values() if not table.has(row)]:
+        yield f"Not run, and not on this page: {', '.join(left)}."
+    for reason, titles in _not_compared(suite, runs).items():
+        yield f"Not compared with the base: {', '.join(titles)} ({reason})."
+    every = [found.rows[name] for name in found.rows if found.rows[name].model.coverage is not None]
+    if partial := sum(each.model.coverage.scored < each.model.coverage.expected for each in every):
+        yield f"{partial} of {len(every)} rows are not of all documents: each says of how many, and “Coverage” below why."
+    if left_out := sum(each.delta.left_out for each in every if each.delta is not None):
+        yield (
+            f"Differences are on the documents that both models have a value for; {left_out:,} values are of one of the two"
+            " alone, so that a difference need not be that of the two figures beside it."
+        )
+
+
+def _not_compared(suite: Suite, runs: Sequence[Shown]) -> dict[str, list[str]]:
+    """Why results of both cannot be compared -> the titles of their tasks."""
+    found: dict[str, list[str]] = {}
+    for name, *both in _both(suite, runs):
+        if (reason := obstacle(*both)) is not None:
+            found.setdefault(reason, []).append(_title(suite, name))
+    return found
+
+
+def _both(suite: Suite, runs: Sequence[Shown]) -> Iterator[tuple[str, Results, Results]]:
+    """The tasks that the first two runs have results of, in the order of the suite."""
+    for name in suite.tasks if len(runs) > 1 else ():
+        if all(name in each.run.results for each in runs[:2]):
+            yield name, runs[0].run.results[name], runs[1].run.results[name]
+
+
+def _title(suite: Suite, task: str) -> str:
+    """The title of a task's benchmark, with the task's name if it has several."""
+    benchmark = _benchmark(suite, task)
+    return benchmark.title if len(benchmark.tasks) == 1 else f"{benchmark.title} ({task})"
+
+
+def _benchmark(suite: Suite, task: str) -> Benchmark:
+    return next(each for each in suite.benchmarks if suite.tasks[task] in each.tasks)
+
+
+def _differences(suite: Suite, runs: Sequence[Shown], names: Sequence[str]) -> Differences:
+    pairs = [
+        Both(_benchmark(suite, name).title, suite.tasks[name].rows, *both)
+        for name, *both in _both(suite, runs)
+        if obstacle(*both) is None
+    ]
+    return differences_of(pairs, names, [each.directory for each in runs[:2]])
+
+
+# Coverage, and how figures were made -----------------------------------------------------------------------------------
+
+
+def _missing(suite: Suite, runs: Sequence[Shown]) -> Iterator[shown.Missing]:
+    for task in suite.tasks:
+        found = [each.run.results[task].coverage.missing if task in each.run.results else {} for each in runs]
+        for reason in dict.fromkeys(reason for each in found for reason in each):
+            yield shown.Missing(_title(suite, task), reason, [each.get(reason, 0) for each in found])
+
+
+def _made(suite: Suite, runs: Sequence[Shown], names: Sequence[str]) -> list[shown.Made]:
+    """What run.json says of each run, and the harness and settings of its tasks; once, if they are those of all runs."""
+    made = [
+        shown.Made(name, {"results": os.fspath(each.directory), **each.run.about})
+        for each, name in zip(runs, names, strict=True)
+    ]
+    settings = [
+        {_title(suite, task): _how(each.run.results[task]) for task in suite.tasks if task in each.run.results} for each in runs
+    ]
+    if all(each == settings[0] for each in settings):
+        return [*made, shown.Made("Settings of the tasks" + (", of all runs" if len(runs) > 1 else ""), settings[0])]
+    return [*made, *[shown.Made(f"Settings of the tasks of {name}", each) for name, each in zip(names, settings, strict=True)]]
+
+
+def _how(results: Results) -> str:
+    return "; ".join([results.harness, *[f"{name.replace('_', ' ')} {value}" for name, value in _flat(results.settings)]])
+
+
+def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name} {inner}", text) for inner, text in _flat(value))
+        else:
+            yield name, "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
