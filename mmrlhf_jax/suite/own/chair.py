@@ -38,7 +38,7 @@ _ENDINGS = (
 )  # fmt: skip
 _IRREGULAR = {
     "geese": "goose", "mice": "mouse", "knives": "knife", "pocketknives": "pocketknife", "grandchildren": "grandchild",
-    "buffaloes": "buffalo", "busses": "bus",
+    "buffaloes": "buffalo", "busses": "bus", "flamingoes": "flamingo",
 }  # fmt: skip
 
 

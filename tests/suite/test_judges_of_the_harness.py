@@ -1,0 +1,87 @@
+"""The harness's own code finds its judge at our server, and what it makes of a failed call is no score.
+
+They run where lmms-eval is installed, or with the Python of its environment in MMRLHF_HARNESS_PYTHON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmrlhf_jax.suite.judges.harness_replies import reader_of
+from mmrlhf_jax.suite.judges.judging import FAILED, NOT_READ
+from mmrlhf_jax.suite.judges.loopback import PLACEHOLDER, Loopback
+from mmrlhf_jax.suite.judges.rounds import scored
+from tests.serving.fakes import refusal
+from tests.suite.judged import judge, judging
+
+PYTHON = os.environ.get("MMRLHF_HARNESS_PYTHON") or (sys.executable if importlib.util.find_spec("lmms_eval") else None)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(PYTHON is None, reason="lmms-eval is not installed")]
+
+# kind -> (a reply, what the harness makes of it, what it makes of a failed call and of one that is not answered)
+KINDS = {
+    "llava_in_the_wild": ("7 9\nBecause", [7, 9], [-1, -1]),
+    "wildvision": ("My verdict: [[B>A]]", "Better", "Unclear"),
+    "mathvista": ("3", "3", PLACEHOLDER),
+    "mathverse": ("1", 1, 0),
+    "mmbench": ("B", "B", None),  # a letter at random
+    "videochatgpt": ("{'score': 4}", [4, 4, 4], [0, 0, 0]),
+    "video_dc499": ("{'score': 3}", 3, 0),
+}
+
+
+@contextlib.contextmanager
+def harness(kind: str, environment: dict, log: Path):
+    """What scores an answer in a process of the harness."""
+    script = Path(__file__).parent / "harness_judges.py"
+    with log.open("w") as errors:
+        child = subprocess.Popen(
+            [PYTHON, str(script), kind],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=os.environ | environment | {"HF_HOME": str(log.parent)},
+        )
+
+    def score(answer: str):
+        child.stdin.write(json.dumps(answer) + "\n")
+        child.stdin.flush()
+        line = child.stdout.readline()
+        assert line, log.read_text()[-2000:]
+        return json.loads(line)
+
+    try:
+        yield score
+    finally:
+        child.stdin.close()
+        child.wait(30)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_harness_asks_here_and_its_mistakes_are_missing(kind, tmp_path):
+    reply, value, failed = KINDS[kind]
+    answers = ["The fine answer", "The refused answer", "The odd answer", "The fine answer"]
+
+    def says(text: str):
+        return refusal(400) if answers[1] in text else "I cannot say." if answers[2] in text else reply
+
+    with (
+        judge(says) as fake,
+        judging(fake, tmp_path / "verdicts.jsonl") as found,
+        Loopback(found, reader_of(kind)) as server,
+        harness(kind, server.environment, tmp_path / "log") as score,
+    ):
+        results = [(result, missing) for _, result, missing in scored(server, answers, str, score, kind, len(answers))]
+    assert results[0] == results[3] == (value, None)
+    assert results[1][1] == FAILED and failed in (None, results[1][0])
+    assert results[2][1] == (None if kind == "mathvista" else NOT_READ)
+    assert len(fake.asked) == (9 if kind == "videochatgpt" else 3)
+    assert {body["model"] for body in fake.asked} == {"m"}
