@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mmrlhf_jax.errors import shown
-from mmrlhf_jax.suite.resampling import Estimate, combined, estimate, gives
-from mmrlhf_jax.suite.results import Document, Results
+from mmrlhf_jax.suite.resampling import Estimate, agrees, combined, estimate
+from mmrlhf_jax.suite.results import Document, Figure, Results
 from mmrlhf_jax.suite.task import Row
 
 
@@ -58,18 +58,26 @@ def pair(row: Row, model: Results, base: Results) -> Pair | str:
     for results in (model, base):
         if (missing := _missing(row, results)) is not None:
             return missing
-    mine, theirs = (_with_value(row, each) for each in (model, base))
-    both = mine.keys() & theirs.keys()
-    left_out = len(mine.keys() ^ theirs.keys())
-    if not left_out and both:
-        return Pair(*_as_they_are(row, (model, base)), len(both), 0)
-    if not both:
+    both = [_with_value(row, results) for results in (model, base)]
+    common, left_out = sorted(both[0].keys() & both[1].keys()), len(both[0].keys() ^ both[1].keys())
+    if not common:
         return "the two have no document with a value in common"
-    for results, documents in ((model, mine), (base, theirs)):
-        if not gives(row, list(documents.values()), results.figures[row.name].value):
-            return f"{left_out} documents have a value for one of the two, and the figure is not made of documents' values"
-    found = [estimate(row, [documents[each] for each in sorted(both)]) for documents in (mine, theirs)]
-    return "the documents in common have no weight" if None in found else Pair(*found, len(both), left_out)
+    figures = [results.figures[row.name] for results in (model, base)]
+    made = [estimate(row, list(documents.values())) for documents in both]
+    given = [agrees(row, found, figure.value) for found, figure in zip(made, figures, strict=True)]
+    if not left_out:
+        draws = [found.draws for found in made] if all(given) else _stored(figures) if not any(given) else (None, None)
+        return Pair(*(Estimate(figure.value, each) for figure, each in zip(figures, draws, strict=True)), len(common), 0)
+    if not all(given):
+        return f"{left_out} documents have a value for one of the two, and the figure is not made of documents' values"
+    made = [estimate(row, [documents[each] for each in common]) for documents in both]
+    return "the documents in common have no weight" if None in made else Pair(*made, len(common), left_out)
+
+
+def _stored(figures: Sequence[Figure]) -> Sequence[np.ndarray | None]:
+    """The draws of figures that are not made of documents' values: they are of the same documents, and so paired."""
+    draws = [figure.draws for figure in figures]
+    return (None, None) if None in draws or len({len(each) for each in draws}) > 1 else [np.array(each) for each in draws]
 
 
 def _missing(row: Row, results: Results) -> str | None:
@@ -80,15 +88,6 @@ def _missing(row: Row, results: Results) -> str | None:
 def _with_value(row: Row, results: Results) -> dict[str, Document]:
     """The documents that have a value for a row, by id."""
     return {each.id: each for each in results.documents if each.missing is None and each.values.get(row.name) is not None}
-
-
-def _as_they_are(row: Row, both: tuple[Results, Results]) -> list[Estimate]:
-    """The figures of results that are of the same documents: their stored draws are paired."""
-    figures = [results.figures[row.name] for results in both]
-    draws = [figure.draws for figure in figures]
-    if None in draws or len({len(each) for each in draws}) > 1:
-        return [Estimate(figure.value) for figure in figures]
-    return [Estimate(figure.value, np.array(figure.draws)) for figure in figures]
 
 
 def _differing(one: Any, other: Any, key: str = "") -> set[str]:

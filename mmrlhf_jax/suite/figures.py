@@ -13,12 +13,14 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from etils import epath
 
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.files import exists, read_json_object
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite.comparing import Pair, obstacle, pair
 from mmrlhf_jax.suite.dimensions import Axis, Headline, Suite, TableRow
 from mmrlhf_jax.suite.resampling import Estimate, Interval, combined
 from mmrlhf_jax.suite.results import Coverage, Results, figures_path, read, tasks_in
+from mmrlhf_jax.suite.task import Task
 
 RUN = "run.json"
 NO_RESULTS = "no results"
@@ -123,10 +125,16 @@ def read_run(directory: epath.PathLike, suite: Suite) -> Run:
     for task in tasks_in(directory):
         if task in suite.tasks:
             found[task] = read(directory, task)
+            _check_rows(found[task], suite.tasks[task], figures_path(directory, task))
         else:
             say(f"{figures_path(directory, task)}: {task} is no task of {suite.title}; it is left out")
     name = about.get("model")
     return Run(name if isinstance(name, str) else directory.name, found, about)
+
+
+def _check_rows(results: Results, task: Task, path: epath.Path) -> None:
+    if unknown := results.figures.keys() - {row.name for row in task.rows}:
+        raise UserError(f"{path}: rows has {shown(min(unknown))}, which is no row of {task.name}; score the task again")
 
 
 def figures(suite: Suite, model: Run, base: Run | None = None) -> Figures:
@@ -180,7 +188,8 @@ def _why_missing(row: TableRow, run: Run) -> str:
         for part in (each for each in row.parts if each in task.rows):
             figure = run.results[task.name].figures.get(part.name) if task.name in run.results else None
             if figure is None or figure.value is None:
-                reasons.setdefault((figure and figure.missing) or NO_RESULTS, []).append(part.title)
+                missing = NO_RESULTS if task.name not in run.results else "its task gives no figure"
+                reasons.setdefault((figure and figure.missing) or missing, []).append(part.title)
     if len(reasons) == 1 and len(next(iter(reasons.values()))) == len(row.parts):
         return next(iter(reasons))
     return "; ".join(f"{', '.join(titles)}: {reason}" for reason, titles in reasons.items())

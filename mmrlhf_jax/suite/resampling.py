@@ -91,19 +91,15 @@ def figure(row: Row, documents: Sequence[Document], value: float) -> Figure:
     If the documents' values do not give it, up to the harness's rounding, that is said, and the figure has no draws.
     """
     found = estimate(row, documents)
-    if not _agrees(row, found, value):
+    if not agrees(row, found, value):
         given = "none" if found is None else f"{found.value:g}"
         say(f"{row.name}: the harness gives {value:g}, and the documents' values give {given}: it has no interval")
         return Figure(value)
     return Figure(value, draws=None if found.draws is None else tuple(found.draws.tolist()))
 
 
-def gives(row: Row, documents: Sequence[Document], value: float) -> bool:
-    """Whether the values of documents give a harness's figure, up to its rounding."""
-    return _agrees(row, estimate(row, documents), value)
-
-
-def _agrees(row: Row, found: Estimate | None, value: float) -> bool:
+def agrees(row: Row, found: Estimate | None, value: float) -> bool:
+    """Whether an estimate of documents' values is a harness's figure, up to its rounding."""
     return found is not None and abs(found.value - value) <= ROUNDING * (row.full or 100.0)
 
 

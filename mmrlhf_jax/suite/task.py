@@ -58,7 +58,8 @@ class Data:
     Attributes:
         hub, config, split: of a data set on the hub; config None: it has only one.
         documents: about how many there are.
-        size: about how many bytes are downloaded for them, media included; None where that is not known.
+        size: about how many bytes are downloaded for them, with media and with the other splits of the same config; None where
+            that is not known.
         files: the files that documents name, relative to HF_HOME, with a column of the document in braces.
     """
 

@@ -63,10 +63,14 @@ def test_without_a_figure_or_a_document_in_common_there_is_none():
     assert pair(ROW, dataclasses.replace(MODEL, figures={}), BASE) == "it has no figure"
 
 
-def test_draws_of_other_numbers_are_not_paired():
-    short = dataclasses.replace(BASE, figures={ROW.name: Figure(2.6, draws=(2.0, 3.0))})
-    found = pair(ROW, MODEL, short)
-    assert found.delta.value == pytest.approx(0.8) and found.delta.draws is None
+def test_draws_of_a_harness_are_paired_with_those_of_a_harness_alone():
+    def of_harness(results, value, draws):
+        return dataclasses.replace(results, figures={ROW.name: Figure(value, draws=draws)})
+
+    model, base = of_harness(MODEL, 4.5, (4.0, 5.0)), of_harness(BASE, 1.5, (1.0, 1.5))
+    assert pair(ROW, model, base).delta.draws.tolist() == [3.0, 3.5]
+    for other in (BASE, of_harness(BASE, 1.5, (1.0, 1.0, 1.0)), of_harness(BASE, 1.5, None)):
+        assert pair(ROW, model, other).delta.draws is None
 
 
 # What stands in the way

@@ -196,5 +196,14 @@ def test_results_that_are_not_sound_are_named(tmp_path):
         read_run(tmp_path, SUITE)
 
 
+def test_rows_that_a_task_does_not_have_are_refused(tmp_path):
+    made = dataclasses.replace(runs.results(SHAPES, [1.0]), figures={"forms": Figure(1.0)}, documents=())
+    results.write(tmp_path, made)
+    with pytest.raises(UserError, match=r"shapes\.json: rows has 'forms', which is no row of shapes"):
+        read_run(tmp_path, SUITE)
+    without = dataclasses.replace(made, figures={})
+    assert figures(SUITE, Run("m", {"shapes": without})).rows["shapes"].model.missing == "its task gives no figure"
+
+
 def test_every_task_of_the_small_suite_is_used():
     assert set(MODEL) == set(SUITE.tasks) == {task.name for task in (COLOURS, SHAPES, LIES, FIRST, SECOND)}

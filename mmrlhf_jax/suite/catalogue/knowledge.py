@@ -78,7 +78,7 @@ MMSTAR = Task(
 SEEDBENCH_2_PLUS = Task(
     name="seedbench_2_plus",
     harness_task="seedbench_2_plus",
-    data=Data("doolayer/SEED-Bench-2-Plus", None, "test", 2277),
+    data=Data("doolayer/SEED-Bench-2-Plus", None, "test", 2277, 227_000_000),
     rows=(Row("seedbench_2_plus", "SeedBench2-Plus", ("seedbench_2_plus_all",), _GENERAL, factor=100.0),),
     media="image",
     judge="none",
@@ -114,7 +114,7 @@ VQAV2 = Task(
 AI2D = Task(
     name="ai2d",
     harness_task="ai2d",
-    data=Data("lmms-lab-encoder/ai2d", None, "test", 3088),
+    data=Data("lmms-lab-encoder/ai2d", None, "test", 3088, 140_000_000),
     rows=(Row("ai2d", "AI2D", ("exact_match,flexible-extract",), _CHART, factor=100.0),),
     media="image",
     judge="none",
@@ -134,12 +134,12 @@ CHARTQA = Task(
 )
 
 
-def _anls(name: str, title: str) -> Task:
+def _anls(name: str, title: str, size: int) -> Task:
     """Average normalised Levenshtein similarity of short answers about a document."""
     return Task(
         name=f"{name}_val_lite",
         harness_task=f"{name}_val_lite",
-        data=Data(_LITE, f"{name}_val", "lite", 500),
+        data=Data(_LITE, f"{name}_val", "lite", 500, size),
         rows=(Row(name, title, ("anls",), _CHART, factor=100.0),),
         media="image",
         judge="none",
@@ -148,7 +148,7 @@ def _anls(name: str, title: str) -> Task:
     )
 
 
-DOCVQA, INFOVQA = _anls("docvqa", "DocVQA"), _anls("infovqa", "InfoVQA")
+DOCVQA, INFOVQA = _anls("docvqa", "DocVQA", 249_000_000), _anls("infovqa", "InfoVQA", 234_000_000)
 
 OCRBENCH = Task(
     name="ocrbench",
@@ -171,7 +171,7 @@ OCRBENCH = Task(
 TEXTVQA = Task(
     name="textvqa_val",
     harness_task="textvqa_val",
-    data=Data("lmms-lab-encoder/textvqa", None, "validation", 5000),
+    data=Data("lmms-lab-encoder/textvqa", None, "validation", 5000, 8_100_000_000),
     rows=(Row("textvqa", "TextVQA", ("exact_match",), _OCR, factor=100.0),),
     media="image",
     judge="none",

@@ -152,7 +152,7 @@ INTERLEAVE = Task(
 MMMU_PRO = Task(
     name="mmmu_pro_vision",
     harness_task="mmmu_pro_vision",
-    data=Data("MMMU/MMMU_Pro", "vision", "test", 1730),
+    data=Data("MMMU/MMMU_Pro", "vision", "test", 1730, 1_630_000_000),
     rows=(Row("mmmu_pro", "MMMU-Pro", ("mmmu_acc",), _MULTI_IMAGE, factor=100.0),),
     media="image",
     judge="none",
