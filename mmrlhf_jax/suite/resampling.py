@@ -45,12 +45,14 @@ class Estimate:
 def combined(function: Callable[..., np.ndarray], *estimates: Estimate) -> Estimate:
     """A function of figures, which NumPy can compute for all draws at once.
 
-    The result has draws if all figures have, and if it is finite in each. ZeroDivisionError if its own value is not finite.
+    The result has draws if all figures have equally many, and if it is finite in each. ZeroDivisionError if its own value is
+    not finite.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(function(*(np.float64(each.value) for each in estimates)))
         draws = None
-        if all(each.draws is not None for each in estimates):
+        numbers = {0 if each.draws is None else len(each.draws) for each in estimates}
+        if len(numbers) == 1 and 0 not in numbers:
             draws = function(*(each.draws for each in estimates))
     if not np.isfinite(value):
         raise ZeroDivisionError("the combined figure is not defined")

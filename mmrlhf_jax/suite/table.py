@@ -22,6 +22,7 @@ def as_lines(found: Figures) -> Iterator[str]:
     yield from _missing(found.model, _side(found.rows, "model"), _side(found.axes, "model"), found)
     if found.base is not None:
         yield from _missing(found.base, _side(found.rows, "base"), _side(found.axes, "base"), found)
+        yield from _in_common(found)
         yield from _refused(found)
 
 
@@ -109,6 +110,15 @@ def _refused(found: Figures) -> Iterator[str]:
     both = ((row.title, found.rows[row.name]) for row in found.suite.table.values())
     there = ((title, of.delta.missing) for title, of in both if None not in (of.model.value, of.base.value))
     yield from _together("not compared:", ((title, reason) for title, reason in there if reason is not None))
+
+
+def _in_common(found: Figures) -> Iterator[str]:
+    """How many documents a difference is of, where these are not all."""
+    for row in found.suite.table.values():
+        delta = found.rows[row.name].delta
+        if delta.left_out:
+            one = f"{delta.left_out} other{'' if delta.left_out == 1 else 's'} of one of them alone"
+            yield f"difference of {row.title}: on {delta.documents} documents that both have; {one} left out"
 
 
 def _together(what: str, reasons: Iterable[tuple[str, str]]) -> Iterator[str]:

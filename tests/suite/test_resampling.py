@@ -190,3 +190,4 @@ def test_a_combination_that_is_not_defined():
         combined(np.divide, one, none)
     assert combined(np.divide, one, Estimate(1.0, np.array([1.0, 0.0, 1.0]))).draws is None
     assert combined(np.add, one, Estimate(1.0)).draws is None
+    assert combined(np.add, one, Estimate(1.0, np.ones(1))).draws is None

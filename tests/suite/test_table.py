@@ -55,6 +55,12 @@ def test_the_table_says_what_is_missing_and_why():
     assert "aligned: no figure of Tales: no results" in table
 
 
+def test_the_table_says_on_how_many_documents_a_difference_is():
+    table = lines(run(**MODEL | {"shapes": [4.0, None, 5.0]}), run("base", **BASE))
+    said = [line for line in table if line.startswith("difference of")]
+    assert said == ["difference of Shapes: on 2 documents that both have; 1 other of one of them alone left out"]
+
+
 def test_the_table_says_what_only_one_of_both_has():
     table = lines(run(shapes=MODEL["shapes"]), run("base", colours=BASE["colours"]))
     assert "aligned: no figure of Colours, Lies: no results" in table
