@@ -6,7 +6,11 @@ BIN := $(VENV)/bin
 # Torch is only the oracle of the parity tests; without a CPU build at hand they are skipped.
 TORCH ?= $(shell $(PYTHON) -c "import sys; print('torch==2.13.0' if sys.version_info[:2] == (3, 11) else '')")
 
-.PHONY: quickstart test lint clean
+# The harness of `mmrlhf eval benchmarks`. It pins much that the rest does not need, so that it has an environment of its own.
+EVAL_ENV ?= .venv-eval
+HARNESS := lmms-eval==0.7.3
+
+.PHONY: quickstart test lint eval-env clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,5 +28,13 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+eval-env: $(EVAL_ENV)/installed
+
+$(EVAL_ENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(EVAL_ENV)
+	$(EVAL_ENV)/bin/pip install --quiet --editable ".[eval,serve]"
+	$(EVAL_ENV)/bin/pip install --quiet --no-deps "$(HARNESS)"
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(EVAL_ENV) runs

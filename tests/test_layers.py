@@ -29,7 +29,7 @@ ALLOWED = {
     "training": {"config", "data", "huggingface", "inference", "models", "objectives", "pages", "sharding", "tasks"},
     "launching": {"config", "data", "sharding"},
     "evaluation": {"data", "inference", "pages"},
-    "suite": {"data", "inference", "pages"},
+    "suite": {"data", "huggingface", "inference", "pages"},
     "serving": {"data", "inference", "models"},
     "growing": {"data", "evaluation", "huggingface", "inference", "pages"},
     "planning": {"config", "data", "huggingface", "inference", "models", "objectives", "sharding", "tasks", "training"},

@@ -83,12 +83,66 @@ def benchmarks(
     list_all: Annotated[
         bool, typer.Option("--list", help="Print every benchmark with its metric, data and judge, and run none.")
     ] = False,
+    model: Annotated[str | None, path_option(help="Policy: Hugging Face directory or hub id.")] = None,
+    policy_endpoint: Annotated[
+        str | None, typer.Option(help="Address of a server with OpenAI's protocol that has the policy, instead of --model.")
+    ] = None,
+    policy_model: Annotated[str | None, typer.Option(help="Its name there; needed if the server has several.")] = None,
+    against: Annotated[
+        str | None,
+        options.model_or_address_option(
+            help="The base: a model or an address, evaluated in the same way, or the directory of a finished run."
+        ),
+    ] = None,
+    benchmark: Annotated[
+        list[str] | None, typer.Option("--benchmark", help="A benchmark or task of --list; can be repeated. Default: the 27.")
+    ] = None,
+    dimensions: Annotated[
+        list[str] | None, typer.Option(help="Dimensions, separated by commas: all their benchmarks are run.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="TASK=FILE: a task's documents from a .parquet or .jsonl file, or a folder of them, instead of the hub's."
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Address of the judge's server, with OpenAI's protocol. Without it answers are kept.")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="The judge's name there; needed if the server has several.")] = None,
+    out: Annotated[str | None, path_option(writes=True, help="Folder for answers, figures and page; can be continued.")] = None,
+    launch: options.HostsApart = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first documents of each task, so many.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would be downloaded and judged, and run nothing.")] = False,
+    video_frames: options.VideoFrames = 32,
+    until: Annotated[
+        bool, typer.Option("--until", help="End answers at the harness's stop strings, which cut long ones.")
+    ] = False,
     as_json: options.JsonForTable = False,
+    concurrency: options.Concurrency = 64,
+    dtype: options.GenerationDtype = None,
+    batch: options.BatchSize = 16,
+    template: options.Template = None,
+    slots: options.Slots = 8192,
+    workers: options.Workers = 0,
 ) -> None:
     """The 27 benchmarks of MM-RLHF in ten dimensions, with its safety suite."""
-    if not list_all:
-        raise UserError("give --list")
-    commands.benchmarks.show_all(as_json)
+    if list_all:
+        commands.benchmarks.show_all(as_json)
+        return
+    if (model is None) == (policy_endpoint is None):
+        raise UserError("give --model or --policy-endpoint, or --list to see what there is")
+    if policy_model is not None and policy_endpoint is None:
+        raise UserError("--policy-model is the name of a model at --policy-endpoint; give its address")
+    if judge_model is not None and judge is None:
+        raise UserError("--judge-model is the name of a model at --judge; give its address")
+    if out is None:
+        raise UserError("give --out, a folder for answers and figures")
+    loading = dict(dtype=dtype, batch=batch, template=template, slots=slots, workers=workers)
+    policy = dict(path=model, endpoint=policy_endpoint, name=policy_model, concurrency=concurrency, loading=loading)
+    how = dict(until=until, video_frames=video_frames, limit=limit)
+    chosen = (benchmark or [], dimensions or [], data or [], (judge, judge_model))
+    commands.benchmarks.benchmarks(policy, against, *chosen, how, launch, out, plan, as_json)
 
 
 def _refuse(names: set[str], why: str) -> None:

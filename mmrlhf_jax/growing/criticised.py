@@ -9,8 +9,8 @@ from typing import Any
 
 from mmrlhf_jax.data.digests import text_digest
 from mmrlhf_jax.finite import is_finite
-from mmrlhf_jax.growing.answerable import sound_and_refused
 from mmrlhf_jax.inference import critic
+from mmrlhf_jax.inference.answerable import sound_and_refused
 from mmrlhf_jax.inference.critic import Critique, HowToCriticise
 from mmrlhf_jax.inference.engine import Engine, Prompt, batched
 from mmrlhf_jax.records import RankedRecord

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from mmrlhf_jax.data.digests import digest
 from mmrlhf_jax.data.examples import Example
-from mmrlhf_jax.growing.answerable import Prompts, sound_and_refused
+from mmrlhf_jax.inference.answerable import Prompts, sound_and_refused
 from mmrlhf_jax.inference.endpoint import Endpoint, Request
 from mmrlhf_jax.inference.engine import Engine, batched
 from mmrlhf_jax.inference.from_endpoint import texts_of_records

@@ -157,14 +157,16 @@ class Engine:
         return [found[number] for number in range(len(prompts))]
 
     def write_each(
-        self, prompts: Sequence[Prompt], asked: Asked, description: str = "generating"
+        self, prompts: Sequence[Prompt], asked: Asked, doing: str | Progress = "generating"
     ) -> Iterator[tuple[int, list[Written]]]:
         """Yield (number of a prompt, its texts) as they are finished. Adjacent prompts about the same example share a trunk.
+        `doing` is what the progress says, or a progress that counts more than these texts.
 
         UserError if a prompt with its new tokens exceeds the model's rotary embeddings, or for logits that are not finite.
         """
         trees, weights = prompt_trees(prompts, self.encoder("answer"), asked), self.model.apart()
-        groups, progress = rows_divisor(self.mesh), Progress(description, len(prompts) * asked.samples)
+        groups = rows_divisor(self.mesh)
+        progress = Progress(doing, len(prompts) * asked.samples) if isinstance(doing, str) else doing
         for lane, chosen in lanes_for([each.tree for each in trees], self.batch // groups, groups, self.fits, self._programs):
             scheduler = Scheduler(self.programs(lane), weights)
             running: dict[int, tuple[int, list[Written]]] = {}  # by the identity of each text

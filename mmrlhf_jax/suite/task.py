@@ -126,3 +126,7 @@ class Benchmark:
 def single(title: str, task: Task) -> Benchmark:
     """A benchmark that is one task, of the same name."""
     return Benchmark(task.name, title, (task,))
+
+
+class TaskFailed(Exception):
+    """A task cannot be run, which ends no other one. The message is the reason, in one line."""

@@ -1,0 +1,106 @@
+"""`mmrlhf eval benchmarks`: a policy's answers to tasks, their scores, and the table."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from mmrlhf_jax.files import exists, is_address
+from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
+from mmrlhf_jax.huggingface.hub import local_directory
+from mmrlhf_jax.inference import compilation_cache
+from mmrlhf_jax.inference.engine import Engine
+from mmrlhf_jax.inference.jobs import Share
+from mmrlhf_jax.sole_writer import sole_writer
+from mmrlhf_jax.suite import run_directory
+from mmrlhf_jax.suite.answering import Answering
+from mmrlhf_jax.suite.harness import NAME
+from mmrlhf_jax.suite.harness.running import Harness
+from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
+from mmrlhf_jax.suite.judges.judge import Judge
+from mmrlhf_jax.suite.local import Local
+from mmrlhf_jax.suite.policy import EndpointPolicy, EnginePolicy, Policy
+from mmrlhf_jax.suite.scoring import Scoring
+from mmrlhf_jax.suite.task import Task
+
+AGAINST = "against"  # the base's run, in the directory of a run
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What is evaluated: a directory or hub id, or the address of a server and the name that the model has there."""
+
+    path: str | None = None
+    endpoint: str | None = None
+    name: str | None = None
+    concurrency: int = 64
+    loading: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # options of `Engine.load`
+
+    @property
+    def title(self) -> str:
+        return self.path or self.name or self.endpoint
+
+    def like(self, other: str) -> Model:
+        """Another model, loaded or found in the same way."""
+        if is_address(other):
+            return dataclasses.replace(self, path=None, endpoint=other, name=None)
+        return dataclasses.replace(self, path=other, endpoint=None, name=None)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from other models, without loading it."""
+        if self.endpoint is not None:
+            return dict(EndpointPolicy(self.endpoint, self.name, self.concurrency).made_with)
+        how = {name: self.loading.get(name) or "default" for name in ("dtype", "template")}
+        return {"fingerprint": model_fingerprint(local_directory(self.path), **how)} | how
+
+    def open(self) -> Policy:
+        """Load it, or find its server."""
+        if self.endpoint is not None:
+            return EndpointPolicy(self.endpoint, self.name, self.concurrency)
+        compilation_cache.use()
+        return EnginePolicy(Engine.load(self.path, **self.loading))
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What is to be evaluated, and how. `share` is this host's part of the documents."""
+
+    tasks: Sequence[Task]
+    options: Options
+    local: Mapping[str, Local]
+    judge: Judge
+    share: Share
+
+
+def evaluate_against(model: Model, base: str | None, wanted: Wanted, out: epath.PathLike) -> epath.Path | None:
+    """Evaluate a model in the directory `out`, and then the base in the same way.
+
+    Returns the directory of the base's run, which is AGAINST in `out`, or `base` itself if that is the directory of a run.
+    """
+    directory = epath.Path(out)
+    evaluate(model, wanted, directory)
+    if base is None or exists(epath.Path(base) / run_directory.FILE):
+        return None if base is None else epath.Path(base)
+    evaluate(model.like(base), wanted, directory / AGAINST)
+    return directory / AGAINST
+
+
+def evaluate(model: Model, wanted: Wanted, directory: epath.Path) -> None:
+    """Make a model's run, or go on with it. UserError for what concerns all tasks."""
+    options = wanted.options
+    settings = model.identity() | {"harness": NAME, "until": options.until, "video_frames": options.video_frames}
+    run_directory.settle(directory, model.title, settings, wanted.share)
+    with contextlib.ExitStack() as stack:
+        if wanted.share.count == 1:
+            stack.enter_context(sole_writer(directory / "shares", directory, "evaluates there"))
+        harness = stack.enter_context(Harness(directory / "logs"))
+        tasks = HarnessTasks(harness, options, wanted.local)
+        answering = Answering(directory, wanted.tasks, tasks, model.open, wanted.share)
+        answering.run()
+        if wanted.share.process == 0:
+            run_directory.settle_judge(directory, wanted.judge.name)
+            Scoring(directory, tasks, wanted.judge, answering.finished).run(wanted.tasks)

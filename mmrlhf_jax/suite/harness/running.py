@@ -1,0 +1,233 @@
+"""Starts the harness's processes and talks with them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mmrlhf_jax
+from mmrlhf_jax import strict_json
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.suite.answers import Answer
+from mmrlhf_jax.suite.harness import NAME, VERSION
+from mmrlhf_jax.suite.harness.channel import Channel
+from mmrlhf_jax.suite.harness.job import Job
+from mmrlhf_jax.suite.local import Local
+from mmrlhf_jax.suite.request import Asked, Medium, Request
+from mmrlhf_jax.suite.task import Task, TaskFailed
+
+PYTHON = "MMRLHF_HARNESS_PYTHON"  # the environment variable that names the Python of another environment, which has the harness
+INSTALL = "`make eval-env` makes an environment that has it"
+# No task of the harness shall find a judge other than ours: nothing listens on this port.
+NO_JUDGE = {"OPENAI_API_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "none", "API_TYPE": "openai"}
+_LOG_LINES = 3
+
+
+class Harness:
+    """The harness's processes, while it is entered. `logs` is the folder for what tasks print.
+
+    UserError if the harness is not installed, or in another version.
+    """
+
+    def __init__(self, logs: os.PathLike):
+        self._logs = Path(logs)
+        self._stack = contextlib.ExitStack()
+        self._number = 0
+
+    def __enter__(self) -> Harness:
+        self._folder = Path(
+            self._stack.enter_context(tempfile.TemporaryDirectory(prefix="mmrlhf-", ignore_cleanup_errors=True))
+        )
+        self._address, self._log = str(self._folder / "socket"), self._folder / "server.log"
+        command = [os.environ.get(PYTHON) or sys.executable, "-m", "mmrlhf_jax.suite.harness.process", self._address]
+        log = self._stack.enter_context(self._log.open("wb"))
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment())
+        except OSError as error:
+            raise UserError(f"{PYTHON}: {command[0]} cannot be started ({error.strerror})") from None
+        self._stack.callback(self._end)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _end(self) -> None:
+        self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    @contextlib.contextmanager
+    def ask(
+        self, task: Task, local: Local | None, options: Mapping[str, Any], answered: Mapping[str, str], share: tuple[int, int]
+    ) -> Iterator[Asking]:
+        """The requests of a task's documents. `options` are `until`, `video_frames` and `limit` of `Job`."""
+        job = self._job("ask", task, local, answered=dict(answered), share=share, **options)
+        with self._connected(job) as channel:
+            yield Asking(channel, task)
+
+    @contextlib.contextmanager
+    def score(
+        self, task: Task, local: Local | None, answers: Mapping[str, Answer], judge: Mapping[str, str] | None
+    ) -> Iterator[Scoring]:
+        """Scores a task's answers. `judge` are environment variables that say where its judge is."""
+        job = self._job("score", task, local)
+        path = Path(job.folder) / "answers.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            for each in answers.values():
+                row = {"document": each.document, "answer": each.answer, "prompt": each.prompt, "media": list(each.media)}
+                file.write(strict_json.dumps(row, ensure_ascii=False) + "\n")
+        rows = {row.name: row.metrics for row in task.rows}
+        environment = {**job.environment, **(judge or {})}
+        job = dataclasses.replace(job, answers=str(path), rows=rows, environment=environment)
+        with self._connected(job) as channel:
+            yield Scoring(channel, task)
+
+    def _job(self, doing: str, task: Task, local: Local | None, **more: Any) -> Job:
+        self._number += 1
+        folder = self._folder / f"{self._number}"
+        folder.mkdir()
+        self._logs.mkdir(parents=True, exist_ok=True)
+        environment = dict(NO_JUDGE)
+        if local is not None and task.media == "video":
+            environment["HF_HOME"] = local.folder
+        return Job(
+            doing,
+            task.harness_task,
+            str(folder),
+            str((self._logs / f"{task.name}.{doing}.log").absolute()),
+            environment,
+            new_tokens=task.new_tokens,
+            data=None if local is None else os.path.abspath(local.path),
+            columns=dict(task.columns),
+            **more,
+        )
+
+    @contextlib.contextmanager
+    def _connected(self, job: Job) -> Iterator[Channel]:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(job.log)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            self._connect(connection)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError), connection.makefile("rwb") as file:
+                channel = Channel(file)
+                channel.send(dataclasses.asdict(job))
+                self._check_version(channel)
+                yield channel
+
+    def _connect(self, connection: socket.socket) -> None:
+        while True:
+            try:
+                connection.connect(self._address)
+                return
+            except (FileNotFoundError, ConnectionRefusedError):
+                if self._process.poll() is not None:
+                    raise self._dead() from None
+                time.sleep(0.05)
+
+    def _check_version(self, channel: Channel) -> None:
+        try:
+            found = channel.receive().get("harness")
+        except (EOFError, ConnectionResetError):
+            self._process.wait()
+            raise self._dead() from None
+        if found != VERSION:
+            raise UserError(f"lmms-eval {found} is installed, and these benchmarks are of {NAME}; {INSTALL}")
+
+    def _dead(self) -> UserError:
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return UserError(f"{NAME} cannot be started ({lines[-1] if lines else 'without a word'}); {INSTALL}")
+
+
+class Asking:
+    """The requests of a task's documents. `documents` is how many documents the task has, of all shares."""
+
+    def __init__(self, channel: Channel, task: Task):
+        self._channel = channel
+        self.documents: int = _received(channel, task)[0]["documents"]
+        self._task = task
+
+    def requests(self) -> Iterator[Asked]:
+        """Yield what is asked for every document of this share. TaskFailed if the task's process fails or dies."""
+        while True:
+            frame, blobs = _received(self._channel, self._task)
+            if "end" in frame:
+                return
+            yield _asked(frame, blobs)
+
+
+class Scoring:
+    """A task's process that scores answers. `documents` is how many documents it has, `scorable` those with an answer."""
+
+    def __init__(self, channel: Channel, task: Task):
+        self._channel, self._task = channel, task
+        frame = _received(channel, task)[0]
+        self.documents: int = frame["documents"]
+        self.scorable: Sequence[str] = frame["scorable"]
+
+    def score(self, document: str) -> str | None:
+        """Score a document. Returns why that was not possible; None if it was."""
+        return self._command({"score": document}).get("missing")
+
+    def figures(self, missing: Mapping[str, str]) -> dict[str, Any]:
+        """See `figures.Figures.all`."""
+        return self._command({"figures": dict(missing)})
+
+    def drawn(self, row: str, draws: Sequence[Sequence[str]]) -> list[float] | None:
+        """See `figures.Figures.drawn`."""
+        return self._command({"drawn": row, "draws": [list(each) for each in draws]})["figures"]
+
+    def _command(self, command: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            self._channel.send(command)
+        except (BrokenPipeError, ConnectionResetError):
+            raise _died(self._task) from None
+        return _received(self._channel, self._task)[0]
+
+
+def _received(channel: Channel, task: Task) -> tuple[dict[str, Any], list[bytes]]:
+    try:
+        frame, blobs = channel.receive_with_bytes()
+    except (EOFError, ConnectionResetError):
+        raise _died(task) from None
+    if "failed" in frame:
+        raise TaskFailed(frame["failed"])
+    return frame, blobs
+
+
+def _died(task: Task) -> TaskFailed:
+    return TaskFailed(f"the harness's process of {task.name} has died")
+
+
+def _asked(frame: Mapping[str, Any], blobs: list[bytes]) -> Asked:
+    if "missing" in frame:
+        return Asked(frame["document"], missing=frame["missing"])
+    answered, left = frame.get("answered", False), iter(blobs)
+    media = tuple(
+        Medium(each["kind"], each["digest"], None if answered or each["kind"] == "video" else next(left), each.get("path"))
+        for each in frame["media"]
+    )
+    return Asked(frame["document"], Request(frame["document"], tuple(frame["texts"]), media, frame["options"]), answered)
+
+
+def _environment() -> dict[str, str]:
+    """The environment of the harness's processes: with this package, and with the hub's caches where they are."""
+    root = str(Path(mmrlhf_jax.__file__).parents[1])
+    home = os.path.expanduser(os.environ.get("HF_HOME") or "~/.cache/huggingface")
+    found = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "AZURE_"))}
+    found |= {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    found |= {"HF_HOME": home, "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false", "LOGURU_LEVEL": "WARNING"}
+    found.setdefault("HF_HUB_CACHE", os.path.join(home, "hub"))
+    found.setdefault("HF_DATASETS_CACHE", os.path.join(home, "datasets"))
+    return found

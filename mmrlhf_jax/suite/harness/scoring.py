@@ -1,0 +1,111 @@
+"""The harness's own scores of stored answers, document by document: its filters and its `process_results`."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from typing import Any
+
+from lmms_eval.filters.transformation import StripThinkingFilter
+
+from mmrlhf_jax import strict_json
+from mmrlhf_jax.suite.harness.channel import Channel
+from mmrlhf_jax.suite.harness.figures import Figures
+from mmrlhf_jax.suite.harness.job import Job, reason_of
+from mmrlhf_jax.suite.harness.loading import each_request, load
+
+OTHER_PROMPT = "its answer was made to another prompt"
+
+
+def score(job: Job, channel: Channel) -> None:
+    """Score what is asked for in commands, each of which is answered with a frame.
+
+    `{"score": document}` -> `{"scored": document}`, with the reason in `"missing"` if it cannot be scored.
+    `{"figures": {document: reason}}` -> `Figures.all`, without these missing documents.
+    `{"drawn": row, "draws": [documents]}` -> `{"figures": Figures.drawn}`.
+
+    The program that has asked for this says which document is scored next, so that it knows during which one the harness
+    calls a judge.
+    """
+    task = load(job)
+    scorer = Scorer(job, task)
+    figures = Figures(job, task, scorer.noted)
+    channel.send({"documents": len(scorer.documents), "scorable": scorer.scorable})
+    for command in channel.commands():
+        if "score" in command:
+            reason = scorer.score(command["score"]) or figures.judge_together(command["score"])
+            channel.send({"scored": command["score"]} | ({} if reason is None else {"missing": reason}))
+        elif "drawn" in command:
+            channel.send({"figures": figures.drawn(command["drawn"], command["draws"])})
+        else:
+            channel.send(figures.all(command["figures"]) | {"references": scorer.references()})
+
+
+class Scorer:
+    """A task with the answers to its documents.
+
+    Attributes:
+        documents: all, without their pictures where the harness needs none.
+        answers: document -> {"answer", "prompt", "media"}.
+        scorable: the documents that have an answer.
+        noted: document -> metric and filter -> what the harness notes of it, for those that were scored.
+    """
+
+    def __init__(self, job: Job, task: Any):
+        self._task = task
+        self.documents = task.eval_docs_no_media
+        task.args = argparse.Namespace(output_path=job.folder, process_with_media=False)
+        self.answers = _answers(job)
+        numbers = sorted(int(name) for name in self.answers if int(name) < len(self.documents))
+        self._instances = dict(each_request(task, iter(numbers)))
+        self.scorable = [str(number) for number in numbers]
+        self.noted: dict[str, dict[tuple[str, str], Any]] = {}
+        self._filter()
+
+    def _filter(self) -> None:
+        """Let the harness's filters see the answers, and beside them the documents that they are answers to."""
+        for number, instance in self._instances.items():
+            instance.resps = [self.answers[str(number)]["answer"]]
+        if not self._instances:
+            return
+        documents = self._task.task_docs.select(list(self._instances))
+        for ensemble in self._task._filters:
+            if self._task.config.auto_strip_thinking:
+                ensemble.filters.insert(0, StripThinkingFilter())
+            ensemble.apply(list(self._instances.values()), documents)
+
+    def score(self, name: str) -> str | None:
+        """Score a document. Returns why that was not possible; None if it was."""
+        instance, document = self._instances[int(name)], self.documents[int(name)]
+        process = inspect.unwrap(type(self._task).process_results)  # without the harness's five tries, 2 s apart
+        found: dict[tuple[str, str], Any] = {}
+        try:
+            if self._task.config.doc_to_messages is None and self._task.doc_to_text(document) != self.answers[name]["prompt"]:
+                return OTHER_PROMPT
+            for used, answer in instance.filtered_resps.items():
+                noted = process(self._task, document, [answer])
+                found |= {(metric, used): value for metric, value in noted.items()}
+        except (Exception, SystemExit) as error:  # the task's own code
+            return f"the harness cannot score it ({reason_of(error)})"
+        self.noted[name] = found
+        return None
+
+    def references(self) -> dict[str, str | None]:
+        """Document -> the right answer, as the harness names it; None where it has none."""
+        return {str(number): self._reference(number) for number in range(len(self.documents))}
+
+    def _reference(self, number: int) -> str | None:
+        try:
+            target = self._task.doc_to_target(self.documents[number])
+        except (Exception, SystemExit):  # the task's own code
+            return None
+        if isinstance(target, list | tuple):
+            texts = [each.get("answer") if isinstance(each, dict) else each for each in target]
+            return ", ".join(dict.fromkeys(str(each) for each in texts))
+        return None if target is None else str(target)
+
+
+def _answers(job: Job) -> dict[str, dict[str, Any]]:
+    with open(job.answers, encoding="utf-8") as file:
+        rows = [strict_json.loads(line) for line in file]
+    return {row["document"]: row for row in rows}

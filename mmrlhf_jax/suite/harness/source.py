@@ -1,0 +1,135 @@
+"""The harness's tasks in a run: their documents to be answered, and their answers to be scored."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmrlhf_jax.inference.jobs import Share
+from mmrlhf_jax.suite import resampling
+from mmrlhf_jax.suite.answers import Answer
+from mmrlhf_jax.suite.harness import NAME
+from mmrlhf_jax.suite.harness.running import Asking, Harness, Scoring
+from mmrlhf_jax.suite.judges.harness_replies import reader_of
+from mmrlhf_jax.suite.judges.judging import Judging
+from mmrlhf_jax.suite.judges.loopback import Loopback
+from mmrlhf_jax.suite.judges.rounds import scored
+from mmrlhf_jax.suite.local import Local
+from mmrlhf_jax.suite.results import Document, Figure, Results
+from mmrlhf_jax.suite.task import Row, Task
+
+NOT_ANSWERED = "it has no answer"
+FORGOTTEN = "the harness asked its judge while it put scores together, and no document is known for the call"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How tasks are asked: whether the harness's stop strings end an answer, how many frames of a video are seen, and how many
+    documents of a task there are at most (None: all)."""
+
+    until: bool = False
+    video_frames: int = 32
+    limit: int | None = None
+
+
+class HarnessTasks:
+    """The tasks of the harness that it can score. `local`: task -> a user's own documents."""
+
+    def __init__(self, harness: Harness, options: Options, local: Mapping[str, Local]):
+        self._harness, self._options, self._local = harness, options, local
+
+    def made_with(self, task: Task) -> dict[str, Any]:
+        local = self._local.get(task.name)
+        return self.settings(task) | {"limit": self._options.limit, "data": local and local.fingerprint}
+
+    def expected(self, task: Task) -> int | None:
+        local, limit = self._local.get(task.name), self._options.limit
+        documents = task.data.documents if local is None else local.documents
+        return documents if documents is None or limit is None else min(documents, limit)
+
+    def settings(self, task: Task) -> dict[str, Any]:
+        """What the answers to a task depend on besides the model and the documents."""
+        found = {"max_new_tokens": task.new_tokens, "temperature": 0.0, "until": self._options.until}
+        return found | ({"video_frames": self._options.video_frames} if task.media == "video" else {})
+
+    def metrics_of(self, task: Task) -> str:
+        return NAME
+
+    def ask(self, task: Task, answered: Mapping[str, str], share: Share) -> contextlib.AbstractContextManager[Asking]:
+        return self._harness.ask(task, self._local.get(task.name), dataclasses.asdict(self._options), answered, share)
+
+    def score(self, task: Task, answers: Mapping[str, Answer], refused: Mapping[str, str], judging: Judging) -> Results:
+        """The harness's figures of a task. `refused`: document -> why it has no answer. TaskFailed if it cannot be scored."""
+        with contextlib.ExitStack() as stack:
+            environment = None
+            if task.judge != "none":
+                loopback = stack.enter_context(Loopback(judging, reader_of(task.harness_task)))
+                environment = loopback.environment
+            scoring = stack.enter_context(self._harness.score(task, self._local.get(task.name), answers, environment))
+            missing = dict(refused)
+            doing, total = f"{task.name}: scoring", len(scoring.scorable)
+            if task.judge == "none":
+                found = ((name, scoring.score(name), None) for name in scoring.scorable)
+            else:
+                found = scored(loopback, scoring.scorable, str, scoring.score, doing, total)
+            for name, unscored, unjudged in found:
+                if reason := unjudged or unscored:
+                    missing[name] = reason
+            figures = scoring.figures(missing)
+            documents = _documents(task, scoring, figures, answers, missing, self._options.limit)
+            rows = {row.name: _figure(row, figures, documents, scoring) for row in task.rows}
+            if task.judge != "none" and loopback.unforeseen:
+                rows = {name: Figure(None, FORGOTTEN) for name in rows}
+        left_out = {} if (over := scoring.documents - len(documents)) <= 0 else {"beyond the limit that was given": over}
+        judge = {} if task.judge == "none" else {"judge": judging.name}
+        return Results(task.name, NAME, self.settings(task) | judge, rows, documents, left_out)
+
+
+def _documents(
+    task: Task,
+    scoring: Scoring,
+    figures: Mapping[str, Any],
+    answers: Mapping[str, Answer],
+    missing: Mapping[str, str],
+    limit: int | None,
+) -> list[Document]:
+    found = []
+    for name in map(str, range(scoring.documents if limit is None else min(limit, scoring.documents))):
+        answer, made = answers.get(name), figures["documents"].get(name, {})
+        scaled = {
+            row.name: row.scaled(value) for row in task.rows if (value := made.get("values", {}).get(row.name)) is not None
+        }
+        found.append(
+            Document(
+                id=name,
+                cluster=(" ".join(answer.media) if answer else "") or name,
+                prompt=answer.prompt if answer else "",
+                media=answer.media if answer else (),
+                answer=answer and answer.answer,
+                reference=figures["references"].get(name),
+                values=scaled,
+                missing=None if made else missing.get(name, NOT_ANSWERED),
+                weights=made.get("weights", {}),
+                group=made.get("group"),
+            )
+        )
+    return found
+
+
+def _figure(row: Row, figures: Mapping[str, Any], documents: Sequence[Document], scoring: Scoring) -> Figure:
+    """A row's figure on the paper's scale, with its draws: of the documents' values where these give the figure, else of the
+    harness."""
+    found = figures["rows"][row.name]
+    if found["value"] is None:
+        return Figure(None, found["missing"])
+    value = row.scaled(found["value"])
+    pooled = resampling.estimate(row, documents)
+    if pooled is not None and abs(pooled.value - value) <= resampling.ROUNDING * (row.full or 100.0):
+        return resampling.figure(row, documents, value)
+    there = [each for each in documents if each.missing is None]
+    if len({each.cluster for each in there}) < 2:
+        return Figure(value)
+    draws = scoring.drawn(row.name, [[there[place].id for place in places] for places in resampling.resamples(there)])
+    return Figure(value, draws=None if draws is None else tuple(row.scaled(each) for each in draws))

@@ -1,0 +1,100 @@
+"""The stored answers of tasks are scored: each task's results are a file, and a task that fails ends no other one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from etils import epath
+
+from mmrlhf_jax import strict_json
+from mmrlhf_jax.data.digests import text_digest
+from mmrlhf_jax.files import exists, read_text, write_atomically
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.suite import results
+from mmrlhf_jax.suite.answering import Finished
+from mmrlhf_jax.suite.answers import Answer, stored
+from mmrlhf_jax.suite.judges.judge import NO_JUDGE, Judge
+from mmrlhf_jax.suite.judges.judging import Judging
+from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
+from mmrlhf_jax.suite.results import Document, Figure, Results
+from mmrlhf_jax.suite.task import Task, TaskFailed
+
+FOLDER = "scored"  # in a run's directory: of what the results were made
+WITHOUT_JUDGE = f"{NO_JUDGE}; the answers are kept"
+
+
+class Scorer(Protocol):
+    """What makes results of answers."""
+
+    def score(self, task: Task, answers: Mapping[str, Answer], refused: Mapping[str, str], judging: Judging) -> Results:
+        """The results of a task. `refused`: document -> why it has no answer. TaskFailed if there can be none."""
+        ...
+
+    def settings(self, task: Task) -> Mapping[str, Any]:
+        """What answers and figures of a task depend on besides model, documents and judge."""
+        ...
+
+    def metrics_of(self, task: Task) -> str:
+        """Whose metrics these are, with the version."""
+        ...
+
+
+class Scoring:
+    """A run's directory whose answers are scored. `finished` says what was done of a task."""
+
+    def __init__(self, directory: epath.PathLike, scorer: Scorer, judge: Judge, finished: Callable[[Task], Sequence[Finished]]):
+        self._directory, self._scorer, self._judge, self._finished = epath.Path(directory), scorer, judge, finished
+
+    def run(self, tasks: Sequence[Task]) -> None:
+        """Score the tasks whose results are not those of the answers that are there now."""
+        for task in tasks:
+            made_of = self._made_of(task)
+            if not self._is_scored(task, made_of):
+                results.write(self._directory, self._results(task))
+                write_atomically(self._path(task), made_of.encode())
+
+    def _results(self, task: Task) -> Results:
+        answers = stored(self._directory, task.name)
+        refused = {name: reason for each in self._finished(task) for name, reason in each.refused.items()}
+        failed = next((each.failed for each in self._finished(task) if each.failed is not None), None)
+        if failed is not None:
+            return self._without_figures(task, failed, answers, refused)
+        if task.judge == "always" and self._judge.name == "none":
+            return self._without_figures(task, WITHOUT_JUDGE, answers, refused)
+        try:
+            with Verdicts(verdicts_path(self._directory, task.name)) as verdicts:
+                return self._scorer.score(task, answers, refused, Judging(self._judge, verdicts))
+        except TaskFailed as error:
+            say(f"{task.name}: {error}; the other tasks go on")
+            return self._without_figures(task, str(error), answers, refused)
+
+    def _without_figures(self, task: Task, reason: str, answers: Mapping[str, Answer], refused: Mapping[str, str]) -> Results:
+        """Results that say why there are none."""
+        documents = [
+            Document(name, " ".join(each.media) or name, each.prompt, each.media, each.answer, None, {}, reason)
+            for name, each in answers.items()
+        ]
+        documents += [Document(name, name, "", (), None, None, {}, why) for name, why in refused.items() if name not in answers]
+        expected = max((each.documents for each in self._finished(task)), default=task.data.documents or 0)
+        left = {reason: expected - len(documents)} if expected > len(documents) else {}
+        figures = {row.name: Figure(None, reason) for row in task.rows}
+        return Results(task.name, self._scorer.metrics_of(task), dict(self._scorer.settings(task)), figures, documents, left)
+
+    def _made_of(self, task: Task) -> str:
+        """A digest of what a task's results are made of."""
+        answers = sorted((each.document, each.key, each.answer) for each in stored(self._directory, task.name).values())
+        finished = [dataclasses.asdict(each) for each in self._finished(task)]
+        content = [answers, finished, None if task.judge == "none" else self._judge.name, dict(self._scorer.settings(task))]
+        return text_digest(strict_json.dumps(content, sort_keys=True))
+
+    def _is_scored(self, task: Task, made_of: str) -> bool:
+        """Whether a task's results are those of what is there; not if anything is missing that may be there this time."""
+        path = self._path(task)
+        if not (exists(path) and exists(results.figures_path(self._directory, task.name)) and read_text(path) == made_of):
+            return False
+        return results.read(self._directory, task.name).coverage.missing == {}
+
+    def _path(self, task: Task) -> epath.Path:
+        return self._directory / FOLDER / f"{task.name}.txt"
