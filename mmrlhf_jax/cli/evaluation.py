@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -83,33 +83,23 @@ def benchmarks(
     list_all: Annotated[
         bool, typer.Option("--list", help="Print every benchmark with its metric, data and judge, and run none.")
     ] = False,
-    model: Annotated[str | None, path_option(help="Policy: Hugging Face directory or hub id.")] = None,
-    policy_endpoint: Annotated[
-        str | None, typer.Option(help="Address of a server with OpenAI's protocol that has the policy, instead of --model.")
-    ] = None,
-    policy_model: Annotated[str | None, typer.Option(help="Its name there; needed if the server has several.")] = None,
-    against: Annotated[
-        str | None,
-        options.model_or_address_option(
-            help="The base: a model or an address, evaluated in the same way, or the directory of a finished run."
-        ),
-    ] = None,
+    model: options.Policy = None,
+    policy_endpoint: options.PolicyEndpoint = None,
+    policy_model: options.PolicyModel = None,
+    against: options.Against = None,
     benchmark: Annotated[
         list[str] | None, typer.Option("--benchmark", help="A benchmark or task of --list; can be repeated. Default: the 27.")
     ] = None,
     dimensions: Annotated[
         list[str] | None, typer.Option(help="Dimensions, separated by commas: all their benchmarks are run.")
     ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="TASK=FILE: a task's documents from a .parquet or .jsonl file, or a folder of them, instead of the hub's."
-        ),
-    ] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="Address of the judge's server, with OpenAI's protocol. Without it answers are kept.")
-    ] = None,
-    judge_model: Annotated[str | None, typer.Option(help="The judge's name there; needed if the server has several.")] = None,
+    data: options.LocalDocuments = None,
+    judge: options.JudgeAddress = None,
+    judge_model: options.JudgeModel = None,
+    attack_judge: options.AttackJudge = None,
+    attack_judge_model: options.AttackJudgeModel = None,
+    attack_classifier: options.AttackClassifier = False,
+    metrics: options.Metrics = "corrected",
     out: Annotated[str | None, path_option(writes=True, help="Folder for answers, figures and page; can be continued.")] = None,
     launch: options.HostsApart = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first documents of each task, so many.")] = None,
@@ -130,19 +120,84 @@ def benchmarks(
     if list_all:
         commands.benchmarks.show_all(as_json)
         return
-    if (model is None) == (policy_endpoint is None):
-        raise UserError("give --model or --policy-endpoint, or --list to see what there is")
-    if policy_model is not None and policy_endpoint is None:
-        raise UserError("--policy-model is the name of a model at --policy-endpoint; give its address")
-    if judge_model is not None and judge is None:
-        raise UserError("--judge-model is the name of a model at --judge; give its address")
+    loading = dict(dtype=dtype, batch=batch, template=template, slots=slots, workers=workers)
+    policy = _policy(model, policy_endpoint, policy_model, concurrency, loading, "--list shows what there is")
     if out is None:
         raise UserError("give --out, a folder for answers and figures")
-    loading = dict(dtype=dtype, batch=batch, template=template, slots=slots, workers=workers)
-    policy = dict(path=model, endpoint=policy_endpoint, name=policy_model, concurrency=concurrency, loading=loading)
+    judged = commands.benchmarks.Judged((judge, judge_model), (attack_judge, attack_judge_model), attack_classifier)
     how = dict(until=until, video_frames=video_frames, limit=limit)
-    chosen = (benchmark or [], dimensions or [], data or [], (judge, judge_model))
-    commands.benchmarks.benchmarks(policy, against, *chosen, how, launch, out, plan, as_json)
+    commands.benchmarks.benchmarks(
+        policy,
+        against,
+        benchmark or [],
+        dimensions or [],
+        data=data or [],
+        judged=judged,
+        metrics=metrics,
+        options=how,
+        launch=launch,
+        out=out,
+        plan=plan,
+        print_json=as_json,
+    )
+
+
+@verbs.command("safety-bench")
+def safety_bench(
+    out: Annotated[str, path_option(writes=True, help="Folder for answers, verdicts and figures; can be continued.")],
+    model: options.Policy = None,
+    policy_endpoint: options.PolicyEndpoint = None,
+    policy_model: options.PolicyModel = None,
+    against: options.Against = None,
+    benchmark: Annotated[
+        list[str] | None, typer.Option("--benchmark", help="One of the 8 tasks; can be repeated. Default: all.")
+    ] = None,
+    data: options.LocalDocuments = None,
+    judge: options.JudgeAddress = None,
+    judge_model: options.JudgeModel = None,
+    attack_judge: options.AttackJudge = None,
+    attack_judge_model: options.AttackJudgeModel = None,
+    attack_classifier: options.AttackClassifier = False,
+    metrics: options.Metrics = "corrected",
+    launch: options.HostsApart = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first documents of each task, so many.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would be downloaded and judged, and run nothing.")] = False,
+    as_json: options.JsonForTable = False,
+    concurrency: options.Concurrency = 64,
+    dtype: options.GenerationDtype = None,
+    batch: options.BatchSize = 16,
+    template: options.Template = None,
+    slots: options.Slots = 8192,
+    workers: options.Workers = 0,
+) -> None:
+    """MM-RLHF-SafetyBench: 8 tasks, whose answers are made once, with 11 metrics."""
+    loading = dict(dtype=dtype, batch=batch, template=template, slots=slots, workers=workers)
+    policy = _policy(model, policy_endpoint, policy_model, concurrency, loading, "one of them answers")
+    judged = commands.benchmarks.Judged((judge, judge_model), (attack_judge, attack_judge_model), attack_classifier)
+    commands.benchmarks.safety_bench(
+        policy,
+        against,
+        benchmark or [],
+        data=data or [],
+        judged=judged,
+        metrics=metrics,
+        options=dict(limit=limit),
+        launch=launch,
+        out=out,
+        plan=plan,
+        print_json=as_json,
+    )
+
+
+def _policy(
+    model: str | None, endpoint: str | None, name: str | None, concurrency: int, loading: dict[str, Any], otherwise: str
+) -> dict[str, Any]:
+    """Fields of `suite.benchmarks.Model`. UserError unless either a model or the address of a server is given."""
+    if (model is None) == (endpoint is None):
+        raise UserError(f"give --model or --policy-endpoint; {otherwise}")
+    if name is not None and endpoint is None:
+        raise UserError("--policy-model is the name of a model at --policy-endpoint; give its address")
+    return dict(path=model, endpoint=endpoint, name=name, concurrency=concurrency, loading=loading)
 
 
 def _refuse(names: set[str], why: str) -> None:

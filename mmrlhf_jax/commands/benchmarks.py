@@ -1,7 +1,8 @@
-"""The `mmrlhf eval benchmarks` verb."""
+"""The verbs `mmrlhf eval benchmarks` and `mmrlhf eval safety-bench`."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from mmrlhf_jax.sharding import distributed
 from mmrlhf_jax.suite import catalogue, listing, preview, summary, table
 from mmrlhf_jax.suite.local import parse
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
+from mmrlhf_jax.suite.own.grader import MODES
 from mmrlhf_jax.suite.task import Task
 
 PAGE = "report.html"  # in a run's directory
@@ -29,21 +31,66 @@ def show_all(print_json: bool) -> None:
         print(line)
 
 
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """Who judges: (address, model) of the judge and of that of attacks, and whether the latter is HarmBench's classifier."""
+
+    judge: tuple[str | None, str | None] = (None, None)
+    attacks: tuple[str | None, str | None] = (None, None)
+    classifier: bool = False
+
+    def check(self) -> None:
+        """UserError for the name of a model without an address."""
+        for option, (address, model) in (("--judge", self.judge), ("--attack-judge", self.attacks)):
+            if model is not None and address is None:
+                raise UserError(f"{option}-model is the name of a model at {option}; give its address")
+        if self.classifier and self.attacks[0] is None:
+            raise UserError("--attack-classifier: give the address of HarmBench's classifier by --attack-judge")
+
+    def __str__(self) -> str:
+        named = [f"{model or 'the model'} at {address}" for address, model in (self.judge, self.attacks) if address is not None]
+        return ", attacks: ".join(named) or "none"
+
+
 def benchmarks(
     model: Mapping[str, Any],
     against: str | None,
     names: Sequence[str],
     dimensions: Sequence[str],
+    **how: Any,
+) -> None:
+    """`model` are fields of `suite.benchmarks.Model`, `how` options of `run`."""
+    run(model, against, chosen(names, dimensions), **how)
+
+
+def safety_bench(model: Mapping[str, Any], against: str | None, names: Sequence[str], **how: Any) -> None:
+    """The same for the safety suite, or some tasks of it. UserError for a task that is not of it."""
+    suite = {task.name: task for each in catalogue.SAFETY for task in each.tasks}
+    wanted = [name.strip() for value in names for name in value.split(",") if name.strip()] or list(suite)
+    if unknown := [name for name in wanted if name not in suite]:
+        raise UserError(f"--benchmark {unknown[0]}: choose from {', '.join(suite)}")
+    run(model, against, [suite[name] for name in dict.fromkeys(wanted)], **how)
+
+
+def run(
+    model: Mapping[str, Any],
+    against: str | None,
+    tasks: Sequence[Task],
+    *,
     data: Sequence[str],
-    judge: tuple[str | None, str | None],
+    judged: Judged,
+    metrics: str,
     options: Mapping[str, Any],
     launch: str | None,
     out: str,
     plan: bool,
-    as_json: bool,
+    print_json: bool,
 ) -> None:
-    """`model` are fields of `suite.benchmarks.Model`, `options` of the harness's `Options`; `judge` is address and model."""
-    tasks, local = chosen(names, dimensions), parse(data)
+    """`options` are those of the harness's `Options`."""
+    local = parse(data)
+    judged.check()
+    if metrics not in MODES:
+        raise UserError(f"--metrics {metrics}: choose {' or '.join(MODES)}")
     if unused := sorted(local.keys() - {task.name for task in tasks}):
         raise UserError(f"--data {unused[0]}=...: this task is not among those that are run")
     where = config.load_launch(launch)
@@ -52,20 +99,23 @@ def benchmarks(
     from mmrlhf_jax.suite.benchmarks import Model, Wanted, evaluate_against
     from mmrlhf_jax.suite.harness.source import Options
     from mmrlhf_jax.suite.judges.judge import EndpointJudge, NoJudge
+    from mmrlhf_jax.suite.jury import Jury
 
     share = Share(*distributed.apart(where, launch))
-    judged_by = NoJudge() if judge[0] is None else EndpointJudge(*judge)
-    needed = any(task.judge != "none" for task in tasks)
-    if judge[0] is not None and needed and share.process == 0 and not plan:
-        judged_by.check()
+    judge = NoJudge() if judged.judge[0] is None else EndpointJudge(*judged.judge)
+    attacks = None if judged.attacks[0] is None else EndpointJudge(*judged.attacks)
+    jury = Jury(judge, attacks, judged.classifier)
     if share.process == 0:
-        for line in preview.lines(tasks, local, "none" if judge[0] is None else f"{judge[1] or 'the model'} at {judge[0]}"):
+        if not plan:
+            jury.check(tasks)
+        for line in preview.lines(tasks, local, str(judged)):
             say(line)
     if plan:
         return
-    base = evaluate_against(Model(**model), against, Wanted(tasks, Options(**options), local, judged_by, share), out)
+    wanted = Wanted(tasks, Options(**options), local, jury, share, metrics)
+    base = evaluate_against(Model(**model), against, wanted, out)
     if share.process == 0:
-        show(out, base, as_json)
+        show(out, base, print_json)
 
 
 def show(out: str, base: epath.PathLike | None, as_json: bool) -> None:

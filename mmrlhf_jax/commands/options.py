@@ -99,3 +99,40 @@ HostsApart = Annotated[
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: optimizer.learning_rate=1e-6.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 JsonForTable = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+# Of a policy that is evaluated, and of its judges
+Policy = Annotated[str | None, path_option(help="Policy: Hugging Face directory or hub id.")]
+PolicyEndpoint = Annotated[
+    str | None, typer.Option(help="Address of a server with OpenAI's protocol that has the policy, instead of --model.")
+]
+PolicyModel = Annotated[str | None, typer.Option(help="Its name there; needed if the server has several.")]
+Against = Annotated[
+    str | None,
+    model_or_address_option(
+        help="The base: a model or an address, evaluated in the same way, or the directory of a finished run."
+    ),
+]
+LocalDocuments = Annotated[
+    list[str] | None,
+    typer.Option(help="TASK=FILE: a task's documents from a .parquet or .jsonl file or a folder of them, not from the hub."),
+]
+JudgeAddress = Annotated[
+    str | None,
+    typer.Option("--judge", help="Address of the judge's server (OpenAI's protocol). Without it answers are kept."),
+]
+JudgeModel = Annotated[str | None, typer.Option(help="The judge's name there; needed if the server has several.")]
+AttackJudge = Annotated[
+    str | None,
+    typer.Option(help="Address of another judge for the three tasks with jailbreaks, as HarmBench's classifier."),
+]
+AttackJudgeModel = Annotated[str | None, typer.Option(help="Its name there; needed if the server has several.")]
+AttackClassifier = Annotated[
+    bool, typer.Option("--attack-classifier", help="It is HarmBench's classifier, and takes the prompt it was trained on.")
+]
+Metrics = Annotated[
+    str,
+    typer.Option(
+        metavar="[corrected|paper]",
+        help="Of the tasks with metrics of this project: as they are defined, or as the paper's code computes them.",
+    ),
+]

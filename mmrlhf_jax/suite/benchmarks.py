@@ -17,12 +17,15 @@ from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.sole_writer import sole_writer
 from mmrlhf_jax.suite import run_directory
+from mmrlhf_jax.suite.all_tasks import AllTasks
 from mmrlhf_jax.suite.answering import Answering
 from mmrlhf_jax.suite.harness import NAME
 from mmrlhf_jax.suite.harness.running import Harness
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
-from mmrlhf_jax.suite.judges.judge import Judge
+from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.local import Local
+from mmrlhf_jax.suite.own.grader import Mode
+from mmrlhf_jax.suite.own.tasks import OwnTasks
 from mmrlhf_jax.suite.policy import EndpointPolicy, EnginePolicy, Policy
 from mmrlhf_jax.suite.scoring import Scoring
 from mmrlhf_jax.suite.task import Task
@@ -67,13 +70,15 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What is to be evaluated, and how. `share` is this host's part of the documents."""
+    """What is to be evaluated, and how. `share` is this host's part of the documents, `metrics` the mode of the tasks that are
+    graded here."""
 
     tasks: Sequence[Task]
     options: Options
     local: Mapping[str, Local]
-    judge: Judge
+    jury: Jury
     share: Share
+    metrics: Mode = "corrected"
 
 
 def evaluate_against(model: Model, base: str | None, wanted: Wanted, out: epath.PathLike) -> epath.Path | None:
@@ -83,8 +88,10 @@ def evaluate_against(model: Model, base: str | None, wanted: Wanted, out: epath.
     """
     directory = epath.Path(out)
     evaluate(model, wanted, directory)
-    if base is None or exists(epath.Path(base) / run_directory.FILE):
-        return None if base is None else epath.Path(base)
+    if base is None:
+        return None
+    if not is_address(base) and exists(epath.Path(base) / run_directory.FILE):
+        return epath.Path(base)
     evaluate(model.like(base), wanted, directory / AGAINST)
     return directory / AGAINST
 
@@ -92,15 +99,20 @@ def evaluate_against(model: Model, base: str | None, wanted: Wanted, out: epath.
 def evaluate(model: Model, wanted: Wanted, directory: epath.Path) -> None:
     """Make a model's run, or go on with it. UserError for what concerns all tasks."""
     options = wanted.options
-    settings = model.identity() | {"harness": NAME, "until": options.until, "video_frames": options.video_frames}
+    settings = model.identity() | {"harness": NAME, "metrics": wanted.metrics}
+    settings |= {"until": options.until, "video_frames": options.video_frames}
     run_directory.settle(directory, model.title, settings, wanted.share)
+    jury = wanted.jury.resumed(run_directory.read(directory))
     with contextlib.ExitStack() as stack:
         if wanted.share.count == 1:
             stack.enter_context(sole_writer(directory / "shares", directory, "evaluates there"))
-        harness = stack.enter_context(Harness(directory / "logs"))
-        tasks = HarnessTasks(harness, options, wanted.local)
+        harness = None
+        if any(not task.own_metrics for task in wanted.tasks):
+            harness = HarnessTasks(stack.enter_context(Harness(directory / "logs")), options, wanted.local)
+        own = OwnTasks(wanted.local, wanted.metrics, limit=options.limit, classifier=jury.classifier)
+        tasks = AllTasks(own, harness)
         answering = Answering(directory, wanted.tasks, tasks, model.open, wanted.share)
         answering.run()
         if wanted.share.process == 0:
-            run_directory.settle_judge(directory, wanted.judge.name)
-            Scoring(directory, tasks, wanted.judge, answering.finished).run(wanted.tasks)
+            run_directory.settle_judge(directory, jury.judge.name, **jury.of_attacks)
+            Scoring(directory, tasks, jury.of, answering.finished).run(wanted.tasks)

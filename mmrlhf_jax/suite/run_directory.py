@@ -41,14 +41,19 @@ def settle(directory: epath.PathLike, model: str, settings: Mapping[str, Any], s
             )
 
 
-def settle_judge(directory: epath.PathLike, name: str) -> None:
-    """Note who judges. UserError if the run has another judge already: figures of two are not one table."""
+def settle_judge(directory: epath.PathLike, name: str, **others: Any) -> None:
+    """Note who judges. `others` are further keys of run.json about judges; None: nothing to note.
+
+    UserError if the run has another judge already: figures of two are not one table.
+    """
     path, found = epath.Path(directory) / FILE, read(directory)
-    if name == NO_JUDGE or found["judge"] == name:
-        return
-    if found["judge"] is not None:
-        raise UserError(f"{directory}: is judged by {shown(found['judge'])}, not {shown(name)}; choose another --out")
-    _write(path, found | {"judge": name})
+    noted = {key: value for key, value in {"judge": None if name == NO_JUDGE else name, **others}.items() if value is not None}
+    for key, value in noted.items():
+        if found.get(key) not in (None, value):
+            what = "is judged by" if key == "judge" else f"was begun with {key}"
+            raise UserError(f"{directory}: {what} {shown(found[key])}, not {shown(value)}; choose another --out")
+    if found != found | noted:
+        _write(path, found | noted)
 
 
 def read(directory: epath.PathLike) -> dict[str, Any]:

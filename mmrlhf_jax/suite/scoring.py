@@ -15,7 +15,7 @@ from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.answering import Finished
 from mmrlhf_jax.suite.answers import Answer, stored
-from mmrlhf_jax.suite.judges.judge import NO_JUDGE, Judge
+from mmrlhf_jax.suite.judges.judge import NO_JUDGE, NONE, Judge
 from mmrlhf_jax.suite.judges.judging import Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
 from mmrlhf_jax.suite.results import Document, Figure, Results
@@ -42,10 +42,16 @@ class Scorer(Protocol):
 
 
 class Scoring:
-    """A run's directory whose answers are scored. `finished` says what was done of a task."""
+    """A run's directory whose answers are scored. `judge_of` says who judges a task, `finished` what was done of it."""
 
-    def __init__(self, directory: epath.PathLike, scorer: Scorer, judge: Judge, finished: Callable[[Task], Sequence[Finished]]):
-        self._directory, self._scorer, self._judge, self._finished = epath.Path(directory), scorer, judge, finished
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        scorer: Scorer,
+        judge_of: Callable[[Task], Judge],
+        finished: Callable[[Task], Sequence[Finished]],
+    ):
+        self._directory, self._scorer, self._judge_of, self._finished = epath.Path(directory), scorer, judge_of, finished
 
     def run(self, tasks: Sequence[Task]) -> None:
         """Score the tasks whose results are not those of the answers that are there now."""
@@ -61,11 +67,11 @@ class Scoring:
         failed = next((each.failed for each in self._finished(task) if each.failed is not None), None)
         if failed is not None:
             return self._without_figures(task, failed, answers, refused)
-        if task.judge == "always" and self._judge.name == "none":
+        if task.judge == "always" and self._judge_of(task).name == NONE:
             return self._without_figures(task, WITHOUT_JUDGE, answers, refused)
         try:
             with Verdicts(verdicts_path(self._directory, task.name)) as verdicts:
-                return self._scorer.score(task, answers, refused, Judging(self._judge, verdicts))
+                return self._scorer.score(task, answers, refused, Judging(self._judge_of(task), verdicts))
         except TaskFailed as error:
             say(f"{task.name}: {error}; the other tasks go on")
             return self._without_figures(task, str(error), answers, refused)
@@ -86,7 +92,8 @@ class Scoring:
         """A digest of what a task's results are made of."""
         answers = sorted((each.document, each.key, each.answer) for each in stored(self._directory, task.name).values())
         finished = [dataclasses.asdict(each) for each in self._finished(task)]
-        content = [answers, finished, None if task.judge == "none" else self._judge.name, dict(self._scorer.settings(task))]
+        judge = None if task.judge == "none" else self._judge_of(task).name
+        content = [answers, finished, judge, dict(self._scorer.settings(task))]
         return text_digest(strict_json.dumps(content, sort_keys=True))
 
     def _is_scored(self, task: Task, made_of: str) -> bool:

@@ -13,6 +13,7 @@ from mmrlhf_jax.suite.judges.question import COMPLETIONS, Question, ask
 KEY = "MMRLHF_JUDGE_KEY"  # the environment variable with the key of a judge's server
 CONCURRENCY, TIMEOUT = 32, 600.0
 NO_JUDGE = "no judge was given (--judge)"
+NONE = "none"  # its name
 
 
 class Judge(Protocol):
@@ -33,9 +34,10 @@ class Judge(Protocol):
 
 
 class NoJudge:
-    """Nobody: what needs a judge is left for later."""
+    """Nobody: what needs a judge is left for later. `name` is of one whose verdicts are stored, which count."""
 
-    name = "none"
+    def __init__(self, name: str = NONE):
+        self.name = name
 
     def check(self, sample: Question | None = None) -> None:
         pass

@@ -1,0 +1,44 @@
+"""All tasks of a run: those of the harness and those that are graded here, each asked and scored by its own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from mmrlhf_jax.inference.jobs import Share
+from mmrlhf_jax.suite.answering import Asking, Source
+from mmrlhf_jax.suite.answers import Answer
+from mmrlhf_jax.suite.harness.source import HarnessTasks
+from mmrlhf_jax.suite.judges.judging import Judging
+from mmrlhf_jax.suite.own.tasks import OwnTasks
+from mmrlhf_jax.suite.results import Results
+from mmrlhf_jax.suite.task import Task
+
+
+class AllTasks(Source):
+    """`harness` is None if no task of the harness is among them."""
+
+    def __init__(self, own: OwnTasks, harness: HarnessTasks | None):
+        self._own, self._harness = own, harness
+
+    def ask(self, task: Task, answered: Mapping[str, str], share: Share) -> contextlib.AbstractContextManager[Asking]:
+        return self._of(task).ask(task, answered, share)
+
+    def expected(self, task: Task) -> int | None:
+        return self._of(task).expected(task)
+
+    def made_with(self, task: Task) -> Mapping[str, Any]:
+        return self._of(task).made_with(task)
+
+    def settings(self, task: Task) -> Mapping[str, Any]:
+        return self._of(task).settings(task)
+
+    def metrics_of(self, task: Task) -> str:
+        return self._of(task).metrics_of(task)
+
+    def score(self, task: Task, answers: Mapping[str, Answer], refused: Mapping[str, str], judging: Judging) -> Results:
+        return self._of(task).score(task, answers, refused, judging)
+
+    def _of(self, task: Task) -> OwnTasks | HarnessTasks:
+        return self._own if task.own_metrics else self._harness

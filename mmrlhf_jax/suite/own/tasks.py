@@ -1,0 +1,211 @@
+"""The tasks that are asked and graded here, in a run: their documents to be answered, and their answers to be graded."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.inference.jobs import Share
+from mmrlhf_jax.suite import resampling
+from mmrlhf_jax.suite.answers import Answer
+from mmrlhf_jax.suite.judges.judging import Judging, NotJudged, read
+from mmrlhf_jax.suite.judges.question import Question
+from mmrlhf_jax.suite.local import Local
+from mmrlhf_jax.suite.own import documents
+from mmrlhf_jax.suite.own.documents import Entry
+from mmrlhf_jax.suite.own.grader import Graded, Grader, Mode
+from mmrlhf_jax.suite.own.registry import grader_of
+from mmrlhf_jax.suite.request import Asked, Medium, Request
+from mmrlhf_jax.suite.results import Document, Figure, Results
+from mmrlhf_jax.suite.task import Row, Task, TaskFailed
+
+METRICS = "mmrlhf_jax"  # whose they are
+NOT_ANSWERED = "it has no answer"
+OTHER_PROMPT = "its answer is to another prompt"
+BEYOND_LIMIT = "beyond the limit that was given"
+NO_VALUE = "no answer has a value"
+
+
+class OwnTasks:
+    """Tasks with own metrics. `local`: task -> a user's own documents. `limit`: the most documents of a task; None: all.
+
+    `classifier`: whether the judge of attacks is HarmBench's, which takes a prompt of its own.
+    """
+
+    def __init__(
+        self, local: Mapping[str, Local], mode: Mode = "corrected", *, limit: int | None = None, classifier: bool = False
+    ):
+        self._local, self._limit, self._mode, self._classifier = local, limit, mode, classifier
+        self._last: tuple[str, list[Entry]] = ("", [])  # of one task alone, since they hold pictures
+
+    def made_with(self, task: Task) -> dict[str, Any]:
+        """What the requests of a task depend on."""
+        local = self._local.get(task.name)
+        return self._options(task) | {"limit": self._limit, "data": local and local.fingerprint}
+
+    def expected(self, task: Task) -> int | None:
+        """About how many documents a task has; None if that is not known."""
+        local = self._local.get(task.name)
+        documents = task.data.documents if local is None else local.documents
+        return documents if documents is None or self._limit is None else min(documents, self._limit)
+
+    def settings(self, task: Task) -> dict[str, Any]:
+        """What answers and figures of a task depend on besides model, documents and judge."""
+        attacks = {"classifier": self._classifier} if self._grader(task).attacks else {}
+        return self._options(task) | {"metrics": self._mode} | attacks
+
+    def metrics_of(self, task: Task) -> str:
+        return METRICS
+
+    @contextlib.contextmanager
+    def ask(self, task: Task, answered: Mapping[str, str], share: Share) -> Iterator[Asking]:
+        """The documents of a share. `answered`: document -> the key of the request that has an answer. TaskFailed if the data
+        cannot be read."""
+        yield Asking(self._used(task), self._grader(task), self._options(task), answered, share)
+
+    def score(self, task: Task, answers: Mapping[str, Answer], refused: Mapping[str, str], judging: Judging) -> Results:
+        """The results of a task. `refused`: document -> why it has no answer. TaskFailed if the data cannot be read."""
+        entries, grader = self._used(task), self._grader(task)
+        missing = {str(number): each.missing for number, each in enumerate(entries) if each.missing is not None}
+        missing |= {name: reason for name, reason in refused.items() if name not in answers}
+        for number, entry in enumerate(entries):
+            answer = answers.get(str(number))
+            if answer is None:
+                missing.setdefault(str(number), NOT_ANSWERED)
+            elif answer.prompt != grader.prompt(entry.columns):
+                missing.setdefault(str(number), OTHER_PROMPT)
+        graded, unread = _graded(task, entries, answers, grader, judging, missing)
+        missing |= unread
+        found = [
+            _document(task, str(number), entry, answers.get(str(number)), grader, graded.get(str(number)), missing)
+            for number, entry in enumerate(entries)
+        ]
+        left_out = len(self._all(task)) - len(entries)
+        judge = {"judge": judging.name} if task.judge != "none" else {}
+        return Results(
+            task.name,
+            METRICS,
+            self.settings(task) | judge,
+            {row.name: _figure(row, found) for row in task.rows},
+            tuple(found),
+            {BEYOND_LIMIT: left_out} if left_out else {},
+        )
+
+    def _options(self, task: Task) -> dict[str, Any]:
+        """How a request is answered."""
+        return {"max_new_tokens": task.new_tokens, "temperature": 0.0}
+
+    def _grader(self, task: Task) -> Grader:
+        return grader_of(task.name, self._mode, classifier=self._classifier)
+
+    def _used(self, task: Task) -> Sequence[Entry]:
+        """The documents up to the limit."""
+        return self._all(task)[: self._limit]
+
+    def _all(self, task: Task) -> list[Entry]:
+        if self._last[0] != task.name:
+            try:
+                self._last = task.name, documents.read(task, self._local.get(task.name), self._grader(task))
+            except UserError as error:
+                raise TaskFailed(str(error)) from None
+        return self._last[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """A task's documents, while a share of them is asked."""
+
+    entries: Sequence[Entry]
+    grader: Grader
+    options: Mapping[str, Any]
+    answered: Mapping[str, str]
+    share: Share
+
+    @property
+    def documents(self) -> int:
+        """How many there are, of all shares."""
+        return len(self.entries)
+
+    def requests(self) -> Iterator[Asked]:
+        """Yield what is asked for every document of the share."""
+        for number in range(self.share.process, len(self.entries), self.share.count):
+            name, entry = str(number), self.entries[number]
+            if entry.missing is not None:
+                yield Asked(name, missing=entry.missing)
+                continue
+            data = entry.columns[documents.PICTURE]
+            picture = Medium("image", hashlib.sha256(data).hexdigest(), data)
+            request = Request(name, ("", self.grader.prompt(entry.columns)), (picture,), self.options)
+            yield Asked(name, request, answered=self.answered.get(name) == request.key)
+
+
+def _graded(
+    task: Task,
+    entries: Sequence[Entry],
+    answers: Mapping[str, Answer],
+    grader: Grader,
+    judging: Judging,
+    missing: Mapping[str, str],
+) -> tuple[dict[str, Graded], dict[str, str]]:
+    """(document -> what its answer gives, document -> why that cannot be said)."""
+    questions: dict[str, tuple[Question, ...]] = {}
+    unread: dict[str, str] = {}
+    for number, entry in enumerate(entries):
+        if (name := str(number)) not in missing:
+            try:
+                questions[name] = grader.questions(name, entry.columns, answers[name].answer)
+            except UserError as error:  # a picture that a judge cannot be shown
+                unread[name] = str(error)
+    judging.ask((question for each in questions.values() for question in each), f"{task.name}: judging")
+    graded: dict[str, Graded] = {}
+    for name, asked in questions.items():
+        try:
+            replies = [read(judging.reply(question), str) for question in asked]
+            graded[name] = grader.grade(entries[int(name)].columns, answers[name].answer, replies)
+        except NotJudged as error:
+            unread[name] = str(error)
+    return graded, unread
+
+
+def _document(
+    task: Task,
+    name: str,
+    entry: Entry,
+    answer: Answer | None,
+    grader: Grader,
+    graded: Graded | None,
+    missing: Mapping[str, str],
+) -> Document:
+    values, weights = {}, {}
+    for row in task.rows if graded is not None else ():
+        (metric,) = row.metrics
+        value = graded.values[metric]
+        values[row.name] = None if value is None else row.scaled(value)
+        if metric in graded.weights:
+            weights[row.name] = graded.weights[metric]
+    reference = None if grader.reference is None else entry.columns[grader.reference]
+    return Document(
+        id=name,
+        cluster=(" ".join(answer.media) if answer else "") or name,
+        prompt=grader.prompt(entry.columns),
+        media=answer.media if answer else (),
+        answer=answer and answer.answer,
+        reference=", ".join(reference) if isinstance(reference, list) else reference,
+        values=values,
+        missing=missing.get(name),
+        weights=weights,
+    )
+
+
+def _figure(row: Row, found: Sequence[Document]) -> Figure:
+    """The figure of a row with its draws, or the most frequent reason why there is none."""
+    estimate = resampling.estimate(row, found)
+    if estimate is None:
+        reasons = Counter(each.missing for each in found if each.missing is not None)
+        return Figure(None, reasons.most_common(1)[0][0] if reasons else NO_VALUE)
+    return Figure(estimate.value, draws=None if estimate.draws is None else tuple(estimate.draws.tolist()))
