@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from mmrlhf_jax import cli
 from mmrlhf_jax.inference import endpoint
 from mmrlhf_jax.inference.jobs import ALONE, Share
 from mmrlhf_jax.suite import catalogue, results
@@ -92,7 +93,7 @@ def test_from_documents_to_figures(name, tmp_path):
         found = scored(own, name, tmp_path / mode, answered(own, name))
         figures = {row: each.value for row, each in found.figures.items()}
         assert figures == pytest.approx(expected[name], abs=1e-6), mode
-        assert found.settings["metrics"] == mode and found.harness == "mmrlhf_jax"
+        assert found.settings["mode"] == mode and found.harness == "mmrlhf_jax"
         assert found.settings.get("judge") == (None if catalogue.TASKS[name].judge == "none" else "m")
         assert found.coverage == results.Coverage(3, 3, 3, {})
         assert all(each.draws is None or len(each.draws) == 1000 for each in found.figures.values())
@@ -122,7 +123,7 @@ def test_hosts_share_the_documents_and_what_is_answered_is_said(tmp_path):
 def test_the_corrected_metrics_are_the_default_and_no_settings_are_the_papers(tmp_path):
     for name in OWN:
         task, local = catalogue.TASKS[name], {name: Local("/nowhere.jsonl")}
-        assert OwnTasks(local).settings(task)["metrics"] == "corrected"
+        assert OwnTasks(local).settings(task)["mode"] == "corrected"
         assert OwnTasks(local).settings(task) != OwnTasks(local, "paper").settings(task)
 
 
@@ -260,3 +261,30 @@ def test_a_kill_in_the_middle_of_judging_changes_nothing(tmp_path):
     found = scored(own, "adv_target", tmp_path, answers, lambda text: again.append(text) or says(text))
     assert len(again) == 3 and found == whole
     assert math.isclose(found.figures["adv_target"].value, 100)
+
+
+# The verb --------------------------------------------------------------------------------------------------------------
+
+
+def test_eval_benchmarks_runs_them_without_the_harness(tmp_path, capsys, monkeypatch):
+    """Also where lmms-eval is not installed, since none of its tasks is among them."""
+    monkeypatch.setenv("MMRLHF_HARNESS_PYTHON", "/nowhere")
+    names = ["llava_wilder_small", "mmhal_bench", "object_hallucination"]
+    data = [f"--data={name}={made_up_own.write(tmp_path / 'data', name)}" for name in names]
+    with judge(lambda text: "A dog and a cat.") as policy, judge(says) as judged:
+        arguments = [
+            "eval",
+            "benchmarks",
+            "--policy-endpoint",
+            policy.url,
+            "--judge",
+            judged.url,
+            "--benchmark",
+            ",".join(names),
+        ]
+        cli.app([*arguments, *data, "--out", str(tmp_path / "out"), "--json"], standalone_mode=False)
+    rows = {row["name"]: row["model"]["value"] for row in json.loads(capsys.readouterr().out)["rows"]}
+    # Of the cat, the dog and the bird documents: one object of two is there, one of two, none.
+    assert (rows["llava_wilder"], rows["mmhal_score"], rows["mmhal_rate"], rows["chair_s"]) == (80, 4, 0, 100)
+    assert rows["chair_i"] == pytest.approx(400 / 6) and rows["mmstar"] is None
+    assert (tmp_path / "out" / "report.html").exists()

@@ -57,7 +57,7 @@ class OwnTasks:
     def settings(self, task: Task) -> dict[str, Any]:
         """What answers and figures of a task depend on besides model, documents and judge."""
         attacks = {"classifier": self._classifier} if self._grader(task).attacks else {}
-        return self._options(task) | {"metrics": self._mode} | attacks
+        return self._options(task) | {"mode": self._mode} | attacks
 
     def metrics_of(self, task: Task) -> str:
         return METRICS
