@@ -38,7 +38,7 @@ ALLOWED = {
         "suite", "tasks", "training",
     },
     "quickstart": {
-        "config", "data", "evaluation", "huggingface", "inference", "models", "pages", "sharding", "training",
+        "config", "data", "evaluation", "huggingface", "inference", "models", "pages", "sharding", "suite", "training",
     },
     "cli": {"commands", "quickstart"},
 }  # fmt: skip

@@ -169,7 +169,8 @@ def _bar(number: int, figure: Figure, axis: Axis, y: float) -> list[Markup]:
     drawn = [element("rect", x=0, y=top, width=f"{end:.2f}%", height=_BAR, class_=f"filled s{number}")]
     if figure.interval is not None:
         low, high = (_place(value, axis) for value in figure.interval)
-        drawn.append(element("line", x1=f"{low:.2f}%", x2=f"{high:.2f}%", y1=y, y2=y, class_="whisker"))
+        ends = {"x1": f"{low:.2f}%", "x2": f"{high:.2f}%", "y1": y, "y2": y}
+        drawn += [element("line", **ends, class_="halo"), element("line", **ends, class_="whisker")]
         end = max(end, high)
     text = element("text", shown(figure), x=f"{end:.2f}%", dx=7, y=y, dominant_baseline="central")
     return [*drawn, text]
@@ -184,5 +185,6 @@ STYLE = """
 .radar{max-width:600px;margin:0 auto}.grid.ring{fill:none}svg text.ring{font-size:10px}.radar text.group{font-size:14px}
 .axes-bars{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(260px,100%),1fr));gap:6px 28px;padding:4px}
 .axis-bars{break-inside:avoid}.axis-bars p{margin:4px 0 2px;font-size:.84rem}.whisker{stroke:var(--ink);stroke-width:2}
+.halo{stroke:var(--card);stroke-width:5}
 .axis-bars svg text{fill:var(--ink)}
 """

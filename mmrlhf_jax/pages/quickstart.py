@@ -204,8 +204,11 @@ def answered(found: Findings) -> Markup:
         f"A sample of {count} of the {len(records)} questions, evenly spaced through the list as it was generated: chosen by"
         " position, before there were answers. Under a question stands a response that the data ranks best."
     )
+    evaluated = element("a", "The same answers as an evaluation", href="evaluation/report.html")
+    about = " shows every kind of question as a dimension, with intervals, and the answers that got better or worse."
     return join(
         element("p", text),
+        element("p", evaluated, about),
         bar_chart("Right answers in %, by kind of question (how many)", labels, series),
         element("p", sample, class_="sample"),
         element("div", table(("", "question", *names), rows, class_="answers"), class_="scroll wide"),

@@ -33,9 +33,9 @@ from mmrlhf_jax.quickstart.alignment import align as align_vision
 from mmrlhf_jax.quickstart.captions import caption_records, with_captions
 from mmrlhf_jax.quickstart.dataset import corpus, write_dataset
 from mmrlhf_jax.quickstart.model import TINY, VOCABULARY, silence_layers
-from mmrlhf_jax.quickstart.page import write_page
+from mmrlhf_jax.quickstart.page import EVALUATION, PAGE, write_evaluation, write_page
 from mmrlhf_jax.quickstart.parity import max_logit_difference
-from mmrlhf_jax.quickstart.questions import is_correct, question_from_record
+from mmrlhf_jax.quickstart.suite import answered, write_run
 from mmrlhf_jax.quickstart.tokenizer import train_tokenizer
 from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
@@ -108,9 +108,10 @@ def run(out: str) -> None:
 
     quickstart.figures["seconds"] = round(time.monotonic() - started, 1)
     write_atomically(quickstart.root / "summary.json", strict_json.dumps(quickstart.figures, indent=2).encode())
+    write_evaluation(quickstart.root)
     write_page(quickstart.root, quickstart.figures, held_out, answers)
     say(strict_json.dumps(quickstart.figures, indent=2))
-    say(f"\nLook at {quickstart.root / 'report.html'}")
+    say(f"\nLook at {quickstart.root / 'report.html'}, and at the evaluation in {quickstart.root / EVALUATION / PAGE}")
 
 
 def step(title: str, work: Callable, quickstart: Quickstart):
@@ -206,20 +207,21 @@ def align(quickstart: Quickstart) -> None:
 
 
 def answer_questions(quickstart: Quickstart) -> dict[str, list[str]]:
-    """Greedy answers of the policy before training, after MM-DPO and after plain DPO, and the share of right ones."""
+    """Greedy answers of the policy before training, after MM-DPO and after plain DPO, and the share of right ones. They are
+    stored as results of a suite of benchmarks."""
     examples: BuiltExamples = open_examples(quickstart.data("held_out"))
-    questions = [question_from_record(record) for record in examples.records]
     answers, policy = {}, {}
     for model, name in (("policy", "before"), ("mmdpo", "after_mmdpo"), ("dpo", "after_dpo")):
         engine = Engine.load(str(quickstart.model(model)), batch=64)
         prompts = [Prompt(examples[i]) for i in range(len(examples))]
         answers[name] = engine.generate(prompts, max_new_tokens=MAX_ANSWER, description=f"answers {name}")
-        right = [is_correct(question, text) for question, text in zip(questions, answers[name], strict=True)]
-        policy[f"accuracy_{name}"] = sum(right) / len(right)
-        kinds = {
-            kind: [r for r, q in zip(right, questions, strict=True) if q.kind == kind] for kind in {q.kind for q in questions}
-        }
-        policy.setdefault("by_kind", {})[name] = {kind: sum(found) / len(found) for kind, found in sorted(kinds.items())}
+        results = answered(examples, answers[name], {"max_new_tokens": MAX_ANSWER, "temperature": 0.0})
+        shares = {each.task: (figure.value / 100, len(each.documents)) for each in results for figure in each.figures.values()}
+        policy[f"accuracy_{name}"] = sum(share * count for share, count in shares.values()) / len(examples)
+        policy.setdefault("by_kind", {})[name] = {kind: share for kind, (share, _) in sorted(shares.items())}
+        about = {"model": f"models/{model}", "model_fingerprint": engine.fingerprint, "template": engine.template}
+        about |= {"dtype": str(engine.dtype), "harness": "mmrlhf_jax", "judge": None}
+        write_run(quickstart.root / EVALUATION / name, examples, results, about)
         say(f"{name}: {policy[f'accuracy_{name}']:.3f} right")
     quickstart.figures["policy"] = policy
     return answers

@@ -90,7 +90,7 @@ def _summary(suite: Suite, found: Figures, names: Sequence[str], table: SideBySi
         return text
     verdicts = Counter(line.verdict for line in table.lines() if line.verdict is not None)
     counted = f"{verdicts['better']} are better, {verdicts['worse']} are worse, and {verdicts['unclear']} are unclear"
-    return f"{text} Against {names[1]}, of {verdicts.total()} rows with an interval of the difference {counted}."
+    return f"{text} Of {verdicts.total()} rows that can be compared with {names[1]}, {counted}."
 
 
 def _headlines(suite: Suite, found: Figures, table: SideBySide) -> list[tuple[str, str, str]]:
@@ -101,11 +101,11 @@ def _headlines(suite: Suite, found: Figures, table: SideBySide) -> list[tuple[st
         about = each.about + likely if figure.value is not None else f"{each.about}: {figure.missing}"
         tiles.append((each.title, "–" if figure.value is None else f"{figure.value:+.1f} %".replace("-", "−"), about))
     for line in sorted(table.axes(), key=_gain, reverse=True)[:2] if not tiles else ():
-        if line.delta is not None and line.delta.value is not None:
-            tiles.append((line.title, signed_text(line.delta.value), "one of the dimensions that improved most, of 100"))
+        if _gain(line) > 0:
+            tiles.append((line.title, signed_text(line.delta.value), "of 100: one of the dimensions that improved most"))
     covered = [results.coverage for results in found.model.results.values()]
     scored, expected = sum(each.scored for each in covered), sum(each.expected for each in covered)
-    return [*tiles, ("Documents", f"{scored:,}", f"of {expected:,} of the tasks that were run have a score")]
+    return [*tiles, ("Documents", f"{scored:,}", f"have a score, of {expected:,} of the tasks that were run")]
 
 
 def _percents(low: float, high: float) -> str:

@@ -35,13 +35,16 @@ class SideBySide:
         return [self._axis(axis.name) for axis in self.suite.axes if any(each.rows for each in self._of_axis(axis.name))]
 
     def groups(self) -> dict[str, list[Line]]:
-        """Title of a dimension -> its rows; those that are means of parts are followed by these."""
+        """Title of a dimension -> its rows; those that are means of parts are followed by these. There is one group without a
+        title if every dimension is a single row of its name."""
         groups: dict[str, list[Line]] = {}
         for row in self.suite.table.values():
             if self.has(row):
                 lines = groups.setdefault(self.suite.dimensions[row.dimension], [])
                 lines.append(self._row(row))
                 lines += [self._part(row, part) for part in row.parts if len(row.parts) > 1]
+        if all([line.title for line in lines] == [title] for title, lines in groups.items()):
+            return {"": [line for lines in groups.values() for line in lines]}
         return groups
 
     def has(self, row: TableRow) -> bool:
@@ -99,8 +102,8 @@ def _estimates(rows: Mapping[str, float]) -> dict[str, Estimate]:
 
 
 def _rows(of: OfAxis) -> str | None:
-    """Of how many rows a mean is; None where the reason why there is none says it."""
-    return f"{of.rows} of {of.of} rows" if of.missing is None else None
+    """Of how many rows a mean is; None where there is only one, or where the reason why there is no mean says it."""
+    return f"{of.rows} of {of.of} rows" if of.missing is None and of.of > 1 else None
 
 
 def _coverage(of: OfRow) -> str | None:

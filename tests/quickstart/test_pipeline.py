@@ -81,6 +81,9 @@ def test_every_step_runs_and_the_summary_says_what_came_out(few_steps, tmp_path)
     scores = [json.loads(line) for line in (out / "scores" / "preference.jsonl").read_text().splitlines()]
     assert len(scores) == 12 and all(math.isfinite(r["reward"]) for line in scores for r in line["responses"])
     assert (out / "report.html").read_text().startswith("<!")
+    assert 'href="evaluation/report.html"' in (out / "report.html").read_text()
+    assert (out / "evaluation" / "report.html").read_text().count("<h2>") == 6
+    assert {path.name for path in (out / "evaluation").iterdir()} == {"before", "after_mmdpo", "after_dpo", "report.html"}
 
 
 @pytest.mark.slow
