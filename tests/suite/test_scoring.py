@@ -1,0 +1,91 @@
+"""Stored answers are scored: a task that fails or has no judge says so, and what has not changed is not scored again."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from mmrlhf_jax.suite import results
+from mmrlhf_jax.suite.answering import Finished
+from mmrlhf_jax.suite.answers import Answer, AnswerFile
+from mmrlhf_jax.suite.judges.judge import NoJudge
+from mmrlhf_jax.suite.request import Request
+from mmrlhf_jax.suite.results import Document, Figure, Results
+from mmrlhf_jax.suite.scoring import WITHOUT_JUDGE, Scoring
+from mmrlhf_jax.suite.task import TaskFailed
+from tests.suite.asked import OPTIONS, task
+
+MME, POPE, WILD = task("mme"), task("pope", 3), task("wild", 2, judge="always")
+
+
+class Lengths:
+    """A scorer: the figure is the mean length of the answers."""
+
+    def __init__(self, failing=()):
+        self.scored, self.failing = [], failing
+
+    def settings(self, task):
+        return {"max_new_tokens": task.new_tokens}
+
+    def metrics_of(self, task):
+        return "lengths 1.0"
+
+    def score(self, task, answers, refused, judging):
+        self.scored.append(task.name)
+        if task.name in self.failing:
+            raise TaskFailed("its code is broken")
+        documents = [
+            Document(name, name, each.prompt, (), each.answer, None, {task.name: float(len(each.answer))})
+            for name, each in answers.items()
+        ]
+        documents += [Document(name, name, "", (), None, None, {}, reason) for name, reason in refused.items()]
+        value = sum(each.values[task.name] for each in documents if not each.missing) / len(answers)
+        return Results(task.name, "lengths 1.0", self.settings(task), {task.name: Figure(value)}, documents)
+
+
+@pytest.fixture
+def finished(tmp_path) -> dict[str, Finished]:
+    for each in (MME, POPE, WILD):
+        with AnswerFile(tmp_path, each.name) as file:
+            for number in range(2):
+                file.add(Answer.to(Request(f"{number}", (f"{each.name} {number}?",), (), OPTIONS), "a" * (number + 1), "stop"))
+    refused = {"2": "too long", "3": "the video is missing"}
+    return {"mme": Finished({}, 4, refused), "pope": Finished({}, 3, {}, "the process has died"), "wild": Finished({}, 2, {})}
+
+
+def run(directory, finished, scorer=None) -> Lengths:
+    scorer = scorer or Lengths()
+    Scoring(directory, scorer, NoJudge(), lambda task: [finished[task.name]]).run([MME, POPE, WILD])
+    return scorer
+
+
+def test_figures_reasons_and_coverage(tmp_path, finished):
+    run(tmp_path, finished)
+    mme, pope, wild = (results.read(tmp_path, name) for name in ("mme", "pope", "wild"))
+    assert mme.figures["mme"].value == 1.5
+    assert dataclasses.astuple(mme.coverage) == (4, 2, 2, {"too long": 1, "the video is missing": 1})
+    assert pope.figures["pope"] == Figure(None, "the process has died")
+    assert dataclasses.astuple(pope.coverage) == (3, 2, 0, {"the process has died": 3})
+    assert wild.figures["wild"] == Figure(None, WITHOUT_JUDGE)
+    assert dataclasses.astuple(wild.coverage) == (2, 2, 0, {WITHOUT_JUDGE: 2})
+    assert [each.answer for each in wild.documents] == ["a", "aa"]
+
+
+def test_a_task_that_cannot_be_scored_ends_no_other_one(tmp_path, finished, capsys):
+    finished["pope"] = Finished({}, 2, {})
+    scorer = run(tmp_path, finished, Lengths(failing=["mme"]))
+    assert scorer.scored == ["mme", "pope"]
+    assert results.read(tmp_path, "mme").figures["mme"] == Figure(None, "its code is broken")
+    assert results.read(tmp_path, "pope").figures["pope"].value == 1.5
+    assert "mme: its code is broken; the other tasks go on" in capsys.readouterr().err
+
+
+def test_what_is_whole_is_not_scored_again_and_what_changed_or_is_missing_is(tmp_path, finished):
+    finished |= {"mme": Finished({}, 2, {}), "pope": Finished({}, 3, {"2": "too long"})}
+    assert run(tmp_path, finished).scored == ["mme", "pope"]
+    assert run(tmp_path, finished).scored == ["pope"]
+    with AnswerFile(tmp_path, "mme") as file:
+        file.add(Answer.to(Request("1", ("mme 1?",), (), OPTIONS), "another", "stop"))
+    assert run(tmp_path, finished).scored == ["mme", "pope"]
+    assert results.read(tmp_path, "mme").figures["mme"].value == 4.0
