@@ -56,7 +56,7 @@ def finished(tmp_path) -> dict[str, Finished]:
 
 def run(directory, finished, scorer=None) -> Lengths:
     scorer = scorer or Lengths()
-    Scoring(directory, scorer, NoJudge(), lambda task: [finished[task.name]]).run([MME, POPE, WILD])
+    Scoring(directory, scorer, lambda task: NoJudge(), lambda task: [finished[task.name]]).run([MME, POPE, WILD])
     return scorer
 
 

@@ -1,0 +1,162 @@
+"""`mmrlhf eval benchmarks` from the command line to the table, through the real harness, on made-up documents."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from mmrlhf_jax.cli import app
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.suite import results
+from mmrlhf_jax.suite.catalogue import TASKS
+from tests import tiny
+from tests.serving import fakes
+from tests.serving.fakes import Fake, chat
+from tests.suite import harness, made_up
+from tests.suite.judged import judge
+from tests.suite.test_harness import SCORED, verdict
+
+pytestmark = harness.needed
+CLI = "from mmrlhf_jax.cli import main; main()"
+
+
+def texts(body: dict) -> str:
+    return "".join(part.get("text", "") for part in body["messages"][-1]["content"])
+
+
+def policy(body: dict):
+    """An answer that depends on the question, some of which are right."""
+    return chat("Yes" if "line" in texts(body) else "No" if "sun" in texts(body) else "A")
+
+
+def options(folder, *names: str) -> list[str]:
+    """`--benchmark` and `--data` of tasks, whose documents are written."""
+    found = []
+    for name in names:
+        data = made_up.write(TASKS[name].harness_task, folder / name)
+        found += ["--benchmark", name, "--data", f"{name}={data}"]
+    return found
+
+
+def run(*arguments) -> None:
+    app(["eval", "benchmarks", *map(str, arguments)], standalone_mode=False)
+
+
+def figures(out, name: str) -> dict[str, float | None]:
+    return {row: each.value for row, each in results.read(out, name).figures.items()}
+
+
+def test_a_broken_task_a_missing_video_and_no_judge_end_nothing_else_and_the_table_says_so(tmp_path, capfd):
+    arguments = options(tmp_path, "mme", "ai2d", "videomme", "mmbench_cn_dev", "wildvision_0617")
+    (tmp_path / "ai2d" / "ai2d.jsonl").write_text('{"question": "?"}\n')
+    (tmp_path / "videomme/videomme/data/clip1.mp4").unlink()
+    out = tmp_path / "out"
+    with fakes.running(Fake(policy)) as fake:
+        arguments += ["--policy-endpoint", fake.url, "--out", out, "--video-frames", 2]
+        run(*arguments)
+        first = len(fake.asked)
+        said = capfd.readouterr()
+        assert first == 6 + 2 + 3 + 3
+        assert figures(out, "mme") == {"mme": 200.0 * 3} and figures(out, "videomme") == {"video_mme_wo": 50.0}
+        missing = results.read(out, "videomme").coverage.missing
+        assert sum(missing.values()) == 2 and all("clip1.mp4" in reason for reason in missing)
+        assert "has no column 'image'" in results.read(out, "ai2d").figures["ai2d"].missing
+        assert "no judge" in results.read(out, "wildvision_0617").figures["wildvision_elo"].missing
+        assert "ai2d: ValueError" in said.err and "the other tasks go on" in said.err
+        assert "MME" in said.out and "clip1.mp4" in said.out
+        assert os.path.getsize(out / "report.html") > 10_000 and json.loads((out / "figures.json").read_text())["version"]
+        with judge(verdict) as judging:  # later, with a judge: nothing is answered again
+            run(*arguments, "--judge", judging.url)
+        assert len(fake.asked) == first
+    assert figures(out, "wildvision_0617")["wildvision_win"] is not None
+    assert results.read(out, "wildvision_0617").settings["judge"] == "m"
+    assert results.read(out, "mmbench_cn_dev").coverage.missing == {}
+
+
+@pytest.mark.slow
+def test_every_task_runs_with_a_tiny_model_against_another_one(tmp_path, capfd):
+    raw = tiny.config(text={"tie_word_embeddings": False})
+    models = [tiny.checkpoint(tmp_path / f"model{n}", raw, seed=n) for n in range(2)]
+    names = [task.name for task in SCORED]
+    with judge(verdict) as judging:
+        arguments = options(tmp_path, *names)
+        run(*arguments, "--model", models[0], "--against", models[1], "--judge", judging.url, "--out", tmp_path / "out",
+            "--video-frames", 2, "--slots", 2048, "--limit", 2)  # fmt: skip
+    for out in (tmp_path / "out", tmp_path / "out" / "against"):
+        for name in names:
+            found = results.read(out, name)
+            assert found.coverage.answered == 2, (name, found.coverage)
+            assert all(each.missing is None or "judge" in each.missing for each in found.documents), (name, found.coverage)
+
+
+@pytest.mark.slow
+def test_kills_at_random_change_no_figure_and_no_answer_is_made_twice(tmp_path):
+    names = ("mme", "ocrbench", "ai2d")
+    arguments = [*options(tmp_path, *names), "--concurrency", 1]
+
+    def slowly(body: dict):
+        time.sleep(0.3)
+        return policy(body)
+
+    def started(url: str, out) -> subprocess.Popen:
+        command = [
+            sys.executable,
+            "-c",
+            CLI,
+            "eval",
+            "benchmarks",
+            *map(str, arguments),
+            "--policy-endpoint",
+            url,
+            "--out",
+            str(out),
+        ]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    with fakes.running(Fake(slowly)) as fake:
+        assert started(fake.url, tmp_path / "whole").wait() == 0
+        once, kills = len(fake.asked), 0
+        fake.asked.clear()
+        out = tmp_path / "killed"
+        while kills < 4:
+            before = len(fake.asked)
+            process = started(fake.url, out)
+            wait = threading.Event()
+            while process.poll() is None and len(fake.asked) == before:
+                wait.wait(0.05)
+            wait.wait(random.uniform(0.0, 1.0))
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        assert started(fake.url, out).wait() == 0
+        asked = collections.Counter(texts(body) for body in fake.asked)
+    for name in names:
+        assert figures(out, name) == figures(tmp_path / "whole", name)
+        assert results.read(out, name).documents == results.read(tmp_path / "whole", name).documents
+    # Of each kill at most the request that was under way is asked again.
+    assert sum(asked.values()) <= once + kills
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "give --model or --policy-endpoint"),
+        (["--model", "x", "--policy-endpoint", "http://y"], "give --model or --policy-endpoint"),
+        (["--model", "x"], "give --out"),
+        (["--model", "x", "--out", "y", "--dimensions", "ocr,maths"], "--dimensions maths: choose from conversation, general"),
+        (["--model", "x", "--out", "y", "--benchmark", "nme"], "'nme' is no benchmark; did you mean mme"),
+        (["--model", "x", "--out", "y", "--benchmark", "mme", "--data", "ai2d=README.md"], "neither .parquet nor .jsonl"),
+    ],
+)
+def test_what_cannot_be_is_said_at_once(arguments, says):
+    with pytest.raises(UserError, match=says.replace(".", r"\.")):
+        run(*arguments)
