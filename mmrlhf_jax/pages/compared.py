@@ -145,11 +145,13 @@ def verdict_chip(verdict: Verdict) -> Markup:
 
 
 def value_text(value: float) -> str:
-    """Two digits behind the point, as in the paper's tables; one for large figures."""
+    """Two digits behind the point, as in the paper's tables; one for large figures. What rounds to 0 has no sign."""
+    value = round(value, 2) + 0.0
     return (f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.2f}").replace("-", "−")
 
 
 def signed_text(value: float) -> str:
+    value = round(value, 2) + 0.0
     return (f"{value:+,.1f}" if abs(value) >= 1000 else f"{value:+.2f}").replace("-", "−")
 
 

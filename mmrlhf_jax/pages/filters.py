@@ -86,7 +86,8 @@ STYLE = """
 fieldset{border:0;margin:0;padding:0;min-width:0;display:flex;flex-wrap:wrap;gap:6px;align-items:center}
 legend,.list span{font-size:.82rem;color:var(--muted);padding:0;margin-right:8px}legend{float:left}
 .list{max-width:100%;display:flex;align-items:center}
-select{font:inherit;font-size:.88rem;max-width:100%;color:var(--ink);background:var(--card);border:1px solid var(--muted);
+select{font:inherit;font-size:.88rem;max-width:100%;min-width:0;color:var(--ink);background:var(--card);
+border:1px solid var(--muted);
 border-radius:8px;padding:6px 8px}
 .choice{position:absolute;opacity:0}.choice+label{cursor:pointer;padding:3px 12px;border-color:var(--muted)}
 .choice:checked+label{background:var(--ink);color:var(--bg);border-color:var(--ink)}

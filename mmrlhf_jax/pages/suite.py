@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,12 +107,13 @@ def _opening(report: Report) -> Markup:
 def _dimensions(report: Report) -> Markup:
     drawn = report.columns[: series.MOST_SERIES]
     names = [column.name for column in drawn]
-    lines = [_axis(line, len(drawn)) for line in report.dimensions]
-    text = "All axes go from 0 to 100."
+    low, high = _scale(report)
+    lines = [_axis(line, len(drawn), low, high) for line in report.dimensions]
+    text = f"All axes go from {low:g} to {high:g}."
     if any(not line.higher_is_better for line in report.dimensions):
         text += (
-            " On the axes that are marked with ↓ less is better: there the rim of the first chart is 0 and its middle 100, so"
-            " that further out is better everywhere; the bars have the length of the figure."
+            f" On the axes that are marked with ↓ less is better: there the rim of the first chart is {low:g} and its middle"
+            f" {high:g}, so that further out is better everywhere; the bars have the length of the figure."
         )
     if len(drawn) < len(report.columns):
         text += f" The charts show the first {len(drawn)} columns of the table."
@@ -129,9 +131,16 @@ def _notes(report: Report) -> list[Markup]:
     return [element("p", element("small", note)) for note in report.notes]
 
 
-def _axis(line: Line, count: int) -> axes.Axis:
+def _scale(report: Report) -> tuple[float, float]:
+    """From 0 to 100, or in tens as far as the figures go: a judge may give more than the reference answer has."""
+    values = [cell.value for line in report.dimensions for cell in line.cells if cell.value is not None]
+    low, high = min([0.0, *values]), max([100.0, *values])
+    return 10.0 * math.floor(low / 10), 10.0 * math.ceil(high / 10)
+
+
+def _axis(line: Line, count: int, low: float, high: float) -> axes.Axis:
     figures = [axes.Figure(cell.value, cell.interval) for cell in line.cells[:count]]
-    return axes.Axis(line.title, figures, line.higher_is_better)
+    return axes.Axis(line.title, figures, line.higher_is_better, low, high)
 
 
 def _benchmarks(report: Report) -> Markup:

@@ -143,6 +143,19 @@ def test_the_same_figures_stand_in_the_charts_and_in_the_table_beside_them():
         )
 
 
+def test_the_scale_goes_as_far_as_the_figures():
+    lines = suite().dimensions
+    assert "All axes go from 0 to 100." in text(parsed(suite_page(suite())))
+    lines = [dataclasses.replace(lines[0], cells=(Cell(104.2), Cell(-3.0), Cell(50.0)), higher_is_better=False), *lines[1:]]
+    found = text(parsed(suite_page(suite(dimensions=lines))))
+    assert "All axes go from -10 to 110." in found and "the rim of the first chart is -10 and its middle 110" in found
+
+
+def test_what_rounds_to_nothing_has_no_sign():
+    (cells,) = rows(table(line(-0.001, 0.004, -0.004, (-0.004, 0.004)))).values()
+    assert cells[0].startswith("0.00 ") and cells[2] == "+0.00 +0.00 to +0.00 ≈ unclear"
+
+
 def test_two_dimensions_are_bars_alone_and_more_columns_than_looks_are_in_the_table():
     more = [Column(f"run {number}", "other") for number in range(6)]
     lines = [dataclasses.replace(each, cells=(*each.cells, *[Cell(1.0)] * 6)) for each in suite().dimensions[:2]]

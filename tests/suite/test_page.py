@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import sys
 from base64 import b64decode
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from mmrlhf_jax import config, sections
+from mmrlhf_jax import cli, config, sections
 from mmrlhf_jax.commands.report import report
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.suite import results
@@ -296,6 +297,14 @@ def test_wrong_directories_are_refused_in_one_line(tmp_path, model, papers):
     assert "runs of training" in refused(run)
     (model / "suite.json").unlink()
     assert "none of its results are of MM-RLHF's benchmarks" in refused(model)
+
+
+def test_the_verb_takes_several_directories(tmp_path, model, base, monkeypatch):
+    out = tmp_path / "new" / "report.html"
+    monkeypatch.setattr(sys, "argv", ["mmrlhf", "report", str(model), f"{base}/", "--out", str(out)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code and text(parsed(out.read_text()).find(".//h1")) == "the small suite: aligned"
 
 
 def test_names_are_as_short_as_they_can_be():
