@@ -82,7 +82,8 @@ def line_chart(
             shown = [(x, mean) for (x, _), mean in zip(shown, means, strict=True)]
         drawn.append(axes.curve(shown, f"line c{line.colour}"))
         last = element("b", f"{shown[-1][1]:.3g}") if line.smooth else ""
-        keys.append(element("span", element("i", class_=f"c{line.colour}"), line.name, " ", last))
+        drawing = element("line", x1=1, x2=25, y1=7, y2=7, class_=f"line c{line.colour}")
+        keys.append(element("span", swatch(drawing), line.name, " ", last))
     for dot in dots:
         circle = {"cx": _px(axes.x(dot.x)), "cy": _px(axes.y(dot.y)), "r": _px(dot.radius), "class_": f"dot {dot.colour}"}
         drawn.append(element("circle", element("title", dot.label), **circle))
@@ -106,8 +107,9 @@ def bar_chart(title: str, groups: Sequence[str], series: Sequence[tuple[str, Seq
             box = {"x": _px(x + 1), "y": _px(top), "width": _px(width - 2), "height": _px(floor - top), "rx": 2}
             drawn.append(element("rect", tip, class_=f"bar c{colour}", **box))
             value = f"{100 * shares[g]:.0f}"
-            drawn.append(element("text", value, x=_px(x + width / 2), y=_px(top - 4), text_anchor="middle"))
-    keys = [element("span", element("i", class_=f"c{colour}"), name) for name, _, colour in series]
+            drawn.append(element("text", value, x=_px(x + width / 2), y=_px(max(top - 4, 9)), text_anchor="middle"))
+    boxes = [element("rect", x=6, y=2, width=14, height=10, class_=f"bar c{colour}") for _, _, colour in series]
+    keys = [element("span", swatch(box), name) for box, (name, _, _) in zip(boxes, series, strict=True)]
     return element("div", _figure(title, keys, axes.frame(None, percents=True), *drawn, size=size), class_="scroll wide")
 
 
@@ -142,6 +144,11 @@ def binned(
         drawn.append(element("rect", tip, class_="bar c1", height=_px(axes.y(0) - axes.y(count)), rx=1, **box))
     keys = [] if key is None else [element("span", f"{key[0]} ", element("b", key[1]))]
     return _figure(title, keys, axes.frame(x_label), *drawn, size=size)
+
+
+def swatch(*drawn: Markup) -> Markup:
+    """What a line or a bar looks like, for the key of a chart: a drawing of 30 x 14."""
+    return element("svg", *drawn, viewBox="0 0 30 14", class_="swatch", aria_hidden="true")
 
 
 class _Axes:

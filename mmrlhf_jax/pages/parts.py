@@ -144,7 +144,7 @@ def _flatten(figures: Mapping[str, Any], prefix: str, single: list, matrices: li
 
 CSS = """
 :root{color-scheme:light dark;--bg:#f6f6f3;--card:#fff;--ink:#1e242c;--muted:#66707d;--rule:#e2e4e6;
---c0:#9aa4b1;--c1:#2866d8;--c2:#dd8420;--good:#0f7345;--bad:#b92e38;--good-bg:#e4f4ec;--bad-bg:#fbe8e8}
+--c0:#7c8794;--c1:#2866d8;--c2:#c06a10;--good:#0f7345;--bad:#b92e38;--good-bg:#e4f4ec;--bad-bg:#fbe8e8}
 @media (prefers-color-scheme:dark){:root{--bg:#13161a;--card:#1b1f25;--ink:#e3e7ec;--muted:#98a2af;--rule:#2e343c;
 --c0:#77818e;--c1:#6ea1ff;--c2:#f0a550;--good:#5bcf97;--bad:#ff8a8f;--good-bg:#17352a;--bad-bg:#3f2226}}
 *{box-sizing:border-box}
@@ -170,11 +170,13 @@ figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radiu
 figcaption{display:flex;flex-wrap:wrap;gap:2px 14px;font-size:.82rem;align-items:baseline;padding:0 4px 4px}
 figcaption>b{flex:1 1 auto}.charts figcaption>b{flex-basis:100%}
 figcaption span{color:var(--muted)}figcaption span b{color:var(--ink);font-weight:600}
-figcaption i{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:5px;background:var(--c)}
+svg.swatch{display:inline-block;width:30px;height:14px;vertical-align:-2px;margin-right:3px}
 svg{display:block;width:100%;height:auto}
 svg text{font-size:11px;fill:var(--muted);font-variant-numeric:tabular-nums}svg text.group{font-size:13px;fill:var(--ink)}
 .c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}
 .line{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round}.raw{stroke-width:1;opacity:.28}
+.line.c2:not(.raw){stroke-dasharray:7 3}.line.c0:not(.raw){stroke-dasharray:2 3}
+.bar.c2{fill-opacity:.45;stroke:var(--c)}.bar.c0{fill-opacity:.15;stroke:var(--c)}
 .grid{stroke:var(--rule)}.axis{stroke:var(--c0)}.bar{fill:var(--c)}
 .dot{fill:var(--good);fill-opacity:.45;stroke:var(--good)}.dot.bad{fill:var(--bad);stroke:var(--bad)}
 .scroll{overflow-x:auto}.wide>*{min-width:720px}

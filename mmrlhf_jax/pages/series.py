@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
+from mmrlhf_jax.pages.charts import swatch
 from mmrlhf_jax.pages.parts import element
 
 MOST_SERIES = 6  # with more, the lines of a chart can no longer be told apart
@@ -34,21 +35,17 @@ def marker(number: int, x: float, y: float, size: float = 3.5) -> Markup:
 def outline_swatch(number: int) -> Markup:
     """What an outline of series `number` looks like."""
     line = element("line", x1=1, x2=29, y1=7, y2=7, class_=f"outline s{number}")
-    return _swatch(line, marker(number, 15, 7, 4))
+    return swatch(line, marker(number, 15, 7, 4))
 
 
 def bar_swatch(number: int) -> Markup:
     """What a bar of series `number` looks like."""
-    return _swatch(element("rect", x=1, y=2, width=28, height=10, class_=f"filled s{number}"))
+    return swatch(element("rect", x=1, y=2, width=28, height=10, class_=f"filled s{number}"))
 
 
-def _swatch(*drawn: Markup) -> Markup:
-    return element("svg", *drawn, viewBox="0 0 30 14", class_="swatch", aria_hidden="true")
-
-
-def key(names: Sequence[str], swatch: Callable[[int], Markup]) -> Markup:
+def key(names: Sequence[str], look: Callable[[int], Markup]) -> Markup:
     """The names of the series, each behind its swatch, for the caption of a chart."""
-    items = [element("span", swatch(number), " ", element("bdi", name)) for number, name in enumerate(names)]
+    items = [element("span", look(number), " ", element("bdi", name)) for number, name in enumerate(names)]
     return element("span", *items, class_="key")
 
 
@@ -64,6 +61,5 @@ STYLE = """
 .filled.s2{fill-opacity:0;stroke-dasharray:2 2}.filled.s3{fill-opacity:.12}
 .filled.s4{fill-opacity:.55}.filled.s5{fill-opacity:0}
 .key{display:flex;flex-wrap:wrap;gap:2px 16px;overflow-wrap:anywhere;min-width:0}
-svg.swatch{display:inline-block;width:30px;height:14px;vertical-align:-2px}
 @media print{svg{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """

@@ -271,7 +271,7 @@ def test_a_run_of_training_shows_its_curves_and_its_configuration(tmp_path, mode
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     part = section(page(tmp_path, run, model, base), "training")
     assert text(part.find("h3")) == "mmdpo" and [text(head) for head in part.findall("h4")][:2] == ["Loss", "Preferences"]
-    assert len(part.findall(".//svg")) == 2 and "learning_rate" in part.find(".//pre").text
+    assert len(part.findall(".//svg[@role='img']")) == 2 and "learning_rate" in part.find(".//pre").text
     (run / "metrics.jsonl").unlink()
     assert "It has logged no metrics." in text(section(page(tmp_path, model, base, run), "training"))
 
