@@ -11,7 +11,7 @@ from mmrlhf_jax.files import exists, write_atomically
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite import published as paper
 from mmrlhf_jax.suite.dimensions import Suite
-from mmrlhf_jax.suite.figures import read_run
+from mmrlhf_jax.suite.figures import RUN, read_run
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.page import Shown, page_of
 from mmrlhf_jax.suite.results import tasks_in
@@ -53,6 +53,10 @@ def _is_evaluation(directory: epath.Path) -> bool:
         return False
     if not exists(directory):
         raise UserError(f"{directory}: no such directory")
+    if exists(directory / RUN):
+        raise UserError(f"{directory}: an evaluation without results yet; give its command again, which goes on with it")
+    if exists(directory / "figures.json"):
+        raise UserError(f"{directory}: an evaluation of a reward model, whose page is the report.html that lies in it")
     raise UserError(
         f"{directory}: neither an evaluation with results (of `mmrlhf eval benchmarks` or `safety-bench`) nor a run of training"
         " (it has no config.yaml)"

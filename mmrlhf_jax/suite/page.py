@@ -124,6 +124,11 @@ def _remarks(suite: Suite, found: Figures, runs: Sequence[Shown], table: SideByS
         yield f"Not run, and not on this page: {', '.join(left)}."
     for reason, titles in _not_compared(suite, runs).items():
         yield f"Not compared with the base: {', '.join(titles)} ({reason})."
+    if table.published and (corrected := _corrected(suite, runs)):
+        yield (
+            f"The metrics of these are corrected, and those of the published figures are not: {', '.join(corrected)}."
+            " --metrics paper computes the paper's own."
+        )
     every = [found.rows[name] for name in found.rows if found.rows[name].model.coverage is not None]
     if partial := sum(each.model.coverage.scored < each.model.coverage.expected for each in every):
         yield f"{partial} of {len(every)} rows are not of all documents: each says of how many, and “Coverage” below why."
@@ -132,6 +137,15 @@ def _remarks(suite: Suite, found: Figures, runs: Sequence[Shown], table: SideByS
             f"Differences are on the documents that both models have a value for; {left_out:,} values are of one of the two"
             " alone, so that a difference need not be that of the two figures beside it."
         )
+
+
+def _corrected(suite: Suite, runs: Sequence[Shown]) -> list[str]:
+    """The titles of the tasks that a run has by corrected metrics."""
+    return [
+        _title(suite, name)
+        for name in suite.tasks
+        if any(name in each.run.results and each.run.results[name].settings.get("mode") == "corrected" for each in runs)
+    ]
 
 
 def _not_compared(suite: Suite, runs: Sequence[Shown]) -> dict[str, list[str]]:

@@ -17,7 +17,8 @@ from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite.cases import Both, Case, choose
 
 MEDIA = "media"  # the folder of small pictures in a run's directory
-SIDE, QUALITY, MOST_PICTURES = 360, 75, 4  # longest side of a picture in pixels; most pictures of a case
+SIDE, SIDE_OF_SEVERAL = 360, 220  # longest side of a picture in pixels, where it is the only one, and where it is not
+QUALITY, MOST_PICTURES = 75, 4  # of JPEG files; most pictures of a case
 
 
 def differences_of(pairs: Iterable[Both], names: Sequence[str], directories: Sequence[epath.Path]) -> Differences:
@@ -43,7 +44,7 @@ def _difference(case: Case, names: Sequence[str], folders: Sequence[epath.Path],
     media = case.model.media or case.base.media
     pictures = []
     for number, name in enumerate(media[:MOST_PICTURES], 1):
-        found = _picture(name, folders)
+        found = _picture(name, folders, SIDE if len(media) == 1 else SIDE_OF_SEVERAL)
         if found is not None:
             of = f"picture {number} of {len(media)}" if len(media) > 1 else "the picture"
             pictures.append((found, f"{of} of document {case.model.id} of {case.benchmark}"))
@@ -56,15 +57,15 @@ def _difference(case: Case, names: Sequence[str], folders: Sequence[epath.Path],
     )  # fmt: skip
 
 
-def _picture(name: str, folders: Sequence[epath.Path]) -> bytes | None:
-    """A picture of the first folder that has it, no larger than SIDE. None if none has it, or if it is no picture."""
+def _picture(name: str, folders: Sequence[epath.Path], side: int) -> bytes | None:
+    """A picture of the first folder that has it, no larger than `side`. None if none has it, or if it is no picture."""
     for folder in folders if re.fullmatch(r"\w[\w.-]*", name) else ():  # a name is no path
         path = folder / name
         try:
             image = decode_image(read_bytes(path), f"{path}")
         except (OSError, UserError):
             continue
-        image.thumbnail((SIDE, SIDE))
+        image.thumbnail((side, side))
         file = io.BytesIO()
         image.save(file, "JPEG", quality=QUALITY)
         return file.getvalue()

@@ -21,7 +21,7 @@ from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.page import short_names
 from mmrlhf_jax.suite.published import FIGURES
 from mmrlhf_jax.suite.results import Document, Results
-from mmrlhf_jax.suite.shown_cases import MOST_PICTURES, SIDE
+from mmrlhf_jax.suite.shown_cases import MOST_PICTURES, SIDE_OF_SEVERAL
 from mmrlhf_jax.suite.stored import write_suite
 from tests.pages.html import parsed, rows, text
 from tests.suite import runs
@@ -182,7 +182,7 @@ def test_cases_show_both_answers_and_the_pictures_of_either_run(tmp_path, model,
     assert [image.get("alt") for image in images] == [f"picture {n} of 2 of document 2 of Colours" for n in (1, 2)]
     for image in images:
         shown = Image.open(io.BytesIO(b64decode(image.get("src").partition(",")[2])))
-        assert max(shown.size) == SIDE
+        assert max(shown.size) == SIDE_OF_SEVERAL
 
 
 def test_pictures_that_cannot_be_read_are_counted_and_no_path_leads_out(tmp_path, model, base, capsys):
@@ -243,6 +243,16 @@ def test_another_published_model_is_chosen_by_name(tmp_path, papers, published, 
     assert ("arXiv" in text(tree)) == (heads > 1)
 
 
+def test_corrected_metrics_are_told_from_those_of_published_figures(tmp_path, papers):
+    found = results.read(papers, "nsfw_text")
+    results.write(papers, dataclasses.replace(found, settings={"mode": "corrected"}))
+    note = "The metrics of these are corrected, and those of the published figures are not: NSFW text."
+    assert note in text(page(tmp_path, papers))
+    assert note not in text(page(tmp_path, papers, published="none"))
+    results.write(papers, dataclasses.replace(found, settings={"mode": "paper"}))
+    assert note not in text(page(tmp_path, papers))
+
+
 def test_the_papers_two_key_figures_are_in_tiles(tmp_path, papers):
     aligned = tmp_path / "aligned"
     for task in MM_RLHF.tasks:
@@ -291,6 +301,10 @@ def test_wrong_directories_are_refused_in_one_line(tmp_path, model, papers):
     assert "is of other benchmarks than" in refused(model, papers)
     assert "--published GPT: choose InternVL2-1B, LLaVA-OV-0.5B, LLaVA-OV-7B or none" in refused(papers, published="GPT")
     assert "has no figures of the small suite" in refused(model, published="InternVL2-1B")
+    for name, file, message in (("begun", "run.json", "without results yet"), ("rewards", "figures.json", "a reward model")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+        assert message in refused(tmp_path / name)
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text("")
