@@ -283,7 +283,7 @@ def _address(url: str, key_from: str) -> str:
         raise UserError(f"{said}: not an address; {expected}")
     if found.query or found.fragment:
         raise UserError(f"{said}: something follows the path; {expected}")
-    return str(found).rstrip("/").removesuffix("/completions").removesuffix("/chat").removesuffix("/v1").rstrip("/")
+    return re.sub(r"(/v1)?(/chat)?/completions$|/v1$", "", str(found).rstrip("/")).rstrip("/")
 
 
 def _key(name: str) -> str | None:

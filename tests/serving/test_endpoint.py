@@ -219,9 +219,14 @@ def test_what_is_no_address_is_refused_without_showing_a_password(url, says):
     assert "secret" not in str(error.value)
 
 
-@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/v1/chat/completions", "/v1/completions"])
 def test_an_address_may_end_as_other_programs_want_it(end):
     assert Endpoint(f"https://h/base{end}").url == "https://h/base"
+
+
+@pytest.mark.parametrize("path", ["/chat", "/completions/chat", "/v1beta"])
+def test_a_path_that_only_looks_like_the_protocols_is_kept(path):
+    assert Endpoint(f"http://h{path}", "m").url == Endpoint(f"http://h{path}/v1", "m").url == f"http://h{path}"
 
 
 # Replies ---------------------------------------------------------------------------------------------------------------

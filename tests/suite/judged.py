@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 
 from mmrlhf_jax.suite.judges.judge import EndpointJudge
@@ -22,8 +23,6 @@ def text_of(body: dict) -> str:
 
 def completion(text: str) -> Reply:
     """A reply of `/v1/completions`."""
-    import json
-
     return Reply(200, json.dumps({"choices": [{"index": 0, "text": text, "finish_reason": "length"}]}).encode())
 
 

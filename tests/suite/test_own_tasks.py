@@ -195,6 +195,8 @@ def test_an_answer_without_any_object_has_no_part_in_chair_i(tmp_path):
         ('{"question": "a", "answer": "Yes"}\n', "document 0: has no column 'image'"),
         ('{"question": "a", "answer": "Yes", "image": 3}\n', "must hold a picture or a path, found 3"),
         ('{"question": 3, "answer": "Yes", "image": "a"}\n', "column 'question' must hold a text, found 3"),
+        ('{"question": "a", "answer": "Yes", "image": "../a.png"}\n', "is outside of the folder of the file"),
+        ('{"question": "a", "answer": "Yes", "image": "/etc/hostname"}\n', "is outside of the folder of the file"),
         ("\n", "no documents"),
     ],
 )

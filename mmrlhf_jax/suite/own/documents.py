@@ -104,5 +104,7 @@ def _picture(cell: Any, path: Path, where: str) -> bytes | None:
         return cell
     if not isinstance(cell, str):
         raise UserError(f"{where}: column {PICTURE!r} must hold a picture or a path, found {shown(cell)}")
-    file = path.parent / cell
+    file = (path.parent / cell).resolve()
+    if not file.is_relative_to(path.parent.resolve()):
+        raise UserError(f"{where}: the picture {shown(cell)} is outside of the folder of the file")
     return file.read_bytes() if file.is_file() else None
