@@ -178,9 +178,18 @@ class Endpoint:
             finally:
                 runner.run(found.aclose())
 
-    async def _answer(self, client: httpx.AsyncClient, request: Asked) -> Text:
+    def first(self, request: Asked) -> Text:
+        """The text of a single request, tried as often as shows whether the server is there. UserError like `write`."""
+
+        async def answer() -> Text:
+            async with self._client() as client:
+                return await self._answer(client, request, FIRST_TRIES)
+
+        return asyncio.run(answer())
+
+    async def _answer(self, client: httpx.AsyncClient, request: Asked, tries: int = TRIES) -> Text:
         body = await asyncio.to_thread(request.body, self.model)  # encodes media
-        reply = await self._send(client, "POST", request.path, body, request.form)
+        reply = await self._send(client, "POST", request.path, body, request.form, tries)
         if isinstance(reply, str):
             return Text(error=reply)
         self._written += 1

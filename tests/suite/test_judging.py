@@ -173,9 +173,10 @@ def test_the_probe_finds_the_only_model_and_asks_it():
         assert found.name == "m" and len(fake.asked) == 1
 
 
-def test_nobody_there_is_said():
-    with pytest.raises(UserError, match="ConnectError"):
-        EndpointJudge("http://127.0.0.1:9", "m").check()
+@pytest.mark.parametrize("model", ["m", None])
+def test_nobody_there_is_said_soon(model):
+    with pytest.raises(UserError, match=r"the judge cannot be asked: http://127.*ConnectError.*, 4 times"):
+        EndpointJudge("http://127.0.0.1:9", model).check()
 
 
 def test_the_key_of_a_judge_is_its_own(monkeypatch):

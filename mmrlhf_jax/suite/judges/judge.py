@@ -63,12 +63,15 @@ class EndpointJudge:
 
     def check(self, sample: Question | None = None) -> None:
         where = self._endpoint.url
-        if self._endpoint.model is None:
-            asyncio.run(self._endpoint.check())
-        else:  # not every server that judges has a list of its models
-            self._endpoint.say_if_unencrypted()
         sample = sample or ask("probe", "Please answer 'Yes.' or 'No.'. Is water wet?", 20)
-        ((_, text),) = self._endpoint.texts([sample])
+        try:
+            if self._endpoint.model is None:
+                asyncio.run(self._endpoint.check())
+            else:  # not every server that judges has a list of its models
+                self._endpoint.say_if_unencrypted()
+            text = self._endpoint.first(sample)
+        except UserError as error:
+            raise UserError(f"the judge cannot be asked: {error}") from None
         if text.error is not None:
             advice = ""
             if sample.path == COMPLETIONS:
