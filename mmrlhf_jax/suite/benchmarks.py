@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from mmrlhf_jax.files import exists, is_address
 from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.inference import compilation_cache
+from mmrlhf_jax.inference.endpoint import Endpoint
 from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.sole_writer import sole_writer
@@ -43,20 +45,19 @@ class Model:
     concurrency: int = 64
     loading: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # options of `Engine.load`
 
-    @property
-    def title(self) -> str:
-        return self.path or self.name or self.endpoint
-
     def like(self, other: str) -> Model:
         """Another model, loaded or found in the same way."""
         if is_address(other):
             return dataclasses.replace(self, path=None, endpoint=other, name=None)
         return dataclasses.replace(self, path=other, endpoint=None, name=None)
 
-    def identity(self) -> dict[str, Any]:
-        """What tells it from other models, without loading it."""
+    def identity(self, directory: epath.Path) -> dict[str, Any]:
+        """What tells it from other models, without loading it; of a model of a server the name alone, since the same one may be
+        served at another address later. `directory` is that of its run: if this was begun, the server need not run any more."""
         if self.endpoint is not None:
-            return dict(EndpointPolicy(self.endpoint, self.name, self.concurrency).made_with)
+            begun = exists(directory / run_directory.FILE)
+            name = self.name or (run_directory.read(directory)["settings"].get("model") if begun else None)
+            return {"model": name or asyncio.run(Endpoint(self.endpoint).check())}
         how = {name: self.loading.get(name) or "default" for name in ("dtype", "template")}
         return {"fingerprint": model_fingerprint(local_directory(self.path), **how)} | how
 
@@ -99,9 +100,12 @@ def evaluate_against(model: Model, base: str | None, wanted: Wanted, out: epath.
 def evaluate(model: Model, wanted: Wanted, directory: epath.Path) -> None:
     """Make a model's run, or go on with it. UserError for what concerns all tasks."""
     options = wanted.options
-    settings = model.identity() | {"harness": NAME, "metrics": wanted.metrics}
+    identity = model.identity(directory)
+    if model.endpoint is not None:  # a server that has another model meanwhile is refused
+        model = dataclasses.replace(model, name=identity["model"])
+    settings = identity | {"harness": NAME, "metrics": wanted.metrics}
     settings |= {"until": options.until, "video_frames": options.video_frames}
-    run_directory.settle(directory, model.title, settings, wanted.share)
+    run_directory.settle(directory, model.path or identity["model"], settings, wanted.share)
     jury = wanted.jury.resumed(run_directory.read(directory))
     with contextlib.ExitStack() as stack:
         if wanted.share.count == 1:

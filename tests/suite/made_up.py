@@ -202,7 +202,7 @@ def _reals(number: str) -> list[dict[str, Any]]:
             "question": f"Which colour is {n}?",
             "multi-choice options": ["(A) red", "(B) green", "(C) blue", "(D) grey", "(E) none"],
             "answer": "ABC"[n],
-            "category": "Perception/OCR" if n else "Reasoning/Monitoring",
+            "category": "Perception/Diagram and Table" if n else "Reasoning/Monitoring",
             "l2-category": "colour",
         }
         for n in range(3)

@@ -63,9 +63,8 @@ def test_a_broken_task_a_missing_video_and_no_judge_end_nothing_else_and_the_tab
     with fakes.running(Fake(policy)) as fake:
         arguments += ["--policy-endpoint", fake.url, "--out", out, "--video-frames", 2]
         run(*arguments)
-        first = len(fake.asked)
         said = capfd.readouterr()
-        assert first == 6 + 2 + 3 + 3
+        assert len(fake.asked) == 6 + 2 + 3 + 3
         assert figures(out, "mme") == {"mme": 200.0 * 3} and figures(out, "videomme") == {"video_mme_wo": 50.0}
         missing = results.read(out, "videomme").coverage.missing
         assert sum(missing.values()) == 2 and all("clip1.mp4" in reason for reason in missing)
@@ -74,9 +73,8 @@ def test_a_broken_task_a_missing_video_and_no_judge_end_nothing_else_and_the_tab
         assert "ai2d: ValueError" in said.err and "the other tasks go on" in said.err
         assert "MME" in said.out and "clip1.mp4" in said.out
         assert os.path.getsize(out / "report.html") > 10_000 and json.loads((out / "figures.json").read_text())["version"]
-        with judge(verdict) as judging:  # later, with a judge: nothing is answered again
-            run(*arguments, "--judge", judging.url)
-        assert len(fake.asked) == first
+    with judge(verdict) as judging:  # later, when the policy's server is gone: nothing is answered again
+        run(*arguments, "--judge", judging.url)
     assert figures(out, "wildvision_0617")["wildvision_win"] is not None
     assert results.read(out, "wildvision_0617").settings["judge"] == "m"
     assert results.read(out, "mmbench_cn_dev").coverage.missing == {}
@@ -144,6 +142,20 @@ def test_kills_at_random_change_no_figure_and_no_answer_is_made_twice(tmp_path):
         assert results.read(out, name).documents == results.read(tmp_path / "whole", name).documents
     # Of each kill at most the request that was under way is asked again.
     assert sum(asked.values()) <= once + kills
+
+
+@pytest.mark.slow
+def test_two_hosts_share_the_documents_and_the_first_one_scores(tmp_path):
+    (tmp_path / "launch.yaml").write_text("distributed: {}\n")
+    arguments = [*options(tmp_path, "mme", "ai2d"), "--launch", tmp_path / "launch.yaml", "--out", tmp_path / "out"]
+    with fakes.running(Fake(policy)) as fake:
+        command = [sys.executable, "-c", CLI, "eval", "benchmarks", *map(str, arguments), "--policy-endpoint", fake.url]
+        place = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_NUM_PROCESSES": "2"}
+        hosts = [subprocess.Popen(command, env=os.environ | place | {"JAX_PROCESS_ID": str(n)}) for n in range(2)]
+        assert [host.wait() for host in hosts] == [0, 0]
+        assert len(fake.asked) == 6 + 3
+    assert results.read(tmp_path / "out", "mme").coverage.missing == {}
+    assert figures(tmp_path / "out", "mme") == {"mme": 600.0}
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def _converted(path: Path, columns: Mapping[str, str], out: Path) -> tuple[Path,
     cannot be used)."""
     pictures, broken = [name for name, holds in columns.items() if holds in PICTURES], {}
     if path.suffix == ".parquet":
-        if DESCRIBED in (pyarrow.parquet.read_schema(path).metadata or {}):
+        if not pictures or DESCRIBED in (pyarrow.parquet.read_schema(path).metadata or {}):
             return path, broken
         found = datasets.Dataset(pyarrow.parquet.read_table(path))
     else:
@@ -74,7 +74,7 @@ def _converted(path: Path, columns: Mapping[str, str], out: Path) -> tuple[Path,
 def _rows(path: Path, pictures: list[str]) -> tuple[list[dict[str, Any]], dict[int, str]]:
     """(the objects of JSON lines with their pictures, place of an object -> why it cannot be used)."""
     rows, broken = [], {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -41,24 +42,27 @@ class Harness:
     def __init__(self, logs: os.PathLike):
         self._logs = Path(logs)
         self._stack = contextlib.ExitStack()
-        self._number = 0
+        self._number, self._worked = 0, False
 
     def __enter__(self) -> Harness:
         self._folder = Path(
             self._stack.enter_context(tempfile.TemporaryDirectory(prefix="mmrlhf-", ignore_cleanup_errors=True))
         )
-        self._address, self._log = str(self._folder / "socket"), self._folder / "server.log"
-        command = [os.environ.get(PYTHON) or sys.executable, "-m", "mmrlhf_jax.suite.harness.process", self._address]
-        log = self._stack.enter_context(self._log.open("wb"))
-        try:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment())
-        except OSError as error:
-            raise UserError(f"{PYTHON}: {command[0]} cannot be started ({error.strerror})") from None
+        self._start()
         self._stack.callback(self._end)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _start(self) -> None:
+        self._address, self._log = str(self._folder / f"socket-{self._number}"), self._folder / "server.log"
+        command = [os.environ.get(PYTHON) or sys.executable, "-m", "mmrlhf_jax.suite.harness.process", self._address]
+        with self._log.open("wb") as log:
+            try:
+                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment())
+            except OSError as error:
+                raise UserError(f"{PYTHON}: {command[0]} cannot be started ({error.strerror})") from None
 
     def _end(self) -> None:
         self._process.stdin.close()
@@ -96,6 +100,7 @@ class Harness:
 
     def _job(self, doing: str, task: Task, local: Local | None, **more: Any) -> Job:
         self._number += 1
+        host, hosts = more.get("share", (0, 1))
         folder = self._folder / f"{self._number}"
         folder.mkdir()
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -106,7 +111,7 @@ class Harness:
             doing,
             task.harness_task,
             str(folder),
-            str((self._logs / f"{task.name}.{doing}.log").absolute()),
+            str((self._logs / f"{task.name}.{doing}{f'.host-{host:04d}' if hosts > 1 else ''}.log").absolute()),
             environment,
             new_tokens=task.new_tokens,
             data=None if local is None else os.path.abspath(local.path),
@@ -118,6 +123,9 @@ class Harness:
     def _connected(self, job: Job) -> Iterator[Channel]:
         with contextlib.suppress(FileNotFoundError):
             os.remove(job.log)
+        if self._worked and self._process.poll() is not None:  # it was killed, perhaps because memory was short
+            self._end()
+            self._start()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             self._connect(connection)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError), connection.makefile("rwb") as file:
@@ -125,6 +133,7 @@ class Harness:
                 channel.send(dataclasses.asdict(job))
                 self._check_version(channel)
                 yield channel
+        shutil.rmtree(job.folder, ignore_errors=True)
 
     def _connect(self, connection: socket.socket) -> None:
         while True:
@@ -144,6 +153,7 @@ class Harness:
             raise self._dead() from None
         if found != VERSION:
             raise UserError(f"lmms-eval {found} is installed, and these benchmarks are of {NAME}; {INSTALL}")
+        self._worked = True
 
     def _dead(self) -> UserError:
         lines = self._log.read_text(errors="replace").strip().splitlines()

@@ -62,6 +62,8 @@ class HarnessTasks:
 
     def score(self, task: Task, answers: Mapping[str, Answer], refused: Mapping[str, str], judging: Judging) -> Results:
         """The harness's figures of a task. `refused`: document -> why it has no answer. TaskFailed if it cannot be scored."""
+        if self._options.limit is not None:  # there may be answers of a run without it
+            answers = {name: each for name, each in answers.items() if int(name) < self._options.limit}
         with contextlib.ExitStack() as stack:
             environment = None
             if task.judge != "none":
