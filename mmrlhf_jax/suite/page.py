@@ -42,7 +42,7 @@ def page_of(
 
     `published` are shown beside; `notes` say what there is to know of the figures.
     """
-    names = short_names([each.run.name for each in runs])
+    names = short_names([each.run.name for each in runs], [os.fspath(each.directory) for each in runs])
     found = figures(suite, runs[0].run, runs[1].run if len(runs) > 1 else None)
     table = SideBySide(suite, found, [figures(suite, each.run) for each in runs[2:]], published or {})
     report = shown.Report(
@@ -62,14 +62,20 @@ def page_of(
     return shown.suite_page(report)
 
 
-def short_names(names: Sequence[str]) -> list[str]:
-    """The ends of paths, as short as they are different from each other; equal names are numbered."""
-    parts = [name.rstrip("/").split("/") for name in names]
-    for count in range(1, max(map(len, parts)) + 1):
-        short = ["/".join(each[-count:]) for each in parts]
-        if len(set(short)) == len(short):
-            return short
-    return [f"{'/'.join(each[-1:])} ({number})" for number, each in enumerate(parts, 1)]
+def short_names(names: Sequence[str], directories: Sequence[str]) -> list[str]:
+    """The ends of paths, as short as they are different from each other; equal names with their directories, or numbers."""
+    if (found := _ends(names)) is not None:
+        return found
+    last = [name.rstrip("/").rpartition("/")[2] for name in names]
+    others = _ends(directories) or [str(number) for number in range(1, len(names) + 1)]
+    return [f"{name} ({other})" for name, other in zip(last, others, strict=True)]
+
+
+def _ends(paths: Sequence[str]) -> list[str] | None:
+    """The fewest last parts of paths that are different from each other; None for paths that are equal."""
+    parts = [path.rstrip("/").split("/") for path in paths]
+    ends = (["/".join(each[-count:]) for each in parts] for count in range(1, max(map(len, parts)) + 1))
+    return next((each for each in ends if len(set(each)) == len(each)), None)
 
 
 def _columns(names: Sequence[str], published: Published) -> list[Column]:
@@ -85,7 +91,7 @@ def _summary(suite: Suite, found: Figures, names: Sequence[str], table: SideBySi
     there = [each for each in suite.benchmarks if any(task.name in found.model.results for task in each.tasks)]
     axes = [each.model for each in found.axes.values()]
     whole = sum(each.estimate is not None for each in axes)
-    text = f"{names[0]} on {len(there)} of {len(suite.benchmarks)} benchmarks; {whole} of {len(axes)} dimensions have a mean."
+    text = f"{names[0]} on {len(there)} of {len(suite.benchmarks)} benchmarks; {whole} of {len(axes)} means are complete."
     if found.base is None:
         return text
     verdicts = Counter(line.verdict for line in table.lines() if line.verdict is not None)
@@ -97,9 +103,9 @@ def _headlines(suite: Suite, found: Figures, table: SideBySide) -> list[tuple[st
     tiles = []
     for each in suite.headlines if found.base is not None else ():
         figure = found.headlines[each.name]
-        likely = "" if figure.interval is None else f" (95 %: {_percents(*figure.interval)})"
-        about = each.about + likely if figure.value is not None else f"{each.about}: {figure.missing}"
-        tiles.append((each.title, "–" if figure.value is None else f"{figure.value:+.1f} %".replace("-", "−"), about))
+        if figure.value is not None:
+            likely = "" if figure.interval is None else f" (95 %: {_percents(*figure.interval)})"
+            tiles.append((each.title, f"{figure.value:+.1f} %".replace("-", "−"), each.about + likely))
     for line in sorted(table.axes(), key=_gain, reverse=True)[:2] if not tiles else ():
         if _gain(line) > 0:
             tiles.append((line.title, signed_text(line.delta.value), "of 100: one of the dimensions that improved most"))
@@ -120,7 +126,7 @@ def _gain(line: Line) -> float:
 
 def _remarks(suite: Suite, found: Figures, runs: Sequence[Shown], table: SideBySide) -> Iterator[str]:
     """What a reader must know before the figures are compared."""
-    if left := [row.title for row in suite.table.values() if not table.has(row)]:
+    if left := list(_not_run(suite, table)):
         yield f"Not run, and not on this page: {', '.join(left)}."
     for reason, titles in _not_compared(suite, runs).items():
         yield f"Not compared with the base: {', '.join(titles)} ({reason})."
@@ -137,6 +143,14 @@ def _remarks(suite: Suite, found: Figures, runs: Sequence[Shown], table: SideByS
             f"Differences are on the documents that both models have a value for; {left_out:,} values are of one of the two"
             " alone, so that a difference need not be that of the two figures beside it."
         )
+
+
+def _not_run(suite: Suite, table: SideBySide) -> Iterator[str]:
+    """The titles of benchmarks without results, and of rows without results of the others."""
+    for each in suite.benchmarks:
+        rows = [row for row in suite.table.values() if set(row.parts) <= set(each.rows)]
+        left = [row.title for row in rows if not table.has(row)]
+        yield from [each.title] if len(left) == len(rows) else left
 
 
 def _corrected(suite: Suite, runs: Sequence[Shown]) -> list[str]:

@@ -105,7 +105,7 @@ def test_a_row_without_figure_leaves_its_dimension_without_mean(tmp_path, base):
     tree = page(tmp_path, model, base)
     assert rows(section(tree, "dimensions").find(".//table"))["Seeing"][0] == "– 1 of 2 rows: Shapes missing"
     assert rows(section(tree, "benchmarks").find(".//table"))["Shapes of 5"][0].startswith("– no document is scored")
-    assert "2 of 3 dimensions have a mean" in text(tree.find(".//p[@class='lead']"))
+    assert "2 of 3 means are complete" in text(tree.find(".//p[@class='lead']"))
 
 
 def test_what_was_not_run_is_named_and_not_in_the_charts(tmp_path):
@@ -115,6 +115,17 @@ def test_what_was_not_run_is_named_and_not_in_the_charts(tmp_path):
     assert list(rows(section(tree, "dimensions").find(".//table"))) == ["Telling"]
     assert next(iter(rows(section(tree, "benchmarks").find(".//table")))).startswith("Tales")
     assert section(tree, "where-the-models-differ-most") is None and "minus base" not in text(tree)
+
+
+def test_of_a_benchmark_that_was_run_in_part_the_other_rows_are_named(tmp_path, papers):
+    for task in ("pope_pop", "pope_random", "mme", "videochatgpt_gen"):
+        for path in (papers / "results").glob(f"{task}.*"):
+            path.unlink()
+    tree = page(tmp_path, papers)
+    assert "Not run, and not on this page: MME, POPE popular, POPE random." in text(tree.find(".//main"))
+    table = rows(section(tree, "benchmarks").find(".//table"))
+    assert next(cells for head, cells in table.items() if head.startswith("VideoChatGPT of 5"))[0].startswith("–")
+    assert "POPE adversarial %" in table and "POPE popular %" not in table
 
 
 def test_results_that_were_made_otherwise_are_not_compared(tmp_path, model, base):
@@ -322,7 +333,8 @@ def test_the_verb_takes_several_directories(tmp_path, model, base, monkeypatch):
 
 
 def test_names_are_as_short_as_they_can_be():
-    assert short_names(["/models/a", "/models/b/"]) == ["a", "b"]
-    assert short_names(["/x/a/hf", "/x/b/hf"]) == ["a/hf", "b/hf"]
-    assert short_names(["/x/a", "/x/a"]) == ["a (1)", "a (2)"]
-    assert short_names(["owner/name"]) == ["name"]
+    assert short_names(["/models/a", "/models/b/"], ["x", "x"]) == ["a", "b"]
+    assert short_names(["/x/a/hf", "/x/b/hf"], ["x", "y"]) == ["a/hf", "b/hf"]
+    assert short_names(["/x/a", "/x/a"], ["out/x", "out/y"]) == ["a (x)", "a (y)"]
+    assert short_names(["/x/a", "/x/a"], ["out", "out"]) == ["a (1)", "a (2)"]
+    assert short_names(["owner/name"], ["out"]) == ["name"]
