@@ -96,6 +96,7 @@ def benchmarks(
     data: options.LocalDocuments = None,
     judge: options.JudgeAddress = None,
     judge_model: options.JudgeModel = None,
+    judge_thinking: options.JudgeThinking = 0,
     attack_judge: options.AttackJudge = None,
     attack_judge_model: options.AttackJudgeModel = None,
     attack_classifier: options.AttackClassifier = False,
@@ -124,7 +125,9 @@ def benchmarks(
     policy = _policy(model, policy_endpoint, policy_model, concurrency, loading, "--list shows what there is")
     if out is None:
         raise UserError("give --out, a folder for answers and figures")
-    judged = commands.benchmarks.Judged((judge, judge_model), (attack_judge, attack_judge_model), attack_classifier)
+    judged = commands.benchmarks.Judged(
+        (judge, judge_model), (attack_judge, attack_judge_model), attack_classifier, judge_thinking
+    )
     how = dict(until=until, video_frames=video_frames, limit=limit)
     commands.benchmarks.benchmarks(
         policy,
@@ -155,6 +158,7 @@ def safety_bench(
     data: options.LocalDocuments = None,
     judge: options.JudgeAddress = None,
     judge_model: options.JudgeModel = None,
+    judge_thinking: options.JudgeThinking = 0,
     attack_judge: options.AttackJudge = None,
     attack_judge_model: options.AttackJudgeModel = None,
     attack_classifier: options.AttackClassifier = False,
@@ -173,7 +177,9 @@ def safety_bench(
     """MM-RLHF-SafetyBench: 8 tasks, whose answers are made once, with 11 metrics."""
     loading = dict(dtype=dtype, batch=batch, template=template, slots=slots, workers=workers)
     policy = _policy(model, policy_endpoint, policy_model, concurrency, loading, "one of them answers")
-    judged = commands.benchmarks.Judged((judge, judge_model), (attack_judge, attack_judge_model), attack_classifier)
+    judged = commands.benchmarks.Judged(
+        (judge, judge_model), (attack_judge, attack_judge_model), attack_classifier, judge_thinking
+    )
     commands.benchmarks.safety_bench(
         policy,
         against,

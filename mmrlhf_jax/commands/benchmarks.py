@@ -33,17 +33,21 @@ def show_all(print_json: bool) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """Who judges: (address, model) of the judge and of that of attacks, and whether the latter is HarmBench's classifier."""
+    """Who judges: (address, model) of the judge and of that of attacks, whether the latter is HarmBench's classifier, and the
+    tokens that the judge has for thinking."""
 
     judge: tuple[str | None, str | None] = (None, None)
     attacks: tuple[str | None, str | None] = (None, None)
     classifier: bool = False
+    thinking: int = 0
 
     def check(self) -> None:
         """UserError for the name of a model without an address."""
         for option, (address, model) in (("--judge", self.judge), ("--attack-judge", self.attacks)):
             if model is not None and address is None:
                 raise UserError(f"{option}-model is the name of a model at {option}; give its address")
+        if self.thinking and self.judge[0] is None:
+            raise UserError("--judge-thinking is for a judge; give its address by --judge")
         if self.classifier and self.attacks[0] is None:
             raise UserError("--attack-classifier: give the address of HarmBench's classifier by --attack-judge")
 
@@ -102,7 +106,7 @@ def run(
     from mmrlhf_jax.suite.jury import Jury
 
     share = Share(*distributed.apart(where, launch))
-    judge = NoJudge() if judged.judge[0] is None else EndpointJudge(*judged.judge)
+    judge = NoJudge() if judged.judge[0] is None else EndpointJudge(*judged.judge, judged.thinking)
     attacks = None if judged.attacks[0] is None else EndpointJudge(*judged.attacks)
     jury = Jury(judge, attacks, judged.classifier)
     if share.process == 0:

@@ -121,6 +121,10 @@ JudgeAddress = Annotated[
     typer.Option("--judge", help="Address of the judge's server (OpenAI's protocol). Without it answers are kept."),
 ]
 JudgeModel = Annotated[str | None, typer.Option(help="The judge's name there; needed if the server has several.")]
+JudgeThinking = Annotated[
+    int,
+    typer.Option(min=0, max=65536, help="Tokens in which a judge thinks before it replies; it is asked without temperature."),
+]
 AttackJudge = Annotated[
     str | None,
     typer.Option(help="Address of another judge for the three tasks with jailbreaks, as HarmBench's classifier."),

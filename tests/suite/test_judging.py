@@ -196,5 +196,23 @@ def test_a_classifier_is_asked_by_its_own_prompt():
         assert fake.asked == [{"model": "m", "prompt": "[INST] a [/INST]", "max_tokens": 1, "temperature": 0.0}]
 
 
+def test_a_judge_that_thinks_has_more_tokens_and_no_temperature(tmp_path):
+    replies = iter(["yes", "<think>Is it no?</think>\n\nYes.", "plain", "<think>yes", chat("Maybe yes", "length")])
+    with judge(lambda _: next(replies)) as fake, Verdicts(tmp_path / "t.jsonl") as verdicts:
+        thinker = EndpointJudge(fake.url, "m", 1000, concurrency=1)
+        thinker.check()
+        found, asked = Judging(thinker, verdicts), questions(*"abcd")
+        found.ask(asked)
+        assert [found.reply(each) for each in asked] == [("Yes.", None), ("plain", None), (None, FAILED), (None, FAILED)]
+        assert found.name == "m (thinking 1000)" and Judging(EndpointJudge(fake.url, "m"), verdicts).reply(asked[0]) is None
+    assert {body["model"] for body in fake.asked} == {"m"} and all("temperature" not in body for body in fake.asked)
+    assert [body["max_completion_tokens"] for body in fake.asked] == [1020, 1005, 1005, 1005, 1005]
+
+
+def test_a_judge_that_is_cut_off_while_it_thinks_is_told_of_the_option():
+    with fakes.running(Fake(lambda _: chat("", "length"))) as fake, pytest.raises(UserError, match="--judge-thinking"):
+        EndpointJudge(fake.url, "m").check()
+
+
 def test_limits_are_of_the_newer_protocol():
     assert limits(7) == {"max_completion_tokens": 7, "temperature": 0.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
@@ -48,14 +49,28 @@ class NoJudge:
 
 
 class EndpointJudge:
-    """A model at an address. `model` names it where the server has several."""
+    """A model at an address. `model` names it where the server has several.
 
-    def __init__(self, url: str, model: str | None = None, *, concurrency: int = CONCURRENCY, timeout: float = TIMEOUT):
+    `thinking`: of a model that thinks before it replies, how many tokens it has for that. Such models refuse a temperature,
+    and are asked without one; thoughts that come with a reply are cut off.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        thinking: int = 0,
+        *,
+        concurrency: int = CONCURRENCY,
+        timeout: float = TIMEOUT,
+    ):
         self._endpoint = Endpoint(url, model, concurrency=concurrency, timeout=timeout, key_from=KEY)
+        self._thinking = thinking
 
     @property
     def name(self) -> str | None:
-        return self._endpoint.model
+        model = self._endpoint.model
+        return model if model is None or not self._thinking else f"{model} (thinking {self._thinking})"
 
     @property
     def url(self) -> str:
@@ -69,7 +84,7 @@ class EndpointJudge:
                 asyncio.run(self._endpoint.check())
             else:  # not every server that judges has a list of its models
                 self._endpoint.say_if_unencrypted()
-            text = self._endpoint.first(sample)
+            text = self._said(self._endpoint.first(self._asked(sample)))
         except UserError as error:
             raise UserError(f"the judge cannot be asked: {error}") from None
         if text.error is not None:
@@ -78,7 +93,27 @@ class EndpointJudge:
                 advice = f" (a classifier must be served with {COMPLETIONS}, as vLLM does)"
             raise UserError(f"judge {self.name} at {where} does not answer a test question: {text.error}{advice}")
         if not text.text.strip():
-            raise UserError(f"judge {self.name} at {where} writes nothing to a test question; choose another model")
+            more = "" if self._thinking else ", or give one that thinks first some tokens for that (--judge-thinking)"
+            raise UserError(f"judge {self.name} at {where} writes nothing to a test question; choose another model{more}")
 
     def replies(self, questions: Iterable[Question]) -> Iterator[tuple[int, Text]]:
-        return self._endpoint.texts(questions)
+        for number, text in self._endpoint.texts(map(self._asked, questions)):
+            yield number, self._said(text)
+
+    def _asked(self, question: Question) -> Question:
+        """The question as this model takes it."""
+        if not self._thinking or question.prompt is not None:
+            return question
+        options = {name: value for name, value in question.options.items() if name != "temperature"}
+        if (most := options.get("max_completion_tokens")) is not None:
+            options["max_completion_tokens"] = most + self._thinking
+        return dataclasses.replace(question, options=options)
+
+    def _said(self, text: Text) -> Text:
+        """The reply behind the thoughts, which end with a tag if a server does not take them out. Thoughts are no reply."""
+        if not self._thinking or text.error is not None:
+            return text
+        _, end, reply = text.text.rpartition("</think>")
+        if not end and (text.finish_reason == "length" or reply.lstrip().startswith("<think>")):
+            return Text(error=f"it is cut off, maybe while it thinks in {self._thinking} tokens")
+        return dataclasses.replace(text, text=reply.strip())
