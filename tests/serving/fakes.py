@@ -96,7 +96,7 @@ def running(fake: Fake, certificate: tuple[Path, Path] | None = None) -> Iterato
         context.load_cert_chain(*certificate)
         served.socket = context.wrap_socket(served.socket, server_side=True)
         fake.url = f"https://localhost:{served.server_port}"
-    threading.Thread(target=served.serve_forever, daemon=True).start()
+    threading.Thread(target=served.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield fake
     finally:
