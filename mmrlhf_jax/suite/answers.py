@@ -14,7 +14,6 @@ from typing import Any
 from etils import epath
 
 from mmrlhf_jax import strict_json
-from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.files import exists, matching, read_bytes
 from mmrlhf_jax.growing_file import GrowingFile
 from mmrlhf_jax.progress import say
@@ -72,7 +71,7 @@ class AnswerFile:
             self._file.close()
 
     def add(self, answer: Answer) -> None:
-        """Store an answer. UserError for a text that is not valid Unicode."""
+        """Store an answer."""
         if self._file is None:
             before = _read(self._path)[1] if exists(self._path) else ""
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,12 +106,3 @@ def _answer(line: str) -> Answer | None:
         return None
     texts = (answer.document, answer.key, answer.prompt, answer.answer, answer.finish_reason, *answer.media)
     return answer if all(isinstance(text, str) for text in texts) and isinstance(answer.options, dict) else None
-
-
-def check_unicode(text: str, what: str) -> str:
-    """The text. UserError, which begins with `what`, for half characters, which no file can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{what}: {shown(text)} is not valid Unicode") from None
-    return text

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from mmrlhf_jax.files import exists, is_address
+from mmrlhf_jax.files import exists, is_address, is_remote
 from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.inference import compilation_cache
@@ -110,9 +110,9 @@ def evaluate(model: Model, wanted: Wanted, directory: epath.Path) -> None:
     with contextlib.ExitStack() as stack:
         if wanted.share.count == 1:
             stack.enter_context(sole_writer(directory / "shares", directory, "evaluates there"))
-        harness = None
+        harness, logs = None, None if is_remote(directory) else directory / "logs"
         if any(not task.own_metrics for task in wanted.tasks):
-            harness = HarnessTasks(stack.enter_context(Harness(directory / "logs")), options, wanted.local)
+            harness = HarnessTasks(stack.enter_context(Harness(logs)), options, wanted.local)
         own = OwnTasks(wanted.local, wanted.metrics, limit=options.limit, classifier=jury.classifier)
         tasks = AllTasks(own, harness)
         answering = Answering(directory, wanted.tasks, tasks, model.open, wanted.share)

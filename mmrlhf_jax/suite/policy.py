@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from mmrlhf_jax.data.examples import Example
@@ -17,10 +17,10 @@ from mmrlhf_jax.inference.endpoint import Request as EndpointRequest
 from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.inference.from_endpoint import checked
 from mmrlhf_jax.inference.prompts import Prompt
-from mmrlhf_jax.places import TAG, VIDEO_TAG
+from mmrlhf_jax.places import IMAGE_TAG, TAG, VIDEO_TAG
 from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.records import RankedRecord
-from mmrlhf_jax.suite.request import IMAGE_TAG, Request
+from mmrlhf_jax.suite.request import Request
 
 # Requests that are answered together: a model's slots run empty at the end of each such part, and its media are in memory.
 AT_ONCE, BYTES_AT_ONCE = 512, 2**29
@@ -166,6 +166,3 @@ def _parts(requests: Iterable[Request]) -> Iterator[list[Request]]:
             part, size = [], 0
     if part:
         yield part
-
-
-Opened = Callable[[], Policy]  # loads a policy when it is needed

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from mmrlhf_jax import strict_json
-
-IMAGE_TAG, VIDEO_TAG = "<image>", "<video>"
+from mmrlhf_jax.places import IMAGE_TAG, VIDEO_TAG
 
 
 @dataclasses.dataclass(frozen=True)

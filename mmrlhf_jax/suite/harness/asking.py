@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mmrlhf_jax import strict_json
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.suite.harness.channel import Channel
 from mmrlhf_jax.suite.harness.job import Job, reason_of
 from mmrlhf_jax.suite.harness.loading import each_request, load, texts_and_media
@@ -81,7 +82,7 @@ def medium(shown: Any) -> tuple[dict[str, Any], bytes | None]:
         return {"kind": "image", "digest": content.hexdigest()}, file.getvalue()
     path = os.fspath(shown)
     if not os.path.exists(path):
-        raise FileNotFoundError(f"the video {path} is missing")
+        raise UserError(f"the video {path} is missing")
     return {"kind": "video", "digest": _file_digest(path), "path": path}, None
 
 

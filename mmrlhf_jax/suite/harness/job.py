@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from mmrlhf_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -47,6 +49,6 @@ class Job:
 
 
 def reason_of(error: BaseException) -> str:
-    """An error of the harness's code as one line."""
+    """An error as one line; of the harness's code with its type."""
     text = " ".join(str(error).split())
-    return text if text and isinstance(error, SystemExit) else f"{type(error).__name__}: {text}".removesuffix(": ")
+    return text if text and isinstance(error, SystemExit | UserError) else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import lmms_eval
-from lmms_eval import utils
+from lmms_eval import evaluator, utils
 from lmms_eval.tasks import TaskManager, get_task_dict
 from tenacity import RetryError
 
 from mmrlhf_jax import strict_json
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.suite.harness.job import Job
 from mmrlhf_jax.suite.harness.local_data import as_parquet
 
@@ -21,7 +23,7 @@ TASKS = Path(lmms_eval.__file__).parent / "tasks"
 
 
 def load(job: Job) -> Any:
-    """The task. Whatever its code raises if its documents cannot be had; ValueError if the harness has no such task.
+    """The task. Whatever its code raises if its documents cannot be had; UserError if the harness has no such task.
 
     It has a name of its own, since the harness prefers the task that it comes with; and one YAML file is indexed, since the
     harness takes 20 s to index all that it comes with.
@@ -32,10 +34,18 @@ def load(job: Job) -> Any:
     described = {"include": str(included), "task": name} | _documents(job, included)
     (folder / f"{name}.yaml").write_text(strict_json.dumps(described))
     manager = TaskManager("ERROR", include_path=str(folder), include_defaults=False)
+    _allow_loading()
     try:
         return get_task_dict([name], manager, "chat")[name]
     except RetryError as error:  # the harness tries five times to load a data set, and hides why that failed
         raise error.last_attempt.exception() from None
+
+
+def _allow_loading() -> None:
+    """What the harness does in `simple_evaluate` before it loads a data set: locks that a thread may take twice, and
+    connections to the hub that can be pickled."""
+    evaluator._enable_reentrant_filelocks()
+    ssl.SSLContext.__reduce__ = lambda context: (ssl.SSLContext, (context.protocol,))
 
 
 def installed(task: str) -> Path:
@@ -44,7 +54,7 @@ def installed(task: str) -> Path:
     for path in sorted(TASKS.rglob("*.yaml")):
         if line.search(path.read_text()):
             return path
-    raise ValueError(f"this harness has no task {task!r}")
+    raise UserError(f"this harness has no task {task!r}")
 
 
 def _documents(job: Job, included: Path) -> dict[str, Any]:
@@ -69,10 +79,10 @@ def split_of(task: Any) -> str:
 def texts_and_media(messages: Any) -> tuple[list[str], list[Any]]:
     """(n + 1 texts, n media) of what the harness asks: the texts around the media, in the order of its parts.
 
-    ValueError for anything but one message of the user with texts, pictures and videos.
+    UserError for anything but one message of the user with texts, pictures and videos.
     """
     if [message["role"] for message in messages] != ["user"]:
-        raise ValueError(f"asks {', '.join(message['role'] for message in messages)}, not the user alone")
+        raise UserError(f"it asks {', '.join(message['role'] for message in messages)}, not the user alone")
     texts, media = [""], []
     for part in messages[0]["content"]:
         if part["type"] == "text":
@@ -81,7 +91,7 @@ def texts_and_media(messages: Any) -> tuple[list[str], list[Any]]:
             media.append(part["url"])
             texts.append("")
         else:
-            raise ValueError(f"has a medium of type {part['type']}")
+            raise UserError(f"it has a medium of type {part['type']}")
     return texts, media
 
 

@@ -15,6 +15,7 @@ import datasets
 import pyarrow.parquet
 
 from mmrlhf_jax import strict_json
+from mmrlhf_jax.errors import UserError
 
 PICTURES = ("image", "image, or null")  # what is said of a column that holds a picture
 DESCRIBED = b"huggingface"  # the key of the hub's description in a parquet file's metadata
@@ -24,14 +25,14 @@ BROKEN = "broken.json"  # number of a document -> why it cannot be used
 def as_parquet(path: Path, columns: Mapping[str, str], folder: Path) -> list[Path]:
     """The parquet files with the documents of a file, or of the files of a folder. `columns` -> what each must hold.
 
-    ValueError, with file, line and column, for files that cannot be read or lack a column.
+    UserError, with file, line and column, for files that cannot be read or lack a column.
     """
     found, broken, before = [], {}, 0
     for number, each in enumerate(files_of(path)):
         file, reasons = _converted(each, columns, folder / f"data-{number:05d}.parquet")
         names = pyarrow.parquet.read_schema(file).names
         if missing := [name for name, holds in columns.items() if name not in names and "null" not in holds]:
-            raise ValueError(f"{each}: has no column {missing[0]!r} ({columns[missing[0]]}); it has {', '.join(names)}")
+            raise UserError(f"{each}: has no column {missing[0]!r} ({columns[missing[0]]}); it has {', '.join(names)}")
         broken |= {str(before + place): reason for place, reason in reasons.items()}
         before += pyarrow.parquet.read_metadata(file).num_rows
         found.append(file)
@@ -40,16 +41,16 @@ def as_parquet(path: Path, columns: Mapping[str, str], folder: Path) -> list[Pat
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files of a path. ValueError if there is none."""
+    """The files of a path. UserError if there is none."""
     if path.is_dir():
         found = sorted(each for each in path.iterdir() if each.suffix in (".parquet", ".jsonl"))
         if not found:
-            raise ValueError(f"{path}: the folder has no .parquet or .jsonl files")
+            raise UserError(f"{path}: the folder has no .parquet or .jsonl files")
         return found
     if not path.exists():
-        raise ValueError(f"{path}: there is no such file")
+        raise UserError(f"{path}: there is no such file")
     if path.suffix not in (".parquet", ".jsonl"):
-        raise ValueError(f"{path}: is neither .parquet nor .jsonl")
+        raise UserError(f"{path}: is neither .parquet nor .jsonl")
     return [path]
 
 
@@ -80,9 +81,9 @@ def _rows(path: Path, pictures: list[str]) -> tuple[list[dict[str, Any]], dict[i
         try:
             row = strict_json.loads(line)
         except strict_json.JSONDecodeError as error:
-            raise ValueError(f"{path}: line {number} is not JSON ({error.msg})") from None
+            raise UserError(f"{path}: line {number} is not JSON ({error.msg})") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{path}: line {number} is not an object")
+            raise UserError(f"{path}: line {number} is not an object")
         for name in pictures:
             if isinstance(row.get(name), str):
                 picture = path.parent / row[name]
@@ -92,5 +93,5 @@ def _rows(path: Path, pictures: list[str]) -> tuple[list[dict[str, Any]], dict[i
                     broken[len(rows)], row[name] = f"{name}: there is no file {picture}", None
         rows.append(row)
     if not rows:
-        raise ValueError(f"{path}: has no documents")
+        raise UserError(f"{path}: has no documents")
     return rows, broken

@@ -7,6 +7,7 @@ the job's log. When the standard input ends, the program that needs all this has
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import select
@@ -42,7 +43,8 @@ def main(address: str) -> None:
 
 def _serve(connection: socket.socket) -> int:
     """Do the job of a connection. 0, or 1 after a frame that says why it failed."""
-    with connection, connection.makefile("rwb") as file:
+    with connection, connection.makefile("rwb") as file, contextlib.ExitStack() as stack:
+        stack.callback(sys.stdout.flush)
         channel = Channel(file)
         job = Job(**channel.receive())
         _print_to(job.log)

@@ -34,13 +34,13 @@ _LOG_LINES = 3
 
 
 class Harness:
-    """The harness's processes, while it is entered. `logs` is the folder for what tasks print.
+    """The harness's processes, while it is entered. `logs` is the local folder for what tasks print; None: it is not kept.
 
     UserError if the harness is not installed, or in another version.
     """
 
-    def __init__(self, logs: os.PathLike):
-        self._logs = Path(logs)
+    def __init__(self, logs: os.PathLike | None):
+        self._logs = logs
         self._stack = contextlib.ExitStack()
         self._number, self._worked = 0, False
 
@@ -103,7 +103,8 @@ class Harness:
         host, hosts = more.get("share", (0, 1))
         folder = self._folder / f"{self._number}"
         folder.mkdir()
-        self._logs.mkdir(parents=True, exist_ok=True)
+        logs = self._folder / "logs" if self._logs is None else Path(self._logs)
+        logs.mkdir(parents=True, exist_ok=True)
         environment = dict(NO_JUDGE)
         if local is not None and task.media == "video":
             environment["HF_HOME"] = local.folder
@@ -111,7 +112,7 @@ class Harness:
             doing,
             task.harness_task,
             str(folder),
-            str((self._logs / f"{task.name}.{doing}{f'.host-{host:04d}' if hosts > 1 else ''}.log").absolute()),
+            str((logs / f"{task.name}.{doing}{f'.host-{host:04d}' if hosts > 1 else ''}.log").absolute()),
             environment,
             new_tokens=task.new_tokens,
             data=None if local is None else os.path.abspath(local.path),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import random
 from typing import Any
 
+import numpy as np
+import torch
 from lmms_eval.filters.transformation import StripThinkingFilter
 
 from mmrlhf_jax import strict_json
@@ -28,6 +31,8 @@ def score(job: Job, channel: Channel) -> None:
     calls a judge.
     """
     task = load(job)
+    for seed, set_seed in ((0, random.seed), (1234, np.random.seed), (1234, torch.manual_seed)):  # those of `simple_evaluate`
+        set_seed(seed)
     scorer = Scorer(job, task)
     figures = Figures(job, task, scorer.noted)
     channel.send({"documents": len(scorer.documents), "scorable": scorer.scorable})
