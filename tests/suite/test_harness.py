@@ -23,6 +23,7 @@ from mmrlhf_jax.suite.judges.judging import Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.task import Task, TaskFailed
+from tests.serving.fakes import Reply, chat
 from tests.suite import harness, made_up
 from tests.suite.judged import judge, judging
 
@@ -65,8 +66,13 @@ def answers_of(task: Task, requests) -> dict[str, Answer]:
     return {one.document: Answer.to(one.request, right(task, int(one.document)), "stop") for one in requests}
 
 
-def verdict(text: str) -> str:
-    """A judge's reply in the form that is asked for, which differs between questions."""
+def verdict(text: str) -> Reply:
+    """A judge's reply, with the judge's name, without which some tasks take it for a failure."""
+    return chat(said(text), model="m")
+
+
+def said(text: str) -> str:
+    """What a judge says in the form that is asked for, which differs between questions."""
     number = hashlib.sha256(text.encode()).digest()[0]
     if "[[A>>B]]" in text or "Assistant A's Answer" in text:
         return ("[[B>A]]", "[[A>B]]", "[[A=B]]")[number % 3]
