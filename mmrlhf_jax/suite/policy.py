@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -24,6 +25,7 @@ from mmrlhf_jax.suite.request import Request
 
 # Requests that are answered together: a model's slots run empty at the end of each such part, and its media are in memory.
 AT_ONCE, BYTES_AT_ONCE = 512, 2**29
+VIDEOS_KEPT = 256  # of which the frames, a few MB each, are in memory
 
 
 class Answered(NamedTuple):
@@ -132,8 +134,15 @@ def example_of(request: Request) -> Example:
     places = tuple(match.start() for match in tags) if len(tags) == len(request.media) else ()
     names = tuple(f"picture {number + 1}" for number in range(len(images)))
     record = RankedRecord(where, prompt, (), names, "video" if videos else None, media_places=places)
-    frames = () if not videos else tuple(read_video_frames(videos[0].path, request.options["video_frames"]))
+    frames = () if not videos else _frames(videos[0].path, videos[0].digest, request.options["video_frames"])
     return Example(record, tuple(medium.data for medium in images), frames)
+
+
+@functools.lru_cache(maxsize=VIDEOS_KEPT)
+def _frames(path: str, digest: str, count: int) -> tuple[bytes, ...]:
+    """The frames of a video, kept: there are several questions about it, and a request is looked at several times. A file with
+    another content has another digest."""
+    return tuple(read_video_frames(path, count))
 
 
 class _Examples:

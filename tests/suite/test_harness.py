@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.jobs import ALONE
 from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.catalogue import TASKS
@@ -190,3 +191,20 @@ def test_what_a_dead_judge_did_not_read_is_missing_and_no_score(running, tmp_pat
         found = tasks.score(task, answers, {}, Judging(EndpointJudge("http://127.0.0.1:9", "m"), verdicts))
     assert (found.coverage.scored, list(found.coverage.missing.values())) == (2, [1])
     assert found.figures["mmbench"].value == 100.0
+
+
+@pytest.mark.slow
+def test_a_harness_that_is_killed_fails_its_task_and_is_started_again(tmp_path):
+    task = TASKS["mme"]
+    with Harness(tmp_path / "logs") as running:
+        tasks = tasks_of(running, task, tmp_path / "data")
+        assert asked(tasks, task)[0] == 6
+        running._process.kill()
+        running._process.wait()
+        assert asked(tasks, task)[0] == 6
+
+
+def test_without_the_harness_it_is_said_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv(PYTHON, "/no/such/python")
+    with pytest.raises(UserError, match="MMRLHF_HARNESS_PYTHON: /no/such/python cannot be started"), Harness(tmp_path):
+        pass

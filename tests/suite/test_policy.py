@@ -9,6 +9,7 @@ import pytest
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.progress import Progress
+from mmrlhf_jax.suite import policy as policies
 from mmrlhf_jax.suite.policy import EndpointPolicy, EnginePolicy, example_of
 from mmrlhf_jax.suite.request import Medium, Request
 from tests import tiny
@@ -44,11 +45,18 @@ def test_tags_in_the_text_are_places_if_there_are_as_many_as_media():
     assert example_of(request("Say <image>.")).record.prompt_text() == "Say <image>."
 
 
-def test_a_video_is_its_frames(tmp_path):
+def test_a_video_is_its_frames_and_is_decoded_once(tmp_path, monkeypatch):
     made_up.write_video(tmp_path / "clip.mp4", 0)
     video = Medium("video", "v", path=str(tmp_path / "clip.mp4"))
     found = example_of(request("", "What moves?", media=(video,), video_frames=3))
     assert (len(found.frames), found.images, found.record.video) == (3, (), "video")
+    decoded = []
+    monkeypatch.setattr(policies, "read_video_frames", lambda path, count: decoded.append(path) or [b"frame"] * count)
+    assert [len(example_of(request("", "?", media=(video,), video_frames=n)).frames) for n in (3, 5, 5)] == [3, 5, 5]
+    other = dataclasses.replace(video, digest="w")
+    assert len(example_of(request("", "?", media=(other,), video_frames=5)).frames) == 5
+    assert len(decoded) == 2  # of five times: with other frames, and with another content
+    monkeypatch.undo()
     with pytest.raises(UserError, match="2 videos and 0 pictures"):
         example_of(request("", "", "?", media=(video, video), video_frames=3))
     with pytest.raises(UserError, match=r"nothing\.mp4"):
