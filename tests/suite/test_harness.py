@@ -77,7 +77,7 @@ def said(text: str) -> str:
     number = hashlib.sha256(text.encode()).digest()[0]
     if "[[A>>B]]" in text or "Assistant A's Answer" in text:
         return ("[[B>A]]", "[[A>B]]", "[[A=B]]")[number % 3]
-    if "{''score'" in text:
+    if "Python dictionary string" in text:
         return f"{{'score': {number % 6}}}"
     if "Your output:" in text:
         return "ABCD"[number % 4]
