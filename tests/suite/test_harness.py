@@ -19,12 +19,10 @@ from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.harness import NAME
 from mmrlhf_jax.suite.harness.running import NO_JUDGE, PYTHON, Harness
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
-from mmrlhf_jax.suite.judges.judge import EndpointJudge
-from mmrlhf_jax.suite.judges.judging import Judging
-from mmrlhf_jax.suite.judges.verdicts import Verdicts
+from mmrlhf_jax.suite.judges.judging import FAILED
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.task import Task, TaskFailed
-from tests.serving.fakes import Reply, chat
+from tests.serving.fakes import Reply, chat, refusal
 from tests.suite import harness, made_up
 from tests.suite.judged import judge, judging
 
@@ -181,15 +179,15 @@ def test_a_task_whose_documents_lack_a_column_fails_alone(running, tmp_path):
     assert documents == len(requests) == 2
 
 
-def test_what_a_dead_judge_did_not_read_is_missing_and_no_score(running, tmp_path):
+def test_what_a_judge_refuses_to_read_is_missing_and_no_score(running, tmp_path):
     task = TASKS["mmbench_cn_dev"]
     tasks = tasks_of(running, task, tmp_path / "data")
     _, requests = asked(tasks, task)
     texts = ("A", "I do not know", "C")  # the second one needs a judge
     answers = {one.document: Answer.to(one.request, texts[int(one.document)], "stop") for one in requests}
-    with Verdicts(tmp_path / "verdicts.jsonl") as verdicts:
-        found = tasks.score(task, answers, {}, Judging(EndpointJudge("http://127.0.0.1:9", "m"), verdicts))
-    assert (found.coverage.scored, list(found.coverage.missing.values())) == (2, [1])
+    with judge(lambda text: refusal(400)) as fake, judging(fake, tmp_path / "verdicts.jsonl") as judged:
+        found = tasks.score(task, answers, {}, judged)
+    assert (found.coverage.scored, found.coverage.missing) == (2, {FAILED: 1})
     assert found.figures["mmbench"].value == 100.0
 
 
