@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -74,8 +75,16 @@ def make_prompts(pictures: bool) -> list[Prompt]:
     return found
 
 
-def ours(engine: Engine, prompts: Sequence[Prompt], lengths: np.ndarray, batch: int) -> tuple[float, float]:
-    """(seconds, share of the slots that were busy)."""
+class Ours(NamedTuple):
+    """`busy` is the share of the slots that wrote a token, `busy_while_texts_wait` that until the last text has begun: then
+    slots become free one after the other, whatever the scheduler does."""
+
+    seconds: float
+    busy: float
+    busy_while_texts_wait: float
+
+
+def ours(engine: Engine, prompts: Sequence[Prompt], lengths: np.ndarray, batch: int) -> Ours:
     asked = dataclasses.replace(
         engine.asked(int(lengths.max()), sampling=Sampling(temperature=1.0, seed=1), samples=ANSWERS), stops=frozenset()
     )
@@ -84,16 +93,19 @@ def ours(engine: Engine, prompts: Sequence[Prompt], lengths: np.ndarray, batch: 
     for made, wanted in zip(prompt_trees(prompts, engine.encoder("answer"), asked), lengths, strict=True):
         branches = [dataclasses.replace(b, most=int(most)) for b, most in zip(made.tree.branches, wanted, strict=True)]
         trees.append(dataclasses.replace(made.tree, branches=branches))
-    useful = total = 0
+    useful = total = useful_before = total_before = 0
     for lane, chosen in lanes_for(trees, batch, 1):
         running = Scheduler(engine.programs(lane), engine.model.apart())
         for number in chosen:
             running.submit(trees[number])
+        before = 0, 0
         for _ in running.run():
-            pass
+            if any(left for _, left in running.queue) or any(group.waiting for group in running.groups):
+                before = running.useful, running.steps * lane.slots
         useful, total = useful + running.useful, total + running.steps * lane.slots
+        useful_before, total_before = useful_before + before[0], total_before + before[1]
     assert useful == lengths.sum()
-    return time.perf_counter() - started, useful / total
+    return Ours(time.perf_counter() - started, useful / total, useful_before / max(total_before, 1))
 
 
 def theirs(model, engine: Engine, prompts: Sequence[Prompt], lengths: np.ndarray, batch: int, directory: Path) -> float:
@@ -153,17 +165,18 @@ def main() -> None:
                 compiled = engine.compiled
                 turns = []
                 for turn in range(given.turns):
-                    mine, busy = ours(engine, prompts, lengths, given.batch)
-                    turns.append((mine, theirs(model, engine, prompts, lengths, given.batch, directory), busy))
-                    print(f"  turn {turn + 1}: {mine:.1f} s against {turns[-1][1]:.1f} s", flush=True)
+                    found = ours(engine, prompts, lengths, given.batch)
+                    turns.append((found.seconds, theirs(model, engine, prompts, lengths, given.batch, directory)))
+                    print(f"  turn {turn + 1}: {found.seconds:.1f} s against {turns[-1][1]:.1f} s", flush=True)
                 assert engine.compiled == compiled, "a program was compiled later"
                 most = max(collections.Counter(each.split(": ")[0] for each in compiled).values())
-                mine, other = (statistics.median(column) for column in list(zip(*turns, strict=True))[:2])
+                mine, other = (statistics.median(column) for column in zip(*turns, strict=True))
                 (made,) = prompt_trees(prompts[:1], engine.encoder("answer"), engine.asked(1))
                 what = f"{len(made.tree.visual)} visual tokens in a prompt of {len(made.tree.tokens)}"
                 print(
-                    f"{what}, {kind} lengths: {mine:.1f} s against {other:.1f} s, {other / mine:.2f} times; slots busy"
-                    f" {turns[0][2]:.1%}, {most} programs for a lane at most",
+                    f"{what}, {kind} lengths: {mine:.1f} s against {other:.1f} s, {other / mine:.2f} times;"
+                    f" slots busy {found.busy:.1%}, {found.busy_while_texts_wait:.1%} while texts wait;"
+                    f" at most {most} programs for a lane",
                     flush=True,
                 )
 
