@@ -11,7 +11,14 @@ from jaxtyping import Array, Float, Int
 
 from mmrlhf_jax.inference.calls import Chunk, Copies, Step
 from mmrlhf_jax.inference.lane import Cache, Keys, TrunkKeys
-from mmrlhf_jax.models.attention import attend_part, join
+from mmrlhf_jax.models.attention import Part, attend_part, attended, join, merged
+
+BLOCK = 512  # keys of a trunk that a chunk attends to at a time; blocks that no query sees are left out
+
+
+def blocks(seen: int) -> int:
+    """The number of blocks that hold `seen` keys of a trunk."""
+    return max(1, -(-seen // BLOCK))
 
 
 def copy_branches(cache: Cache, copies: Copies) -> Cache:
@@ -35,25 +42,44 @@ def place_trunks(cache: Cache, rows: Int[Array, "G"]) -> Cache:
     return cache._replace(trunks=tuple(placed))
 
 
-def attend_trunk(q, k, v, begun: Keys, chunk: Chunk):
-    """A chunk of one group's trunk against the trunk so far and itself: ([e, H, D], the trunk with its keys)."""
+def attend_trunk(q, k, v, begun: Keys, chunk: Chunk, count):
+    """A chunk of one group's trunk against the trunk so far and itself, which are in `count` blocks: ([e, H, D], the trunk with
+    its keys)."""
     begun = _written(begun, k, v, (0, chunk.start, 0), chunk.count)
-    visible = jnp.arange(begun.k.shape[1])[None] <= (chunk.start + jnp.arange(q.shape[0]))[:, None]
-    part = attend_part(q[None], begun.k.swapaxes(1, 2)[None], begun.v[None], visible[None])
-    return (part.out / part.total[..., None])[0].astype(q.dtype), begun
+    until = chunk.start + 1 + jnp.arange(q.shape[0])
+    part = _attend_blocks(q, TrunkKeys(begun.k.swapaxes(1, 2), begun.v), until, count)
+    return attended(part)[0].astype(q.dtype), begun
 
 
-def attend_branch(q, k, v, trunks: TrunkKeys, branches: Keys, chunk: Chunk):
-    """A chunk of one group's branch against its trunk, the branch so far and itself."""
+def attend_branch(q, k, v, trunks: TrunkKeys, branches: Keys, chunk: Chunk, count):
+    """A chunk of one group's branch against its trunk, which is in `count` blocks, the branch so far and itself."""
     branches = _written(branches, k[None], v[None], (chunk.slot, 0, chunk.start, 0), chunk.count)
     trunk, here = jax.tree.map(lambda x: x[chunk.row], trunks), jax.tree.map(lambda x: x[chunk.slot], branches)
-    before = jnp.broadcast_to(jnp.arange(trunk.v.shape[1]) < chunk.trunk, (1, q.shape[0], trunk.v.shape[1]))
     own = jnp.arange(here.v.shape[1])[None] <= (chunk.start + jnp.arange(q.shape[0]))[:, None]
     parts = (
-        attend_part(q[None], trunk.k[None], trunk.v[None], before),
+        _attend_blocks(q, trunk, jnp.full(q.shape[0], chunk.trunk), count),
         attend_part(q[None], here.k.swapaxes(1, 2)[None], here.v[None], own[None]),
     )
     return join(*parts)[0].astype(q.dtype), branches
+
+
+def _attend_blocks(q: Float[Array, "e H D"], keys: TrunkKeys, until: Int[Array, "e"], count) -> Part:
+    """Queries against the first `count` blocks of one trunk; query i sees the keys before `until[i]`.
+
+    With more blocks than hold what is seen, the result has the same bits: a text does not depend on longer ones beside it.
+    """
+    size = min(BLOCK, keys.v.shape[1])
+
+    def block(number) -> Part:
+        start = number * size
+        k = jax.lax.dynamic_slice_in_dim(keys.k, start, size, axis=2)
+        v = jax.lax.dynamic_slice_in_dim(keys.v, start, size, axis=1)
+        visible = start + jnp.arange(size) < until[:, None]
+        return attend_part(q[None], k[None], v[None], visible[None])
+
+    if size == keys.v.shape[1]:
+        return block(0)
+    return jax.lax.fori_loop(1, count, lambda number, part: merged(part, block(number)), block(0))
 
 
 def _written(keys: Keys, k: Float[Array, "... e K D"], v: Float[Array, "... e K D"], place, count) -> Keys:
