@@ -1,6 +1,6 @@
 """Generation against transformers' batched `generate`: 32 prompts, 4 answers each, same model, same number of new tokens.
 
-    python -m tests.benchmarks.generation [--turns 3] [--tokens 64] [--batch 32] [--prompts text pictures]
+    python -m tests.benchmarks.generation [--turns 3] [--batch 32] [--prompts text pictures] [--lengths equal lognormal]
 
 The model has random weights and the shapes of SmolLM2-135M behind a SigLIP tower of the published geometry, two layers deep: a
 picture of 384 x 384 pixels is two tiles. Both sides write the same number of tokens for every text: first equal numbers, then
@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="new tokens of a text, or their median where they differ")
     parser.add_argument("--batch", type=int, default=32, help="sequences at a time, for both sides")
     parser.add_argument("--prompts", nargs="+", default=["text", "pictures"], choices=["text", "pictures"])
+    parser.add_argument("--lengths", nargs="+", default=["equal", "lognormal"], choices=["equal", "lognormal"])
     given = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
@@ -156,11 +157,14 @@ def main() -> None:
         model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
         model.generation_config.eos_token_id = None
         model.generation_config.top_k = 0
-        equal = np.full((PROMPTS, ANSWERS), given.tokens)
         spread = np.exp(np.random.default_rng(0).normal(np.log(given.tokens), 0.5, (PROMPTS, ANSWERS)))
+        numbers = {
+            "equal": np.full((PROMPTS, ANSWERS), given.tokens),
+            "lognormal": np.clip(spread, 4, 4 * given.tokens).astype(int),
+        }
         for each in given.prompts:
             prompts = make_prompts(each == "pictures")
-            for kind, lengths in (("equal", equal), ("lognormal", np.clip(spread, 4, 4 * given.tokens).astype(int))):
+            for kind, lengths in ((kind, numbers[kind]) for kind in given.lengths):
                 ours(engine, prompts, lengths, given.batch)
                 compiled = engine.compiled
                 turns = []
