@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from flax import nnx
 
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.images import decode_image
@@ -46,6 +45,6 @@ def _our_logits(engine: Engine, example: Example) -> tuple[np.ndarray, np.ndarra
     row = stack_rows([assemble_row([group], budget, engine.config.geometry)])
     visual = row.media
     with use_mesh(engine.mesh), jax.default_matmul_precision("highest"):
-        model = nnx.merge(engine.graphdef, engine.params)
+        model = engine.model.whole()
         hidden = model(row.tokens, row.positions, row.visible_until, visual)
         return group.tree.tokens, np.asarray(hidden[0] @ model.language.vocabulary())
