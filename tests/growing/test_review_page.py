@@ -66,7 +66,7 @@ def in_browser(page: str, tmp_path: Path, steps: str) -> str:
     file.write_text(page.replace("</body>", f"{driver}</body>"))
     profile = f"--user-data-dir={tmp_path / 'profile'}"
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", profile, "--dump-dom", file.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=600).stdout
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     (found,) = re.findall(r"<title>result (.*?)</title>", shown, re.DOTALL)
     return json.loads(html.unescape(found))
 
@@ -210,6 +210,6 @@ def test_the_page_runs_under_its_own_policy_and_shows_texts_as_texts(page, tmp_p
     file = tmp_path / "page.html"
     file.write_text(page)
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'p'}", "--dump-dom"]
-    shown = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, timeout=600).stdout
+    shown = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, timeout=120).stdout
     assert "<title>Three &lt;records&gt;</title>" in shown
     assert "&lt;b&gt;bold&lt;/b&gt;" in shown and "0 of 3 rated" in shown and f'<img src="{PICTURE}"' in shown
