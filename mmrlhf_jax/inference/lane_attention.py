@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mmrlhf_jax.inference.calls import Chunk, Copies, Step
@@ -94,14 +95,25 @@ def _written(keys: Keys, k: Float[Array, "... e K D"], v: Float[Array, "... e K 
     return Keys(one(keys.k, k), one(keys.v, v))
 
 
-def attend_step(q, k, v, trunks: TrunkKeys, branches: Keys, step: Step, places: int):
+def write_step(branches: Keys, new: Keys, length: Int[Array, "G B"], placed: NamedSharding) -> Keys:
+    """The branches [G, B, K, N, D], which are placed so, with the keys [G, B, K, D] of one token each behind `length` others.
+
+    Every device writes its own heads, with indices for every axis before the last one. With one left out, XLA for TPU copies
+    the branches; with the write left to the partitioner, XLA gathers the new keys of all heads on some platforms.
+    """
+    whole = placed.spec
+
+    def one_device(branches: Keys, new: Keys, length) -> Keys:
+        at = *jnp.ogrid[tuple(slice(size) for size in new.k.shape[:3])], length[..., None]
+        return jax.tree.map(lambda keys, new: keys.at[at].set(new.astype(keys.dtype), mode="drop"), branches, new)
+
+    specs = whole, PartitionSpec(*whole[:3], None), PartitionSpec(whole[0], None)
+    return jax.shard_map(one_device, mesh=placed.mesh, in_specs=specs, out_specs=whole)(branches, new, length)
+
+
+def attend_step(q: Float[Array, "B H D"], trunks: TrunkKeys, branches: Keys, step: Step, places: int) -> Float[Array, "B H D"]:
     """One token of each of a group's B branches: against its trunk, whose keys are read once for all its branches, and against
-    its own. Returns ([B, H, D], the branches with its keys)."""
-    count = q.shape[0]
-    # Indices for every axis before the last one: with one left out between them, XLA for TPU copies the branches for it.
-    at = jnp.arange(count)[:, None], jnp.arange(k.shape[1])[None], step.length[:, None]
-    write = lambda keys, new: keys.at[at].set(new.astype(keys.dtype), mode="drop")
-    branches = jax.tree.map(write, branches, Keys(k, v))
+    its own, which has the keys of this token."""
     rows = trunks.k.shape[0]
     queries = jnp.zeros((rows, places, *q.shape[1:]), q.dtype).at[step.row, step.place].set(q, mode="drop")
     lengths = jnp.zeros(rows, jnp.int32).at[step.row].max(step.trunk, mode="drop")
@@ -109,4 +121,4 @@ def attend_step(q, k, v, trunks: TrunkKeys, branches: Keys, step: Step, places: 
     shared = jax.tree.map(lambda x: x[step.row, step.place], attend_part(queries, trunks.k, trunks.v, before))
     own = jnp.arange(branches.k.shape[2])[None] <= step.length[:, None]
     alone = jax.tree.map(lambda x: x[:, 0], attend_part(q[:, None], branches.k.swapaxes(2, 3), branches.v, own[:, None]))
-    return join(shared, alone).astype(q.dtype), branches
+    return join(shared, alone).astype(q.dtype)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mmrlhf_jax.inference.calls import Chosen, Chunk, Copies, Media, Step
-from mmrlhf_jax.inference.lane import Cache, Lane
+from mmrlhf_jax.inference.lane import Cache, Keys, Lane
 from mmrlhf_jax.inference.lane_attention import (
     attend_branch,
     attend_step,
@@ -25,6 +25,7 @@ from mmrlhf_jax.inference.lane_attention import (
     blocks,
     copy_branches,
     place_trunks,
+    write_step,
 )
 from mmrlhf_jax.inference.lanes import power_of_two
 from mmrlhf_jax.inference.requests import Tree
@@ -225,10 +226,10 @@ class Programs:
 
         def attend(number, q, k, v):
             q, k, v = (x.reshape(*shape, *x.shape[2:]) for x in (q, k, v))
-            each = jax.vmap(lambda *of_group: attend_step(*of_group, self.lane.places))
-            out, keys = each(q, k, v, cache.trunks[number], cache.branches[number], step)
-            branches.append(keys)
-            return out.reshape(-1, 1, *out.shape[2:])
+            placed = self._cache.branches[number].k.sharding
+            branches.append(write_step(cache.branches[number], Keys(k, v), step.length, placed))
+            each = jax.vmap(functools.partial(attend_step, places=self.lane.places))
+            return each(q, cache.trunks[number], branches[number], step).reshape(-1, 1, *q.shape[2:])
 
         hidden = model.language.extend(model.language.embed(tokens), positions, layers, attend)[:, 0]
         # The logits are gathered over `tensor`; asked for whole ones at once, XLA would gather the vocabulary's weights.
