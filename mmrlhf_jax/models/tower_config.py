@@ -41,9 +41,9 @@ def tile_tower_sizes(
 ) -> dict[str, Any]:
     """The fields of `TileTower` that all families' configs state alike: all but the sides of tile and patch and the activation.
 
-    `top` is the whole config.json at `where`, `tower` its `vision_config`, `pixels` the image processor's settings; `statistics`
-    are the mean and the standard deviation of pixels that count if these do not state them. UserError, with the key, for sizes
-    that no tower has.
+    `top` is the whole config.json at `where`, `tower` its `vision_config`, `pixels` the image processor's settings;
+    `statistics` are the mean and the standard deviation of pixels that count if these do not state them. UserError, with the
+    key, for sizes that no tower has.
     """
     hidden, heads = width_and_heads(tower, where)
     layers = tower.integer("num_hidden_layers", least=1)
