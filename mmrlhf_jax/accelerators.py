@@ -61,6 +61,15 @@ class Accelerator:
     def hosts(self) -> int:
         return -(-self.chips // self.chips_per_host)
 
+    @property
+    def one_host(self) -> Accelerator:
+        """The chips of one of its hosts: of a TPU slice two by two."""
+        if not self.is_tpu:
+            return dataclasses.replace(self, chips=self.chips_per_host)
+        topology = "2x2x1" if self.topology.count("x") == 2 else "2x2"
+        libtpu = f"{self.libtpu.split(':')[0]}:{topology}"
+        return dataclasses.replace(self, chips=self.chips_per_host, topology=topology, libtpu=libtpu)
+
 
 def _slice(name: str, topology: str, *, per_core: int = 1) -> Accelerator:
     """A TPU slice. The number in its name counts cores for v5p (two per chip), chips for the others."""

@@ -26,8 +26,8 @@ def report(
     published: Annotated[
         str | None,
         typer.Option(
-            help="Published model whose figures stand beside, before and after MM-RLHF: InternVL2-1B, LLaVA-OV-0.5B or"
-            " LLaVA-OV-7B; none: no one's. Default: LLaVA-OV-7B, where the benchmarks are the paper's."
+            help="Model of the paper whose figures stand beside, before and after MM-RLHF (another name lists them), or none."
+            " Default: its 7B model, where the benchmarks are the paper's."
         ),
     ] = None,
 ) -> None:

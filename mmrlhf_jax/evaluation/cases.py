@@ -26,7 +26,7 @@ def page_of(found: Evaluated, computed: Figures, benchmark: Benchmark, run: dict
     tables = []
     for each in benchmark.published:
         ours = beside(each, figures(found.records, benchmark, each.grouping))
-        tables.append(Beside(each.title, each.source, each.note, each.columns, ours, each.rows))
+        tables.append(Beside(each.title, each.source, each.note, each.columns, ours, tuple(each.rows.items())))
     shown = as_json(computed, run)
     rows = {"groups": group_rows(computed), **{name: shown[name] for name in ("overall", "macro", "run")}}
     _, grouping = benchmark.grouping(run["grouping"])

@@ -17,8 +17,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mmrlhf_jax.inference.calls import Chosen, Chunk, Copies, Media, Step
-from mmrlhf_jax.inference.lane import Cache, Lane
-from mmrlhf_jax.inference.lane_attention import attend_branch, attend_step, attend_trunk, copy_branches, place_trunks
+from mmrlhf_jax.inference.lane import Cache, Keys, Lane
+from mmrlhf_jax.inference.lane_attention import (
+    attend_branch,
+    attend_step,
+    attend_trunk,
+    blocks,
+    copy_branches,
+    place_trunks,
+    write_step,
+)
 from mmrlhf_jax.inference.lanes import power_of_two
 from mmrlhf_jax.inference.requests import Tree
 from mmrlhf_jax.inference.sampling import Draws, choose
@@ -26,7 +34,7 @@ from mmrlhf_jax.inference.unstacked import TwoForms, Weights
 from mmrlhf_jax.models.layers import matmul_precision
 from mmrlhf_jax.models.media import Tiles
 from mmrlhf_jax.models.taps import weighted_taps
-from mmrlhf_jax.sharding.mesh import batch_sharding, rows_divisor, use_mesh
+from mmrlhf_jax.sharding.mesh import batch_sharding, replicated, rows_divisor, use_mesh
 from mmrlhf_jax.sharding.rules import constrain
 
 MOST_TOP = 20  # log-probs of likeliest tokens that can be asked for
@@ -106,14 +114,17 @@ class Programs:
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
     def extend_trunk(self, weights: Weights, cache: Cache, visual: jax.Array, chunk: Chunk) -> Cache:
-        return self.compile(f"trunk {chunk.tokens.shape[1]}")(weights, cache, visual, chunk)
+        size = chunk.tokens.shape[1]
+        count = np.int32(blocks(chunk.start.max() + size))
+        return self.compile(f"trunk {size}")(weights, cache, visual, chunk, count)
 
     def place(self, cache: Cache, rows: np.ndarray) -> Cache:
         """The trunks that were on their way, one of every group, in these rows [G]."""
         return self.compile("place")(cache, rows)
 
     def extend_branch(self, weights: Weights, cache: Cache, chunk: Chunk) -> Cache:
-        return self.compile(f"branch {chunk.tokens.shape[1]}")(weights, cache, chunk)
+        count = np.int32(blocks(chunk.trunk.max()))
+        return self.compile(f"branch {chunk.tokens.shape[1]}")(weights, cache, chunk, count)
 
     def copy(self, cache: Cache, copies: Copies) -> Cache:
         """The keys of some branches for others: those of one request have the same prompt, and it is computed once."""
@@ -149,12 +160,13 @@ class Programs:
         kind, _, size = name.partition(" ")
         place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(self.mesh, len(x.shape)))
         weights = self.model.apart()
+        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(self.mesh))
         if kind == "encode":
             return weights, *jax.tree.map(place, (self._visual(), self._media(int(size))))
         if kind == "trunk":
-            return weights, self._cache, *jax.tree.map(place, (self._visual(), self._chunk(int(size))))
+            return weights, self._cache, *jax.tree.map(place, (self._visual(), self._chunk(int(size)))), count
         if kind == "branch":
-            return weights, self._cache, jax.tree.map(place, self._chunk(int(size)))
+            return weights, self._cache, jax.tree.map(place, self._chunk(int(size))), count
         if kind in ("copy", "place"):
             return self._cache, jax.tree.map(place, self._copies() if kind == "copy" else self._whole())
         return weights, self._cache, *jax.tree.map(place, (self._whole("B"), self._step(), self._draws()))
@@ -172,27 +184,29 @@ class Programs:
         found = weighted_taps(model.visual_features(media.tiles), media.taps, media.weights)
         return constrain(jnp.where(media.fresh[:, None, None], found.astype(visual.dtype), visual), "batch", None, None)
 
-    def _extend_trunk(self, weights: Weights, cache: Cache, visual: jax.Array, chunk: Chunk) -> Cache:
+    def _extend_trunk(self, weights: Weights, cache: Cache, visual: jax.Array, chunk: Chunk, count: jax.Array) -> Cache:
         model, layers = self.model.merge(weights)
         x = model.language.embed(chunk.tokens)
         here = jax.vmap(lambda values, start: jax.lax.dynamic_slice_in_dim(values, start, x.shape[1]))(visual, chunk.start)
         x = jnp.where(chunk.is_visual[..., None], here, x)
         begun = []
+        one_group = functools.partial(attend_trunk, count=count)
 
         def attend(number, q, k, v):
-            out, keys = jax.vmap(attend_trunk)(q, k, v, cache.begun[number], chunk)
+            out, keys = jax.vmap(one_group)(q, k, v, cache.begun[number], chunk)
             begun.append(keys)
             return out
 
         model.language.extend(x, chunk.positions, layers, attend)
         return cache._replace(begun=tuple(begun))
 
-    def _extend_branch(self, weights: Weights, cache: Cache, chunk: Chunk) -> Cache:
+    def _extend_branch(self, weights: Weights, cache: Cache, chunk: Chunk, count: jax.Array) -> Cache:
         model, layers = self.model.merge(weights)
         branches = []
+        one_group = functools.partial(attend_branch, count=count)
 
         def attend(number, q, k, v):
-            out, keys = jax.vmap(attend_branch)(q, k, v, cache.trunks[number], cache.branches[number], chunk)
+            out, keys = jax.vmap(one_group)(q, k, v, cache.trunks[number], cache.branches[number], chunk)
             branches.append(keys)
             return out
 
@@ -212,10 +226,10 @@ class Programs:
 
         def attend(number, q, k, v):
             q, k, v = (x.reshape(*shape, *x.shape[2:]) for x in (q, k, v))
-            each = jax.vmap(lambda *of_group: attend_step(*of_group, self.lane.places))
-            out, keys = each(q, k, v, cache.trunks[number], cache.branches[number], step)
-            branches.append(keys)
-            return out.reshape(-1, 1, *out.shape[2:])
+            placed = self._cache.branches[number].k.sharding
+            branches.append(write_step(cache.branches[number], Keys(k, v), step.length, placed))
+            each = jax.vmap(functools.partial(attend_step, places=self.lane.places))
+            return each(q, cache.trunks[number], branches[number], step).reshape(-1, 1, *q.shape[2:])
 
         hidden = model.language.extend(model.language.embed(tokens), positions, layers, attend)[:, 0]
         # The logits are gathered over `tensor`; asked for whole ones at once, XLA would gather the vocabulary's weights.

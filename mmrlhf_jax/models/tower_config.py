@@ -37,24 +37,24 @@ class TileTower:
 
 
 def tile_tower_sizes(
-    top: Stated, tower: Stated, pixels: Stated | None, where: str, *, mean: Statistics, std: Statistics
+    top: Stated, tower: Stated, pixels: Stated, statistics: tuple[Statistics, Statistics], where: str
 ) -> dict[str, Any]:
     """The fields of `TileTower` that all families' configs state alike: all but the sides of tile and patch and the activation.
 
-    `top` is the whole config.json at `where`, `tower` its `vision_config`, `pixels` the image processor's settings, if there
-    are any; `mean` and `std` are the defaults of the pixel statistics. UserError, with the key, for sizes that no tower has.
+    `top` is the whole config.json at `where`, `tower` its `vision_config`, `pixels` the image processor's settings;
+    `statistics` are the mean and the standard deviation of pixels that count if these do not state them. UserError, with the
+    key, for sizes that no tower has.
     """
     hidden, heads = width_and_heads(tower, where)
     layers = tower.integer("num_hidden_layers", least=1)
-    pixels = Stated({}, where) if pixels is None else pixels
     return {
         "hidden_size": hidden,
         "intermediate_size": tower.integer("intermediate_size", least=1),
         "layers": layers,
         "heads": heads,
         "feature_layers": feature_layers(top, layers, where),
-        "image_mean": pixels.colour("image_mean", mean),
-        "image_std": pixels.colour("image_std", std, positive=True),
+        "image_mean": pixels.colour("image_mean", statistics[0]),
+        "image_std": pixels.colour("image_std", statistics[1], positive=True),
         "rescale": pixels.positive("rescale_factor", 1 / 255),
     }
 

@@ -8,7 +8,6 @@ import jax
 from jax.sharding import Mesh
 
 from mmrlhf_jax import config
-from mmrlhf_jax.accelerators import accelerator
 from mmrlhf_jax.inference.lane import Lane
 from mmrlhf_jax.inference.lanes import make_lane
 from mmrlhf_jax.inference.placement import cache_room, generation_mesh
@@ -17,7 +16,7 @@ from mmrlhf_jax.inference.unstacked import TwoForms
 from mmrlhf_jax.planning.abstract import abstract_model
 from mmrlhf_jax.planning.compiled import Compiled
 from mmrlhf_jax.planning.lowering import NOTHING, model_sizes
-from mmrlhf_jax.planning.topology import chip_of, planned_devices
+from mmrlhf_jax.planning.topology import chip_of, host_devices
 
 # The sequences that are planned: answers, or critiques, of up to 1,024 tokens behind trunks of up to 4,096, four of each.
 TRUNK, BRANCH, WIDTH = 4096, 1024, 4
@@ -49,16 +48,6 @@ class Generation:
     def tokens_per_second(self) -> float | None:
         """A bound for all hosts, without prefilling; None if the step does not fit."""
         return None if self.step.roofline is None else self.hosts * self.sequences / self.step.roofline.step_seconds
-
-
-def host_devices(launch: config.Launch) -> tuple[list[jax.Device], int]:
-    """(the devices of one host, the number of hosts)."""
-    devices = planned_devices(launch)
-    if launch.accelerator is None:
-        return devices, 1
-    found = accelerator(launch.accelerator)
-    first = [device for device in devices if device.process_index == devices[0].process_index] if found.is_tpu else devices
-    return first[: found.chips_per_host], found.hosts * launch.slices
 
 
 def generation_place(experiment: config.Experiment, launch: config.Launch) -> tuple[Mesh, Lane, int]:

@@ -24,13 +24,27 @@ def planned_devices(launch: config.Launch) -> list:
     """
     if launch.accelerator is None:
         return jax.devices()
+    return _devices(accelerator(launch.accelerator), launch.slices)
+
+
+def host_devices(launch: config.Launch) -> tuple[list, int]:
+    """(devices to compile for that are those of one host, the number of hosts).
+
+    They are a topology of their own: libtpu makes no machine code for some of a larger one's devices.
+    """
+    if launch.accelerator is None:
+        return jax.devices(), 1
     found = accelerator(launch.accelerator)
-    return _tpu_devices(found, launch.slices) if found.is_tpu else _stand_ins(found.chips * launch.slices)
+    return _devices(found.one_host, 1), found.hosts * launch.slices
 
 
 def chip_of(launch: config.Launch) -> Chip:
     """The chip to plan for; a v5e for a launch file that names none."""
     return CHIPS["v5e"] if launch.accelerator is None else accelerator(launch.accelerator).chip
+
+
+def _devices(found: Accelerator, slices: int) -> list:
+    return _tpu_devices(found, slices) if found.is_tpu else _stand_ins(found.chips * slices)
 
 
 def _tpu_devices(found: Accelerator, slices: int) -> list:

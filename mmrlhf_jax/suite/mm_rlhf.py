@@ -1,6 +1,6 @@
 """MM-RLHF's suite: ten dimensions, whose means are those of the paper's teaser, and the two figures of its abstract.
 
-The paper prints no rule. The one here gives the teaser's figures of LLaVA-OV-7B to rounding, with a few exceptions
+The paper prints no rule. The one here gives the teaser's figures of the 7B model to rounding, with a few exceptions
 (`published.UNEXPLAINED`): every row counts the same, on a scale of 100 (`Row.full`); of LLaVA-in-the-Wild only the row over all
 questions counts; hallucination and safety have two axes, since of some of their rows more is better, and of others less.
 """

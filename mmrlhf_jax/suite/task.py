@@ -13,7 +13,7 @@ Media = Literal["image", "images", "video"]
 # Means are weighted by the documents' weights.
 Pooling = Literal["mean", "mean of groups", "sum of groups", "sum"]
 
-# The limit for tasks for which the harness states none: that of its `llava_onevision` model, which the paper used.
+# The limit for tasks for which the harness states none: that of its class for the model that the paper used.
 UNSTATED_NEW_TOKENS = 1024
 
 

@@ -1,6 +1,6 @@
 """Generation against transformers' batched `generate`: 32 prompts, 4 answers each, same model, same number of new tokens.
 
-    python -m tests.benchmarks.generation [--turns 3] [--tokens 64] [--batch 32] [--prompts text pictures]
+    python -m tests.benchmarks.generation [--turns 3] [--batch 32] [--prompts text pictures] [--lengths equal lognormal]
 
 The model has random weights and the shapes of SmolLM2-135M behind a SigLIP tower of the published geometry, two layers deep: a
 picture of 384 x 384 pixels is two tiles. Both sides write the same number of tokens for every text: first equal numbers, then
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -74,8 +75,16 @@ def make_prompts(pictures: bool) -> list[Prompt]:
     return found
 
 
-def ours(engine: Engine, prompts: Sequence[Prompt], lengths: np.ndarray, batch: int) -> tuple[float, float]:
-    """(seconds, share of the slots that were busy)."""
+class Ours(NamedTuple):
+    """`busy` is the share of the slots that wrote a token, `busy_while_texts_wait` that until the last text has begun: then
+    slots become free one after the other, whatever the scheduler does."""
+
+    seconds: float
+    busy: float
+    busy_while_texts_wait: float
+
+
+def ours(engine: Engine, prompts: Sequence[Prompt], lengths: np.ndarray, batch: int) -> Ours:
     asked = dataclasses.replace(
         engine.asked(int(lengths.max()), sampling=Sampling(temperature=1.0, seed=1), samples=ANSWERS), stops=frozenset()
     )
@@ -84,16 +93,19 @@ def ours(engine: Engine, prompts: Sequence[Prompt], lengths: np.ndarray, batch: 
     for made, wanted in zip(prompt_trees(prompts, engine.encoder("answer"), asked), lengths, strict=True):
         branches = [dataclasses.replace(b, most=int(most)) for b, most in zip(made.tree.branches, wanted, strict=True)]
         trees.append(dataclasses.replace(made.tree, branches=branches))
-    useful = total = 0
+    useful = total = useful_before = total_before = 0
     for lane, chosen in lanes_for(trees, batch, 1):
         running = Scheduler(engine.programs(lane), engine.model.apart())
         for number in chosen:
             running.submit(trees[number])
+        before = 0, 0
         for _ in running.run():
-            pass
+            if any(left for _, left in running.queue) or any(group.waiting for group in running.groups):
+                before = running.useful, running.steps * lane.slots
         useful, total = useful + running.useful, total + running.steps * lane.slots
+        useful_before, total_before = useful_before + before[0], total_before + before[1]
     assert useful == lengths.sum()
-    return time.perf_counter() - started, useful / total
+    return Ours(time.perf_counter() - started, useful / total, useful_before / max(total_before, 1))
 
 
 def theirs(model, engine: Engine, prompts: Sequence[Prompt], lengths: np.ndarray, batch: int, directory: Path) -> float:
@@ -136,6 +148,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="new tokens of a text, or their median where they differ")
     parser.add_argument("--batch", type=int, default=32, help="sequences at a time, for both sides")
     parser.add_argument("--prompts", nargs="+", default=["text", "pictures"], choices=["text", "pictures"])
+    parser.add_argument("--lengths", nargs="+", default=["equal", "lognormal"], choices=["equal", "lognormal"])
     given = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
@@ -144,26 +157,30 @@ def main() -> None:
         model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
         model.generation_config.eos_token_id = None
         model.generation_config.top_k = 0
-        equal = np.full((PROMPTS, ANSWERS), given.tokens)
         spread = np.exp(np.random.default_rng(0).normal(np.log(given.tokens), 0.5, (PROMPTS, ANSWERS)))
+        numbers = {
+            "equal": np.full((PROMPTS, ANSWERS), given.tokens),
+            "lognormal": np.clip(spread, 4, 4 * given.tokens).astype(int),
+        }
         for each in given.prompts:
             prompts = make_prompts(each == "pictures")
-            for kind, lengths in (("equal", equal), ("lognormal", np.clip(spread, 4, 4 * given.tokens).astype(int))):
+            for kind, lengths in ((kind, numbers[kind]) for kind in given.lengths):
                 ours(engine, prompts, lengths, given.batch)
                 compiled = engine.compiled
                 turns = []
                 for turn in range(given.turns):
-                    mine, busy = ours(engine, prompts, lengths, given.batch)
-                    turns.append((mine, theirs(model, engine, prompts, lengths, given.batch, directory), busy))
-                    print(f"  turn {turn + 1}: {mine:.1f} s against {turns[-1][1]:.1f} s", flush=True)
+                    found = ours(engine, prompts, lengths, given.batch)
+                    turns.append((found.seconds, theirs(model, engine, prompts, lengths, given.batch, directory)))
+                    print(f"  turn {turn + 1}: {found.seconds:.1f} s against {turns[-1][1]:.1f} s", flush=True)
                 assert engine.compiled == compiled, "a program was compiled later"
                 most = max(collections.Counter(each.split(": ")[0] for each in compiled).values())
-                mine, other = (statistics.median(column) for column in list(zip(*turns, strict=True))[:2])
+                mine, other = (statistics.median(column) for column in zip(*turns, strict=True))
                 (made,) = prompt_trees(prompts[:1], engine.encoder("answer"), engine.asked(1))
                 what = f"{len(made.tree.visual)} visual tokens in a prompt of {len(made.tree.tokens)}"
                 print(
-                    f"{what}, {kind} lengths: {mine:.1f} s against {other:.1f} s, {other / mine:.2f} times; slots busy"
-                    f" {turns[0][2]:.1%}, {most} programs for a lane at most",
+                    f"{what}, {kind} lengths: {mine:.1f} s against {other:.1f} s, {other / mine:.2f} times;"
+                    f" slots busy {found.busy:.1%}, {found.busy_while_texts_wait:.1%} while texts wait;"
+                    f" at most {most} programs for a lane",
                     flush=True,
                 )
 

@@ -10,7 +10,7 @@ import pytest
 from mmrlhf_jax.data.sources import read_source
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.evaluation.benchmarks import BENCHMARKS, find, recognise
-from mmrlhf_jax.evaluation.benchmarks.benchmark import MACRO, OVERALL
+from mmrlhf_jax.evaluation.benchmarks.published import MACRO, OVERALL
 from mmrlhf_jax.evaluation.reward_bench import figures
 from mmrlhf_jax.records import RankedRecord, Response
 from tests.evaluation import rows
@@ -205,8 +205,9 @@ def test_published_rows_fit_their_columns_and_their_means(benchmark):
     source has otherwise."""
     otherwise = {"MM-RLHF-Reward without critiques", "VITA-1.5", "SliME"}
     for published in benchmark.published:
-        assert published.source and published.rows
-        for name, values in published.rows:
+        assert published.source and published.rows and published.metric in ("acc", "acc_plus")
+        assert set(published.columns) <= {*benchmark.order, OVERALL, MACRO}
+        for name, values in published.rows.items():
             assert len(values) == len(published.columns) and all(0 <= value <= 1 for value in values)
             found = dict(zip(published.columns, values, strict=True))
             grouping = benchmark.groupings[published.grouping]

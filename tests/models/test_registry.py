@@ -15,6 +15,7 @@ import pytest
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models import registry
 from mmrlhf_jax.models.family import Family
+from mmrlhf_jax.suite.catalogue import BENCHMARKS, ROWS, TASKS
 from tests import families
 
 ROOT = Path(registry.__file__).parents[1]
@@ -28,12 +29,23 @@ def family_names(named: Sequence[Family]) -> re.Pattern[str]:
     return re.compile("|".join(sorted({*words, *spelled, *names})), re.IGNORECASE)
 
 
-NAMES = family_names(registry.families())
+def names_of_benchmarks() -> re.Pattern[str]:
+    """The names of benchmarks, of their data and of their metrics. A few contain a family's name, and are no model."""
+    names = {name for each in BENCHMARKS for name in (each.name, each.title)} | {
+        metric for row in ROWS.values() for metric in row.metrics
+    }
+    names |= {name for row in ROWS.values() for name in (row.name, row.title)}
+    names |= {name for task in TASKS.values() for name in (task.name, task.harness_task, task.data.hub)}
+    longest_first = sorted(filter(None, names), key=len, reverse=True)
+    return re.compile(rf"(?<![\w/])(?:{'|'.join(map(re.escape, longest_first))})(?![\w/])", re.IGNORECASE)
+
+
+NAMES, OF_BENCHMARKS = family_names(registry.families()), names_of_benchmarks()
 SOURCE_FILE = re.compile(r"`[\w./-]+\.py`")  # a comment may say which file of somebody else's it follows
 
 
 def mentions(path: Path) -> list[str]:
-    """The lines of a file that name a family, but comments and docstrings that cite a source file."""
+    """The lines of a file that name a family, but comments and docstrings that cite a source file, and names of benchmarks."""
     lines = path.read_text().splitlines()
     cited = set()
     for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
@@ -42,7 +54,7 @@ def mentions(path: Path) -> list[str]:
     return [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for number, line in enumerate(lines, 1)
-        if NAMES.search(line) and not (number in cited and SOURCE_FILE.search(line))
+        if NAMES.search(OF_BENCHMARKS.sub("", line)) and not (number in cited and SOURCE_FILE.search(line))
     ]
 
 
@@ -60,6 +72,13 @@ def test_a_name_in_code_and_one_in_a_comment_without_a_source_are_found(tmp_path
     path.write_text('"""As `a/llava.py` has it."""\nx = "llava"\n# LLaVA does so\n# OneVision: `b/c.py`\n')
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     assert [line.split(":")[1] for line in mentions(path)] == ["2", "3"]
+
+
+def test_a_benchmark_may_have_a_familys_name_in_its_own_but_is_no_model():
+    for name in ("llava_in_the_wild", "lmms-lab-encoder/MME", "LLaVA-Wilder", "gpt_eval_llava_all"):
+        assert NAMES.search(name) and not NAMES.search(OF_BENCHMARKS.sub("", f'x = "{name}"'))
+    for name in ("LLaVA-OV-7B", "llava_onevision", "lmms-lab/llava-onevision", "LLaVA", "llava_in_the_wild_model"):
+        assert NAMES.search(OF_BENCHMARKS.sub("", f'x = "{name}"'))
 
 
 def test_the_names_that_are_looked_for_are_those_of_every_family_and_of_its_publishers():

@@ -121,6 +121,15 @@ def test_a_token_of_the_7b_model_gathers_no_weights(tmp_path, pod, hosts, tensor
 
 
 @pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize("pod", ["v5e-16", "v5p-32", "v6e-16"])
+def test_generation_on_one_host_is_compiled_to_machine_code(small, tmp_path, pod):
+    """libtpu makes none for some devices of a larger topology."""
+    made = plan(small, "--launch", ROOT / "launch" / f"{pod}.yaml", "--no-passes", cache=tmp_path)
+    assert made["machine_code"] and made["generation"]["hbm_peak_bytes"] > 0 and made["generation"]["hosts"] > 1
+
+
+@pytest.mark.slow
 def test_stand_ins_for_gpus_keep_bfloat16(small, tmp_path):
     """XLA would turn bfloat16 into float32 for CPUs, and the bytes of a gather would be those of a float32 model."""
     where = small, "--launch", ROOT / "launch" / "h100-8.yaml", *STEP_ALONE

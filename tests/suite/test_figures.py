@@ -158,7 +158,7 @@ def test_the_papers_rows_through_files_give_its_teaser(tmp_path):
     for axis in MM_RLHF.axes:
         for side, model in (("model", published.MM_DPO), ("base", published.BASE)):
             if (axis.name, model) not in published.UNEXPLAINED:
-                printed = published.TEASER[axis.name][model]
+                printed = published.TEASER[model][axis.name]
                 assert getattr(found.axes[axis.name], side).value == pytest.approx(printed, abs=0.0501)
     assert round(found.headlines["conversation_change"].value, 1) == 19.4
     assert round(found.headlines["safety_change"].value, 1) == 59.7

@@ -208,8 +208,9 @@ def test_a_head_that_only_scores_is_loaded_in_float32(tmp_path):
     from mmrlhf_jax.inference.engine import Engine
 
     engine = Engine.load(str(tiny.checkpoint(tmp_path, reward_head=True)), dtype="bfloat16", mesh=MESH)
-    assert {x.dtype.name for x in jax.tree.leaves(engine.params["reward_head"])} == {"float32"}
-    assert {x.dtype.name for x in jax.tree.leaves(engine.params["language"])} == {"bfloat16"} == {jnp.dtype(engine.dtype).name}
+    params = nnx.state(engine.model.whole())
+    assert {x.dtype.name for x in jax.tree.leaves(params["reward_head"])} == {"float32"}
+    assert {x.dtype.name for x in jax.tree.leaves(params["language"])} == {"bfloat16"} == {jnp.dtype(engine.dtype).name}
 
 
 SHARED = """

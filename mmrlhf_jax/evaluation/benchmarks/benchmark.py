@@ -5,33 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.evaluation.benchmarks.published import Published
 from mmrlhf_jax.records import RankedRecord
-
-OVERALL, MACRO = "overall", "macro"  # columns of a published table: over all pairs, and the mean of the groups
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """A published table of accuracies.
-
-    Attributes:
-        title, source: what the figures are, and where they are printed.
-        columns: names of groups of the benchmark, `OVERALL` or `MACRO`.
-        rows: (name of the model, a figure in [0, 1] or None per column).
-        note: what to know before figures are compared.
-        metric, grouping: which of a model's figures stand beside these, and by which grouping of the benchmark.
-    """
-
-    title: str
-    source: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[float | None, ...]], ...]
-    note: str = ""
-    metric: Literal["acc", "acc_plus"] = "acc"
-    grouping: str = "official"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,8 @@ asked in both orders, which makes no difference to rewards that are computed one
 from __future__ import annotations
 
 from mmrlhf_jax import strict_json
-from mmrlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Grouping, Published, all_say
+from mmrlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Grouping, all_say
+from mmrlhf_jax.evaluation.benchmarks.published import published
 from mmrlhf_jax.records import RankedRecord
 
 TITLE = "MMRB2"
@@ -29,27 +30,6 @@ def prompt(record: RankedRecord) -> object:
     return record.prompt, record.source, strict_json.dumps(metadata, sort_keys=True) if metadata else record.images
 
 
-_PUBLISHED = Published(
-    "Accuracy",
-    "README of facebookresearch/MMRB2 (arXiv 2512.16899)",
-    (REASONING,),
-    (
-        ("Gemma 3 27B", (0.494,)),
-        ("Qwen2.5-VL-7B", (0.475,)),
-        ("Qwen2.5-VL-72B", (0.500,)),
-        ("Qwen3-VL-8B", (0.546,)),
-        ("Qwen3-VL-32B", (0.566,)),
-        ("Qwen3-VL-30BA3B", (0.573,)),
-        ("GPT-4o", (0.519,)),
-        ("GPT-4.1", (0.530,)),
-        ("GPT-5", (0.702,)),
-        ("Gemini 2.5 Flash", (0.575,)),
-        ("Gemini 2.5 Pro", (0.666,)),
-        ("Gemini 3 Pro", (0.795,)),
-    ),
-    "Judges that see the pictures inside the answers, in both orders.",
-)
-
 BENCHMARK = Benchmark(
     name="mmrb2",
     title=TITLE,
@@ -58,5 +38,5 @@ BENCHMARK = Benchmark(
     total=1000,
     order=(REASONING, *(f"{REASONING}/{source}" for source in SOURCES)),
     prompt=prompt,
-    published=(_PUBLISHED,),
+    published=published("mmrb2"),
 )

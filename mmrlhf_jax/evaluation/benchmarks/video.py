@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mmrlhf_jax.evaluation.benchmarks.benchmark import OVERALL, Benchmark, Grouping, Published, fits_in
+from mmrlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Grouping, fits_in
+from mmrlhf_jax.evaluation.benchmarks.published import published
 from mmrlhf_jax.records import RankedRecord
 
 LONG, SHORT, KNOWLEDGE, REASONING, SAFETY = ORDER = (
@@ -39,26 +40,6 @@ def matches(records: Sequence[RankedRecord]) -> bool:
     return None not in found and bool({LONG, SHORT} & set(found)) and fits_in(records, TOTAL)
 
 
-_PUBLISHED = Published(
-    "Accuracy",
-    "VideoRewardBench (arXiv 2509.00484), table 4",
-    (*ORDER, OVERALL),
-    (
-        ("Gemini-2.5-Pro", (0.707, 0.559, 0.655, 0.673, 0.627, 0.636)),
-        ("Claude-3.7-Sonnet", (0.650, 0.484, 0.634, 0.583, 0.829, 0.632)),
-        ("GPT-4o", (0.633, 0.508, 0.588, 0.579, 0.573, 0.570)),
-        ("Qwen2.5-VL-72B", (0.689, 0.484, 0.567, 0.525, 0.447, 0.533)),
-        ("LLaVA-Critic-72B", (0.724, 0.438, 0.559, 0.565, 0.880, 0.630)),
-        ("LLaVA-Critic-7B", (0.682, 0.465, 0.500, 0.421, 0.775, 0.571)),
-        ("UnifiedReward", (0.671, 0.482, 0.504, 0.453, 0.712, 0.566)),
-        ("R1-Reward", (0.360, 0.400, 0.378, 0.306, 0.479, 0.390)),
-        ("Skywork-VL-Reward", (0.657, 0.492, 0.529, 0.540, 0.801, 0.605)),
-        ("IXC-2.5-Reward", (0.735, 0.513, 0.563, 0.522, 0.387, 0.534)),
-        ("MM-RLHF-Reward", (0.594, 0.370, 0.441, 0.522, 0.652, 0.512)),
-    ),
-    "Taken from notes on the paper; the overall figure of every row is the mean of its groups weighted by their pairs.",
-)
-
 BENCHMARK = Benchmark(
     name="videorewardbench",
     title="VideoRewardBench",
@@ -66,5 +47,5 @@ BENCHMARK = Benchmark(
     groupings={"official": Grouping(lambda record: (dimension(record) or "other",), PAIRS, "the dimensions of the paper")},
     total=TOTAL,
     order=ORDER,
-    published=(_PUBLISHED,),
+    published=published("videorewardbench"),
 )

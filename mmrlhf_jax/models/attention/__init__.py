@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mmrlhf_jax.models.attention.backends import Backend, attend
-from mmrlhf_jax.models.attention.parts import Part, attend_part, join
+from mmrlhf_jax.models.attention.parts import Part, attend_part, attended, join, merged
 
-__all__ = ["Backend", "Part", "attend_part", "attention", "full_attention", "join"]
+__all__ = ["Backend", "Part", "attend_part", "attended", "attention", "full_attention", "join", "merged"]
 
 
 def attention(

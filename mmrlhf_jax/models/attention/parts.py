@@ -44,9 +44,18 @@ def attend_part(
     )
 
 
-def join(first: Part, second: Part) -> Float[Array, "... H D"]:
-    """Attention over the keys of both parts, in float32."""
+def merged(first: Part, second: Part) -> Part:
+    """The part that has the keys of both. Keys that a query does not see leave its part as it is, bit for bit."""
     top = jnp.maximum(first.top, second.top)
     a, b = jnp.exp(first.top - top), jnp.exp(second.top - top)
-    out = a[..., None] * first.out + b[..., None] * second.out
-    return out / (a * first.total + b * second.total)[..., None]
+    return Part(a[..., None] * first.out + b[..., None] * second.out, top, a * first.total + b * second.total)
+
+
+def attended(part: Part) -> Float[Array, "... H D"]:
+    """Attention over a part's keys, in float32."""
+    return part.out / part.total[..., None]
+
+
+def join(first: Part, second: Part) -> Float[Array, "... H D"]:
+    """Attention over the keys of both parts, in float32."""
+    return attended(merged(first, second))

@@ -16,7 +16,7 @@ from mmrlhf_jax.models.internvl.geometry import TileGeometry
 from mmrlhf_jax.models.layers import ACTIVATIONS
 from mmrlhf_jax.models.qwen2 import read_text_config
 from mmrlhf_jax.models.stated import Stated
-from mmrlhf_jax.models.tower_config import tile_tower_sizes
+from mmrlhf_jax.models.tower_config import Statistics, tile_tower_sizes
 from mmrlhf_jax.models.work import ProjectorWork, TowerWork
 
 TITLE = "InternVL"
@@ -74,8 +74,9 @@ def config_from_hf(
     Raises UserError that names the file and the key that is wrong.
     """
     stated = Stated(raw, where)
-    processor = None if pixels is None else Stated(pixels, f"{pixels_where or where}: the image processor")
-    vision = _vision(stated, processor, where)
+    processor = Stated({} if pixels is None else pixels, f"{pixels_where or where}: the image processor")
+    statistics = (IMAGENET_MEAN, IMAGENET_STD) if pixels is None else (CLIP_MEAN, CLIP_STD)
+    vision = _vision(stated, processor, statistics, where)
     if pixels is not None:
         check_preprocessing(PIXEL_DEFAULTS | pixels, vision.image_size, pixels_where or where)
     if stated.get("vision_feature_select_strategy", "default") != "default":
@@ -91,13 +92,12 @@ def config_from_hf(
     )
 
 
-def _geometry(top: Stated, pixels: Stated | None, vision: InternVitConfig, where: str) -> TileGeometry:
+def _geometry(top: Stated, pixels: Stated, vision: InternVitConfig, where: str) -> TileGeometry:
     """The geometry. `crop_to_patches` of the image processor is ignored: it is false in the published files, but transformers'
     processor overrides it with true."""
     merge = 1 / top.positive("downsample_ratio", 0.5)
     if merge != round(merge):
         raise UserError(f"{where}: downsample_ratio {top.get('downsample_ratio')} is not 1/2, nor 1 over another whole number")
-    pixels = Stated({}, where) if pixels is None else pixels
     tiles = dict(
         min_tiles=pixels.integer("min_patches", 1, least=1),
         max_tiles=pixels.integer("max_patches", 12, least=1),
@@ -112,7 +112,7 @@ def _geometry(top: Stated, pixels: Stated | None, vision: InternVitConfig, where
         raise UserError(f"{where}: {error}") from None
 
 
-def _vision(top: Stated, pixels: Stated | None, where: str) -> InternVitConfig:
+def _vision(top: Stated, pixels: Stated, statistics: tuple[Statistics, Statistics], where: str) -> InternVitConfig:
     tower = top.part("vision_config", VISION_DEFAULTS)
     if tower.get("model_type", "internvl_vision") != "internvl_vision":
         raise UserError(f"{where}: vision_config.model_type is {tower.get('model_type')!r}; InternVL has an InternViT tower")
@@ -120,9 +120,8 @@ def _vision(top: Stated, pixels: Stated | None, where: str) -> InternVitConfig:
     for key in ("use_absolute_position_embeddings", "use_mean_pooling"):
         if not tower.truth(key, True):
             raise UserError(f"{where}: vision_config: {key} false is not supported; no published tower has it")
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if pixels is None else (CLIP_MEAN, CLIP_STD)
     return InternVitConfig(
-        **tile_tower_sizes(top, tower, pixels, where, mean=mean, std=std),
+        **tile_tower_sizes(top, tower, pixels, statistics, where),
         image_size=_side(tower, "image_size", where),
         patch_size=_side(tower, "patch_size", where),
         norm=tower.choice("norm_type", tuple(NORMS), "layer_norm"),

@@ -17,7 +17,7 @@ from mmrlhf_jax.models.llava_onevision.geometry import PLAIN, VisionGeometry
 from mmrlhf_jax.models.qwen2 import read_text_config
 from mmrlhf_jax.models.siglip import VisionConfig
 from mmrlhf_jax.models.stated import Stated
-from mmrlhf_jax.models.tower_config import tile_tower_sizes
+from mmrlhf_jax.models.tower_config import Statistics, tile_tower_sizes
 from mmrlhf_jax.models.work import ProjectorWork, TowerWork
 
 TITLE = "LLaVA-OneVision"
@@ -84,8 +84,9 @@ def config_from_hf(
     Raises UserError that names the file and the key that is wrong.
     """
     stated = Stated(raw, where)
-    processor = None if pixels is None else Stated(pixels, f"{pixels_where or where}: the image processor")
-    vision = _vision(stated, processor, where)
+    processor = Stated({} if pixels is None else pixels, f"{pixels_where or where}: the image processor")
+    statistics = (SIGLIP, SIGLIP) if pixels is None else (CLIP_MEAN, CLIP_STD)
+    vision = _vision(stated, processor, statistics, where)
     text = read_text_config(stated, where, TITLE)
     if stated.get("vision_feature_select_strategy", "full") != "full":
         raise UserError(f"{where}: vision_feature_select_strategy is not 'full'; a SigLIP tower has no class token to drop")
@@ -126,13 +127,12 @@ def _token(stated: Stated, name: str, default: int) -> int:
     return stated.integer(key, default, least=0)
 
 
-def _vision(top: Stated, pixels: Stated | None, where: str) -> VisionConfig:
+def _vision(top: Stated, pixels: Stated, statistics: tuple[Statistics, Statistics], where: str) -> VisionConfig:
     tower = top.part("vision_config", VISION_DEFAULTS)
     if tower.get("model_type", "siglip_vision_model") != "siglip_vision_model":
         raise UserError(f"{where}: vision_config.model_type is {tower.get('model_type')!r}; this project runs SigLIP towers")
-    mean, std = (SIGLIP, SIGLIP) if pixels is None else (CLIP_MEAN, CLIP_STD)
     return VisionConfig(
-        **tile_tower_sizes(top, tower, pixels, where, mean=mean, std=std),
+        **tile_tower_sizes(top, tower, pixels, statistics, where),
         image_size=tower.integer("image_size", least=1),
         patch_size=tower.integer("patch_size"),
         layer_norm_eps=tower.positive("layer_norm_eps", 1e-6),

@@ -1,6 +1,6 @@
 """Conversation: answers that a judge compares with those of another model.
 
-References: lmms-eval 0.7.3, `tasks/llava-in-the-wild`, `tasks/llava_wilder` and `tasks/wild_vision_bench`.
+Reference: the tasks of lmms-eval 0.7.3 that have these names.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from mmrlhf_jax.suite.task import Data, Row, Task, single
 _CONVERSATION = "conversation"
 
 
-def _llava_in_the_wild(kind: str, full: float | None) -> Row:
+def _in_the_wild(name: str, title: str, metric: str, full: float | None = None) -> Row:
     """Judge's scores of the answers as a percentage of those of the reference answers, over one kind of questions or all.
 
     It is a ratio of means: a document's value is its own ratio, and the weight is the score of its reference answer.
     """
-    return Row(f"llava_w_{kind}", f"LLaVA-W {kind}", (f"gpt_eval_llava_{kind}",), _CONVERSATION, full=full)
+    return Row(name, title, (metric,), _CONVERSATION, full=full)
 
 
 LLAVA_IN_THE_WILD = Task(
@@ -24,10 +24,10 @@ LLAVA_IN_THE_WILD = Task(
     data=Data("lmms-lab-encoder/llava-bench-in-the-wild", None, "train", 60, 10_000_000),
     # The teaser's mean fits only if the three kinds, which "all" contains, do not count again.
     rows=(
-        _llava_in_the_wild("all", 100.0),
-        _llava_in_the_wild("complex", None),
-        _llava_in_the_wild("conv", None),
-        _llava_in_the_wild("detail", None),
+        _in_the_wild("llava_w_all", "LLaVA-W all", "gpt_eval_llava_all", 100.0),
+        _in_the_wild("llava_w_complex", "LLaVA-W complex", "gpt_eval_llava_complex"),
+        _in_the_wild("llava_w_conv", "LLaVA-W conv", "gpt_eval_llava_conv"),
+        _in_the_wild("llava_w_detail", "LLaVA-W detail", "gpt_eval_llava_detail"),
     ),
     media="image",
     judge="always",

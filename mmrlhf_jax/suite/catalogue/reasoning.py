@@ -1,7 +1,7 @@
 """Real-world scenes, mathematics, and questions about several pictures.
 
 References: lmms-eval 0.7.3, `tasks/mme_realworld`, `tasks/realworldqa`, `tasks/mathvista`, `tasks/mathverse`,
-`tasks/llava_interleave_bench` and `tasks/mmmu_pro`.
+`tasks/mmmu_pro`, and the task llava_interleave_bench_in_domain.
 """
 
 from __future__ import annotations

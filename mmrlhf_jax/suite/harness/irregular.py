@@ -31,7 +31,8 @@ OWN_VALUES: Mapping[str, Callable[[Any], float]] = {
 
 # The weight of a document's value: a share of the sum of the other model's scores.
 WEIGHTS: Mapping[str, Callable[[Any], float]] = {
-    f"gpt_eval_llava_{kind}": lambda noted: noted["scores"][0] for kind in ("all", "conv", "detail", "complex")
+    metric: lambda noted: noted["scores"][0]
+    for metric in ("gpt_eval_llava_all", "gpt_eval_llava_conv", "gpt_eval_llava_detail", "gpt_eval_llava_complex")
 }
 
 

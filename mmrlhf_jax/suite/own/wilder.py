@@ -1,7 +1,7 @@
-"""LLaVA-Bench (Wilder): a judge that sees the picture scores an answer beside a reference answer.
+"""LLaVA-Wilder: a judge that sees the picture scores an answer beside a reference answer.
 
-Reference: lmms-eval 0.7.3, `tasks/llava_wilder`, whose prompt this is. The harness opens the picture's base64 text as a file:
-its judge is never called, every answer has the scores -1 and -1, and the figure of any model is 100.
+Reference: lmms-eval 0.7.3, task llava_wilder_small, whose prompt this is. The harness opens the picture's base64 text as a
+file: its judge is never called, every answer has the scores -1 and -1, and the figure of any model is 100.
 """
 
 from __future__ import annotations

@@ -1,0 +1,83 @@
+"""Attention of a lane's programs against float64, whatever an earlier trunk or branch has left in the cache."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from mmrlhf_jax.inference.calls import Chunk
+from mmrlhf_jax.inference.lane import Cache, Keys, TrunkKeys
+from mmrlhf_jax.inference.lane_attention import BLOCK, attend_branch, attend_trunk, blocks, place_trunks
+
+HEADS, GROUPS, DIM, TRUNK, BRANCH = 4, 2, 8, 3 * BLOCK, 128
+RNG = np.random.default_rng(0)
+SLOTS = TRUNK + BRANCH
+Q, K, V = (RNG.normal(size=(SLOTS, heads, DIM)).astype(np.float32) for heads in (HEADS, GROUPS, GROUPS))
+
+
+def reference(start: int, end: int, kept: np.ndarray) -> np.ndarray:
+    """Rows `start` to `end` of causal attention over the keys at the places `kept`."""
+    q, k, v = (x.astype(np.float64) for x in (Q, np.repeat(K, HEADS // GROUPS, 1), np.repeat(V, HEADS // GROUPS, 1)))
+    scores = np.einsum("qhd,khd->hqk", q[start:end], k[kept]) / DIM**0.5
+    scores = np.where(kept[None] <= np.arange(start, end)[:, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("hqk,khd->qhd", weights / weights.sum(-1, keepdims=True), v[kept])
+
+
+def chunk(size: int, start: int, *, row: int = 0, slot: int = 0, trunk: int = 0, count: int | None = None) -> Chunk:
+    return Chunk(*(np.zeros(size, np.int32),) * 3, size if count is None else count, start, row, slot, trunk)
+
+
+def used(*shape: int) -> np.ndarray:
+    """What an earlier text has left."""
+    return np.full(shape, 1e4, np.float32)
+
+
+def trunk_of(length: int) -> Keys:
+    """The keys of a trunk that is computed in chunks; checks what each of them gives, also with all blocks."""
+    begun, attend = Keys(*(used(GROUPS, TRUNK, DIM),) * 2), jax.jit(attend_trunk)
+    for start in range(0, length, 256):
+        here, place = chunk(256, start), slice(start, start + 256)
+        found, after = attend(Q[place], K[place], V[place], begun, here, blocks(start + 256))
+        np.testing.assert_array_equal(found, attend(Q[place], K[place], V[place], begun, here, TRUNK // BLOCK)[0])
+        np.testing.assert_allclose(found, reference(start, start + 256, np.arange(start + 256)), atol=2e-6)
+        begun = after
+    return begun
+
+
+@pytest.mark.parametrize("length", [1, 256, BLOCK, BLOCK + 1, TRUNK])
+def test_chunks_of_a_trunk_and_of_a_branch(length):
+    begun = trunk_of(length)
+    trunks = TrunkKeys(used(1, 2, GROUPS, DIM, TRUNK), used(1, 2, GROUPS, TRUNK, DIM))
+    branches = Keys(*(used(3, GROUPS, BRANCH, DIM),) * 2)
+    cache = Cache((trunks,), (), (jax.tree.map(lambda x: x[None], begun),))
+    nowhere = place_trunks(cache, np.array([2])).trunks[0]
+    jax.tree.map(np.testing.assert_array_equal, nowhere, trunks)
+    placed = jax.tree.map(lambda x: x[0], place_trunks(cache, np.array([1])).trunks[0])
+    kept = np.concatenate([np.arange(length), np.arange(TRUNK, SLOTS)])
+    for start in (0, 64):
+        place = slice(TRUNK + start, TRUNK + start + 64)
+        here = chunk(64, start, row=1, slot=2, trunk=length)
+        arguments = Q[place], K[place], V[place], placed, branches, here
+        found, after = jax.jit(attend_branch)(*arguments, blocks(length))
+        np.testing.assert_array_equal(found, jax.jit(attend_branch)(*arguments, TRUNK // BLOCK)[0])
+        np.testing.assert_allclose(found, reference(place.start, place.stop, kept), atol=2e-6)
+        branches = after
+    np.testing.assert_array_equal(branches.k[:2], 1e4)
+
+
+def test_a_group_without_work_keeps_its_keys():
+    begun = Keys(RNG.normal(size=(GROUPS, TRUNK, DIM)), RNG.normal(size=(GROUPS, TRUNK, DIM)))
+    _, after = attend_trunk(Q[:64], K[:64], V[:64], begun, chunk(64, 0, count=0), 1)
+    branches = jax.tree.map(lambda x: x[None], begun)
+    _, others = attend_branch(
+        Q[:64],
+        K[:64],
+        V[:64],
+        TrunkKeys(used(1, GROUPS, DIM, 64), used(1, GROUPS, 64, DIM)),
+        branches,
+        chunk(64, 0, count=0),
+        1,
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.float32(b)), (after, others), (begun, branches))
