@@ -22,8 +22,8 @@ from tests import tiny
 from tests.serving import fakes
 from tests.serving.fakes import Fake, chat
 from tests.suite import harness, made_up
+from tests.suite.harness import SCORED, verdict
 from tests.suite.judged import judge
-from tests.suite.test_harness import SCORED, verdict
 
 pytestmark = harness.needed
 CLI = "from mmrlhf_jax.cli import main; main()"
