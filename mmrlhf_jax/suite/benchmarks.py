@@ -18,7 +18,7 @@ from mmrlhf_jax.inference.endpoint import Endpoint
 from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.sole_writer import sole_writer
-from mmrlhf_jax.suite import run_directory
+from mmrlhf_jax.suite import hosts, run_directory
 from mmrlhf_jax.suite.all_tasks import AllTasks
 from mmrlhf_jax.suite.answering import Answering
 from mmrlhf_jax.suite.harness import NAME
@@ -109,7 +109,7 @@ def evaluate(model: Model, wanted: Wanted, directory: epath.Path) -> None:
     jury = wanted.jury.resumed(run_directory.read(directory))
     with contextlib.ExitStack() as stack:
         if wanted.share.count == 1:
-            stack.enter_context(sole_writer(directory / "shares", directory, "evaluates there"))
+            stack.enter_context(sole_writer(directory / hosts.FOLDER, directory, "evaluates there"))
         harness, logs = None, None if is_remote(directory) else directory / "logs"
         if any(not task.own_metrics for task in wanted.tasks):
             harness = HarnessTasks(stack.enter_context(Harness(logs)), options, wanted.local)
@@ -119,4 +119,4 @@ def evaluate(model: Model, wanted: Wanted, directory: epath.Path) -> None:
         answering.run()
         if wanted.share.process == 0:
             run_directory.settle_judge(directory, jury.judge.name, **jury.of_attacks)
-            Scoring(directory, tasks, jury.of, answering.finished).run(wanted.tasks)
+            Scoring(directory, tasks, jury.of, answering).run(wanted.tasks)

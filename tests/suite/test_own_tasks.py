@@ -114,7 +114,7 @@ def test_hosts_share_the_documents_and_what_is_answered_is_said(tmp_path):
     with own.ask(task, {}, Share(1, 2)) as asking:
         (only,) = asking.requests()
         assert only.document == "1" and asking.documents == 3 and not only.answered
-    with own.ask(task, {"0": "another", "1": only.request.key}, ALONE) as asking:
+    with own.ask(task, {"0": ["another"], "1": ["another", only.request.key]}, ALONE) as asking:
         assert [each.answered for each in asking.requests()] == [False, True, False]
     assert only.request.options == {"max_new_tokens": 2048, "temperature": 0.0}
     assert only.request.prompt == "Tell me about dogs." and only.request.texts[0] == ""

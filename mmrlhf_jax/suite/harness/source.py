@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mmrlhf_jax.inference.jobs import Share
@@ -57,7 +57,9 @@ class HarnessTasks:
     def metrics_of(self, task: Task) -> str:
         return NAME
 
-    def ask(self, task: Task, answered: Mapping[str, str], share: Share) -> contextlib.AbstractContextManager[Asking]:
+    def ask(
+        self, task: Task, answered: Mapping[str, Collection[str]], share: Share
+    ) -> contextlib.AbstractContextManager[Asking]:
         return self._harness.ask(task, self._local.get(task.name), dataclasses.asdict(self._options), answered, share)
 
     def score(self, task: Task, answers: Mapping[str, Answer], refused: Mapping[str, str], judging: Judging) -> Results:
