@@ -87,6 +87,7 @@ def benchmarks(
     policy_endpoint: options.PolicyEndpoint = None,
     policy_model: options.PolicyModel = None,
     against: options.Against = None,
+    against_model: options.AgainstModel = None,
     benchmark: Annotated[
         list[str] | None, typer.Option("--benchmark", help="A benchmark or task of --list; can be repeated. Default: the 27.")
     ] = None,
@@ -131,7 +132,7 @@ def benchmarks(
     how = dict(until=until, video_frames=video_frames, limit=limit)
     commands.benchmarks.benchmarks(
         policy,
-        against,
+        (against, against_model),
         benchmark or [],
         dimensions or [],
         data=data or [],
@@ -152,6 +153,7 @@ def safety_bench(
     policy_endpoint: options.PolicyEndpoint = None,
     policy_model: options.PolicyModel = None,
     against: options.Against = None,
+    against_model: options.AgainstModel = None,
     benchmark: Annotated[
         list[str] | None, typer.Option("--benchmark", help="One of the 8 tasks; can be repeated. Default: all.")
     ] = None,
@@ -182,7 +184,7 @@ def safety_bench(
     )
     commands.benchmarks.safety_bench(
         policy,
-        against,
+        (against, against_model),
         benchmark or [],
         data=data or [],
         judged=judged,
@@ -198,7 +200,7 @@ def safety_bench(
 def _policy(
     model: str | None, endpoint: str | None, name: str | None, concurrency: int, loading: dict[str, Any], otherwise: str
 ) -> dict[str, Any]:
-    """Fields of `suite.benchmarks.Model`. UserError unless either a model or the address of a server is given."""
+    """Fields of `suite.model.Model`. UserError unless either a model or the address of a server is given."""
     if (model is None) == (endpoint is None):
         raise UserError(f"give --model or --policy-endpoint; {otherwise}")
     if name is not None and endpoint is None:

@@ -14,6 +14,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding import distributed
 from mmrlhf_jax.suite import catalogue, listing, preview, summary, table
+from mmrlhf_jax.suite.figures import Figures
 from mmrlhf_jax.suite.local import parse
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.own.grader import MODES
@@ -51,23 +52,26 @@ class Judged:
         if self.classifier and self.attacks[0] is None:
             raise UserError("--attack-classifier: give the address of HarmBench's classifier by --attack-judge")
 
-    def __str__(self) -> str:
+    @property
+    def title(self) -> str | None:
+        """Who judges, in words; None: nobody."""
         named = [f"{model or 'the model'} at {address}" for address, model in (self.judge, self.attacks) if address is not None]
-        return ", attacks: ".join(named) or "none"
+        return ", attacks: ".join(named) or None
 
 
 def benchmarks(
     model: Mapping[str, Any],
-    against: str | None,
+    against: tuple[str | None, str | None],
     names: Sequence[str],
     dimensions: Sequence[str],
     **how: Any,
 ) -> None:
-    """`model` are fields of `suite.benchmarks.Model`, `how` options of `run`."""
+    """`model` are fields of `suite.model.Model`, `against` is the base's place and its name there, and `how` are options of
+    `run`."""
     run(model, against, chosen(names, dimensions), **how)
 
 
-def safety_bench(model: Mapping[str, Any], against: str | None, names: Sequence[str], **how: Any) -> None:
+def safety_bench(model: Mapping[str, Any], against: tuple[str | None, str | None], names: Sequence[str], **how: Any) -> None:
     """The same for the safety suite, or some tasks of it. UserError for a task that is not of it."""
     suite = {task.name: task for each in catalogue.SAFETY for task in each.tasks}
     wanted = [name.strip() for value in names for name in value.split(",") if name.strip()] or list(suite)
@@ -78,7 +82,7 @@ def safety_bench(model: Mapping[str, Any], against: str | None, names: Sequence[
 
 def run(
     model: Mapping[str, Any],
-    against: str | None,
+    against: tuple[str | None, str | None],
     tasks: Sequence[Task],
     *,
     data: Sequence[str],
@@ -100,32 +104,37 @@ def run(
     where = config.load_launch(launch)
     distributed.prepare(where)  # before jax is imported
     from mmrlhf_jax.inference.jobs import Share
-    from mmrlhf_jax.suite.benchmarks import Model, Wanted, evaluate_against
+    from mmrlhf_jax.suite.benchmarks import Wanted, base_of, evaluate_against
     from mmrlhf_jax.suite.harness.source import Options
-    from mmrlhf_jax.suite.judges.judge import EndpointJudge, NoJudge
+    from mmrlhf_jax.suite.judges.judge import EndpointJudge
     from mmrlhf_jax.suite.jury import Jury
+    from mmrlhf_jax.suite.model import Model
 
     share = Share(*distributed.apart(where, launch))
-    judge = NoJudge() if judged.judge[0] is None else EndpointJudge(*judged.judge, judged.thinking)
-    attacks = None if judged.attacks[0] is None else EndpointJudge(*judged.attacks)
-    jury = Jury(judge, attacks, judged.classifier)
     if share.process == 0:
-        if not plan:
-            jury.check(tasks)
-        for line in preview.lines(tasks, local, str(judged)):
+        for line in preview.lines(tasks, local, judged.title):
             say(line)
     if plan:
         return
-    wanted = Wanted(tasks, Options(**options), local, jury, share, metrics)
-    base = evaluate_against(Model(**model), against, wanted, out)
+    judge = None if judged.judge[0] is None else EndpointJudge(*judged.judge, judged.thinking)
+    attacks = None if judged.attacks[0] is None else EndpointJudge(*judged.attacks, option="--attack-judge-model")
+    policy = Model(**model)
+    wanted = Wanted(tasks, Options(**options), local, Jury(judge, attacks, judged.classifier), share, metrics)
+    found: list[Figures] = []
+    evaluate_against(policy, base_of(policy, *against), wanted, out, lambda base: found.append(written(out, base)))
     if share.process == 0:
-        show(out, base, print_json)
+        show(found[-1], print_json)
 
 
-def show(out: str, base: epath.PathLike | None, as_json: bool) -> None:
-    """Write figures and page of a run that may have a base, and print them."""
+def written(out: str, base: epath.PathLike | None) -> Figures:
+    """The figures of a run that may have a base. They and the page are written."""
     found = summary.write_figures(out, MM_RLHF, base)
     write_page([out] if base is None else [out, str(base)], str(epath.Path(out) / PAGE), None)
+    return found
+
+
+def show(found: Figures, as_json: bool) -> None:
+    """Print figures."""
     if as_json:
         strict_json.print_figures(summary.as_json(found))
         return

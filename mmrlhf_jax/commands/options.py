@@ -112,6 +112,10 @@ Against = Annotated[
         help="The base: a model or an address, evaluated in the same way, or the directory of a finished run."
     ),
 ]
+AgainstModel = Annotated[
+    str | None,
+    typer.Option(help="The base's name at --against, if that serves several models; alone: its name at --policy-endpoint."),
+]
 LocalDocuments = Annotated[
     list[str] | None,
     typer.Option(help="TASK=FILE: a task's documents from a .parquet or .jsonl file or a folder of them, not from the hub."),

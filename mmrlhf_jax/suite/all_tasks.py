@@ -17,9 +17,7 @@ from mmrlhf_jax.suite.task import Task
 
 
 class AllTasks(Source):
-    """`harness` is None if no task of the harness is among them."""
-
-    def __init__(self, own: OwnTasks, harness: HarnessTasks | None):
+    def __init__(self, own: OwnTasks, harness: HarnessTasks):
         self._own, self._harness = own, harness
 
     def ask(

@@ -10,8 +10,8 @@ from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.task import Task
 
 
-def lines(tasks: Sequence[Task], local: Mapping[str, Local], judge: str) -> list[str]:
-    """What is local, what must be downloaded, and what needs a judge."""
+def lines(tasks: Sequence[Task], local: Mapping[str, Local], judge: str | None) -> list[str]:
+    """What is local, what must be downloaded, and what needs a judge. `judge` says who judges; None: nobody."""
     own = [task for task in tasks if task.name in local]
     cached = [task for task in tasks if task.name not in local and is_cached(task)]
     missing = [task for task in tasks if task not in own and task not in cached]
@@ -22,7 +22,7 @@ def lines(tasks: Sequence[Task], local: Mapping[str, Local], judge: str) -> list
     found += [f"  to be downloaded: {_downloads(missing)}"] if missing else []
     for kind, what in (("always", "need a judge"), ("unparsable", "need a judge for answers that no rule can read")):
         judged = [task for task in tasks if task.judge == kind]
-        who = "there is none (--judge): their answers are kept, and can be judged later" if judge == "none" else judge
+        who = "there is none (--judge): their answers are kept, and can be judged later" if judge is None else judge
         found += [f"  {what}: {_names(judged)}; {who}"] if judged else []
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from etils import epath
@@ -16,9 +16,9 @@ from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.answering import Finished
 from mmrlhf_jax.suite.answers import Answer
-from mmrlhf_jax.suite.judges.judge import NO_JUDGE, NONE, Judge
-from mmrlhf_jax.suite.judges.judging import Judging
+from mmrlhf_jax.suite.judges.judging import NO_JUDGE, Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
+from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.results import Document, Figure, Results
 from mmrlhf_jax.suite.task import Task, TaskFailed
 
@@ -55,10 +55,10 @@ class Answered(Protocol):
 
 
 class Scoring:
-    """A run's directory whose answers are scored. `judge_of` says who judges a task."""
+    """A run's directory whose answers are scored. `jury` says who judges."""
 
-    def __init__(self, directory: epath.PathLike, scorer: Scorer, judge_of: Callable[[Task], Judge], answered: Answered):
-        self._directory, self._scorer, self._judge_of, self._answered = epath.Path(directory), scorer, judge_of, answered
+    def __init__(self, directory: epath.PathLike, scorer: Scorer, jury: Jury, answered: Answered):
+        self._directory, self._scorer, self._jury, self._answered = epath.Path(directory), scorer, jury, answered
 
     def run(self, tasks: Sequence[Task]) -> None:
         """Score the tasks whose results are not those of the answers that are there now."""
@@ -74,11 +74,12 @@ class Scoring:
         failed = next((each.failed for each in self._answered.finished(task) if each.failed is not None), None)
         if failed is not None:
             return self._without_figures(task, failed, answers, refused)
-        if task.judge == "always" and self._judge_of(task).name == NONE:
+        if task.judge == "always" and self._jury.name_of(task) is None:
             return self._without_figures(task, WITHOUT_JUDGE, answers, refused)
         try:
             with Verdicts(verdicts_path(self._directory, task.name)) as verdicts:
-                return self._scorer.score(task, answers, refused, Judging(self._judge_of(task), verdicts))
+                judging = Judging(self._jury.of(task), verdicts, self._jury.name_of(task))
+                return self._scorer.score(task, answers, refused, judging)
         except TaskFailed as error:
             say(f"{task.name}: {error}; the other tasks go on")
             return self._without_figures(task, str(error), answers, refused)
@@ -99,7 +100,7 @@ class Scoring:
         """A digest of what a task's results are made of."""
         answers = sorted((each.document, each.key, each.answer) for each in self._answered.answers(task).values())
         finished = [dataclasses.asdict(each) for each in self._answered.finished(task)]
-        judge = None if task.judge == "none" else self._judge_of(task).name
+        judge = None if task.judge == "none" else self._jury.name_of(task)
         content = [answers, finished, judge, dict(self._scorer.settings(task))]
         return text_digest(strict_json.dumps(content, sort_keys=True))
 

@@ -69,7 +69,7 @@ def test_before_a_run_it_is_said_what_is_there_and_what_is_not(tmp_path, lines, 
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     (tmp_path / "home/hub/datasets--Lin-Chen--MMStar/snapshots/abc").mkdir(parents=True)
     tasks = [TASKS[name] for name in ("mme", "mmstar", "ai2d", "videomme", "mmbench_cn_dev", "llava_in_the_wild")]
-    found = "\n".join(preview.lines(tasks, parse([f"mme={lines}"]), "none"))
+    found = "\n".join(preview.lines(tasks, parse([f"mme={lines}"]), None))
     assert "6 tasks with about" in found
     assert "local data (--data): mme\n" in found
     assert "in the hub's cache: mmstar\n" in found

@@ -9,7 +9,7 @@ import pytest
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.answering import Finished
 from mmrlhf_jax.suite.answers import Answer, AnswerFile, stored
-from mmrlhf_jax.suite.judges.judge import NoJudge
+from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.request import Request
 from mmrlhf_jax.suite.results import Document, Figure, Results
 from mmrlhf_jax.suite.scoring import WITHOUT_JUDGE, Scoring
@@ -69,7 +69,7 @@ def finished(tmp_path) -> dict[str, Finished]:
 
 def run(directory, finished, scorer=None) -> Lengths:
     scorer = scorer or Lengths()
-    Scoring(directory, scorer, lambda task: NoJudge(), Kept(directory, finished)).run([MME, POPE, WILD])
+    Scoring(directory, scorer, Jury(), Kept(directory, finished)).run([MME, POPE, WILD])
     return scorer
 
 

@@ -35,9 +35,10 @@ class Options:
 
 
 class HarnessTasks:
-    """The tasks of the harness that it can score. `local`: task -> a user's own documents."""
+    """The tasks of the harness that it can score. `local`: task -> a user's own documents. Without a harness they can be
+    neither asked nor scored."""
 
-    def __init__(self, harness: Harness, options: Options, local: Mapping[str, Local]):
+    def __init__(self, harness: Harness | None, options: Options, local: Mapping[str, Local]):
         self._harness, self._options, self._local = harness, options, local
 
     def made_with(self, task: Task) -> dict[str, Any]:
