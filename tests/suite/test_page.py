@@ -320,7 +320,7 @@ def test_wrong_directories_are_refused_in_one_line(tmp_path, model, papers):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text("")
-    assert "runs of training" in refused(run)
+    assert "a training run, whose page is the report.html in it" in refused(run)
     (model / "suite.json").unlink()
     assert "none of its results are of MM-RLHF's benchmarks" in refused(model)
 
@@ -339,3 +339,12 @@ def test_names_are_as_short_as_they_can_be():
     assert short_names(["/x/a", "/x/a"], ["out/x", "out/y"]) == ["a (x)", "a (y)"]
     assert short_names(["/x/a", "/x/a"], ["out", "out"]) == ["a (1)", "a (2)"]
     assert short_names(["owner/name"], ["out"]) == ["name"]
+
+
+def test_the_command_says_what_it_wrote_and_who_is_compared(tmp_path, model, base, capsys):
+    other = write(tmp_path / "other", BASE, {"model": "models/other"})
+    for directories, says in (((model,), "aligned."), ((model, base), "aligned against base.")):
+        page(tmp_path, *directories)
+        assert capsys.readouterr().err.splitlines()[-1] == f"Wrote {tmp_path / 'report.html'}: {says}"
+    page(tmp_path, model, base, other)
+    assert capsys.readouterr().err.endswith(": aligned against base, beside other.\n")

@@ -27,7 +27,7 @@ from mmrlhf_jax.suite.request import Asked, Medium, Request
 from mmrlhf_jax.suite.task import Task, TaskFailed
 
 PYTHON = "MMRLHF_HARNESS_PYTHON"  # the environment variable that names the Python of another environment, which has the harness
-INSTALL = "`make eval-env` makes an environment that has it"
+INSTALL = f"`make eval-env` makes an environment that has it, in .venv-eval; then set {PYTHON}=.venv-eval/bin/python"
 # No task of the harness shall find a judge other than ours: nothing listens on this port.
 NO_JUDGE = {"OPENAI_API_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "none", "API_TYPE": "openai"}
 ENDING_SECONDS = 10  # in which the harness's process ends
@@ -174,7 +174,7 @@ class Harness:
 
     def _dead(self) -> UserError:
         lines = self._log.read_text(errors="replace").strip().splitlines()
-        return UserError(f"{NAME} cannot be started ({lines[-1] if lines else 'without a word'}); {INSTALL}")
+        return UserError(f"{NAME} cannot be started ({lines[-1] if lines else 'it ended without a message'}); {INSTALL}")
 
 
 class Asking:
