@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -65,7 +65,7 @@ def reward_bench(
     workers: options.Workers = 0,
 ) -> None:
     """Compute ACC and ACC+ of a reward model over a reward benchmark or other ranked data, per group."""
-    given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
+    given = _given(context)
     if scores is not None:
         _refuse(given & _OF_A_MODEL, "says how a model makes rewards, and those of --scores are there already")
     if critique != "written":
@@ -78,132 +78,147 @@ def reward_bench(
     commands.eval.reward_bench(source, model, scores, out, launch, critique, criticise, blind, as_json, **loading)
 
 
+# Options that `--list` has besides itself.
+_OF_LIST = {"list_all", "benchmark", "dimensions", "as_json"}
+
+
 @verbs.command("benchmarks")
 def benchmarks(
+    context: typer.Context,
     list_all: Annotated[
-        bool, typer.Option("--list", help="Print every benchmark with its metric, data and judge, and run none.")
+        bool,
+        typer.Option(
+            "--list", help="Print the benchmarks with their data and judges, and run none; with --json everything about them."
+        ),
     ] = False,
     model: options.Policy = None,
     policy_endpoint: options.PolicyEndpoint = None,
     policy_model: options.PolicyModel = None,
     against: options.Against = None,
+    against_model: options.AgainstModel = None,
     benchmark: Annotated[
-        list[str] | None, typer.Option("--benchmark", help="A benchmark or task of --list; can be repeated. Default: the 27.")
+        list[str] | None,
+        typer.Option(
+            "--benchmark",
+            help="Benchmarks or tasks of --list, separated by commas; it can be repeated. With --dimensions both are run."
+            " Default: all.",
+        ),
     ] = None,
     dimensions: Annotated[
-        list[str] | None, typer.Option(help="Dimensions, separated by commas: all their benchmarks are run.")
+        list[str] | None,
+        typer.Option(
+            help="Dimensions, separated by commas, all of whose benchmarks are run; it can be repeated. With --benchmark both"
+            " are run."
+        ),
     ] = None,
     data: options.LocalDocuments = None,
     judge: options.JudgeAddress = None,
     judge_model: options.JudgeModel = None,
     judge_thinking: options.JudgeThinking = 0,
+    judge_concurrency: options.JudgeConcurrency = 32,
     attack_judge: options.AttackJudge = None,
     attack_judge_model: options.AttackJudgeModel = None,
     attack_classifier: options.AttackClassifier = False,
     metrics: options.Metrics = "corrected",
     out: Annotated[str | None, path_option(writes=True, help="Folder for answers, figures and page; can be continued.")] = None,
     launch: options.HostsApart = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first documents of each task, so many.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Say what would be downloaded and judged, and run nothing.")] = False,
+    limit: options.FirstDocuments = None,
+    plan: options.Plan = False,
     video_frames: options.VideoFrames = 32,
     until: Annotated[
         bool, typer.Option("--until", help="End answers at the harness's stop strings, which cut long ones.")
     ] = False,
     as_json: options.JsonForTable = False,
-    concurrency: options.Concurrency = 64,
+    concurrency: options.PolicyConcurrency = 64,
     dtype: options.GenerationDtype = None,
     batch: options.BatchSize = 16,
     template: options.Template = None,
     slots: options.Slots = 8192,
     workers: options.Workers = 0,
 ) -> None:
-    """The 27 benchmarks of MM-RLHF in ten dimensions, with its safety suite."""
+    """MM-RLHF's table: ten dimensions, of 27 benchmarks and the 8 tasks of its safety suite."""
+    names, dimensions = benchmark or [], dimensions or []
     if list_all:
-        commands.benchmarks.show_all(as_json)
+        _refuse(_given(context) - _OF_LIST, "is of a run, and --list runs nothing")
+        commands.benchmarks.show_all(names, dimensions, as_json)
         return
-    loading = dict(dtype=dtype, batch=batch, template=template, slots=slots, workers=workers)
-    policy = _policy(model, policy_endpoint, policy_model, concurrency, loading, "--list shows what there is")
-    if out is None:
-        raise UserError("give --out, a folder for answers and figures")
-    judged = commands.benchmarks.Judged(
-        (judge, judge_model), (attack_judge, attack_judge_model), attack_classifier, judge_thinking
-    )
-    how = dict(until=until, video_frames=video_frames, limit=limit)
-    commands.benchmarks.benchmarks(
-        policy,
-        against,
-        benchmark or [],
-        dimensions or [],
+    command = commands.benchmarks.Command(
+        given=_given(context),
+        policy=dict(path=model, endpoint=policy_endpoint, name=policy_model, concurrency=concurrency),
+        loading=dict(dtype=dtype, batch=batch, template=template, slots=slots, workers=workers),
+        against=against,
+        against_model=against_model,
+        judged=commands.benchmarks.Judged(
+            (judge, judge_model), (attack_judge, attack_judge_model), attack_classifier, judge_thinking, judge_concurrency
+        ),
         data=data or [],
-        judged=judged,
         metrics=metrics,
-        options=how,
+        options=dict(until=until, video_frames=video_frames, limit=limit),
         launch=launch,
         out=out,
-        plan=plan,
         print_json=as_json,
     )
+    commands.benchmarks.benchmarks(command, names, dimensions, plan)
 
 
 @verbs.command("safety-bench")
 def safety_bench(
-    out: Annotated[str, path_option(writes=True, help="Folder for answers, verdicts and figures; can be continued.")],
+    context: typer.Context,
+    out: Annotated[
+        str | None, path_option(writes=True, help="Folder for answers, verdicts and figures; can be continued.")
+    ] = None,
     model: options.Policy = None,
     policy_endpoint: options.PolicyEndpoint = None,
     policy_model: options.PolicyModel = None,
     against: options.Against = None,
+    against_model: options.AgainstModel = None,
     benchmark: Annotated[
-        list[str] | None, typer.Option("--benchmark", help="One of the 8 tasks; can be repeated. Default: all.")
+        list[str] | None,
+        typer.Option("--benchmark", help="Some of the 8 tasks, separated by commas; it can be repeated. Default: all of them."),
     ] = None,
     data: options.LocalDocuments = None,
     judge: options.JudgeAddress = None,
     judge_model: options.JudgeModel = None,
     judge_thinking: options.JudgeThinking = 0,
+    judge_concurrency: options.JudgeConcurrency = 32,
     attack_judge: options.AttackJudge = None,
     attack_judge_model: options.AttackJudgeModel = None,
     attack_classifier: options.AttackClassifier = False,
     metrics: options.Metrics = "corrected",
     launch: options.HostsApart = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first documents of each task, so many.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Say what would be downloaded and judged, and run nothing.")] = False,
+    limit: options.FirstDocuments = None,
+    plan: options.Plan = False,
     as_json: options.JsonForTable = False,
-    concurrency: options.Concurrency = 64,
+    concurrency: options.PolicyConcurrency = 64,
     dtype: options.GenerationDtype = None,
     batch: options.BatchSize = 16,
     template: options.Template = None,
     slots: options.Slots = 8192,
     workers: options.Workers = 0,
 ) -> None:
-    """MM-RLHF-SafetyBench: 8 tasks, whose answers are made once, with 11 metrics."""
-    loading = dict(dtype=dtype, batch=batch, template=template, slots=slots, workers=workers)
-    policy = _policy(model, policy_endpoint, policy_model, concurrency, loading, "one of them answers")
-    judged = commands.benchmarks.Judged(
-        (judge, judge_model), (attack_judge, attack_judge_model), attack_classifier, judge_thinking
-    )
-    commands.benchmarks.safety_bench(
-        policy,
-        against,
-        benchmark or [],
+    """MM-RLHF-SafetyBench alone: 8 tasks, whose answers are made once, with 11 metrics."""
+    command = commands.benchmarks.Command(
+        given=_given(context),
+        policy=dict(path=model, endpoint=policy_endpoint, name=policy_model, concurrency=concurrency),
+        loading=dict(dtype=dtype, batch=batch, template=template, slots=slots, workers=workers),
+        against=against,
+        against_model=against_model,
+        judged=commands.benchmarks.Judged(
+            (judge, judge_model), (attack_judge, attack_judge_model), attack_classifier, judge_thinking, judge_concurrency
+        ),
         data=data or [],
-        judged=judged,
         metrics=metrics,
         options=dict(limit=limit),
         launch=launch,
         out=out,
-        plan=plan,
         print_json=as_json,
     )
+    commands.benchmarks.safety_bench(command, benchmark or [], plan)
 
 
-def _policy(
-    model: str | None, endpoint: str | None, name: str | None, concurrency: int, loading: dict[str, Any], otherwise: str
-) -> dict[str, Any]:
-    """Fields of `suite.benchmarks.Model`. UserError unless either a model or the address of a server is given."""
-    if (model is None) == (endpoint is None):
-        raise UserError(f"give --model or --policy-endpoint; {otherwise}")
-    if name is not None and endpoint is None:
-        raise UserError("--policy-model is the name of a model at --policy-endpoint; give its address")
-    return dict(path=model, endpoint=endpoint, name=name, concurrency=concurrency, loading=loading)
+def _given(context: typer.Context) -> set[str]:
+    """The options that stand on the command line."""
+    return {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
 
 
 def _refuse(names: set[str], why: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from etils import epath
@@ -11,9 +11,12 @@ from etils import epath
 from mmrlhf_jax import config, strict_json
 from mmrlhf_jax.commands.report import report as write_page
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import exists, is_address
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding import distributed
-from mmrlhf_jax.suite import catalogue, listing, preview, summary, table
+from mmrlhf_jax.suite import catalogue, listing, preview, run_directory, summary, table
+from mmrlhf_jax.suite.figures import Figures
+from mmrlhf_jax.suite.harness.source import Options
 from mmrlhf_jax.suite.local import parse
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.own.grader import MODES
@@ -22,24 +25,27 @@ from mmrlhf_jax.suite.task import Task
 PAGE = "report.html"  # in a run's directory
 
 
-def show_all(print_json: bool) -> None:
-    """Print the catalogue."""
+def show_all(names: Sequence[str], dimensions: Sequence[str], print_json: bool) -> None:
+    """Print the catalogue, or the benchmarks of it that are named, or that have a task of these names."""
+    tasks = {task.name for task in chosen(names, dimensions)}
+    found = [each for each in catalogue.BENCHMARKS if any(task.name in tasks for task in each.tasks)]
     if print_json:
-        strict_json.print_figures(listing.as_json())
+        strict_json.print_figures(listing.as_json(found))
         return
-    for line in listing.as_lines():
+    for line in listing.as_lines(found):
         print(line)
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """Who judges: (address, model) of the judge and of that of attacks, whether the latter is HarmBench's classifier, and the
-    tokens that the judge has for thinking."""
+    """Who judges: (address, model) of the judge and of that of attacks, whether the latter is HarmBench's classifier, the
+    tokens that the judge has for thinking, and how many questions are under way at a time."""
 
-    judge: tuple[str | None, str | None] = (None, None)
-    attacks: tuple[str | None, str | None] = (None, None)
-    classifier: bool = False
-    thinking: int = 0
+    judge: tuple[str | None, str | None]
+    attacks: tuple[str | None, str | None]
+    classifier: bool
+    thinking: int
+    concurrency: int
 
     def check(self) -> None:
         """UserError for the name of a model without an address."""
@@ -51,100 +57,180 @@ class Judged:
         if self.classifier and self.attacks[0] is None:
             raise UserError("--attack-classifier: give the address of HarmBench's classifier by --attack-judge")
 
-    def __str__(self) -> str:
+    @property
+    def title(self) -> str | None:
+        """Who judges, in words; None: nobody."""
         named = [f"{model or 'the model'} at {address}" for address, model in (self.judge, self.attacks) if address is not None]
-        return ", attacks: ".join(named) or "none"
+        return ", attacks: ".join(named) or None
 
 
-def benchmarks(
-    model: Mapping[str, Any],
-    against: str | None,
-    names: Sequence[str],
-    dimensions: Sequence[str],
-    **how: Any,
-) -> None:
-    """`model` are fields of `suite.benchmarks.Model`, `how` options of `run`."""
-    run(model, against, chosen(names, dimensions), **how)
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What the command line says.
+
+    Attributes:
+        given: the names of the options that stand there.
+        policy, loading: fields of `suite.model.Model`; how a model is loaded.
+        against: the base, a model or the directory of a run; None: there is none.
+        against_model: the base's name at its server.
+        judged: who judges.
+        data: values TASK=FILE.
+        metrics: the mode of the tasks that are graded here.
+        options: those of the harness's `Options`.
+        launch: the launch file.
+        out: the directory of the run.
+        print_json: whether figures are printed as JSON.
+    """
+
+    given: Set[str]
+    policy: Mapping[str, Any]
+    loading: Mapping[str, Any]
+    against: str | None
+    against_model: str | None
+    judged: Judged
+    data: Sequence[str]
+    metrics: str
+    options: Mapping[str, Any]
+    launch: str | None
+    out: str | None
+    print_json: bool
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """UserError for options that contradict each other, or that have no effect."""
+        self.judged.check()
+        if self.judged.judge[0] is None and self.judged.attacks[0] is None:
+            self._refuse({"judge_concurrency"}, "is of a judge; give its address by --judge")
+        if self.metrics not in MODES:
+            raise UserError(f"--metrics {self.metrics}: choose {' or '.join(MODES)}")
+        self._check_policy()
+        if unused := sorted(parse(self.data).keys() - {task.name for task in tasks}):
+            raise UserError(f"--data {unused[0]}=...: this task is not among those that are run")
+
+    def _check_policy(self) -> None:
+        path, endpoint, name = (self.policy[key] for key in ("path", "endpoint", "name"))
+        if path is not None and endpoint is not None:
+            raise UserError("give one of --model and --policy-endpoint, not both")
+        if name is not None and endpoint is None:
+            raise UserError("--policy-model is the name of a model at --policy-endpoint; give its address")
+        if self.against_model is not None and not (is_address(self.against) or (self.against is None and endpoint is not None)):
+            raise UserError("--against-model is the name of a model at a server; give its address by --against")
+        base_is_served = self.against is None or is_address(self.against)
+        if path is not None and not is_address(self.against):
+            self._refuse({"concurrency"}, "is of --policy-endpoint, and --model answers in this process")
+        if endpoint is not None and base_is_served:
+            self._refuse(self.loading.keys(), "says how a model is loaded here, and that of --policy-endpoint is on its server")
+
+    def check_plan(self) -> None:
+        """UserError for options that `--plan` does not have."""
+        self._refuse({"as_json"}, "is of a run's figures, and --plan makes none")
+
+    def check_run(self) -> None:
+        """UserError if what a run needs is lacking."""
+        if self.policy["path"] is None and self.policy["endpoint"] is None:
+            raise UserError(
+                "give --model or --policy-endpoint, which answers; --list shows what there is, --plan what it needs"
+            )
+        if self.out is None:
+            raise UserError("give --out, a folder for answers and figures")
+
+    def _refuse(self, names: Set[str], why: str) -> None:
+        for name in sorted(self.given & names):
+            raise UserError(f"--{_SPELT.get(name, name).replace('_', '-')} {why}")
 
 
-def safety_bench(model: Mapping[str, Any], against: str | None, names: Sequence[str], **how: Any) -> None:
+_SPELT = {"as_json": "json"}
+
+
+def benchmarks(command: Command, names: Sequence[str], dimensions: Sequence[str], plan: bool) -> None:
+    """The benchmarks, or those that are named: what a run of them needs, or the run."""
+    _plan_or_run(command, chosen(names, dimensions), plan)
+
+
+def safety_bench(command: Command, names: Sequence[str], plan: bool) -> None:
     """The same for the safety suite, or some tasks of it. UserError for a task that is not of it."""
     suite = {task.name: task for each in catalogue.SAFETY for task in each.tasks}
-    wanted = [name.strip() for value in names for name in value.split(",") if name.strip()] or list(suite)
+    wanted = _separated(names) or list(suite)
     if unknown := [name for name in wanted if name not in suite]:
         raise UserError(f"--benchmark {unknown[0]}: choose from {', '.join(suite)}")
-    run(model, against, [suite[name] for name in dict.fromkeys(wanted)], **how)
+    _plan_or_run(command, [suite[name] for name in dict.fromkeys(wanted)], plan)
 
 
-def run(
-    model: Mapping[str, Any],
-    against: str | None,
-    tasks: Sequence[Task],
-    *,
-    data: Sequence[str],
-    judged: Judged,
-    metrics: str,
-    options: Mapping[str, Any],
-    launch: str | None,
-    out: str,
-    plan: bool,
-    print_json: bool,
-) -> None:
-    """`options` are those of the harness's `Options`."""
-    local = parse(data)
-    judged.check()
-    if metrics not in MODES:
-        raise UserError(f"--metrics {metrics}: choose {' or '.join(MODES)}")
-    if unused := sorted(local.keys() - {task.name for task in tasks}):
-        raise UserError(f"--data {unused[0]}=...: this task is not among those that are run")
-    where = config.load_launch(launch)
+def _plan_or_run(command: Command, tasks: Sequence[Task], plan: bool) -> None:
+    command.check(tasks)
+    if plan:
+        command.check_plan()
+        _say_needs(command, tasks)
+    else:
+        command.check_run()
+        run(command, tasks)
+
+
+def _say_needs(command: Command, tasks: Sequence[Task]) -> None:
+    options, judge = Options(**command.options), command.judged.title
+    for line in preview.lines(tasks, parse(command.data), judge, options.limit, options.video_frames):
+        say(line)
+    base = command.against or command.against_model
+    if base is not None and (is_address(base) or not exists(epath.Path(base) / run_directory.FILE)):
+        say("  the base (--against) answers the same, and is judged in the same way: the time is that of each of the two")
+
+
+def run(command: Command, tasks: Sequence[Task]) -> None:
+    """Evaluate the policy, and its base if there is one, and show the figures."""
+    where = config.load_launch(command.launch)
     distributed.prepare(where)  # before jax is imported
     from mmrlhf_jax.inference.jobs import Share
-    from mmrlhf_jax.suite.benchmarks import Model, Wanted, evaluate_against
-    from mmrlhf_jax.suite.harness.source import Options
-    from mmrlhf_jax.suite.judges.judge import EndpointJudge, NoJudge
+    from mmrlhf_jax.suite.benchmarks import Wanted, base_of, evaluate_against
+    from mmrlhf_jax.suite.judges.judge import EndpointJudge
     from mmrlhf_jax.suite.jury import Jury
+    from mmrlhf_jax.suite.model import Model
 
-    share = Share(*distributed.apart(where, launch))
-    judge = NoJudge() if judged.judge[0] is None else EndpointJudge(*judged.judge, judged.thinking)
-    attacks = None if judged.attacks[0] is None else EndpointJudge(*judged.attacks)
+    share, judged = Share(*distributed.apart(where, command.launch)), command.judged
+    many = dict(concurrency=judged.concurrency)
+    judge = None if judged.judge[0] is None else EndpointJudge(*judged.judge, judged.thinking, **many)
+    attacks = None if judged.attacks[0] is None else EndpointJudge(*judged.attacks, option="--attack-judge-model", **many)
     jury = Jury(judge, attacks, judged.classifier)
     if share.process == 0:
-        if not plan:
-            jury.check(tasks)
-        for line in preview.lines(tasks, local, str(judged)):
-            say(line)
-    if plan:
-        return
-    wanted = Wanted(tasks, Options(**options), local, jury, share, metrics)
-    base = evaluate_against(Model(**model), against, wanted, out)
+        _say_needs(command, tasks)
+    wanted = Wanted(tasks, Options(**command.options), parse(command.data), jury, share, command.metrics)
+    model, found = Model(**command.policy, loading=command.loading), []
+    base = base_of(model, command.against, command.against_model)
+    evaluate_against(model, base, wanted, command.out, lambda base: found.append(_written(command.out, base)))
     if share.process == 0:
-        show(out, base, print_json)
+        show(found[-1], command.print_json)
 
 
-def show(out: str, base: epath.PathLike | None, as_json: bool) -> None:
-    """Write figures and page of a run that may have a base, and print them."""
+def _written(out: str, base: epath.PathLike | None) -> Figures:
+    """The figures of a run that may have a base. They and the page are written."""
     found = summary.write_figures(out, MM_RLHF, base)
     write_page([out] if base is None else [out, str(base)], str(epath.Path(out) / PAGE), None)
+    return found
+
+
+def show(found: Figures, as_json: bool) -> None:
+    """Print figures."""
     if as_json:
         strict_json.print_figures(summary.as_json(found))
-        return
-    for line in table.as_lines(found):
-        print(line)
+    else:
+        for line in table.as_lines(found):
+            print(line)
 
 
 def chosen(names: Sequence[str], dimensions: Sequence[str]) -> list[Task]:
-    """The tasks of benchmarks or tasks with these names, and of these dimensions; without either all of the 27 benchmarks.
+    """The tasks of benchmarks or tasks with these names, and of these dimensions; without either those of all benchmarks.
 
     UserError for a name that there is not.
     """
-    wanted = [each.strip() for value in dimensions for each in value.split(",") if each.strip()]
+    wanted = _separated(dimensions)
     there = dict.fromkeys(each.dimension for each in catalogue.BENCHMARKS)
     for name in wanted:
         if name not in there:
             raise UserError(f"--dimensions {name}: choose from {', '.join(there)}")
-    found = [task for value in names for name in value.split(",") if name.strip() for task in catalogue.find(name.strip())]
-    found += [task for each in catalogue.BENCHMARKS if each.dimension in wanted for task in each.tasks]
-    if not names and not wanted:
-        found = [task for each in catalogue.GENERAL for task in each.tasks]
+    found = [task for name in _separated(names) for task in catalogue.find(name)]
+    every = not found and not wanted
+    found += [task for each in catalogue.BENCHMARKS if every or each.dimension in wanted for task in each.tasks]
     return list({task.name: task for task in found}.values())
+
+
+def _separated(values: Sequence[str]) -> list[str]:
+    """The names in values, which may have several with commas between them."""
+    return [name.strip() for value in values for name in value.split(",") if name.strip()]

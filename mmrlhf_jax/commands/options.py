@@ -101,42 +101,88 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 JsonForTable = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 # Of a policy that is evaluated, and of its judges
-Policy = Annotated[str | None, path_option(help="Policy: Hugging Face directory or hub id.")]
+Policy = Annotated[str | None, path_option(help="The policy: a Hugging Face directory or hub id.")]
 PolicyEndpoint = Annotated[
-    str | None, typer.Option(help="Address of a server with OpenAI's protocol that has the policy, instead of --model.")
+    str | None,
+    typer.Option(
+        help="Address of a server with OpenAI's protocol that has the policy, instead of --model. The environment variable"
+        " MMRLHF_ENDPOINT_KEY is its key."
+    ),
 ]
-PolicyModel = Annotated[str | None, typer.Option(help="Its name there; needed if the server has several.")]
+PolicyModel = Annotated[
+    str | None, typer.Option(help="The policy's name at --policy-endpoint; it is needed if the server has several models.")
+]
+PolicyConcurrency = Annotated[
+    int,
+    typer.Option("--concurrency", min=1, max=4096, help="Requests under way at a time at --policy-endpoint, of each host."),
+]
 Against = Annotated[
     str | None,
     model_or_address_option(
         help="The base: a model or an address, evaluated in the same way, or the directory of a finished run."
     ),
 ]
+AgainstModel = Annotated[
+    str | None,
+    typer.Option(help="The base's name at --against, if that serves several models; alone: its name at --policy-endpoint."),
+]
 LocalDocuments = Annotated[
     list[str] | None,
-    typer.Option(help="TASK=FILE: a task's documents from a .parquet or .jsonl file or a folder of them, not from the hub."),
+    typer.Option(
+        help="TASK=FILE: take a task's documents from a .parquet or .jsonl file, or a folder of them, and not from the hub. It"
+        " can be repeated."
+    ),
+]
+FirstDocuments = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Take only the first documents of each task, as many as this number.")
+]
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan",
+        help="Say what would be downloaded, answered and judged, and how long that may take; run nothing. It needs no model.",
+    ),
 ]
 JudgeAddress = Annotated[
     str | None,
-    typer.Option("--judge", help="Address of the judge's server (OpenAI's protocol). Without it answers are kept."),
+    typer.Option(
+        "--judge",
+        help="Address of the judge's server (OpenAI's protocol), whose key is the environment variable MMRLHF_JUDGE_KEY."
+        " Without a judge the answers that need one are kept, and can be judged later.",
+    ),
 ]
-JudgeModel = Annotated[str | None, typer.Option(help="The judge's name there; needed if the server has several.")]
+JudgeModel = Annotated[
+    str | None, typer.Option(help="The judge's name at --judge; it is needed if the server has several models.")
+]
 JudgeThinking = Annotated[
     int,
     typer.Option(min=0, max=65536, help="Tokens in which a judge thinks before it replies; it is asked without temperature."),
 ]
+JudgeConcurrency = Annotated[
+    int, typer.Option(min=1, max=4096, help="Questions under way at a time at --judge, and at --attack-judge.")
+]
 AttackJudge = Annotated[
     str | None,
-    typer.Option(help="Address of another judge for the three tasks with jailbreaks, as HarmBench's classifier."),
+    typer.Option(
+        help="Address of another judge for the three tasks with jailbreaks, as HarmBench's classifier. Its key is"
+        " MMRLHF_JUDGE_KEY, too."
+    ),
 ]
-AttackJudgeModel = Annotated[str | None, typer.Option(help="Its name there; needed if the server has several.")]
+AttackJudgeModel = Annotated[
+    str | None, typer.Option(help="The model's name at --attack-judge; it is needed if the server has several models.")
+]
 AttackClassifier = Annotated[
-    bool, typer.Option("--attack-classifier", help="It is HarmBench's classifier, and takes the prompt it was trained on.")
+    bool,
+    typer.Option(
+        "--attack-classifier",
+        help="Say that --attack-judge is HarmBench's classifier, which is asked by the prompt that it was trained on.",
+    ),
 ]
 Metrics = Annotated[
     str,
     typer.Option(
         metavar="[corrected|paper]",
-        help="Of the tasks with metrics of this project: as they are defined, or as the paper's code computes them.",
+        help="Which metrics the tasks have that are scored by this project: those of their definitions, corrected, or those of"
+        " the paper's code.",
     ),
 ]

@@ -10,10 +10,11 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import exists, write_atomically
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite import published as paper
+from mmrlhf_jax.suite import run_directory
 from mmrlhf_jax.suite.dimensions import Suite
-from mmrlhf_jax.suite.figures import RUN, read_run
+from mmrlhf_jax.suite.figures import read_run
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
-from mmrlhf_jax.suite.page import Shown, page_of
+from mmrlhf_jax.suite.page import Shown, names_of, page_of
 from mmrlhf_jax.suite.results import tasks_in
 from mmrlhf_jax.suite.stored import read_suite
 
@@ -31,8 +32,8 @@ def report(directories: Sequence[str], out: str, published: str | None) -> None:
         (evaluations if _is_evaluation(epath.Path(each)) else trainings).append(epath.Path(each))
     if not evaluations:
         raise UserError(
-            f"{', '.join(directories)}: runs of training, whose pages are in them; give an evaluation, as --out of `mmrlhf eval"
-            " benchmarks`"
+            f"{', '.join(directories)}: a training run, whose page is the report.html in it; give an evaluation before it, the"
+            " --out of `mmrlhf eval benchmarks`"
         )
     suite = _suite_of(evaluations)
     beside = _published(suite, published)
@@ -42,7 +43,16 @@ def report(directories: Sequence[str], out: str, published: str | None) -> None:
             raise UserError(f"{each.directory}: none of its results are of {suite.title}")
     page = page_of(suite, runs, _trainings(trainings), beside, NOTES if beside else ())
     write_atomically(out, page.encode("utf-8", "replace"))
-    say(f"{out}: {', '.join(each.run.name for each in runs)}")
+    say(f"Wrote {out}: {_compared(names_of(runs))}.")
+
+
+def _compared(names: Sequence[str]) -> str:
+    """Which models are on a page, and in which place."""
+    model, *base_and_others = names
+    if not base_and_others:
+        return model
+    base, *others = base_and_others
+    return f"{model} against {base}" + (f", beside {', '.join(others)}" if others else "")
 
 
 def _is_evaluation(directory: epath.Path) -> bool:
@@ -53,7 +63,7 @@ def _is_evaluation(directory: epath.Path) -> bool:
         return False
     if not exists(directory):
         raise UserError(f"{directory}: no such directory")
-    if exists(directory / RUN):
+    if exists(directory / run_directory.FILE):
         raise UserError(f"{directory}: an evaluation without results yet; give its command again, which goes on with it")
     if exists(directory / "figures.json"):
         raise UserError(f"{directory}: an evaluation of a reward model, whose page is the report.html that lies in it")

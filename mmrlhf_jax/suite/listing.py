@@ -1,4 +1,4 @@
-"""The catalogue as a table: one row, or one JSON object, per benchmark."""
+"""Benchmarks as a table: one row, or one JSON object, for each."""
 
 from __future__ import annotations
 
@@ -6,31 +6,49 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmrlhf_jax.suite.catalogue import BENCHMARKS
+from mmrlhf_jax.suite.downloads import downloads, size_of
 from mmrlhf_jax.suite.task import Benchmark, Row, Task
 
-_COLUMNS = ("name", "dimension", "direction", "scale", "judge", "metric", "data", "harness_task")
-_WIDEST = 44  # characters of a column; a longer cell moves the rest of its line, not that of all lines
+_COLUMNS = ("name", "title", "dimension", "documents", "size", "judge")
+_NUMBERS = ("documents", "size")  # which stand at the right of their columns
+_WIDEST = 36  # characters of a column; a longer cell moves the rest of its line, not that of all lines
 
 
-def as_json() -> list[dict[str, Any]]:
+def as_json(benchmarks: Iterable[Benchmark]) -> list[dict[str, Any]]:
     """An object per benchmark.
 
-    Where a benchmark has several tasks or rows, their values are joined by ", " in the fields of the table; `tasks` and `rows`
+    Where a benchmark has several tasks or rows, their values are joined by ", " in the first eight fields; `tasks` and `rows`
     have them one by one.
     """
     return [
         _fields(each)
         | {"title": each.title, "tasks": [_task(task) for task in each.tasks], "rows": [_row(row) for row in each.rows]}
-        for each in BENCHMARKS
+        for each in benchmarks
     ]
 
 
-def as_lines() -> list[str]:
+def as_lines(benchmarks: Iterable[Benchmark]) -> list[str]:
     """A line per benchmark, below one with the names of the columns."""
-    rows = [_COLUMNS, *(tuple(_fields(each)[name] or "-" for name in _COLUMNS) for each in BENCHMARKS)]
+    rows = [_COLUMNS, *map(_cells, benchmarks)]
     widths = [min(_WIDEST, max(map(len, column))) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return ["  ".join(map(_aligned, _COLUMNS, row, widths)).rstrip() for row in rows]
+
+
+def _aligned(column: str, cell: str, width: int) -> str:
+    return cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
+
+
+def _cells(benchmark: Benchmark) -> tuple[str, ...]:
+    documents = [task.data.documents for task in benchmark.tasks]
+    sizes = [each.size for each in downloads(benchmark.tasks)]
+    return (
+        benchmark.name,
+        benchmark.title,
+        benchmark.dimension,
+        "?" if None in documents else f"{sum(documents):,}",
+        "?" if None in sizes else size_of(sum(sizes)),
+        _joined(task.judge for task in benchmark.tasks),
+    )
 
 
 def _fields(benchmark: Benchmark) -> dict[str, str | None]:

@@ -42,7 +42,7 @@ def page_of(
 
     `published` are shown beside; `notes` say what there is to know of the figures.
     """
-    names = short_names([each.run.name for each in runs], [os.fspath(each.directory) for each in runs])
+    names = names_of(runs)
     found = figures(suite, runs[0].run, runs[1].run if len(runs) > 1 else None)
     table = SideBySide(suite, found, [figures(suite, each.run) for each in runs[2:]], published or {})
     report = shown.Report(
@@ -60,6 +60,11 @@ def page_of(
         notes=notes,
     )
     return shown.suite_page(report)
+
+
+def names_of(runs: Sequence[Shown]) -> list[str]:
+    """The names of runs on their page."""
+    return short_names([each.run.name for each in runs], [os.fspath(each.directory) for each in runs])
 
 
 def short_names(names: Sequence[str], directories: Sequence[str]) -> list[str]:

@@ -1,61 +1,81 @@
-"""What a run needs, said before it begins: downloads, local data, judges."""
+"""What a run needs, said before it begins: downloads, local data, judges, time."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
+from mmrlhf_jax.pages.parts import duration
+from mmrlhf_jax.suite import hub_cache, workload
+from mmrlhf_jax.suite.downloads import downloads, size_of
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.task import Task
+from mmrlhf_jax.suite.workload import FRAME, PROMPT, READ, WRITTEN, Workload
 
 
-def lines(tasks: Sequence[Task], local: Mapping[str, Local], judge: str) -> list[str]:
-    """What is local, what must be downloaded, and what needs a judge."""
+def lines(
+    tasks: Sequence[Task], local: Mapping[str, Local], judge: str | None, limit: int | None, video_frames: int
+) -> Iterator[str]:
+    """What is local and what must be downloaded; how much has to be answered and judged, by whom, and how long that may take.
+
+    `limit`: how many documents of a task are taken at most; None: all.
+    """
     own = [task for task in tasks if task.name in local]
-    cached = [task for task in tasks if task.name not in local and is_cached(task)]
-    missing = [task for task in tasks if task not in own and task not in cached]
-    documents = sum((local[task.name].documents if task in own else task.data.documents) or 0 for task in tasks)
-    found = [f"{len(tasks)} tasks with about {documents:,} documents"]
-    found += [f"  local data (--data): {_names(own)}"] if own else []
-    found += [f"  in the hub's cache: {_names(cached)}"] if cached else []
-    found += [f"  to be downloaded: {_downloads(missing)}"] if missing else []
-    for kind, what in (("always", "need a judge"), ("unparsable", "need a judge for answers that no rule can read")):
-        judged = [task for task in tasks if task.judge == kind]
-        who = "there is none (--judge): their answers are kept, and can be judged later" if judge == "none" else judge
-        found += [f"  {what}: {_names(judged)}; {who}"] if judged else []
-    return found
+    cached = [task for task in tasks if task.name not in local and hub_cache.has(task)]
+    work = workload.of_all(tasks, local, limit, video_frames)
+    yield f"{_count(len(tasks), 'task')} with about {_count(work.documents, 'document')}"
+    if work.uncounted:
+        yield f"  not counted, because nobody knows how many documents they have: {', '.join(work.uncounted)}"
+    if own:
+        yield f"  local data (--data): {_names(own)}"
+    if cached:
+        yield f"  in the hub's cache: {_names(cached)}"
+    yield from _downloads([task for task in tasks if task not in own and task not in cached])
+    yield from _judged(tasks, work, judge)
+    yield from _time(work, video_frames)
 
 
-def is_cached(task: Task) -> bool:
-    """Whether the hub's cache has a task's data set, and its videos are unpacked, as far as folders show that."""
-    home = Path(os.path.expanduser(os.environ.get("HF_HOME") or "~/.cache/huggingface"))
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    folders = [hub / f"datasets--{task.data.hub.replace('/', '--')}" / "snapshots"]
-    folders += [home / file.split("/")[0] for file in task.data.files]
-    return all(folder.is_dir() and any(folder.iterdir()) for folder in folders)
+def _downloads(tasks: Sequence[Task]) -> Iterator[str]:
+    """The data sets of tasks with their sizes and their sum, and those of unknown size."""
+    found = downloads(tasks)
+    sizes = {each.name: each.size for each in found if each.size is not None}
+    if sizes:
+        named = ", ".join(f"{name} {size_of(size)}" for name, size in sizes.items())
+        yield f"  to be downloaded: {named}{f'; {size_of(sum(sizes.values()))} in all' if len(sizes) > 1 else ''}"
+    if unknown := [each.name for each in found if each.size is None]:
+        yield f"  to be downloaded, of a size that is not known here: {', '.join(unknown)}"
 
 
-def _downloads(tasks: Sequence[Task]) -> str:
-    """The data sets of tasks with their sizes, and their sum."""
-    sizes: dict[str, int | None] = {}
-    for task in tasks:
-        name = f"{task.data.hub}{f' ({task.data.config})' if task.data.config else ''}"
-        sizes[name] = max(filter(None, (sizes.get(name), task.data.size)), default=None)
-    known = sum(size for size in sizes.values() if size)
-    unknown = sum(size is None for size in sizes.values())
-    total = f"{size_of(known)} in all" + (f", and {unknown} data sets of unknown size" if unknown else "")
-    return f"{', '.join(f'{name} {size_of(size)}' if size else name for name, size in sizes.items())}: {total}"
+def _judged(tasks: Sequence[Task], work: Workload, judge: str | None) -> Iterator[str]:
+    who = "there is none (--judge): their answers are kept, and can be judged later" if judge is None else judge
+    always = [task for task in tasks if task.judge == "always"]
+    perhaps = [task for task in tasks if task.judge == "unparsable"]
+    if always:
+        yield f"  need a judge, about {_count(work.judged, 'call')}: {_names(always)}; {who}"
+    if perhaps:
+        most = f"at most {_count(work.perhaps, 'call')}"
+        yield f"  need a judge for answers that no rule can read, {most}: {_names(perhaps)}; {who}"
 
 
-def size_of(count: int) -> str:
-    """A number of bytes in words."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+def _time(work: Workload, video_frames: int) -> Iterator[str]:
+    if not work.documents:
+        return
+    videos = ""
+    if work.videos:
+        videos = f", and {FRAME * video_frames:,} more for a video of {video_frames} frames, which {work.videos:,} have"
+    yield (
+        f"  answers: to {_count(work.documents, 'prompt')} of about {PROMPT:,} tokens{videos}; at most {work.written:,} tokens"
+        " are written, and most answers are shorter than they may be"
+    )
+    yield (
+        f"  time: {duration(work.reading)} for the prompts, and up to {duration(work.writing)} for the answers, if"
+        f" {READ:,} tokens a second are read and {WRITTEN:,} written; these rates are assumed, about those of a 7B model on one"
+        " accelerator. The measured time is said with the first answers. Not known: how long downloads and the judge take"
+    )
 
 
 def _names(tasks: Sequence[Task]) -> str:
     return ", ".join(task.name for task in tasks)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -117,8 +117,9 @@ def _in_common(found: Figures) -> Iterator[str]:
     for row in found.suite.table.values():
         delta = found.rows[row.name].delta
         if delta.left_out:
-            one = f"{delta.left_out} other{'' if delta.left_out == 1 else 's'} of one of them alone"
-            yield f"difference of {row.title}: on {delta.documents} documents that both have; {one} left out"
+            common = f"the {delta.documents} documents" if delta.documents != 1 else "the one document"
+            others = "1 document has" if delta.left_out == 1 else f"{delta.left_out} documents have"
+            yield f"difference of {row.title}: on {common} with a value for both models; {others} a value for one of them alone"
 
 
 def _together(what: str, reasons: Iterable[tuple[str, str]]) -> Iterator[str]:

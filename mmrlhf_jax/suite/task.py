@@ -86,6 +86,7 @@ class Task:
         max_new_tokens: the limit of an answer as the harness states it; None if it states none.
         columns: column of a document -> what it holds.
         own_metrics: whether the answers are scored here, because the harness does not have the task or scores it wrongly.
+        judge_calls: how often the judge is called for a document whose answer it has to read.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Task:
     max_new_tokens: int | None
     columns: Mapping[str, str]
     own_metrics: bool = False
+    judge_calls: float = 1.0
 
     @property
     def new_tokens(self) -> int:

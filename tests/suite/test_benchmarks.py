@@ -15,7 +15,6 @@ import time
 import pytest
 
 from mmrlhf_jax.cli import app
-from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.catalogue import TASKS
 from tests import tiny
@@ -160,19 +159,3 @@ def test_two_hosts_share_the_documents_and_the_first_one_scores(tmp_path):
         assert len(fake.asked) == 6 + 3
     assert results.read(tmp_path / "out", "mme").coverage.missing == {}
     assert figures(tmp_path / "out", "mme") == {"mme": 600.0}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ([], "give --model or --policy-endpoint"),
-        (["--model", "x", "--policy-endpoint", "http://y"], "give --model or --policy-endpoint"),
-        (["--model", "x"], "give --out"),
-        (["--model", "x", "--out", "y", "--dimensions", "ocr,maths"], "--dimensions maths: choose from conversation, general"),
-        (["--model", "x", "--out", "y", "--benchmark", "nme"], "'nme' is no benchmark; did you mean mme"),
-        (["--model", "x", "--out", "y", "--benchmark", "mme", "--data", "ai2d=README.md"], "neither .parquet nor .jsonl"),
-    ],
-)
-def test_what_cannot_be_is_said_at_once(arguments, says):
-    with pytest.raises(UserError, match=says.replace(".", r"\.")):
-        run(*arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from mmrlhf_jax.cli import app
@@ -38,8 +39,25 @@ def test_several_rows_and_tasks_are_joined_and_stand_one_by_one():
     assert [row["full"] for row in mmhal["rows"]] == [100.0, 6.0]
 
 
-def test_as_text_there_is_a_line_per_benchmark():
+def test_as_text_there_is_a_line_per_benchmark_that_a_terminal_holds():
     head, *lines = listed().splitlines()
-    assert set(head.split()) == FIELDS
+    assert head.split() == ["name", "title", "dimension", "documents", "size", "judge"]
     assert [line.split()[0] for line in lines] == [each.name for each in BENCHMARKS]
-    assert len({line.index(judge) for line in lines for judge in ("none", "unparsable", "always") if f" {judge} " in line}) == 1
+    assert max(map(len, lines)) <= 110
+    assert len({line.index(judge) for line in lines for judge in ("none", "unparsable", "always") if line.endswith(judge)}) == 1
+    found = {line.split()[0]: line.split() for line in lines}
+    assert found["videochatgpt"][-4:] == ["3,493", "11.3", "GB", "always"]  # three tasks, one archive
+    assert found["ocrbench"][-3:] == ["1,000", "?", "none"]
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (("--dimensions", "ocr"), ["ocrbench", "textvqa_val", "websrc_val"]),
+        (("--dimensions", "video", "--benchmark", "mme,pope_adv"), ["mme", "pope", "video_mme", "videochatgpt", "video_dc499"]),
+        (("--benchmark", "pope", "--benchmark", "nsfw_text"), ["pope", "nsfw_text"]),
+    ],
+)
+def test_a_part_of_them_is_listed(options, names):
+    assert [each["name"] for each in json.loads(listed(*options, "--json"))] == names
+    assert [line.split()[0] for line in listed(*options).splitlines()[1:]] == names

@@ -7,8 +7,6 @@ import pyarrow.parquet
 import pytest
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.suite import preview
-from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.local import Local, parse
 
 
@@ -62,21 +60,3 @@ def test_a_file_that_is_no_parquet(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR0")
     with pytest.raises(UserError, match="not a parquet file that can be read"):
         _ = Local(str(tmp_path / "a.parquet")).documents
-
-
-def test_before_a_run_it_is_said_what_is_there_and_what_is_not(tmp_path, lines, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    (tmp_path / "home/hub/datasets--Lin-Chen--MMStar/snapshots/abc").mkdir(parents=True)
-    tasks = [TASKS[name] for name in ("mme", "mmstar", "ai2d", "videomme", "mmbench_cn_dev", "llava_in_the_wild")]
-    found = "\n".join(preview.lines(tasks, parse([f"mme={lines}"]), "none"))
-    assert "6 tasks with about" in found
-    assert "local data (--data): mme\n" in found
-    assert "in the hub's cache: mmstar\n" in found
-    assert "lmms-eval/Video-MME 101 GB" in found and "101 GB in all" in found
-    assert "need a judge: llava_in_the_wild; there is none (--judge)" in found
-    assert "no rule can read: mmbench_cn_dev" in found
-
-
-def test_sizes_in_words():
-    assert [preview.size_of(count) for count in (0, 999, 43_000_000, 1_010_000_000_000)] == ["0 B", "999 B", "43 MB", "1.01 TB"]

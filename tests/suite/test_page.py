@@ -45,7 +45,7 @@ def write(directory, values, about=None, **changes):
     for task, of_documents in values.items():
         results.write(directory, runs.results(SUITE.tasks[task], floats(of_documents), **changes))
     if about is not None:
-        (directory / "run.json").write_text(json.dumps(about))
+        (directory / "run.json").write_text(json.dumps({"version": 1, "settings": {"dtype": "float32"}, "judge": None} | about))
     write_suite(directory, SUITE)
     return directory
 
@@ -147,7 +147,8 @@ def test_results_that_were_made_otherwise_are_not_compared(tmp_path, model, base
 def test_how_figures_were_made_is_on_the_page(tmp_path, model, base):
     made = section(page(tmp_path, model, base), "how-the-figures-were-made")
     of_model, _, settings = map(rows, made.findall(".//table"))
-    assert of_model == {"results": [str(model)], "model": ["models/aligned"], "judge: name": ["gpt"], "judge: url": ["–"]}
+    expected = {"results": [str(model)], "model": ["models/aligned"], "settings: dtype": ["float32"]}
+    assert of_model == expected | {"judge: name": ["gpt"], "judge: url": ["–"]}
     assert settings["Colours"] == ["lmms-eval 0.7.3; max new tokens 16"] and "Tales (first)" in settings
 
 
@@ -319,7 +320,7 @@ def test_wrong_directories_are_refused_in_one_line(tmp_path, model, papers):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text("")
-    assert "runs of training" in refused(run)
+    assert "a training run, whose page is the report.html in it" in refused(run)
     (model / "suite.json").unlink()
     assert "none of its results are of MM-RLHF's benchmarks" in refused(model)
 
@@ -338,3 +339,12 @@ def test_names_are_as_short_as_they_can_be():
     assert short_names(["/x/a", "/x/a"], ["out/x", "out/y"]) == ["a (x)", "a (y)"]
     assert short_names(["/x/a", "/x/a"], ["out", "out"]) == ["a (1)", "a (2)"]
     assert short_names(["owner/name"], ["out"]) == ["name"]
+
+
+def test_the_command_says_what_it_wrote_and_who_is_compared(tmp_path, model, base, capsys):
+    other = write(tmp_path / "other", BASE, {"model": "models/other"})
+    for directories, says in (((model,), "aligned."), ((model, base), "aligned against base.")):
+        page(tmp_path, *directories)
+        assert capsys.readouterr().err.splitlines()[-1] == f"Wrote {tmp_path / 'report.html'}: {says}"
+    page(tmp_path, model, base, other)
+    assert capsys.readouterr().err.endswith(": aligned against base, beside other.\n")

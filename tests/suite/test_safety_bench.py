@@ -150,7 +150,7 @@ def test_against_a_base(run):
         (["--attack-classifier"], "--attack-classifier: give the address of HarmBench's classifier by --attack-judge"),
         (["--metrics", "fine"], "--metrics fine: choose corrected or paper"),
         (["--benchmark", "mmstar"], "--benchmark mmstar: choose from adv_target"),
-        (["--model", "x"], "give --model or --policy-endpoint"),
+        (["--model", "x"], "give one of --model and --policy-endpoint, not both"),
         (["--judge", "localhost"], "not an address"),
     ],
 )

@@ -58,7 +58,9 @@ def test_the_table_says_what_is_missing_and_why():
 def test_the_table_says_on_how_many_documents_a_difference_is():
     table = lines(run(**MODEL | {"shapes": [4.0, None, 5.0]}), run("base", **BASE))
     said = [line for line in table if line.startswith("difference of")]
-    assert said == ["difference of Shapes: on 2 documents that both have; 1 other of one of them alone left out"]
+    assert said == [
+        "difference of Shapes: on the 2 documents with a value for both models; 1 document has a value for one of them alone"
+    ]
 
 
 def test_the_table_says_what_only_one_of_both_has():

@@ -32,5 +32,5 @@ def find(name: str) -> tuple[Task, ...]:
     if name in found:
         return found[name]
     near = difflib.get_close_matches(name, found, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise UserError(f"{name!r} is no benchmark{hint} `mmrlhf eval benchmarks --list` names all")
+    hint = f" did you mean {near[0]}?" if near else ""
+    raise UserError(f"{name!r} is no benchmark;{hint} `mmrlhf eval benchmarks --list` names all")

@@ -25,7 +25,14 @@ def _row(name: str, title: str, metric: str, higher: bool) -> Row:
 
 
 def _task(
-    name: str, title: str, data: str, documents: int, rows: tuple[Row, ...], judge: Judge = "always", columns=_COLUMNS
+    name: str,
+    title: str,
+    data: str,
+    documents: int,
+    rows: tuple[Row, ...],
+    judge: Judge = "always",
+    columns=_COLUMNS,
+    judge_calls: int = 1,
 ) -> Benchmark:
     task = Task(
         name=name,
@@ -37,6 +44,7 @@ def _task(
         max_new_tokens=2048,
         columns=columns,
         own_metrics=True,
+        judge_calls=judge_calls,
     )
     return single(title, task)
 
@@ -54,6 +62,7 @@ BENCHMARKS = (
         "safety_adversarial_target",
         100,
         (_row("adv_target", "Adv target", "Ratio", False),),
+        judge_calls=2,
     ),
     _task(
         "adv_untarget",
@@ -61,6 +70,7 @@ BENCHMARKS = (
         "safety_adversarial_untarget",
         200,
         (_row("adv_untarget", "Adv untarget", "Ratio", True),),
+        judge_calls=2,
     ),
     _jailbreak("crossmodel", "Cross-model", "safety_corssmodel_jailbreaking", 18),  # spelt so on the hub
     _jailbreak("multimodel", "Multi-model", "safety_multimodal_jailbreaking", 100),

@@ -50,7 +50,7 @@ _CHATGPT_COLUMNS = {
 }
 
 
-def _videochatgpt(kind: str, config: str, documents: int, scores: tuple[str, ...]) -> Task:
+def _videochatgpt(kind: str, config: str, documents: int, scores: tuple[str, ...], calls: float) -> Task:
     """Judge's scores from 0 to 5. The row of the paper's table is taken to be the mean of the five."""
     return Task(
         name=f"videochatgpt_{kind}",
@@ -72,6 +72,7 @@ def _videochatgpt(kind: str, config: str, documents: int, scores: tuple[str, ...
         judge="always",
         max_new_tokens=1024,
         columns=_CHATGPT_COLUMNS,
+        judge_calls=calls,
     )
 
 
@@ -79,9 +80,10 @@ VIDEOCHATGPT = Benchmark(
     "videochatgpt",
     "VideoChatGPT",
     (
-        _videochatgpt("gen", "Generic", 1996, ("correctness", "detailed_orientation", "context")),
-        _videochatgpt("temporal", "Temporal", 499, ("temporal",)),
-        _videochatgpt("consistency", "Consistency", 998, ("consistency",)),
+        _videochatgpt("gen", "Generic", 1996, ("correctness", "detailed_orientation", "context"), 3),
+        _videochatgpt("temporal", "Temporal", 499, ("temporal",), 1),
+        # Two questions about a video have one call.
+        _videochatgpt("consistency", "Consistency", 998, ("consistency",), 0.5),
     ),
 )
 

@@ -54,13 +54,18 @@ def hub_files(data: Data) -> list[Path]:
     they cannot be had."""
     import huggingface_hub
 
-    pattern = f"{data.config or 'default'}/{data.split}/*.parquet"
+    pattern = pattern_of(data)
     with hub_errors(f"{PREFIX}datasets/{data.hub}"):
         folder = huggingface_hub.snapshot_download(data.hub, repo_type="dataset", revision=CONVERTED, allow_patterns=[pattern])
     found = sorted(Path(folder).glob(pattern))
     if not found:
         raise UserError(f"{data.hub}: the hub has no {pattern} at {CONVERTED}; give the documents by --data")
     return found
+
+
+def pattern_of(data: Data) -> str:
+    """The names of a data set's files at CONVERTED."""
+    return f"{data.config or 'default'}/{data.split}/*.parquet"
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,95 @@
+"""The options of `mmrlhf eval benchmarks` and `safety-bench`: what is refused at once, and what a plan says."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from mmrlhf_jax.cli import app
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.suite.catalogue import TASKS
+
+SERVED = ("--policy-endpoint", "http://127.0.0.1:9/v1", "--out", "y")
+
+
+def run(*arguments: str, verb: str = "benchmarks") -> None:
+    app(["eval", verb, *arguments], standalone_mode=False)
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "give --model or --policy-endpoint"),
+        (["--model", "x", "--policy-endpoint", "http://y"], "give one of --model and --policy-endpoint, not both"),
+        (["--model", "x"], "give --out"),
+        (["--model", "x", "--policy-model", "z"], "--policy-model is the name of a model at --policy-endpoint"),
+        (["--model", "x", "--judge-model", "z"], "--judge-model is the name of a model at --judge; give its address"),
+        (["--model", "x", "--judge-concurrency", "2"], "--judge-concurrency is of a judge; give its address by --judge"),
+        (["--model", "x", "--concurrency", "8"], "--concurrency is of --policy-endpoint, and --model answers in this process"),
+        ([*SERVED, "--dtype", "float32"], "--dtype says how a model is loaded here"),
+        ([*SERVED, "--batch", "16"], "--batch says how a model is loaded here"),
+        ([*SERVED, "--against", "http://127.0.0.1:8/v1", "--slots", "128"], "--slots says how a model is loaded here"),
+        (["--plan", "--json"], "--json is of a run's figures, and --plan makes none"),
+        (["--plan", "--workers", "2", *SERVED], "--workers says how a model is loaded here"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["benchmarks", "safety-bench"])
+def test_what_contradicts_itself_or_has_no_effect_is_refused(verb, arguments, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        run(*arguments, verb=verb)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--dimensions", "ocr,maths"], "--dimensions maths: choose from conversation, general"),
+        (["--benchmark", "nme"], "'nme' is no benchmark; did you mean mme? `mmrlhf eval benchmarks --list` names all"),
+        (["--benchmark", "foo"], "'foo' is no benchmark; `mmrlhf eval benchmarks --list` names all"),
+        (["--benchmark", "mme", "--data", "ai2d=README.md"], "neither .parquet nor .jsonl"),
+        (["--benchmark", "mme", "--data", "ai2d=tests"], "has no files .parquet or .jsonl"),
+        (["--list", "--model", "x"], "--model is of a run, and --list runs nothing"),
+        (["--list", "--plan"], "--plan is of a run, and --list runs nothing"),
+    ],
+)
+def test_what_there_is_not_is_said_at_once(arguments, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        run(*arguments)
+
+
+def test_data_of_a_task_that_is_not_run(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"--data ai2d=\.\.\.: this task is not among those that are run"):
+        run("--plan", "--benchmark", "mme", "--data", f"ai2d={tmp_path / 'a.jsonl'}")
+
+
+def test_without_names_every_benchmark_and_the_safety_suite_are_planned(capsys, empty_cache):
+    run("--plan")
+    said = capsys.readouterr().err
+    assert said.startswith(f"{len(TASKS)} tasks with about ")
+    assert all(name in said for name in ("adv_target", "vlguard_unsafes", "lmms-eval/Video-MME 101 GB"))
+    run("--plan", verb="safety-bench")
+    assert capsys.readouterr().err.startswith("8 tasks with about 2,518 documents")
+
+
+def test_names_and_dimensions_are_a_union_and_take_commas(capsys, empty_cache):
+    run("--plan", "--dimensions", "ocr", "--benchmark", "mme,ai2d", "--benchmark", "ocrbench")
+    assert capsys.readouterr().err.startswith("5 tasks with about ")
+
+
+@pytest.mark.parametrize("base", ["models/base", "http://127.0.0.1:8/v1"])
+def test_a_plan_says_that_the_base_needs_as_much(capsys, empty_cache, base):
+    run("--plan", "--benchmark", "mme", "--against", base)
+    assert "the base (--against) answers the same" in capsys.readouterr().err
+
+
+def test_options_of_loading_are_those_of_a_base_that_is_loaded_here(capsys, empty_cache):
+    run("--plan", "--benchmark", "mme", *SERVED, "--against", "models/base", "--dtype", "float32")
+    run("--plan", "--benchmark", "mme", "--model", "x", "--against", "http://127.0.0.1:8/v1", "--concurrency", "2")
