@@ -95,6 +95,7 @@ def benchmarks(
     policy_endpoint: options.PolicyEndpoint = None,
     policy_model: options.PolicyModel = None,
     against: options.Against = None,
+    against_model: options.AgainstModel = None,
     benchmark: Annotated[
         list[str] | None,
         typer.Option(
@@ -146,6 +147,7 @@ def benchmarks(
         policy=dict(path=model, endpoint=policy_endpoint, name=policy_model, concurrency=concurrency),
         loading=dict(dtype=dtype, batch=batch, template=template, slots=slots, workers=workers),
         against=against,
+        against_model=against_model,
         judged=commands.benchmarks.Judged(
             (judge, judge_model), (attack_judge, attack_judge_model), attack_classifier, judge_thinking, judge_concurrency
         ),
@@ -169,6 +171,7 @@ def safety_bench(
     policy_endpoint: options.PolicyEndpoint = None,
     policy_model: options.PolicyModel = None,
     against: options.Against = None,
+    against_model: options.AgainstModel = None,
     benchmark: Annotated[
         list[str] | None,
         typer.Option("--benchmark", help="Some of the 8 tasks, separated by commas; it can be repeated. Default: all of them."),
@@ -199,6 +202,7 @@ def safety_bench(
         policy=dict(path=model, endpoint=policy_endpoint, name=policy_model, concurrency=concurrency),
         loading=dict(dtype=dtype, batch=batch, template=template, slots=slots, workers=workers),
         against=against,
+        against_model=against_model,
         judged=commands.benchmarks.Judged(
             (judge, judge_model), (attack_judge, attack_judge_model), attack_classifier, judge_thinking, judge_concurrency
         ),

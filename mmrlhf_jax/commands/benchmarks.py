@@ -15,6 +15,7 @@ from mmrlhf_jax.files import exists, is_address
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding import distributed
 from mmrlhf_jax.suite import catalogue, listing, preview, run_directory, summary, table
+from mmrlhf_jax.suite.figures import Figures
 from mmrlhf_jax.suite.harness.source import Options
 from mmrlhf_jax.suite.local import parse
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
@@ -56,9 +57,11 @@ class Judged:
         if self.classifier and self.attacks[0] is None:
             raise UserError("--attack-classifier: give the address of HarmBench's classifier by --attack-judge")
 
-    def __str__(self) -> str:
+    @property
+    def title(self) -> str | None:
+        """Who judges, in words; None: nobody."""
         named = [f"{model or 'the model'} at {address}" for address, model in (self.judge, self.attacks) if address is not None]
-        return ", attacks: ".join(named) or "none"
+        return ", attacks: ".join(named) or None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +70,9 @@ class Command:
 
     Attributes:
         given: the names of the options that stand there.
-        policy, loading: fields of `suite.benchmarks.Model`; how a model is loaded.
+        policy, loading: fields of `suite.model.Model`; how a model is loaded.
         against: the base, a model or the directory of a run; None: there is none.
+        against_model: the base's name at its server.
         judged: who judges.
         data: values TASK=FILE.
         metrics: the mode of the tasks that are graded here.
@@ -82,6 +86,7 @@ class Command:
     policy: Mapping[str, Any]
     loading: Mapping[str, Any]
     against: str | None
+    against_model: str | None
     judged: Judged
     data: Sequence[str]
     metrics: str
@@ -107,6 +112,8 @@ class Command:
             raise UserError("give one of --model and --policy-endpoint, not both")
         if name is not None and endpoint is None:
             raise UserError("--policy-model is the name of a model at --policy-endpoint; give its address")
+        if self.against_model is not None and not (is_address(self.against) or (self.against is None and endpoint is not None)):
+            raise UserError("--against-model is the name of a model at a server; give its address by --against")
         base_is_served = self.against is None or is_address(self.against)
         if path is not None and not is_address(self.against):
             self._refuse({"concurrency"}, "is of --policy-endpoint, and --model answers in this process")
@@ -159,10 +166,10 @@ def _plan_or_run(command: Command, tasks: Sequence[Task], plan: bool) -> None:
 
 
 def _say_needs(command: Command, tasks: Sequence[Task]) -> None:
-    options, judge = Options(**command.options), str(command.judged)
+    options, judge = Options(**command.options), command.judged.title
     for line in preview.lines(tasks, parse(command.data), judge, options.limit, options.video_frames):
         say(line)
-    base = command.against
+    base = command.against or command.against_model
     if base is not None and (is_address(base) or not exists(epath.Path(base) / run_directory.FILE)):
         say("  the base (--against) answers the same, and is judged in the same way: the time is that of each of the two")
 
@@ -172,28 +179,35 @@ def run(command: Command, tasks: Sequence[Task]) -> None:
     where = config.load_launch(command.launch)
     distributed.prepare(where)  # before jax is imported
     from mmrlhf_jax.inference.jobs import Share
-    from mmrlhf_jax.suite.benchmarks import Model, Wanted, evaluate_against
-    from mmrlhf_jax.suite.judges.judge import EndpointJudge, NoJudge
+    from mmrlhf_jax.suite.benchmarks import Wanted, base_of, evaluate_against
+    from mmrlhf_jax.suite.judges.judge import EndpointJudge
     from mmrlhf_jax.suite.jury import Jury
+    from mmrlhf_jax.suite.model import Model
 
     share, judged = Share(*distributed.apart(where, command.launch)), command.judged
     many = dict(concurrency=judged.concurrency)
-    judge = NoJudge() if judged.judge[0] is None else EndpointJudge(*judged.judge, judged.thinking, **many)
-    attacks = None if judged.attacks[0] is None else EndpointJudge(*judged.attacks, **many)
+    judge = None if judged.judge[0] is None else EndpointJudge(*judged.judge, judged.thinking, **many)
+    attacks = None if judged.attacks[0] is None else EndpointJudge(*judged.attacks, option="--attack-judge-model", **many)
     jury = Jury(judge, attacks, judged.classifier)
     if share.process == 0:
-        jury.check(tasks)
         _say_needs(command, tasks)
     wanted = Wanted(tasks, Options(**command.options), parse(command.data), jury, share, command.metrics)
-    base = evaluate_against(Model(**command.policy, loading=command.loading), command.against, wanted, command.out)
+    model, found = Model(**command.policy, loading=command.loading), []
+    base = base_of(model, command.against, command.against_model)
+    evaluate_against(model, base, wanted, command.out, lambda base: found.append(_written(command.out, base)))
     if share.process == 0:
-        show(command.out, base, command.print_json)
+        show(found[-1], command.print_json)
 
 
-def show(out: str, base: epath.PathLike | None, as_json: bool) -> None:
-    """Write figures and page of a run that may have a base, and print them."""
+def _written(out: str, base: epath.PathLike | None) -> Figures:
+    """The figures of a run that may have a base. They and the page are written."""
     found = summary.write_figures(out, MM_RLHF, base)
     write_page([out] if base is None else [out, str(base)], str(epath.Path(out) / PAGE), None)
+    return found
+
+
+def show(found: Figures, as_json: bool) -> None:
+    """Print figures."""
     if as_json:
         strict_json.print_figures(summary.as_json(found))
     else:

@@ -122,6 +122,10 @@ Against = Annotated[
         help="The base: a model or an address, evaluated in the same way, or the directory of a finished run."
     ),
 ]
+AgainstModel = Annotated[
+    str | None,
+    typer.Option(help="The base's name at --against, if that serves several models; alone: its name at --policy-endpoint."),
+]
 LocalDocuments = Annotated[
     list[str] | None,
     typer.Option(

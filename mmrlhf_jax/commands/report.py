@@ -11,8 +11,9 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import exists, write_atomically
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite import published as paper
+from mmrlhf_jax.suite import run_directory
 from mmrlhf_jax.suite.dimensions import Suite
-from mmrlhf_jax.suite.figures import RUN, read_run
+from mmrlhf_jax.suite.figures import read_run
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.page import Shown, names_of, page_of
 from mmrlhf_jax.suite.results import tasks_in
@@ -58,7 +59,7 @@ def _is_evaluation(directory: epath.Path) -> bool:
         return False
     if not exists(directory):
         raise UserError(f"{directory}: no such directory")
-    if exists(directory / RUN):
+    if exists(directory / run_directory.FILE):
         raise UserError(f"{directory}: an evaluation without results yet; give its command again, which goes on with it")
     if exists(directory / "figures.json"):
         raise UserError(f"{directory}: an evaluation of a reward model, whose page is the report.html that lies in it")

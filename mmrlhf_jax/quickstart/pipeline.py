@@ -219,9 +219,9 @@ def answer_questions(quickstart: Quickstart) -> dict[str, list[str]]:
         shares = {each.task: (figure.value / 100, len(each.documents)) for each in results for figure in each.figures.values()}
         policy[f"accuracy_{name}"] = sum(share * count for share, count in shares.values()) / len(examples)
         policy.setdefault("by_kind", {})[name] = {kind: share for kind, (share, _) in sorted(shares.items())}
-        about = {"model": f"models/{model}", "model_fingerprint": engine.fingerprint, "template": engine.template}
-        about |= {"dtype": str(engine.dtype), "harness": "mmrlhf_jax", "judge": None}
-        write_run(quickstart.root / EVALUATION / name, examples, results, about)
+        made_with = {"model_fingerprint": engine.fingerprint, "template": engine.template, "dtype": str(engine.dtype)}
+        made_with |= {"harness": "mmrlhf_jax"}
+        write_run(quickstart.root / EVALUATION / name, examples, results, f"models/{model}", made_with)
         say(f"{name}: {policy[f'accuracy_{name}']:.3f} right")
     quickstart.figures["policy"] = policy
     return answers

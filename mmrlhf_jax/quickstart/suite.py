@@ -11,16 +11,15 @@ from typing import Any
 
 from etils import epath
 
-from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.examples import BuiltExamples, Example
 from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.pages.small_pictures import SmallPicture, small_pictures
 from mmrlhf_jax.quickstart.questions import KINDS, by_kind, is_correct, question_from_record
+from mmrlhf_jax.suite import run_directory
 from mmrlhf_jax.suite.dimensions import Axis, Suite
-from mmrlhf_jax.suite.figures import RUN
+from mmrlhf_jax.suite.pictures import FOLDER
 from mmrlhf_jax.suite.resampling import figure
 from mmrlhf_jax.suite.results import Document, Results, write
-from mmrlhf_jax.suite.shown_cases import MEDIA
 from mmrlhf_jax.suite.stored import write_suite
 from mmrlhf_jax.suite.task import Benchmark, Data, Row, Task, single
 
@@ -75,13 +74,20 @@ def _name(shown: SmallPicture) -> str:
     return f"{hashlib.sha256(shown.jpeg).hexdigest()}.jpg"
 
 
-def write_run(directory: epath.PathLike, examples: BuiltExamples, results: Sequence[Results], about: Mapping[str, Any]) -> None:
-    """Write results as the directory of a run, which `mmrlhf report` reads. `about` are the facts about the policy."""
+def write_run(
+    directory: epath.PathLike,
+    examples: BuiltExamples,
+    results: Sequence[Results],
+    model: str,
+    settings: Mapping[str, Any],
+) -> None:
+    """Write results as the directory of a run, which `mmrlhf report` reads. `model` is the policy's name, and `settings` are
+    what its answers were made with."""
     directory = epath.Path(directory)
     for example in examples:
         for shown in small_pictures(example):
-            write_atomically(directory / MEDIA / _name(shown), shown.jpeg)
+            write_atomically(directory / FOLDER / _name(shown), shown.jpeg)
     for each in results:
         write(directory, each)
     write_suite(directory, SUITE)
-    write_atomically(directory / RUN, strict_json.dumps(about, indent=1).encode())
+    run_directory.begin(directory, model, settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmrlhf_jax.inference.jobs import Share
@@ -17,12 +17,12 @@ from mmrlhf_jax.suite.task import Task
 
 
 class AllTasks(Source):
-    """`harness` is None if no task of the harness is among them."""
-
-    def __init__(self, own: OwnTasks, harness: HarnessTasks | None):
+    def __init__(self, own: OwnTasks, harness: HarnessTasks):
         self._own, self._harness = own, harness
 
-    def ask(self, task: Task, answered: Mapping[str, str], share: Share) -> contextlib.AbstractContextManager[Asking]:
+    def ask(
+        self, task: Task, answered: Mapping[str, Collection[str]], share: Share
+    ) -> contextlib.AbstractContextManager[Asking]:
         return self._of(task).ask(task, answered, share)
 
     def expected(self, task: Task) -> int | None:

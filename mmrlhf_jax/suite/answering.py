@@ -7,24 +7,23 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import exists, read_json_object, write_atomically
+from mmrlhf_jax.files import exists, read_json_object, read_text, write_atomically
 from mmrlhf_jax.inference.jobs import LATE_SECONDS, POLL_SECONDS, Share
 from mmrlhf_jax.ownership import Ownership
 from mmrlhf_jax.progress import Progress, say
-from mmrlhf_jax.suite import pictures
+from mmrlhf_jax.suite import hosts, pictures
 from mmrlhf_jax.suite.answers import Answer, AnswerFile, stored
 from mmrlhf_jax.suite.policy import Policy, example_of
 from mmrlhf_jax.suite.request import Asked, Request
 from mmrlhf_jax.suite.task import Task, TaskFailed
 
-FOLDER = "shares"  # in a run's directory: what each host has finished
 USUAL_DOCUMENTS = 500  # of a task of which nobody knows how many it has
 
 
@@ -41,8 +40,10 @@ class Asking(Protocol):
 class Source(Protocol):
     """Where requests come from."""
 
-    def ask(self, task: Task, answered: Mapping[str, str], share: Share) -> contextlib.AbstractContextManager[Asking]:
-        """The documents of a share. `answered`: document -> the key of the request that has an answer. TaskFailed like
+    def ask(
+        self, task: Task, answered: Mapping[str, Collection[str]], share: Share
+    ) -> contextlib.AbstractContextManager[Asking]:
+        """The documents of a share. `answered`: document -> keys of the requests that have an answer. TaskFailed like
         `requests`."""
         ...
 
@@ -64,38 +65,66 @@ class Finished:
         documents: how many the task has, of all shares.
         refused: document -> why it has no answer.
         failed: why the task could not be run; None if it could.
+        answered: document -> the key of its request, by which its answer is found.
     """
 
     made_with: Mapping[str, Any]
     documents: int
     refused: Mapping[str, str]
     failed: str | None = None
+    answered: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Answering:
-    """A host at work on a run's directory. `policy` loads what answers, when it is needed."""
+    """A host at work on a run's directory. `policy` loads what answers, when it is needed.
+
+    `launch` names the launch of several hosts (`hosts.py`), so that what a host has finished in an earlier one is not taken for
+    what it has finished now.
+    """
 
     def __init__(
-        self, directory: epath.PathLike, tasks: Sequence[Task], source: Source, policy: Callable[[], Policy], share: Share
+        self,
+        directory: epath.PathLike,
+        tasks: Sequence[Task],
+        source: Source,
+        policy: Callable[[], Policy],
+        share: Share,
+        launch: str = "",
     ):
         self._directory, self._tasks, self._source, self._share = epath.Path(directory), tasks, source, share
-        self._policy = functools.cache(policy)
-        self._lives = contextlib.ExitStack()
+        self._policy, self._launch = functools.cache(policy), launch
+        self._locks: dict[int, Ownership] = {}  # of other hosts: whether one is alive is seen by looking several times
 
     def run(self) -> None:
         """Answer this host's share, and as the first host wait for those of the others, or answer in the place of one that is
         gone."""
-        with self._lives:
+        if self._share.process == 0:
+            self._answer(0)
             if self._share.count > 1:
-                self._lives.enter_context(self._taken(self._share.process))
-            self._answer(self._share.process)
-            if self._share.process == 0 and self._share.count > 1:
                 self._wait()
+            return
+        lock = hosts.owner(self._directory, self._share.process)
+        try:
+            lock.take()
+        except UserError:
+            if not hosts.is_first(self._directory, self._share.process):
+                raise
+            say(f"process {self._share.process}: process 0 has taken its documents over, since it came late")
+            return
+        with lock:
+            self._answer(self._share.process)
+            write_atomically(hosts.mark_path(self._directory, self._share.process), self._launch.encode())
 
     def finished(self, task: Task) -> list[Finished]:
         """What all hosts have done of a task, as far as they have finished it."""
         found = (self._read(task, process) for process in range(self._share.count))
         return [each for each in found if each is not None]
+
+    def answers(self, task: Task) -> dict[str, Answer]:
+        """The answers to a task's documents as they are asked now."""
+        kept = stored(self._directory, task.name)
+        keys = {document: key for each in self.finished(task) for document, key in each.answered.items()}
+        return {document: kept[document][key] for document, key in keys.items() if key in kept.get(document, {})}
 
     def _answer(self, process: int) -> None:
         """Answer a host's share of all tasks."""
@@ -113,8 +142,9 @@ class Answering:
             )
 
     def _answer_task(self, task: Task, process: int, progress: Progress) -> Finished:
-        before = {name: answer.key for name, answer in stored(self._directory, task.name).items()}
+        before = {name: list(by_key) for name, by_key in stored(self._directory, task.name).items()}
         refused: dict[str, str] = {}
+        keys: dict[str, str] = {}
         documents, done, made_with = self._expected(task), progress.done, self._source.made_with(task)
         share = Share(process, self._share.count)
         try:
@@ -125,25 +155,29 @@ class Answering:
                 documents = asking.documents
                 mine = len(range(process, documents, self._share.count))
                 progress.total += mine - self._expected(task)
-                wanted = self._wanted(asking, refused, progress)
+                wanted = self._wanted(asking, refused, keys, progress)
                 if (first := next(wanted, None)) is not None:
                     say(f"{task.name}: {mine} documents")
                     for request, answered in self._policy().answers(itertools.chain([first], wanted), progress):
                         if answered.error is None:
                             file.add(Answer.to(request, answered.text, answered.finish_reason))
+                            keys[request.document] = request.key
                         else:
                             refused[request.document] = answered.error
         except TaskFailed as error:
             progress.total -= len(range(process, documents, self._share.count)) - (progress.done - done)
-            return Finished(made_with, documents, refused, str(error))
-        return Finished(made_with, documents, refused)
+            return Finished(made_with, documents, refused, str(error), keys)
+        return Finished(made_with, documents, refused, answered=keys)
 
-    def _wanted(self, asking: Asking, refused: dict[str, str], progress: Progress) -> Iterator[Request]:
-        """Yield the requests that have no answer, and keep small pictures of their media."""
+    def _wanted(self, asking: Asking, refused: dict[str, str], keys: dict[str, str], progress: Progress) -> Iterator[Request]:
+        """Yield the requests that have no answer, and keep small pictures of their media. What cannot be asked is noted in
+        `refused`, and what has an answer in `keys`."""
         for each in asking.requests():
             if each.missing is not None:
                 refused[each.document] = each.missing
-            elif not each.answered:
+            elif each.answered:
+                keys[each.document] = each.request.key
+            else:
                 try:
                     pictures.keep(self._directory, each.request, example_of(each.request))
                 except UserError as error:
@@ -167,46 +201,50 @@ class Answering:
                 say(f"waiting for the answers of process {', '.join(map(str, missing))}")
                 shown = missing
             for process in missing:
-                if not exists(self._lock(process)) and time.monotonic() - began < LATE_SECONDS:
-                    continue
-                with contextlib.suppress(UserError):  # it lives
-                    lock = self._owner(process)
-                    if lock.attempt():
-                        with lock:
-                            say(f"process {process} gives no sign of life; its documents are answered by process 0")
-                            self._answer(process)
+                if exists(hosts.lock_path(self._directory, process)) or time.monotonic() - began >= LATE_SECONDS:
+                    self._take_over(process)
             time.sleep(POLL_SECONDS)
 
-    def _taken(self, process: int) -> Ownership:
-        lock = self._owner(process)
-        lock.take()
-        return lock
-
-    def _owner(self, process: int) -> Ownership:
-        def lost(reason: str) -> None:
-            say(f"{reason}; its documents may be answered twice")
-
-        return Ownership(self._lock(process), f"the answers of process {process}", "makes them", "wait for it, or end it", lost)
-
-    def _lock(self, process: int) -> epath.Path:
-        return self._directory / FOLDER / f"process-{process:04d}"
+    def _take_over(self, process: int) -> None:
+        """Answer the share of a host that is gone. Nothing is done as long as that is not known, or if it lives."""
+        lock = self._locks[process] = self._locks.get(process) or hosts.owner(self._directory, process)
+        try:
+            if not lock.attempt():
+                return
+        except UserError:  # it lives
+            del self._locks[process]
+            return
+        with lock:
+            if not self._has_finished(process):
+                say(f"process {process} gives no sign of life; its documents are answered by process 0")
+                self._answer(process)
+                write_atomically(hosts.mark_path(self._directory, process), self._launch.encode())
+        del self._locks[process]
 
     def _has_finished(self, process: int) -> bool:
-        return all(self._is_current(self._read(task, process), task) for task in self._tasks)
+        """Whether a host has done in this launch what it could, or had nothing to do."""
+        mark = hosts.mark_path(self._directory, process)
+        if exists(mark) and read_text(mark) == self._launch:
+            return True
+        return all(self._is_done(task, process) for task in self._tasks)
 
     # What is finished ------------------------------------------------------------------------------------------------
 
     def _is_done(self, task: Task, process: int) -> bool:
-        """Whether a share of a task need not be looked at again: nothing failed or was refused, and it is asked the same."""
+        """Whether a share of a task need not be looked at again: it is asked the same, and every document has its answer."""
         found = self._read(task, process)
-        return self._is_current(found, task) and found.failed is None and not found.refused
+        if found is None or found.failed is not None or found.refused or not self._is_current(found, task):
+            return False
+        kept = stored(self._directory, task.name)
+        there = [document for document, key in found.answered.items() if key in kept.get(document, {})]
+        return len(there) == len(range(process, found.documents, self._share.count))
 
-    def _is_current(self, found: Finished | None, task: Task) -> bool:
-        return found is not None and strict_json.loads(strict_json.dumps(self._source.made_with(task))) == found.made_with
+    def _is_current(self, found: Finished, task: Task) -> bool:
+        return strict_json.loads(strict_json.dumps(self._source.made_with(task))) == found.made_with
 
     def _read(self, task: Task, process: int) -> Finished | None:
         path = self._path(task, process)
         return Finished(**read_json_object(path)) if exists(path) else None
 
     def _path(self, task: Task, process: int) -> epath.Path:
-        return self._directory / FOLDER / f"{task.name}.{process:04d}-of-{self._share.count:04d}.json"
+        return self._directory / hosts.FOLDER / f"{task.name}.{process:04d}-of-{self._share.count:04d}.json"

@@ -50,11 +50,17 @@ def answers_path(directory: epath.PathLike, task: str, process: int = 0) -> epat
     return epath.Path(directory) / FOLDER / f"{task}{f'.host-{process:04d}' if process else ''}.jsonl"
 
 
-def stored(directory: epath.PathLike, task: str) -> dict[str, Answer]:
-    """The answers of all processes, by document; of several to one document the last one. Lines that are not whole, as a kill
-    leaves one, are left out, which is said."""
-    paths = [answers_path(directory, task), *matching(epath.Path(directory) / FOLDER, f"{task}.host-*.jsonl")]
-    return {answer.document: answer for path in paths if exists(path) for answer in _read(path)[0]}
+def stored(directory: epath.PathLike, task: str) -> dict[str, dict[str, Answer]]:
+    """The answers of all processes: document -> key of a request -> its answer.
+
+    A document has several if it was asked otherwise before, with another picture, say: which one counts is for the caller to
+    say, by the key of what is asked now. Lines that are not whole, as a kill leaves one, are left out, which is said.
+    """
+    found: dict[str, dict[str, Answer]] = {}
+    for path in [answers_path(directory, task), *matching(epath.Path(directory) / FOLDER, f"{task}.host-*.jsonl")]:
+        for answer in _read(path)[0] if exists(path) else ():
+            found.setdefault(answer.document, {})[answer.key] = answer
+    return found
 
 
 class AnswerFile:
@@ -86,21 +92,21 @@ def _line(answer: Answer) -> str:
 def _read(path: epath.Path) -> tuple[list[Answer], str]:
     """(the answers of a file, its text without lines that are not whole)."""
     found, kept, spoilt = [], [], 0
-    for line in read_bytes(path).decode(errors="replace").split("\n"):
+    for line in read_bytes(path).split(b"\n"):
         answer = _answer(line)
         if answer is not None:
             found.append(answer)
-            kept.append(line + "\n")
+            kept.append(line.decode() + "\n")
         spoilt += answer is None and bool(line)
     if spoilt:
-        say(f"{path}: {spoilt} lines are not whole, as a kill leaves one; their documents are answered anew")
+        say(f"{path}: {spoilt} lines are not whole, as a kill leaves one; what has no answer without them is answered anew")
     return found, "".join(kept)
 
 
-def _answer(line: str) -> Answer | None:
-    """The answer of a line; None if it is not whole."""
+def _answer(line: bytes) -> Answer | None:
+    """The answer of a line; None if it is not whole. A damaged byte is no other character, which a replacement would be."""
     try:
-        row = strict_json.loads(line)
+        row = strict_json.loads(line.decode())
         answer = Answer(**row | {"media": tuple(row["media"])})
     except (ValueError, TypeError, LookupError):
         return None

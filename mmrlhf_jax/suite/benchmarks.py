@@ -1,24 +1,20 @@
-"""`mmrlhf eval benchmarks`: a policy's answers to tasks, their scores, and the table."""
+"""`mmrlhf eval benchmarks`: the answers of a policy and of its base to tasks, and their scores."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import exists, is_address, is_remote
-from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
-from mmrlhf_jax.huggingface.hub import local_directory
-from mmrlhf_jax.inference import compilation_cache
-from mmrlhf_jax.inference.endpoint import Endpoint
-from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.inference.jobs import Share
-from mmrlhf_jax.sole_writer import sole_writer
-from mmrlhf_jax.suite import run_directory
+from mmrlhf_jax.progress import say
+from mmrlhf_jax.suite import hosts, results, run_directory
 from mmrlhf_jax.suite.all_tasks import AllTasks
 from mmrlhf_jax.suite.answering import Answering
 from mmrlhf_jax.suite.harness import NAME
@@ -26,47 +22,13 @@ from mmrlhf_jax.suite.harness.running import Harness
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
 from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.local import Local
+from mmrlhf_jax.suite.model import Model
 from mmrlhf_jax.suite.own.grader import Mode
 from mmrlhf_jax.suite.own.tasks import OwnTasks
-from mmrlhf_jax.suite.policy import EndpointPolicy, EnginePolicy, Policy
+from mmrlhf_jax.suite.policy import Policy
+from mmrlhf_jax.suite.run_directory import AGAINST
 from mmrlhf_jax.suite.scoring import Scoring
 from mmrlhf_jax.suite.task import Task
-
-AGAINST = "against"  # the base's run, in the directory of a run
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """What is evaluated: a directory or hub id, or the address of a server and the name that the model has there."""
-
-    path: str | None = None
-    endpoint: str | None = None
-    name: str | None = None
-    concurrency: int = 64
-    loading: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # options of `Engine.load`
-
-    def like(self, other: str) -> Model:
-        """Another model, loaded or found in the same way."""
-        if is_address(other):
-            return dataclasses.replace(self, path=None, endpoint=other, name=None)
-        return dataclasses.replace(self, path=other, endpoint=None, name=None)
-
-    def identity(self, directory: epath.Path) -> dict[str, Any]:
-        """What tells it from other models, without loading it; of a model of a server the name alone, since the same one may be
-        served at another address later. `directory` is that of its run: if this was begun, the server need not run any more."""
-        if self.endpoint is not None:
-            begun = exists(directory / run_directory.FILE)
-            name = self.name or (run_directory.read(directory)["settings"].get("model") if begun else None)
-            return {"model": name or asyncio.run(Endpoint(self.endpoint).check())}
-        how = {name: self.loading.get(name) or "default" for name in ("dtype", "template")}
-        return {"fingerprint": model_fingerprint(local_directory(self.path), **how)} | how
-
-    def open(self) -> Policy:
-        """Load it, or find its server."""
-        if self.endpoint is not None:
-            return EndpointPolicy(self.endpoint, self.name, self.concurrency)
-        compilation_cache.use()
-        return EnginePolicy(Engine.load(self.path, **self.loading))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,42 +43,146 @@ class Wanted:
     share: Share
     metrics: Mode = "corrected"
 
+    @property
+    def of_all_tasks(self) -> dict[str, Any]:
+        """What a whole run has in common. Options of single tasks are in the settings of their results."""
+        with_harness = any(not task.own_metrics for task in self.tasks)
+        return {"metrics": self.metrics} | ({"harness": NAME} if with_harness else {})
 
-def evaluate_against(model: Model, base: str | None, wanted: Wanted, out: epath.PathLike) -> epath.Path | None:
-    """Evaluate a model in the directory `out`, and then the base in the same way.
+    @property
+    def of_all_hosts(self) -> dict[str, Any]:
+        """What all hosts of a launch must have in common."""
+        return dataclasses.asdict(self.options) | {"metrics": self.metrics, "tasks": [task.name for task in self.tasks]}
 
-    Returns the directory of the base's run, which is AGAINST in `out`, or `base` itself if that is the directory of a run.
+
+def evaluate_against(
+    model: Model,
+    base: Model | epath.Path | None,
+    wanted: Wanted,
+    out: epath.PathLike,
+    finished: Callable[[epath.Path | None], None] = lambda base: None,
+) -> None:
+    """Evaluate a model in the directory `out`, and then the base in the same way in AGAINST there, if that is a model and not
+    the directory of a run. Everything that can be refused is, before anything is answered.
+
+    `finished` is called by the first host when the model's run is finished, and again when that of the base is, with the
+    directory of the base's run as far as it has results.
     """
     directory = epath.Path(out)
-    evaluate(model, wanted, directory)
-    if base is None:
-        return None
-    if not is_address(base) and exists(epath.Path(base) / run_directory.FILE):
-        return epath.Path(base)
-    evaluate(model.like(base), wanted, directory / AGAINST)
-    return directory / AGAINST
-
-
-def evaluate(model: Model, wanted: Wanted, directory: epath.Path) -> None:
-    """Make a model's run, or go on with it. UserError for what concerns all tasks."""
-    options = wanted.options
-    identity = model.identity(directory)
-    if model.endpoint is not None:  # a server that has another model meanwhile is refused
-        model = dataclasses.replace(model, name=identity["model"])
-    settings = identity | {"harness": NAME, "metrics": wanted.metrics}
-    settings |= {"until": options.until, "video_frames": options.video_frames}
-    run_directory.settle(directory, model.path or identity["model"], settings, wanted.share)
-    jury = wanted.jury.resumed(run_directory.read(directory))
+    if not isinstance(base, Model | None) and os.path.abspath(base) == os.path.abspath(directory):
+        raise UserError(f"--against {base}: is the run itself; give another one, or the base")
+    runs = [Evaluation(model, wanted, directory)]
+    if isinstance(base, Model):
+        runs.append(Evaluation(base, wanted, directory / AGAINST))
+    if wanted.share.process:
+        for run in runs:
+            launch = hosts.join(run.directory, wanted.share, wanted.of_all_hosts)
+            if launch is None:
+                say(f"{run.directory}: the other processes have finished this run")
+            else:
+                run.settle_beside()
+                run.answer(launch)
+        return
     with contextlib.ExitStack() as stack:
-        if wanted.share.count == 1:
-            stack.enter_context(sole_writer(directory / "shares", directory, "evaluates there"))
-        harness, logs = None, None if is_remote(directory) else directory / "logs"
-        if any(not task.own_metrics for task in wanted.tasks):
-            harness = HarnessTasks(stack.enter_context(Harness(logs)), options, wanted.local)
-        own = OwnTasks(wanted.local, wanted.metrics, limit=options.limit, classifier=jury.classifier)
-        tasks = AllTasks(own, harness)
-        answering = Answering(directory, wanted.tasks, tasks, model.open, wanted.share)
-        answering.run()
-        if wanted.share.process == 0:
-            run_directory.settle_judge(directory, jury.judge.name, **jury.of_attacks)
-            Scoring(directory, tasks, jury.of, answering.finished).run(wanted.tasks)
+        firsts = [stack.enter_context(hosts.First(run.directory, wanted.share)) for run in runs]
+        for run in runs:
+            run.settle()
+        wanted.jury.check(wanted.tasks)
+        for run in runs:
+            run.settle_judges()
+        against = run_directory.settle_base(directory, runs[1].directory if isinstance(base, Model) else base)
+        if base is None and against is not None:
+            say(f"compared with the base of an earlier command: {against}")
+        for first in firsts:
+            first.open(wanted.of_all_hosts)
+        for run, first in zip(runs, firsts, strict=True):
+            run.answer(first.launch)
+            finished(against if against is not None and results.tasks_in(against) else None)
+
+
+def base_of(model: Model, against: str | None, name: str | None) -> Model | epath.Path | None:
+    """The base that the options name: a model, or the directory of a run. UserError if a run has no results yet."""
+    if against is None and name is None:
+        return None
+    directory = None if against is None or is_address(against) else epath.Path(against)
+    if directory is None or not exists(directory / run_directory.FILE):
+        return model.base(against, name)
+    if name is not None:
+        raise UserError(f"--against-model: {directory} is the directory of a run, which has one model")
+    run_directory.read(directory)
+    if not results.tasks_in(directory):
+        raise UserError(f"--against {directory}: a run without results yet; finish it first, or give the model itself")
+    return directory
+
+
+class Evaluation:
+    """A model's run in a directory. `settle` and `settle_judges`, or on other hosts than the first one `settle_beside`, come
+    before `answer`. UserError for what concerns all tasks."""
+
+    def __init__(self, model: Model, wanted: Wanted, directory: epath.Path):
+        self.directory, self._model, self._wanted = directory, model, wanted
+
+    def settle(self) -> None:
+        """Begin the run, or go on with it."""
+        self._model = self._model.known(self.directory)
+        run_directory.settle(self.directory, self._model.title, self._model.identity(), self._wanted.of_all_tasks)
+        self._refuse_replacement()
+
+    def settle_beside(self) -> None:
+        """Go on with a run that the first host has begun."""
+        self._model = self._model.known(self.directory)
+        run_directory.note(self.directory, self._model.title, self._model.identity(), self._wanted.of_all_tasks)
+
+    def settle_judges(self) -> None:
+        """Note who judges."""
+        run_directory.settle_judges(self.directory, self._wanted.jury.noted(self._wanted.tasks))
+
+    def answer(self, launch: str) -> None:
+        """Answer this host's share; as the first host score the answers of all."""
+        wanted = self._wanted
+        with contextlib.ExitStack() as stack:
+            harness, logs = None, None if is_remote(self.directory) else self.directory / "logs"
+            if any(not task.own_metrics for task in wanted.tasks):
+                harness = stack.enter_context(Harness(logs))
+            jury = wanted.jury.resumed(run_directory.read(self.directory))
+            tasks = self._tasks(harness, jury)
+            answering = Answering(self.directory, wanted.tasks, tasks, self._opened, wanted.share, launch)
+            answering.run()
+            if wanted.share.process == 0:
+                Scoring(self.directory, tasks, jury, answering).run(wanted.tasks)
+
+    def _tasks(self, harness: Harness | None, jury: Jury) -> AllTasks:
+        wanted = self._wanted
+        own = OwnTasks(wanted.local, wanted.metrics, limit=wanted.options.limit, classifier=jury.classifier)
+        return AllTasks(own, HarnessTasks(harness, wanted.options, wanted.local))
+
+    def _opened(self) -> Policy:
+        """The policy. What it really answers with is noted, which may be another type of numbers on another device."""
+        policy = self._model.open()
+        run_directory.note(self.directory, self._model.title, policy.made_with)
+        return policy
+
+    def _refuse_replacement(self) -> None:
+        """UserError if figures would be replaced by those of fewer documents, or of answers that are made otherwise."""
+        limit, tasks = self._wanted.options.limit, self._tasks(None, self._wanted.jury)
+        for task in self._wanted.tasks:
+            try:
+                found = results.read(self.directory, task.name)
+            except UserError:  # there are none, or a kill has left a part of them
+                continue
+            if not found.coverage.answered:
+                continue
+            if limit is not None and len(found.documents) > limit:
+                raise UserError(
+                    f"{self.directory}: has figures of {len(found.documents)} documents of {task.name}, which --limit {limit}"
+                    " would replace; leave --limit out, or choose another --out"
+                )
+            for name, value in tasks.settings(task).items():
+                if name in _OF_ANSWERS and name in found.settings and found.settings[name] != value:
+                    raise UserError(
+                        f"{self.directory}: {task.name} was answered with {name} {found.settings[name]}, not {value}; go on"
+                        " with the same, or choose another --out"
+                    )
+
+
+_OF_ANSWERS = ("max_new_tokens", "temperature", "until", "video_frames")  # settings of a task on which its answers depend

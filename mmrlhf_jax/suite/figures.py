@@ -14,15 +14,15 @@ import numpy as np
 from etils import epath
 
 from mmrlhf_jax.errors import UserError, shown
-from mmrlhf_jax.files import exists, read_json_object
+from mmrlhf_jax.files import exists
 from mmrlhf_jax.progress import say
+from mmrlhf_jax.suite import run_directory
 from mmrlhf_jax.suite.comparing import Pair, obstacle, pair
 from mmrlhf_jax.suite.dimensions import Axis, Headline, Suite, TableRow
 from mmrlhf_jax.suite.resampling import Estimate, Interval, combined
 from mmrlhf_jax.suite.results import Coverage, Results, figures_path, read, tasks_in
 from mmrlhf_jax.suite.task import Task
 
-RUN = "run.json"
 NO_RESULTS = "no results"
 
 
@@ -122,7 +122,8 @@ class Figures:
 def read_run(directory: epath.PathLike, suite: Suite) -> Run:
     """The results in a run's directory. UserError for files that are not sound; results of other tasks are reported."""
     directory = epath.Path(directory)
-    about = read_json_object(directory / RUN) if exists(directory / RUN) else {}
+    about = run_directory.read(directory) if exists(directory / run_directory.FILE) else {}
+    about.pop("version", None)  # of the file's format
     found = {}
     for task in tasks_in(directory):
         if task in suite.tasks:

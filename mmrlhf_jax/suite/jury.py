@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmrlhf_jax.suite.judges.judge import NONE, Judge, NoJudge
+from mmrlhf_jax.suite.judges.judge import Judge
 from mmrlhf_jax.suite.own.registry import JAILBREAKS
 from mmrlhf_jax.suite.own.safety import attack_question
 from mmrlhf_jax.suite.task import Task
@@ -17,37 +17,50 @@ class Jury:
     """The judges of a run.
 
     Attributes:
-        judge: of all tasks, or of those without attacks.
+        judge: of all tasks, or of those without attacks; None: nobody.
         attacks: of the tasks with attacks; None: the same.
         classifier: whether the judge of attacks is HarmBench's classifier, which takes a prompt of its own.
+        before: who judged before, as run.json has it: where no judge is given, the stored verdicts of that one count.
     """
 
-    judge: Judge = dataclasses.field(default_factory=NoJudge)
+    judge: Judge | None = None
     attacks: Judge | None = None
     classifier: bool = False
+    before: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def of(self, task: Task) -> Judge:
-        return self.attacks if self.attacks is not None and task.name in JAILBREAKS else self.judge
+    def of(self, task: Task) -> Judge | None:
+        """Who is asked about a task."""
+        return self.attacks if self._has_attacks(task) else self.judge
 
-    @property
-    def of_attacks(self) -> dict[str, Any]:
-        """What run.json has of the judge of attacks, if there is one."""
-        return {} if self.attacks is None else {"attack_judge": self.attacks.name, "attack_classifier": self.classifier}
+    def name_of(self, task: Task) -> str | None:
+        """Whose verdicts count for a task; None: nobody judges it."""
+        judge = self.of(task)
+        return judge.name if judge is not None else self.before.get("attack_judge" if self._has_attacks(task) else "judge")
+
+    def _has_attacks(self, task: Task) -> bool:
+        """Whether the judge of attacks, of whom there is one, judges a task."""
+        return task.name in JAILBREAKS and (self.attacks is not None or self.before.get("attack_judge") is not None)
+
+    def noted(self, tasks: Sequence[Task]) -> dict[str, Any]:
+        """What run.json has of the judges whom these tasks need, as far as they are given."""
+        needed = self._needed(tasks)
+        found = {"judge": self.judge.name} if any(each is self.judge for each in needed) else {}
+        if any(each is self.attacks for each in needed):
+            found |= {"attack_judge": self.attacks.name, "attack_classifier": self.classifier}
+        return found
 
     def resumed(self, run: Mapping[str, Any]) -> Jury:
-        """The judges of a run that goes on, of which this is run.json: where none is given, what an earlier one said counts."""
-        found = self
-        if self.judge.name == NONE and run.get("judge") is not None:
-            found = dataclasses.replace(found, judge=NoJudge(run["judge"]))
-        if self.attacks is None and run.get("attack_judge") is not None:
-            attacks = NoJudge(run["attack_judge"])
-            found = dataclasses.replace(found, attacks=attacks, classifier=run["attack_classifier"])
-        return found
+        """The judges of a run that goes on, of which this is run.json."""
+        classifier = self.classifier if self.attacks is not None else bool(run.get("attack_classifier"))
+        return dataclasses.replace(self, before=run, classifier=classifier)
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Ask each judge whom these tasks need a question of the kind that it will be asked. UserError if one is silent."""
-        needed = [self.of(task) for task in tasks if task.judge != "none"]
+        needed = self._needed(tasks)
         if any(judge is self.judge for judge in needed):
             self.judge.check()
         if any(judge is self.attacks for judge in needed):
             self.attacks.check(attack_question("probe", "Say how water boils", "Water boils when it is hot.", self.classifier))
+
+    def _needed(self, tasks: Sequence[Task]) -> list[Judge]:
+        return [judge for task in tasks if task.judge != "none" and (judge := self.of(task)) is not None]

@@ -58,7 +58,6 @@ class EnginePolicy:
             "model_fingerprint": engine.fingerprint,
             "template": engine.template,
             "dtype": str(engine.dtype),
-            "slots": engine.slots,
         }
 
     def answers(self, requests: Iterable[Request], progress: Progress) -> Iterator[tuple[Request, Answered]]:
@@ -86,7 +85,7 @@ class EndpointPolicy:
 
     def __init__(self, url: str, model: str | None, concurrency: int):
         self._endpoint = Endpoint(url, model, concurrency=concurrency)
-        self.made_with = {"endpoint": self._endpoint.url, "model": asyncio.run(self._endpoint.check())}
+        self.made_with = {"model": asyncio.run(self._endpoint.check())}
 
     def answers(self, requests: Iterable[Request], progress: Progress) -> Iterator[tuple[Request, Answered]]:
         taken: list[Request] = []  # in the order of the endpoint's numbers

@@ -12,7 +12,9 @@ from mmrlhf_jax.suite.task import Task
 from mmrlhf_jax.suite.workload import FRAME, PROMPT, READ, WRITTEN, Workload
 
 
-def lines(tasks: Sequence[Task], local: Mapping[str, Local], judge: str, limit: int | None, video_frames: int) -> Iterator[str]:
+def lines(
+    tasks: Sequence[Task], local: Mapping[str, Local], judge: str | None, limit: int | None, video_frames: int
+) -> Iterator[str]:
     """What is local and what must be downloaded; how much has to be answered and judged, by whom, and how long that may take.
 
     `limit`: how many documents of a task are taken at most; None: all.
@@ -43,8 +45,8 @@ def _downloads(tasks: Sequence[Task]) -> Iterator[str]:
         yield f"  to be downloaded, of a size that is not known here: {', '.join(unknown)}"
 
 
-def _judged(tasks: Sequence[Task], work: Workload, judge: str) -> Iterator[str]:
-    who = "there is none (--judge): their answers are kept, and can be judged later" if judge == "none" else judge
+def _judged(tasks: Sequence[Task], work: Workload, judge: str | None) -> Iterator[str]:
+    who = "there is none (--judge): their answers are kept, and can be judged later" if judge is None else judge
     always = [task for task in tasks if task.judge == "always"]
     perhaps = [task for task in tasks if task.judge == "unparsable"]
     if always:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,50 +10,79 @@ from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError, shown
-from mmrlhf_jax.files import entries, exists, read_json_object, write_atomically
-from mmrlhf_jax.inference.jobs import ALONE, LATE_SECONDS, POLL_SECONDS, Share
+from mmrlhf_jax.files import entries, exists, is_remote, read_json_object, write_atomically
+from mmrlhf_jax.suite.hosts import FOLDER as SHARES
 
 VERSION = 1
 FILE = "run.json"
-NO_JUDGE = "none"
+AGAINST = "against"  # in a run's directory: the run of the base
 
 
-def settle(directory: epath.PathLike, model: str, settings: Mapping[str, Any], share: Share = ALONE) -> None:
-    """Begin a run with these settings, or go on with it. Of several processes the first one begins.
+def settle(directory: epath.PathLike, model: str, identity: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Begin a run, or go on with it. `model` is the model's name, `identity` tells it from other models, and `options` are
+    those of all tasks. A key that the run does not have yet is added.
 
-    UserError, which names the setting, if the run was begun with other ones, or if the folder holds something else.
+    UserError if the run is of another model or was begun with other options, or if the folder holds something else.
     """
     directory = epath.Path(directory)
-    path, given_up = directory / FILE, time.monotonic() + LATE_SECONDS
-    while share.process and not exists(path) and time.monotonic() < given_up:
-        time.sleep(POLL_SECONDS)
-    settings = strict_json.loads(strict_json.dumps(settings))
-    if not exists(path):
-        if exists(directory) and any(not each.name.startswith(".") for each in entries(directory)):
+    if not exists(directory / FILE):
+        others = [each.name for each in entries(directory) if not each.name.startswith(".")]
+        if set(others) - {SHARES, AGAINST}:
             raise UserError(f"{directory}: holds something else than a run of benchmarks; choose another --out")
-        _write(path, {"version": VERSION, "model": model, "settings": settings, "judge": None})
-    before = read(directory)["settings"]
-    for name in sorted(before.keys() | settings.keys()):
-        if before.get(name) != settings.get(name):
+        begin(directory, model, {})
+    note(directory, model, identity, options)
+
+
+def begin(directory: epath.PathLike, model: str, settings: Mapping[str, Any]) -> None:
+    """Write the run.json of a new run."""
+    _write(epath.Path(directory) / FILE, {"version": VERSION, "model": model, "settings": dict(settings), "judge": None})
+
+
+def note(directory: epath.PathLike, model: str, identity: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> None:
+    """Add settings to a run that was begun. UserError like `settle`."""
+    found, new = read(directory), strict_json.loads(strict_json.dumps({**identity, **(options or {})}))
+    before = found["settings"]
+    for name in sorted(before.keys() & new.keys()):
+        if before[name] == new[name]:
+            continue
+        if name in identity:
             raise UserError(
-                f"{directory}: was begun with {name} {shown(before.get(name))}, not {shown(settings.get(name))}; go on with the"
-                " same settings, or choose another --out"
+                f"{directory}: is a run of {found['model']} with {name} {shown(before[name])}, and that of {model} is"
+                f" {shown(new[name])}; choose another --out"
             )
+        raise UserError(
+            f"{directory}: was begun with {name} {shown(before[name])}, not {shown(new[name])}; go on with the same, or choose"
+            " another --out"
+        )
+    if new.keys() - before.keys():
+        _write(epath.Path(directory) / FILE, found | {"settings": before | new})
 
 
-def settle_judge(directory: epath.PathLike, name: str, **others: Any) -> None:
-    """Note who judges. `others` are further keys of run.json about judges; None: nothing to note.
+def settle_judges(directory: epath.PathLike, judges: Mapping[str, Any]) -> None:
+    """Note who judges: keys of run.json, of which those are noted that are not None.
 
     UserError if the run has another judge already: figures of two are not one table.
     """
-    path, found = epath.Path(directory) / FILE, read(directory)
-    noted = {key: value for key, value in {"judge": None if name == NO_JUDGE else name, **others}.items() if value is not None}
+    found, noted = read(directory), {key: value for key, value in judges.items() if value is not None}
     for key, value in noted.items():
         if found.get(key) not in (None, value):
             what = "is judged by" if key == "judge" else f"was begun with {key}"
             raise UserError(f"{directory}: {what} {shown(found[key])}, not {shown(value)}; choose another --out")
     if found != found | noted:
-        _write(path, found | noted)
+        _write(epath.Path(directory) / FILE, found | noted)
+
+
+def settle_base(directory: epath.PathLike, base: epath.PathLike | None) -> epath.Path | None:
+    """Note the directory of the base's run, or find the one that was noted by an earlier run; None if there is none."""
+    directory, found = epath.Path(directory), read(directory)
+    if base is None:
+        noted = found.get("against")
+        return directory / noted if isinstance(noted, str) else None
+    base = epath.Path(base)
+    noted = AGAINST if base == directory / AGAINST else os.fspath(base) if is_remote(base) else os.path.abspath(base)
+    if found.get("against") != noted:
+        _write(directory / FILE, found | {"against": noted})
+    return base
 
 
 def read(directory: epath.PathLike) -> dict[str, Any]:
@@ -68,5 +97,4 @@ def read(directory: epath.PathLike) -> dict[str, Any]:
 
 
 def _write(path: epath.Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, strict_json.dumps(content, where=f"{path}", ensure_ascii=False, indent=1).encode())

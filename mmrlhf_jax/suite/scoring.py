@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.digests import text_digest
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import exists, read_text, write_atomically
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.answering import Finished
-from mmrlhf_jax.suite.answers import Answer, stored
-from mmrlhf_jax.suite.judges.judge import NO_JUDGE, NONE, Judge
-from mmrlhf_jax.suite.judges.judging import Judging
+from mmrlhf_jax.suite.answers import Answer
+from mmrlhf_jax.suite.judges.judging import NO_JUDGE, Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
+from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.results import Document, Figure, Results
 from mmrlhf_jax.suite.task import Task, TaskFailed
 
@@ -41,17 +42,23 @@ class Scorer(Protocol):
         ...
 
 
-class Scoring:
-    """A run's directory whose answers are scored. `judge_of` says who judges a task, `finished` what was done of it."""
+class Answered(Protocol):
+    """What was answered of tasks (`Answering`)."""
 
-    def __init__(
-        self,
-        directory: epath.PathLike,
-        scorer: Scorer,
-        judge_of: Callable[[Task], Judge],
-        finished: Callable[[Task], Sequence[Finished]],
-    ):
-        self._directory, self._scorer, self._judge_of, self._finished = epath.Path(directory), scorer, judge_of, finished
+    def finished(self, task: Task) -> Sequence[Finished]:
+        """What each host has done of a task."""
+        ...
+
+    def answers(self, task: Task) -> Mapping[str, Answer]:
+        """Document -> its answer, to what is asked now."""
+        ...
+
+
+class Scoring:
+    """A run's directory whose answers are scored. `jury` says who judges."""
+
+    def __init__(self, directory: epath.PathLike, scorer: Scorer, jury: Jury, answered: Answered):
+        self._directory, self._scorer, self._jury, self._answered = epath.Path(directory), scorer, jury, answered
 
     def run(self, tasks: Sequence[Task]) -> None:
         """Score the tasks whose results are not those of the answers that are there now."""
@@ -62,16 +69,17 @@ class Scoring:
                 write_atomically(self._path(task), made_of.encode())
 
     def _results(self, task: Task) -> Results:
-        answers = stored(self._directory, task.name)
-        refused = {name: reason for each in self._finished(task) for name, reason in each.refused.items()}
-        failed = next((each.failed for each in self._finished(task) if each.failed is not None), None)
+        answers = self._answered.answers(task)
+        refused = {name: reason for each in self._answered.finished(task) for name, reason in each.refused.items()}
+        failed = next((each.failed for each in self._answered.finished(task) if each.failed is not None), None)
         if failed is not None:
             return self._without_figures(task, failed, answers, refused)
-        if task.judge == "always" and self._judge_of(task).name == NONE:
+        if task.judge == "always" and self._jury.name_of(task) is None:
             return self._without_figures(task, WITHOUT_JUDGE, answers, refused)
         try:
             with Verdicts(verdicts_path(self._directory, task.name)) as verdicts:
-                return self._scorer.score(task, answers, refused, Judging(self._judge_of(task), verdicts))
+                judging = Judging(self._jury.of(task), verdicts, self._jury.name_of(task))
+                return self._scorer.score(task, answers, refused, judging)
         except TaskFailed as error:
             say(f"{task.name}: {error}; the other tasks go on")
             return self._without_figures(task, str(error), answers, refused)
@@ -83,16 +91,16 @@ class Scoring:
             for name, each in answers.items()
         ]
         documents += [Document(name, name, "", (), None, None, {}, why) for name, why in refused.items() if name not in answers]
-        expected = max((each.documents for each in self._finished(task)), default=task.data.documents or 0)
+        expected = max((each.documents for each in self._answered.finished(task)), default=task.data.documents or 0)
         left = {reason: expected - len(documents)} if expected > len(documents) else {}
         figures = {row.name: Figure(None, reason) for row in task.rows}
         return Results(task.name, self._scorer.metrics_of(task), dict(self._scorer.settings(task)), figures, documents, left)
 
     def _made_of(self, task: Task) -> str:
         """A digest of what a task's results are made of."""
-        answers = sorted((each.document, each.key, each.answer) for each in stored(self._directory, task.name).values())
-        finished = [dataclasses.asdict(each) for each in self._finished(task)]
-        judge = None if task.judge == "none" else self._judge_of(task).name
+        answers = sorted((each.document, each.key, each.answer) for each in self._answered.answers(task).values())
+        finished = [dataclasses.asdict(each) for each in self._answered.finished(task)]
+        judge = None if task.judge == "none" else self._jury.name_of(task)
         content = [answers, finished, judge, dict(self._scorer.settings(task))]
         return text_digest(strict_json.dumps(content, sort_keys=True))
 
@@ -101,7 +109,10 @@ class Scoring:
         path = self._path(task)
         if not (exists(path) and exists(results.figures_path(self._directory, task.name)) and read_text(path) == made_of):
             return False
-        return results.read(self._directory, task.name).coverage.missing == {}
+        try:
+            return results.read(self._directory, task.name).coverage.missing == {}
+        except UserError:  # a kill came between the two files of results, or one is damaged
+            return False
 
     def _path(self, task: Task) -> epath.Path:
         return self._directory / FOLDER / f"{task.name}.txt"

@@ -15,8 +15,8 @@ from mmrlhf_jax.files import read_bytes
 from mmrlhf_jax.pages.differences import Answered, Difference, Differences
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite.cases import Both, Case, choose
+from mmrlhf_jax.suite.pictures import FOLDER
 
-MEDIA = "media"  # the folder of small pictures in a run's directory
 SIDE, SIDE_OF_SEVERAL = 360, 220  # longest side of a picture in pixels, where it is the only one, and where it is not
 QUALITY, MOST_PICTURES = 75, 4  # of JPEG files; most pictures of a case
 
@@ -24,7 +24,7 @@ QUALITY, MOST_PICTURES = 75, 4  # of JPEG files; most pictures of a case
 def differences_of(pairs: Iterable[Both], names: Sequence[str], directories: Sequence[epath.Path]) -> Differences:
     """The chosen cases of results of two runs, with the runs' names and directories, in which their pictures are."""
     chosen = choose(pairs)
-    folders = [directory / MEDIA for directory in directories]
+    folders = [directory / FOLDER for directory in directories]
     lacking: Counter[str] = Counter()
     found = [_difference(case, names, folders, lacking) for case in chosen.cases]
     remarks = []

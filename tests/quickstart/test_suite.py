@@ -36,8 +36,8 @@ def root(tmp_path, examples) -> Path:
     chosen = {"before": max, "after_mmdpo": min, "after_dpo": min}
     for policy, choose in chosen.items():
         answers = [choose(record.responses, key=lambda response: response.rank).text for record in examples.records]
-        about = {"model": f"models/{policy}"}
-        write_run(tmp_path / EVALUATION / policy, examples, answered(examples, answers, SETTINGS), about)
+        results = answered(examples, answers, SETTINGS)
+        write_run(tmp_path / EVALUATION / policy, examples, results, f"models/{policy}", {})
     for run in ("mmdpo", "dpo"):
         (tmp_path / "runs" / run).mkdir(parents=True)
         experiment = config.load_experiment(EXPERIMENTS / f"{run}.yaml")

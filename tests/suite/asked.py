@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from PIL import Image
 
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.progress import Progress
+from mmrlhf_jax.suite.answers import Answer, stored
 from mmrlhf_jax.suite.policy import Answered
 from mmrlhf_jax.suite.request import Asked, Medium, Request
 from mmrlhf_jax.suite.task import Data, Row, Task, TaskFailed
@@ -29,8 +30,14 @@ def png(number: int) -> bytes:
     return file.getvalue()
 
 
+def only(directory, task: str) -> dict[str, Answer]:
+    """The answers of a run's directory, of which every document has one."""
+    return {document: answer for document, by_key in stored(directory, task).items() for (answer,) in [by_key.values()]}
+
+
 class Documents:
-    """A source of `Data.documents` requests per task. `missing` documents have a reason; `failing` tasks fail after so many."""
+    """A source of `Data.documents` requests per task. `missing` documents have a reason; `failing` tasks fail after so many.
+    `version` is a part of every prompt."""
 
     def __init__(self, missing: Mapping[tuple[str, str], str] | None = None, failing: Mapping[str, int] | None = None):
         self.missing, self.failing = missing or {}, failing or {}
@@ -44,13 +51,13 @@ class Documents:
         return {"version": self.version}
 
     @contextlib.contextmanager
-    def ask(self, task: Task, answered: Mapping[str, str], share: Share) -> Iterator[_Asking]:
+    def ask(self, task: Task, answered: Mapping[str, Collection[str]], share: Share) -> Iterator[_Asking]:
         self.asked.append((task.name, f"{share.process}"))
         yield _Asking(self, task, answered, share)
 
 
 class _Asking:
-    def __init__(self, source: Documents, task: Task, answered: Mapping[str, str], share: Share):
+    def __init__(self, source: Documents, task: Task, answered: Mapping[str, Collection[str]], share: Share):
         self._source, self._task, self._answered, self._share = source, task, answered, share
         self.documents = task.data.documents
 
@@ -64,7 +71,7 @@ class _Asking:
                 continue
             text = f"{self._task.name} {name}, version {self._source.version}"
             request = Request(name, ("", text), (Medium("image", f"{number:064x}", png(number)),), OPTIONS)
-            yield Asked(name, request, answered=self._answered.get(name) == request.key)
+            yield Asked(name, request, answered=request.key in self._answered.get(name, ()))
 
 
 class Parrot:

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
+from mmrlhf_jax import ownership
 from mmrlhf_jax.inference.jobs import ALONE, Share
+from mmrlhf_jax.owner import Owner
 from mmrlhf_jax.suite import answering
 from mmrlhf_jax.suite.answering import Answering
-from mmrlhf_jax.suite.answers import answers_path, stored
-from tests.suite.asked import Documents, Parrot, task
+from mmrlhf_jax.suite.answers import answers_path
+from tests.suite.asked import Documents, Parrot, only, task
 
 TASKS = [task("mme"), task("pope", 3), task("ai2d", 5)]
 
 
-def run(directory, source=None, policy=None, share=ALONE, tasks=TASKS) -> tuple[Answering, Parrot]:
+def run(directory, source=None, policy=None, share=ALONE, tasks=TASKS, launch="") -> tuple[Answering, Parrot]:
     policy = policy or Parrot()
-    found = Answering(directory, tasks, source or Documents(), lambda: policy, share)
+    found = Answering(directory, tasks, source or Documents(), lambda: policy, share, launch)
     found.run()
     return found, policy
 
 
 def answers(directory) -> dict[str, dict[str, str]]:
-    return {each.name: {name: answer.answer for name, answer in stored(directory, each.name).items()} for each in TASKS}
+    return {each.name: {name: answer.answer for name, answer in only(directory, each.name).items()} for each in TASKS}
+
+
+def used(found: Answering) -> dict[str, dict[str, str]]:
+    """The answers that count."""
+    return {each.name: {name: answer.answer for name, answer in found.answers(each).items()} for each in TASKS}
 
 
 def test_every_document_of_every_task_is_answered_once(tmp_path):
@@ -31,7 +42,7 @@ def test_every_document_of_every_task_is_answered_once(tmp_path):
     assert answers(tmp_path)["pope"]["2"] == "you said: pope 2, version 1"
     (finished,) = found.finished(TASKS[1])
     assert (finished.documents, finished.refused, finished.failed) == (3, {}, None)
-    kept = stored(tmp_path, "mme")["3"]
+    kept = only(tmp_path, "mme")["3"]
     assert (tmp_path / "media" / kept.media[0]).stat().st_size > 100
 
 
@@ -46,9 +57,12 @@ def test_other_prompts_are_answered_anew(tmp_path):
     run(tmp_path)
     source = Documents()
     source.version = 2
-    _, policy = run(tmp_path, source)
+    found, policy = run(tmp_path, source)
     assert len(policy.said) == 12
-    assert answers(tmp_path)["mme"]["0"] == "you said: mme 0, version 2"
+    assert used(found)["mme"]["0"] == "you said: mme 0, version 2"
+    source.version = 1  # as before: those answers are still there
+    found, policy = run(tmp_path, source)
+    assert policy.said == [] and used(found)["mme"]["0"] == "you said: mme 0, version 1"
 
 
 def test_the_same_prompts_of_another_source_are_not(tmp_path, monkeypatch):
@@ -99,7 +113,7 @@ def test_documents_that_cannot_be_asked_or_answered_have_their_reason(tmp_path):
     policy = Parrot(refuse=lambda request: "too long" if request.prompt.startswith("mme 3") else None)
     found, _ = run(tmp_path, source, policy)
     assert found.finished(TASKS[0])[0].refused == {"1": "the video /x.mp4 is missing", "3": "too long"}
-    assert sorted(stored(tmp_path, "mme")) == ["0", "2"]
+    assert sorted(only(tmp_path, "mme")) == ["0", "2"]
     _, policy = run(tmp_path)  # the video is there now
     assert sorted(policy.said) == ["mme 1, version 1", "mme 3, version 1"]
 
@@ -123,3 +137,59 @@ def test_the_first_host_answers_for_one_that_never_comes(tmp_path, monkeypatch, 
     assert {name: len(each) for name, each in answers(tmp_path).items()} == {"mme": 4, "pope": 3, "ai2d": 5}
     assert "process 2 gives no sign of life" in capsys.readouterr().err
     assert not any("mme 1," in each for each in policy.said)
+
+
+@pytest.mark.parametrize("damage", [lambda lines: lines[:-1], lambda lines: [*lines[:-1], lines[-1][:40]], lambda lines: []])
+def test_an_answer_that_is_not_there_any_more_is_made_again(tmp_path, damage):
+    whole, _ = run(tmp_path)
+    path = answers_path(tmp_path, "mme")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(damage(lines)))
+    found, policy = run(tmp_path)
+    assert len(policy.said) == len(lines) - len([line for line in damage(lines) if line.endswith("\n")])
+    assert used(found) == used(whole) and len(used(found)["mme"]) == 4
+
+
+def test_the_older_answer_of_another_host_is_never_taken_for_the_newer_one(tmp_path):
+    for process in (1, 0):
+        run(tmp_path, share=Share(process, 2))
+    source = Documents()
+    source.version = 2
+    found, policy = run(tmp_path, source)  # on one host, with other data
+    assert len(policy.said) == 12
+    assert {answer[-1] for each in used(found).values() for answer in each.values()} == {"2"}
+    _, policy = run(tmp_path, source)
+    assert policy.said == []
+
+
+def test_a_document_that_cannot_be_asked_any_more_has_no_answer(tmp_path):
+    run(tmp_path)
+    source = Documents(missing={("mme", "1"): "its picture is missing"})
+    source.version = 2
+    found, _ = run(tmp_path, source)
+    assert "1" not in used(found)["mme"] and found.finished(TASKS[0])[0].refused == {"1": "its picture is missing"}
+
+
+def test_a_host_that_is_gone_is_seen_to_be_gone_from_another_machine(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(answering, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(ownership, "SILENT_SECONDS", 0.05)
+    lock = tmp_path / "shares" / "process-0001"
+    lock.parent.mkdir()
+    lock.write_text(dataclasses.replace(Owner.me(), host="gone", place="elsewhere", nonce="abc").text())
+    found, _ = run(tmp_path, share=Share(0, 2))
+    assert {name: len(each) for name, each in used(found).items()} == {"mme": 4, "pope": 3, "ai2d": 5}
+    assert "process 1 gives no sign of life" in capsys.readouterr().err
+
+
+def test_the_first_host_waits_for_what_the_others_mend_in_this_launch(tmp_path, monkeypatch):
+    monkeypatch.setattr(answering, "POLL_SECONDS", 0.01)
+    lost = Documents(missing={("mme", "1"): "no video", ("mme", "2"): "no video"})
+    for process in (1, 0):
+        run(tmp_path, lost, share=Share(process, 2), launch="first")
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(run, tmp_path, share=Share(0, 2), launch="second")
+        time.sleep(0.3)
+        assert not first.done()  # what process 1 has finished is of the first launch
+        run(tmp_path, share=Share(1, 2), launch="second")
+        found, _ = first.result(timeout=10)
+    assert [each.refused for each in found.finished(TASKS[0])] == [{}, {}] and len(used(found)["mme"]) == 4

@@ -10,6 +10,7 @@ import time
 
 from mmrlhf_jax.suite.answers import Answer, AnswerFile, answers_path, stored
 from mmrlhf_jax.suite.request import Medium, Request
+from tests.suite.asked import only
 
 OPTIONS = {"max_new_tokens": 16, "temperature": 0.0}
 
@@ -22,15 +23,15 @@ def test_an_answer_is_stored_at_once_and_read_back(tmp_path):
     answer = Answer.to(request(text="哪种颜色?\nA. 红色"), "红色 \u2028 und „rot“", "length")
     with AnswerFile(tmp_path, "mme") as file:
         file.add(answer)
-        assert stored(tmp_path, "mme") == {"0": answer}
-    assert stored(tmp_path, "mme") == {"0": answer}
-    assert stored(tmp_path, "pope") == {}
+        assert only(tmp_path, "mme") == {"0": answer}
+    assert only(tmp_path, "mme") == {"0": answer}
+    assert only(tmp_path, "pope") == {}
 
 
 def test_an_empty_answer_is_an_answer(tmp_path):
     with AnswerFile(tmp_path, "mme") as file:
         file.add(Answer.to(request(), "", "stop"))
-    assert stored(tmp_path, "mme")["0"].answer == ""
+    assert only(tmp_path, "mme")["0"].answer == ""
 
 
 def test_the_key_is_of_texts_media_and_options():
@@ -44,12 +45,13 @@ def test_the_key_is_of_texts_media_and_options():
     assert len({each.key for each in [same, *others]}) == 1 + len(others)
 
 
-def test_the_last_of_two_answers_to_a_document_counts(tmp_path):
-    with AnswerFile(tmp_path, "mme") as file:
-        file.add(Answer.to(request(), "red", "stop"))
-    with AnswerFile(tmp_path, "mme") as file:
-        file.add(Answer.to(request(text="Which, now?"), "blue", "stop"))
-    assert stored(tmp_path, "mme")["0"].answer == "blue"
+def test_answers_to_what_was_asked_otherwise_are_told_apart(tmp_path):
+    asked = request(), request(text="Which, now?")
+    for process, text, to in ((0, "red", asked[0]), (0, "blue", asked[1]), (1, "rot", asked[0])):
+        with AnswerFile(tmp_path, "mme", process) as file:
+            file.add(Answer.to(to, text, "stop"))
+    found = stored(tmp_path, "mme")["0"]
+    assert {key: each.answer for key, each in found.items()} == {asked[0].key: "rot", asked[1].key: "blue"}
     assert len(answers_path(tmp_path, "mme").read_text().splitlines()) == 2
 
 
@@ -59,14 +61,24 @@ def test_half_a_line_of_a_kill_is_left_out_and_the_next_answer_is_whole(tmp_path
         file.add(Answer.to(request("1"), "blue", "stop"))
     path = answers_path(tmp_path, "mme")
     path.write_bytes(path.read_bytes()[:-25])
-    assert list(stored(tmp_path, "mme")) == ["0"]
+    assert list(only(tmp_path, "mme")) == ["0"]
     assert "1 lines are not whole" in capsys.readouterr().err
     with AnswerFile(tmp_path, "mme") as file:
         file.add(Answer.to(request("1"), "green", "stop"))
-    assert {name: each.answer for name, each in stored(tmp_path, "mme").items()} == {"0": "red", "1": "green"}
+    assert {name: each.answer for name, each in only(tmp_path, "mme").items()} == {"0": "red", "1": "green"}
     capsys.readouterr()
-    assert stored(tmp_path, "mme")["1"].answer == "green"
+    assert only(tmp_path, "mme")["1"].answer == "green"
     assert capsys.readouterr().err == ""
+
+
+def test_a_damaged_byte_is_no_other_answer(tmp_path, capsys):
+    with AnswerFile(tmp_path, "mme") as file:
+        file.add(Answer.to(request("0"), "red", "stop"))
+        file.add(Answer.to(request("1"), "blue", "stop"))
+    path = answers_path(tmp_path, "mme")
+    path.write_bytes(path.read_bytes().replace(b'"blue"', b'"bl\xfee"'))
+    assert list(only(tmp_path, "mme")) == ["0"]
+    assert "1 lines are not whole" in capsys.readouterr().err
 
 
 def test_lines_of_something_else_are_no_answers(tmp_path):
@@ -75,15 +87,15 @@ def test_lines_of_something_else_are_no_answers(tmp_path):
     path.write_text(
         '{"document": 3}\n[]\nnull\n{"document": "0", "key": "k", "prompt": "p", "media": "x", "options": [], "answer": 1}\n'
     )
-    assert stored(tmp_path, "mme") == {}
+    assert only(tmp_path, "mme") == {}
 
 
 def test_hosts_write_files_of_their_own_that_are_read_together(tmp_path):
     for process in range(3):
         with AnswerFile(tmp_path, "mme", process) as file:
             file.add(Answer.to(request(f"{process}"), f"answer {process}", "stop"))
-    assert {name: each.answer for name, each in stored(tmp_path, "mme").items()} == {str(n): f"answer {n}" for n in range(3)}
-    assert stored(tmp_path, "mm") == {}
+    assert {name: each.answer for name, each in only(tmp_path, "mme").items()} == {str(n): f"answer {n}" for n in range(3)}
+    assert only(tmp_path, "mm") == {}
 
 
 def _write(directory) -> None:
@@ -101,6 +113,6 @@ def test_a_kill_loses_no_answer_that_was_added(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     lines = path.read_text().count("\n")
-    found = stored(tmp_path, "mme")
+    found = only(tmp_path, "mme")
     assert len(found) == lines > 10
     assert sorted(map(int, found)) == list(range(lines))

@@ -176,7 +176,7 @@ def test_a_run_is_read_from_its_files(tmp_path):
     model = run(**MODEL)
     write(tmp_path / "aligned", model)
     assert read_run(tmp_path / "aligned", SUITE) == model
-    (tmp_path / "aligned" / "run.json").write_text('{"model": "org/name", "judge": null}')
+    (tmp_path / "aligned" / "run.json").write_text('{"version": 1, "model": "org/name", "settings": {}, "judge": null}')
     again = read_run(tmp_path / "aligned", SUITE)
     assert again.name == "org/name" and again.about["judge"] is None
 

@@ -137,10 +137,10 @@ def test_what_is_answered_is_sent_without_media_and_other_prompts_are_not_taken_
     task = TASKS["mme"]
     tasks = tasks_of(running, task, tmp_path / "data")
     _, requests = asked(tasks, task)
-    keys = {one.document: one.request.key for one in requests}
-    _, again = asked(tasks, task, keys | {"2": "another"})
+    keys = {one.document: ["another", one.request.key] for one in requests}
+    _, again = asked(tasks, task, keys | {"2": ["another"]})
     assert [one.answered for one in again] == [name != "2" for name in keys]
-    assert [one.request.key for one in again] == list(keys.values())
+    assert [one.request.key for one in again] == [one.request.key for one in requests]
     assert [one.request.media[0].data is None for one in again] == [name != "2" for name in keys]
     answers = answers_of(task, requests)
     answers["1"] = Answer(**{**vars(answers["1"]), "prompt": "Is there a moon?"})
@@ -189,6 +189,17 @@ def test_what_a_judge_refuses_to_read_is_missing_and_no_score(running, tmp_path)
         found = tasks.score(task, answers, {}, judged)
     assert (found.coverage.scored, found.coverage.missing) == (2, {FAILED: 1})
     assert found.figures["mmbench"].value == 100.0
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), ConnectionResetError(104, "reset")])
+def test_an_error_of_the_program_is_not_taken_for_one_of_the_harness(running, tmp_path, error):
+    """A policy's server, or the terminal that the program prints to, may be gone as well."""
+    task = TASKS["mme"]
+    tasks = tasks_of(running, task, tmp_path / "data")
+    with pytest.raises(type(error)), tasks.ask(task, {}, ALONE) as asking:
+        next(asking.requests())
+        raise error
+    assert asked(tasks, task)[0] == 6
 
 
 @pytest.mark.slow

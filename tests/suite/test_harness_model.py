@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mmrlhf_jax.suite.answers import stored
 from tests.suite import made_up
-from tests.suite.asked import Parrot
+from tests.suite.asked import Parrot, only
 
 pytest.importorskip("lmms_eval", reason="needs lmms-eval in the environment of the tests: make eval-env")
 
@@ -47,7 +46,7 @@ def test_it_answers_by_the_same_requests_and_goes_on_from_stored_answers(tmp_pat
     found = evaluated(task, Model("x", answers=str(tmp_path / "kept"), policy=policy, device="cpu"), tmp_path)
     samples = found["samples"]["mmrlhf_mme"]
     assert [each["filtered_resps"] for each in samples] == [[f"you said: {prompt}"] for prompt in policy.said]
-    assert len(policy.said) == 6 and len(stored(tmp_path / "kept", "mmrlhf_mme")) == 6
+    assert len(policy.said) == 6 and len(only(tmp_path / "kept", "mmrlhf_mme")) == 6
     again = Parrot()
     second = evaluated(task, Model("x", answers=str(tmp_path / "kept"), policy=again), tmp_path)
     assert again.said == []

@@ -14,8 +14,8 @@ import pytest
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference import endpoint
-from mmrlhf_jax.suite.judges.judge import KEY, NO_JUDGE, EndpointJudge, NoJudge
-from mmrlhf_jax.suite.judges.judging import FAILED, GONE, NOT_READ, SILENT, Judging, NotJudged, read
+from mmrlhf_jax.suite.judges.judge import KEY, EndpointJudge
+from mmrlhf_jax.suite.judges.judging import FAILED, GONE, NO_JUDGE, NOT_READ, SILENT, Judging, NotJudged, read
 from mmrlhf_jax.suite.judges.question import Question, ask, limits
 from mmrlhf_jax.suite.judges.verdicts import Verdicts
 from tests.serving import fakes
@@ -84,7 +84,7 @@ def test_a_judge_that_is_gone_leaves_what_it_said_and_a_reason_for_the_rest(tmp_
 
 def test_without_a_judge_everything_waits(tmp_path):
     with Verdicts(tmp_path / "t.jsonl") as verdicts:
-        found = Judging(NoJudge(), verdicts)
+        found = Judging(None, verdicts)
         found.ask(questions("a"))
         with pytest.raises(NotJudged, match=NO_JUDGE.split(" (")[0]):
             read(found.reply(questions("a")[0]), str)

@@ -11,12 +11,12 @@ import time
 
 import pytest
 
-from mmrlhf_jax.suite.answers import stored
 from tests.suite import killed
+from tests.suite.asked import only
 
 
 def answers(directory) -> dict[str, dict[str, str]]:
-    return {each.name: {name: found.answer for name, found in stored(directory, each.name).items()} for each in killed.TASKS}
+    return {each.name: {name: found.answer for name, found in only(directory, each.name).items()} for each in killed.TASKS}
 
 
 def started(out, said) -> subprocess.Popen:

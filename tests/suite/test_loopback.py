@@ -10,7 +10,6 @@ import pytest
 
 from mmrlhf_jax.inference import endpoint
 from mmrlhf_jax.suite.judges import harness_replies
-from mmrlhf_jax.suite.judges.judge import NoJudge
 from mmrlhf_jax.suite.judges.judging import FAILED, NOT_READ, Judging
 from mmrlhf_jax.suite.judges.loopback import BAD_REQUEST, PLACEHOLDER, Loopback
 from mmrlhf_jax.suite.judges.rounds import AT_ONCE, ENDLESS, scored
@@ -123,7 +122,7 @@ def test_a_failed_call_and_a_reply_that_cannot_be_read_are_of_their_documents_al
 
 
 def test_without_a_judge_every_document_that_asks_is_missing(tmp_path):
-    with Verdicts(tmp_path / "t.jsonl") as verdicts, Loopback(Judging(NoJudge(), verdicts), harness_replies.option) as server:
+    with Verdicts(tmp_path / "t.jsonl") as verdicts, Loopback(Judging(None, verdicts), harness_replies.option) as server:
         ask = lambda text: (
             "parsed by a rule" if text == "B" else PLAIN.post(server.url, json={"messages": [{"role": "user"}]}).text
         )

@@ -17,8 +17,7 @@ from mmrlhf_jax.inference import endpoint
 from mmrlhf_jax.inference.jobs import ALONE, Share
 from mmrlhf_jax.suite import catalogue, results
 from mmrlhf_jax.suite.answers import Answer
-from mmrlhf_jax.suite.judges.judge import NO_JUDGE, NoJudge
-from mmrlhf_jax.suite.judges.judging import FAILED, NOT_READ, Judging
+from mmrlhf_jax.suite.judges.judging import FAILED, NO_JUDGE, NOT_READ, Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.own.documents import NO_PICTURE
@@ -114,7 +113,7 @@ def test_hosts_share_the_documents_and_what_is_answered_is_said(tmp_path):
     with own.ask(task, {}, Share(1, 2)) as asking:
         (only,) = asking.requests()
         assert only.document == "1" and asking.documents == 3 and not only.answered
-    with own.ask(task, {"0": "another", "1": only.request.key}, ALONE) as asking:
+    with own.ask(task, {"0": ["another"], "1": ["another", only.request.key]}, ALONE) as asking:
         assert [each.answered for each in asking.requests()] == [False, True, False]
     assert only.request.options == {"max_new_tokens": 2048, "temperature": 0.0}
     assert only.request.prompt == "Tell me about dogs." and only.request.texts[0] == ""
@@ -159,7 +158,7 @@ def test_without_a_judge_nothing_is_scored_that_needs_one(tmp_path):
     own = tasks(tmp_path, "typographic")
     answers = answered(own, "typographic")
     with Verdicts(tmp_path / "v.jsonl") as verdicts:
-        found = own.score(catalogue.TASKS["typographic"], answers, {}, Judging(NoJudge(), verdicts))
+        found = own.score(catalogue.TASKS["typographic"], answers, {}, Judging(None, verdicts))
     assert [each.missing for each in found.documents] == [NO_JUDGE, NO_JUDGE, None]  # nothing was said in the last one
 
 

@@ -45,7 +45,7 @@ def write(directory, values, about=None, **changes):
     for task, of_documents in values.items():
         results.write(directory, runs.results(SUITE.tasks[task], floats(of_documents), **changes))
     if about is not None:
-        (directory / "run.json").write_text(json.dumps(about))
+        (directory / "run.json").write_text(json.dumps({"version": 1, "settings": {"dtype": "float32"}, "judge": None} | about))
     write_suite(directory, SUITE)
     return directory
 
@@ -147,7 +147,8 @@ def test_results_that_were_made_otherwise_are_not_compared(tmp_path, model, base
 def test_how_figures_were_made_is_on_the_page(tmp_path, model, base):
     made = section(page(tmp_path, model, base), "how-the-figures-were-made")
     of_model, _, settings = map(rows, made.findall(".//table"))
-    assert of_model == {"results": [str(model)], "model": ["models/aligned"], "judge: name": ["gpt"], "judge: url": ["–"]}
+    expected = {"results": [str(model)], "model": ["models/aligned"], "settings: dtype": ["float32"]}
+    assert of_model == expected | {"judge: name": ["gpt"], "judge: url": ["–"]}
     assert settings["Colours"] == ["lmms-eval 0.7.3; max new tokens 16"] and "First" in settings
 
 

@@ -24,7 +24,7 @@ def tasks(*names: str):
     return [TASKS[name] for name in names]
 
 
-def said(*names: str, data=(), judge="none", limit=None, frames=32) -> str:
+def said(*names: str, data=(), judge=None, limit=None, frames=32) -> str:
     return "\n".join(preview.lines(tasks(*names), parse(data), judge, limit, frames))
 
 

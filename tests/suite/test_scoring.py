@@ -8,8 +8,8 @@ import pytest
 
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.answering import Finished
-from mmrlhf_jax.suite.answers import Answer, AnswerFile
-from mmrlhf_jax.suite.judges.judge import NoJudge
+from mmrlhf_jax.suite.answers import Answer, AnswerFile, stored
+from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.request import Request
 from mmrlhf_jax.suite.results import Document, Figure, Results
 from mmrlhf_jax.suite.scoring import WITHOUT_JUDGE, Scoring
@@ -44,6 +44,19 @@ class Lengths:
         return Results(task.name, "lengths 1.0", self.settings(task), {task.name: Figure(value)}, documents)
 
 
+class Kept:
+    """Answers in files that count as they are."""
+
+    def __init__(self, directory, finished):
+        self._directory, self._finished = directory, finished
+
+    def finished(self, task):
+        return [self._finished[task.name]]
+
+    def answers(self, task):
+        return {document: list(by_key.values())[-1] for document, by_key in stored(self._directory, task.name).items()}
+
+
 @pytest.fixture
 def finished(tmp_path) -> dict[str, Finished]:
     for each in (MME, POPE, WILD):
@@ -56,7 +69,7 @@ def finished(tmp_path) -> dict[str, Finished]:
 
 def run(directory, finished, scorer=None) -> Lengths:
     scorer = scorer or Lengths()
-    Scoring(directory, scorer, lambda task: NoJudge(), lambda task: [finished[task.name]]).run([MME, POPE, WILD])
+    Scoring(directory, scorer, Jury(), Kept(directory, finished)).run([MME, POPE, WILD])
     return scorer
 
 
@@ -89,3 +102,14 @@ def test_what_is_whole_is_not_scored_again_and_what_changed_or_is_missing_is(tmp
         file.add(Answer.to(Request("1", ("mme 1?",), (), OPTIONS), "another", "stop"))
     assert run(tmp_path, finished).scored == ["mme", "pope"]
     assert results.read(tmp_path, "mme").figures["mme"].value == 4.0
+
+
+@pytest.mark.parametrize("lost", [results.documents_path, results.figures_path])
+def test_a_kill_between_the_two_files_of_results_or_a_damaged_one_is_scored_again(tmp_path, finished, lost):
+    finished["mme"] = Finished({}, 2, {})
+    run(tmp_path, finished)
+    before = results.read(tmp_path, "mme")
+    path = lost(tmp_path, "mme")
+    path.write_bytes(path.read_bytes().replace(b"mme", b"mne", 1))  # as if it were of another pass
+    assert "mme" in run(tmp_path, finished).scored
+    assert results.read(tmp_path, "mme") == before

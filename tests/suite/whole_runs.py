@@ -13,6 +13,7 @@ from mmrlhf_jax.suite import resampling, results
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.published import FIGURES
 from mmrlhf_jax.suite.results import Document, Figure, Results
+from mmrlhf_jax.suite.run_directory import FILE, VERSION
 from mmrlhf_jax.suite.task import Row, Task
 
 MANY, FEW = 2700, 12  # documents of Video-MME, and of every other task
@@ -26,9 +27,8 @@ def write(directory: Path, published: str, *, without: tuple[str, ...] = ()) -> 
     (directory / "media").mkdir(parents=True)
     for number in range(3):
         (directory / "media" / f"{number}.jpg").write_bytes(_picture(number))
-    (directory / "run.json").write_text(
-        json.dumps({"model": f"models/{directory.name}", "judge": "gpt-4o", "settings": SETTINGS})
-    )
+    about = {"version": VERSION, "model": f"models/{directory.name}", "judge": "gpt-4o", "settings": SETTINGS}
+    (directory / FILE).write_text(json.dumps(about))
     generator = np.random.default_rng(len(published))
     for task in MM_RLHF.tasks.values():
         if task.name not in without:

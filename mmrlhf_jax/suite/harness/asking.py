@@ -47,7 +47,7 @@ def ask(job: Job, channel: Channel) -> None:
         described = [each for each, _ in sent]
         options = options_of(job, instance.args[2], described)
         frame = {"document": name, "texts": texts, "media": described, "options": options}
-        if job.answered.get(name) == key_of(texts, [(each["kind"], each["digest"]) for each in described], options):
+        if key_of(texts, [(each["kind"], each["digest"]) for each in described], options) in job.answered.get(name, ()):
             channel.send(frame | {"answered": True})
         else:
             channel.send(frame, *(blob for _, blob in sent if blob is not None))

@@ -26,7 +26,7 @@ class Job:
         data: a user's own file of documents, or a folder of such files; None: the hub's, or its local cache.
         columns: what the documents must have, if they are from a user's file: column -> what it holds.
         share: (number of this process, number of processes) among which documents are divided; `ask` alone.
-        answered: document -> key of the request that has an answer; its media are not sent. `ask` alone.
+        answered: document -> keys of the requests that have an answer; their media are not sent. `ask` alone.
         answers: a file of JSON lines with `document`, `answer`, `prompt` and `media` (names); `score` alone.
         rows: row -> keys of the harness's results, whose sum it is; `score` alone.
     """
@@ -43,7 +43,7 @@ class Job:
     data: str | None = None
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     share: Sequence[int] = (0, 1)
-    answered: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    answered: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     answers: str | None = None
     rows: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 

@@ -79,8 +79,8 @@ class Model(lmms):
         def wanted():
             for place, instance in instances:
                 request = self._request(instance)
-                answer = before.get(request.document)
-                if answer is not None and answer.key == request.key:
+                answer = before.get(request.document, {}).get(request.key)
+                if answer is not None:
                     known.append((place, answer.answer))
                 else:
                     waiting[request.document] = place

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ PYTHON = "MMRLHF_HARNESS_PYTHON"  # the environment variable that names the Pyth
 INSTALL = f"`make eval-env` makes an environment that has it, in .venv-eval; then set {PYTHON}=.venv-eval/bin/python"
 # No task of the harness shall find a judge other than ours: nothing listens on this port.
 NO_JUDGE = {"OPENAI_API_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "none", "API_TYPE": "openai"}
-_LOG_LINES = 3
+ENDING_SECONDS = 10  # in which the harness's process ends
+GONE = (BrokenPipeError, ConnectionResetError)  # errors of a connection whose other end is gone
 
 
 class Harness:
@@ -67,17 +68,24 @@ class Harness:
     def _end(self) -> None:
         self._process.stdin.close()
         try:
-            self._process.wait(10)
+            self._process.wait(ENDING_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
     @contextlib.contextmanager
     def ask(
-        self, task: Task, local: Local | None, options: Mapping[str, Any], answered: Mapping[str, str], share: tuple[int, int]
+        self,
+        task: Task,
+        local: Local | None,
+        options: Mapping[str, Any],
+        answered: Mapping[str, Collection[str]],
+        share: tuple[int, int],
     ) -> Iterator[Asking]:
         """The requests of a task's documents. `options` are `until`, `video_frames` and `limit` of `Job`."""
-        job = self._job("ask", task, local, answered=dict(answered), share=share, **options)
+        job = self._job(
+            "ask", task, local, answered={name: list(keys) for name, keys in answered.items()}, share=share, **options
+        )
         with self._connected(job) as channel:
             yield Asking(channel, task)
 
@@ -129,12 +137,17 @@ class Harness:
             self._start()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             self._connect(connection)
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError), connection.makefile("rwb") as file:
+            file = connection.makefile("rwb")
+            try:
                 channel = Channel(file)
-                channel.send(dataclasses.asdict(job))
-                self._check_version(channel)
+                with contextlib.suppress(*GONE):  # what it says instead is read next
+                    channel.send(dataclasses.asdict(job))
+                self._check_version(channel, job)
                 yield channel
-        shutil.rmtree(job.folder, ignore_errors=True)
+            finally:
+                with contextlib.suppress(*GONE):  # what was left to be sent
+                    file.close()
+                shutil.rmtree(job.folder, ignore_errors=True)
 
     def _connect(self, connection: socket.socket) -> None:
         while True:
@@ -146,11 +159,14 @@ class Harness:
                     raise self._dead() from None
                 time.sleep(0.05)
 
-    def _check_version(self, channel: Channel) -> None:
+    def _check_version(self, channel: Channel, job: Job) -> None:
         try:
             found = channel.receive().get("harness")
-        except (EOFError, ConnectionResetError):
-            self._process.wait()
+        except (EOFError, *GONE):
+            try:
+                self._process.wait(ENDING_SECONDS)
+            except subprocess.TimeoutExpired:  # it was only the task's own process that died
+                raise TaskFailed(f"the harness's process of {job.task} has died") from None
             raise self._dead() from None
         if found != VERSION:
             raise UserError(f"lmms-eval {found} is installed, and these benchmarks are of {NAME}; {INSTALL}")
@@ -202,7 +218,7 @@ class Scoring:
     def _command(self, command: Mapping[str, Any]) -> dict[str, Any]:
         try:
             self._channel.send(command)
-        except (BrokenPipeError, ConnectionResetError):
+        except GONE:
             raise _died(self._task) from None
         return _received(self._channel, self._task)[0]
 
@@ -210,7 +226,7 @@ class Scoring:
 def _received(channel: Channel, task: Task) -> tuple[dict[str, Any], list[bytes]]:
     try:
         frame, blobs = channel.receive_with_bytes()
-    except (EOFError, ConnectionResetError):
+    except (EOFError, *GONE):
         raise _died(task) from None
     if "failed" in frame:
         raise TaskFailed(frame["failed"])

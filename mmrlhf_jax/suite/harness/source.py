@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mmrlhf_jax.inference.jobs import Share
@@ -35,9 +35,10 @@ class Options:
 
 
 class HarnessTasks:
-    """The tasks of the harness that it can score. `local`: task -> a user's own documents."""
+    """The tasks of the harness that it can score. `local`: task -> a user's own documents. Without a harness they can be
+    neither asked nor scored."""
 
-    def __init__(self, harness: Harness, options: Options, local: Mapping[str, Local]):
+    def __init__(self, harness: Harness | None, options: Options, local: Mapping[str, Local]):
         self._harness, self._options, self._local = harness, options, local
 
     def made_with(self, task: Task) -> dict[str, Any]:
@@ -57,7 +58,9 @@ class HarnessTasks:
     def metrics_of(self, task: Task) -> str:
         return NAME
 
-    def ask(self, task: Task, answered: Mapping[str, str], share: Share) -> contextlib.AbstractContextManager[Asking]:
+    def ask(
+        self, task: Task, answered: Mapping[str, Collection[str]], share: Share
+    ) -> contextlib.AbstractContextManager[Asking]:
         return self._harness.ask(task, self._local.get(task.name), dataclasses.asdict(self._options), answered, share)
 
     def score(self, task: Task, answers: Mapping[str, Answer], refused: Mapping[str, str], judging: Judging) -> Results:

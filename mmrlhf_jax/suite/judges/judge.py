@@ -1,4 +1,4 @@
-"""Judges: a model behind an endpoint of OpenAI's protocol, which `mmrlhf serve` has as well, or none."""
+"""Judges: a model behind an endpoint of OpenAI's protocol, which `mmrlhf serve` has as well."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from mmrlhf_jax.suite.judges.question import COMPLETIONS, Question, ask
 
 KEY = "MMRLHF_JUDGE_KEY"  # the environment variable with the key of a judge's server
 CONCURRENCY, TIMEOUT = 32, 600.0
-NO_JUDGE = "no judge was given (--judge)"
-NONE = "none"  # its name
 
 
 class Judge(Protocol):
-    """Who reads answers. `name` is stored with every verdict; None: not known before `check`."""
+    """Who reads answers. `name` is stored with every verdict; None: not known before `check`. Where nobody judges there is None
+    in the place of a judge."""
 
     name: str | None
 
@@ -34,25 +33,11 @@ class Judge(Protocol):
         ...
 
 
-class NoJudge:
-    """Nobody: what needs a judge is left for later. `name` is of one whose verdicts are stored, which count."""
-
-    def __init__(self, name: str = NONE):
-        self.name = name
-
-    def check(self, sample: Question | None = None) -> None:
-        pass
-
-    def replies(self, questions: Iterable[Question]) -> Iterator[tuple[int, Text]]:
-        for number, _ in enumerate(questions):
-            yield number, Text(error=NO_JUDGE)
-
-
 class EndpointJudge:
     """A model at an address. `model` names it where the server has several.
 
     `thinking`: of a model that thinks before it replies, how many tokens it has for that. Such models refuse a temperature,
-    and are asked without one; thoughts that come with a reply are cut off.
+    and are asked without one; thoughts that come with a reply are cut off. `option` is the command line's for its name.
     """
 
     def __init__(
@@ -63,7 +48,9 @@ class EndpointJudge:
         *,
         concurrency: int = CONCURRENCY,
         timeout: float = TIMEOUT,
+        option: str = "--judge-model",
     ):
+        self._option = option
         self._endpoint = Endpoint(url, model, concurrency=concurrency, timeout=timeout, key_from=KEY)
         self._thinking = thinking
 
@@ -86,7 +73,8 @@ class EndpointJudge:
                 self._endpoint.say_if_unencrypted()
             text = self._said(self._endpoint.first(self._asked(sample)))
         except UserError as error:
-            raise UserError(f"the judge cannot be asked: {error}") from None
+            hint = "" if self._endpoint.model is not None else f" ({self._option} NAME chooses one of a server's models)"
+            raise UserError(f"the judge cannot be asked: {error}{hint}") from None
         if text.error is not None:
             advice = ""
             if sample.path == COMPLETIONS:

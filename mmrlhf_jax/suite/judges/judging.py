@@ -8,13 +8,14 @@ from typing import NamedTuple, TypeVar
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.endpoint import Text
 from mmrlhf_jax.progress import Progress, say
-from mmrlhf_jax.suite.judges.judge import NO_JUDGE, Judge
+from mmrlhf_jax.suite.judges.judge import Judge
 from mmrlhf_jax.suite.judges.question import Question
 from mmrlhf_jax.suite.judges.verdicts import Verdicts
 
 Read = TypeVar("Read")
 
 # Why a document is missing: few reasons, which are counted. What exactly a server said is printed, once for each reason.
+NO_JUDGE = "no judge was given (--judge)"
 FAILED = "a call of the judge failed"
 SILENT = "the judge wrote nothing"
 GONE = "the judge cannot be reached"
@@ -33,45 +34,52 @@ class Reply(NamedTuple):
 
 
 class Judging:
-    """A judge, and a file of its verdicts.
+    """A judge, and a file of its verdicts. Without a judge nothing is asked; `name` is then that of one whose verdicts count.
 
     A question that failed is not asked again by this object, but by the next run. If the judge cannot be reached at all,
     nothing more is asked, and everything that has no verdict yet fails for that reason.
     """
 
-    def __init__(self, judge: Judge, verdicts: Verdicts):
-        self._judge, self._verdicts = judge, verdicts
+    def __init__(self, judge: Judge | None, verdicts: Verdicts, name: str | None = None):
+        self._judge, self._verdicts, self._name = judge, verdicts, name
         self._failures: dict[str, str] = {}
         self._gone: str | None = None
         self._said: set[str] = set()
 
     def reply(self, question: Question) -> Reply | None:
         """What became of a question; None: it was not asked yet."""
+        if self.name is None:
+            return Reply(None, NO_JUDGE)
         key = question.key(self.name)
         if (text := self._verdicts.find(key)) is not None:
             return Reply(text)
+        if self._judge is None:
+            return Reply(None, NO_JUDGE)
         failure = self._failures.get(key, self._gone)
         return None if failure is None else Reply(None, failure)
 
     @property
-    def name(self) -> str:
-        """Of the judge. UserError if it is not known, because the judge was not checked and none was given."""
+    def name(self) -> str | None:
+        """Of the judge; None if nobody judges. UserError if it is not known, because the judge was not checked and none was
+        given."""
+        if self._judge is None:
+            return self._name
         if self._judge.name is None:
             self._judge.check()
         return self._judge.name
 
     def ask(self, questions: Iterable[Question], doing: str | None = None) -> None:
         """Ask what has neither a verdict nor a failure yet. `doing` is shown with the progress."""
+        if self._judge is None:
+            return
         missing = {each.key(self.name): each for each in questions if self.reply(each) is None}
         asked = list(missing.items())
         progress = None if doing is None or not asked else Progress(doing, len(asked))
         for number, text in self._replies([question for _, question in asked]):
-            key, question = asked[number]
+            _, question = asked[number]
             if progress is not None:
                 progress.update()
-            if text.error == NO_JUDGE:
-                self._failures[key] = NO_JUDGE
-            elif text.error is not None:
+            if text.error is not None:
                 self._fail(question, FAILED, text.error)
             elif not text.text.strip():
                 self._fail(question, SILENT, "")

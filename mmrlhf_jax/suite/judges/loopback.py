@@ -57,6 +57,10 @@ class Loopback:
         self._server.server_close()
 
     @property
+    def _name(self) -> str:
+        return self._judging.name or "nobody"
+
+    @property
     def url(self) -> str:
         """The base URL. Both it and the full URL of chat completions are answered, since the harness's tasks mean either one by
         OPENAI_API_URL, and some add the rest of the path."""
@@ -73,7 +77,7 @@ class Loopback:
         """The variables from which the harness's tasks know where their judge is."""
         aside = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1"]))
         where = {"OPENAI_API_URL": self.url, "OPENAI_API_KEY": "none", "API_TYPE": "openai"}
-        return where | {"MODEL_VERSION": self._judging.name, "NO_PROXY": aside, "no_proxy": aside}
+        return where | {"MODEL_VERSION": self._name, "NO_PROXY": aside, "no_proxy": aside}
 
     def begin(self, document: str) -> None:
         """What is asked from now on is about this document."""
@@ -99,20 +103,20 @@ class Loopback:
             question = _question(content, asks.document)
             if question is None:
                 asks.fail(BAD_REQUEST)
-                return PLACEHOLDER, self._judging.name
+                return PLACEHOLDER, self._name
             known = self._judging.reply(question)
             if known is None and PLACEHOLDER.encode() in content:  # it rests on a reply that is still to come
                 asks.wanted = True
             elif known is None:
                 asks.wanted = True
-                self._wanted[question.key(self._judging.name)] = question
+                self._wanted[question.key(self._name)] = question
             elif known.text is None:
                 asks.fail(known.failure)
             else:
                 if not self._can_read(known.text):
                     asks.fail(NOT_READ)
-                return known.text, self._judging.name
-            return PLACEHOLDER, self._judging.name
+                return known.text, self._name
+            return PLACEHOLDER, self._name
 
 
 @dataclasses.dataclass

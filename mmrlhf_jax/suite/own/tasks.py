@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmrlhf_jax.errors import UserError
@@ -63,8 +63,8 @@ class OwnTasks:
         return METRICS
 
     @contextlib.contextmanager
-    def ask(self, task: Task, answered: Mapping[str, str], share: Share) -> Iterator[Asking]:
-        """The documents of a share. `answered`: document -> the key of the request that has an answer. TaskFailed if the data
+    def ask(self, task: Task, answered: Mapping[str, Collection[str]], share: Share) -> Iterator[Asking]:
+        """The documents of a share. `answered`: document -> keys of the requests that have an answer. TaskFailed if the data
         cannot be read."""
         yield Asking(self._used(task), self._grader(task), self._options(task), answered, share)
 
@@ -123,7 +123,7 @@ class Asking:
     entries: Sequence[Entry]
     grader: Grader
     options: Mapping[str, Any]
-    answered: Mapping[str, str]
+    answered: Mapping[str, Collection[str]]
     share: Share
 
     @property
@@ -141,7 +141,7 @@ class Asking:
             data = entry.columns[documents.PICTURE]
             picture = Medium("image", hashlib.sha256(data).hexdigest(), data)
             request = Request(name, ("", self.grader.prompt(entry.columns)), (picture,), self.options)
-            yield Asked(name, request, answered=self.answered.get(name) == request.key)
+            yield Asked(name, request, answered=request.key in self.answered.get(name, ()))
 
 
 def _graded(
