@@ -57,8 +57,8 @@ class Pace(Progress):
         of_task, of_all = duration(self._left_of_task(now)), duration(self.left(now))
         coming = f" The {len(self._coming)} tasks that have not begun are reckoned by their tokens." if self._coming else ""
         say(
-            f"{CLEAR if self.live else ''}{self._task}: the first {answers} answers took {spent}; at this rate it takes {of_task}"
-            f" more, and all tasks {of_all}, without downloads and judging.{coming}"
+            f"{CLEAR if self.live else ''}{self._task}: the first {answers} answers took {spent}; at this rate it takes"
+            f" {of_task} more, and all tasks {of_all}, without downloads and judging.{coming}"
         )
 
     def _left_of_task(self, now: float) -> float:
