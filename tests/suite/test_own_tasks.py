@@ -21,7 +21,8 @@ from mmrlhf_jax.suite.judges.judging import FAILED, NO_JUDGE, NOT_READ, Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.own.documents import NO_PICTURE
-from mmrlhf_jax.suite.own.tasks import NO_VALUE, NOT_ANSWERED, OTHER_PROMPT, OwnTasks
+from mmrlhf_jax.suite.own.tasks import NO_VALUE, OwnTasks
+from mmrlhf_jax.suite.reasons import BEYOND_LIMIT, NOT_ANSWERED, OTHER_REQUEST
 from mmrlhf_jax.suite.task import TaskFailed
 from tests.serving.fakes import refusal
 from tests.suite import made_up_own
@@ -131,7 +132,7 @@ def test_a_limit_is_said_and_asked(tmp_path):
     answers = answered(own, "nsfw_text")
     found = scored(own, "nsfw_text", tmp_path / "out", answers)
     assert sorted(answers) == ["0", "1"] and found.figures["nsfw_text_asr"].value == 50
-    assert found.coverage == results.Coverage(3, 2, 2, {"beyond the limit that was given": 1})
+    assert found.coverage == results.Coverage(3, 2, 2, {BEYOND_LIMIT: 1})
 
 
 # What is missing -------------------------------------------------------------------------------------------------------
@@ -175,7 +176,7 @@ def test_answers_and_pictures_that_are_not_there(tmp_path):
     path.write_text(path.read_text().replace("dogs", "wolves"))
     own = OwnTasks({"nsfw_text": Local(str(path))})
     found = scored(own, "nsfw_text", tmp_path / "out", {"1": answers["1"]})
-    assert found.documents[1].missing == OTHER_PROMPT
+    assert found.documents[1].missing == OTHER_REQUEST
     assert found.figures["nsfw_text_asr"].value is None and found.figures["nsfw_text_asr"].missing is not None
 
 

@@ -195,13 +195,20 @@ class Asking:
 
 
 class Scoring:
-    """A task's process that scores answers. `documents` is how many documents it has, `scorable` those with an answer."""
+    """A task's process that scores answers.
+
+    Attributes:
+        documents: how many documents the task has.
+        scorable: those with an answer.
+        groups: document -> the first one of those that the harness scores together with it, where it does.
+    """
 
     def __init__(self, channel: Channel, task: Task):
         self._channel, self._task = channel, task
         frame = _received(channel, task)[0]
         self.documents: int = frame["documents"]
         self.scorable: Sequence[str] = frame["scorable"]
+        self.groups: Mapping[str, str] = frame["groups"]
 
     def score(self, document: str) -> str | None:
         """Score a document. Returns why that was not possible; None if it was."""
@@ -210,10 +217,6 @@ class Scoring:
     def figures(self, missing: Mapping[str, str]) -> dict[str, Any]:
         """See `figures.Figures.all`."""
         return self._command({"figures": dict(missing)})
-
-    def drawn(self, row: str, draws: Sequence[Sequence[str]]) -> list[float] | None:
-        """See `figures.Figures.drawn`."""
-        return self._command({"drawn": row, "draws": [list(each) for each in draws]})["figures"]
 
     def _command(self, command: Mapping[str, Any]) -> dict[str, Any]:
         try:
