@@ -25,6 +25,7 @@ class Job:
         limit: only the first of the documents, so many; None: all.
         data: a user's own file of documents, or a folder of such files; None: the hub's, or its local cache.
         columns: what the documents must have, if they are from a user's file: column -> what it holds.
+        files: the files that documents name, relative to HF_HOME, with a column of the document in braces.
         share: (number of this process, number of processes) among which documents are divided; `ask` alone.
         answered: document -> keys of the requests that have an answer; their media are not sent. `ask` alone.
         answers: a file of JSON lines with `document`, `answer`, `prompt` and `media` (names); `score` alone.
@@ -42,6 +43,7 @@ class Job:
     limit: int | None = None
     data: str | None = None
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    files: Sequence[str] = ()
     share: Sequence[int] = (0, 1)
     answered: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     answers: str | None = None

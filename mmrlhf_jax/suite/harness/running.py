@@ -125,6 +125,7 @@ class Harness:
             new_tokens=task.new_tokens,
             data=None if local is None else os.path.abspath(local.path),
             columns=dict(task.columns),
+            files=task.data.files,
             **more,
         )
 
@@ -195,13 +196,15 @@ class Asking:
 
 
 class Scoring:
-    """A task's process that scores answers. `documents` is how many documents it has, `scorable` those with an answer."""
+    """A task's process that scores answers. `documents` is how many documents it has, `scorable` those with an answer, and
+    `without_subtitles` how many have no subtitles; None for a task that asks without subtitles."""
 
     def __init__(self, channel: Channel, task: Task):
         self._channel, self._task = channel, task
         frame = _received(channel, task)[0]
         self.documents: int = frame["documents"]
         self.scorable: Sequence[str] = frame["scorable"]
+        self.without_subtitles: int | None = frame["without_subtitles"]
 
     def score(self, document: str) -> str | None:
         """Score a document. Returns why that was not possible; None if it was."""

@@ -15,7 +15,7 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.suite.harness.channel import Channel
 from mmrlhf_jax.suite.harness.figures import Figures
 from mmrlhf_jax.suite.harness.job import Job, reason_of
-from mmrlhf_jax.suite.harness.loading import each_request, load
+from mmrlhf_jax.suite.harness.loading import each_request, load, without_subtitles
 
 OTHER_PROMPT = "its answer was made to another prompt"
 
@@ -35,7 +35,8 @@ def score(job: Job, channel: Channel) -> None:
         set_seed(seed)
     scorer = Scorer(job, task)
     figures = Figures(job, task, scorer.noted)
-    channel.send({"documents": len(scorer.documents), "scorable": scorer.scorable})
+    lacking = without_subtitles(job, scorer.documents)
+    channel.send({"documents": len(scorer.documents), "scorable": scorer.scorable, "without_subtitles": lacking})
     for command in channel.commands():
         if "score" in command:
             reason = scorer.score(command["score"]) or figures.judge_together(command["score"])

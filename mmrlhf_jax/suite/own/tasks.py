@@ -46,7 +46,7 @@ class OwnTasks:
     def made_with(self, task: Task) -> dict[str, Any]:
         """What the requests of a task depend on."""
         local = self._local.get(task.name)
-        return self._options(task) | {"limit": self._limit, "data": local and local.fingerprint}
+        return self._options(task) | {"limit": self._limit, "data": local and local.fingerprint(task)}
 
     def expected(self, task: Task) -> int | None:
         """About how many documents a task has; None if that is not known."""
