@@ -208,6 +208,14 @@ def test_every_extra_that_is_installed_exists(page):
 # What the README says of the code
 
 
+def test_the_readmes_benchmarks_are_against_the_model_that_its_experiment_aligns():
+    steps, _ = section("From hub data to an exported model").split("\n\nExperiments")
+    *_, trained = re.findall(r"mmrlhf train (configs/\S+)", steps)
+    (against,) = re.findall(r"--against (\S+)", steps)
+    assert against == config.load_experiment(ROOT / trained).model.path
+    assert "make eval-env" in steps and "MMRLHF_HARNESS_PYTHON=.venv-eval/bin/python" in steps and "--judge " in steps
+
+
 def table(first: str) -> list[list[str]]:
     """The rows of the README's table whose head begins with this cell."""
     behind = README.read_text().split(f"| {first} |", 1)[1].split("\n\n", 1)[0]

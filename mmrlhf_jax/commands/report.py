@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -19,11 +20,6 @@ from mmrlhf_jax.suite.results import tasks_in
 from mmrlhf_jax.suite.stored import read_suite
 
 NO_ONE = "none"
-NOTES = (
-    f"Published figures are those of {paper.SOURCE}; their means are computed from its rows by the same rule. The teaser prints"
-    " other means in a few cells, which its rows do not give. The authors measured with their fork of lmms-eval and with GPT-4o"
-    " as a judge: another judge, or another version of the harness, gives other figures.",
-)
 
 
 def report(directories: Sequence[str], out: str, published: str | None) -> None:
@@ -41,7 +37,7 @@ def report(directories: Sequence[str], out: str, published: str | None) -> None:
     for each in runs:
         if not each.run.results:
             raise UserError(f"{each.directory}: none of its results are of {suite.title}")
-    page = page_of(suite, runs, _trainings(trainings), beside, NOTES if beside else ())
+    page = page_of(suite, runs, _trainings(trainings), beside, _notes(beside))
     write_atomically(out, page.encode("utf-8", "replace"))
     say(f"Wrote {out}: {_compared(names_of(runs))}.")
 
@@ -93,6 +89,23 @@ def _published(suite: Suite, model: str | None) -> Mapping[str, Mapping[str, flo
     if model not in paper.MODELS:
         raise UserError(f"--published {model}: choose {', '.join(paper.MODELS)} or {NO_ONE}")
     return {name: paper.FIGURES[name] for name in (model, f"{model}{paper.ALIGNED}")}
+
+
+def _notes(published: Mapping[str, Any]) -> list[str]:
+    """What there is to know of published figures, if there are any on a page."""
+    if not published:
+        return []
+    cells = [
+        f"{MM_RLHF.axis(axis).title} of {model}: {note}"
+        for (axis, model), note in paper.UNEXPLAINED.items()
+        if model in published
+    ]
+    others = f" In these cells the paper prints other means than its rows give: {'. '.join(cells)}." if cells else ""
+    return [
+        f"Published figures are those of {paper.SOURCE}; their means are computed from its rows by the same rule.{others} The"
+        " authors measured with their fork of lmms-eval and with GPT-4o as a judge: another judge, or another version of the"
+        " harness, gives other figures."
+    ]
 
 
 def _trainings(directories: Sequence[epath.Path]) -> list:

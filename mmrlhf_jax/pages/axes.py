@@ -13,6 +13,7 @@ from mmrlhf_jax.pages.series import bar_swatch, key, marker, outline_swatch
 
 _SIZE, _MIDDLE, _RADIUS = (500, 400), (250.0, 200.0), 142.0
 _RINGS = (0.25, 0.5, 0.75, 1.0)
+_LINE = 16  # from one line of an axis's label to the next
 _LONGEST_LINE = 13  # characters of an axis's label, which is broken between words
 
 
@@ -41,6 +42,11 @@ class Axis:
     def marked(self) -> str:
         """The name, with an arrow if lower is better."""
         return self.name if self.higher_is_better else f"{self.name} ↓"
+
+    @property
+    def said(self) -> str:
+        """The name as it is read out, with the direction in words."""
+        return self.name if self.higher_is_better else f"{self.name} (lower is better)"
 
     def share(self, value: float) -> float:
         """The place of a value between the worst (0) and the best (1) end of the scale; what lies outside is at its end."""
@@ -113,8 +119,8 @@ def _label(text: str, axis: int, count: int) -> Markup:
     x, y = (_MIDDLE[0] + (_RADIUS + 12) * math.cos(angle), _MIDDLE[1] + (_RADIUS + 12) * math.sin(angle))
     anchor = "middle" if abs(math.cos(angle)) < 0.2 else "start" if math.cos(angle) > 0 else "end"
     lines = _broken(text)
-    first = y + 4 - 13 * (len(lines) - 1) * (1 - math.sin(angle)) / 2  # above the rim the last line is next to it
-    spans = [element("tspan", line, x=f"{x:.1f}", y=f"{first + 13 * i:.1f}") for i, line in enumerate(lines)]
+    first = y + 4 - _LINE * (len(lines) - 1) * (1 - math.sin(angle)) / 2  # above the rim the last line is next to it
+    spans = [element("tspan", line, x=f"{x:.1f}", y=f"{first + _LINE * i:.1f}") for i, line in enumerate(lines)]
     return element("text", *spans, text_anchor=anchor, class_="group")
 
 
@@ -132,7 +138,7 @@ def _broken(text: str) -> list[str]:
 def _read_out(title: str, names: Sequence[str], axes: Sequence[Axis]) -> str:
     """What a screen reader says of a chart."""
     said = [", ".join(f"{name} {shown(figure)}" for name, figure in zip(names, axis.figures, strict=True)) for axis in axes]
-    return f"{title}. " + "; ".join(f"{axis.name}: {figures}" for axis, figures in zip(axes, said, strict=True))
+    return f"{title}. " + "; ".join(f"{axis.said}: {figures}" for axis, figures in zip(axes, said, strict=True))
 
 
 # Bars -----------------------------------------------------------------------------------------------------------------
@@ -182,7 +188,9 @@ def _place(value: float, axis: Axis) -> float:
 
 
 STYLE = """
-.radar{max-width:600px;margin:0 auto}.grid.ring{fill:none}svg text.ring{font-size:10px}.radar text.group{font-size:14px}
+.radar{max-width:600px;margin:0 auto}.grid.ring{fill:none}.radar{overflow:visible}
+svg text.ring{font-size:11px;paint-order:stroke;stroke:var(--card);stroke-width:3px}.radar text.group{font-size:14px}
+@media (max-width:640px){svg text.ring{font-size:15px}.radar text.group{font-size:16.5px}}
 .axes-bars{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(260px,100%),1fr));gap:6px 28px;padding:4px}
 .axis-bars{break-inside:avoid}.axis-bars p{margin:4px 0 2px;font-size:.84rem}.whisker{stroke:var(--ink);stroke-width:2}
 .halo{stroke:var(--card);stroke-width:5}

@@ -165,11 +165,11 @@ min-width:8.5rem;max-width:13rem;font-size:.88rem;color:var(--ink);z-index:1}
 .compared td.delta .chip{margin-top:3px}
 .compared td.model{font-weight:600}.compared td.published{color:var(--muted)}
 @media (max-width:640px){.compared{min-width:0;font-size:.8rem}
-.compared td small{white-space:normal;max-width:3.7rem;margin-left:auto;font-size:.72rem}
+.compared td small{white-space:normal;max-width:4.6rem;margin-left:auto;font-size:.72rem}
 .compared .chip{font-size:.68rem;padding:0 6px}
-.compared th:first-child,.compared td:first-child{min-width:5.7rem;max-width:6.4rem;hyphens:auto;font-size:.78rem}
+.compared th:first-child,.compared td:first-child{min-width:5.7rem;max-width:7rem;hyphens:auto;font-size:.76rem}
 .compared thead th{min-width:4rem;max-width:5.4rem;font-size:.72rem}.compared thead small{font-size:.7rem}
-.compared th,.compared td{padding-right:5px}}
+.compared th,.compared td{padding-right:9px}}
 @media print{.compared{min-width:0;font-size:.72rem}.compared small{font-size:.92em}.compared tr{break-inside:avoid}
 .compared th:first-child,.compared td:first-child{position:static}.compared thead th,.compared td{min-width:0}
 .compared td small{white-space:normal}}

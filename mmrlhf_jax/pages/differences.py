@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from markupsafe import Markup
@@ -15,6 +16,7 @@ from mmrlhf_jax.pages.parts import chip, element, join, picture
 Direction = Literal["better", "worse"]
 # Most characters of a text that are shown; from how many on it has a height to scroll in.
 MOST_CHARACTERS, LONG = 4000, 900
+PRINTED = 2  # cases of a benchmark that are printed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +85,17 @@ def differences(found: Differences, names: tuple[str, str]) -> tuple[Markup, str
         Filter("benchmark", "Benchmark", "all benchmarks", [(_id, _counted(name, found)) for name, _id in numbers.items()]),
     ]
     classes = [(case.direction, numbers[case.benchmark]) for case in found.cases]
-    cases = [_case(case, each) for case, each in zip(found.cases, classes, strict=True)]
-    return join(element("p", text), *remarks, filtered(filters, cases)), STYLE + rules(filters, classes)
+    cases = [_case(case, each) for case, each in zip(found.cases, _printed(found.cases, classes), strict=True)]
+    in_print = element("p", f"In print there are the first {PRINTED} of every benchmark.", class_="muted in-print")
+    return join(element("p", text), *remarks, in_print, filtered(filters, cases)), STYLE + rules(filters, classes)
+
+
+def _printed(cases: Sequence[Difference], classes: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    """The classes of cases, with one more for those that are not printed."""
+    seen: Counter[str] = Counter()
+    for case, each in zip(cases, classes, strict=True):
+        seen[case.benchmark] += 1
+        yield each if seen[case.benchmark] <= PRINTED else (*each, "beyond")
 
 
 def _counted(name: str, found: Differences) -> str:
@@ -138,5 +149,8 @@ grid-template-columns:minmax(140px,280px) minmax(0,1fr);gap:10px 18px}
 .reference h4{margin:0}
 @media (max-width:640px){.case{grid-template-columns:minmax(0,1fr);padding:12px}.media img{max-height:60vh;object-fit:contain}
 }
-@media print{.long{max-height:none}.case{break-inside:avoid;grid-template-columns:26% 1fr;font-size:.85rem}}
+.in-print{display:none}
+@media print{.long{max-height:none;overflow:visible}.case{grid-template-columns:26% 1fr;font-size:.85rem}
+.case.beyond{display:none}
+.media img{max-height:42mm;object-fit:contain}.case header{break-after:avoid}.in-print{display:block}}
 """

@@ -144,9 +144,10 @@ def _flatten(figures: Mapping[str, Any], prefix: str, single: list, matrices: li
 
 CSS = """
 :root{color-scheme:light dark;--bg:#f6f6f3;--card:#fff;--ink:#1e242c;--muted:#66707d;--rule:#e2e4e6;
---c0:#7c8794;--c1:#2866d8;--c2:#c06a10;--good:#0f7345;--bad:#b92e38;--good-bg:#e4f4ec;--bad-bg:#fbe8e8}
+--s0:#2866d8;--s1:#b45f06;--s2:#67707c;--s3:#0a7c70;--s4:#a8327e;--s5:#6b5b00;
+--c0:var(--s2);--c1:var(--s0);--c2:var(--s1);--good:#0f7345;--bad:#b92e38;--good-bg:#e4f4ec;--bad-bg:#fbe8e8}
 @media (prefers-color-scheme:dark){:root{--bg:#13161a;--card:#1b1f25;--ink:#e3e7ec;--muted:#98a2af;--rule:#2e343c;
---c0:#77818e;--c1:#6ea1ff;--c2:#f0a550;--good:#5bcf97;--bad:#ff8a8f;--good-bg:#17352a;--bad-bg:#3f2226}}
+--s0:#7badff;--s1:#f0a550;--s2:#a3adba;--s3:#4fcdbf;--s4:#f08ac8;--s5:#d9c45a;--good:#5bcf97;--bad:#ff8a8f;--good-bg:#17352a;--bad-bg:#3f2226}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:1000px;margin:0 auto;padding:40px 20px 80px}

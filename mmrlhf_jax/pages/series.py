@@ -50,8 +50,6 @@ def key(names: Sequence[str], look: Callable[[int], Markup]) -> Markup:
 
 
 STYLE = """
-:root{--s0:#2866d8;--s1:#b45f06;--s2:#67707c;--s3:#0a7c70;--s4:#a8327e;--s5:#6b5b00}
-@media (prefers-color-scheme:dark){:root{--s0:#7badff;--s1:#f0a550;--s2:#a3adba;--s3:#4fcdbf;--s4:#f08ac8;--s5:#d9c45a}}
 .s0{--s:var(--s0)}.s1{--s:var(--s1)}.s2{--s:var(--s2)}.s3{--s:var(--s3)}.s4{--s:var(--s4)}.s5{--s:var(--s5)}
 .outline{fill:none;stroke:var(--s);stroke-width:2;stroke-linejoin:round}
 .outline.s1{stroke-dasharray:7 4}.outline.s2{stroke-dasharray:2 3}.outline.s3{stroke-dasharray:9 3 2 3}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -168,24 +168,26 @@ def _coverage(report: Report) -> Markup:
     )
 
 
-def _counts(counts: Sequence[int]) -> list[str]:
-    return [f"{count:,}" for count in counts]
+def _counts(counts: Sequence[int]) -> list[Markup]:
+    return [element("span", f"{count:,}", class_="count") for count in counts]
 
 
 # How ------------------------------------------------------------------------------------------------------------------
 
 
 def _made(made: Made) -> Markup:
-    rows = [(name.replace("_", " "), _shown(value)) for name, value in _flat(made.settings)]
-    return join(element("h3", made.title), table((), rows, label=made.title, row_heads=True, class_="made"))
+    return join(
+        element("h3", made.title), table((), list(flat(made.settings)), label=made.title, row_heads=True, class_="made")
+    )
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = ""):
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as (name, value) in words; those inside another one have its name before theirs."""
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}: ")
+            yield from flat(value, f"{prefix}{name}: ")
         else:
-            yield f"{prefix}{name}", value
+            yield f"{prefix}{name}".replace("_", " "), _shown(value)
 
 
 def _shown(value: Any) -> str:
@@ -209,11 +211,13 @@ STYLE = """
 p,li,h1,h2,h3,h4,.tile{overflow-wrap:anywhere}:focus-visible{outline:2px solid var(--c1);outline-offset:2px}
 h4{font-size:.9rem;margin:1rem 0 .3rem}
 section>figure{margin:14px 0}.missing td,.made td{overflow-wrap:anywhere}.made th,.missing th{color:var(--ink)}
+.count{white-space:nowrap}
 .made{max-width:46rem}.made th{width:14rem;padding-right:14px}tbody th{font-size:.88rem}
 nav a{padding:4px 0}ul{max-width:46rem;padding-left:1.3rem}
 @media (max-width:640px){main{padding:20px 12px 40px}.made th{width:38%}h1{font-size:1.6rem}}
 @page{margin:14mm}
-@media print{:root{--bg:#fff}.radar{max-width:400px}nav{display:none}main{max-width:none;padding:0}h2{margin-top:1.6rem}
+@media print{details::details-content{content-visibility:visible;block-size:auto}summary{list-style:none}
+:root{--bg:#fff}.radar{max-width:400px}nav{display:none}main{max-width:none;padding:0}h2{margin-top:1.6rem}
 .scroll{overflow:visible}
 figure,.tile{break-inside:avoid}h2,h3,h4{break-after:avoid}}
 """

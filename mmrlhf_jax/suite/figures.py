@@ -107,7 +107,8 @@ class Compared(Generic[_Of]):
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """All figures. Rows and axes are by name, in the order of the suite; `headlines` is empty without a base."""
+    """All figures. Rows and axes are by name, in the order of the suite; `headlines` is empty without a base, and so is
+    `parts`: the differences of the tasks' own rows, of which some together make a row of the table."""
 
     suite: Suite
     model: Run
@@ -115,6 +116,7 @@ class Figures:
     rows: Mapping[str, Compared[OfRow]]
     axes: Mapping[str, Compared[OfAxis]]
     headlines: Mapping[str, Figure]
+    parts: Mapping[str, Delta]
 
 
 def read_run(directory: epath.PathLike, suite: Suite) -> Run:
@@ -143,7 +145,7 @@ def figures(suite: Suite, model: Run, base: Run | None = None) -> Figures:
     rows = [_of_rows(suite, run) for run in (model, base) if run is not None]
     axes = [_of_axes(suite, run, found) for run, found in zip((model, base), rows, strict=False)]
     if base is None:
-        return Figures(suite, model, None, _alone(rows[0]), _alone(axes[0]), {})
+        return Figures(suite, model, None, _alone(rows[0]), _alone(axes[0]), {}, {})
     pairs, obstacles = _pairs(suite, model, base)
     tables = [suite.whole({name: getattr(each, side) for name, each in pairs.items()}) for side in ("model", "base")]
     row_deltas = {name: _row_delta(row, tables, pairs, obstacles) for name, row in suite.table.items()}
@@ -155,6 +157,8 @@ def figures(suite: Suite, model: Run, base: Run | None = None) -> Figures:
         {name: Compared(rows[0][name], rows[1][name], row_deltas[name]) for name in suite.table},
         {name: Compared(axes[0][name], axes[1][name], axis_deltas[name]) for name in axis_deltas},
         {each.name: _headline(each, tables) for each in suite.headlines},
+        {name: Delta(each.delta, None, each.documents, each.left_out) for name, each in pairs.items()}
+        | {name: Delta(None, reason) for name, reason in obstacles.items()},
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from etils import epath
 
@@ -21,6 +21,8 @@ from mmrlhf_jax.suite.results import Results
 from mmrlhf_jax.suite.shown_cases import differences_of
 from mmrlhf_jax.suite.side_by_side import Published, SideBySide
 from mmrlhf_jax.suite.task import Benchmark
+
+_MANY_INTERVALS = 20  # from so many on, about one excludes 0 by chance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +102,14 @@ def _summary(suite: Suite, found: Figures, names: Sequence[str], table: SideBySi
     if found.base is None:
         return text
     verdicts = Counter(line.verdict for line in table.lines() if line.verdict is not None)
-    counted = f"{verdicts['better']} are better, {verdicts['worse']} are worse, and {verdicts['unclear']} are unclear"
+    counted = ", ".join(
+        f"{verdicts[verdict]} {_are(verdicts[verdict])} {verdict}" for verdict in ("better", "worse", "unclear")
+    )
     return f"{text} Of {verdicts.total()} rows that can be compared with {names[1]}, {counted}."
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _headlines(suite: Suite, found: Figures, table: SideBySide) -> list[tuple[str, str, str]]:
@@ -132,13 +140,18 @@ def _gain(line: Line) -> float:
 def _remarks(suite: Suite, found: Figures, runs: Sequence[Shown], table: SideBySide) -> Iterator[str]:
     """What a reader must know before the figures are compared."""
     if left := list(_not_run(suite, table)):
-        yield f"Not run, and not on this page: {', '.join(left)}."
+        yield f"Not run, and not on this page: {'; '.join(left)}."
     for reason, titles in _not_compared(suite, runs).items():
-        yield f"Not compared with the base: {', '.join(titles)} ({reason})."
+        yield f"Not compared with the base: {'; '.join(titles)} ({reason})."
     if table.published and (corrected := _corrected(suite, runs)):
         yield (
-            f"The metrics of these are corrected, and those of the published figures are not: {', '.join(corrected)}."
+            f"The metrics of these are corrected, and those of the published figures are not: {'; '.join(corrected)}."
             " --metrics paper computes the paper's own."
+        )
+    if (count := sum(line.verdict is not None for line in table.lines())) >= _MANY_INTERVALS:
+        yield (
+            f"Of {count} intervals of 95 %, {_about(count / 20)} would exclude 0 by chance if the two models were equally good:"
+            " a single row that is better or worse says little."
         )
     every = [found.rows[name] for name in found.rows if found.rows[name].model.coverage is not None]
     if partial := sum(each.model.coverage.scored < each.model.coverage.expected for each in every):
@@ -150,12 +163,17 @@ def _remarks(suite: Suite, found: Figures, runs: Sequence[Shown], table: SideByS
         )
 
 
+def _about(number: float) -> str:
+    low, high = math.floor(number), math.ceil(number)
+    return f"{low}" if low == high else f"{low} or {high}"
+
+
 def _not_run(suite: Suite, table: SideBySide) -> Iterator[str]:
     """The titles of benchmarks without results, and of rows without results of the others."""
     for each in suite.benchmarks:
         rows = [row for row in suite.table.values() if set(row.parts) <= set(each.rows)]
         left = [row.title for row in rows if not table.has(row)]
-        yield from [each.title] if len(left) == len(rows) else left
+        yield from [each.title] if len(left) == len(rows) > 1 else left
 
 
 def _corrected(suite: Suite, runs: Sequence[Shown]) -> list[str]:
@@ -184,8 +202,10 @@ def _both(suite: Suite, runs: Sequence[Shown]) -> Iterator[tuple[str, Results, R
 
 
 def _title(suite: Suite, task: str) -> str:
-    """The title of a task's benchmark, with the task's name if it has several."""
-    benchmark = _benchmark(suite, task)
+    """The title of a task: that of its row, or that of its benchmark where it has several rows."""
+    (first, *others), benchmark = suite.tasks[task].rows, _benchmark(suite, task)
+    if not others:
+        return first.title
     return benchmark.title if len(benchmark.tasks) == 1 else f"{benchmark.title} ({task})"
 
 
@@ -227,12 +247,4 @@ def _made(suite: Suite, runs: Sequence[Shown], names: Sequence[str]) -> list[sho
 
 
 def _how(results: Results) -> str:
-    return "; ".join([results.harness, *[f"{name.replace('_', ' ')} {value}" for name, value in _flat(results.settings)]])
-
-
-def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{name} {inner}", text) for inner, text in _flat(value))
-        else:
-            yield name, "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "; ".join([results.harness, *[f"{name} {value}" for name, value in shown.flat(results.settings)]])

@@ -82,7 +82,8 @@ class SideBySide:
         runs = [self.first.model, *([] if self.first.base is None else [self.first.base])]
         runs += [each.model for each in self.others]
         cells = [_part_cell(run.results.get(task), part.name) for run in runs]
-        return Line(part.title, part.unit, (*cells, *[Cell(None)] * len(self.published)), None, part.higher_is_better, "part")
+        cells += [Cell(None)] * len(self.published)
+        return Line(part.title, part.unit, cells, _delta(self.first.parts.get(part.name)), part.higher_is_better, "part")
 
 
 def _part_cell(results: Results | None, name: str) -> Cell:
@@ -94,7 +95,7 @@ def _part_cell(results: Results | None, name: str) -> Cell:
 
 
 def _documents(coverage: Coverage) -> str:
-    return f"{coverage.scored:,} of {coverage.expected:,} documents"
+    return f"{coverage.scored:,} of {coverage.expected:,} document{'' if coverage.expected == 1 else 's'}"
 
 
 def _estimates(rows: Mapping[str, float]) -> dict[str, Estimate]:

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from mmrlhf_jax.pages import series
+from mmrlhf_jax.pages import parts, series
 from mmrlhf_jax.pages.axes import _MIDDLE, _RADIUS, _WIDEST, NOTHING, Axis, Figure, bars, radar
 
 
@@ -70,18 +70,18 @@ def test_every_series_has_a_look_of_its_own():
     markers = {str(series.marker(number, 0, 0)).replace(f" s{number}", "") for number in range(series.MOST_SERIES)}
     assert len(markers) == series.MOST_SERIES
     for number in range(series.MOST_SERIES):
-        assert f".s{number}{{--s:var(--s{number})}}" in series.STYLE and series.STYLE.count(f"--s{number}:#") == 2
+        assert f".s{number}{{--s:var(--s{number})}}" in series.STYLE and parts.CSS.count(f"--s{number}:#") == 2
 
 
 def luminance(colour: str) -> float:
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @pytest.mark.parametrize(("scheme", "card"), [(0, "#ffffff"), (1, "#1b1f25")], ids=["light", "dark"])
 def test_lines_stand_out_from_the_card_that_they_are_drawn_on(scheme, card):
     for number in range(series.MOST_SERIES):
-        colour = series.STYLE.split(f"--s{number}:")[1 + scheme][:7]
+        colour = parts.CSS.split(f"--s{number}:")[1 + scheme][:7]
         light, dark = sorted((luminance(colour), luminance(card)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, (number, scheme)

@@ -111,7 +111,7 @@ def test_a_row_without_figure_leaves_its_dimension_without_mean(tmp_path, base):
 def test_what_was_not_run_is_named_and_not_in_the_charts(tmp_path):
     model = write(tmp_path / "aligned", {"first": [60], "second": [20]})
     tree = page(tmp_path, model)
-    assert "Not run, and not on this page: Colours, Shapes, Lies." in text(tree.find(".//main"))
+    assert "Not run, and not on this page: Colours; Shapes; Lies." in text(tree.find(".//main"))
     assert list(rows(section(tree, "dimensions").find(".//table"))) == ["Telling"]
     assert next(iter(rows(section(tree, "benchmarks").find(".//table")))).startswith("Tales")
     assert section(tree, "where-the-models-differ-most") is None and "minus base" not in text(tree)
@@ -122,7 +122,7 @@ def test_of_a_benchmark_that_was_run_in_part_the_other_rows_are_named(tmp_path, 
         for path in (papers / "results").glob(f"{task}.*"):
             path.unlink()
     tree = page(tmp_path, papers)
-    assert "Not run, and not on this page: MME, POPE popular, POPE random." in text(tree.find(".//main"))
+    assert "Not run, and not on this page: MME; POPE popular; POPE random." in text(tree.find(".//main"))
     table = rows(section(tree, "benchmarks").find(".//table"))
     assert next(cells for head, cells in table.items() if head.startswith("VideoChatGPT of 5"))[0].startswith("–")
     assert "POPE adversarial %" in table and "POPE popular %" not in table
@@ -149,7 +149,7 @@ def test_how_figures_were_made_is_on_the_page(tmp_path, model, base):
     of_model, _, settings = map(rows, made.findall(".//table"))
     expected = {"results": [str(model)], "model": ["models/aligned"], "settings: dtype": ["float32"]}
     assert of_model == expected | {"judge: name": ["gpt"], "judge: url": ["–"]}
-    assert settings["Colours"] == ["lmms-eval 0.7.3; max new tokens 16"] and "Tales (first)" in settings
+    assert settings["Colours"] == ["lmms-eval 0.7.3; max new tokens 16"] and "First" in settings
 
 
 def test_further_runs_are_further_columns(tmp_path, model, base):
@@ -242,7 +242,7 @@ def test_the_papers_figures_stand_beside_and_are_summed_up_by_the_same_rule(tmp_
         assert first_numbers(cells)[0] == first_numbers(cells)[1]  # the run is the paper's base
     assert shown["Conversation"][1:] == ["55.50", "66.28"] and shown["Unsafety ↓ lower is better"][1:] == ["40.20", "13.85"]
     table = rows(section(tree, "benchmarks").find(".//table"))
-    assert table["MME points"] == ["1,997.0 1 of 1 documents", "1,997.0", "2,025.0"]
+    assert table["MME points"] == ["1,997.0 1 of 1 document", "1,997.0", "2,025.0"]
     assert len(table) == 50 + 8  # the rows, and the parts of two of them
     assert "arXiv 2502.10391" in text(tree)
 
@@ -258,7 +258,7 @@ def test_another_published_model_is_chosen_by_name(tmp_path, papers, published, 
 def test_corrected_metrics_are_told_from_those_of_published_figures(tmp_path, papers):
     found = results.read(papers, "nsfw_text")
     results.write(papers, dataclasses.replace(found, settings={"mode": "corrected"}))
-    note = "The metrics of these are corrected, and those of the published figures are not: NSFW text."
+    note = "The metrics of these are corrected, and those of the published figures are not: NSFW text ASR."
     assert note in text(page(tmp_path, papers))
     assert note not in text(page(tmp_path, papers, published="none"))
     results.write(papers, dataclasses.replace(found, settings={"mode": "paper"}))
@@ -348,3 +348,28 @@ def test_the_command_says_what_it_wrote_and_who_is_compared(tmp_path, model, bas
         assert capsys.readouterr().err.splitlines()[-1] == f"Wrote {tmp_path / 'report.html'}: {says}"
     page(tmp_path, model, base, other)
     assert capsys.readouterr().err.endswith(": aligned against base, beside other.\n")
+
+
+def test_titles_with_commas_are_told_apart_and_the_cells_that_the_paper_prints_otherwise_are_named(tmp_path, papers):
+    for name in ("adv_target", "crossmodel"):
+        for path in (papers / "results").glob(f"{name}.*"):
+            path.unlink()
+    tree = page(tmp_path, papers)
+    assert "Not run, and not on this page: Adv target; Cross-model." in text(tree.find(".//main"))
+    notes = text(section(tree, "dimensions"))
+    assert "Chart and document of LLaVA-OV-7B: the rows give 76.7. " in notes and "InternVL2" not in notes
+    other = text(section(page(tmp_path, papers, published="InternVL2-1B"), "dimensions"))
+    assert "Safety of InternVL2-1B: the rows give 58.76" in other and "LLaVA-OV-7B" not in other
+
+
+def test_parts_of_a_row_have_differences_or_the_reason_why_not(tmp_path, model, base):
+    table = rows(section(page(tmp_path, model, base), "benchmarks").find(".//table"))
+    assert first_numbers(table["First %; part"]) == ["70.00", "50.00", "+20.00"]
+    assert first_numbers(table["Second %; part"])[2] == "+15.00"  # of the two documents that both have
+    results.write(base, runs.results(SUITE.tasks["first"], floats(BASE["first"]), settings={"max_new_tokens": 8}))
+    table = rows(section(page(tmp_path, model, base), "benchmarks").find(".//table"))
+    assert table["First %; part"][2] == "– made with other settings: max_new_tokens 16 and 8"
+
+
+def test_of_many_intervals_it_is_said_how_many_would_err(tmp_path, model, base):
+    assert "intervals of 95 %, " not in text(page(tmp_path, model, base).find(".//main/div"))
