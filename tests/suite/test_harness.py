@@ -242,17 +242,24 @@ def test_pictures_that_are_none_are_that_documents_reason(running, tmp_path):
         if form == "parquet":  # with the hub's description of its columns, and pictures beside it
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             table = pyarrow.Table.from_pylist([row | {"image": {"bytes": None, "path": row["image"]}} for row in rows])
-            described = {"huggingface": json.dumps({"info": {"features": {}}})}
+            text = {"dtype": "string", "_type": "Value"}
+            features = {name: text for name in rows[0]} | {
+                "image": {"_type": "Image"},
+                "options": {"feature": text, "_type": "List"},
+            }
+            described = {"huggingface": json.dumps({"info": {"features": features}})}
             path.unlink()
             path = path.with_suffix(".parquet")
             pyarrow.parquet.write_table(table.replace_schema_metadata(described), path)
         _, requests = asked(HarnessTasks(running, Options(), {"ai2d": Local(str(path))}), TASKS["ai2d"])
         assert requests[0].missing == "image: the file ai2d-0-image.png is no picture that can be read"
         assert [each.missing for each in requests[1:]] == [None] * (len(requests) - 1)
-    rows = [row | {"image": {"bytes": b"junk", "path": "x.png"}} for row in rows]  # as it may be in a file of the hub
+    whole = {"bytes": (path.parent / "ai2d-1-image.png").read_bytes(), "path": "x.png"}
+    rows = [row | {"image": whole | ({"bytes": b"junk"} if place == 1 else {})} for place, row in enumerate(rows)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows).replace_schema_metadata(described), path)
     _, requests = asked(HarnessTasks(running, Options(), {"ai2d": Local(str(path))}), TASKS["ai2d"])
-    assert {each.missing for each in requests} == {"its picture is none that can be read"}
+    missing = [each.missing for each in requests]  # in a file of the hub, which is taken as it is
+    assert missing == [None, "a picture is none that can be read", *[None] * (len(requests) - 2)]
 
 
 def test_without_its_folder_of_subtitles_a_task_is_not_asked_as_another_one(running, tmp_path):

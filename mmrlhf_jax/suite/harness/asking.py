@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
@@ -42,7 +42,7 @@ def ask(job: Job, channel: Channel) -> None:
             texts, media = texts_and_media(instance.args[1](documents[number]))
             sent = [medium(each) for each in media]
         except (Exception, SystemExit) as error:  # the task's own code; some tasks end the process where a video is missing
-            channel.send({"document": name, "missing": _reason(error)})
+            channel.send({"document": name, "missing": reason_of(error)})
             continue
         described = [each for each, _ in sent]
         options = options_of(job, instance.args[2], described)
@@ -62,13 +62,6 @@ def options_of(job: Job, stated: Any, media: list[dict[str, Any]]) -> dict[str, 
         until = stated.get("until") or []
         options["until"] = [until] if isinstance(until, str) else list(until)
     return options
-
-
-def _reason(error: BaseException) -> str:
-    """Why a document cannot be asked. (Pillow names the object that it read from, in the place of a file.)"""
-    if isinstance(error, UnidentifiedImageError):
-        return "its picture is none that can be read"
-    return reason_of(error)
 
 
 def _broken(job: Job, task: Any) -> dict[str, str]:

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from PIL import UnidentifiedImageError
+
 from mmrlhf_jax.errors import UserError
 
 
@@ -52,5 +54,7 @@ class Job:
 
 def reason_of(error: BaseException) -> str:
     """An error as one line; of the harness's code with its type."""
+    if isinstance(error, UnidentifiedImageError):  # it names the object that was read, in the place of a file
+        return "a picture is none that can be read"
     text = " ".join(str(error).split())
     return text if text and isinstance(error, SystemExit | UserError) else f"{type(error).__name__}: {text}".removesuffix(": ")
