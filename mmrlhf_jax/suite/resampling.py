@@ -105,30 +105,17 @@ def agrees(row: Row, found: Estimate | None, value: float) -> bool:
     return found is not None and abs(found.value - value) <= ROUNDING * (row.full or 100.0)
 
 
-def resamples(documents: Sequence[Document]) -> Iterator[np.ndarray]:
-    """DRAWS times the indices of drawn documents, for figures that are no pooled values; those of a cluster stand together."""
-    clusters = _Clusters(documents)
-    for drawn in clusters.drawn():
-        for each in drawn:
-            yield np.concatenate([clusters.members[cluster] for cluster in each])
-
-
 class _Clusters:
     """The clusters of documents, in an order that does not depend on that of the documents.
 
     Attributes:
         count, of: their number, and int[documents]: the cluster of each document.
-        members: the indices of each cluster's documents, by id.
     """
 
     def __init__(self, documents: Sequence[Document]) -> None:
         names, self.of = np.unique([each.cluster for each in documents], return_inverse=True)
         self.count = len(names)
-        by_id = sorted(range(len(documents)), key=lambda index: documents[index].id)
-        self.members: list[list[int]] = [[] for _ in names]
-        for index in by_id:
-            self.members[self.of[index]].append(index)
-        text = strict_json.dumps([[documents[index].id, documents[index].cluster] for index in by_id])
+        text = strict_json.dumps(sorted([each.id, each.cluster] for each in documents))
         self._seed = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16])
 
     def drawn(self) -> Iterator[np.ndarray]:
@@ -156,8 +143,6 @@ def _pooled(
     documents' weighted values, and of their weights.
     """
     above, below = times @ above, times @ below
-    if pooling == "sum":
-        return above.sum(1)
     if pooling == "mean":
         above, below = above.sum(1, keepdims=True), below.sum(1, keepdims=True)
     means = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)

@@ -12,10 +12,10 @@ from typing import Any
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.suite.reasons import NO_PICTURE
 
 SUFFIXES = (".parquet", ".jsonl")
 PICTURES = ("image", "image, or null")  # what the catalogue says of a column that holds a picture
-NO_PICTURE = "its picture is missing"
 # Columns by which documents are only told apart: a number does as well as a text.
 _IDENTIFIER = re.compile(r"(?:.*_)?(?:id|index)", re.IGNORECASE)
 
@@ -103,9 +103,9 @@ def picture(cell: Any, path: Path, where: str) -> tuple[bytes | None, str | None
     try:
         return file.read_bytes(), None
     except FileNotFoundError:
-        return None, f"{NO_PICTURE}: there is no file {file}"
+        return None, NO_PICTURE
     except OSError as error:
-        return None, f"its picture cannot be read: {file} ({error.strerror})"
+        return None, f"its picture cannot be read ({error.strerror})"
 
 
 def named(cell: str, path: Path) -> Path | None:

@@ -14,12 +14,13 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import exists, read_text, write_atomically
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite import results
+from mmrlhf_jax.suite.answered_documents import document_of
 from mmrlhf_jax.suite.answering import Finished
 from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.judges.judging import NO_JUDGE, Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
 from mmrlhf_jax.suite.jury import Jury
-from mmrlhf_jax.suite.results import Document, Figure, Results
+from mmrlhf_jax.suite.results import Figure, Results
 from mmrlhf_jax.suite.task import Task, TaskFailed
 
 FOLDER = "scored"  # in a run's directory: of what the results were made
@@ -86,11 +87,8 @@ class Scoring:
 
     def _without_figures(self, task: Task, reason: str, answers: Mapping[str, Answer], refused: Mapping[str, str]) -> Results:
         """Results that say why there are none."""
-        documents = [
-            Document(name, " ".join(each.media) or name, each.prompt, each.media, each.answer, None, {}, reason)
-            for name, each in answers.items()
-        ]
-        documents += [Document(name, name, "", (), None, None, {}, why) for name, why in refused.items() if name not in answers]
+        documents = [document_of(name, each, missing=reason) for name, each in answers.items()]
+        documents += [document_of(name, None, missing=why) for name, why in refused.items() if name not in answers]
         expected = max((each.documents for each in self._answered.finished(task)), default=task.data.documents or 0)
         left = {reason: expected - len(documents)} if expected > len(documents) else {}
         figures = {row.name: Figure(None, reason) for row in task.rows}

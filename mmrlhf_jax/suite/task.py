@@ -9,9 +9,9 @@ from typing import Literal
 # Which documents of a task need a judge: none, all, or those whose answer a rule cannot parse.
 Judge = Literal["none", "unparsable", "always"]
 Media = Literal["image", "images", "video"]
-# How a figure is made of the values of documents: their mean, the mean or the sum of the categories' means, or their sum.
-# Means are weighted by the documents' weights.
-Pooling = Literal["mean", "mean of groups", "sum of groups", "sum"]
+# How a figure is made of the values of documents: their mean, or the mean or the sum of the categories' means. Means are
+# weighted by the documents' weights.
+Pooling = Literal["mean", "mean of groups", "sum of groups"]
 
 # The limit for tasks for which the harness states none: that of its class for the model that the paper used.
 UNSTATED_NEW_TOKENS = 1024

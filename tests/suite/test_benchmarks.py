@@ -21,8 +21,8 @@ from tests import tiny
 from tests.serving import fakes
 from tests.serving.fakes import Fake, chat
 from tests.suite import harness, made_up
+from tests.suite.harness import SCORED, verdict
 from tests.suite.judged import judge
-from tests.suite.test_harness import SCORED, verdict
 
 pytestmark = harness.needed
 CLI = "from mmrlhf_jax.cli import main; main()"
@@ -63,7 +63,7 @@ def test_a_broken_task_a_missing_video_and_no_judge_end_nothing_else_and_the_tab
         arguments += ["--policy-endpoint", fake.url, "--out", out, "--video-frames", 2]
         run(*arguments)
         said = capfd.readouterr()
-        assert len(fake.asked) == 6 + 2 + 3 + 3
+        assert len(fake.asked) == 6 + 2 + 6 + 3
         assert figures(out, "mme") == {"mme": 200.0 * 3} and figures(out, "videomme") == {"video_mme_wo": 50.0}
         missing = results.read(out, "videomme").coverage.missing
         assert sum(missing.values()) == 2 and all("clip1.mp4" in reason for reason in missing)

@@ -21,8 +21,8 @@ from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.judges.judging import FAILED, NO_JUDGE, NOT_READ, Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
 from mmrlhf_jax.suite.local import Local
-from mmrlhf_jax.suite.own.tasks import NO_VALUE, NOT_ANSWERED, OTHER_PROMPT, OwnTasks
-from mmrlhf_jax.suite.rows import NO_PICTURE
+from mmrlhf_jax.suite.own.tasks import NO_VALUE, OwnTasks
+from mmrlhf_jax.suite.reasons import BEYOND_LIMIT, NO_PICTURE, NOT_ANSWERED, OTHER_REQUEST
 from mmrlhf_jax.suite.task import TaskFailed
 from tests.serving.fakes import refusal
 from tests.suite import made_up_own
@@ -133,7 +133,7 @@ def test_a_limit_is_said_and_asked(tmp_path):
     answers = answered(own, "nsfw_text")
     found = scored(own, "nsfw_text", tmp_path / "out", answers)
     assert sorted(answers) == ["0", "1"] and found.figures["nsfw_text_asr"].value == 50
-    assert found.coverage == results.Coverage(3, 2, 2, {"beyond the limit that was given": 1})
+    assert found.coverage == results.Coverage(3, 2, 2, {BEYOND_LIMIT: 1})
 
 
 # What is missing -------------------------------------------------------------------------------------------------------
@@ -171,14 +171,13 @@ def test_answers_and_pictures_that_are_not_there(tmp_path):
     answers = answered(own, "nsfw_text")
     assert sorted(answers) == ["1", "2"]
     found = scored(own, "nsfw_text", tmp_path / "out", {"1": answers["1"]}, refused={"2": "too long"})
-    lost = f"{NO_PICTURE}: there is no file {tmp_path / 'nsfw_text-0.png'}"
-    assert [each.missing for each in found.documents] == [lost, None, "too long"]
+    assert [each.missing for each in found.documents] == [NO_PICTURE, None, "too long"]
     found = scored(own, "nsfw_text", tmp_path / "out", {"1": answers["1"]})
-    assert [each.missing for each in found.documents] == [lost, None, NOT_ANSWERED]
+    assert [each.missing for each in found.documents] == [NO_PICTURE, None, NOT_ANSWERED]
     path.write_text(path.read_text().replace("dogs", "wolves"))
     own = OwnTasks({"nsfw_text": Local(str(path))})
     found = scored(own, "nsfw_text", tmp_path / "out", {"1": answers["1"]})
-    assert found.documents[1].missing == OTHER_PROMPT
+    assert found.documents[1].missing == OTHER_REQUEST
     assert found.figures["nsfw_text_asr"].value is None and found.figures["nsfw_text_asr"].missing is not None
 
 
@@ -225,7 +224,7 @@ def test_a_picture_that_cannot_be_opened_is_missing_and_ends_nothing(tmp_path, m
     own = OwnTasks({"nsfw_text": Local(str(path))})
     with own.ask(catalogue.TASKS["nsfw_text"], {}, ALONE) as asking:
         missing = [each.missing for each in asking.requests()]
-    assert missing == [None, f"its picture cannot be read: {tmp_path / 'nsfw_text-1.png'} (Is a directory)", None]
+    assert missing == [None, "its picture cannot be read (Is a directory)", None]
 
 
 def test_a_damaged_parquet_file_fails_its_task(tmp_path):

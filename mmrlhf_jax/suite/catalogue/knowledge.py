@@ -15,7 +15,7 @@ MME = Task(
     harness_task="mme",
     data=Data("lmms-lab-encoder/MME", None, "test", 2374, 864_000_000),
     # At most 2000 + 800 points; the teaser's means fit only if 2400 (2389 to 2400) count as 100.
-    # A document's value: 100 if it is right, and 100 more if both of its pair are.
+    # A document's value is that of its pair: 50 for each that is right, and 100 more if both are.
     rows=(
         Row(
             "mme",
@@ -43,6 +43,8 @@ MMBENCH = Task(
     name="mmbench_cn_dev",
     harness_task="mmbench_cn_dev",
     data=Data("lmms-lab-encoder/MMBench", "cn", "dev", 4329, 238_000_000),
+    # A question is a hit if it is right with its options in all of several orders; each order is a document, and the first one
+    # has the question's value.
     rows=(Row("mmbench", "MMBench", ("gpt_eval_score",), _GENERAL),),
     media="image",
     judge="unparsable",
@@ -154,8 +156,8 @@ OCRBENCH = Task(
     name="ocrbench",
     harness_task="ocrbench",
     data=Data("echo840/OCRBench", None, "test", 1000),
-    # The harness divides by 1000, however many documents there are: a document's value is 0.1 or 0.
-    rows=(Row("ocrbench", "OCRBench", ("ocrbench_accuracy",), _OCR, factor=100.0, pooling="sum"),),
+    # The harness divides by 1000, however many documents were scored; here it is by their number.
+    rows=(Row("ocrbench", "OCRBench", ("ocrbench_accuracy",), _OCR, factor=100.0),),
     media="image",
     judge="none",
     max_new_tokens=128,

@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 
 from mmrlhf_jax.suite.harness import irregular
+from mmrlhf_jax.suite.harness.groups import Groups
 from mmrlhf_jax.suite.harness.job import Job, reason_of
+from mmrlhf_jax.suite.harness.module_state import ModuleState
+from mmrlhf_jax.suite.reasons import APART
 
 Key = tuple[str, str]  # the harness's metric, and the filter of the answers
 
@@ -23,37 +26,36 @@ class NoFigure(Exception):
 class Figures:
     """The figures of documents. `noted`: document -> metric and filter -> what the harness has noted of it."""
 
-    def __init__(self, job: Job, task: Any, noted: Mapping[str, Mapping[Key, Any]]):
-        self._job, self._task, self._noted = job, task, noted
+    def __init__(self, job: Job, task: Any, noted: Mapping[str, Mapping[Key, Any]], groups: Groups):
+        self._task, self._noted, self._groups = task, noted, groups
         self._keys = {row: [_key(each) for each in metrics] for row, metrics in job.rows.items()}
+        self._aggregations = task.aggregation()
+        self._states = {key[0]: ModuleState(self._aggregations[key[0]]) for keys in self._keys.values() for key in keys}
 
     def judge_together(self, name: str) -> str | None:
-        """Aggregate what belongs to a document, where the harness calls its judge in an aggregation, so that it does so while
-        this document is scored. Returns why that was not possible."""
-        if self._job.task not in irregular.JUDGED_TOGETHER:
+        """Let the harness call its judge about the group of a document, if it does so about groups and this is the last one of
+        the group that is scored. Returns why that was not possible."""
+        if not (self._groups.judged and self._groups.are_there(name, self._noted)):
             return None
         try:
-            for key in {key for keys in self._keys.values() for key in keys if key in self._noted[name]}:
-                self._figure(key, self._together(key, name, self._noted))
+            for key in {key for keys in self._keys.values() for key in keys if self._counts(key, name)}:
+                self._value(key, name)
         except NoFigure as error:
             return str(error)
         return None
 
     def all(self, missing: Mapping[str, str]) -> dict[str, Any]:
         """`{"rows": {row: {"value", "missing"}}, "documents": {document: {"values": {row: value}, "weights": {row: weight},
-        "group"}}}` of the documents that were scored and are not missing."""
-        scored = [name for name in self._noted if name not in missing]
+        "group"}}, "missing": {document: reason}}` of the documents that were scored and are not missing, nor apart from their
+        group."""
+        there = {name: None for name in self._noted if name not in missing}
+        apart = dict.fromkeys(self._groups.apart(there), APART)
+        scored = [name for name in there if name not in apart]
         return {
             "rows": {row: self._row(row, scored) for row in self._keys},
-            "documents": {name: self._document(name, scored) for name in scored},
+            "documents": {name: self._document(name) for name in scored},
+            "missing": apart,
         }
-
-    def drawn(self, row: str, draws: Sequence[Sequence[str]]) -> list[float] | None:
-        """The figure of a row in each draw of documents, which may come several times; None if a draw has none."""
-        try:
-            return [self._sum(row, names) for names in draws]
-        except NoFigure:
-            return None
 
     def _row(self, row: str, scored: Sequence[str]) -> dict[str, Any]:
         try:
@@ -68,36 +70,38 @@ class Figures:
             raise NoFigure("no document was scored that counts for it")
         return sum(self._figure(key, names) for key in keys)
 
-    def _document(self, name: str, scored: Sequence[str]) -> dict[str, Any]:
+    def _document(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = {"values": {}, "weights": {}, "group": None}
         for row, keys in self._keys.items():
-            for key in keys:
-                if not self._counts(key, name) or (value := self._own_value(key, name, scored)) is None:
+            for key in keys if self._groups.has_value(name) else ():
+                if not self._counts(key, name) or (value := self._own_value(key, name)) is None:
                     continue
                 noted = self._noted[name][key]
                 found["values"][row] = found["values"].get(row, 0.0) + value
                 if key[0] in irregular.WEIGHTS:
                     found["weights"][row] = irregular.WEIGHTS[key[0]](noted)
-                if key[0] in irregular.GROUPS:
-                    found["group"] = irregular.GROUPS[key[0]](noted, self._task.aggregation()[key[0]].__globals__)
+                if key[0] in irregular.CATEGORIES:
+                    found["group"] = irregular.CATEGORIES[key[0]](noted, self._aggregations[key[0]].__globals__)
         return found
 
-    def _own_value(self, key: Key, name: str, scored: Sequence[str]) -> float | None:
-        """A document's own value: the figure over it alone, or with the documents that it belongs to; None if there is none."""
-        if key[0] in irregular.OWN_VALUES:
-            return float(irregular.OWN_VALUES[key[0]](self._noted[name][key]))
+    def _own_value(self, key: Key, name: str) -> float | None:
+        """A document's own value; None if there is none."""
         try:
-            return self._figure(key, self._together(key, name, scored))
+            return self._value(key, name)
         except NoFigure:
             return None
 
-    def _together(self, key: Key, name: str, among: Sequence[str] | Mapping[str, Any]) -> list[str]:
-        """The document and those that the harness reads together with it."""
-        belongs = irregular.JUDGED_TOGETHER.get(self._job.task) or irregular.IN_PAIRS.get(key[0])
-        if belongs is None:
-            return [name]
-        own = belongs(self._noted[name][key])
-        return [each for each in among if key in self._noted[each] and belongs(self._noted[each][key]) == own]
+    def _value(self, key: Key, name: str) -> float:
+        """A document's own value: the figure over it and what is scored with it, unless it is irregular."""
+        if key[0] in irregular.OWN_VALUES:
+            return float(irregular.OWN_VALUES[key[0]](self._noted[name][key]))
+        group = self._groups.of(name)
+        if self._groups.value is None:
+            return self._figure(key, group)
+        try:
+            return self._groups.value([self._noted[each][key] for each in group], self._aggregations[key[0]].__globals__)
+        except (Exception, SystemExit) as error:  # the task's own code
+            raise NoFigure(f"the harness cannot compute {key[0]} ({reason_of(error)})") from None
 
     def _counts(self, key: Key, name: str) -> bool:
         return key in self._noted[name] and irregular.counts(self._noted[name][key])
@@ -105,17 +109,21 @@ class Figures:
     def _figure(self, key: Key, names: Sequence[str]) -> float:
         """The harness's figure over documents."""
         noted = [copy.copy(self._noted[name][key]) for name in names if key in self._noted[name]]  # some change what they get
-        aggregation = self._task.aggregation()[key[0]]
+        if key[0] in irregular.NOT_DEFINED and irregular.NOT_DEFINED[key[0]](noted):
+            return sum(float(irregular.OWN_VALUES[key[0]](each)) for each in noted) / len(noted)
+        aggregation = self._aggregations[key[0]]
         given = {"args": self._task.args} if "args" in inspect.signature(aggregation).parameters else {}
         try:
-            value = aggregation(noted, **given)
+            with self._states[key[0]].kept():
+                value = aggregation(noted, **given)
         except (Exception, SystemExit) as error:  # the task's own code
             raise NoFigure(f"the harness cannot compute {key[0]} ({reason_of(error)})") from None
         if value is None and key[0] in irregular.ZERO_IS_NONE:
             return 0.0
         if not isinstance(value, int | float | np.number) or not math.isfinite(value):
             raise NoFigure(f"the harness gives {value!r} for {key[0]}")
-        return float(value)
+        fixed = irregular.DIVIDED_BY.get(key[0])
+        return float(value) if fixed is None else float(value) * fixed / len(noted)
 
 
 def _key(metric: str) -> Key:

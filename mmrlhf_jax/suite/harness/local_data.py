@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.suite import rows
+from mmrlhf_jax.suite.reasons import NO_PICTURE
 
 DESCRIBED = b"huggingface"  # the key of the hub's description in a parquet file's metadata
 BROKEN = "broken.json"  # number of a document -> why it cannot be used
@@ -96,9 +97,9 @@ def _records(file: pyarrow.parquet.ParquetFile, path: Path) -> list[tuple[str, d
 def _picture(cell: Any, path: Path, where: str) -> tuple[dict[str, Any] | None, str | None]:
     """(a picture as the harness has it, None), or (None, why there is none)."""
     content, reason = rows.picture(cell, path, where)
-    if content is None:
-        return None, reason
     name = cell if isinstance(cell, str) else cell.get("path") if isinstance(cell, dict) else None
+    if content is None:
+        return None, f"there is no file {rows.named(name, path)}" if name and reason == NO_PICTURE else reason
     try:
         with Image.open(io.BytesIO(content)):
             return {"bytes": content, "path": name}, None

@@ -196,8 +196,14 @@ class Asking:
 
 
 class Scoring:
-    """A task's process that scores answers. `documents` is how many documents it has, `scorable` those with an answer, and
-    `without_subtitles` how many have no subtitles; None for a task that asks without subtitles."""
+    """A task's process that scores answers.
+
+    Attributes:
+        documents: how many documents the task has.
+        scorable: those with an answer.
+        groups: document -> the first one of those that the harness scores together with it, where it does.
+        without_subtitles: how many documents have no subtitles; None for a task that asks without subtitles.
+    """
 
     def __init__(self, channel: Channel, task: Task):
         self._channel, self._task = channel, task
@@ -205,6 +211,7 @@ class Scoring:
         self.documents: int = frame["documents"]
         self.scorable: Sequence[str] = frame["scorable"]
         self.without_subtitles: int | None = frame["without_subtitles"]
+        self.groups: Mapping[str, str] = frame["groups"]
 
     def score(self, document: str) -> str | None:
         """Score a document. Returns why that was not possible; None if it was."""
@@ -213,10 +220,6 @@ class Scoring:
     def figures(self, missing: Mapping[str, str]) -> dict[str, Any]:
         """See `figures.Figures.all`."""
         return self._command({"figures": dict(missing)})
-
-    def drawn(self, row: str, draws: Sequence[Sequence[str]]) -> list[float] | None:
-        """See `figures.Figures.drawn`."""
-        return self._command({"drawn": row, "draws": [list(each) for each in draws]})["figures"]
 
     def _command(self, command: Mapping[str, Any]) -> dict[str, Any]:
         try:

@@ -14,18 +14,17 @@ from lmms_eval.filters.transformation import StripThinkingFilter
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.suite.harness.channel import Channel
 from mmrlhf_jax.suite.harness.figures import Figures
+from mmrlhf_jax.suite.harness.groups import Groups
 from mmrlhf_jax.suite.harness.job import Job, reason_of
 from mmrlhf_jax.suite.harness.loading import each_request, load, without_subtitles
-
-OTHER_PROMPT = "its answer was made to another prompt"
+from mmrlhf_jax.suite.reasons import OTHER_REQUEST
 
 
 def score(job: Job, channel: Channel) -> None:
     """Score what is asked for in commands, each of which is answered with a frame.
 
     `{"score": document}` -> `{"scored": document}`, with the reason in `"missing"` if it cannot be scored.
-    `{"figures": {document: reason}}` -> `Figures.all`, without these missing documents.
-    `{"drawn": row, "draws": [documents]}` -> `{"figures": Figures.drawn}`.
+    `{"figures": {document: reason}}` -> `Figures.all` without these missing documents, and `Scorer.references`.
 
     The program that has asked for this says which document is scored next, so that it knows during which one the harness
     calls a judge.
@@ -34,15 +33,13 @@ def score(job: Job, channel: Channel) -> None:
     for seed, set_seed in ((0, random.seed), (1234, np.random.seed), (1234, torch.manual_seed)):  # those of `simple_evaluate`
         set_seed(seed)
     scorer = Scorer(job, task)
-    figures = Figures(job, task, scorer.noted)
-    lacking = without_subtitles(job, scorer.documents)
-    channel.send({"documents": len(scorer.documents), "scorable": scorer.scorable, "without_subtitles": lacking})
+    figures = Figures(job, task, scorer.noted, scorer.groups)
+    started = {"documents": len(scorer.documents), "scorable": scorer.scorable, "groups": scorer.groups.first}
+    channel.send(started | {"without_subtitles": without_subtitles(job, scorer.documents)})
     for command in channel.commands():
         if "score" in command:
             reason = scorer.score(command["score"]) or figures.judge_together(command["score"])
             channel.send({"scored": command["score"]} | ({} if reason is None else {"missing": reason}))
-        elif "drawn" in command:
-            channel.send({"figures": figures.drawn(command["drawn"], command["draws"])})
         else:
             channel.send(figures.all(command["figures"]) | {"references": scorer.references()})
 
@@ -52,6 +49,7 @@ class Scorer:
 
     Attributes:
         documents: all, without their pictures where the harness needs none.
+        groups: those of them that are scored together.
         answers: document -> {"answer", "prompt", "media"}.
         scorable: the documents that have an answer.
         noted: document -> metric and filter -> what the harness notes of it, for those that were scored.
@@ -60,6 +58,7 @@ class Scorer:
     def __init__(self, job: Job, task: Any):
         self._task = task
         self.documents = task.eval_docs_no_media
+        self.groups = Groups(job.task, self.documents)
         task.args = argparse.Namespace(output_path=job.folder, process_with_media=False)
         self.answers = _answers(job)
         numbers = sorted(int(name) for name in self.answers if int(name) < len(self.documents))
@@ -87,7 +86,7 @@ class Scorer:
         found: dict[tuple[str, str], Any] = {}
         try:
             if self._task.config.doc_to_messages is None and self._task.doc_to_text(document) != self.answers[name]["prompt"]:
-                return OTHER_PROMPT
+                return OTHER_REQUEST
             for used, answer in instance.filtered_resps.items():
                 noted = process(self._task, document, [answer])
                 found |= {(metric, used): value for metric, value in noted.items()}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmrlhf_jax.inference.jobs import Share
+from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.suite import resampling
+from mmrlhf_jax.suite.answered_documents import cluster_of, document_of
 from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.harness import NAME
 from mmrlhf_jax.suite.harness.running import Asking, Harness, Scoring
@@ -17,10 +19,10 @@ from mmrlhf_jax.suite.judges.judging import Judging
 from mmrlhf_jax.suite.judges.loopback import Loopback
 from mmrlhf_jax.suite.judges.rounds import scored
 from mmrlhf_jax.suite.local import Local
+from mmrlhf_jax.suite.reasons import BEYOND_LIMIT, NOT_ANSWERED
 from mmrlhf_jax.suite.results import Document, Figure, Results
 from mmrlhf_jax.suite.task import Row, Task
 
-NOT_ANSWERED = "it has no answer"
 FORGOTTEN = "the harness asked its judge while it put scores together, and no document is known for the call"
 
 
@@ -76,18 +78,18 @@ class HarnessTasks:
             missing = dict(refused)
             doing, total = f"{task.name}: scoring", len(scoring.scorable)
             if task.judge == "none":
-                found = ((name, scoring.score(name), None) for name in scoring.scorable)
+                found = _each_scored(scoring, Progress(doing, total))
             else:
                 found = scored(loopback, scoring.scorable, str, scoring.score, doing, total)
             for name, unscored, unjudged in found:
                 if reason := unjudged or unscored:
                     missing[name] = reason
             figures = scoring.figures(missing)
-            documents = _documents(task, scoring, figures, answers, missing, self._options.limit)
-            rows = {row.name: _figure(row, figures, documents, scoring) for row in task.rows}
+            documents = _documents(task, scoring, figures, answers, missing | figures["missing"], self._options.limit)
+            rows = {row.name: _figure(row, figures["rows"][row.name], documents) for row in task.rows}
             if task.judge != "none" and loopback.unforeseen:
                 rows = {name: Figure(None, FORGOTTEN) for name in rows}
-        left_out = {} if (over := scoring.documents - len(documents)) <= 0 else {"beyond the limit that was given": over}
+        left_out = {} if (over := scoring.documents - len(documents)) <= 0 else {BEYOND_LIMIT: over}
         settings = self.settings(task) | ({} if task.judge == "none" else {"judge": judging.name})
         if scoring.without_subtitles is not None:  # their prompts say that there are none
             settings["documents_without_subtitles"] = scoring.without_subtitles
@@ -108,13 +110,12 @@ def _documents(
         scaled = {
             row.name: row.scaled(value) for row in task.rows if (value := made.get("values", {}).get(row.name)) is not None
         }
+        first = scoring.groups.get(name, name)  # those that are scored together are drawn together, whatever they show
         found.append(
-            Document(
-                id=name,
-                cluster=(" ".join(answer.media) if answer else "") or name,
-                prompt=answer.prompt if answer else "",
-                media=answer.media if answer else (),
-                answer=answer and answer.answer,
+            document_of(
+                name,
+                answer,
+                cluster=cluster_of(first, answers.get(first)),
                 reference=figures["references"].get(name),
                 values=scaled,
                 missing=None if made else missing.get(name, NOT_ANSWERED),
@@ -125,18 +126,16 @@ def _documents(
     return found
 
 
-def _figure(row: Row, figures: Mapping[str, Any], documents: Sequence[Document], scoring: Scoring) -> Figure:
-    """A row's figure on the paper's scale, with its draws: of the documents' values where these give the figure, else of the
-    harness."""
-    found = figures["rows"][row.name]
+def _each_scored(scoring: Scoring, progress: Progress) -> Iterator[tuple[str, str | None, str | None]]:
+    """Yield the same as `rounds.scored` of documents that need no judge."""
+    for name in scoring.scorable:
+        reason = scoring.score(name)
+        progress.update()
+        yield name, reason, None
+
+
+def _figure(row: Row, found: Mapping[str, Any], documents: Sequence[Document]) -> Figure:
+    """A row's figure on the paper's scale, with the draws of the documents' values."""
     if found["value"] is None:
         return Figure(None, found["missing"])
-    value = row.scaled(found["value"])
-    pooled = resampling.estimate(row, documents)
-    if pooled is not None and abs(pooled.value - value) <= resampling.ROUNDING * (row.full or 100.0):
-        return resampling.figure(row, documents, value)
-    there = [each for each in documents if each.missing is None]
-    if len({each.cluster for each in there}) < 2:
-        return Figure(value)
-    draws = scoring.drawn(row.name, [[there[place].id for place in places] for places in resampling.resamples(there)])
-    return Figure(value, draws=None if draws is None else tuple(row.scaled(each) for each in draws))
+    return resampling.figure(row, documents, row.scaled(found["value"]))

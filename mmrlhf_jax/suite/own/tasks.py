@@ -12,6 +12,7 @@ from typing import Any
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.suite import resampling
+from mmrlhf_jax.suite.answered_documents import document_of
 from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.judges.judging import Judging, NotJudged, read
 from mmrlhf_jax.suite.judges.question import Question
@@ -20,14 +21,12 @@ from mmrlhf_jax.suite.own import documents
 from mmrlhf_jax.suite.own.documents import Entry
 from mmrlhf_jax.suite.own.grader import Graded, Grader, Mode
 from mmrlhf_jax.suite.own.registry import grader_of
+from mmrlhf_jax.suite.reasons import BEYOND_LIMIT, NOT_ANSWERED, OTHER_REQUEST
 from mmrlhf_jax.suite.request import Asked, Medium, Request
 from mmrlhf_jax.suite.results import Document, Figure, Results
 from mmrlhf_jax.suite.task import Row, Task, TaskFailed
 
 METRICS = "mmrlhf_jax"  # whose they are
-NOT_ANSWERED = "it has no answer"
-OTHER_PROMPT = "its answer is to another prompt"
-BEYOND_LIMIT = "beyond the limit that was given"
 NO_VALUE = "no answer has a value"
 
 
@@ -78,7 +77,7 @@ class OwnTasks:
             if answer is None:
                 missing.setdefault(str(number), NOT_ANSWERED)
             elif answer.prompt != grader.prompt(entry.columns):
-                missing.setdefault(str(number), OTHER_PROMPT)
+                missing.setdefault(str(number), OTHER_REQUEST)
         graded, unread = _graded(task, entries, answers, grader, judging, missing)
         missing |= unread
         found = [
@@ -189,12 +188,10 @@ def _document(
         if metric in graded.weights:
             weights[row.name] = graded.weights[metric]
     reference = None if grader.reference is None else entry.columns[grader.reference]
-    return Document(
-        id=name,
-        cluster=(" ".join(answer.media) if answer else "") or name,
+    return document_of(
+        name,
+        answer,
         prompt=grader.prompt(entry.columns),
-        media=answer.media if answer else (),
-        answer=answer and answer.answer,
         reference=", ".join(reference) if isinstance(reference, list) else reference,
         values=values,
         missing=missing.get(name),
