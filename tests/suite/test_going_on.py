@@ -144,6 +144,19 @@ def test_another_judge_is_refused_before_anything_is_answered(run, data):
         run(server, "--judge", second.url)  # these tasks need none
 
 
+def test_a_judge_that_said_something_else_is_asked_again_on_demand(run):
+    with policy() as server:
+        for options, says, calls, figure in (
+            ((), "I like it", 3, None),
+            ((), "Yes.", 0, None),
+            (("--judge-again",), "Yes.", 3, 100),
+        ):
+            with judge(lambda text, says=says: says) as judging:
+                found = run(server, "--judge", judging.url, *options, only=JUDGED)
+                assert (len(judging.asked) - 1, value(found, "risk_identification")) == (calls, figure)  # one is the probe
+        run(server, "--judge-again", fails="--judge-again is of a judge")
+
+
 def test_a_limit_replaces_no_figures_of_more_documents_and_can_grow(run):
     with policy() as server:
         assert run(server, "--limit", "1")["rows"]

@@ -14,7 +14,7 @@ from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.suite import resampling
 from mmrlhf_jax.suite.answered_documents import document_of
 from mmrlhf_jax.suite.answers import Answer
-from mmrlhf_jax.suite.judges.judging import Judging, NotJudged, read
+from mmrlhf_jax.suite.judges.judging import Judging, NotJudged, NotRead, read
 from mmrlhf_jax.suite.judges.question import Question
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.own import documents
@@ -168,6 +168,8 @@ def _graded(
             graded[name] = grader.grade(entries[int(name)].columns, answers[name].answer, replies)
         except NotJudged as error:
             unread[name] = str(error)
+            if isinstance(error, NotRead):
+                judging.note_unread(asked)
     return graded, unread
 
 
