@@ -186,9 +186,10 @@ class _Pass:
             del self._locks[process]
             return False
         with lock:
-            if process != self._share.process:
+            missing = self._missing(process)  # what it stored before it gave up the lock is there now
+            if missing and process != self._share.process:
                 say(f"process {process} gives no sign of life; its records are computed by process {self._share.process}")
-            self._journal.fill(self._missing(process), self._work)
+            self._journal.fill(missing, self._work)
         del self._locks[process]
         return True
 
