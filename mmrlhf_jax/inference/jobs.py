@@ -189,9 +189,10 @@ class _Pass:
             missing = self._missing(process)  # what it stored before it gave up the lock is there now
             if missing and process != self._share.process:
                 say(f"process {process} gives no sign of life; its records are computed by process {self._share.process}")
-            self._journal.fill(missing, self._work)
+            if missing:
+                self._journal.fill(missing, self._work)
         del self._locks[process]
-        return True
+        return bool(missing)
 
     def _write(self) -> None:
         """Write the output, or wait until the process that holds it has done so."""
