@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from mmrlhf_jax.inference.calls import Chunk
+from mmrlhf_jax.inference.calls import Chunk, Copies
 from mmrlhf_jax.inference.lane import Cache, Keys, TrunkKeys
-from mmrlhf_jax.inference.lane_attention import BLOCK, attend_branch, attend_trunk, blocks, place_trunks
+from mmrlhf_jax.inference.lane_attention import BLOCK, attend_branch, attend_trunk, blocks, move_keys
 
 HEADS, GROUPS, DIM, TRUNK, BRANCH = 4, 2, 8, 3 * BLOCK, 128
 RNG = np.random.default_rng(0)
@@ -54,9 +54,9 @@ def test_chunks_of_a_trunk_and_of_a_branch(length):
     trunks = TrunkKeys(used(1, 2, GROUPS, DIM, TRUNK), used(1, 2, GROUPS, TRUNK, DIM))
     branches = Keys(*(used(3, GROUPS, BRANCH, DIM),) * 2)
     cache = Cache((trunks,), (), (jax.tree.map(lambda x: x[None], begun),))
-    nowhere = place_trunks(cache, np.array([2])).trunks[0]
-    jax.tree.map(np.testing.assert_array_equal, nowhere, trunks)
-    placed = jax.tree.map(lambda x: x[0], place_trunks(cache, np.array([1])).trunks[0])
+    moved = lambda row: move_keys(cache, np.array([row]), Copies(np.array([0]), np.array([0]))).trunks[0]
+    jax.tree.map(np.testing.assert_array_equal, moved(2), trunks)
+    placed = jax.tree.map(lambda x: x[0], moved(1))
     kept = np.concatenate([np.arange(length), np.arange(TRUNK, SLOTS)])
     for start in (0, 64):
         place = slice(TRUNK + start, TRUNK + start + 64)
