@@ -125,6 +125,7 @@ class Harness:
             new_tokens=task.new_tokens,
             data=None if local is None else os.path.abspath(local.path),
             columns=dict(task.columns),
+            files=task.data.files,
             **more,
         )
 
@@ -201,6 +202,7 @@ class Scoring:
         documents: how many documents the task has.
         scorable: those with an answer.
         groups: document -> the first one of those that the harness scores together with it, where it does.
+        without_subtitles: how many documents have no subtitles; None for a task that asks without subtitles.
     """
 
     def __init__(self, channel: Channel, task: Task):
@@ -208,6 +210,7 @@ class Scoring:
         frame = _received(channel, task)[0]
         self.documents: int = frame["documents"]
         self.scorable: Sequence[str] = frame["scorable"]
+        self.without_subtitles: int | None = frame["without_subtitles"]
         self.groups: Mapping[str, str] = frame["groups"]
 
     def score(self, document: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mmrlhf_jax.suite.judges.judging import NOT_READ, NotJudged
+from mmrlhf_jax.suite.judges.judging import NotRead
 
 
 def yes_or_no(reply: str) -> bool | None:
@@ -39,7 +39,7 @@ def two_scores(reply: str) -> tuple[float, float] | None:
 
 
 def known(found):
-    """What a reader has found. NotJudged if it has found nothing."""
+    """What a reader has found. NotRead if it has found nothing."""
     if found is None:
-        raise NotJudged(NOT_READ)
+        raise NotRead
     return found
