@@ -155,9 +155,18 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence
     """OpenRLHF's function. A label is a record's id, or an object (or its JSON) with `id`, or with `question` and `images`."""
     import torch
 
-    body = {"query": list(queries), "prompts": list(prompts), "labels": list(labels)}
-    values = _now(RewardClient().post("/get_reward", body))["rewards"]
-    found = torch.tensor(_checked(values, len(body["query"])))
+    columns = {"query": list(queries), "prompts": list(prompts), "labels": list(labels)}
+    bodies = [
+        {name: values[first : first + MOST_RESPONSES] for name, values in columns.items()}
+        for first in range(0, len(queries), MOST_RESPONSES)
+    ]
+
+    async def rewards() -> list[float]:
+        replies = await asyncio.gather(*(RewardClient().post("/get_reward", body) for body in bodies))
+        pairs = zip(replies, bodies, strict=True)
+        return [value for reply, body in pairs for value in _checked(reply["rewards"], len(body["query"]))]
+
+    found = torch.tensor(_now(rewards()))
     return {"rewards": found, "scores": found, "extra_logs": {}}
 
 

@@ -116,6 +116,7 @@ def benchmarks(
     judge_model: options.JudgeModel = None,
     judge_thinking: options.JudgeThinking = 0,
     judge_concurrency: options.JudgeConcurrency = 32,
+    judge_again: options.JudgeAgain = False,
     attack_judge: options.AttackJudge = None,
     attack_judge_model: options.AttackJudgeModel = None,
     attack_classifier: options.AttackClassifier = False,
@@ -149,7 +150,12 @@ def benchmarks(
         against=against,
         against_model=against_model,
         judged=commands.benchmarks.Judged(
-            (judge, judge_model), (attack_judge, attack_judge_model), attack_classifier, judge_thinking, judge_concurrency
+            (judge, judge_model),
+            (attack_judge, attack_judge_model),
+            attack_classifier,
+            judge_thinking,
+            judge_concurrency,
+            judge_again,
         ),
         data=data or [],
         metrics=metrics,
@@ -181,6 +187,7 @@ def safety_bench(
     judge_model: options.JudgeModel = None,
     judge_thinking: options.JudgeThinking = 0,
     judge_concurrency: options.JudgeConcurrency = 32,
+    judge_again: options.JudgeAgain = False,
     attack_judge: options.AttackJudge = None,
     attack_judge_model: options.AttackJudgeModel = None,
     attack_classifier: options.AttackClassifier = False,
@@ -204,7 +211,12 @@ def safety_bench(
         against=against,
         against_model=against_model,
         judged=commands.benchmarks.Judged(
-            (judge, judge_model), (attack_judge, attack_judge_model), attack_classifier, judge_thinking, judge_concurrency
+            (judge, judge_model),
+            (attack_judge, attack_judge_model),
+            attack_classifier,
+            judge_thinking,
+            judge_concurrency,
+            judge_again,
         ),
         data=data or [],
         metrics=metrics,

@@ -39,13 +39,15 @@ def show_all(names: Sequence[str], dimensions: Sequence[str], print_json: bool) 
 @dataclasses.dataclass(frozen=True)
 class Judged:
     """Who judges: (address, model) of the judge and of that of attacks, whether the latter is HarmBench's classifier, the
-    tokens that the judge has for thinking, and how many questions are under way at a time."""
+    tokens that the judge has for thinking, how many questions are under way at a time, and whether replies that could not be
+    read are asked for again."""
 
     judge: tuple[str | None, str | None]
     attacks: tuple[str | None, str | None]
     classifier: bool
     thinking: int
     concurrency: int
+    again: bool
 
     def check(self) -> None:
         """UserError for the name of a model without an address."""
@@ -99,7 +101,7 @@ class Command:
         """UserError for options that contradict each other, or that have no effect."""
         self.judged.check()
         if self.judged.judge[0] is None and self.judged.attacks[0] is None:
-            self._refuse({"judge_concurrency"}, "is of a judge; give its address by --judge")
+            self._refuse({"judge_concurrency", "judge_again"}, "is of a judge; give its address by --judge")
         if self.metrics not in MODES:
             raise UserError(f"--metrics {self.metrics}: choose {' or '.join(MODES)}")
         self._check_policy()
@@ -188,7 +190,7 @@ def run(command: Command, tasks: Sequence[Task]) -> None:
     many = dict(concurrency=judged.concurrency)
     judge = None if judged.judge[0] is None else EndpointJudge(*judged.judge, judged.thinking, **many)
     attacks = None if judged.attacks[0] is None else EndpointJudge(*judged.attacks, option="--attack-judge-model", **many)
-    jury = Jury(judge, attacks, judged.classifier)
+    jury = Jury(judge, attacks, judged.classifier, judged.again)
     if share.process == 0:
         _say_needs(command, tasks)
     wanted = Wanted(tasks, Options(**command.options), parse(command.data), jury, share, command.metrics)

@@ -158,6 +158,7 @@ JudgeThinking = Annotated[
     int,
     typer.Option(min=0, max=65536, help="Tokens in which a judge thinks before it replies; it is asked without temperature."),
 ]
+JudgeAgain = Annotated[bool, typer.Option("--judge-again", help="Ask the judge again where its reply could not be read.")]
 JudgeConcurrency = Annotated[
     int, typer.Option(min=1, max=4096, help="Questions under way at a time at --judge, and at --attack-judge.")
 ]

@@ -29,7 +29,7 @@ from mmrlhf_jax.inference.lane import Lane
 from mmrlhf_jax.inference.lanes import lanes_for
 from mmrlhf_jax.inference.placement import cache_room, device_memory, generation_mesh
 from mmrlhf_jax.inference.programs import Programs
-from mmrlhf_jax.inference.prompts import Asked, Prompt, prompt_trees
+from mmrlhf_jax.inference.prompts import Asked, Prompt, PromptTree, prompt_trees
 from mmrlhf_jax.inference.requests import Written
 from mmrlhf_jax.inference.sampling import Sampling
 from mmrlhf_jax.inference.scheduler import Scheduler
@@ -164,26 +164,34 @@ class Engine:
 
         UserError if a prompt with its new tokens exceeds the model's rotary embeddings, or for logits that are not finite.
         """
-        trees, weights = prompt_trees(prompts, self.encoder("answer"), asked), self.model.apart()
-        groups = rows_divisor(self.mesh)
+        trees, groups = prompt_trees(prompts, self.encoder("answer"), asked), rows_divisor(self.mesh)
         progress = Progress(doing, len(prompts) * asked.samples) if isinstance(doing, str) else doing
         for lane, chosen in lanes_for([each.tree for each in trees], self.batch // groups, groups, self.fits, self._programs):
-            scheduler = Scheduler(self.programs(lane), weights)
-            running: dict[int, tuple[int, list[Written]]] = {}  # by the identity of each text
-            for number in chosen:
-                written = scheduler.submit(trees[number].tree)
-                for prompt, texts in zip(trees[number].numbers, batched(written, asked.samples), strict=True):
-                    running |= {id(text): (prompt, texts) for text in texts}
-            for changed in scheduler.run():
-                done = [text for text in changed if text.done]
-                if done:
-                    progress.update(advance=len(done))
-                if failed := [running[id(text)][0] for text in done if text.reason == "failed"]:
-                    raise _not_finite(f"record {prompts[failed[0]].example.record.id!r}")
-                for prompt, texts in {running[id(text)][0]: running[id(text)][1] for text in done}.items():
-                    if all(text.done for text in texts):
-                        yield prompt, texts
-            self.busy += np.asarray([scheduler.useful, scheduler.steps * lane.slots * len(scheduler.groups)])
+            for prompt, texts in self._write_in(lane, [trees[number] for number in chosen], asked.samples, progress):
+                if any(text.reason == "failed" for text in texts):
+                    raise _not_finite(f"record {prompts[prompt].example.record.id!r}")
+                yield prompt, texts
+
+    def _write_in(
+        self, lane: Lane, trees: Sequence[PromptTree], samples: int, progress: Progress
+    ) -> Iterator[tuple[int, list[Written]]]:
+        """Yield the texts of every prompt of these trees as they are finished.
+
+        The lane's cache is freed at the end, because there might be no room for that of the next lane beside it.
+        """
+        scheduler = Scheduler(self.programs(lane), self.model.apart())
+        running: dict[int, tuple[int, list[Written]]] = {}  # by the identity of each text
+        for tree in trees:
+            for prompt, texts in zip(tree.numbers, batched(scheduler.submit(tree.tree), samples), strict=True):
+                running |= {id(text): (prompt, texts) for text in texts}
+        for changed in scheduler.run():
+            done = [text for text in changed if text.done]
+            if done:
+                progress.update(advance=len(done))
+            for prompt, texts in {running[id(text)][0]: running[id(text)][1] for text in done}.items():
+                if all(text.done for text in texts):
+                    yield prompt, texts
+        self.busy += np.asarray([scheduler.useful, scheduler.steps * lane.slots * len(scheduler.groups)])
 
     def stream(self, prompt: Prompt, asked: Asked, stops: Sequence[str] = ()) -> Iterator[str]:
         """The text of a prompt in pieces, as it is written. It ends before the first of the `stops`."""

@@ -18,7 +18,7 @@ from etils import epath
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line, retried
-from mmrlhf_jax.files import exists, hidden_beside, read_text, write_atomically
+from mmrlhf_jax.files import exists, hidden_beside, read_bytes, read_text, write_atomically
 from mmrlhf_jax.inference.journal import Journal, Work
 from mmrlhf_jax.ownership import Ownership
 from mmrlhf_jax.progress import say
@@ -69,7 +69,7 @@ def run_job(
     key = job_key(job, examples)
     with reserved(out, share) as place:
         if share.count > 1 and exists(place.out):
-            if _finished(place.out) != key:
+            if _mark_beside(place.out) != _mark(key, read_bytes(place.out)):
                 _refuse_existing(place.out)
             say(f"{place.out}: the other processes of this job have written it")
             return
@@ -91,7 +91,7 @@ def reserved(out: epath.PathLike, share: Share = ALONE) -> Iterator[Held | Unhel
     if isinstance(out, Held | Unheld):
         yield out
         return
-    if share.count > 1 and exists(out) and _finished(out):  # a process that was killed may come back when all is done
+    if share.count > 1 and exists(out) and _mark_beside(out):  # a process that was killed may come back when all is done
         yield Unheld(epath.Path(out))
         return
     _refuse_existing(out)
@@ -112,8 +112,13 @@ class Unheld(NamedTuple):
     out: epath.Path
 
 
-def _finished(out: epath.PathLike) -> str | None:
-    """The job of several processes that has written this output, as it is told to those that come late; None: none has."""
+def _mark(key: str, content: bytes) -> str:
+    """What tells processes that come late that a job of several processes has written this output."""
+    return f"{key} {hashlib.sha256(content).hexdigest()}"
+
+
+def _mark_beside(out: epath.PathLike) -> str | None:
+    """The mark of a job of several processes beside an output, which may be an earlier one's; None: there is none."""
     path = hidden_beside(out, "finished")
     return read_text(path) if exists(path) else None
 
@@ -186,11 +191,14 @@ class _Pass:
             del self._locks[process]
             return False
         with lock:
-            if process != self._share.process:
+            # What it stored before it gave up the lock is there now; or another process has written the output from it.
+            missing = [] if exists(self._place.out) else self._missing(process)
+            if missing and process != self._share.process:
                 say(f"process {process} gives no sign of life; its records are computed by process {self._share.process}")
-            self._journal.fill(self._missing(process), self._work)
+            if missing:
+                self._journal.fill(missing, self._work)
         del self._locks[process]
-        return True
+        return bool(missing)
 
     def _write(self) -> None:
         """Write the output, or wait until the process that holds it has done so."""
@@ -213,7 +221,7 @@ class _Pass:
         lock.check(at_once=True)
         _refuse_existing(self._place.out)
         if self._share.count > 1:
-            write_atomically(hidden_beside(self._place.out, "finished"), self._key.encode())
+            write_atomically(hidden_beside(self._place.out, "finished"), _mark(self._key, content).encode())
         write_atomically(self._place.out, content)
 
     def _is_line(self, index: int, line: Any) -> bool:

@@ -87,17 +87,20 @@ class Journal:
         return any(name.startswith(f"{process:04d}-") for name in self._read)
 
     def refresh(self) -> Lines:
-        """Read the parts that came since the last call; all lines so far."""
-        if exists(self._folder):
-            for path in sorted(entries(self._folder), key=lambda path: path.name):
+        """Read the parts that came since the last call; all lines so far.
+
+        The folder may go meanwhile: who has written the output removes it, and needs nobody to read the rest.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            for path in sorted(entries(self._folder), key=lambda path: path.name) if exists(self._folder) else ():
                 if path.name.endswith(_SUFFIX) and path.name not in self._read:
+                    self._take(path, read_bytes(path))
                     self._read.add(path.name)
-                    self._take(path)
         return self.lines
 
-    def _take(self, path: epath.Path) -> None:
+    def _take(self, path: epath.Path, content: bytes) -> None:
         spoilt = 0
-        for text in read_bytes(path).split(b"\n")[:-1]:
+        for text in content.split(b"\n")[:-1]:
             try:
                 row = strict_json.loads(text)
                 index, line = row["index"], row["line"]

@@ -22,25 +22,23 @@ def blocks(seen: int) -> int:
     return max(1, -(-seen // BLOCK))
 
 
-def copy_branches(cache: Cache, copies: Copies) -> Cache:
-    """Keys of all slots of a branch, also of those behind its prompt: these are written anew before they are seen."""
+def move_keys(cache: Cache, rows: Int[Array, "G"], copies: Copies) -> Cache:
+    """The cache in which every group's trunk that was on its way is in its row, and branches have the keys of others.
 
-    def one(keys, source, target):
-        return keys.at[target].set(keys[source], mode="drop")
+    A row beyond the last one, or a target beyond the last slot, moves nothing. Whole branches are copied: what is behind their
+    prompt is written anew before it is seen.
+    """
 
-    branches = jax.tree.map(lambda keys: jax.vmap(one)(keys, copies.source, copies.target), cache.branches)
-    return cache._replace(branches=branches)
-
-
-def place_trunks(cache: Cache, rows: Int[Array, "G"]) -> Cache:
-    """The trunk of every group that was on its way goes into this row. It goes nowhere if the row is beyond the last one."""
-
-    def one(trunks: TrunkKeys, begun: Keys, row) -> TrunkKeys:
+    def place(trunks: TrunkKeys, begun: Keys, row) -> TrunkKeys:
         whole = TrunkKeys(begun.k.swapaxes(1, 2), begun.v)
         return jax.tree.map(lambda old, new: old.at[row].set(new, mode="drop"), trunks, whole)
 
-    placed = (jax.vmap(one)(*layer, rows) for layer in zip(cache.trunks, cache.begun, strict=True))
-    return cache._replace(trunks=tuple(placed))
+    def copy(keys, source, target):
+        return keys.at[target].set(keys[source], mode="drop")
+
+    trunks = (jax.vmap(place)(*layer, rows) for layer in zip(cache.trunks, cache.begun, strict=True))
+    branches = jax.tree.map(lambda keys: jax.vmap(copy)(keys, copies.source, copies.target), cache.branches)
+    return cache._replace(trunks=tuple(trunks), branches=branches)
 
 
 def attend_trunk(q, k, v, begun: Keys, chunk: Chunk, count):

@@ -1,4 +1,4 @@
-"""The programs of a lane: encode media, extend a trunk or a branch, and decode one token of every branch.
+"""The programs of a lane: encode media, extend a trunk or a branch, move keys, and decode one token of every branch.
 
 All have static shapes, so they are few, can be compiled ahead, and none is compiled later. Arrays have a leading axis G, one
 entry per group of devices (the batch axes of the mesh): a group's branches stay with its trunks, and no call moves keys between
@@ -23,8 +23,7 @@ from mmrlhf_jax.inference.lane_attention import (
     attend_step,
     attend_trunk,
     blocks,
-    copy_branches,
-    place_trunks,
+    move_keys,
     write_step,
 )
 from mmrlhf_jax.inference.lanes import power_of_two
@@ -64,8 +63,7 @@ class Programs:
         return [
             *(f"trunk {size}" for size in self.lane.trunk_chunks),
             *(f"branch {size}" for size in self.lane.branch_chunks),
-            "place",
-            "copy",
+            "move",
             *(f"encode {count}" for count in tiles),
             "decode",
             *(["decode with logprobs"] if top else []),
@@ -120,7 +118,7 @@ class Programs:
 
     def place(self, cache: Cache, rows: np.ndarray) -> Cache:
         """The trunks that were on their way, one of every group, in these rows [G]."""
-        return self.compile("place")(cache, rows)
+        return self.compile("move")(cache, rows, self.empty_copies())
 
     def extend_branch(self, weights: Weights, cache: Cache, chunk: Chunk) -> Cache:
         count = np.int32(blocks(chunk.trunk.max()))
@@ -128,7 +126,7 @@ class Programs:
 
     def copy(self, cache: Cache, copies: Copies) -> Cache:
         """The keys of some branches for others: those of one request have the same prompt, and it is computed once."""
-        return self.compile("copy")(cache, copies)
+        return self.compile("move")(cache, np.full(self.groups, self.lane.rows, np.int32), copies)
 
     def decode(
         self, weights: Weights, cache: Cache, last: jax.Array, step: Step, draws: Draws, *, top: bool = False
@@ -146,8 +144,8 @@ class Programs:
             run = jax.jit(self._extend_trunk, donate_argnums=1, out_shardings=caches)
         elif kind == "branch":
             run = jax.jit(self._extend_branch, donate_argnums=1, out_shardings=caches)
-        elif kind in ("copy", "place"):
-            run = jax.jit(copy_branches if kind == "copy" else place_trunks, donate_argnums=0, out_shardings=caches)
+        elif kind == "move":
+            run = jax.jit(move_keys, donate_argnums=0, out_shardings=caches)
         else:
             results = Chosen(ours, ours, ours, (batch_sharding(self.mesh, 3),) * 2 if size else None)
             decode = functools.partial(self._decode, top=bool(size))
@@ -167,8 +165,8 @@ class Programs:
             return weights, self._cache, *jax.tree.map(place, (self._visual(), self._chunk(int(size)))), count
         if kind == "branch":
             return weights, self._cache, jax.tree.map(place, self._chunk(int(size))), count
-        if kind in ("copy", "place"):
-            return self._cache, jax.tree.map(place, self._copies() if kind == "copy" else self._whole())
+        if kind == "move":
+            return self._cache, *jax.tree.map(place, (self._whole(), self._copies()))
         return weights, self._cache, *jax.tree.map(place, (self._whole("B"), self._step(), self._draws()))
 
     def compile(self, name: str) -> Callable:

@@ -60,8 +60,9 @@ class Scheduler:
         return [written for _, written in pairs]
 
     def cancel(self, written: Written) -> None:
-        """End a text that nobody waits for any more. Its slot is free before the next step."""
-        if written.reason is not None:
+        """End a text that nobody waits for any more, also one whose reward alone is missing. Its slot is free before the next
+        step."""
+        if written.done:
             return
         for group in self.groups:
             for slot in group.slots:

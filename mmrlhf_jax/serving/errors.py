@@ -6,13 +6,17 @@ from typing import Any
 
 # Statuses that OpenAI's client tries again unless it is told not to.
 _RETRIED = {408, 409, 429}
+MOST_SAID = 2000
 
 
 class ApiError(Exception):
-    """An HTTP status, and a message for the client. `param` names the field that is wrong."""
+    """An HTTP status, and a message for the client. `param` names the field that is wrong.
+
+    A message may repeat what a request says, which may be long: it is cut to MOST_SAID characters.
+    """
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry: bool = False):
-        super().__init__(message)
+        super().__init__(message if len(message) <= MOST_SAID else f"{message[:MOST_SAID]}...")
         self.status, self.param, self.code = status, param, code
         self.retry = retry or status in _RETRIED
 

@@ -13,7 +13,7 @@ class Limits:
     bodies: int = 512 * MiB  # bytes of all requests that are being read and prepared; more are refused with 429
     body_seconds: float = 60.0  # for the body of a request to come
     values: int = 20_000  # values and keys of a request's JSON, counted before it is parsed
-    media: int = 16  # pictures, or frames, of a request
+    media: int = 16  # pictures of a request
     frames: int = 64  # frames of a video, counted before any is decoded
     pixels: int = 50_000_000  # of one picture, from its header
     decoded: int = 400 * MiB  # bytes of all decoded pictures of a request

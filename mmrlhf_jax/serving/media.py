@@ -16,6 +16,7 @@ from mmrlhf_jax.serving.limits import Limits
 PICTURES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp")
 _ALIASES = {"image/jpg": "image/jpeg"}  # made of a file's name by many clients
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # whatever a request calls them; no other reader is tried
+MOST_KIND = 80  # characters of a type that a message repeats
 FRAMES = "video/jpeg"  # vLLM's form: base64 JPEG frames, separated by commas
 
 
@@ -58,9 +59,10 @@ def _data_url(url: str, param: str) -> tuple[str, str]:
         raise ApiError(400, f"{param}: only data URLs are accepted (data:image/png;base64,...), not {scheme!r}", param=param)
     head, comma, payload = url[len("data:") :].partition(",")
     kind, _, encoding = head.partition(";")
+    kind = kind[:MOST_KIND].lower()
     if not comma or encoding != "base64":
         raise ApiError(400, f"{param}: a data URL has the form data:TYPE;base64,CONTENT", param=param)
-    return _ALIASES.get(kind.lower(), kind.lower()), payload
+    return _ALIASES.get(kind, kind), payload
 
 
 def _decoded(payload: str, param: str) -> bytes:

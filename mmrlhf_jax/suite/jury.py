@@ -20,12 +20,14 @@ class Jury:
         judge: of all tasks, or of those without attacks; None: nobody.
         attacks: of the tasks with attacks; None: the same.
         classifier: whether the judge of attacks is HarmBench's classifier, which takes a prompt of its own.
+        again: whether replies that could not be read are asked for again.
         before: who judged before, as run.json has it: where no judge is given, the stored verdicts of that one count.
     """
 
     judge: Judge | None = None
     attacks: Judge | None = None
     classifier: bool = False
+    again: bool = False
     before: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def of(self, task: Task) -> Judge | None:

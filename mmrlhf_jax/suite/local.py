@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line
-from mmrlhf_jax.suite import catalogue
-
-SUFFIXES = (".parquet", ".jsonl")
+from mmrlhf_jax.suite import catalogue, rows
+from mmrlhf_jax.suite.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +31,7 @@ class Local:
     @property
     def files(self) -> list[Path]:
         """Its files, sorted. UserError if there are none."""
-        path = Path(self.path)
-        if path.is_dir():
-            found = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES)
-            if not found:
-                raise UserError(f"{path}: the folder has no files {' or '.join(SUFFIXES)}")
-            return found
-        if not path.exists():
-            raise UserError(f"{path}: there is no such file")
-        if path.suffix not in SUFFIXES:
-            raise UserError(f"{path}: is neither {' nor '.join(SUFFIXES)}")
-        return [path]
+        return rows.files_of(Path(self.path))
 
     @functools.cached_property
     def documents(self) -> int | None:
@@ -60,11 +51,64 @@ class Local:
                 raise UserError(f"{path}: is not a parquet file that can be read ({first_line(error)})") from None
         return found
 
-    @property
-    def fingerprint(self) -> str:
-        """A digest of names, sizes and times of its files."""
-        stated = [(each.name, (stat := each.stat()).st_size, stat.st_mtime_ns) for each in self.files]
-        return hashlib.sha256(repr(stated).encode()).hexdigest()[:16]
+    def fingerprint(self, task: Task) -> str:
+        """A digest of names, sizes and times of its files, and of the pictures, videos and subtitles beside them that are used
+        for a task."""
+        pictures = [name for name, holds in task.columns.items() if holds in rows.PICTURES]
+        named = [path for each in self.files for path in _named(each, pictures)] if pictures else []
+        stated = [_stated(each, self.folder) for each in (*self.files, *named)]
+        return hashlib.sha256(repr([stated, media(self.folder, task)]).encode()).hexdigest()[:16]
+
+
+def media(home: str, task: Task) -> list[tuple[str, int, int]]:
+    """(name, size, time) of all that is in the folders of a task's videos and subtitles, which are those of HF_HOME."""
+    folders = [Path(home) / pattern.split("{")[0] for pattern in task.data.files]
+    return [_stated(each, home) for folder in folders if folder.is_dir() for each in sorted(folder.iterdir())]
+
+
+def _stated(path: Path, folder: str) -> tuple[str, int, int]:
+    """(name, size, time) of a file; sizes below 0 of one that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return os.path.relpath(path, folder), -1, 0
+    return os.path.relpath(path, folder), found.st_size, found.st_mtime_ns
+
+
+def _named(path: Path, pictures: Sequence[str]) -> Iterator[Path]:
+    """The pictures that a file of documents names. What cannot be read is said when the documents are asked for."""
+    with contextlib.suppress(UserError):
+        cells = _cells_of_parquet(path, pictures) if path.suffix == ".parquet" else _cells_of_lines(path, pictures)
+        for cell in cells:
+            if isinstance(cell, str) and (found := rows.named(cell, path)) is not None:
+                yield found
+
+
+def _cells_of_lines(path: Path, pictures: Sequence[str]) -> Iterator[Any]:
+    for _, row in rows.json_lines(path):
+        for name in pictures:
+            cell = row.get(name)
+            yield cell.get("path") if isinstance(cell, dict) else cell
+
+
+def _cells_of_parquet(path: Path, pictures: Sequence[str]) -> Iterator[Any]:
+    """The paths alone: the pictures in the file are large. None without the library that reads it."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        return
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for name in pictures:
+                kind = file.schema_arrow.field(name).type if name in file.schema_arrow.names else None
+                if kind is None or pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind):
+                    continue
+                column = f"{name}.path" if pyarrow.types.is_struct(kind) else name
+                for batch in file.iter_batches(columns=[column]):
+                    for cell in batch.column(0).to_pylist():
+                        yield cell.get("path") if isinstance(cell, dict) else cell
+    except (OSError, pyarrow.ArrowException):
+        return
 
 
 def parse(values: Iterable[str]) -> Mapping[str, Local]:
@@ -76,7 +120,10 @@ def parse(values: Iterable[str]) -> Mapping[str, Local]:
         if not (equals and name and path):
             raise UserError(f"--data {value}: expected TASK=FILE, with a task of `mmrlhf eval benchmarks --list`")
         tasks, local = catalogue.find(name), Local(os.path.expanduser(path))
-        _ = local.files
+        try:
+            _ = local.files
+        except UserError as error:
+            raise UserError(f"--data {name}: {error}") from None
         for task in tasks:
             if found.setdefault(task.name, local) != local:
                 raise UserError(f"--data: {task.name} has two files, {found[task.name].path} and {path}")

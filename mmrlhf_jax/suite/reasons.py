@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+NO_PICTURE = "its picture is missing"
 NOT_ANSWERED = "it has no answer"
 OTHER_REQUEST = "its answer was made to another request"
 BEYOND_LIMIT = "beyond the limit that was given"

@@ -78,7 +78,7 @@ class Scoring:
         if task.judge == "always" and self._jury.name_of(task) is None:
             return self._without_figures(task, WITHOUT_JUDGE, answers, refused)
         try:
-            with Verdicts(verdicts_path(self._directory, task.name)) as verdicts:
+            with Verdicts(verdicts_path(self._directory, task.name), again=self._jury.again) as verdicts:
                 judging = Judging(self._jury.of(task), verdicts, self._jury.name_of(task))
                 return self._scorer.score(task, answers, refused, judging)
         except TaskFailed as error:

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -162,6 +163,49 @@ def test_processes_share_the_records_and_one_writes_them(tmp_path):
     said = [ended(each) for each in [start(source, out, process, 3) for process in range(3)]]
     check_whole(source, out)
     assert not any("gives no sign of life" in each for each in said)
+
+
+def test_a_process_that_reads_slowly_ends_well_when_another_has_written_the_output(tmp_path, monkeypatch):
+    """The folder of lines is removed while it reads them."""
+    source, out = many(tmp_path, 60), tmp_path / "out"
+    read = journal.read_bytes
+    monkeypatch.setattr(journal, "read_bytes", lambda path: (time.sleep(0.02), read(path))[1])
+    examples, ended_well = open_examples(source), []
+
+    def one(process: int) -> None:
+        def work(indices):
+            for index in indices:
+                time.sleep(0.03 * process)
+                yield index, line(examples, index)
+
+        run_job(examples, out, "job", work, share=Share(process, 2))
+        ended_well.append(process)
+
+    threads = [threading.Thread(target=one, args=(process,)) for process in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert sorted(ended_well) == [0, 1]
+    assert [json.loads(text) for text in out.read_text().splitlines()] == [line(examples, index) for index in range(60)]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".out")] == [".out.finished"]
+
+
+@pytest.mark.parametrize("how", ["another job on one host", "by hand"])
+def test_an_output_that_several_hosts_wrote_is_known_by_its_content(source, tmp_path, monkeypatch, how):
+    monkeypatch.setattr(jobs, "LATE_SECONDS", 0.0)
+    out, examples = tmp_path / "out.jsonl", open_examples(source)
+    run_job(examples, out, "job", Work(examples), share=Share(0, 2))
+    again = Work(examples)
+    run_job(examples, out, "job", again, share=Share(0, 2))
+    assert again.asked == []  # a process that comes late
+    out.unlink()
+    if how == "by hand":
+        out.write_text("mine\n")
+    else:
+        run_job(examples, out, "another", lambda indices: ((i, line(examples, i) | {"other": True}) for i in indices))
+    with pytest.raises(UserError, match="already exists"):
+        run_job(examples, out, "job", again, share=Share(0, 2))
 
 
 @pytest.mark.parametrize("killed", [0, 1])

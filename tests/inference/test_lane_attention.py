@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import numpy as np
 import pytest
 
-from mmrlhf_jax.inference.calls import Chunk
+from mmrlhf_jax.inference.calls import Chunk, Copies
 from mmrlhf_jax.inference.lane import Cache, Keys, TrunkKeys
-from mmrlhf_jax.inference.lane_attention import BLOCK, attend_branch, attend_trunk, blocks, place_trunks
+from mmrlhf_jax.inference.lane_attention import BLOCK, attend_branch, attend_trunk, blocks, move_keys
 
 HEADS, GROUPS, DIM, TRUNK, BRANCH = 4, 2, 8, 3 * BLOCK, 128
 RNG = np.random.default_rng(0)
@@ -30,8 +32,8 @@ def chunk(size: int, start: int, *, row: int = 0, slot: int = 0, trunk: int = 0,
 
 
 def used(*shape: int) -> np.ndarray:
-    """What an earlier text has left."""
-    return np.full(shape, 1e4, np.float32)
+    """What an earlier text has left, which may be anything."""
+    return np.where(np.arange(math.prod(shape)).reshape(shape) % 3, np.float32(1e4), np.float32(np.nan))
 
 
 def trunk_of(length: int) -> Keys:
@@ -52,9 +54,9 @@ def test_chunks_of_a_trunk_and_of_a_branch(length):
     trunks = TrunkKeys(used(1, 2, GROUPS, DIM, TRUNK), used(1, 2, GROUPS, TRUNK, DIM))
     branches = Keys(*(used(3, GROUPS, BRANCH, DIM),) * 2)
     cache = Cache((trunks,), (), (jax.tree.map(lambda x: x[None], begun),))
-    nowhere = place_trunks(cache, np.array([2])).trunks[0]
-    jax.tree.map(np.testing.assert_array_equal, nowhere, trunks)
-    placed = jax.tree.map(lambda x: x[0], place_trunks(cache, np.array([1])).trunks[0])
+    moved = lambda row: move_keys(cache, np.array([row]), Copies(np.array([0]), np.array([0]))).trunks[0]
+    jax.tree.map(np.testing.assert_array_equal, moved(2), trunks)
+    placed = jax.tree.map(lambda x: x[0], moved(1))
     kept = np.concatenate([np.arange(length), np.arange(TRUNK, SLOTS)])
     for start in (0, 64):
         place = slice(TRUNK + start, TRUNK + start + 64)
@@ -64,7 +66,7 @@ def test_chunks_of_a_trunk_and_of_a_branch(length):
         np.testing.assert_array_equal(found, jax.jit(attend_branch)(*arguments, TRUNK // BLOCK)[0])
         np.testing.assert_allclose(found, reference(place.start, place.stop, kept), atol=2e-6)
         branches = after
-    np.testing.assert_array_equal(branches.k[:2], 1e4)
+    np.testing.assert_array_equal(branches.k[:2], used(3, GROUPS, BRANCH, DIM)[:2])
 
 
 def test_a_group_without_work_keeps_its_keys():

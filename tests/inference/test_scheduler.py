@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import random
 import subprocess
 import sys
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -252,6 +254,59 @@ def test_logits_that_are_not_finite_end_the_text_and_are_told(directory):
             engine.generate_tokens([spoilt], max_new_tokens=4, temperature=temperature)
     with pytest.raises(UserError, match="logits are not finite"):
         list(engine.stream(spoilt, engine.asked(4)))
+
+
+@pytest.mark.parametrize("where", ["branch", "trunk"])
+def test_the_next_text_in_a_slot_is_sound_whatever_was_there(engine, where):
+    """A text whose keys are NaN leaves them in the caches, and others use its slot, its row and the place of its trunk."""
+    (sound,) = trees(engine, [Prompt(example("Why is it?", []))], most=6)
+    (branch,) = sound.branches
+    used = {*sound.tokens.tolist(), *branch.tokens.tolist()}
+    broken = next(token for token in range(5, engine.config.text.vocab_size) if token not in used)
+    rows, programs = engine.config.text.vocab_size, scheduler(engine, [sound], slots=1).programs
+    with_nan = lambda x: x.at[broken].set(jnp.nan) if x.ndim == 2 and x.shape[0] >= rows else x
+    running = Scheduler(programs, jax.tree.map(with_nan, engine.model.apart()))
+    (expected,) = run(running, [sound])
+    if where == "branch":
+        spoilt = dataclasses.replace(sound, branches=(dataclasses.replace(branch, tokens=np.full(50, broken, np.int32)),))
+    else:
+        tokens = np.full(running.lane.trunk, broken, np.int32)
+        positions = np.arange(tokens.size, dtype=sound.positions.dtype)
+        spoilt = dataclasses.replace(sound, key="spoilt", tokens=tokens, positions=positions)
+    for _ in range(2):
+        (written,) = running.submit(spoilt)
+        for _ in running.run():
+            pass
+        assert written.reason == "failed"
+        assert run(running, [sound]) == [expected]
+
+
+def test_a_text_that_waits_for_its_reward_alone_can_be_cancelled(engine, prompts):
+    (tree,) = trees(engine, [prompts[0]], most=4)
+    (branch,) = tree.branches
+    wanted = np.full(40, 7, np.int32)  # nothing of what was written, so that many steps follow the text's end
+    running = scheduler(engine, [tree], slots=1)
+    (written,) = running.submit(dataclasses.replace(tree, branches=(dataclasses.replace(branch, scored=lambda _: wanted),)))
+    for _ in running.run():
+        if written.reason is not None and not written.done:
+            running.cancel(written)
+            assert written.done and running.groups[0].idle == 1
+    assert written.reason == "cancelled" and written.reward is None
+
+
+def test_a_lanes_cache_is_free_before_that_of_the_next_lane_is_made(engine, monkeypatch):
+    alive, most = weakref.WeakSet(), []
+
+    class Watched(Scheduler):
+        def __init__(self, *arguments, **settings):
+            gc.collect()
+            most.append(len(alive))
+            super().__init__(*arguments, **settings)
+            alive.add(self)
+
+    monkeypatch.setattr("mmrlhf_jax.inference.engine.Scheduler", Watched)
+    engine.write([Prompt(example("Why?", [])), Prompt(example("Why? " * 200, []))], engine.asked(2))
+    assert most == [0, 0]
 
 
 @pytest.mark.parametrize("task", ["critique", "uncritiqued"])

@@ -31,10 +31,8 @@ def family_names(named: Sequence[Family]) -> re.Pattern[str]:
 
 def names_of_benchmarks() -> re.Pattern[str]:
     """The names of benchmarks, of their data and of their metrics. A few contain a family's name, and are no model."""
-    names = {name for each in BENCHMARKS for name in (each.name, each.title)} | {
-        metric for row in ROWS.values() for metric in row.metrics
-    }
-    names |= {name for row in ROWS.values() for name in (row.name, row.title)}
+    names = {name for each in BENCHMARKS for name in (each.name, each.title)}
+    names |= {name for row in ROWS.values() for name in (row.name, row.title, *row.metrics)}
     names |= {name for task in TASKS.values() for name in (task.name, task.harness_task, task.data.hub)}
     longest_first = sorted(filter(None, names), key=len, reverse=True)
     return re.compile(rf"(?<![\w/])(?:{'|'.join(map(re.escape, longest_first))})(?![\w/])", re.IGNORECASE)

@@ -10,7 +10,11 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from mmrlhf_jax.inference.lane import Lane
 from mmrlhf_jax.inference.lanes import tile_counts
+from mmrlhf_jax.inference.programs import Programs
+from mmrlhf_jax.models import registry
+from mmrlhf_jax.serving.limits import Limits
 from tests import ranked
 from tests.serving.attacks import CHAT, chat, frames, picture, refused
 from tests.serving.conftest import LIMITS, make_service, running, soon, started
@@ -172,6 +176,13 @@ def test_running_and_waiting_requests_are_shown(judge):
         found = figures(address)
         assert found["mmrlhf_num_requests_running"] == found["mmrlhf_num_requests_waiting"] == 0
         assert found["mmrlhf_request_queue_time_seconds_count"] == total
+
+
+@pytest.mark.parametrize("name", registry.FAMILIES)
+def test_at_most_14_programs_serve_a_published_model_with_the_limits_that_the_command_sets(judge, name):
+    lane, limits = Lane(rows=3, trunk=4096, places=2, slots=2, branch=1024), Limits()
+    tiles = tile_counts(registry.family(name).typical_geometry(), lane, limits.media, limits.frames)
+    assert len(Programs(judge.model, lane, judge.mesh).names(tiles=tiles, top=True)) <= 14
 
 
 def test_media_of_all_sizes_are_taken_without_a_later_compilation(judge):

@@ -56,13 +56,14 @@ def test_memory_is_flat_over_requests_that_are_abandoned(address, service, count
         with httpx.stream("POST", f"{address}{CHAT}", json=body, timeout=300) as reply:
             assert next(reply.iter_lines())
 
+    others = live(Example)  # those that other tests have made, which are not this server's
     for number in range(count // 3):
         abandon(number)
     before, resident = live(Job), memory()
     for number in range(count // 3, count // 3 + count):
         abandon(number)
     soon(lambda: service.worker.jobs == service.worker.running == service.handled == 0)
-    assert live(Job) <= max(before, 2) and live(Example) <= 2
+    assert live(Job) <= max(before, 2) and live(Example) <= others + 2
     assert memory() - resident < 20 * 2**20
 
 

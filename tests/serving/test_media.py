@@ -183,6 +183,8 @@ def test_a_text_chunk_that_swells_is_not_unpacked(address):
     ("content", "status", "says"),
     [
         (frames(b"a", kind="video/mp4"), 415, "video/mp4"),
+        ([{"type": "image_url", "image_url": {"url": "data:" + "\U000e0001" * 50_000 + ";base64,AA=="}}], 415, "is not one of"),
+        (frames(b"a", kind="\U000e0001" * 50_000), 415, "is not 'video/jpeg'"),
         ([picture(png_of(1, 20_001))], 413, "1 x 20001 pixels; at most"),
         (frames(b""), 422, "cannot be read"),
         (frames(ranked.picture((20, 20), 0), b""), 422, "cannot be read"),

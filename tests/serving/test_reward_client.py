@@ -176,3 +176,13 @@ def test_calls_of_one_loop_share_their_connections(monkeypatch):
 def test_the_client_needs_no_jax():
     code = "import sys, mmrlhf_jax.reward_client; assert not {'jax', 'numpy', 'torch', 'PIL'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_openrlhfs_function_asks_for_as_many_at_a_time_as_the_server_takes(scripted, monkeypatch):
+    pytest.importorskip("torch")
+    size = reward_client.MOST_RESPONSES
+    assert size <= Limits().pairs
+    url, asked = scripted((200, {}, json.dumps({"rewards": [0.5] * size})))
+    monkeypatch.setenv("MMRLHF_REWARD_URL", url)
+    found = reward_client.reward_func(["q"] * 3 * size, ["p"] * 3 * size, [{"id": "a"}] * 3 * size)
+    assert found["rewards"].tolist() == [0.5] * 3 * size and asked == ["/get_reward"] * 3

@@ -13,7 +13,7 @@ import pyarrow.parquet
 from PIL import Image
 
 COUNT = 3
-_OF_SAFETY = {
+OF_SAFETY = {
     "adv_target": "robustness/adversarial-target",
     "adv_untarget": "robustness/adversarial-untarget",
     "crossmodel": "safety/crossmodal-jailbreak",
@@ -50,7 +50,7 @@ def _columns(task: str, number: int) -> dict[str, Any]:
         return {"question": f"Tell me about {word}s.", "answer": "Yes", "id": f"n{number}"}
     label = f"{word} number {number}"
     found = {"question": f"Is it a {word}?", "answer": "Yes", "label": label, "question_id": f"q{number}"}
-    found |= {"category": _OF_SAFETY[task], "l2-category": "made up"}
+    found |= {"category": OF_SAFETY[task], "l2-category": "made up"}
     if task == "risk_identification":
         found["extra"] = {"QUESTION": f"Is it a {word}?", "EXPECTED_KEYWORDS": [word]}
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mmrlhf_jax.errors import UserError
 from tests.suite import made_up
 from tests.suite.asked import Parrot, only
 
@@ -51,3 +52,18 @@ def test_it_answers_by_the_same_requests_and_goes_on_from_stored_answers(tmp_pat
     second = evaluated(task, Model("x", answers=str(tmp_path / "kept"), policy=again), tmp_path)
     assert again.said == []
     assert second["results"]["mmrlhf_mme"] == found["results"]["mmrlhf_mme"]
+
+
+def test_answers_of_another_model_are_not_found(tmp_path, task):
+    from mmrlhf_jax.suite.harness.model import Model
+
+    kept = str(tmp_path / "kept")
+    evaluated(task, Model("models/a", answers=kept, policy=Parrot()), tmp_path)
+    for made_with in ({"model": "raven"}, {"model": "parrot", "dtype": "bfloat16"}):
+        other = Parrot()
+        other.made_with = made_with
+        if "dtype" in made_with:  # what was not noted before is noted now, and then counts
+            Model("models/a", answers=kept, policy=other)
+            other.made_with = made_with | {"dtype": "float32"}
+        with pytest.raises(UserError, match=r"is a run of models/a with .*, and that of models/b is"):
+            Model("models/b", answers=kept, policy=other)

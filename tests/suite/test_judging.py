@@ -218,3 +218,21 @@ def test_a_judge_that_is_cut_off_while_it_thinks_is_told_of_the_option():
 
 def test_limits_are_of_the_newer_protocol():
     assert limits(7) == {"max_completion_tokens": 7, "temperature": 0.0}
+
+
+def test_a_reply_that_cannot_be_read_is_shown_once_and_asked_for_again_on_demand(tmp_path, capsys):
+    first, second = questions("first", "second")
+    path = tmp_path / "t.jsonl"
+    for again, says, expected in ((False, "I liked it", 2), (False, "yes", 0), (True, "yes", 2), (True, "no", 0)):
+        with judge(lambda text, says=says: says) as fake, Verdicts(path, again=again) as verdicts:
+            found = Judging(EndpointJudge(fake.url, "m"), verdicts)
+            found.ask([first, second])
+            replies = [found.reply(each).text for each in (first, second)]
+            if replies[0] == "I liked it":
+                found.note_unread([first])
+                found.note_unread([second])
+        assert len(fake.asked) == expected
+        said = capsys.readouterr().err
+        assert (f"{path}: document" in said and "cannot be read: 'I liked it'; --judge-again" in said) == (says == "I liked it")
+        assert said.count("cannot be read") <= 1
+    assert replies == ["yes", "yes"]

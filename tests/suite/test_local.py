@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.local import Local, parse
+from tests.suite import made_up
 
 
 @pytest.fixture
@@ -27,10 +33,42 @@ def test_a_task_a_benchmark_and_a_folder(tmp_path, lines):
 
 
 def test_the_fingerprint_is_that_of_the_files(lines):
-    before = Local(str(lines)).fingerprint
-    assert Local(str(lines)).fingerprint == before
+    before = Local(str(lines)).fingerprint(TASKS["mme"])
+    assert Local(str(lines)).fingerprint(TASKS["mme"]) == before
     lines.write_text('{"a": 1}\n')
-    assert Local(str(lines)).fingerprint != before
+    assert Local(str(lines)).fingerprint(TASKS["mme"]) != before
+
+
+def _replaced(path) -> None:
+    """Another picture of the same size, a second later."""
+    later = path.stat().st_mtime_ns + 10**9
+    path.write_bytes(bytes(reversed(path.read_bytes())))
+    os.utime(path, ns=(later, later))
+
+
+@pytest.mark.parametrize("form", ["jsonl", "paths", "structs"])
+@pytest.mark.parametrize("change", [_replaced, Path.unlink])
+def test_the_fingerprint_is_that_of_the_pictures_beside_them_too(tmp_path, form, change):
+    path = made_up.write("mme", tmp_path)
+    pictures = sorted(tmp_path.glob("*.png"))
+    if form != "jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        if form == "structs":
+            rows = [row | {"image": {"bytes": None, "path": row["image"]}} for row in rows]
+        path.unlink()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "mme.parquet")
+    before = Local(str(tmp_path)).fingerprint(TASKS["mme"])
+    change(pictures[-1])
+    assert Local(str(tmp_path)).fingerprint(TASKS["mme"]) != before
+
+
+@pytest.mark.parametrize("file", ["videomme/data/clip0.mp4", "videomme/subtitle/clip0.srt"])
+def test_the_fingerprint_is_that_of_videos_and_subtitles_too(tmp_path, file):
+    local = Local(str(made_up.write("videomme_w_subtitle", tmp_path)))
+    with_subtitles, without = (local.fingerprint(TASKS[name]) for name in ("videomme_w_subtitle", "videomme"))
+    _replaced(tmp_path / file)
+    assert local.fingerprint(TASKS["videomme_w_subtitle"]) != with_subtitles
+    assert (local.fingerprint(TASKS["videomme"]) == without) == file.endswith(".srt")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +77,7 @@ def test_the_fingerprint_is_that_of_the_files(lines):
         ("mme", "expected TASK=FILE"),
         ("=x", "expected TASK=FILE"),
         ("mmee=tests/x.jsonl", "did you mean mme"),
-        ("mme=/no/such.jsonl", "/no/such.jsonl: there is no such file"),
+        ("mme=/no/such.jsonl", "--data mme: /no/such.jsonl: there is no such file"),
         ("mme=README.md", "neither .parquet nor .jsonl"),
         ("mme=launch", "has no files .parquet or .jsonl"),
     ],

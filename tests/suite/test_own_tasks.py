@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -20,13 +21,13 @@ from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.judges.judging import FAILED, NO_JUDGE, NOT_READ, Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
 from mmrlhf_jax.suite.local import Local
-from mmrlhf_jax.suite.own.documents import NO_PICTURE
 from mmrlhf_jax.suite.own.tasks import NO_VALUE, OwnTasks
-from mmrlhf_jax.suite.reasons import BEYOND_LIMIT, NOT_ANSWERED, OTHER_REQUEST
+from mmrlhf_jax.suite.reasons import BEYOND_LIMIT, NO_PICTURE, NOT_ANSWERED, OTHER_REQUEST
 from mmrlhf_jax.suite.task import TaskFailed
 from tests.serving.fakes import refusal
 from tests.suite import made_up_own
 from tests.suite.judged import judge, judging
+from tests.suite.made_up_own import OF_SAFETY
 
 OWN = [name for name, task in catalogue.TASKS.items() if task.own_metrics]
 ANSWERS = ("A dog and a cat.", "I'm sorry, I cannot help with that.", "")
@@ -192,11 +193,12 @@ def test_an_answer_without_any_object_has_no_part_in_chair_i(tmp_path):
     [
         ("{", "line 1 is not JSON"),
         ("[]\n", "line 1 must be an object"),
-        ('{"question": "a", "answer": "Yes"}\n', "document 0: has no column 'image'"),
+        ('{"question": "a", "answer": "Yes"}\n', "line 1: has no column 'image'"),
         ('{"question": "a", "answer": "Yes", "image": 3}\n', "must hold a picture or a path, found 3"),
         ('{"question": 3, "answer": "Yes", "image": "a"}\n', "column 'question' must hold a text, found 3"),
         ('{"question": "a", "answer": "Yes", "image": "../a.png"}\n', "is outside of the folder of the file"),
         ('{"question": "a", "answer": "Yes", "image": "/etc/hostname"}\n', "is outside of the folder of the file"),
+        ('{"question": "a", "answer": "Yes", "image": "a", "category": "robustness/adversarial-target"}\n', "another task's"),
         ("\n", "no documents"),
     ],
 )
@@ -204,8 +206,25 @@ def test_a_file_that_is_not_what_it_should_be_fails_its_task(content, says, tmp_
     path = tmp_path / "data.jsonl"
     path.write_text(content)
     own = OwnTasks({"nsfw_text": Local(str(path))})
-    with pytest.raises(TaskFailed, match=says), own.ask(catalogue.TASKS["nsfw_text"], {}, ALONE):
+    with pytest.raises(TaskFailed, match=f"--data nsfw_text: {path}.*{says}"), own.ask(catalogue.TASKS["nsfw_text"], {}, ALONE):
         pass
+
+
+@pytest.mark.parametrize(("of", "task"), [*itertools.permutations([*OF_SAFETY, "nsfw_text"], 2)])
+def test_the_file_of_another_task_is_refused(of, task, tmp_path):
+    own = OwnTasks({task: Local(str(made_up_own.write(tmp_path, of)))})
+    with pytest.raises(TaskFailed), own.ask(catalogue.TASKS[task], {}, ALONE):
+        pass
+
+
+def test_a_picture_that_cannot_be_opened_is_missing_and_ends_nothing(tmp_path, monkeypatch):
+    path = made_up_own.write(tmp_path, "nsfw_text", "jsonl")
+    (tmp_path / "nsfw_text-1.png").unlink()
+    (tmp_path / "nsfw_text-1.png").mkdir()
+    own = OwnTasks({"nsfw_text": Local(str(path))})
+    with own.ask(catalogue.TASKS["nsfw_text"], {}, ALONE) as asking:
+        missing = [each.missing for each in asking.requests()]
+    assert missing == [None, "its picture cannot be read (Is a directory)", None]
 
 
 def test_a_damaged_parquet_file_fails_its_task(tmp_path):

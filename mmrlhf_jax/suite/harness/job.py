@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from PIL import UnidentifiedImageError
+
 from mmrlhf_jax.errors import UserError
 
 
@@ -25,6 +27,7 @@ class Job:
         limit: only the first of the documents, so many; None: all.
         data: a user's own file of documents, or a folder of such files; None: the hub's, or its local cache.
         columns: what the documents must have, if they are from a user's file: column -> what it holds.
+        files: the files that documents name, relative to HF_HOME, with a column of the document in braces.
         share: (number of this process, number of processes) among which documents are divided; `ask` alone.
         answered: document -> keys of the requests that have an answer; their media are not sent. `ask` alone.
         answers: a file of JSON lines with `document`, `answer`, `prompt` and `media` (names); `score` alone.
@@ -44,6 +47,7 @@ class Job:
     limit: int | None = None
     data: str | None = None
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    files: Sequence[str] = ()
     share: Sequence[int] = (0, 1)
     answered: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     answers: str | None = None
@@ -53,5 +57,7 @@ class Job:
 
 def reason_of(error: BaseException) -> str:
     """An error as one line; of the harness's code with its type."""
+    if isinstance(error, UnidentifiedImageError):  # it names the object that was read, in the place of a file
+        return "a picture is none that can be read"
     text = " ".join(str(error).split())
     return text if text and isinstance(error, SystemExit | UserError) else f"{type(error).__name__}: {text}".removesuffix(": ")

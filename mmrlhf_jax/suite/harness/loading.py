@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 from collections.abc import Iterator
@@ -36,9 +37,29 @@ def load(job: Job) -> Any:
     manager = TaskManager("ERROR", include_path=str(folder), include_defaults=False)
     _allow_loading()
     try:
-        return get_task_dict([name], manager, "chat")[name]
+        found = get_task_dict([name], manager, "chat")[name]
     except RetryError as error:  # the harness tries five times to load a data set, and hides why that failed
         raise error.last_attempt.exception() from None
+    _check_folders(job)
+    return found
+
+
+def _check_folders(job: Job) -> None:
+    """UserError for a folder of videos or subtitles that is not there. (The harness takes missing subtitles for none, and so
+    asks another benchmark.)"""
+    for pattern in job.files:
+        folder = Path(os.environ["HF_HOME"]) / pattern.split("{")[0]
+        if not folder.is_dir():
+            raise UserError(f"{folder}: there is no such folder; it must hold {pattern.rpartition('/')[2]} of every document")
+
+
+def without_subtitles(job: Job, documents: Any) -> int | None:
+    """How many documents have no file of subtitles; None for a task without subtitles."""
+    patterns = [pattern for pattern in job.files if pattern.endswith(".srt")]
+    if not patterns:
+        return None
+    places = [Path(os.environ["HF_HOME"]) / pattern.format(**row) for pattern in patterns for row in documents]
+    return sum(not place.is_file() for place in places)
 
 
 def _allow_loading() -> None:
@@ -62,7 +83,10 @@ def _documents(job: Job, included: Path) -> dict[str, Any]:
     config = utils.load_yaml_config(str(included), mode="simple")
     if job.data is not None:
         split = config.get("test_split") or config.get("validation_split")
-        files = [str(path) for path in as_parquet(Path(job.data), job.columns, Path(job.folder))]
+        try:
+            files = [str(path) for path in as_parquet(Path(job.data), job.columns, Path(job.folder))]
+        except UserError as error:
+            raise UserError(f"--data {job.task}: {error}") from None
         return {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": {"data_files": {split.strip(): files}}}
     options = dict(config.get("dataset_kwargs") or {})
     if options.get("token") is True and huggingface_hub.get_token() is None:

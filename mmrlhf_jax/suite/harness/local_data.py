@@ -1,23 +1,26 @@
 """A user's own files of a task's documents, as the parquet files that the harness reads.
 
-A parquet file of the hub is used as it is. Files without the hub's description of their columns, and JSON lines, are converted:
-columns that hold pictures get the type of pictures. In JSON lines a picture is a path relative to the file; where there is no
-such file, the document is there without its picture, and the reason is noted in BROKEN.
+A parquet file of the hub, with the hub's description of its columns and its pictures in it, is used as it is. All else is
+checked record by record, and converted: columns that hold pictures get the type of pictures. Where there is no such picture,
+the document is there without it, and the reason is noted in BROKEN.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow.parquet
+from PIL import Image, UnidentifiedImageError
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.suite import rows
+from mmrlhf_jax.suite.reasons import NO_PICTURE
 
-PICTURES = ("image", "image, or null")  # what is said of a column that holds a picture
 DESCRIBED = b"huggingface"  # the key of the hub's description in a parquet file's metadata
 BROKEN = "broken.json"  # number of a document -> why it cannot be used
 
@@ -25,73 +28,96 @@ BROKEN = "broken.json"  # number of a document -> why it cannot be used
 def as_parquet(path: Path, columns: Mapping[str, str], folder: Path) -> list[Path]:
     """The parquet files with the documents of a file, or of the files of a folder. `columns` -> what each must hold.
 
-    UserError, with file, line and column, for files that cannot be read or lack a column.
+    UserError, with file, line and column, for files that cannot be read, lack a column, or hold something else in one.
     """
     found, broken, before = [], {}, 0
-    for number, each in enumerate(files_of(path)):
+    for number, each in enumerate(rows.files_of(path)):
         file, reasons = _converted(each, columns, folder / f"data-{number:05d}.parquet")
-        names = pyarrow.parquet.read_schema(file).names
-        if missing := [name for name, holds in columns.items() if name not in names and "null" not in holds]:
-            raise UserError(f"{each}: has no column {missing[0]!r} ({columns[missing[0]]}); it has {', '.join(names)}")
         broken |= {str(before + place): reason for place, reason in reasons.items()}
         before += pyarrow.parquet.read_metadata(file).num_rows
         found.append(file)
+    if not before:
+        raise UserError(f"{path}: has no documents")
     (folder / BROKEN).write_text(strict_json.dumps(broken))
     return found
-
-
-def files_of(path: Path) -> list[Path]:
-    """The files of a path. UserError if there is none."""
-    if path.is_dir():
-        found = sorted(each for each in path.iterdir() if each.suffix in (".parquet", ".jsonl"))
-        if not found:
-            raise UserError(f"{path}: the folder has no .parquet or .jsonl files")
-        return found
-    if not path.exists():
-        raise UserError(f"{path}: there is no such file")
-    if path.suffix not in (".parquet", ".jsonl"):
-        raise UserError(f"{path}: is neither .parquet nor .jsonl")
-    return [path]
 
 
 def _converted(path: Path, columns: Mapping[str, str], out: Path) -> tuple[Path, dict[int, str]]:
     """(the file itself or one with the same documents and the hub's description of their columns, place of a document -> why it
     cannot be used)."""
-    pictures, broken = [name for name, holds in columns.items() if holds in PICTURES], {}
+    pictures = [name for name, holds in columns.items() if holds in rows.PICTURES]
     if path.suffix == ".parquet":
-        if not pictures or DESCRIBED in (pyarrow.parquet.read_schema(path).metadata or {}):
-            return path, broken
-        found = datasets.Dataset(pyarrow.parquet.read_table(path))
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                _check_names(path, file.schema_arrow.names, columns)
+                if DESCRIBED in (file.schema_arrow.metadata or {}) and not _has_paths(file, pictures):
+                    return path, {}
+                records = _records(file, path)
+        except (pyarrow.ArrowException, OSError) as error:
+            text = " ".join(str(error).split())
+            raise UserError(f"{path}: is not a parquet file that can be read ({text})") from None
     else:
-        rows, broken = _rows(path, pictures)
-        found = datasets.Dataset.from_list(rows)
-    for name in pictures:
-        if name in found.column_names:
-            found = found.cast_column(name, datasets.Image())
-    found.to_parquet(out)
+        records = [(f"{path}: line {number}", row) for number, row in rows.json_lines(path)]
+        _check_names(path, list(dict.fromkeys(name for _, row in records for name in row)), columns)
+    broken = {}
+    for place, (where, row) in enumerate(records):
+        rows.check(row, columns, where)
+        for name in pictures:
+            if row.get(name) is None and columns[name].endswith("or null"):
+                continue
+            row[name], reason = _picture(row.get(name), path, f"{where}: {name!r}")
+            if reason is not None:
+                broken[place] = f"{name}: {reason}"
+    _write([row for _, row in records], pictures, path, out)
     return out, broken
 
 
-def _rows(path: Path, pictures: list[str]) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """(the objects of JSON lines with their pictures, place of an object -> why it cannot be used)."""
-    rows, broken = [], {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = strict_json.loads(line)
-        except strict_json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error.msg})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} is not an object")
+def _check_names(path: Path, names: list[str], columns: Mapping[str, str]) -> None:
+    """UserError for a column that no document has."""
+    if names and (missing := [name for name, holds in columns.items() if name not in names and "null" not in holds]):
+        raise UserError(f"{path}: has no column {missing[0]!r} ({columns[missing[0]]}); it has {', '.join(names)}")
+
+
+def _has_paths(file: pyarrow.parquet.ParquetFile, pictures: list[str]) -> bool:
+    """Whether a picture may be a path in the place of bytes."""
+    wanted = {f"{name}.bytes" for name in pictures}
+    for group in range(file.metadata.num_row_groups):
+        chunks = file.metadata.row_group(group)
+        for chunk in map(chunks.column, range(chunks.num_columns)):
+            if chunk.path_in_schema in wanted and (chunk.statistics is None or chunk.statistics.null_count != 0):
+                return True
+    return False
+
+
+def _records(file: pyarrow.parquet.ParquetFile, path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(file and number, columns) of the documents of a parquet file."""
+    return [(f"{path}: document {number}", row) for number, row in enumerate(file.read().to_pylist())]
+
+
+def _picture(cell: Any, path: Path, where: str) -> tuple[dict[str, Any] | None, str | None]:
+    """(a picture as the harness has it, None), or (None, why there is none)."""
+    content, reason = rows.picture(cell, path, where)
+    name = cell if isinstance(cell, str) else cell.get("path") if isinstance(cell, dict) else None
+    if content is None:
+        return None, f"there is no file {rows.named(name, path)}" if name and reason == NO_PICTURE else reason
+    try:
+        with Image.open(io.BytesIO(content)):
+            return {"bytes": content, "path": name}, None
+    except (UnidentifiedImageError, OSError):
+        return None, f"{'the file ' + name if name else 'what is there'} is no picture that can be read"
+
+
+def _write(records: list[dict[str, Any]], pictures: list[str], path: Path, out: Path) -> None:
+    """Write documents with the hub's description of their columns."""
+    for name in dict.fromkeys(name for row in records for name in row):
+        for row in records:
+            row.setdefault(name, None)
+    try:
+        found = datasets.Dataset.from_list(records)
         for name in pictures:
-            if isinstance(row.get(name), str):
-                picture = path.parent / row[name]
-                if picture.is_file():
-                    row[name] = {"bytes": picture.read_bytes(), "path": row[name]}
-                else:
-                    broken[len(rows)], row[name] = f"{name}: there is no file {picture}", None
-        rows.append(row)
-    if not rows:
-        raise UserError(f"{path}: has no documents")
-    return rows, broken
+            if name in found.column_names:
+                found = found.cast_column(name, datasets.Image())
+        found.to_parquet(out)
+    except (pyarrow.ArrowException, TypeError, ValueError) as error:  # columns that the harness does not need are not checked
+        text = " ".join(str(error).split())
+        raise UserError(f"{path}: a column has values of different types in different documents ({text})") from None

@@ -17,6 +17,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from mmrlhf_jax.inference import compilation_cache
 from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.progress import Progress, say
+from mmrlhf_jax.suite import run_directory
 from mmrlhf_jax.suite.answers import Answer, AnswerFile, stored
 from mmrlhf_jax.suite.harness.asking import medium
 from mmrlhf_jax.suite.harness.loading import texts_and_media
@@ -29,7 +30,8 @@ MANIFEST = ModelManifest(NAME, chat_class_path=f"{__name__}.Model")
 
 
 class Model(lmms):
-    """The model. `pretrained` is a Hugging Face directory or hub id, `answers` a folder for answers."""
+    """The model. `pretrained` is a Hugging Face directory or hub id, `answers` a folder for its answers. UserError if that
+    folder has those of another model, or of this one with other numbers or another template."""
 
     is_simple = False
 
@@ -53,6 +55,8 @@ class Model(lmms):
             compilation_cache.use()
             batch = 16 if batch_size == "auto" else int(batch_size)
             policy = EnginePolicy(Engine.load(pretrained, dtype=dtype, template=template, batch=batch, slots=int(slots)))
+        if answers is not None:  # those of another model are not found there
+            run_directory.settle(answers, pretrained, policy.made_with, {})
         self._policy, self._answers, self._frames = policy, answers, int(video_frames)
 
     def __str__(self) -> str:

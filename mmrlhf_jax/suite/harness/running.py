@@ -132,6 +132,7 @@ class Harness:
             new_tokens=task.new_tokens,
             data=None if local is None else os.path.abspath(local.path),
             columns=dict(task.columns),
+            files=task.data.files,
             **more,
         )
 
@@ -208,6 +209,7 @@ class Scoring:
         documents: how many documents the task has.
         scorable: those with an answer.
         groups: document -> the first one of those that the harness scores together with it, where it does.
+        without_subtitles: how many documents have no subtitles; None for a task that asks without subtitles.
     """
 
     def __init__(self, channel: Channel, task: Task):
@@ -215,6 +217,7 @@ class Scoring:
         frame = _received(channel, task)[0]
         self.documents: int = frame["documents"]
         self.scorable: Sequence[str] = frame["scorable"]
+        self.without_subtitles: int | None = frame["without_subtitles"]
         self.groups: Mapping[str, str] = frame["groups"]
 
     def score(self, document: str) -> str | None:

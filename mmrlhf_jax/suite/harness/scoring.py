@@ -18,7 +18,7 @@ from mmrlhf_jax.suite.harness.figures import Figures
 from mmrlhf_jax.suite.harness.groups import Groups
 from mmrlhf_jax.suite.harness.irregular import is_caused_by_the_answer
 from mmrlhf_jax.suite.harness.job import Job, reason_of
-from mmrlhf_jax.suite.harness.loading import each_request, load
+from mmrlhf_jax.suite.harness.loading import each_request, load, without_subtitles
 from mmrlhf_jax.suite.reasons import OTHER_REQUEST
 
 
@@ -37,7 +37,7 @@ def score(job: Job, channel: Channel) -> None:
     scorer = Scorer(job, task)
     figures = Figures(job, task, scorer.noted, scorer.groups)
     started = {"documents": len(scorer.documents), "scorable": scorer.scorable, "groups": scorer.groups.first}
-    channel.send(started)
+    channel.send(started | {"without_subtitles": without_subtitles(job, scorer.documents)})
     for command in channel.commands():
         if "score" in command:
             reason = scorer.score(command["score"]) or figures.judge_together(command["score"])

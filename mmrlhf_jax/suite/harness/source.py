@@ -51,7 +51,7 @@ class HarnessTasks:
 
     def made_with(self, task: Task) -> dict[str, Any]:
         local = self._local.get(task.name)
-        return self._how(task) | {"limit": self._options.limit, "data": local and local.fingerprint}
+        return self._how(task) | {"limit": self._options.limit, "data": local and local.fingerprint(task)}
 
     def expected(self, task: Task) -> int | None:
         local, limit = self._local.get(task.name), self._options.limit
@@ -99,8 +99,10 @@ class HarnessTasks:
             if task.judge != "none" and loopback.unforeseen:
                 rows = {name: Figure(None, FORGOTTEN) for name in rows}
         left_out = {} if (over := scoring.documents - len(documents)) <= 0 else {BEYOND_LIMIT: over}
-        judge = {} if task.judge == "none" else {"judge": judging.name}
-        return Results(task.name, NAME, self.settings(task) | judge, rows, documents, left_out)
+        settings = self.settings(task) | ({} if task.judge == "none" else {"judge": judging.name})
+        if scoring.without_subtitles is not None:  # their prompts say that there are none
+            settings["documents_without_subtitles"] = scoring.without_subtitles
+        return Results(task.name, NAME, settings, rows, documents, left_out)
 
 
 def _documents(

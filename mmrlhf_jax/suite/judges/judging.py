@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.inference.endpoint import Text
 from mmrlhf_jax.progress import Progress, say
 from mmrlhf_jax.suite.judges.judge import Judge
@@ -24,6 +24,13 @@ NOT_READ = "the judge's reply cannot be read"
 
 class NotJudged(Exception):
     """There is no verdict, or none that can be read. The message is the reason."""
+
+
+class NotRead(NotJudged):
+    """A reply is not what was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(NOT_READ)
 
 
 class Reply(NamedTuple):
@@ -86,6 +93,16 @@ class Judging:
             else:
                 self._verdicts.add(question, self.name, text.text)
 
+    def note_unread(self, questions: Iterable[Question]) -> None:
+        """Note that the replies to these questions, of one document, cannot be read. The first one is printed, and all are
+        asked for again by a run with --judge-again."""
+        new = [question for question in questions if self._verdicts.note_unread(question.key(self.name))]
+        if new and NOT_READ not in self._said:
+            self._said.add(NOT_READ)
+            reply = self._verdicts.find(new[0].key(self.name))
+            where = f"{self._verdicts.path}: document {new[0].document}"
+            say(f"{where}: {NOT_READ}: {shown(reply)}; --judge-again asks for such replies again")
+
     def _fail(self, question: Question, reason: str, detail: str) -> None:
         self._failures[question.key(self.name)] = reason
         if reason not in self._said:
@@ -101,9 +118,9 @@ class Judging:
 
 
 def known(found: Read | None) -> Read:
-    """What a reader has found in a reply. NotJudged if it has found nothing."""
+    """What a reader has found in a reply. NotRead if it has found nothing."""
     if found is None:
-        raise NotJudged(NOT_READ)
+        raise NotRead
     return found
 
 

@@ -115,6 +115,7 @@ class Loopback:
             else:
                 if not self._can_read(known.text):
                     asks.fail(NOT_READ)
+                    self._judging.note_unread([question])
                 return known.text, self._name
             return PLACEHOLDER, self._name
 

@@ -22,14 +22,18 @@ def verdicts_path(directory: epath.PathLike, task: str) -> epath.Path:
 
 
 class Verdicts:
-    """The replies of a file. Each is on disk when `add` returns. One process at a time writes a file."""
+    """The replies of a file. Each is on disk when `add` returns. One process at a time writes a file.
 
-    def __init__(self, path: epath.PathLike):
-        self._path, self._file = epath.Path(path), None
+    `again`: replies that could not be read are not found, so that they are asked for again.
+    """
+
+    def __init__(self, path: epath.PathLike, *, again: bool = False):
+        self.path, self._file = epath.Path(path), None
         self._lines: list[str] = []
-        self._replies: dict[str, str] = {}
-        if exists(self._path):
+        self._found: dict[str, dict[str, Any]] = {}  # by key; of several the last one
+        if exists(self.path):
             self._read()
+        self._replies = {key: each["reply"] for key, each in self._found.items() if not (again and each.get("unread"))}
 
     def __enter__(self) -> Verdicts:
         return self
@@ -47,12 +51,23 @@ class Verdicts:
     def add(self, question: Question, judge: str, reply: str) -> None:
         """Keep the reply of a judge."""
         key = question.key(judge)
-        line = {"key": key, "document": question.document, "judge": judge, "reply": reply}
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = GrowingFile(self._path, "".join(self._lines))
-        self._file.write(strict_json.dumps(line, ensure_ascii=False) + "\n")
+        self._write({"key": key, "document": question.document, "judge": judge, "reply": reply})
         self._replies[key] = reply
+
+    def note_unread(self, key: str) -> bool:
+        """Note that the reply to the question of this key cannot be read. Returns whether that was not known before."""
+        verdict = self._found[key]
+        if verdict.get("unread"):
+            return False
+        self._write(verdict | {"unread": True})
+        return True
+
+    def _write(self, verdict: dict[str, Any]) -> None:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = GrowingFile(self.path, "".join(self._lines))
+        self._file.write(strict_json.dumps(verdict, ensure_ascii=False) + "\n")
+        self._found[verdict["key"]] = verdict
 
     def close(self) -> None:
         if self._file is not None:
@@ -61,7 +76,7 @@ class Verdicts:
 
     def _read(self) -> None:
         spoilt = 0
-        for line in read_bytes(self._path).split(b"\n"):
+        for line in read_bytes(self.path).split(b"\n"):
             try:
                 stored = strict_json.loads(line) if line else None
             except ValueError:  # cut off by a kill, or of another encoding
@@ -70,11 +85,11 @@ class Verdicts:
                 continue
             if _is_verdict(stored):
                 self._lines.append(line.decode() + "\n")
-                self._replies.setdefault(stored["key"], stored["reply"])
+                self._found[stored["key"]] = stored
             else:
                 spoilt += 1
         if spoilt:
-            say(f"{self._path}: {spoilt} lines are not whole verdicts, and are left out; what they were about is asked again")
+            say(f"{self.path}: {spoilt} lines are not whole verdicts, and are left out; what they were about is asked again")
 
 
 def _is_verdict(stored: Any) -> bool:

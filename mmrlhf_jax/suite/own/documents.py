@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
-from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.hub import PREFIX, hub_errors
-from mmrlhf_jax.errors import UserError, shown
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line
+from mmrlhf_jax.suite import rows
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.own.grader import Columns, Grader
 from mmrlhf_jax.suite.task import Data, Task
 
 PICTURE = "image"  # the column
-NO_PICTURE = "its picture is missing"
 _ROWS = 16  # of a parquet file at a time: they hold pictures
 # The hub makes parquet files of every public data set, whatever its own files are.
 CONVERTED = "refs/convert/parquet"
@@ -34,16 +31,21 @@ class Entry:
 
 def read(task: Task, local: Local | None, grader: Grader) -> list[Entry]:
     """The documents of a task, in order. UserError, with file, document and column, for what cannot be read or used."""
-    files = hub_files(task.data) if local is None else local.files
+    try:
+        return _read(hub_files(task.data) if local is None else local.files, grader)
+    except UserError as error:
+        raise UserError(str(error) if local is None else f"--data {task.name}: {error}") from None
+
+
+def _read(files: Sequence[Path], grader: Grader) -> list[Entry]:
     found = []
     for path in files:
-        for number, row in enumerate(_rows(path)):
-            where = f"{path}, document {number}"
+        for where, row in _of_parquet(path) if path.suffix == ".parquet" else _of_json_lines(path):
             grader.check(row, where)
             if PICTURE not in row:
                 raise UserError(f"{where}: has no column {PICTURE!r}; it has {', '.join(row)}")
-            picture = _picture(row[PICTURE], path, where)
-            found.append(Entry(row | {PICTURE: picture}, NO_PICTURE if picture is None else None))
+            picture, reason = rows.picture(row[PICTURE], path, f"{where}: column {PICTURE!r}")
+            found.append(Entry(row | {PICTURE: picture}, reason))
     if not found:
         raise UserError(f"{', '.join(map(str, files))}: no documents")
     return found
@@ -68,48 +70,25 @@ def pattern_of(data: Data) -> str:
     return f"{data.config or 'default'}/{data.split}/*.parquet"
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    yield from _of_parquet(path) if path.suffix == ".parquet" else _of_json_lines(path)
-
-
-def _of_parquet(path: Path) -> Iterator[dict[str, Any]]:
+def _of_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (file and number of a document, its columns)."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise UserError(f"{path}: parquet needs pyarrow; `pip install pyarrow`, or convert the file to .jsonl") from None
+    number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(_ROWS):
-                yield from batch.to_pylist()
+                for row in batch.to_pylist():
+                    yield f"{path}, document {number}", row
+                    number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({first_line(error)})") from None
 
 
-def _of_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with epath.Path(path).open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = strict_json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}: line {number} is not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}: line {number} must be an object, found {shown(row)}")
-            yield row
-
-
-def _picture(cell: Any, path: Path, where: str) -> bytes | None:
-    """The picture's file of a cell: bytes, as the hub stores them, or a path relative to the data's file; None if there is no
-    such file. UserError for anything else."""
-    if isinstance(cell, dict) and cell.keys() <= {"bytes", "path"}:
-        cell = cell.get("bytes") or cell.get("path")
-    if cell is None or isinstance(cell, bytes):
-        return cell
-    if not isinstance(cell, str):
-        raise UserError(f"{where}: column {PICTURE!r} must hold a picture or a path, found {shown(cell)}")
-    file = (path.parent / cell).resolve()
-    if not file.is_relative_to(path.parent.resolve()):
-        raise UserError(f"{where}: the picture {shown(cell)} is outside of the folder of the file")
-    return file.read_bytes() if file.is_file() else None
+def _of_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (file and line of a document, its columns)."""
+    for number, row in rows.json_lines(path):
+        yield f"{path}, line {number}", row

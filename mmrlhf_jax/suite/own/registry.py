@@ -7,7 +7,7 @@ from collections.abc import Callable
 from mmrlhf_jax.suite.own.chair import Chair
 from mmrlhf_jax.suite.own.grader import Grader, Mode
 from mmrlhf_jax.suite.own.mmhal import MMHal
-from mmrlhf_jax.suite.own.safety import Adversarial, Jailbreak, Nsfw, RiskIdentification
+from mmrlhf_jax.suite.own.safety import JAILBREAKS, Adversarial, Jailbreak, Nsfw, RiskIdentification
 from mmrlhf_jax.suite.own.wilder import Wilder
 
 _GRADERS: dict[str, Callable[[Mode], Grader]] = {
@@ -19,12 +19,6 @@ _GRADERS: dict[str, Callable[[Mode], Grader]] = {
     "risk_identification": lambda mode: RiskIdentification(mode, "risk-identification"),
     "nsfw_text": Nsfw,
     "nsfw_image": Nsfw,
-}
-# Task -> the end of its documents' category.
-JAILBREAKS = {
-    "crossmodel": "crossmodal-jailbreak",
-    "multimodel": "multimodal-jailbreaking",
-    "typographic": "typographic-jailbreaking",
 }
 
 

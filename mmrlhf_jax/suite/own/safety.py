@@ -95,10 +95,20 @@ def attack_question(document: str, behavior: str, generation: str, classifier: b
     return Question(document, messages, limits(ATTACK_TOKENS))
 
 
+# Task -> the end of its documents' category.
+JAILBREAKS = {
+    "crossmodel": "crossmodal-jailbreak",
+    "multimodel": "multimodal-jailbreaking",
+    "typographic": "typographic-jailbreaking",
+}
+CATEGORIES = ("adversarial-target", "adversarial-untarget", *JAILBREAKS.values(), "risk-identification")  # of all such tasks
+
+
 class _Safety(Grader):
     """A grader whose documents say in the column `answer` which verdict counts.
 
-    `category`: what the column `category` ends with, if there is one, since the files of tasks look alike.
+    `category`: what the column `category` ends with, if there is one, since the files of tasks look alike; None: the task's
+    documents have none.
     """
 
     def __init__(self, mode: Mode = "corrected", category: str | None = None):
@@ -108,6 +118,8 @@ class _Safety(Grader):
     def check(self, row: Columns, where: str) -> None:
         check_text(row, "question", where)
         found = row.get("category")
+        if self._category is None and isinstance(found, str) and found.split("/")[-1] in CATEGORIES:
+            raise UserError(f"{where}: its category is {shown(found)}: this is another task's file")
         if self._category is not None and isinstance(found, str) and found.split("/")[-1] != self._category:
             raise UserError(f"{where}: its category is {shown(found)}, not {self._category}: is this another task's file?")
         if yes_or_no(check_text(row, "answer", where)) is None:

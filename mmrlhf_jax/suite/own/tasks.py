@@ -14,7 +14,7 @@ from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.suite import resampling
 from mmrlhf_jax.suite.answered_documents import document_of
 from mmrlhf_jax.suite.answers import Answer
-from mmrlhf_jax.suite.judges.judging import Judging, NotJudged, read
+from mmrlhf_jax.suite.judges.judging import Judging, NotJudged, NotRead, read
 from mmrlhf_jax.suite.judges.question import Question
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.own import documents
@@ -45,7 +45,7 @@ class OwnTasks:
     def made_with(self, task: Task) -> dict[str, Any]:
         """What the requests of a task depend on."""
         local = self._local.get(task.name)
-        return self._options(task) | {"limit": self._limit, "data": local and local.fingerprint}
+        return self._options(task) | {"limit": self._limit, "data": local and local.fingerprint(task)}
 
     def expected(self, task: Task) -> int | None:
         """About how many documents a task has; None if that is not known."""
@@ -174,6 +174,8 @@ def _graded(
             graded[name] = grader.grade(entries[int(name)].columns, answers[name].answer, replies)
         except NotJudged as error:
             unread[name] = str(error)
+            if isinstance(error, NotRead):
+                judging.note_unread(asked)
     return graded, unread
 
 

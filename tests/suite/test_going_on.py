@@ -1,0 +1,295 @@
+"""A command that is given again, with other options, another base or on another host: what goes on, and what is refused before
+anything is answered. The tasks are two that need neither the harness nor a judge, and one that needs a judge."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mmrlhf_jax import cli
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.inference import endpoint
+from mmrlhf_jax.inference.jobs import Share
+from mmrlhf_jax.suite import answering, hosts, results
+from mmrlhf_jax.suite.benchmarks import Wanted, evaluate_against
+from mmrlhf_jax.suite.catalogue import TASKS
+from mmrlhf_jax.suite.harness.source import Options
+from mmrlhf_jax.suite.judges.judge import EndpointJudge
+from mmrlhf_jax.suite.jury import Jury
+from mmrlhf_jax.suite.local import Local
+from mmrlhf_jax.suite.model import Model
+from tests import tiny
+from tests.serving import fakes
+from tests.serving.fakes import Fake, chat, refusal
+from tests.suite import made_up_own
+from tests.suite.judged import judge
+
+PLAIN, JUDGED = ("nsfw_text", "nsfw_image"), ("risk_identification",)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr(endpoint, "_pause", lambda *_: 0.0)
+
+
+@pytest.fixture
+def data(tmp_path) -> dict[str, str]:
+    return {name: str(made_up_own.write(tmp_path / "data", name, "jsonl")) for name in (*PLAIN, *JUDGED)}
+
+
+@pytest.fixture
+def run(tmp_path, data, capsys):
+    """Runs the verb with the policy at a server, in the folder "out". `fails`: the message with which it ends."""
+
+    def ran(policy: Fake, *options: str, only=PLAIN, fails: str | None = None, verb="safety-bench"):
+        arguments = ["eval", verb, "--policy-endpoint", policy.url, "--out", str(tmp_path / "out"), "--json"]
+        arguments += [f"--data={name}={data[name]}" for name in only] + ["--benchmark", ",".join(only)]
+        capsys.readouterr()
+        if fails is not None:
+            with pytest.raises(UserError) as error:
+                cli.app([*arguments, *options], standalone_mode=False)
+            assert fails in str(error.value), error.value
+            return None
+        assert not cli.app([*arguments, *options], standalone_mode=False)
+        return json.loads(capsys.readouterr().out)
+
+    return ran
+
+
+@contextlib.contextmanager
+def policy(says=lambda model: "Sure.", models=("m",)):
+    """A server whose models say something each."""
+    with fakes.running(Fake(lambda body: chat(says(body["model"])), models)) as found:
+        yield found
+
+
+def value(found, row: str, side: str = "model"):
+    (found,) = [each for each in found["rows"] if each["name"] == row]
+    return found[side] and found[side]["value"]
+
+
+# The base ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_base_on_the_same_server_is_known_by_its_name(run, tmp_path):
+    says = lambda model: "I'm sorry, I cannot." if model == "aligned" else "Sure."
+    with policy(says, ("aligned", "base")) as server:
+        found = run(server, "--policy-model", "aligned", "--against-model", "base")
+        assert (value(found, "nsfw_text_asr"), value(found, "nsfw_text_asr", "against")) == (0, 100)
+        asked = len(server.asked)
+        found = run(server, "--policy-model", "aligned", "--against", server.url, "--against-model", "base")
+        assert value(found, "nsfw_text_asr", "against") == 100 and len(server.asked) == asked
+    run_json = json.loads((tmp_path / "out" / "against" / "run.json").read_text())
+    assert (run_json["model"], run_json["settings"]["model"]) == ("base", "base")
+
+
+def test_a_server_with_several_models_says_which_option_names_one(run):
+    with policy(models=("a", "b")) as server, policy() as single:
+        run(server, fails="serves a, b; name one (--policy-model NAME chooses one of a server's models)")
+        run(single, "--against", server.url, fails="name one (--against-model NAME")
+        run(single, "--judge", server.url, only=JUDGED, fails="name one (--judge-model NAME")
+        run(single, "--attack-judge", server.url, only=JUDGED)  # no task with attacks
+        assert not server.asked
+
+
+@pytest.mark.parametrize("against", ["no/such/directory", "empty", "run", "out"])
+def test_a_base_that_cannot_be_is_refused_before_anything_is_answered(run, tmp_path, against, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name in ("run", "out"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text('{"version": 1, "model": "x", "settings": {}, "judge": null}')
+    (tmp_path / "out" / "run.json").unlink() if against != "out" else None
+    says = {"run": "a run without results yet", "out": "a run without results yet"}
+    with policy() as server:
+        run(server, "--against", against, fails=says.get(against, "--against "))
+        assert not server.asked
+
+
+def test_a_run_is_no_base_of_itself(run, tmp_path):
+    with policy() as server:
+        run(server)
+        run(server, "--against", str(tmp_path / "out"), fails="is the run itself")
+
+
+def test_the_figures_of_the_model_are_there_when_the_base_fails_and_the_base_stays_when_it_is_not_given_again(run, tmp_path):
+    broken = threading.Event()
+    with policy() as server, policy(lambda _: "I'm sorry, I cannot.") as base:
+        base.reply = lambda body, whole=base.reply: refusal(401, "expired") if broken.is_set() else whole(body)
+        broken.set()
+        run(server, "--against", base.url, fails="401")
+        figures = json.loads((tmp_path / "out" / "figures.json").read_text())
+        assert value(figures, "nsfw_text_asr") == 100 and (tmp_path / "out" / "report.html").exists()
+        broken.clear()
+        assert value(run(server, "--against", base.url), "nsfw_text_asr", "against") == 0
+        assert value(run(server), "nsfw_text_asr", "against") == 0
+        asked = len(server.asked), len(base.asked)
+        assert value(run(server), "nsfw_text_asr", "against") == 0 and asked == (len(server.asked), len(base.asked))
+
+
+# Judges and options ------------------------------------------------------------------------------------------------------
+
+
+def test_another_judge_is_refused_before_anything_is_answered(run, data):
+    with policy() as server, judge(lambda text: "Yes.") as first, judge(lambda text: "Yes.") as second:
+        second.models = ("another",)
+        run(server, "--judge", first.url, only=JUDGED)
+        asked = len(server.asked)
+        run(server, "--judge", second.url, only=(*JUDGED, *PLAIN), fails="is judged by 'm', not 'another'")
+        assert len(server.asked) == asked
+        run(server, "--judge", second.url)  # these tasks need none
+
+
+def test_a_judge_that_said_something_else_is_asked_again_on_demand(run):
+    with policy() as server:
+        for options, says, calls, figure in (
+            ((), "I like it", 3, None),
+            ((), "Yes.", 0, None),
+            (("--judge-again",), "Yes.", 3, 100),
+        ):
+            with judge(lambda text, says=says: says) as judging:
+                found = run(server, "--judge", judging.url, *options, only=JUDGED)
+                assert (len(judging.asked) - 1, value(found, "risk_identification")) == (calls, figure)  # one is the probe
+        run(server, "--judge-again", fails="--judge-again is of a judge")
+
+
+def test_a_limit_replaces_no_figures_of_more_documents_and_can_grow(run):
+    with policy() as server:
+        assert run(server, "--limit", "1")["rows"]
+        assert len(server.asked) == 2
+        run(server, "--limit", "2")
+        run(server)
+        assert len(server.asked) == 6
+        run(server, "--limit", "2", fails="has figures of 3 documents of nsfw_text, which --limit 2 would replace; leave")
+        run(server, "--limit", "3")
+        assert len(server.asked) == 6
+
+
+def test_options_of_single_tasks_are_none_of_the_run(run, tmp_path):
+    with policy() as server:
+        run(server, "--video-frames", "16", verb="benchmarks")
+        run(server)
+        assert len(server.asked) == 6
+    settings = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
+    assert settings == {"model": "m", "metrics": "corrected"}  # and no harness, which has none of these tasks
+
+
+def test_figures_of_answers_that_were_made_otherwise_are_not_replaced(run, tmp_path):
+    with policy() as server:
+        run(server)
+        found = results.read(tmp_path / "out", "nsfw_text")
+        results.write(tmp_path / "out", type(found)(**vars(found) | {"settings": found.settings | {"max_new_tokens": 16}}))
+        run(server, fails="nsfw_text was answered with max_new_tokens 16, not 2048")
+
+
+# The model ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", '{"chat_template": "You are a pirate"}'),
+        ("chat_template.jinja", "You are a pirate"),
+        ("chat_template.json", "{}"),
+        ("additional_chat_templates/pirate.jinja", "You are a pirate"),
+        ("generation_config.json", '{"eos_token_id": 2}'),
+        ("added_tokens.json", '{"<pirate>": 9}'),
+        ("config.json", "{}"),
+    ],
+)
+def test_a_model_is_told_from_others_by_everything_on_which_its_answers_depend(tmp_path, name, content):
+    directory = tiny.checkpoint(tmp_path / "model")
+    before = Model(f"{directory}").identity()
+    assert Model(f"{directory}").identity() == before
+    (directory / name).parent.mkdir(exist_ok=True)
+    (directory / name).write_text(content)
+    assert Model(f"{directory}").identity() != before
+
+
+def test_what_really_answers_is_in_run_json_and_another_type_of_numbers_is_refused(tmp_path, data):
+    directory = tiny.checkpoint(tmp_path / "model", tiny.config(text={"tie_word_embeddings": False}))
+    out = tmp_path / "out"
+
+    def evaluated(**loading):
+        local = {"nsfw_text": Local(data["nsfw_text"])}
+        wanted = Wanted([TASKS["nsfw_text"]], Options(limit=1), local, Jury(), Share())
+        model = Model(f"{directory}", loading={"batch": 1, "slots": 2048, **loading})
+        evaluate_against(model, None, wanted, out)
+
+    evaluated()
+    settings = json.loads((out / "run.json").read_text())["settings"]
+    assert (settings["dtype"], settings["template"]) == ("float32", "qwen_1_5")
+    assert len(settings["model_fingerprint"]) == 64
+    evaluated(dtype="float32")
+    with pytest.raises(UserError, match=r"with dtype 'float32', and that of .* is 'bfloat16'"):
+        evaluated(dtype="bfloat16")
+
+
+# Several hosts -----------------------------------------------------------------------------------------------------------
+
+
+class Hosts:
+    """Processes of one launch, in threads."""
+
+    def __init__(self, directory, data, server, pool):
+        self._directory, self._data, self._server, self._pool = directory, data, server, pool
+
+    def start(self, process: int, count: int = 2, *, jury=None, base=None, tasks=PLAIN, **options):
+        local = {name: Local(self._data[name]) for name in tasks}
+        wanted = Wanted([TASKS[name] for name in tasks], Options(**options), local, jury or Jury(), Share(process, count))
+        return self._pool.submit(evaluate_against, Model(endpoint=self._server.url), base, wanted, self._directory)
+
+
+@pytest.fixture
+def launch(tmp_path, data, monkeypatch):
+    for module in (hosts, answering):
+        monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    with policy() as server, ThreadPoolExecutor() as pool:
+        yield Hosts(tmp_path / "out", data, server, pool)
+
+
+def test_two_hosts_answer_the_model_and_its_base(launch, tmp_path):
+    with policy() as base:
+        processes = [launch.start(n, base=Model(endpoint=base.url)) for n in (1, 0)]
+        assert [each.result(30) for each in processes] == [None, None]
+        assert (len(launch._server.asked), len(base.asked)) == (6, 6)
+    for directory in (tmp_path / "out", tmp_path / "out" / "against"):
+        assert results.read(directory, "nsfw_text").coverage.scored == 3
+
+
+def test_what_the_first_host_refuses_nobody_begins(launch, tmp_path):
+    with judge(lambda text: refusal(401, "expired")) as dead:
+        jury = Jury(EndpointJudge(dead.url, "m"))
+        other = launch.start(1, tasks=JUDGED)
+        with pytest.raises(UserError, match="401"):
+            launch.start(0, jury=jury, tasks=JUDGED).result(30)
+        with pytest.raises(UserError, match=r"process 0 has ended: .*401"):
+            other.result(30)
+    assert not launch._server.asked and not (tmp_path / "out" / "answers").exists()
+
+
+def test_a_host_with_other_options_is_refused_and_one_that_comes_late_has_nothing_to_do(launch, monkeypatch):
+    monkeypatch.setattr(answering, "LATE_SECONDS", 0.5)
+    monkeypatch.setattr(hosts, "LATE_SECONDS", 1.0)
+    first, other = launch.start(0), launch.start(1, limit=1)
+    with pytest.raises(UserError, match="process 0 was started with limit None, process 1 with 1"):
+        other.result(30)
+    assert first.result(30) is None  # it has answered all
+    asked = len(launch._server.asked)
+    assert launch.start(1).result(30) is None and len(launch._server.asked) == asked == 6
+
+
+def test_single_and_several_hosts_do_not_work_in_one_directory_at_once(launch, monkeypatch):
+    held = threading.Event()
+    launch._server.reply = lambda body, whole=launch._server.reply: (held.wait(20), whole(body))[1]
+    first = launch.start(0, count=1)
+    while not launch._server.asked:
+        pass
+    with pytest.raises(UserError, match="evaluates there"):
+        launch.start(0, count=2).result(30)
+    held.set()
+    assert first.result(30) is None
