@@ -32,8 +32,8 @@ def corrected(task: str, answer: str, row: Columns) -> str:
 def yes_or_no(answer: str, row: Columns) -> str | None:
     """Whether an answer says that there is something: by its first word, or by its first sentence, where "no" or "not" denies.
 
-    POPE's own evaluation, `evaluate.py` of RUCAIBox/POPE, takes every other answer for a yes, also an empty one; here "yes" must
-    be said.
+    POPE's own evaluation, `evaluate.py` of RUCAIBox/POPE, takes every other answer for a yes, also an empty one; here "yes"
+    must be said.
     """
     first = re.split(r"[.!?\n。！？]", answer.lower().strip(" \t\n.*_\"'`"))[0]
     words = re.findall(r"[a-z']+", first)
