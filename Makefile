@@ -10,7 +10,7 @@ TORCH ?= $(shell $(PYTHON) -c "import sys; print('torch==2.13.0' if sys.version_
 EVAL_ENV ?= .venv-eval
 HARNESS := lmms-eval==0.7.3
 
-.PHONY: quickstart test lint eval-env clean
+.PHONY: quickstart test lint eval-env test-eval clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,10 @@ $(EVAL_ENV)/installed: pyproject.toml
 	$(EVAL_ENV)/bin/pip install --quiet --editable ".[eval,serve]"
 	$(EVAL_ENV)/bin/pip install --quiet --no-deps "$(HARNESS)"
 	touch $@
+
+# The tests of the benchmarks, also those that need the harness, which `make test` skips.
+test-eval: $(VENV)/installed $(EVAL_ENV)/installed
+	MMRLHF_HARNESS_PYTHON="$(abspath $(EVAL_ENV))/bin/python" $(BIN)/python -m pytest tests/suite -m "slow or not slow"
 
 clean:
 	rm -rf $(VENV) $(EVAL_ENV) runs

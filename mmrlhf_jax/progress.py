@@ -11,6 +11,7 @@ Item = TypeVar("Item")
 
 PLAIN_SECONDS = 10.0
 LIVE_SECONDS = 0.2
+CLEAR = "\r\x1b[K"  # of a terminal's line
 
 
 class Progress:
@@ -35,6 +36,10 @@ class Progress:
         """Say at once which item is worked on next."""
         self._show(time.monotonic(), item)
 
+    def left(self, now: float) -> float:
+        """Seconds until all are done, if the others take as long as those that are done, of which there is one at least."""
+        return (now - self.started) / self.done * (self.total - self.done)
+
     def _show(self, now: float, figures: str) -> None:
         self.shown = now
         elapsed, last = now - self.started, self.done >= self.total
@@ -42,9 +47,9 @@ class Progress:
         if last:
             parts.append(f"{clock_time(elapsed)} elapsed")
         elif self.done:
-            parts.append(f"ETA {clock_time(elapsed / self.done * (self.total - self.done))}")
+            parts.append(f"ETA {clock_time(self.left(now))}")
         line = ", ".join([*parts, figures] if figures else parts)
-        sys.stderr.write(f"\r\x1b[K{line}{chr(10) if last else ''}" if self.live else line + "\n")
+        sys.stderr.write(f"{CLEAR}{line}{chr(10) if last else ''}" if self.live else line + "\n")
         sys.stderr.flush()
 
 

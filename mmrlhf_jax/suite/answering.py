@@ -17,12 +17,14 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import exists, read_json_object, read_text, write_atomically
 from mmrlhf_jax.inference.jobs import LATE_SECONDS, POLL_SECONDS, Share
 from mmrlhf_jax.ownership import Ownership
-from mmrlhf_jax.progress import Progress, say
+from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite import hosts, pictures
 from mmrlhf_jax.suite.answers import Answer, AnswerFile, stored
+from mmrlhf_jax.suite.pace import Pace
 from mmrlhf_jax.suite.policy import Policy, example_of
 from mmrlhf_jax.suite.request import Asked, Request
 from mmrlhf_jax.suite.task import Task, TaskFailed
+from mmrlhf_jax.suite.workload import seconds_of_answer
 
 USUAL_DOCUMENTS = 500  # of a task of which nobody knows how many it has
 
@@ -131,8 +133,12 @@ class Answering:
         left = [task for task in self._tasks if not self._is_done(task, process)]
         if len(left) < len(self._tasks):
             say(f"{len(self._tasks) - len(left)} of {len(self._tasks)} tasks were answered before")
-        progress = Progress("answers of all tasks", sum(self._expected(task) for task in left))
+        progress = Pace(
+            {task.name: self._expected(task) for task in left},
+            {task.name: seconds_of_answer(task, self._source.made_with(task).get("video_frames", 0)) for task in left},
+        )
         for task in left:
+            progress.turn_to(task.name)
             finished = self._answer_task(task, process, progress)
             if finished.failed is not None:
                 say(f"{task.name}: {finished.failed}; the other tasks go on")
@@ -141,7 +147,7 @@ class Answering:
                 path, strict_json.dumps(dataclasses.asdict(finished), where=f"{path}", ensure_ascii=False).encode()
             )
 
-    def _answer_task(self, task: Task, process: int, progress: Progress) -> Finished:
+    def _answer_task(self, task: Task, process: int, progress: Pace) -> Finished:
         before = {name: list(by_key) for name, by_key in stored(self._directory, task.name).items()}
         refused: dict[str, str] = {}
         keys: dict[str, str] = {}
@@ -158,6 +164,7 @@ class Answering:
                 wanted = self._wanted(asking, refused, keys, progress)
                 if (first := next(wanted, None)) is not None:
                     say(f"{task.name}: {mine} documents")
+                    progress.answering()
                     for request, answered in self._policy().answers(itertools.chain([first], wanted), progress):
                         if answered.error is None:
                             file.add(Answer.to(request, answered.text, answered.finish_reason))
@@ -169,7 +176,7 @@ class Answering:
             return Finished(made_with, documents, refused, str(error), keys)
         return Finished(made_with, documents, refused, answered=keys)
 
-    def _wanted(self, asking: Asking, refused: dict[str, str], keys: dict[str, str], progress: Progress) -> Iterator[Request]:
+    def _wanted(self, asking: Asking, refused: dict[str, str], keys: dict[str, str], progress: Pace) -> Iterator[Request]:
         """Yield the requests that have no answer, and keep small pictures of their media. What cannot be asked is noted in
         `refused`, and what has an answer in `keys`."""
         for each in asking.requests():

@@ -9,7 +9,7 @@ from mmrlhf_jax.suite import hub_cache, workload
 from mmrlhf_jax.suite.downloads import downloads, size_of
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.task import Task
-from mmrlhf_jax.suite.workload import FRAME, PROMPT, READ, WRITTEN, Workload
+from mmrlhf_jax.suite.workload import FRAME, PROMPT, READ, USUAL, WRITTEN, Workload
 
 
 def lines(
@@ -66,10 +66,12 @@ def _time(work: Workload, video_frames: int) -> Iterator[str]:
         f"  answers: to {_count(work.documents, 'prompt')} of about {PROMPT:,} tokens{videos}; at most {work.written:,} tokens"
         " are written, and most answers are shorter than they may be"
     )
+    usual, longest = work.writing
     yield (
-        f"  time: {duration(work.reading)} for the prompts, and up to {duration(work.writing)} for the answers, if"
-        f" {READ:,} tokens a second are read and {WRITTEN:,} written; these rates are assumed, about those of a 7B model on one"
-        " accelerator. The measured time is said with the first answers. Not known: how long downloads and the judge take"
+        f"  time: {duration(work.reading)} for the prompts, and {duration(usual)} for answers of at most {USUAL} tokens, or up"
+        f" to {duration(longest)} if all are as long as they may be. This assumes that {READ:,} tokens a second are read and"
+        f" {WRITTEN:,} written, about as by a 7B model on one accelerator. With the first answers the measured time is said."
+        " Not known: how long downloads and the judge take"
     )
 
 

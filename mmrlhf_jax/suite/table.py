@@ -8,17 +8,19 @@ from mmrlhf_jax.suite.dimensions import Axis, TableRow
 from mmrlhf_jax.suite.figures import Compared, Figure, Figures, OfAxis, OfRow, Run
 
 _WIDTH = 26  # of a column of figures
+_NAMED = 12  # most rows that are named because they were not run
 
 
 def as_lines(found: Figures) -> Iterator[str]:
-    """The dimensions of which there are results, each with its rows; the key figures; what is missing, and why."""
+    """The dimensions and rows of which there are results; the key figures that can be computed; what is missing, and why."""
     yield from _dimensions(found)
-    for headline in (each for each in found.suite.headlines if each.name in found.headlines):
-        figure = found.headlines[headline.name]
-        change = figure.missing if figure.value is None else f"{figure.value:+.1f} %{_interval(figure, '+.1f')}"
-        yield f"{headline.title}, relative change: {change} ({headline.about})"
-    if without := [title for name, title in found.suite.dimensions.items() if not _has_results(found, name)]:
-        yield f"no results yet: {', '.join(without)}"
+    for headline in found.suite.headlines:
+        figure = found.headlines.get(headline.name)
+        if figure is not None and figure.value is not None:
+            yield f"{headline.title}: {figure.value:+.1f} %{_interval(figure, '+.1f')} ({headline.about})"
+    rows = found.suite.table.values()
+    if without := [row.title for row in rows if not _has_results(found, row)]:
+        yield f"not run: {'; '.join(without) if len(without) <= _NAMED else f'{len(without)} of {len(rows)} rows'}"
     yield from _missing(found.model, _side(found.rows, "model"), _side(found.axes, "model"), found)
     if found.base is not None:
         yield from _missing(found.base, _side(found.rows, "base"), _side(found.axes, "base"), found)
@@ -26,9 +28,9 @@ def as_lines(found: Figures) -> Iterator[str]:
         yield from _refused(found)
 
 
-def _has_results(found: Figures, dimension: str) -> bool:
-    rows = [found.rows[row.name] for row in found.suite.table.values() if row.dimension == dimension]
-    return any(side is not None and side.coverage is not None for row in rows for side in (row.model, row.base))
+def _has_results(found: Figures, row: TableRow) -> bool:
+    of = found.rows[row.name]
+    return any(side is not None and side.coverage is not None for side in (of.model, of.base))
 
 
 # Lines of the table ---------------------------------------------------------------------------------------------------
@@ -39,11 +41,12 @@ def _dimensions(found: Figures) -> Iterator[str]:
     width = max(len(each.title) for each in (*suite.table.values(), *suite.axes)) + 4
     of_base = [] if found.base is None else [_short(found.base.name), "difference"]
     yield _line(width, ["", _short(found.model.name), *of_base, "scored"])
-    for dimension in (name for name in suite.dimensions if _has_results(found, name)):
+    for dimension in suite.dimensions:
         for axis in (each for each in suite.axes if each.dimension == dimension):
             of = found.axes[axis.name]
-            yield _line(width, [f"{_title(axis)}", *_cells(of, 1), f"{of.model.rows} of {of.model.of} rows"])
-        for row in (each for each in suite.table.values() if each.dimension == dimension):
+            if of.model.rows or (of.base is not None and of.base.rows):
+                yield _line(width, [f"{_title(axis)}", *_cells(of, 1), f"{of.model.rows} of {of.model.of} rows"])
+        for row in (each for each in suite.table.values() if each.dimension == dimension and _has_results(found, each)):
             of = found.rows[row.name]
             digits = 2 if row.full is not None and row.full <= 10 else 1
             yield _line(width, [f"  {_title(row)}", *_cells(of, digits), _coverage(of.model)])
@@ -88,9 +91,8 @@ def _side(figures: Mapping[str, Compared], side: str) -> dict[str, Figure]:
 
 
 def _missing(run: Run, rows: Mapping[str, OfRow], axes: Mapping[str, OfAxis], found: Figures) -> Iterator[str]:
-    """Why a run lacks figures in dimensions of which there are results, and scores of documents."""
-    table = found.suite.table
-    shown = [row for row in table.values() if _has_results(found, row.dimension)]
+    """Why a run lacks figures of rows of which there are results, and scores of documents."""
+    shown = [row for row in found.suite.table.values() if _has_results(found, row)]
     reasons = ((row.title, rows[row.name].missing) for row in shown)
     yield from _together(f"{run.name}: no figure of", ((title, reason) for title, reason in reasons if reason is not None))
     lost = {}
@@ -128,4 +130,4 @@ def _together(what: str, reasons: Iterable[tuple[str, str]]) -> Iterator[str]:
     for name, reason in reasons:
         by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
-        yield f"{what} {', '.join(names)}: {reason}"
+        yield f"{what} {'; '.join(names)}: {reason}"

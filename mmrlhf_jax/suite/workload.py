@@ -10,6 +10,8 @@ from mmrlhf_jax.suite.task import Task
 
 # Tokens a second of a model of 7B parameters on one accelerator, about. They are assumed, not measured.
 READ, WRITTEN = 10_000, 1_000
+# Tokens of an answer that may be longer, about.
+USUAL = 300
 # Tokens of a prompt with its pictures, and of each frame of a video, about. They depend on the model, and on the pictures.
 PROMPT, FRAME = 2_000, 200
 
@@ -22,7 +24,7 @@ class Workload:
         documents: how many answers are to be made; a document has one.
         videos: how many of these are about a video.
         read: about how many tokens their prompts have.
-        written: how many tokens the answers have at most.
+        written, usual: how many tokens the answers have at most, and about how many if none has more than USUAL.
         judged: about how many calls of a judge there are.
         perhaps: how many more there may be, for answers that no rule can read.
         uncounted: tasks of which nobody knows how many documents they have; they are in no other number.
@@ -32,6 +34,7 @@ class Workload:
     videos: int = 0
     read: int = 0
     written: int = 0
+    usual: int = 0
     judged: int = 0
     perhaps: int = 0
     uncounted: tuple[str, ...] = ()
@@ -46,9 +49,9 @@ class Workload:
         return self.read / READ
 
     @property
-    def writing(self) -> float:
-        """Seconds for answers of the greatest length, at the rate WRITTEN."""
-        return self.written / WRITTEN
+    def writing(self) -> tuple[float, float]:
+        """Seconds for answers of usual length, and for those of the greatest length, at the rate WRITTEN."""
+        return self.usual / WRITTEN, self.written / WRITTEN
 
 
 def workload(task: Task, local: Local | None, limit: int | None, video_frames: int) -> Workload:
@@ -56,7 +59,10 @@ def workload(task: Task, local: Local | None, limit: int | None, video_frames: i
     documents = task.data.documents if local is None else local.documents
     if documents is None:
         return Workload(uncounted=(task.name,))
-    documents = documents if limit is None else min(documents, limit)
+    return _of_documents(task, documents if limit is None else min(documents, limit), video_frames)
+
+
+def _of_documents(task: Task, documents: int, video_frames: int) -> Workload:
     is_video = task.media == "video"
     calls = round(documents * task.judge_calls)
     return Workload(
@@ -64,9 +70,16 @@ def workload(task: Task, local: Local | None, limit: int | None, video_frames: i
         videos=documents if is_video else 0,
         read=documents * (PROMPT + FRAME * video_frames if is_video else PROMPT),
         written=documents * task.new_tokens,
+        usual=documents * min(task.new_tokens, USUAL),
         judged=calls if task.judge == "always" else 0,
         perhaps=calls if task.judge == "unparsable" else 0,
     )
+
+
+def seconds_of_answer(task: Task, video_frames: int) -> float:
+    """About how long one answer takes, at the assumed rates."""
+    one = _of_documents(task, 1, video_frames)
+    return one.reading + one.writing[0]
 
 
 def of_all(tasks: Sequence[Task], local: Mapping[str, Local], limit: int | None, video_frames: int) -> Workload:

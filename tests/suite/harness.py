@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,17 +23,29 @@ from tests.serving.fakes import Reply, chat
 from tests.suite import made_up
 
 
+def python() -> str:
+    """The Python that may have it."""
+    return os.environ.get(PYTHON) or sys.executable
+
+
 @functools.cache
-def found() -> bool:
-    """Whether the pinned version is there."""
-    command = "import importlib.metadata as m; print(m.version('lmms-eval'))"
-    run = subprocess.run([os.environ.get(PYTHON) or sys.executable, "-c", command], capture_output=True, text=True)
-    return run.stdout.strip() == VERSION
+def folder() -> Path | None:
+    """The package's folder; None where it is not installed. An error if MMRLHF_HARNESS_PYTHON names a Python without it."""
+    command = (
+        "import importlib.metadata as m, importlib.util as u;"
+        " print(m.version('lmms-eval'), u.find_spec('lmms_eval').submodule_search_locations[0])"
+    )
+    run = subprocess.run([python(), "-c", command], capture_output=True, text=True)
+    version, _, place = run.stdout.strip().partition(" ")
+    if version == VERSION:
+        return Path(place)
+    assert PYTHON not in os.environ, f"{PYTHON}: {python()} has no {NAME} ({run.stderr.strip()[-200:] or version})"
+    return None
 
 
 needed = pytest.mark.skipif(
-    not found(),
-    reason=f"needs {NAME}: make eval-env, then {PYTHON}=.venv-eval/bin/python pytest tests/suite -m 'slow or not slow'",
+    folder() is None,
+    reason=f"needs {NAME}: `make test-eval`, or `make eval-env` and {PYTHON}=.venv-eval/bin/python pytest tests/suite",
 )
 
 

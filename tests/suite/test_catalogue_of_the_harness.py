@@ -1,8 +1,7 @@
-"""What the catalogue says of lmms-eval's tasks is what their YAML files say. (Needs lmms-eval: `pip install --no-deps`.)"""
+"""What the catalogue says of lmms-eval's tasks is what their YAML files say."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from functools import cache
 from pathlib import Path
@@ -11,9 +10,9 @@ import pytest
 import yaml
 
 from mmrlhf_jax.suite.catalogue import TASKS
+from tests.suite import harness
 
-FOUND = importlib.util.find_spec("lmms_eval")
-pytestmark = pytest.mark.skipif(FOUND is None, reason="lmms-eval is not installed")
+pytestmark = harness.needed
 NAMED = [task for task in TASKS.values() if task.harness_task is not None]
 
 
@@ -27,7 +26,7 @@ Loader.add_constructor("!function", lambda loader, node: node.value)
 @cache
 def files() -> dict[str, Path]:
     """The file of every task of the harness, by the task's name."""
-    paths = Path(FOUND.submodule_search_locations[0], "tasks").rglob("*.yaml")
+    paths = (harness.folder() / "tasks").rglob("*.yaml")
     named = ((re.search(r"^task:\s*[\"']?([\w-]+)[\"']?\s*$", path.read_text(), re.MULTILINE), path) for path in paths)
     return {match[1]: path for match, path in named if match}
 

@@ -11,7 +11,6 @@ import sys
 
 import pytest
 
-from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.jobs import ALONE
 from mmrlhf_jax.suite import resampling
 from mmrlhf_jax.suite.answers import Answer
@@ -169,9 +168,3 @@ def test_a_harness_that_is_killed_fails_its_task_and_is_started_again(tmp_path):
         running._process.kill()
         running._process.wait()
         assert asked(tasks, task)[0] == 6
-
-
-def test_without_the_harness_it_is_said_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setenv(PYTHON, "/no/such/python")
-    with pytest.raises(UserError, match="MMRLHF_HARNESS_PYTHON: /no/such/python cannot be started"), Harness(tmp_path):
-        pass

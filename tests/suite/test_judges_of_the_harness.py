@@ -1,16 +1,11 @@
-"""The harness's own code finds its judge at our server, and what it makes of a failed call is no score.
-
-They run where lmms-eval is installed, or with the Python of its environment in MMRLHF_HARNESS_PYTHON.
-"""
+"""The harness's own code finds its judge at our server, and what it makes of a failed call is no score."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,10 +15,10 @@ from mmrlhf_jax.suite.judges.judging import FAILED, NOT_READ
 from mmrlhf_jax.suite.judges.loopback import PLACEHOLDER, Loopback
 from mmrlhf_jax.suite.judges.rounds import scored
 from tests.serving.fakes import refusal
+from tests.suite import harness
 from tests.suite.judged import judge, judging
 
-PYTHON = os.environ.get("MMRLHF_HARNESS_PYTHON") or (sys.executable if importlib.util.find_spec("lmms_eval") else None)
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(PYTHON is None, reason="lmms-eval is not installed")]
+pytestmark = [pytest.mark.slow, harness.needed]
 
 # kind -> (a reply, what the harness makes of it, what it makes of a failed call and of one that is not answered)
 KINDS = {
@@ -38,12 +33,12 @@ KINDS = {
 
 
 @contextlib.contextmanager
-def harness(kind: str, environment: dict, log: Path):
+def scoring(kind: str, environment: dict, log: Path):
     """What scores an answer in a process of the harness."""
     script = Path(__file__).parent / "harness_judges.py"
     with log.open("w") as errors:
         child = subprocess.Popen(
-            [PYTHON, str(script), kind],
+            [harness.python(), str(script), kind],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -77,7 +72,7 @@ def test_the_harness_asks_here_and_its_mistakes_are_missing(kind, tmp_path):
         judge(says) as fake,
         judging(fake, tmp_path / "verdicts.jsonl") as found,
         Loopback(found, reader_of(kind)) as server,
-        harness(kind, server.environment, tmp_path / "log") as score,
+        scoring(kind, server.environment, tmp_path / "log") as score,
     ):
         results = [(result, missing) for _, result, missing in scored(server, answers, str, score, kind, len(answers))]
     assert results[0] == results[3] == (value, None)

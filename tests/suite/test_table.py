@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from mmrlhf_jax.suite.figures import Run, figures
+from mmrlhf_jax.suite.figures import Run, figures, read_run
+from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.table import as_lines
+from tests.suite import whole_runs
 from tests.suite.runs import SUITE
 from tests.suite.test_figures import BASE, MODEL, run
 
@@ -23,10 +25,18 @@ def test_the_table_of_one_run():
     assert len({line.index(" of ") for line in table[1:]}) == 1
 
 
-def test_dimensions_without_results_stand_in_one_line():
+def test_what_was_not_run_stands_in_one_line_and_nowhere_else():
     table = lines(run(lies=MODEL["lies"]))
-    assert "no results yet: Telling" in table and not any(line.startswith("  Tales") for line in table)
-    assert "aligned: no figure of Colours, Shapes: no results" in table
+    assert [line.split()[0] for line in table] == ["aligned", "Lying", "Lies", "not"]
+    assert table[-1] == "not run: Colours; Shapes; Tales"
+
+
+def test_a_small_run_of_many_rows_has_a_small_table(tmp_path):
+    whole_runs.write(tmp_path / "run", "LLaVA-OV-7B", without=tuple(MM_RLHF.tasks.keys() - {"adv_target", "nsfw_text"}))
+    table = list(as_lines(figures(MM_RLHF, read_run(tmp_path / "run", MM_RLHF), read_run(tmp_path / "run", MM_RLHF))))
+    assert len(table) == 1 + 3 + 1 + 2  # head; axis and rows; not run; of either run what is not scored
+    assert [line.split("  ")[0] for line in table[1:2]] == ["Unsafety ↓"] and table[4] == "not run: 48 of 50 rows"
+    assert not any(" - " in line for line in table[2:4]) and not any("relative change" in line for line in table)
 
 
 def test_a_long_name_of_a_run_is_shortened():
@@ -39,7 +49,7 @@ def test_the_table_of_two_runs_has_differences_with_signs():
     assert table[0].split() == ["aligned", "base", "difference", "scored"]
     (lies,) = [line for line in table if line.startswith("  Lies ↓")]
     assert "15.0 [" in lies and "30.0 [" in lies and "-15.0 [-30.0, +0.0]" in lies
-    assert any(line.startswith("Twice, relative change: +1.5 %") for line in table)
+    assert any(line.startswith("Twice: +1.5 %") for line in table)
 
 
 def test_the_table_says_what_is_missing_and_why():
@@ -49,7 +59,7 @@ def test_the_table_says_what_is_missing_and_why():
     table = lines(model, Run("base", base.results | {"colours": other}))
     assert "base: no figure of" not in "".join(table)
     assert "aligned: no figure of Lies: no document is scored" in table
-    assert "aligned: documents not scored of shapes, lies: 2: the judge failed" in table
+    assert "aligned: documents not scored of shapes; lies: 2: the judge failed" in table
     assert "not compared: Colours: one is by lmms-eval 0.7.3, the other one by lmms-eval 0.8.0" in table
     assert "aligned: no mean of" not in "".join(table)
     assert "aligned: no figure of Tales: no results" in table
@@ -65,8 +75,9 @@ def test_the_table_says_on_how_many_documents_a_difference_is():
 
 def test_the_table_says_what_only_one_of_both_has():
     table = lines(run(shapes=MODEL["shapes"]), run("base", colours=BASE["colours"]))
-    assert "aligned: no figure of Colours, Lies: no results" in table
-    assert "base: no figure of Shapes, Lies: no results" in table
+    assert "aligned: no figure of Colours: no results" in table
+    assert "base: no figure of Shapes: no results" in table
+    assert "not run: Lies; Tales" in table
     assert any(line.startswith("  Shapes") and "3.67 [" in line and line.endswith("3 of 3") for line in table)
 
 
