@@ -51,8 +51,10 @@ def reward_bench(
     critiques: Annotated[
         int, typer.Option(min=1, help="Critiques per response. One is greedy; of several sampled ones rewards are averaged.")
     ] = 1,
-    temperature: Annotated[float, typer.Option(min=0.01, callback=options.finite, help="Of sampled critiques.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of sampled critiques.")] = 0,
+    temperature: Annotated[
+        float, typer.Option(min=0.01, callback=options.finite, help="Temperature of sampled critiques.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of sampled critiques.")] = 0,
     blind: Annotated[
         bool, typer.Option(help="Exchange the media between prompts: a baseline without the right media.")
     ] = False,

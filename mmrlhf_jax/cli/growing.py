@@ -45,15 +45,16 @@ Reuse = Annotated[
     str | None,
     path_option("--reuse", help="Directory of an earlier run over the same prompts, whose samples are judged anew."),
 ]
-Temperature = Annotated[float, typer.Option(min=0.0, callback=options.finite, help="Of the answers.")]
+Temperature = Annotated[float, typer.Option(min=0.0, callback=options.finite, help="Temperature of the answers.")]
 TopK = Annotated[int, typer.Option(min=0, help="Number of likeliest tokens to draw from; 0: all.")]
 TopP = Annotated[float, typer.Option(help="Share of probability to draw from.", callback=options.finite)]
 MinP = Annotated[float, typer.Option(help="Least share of the likeliest probability.", callback=options.finite)]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of answers and critiques.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of answers and critiques.")]
 AnswerTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")]
 CritiqueTokens = Annotated[int, typer.Option("--max-critique-tokens", min=1, help="Longest critique.")]
 CritiqueTemperature = Annotated[
-    float, typer.Option("--critique-temperature", callback=options.finite, help="Of critiques, if there are several.")
+    float,
+    typer.Option("--critique-temperature", callback=options.finite, help="Temperature of critiques, if there are several."),
 ]
 Grown = Annotated[str, path_argument(help="Directory of `mmrlhf annotate`.")]
 
@@ -194,7 +195,7 @@ def review_export(
         path_option(help="Directory in which a second critic judged the same samples (`annotate --reuse`)."),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Also records that have verdicts, for those of other people.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice, and of the order in which answers are shown.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice, and of the order in which answers are shown.")] = 0,
     out: Annotated[
         str | None, path_option(writes=True, help="Folder for the files; default: review/ in the directory.")
     ] = None,

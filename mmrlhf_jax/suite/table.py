@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from mmrlhf_jax.suite.dimensions import Axis, TableRow
 from mmrlhf_jax.suite.figures import Compared, Figure, Figures, OfAxis, OfRow, Run
+from mmrlhf_jax.suite.reasons import BEYOND_LIMIT
 
 _WIDTH = 26  # of a column of figures
 _NAMED = 12  # most rows that are named because they were not run
@@ -95,13 +96,16 @@ def _missing(run: Run, rows: Mapping[str, OfRow], axes: Mapping[str, OfAxis], fo
     shown = [row for row in found.suite.table.values() if _has_results(found, row)]
     reasons = ((row.title, rows[row.name].missing) for row in shown)
     yield from _together(f"{run.name}: no figure of", ((title, reason) for title, reason in reasons if reason is not None))
-    lost = {}
+    lost, limited = {}, False
     for row in shown:
         coverage = rows[row.name].coverage
-        if coverage is not None and coverage.missing:
-            counts = ", ".join(f"{count}: {reason}" for reason, count in coverage.missing.items())
-            lost[", ".join(task.name for task in row.tasks)] = counts
+        reasons = {} if coverage is None else coverage.missing
+        if counts := [f"{count}: {reason}" for reason, count in reasons.items() if reason != BEYOND_LIMIT]:
+            lost["; ".join(task.name for task in row.tasks)] = ", ".join(counts)
+        limited = limited or BEYOND_LIMIT in reasons
     yield from _together(f"{run.name}: documents not scored of", lost.items())
+    if limited:
+        yield f"{run.name}: only the first documents of tasks were taken (--limit)"
     means = ((axis.title, axes[axis.name]) for axis in found.suite.axes)
     mixed = ((title, of.missing) for title, of in means if of.missing is not None and not of.lacking)
     yield from _together(f"{run.name}: no mean of", mixed)

@@ -25,7 +25,7 @@ from tests.suite.judged import judge
 
 pytestmark = harness.needed
 # Rows for which neither of the first two made-up documents counts.
-WITHOUT_FIGURE: dict[str, set[str]] = {}
+WITHOUT_FIGURE = {"llava_in_the_wild": {"llava_w_complex"}}
 CLI = "from mmrlhf_jax.cli import main; main()"
 
 

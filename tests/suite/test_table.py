@@ -6,6 +6,7 @@ import dataclasses
 
 from mmrlhf_jax.suite.figures import Run, figures, read_run
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
+from mmrlhf_jax.suite.reasons import BEYOND_LIMIT
 from mmrlhf_jax.suite.table import as_lines
 from tests.suite import whole_runs
 from tests.suite.runs import SUITE
@@ -86,3 +87,10 @@ def test_the_table_says_why_there_is_no_mean():
     other = dataclasses.replace(model.results["colours"], harness="lmms-eval 0.8.0")
     table = lines(Run("mixed", model.results | {"colours": other}))
     assert table[-1] == "mixed: no mean of Seeing: its rows are by lmms-eval 0.7.3 and lmms-eval 0.8.0"
+
+
+def test_a_limit_is_said_once():
+    model = run(**MODEL)
+    limited = {name: dataclasses.replace(each, left_out={BEYOND_LIMIT: 90 + len(name)}) for name, each in model.results.items()}
+    table = lines(Run("first", limited))
+    assert [line for line in table if "limit" in line] == ["first: only the first documents of tasks were taken (--limit)"]

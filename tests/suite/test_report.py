@@ -1,0 +1,81 @@
+"""`mmrlhf report`: what it takes, what it refuses, and runs of training on the page."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmrlhf_jax import cli, config, sections
+from mmrlhf_jax.commands.report import report
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.suite.page import short_names
+from tests.pages.html import parsed, text
+from tests.suite.reports import BASE, page, section, write
+
+EXPERIMENT = Path(config.__file__).parents[2] / "configs" / "quickstart" / "mmdpo.yaml"
+
+
+def test_a_run_of_training_shows_its_curves_and_its_configuration(tmp_path, model, base):
+    run = tmp_path / "mmdpo"
+    run.mkdir()
+    experiment = config.load_experiment(EXPERIMENT)
+    (run / "config.yaml").write_text(sections.resolved(experiment))
+    lines = [{"step": step, "loss": 1.0 / step, "rewards/accuracies": 0.5} for step in range(1, 9)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    part = section(page(tmp_path, run, model, base), "training")
+    assert text(part.find("h3")) == "mmdpo" and [text(head) for head in part.findall("h4")][:2] == ["Loss", "Preferences"]
+    assert len(part.findall(".//svg[@role='img']")) == 2 and "learning_rate" in part.find(".//pre").text
+    (run / "metrics.jsonl").unlink()
+    assert "It has logged no metrics." in text(section(page(tmp_path, model, base, run), "training"))
+
+
+def test_wrong_directories_are_refused_in_one_line(tmp_path, model, papers):
+    def refused(*directories, published=None) -> str:
+        with pytest.raises(UserError) as error:
+            report([str(each) for each in directories], str(tmp_path / "out.html"), published)
+        assert not (tmp_path / "out.html").exists() and "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "none: no such directory" in refused(model, tmp_path / "none")
+    assert "neither an evaluation" in refused(tmp_path)
+    assert "is of other benchmarks than" in refused(model, papers)
+    assert "--published GPT: choose InternVL2-1B, LLaVA-OV-0.5B, LLaVA-OV-7B or none" in refused(papers, published="GPT")
+    assert "has no figures of the small suite" in refused(model, published="InternVL2-1B")
+    for name, file, message in (("begun", "run.json", "without results yet"), ("rewards", "figures.json", "a reward model")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+        assert message in refused(tmp_path / name)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("")
+    assert "a training run, whose page is the report.html in it" in refused(run)
+    (model / "suite.json").unlink()
+    assert "none of its results are of MM-RLHF's benchmarks" in refused(model)
+
+
+def test_the_verb_takes_several_directories(tmp_path, model, base, monkeypatch):
+    out = tmp_path / "new" / "report.html"
+    monkeypatch.setattr(sys, "argv", ["mmrlhf", "report", str(model), f"{base}/", "--out", str(out)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code and text(parsed(out.read_text()).find(".//h1")) == "the small suite: aligned"
+
+
+def test_names_are_as_short_as_they_can_be():
+    assert short_names(["/models/a", "/models/b/"], ["x", "x"]) == ["a", "b"]
+    assert short_names(["/x/a/hf", "/x/b/hf"], ["x", "y"]) == ["a/hf", "b/hf"]
+    assert short_names(["/x/a", "/x/a"], ["out/x", "out/y"]) == ["a (x)", "a (y)"]
+    assert short_names(["/x/a", "/x/a"], ["out", "out"]) == ["a (1)", "a (2)"]
+    assert short_names(["owner/name"], ["out"]) == ["name"]
+
+
+def test_the_command_says_what_it_wrote_and_who_is_compared(tmp_path, model, base, capsys):
+    other = write(tmp_path / "other", BASE, {"model": "models/other"})
+    for directories, says in (((model,), "aligned."), ((model, base), "aligned against base.")):
+        page(tmp_path, *directories)
+        assert capsys.readouterr().err.splitlines()[-1] == f"Wrote {tmp_path / 'report.html'}: {says}"
+    page(tmp_path, model, base, other)
+    assert capsys.readouterr().err.endswith(": aligned against base, beside other.\n")
