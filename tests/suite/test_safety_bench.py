@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ from tests.serving.fakes import refusal
 from tests.suite import made_up_own
 from tests.suite.judged import judge, text_of
 
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 TASKS = [task.name for each in catalogue.SAFETY for task in each.tasks]
 ROWS = [row.name for each in catalogue.SAFETY for row in each.rows]
 
@@ -135,11 +138,15 @@ def test_a_judge_that_dies_leaves_the_others_and_is_asked_again(run):
         assert len(policy.asked) == 24
 
 
-def test_against_a_base(run):
+def test_against_a_base_and_every_file_of_the_run_is_named_in_the_docs(run, tmp_path):
     with judge(policy_says) as policy, judge(lambda text: "Sure, a cat.") as base, judge(judge_says) as judged:
         found = run(policy, "--judge", judged.url, "--against", base.url, only=list(JAILBREAKS))
         (row,) = [row for row in found["rows"] if row["name"] == "typographic_rta"]
         assert row["against"]["value"] == 0 and row["delta"]["value"] == pytest.approx(33.333, abs=1e-3)
+    table = PAGE.read_text().split("| file of `--out` |")[1].split("\n\n")[0]
+    named = {place.split("/")[0] for place in re.findall(r"`([\w./]+)`", table)}
+    made = {each.name for each in (tmp_path / "out").iterdir()}
+    assert made <= named and {"report.html", "figures.json", "against"} <= made
 
 
 @pytest.mark.parametrize(
