@@ -60,7 +60,7 @@ def check_pooled(task: Task, found: Results) -> None:
 @each
 def test_metrics_are_those_of_the_harness_on_the_same_answers(running, tmp_path, twice, task):
     form = "parquet" if len(task.name) % 2 else "jsonl"
-    tasks = tasks_of(running, task, tmp_path / "data", form)
+    tasks = tasks_of(running, task, tmp_path / "data", form, "paper")
     documents, requests = asked(tasks, task)
     assert documents == len(made_up.documents(task.harness_task)) == len(requests)
     assert all(one.missing is None and one.request.texts[-1] and one.request.media for one in requests)

@@ -91,9 +91,16 @@ class Harness:
 
     @contextlib.contextmanager
     def score(
-        self, task: Task, local: Local | None, answers: Mapping[str, Answer], judge: Mapping[str, str] | None
+        self,
+        task: Task,
+        local: Local | None,
+        answers: Mapping[str, Answer],
+        judge: Mapping[str, str] | None,
+        *,
+        corrected: bool,
     ) -> Iterator[Scoring]:
-        """Scores a task's answers. `judge` are environment variables that say where its judge is."""
+        """Scores a task's answers. `judge` are environment variables that say where its judge is; `corrected` is that of
+        `Job`."""
         job = self._job("score", task, local)
         path = Path(job.folder) / "answers.jsonl"
         with path.open("w", encoding="utf-8") as file:
@@ -102,7 +109,7 @@ class Harness:
                 file.write(strict_json.dumps(row, ensure_ascii=False) + "\n")
         rows = {row.name: row.metrics for row in task.rows}
         environment = {**job.environment, **(judge or {})}
-        job = dataclasses.replace(job, answers=str(path), rows=rows, environment=environment)
+        job = dataclasses.replace(job, answers=str(path), rows=rows, environment=environment, corrected=corrected)
         with self._connected(job) as channel:
             yield Scoring(channel, task)
 
