@@ -203,7 +203,8 @@ class Answering:
     def _wait(self) -> None:
         """Wait for the other hosts; answer the share of one that is gone, or that does not come."""
         began, shown = time.monotonic(), None
-        while missing := [process for process in range(1, self._share.count) if not self._has_finished(process)]:
+        left = [n for n in range(1, self._share.count) if not all(self._is_done(task, n) for task in self._tasks)]
+        while missing := [process for process in left if not self._has_finished(process)]:
             if missing != shown:
                 say(f"waiting for the answers of process {', '.join(map(str, missing))}")
                 shown = missing
@@ -229,11 +230,9 @@ class Answering:
         del self._locks[process]
 
     def _has_finished(self, process: int) -> bool:
-        """Whether a host has done in this launch what it could, or had nothing to do."""
+        """Whether a host has done in this launch what it could."""
         mark = hosts.mark_path(self._directory, process)
-        if exists(mark) and read_text(mark) == self._launch:
-            return True
-        return all(self._is_done(task, process) for task in self._tasks)
+        return exists(mark) and read_text(mark) == self._launch
 
     # What is finished ------------------------------------------------------------------------------------------------
 

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mmrlhf_jax import ownership
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.jobs import ALONE, Share
 from mmrlhf_jax.owner import Owner
-from mmrlhf_jax.suite import answering
+from mmrlhf_jax.suite import answering, hosts
 from mmrlhf_jax.suite.answering import Answering
 from mmrlhf_jax.suite.answers import answers_path
 from tests.suite.asked import Documents, Parrot, only, task
@@ -193,3 +194,19 @@ def test_the_first_host_waits_for_what_the_others_mend_in_this_launch(tmp_path, 
         run(tmp_path, share=Share(1, 2), launch="second")
         found, _ = first.result(timeout=10)
     assert [each.unanswered for each in found.finished(TASKS[0])] == [{}, {}] and len(used(found)["mme"]) == 4
+
+
+def test_a_host_that_comes_while_the_first_one_answers_in_its_place_leaves_it_to_that(tmp_path, capsys):
+    with hosts.First(tmp_path, Share(0, 2)), _held(hosts.owner(tmp_path, 1)):
+        run(tmp_path, policy=pytest.fail, share=Share(1, 2))
+    assert "process 0 has taken its documents over" in capsys.readouterr().err
+    with (
+        _held(hosts.owner(tmp_path, 1)),
+        pytest.raises(UserError, match="the answers of process 1"),
+    ):  # another one of this number
+        run(tmp_path, share=Share(1, 2))
+
+
+def _held(lock: ownership.Ownership) -> ownership.Ownership:
+    lock.take()
+    return lock

@@ -16,7 +16,7 @@ from mmrlhf_jax.suite import resampling
 from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.harness import NAME
-from mmrlhf_jax.suite.harness.running import NO_JUDGE, PYTHON, Harness, Scoring
+from mmrlhf_jax.suite.harness.running import NOWHERE, PYTHON, Harness, Scoring
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.reasons import APART, OTHER_REQUEST
@@ -89,7 +89,7 @@ def alone(task: Task, answers, folder, home, url: str) -> dict[str, float | None
     folder.mkdir()
     (folder / "answers.json").write_text(json.dumps({name: answer.answer for name, answer in answers.items()}))
     full = not task.name.startswith(("llava", "mathv"))
-    variables = NO_JUDGE | {"OPENAI_API_URL": f"{url}/v1" + ("/chat/completions" if full else "")}
+    variables = NOWHERE | {"OPENAI_API_URL": f"{url}/v1" + ("/chat/completions" if full else "")}
     variables |= {"PYTHONPATH": os.getcwd(), "MODEL_VERSION": "m", "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     variables["HF_DATASETS_CACHE"] = str(folder / "cache")
     command = [os.environ.get(PYTHON) or sys.executable, "-m", "tests.suite.alone", task.harness_task, task.data.split]

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.progress import Progress
-from mmrlhf_jax.suite import resampling
+from mmrlhf_jax.suite import hub_cache, resampling
 from mmrlhf_jax.suite.answered_documents import cluster_of, document_of
 from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.harness import NAME
@@ -19,7 +19,7 @@ from mmrlhf_jax.suite.judges.harness_replies import reader_of
 from mmrlhf_jax.suite.judges.judging import Judging
 from mmrlhf_jax.suite.judges.loopback import Loopback
 from mmrlhf_jax.suite.judges.rounds import scored
-from mmrlhf_jax.suite.local import Local
+from mmrlhf_jax.suite.local import Local, fingerprint_of_media
 from mmrlhf_jax.suite.own.grader import Mode
 from mmrlhf_jax.suite.reasons import BEYOND_LIMIT, NOT_ANSWERED
 from mmrlhf_jax.suite.results import Document, Figure, Results
@@ -51,7 +51,8 @@ class HarnessTasks:
 
     def made_with(self, task: Task) -> dict[str, Any]:
         local = self._local.get(task.name)
-        return self._how(task) | {"limit": self._options.limit, "data": local and local.fingerprint(task)}
+        data = local.fingerprint(task) if local is not None else fingerprint_of_media(hub_cache.home(), task)
+        return self._how(task) | {"limit": self._options.limit, "data": data}
 
     def expected(self, task: Task) -> int | None:
         local, limit = self._local.get(task.name), self._options.limit
