@@ -65,14 +65,14 @@ class Finished:
     Attributes:
         made_with: see `Source.made_with`.
         documents: how many the task has, of all shares.
-        refused: document -> why it has no answer.
+        unanswered: document -> why it has no answer.
         failed: why the task could not be run; None if it could.
         answered: document -> the key of its request, by which its answer is found.
     """
 
     made_with: Mapping[str, Any]
     documents: int
-    refused: Mapping[str, str]
+    unanswered: Mapping[str, str]
     failed: str | None = None
     answered: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -149,7 +149,7 @@ class Answering:
 
     def _answer_task(self, task: Task, process: int, progress: Pace) -> Finished:
         before = {name: list(by_key) for name, by_key in stored(self._directory, task.name).items()}
-        refused: dict[str, str] = {}
+        unanswered: dict[str, str] = {}
         keys: dict[str, str] = {}
         documents, done, made_with = self._expected(task), progress.done, self._source.made_with(task)
         share = Share(process, self._share.count)
@@ -161,7 +161,7 @@ class Answering:
                 documents = asking.documents
                 mine = len(range(process, documents, self._share.count))
                 progress.total += mine - self._expected(task)
-                wanted = self._wanted(asking, refused, keys, progress)
+                wanted = self._wanted(asking, unanswered, keys, progress)
                 if (first := next(wanted, None)) is not None:
                     say(f"{task.name}: {mine} documents")
                     progress.answering()
@@ -170,25 +170,25 @@ class Answering:
                             file.add(Answer.to(request, answered.text, answered.finish_reason))
                             keys[request.document] = request.key
                         else:
-                            refused[request.document] = answered.error
+                            unanswered[request.document] = answered.error
         except TaskFailed as error:
             progress.total -= len(range(process, documents, self._share.count)) - (progress.done - done)
-            return Finished(made_with, documents, refused, str(error), keys)
-        return Finished(made_with, documents, refused, answered=keys)
+            return Finished(made_with, documents, unanswered, str(error), keys)
+        return Finished(made_with, documents, unanswered, answered=keys)
 
-    def _wanted(self, asking: Asking, refused: dict[str, str], keys: dict[str, str], progress: Pace) -> Iterator[Request]:
+    def _wanted(self, asking: Asking, unanswered: dict[str, str], keys: dict[str, str], progress: Pace) -> Iterator[Request]:
         """Yield the requests that have no answer, and keep small pictures of their media. What cannot be asked is noted in
-        `refused`, and what has an answer in `keys`."""
+        `unanswered`, and what has an answer in `keys`."""
         for each in asking.requests():
             if each.missing is not None:
-                refused[each.document] = each.missing
+                unanswered[each.document] = each.missing
             elif each.answered:
                 keys[each.document] = each.request.key
             else:
                 try:
                     pictures.keep(self._directory, each.request, example_of(each.request))
                 except UserError as error:
-                    refused[each.document] = str(error)
+                    unanswered[each.document] = str(error)
                 else:
                     yield each.request
                     continue
@@ -239,7 +239,7 @@ class Answering:
     def _is_done(self, task: Task, process: int) -> bool:
         """Whether a share of a task need not be looked at again: it is asked the same, and every document has its answer."""
         found = self._read(task, process)
-        if found is None or found.failed is not None or found.refused or not self._is_current(found, task):
+        if found is None or found.failed is not None or found.unanswered or not self._is_current(found, task):
             return False
         kept = stored(self._directory, task.name)
         there = [document for document, key in found.answered.items() if key in kept.get(document, {})]

@@ -128,9 +128,9 @@ def test_a_missing_video_and_a_missing_picture_are_that_documents_reason(running
         assert [one.document for one in requests if one.missing] == lost
         assert all(str(tmp_path / name / path) in one.missing for one in requests if one.missing)
         answers = answers_of(task, [one for one in requests if not one.missing])
-        refused = {one.document: one.missing for one in requests if one.missing}
+        unanswered = {one.document: one.missing for one in requests if one.missing}
         with judge(verdict) as fake, judging(fake, tmp_path / "verdicts.jsonl") as judged:
-            found = tasks.score(task, answers, refused, judged)
+            found = tasks.score(task, answers, unanswered, judged)
         assert found.coverage.scored == len(requests) - len(lost)
         assert sum(found.coverage.missing.values()) == len(lost)
         assert found.figures[task.rows[0].name].value is not None

@@ -76,8 +76,8 @@ class HarnessTasks:
     ) -> contextlib.AbstractContextManager[Asking]:
         return self._harness.ask(task, self._local.get(task.name), dataclasses.asdict(self._options), answered, share)
 
-    def score(self, task: Task, answers: Mapping[str, Answer], refused: Mapping[str, str], judging: Judging) -> Results:
-        """The harness's figures of a task. `refused`: document -> why it has no answer. TaskFailed if it cannot be scored."""
+    def score(self, task: Task, answers: Mapping[str, Answer], unanswered: Mapping[str, str], judging: Judging) -> Results:
+        """The harness's figures of a task. `unanswered`: document -> why it has no answer. TaskFailed if there can be none."""
         with contextlib.ExitStack() as stack:
             environment = None
             if task.judge != "none":
@@ -85,7 +85,7 @@ class HarnessTasks:
                 environment = loopback.environment
             local, as_meant = self._local.get(task.name), self._mode == "corrected"
             scoring = stack.enter_context(self._harness.score(task, local, answers, environment, corrected=as_meant))
-            missing = dict(refused)
+            missing = dict(unanswered)
             doing, total = f"{task.name}: scoring", len(scoring.scorable)
             if task.judge == "none":
                 found = _each_scored(scoring, Progress(doing, total))

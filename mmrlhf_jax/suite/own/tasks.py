@@ -67,11 +67,11 @@ class OwnTasks:
         cannot be read."""
         yield Asking(self._used(task), self._grader(task), self._options(task), answered, share)
 
-    def score(self, task: Task, answers: Mapping[str, Answer], refused: Mapping[str, str], judging: Judging) -> Results:
-        """The results of a task. `refused`: document -> why it has no answer. TaskFailed if the data cannot be read."""
+    def score(self, task: Task, answers: Mapping[str, Answer], unanswered: Mapping[str, str], judging: Judging) -> Results:
+        """The results of a task. `unanswered`: document -> why it has no answer. TaskFailed if the data cannot be read."""
         entries, grader = self._used(task), self._grader(task)
         missing = {str(number): each.missing for number, each in enumerate(entries) if each.missing is not None}
-        missing |= refused
+        missing |= unanswered
         for number, entry in enumerate(entries):
             if (name := str(number)) in missing:
                 continue
