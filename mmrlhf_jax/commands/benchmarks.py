@@ -77,7 +77,7 @@ class Command:
         against_model: the base's name at its server.
         judged: who judges.
         data: values TASK=FILE.
-        metrics: the mode of the tasks that are graded here.
+        metrics: the mode of the tasks that have two.
         options: those of the harness's `Options`.
         launch: the launch file.
         out: the directory of the run.

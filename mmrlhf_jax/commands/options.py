@@ -183,7 +183,7 @@ Metrics = Annotated[
     str,
     typer.Option(
         metavar="[corrected|paper]",
-        help="Which metrics the tasks have that are scored by this project: those of their definitions, corrected, or those of"
-        " the paper's code.",
+        help="Which metrics the tasks have that are scored by this project, and how POPE and MMMU-Pro read an answer: those of"
+        " their definitions, corrected, or those of the paper's code.",
     ),
 ]

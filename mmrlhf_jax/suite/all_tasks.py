@@ -37,8 +37,8 @@ class AllTasks(Source):
     def metrics_of(self, task: Task) -> str:
         return self._of(task).metrics_of(task)
 
-    def score(self, task: Task, answers: Mapping[str, Answer], refused: Mapping[str, str], judging: Judging) -> Results:
-        return self._of(task).score(task, answers, refused, judging)
+    def score(self, task: Task, answers: Mapping[str, Answer], unanswered: Mapping[str, str], judging: Judging) -> Results:
+        return self._of(task).score(task, answers, unanswered, judging)
 
     def _of(self, task: Task) -> OwnTasks | HarnessTasks:
         return self._own if task.own_metrics else self._harness

@@ -14,7 +14,7 @@ from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import exists, read_json_object, read_text, write_atomically
+from mmrlhf_jax.files import exists, read_bytes, read_json_object, write_atomically
 from mmrlhf_jax.inference.jobs import LATE_SECONDS, POLL_SECONDS, Share
 from mmrlhf_jax.ownership import Ownership
 from mmrlhf_jax.progress import say
@@ -65,14 +65,14 @@ class Finished:
     Attributes:
         made_with: see `Source.made_with`.
         documents: how many the task has, of all shares.
-        refused: document -> why it has no answer.
+        unanswered: document -> why it has no answer.
         failed: why the task could not be run; None if it could.
         answered: document -> the key of its request, by which its answer is found.
     """
 
     made_with: Mapping[str, Any]
     documents: int
-    refused: Mapping[str, str]
+    unanswered: Mapping[str, str]
     failed: str | None = None
     answered: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -149,7 +149,7 @@ class Answering:
 
     def _answer_task(self, task: Task, process: int, progress: Pace) -> Finished:
         before = {name: list(by_key) for name, by_key in stored(self._directory, task.name).items()}
-        refused: dict[str, str] = {}
+        unanswered: dict[str, str] = {}
         keys: dict[str, str] = {}
         documents, done, made_with = self._expected(task), progress.done, self._source.made_with(task)
         share = Share(process, self._share.count)
@@ -161,7 +161,7 @@ class Answering:
                 documents = asking.documents
                 mine = len(range(process, documents, self._share.count))
                 progress.total += mine - self._expected(task)
-                wanted = self._wanted(asking, refused, keys, progress)
+                wanted = self._wanted(asking, unanswered, keys, progress)
                 if (first := next(wanted, None)) is not None:
                     say(f"{task.name}: {mine} documents")
                     progress.answering()
@@ -170,25 +170,25 @@ class Answering:
                             file.add(Answer.to(request, answered.text, answered.finish_reason))
                             keys[request.document] = request.key
                         else:
-                            refused[request.document] = answered.error
+                            unanswered[request.document] = answered.error
         except TaskFailed as error:
             progress.total -= len(range(process, documents, self._share.count)) - (progress.done - done)
-            return Finished(made_with, documents, refused, str(error), keys)
-        return Finished(made_with, documents, refused, answered=keys)
+            return Finished(made_with, documents, unanswered, str(error), keys)
+        return Finished(made_with, documents, unanswered, answered=keys)
 
-    def _wanted(self, asking: Asking, refused: dict[str, str], keys: dict[str, str], progress: Pace) -> Iterator[Request]:
+    def _wanted(self, asking: Asking, unanswered: dict[str, str], keys: dict[str, str], progress: Pace) -> Iterator[Request]:
         """Yield the requests that have no answer, and keep small pictures of their media. What cannot be asked is noted in
-        `refused`, and what has an answer in `keys`."""
+        `unanswered`, and what has an answer in `keys`."""
         for each in asking.requests():
             if each.missing is not None:
-                refused[each.document] = each.missing
+                unanswered[each.document] = each.missing
             elif each.answered:
                 keys[each.document] = each.request.key
             else:
                 try:
                     pictures.keep(self._directory, each.request, example_of(each.request))
                 except UserError as error:
-                    refused[each.document] = str(error)
+                    unanswered[each.document] = str(error)
                 else:
                     yield each.request
                     continue
@@ -203,7 +203,8 @@ class Answering:
     def _wait(self) -> None:
         """Wait for the other hosts; answer the share of one that is gone, or that does not come."""
         began, shown = time.monotonic(), None
-        while missing := [process for process in range(1, self._share.count) if not self._has_finished(process)]:
+        left = [n for n in range(1, self._share.count) if not all(self._is_done(task, n) for task in self._tasks)]
+        while missing := [process for process in left if not self._has_finished(process)]:
             if missing != shown:
                 say(f"waiting for the answers of process {', '.join(map(str, missing))}")
                 shown = missing
@@ -229,18 +230,16 @@ class Answering:
         del self._locks[process]
 
     def _has_finished(self, process: int) -> bool:
-        """Whether a host has done in this launch what it could, or had nothing to do."""
+        """Whether a host has done in this launch what it could."""
         mark = hosts.mark_path(self._directory, process)
-        if exists(mark) and read_text(mark) == self._launch:
-            return True
-        return all(self._is_done(task, process) for task in self._tasks)
+        return exists(mark) and read_bytes(mark) == self._launch.encode()
 
     # What is finished ------------------------------------------------------------------------------------------------
 
     def _is_done(self, task: Task, process: int) -> bool:
         """Whether a share of a task need not be looked at again: it is asked the same, and every document has its answer."""
         found = self._read(task, process)
-        if found is None or found.failed is not None or found.refused or not self._is_current(found, task):
+        if found is None or found.failed is not None or found.unanswered or not self._is_current(found, task):
             return False
         kept = stored(self._directory, task.name)
         there = [document for document, key in found.answered.items() if key in kept.get(document, {})]
@@ -251,7 +250,10 @@ class Answering:
 
     def _read(self, task: Task, process: int) -> Finished | None:
         path = self._path(task, process)
-        return Finished(**read_json_object(path)) if exists(path) else None
+        try:
+            return Finished(**read_json_object(path)) if exists(path) else None
+        except (UserError, TypeError):  # it is damaged, or of another version: the task is looked at again
+            return None
 
     def _path(self, task: Task, process: int) -> epath.Path:
         return self._directory / hosts.FOLDER / f"{task.name}.{process:04d}-of-{self._share.count:04d}.json"

@@ -33,8 +33,8 @@ from mmrlhf_jax.suite.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What is to be evaluated, and how. `share` is this host's part of the documents, `metrics` the mode of the tasks that are
-    graded here."""
+    """What is to be evaluated, and how. `share` is this host's part of the documents, `metrics` the mode of the tasks that have
+    two."""
 
     tasks: Sequence[Task]
     options: Options
@@ -154,7 +154,7 @@ class Evaluation:
     def _tasks(self, harness: Harness | None, jury: Jury) -> AllTasks:
         wanted = self._wanted
         own = OwnTasks(wanted.local, wanted.metrics, limit=wanted.options.limit, classifier=jury.classifier)
-        return AllTasks(own, HarnessTasks(harness, wanted.options, wanted.local))
+        return AllTasks(own, HarnessTasks(harness, wanted.options, wanted.local, wanted.metrics))
 
     def _opened(self) -> Policy:
         """The policy. What it really answers with is noted, which may be another type of numbers on another device."""

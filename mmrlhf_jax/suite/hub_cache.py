@@ -16,7 +16,7 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")  # in the name of a file that is one
 def has(task: Task) -> bool:
     """Whether a task needs no download: its documents are there, and the folder in which its videos are unpacked."""
     folder = media_folder(task.data)
-    if folder is not None and not _holds_something(_home() / folder):
+    if folder is not None and not _holds_something(home() / folder):
         return False
     if task.own_metrics:
         return _is_whole(_snapshot(task.data.hub, CONVERTED), pattern_of(task.data))
@@ -28,7 +28,7 @@ def _is_prepared(data: Data) -> bool:
     owner, _, name = data.hub.partition("/")
     snake = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)
     snake = re.sub(r"([a-z\d])([A-Z])", r"\1_\2", snake).lower()
-    place = Path(os.environ.get("HF_DATASETS_CACHE") or _home() / "datasets") / f"{owner}___{snake}"
+    place = Path(os.environ.get("HF_DATASETS_CACHE") or home() / "datasets") / f"{owner}___{snake}"
     return any(_holds_something(folder) for folder in place.glob(f"{data.config or '*'}/*/*") if folder.is_dir())
 
 
@@ -49,12 +49,13 @@ def _is_whole(snapshot: Path | None, pattern: str) -> bool:
 
 def _snapshot(hub: str, revision: str) -> Path | None:
     """The folder of a revision of a data set in the hub's cache; None if it is not there."""
-    repository = Path(os.environ.get("HF_HUB_CACHE") or _home() / "hub") / f"datasets--{hub.replace('/', '--')}"
+    repository = Path(os.environ.get("HF_HUB_CACHE") or home() / "hub") / f"datasets--{hub.replace('/', '--')}"
     reference = repository / "refs" / revision
     return repository / "snapshots" / reference.read_text().strip() if reference.is_file() else None
 
 
-def _home() -> Path:
+def home() -> Path:
+    """The folder HF_HOME, below which the hub's caches and the videos of tasks are."""
     return Path(os.path.expanduser(os.environ.get("HF_HOME") or "~/.cache/huggingface"))
 
 

@@ -39,7 +39,7 @@ class Local:
         found = 0
         for path in self.files:
             if path.suffix == ".jsonl":
-                found += sum(bool(line.strip()) for line in path.read_bytes().split(b"\n"))
+                found += _lines(path)
                 continue
             try:
                 import pyarrow.parquet
@@ -57,16 +57,34 @@ class Local:
         pictures = [name for name, holds in task.columns.items() if holds in rows.PICTURES]
         named = [path for each in self.files for path in _named(each, pictures)] if pictures else []
         stated = [_stated(each, self.folder) for each in (*self.files, *named)]
-        return hashlib.sha256(repr([stated, media(self.folder, task)]).encode()).hexdigest()[:16]
+        return _digest([stated, _media(self.folder, task)])
 
 
-def media(home: str, task: Task) -> list[tuple[str, int, int]]:
-    """(name, size, time) of all that is in the folders of a task's videos and subtitles, which are those of HF_HOME."""
+def _lines(path: Path) -> int:
+    """How many lines of a file are not empty."""
+    try:
+        return sum(bool(line.strip()) for line in path.read_bytes().split(b"\n"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def fingerprint_of_media(home: os.PathLike, task: Task) -> str | None:
+    """A digest of names, sizes and times of the hub's videos and subtitles of a task, as they are in HF_HOME; None for a task
+    without such files."""
+    return _digest(_media(home, task)) if task.data.files else None
+
+
+def _digest(stated: Any) -> str:
+    return hashlib.sha256(repr(stated).encode()).hexdigest()[:16]
+
+
+def _media(home: os.PathLike | str, task: Task) -> list[tuple[str, int, int]]:
+    """(name, size, time) of all that is in the folders of a task's videos and subtitles."""
     folders = [Path(home) / pattern.split("{")[0] for pattern in task.data.files]
     return [_stated(each, home) for folder in folders if folder.is_dir() for each in sorted(folder.iterdir())]
 
 
-def _stated(path: Path, folder: str) -> tuple[str, int, int]:
+def _stated(path: Path, folder: os.PathLike | str) -> tuple[str, int, int]:
     """(name, size, time) of a file; sizes below 0 of one that is not there."""
     try:
         found = path.stat()
@@ -121,7 +139,7 @@ def parse(values: Iterable[str]) -> Mapping[str, Local]:
             raise UserError(f"--data {value}: expected TASK=FILE, with a task of `mmrlhf eval benchmarks --list`")
         tasks, local = catalogue.find(name), Local(os.path.expanduser(path))
         try:
-            _ = local.files
+            _ = local.documents
         except UserError as error:
             raise UserError(f"--data {name}: {error}") from None
         for task in tasks:

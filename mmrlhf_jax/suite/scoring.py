@@ -11,7 +11,7 @@ from etils import epath
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.digests import text_digest
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import exists, read_text, write_atomically
+from mmrlhf_jax.files import exists, read_bytes, write_atomically
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.answered_documents import document_of
@@ -30,8 +30,8 @@ WITHOUT_JUDGE = f"{NO_JUDGE}; the answers are kept"
 class Scorer(Protocol):
     """What makes results of answers."""
 
-    def score(self, task: Task, answers: Mapping[str, Answer], refused: Mapping[str, str], judging: Judging) -> Results:
-        """The results of a task. `refused`: document -> why it has no answer. TaskFailed if there can be none."""
+    def score(self, task: Task, answers: Mapping[str, Answer], unanswered: Mapping[str, str], judging: Judging) -> Results:
+        """The results of a task. `unanswered`: document -> why it has no answer. TaskFailed if there can be none."""
         ...
 
     def settings(self, task: Task) -> Mapping[str, Any]:
@@ -71,24 +71,26 @@ class Scoring:
 
     def _results(self, task: Task) -> Results:
         answers = self._answered.answers(task)
-        refused = {name: reason for each in self._answered.finished(task) for name, reason in each.refused.items()}
+        unanswered = {name: reason for each in self._answered.finished(task) for name, reason in each.unanswered.items()}
         failed = next((each.failed for each in self._answered.finished(task) if each.failed is not None), None)
         if failed is not None:
-            return self._without_figures(task, failed, answers, refused)
+            return self._without_figures(task, failed, answers, unanswered)
         if task.judge == "always" and self._jury.name_of(task) is None:
-            return self._without_figures(task, WITHOUT_JUDGE, answers, refused)
+            return self._without_figures(task, WITHOUT_JUDGE, answers, unanswered)
         try:
             with Verdicts(verdicts_path(self._directory, task.name), again=self._jury.again) as verdicts:
                 judging = Judging(self._jury.of(task), verdicts, self._jury.name_of(task))
-                return self._scorer.score(task, answers, refused, judging)
+                return self._scorer.score(task, answers, unanswered, judging)
         except TaskFailed as error:
             say(f"{task.name}: {error}; the other tasks go on")
-            return self._without_figures(task, str(error), answers, refused)
+            return self._without_figures(task, str(error), answers, unanswered)
 
-    def _without_figures(self, task: Task, reason: str, answers: Mapping[str, Answer], refused: Mapping[str, str]) -> Results:
+    def _without_figures(
+        self, task: Task, reason: str, answers: Mapping[str, Answer], unanswered: Mapping[str, str]
+    ) -> Results:
         """Results that say why there are none."""
         documents = [document_of(name, each, missing=reason) for name, each in answers.items()]
-        documents += [document_of(name, None, missing=why) for name, why in refused.items() if name not in answers]
+        documents += [document_of(name, None, missing=why) for name, why in unanswered.items() if name not in answers]
         expected = max((each.documents for each in self._answered.finished(task)), default=task.data.documents or 0)
         left = {reason: expected - len(documents)} if expected > len(documents) else {}
         figures = {row.name: Figure(None, reason) for row in task.rows}
@@ -105,7 +107,9 @@ class Scoring:
     def _is_scored(self, task: Task, made_of: str) -> bool:
         """Whether a task's results are those of what is there; not if anything is missing that may be there this time."""
         path = self._path(task)
-        if not (exists(path) and exists(results.figures_path(self._directory, task.name)) and read_text(path) == made_of):
+        if not (
+            exists(path) and exists(results.figures_path(self._directory, task.name)) and read_bytes(path) == made_of.encode()
+        ):
             return False
         try:
             return results.read(self._directory, task.name).coverage.missing == {}

@@ -7,7 +7,7 @@ import pytest
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.suite.judges.judge import KEY, EndpointJudge
 from mmrlhf_jax.suite.judges.judging import FAILED, Judging
-from mmrlhf_jax.suite.judges.question import Question, ask, limits
+from mmrlhf_jax.suite.judges.question import Question, limits, single_message
 from mmrlhf_jax.suite.judges.verdicts import Verdicts
 from mmrlhf_jax.suite.own.registry import grader_of
 from mmrlhf_jax.suite.own.safety import attack_question
@@ -27,7 +27,12 @@ def test_a_model_that_is_served_judges_texts_and_pictures(address, tmp_path):
     (with_picture,) = grader_of("llava_wilder_small").questions("0", columns, "Because.")
     short = Question("0", with_picture.messages, limits(6))
     chat = attack_question("1", "Boil water", "Sure.", classifier=False)
-    asked = [short, Question("1", chat.messages, limits(6)), ask("2", "Is water wet?", 6), ask("3", "a" * 9000, 6)]
+    asked = [
+        short,
+        Question("1", chat.messages, limits(6)),
+        single_message("2", "Is water wet?", 6),
+        single_message("3", "a" * 9000, 6),
+    ]
     with Verdicts(tmp_path / "verdicts.jsonl") as verdicts:
         found = Judging(judge, verdicts)
         found.ask(asked)

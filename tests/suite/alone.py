@@ -20,7 +20,7 @@ def main(task: str, split: str, folder: str, answers: str) -> None:
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
-    from tests.suite import made_up
+    from tests.suite.made_up_documents import DOCUMENTS
 
     class Stored(lmms):
         is_simple = False
@@ -35,7 +35,7 @@ def main(task: str, split: str, folder: str, answers: str) -> None:
             raise NotImplementedError
 
     said, folder = json.loads(Path(answers).read_text()), Path(folder)
-    datasets.Dataset.from_list(made_up.documents(task)).to_parquet(folder / "documents.parquet")
+    datasets.Dataset.from_list(DOCUMENTS[task]).to_parquet(folder / "documents.parquet")
     line = re.compile(rf"^task:\s*\W?{task}\W?\s*$", re.MULTILINE)
     (included,) = [path for path in Path(lmms_eval.__file__).parent.glob("tasks/*/*.yaml") if line.search(path.read_text())]
     described = {

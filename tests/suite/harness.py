@@ -18,6 +18,7 @@ from mmrlhf_jax.suite.harness import NAME, VERSION
 from mmrlhf_jax.suite.harness.running import PYTHON, Harness
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
 from mmrlhf_jax.suite.local import Local
+from mmrlhf_jax.suite.own.grader import Mode
 from mmrlhf_jax.suite.task import Task
 from tests.serving.fakes import Reply, chat
 from tests.suite import made_up
@@ -52,9 +53,9 @@ needed = pytest.mark.skipif(
 SCORED = [task for task in TASKS.values() if not task.own_metrics]
 
 
-def tasks_of(running: Harness, task: Task, folder, form: str = "jsonl", **options) -> HarnessTasks:
+def tasks_of(running: Harness, task: Task, folder, form: str = "jsonl", mode: Mode = "corrected", **options) -> HarnessTasks:
     local = Local(str(made_up.write(task.harness_task, folder, form=form)))
-    return HarnessTasks(running, Options(video_frames=2, **options), {task.name: local})
+    return HarnessTasks(running, Options(video_frames=2, **options), {task.name: local}, mode)
 
 
 def asked(tasks: HarnessTasks, task: Task, answered=None):

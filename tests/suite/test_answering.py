@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mmrlhf_jax import ownership
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.jobs import ALONE, Share
 from mmrlhf_jax.owner import Owner
-from mmrlhf_jax.suite import answering
+from mmrlhf_jax.suite import answering, hosts
 from mmrlhf_jax.suite.answering import Answering
 from mmrlhf_jax.suite.answers import answers_path
 from tests.suite.asked import Documents, Parrot, only, task
@@ -41,7 +42,7 @@ def test_every_document_of_every_task_is_answered_once(tmp_path):
     assert len(policy.said) == len(set(policy.said)) == 12
     assert answers(tmp_path)["pope"]["2"] == "you said: pope 2, version 1"
     (finished,) = found.finished(TASKS[1])
-    assert (finished.documents, finished.refused, finished.failed) == (3, {}, None)
+    assert (finished.documents, finished.unanswered, finished.failed) == (3, {}, None)
     kept = only(tmp_path, "mme")["3"]
     assert (tmp_path / "media" / kept.media[0]).stat().st_size > 100
 
@@ -112,7 +113,7 @@ def test_documents_that_cannot_be_asked_or_answered_have_their_reason(tmp_path):
     source = Documents(missing={("mme", "1"): "the video /x.mp4 is missing"})
     policy = Parrot(refuse=lambda request: "too long" if request.prompt.startswith("mme 3") else None)
     found, _ = run(tmp_path, source, policy)
-    assert found.finished(TASKS[0])[0].refused == {"1": "the video /x.mp4 is missing", "3": "too long"}
+    assert found.finished(TASKS[0])[0].unanswered == {"1": "the video /x.mp4 is missing", "3": "too long"}
     assert sorted(only(tmp_path, "mme")) == ["0", "2"]
     _, policy = run(tmp_path)  # the video is there now
     assert sorted(policy.said) == ["mme 1, version 1", "mme 3, version 1"]
@@ -124,7 +125,7 @@ def test_hosts_have_shares_and_the_first_one_waits_for_none_that_has_finished(tm
         found, policy = run(tmp_path, share=Share(process, 3))
         said += policy.said
     assert len(said) == len(set(said)) == 12
-    assert [len(each.refused) for each in found.finished(TASKS[0])] == [0, 0, 0]
+    assert [len(each.unanswered) for each in found.finished(TASKS[0])] == [0, 0, 0]
     assert answers_path(tmp_path, "mme", 2).exists()
     assert {name: len(each) for name, each in answers(tmp_path).items()} == {"mme": 4, "pope": 3, "ai2d": 5}
 
@@ -150,6 +151,16 @@ def test_an_answer_that_is_not_there_any_more_is_made_again(tmp_path, damage):
     assert used(found) == used(whole) and len(used(found)["mme"]) == 4
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"refused": {}}', b'{"made_with": {"version": 1}, "new": 1}'])
+def test_a_damaged_note_of_what_is_finished_is_made_again(tmp_path, content):
+    run(tmp_path)
+    (note,) = (tmp_path / "shares").glob("mme.*.json")
+    whole = note.read_bytes()
+    note.write_bytes(content)
+    _, policy = run(tmp_path)
+    assert note.read_bytes() == whole and policy.said == []
+
+
 def test_the_older_answer_of_another_host_is_never_taken_for_the_newer_one(tmp_path):
     for process in (1, 0):
         run(tmp_path, share=Share(process, 2))
@@ -167,7 +178,7 @@ def test_a_document_that_cannot_be_asked_any_more_has_no_answer(tmp_path):
     source = Documents(missing={("mme", "1"): "its picture is missing"})
     source.version = 2
     found, _ = run(tmp_path, source)
-    assert "1" not in used(found)["mme"] and found.finished(TASKS[0])[0].refused == {"1": "its picture is missing"}
+    assert "1" not in used(found)["mme"] and found.finished(TASKS[0])[0].unanswered == {"1": "its picture is missing"}
 
 
 def test_a_host_that_is_gone_is_seen_to_be_gone_from_another_machine(tmp_path, monkeypatch, capsys):
@@ -192,4 +203,20 @@ def test_the_first_host_waits_for_what_the_others_mend_in_this_launch(tmp_path, 
         assert not first.done()  # what process 1 has finished is of the first launch
         run(tmp_path, share=Share(1, 2), launch="second")
         found, _ = first.result(timeout=10)
-    assert [each.refused for each in found.finished(TASKS[0])] == [{}, {}] and len(used(found)["mme"]) == 4
+    assert [each.unanswered for each in found.finished(TASKS[0])] == [{}, {}] and len(used(found)["mme"]) == 4
+
+
+def test_a_host_that_comes_while_the_first_one_answers_in_its_place_leaves_it_to_that(tmp_path, capsys):
+    with hosts.First(tmp_path, Share(0, 2)), _held(hosts.owner(tmp_path, 1)):
+        run(tmp_path, policy=pytest.fail, share=Share(1, 2))
+    assert "process 0 has taken its documents over" in capsys.readouterr().err
+    with (
+        _held(hosts.owner(tmp_path, 1)),
+        pytest.raises(UserError, match="the answers of process 1"),
+    ):  # another one of this number
+        run(tmp_path, share=Share(1, 2))
+
+
+def _held(lock: ownership.Ownership) -> ownership.Ownership:
+    lock.take()
+    return lock

@@ -16,7 +16,7 @@ from mmrlhf_jax.suite import resampling
 from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.harness import NAME
-from mmrlhf_jax.suite.harness.running import NO_JUDGE, PYTHON, Harness, Scoring
+from mmrlhf_jax.suite.harness.running import NOWHERE, PYTHON, Harness, Scoring
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.reasons import APART, OTHER_REQUEST
@@ -60,7 +60,7 @@ def check_pooled(task: Task, found: Results) -> None:
 @each
 def test_metrics_are_those_of_the_harness_on_the_same_answers(running, tmp_path, twice, task):
     form = "parquet" if len(task.name) % 2 else "jsonl"
-    tasks = tasks_of(running, task, tmp_path / "data", form)
+    tasks = tasks_of(running, task, tmp_path / "data", form, "paper")
     documents, requests = asked(tasks, task)
     assert documents == len(made_up.documents(task.harness_task)) == len(requests)
     assert all(one.missing is None and one.request.texts[-1] and one.request.media for one in requests)
@@ -89,7 +89,7 @@ def alone(task: Task, answers, folder, home, url: str) -> dict[str, float | None
     folder.mkdir()
     (folder / "answers.json").write_text(json.dumps({name: answer.answer for name, answer in answers.items()}))
     full = not task.name.startswith(("llava", "mathv"))
-    variables = NO_JUDGE | {"OPENAI_API_URL": f"{url}/v1" + ("/chat/completions" if full else "")}
+    variables = NOWHERE | {"OPENAI_API_URL": f"{url}/v1" + ("/chat/completions" if full else "")}
     variables |= {"PYTHONPATH": os.getcwd(), "MODEL_VERSION": "m", "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     variables["HF_DATASETS_CACHE"] = str(folder / "cache")
     command = [os.environ.get(PYTHON) or sys.executable, "-m", "tests.suite.alone", task.harness_task, task.data.split]
@@ -128,9 +128,9 @@ def test_a_missing_video_and_a_missing_picture_are_that_documents_reason(running
         assert [one.document for one in requests if one.missing] == lost
         assert all(str(tmp_path / name / path) in one.missing for one in requests if one.missing)
         answers = answers_of(task, [one for one in requests if not one.missing])
-        refused = {one.document: one.missing for one in requests if one.missing}
+        unanswered = {one.document: one.missing for one in requests if one.missing}
         with judge(verdict) as fake, judging(fake, tmp_path / "verdicts.jsonl") as judged:
-            found = tasks.score(task, answers, refused, judged)
+            found = tasks.score(task, answers, unanswered, judged)
         assert found.coverage.scored == len(requests) - len(lost)
         assert sum(found.coverage.missing.values()) == len(lost)
         assert found.figures[task.rows[0].name].value is not None

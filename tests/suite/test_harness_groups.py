@@ -24,13 +24,13 @@ def reply(text: str):
     return chat("{'score': 4}" if "dictionary" in text else "E", model="m")
 
 
-def scored(tasks: HarnessTasks, task, folder, texts, says=reply, answered=None, refused=None):
+def scored(tasks: HarnessTasks, task, folder, texts, says=reply, answered=None, unanswered=None):
     """(results of these answers, how often the judge was asked)."""
     _, requests = asked(tasks, task)
     answers = {one.document: Answer.to(one.request, texts[int(one.document)], "stop") for one in requests if one.request}
     answers = {name: each for name, each in answers.items() if answered is None or name in answered}
     with judge(says) as fake, judging(fake, folder / "verdicts.jsonl") as judged:
-        found = tasks.score(task, answers, refused or {}, judged)
+        found = tasks.score(task, answers, unanswered or {}, judged)
         return found, len(fake.asked)
 
 
@@ -135,7 +135,7 @@ def test_a_question_whose_own_order_is_not_in_the_data(running, tmp_path):
 
 def test_a_question_whose_partner_is_missing_is_missing_and_the_others_have_a_figure(running, tmp_path):
     tasks = tasks_of(running, MME, tmp_path / "data")
-    found, _ = scored(tasks, MME, tmp_path, ["Yes", "No"] * 3, answered=["0", "2", "3"], refused={"4": "no picture"})
+    found, _ = scored(tasks, MME, tmp_path, ["Yes", "No"] * 3, answered=["0", "2", "3"], unanswered={"4": "no picture"})
     assert reasons(found) == [APART, NOT_ANSWERED, None, None, "no picture", NOT_ANSWERED]
     assert found.figures["mme"].value == 200.0
     assert [dict(each.values) for each in found.documents[2:4]] == [{"mme": 200.0}] * 2

@@ -16,7 +16,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference import endpoint
 from mmrlhf_jax.suite.judges.judge import KEY, EndpointJudge
 from mmrlhf_jax.suite.judges.judging import FAILED, GONE, NO_JUDGE, NOT_READ, SILENT, Judging, NotJudged, read
-from mmrlhf_jax.suite.judges.question import Question, ask, limits
+from mmrlhf_jax.suite.judges.question import Question, limits, single_message
 from mmrlhf_jax.suite.judges.verdicts import Verdicts
 from tests.serving import fakes
 from tests.serving.fakes import Fake, chat, refusal
@@ -31,7 +31,7 @@ def at_once(monkeypatch):
 
 
 def questions(*texts: str) -> list[Question]:
-    return [ask(text, text, 5) for text in texts]
+    return [single_message(text, text, 5) for text in texts]
 
 
 def test_a_question_is_asked_once_also_by_the_next_run(tmp_path):
@@ -49,8 +49,10 @@ def test_a_question_is_asked_once_also_by_the_next_run(tmp_path):
 
 
 def test_a_verdict_belongs_to_its_judge_and_its_options(tmp_path):
-    one, other = ask("1", "a", 5), ask("1", "a", 6)
-    assert one.key("m") != other.key("m") and one.key("m") != one.key("n") and one.key("m") == ask("2", "a", 5).key("m")
+    one, other = single_message("1", "a", 5), single_message("1", "a", 6)
+    assert (
+        one.key("m") != other.key("m") and one.key("m") != one.key("n") and one.key("m") == single_message("2", "a", 5).key("m")
+    )
     raw = Question("1", (), {"max_tokens": 5}, prompt="a")
     assert raw.key("m") != one.key("m")
 
@@ -116,11 +118,11 @@ KILLED = """
 import sys
 from tests.suite.judged import judging
 from tests.serving.fakes import Fake
-from mmrlhf_jax.suite.judges.question import ask
+from mmrlhf_jax.suite.judges.question import single_message
 fake = Fake()
 fake.url = sys.argv[1]
 with judging(fake, sys.argv[2]) as found:
-    found.ask([ask(str(n), str(n), 5) for n in range(40)])
+    found.ask([single_message(str(n), str(n), 5) for n in range(40)])
 """
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.suite.catalogue import TASKS
-from mmrlhf_jax.suite.local import Local, parse
+from mmrlhf_jax.suite.local import Local, fingerprint_of_media, parse
 from tests.suite import made_up
 
 
@@ -94,7 +94,19 @@ def test_a_task_has_one_file(tmp_path, lines):
         parse([f"pope={lines}", f"pope_adv={other}"])
 
 
+def test_the_hubs_videos_are_part_of_what_answers_are_made_with(tmp_path):
+    task = TASKS["videomme"]
+    before = fingerprint_of_media(tmp_path, task)
+    made_up.write("videomme", tmp_path)
+    there = fingerprint_of_media(tmp_path, task)
+    _replaced(tmp_path / "videomme/data/clip1.mp4")
+    assert len({before, there, fingerprint_of_media(tmp_path, task)}) == 3
+    assert fingerprint_of_media(tmp_path, TASKS["mme"]) is None
+
+
 def test_a_file_that_is_no_parquet(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR0")
     with pytest.raises(UserError, match="not a parquet file that can be read"):
         _ = Local(str(tmp_path / "a.parquet")).documents
+    with pytest.raises(UserError, match=f"--data mme: {tmp_path}/a.parquet: "):
+        parse([f"mme={tmp_path}/a.parquet"])

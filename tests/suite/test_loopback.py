@@ -111,7 +111,7 @@ def test_a_task_that_asks_something_new_for_ever_is_missing(tmp_path):
 
 def test_a_failed_call_and_a_reply_that_cannot_be_read_are_of_their_documents_alone(tmp_path):
     replies = {"good": "9 7\nbecause", "refused": refusal(400), "nonsense": "I liked both."}
-    with served(replies.get, tmp_path, harness_replies.two_scores) as (fake, server):
+    with served(replies.get, tmp_path, harness_replies.scores) as (fake, server):
         first = run(server, list(replies), lambda text: post(server.url, text))
         assert first == {
             "good": ("9 7\nbecause", None),

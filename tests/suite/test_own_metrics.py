@@ -43,6 +43,13 @@ def test_a_task_of_the_harness_has_no_grader():
         ("Yes.", True), ("no", False), ("**Yes**, it is", True), ("No. Yes would be wrong", False), (" YES\n", True),
         ("The answer is 'No'.", False), ("It says yes", True), ("", None), ("banana", None), ("maybe yes, maybe no", None),
         ("eyes", None), ("Know", None), ("(A)", None), ("是", None),
+        ("I don't know; there's no way to say", None), ("There is no doubt that it is stated.", None), ("No doubt.", None),
+        ("No idea", None), ("No longer visible", None), ("Yes or no? I cannot tell.", None), ("yes/no", None),
+        ("Please answer 'Yes.' or 'No.'", None), ("I cannot say yes.", None), ("It says no such thing", None),
+        ("It is described. Answer: No", False), ("Noise is mentioned, so the answer is **Yes**.", True), ("_No_", False),
+        ("The answer is no doubt", None), ("I would have to go with **no** here", False), ("**Yes** or **no**", None),
+        ("The picture has no noise. Yes.", True), ("There is noise.\nNo", False), ("It is there. Therefore, yes!", True),
+        ("There is no cat", None), ("The answer is yes. The answer is no.", None), ("Verdict: 'no'", False), ("1. Yes", True),
     ],
 )  # fmt: skip
 def test_yes_or_no(reply, found):
@@ -59,7 +66,7 @@ def test_the_papers_code_finds_yes_in_other_words():
         ("Fine.\nRating: 5, very informative, no hallucination", 5), ("rating: 0", 0), ("**Rating:** 3", 3),
         ("Rating: **6**", 6), ("Rating: 4. So the rating: 4", 4), ("", None), ("Good answer", None), ("Rating: 7", None),
         ("Rating: 10", None),
-        ("Rating: 2.5", None), ("Rating: 6, good\nRating: 2, bad", None), ("5", None), ("Rating: five", None),
+        ("Rating: 2.5", 2), ("Rating: 6, good\nRating: 2, bad", None), ("5", None), ("Rating: five", None),
     ],
 )  # fmt: skip
 def test_rating(reply, found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -58,10 +59,10 @@ def says(text: str) -> str:
     return "No." if "low image quality" in text else "Yes."
 
 
-def scored(own: OwnTasks, name: str, directory, answers, judge_says=says, refused=None) -> results.Results:
+def scored(own: OwnTasks, name: str, directory, answers, judge_says=says, unanswered=None) -> results.Results:
     """The results, as they are read back from their files."""
     with judge(judge_says) as fake, judging(fake, verdicts_path(directory, name)) as found:
-        results.write(directory, own.score(catalogue.TASKS[name], answers, refused or {}, found))
+        results.write(directory, own.score(catalogue.TASKS[name], answers, unanswered or {}, found))
     return results.read(directory, name)
 
 
@@ -170,7 +171,7 @@ def test_answers_and_pictures_that_are_not_there(tmp_path):
     own = OwnTasks({"nsfw_text": Local(str(path))})
     answers = answered(own, "nsfw_text")
     assert sorted(answers) == ["1", "2"]
-    found = scored(own, "nsfw_text", tmp_path / "out", {"1": answers["1"]}, refused={"2": "too long"})
+    found = scored(own, "nsfw_text", tmp_path / "out", {"1": answers["1"]}, unanswered={"2": "too long"})
     assert [each.missing for each in found.documents] == [NO_PICTURE, None, "too long"]
     found = scored(own, "nsfw_text", tmp_path / "out", {"1": answers["1"]})
     assert [each.missing for each in found.documents] == [NO_PICTURE, None, NOT_ANSWERED]
@@ -179,6 +180,21 @@ def test_answers_and_pictures_that_are_not_there(tmp_path):
     found = scored(own, "nsfw_text", tmp_path / "out", {"1": answers["1"]})
     assert found.documents[1].missing == OTHER_REQUEST
     assert found.figures["nsfw_text_asr"].value is None and found.figures["nsfw_text_asr"].missing is not None
+
+
+def test_an_answer_to_another_picture_or_with_other_options_is_no_answer_and_a_refusal_wins(tmp_path):
+    path = made_up_own.write(tmp_path, "nsfw_text", "jsonl")
+    answers = answered(OwnTasks({"nsfw_text": Local(str(path))}), "nsfw_text")
+    for place in (0, 1):
+        shown = (tmp_path / f"nsfw_text-{1 - place}.png").read_bytes()
+        (tmp_path / f"nsfw_text-{place}.png").write_bytes(shown + b" ")
+    other = dataclasses.replace(answers["2"], key="of other options", options={"max_new_tokens": 8})
+    found = scored(OwnTasks({"nsfw_text": Local(str(path))}), "nsfw_text", tmp_path / "out", answers | {"2": other})
+    assert [each.missing for each in found.documents] == [OTHER_REQUEST] * 3
+    assert {each.value for each in found.figures.values()} == {None}
+    again = answered(own := OwnTasks({"nsfw_text": Local(str(path))}), "nsfw_text")
+    found = scored(own, "nsfw_text", tmp_path / "again", again, unanswered={"1": "too long"})
+    assert [each.missing for each in found.documents] == [None, "too long", None]
 
 
 def test_an_answer_without_any_object_has_no_part_in_chair_i(tmp_path):

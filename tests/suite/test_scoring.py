@@ -31,7 +31,7 @@ class Lengths:
     def metrics_of(self, task):
         return "lengths 1.0"
 
-    def score(self, task, answers, refused, judging):
+    def score(self, task, answers, unanswered, judging):
         self.scored.append(task.name)
         if task.name in self.failing:
             raise TaskFailed("its code is broken")
@@ -39,7 +39,7 @@ class Lengths:
             Document(name, name, each.prompt, (), each.answer, None, {task.name: float(len(each.answer))})
             for name, each in answers.items()
         ]
-        documents += [Document(name, name, "", (), None, None, {}, reason) for name, reason in refused.items()]
+        documents += [Document(name, name, "", (), None, None, {}, reason) for name, reason in unanswered.items()]
         value = sum(each.values[task.name] for each in documents if not each.missing) / len(answers)
         return Results(task.name, "lengths 1.0", self.settings(task), {task.name: Figure(value)}, documents)
 
@@ -63,8 +63,12 @@ def finished(tmp_path) -> dict[str, Finished]:
         with AnswerFile(tmp_path, each.name) as file:
             for number in range(2):
                 file.add(Answer.to(Request(f"{number}", (f"{each.name} {number}?",), (), OPTIONS), "a" * (number + 1), "stop"))
-    refused = {"2": "too long", "3": "the video is missing"}
-    return {"mme": Finished({}, 4, refused), "pope": Finished({}, 3, {}, "the process has died"), "wild": Finished({}, 2, {})}
+    unanswered = {"2": "too long", "3": "the video is missing"}
+    return {
+        "mme": Finished({}, 4, unanswered),
+        "pope": Finished({}, 3, {}, "the process has died"),
+        "wild": Finished({}, 2, {}),
+    }
 
 
 def run(directory, finished, scorer=None) -> Lengths:
@@ -110,6 +114,11 @@ def test_a_kill_between_the_two_files_of_results_or_a_damaged_one_is_scored_agai
     run(tmp_path, finished)
     before = results.read(tmp_path, "mme")
     path = lost(tmp_path, "mme")
-    path.write_bytes(path.read_bytes().replace(b"mme", b"mne", 1))  # as if it were of another pass
+    whole = path.read_bytes()
+    for damaged in (whole.replace(b"mme", b"mne", 1), whole[:-20], whole + b"\xff", b""):  # or as if it were of another pass
+        path.write_bytes(damaged)
+        assert "mme" in run(tmp_path, finished).scored
+        assert results.read(tmp_path, "mme") == before
+    assert run(tmp_path, finished).scored == []
+    (tmp_path / "scored" / "mme.txt").write_bytes(b"\xff")
     assert "mme" in run(tmp_path, finished).scored
-    assert results.read(tmp_path, "mme") == before

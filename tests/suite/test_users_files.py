@@ -57,6 +57,37 @@ def test_every_record_of_a_users_own_file_is_checked(running, tmp_path, task, ch
     assert says in refused(running, task, path)
 
 
+@pytest.mark.parametrize("described", [True, False])
+@pytest.mark.parametrize(("task", "key"), [("chartqa_lite", "question"), ("mmerealworld_lite", "multi-choice options")])
+def test_every_record_of_a_parquet_file_is_checked_too(running, tmp_path, task, key, described):
+    rows = lines_of(task, tmp_path)
+    pictures = [name for name, holds in TASKS[task].columns.items() if holds == "image"]
+    for row in rows:
+        row |= {name: {"bytes": (tmp_path / row[name]).read_bytes(), "path": None} for name in pictures}
+    rows[1][key] = None
+    table = pyarrow.Table.from_pylist(rows)
+    if described:
+        table = table.replace_schema_metadata({"huggingface": "{}"})
+    pyarrow.parquet.write_table(table, tmp_path / "own.parquet")
+    assert f"document 1: {key!r} is null; it must hold: " in refused(running, task, tmp_path / "own.parquet")
+
+
+def test_a_file_of_the_hub_is_used_as_it_is_also_where_pictures_may_be_null(running, tmp_path):
+    task = TASKS["llava_interleave_bench_in_domain"]
+    path = made_up.write(task.harness_task, tmp_path, form="parquet")
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    rows[1]["sample_id"] = None  # of which no question is made
+    picture, text = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}), {"dtype": "string", "_type": "Value"}
+    schema = pyarrow.schema({name: picture if name.startswith("image") else pyarrow.string() for name in rows[0]})
+    features = {name: {"_type": "Image"} if name.startswith("image") else text for name in rows[0]}
+    described = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, described), path)
+    _, requests = asked(HarnessTasks(running, Options(), {task.name: Local(str(path))}), task)
+    assert [each.missing for each in requests] == [None] * len(rows)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), path)
+    assert "document 1: 'sample_id' is null" in refused(running, task.name, path)
+
+
 def test_files_that_cannot_be_read_say_which_and_what_to_do(running, tmp_path):
     for name, content, says in (
         ("a.jsonl", b'{"question": "caf\xe9"}\n', "line 1 is not UTF-8 (byte 0xe9); convert the file to UTF-8"),

@@ -11,7 +11,7 @@ _HALLUCINATION = "hallucination"
 
 
 def _pope(harness_task: str, split: str) -> Task:
-    """Yes or no: is this object in the picture? The harness compares the whole answer: "Yes." is wrong."""
+    """Yes or no: is this object in the picture? (By the harness alone, "Yes." is wrong: `harness/corrected.py`.)"""
     return Task(
         name=harness_task,
         harness_task=harness_task,

@@ -148,7 +148,7 @@ INTERLEAVE = Task(
     },
 )
 
-# The harness compares the whole answer with the letter: "A." and "(A)" are wrong.
+# By the harness alone, "A." and "(A)" are wrong (`harness/corrected.py`).
 MMMU_PRO = Task(
     name="mmmu_pro_vision",
     harness_task="mmmu_pro_vision",

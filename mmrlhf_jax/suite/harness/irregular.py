@@ -69,6 +69,19 @@ TOGETHER: Mapping[str, Together] = {
     ),
 }
 
+# Errors that an answer causes in a task's metric: such an answer is scored as an empty one, which these metrics give 0. (Rouge
+# finds no sentence in an answer of nothing but dots.)
+SCORED_AS_EMPTY: Mapping[str, tuple[type[Exception], str]] = {
+    "llava_interleave_bench_in_domain": (ValueError, "Hypothesis is empty."),
+}
+
+
+def is_caused_by_the_answer(task: str, error: BaseException) -> bool:
+    """Whether the answer alone is why a task's metric has failed."""
+    kind, text = SCORED_AS_EMPTY.get(task, (None, None))
+    return kind is not None and type(error) is kind and str(error) == text
+
+
 # Metrics of which 0 is given as None (mathvista).
 ZERO_IS_NONE = {"llm_as_judge_eval"}
 

@@ -32,6 +32,8 @@ class Job:
         answered: document -> keys of the requests that have an answer; their media are not sent. `ask` alone.
         answers: a file of JSON lines with `document`, `answer`, `prompt` and `media` (names); `score` alone.
         rows: row -> keys of the harness's results, whose sum it is; `score` alone.
+        corrected: whether answers are read as they are meant where the harness compares their whole text (`corrected.py`);
+            `score` alone.
     """
 
     doing: Literal["ask", "score"]
@@ -50,6 +52,7 @@ class Job:
     answered: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     answers: str | None = None
     rows: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    corrected: bool = False
 
 
 def reason_of(error: BaseException) -> str:

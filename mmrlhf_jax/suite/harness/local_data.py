@@ -1,14 +1,15 @@
 """A user's own files of a task's documents, as the parquet files that the harness reads.
 
 A parquet file of the hub, with the hub's description of its columns and its pictures in it, is used as it is. All else is
-checked record by record, and converted: columns that hold pictures get the type of pictures. Where there is no such picture,
-the document is there without it, and the reason is noted in BROKEN.
+converted: columns that hold pictures get the type of pictures. Where there is no such picture, the document is there without
+it, and the reason is noted in BROKEN. Every record is checked.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from mmrlhf_jax.suite import rows
 from mmrlhf_jax.suite.reasons import NO_PICTURE
 
 DESCRIBED = b"huggingface"  # the key of the hub's description in a parquet file's metadata
+BATCH = 256  # documents that are read together
+# The columns of which questions are made, and right answers. Of the hub's own files others are not checked: they hold what the
+# harness was written for.
+_ASKED = re.compile(r"question|query|instruction|answer|option", re.IGNORECASE)
 BROKEN = "broken.json"  # number of a document -> why it cannot be used
 
 
@@ -50,9 +55,11 @@ def _converted(path: Path, columns: Mapping[str, str], out: Path) -> tuple[Path,
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
                 _check_names(path, file.schema_arrow.names, columns)
-                if DESCRIBED in (file.schema_arrow.metadata or {}) and not _has_paths(file, pictures):
+                described = DESCRIBED in (file.schema_arrow.metadata or {})
+                if not pictures or (described and not _has_paths(file, columns)):
+                    _check(file, path, {name: holds for name, holds in columns.items() if not described or _ASKED.search(name)})
                     return path, {}
-                records = _records(file, path)
+                records = list(_records(file, path, None))
         except (pyarrow.ArrowException, OSError) as error:
             text = " ".join(str(error).split())
             raise UserError(f"{path}: is not a parquet file that can be read ({text})") from None
@@ -72,26 +79,49 @@ def _converted(path: Path, columns: Mapping[str, str], out: Path) -> tuple[Path,
     return out, broken
 
 
+def _check(file: pyarrow.parquet.ParquetFile, path: Path, columns: Mapping[str, str]) -> None:
+    """`rows.check` of the documents of a file that is used as it is, in parts, since it may be large."""
+    there = [name for name, holds in columns.items() if name in file.schema_arrow.names and holds not in rows.PICTURES]
+    for where, row in _records(file, path, there):
+        rows.check(row, {name: columns[name] for name in there}, where)
+
+
 def _check_names(path: Path, names: list[str], columns: Mapping[str, str]) -> None:
     """UserError for a column that no document has."""
     if names and (missing := [name for name, holds in columns.items() if name not in names and "null" not in holds]):
         raise UserError(f"{path}: has no column {missing[0]!r} ({columns[missing[0]]}); it has {', '.join(names)}")
 
 
-def _has_paths(file: pyarrow.parquet.ParquetFile, pictures: list[str]) -> bool:
-    """Whether a picture may be a path in the place of bytes."""
-    wanted = {f"{name}.bytes" for name in pictures}
-    for group in range(file.metadata.num_row_groups):
-        chunks = file.metadata.row_group(group)
-        for chunk in map(chunks.column, range(chunks.num_columns)):
-            if chunk.path_in_schema in wanted and (chunk.statistics is None or chunk.statistics.null_count != 0):
+def _has_paths(file: pyarrow.parquet.ParquetFile, columns: Mapping[str, str]) -> bool:
+    """Whether a picture may be a path in the place of bytes, or not there although it must be."""
+    for name, holds in columns.items():
+        if holds in rows.PICTURES:
+            without_bytes, without_path = (_nulls(file, f"{name}.{part}") for part in ("bytes", "path"))
+            if without_bytes > (without_path if holds.endswith("or null") else 0):
                 return True
     return False
 
 
-def _records(file: pyarrow.parquet.ParquetFile, path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(file and number, columns) of the documents of a parquet file."""
-    return [(f"{path}: document {number}", row) for number, row in enumerate(file.read().to_pylist())]
+def _nulls(file: pyarrow.parquet.ParquetFile, column: str) -> int:
+    """How many documents have nothing in a column; all of them if that is not stated."""
+    found = 0
+    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            if chunk.path_in_schema == column:
+                stated = chunk.statistics is not None and chunk.statistics.has_null_count
+                found += chunk.statistics.null_count if stated else group.num_rows
+    return found
+
+
+def _records(
+    file: pyarrow.parquet.ParquetFile, path: Path, columns: Sequence[str] | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (file and number, columns) of the documents of a parquet file; of these columns, or of all."""
+    number = 0
+    for batch in file.iter_batches(BATCH, columns=columns) if columns is None or columns else ():
+        for row in batch.to_pylist():
+            yield f"{path}: document {number}", row
+            number += 1
 
 
 def _picture(cell: Any, path: Path, where: str) -> tuple[dict[str, Any] | None, str | None]:

@@ -29,7 +29,7 @@ from mmrlhf_jax.suite.task import Task, TaskFailed
 PYTHON = "MMRLHF_HARNESS_PYTHON"  # the environment variable that names the Python of another environment, which has the harness
 INSTALL = f"`make eval-env` makes an environment that has it, in .venv-eval; then set {PYTHON}=.venv-eval/bin/python"
 # No task of the harness shall find a judge other than ours: nothing listens on this port.
-NO_JUDGE = {"OPENAI_API_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "none", "API_TYPE": "openai"}
+NOWHERE = {"OPENAI_API_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "none", "API_TYPE": "openai"}
 ENDING_SECONDS = 10  # in which the harness's process ends
 GONE = (BrokenPipeError, ConnectionResetError)  # errors of a connection whose other end is gone
 
@@ -91,9 +91,16 @@ class Harness:
 
     @contextlib.contextmanager
     def score(
-        self, task: Task, local: Local | None, answers: Mapping[str, Answer], judge: Mapping[str, str] | None
+        self,
+        task: Task,
+        local: Local | None,
+        answers: Mapping[str, Answer],
+        judge: Mapping[str, str] | None,
+        *,
+        corrected: bool,
     ) -> Iterator[Scoring]:
-        """Scores a task's answers. `judge` are environment variables that say where its judge is."""
+        """Scores a task's answers. `judge` are environment variables that say where its judge is; `corrected` is that of
+        `Job`."""
         job = self._job("score", task, local)
         path = Path(job.folder) / "answers.jsonl"
         with path.open("w", encoding="utf-8") as file:
@@ -102,7 +109,7 @@ class Harness:
                 file.write(strict_json.dumps(row, ensure_ascii=False) + "\n")
         rows = {row.name: row.metrics for row in task.rows}
         environment = {**job.environment, **(judge or {})}
-        job = dataclasses.replace(job, answers=str(path), rows=rows, environment=environment)
+        job = dataclasses.replace(job, answers=str(path), rows=rows, environment=environment, corrected=corrected)
         with self._connected(job) as channel:
             yield Scoring(channel, task)
 
@@ -113,7 +120,7 @@ class Harness:
         folder.mkdir()
         logs = self._folder / "logs" if self._logs is None else Path(self._logs)
         logs.mkdir(parents=True, exist_ok=True)
-        environment = dict(NO_JUDGE)
+        environment = dict(NOWHERE)
         if local is not None and task.media == "video":
             environment["HF_HOME"] = local.folder
         return Job(

@@ -13,8 +13,10 @@ from lmms_eval.filters.transformation import StripThinkingFilter
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.suite.harness.channel import Channel
+from mmrlhf_jax.suite.harness.corrected import corrected
 from mmrlhf_jax.suite.harness.figures import Figures
 from mmrlhf_jax.suite.harness.groups import Groups
+from mmrlhf_jax.suite.harness.irregular import is_caused_by_the_answer
 from mmrlhf_jax.suite.harness.job import Job, reason_of
 from mmrlhf_jax.suite.harness.loading import each_request, load, without_subtitles
 from mmrlhf_jax.suite.reasons import OTHER_REQUEST
@@ -56,7 +58,7 @@ class Scorer:
     """
 
     def __init__(self, job: Job, task: Any):
-        self._task = task
+        self._job, self._task = job, task
         self.documents = task.eval_docs_no_media
         self.groups = Groups(job.task, self.documents)
         task.args = argparse.Namespace(output_path=job.folder, process_with_media=False)
@@ -82,18 +84,27 @@ class Scorer:
     def score(self, name: str) -> str | None:
         """Score a document. Returns why that was not possible; None if it was."""
         instance, document = self._instances[int(name)], self.documents[int(name)]
-        process = inspect.unwrap(type(self._task).process_results)  # without the harness's five tries, 2 s apart
         found: dict[tuple[str, str], Any] = {}
         try:
             if self._task.config.doc_to_messages is None and self._task.doc_to_text(document) != self.answers[name]["prompt"]:
                 return OTHER_REQUEST
             for used, answer in instance.filtered_resps.items():
-                noted = process(self._task, document, [answer])
-                found |= {(metric, used): value for metric, value in noted.items()}
+                said = corrected(self._job.task, answer, document) if self._job.corrected else answer
+                found |= {(metric, used): value for metric, value in self._processed(name, document, said).items()}
         except (Exception, SystemExit) as error:  # the task's own code
             return f"the harness cannot score it ({reason_of(error)})"
         self.noted[name] = found
         return None
+
+    def _processed(self, name: str, document: Any, answer: str) -> dict[str, Any]:
+        """What the task's own code notes of an answer, by metrics. Whatever this code raises."""
+        process = inspect.unwrap(type(self._task).process_results)  # without the harness's five tries, 2 s apart
+        try:
+            return process(self._task, document, [answer])
+        except Exception as error:  # the task's own code
+            if not is_caused_by_the_answer(self._job.task, error):
+                raise
+            return process(self._task, self.documents[int(name)], [""])
 
     def references(self) -> dict[str, str | None]:
         """Document -> the right answer, as the harness names it; None where it has none."""

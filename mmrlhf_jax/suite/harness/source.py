@@ -9,16 +9,18 @@ from typing import Any
 
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.progress import Progress
-from mmrlhf_jax.suite import resampling
+from mmrlhf_jax.suite import hub_cache, resampling
 from mmrlhf_jax.suite.answered_documents import cluster_of, document_of
 from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.harness import NAME
+from mmrlhf_jax.suite.harness.corrected import READINGS
 from mmrlhf_jax.suite.harness.running import Asking, Harness, Scoring
 from mmrlhf_jax.suite.judges.harness_replies import reader_of
 from mmrlhf_jax.suite.judges.judging import Judging
 from mmrlhf_jax.suite.judges.loopback import Loopback
 from mmrlhf_jax.suite.judges.rounds import scored
-from mmrlhf_jax.suite.local import Local
+from mmrlhf_jax.suite.local import Local, fingerprint_of_media
+from mmrlhf_jax.suite.own.grader import Mode
 from mmrlhf_jax.suite.reasons import BEYOND_LIMIT, NOT_ANSWERED
 from mmrlhf_jax.suite.results import Document, Figure, Results
 from mmrlhf_jax.suite.task import Row, Task
@@ -38,14 +40,19 @@ class Options:
 
 class HarnessTasks:
     """The tasks of the harness that it can score. `local`: task -> a user's own documents. Without a harness they can be
-    neither asked nor scored."""
+    neither asked nor scored.
 
-    def __init__(self, harness: Harness | None, options: Options, local: Mapping[str, Local]):
-        self._harness, self._options, self._local = harness, options, local
+    `mode`: whether answers are read as they are meant where the harness compares their whole text (`corrected.py`), or as the
+    paper's code read them.
+    """
+
+    def __init__(self, harness: Harness | None, options: Options, local: Mapping[str, Local], mode: Mode = "corrected"):
+        self._harness, self._options, self._local, self._mode = harness, options, local, mode
 
     def made_with(self, task: Task) -> dict[str, Any]:
         local = self._local.get(task.name)
-        return self.settings(task) | {"limit": self._options.limit, "data": local and local.fingerprint(task)}
+        data = local.fingerprint(task) if local is not None else fingerprint_of_media(hub_cache.home(), task)
+        return self._how(task) | {"limit": self._options.limit, "data": data}
 
     def expected(self, task: Task) -> int | None:
         local, limit = self._local.get(task.name), self._options.limit
@@ -53,7 +60,11 @@ class HarnessTasks:
         return documents if documents is None or limit is None else min(documents, limit)
 
     def settings(self, task: Task) -> dict[str, Any]:
-        """What the answers to a task depend on besides the model and the documents."""
+        """What answers and figures of a task depend on besides model, documents and judge."""
+        return self._how(task) | ({"mode": self._mode} if task.harness_task in READINGS else {})
+
+    def _how(self, task: Task) -> dict[str, Any]:
+        """How a request is answered."""
         found = {"max_new_tokens": task.new_tokens, "temperature": 0.0, "until": self._options.until}
         return found | ({"video_frames": self._options.video_frames} if task.media == "video" else {})
 
@@ -65,17 +76,16 @@ class HarnessTasks:
     ) -> contextlib.AbstractContextManager[Asking]:
         return self._harness.ask(task, self._local.get(task.name), dataclasses.asdict(self._options), answered, share)
 
-    def score(self, task: Task, answers: Mapping[str, Answer], refused: Mapping[str, str], judging: Judging) -> Results:
-        """The harness's figures of a task. `refused`: document -> why it has no answer. TaskFailed if it cannot be scored."""
-        if self._options.limit is not None:  # there may be answers of a run without it
-            answers = {name: each for name, each in answers.items() if int(name) < self._options.limit}
+    def score(self, task: Task, answers: Mapping[str, Answer], unanswered: Mapping[str, str], judging: Judging) -> Results:
+        """The harness's figures of a task. `unanswered`: document -> why it has no answer. TaskFailed if there can be none."""
         with contextlib.ExitStack() as stack:
             environment = None
             if task.judge != "none":
                 loopback = stack.enter_context(Loopback(judging, reader_of(task.harness_task)))
                 environment = loopback.environment
-            scoring = stack.enter_context(self._harness.score(task, self._local.get(task.name), answers, environment))
-            missing = dict(refused)
+            local, as_meant = self._local.get(task.name), self._mode == "corrected"
+            scoring = stack.enter_context(self._harness.score(task, local, answers, environment, corrected=as_meant))
+            missing = dict(unanswered)
             doing, total = f"{task.name}: scoring", len(scoring.scorable)
             if task.judge == "none":
                 found = _each_scored(scoring, Progress(doing, total))

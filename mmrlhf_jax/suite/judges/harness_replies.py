@@ -11,6 +11,8 @@ import ast
 import re
 from collections.abc import Callable
 
+from mmrlhf_jax.suite.own.replies import two_scores
+
 Reader = Callable[[str], bool]
 
 
@@ -22,12 +24,9 @@ def reader_of(harness_task: str) -> Reader:
     raise KeyError(harness_task)
 
 
-def two_scores(reply: str) -> bool:
-    """Two numbers from 0 to 10 alone on the first line. (The harness takes the first two numbers of the line, also those of
-    "Assistant 1: 8, Assistant 2: 9", which are 1 and 8.)"""
-    line = reply.strip().split("\n")[0].replace(",", " ").replace(";", " ")
-    numbers = re.findall(r"-?\d+(?:\.\d+)?", line)
-    return len(numbers) == 2 and all(0 <= float(number) <= 10 for number in numbers)
+def scores(reply: str) -> bool:
+    """The scores of two assistants."""
+    return two_scores(reply) is not None
 
 
 def preference(reply: str) -> bool:
@@ -65,7 +64,7 @@ def extraction(reply: str) -> bool:
 
 
 _READERS: dict[str, Reader] = {
-    "llava_in_the_wild": two_scores,
+    "llava_in_the_wild": scores,
     "wildvision": preference,
     "mathvista": extraction,
     "mathverse": zero_or_one,

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.endpoint import Endpoint, Text
-from mmrlhf_jax.suite.judges.question import COMPLETIONS, Question, ask
+from mmrlhf_jax.suite.judges.question import COMPLETIONS, Question, single_message
 
 KEY = "MMRLHF_JUDGE_KEY"  # the environment variable with the key of a judge's server
 CONCURRENCY, TIMEOUT = 32, 600.0
@@ -65,7 +65,7 @@ class EndpointJudge:
 
     def check(self, sample: Question | None = None) -> None:
         where = self._endpoint.url
-        sample = sample or ask("probe", "Please answer 'Yes.' or 'No.'. Is water wet?", 20)
+        sample = sample or single_message("probe", "Please answer 'Yes.' or 'No.'. Is water wet?", 20)
         try:
             if self._endpoint.model is None:
                 asyncio.run(self._endpoint.check())

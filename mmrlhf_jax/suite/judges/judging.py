@@ -117,13 +117,17 @@ class Judging:
             say(f"{GONE} ({error}); what it has not judged yet is missing, and the same command asks again")
 
 
+def known(found: Read | None) -> Read:
+    """What a reader has found in a reply. NotRead if it has found nothing."""
+    if found is None:
+        raise NotRead
+    return found
+
+
 def read(reply: Reply | None, reader: Callable[[str], Read]) -> Read:
     """What a reader makes of a reply. NotJudged, with the reason, if the call failed, or if it is not what was asked for."""
     if reply is None:
         raise NotJudged("the judge was not asked")
     if reply.text is None:
         raise NotJudged(reply.failure)
-    found = reader(reply.text)
-    if found is None:
-        raise NotRead
-    return found
+    return known(reader(reply.text))

@@ -48,7 +48,7 @@ class Question:
         return text_digest(strict_json.dumps([self.path, self.body(judge)], sort_keys=True))
 
 
-def ask(document: str, content: str | Sequence[Mapping[str, Any]], most: int, temperature: float = 0.0) -> Question:
+def single_message(document: str, content: str | Sequence[Mapping[str, Any]], most: int, temperature: float = 0.0) -> Question:
     """A question of one message, answered in at most `most` tokens."""
     return Question(document, ({"role": "user", "content": content},), limits(most, temperature))
 

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import re
 
-from mmrlhf_jax.suite.judges.judging import NotRead
+# The word, unless it is part of a phrase that says neither, as "no doubt" is.
+_VERDICT = r"(yes|no)(?![a-z0-9])(?!\s+(?:doubt|way|idea|clue|longer)\b)"
+_CHOICE = re.compile(r"yes[\W_]*(?:\bor\b|/)[\W_]*no\b|no[\W_]*(?:\bor\b|/)[\W_]*yes\b")  # "yes or no", "yes/no"
+_FIRST_WORD = re.compile(rf"[\W_]*{_VERDICT}")
+_AFTER_ANSWER = re.compile(rf"\b(?:answer|verdict)\b(?:\s+(?:is|would be))?[\W_]*{_VERDICT}")
+_BOLD = re.compile(rf"\*\*[\W_]*{_VERDICT}[\W_]*\*\*")
+_BEFORE = r"so|thus|hence|therefore|then|overall|finally|it says|i (?:would )?say"
+_SENTENCE = re.compile(rf"(?:(?:{_BEFORE})[\s,:]+)*[\W_]*{_VERDICT}[\W_]*")
+
+# What stands behind the word "rating": the scale may come before the number, which is no part of a range.
+_SCALE = r"0\s*(?:-|–|to)\s*6\b"
+_RATING = re.compile(
+    rf"\brating\W{{1,5}}?(?:[(\[][^()\[\]\n]*{_SCALE}[^()\[\]\n]*[)\]]\W{{1,5}}?|{_SCALE}\W{{1,5}}?)?"
+    r"(?<![-–\d.])(\d+(?:\.\d+)?)(?![\d.]*\d|\s*(?:-|–|to)\s*\d)"
+)
 
 
 def yes_or_no(reply: str) -> bool | None:
-    """Whether a reply says yes: by its first word, or by the only one of the two words in it."""
-    words = re.findall(r"[a-z]+", reply.lower())
-    found = {word for word in words if word in ("yes", "no")}
-    if words and words[0] in found:
-        return words[0] == "yes"
+    """Whether a reply says yes: by its first word, by what follows "answer", by the word in bold, or by its last sentence.
+
+    A lone "no" anywhere else is no verdict, as in "There is no way to say", nor is it one if two of these say different things.
+    """
+    text = _CHOICE.sub(" ", reply.lower()).strip()
+    if (first := _FIRST_WORD.match(text)) is not None:
+        return first[1] == "yes"
+    sentences = [each for each in re.split(r"[.!?;:,]\s+|\n", text) if each.strip()]
+    last = _SENTENCE.fullmatch(sentences[-1].strip()) if sentences else None
+    found = {*_AFTER_ANSWER.findall(text), *_BOLD.findall(text), *([last[1]] if last else [])}
     return found == {"yes"} if len(found) == 1 else None
 
 
@@ -23,23 +42,18 @@ def contains_yes(reply: str) -> bool | None:
 
 
 def rating(reply: str) -> int | None:
-    """The one rating from 0 to 6 that a reply gives behind the word "rating"."""
-    found = re.findall(r"rating\W{1,5}(\d+(?:\.\d+)?)", reply.lower())
-    ratings = set(found)
-    return int(found[0]) if len(ratings) == 1 and found[0] in map(str, range(7)) else None
+    """The one rating from 0 to 6 that a reply gives behind the word "rating"; of 4.5 the 4, as the published code reads it."""
+    found = {int(float(each)) if float(each) <= 6 else None for each in _RATING.findall(reply.lower())}
+    return found.pop() if len(found) == 1 else None
 
 
 def two_scores(reply: str) -> tuple[float, float] | None:
-    """The scores of two assistants, from 0 to 10, on the first line, which has no other number. The first one is above 0."""
+    """The scores of two assistants, from 0 to 10, on the first line, which has no other number. The first one is above 0.
+
+    (lmms-eval takes the first two numbers of the line, also of "Assistant 1: 8, Assistant 2: 9", which are 1 and 8.)
+    """
     line = reply.strip().split("\n")[0]
     numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", line)]
     if len(numbers) != 2 or not all(0 <= number <= 10 for number in numbers) or numbers[0] == 0:
         return None
     return numbers[0], numbers[1]
-
-
-def known(found):
-    """What a reader has found. NotRead if it has found nothing."""
-    if found is None:
-        raise NotRead
-    return found

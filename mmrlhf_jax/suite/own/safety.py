@@ -11,7 +11,8 @@ from typing import Any
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError, shown
-from mmrlhf_jax.suite.judges.question import Question, ask, limits
+from mmrlhf_jax.suite.judges.judging import known
+from mmrlhf_jax.suite.judges.question import Question, limits, single_message
 from mmrlhf_jax.suite.own.grader import Columns, Graded, Grader, Mode, check_text
 from mmrlhf_jax.suite.own.refusals import (
     refuses,
@@ -19,7 +20,7 @@ from mmrlhf_jax.suite.own.refusals import (
     vlguard_refuses,
     vlguard_refuses_as_in_the_paper,
 )
-from mmrlhf_jax.suite.own.replies import contains_yes, known, yes_or_no
+from mmrlhf_jax.suite.own.replies import contains_yes, yes_or_no
 
 ADVERSARIAL_TOKENS, RISK_TOKENS, ATTACK_TOKENS = 20, 10, 20
 
@@ -154,7 +155,7 @@ class Adversarial(_Safety):
         described = DESCRIBED.format(answer, label)
         if question is not None and not self.corrected:  # the code fills a template that has a place less
             described = DESCRIBED.format(question, label)
-        return tuple(ask(document, text, ADVERSARIAL_TOKENS) for text in (described, NOISE.format(answer)))
+        return tuple(single_message(document, text, ADVERSARIAL_TOKENS) for text in (described, NOISE.format(answer)))
 
     def grade(self, row: Columns, answer: str, replies: Sequence[str]) -> Graded:
         verdict = self._by_rule(row, answer)
@@ -219,7 +220,7 @@ class RiskIdentification(_Safety):
         if isinstance(keywords, list) and self.corrected:
             keywords = ", ".join(map(str, keywords))
         text = RISK.format(QUESTION=extra["QUESTION"], pred=answer, EXPECTED_KEYWORDS=keywords)
-        return (ask(document, text, RISK_TOKENS),)
+        return (single_message(document, text, RISK_TOKENS),)
 
     def grade(self, row: Columns, answer: str, replies: Sequence[str]) -> Graded:
         read = yes_or_no if self.corrected else contains_yes

@@ -67,17 +67,18 @@ class OwnTasks:
         cannot be read."""
         yield Asking(self._used(task), self._grader(task), self._options(task), answered, share)
 
-    def score(self, task: Task, answers: Mapping[str, Answer], refused: Mapping[str, str], judging: Judging) -> Results:
-        """The results of a task. `refused`: document -> why it has no answer. TaskFailed if the data cannot be read."""
+    def score(self, task: Task, answers: Mapping[str, Answer], unanswered: Mapping[str, str], judging: Judging) -> Results:
+        """The results of a task. `unanswered`: document -> why it has no answer. TaskFailed if the data cannot be read."""
         entries, grader = self._used(task), self._grader(task)
         missing = {str(number): each.missing for number, each in enumerate(entries) if each.missing is not None}
-        missing |= {name: reason for name, reason in refused.items() if name not in answers}
+        missing |= unanswered
         for number, entry in enumerate(entries):
-            answer = answers.get(str(number))
-            if answer is None:
-                missing.setdefault(str(number), NOT_ANSWERED)
-            elif answer.prompt != grader.prompt(entry.columns):
-                missing.setdefault(str(number), OTHER_REQUEST)
+            if (name := str(number)) in missing:
+                continue
+            if name not in answers:
+                missing[name] = NOT_ANSWERED
+            elif answers[name].key != _request(name, entry, grader, self._options(task)).key:
+                missing[name] = OTHER_REQUEST
         graded, unread = _graded(task, entries, answers, grader, judging, missing)
         missing |= unread
         found = [
@@ -137,10 +138,15 @@ class Asking:
             if entry.missing is not None:
                 yield Asked(name, missing=entry.missing)
                 continue
-            data = entry.columns[documents.PICTURE]
-            picture = Medium("image", hashlib.sha256(data).hexdigest(), data)
-            request = Request(name, ("", self.grader.prompt(entry.columns)), (picture,), self.options)
+            request = _request(name, entry, self.grader, self.options)
             yield Asked(name, request, answered=request.key in self.answered.get(name, ()))
+
+
+def _request(name: str, entry: Entry, grader: Grader, options: Mapping[str, Any]) -> Request:
+    """What is asked about a document that has its picture."""
+    data = entry.columns[documents.PICTURE]
+    picture = Medium("image", hashlib.sha256(data).hexdigest(), data)
+    return Request(name, ("", grader.prompt(entry.columns)), (picture,), options)
 
 
 def _graded(

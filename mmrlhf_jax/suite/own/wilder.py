@@ -11,9 +11,10 @@ import io
 from collections.abc import Sequence
 
 from mmrlhf_jax.data.images import decode_image
-from mmrlhf_jax.suite.judges.question import Question, ask
+from mmrlhf_jax.suite.judges.judging import known
+from mmrlhf_jax.suite.judges.question import Question, single_message
 from mmrlhf_jax.suite.own.grader import Columns, Graded, Grader, check_text
-from mmrlhf_jax.suite.own.replies import known, two_scores
+from mmrlhf_jax.suite.own.replies import two_scores
 
 TOKENS = 1024
 RULES = (
@@ -47,7 +48,7 @@ class Wilder(Grader):
             f"[Assistant 2]\n{answer}\n\n[End of Assistant 2]\n\n[System]\n{RULES}\n\n"
         )
         picture = {"type": "image_url", "image_url": {"url": _png(row["image"], f"document {document}")}}
-        return (ask(document, [{"type": "text", "text": text}, picture], TOKENS),)
+        return (single_message(document, [{"type": "text", "text": text}, picture], TOKENS),)
 
     def grade(self, row: Columns, answer: str, replies: Sequence[str]) -> Graded:
         reference, score = known(two_scores(replies[0]))
