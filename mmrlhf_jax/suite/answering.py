@@ -14,7 +14,7 @@ from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import exists, read_json_object, read_text, write_atomically
+from mmrlhf_jax.files import exists, read_bytes, read_json_object, write_atomically
 from mmrlhf_jax.inference.jobs import LATE_SECONDS, POLL_SECONDS, Share
 from mmrlhf_jax.ownership import Ownership
 from mmrlhf_jax.progress import say
@@ -232,7 +232,7 @@ class Answering:
     def _has_finished(self, process: int) -> bool:
         """Whether a host has done in this launch what it could."""
         mark = hosts.mark_path(self._directory, process)
-        return exists(mark) and read_text(mark) == self._launch
+        return exists(mark) and read_bytes(mark) == self._launch.encode()
 
     # What is finished ------------------------------------------------------------------------------------------------
 
@@ -250,7 +250,10 @@ class Answering:
 
     def _read(self, task: Task, process: int) -> Finished | None:
         path = self._path(task, process)
-        return Finished(**read_json_object(path)) if exists(path) else None
+        try:
+            return Finished(**read_json_object(path)) if exists(path) else None
+        except (UserError, TypeError):  # it is damaged, or of another version: the task is looked at again
+            return None
 
     def _path(self, task: Task, process: int) -> epath.Path:
         return self._directory / hosts.FOLDER / f"{task.name}.{process:04d}-of-{self._share.count:04d}.json"

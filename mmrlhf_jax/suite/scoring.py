@@ -11,7 +11,7 @@ from etils import epath
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.digests import text_digest
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import exists, read_text, write_atomically
+from mmrlhf_jax.files import exists, read_bytes, write_atomically
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.answered_documents import document_of
@@ -107,7 +107,9 @@ class Scoring:
     def _is_scored(self, task: Task, made_of: str) -> bool:
         """Whether a task's results are those of what is there; not if anything is missing that may be there this time."""
         path = self._path(task)
-        if not (exists(path) and exists(results.figures_path(self._directory, task.name)) and read_text(path) == made_of):
+        if not (
+            exists(path) and exists(results.figures_path(self._directory, task.name)) and read_bytes(path) == made_of.encode()
+        ):
             return False
         try:
             return results.read(self._directory, task.name).coverage.missing == {}

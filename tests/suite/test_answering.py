@@ -151,6 +151,16 @@ def test_an_answer_that_is_not_there_any_more_is_made_again(tmp_path, damage):
     assert used(found) == used(whole) and len(used(found)["mme"]) == 4
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"refused": {}}', b'{"made_with": {"version": 1}, "new": 1}'])
+def test_a_damaged_note_of_what_is_finished_is_made_again(tmp_path, content):
+    run(tmp_path)
+    (note,) = (tmp_path / "shares").glob("mme.*.json")
+    whole = note.read_bytes()
+    note.write_bytes(content)
+    _, policy = run(tmp_path)
+    assert note.read_bytes() == whole and policy.said == []
+
+
 def test_the_older_answer_of_another_host_is_never_taken_for_the_newer_one(tmp_path):
     for process in (1, 0):
         run(tmp_path, share=Share(process, 2))

@@ -114,6 +114,11 @@ def test_a_kill_between_the_two_files_of_results_or_a_damaged_one_is_scored_agai
     run(tmp_path, finished)
     before = results.read(tmp_path, "mme")
     path = lost(tmp_path, "mme")
-    path.write_bytes(path.read_bytes().replace(b"mme", b"mne", 1))  # as if it were of another pass
+    whole = path.read_bytes()
+    for damaged in (whole.replace(b"mme", b"mne", 1), whole[:-20], whole + b"\xff", b""):  # or as if it were of another pass
+        path.write_bytes(damaged)
+        assert "mme" in run(tmp_path, finished).scored
+        assert results.read(tmp_path, "mme") == before
+    assert run(tmp_path, finished).scored == []
+    (tmp_path / "scored" / "mme.txt").write_bytes(b"\xff")
     assert "mme" in run(tmp_path, finished).scored
-    assert results.read(tmp_path, "mme") == before
