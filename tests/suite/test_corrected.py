@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmrlhf_jax.suite.catalogue import TASKS
-from mmrlhf_jax.suite.harness.corrected import READINGS, corrected, letter, yes_or_no
+from mmrlhf_jax.suite.harness.corrected import READINGS, corrected, existence, letter
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
 
 TEN = {"options": str([f"option {number}" for number in range(10)])}
@@ -46,7 +46,7 @@ def test_a_letter_that_is_no_option_is_no_answer():
     ],
 )  # fmt: skip
 def test_yes_or_no(answer, found):
-    assert yes_or_no(answer, {}) == found
+    assert existence(answer, {}) == found
 
 
 def test_what_does_not_say_what_was_asked_stays_as_it_is():

@@ -29,7 +29,7 @@ def corrected(task: str, answer: str, row: Columns) -> str:
     return answer if found is None else found
 
 
-def yes_or_no(answer: str, row: Columns) -> str | None:
+def existence(answer: str, row: Columns) -> str | None:
     """Whether an answer says that there is something: by its first word, or by its first sentence, where "no" or "not" denies.
 
     POPE's own evaluation, `evaluate.py` of RUCAIBox/POPE, takes every other answer for a yes, also an empty one; here "yes"
@@ -62,8 +62,8 @@ def letter(answer: str, row: Columns) -> str | None:
 
 
 READINGS: Mapping[str, Callable[[str, Columns], str | None]] = {
-    "pope_adv": yes_or_no,
-    "pope_pop": yes_or_no,
-    "pope_random": yes_or_no,
+    "pope_adv": existence,
+    "pope_pop": existence,
+    "pope_random": existence,
     "mmmu_pro_vision": letter,
 }
