@@ -82,7 +82,7 @@ GenerationDtype = Annotated[
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Sequences or rows at a time.")]
 Slots = Annotated[
     int,
-    typer.Option(min=128, help="Longest record and row, in tokens; default: that of batch.slots. Memory grows with it."),
+    typer.Option(min=128, help="Longest record and row, in tokens, as batch.slots of an experiment. Memory grows with it."),
 ]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that decode and tokenise; 0: threads of this one.")]
 CritiqueMode = Annotated[str, typer.Option("--critique", help="written (by the model), given (in the data) or none.")]

@@ -30,6 +30,8 @@ from mmrlhf_jax.suite.run_directory import AGAINST
 from mmrlhf_jax.suite.scoring import Scoring
 from mmrlhf_jax.suite.task import Task
 
+_OF_ANSWERS = ("max_new_tokens", "temperature", "until", "video_frames")  # settings of a task on which its answers depend
+
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
@@ -183,6 +185,3 @@ class Evaluation:
                         f"{self.directory}: {task.name} was answered with {name} {found.settings[name]}, not {value}; go on"
                         " with the same, or choose another --out"
                     )
-
-
-_OF_ANSWERS = ("max_new_tokens", "temperature", "until", "video_frames")  # settings of a task on which its answers depend

@@ -29,7 +29,7 @@ def settle(directory: epath.PathLike, model: str, identity: Mapping[str, Any], o
         others = [each.name for each in entries(directory) if not each.name.startswith(".")]
         if set(others) - {SHARES, AGAINST}:
             raise UserError(f"{directory}: holds something else than a run of benchmarks; choose another --out")
-        begin(directory, model, {})
+        begin(directory, model, {**identity, **options})
     note(directory, model, identity, options)
 
 
