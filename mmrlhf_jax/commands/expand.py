@@ -50,7 +50,8 @@ def expand(
 
     def open_writer() -> Writer:
         if is_address(model):
-            return EndpointWriter(Endpoint(model, endpoint_model, concurrency=concurrency), max_new_tokens, temperature)
+            endpoint = Endpoint(model, endpoint_model, concurrency=concurrency, option="--endpoint-model")
+            return EndpointWriter(endpoint, max_new_tokens, temperature)
         compilation_cache.use()
         return HereWriter(Engine.load(model, **loading), model, max_new_tokens, temperature)
 

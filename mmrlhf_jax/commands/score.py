@@ -36,7 +36,11 @@ def score(
     from mmrlhf_jax.inference.jobs import Share, reserved, run_job
 
     critic.check_mode(critique)
-    endpoint = None if critic_endpoint is None else Endpoint(critic_endpoint, critic_model, concurrency=concurrency)
+    endpoint = (
+        None
+        if critic_endpoint is None
+        else Endpoint(critic_endpoint, critic_model, concurrency=concurrency, option="--critic-model")
+    )
     if endpoint is not None and critique != "written":
         raise UserError(f"--critique {critique} needs no critiques of --critic-endpoint; give one of the two")
     if endpoint is None and critic_model is not None:

@@ -138,7 +138,7 @@ def _served(address: str, model: str | None, directory: GrownDirectory, role: st
     if model is None and exists(directory.job):  # the server need not run any more when its texts are there
         model = directory.made_with()["settings"][role].get("model")
     if model is None:
-        model = asyncio.run(Endpoint(address).check())
+        model = asyncio.run(Endpoint(address, option=f"--{role}-model").check())
     return {"endpoint": address, "model": model}
 
 

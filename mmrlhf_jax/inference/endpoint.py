@@ -97,8 +97,8 @@ class Request:
 class Endpoint:
     """A model at an address. `concurrency` requests are under way at a time, each for at most `timeout` seconds.
 
-    The key, if the server wants one, is in the environment variable `key_from`. Certificates of https are verified.
-    UserError for what is no address.
+    The key, if the server wants one, is in the environment variable `key_from`. Certificates of https are verified. `option`
+    is what chooses one of several models of a server. UserError for what is no address.
     """
 
     def __init__(
@@ -109,10 +109,11 @@ class Endpoint:
         concurrency: int = 64,
         timeout: float = 600.0,
         key_from: str = KEY,
+        option: str | None = None,
     ):
         self.url, self.model = _address(url, key_from), model
         self._concurrency, self._timeout = concurrency, timeout
-        self._key_from, self._key = key_from, _key(key_from)
+        self._key_from, self._key, self._option = key_from, _key(key_from), option
         self._answered, self._written, self._said = 0, 0, -SAY_SECONDS
 
     async def check(self) -> str:
@@ -124,7 +125,8 @@ class Endpoint:
             raise UserError(f"{self.url}/v1/models: {reply}")
         names = [each.id for each in reply.data]
         if self.model is None and len(names) != 1:
-            raise UserError(f"{self.url} serves {', '.join(names) or 'no model'}; name one")
+            how = "name one" if self._option is None else f"name one by {self._option}"
+            raise UserError(f"{self.url} serves {', '.join(names) or 'no model'}; {how}")
         if self.model is not None and self.model not in names:
             raise UserError(f"{self.url} does not serve {self.model!r}, but {', '.join(names) or 'no model'}")
         self.model = self.model or names[0]

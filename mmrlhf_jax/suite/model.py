@@ -66,10 +66,7 @@ class Model:
         return dataclasses.replace(self, name=name or self._served())
 
     def _served(self) -> str:
-        try:
-            return asyncio.run(Endpoint(self.endpoint).check())
-        except UserError as error:
-            raise UserError(f"{error} ({self.option} NAME chooses one of a server's models)") from None
+        return asyncio.run(Endpoint(self.endpoint, option=self.option).check())
 
     @property
     def title(self) -> str:

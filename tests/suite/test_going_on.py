@@ -89,9 +89,9 @@ def test_a_base_on_the_same_server_is_known_by_its_name(run, tmp_path):
 
 def test_a_server_with_several_models_says_which_option_names_one(run):
     with policy(models=("a", "b")) as server, policy() as single:
-        run(server, fails="serves a, b; name one (--policy-model NAME chooses one of a server's models)")
-        run(single, "--against", server.url, fails="name one (--against-model NAME")
-        run(single, "--judge", server.url, only=JUDGED, fails="name one (--judge-model NAME")
+        run(server, fails="serves a, b; name one by --policy-model")
+        run(single, "--against", server.url, fails="name one by --against-model")
+        run(single, "--judge", server.url, only=JUDGED, fails="name one by --judge-model")
         run(single, "--attack-judge", server.url, only=JUDGED)  # no task with attacks
         assert not server.asked
 

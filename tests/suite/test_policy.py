@@ -84,7 +84,7 @@ def test_an_endpoint_answers_refuses_and_is_asked_greedily():
     assert "too long" in found["3"][2] and "not an image" in found["4"][2]
     assert {body["temperature"] for body in fake.asked} == {0.0}
     assert {body["max_completion_tokens"] for body in fake.asked} == {6}
-    assert policy.made_with == {"endpoint": fake.url, "model": "m"}
+    assert policy.made_with == {"model": "m"}  # an address may change between runs
 
 
 @pytest.fixture(scope="module")

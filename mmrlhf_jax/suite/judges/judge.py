@@ -50,8 +50,7 @@ class EndpointJudge:
         timeout: float = TIMEOUT,
         option: str = "--judge-model",
     ):
-        self._option = option
-        self._endpoint = Endpoint(url, model, concurrency=concurrency, timeout=timeout, key_from=KEY)
+        self._endpoint = Endpoint(url, model, concurrency=concurrency, timeout=timeout, key_from=KEY, option=option)
         self._thinking = thinking
 
     @property
@@ -73,8 +72,7 @@ class EndpointJudge:
                 self._endpoint.say_if_unencrypted()
             text = self._said(self._endpoint.first(self._asked(sample)))
         except UserError as error:
-            hint = "" if self._endpoint.model is not None else f" ({self._option} NAME chooses one of a server's models)"
-            raise UserError(f"the judge cannot be asked: {error}{hint}") from None
+            raise UserError(f"the judge cannot be asked: {error}") from None
         if text.error is not None:
             advice = ""
             if sample.path == COMPLETIONS:
