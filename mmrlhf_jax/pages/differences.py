@@ -20,7 +20,7 @@ PRINTED = 2  # cases of a benchmark that are printed
 
 
 @dataclasses.dataclass(frozen=True)
-class Answered:
+class ShownAnswer:
     """An answer, and the values that it was given: (name of the row, value)."""
 
     by: str
@@ -48,7 +48,7 @@ class Difference:
     row: str
     by: float
     direction: Direction
-    answers: Sequence[Answered]
+    answers: Sequence[ShownAnswer]
     pictures: Sequence[tuple[bytes, str]] = ()
     more: int = 0
 
@@ -118,7 +118,7 @@ def _case(case: Difference, classes: Sequence[str]) -> Markup:
     return element("article", *parts, class_=" ".join(("case", *classes)))
 
 
-def _answer(answer: Answered) -> Markup:
+def _answer(answer: ShownAnswer) -> Markup:
     values = [chip(f"{row} {'–' if value is None else value_text(value)}") for row, value in answer.values]
     head = element("header", element("h4", element("bdi", answer.by)), *values)
     text = _text("p", answer.text, "text") if answer.text.strip() else element("p", "(an empty answer)", class_="muted")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmrlhf_jax.inference.jobs import Share
-from mmrlhf_jax.suite.answering import Asking, Source
+from mmrlhf_jax.suite.answering import Source, TaskRequests
 from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.harness.source import HarnessTasks
 from mmrlhf_jax.suite.judges.judging import Judging
@@ -22,7 +22,7 @@ class AllTasks(Source):
 
     def ask(
         self, task: Task, answered: Mapping[str, Collection[str]], share: Share
-    ) -> contextlib.AbstractContextManager[Asking]:
+    ) -> contextlib.AbstractContextManager[TaskRequests]:
         return self._of(task).ask(task, answered, share)
 
     def expected(self, task: Task) -> int | None:

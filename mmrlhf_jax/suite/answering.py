@@ -22,19 +22,19 @@ from mmrlhf_jax.suite import hosts, pictures
 from mmrlhf_jax.suite.answers import Answer, AnswerFile, stored
 from mmrlhf_jax.suite.pace import Pace
 from mmrlhf_jax.suite.policy import Policy, example_of
-from mmrlhf_jax.suite.request import Asked, Request
+from mmrlhf_jax.suite.request import DocumentRequest, Request
 from mmrlhf_jax.suite.task import Task, TaskFailed
 from mmrlhf_jax.suite.workload import seconds_of_answer
 
 USUAL_DOCUMENTS = 500  # of a task of which nobody knows how many it has
 
 
-class Asking(Protocol):
+class TaskRequests(Protocol):
     """The documents of a task, while they are asked for. `documents` is how many there are, of all shares."""
 
     documents: int
 
-    def requests(self) -> Iterator[Asked]:
+    def requests(self) -> Iterator[DocumentRequest]:
         """Yield every document of a share. TaskFailed if they cannot be had."""
         ...
 
@@ -44,7 +44,7 @@ class Source(Protocol):
 
     def ask(
         self, task: Task, answered: Mapping[str, Collection[str]], share: Share
-    ) -> contextlib.AbstractContextManager[Asking]:
+    ) -> contextlib.AbstractContextManager[TaskRequests]:
         """The documents of a share. `answered`: document -> keys of the requests that have an answer. TaskFailed like
         `requests`."""
         ...
@@ -176,7 +176,9 @@ class Answering:
             return Finished(made_with, documents, unanswered, str(error), keys)
         return Finished(made_with, documents, unanswered, answered=keys)
 
-    def _wanted(self, asking: Asking, unanswered: dict[str, str], keys: dict[str, str], progress: Pace) -> Iterator[Request]:
+    def _wanted(
+        self, asking: TaskRequests, unanswered: dict[str, str], keys: dict[str, str], progress: Pace
+    ) -> Iterator[Request]:
         """Yield the requests that have no answer, and keep small pictures of their media. What cannot be asked is noted in
         `unanswered`, and what has an answer in `keys`."""
         for each in asking.requests():

@@ -36,7 +36,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class FigureOrReason:
     """A figure, or why there is none, in words."""
 
     estimate: Estimate | None
@@ -52,7 +52,7 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True)
-class OfRow(Figure):
+class OfRow(FigureOrReason):
     """A run's figure of a row.
 
     Attributes:
@@ -65,7 +65,7 @@ class OfRow(Figure):
 
 
 @dataclasses.dataclass(frozen=True)
-class OfAxis(Figure):
+class OfAxis(FigureOrReason):
     """A run's figure of an axis.
 
     Attributes:
@@ -81,7 +81,7 @@ class OfAxis(Figure):
 
 
 @dataclasses.dataclass(frozen=True)
-class Delta(Figure):
+class Delta(FigureOrReason):
     """The figure of the model minus that of the base, on the documents that both have.
 
     Attributes:
@@ -115,7 +115,7 @@ class Figures:
     base: Run | None
     rows: Mapping[str, Compared[OfRow]]
     axes: Mapping[str, Compared[OfAxis]]
-    headlines: Mapping[str, Figure]
+    headlines: Mapping[str, FigureOrReason]
     parts: Mapping[str, Delta]
 
 
@@ -285,6 +285,6 @@ def _axis_delta(
     return Delta(combined(np.subtract, *(suite.mean(axis, table) for table in tables)), None, documents, left_out)
 
 
-def _headline(headline: Headline, tables: list[dict[str, Estimate]]) -> Figure:
+def _headline(headline: Headline, tables: list[dict[str, Estimate]]) -> FigureOrReason:
     found = headline.change(*tables)
-    return Figure(found, None if found is not None else "a row is missing or not comparable, or the base is at 0")
+    return FigureOrReason(found, None if found is not None else "a row is missing or not comparable, or the base is at 0")

@@ -28,7 +28,7 @@ AT_ONCE, BYTES_AT_ONCE = 512, 2**29
 VIDEOS_KEPT = 256  # of which the frames, a few MB each, are in memory
 
 
-class Answered(NamedTuple):
+class PolicyAnswer(NamedTuple):
     """A policy's answer, or the reason why there is none."""
 
     text: str = ""
@@ -41,7 +41,7 @@ class Policy(Protocol):
 
     made_with: Mapping[str, Any]
 
-    def answers(self, requests: Iterable[Request], progress: Progress) -> Iterator[tuple[Request, Answered]]:
+    def answers(self, requests: Iterable[Request], progress: Progress) -> Iterator[tuple[Request, PolicyAnswer]]:
         """Yield every request with its answer, in any order, as they are finished. Requests are taken when their turn comes.
 
         UserError for what concerns every request.
@@ -60,12 +60,12 @@ class EnginePolicy:
             "dtype": str(engine.dtype),
         }
 
-    def answers(self, requests: Iterable[Request], progress: Progress) -> Iterator[tuple[Request, Answered]]:
+    def answers(self, requests: Iterable[Request], progress: Progress) -> Iterator[tuple[Request, PolicyAnswer]]:
         for part in _parts(requests):
             for _, alike in itertools.groupby(part, key=lambda request: request.options["max_new_tokens"]):
                 yield from self._answers(list(alike), progress)
 
-    def _answers(self, requests: Sequence[Request], progress: Progress) -> Iterator[tuple[Request, Answered]]:
+    def _answers(self, requests: Sequence[Request], progress: Progress) -> Iterator[tuple[Request, PolicyAnswer]]:
         """The same for some requests with the same limit."""
         engine = self._engine
         asked = engine.asked(requests[0].options["max_new_tokens"])
@@ -73,7 +73,7 @@ class EnginePolicy:
         sound, refused = sound_and_refused(engine, lambda number: [Prompt(read(number))], range(len(requests)), asked)
         for number, reason in refused.items():
             progress.update()
-            yield requests[number], Answered(error=reason)
+            yield requests[number], PolicyAnswer(error=reason)
         prompts = Prompts(lambda number: Prompt(read(number)), sound)
         for place, (written,) in engine.write_each(prompts, asked, progress):
             request = requests[sound[place]]
@@ -87,7 +87,7 @@ class EndpointPolicy:
         self._endpoint = Endpoint(url, model, concurrency=concurrency)
         self.made_with = {"model": asyncio.run(self._endpoint.check())}
 
-    def answers(self, requests: Iterable[Request], progress: Progress) -> Iterator[tuple[Request, Answered]]:
+    def answers(self, requests: Iterable[Request], progress: Progress) -> Iterator[tuple[Request, PolicyAnswer]]:
         taken: list[Request] = []  # in the order of the endpoint's numbers
         refused: list[tuple[Request, str]] = []
 
@@ -107,12 +107,12 @@ class EndpointPolicy:
             progress.update()
             request = taken[number]
             if text.error is not None:
-                yield request, Answered(error=text.error)
+                yield request, PolicyAnswer(error=text.error)
             else:
                 yield request, _ended(request, text.text, text.finish_reason)
         for request, reason in refused:
             progress.update()
-            yield request, Answered(error=reason)
+            yield request, PolicyAnswer(error=reason)
 
 
 def example_of(request: Request) -> Example:
@@ -156,10 +156,10 @@ class _Examples:
         return self._last[1]
 
 
-def _ended(request: Request, text: str, reason: str) -> Answered:
+def _ended(request: Request, text: str, reason: str) -> PolicyAnswer:
     """The answer, up to the first of the texts at which it ends, if there are any."""
     ends = [place for stop in request.options.get("until", ()) if (place := text.find(stop)) >= 0]
-    return Answered(text[: min(ends)], "stop") if ends else Answered(text, reason)
+    return PolicyAnswer(text[: min(ends)], "stop") if ends else PolicyAnswer(text, reason)
 
 
 def _parts(requests: Iterable[Request]) -> Iterator[list[Request]]:

@@ -70,7 +70,7 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class DocumentRequest:
     """A document of a task: its request, or why there is none.
 
     Attributes:

@@ -43,7 +43,7 @@ class Scorer(Protocol):
         ...
 
 
-class Answered(Protocol):
+class AnsweredTasks(Protocol):
     """What was answered of tasks (`Answering`)."""
 
     def finished(self, task: Task) -> Sequence[Finished]:
@@ -58,7 +58,7 @@ class Answered(Protocol):
 class Scoring:
     """A run's directory whose answers are scored. `jury` says who judges."""
 
-    def __init__(self, directory: epath.PathLike, scorer: Scorer, jury: Jury, answered: Answered):
+    def __init__(self, directory: epath.PathLike, scorer: Scorer, jury: Jury, answered: AnsweredTasks):
         self._directory, self._scorer, self._jury, self._answered = epath.Path(directory), scorer, jury, answered
 
     def run(self, tasks: Sequence[Task]) -> None:

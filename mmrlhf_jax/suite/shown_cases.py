@@ -12,7 +12,7 @@ from etils import epath
 from mmrlhf_jax.data.images import decode_image
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import read_bytes
-from mmrlhf_jax.pages.differences import Answered, Difference, Differences
+from mmrlhf_jax.pages.differences import Difference, Differences, ShownAnswer
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite.cases import Both, Case, choose
 from mmrlhf_jax.suite.pictures import FOLDER
@@ -38,7 +38,7 @@ def differences_of(pairs: Iterable[Both], names: Sequence[str], directories: Seq
 
 def _difference(case: Case, names: Sequence[str], folders: Sequence[epath.Path], lacking: Counter[str]) -> Difference:
     answers = [
-        Answered(name, each.answer or "", [(row.title, each.values.get(row.name)) for row in case.rows])
+        ShownAnswer(name, each.answer or "", [(row.title, each.values.get(row.name)) for row in case.rows])
         for name, each in zip(names, (case.model, case.base), strict=False)
     ]
     media = case.model.media or case.base.media

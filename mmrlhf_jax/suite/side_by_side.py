@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from mmrlhf_jax.pages.compared import Cell, Delta, Line
 from mmrlhf_jax.suite.dimensions import Suite, TableRow
-from mmrlhf_jax.suite.figures import NO_RESULTS, Figure, Figures, OfAxis, OfRow
+from mmrlhf_jax.suite.figures import NO_RESULTS, FigureOrReason, Figures, OfAxis, OfRow
 from mmrlhf_jax.suite.resampling import Estimate
 from mmrlhf_jax.suite.results import Coverage, Results
 from mmrlhf_jax.suite.task import Row
@@ -111,5 +111,5 @@ def _coverage(of: OfRow) -> str | None:
     return None if of.coverage is None else _documents(of.coverage)
 
 
-def _delta(found: Figure | None) -> Delta | None:
+def _delta(found: FigureOrReason | None) -> Delta | None:
     return None if found is None else Delta(found.value, found.interval, found.missing)

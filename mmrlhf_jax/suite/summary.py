@@ -10,7 +10,7 @@ from etils import epath
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.suite.dimensions import Suite
-from mmrlhf_jax.suite.figures import Compared, Delta, Figure, Figures, OfAxis, OfRow, Run, figures, read_run
+from mmrlhf_jax.suite.figures import Compared, Delta, FigureOrReason, Figures, OfAxis, OfRow, Run, figures, read_run
 from mmrlhf_jax.suite.resampling import LEVEL
 
 FILE, VERSION = "figures.json", 1
@@ -75,7 +75,7 @@ def _compared(of: Compared) -> dict[str, Any]:
     return {name: None if figure is None else _figure(figure) for name, figure in sides.items()}
 
 
-def _figure(figure: Figure) -> dict[str, Any]:
+def _figure(figure: FigureOrReason) -> dict[str, Any]:
     interval = figure.interval
     found = {"value": figure.value, "interval": None if interval is None else list(interval), "missing": figure.missing}
     if isinstance(figure, OfRow):

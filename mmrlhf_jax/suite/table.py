@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from mmrlhf_jax.suite.dimensions import Axis, TableRow
-from mmrlhf_jax.suite.figures import Compared, Figure, Figures, OfAxis, OfRow, Run
+from mmrlhf_jax.suite.figures import Compared, FigureOrReason, Figures, OfAxis, OfRow, Run
 from mmrlhf_jax.suite.reasons import BEYOND_LIMIT
 
 _WIDTH = 26  # of a column of figures
@@ -72,11 +72,11 @@ def _cells(of: Compared, digits: int) -> list[str]:
     return cells if of.base is None else [*cells, _cell(of.base, f".{digits}f"), _cell(of.delta, f"+.{digits}f")]
 
 
-def _cell(figure: Figure, form: str) -> str:
+def _cell(figure: FigureOrReason, form: str) -> str:
     return "-" if figure.value is None else f"{figure.value:{form}}{_interval(figure, form)}"
 
 
-def _interval(figure: Figure, form: str) -> str:
+def _interval(figure: FigureOrReason, form: str) -> str:
     return "" if figure.interval is None else " [{:{form}}, {:{form}}]".format(*figure.interval, form=form)
 
 
@@ -87,7 +87,7 @@ def _coverage(figure: OfRow) -> str:
 # What is missing ------------------------------------------------------------------------------------------------------
 
 
-def _side(figures: Mapping[str, Compared], side: str) -> dict[str, Figure]:
+def _side(figures: Mapping[str, Compared], side: str) -> dict[str, FigureOrReason]:
     return {name: getattr(of, side) for name, of in figures.items()}
 
 

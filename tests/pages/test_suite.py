@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mmrlhf_jax.pages.compared import Cell, Column, Delta, Line, compared
-from mmrlhf_jax.pages.differences import LONG, MOST_CHARACTERS, Answered, Difference, Differences
+from mmrlhf_jax.pages.differences import LONG, MOST_CHARACTERS, Difference, Differences, ShownAnswer
 from mmrlhf_jax.pages.suite import Made, Missing, Report, suite_page
 from tests.pages.html import parsed, rows, text
 
@@ -84,7 +84,7 @@ def jpeg(colour: str) -> bytes:
 
 
 def case(number: int, **more) -> Difference:
-    answers = (Answered("ours", "a red kite", [("accuracy", 100.0)]), Answered("before", "a sea", [("accuracy", None)]))
+    answers = (ShownAnswer("ours", "a red kite", [("accuracy", 100.0)]), ShownAnswer("before", "a sea", [("accuracy", None)]))
     made = dict(benchmark=f"Bench {number % 2}", document=f"doc-{number}", prompt="What?", reference="a kite", row="accuracy")
     made |= dict(by=100.0, direction="better" if number % 3 else "worse", answers=answers)
     return Difference(**made | {"pictures": ((jpeg("red"), f"picture of doc-{number}"),)} | more)
@@ -180,7 +180,7 @@ def test_cases_have_their_pictures_answers_reference_and_values():
 
 
 def test_whatever_comes_from_outside_is_shown_as_text():
-    answers = (Answered(HOSTILE, HOSTILE, [(HOSTILE, 1.0)]), Answered("b", "", []))
+    answers = (ShownAnswer(HOSTILE, HOSTILE, [(HOSTILE, 1.0)]), ShownAnswer("b", "", []))
     hostile = case(1, benchmark=HOSTILE, document=HOSTILE, prompt=HOSTILE, reference=HOSTILE, row=HOSTILE, answers=answers)
     hostile = dataclasses.replace(hostile, pictures=((jpeg("red"), HOSTILE),))
     found = Differences([hostile], {HOSTILE: {"better": 1, "worse": 0}}, 1, [HOSTILE])
@@ -212,7 +212,7 @@ def test_whatever_comes_from_outside_is_shown_as_text():
 
 def test_a_long_answer_can_be_scrolled_and_a_very_long_one_is_cut_off_and_says_so():
     def shown(length: int):
-        answers = (Answered("ours", "x" * length, []), Answered("before", "y", []))
+        answers = (ShownAnswer("ours", "x" * length, []), ShownAnswer("before", "y", []))
         tree = parsed(suite_page(suite(differences=Differences([case(1, answers=answers)], {}, 1))))
         return next(each for each in tree.find(".//article").iter("p") if each.text and each.text.startswith("x"))
 

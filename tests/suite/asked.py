@@ -12,8 +12,8 @@ from PIL import Image
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.suite.answers import Answer, stored
-from mmrlhf_jax.suite.policy import Answered
-from mmrlhf_jax.suite.request import Asked, Medium, Request
+from mmrlhf_jax.suite.policy import PolicyAnswer
+from mmrlhf_jax.suite.request import DocumentRequest, Medium, Request
 from mmrlhf_jax.suite.task import Data, Row, Task, TaskFailed
 
 OPTIONS = {"max_new_tokens": 4, "temperature": 0.0}
@@ -61,17 +61,17 @@ class _Asking:
         self._source, self._task, self._answered, self._share = source, task, answered, share
         self.documents = task.data.documents
 
-    def requests(self) -> Iterator[Asked]:
+    def requests(self) -> Iterator[DocumentRequest]:
         for number in range(self._share.process, self.documents, self._share.count):
             name = f"{number}"
             if self._source.failing.get(self._task.name) == number:
                 raise TaskFailed("it is out of order")
             if (reason := self._source.missing.get((self._task.name, name))) is not None:
-                yield Asked(name, missing=reason)
+                yield DocumentRequest(name, missing=reason)
                 continue
             text = f"{self._task.name} {name}, version {self._source.version}"
             request = Request(name, ("", text), (Medium("image", f"{number:064x}", png(number)),), OPTIONS)
-            yield Asked(name, request, answered=request.key in self._answered.get(name, ()))
+            yield DocumentRequest(name, request, answered=request.key in self._answered.get(name, ()))
 
 
 class Parrot:
@@ -84,10 +84,10 @@ class Parrot:
         self._refuse, self._after = refuse, after
         self.made_with = {"model": "parrot"}
 
-    def answers(self, requests, progress: Progress) -> Iterator[tuple[Request, Answered]]:
+    def answers(self, requests, progress: Progress) -> Iterator[tuple[Request, PolicyAnswer]]:
         for request in requests:
             progress.update()
             reason = self._refuse(request)
             self.said.append(request.prompt)
-            yield request, Answered(f"you said: {request.prompt}") if reason is None else Answered(error=reason)
+            yield request, PolicyAnswer(f"you said: {request.prompt}") if reason is None else PolicyAnswer(error=reason)
             self._after()

@@ -16,7 +16,7 @@ from mmrlhf_jax.suite import resampling
 from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.harness import NAME
-from mmrlhf_jax.suite.harness.running import NOWHERE, PYTHON, Harness, Scoring
+from mmrlhf_jax.suite.harness.running import NOWHERE, PYTHON, Harness, HarnessScoring
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.reasons import APART, OTHER_REQUEST
@@ -37,14 +37,14 @@ pytestmark = harness.needed
 @pytest.fixture
 def twice(monkeypatch):
     """Figures are asked for twice, and are the same."""
-    once = Scoring.figures
+    once = HarnessScoring.figures
 
     def figures(scoring, missing):
         first = once(scoring, missing)
         assert once(scoring, missing) == first
         return first
 
-    monkeypatch.setattr(Scoring, "figures", figures)
+    monkeypatch.setattr(HarnessScoring, "figures", figures)
 
 
 def check_pooled(task: Task, found: Results) -> None:

@@ -23,7 +23,7 @@ class NoFigure(Exception):
     """The harness gives no figure; the message is the reason."""
 
 
-class Figures:
+class HarnessFigures:
     """The figures of documents. `noted`: document -> metric and filter -> what the harness has noted of it."""
 
     def __init__(self, job: Job, task: Any, noted: Mapping[str, Mapping[Key, Any]], groups: Groups):

@@ -23,7 +23,7 @@ from mmrlhf_jax.suite.harness import NAME, VERSION
 from mmrlhf_jax.suite.harness.channel import Channel
 from mmrlhf_jax.suite.harness.job import Job
 from mmrlhf_jax.suite.local import Local
-from mmrlhf_jax.suite.request import Asked, Medium, Request
+from mmrlhf_jax.suite.request import DocumentRequest, Medium, Request
 from mmrlhf_jax.suite.task import Task, TaskFailed
 
 PYTHON = "MMRLHF_HARNESS_PYTHON"  # the environment variable that names the Python of another environment, which has the harness
@@ -81,13 +81,13 @@ class Harness:
         options: Mapping[str, Any],
         answered: Mapping[str, Collection[str]],
         share: tuple[int, int],
-    ) -> Iterator[Asking]:
+    ) -> Iterator[HarnessRequests]:
         """The requests of a task's documents. `options` are `until`, `video_frames` and `limit` of `Job`."""
         job = self._job(
             "ask", task, local, answered={name: list(keys) for name, keys in answered.items()}, share=share, **options
         )
         with self._connected(job) as channel:
-            yield Asking(channel, task)
+            yield HarnessRequests(channel, task)
 
     @contextlib.contextmanager
     def score(
@@ -98,7 +98,7 @@ class Harness:
         judge: Mapping[str, str] | None,
         *,
         corrected: bool,
-    ) -> Iterator[Scoring]:
+    ) -> Iterator[HarnessScoring]:
         """Scores a task's answers. `judge` are environment variables that say where its judge is; `corrected` is that of
         `Job`."""
         job = self._job("score", task, local)
@@ -111,7 +111,7 @@ class Harness:
         environment = {**job.environment, **(judge or {})}
         job = dataclasses.replace(job, answers=str(path), rows=rows, environment=environment, corrected=corrected)
         with self._connected(job) as channel:
-            yield Scoring(channel, task)
+            yield HarnessScoring(channel, task)
 
     def _job(self, doing: str, task: Task, local: Local | None, **more: Any) -> Job:
         self._number += 1
@@ -185,7 +185,7 @@ class Harness:
         return UserError(f"{NAME} cannot be started ({lines[-1] if lines else 'it ended without a message'}); {INSTALL}")
 
 
-class Asking:
+class HarnessRequests:
     """The requests of a task's documents. `documents` is how many documents the task has, of all shares."""
 
     def __init__(self, channel: Channel, task: Task):
@@ -193,7 +193,7 @@ class Asking:
         self.documents: int = _received(channel, task)[0]["documents"]
         self._task = task
 
-    def requests(self) -> Iterator[Asked]:
+    def requests(self) -> Iterator[DocumentRequest]:
         """Yield what is asked for every document of this share. TaskFailed if the task's process fails or dies."""
         while True:
             frame, blobs = _received(self._channel, self._task)
@@ -202,7 +202,7 @@ class Asking:
             yield _asked(frame, blobs)
 
 
-class Scoring:
+class HarnessScoring:
     """A task's process that scores answers.
 
     Attributes:
@@ -225,7 +225,7 @@ class Scoring:
         return self._command({"score": document}).get("missing")
 
     def figures(self, missing: Mapping[str, str]) -> dict[str, Any]:
-        """See `figures.Figures.all`."""
+        """See `figures.HarnessFigures.all`."""
         return self._command({"figures": dict(missing)})
 
     def _command(self, command: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,15 +250,17 @@ def _died(task: Task) -> TaskFailed:
     return TaskFailed(f"the harness's process of {task.name} has died")
 
 
-def _asked(frame: Mapping[str, Any], blobs: list[bytes]) -> Asked:
+def _asked(frame: Mapping[str, Any], blobs: list[bytes]) -> DocumentRequest:
     if "missing" in frame:
-        return Asked(frame["document"], missing=frame["missing"])
+        return DocumentRequest(frame["document"], missing=frame["missing"])
     answered, left = frame.get("answered", False), iter(blobs)
     media = tuple(
         Medium(each["kind"], each["digest"], None if answered or each["kind"] == "video" else next(left), each.get("path"))
         for each in frame["media"]
     )
-    return Asked(frame["document"], Request(frame["document"], tuple(frame["texts"]), media, frame["options"]), answered)
+    return DocumentRequest(
+        frame["document"], Request(frame["document"], tuple(frame["texts"]), media, frame["options"]), answered
+    )
 
 
 def _environment() -> dict[str, str]:

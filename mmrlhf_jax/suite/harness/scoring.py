@@ -14,7 +14,7 @@ from lmms_eval.filters.transformation import StripThinkingFilter
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.suite.harness.channel import Channel
 from mmrlhf_jax.suite.harness.corrected import corrected
-from mmrlhf_jax.suite.harness.figures import Figures
+from mmrlhf_jax.suite.harness.figures import HarnessFigures
 from mmrlhf_jax.suite.harness.groups import Groups
 from mmrlhf_jax.suite.harness.irregular import is_caused_by_the_answer
 from mmrlhf_jax.suite.harness.job import Job, reason_of
@@ -26,7 +26,7 @@ def score(job: Job, channel: Channel) -> None:
     """Score what is asked for in commands, each of which is answered with a frame.
 
     `{"score": document}` -> `{"scored": document}`, with the reason in `"missing"` if it cannot be scored.
-    `{"figures": {document: reason}}` -> `Figures.all` without these missing documents, and `Scorer.references`.
+    `{"figures": {document: reason}}` -> `HarnessFigures.all` without these missing documents, and `HarnessScorer.references`.
 
     The program that has asked for this says which document is scored next, so that it knows during which one the harness
     calls a judge.
@@ -34,8 +34,8 @@ def score(job: Job, channel: Channel) -> None:
     task = load(job)
     for seed, set_seed in ((0, random.seed), (1234, np.random.seed), (1234, torch.manual_seed)):  # those of `simple_evaluate`
         set_seed(seed)
-    scorer = Scorer(job, task)
-    figures = Figures(job, task, scorer.noted, scorer.groups)
+    scorer = HarnessScorer(job, task)
+    figures = HarnessFigures(job, task, scorer.noted, scorer.groups)
     started = {"documents": len(scorer.documents), "scorable": scorer.scorable, "groups": scorer.groups.first}
     channel.send(started | {"without_subtitles": without_subtitles(job, scorer.documents)})
     for command in channel.commands():
@@ -46,7 +46,7 @@ def score(job: Job, channel: Channel) -> None:
             channel.send(figures.all(command["figures"]) | {"references": scorer.references()})
 
 
-class Scorer:
+class HarnessScorer:
     """A task with the answers to its documents.
 
     Attributes:

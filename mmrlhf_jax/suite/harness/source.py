@@ -14,7 +14,7 @@ from mmrlhf_jax.suite.answered_documents import cluster_of, document_of
 from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.harness import NAME
 from mmrlhf_jax.suite.harness.corrected import READINGS
-from mmrlhf_jax.suite.harness.running import Asking, Harness, Scoring
+from mmrlhf_jax.suite.harness.running import Harness, HarnessRequests, HarnessScoring
 from mmrlhf_jax.suite.judges.harness_replies import reader_of
 from mmrlhf_jax.suite.judges.judging import Judging
 from mmrlhf_jax.suite.judges.loopback import Loopback
@@ -73,7 +73,7 @@ class HarnessTasks:
 
     def ask(
         self, task: Task, answered: Mapping[str, Collection[str]], share: Share
-    ) -> contextlib.AbstractContextManager[Asking]:
+    ) -> contextlib.AbstractContextManager[HarnessRequests]:
         return self._harness.ask(task, self._local.get(task.name), dataclasses.asdict(self._options), answered, share)
 
     def score(self, task: Task, answers: Mapping[str, Answer], unanswered: Mapping[str, str], judging: Judging) -> Results:
@@ -108,7 +108,7 @@ class HarnessTasks:
 
 def _documents(
     task: Task,
-    scoring: Scoring,
+    scoring: HarnessScoring,
     figures: Mapping[str, Any],
     answers: Mapping[str, Answer],
     missing: Mapping[str, str],
@@ -136,7 +136,7 @@ def _documents(
     return found
 
 
-def _each_scored(scoring: Scoring, progress: Progress) -> Iterator[tuple[str, str | None, str | None]]:
+def _each_scored(scoring: HarnessScoring, progress: Progress) -> Iterator[tuple[str, str | None, str | None]]:
     """Yield the same as `rounds.scored` of documents that need no judge."""
     for name in scoring.scorable:
         reason = scoring.score(name)

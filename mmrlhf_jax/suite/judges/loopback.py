@@ -26,7 +26,7 @@ BAD_REQUEST = "the harness sent its judge no request that can be read"
 _OURS = {"model", "messages", "n", "stream", "max_tokens", "max_completion_tokens"}  # keys of a request that we set
 
 
-class Asked(NamedTuple):
+class JudgeCalls(NamedTuple):
     """What the harness asked while a document was scored: whether anything has no reply yet, and why one has none at all."""
 
     wanted: bool
@@ -84,11 +84,11 @@ class Loopback:
         with self._lock:
             self._asks, self._outside = _Asks(document), self._outside or self._asks
 
-    def end(self) -> Asked:
+    def end(self) -> JudgeCalls:
         """What was asked since `begin`."""
         with self._lock:
             asks, self._asks, self._outside = self._asks, self._outside, None
-        return Asked(asks.wanted, asks.failure)
+        return JudgeCalls(asks.wanted, asks.failure)
 
     def judge(self) -> None:
         """Give all that was wanted to the judge, and wait for it."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from mmrlhf_jax.progress import Progress
-from mmrlhf_jax.suite.judges.loopback import Asked, Loopback
+from mmrlhf_jax.suite.judges.loopback import JudgeCalls, Loopback
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,7 +52,7 @@ def scored(
             yield document, *found[place]
 
 
-def _during(loopback: Loopback, document: str, score: Callable[[], Result]) -> tuple[Result, Asked]:
+def _during(loopback: Loopback, document: str, score: Callable[[], Result]) -> tuple[Result, JudgeCalls]:
     loopback.begin(document)
     try:
         result = score()

@@ -22,7 +22,7 @@ from mmrlhf_jax.suite.own.documents import Entry
 from mmrlhf_jax.suite.own.grader import Graded, Grader, Mode
 from mmrlhf_jax.suite.own.registry import grader_of
 from mmrlhf_jax.suite.reasons import BEYOND_LIMIT, NOT_ANSWERED, OTHER_REQUEST
-from mmrlhf_jax.suite.request import Asked, Medium, Request
+from mmrlhf_jax.suite.request import DocumentRequest, Medium, Request
 from mmrlhf_jax.suite.results import Document, Figure, Results
 from mmrlhf_jax.suite.task import Row, Task, TaskFailed
 
@@ -62,10 +62,10 @@ class OwnTasks:
         return METRICS
 
     @contextlib.contextmanager
-    def ask(self, task: Task, answered: Mapping[str, Collection[str]], share: Share) -> Iterator[Asking]:
+    def ask(self, task: Task, answered: Mapping[str, Collection[str]], share: Share) -> Iterator[OwnRequests]:
         """The documents of a share. `answered`: document -> keys of the requests that have an answer. TaskFailed if the data
         cannot be read."""
-        yield Asking(self._used(task), self._grader(task), self._options(task), answered, share)
+        yield OwnRequests(self._used(task), self._grader(task), self._options(task), answered, share)
 
     def score(self, task: Task, answers: Mapping[str, Answer], unanswered: Mapping[str, str], judging: Judging) -> Results:
         """The results of a task. `unanswered`: document -> why it has no answer. TaskFailed if the data cannot be read."""
@@ -117,7 +117,7 @@ class OwnTasks:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asking:
+class OwnRequests:
     """A task's documents, while a share of them is asked."""
 
     entries: Sequence[Entry]
@@ -131,15 +131,15 @@ class Asking:
         """How many there are, of all shares."""
         return len(self.entries)
 
-    def requests(self) -> Iterator[Asked]:
+    def requests(self) -> Iterator[DocumentRequest]:
         """Yield what is asked for every document of the share."""
         for number in range(self.share.process, len(self.entries), self.share.count):
             name, entry = str(number), self.entries[number]
             if entry.missing is not None:
-                yield Asked(name, missing=entry.missing)
+                yield DocumentRequest(name, missing=entry.missing)
                 continue
             request = _request(name, entry, self.grader, self.options)
-            yield Asked(name, request, answered=request.key in self.answered.get(name, ()))
+            yield DocumentRequest(name, request, answered=request.key in self.answered.get(name, ()))
 
 
 def _request(name: str, entry: Entry, grader: Grader, options: Mapping[str, Any]) -> Request:
