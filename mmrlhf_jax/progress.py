@@ -36,8 +36,9 @@ class Progress:
         """Say at once which item is worked on next."""
         self._show(time.monotonic(), item)
 
-    def left(self, now: float) -> float:
-        """Seconds until all are done, if the others take as long as those that are done, of which there is one at least."""
+    def left(self, now: float) -> float | None:
+        """Seconds until all are done, if the others take as long as those that are done, of which there is one at least. None
+        if that is not known yet."""
         return (now - self.started) / self.done * (self.total - self.done)
 
     def _show(self, now: float, figures: str) -> None:
@@ -46,8 +47,8 @@ class Progress:
         parts = [f"{self.description}: {self.done}/{self.total}"]
         if last:
             parts.append(f"{clock_time(elapsed)} elapsed")
-        elif self.done:
-            parts.append(f"ETA {clock_time(self.left(now))}")
+        elif self.done and (left := self.left(now)) is not None:
+            parts.append(f"ETA {clock_time(left)}")
         line = ", ".join([*parts, figures] if figures else parts)
         sys.stderr.write(f"{CLEAR}{line}{chr(10) if last else ''}" if self.live else line + "\n")
         sys.stderr.flush()
@@ -76,6 +77,11 @@ def clock_time(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things in words: "1 answer", "2,000 answers"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def say(message: str) -> None:

@@ -17,7 +17,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import exists, read_bytes, read_json_object, write_atomically
 from mmrlhf_jax.inference.jobs import LATE_SECONDS, POLL_SECONDS, Share
 from mmrlhf_jax.ownership import Ownership
-from mmrlhf_jax.progress import say
+from mmrlhf_jax.progress import counted, say
 from mmrlhf_jax.suite import hosts, pictures
 from mmrlhf_jax.suite.answers import Answer, AnswerFile, stored
 from mmrlhf_jax.suite.pace import Pace
@@ -138,9 +138,10 @@ class Answering:
         """Answer a host's share of all tasks."""
         left = [task for task in self._tasks if not self._is_done(task, process)]
         if len(left) < len(self._tasks):
-            say(f"{len(self._tasks) - len(left)} of {len(self._tasks)} tasks were answered before")
+            before = len(self._tasks) - len(left)
+            say(f"{before} of {counted(len(self._tasks), 'task')} {'was' if before == 1 else 'were'} answered before")
         progress = Pace(
-            {task.name: self._expected(task) for task in left},
+            {task.name: len(self._part(process, self._expected(task))) for task in left},
             {task.name: seconds_of_answer(task, self._source.made_with(task).get("video_frames", 0)) for task in left},
         )
         for task in left:
@@ -157,7 +158,8 @@ class Answering:
         before = {name: list(by_key) for name, by_key in stored(self._directory, task.name).items()}
         unanswered: dict[str, str] = {}
         keys: dict[str, str] = {}
-        documents, done, made_with = self._expected(task), progress.done, self._source.made_with(task)
+        documents, made_with = self._expected(task), self._source.made_with(task)
+        done, without = progress.done, progress.total - len(self._part(process, documents))
         share = Share(process, self._share.count)
         try:
             with (
@@ -165,20 +167,20 @@ class Answering:
                 AnswerFile(self._directory, task.name, self._share.process) as file,
             ):
                 documents = asking.documents
-                mine = len(range(process, documents, self._share.count))
-                progress.total += mine - self._expected(task)
+                mine = len(self._part(process, documents))
+                progress.total = without + mine
                 wanted = self._wanted(asking, unanswered, keys, progress)
                 if (first := next(wanted, None)) is not None:
-                    say(f"{task.name}: {mine} documents")
-                    progress.answering()
+                    say(f"{task.name}: {counted(mine, 'document')}")
                     for request, answered in self._policy().answers(itertools.chain([first], wanted), progress):
                         if answered.error is None:
+                            progress.answered()
                             file.add(Answer.to(request, answered.text, answered.finish_reason))
                             keys[request.document] = request.key
                         else:
                             unanswered[request.document] = answered.error
         except TaskFailed as error:
-            progress.total -= len(range(process, documents, self._share.count)) - (progress.done - done)
+            progress.total = without + progress.done - done  # the others are not answered
             return Finished(made_with, documents, unanswered, str(error), keys)
         return Finished(made_with, documents, unanswered, answered=keys)
 
@@ -203,8 +205,12 @@ class Answering:
             progress.total -= 1
 
     def _expected(self, task: Task) -> int:
-        """How many documents of a task this host probably has."""
-        return len(range(self._share.process, self._source.expected(task) or USUAL_DOCUMENTS, self._share.count))
+        """How many documents a task probably has, of all shares."""
+        return self._source.expected(task) or USUAL_DOCUMENTS
+
+    def _part(self, process: int, documents: int) -> range:
+        """Which of so many documents are in a host's share."""
+        return range(process, documents, self._share.count)
 
     # Several hosts ---------------------------------------------------------------------------------------------------
 
@@ -249,7 +255,7 @@ class Answering:
         found = self._read(task, process)
         if found is None or found.failed is not None or found.unanswered or not self._was_asked(task, process):
             return False
-        return len(found.answered) == len(range(process, found.documents, self._share.count))
+        return len(found.answered) == len(self._part(process, found.documents))
 
     def _was_asked(self, task: Task, process: int) -> bool:
         """Whether a share of a task was asked to its end in the same way, and the answers of then are there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from mmrlhf_jax.pages.parts import duration
+from mmrlhf_jax.progress import counted
 from mmrlhf_jax.suite import hub_cache, workload
 from mmrlhf_jax.suite.downloads import downloads, size_of
 from mmrlhf_jax.suite.local import Local
@@ -22,7 +23,7 @@ def lines(
     own = [task for task in tasks if task.name in local]
     cached = [task for task in tasks if task.name not in local and hub_cache.has(task)]
     work = workload.of_all(tasks, local, limit, video_frames)
-    yield f"{_count(len(tasks), 'task')} with about {_count(work.documents, 'document')}"
+    yield f"{counted(len(tasks), 'task')} with about {counted(work.documents, 'document')}"
     if work.uncounted:
         yield f"  not counted, because nobody knows how many documents they have: {', '.join(work.uncounted)}"
     if own:
@@ -50,9 +51,9 @@ def _judged(tasks: Sequence[Task], work: Workload, judge: str | None) -> Iterato
     always = [task for task in tasks if task.judge == "always"]
     perhaps = [task for task in tasks if task.judge == "unparsable"]
     if always:
-        yield f"  need a judge, about {_count(work.judged, 'call')}: {_names(always)}; {who}"
+        yield f"  need a judge, about {counted(work.judged, 'call')}: {_names(always)}; {who}"
     if perhaps:
-        most = f"at most {_count(work.perhaps, 'call')}"
+        most = f"at most {counted(work.perhaps, 'call')}"
         yield f"  need a judge for answers that no rule can read, {most}: {_names(perhaps)}; {who}"
 
 
@@ -63,7 +64,7 @@ def _time(work: Workload, video_frames: int) -> Iterator[str]:
     if work.videos:
         videos = f", and {FRAME * video_frames:,} more for a video of {video_frames} frames, which {work.videos:,} have"
     yield (
-        f"  answers: to {_count(work.documents, 'prompt')} of about {PROMPT:,} tokens{videos}; at most {work.written:,} tokens"
+        f"  answers: to {counted(work.documents, 'prompt')} of about {PROMPT:,} tokens{videos}; at most {work.written:,} tokens"
         " are written, and most answers are shorter than they may be"
     )
     usual, longest = work.writing
@@ -77,7 +78,3 @@ def _time(work: Workload, video_frames: int) -> Iterator[str]:
 
 def _names(tasks: Sequence[Task]) -> str:
     return ", ".join(task.name for task in tasks)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

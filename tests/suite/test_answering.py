@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mmrlhf_jax import ownership
+from mmrlhf_jax import ownership, progress
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.jobs import ALONE, Share
 from mmrlhf_jax.owner import Owner
-from mmrlhf_jax.suite import answering, hosts
+from mmrlhf_jax.suite import answering, hosts, pace
 from mmrlhf_jax.suite.answering import Answering
 from mmrlhf_jax.suite.answers import answers_path
+from mmrlhf_jax.suite.pace import Pace
+from mmrlhf_jax.suite.task import TaskFailed
 from tests.suite.asked import Documents, Parrot, only, task
 
 TASKS = [task("mme"), task("pope", 3), task("ai2d", 5)]
@@ -107,6 +110,86 @@ def test_a_task_that_fails_ends_no_other_one_and_goes_on_next_time(tmp_path, cap
     found, policy = run(tmp_path)
     assert policy.said == ["mme 2, version 1", "mme 3, version 1"]
     assert [each.failed for each in found.finished(TASKS[0])] == [None]
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    """(done, total) of a run's answers, after each of them."""
+    found, counting = [], Pace.update
+
+    def update(self, *arguments, **options):
+        counting(self, *arguments, **options)
+        found.append((self.done, self.total))
+
+    monkeypatch.setattr(Pace, "update", update)
+    return found
+
+
+def test_the_answers_of_a_task_that_fails_are_not_counted_on(tmp_path, counts):
+    missing = {("mme", "0"): "no picture", ("ai2d", "1"): "no picture"}
+    run(tmp_path, Documents(failing={"mme": 2, "pope": 0}, missing=missing))
+    assert counts == [(1, 11), (2, 6), (3, 5), (4, 5), (5, 5)]
+    counts.clear()
+    run(tmp_path, Documents(failing={"mme": 3}))  # of which one document has an answer
+    assert counts == [(1, 12), (2, 11), (3, 10), (4, 10), (5, 10), (6, 9)]  # three of ai2d are still to be looked at
+
+
+@pytest.mark.parametrize("loses", ["asked", "known"])
+def test_so_do_those_of_a_task_that_fails_on_several_hosts(tmp_path, counts, loses, monkeypatch):
+    source = Documents()
+    if loses == "asked":
+
+        @contextlib.contextmanager
+        def ask(task, answered, share, original=source.ask):
+            if task.name == "mme":
+                raise TaskFailed("it cannot be loaded")
+            with original(task, answered, share) as asking:
+                yield asking
+
+        monkeypatch.setattr(source, "ask", ask)
+    else:
+        source.failing["mme"] = 1
+    found, _ = run(tmp_path, source, share=Share(1, 2))
+    assert counts[-1] == (3, 3), counts
+    assert [each.documents for each in found.finished(TASKS[0])] == [4]
+
+
+class Compiling(Parrot):
+    """A policy whose first answer takes long, by a clock that is moved."""
+
+    def __init__(self, clock):
+        super().__init__(after=lambda: clock.append(clock.pop() + 1))
+        self._clock = clock
+
+    def answers(self, requests, progress):
+        self._clock.append(self._clock.pop() + 500)
+        return super().answers(requests, progress)
+
+
+def test_the_time_in_which_a_policy_is_loaded_and_compiled_is_not_projected(tmp_path, monkeypatch, capsys):
+    clock = [0.0]
+    for module in (progress, pace):
+        monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    policy = Compiling(clock)
+
+    def loaded():
+        clock.append(clock.pop() + 1000)
+        return policy
+
+    Answering(tmp_path, [task("mme", 100), task("pope", 3)], Documents(), loaded, ALONE).run()
+    said = capsys.readouterr().err
+    (explained,) = [line for line in said.splitlines() if "at this rate" in line]
+    assert explained.startswith("mme: 10 answers took 10 s; at this rate it takes 1 min 29 s more, and all tasks 1 min 32 s"), (
+        said
+    )
+    assert "mme: 100 documents\n" in said
+
+
+def test_one_document_and_one_task_are_one(tmp_path, capsys):
+    run(tmp_path, tasks=[task("mme", 1)])
+    assert "mme: 1 document\n" in capsys.readouterr().err
+    run(tmp_path, tasks=[task("mme", 1)])
+    assert "1 of 1 task was answered before\n" in capsys.readouterr().err
 
 
 def test_documents_that_cannot_be_asked_or_answered_have_their_reason(tmp_path):

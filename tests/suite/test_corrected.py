@@ -30,6 +30,31 @@ def test_a_letter(answer, found):
     assert letter(answer, TEN) == found
 
 
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ("The answer is B. Option C is wrong.", "B"), ("The correct answer is B, because option D shows a dog", "B"),
+        ("The answer is A. The other options, option B, are wrong", "A"),
+        ("Answer: (B)\n\nOption A: wrong\nOption C: wrong", "B"),
+        ("Option C is wrong. The answer is B.", "B"), ("The correct option is B; option D shows a dog", "B"),
+        ("A: no dog. B: a dog. The answer is B.", "B"), ("The answer is A. No, wait: the answer is B.", "B"),
+        ("The answer is option B, not option C", "B"), ("The answer is: $\\boxed{B}$. (C) is wrong.", "B"),
+        ("The answer should be B", "B"), ("**Answer:** B", "B"), ("**Answer**: Option B", "B"), ("Answer B", "B"),
+        ("The answer is B, since it is red and A is not", "B"), ("The answer is B and I am sure", "B"), ("A, I think", "A"),
+        ("Option A is wrong, so it is option B", "B"), ("It must be option B", "B"), ("(B) False", "B"), ("B. Not seen", "B"),
+        ("It is (B), not (C).", "B"), ("B is right", "B"),
+        ("A, B and C are wrong; D is right", None), ("A, B are wrong", None), ("The answer is A or B", None),
+        ("The answer is (A) or (B)", None), ("The answer is A, B or C", None), ("Answer: A/B", None), ("Answer: B, C", None),
+        ("The answer is option B or option C", None), ("option B or C", None), ("either (B) or C", None),
+        ("Option A is wrong.", None), ("Option (A) is wrong.", None), ("B is wrong", None), ("The answer is not (B).", None),
+        ("The wrong answer is C", None), ("Options A and B are wrong", None), ("Option A shows a cat, option B a dog", None),
+        ("Answer A isn't right", None), ("I know what the answer is. A dog", None),
+    ],
+)  # fmt: skip
+def test_a_letter_among_others(answer, found):
+    assert letter(answer, TEN) == found
+
+
 def test_a_letter_that_is_no_option_is_no_answer():
     assert letter("The answer is (C).", TWO) is None and letter("C. cat", TWO) is None
     assert letter("The answer is (B), not (C).", TWO) == "B"
@@ -42,6 +67,9 @@ def test_a_letter_that_is_no_option_is_no_answer():
         ("The answer is yes", "yes"), ("Yes there is, not a cat", "yes"), ("yes, there is", "yes"), (" no\n", "no"),
         ("No.", "no"), ("No, there is no dog.", "no"), ("There is no dog.", "no"), ("There isn't a dog", "no"),
         ("Not at all", "no"), ("It does not show a dog. Yes.", "no"), ("", None), (".", None), ("There is a dog.", None),
+        ("Answer: Yes, it is not hidden", "yes"), ("It is not hidden. The answer is yes.", "yes"), ("**Answer:** No", "no"),
+        ("Answer: yes or no? It is not there. Answer: No", "no"), ("There is no doubt that the answer is yes", "yes"),
+        ("I do not see it, so my answer is: no, it is hidden", "no"), ("I have no idea", None), ("Yes or no?", None),
         ("I don't know", None), ("eyes", None), ("Nothing", None), ("是", None), ("(A)", None),
     ],
 )  # fmt: skip

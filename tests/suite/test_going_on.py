@@ -290,7 +290,7 @@ def test_a_model_of_a_directory_and_one_of_a_server_have_no_run_in_common(tmp_pa
         first, second = (served, local) if served_first else (local, served)
         evaluated(first, "nsfw_text")
         before = len(server.asked), len(other.asked)
-        with pytest.raises(UserError, match="for which run.json has no"):
+        with pytest.raises(UserError, match=r"for which run\.json has no"):
             evaluated(second, "nsfw_image")
         assert (len(server.asked), len(other.asked)) == before
 

@@ -36,7 +36,7 @@ SERVED = {"model": "m"}
 def test_a_model_of_a_directory_and_one_of_a_server_have_no_run_in_common(tmp_path, first, second):
     settle(tmp_path, "models/a", first)
     before = (tmp_path / "run.json").read_text()
-    with pytest.raises(UserError, match="is a run of models/a, for which run.json has no .*; choose another --out"):
+    with pytest.raises(UserError, match=r"is a run of models/a, for which run\.json has no .*; choose another --out"):
         settle(tmp_path, "m", second)
     assert (tmp_path / "run.json").read_text() == before
 

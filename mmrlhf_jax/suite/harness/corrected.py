@@ -8,18 +8,37 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+from mmrlhf_jax.suite.own import replies
 
 Columns = Mapping[str, Any]  # of a document
 
 _ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
 # "A" and "I" may be words: "A cat", "I think", "Answer: A cat". Behind "is" they are none.
-_FIRST = re.compile(r"[\W_]*(?![A-Z]\W*\b(?:or|and)\b)(?:([A-Z])(?:[.):\]]|\*\*|\s*\n|,(?<!I,))|([B-HJ-Z])\s+[a-z])")
+_LETTER = r"(?:[B-HJ-Z]\b(?!['’])|[AI]\b(?!['’]|\s+[a-z]))"
+_FIRST = re.compile(r"[\W_]*(?:([A-Z])(?=[.):\]]|\*\*|\s*\n|,(?<!I,))|([B-HJ-Z])(?=\s+[a-z]))")
+# What may stand between a word and the letter, as in "is: $\boxed{B}$" and "is option B".
+_GAP = r"(?:[^\w.!?]|_|\\(?:boxed|text|mathbf|mathrm)\b|(?i:\b(?:option|choice)\b))*"
 _STATED = re.compile(
-    r"\b(?i:answer|option|choice)\b(?:(?i:\s+is)\b[\W_]*([A-Z])\b(?!['’])|[\W_]*(?:([B-HJ-Z])\b|([AI])\b(?!['’]|\s+[a-z])))"
+    r"(?<!wrong )(?<!incorrect )\b(?i:answer(?:\s+(?:option|choice))?|(?:correct|right|best)\s+(?:option|choice))\b"
+    rf"(?:(?i:\s+(?:is|(?:would|should|must|will)\s+be)\b){_GAP}([A-Z])\b(?!['’])|(?:[^\w.!?]|_)*[:=\n]{_GAP}({_LETTER}))"
 )
-_MARKED = re.compile(r"[(\[{]([A-Z])[)\]}]")  # also "\boxed{A}"
+_MENTIONED = re.compile(
+    r"(?<!not )(?<!n't )(?<!wrong )(?<!incorrect )\b"
+    rf"(?:(?i:answer|option|choice)\b(?:(?i:\s+is)\b)?[\W_]*({_LETTER})|(?i:option|choice)\s+(A)\b(?!['’]))"
+)
+_MARKED = re.compile(r"(?<!not )(?<!n't )[(\[{]([A-Z])(?=[)\]}])")  # also "\boxed{A}"
+_CLOSED = r"[ \t)\]}*_\"'$]*"  # what may stand right behind a letter
+_ANOTHER = re.compile(  # one more letter, as in "A or B" and "A, B and C"
+    rf"{_CLOSED}(?:[,/&]|\b(?:or|and|nor)\b)(?:[\W_]|(?i:\b(?:or|and|nor|either|maybe|perhaps|options?|choices?)\b))*{_LETTER}"
+)
+_DENIED = re.compile(
+    rf"{_CLOSED}\s(?:[a-z]+n['’]t\b|cannot\b|(?:is|was|looks|seems|can|could|does|would\s+be)\s+(?:[a-z]+ly\s+|also\s+)?"
+    r"(?:not|wrong|incorrect|false)\b)"
+)
+_NEITHER = re.compile(r"\bno\s+(?:doubt|idea|clue)\b")  # says neither yes nor no
 
 
 def corrected(task: str, answer: str, row: Columns) -> str:
@@ -30,35 +49,49 @@ def corrected(task: str, answer: str, row: Columns) -> str:
 
 
 def existence(answer: str, row: Columns) -> str | None:
-    """Whether an answer says that there is something: by its first word, or by its first sentence, where "no" or "not" denies.
+    """Whether an answer says that there is something: by its first word, by what follows "answer", or by its first sentence,
+    where "no" or "not" denies.
 
     POPE's own evaluation, `evaluate.py` of RUCAIBox/POPE, takes every other answer for a yes, also an empty one; here "yes"
     must be said.
     """
-    first = re.split(r"[.!?\n。！？]", answer.lower().strip(" \t\n.*_\"'`"))[0]
+    text = _NEITHER.sub(" ", replies.without_choice(answer.lower()))
+    first = re.split(r"[.!?\n。！？]", text.strip(" \t\n.*_\"'`"))[0]
     words = re.findall(r"[a-z']+", first)
     if words and words[0] in ("yes", "no"):
         return words[0]
+    if len(stated := replies.behind_answer(text)) == 1:
+        return stated.pop()
     if {"no", "not", "isn't", "aren't"} & set(words):
         return "no"
     return "yes" if "yes" in words else None
 
 
 def letter(answer: str, row: Columns) -> str | None:
-    """The letter of an option, of those that the document has: alone, at the beginning, behind "answer", or as the only one in
-    brackets."""
+    """The letter of an option, of those that the document has: alone, behind "answer is", at the beginning, or as the only one
+    behind "option" or in brackets. None for an answer that names several, and for an option that it denies."""
     options = ast.literal_eval(row["options"]) if isinstance(row["options"], str) else row["options"]
     letters = [chr(ord("A") + number) for number in range(len(options))]
     if (alone := _ALONE.fullmatch(answer)) is not None:
         return alone[1].upper()
-    first = _FIRST.match(answer)
-    stated = [each for found in _STATED.findall(answer) for each in found if each in letters]
-    if first is not None and (found := first[1] or first[2]) in letters:
-        return found
-    if stated:
-        return stated[-1]
-    marked = {each for each in _MARKED.findall(answer) if each in letters}
-    return marked.pop() if len(marked) == 1 else None
+    if stated := _found(_STATED.finditer(answer), letters):
+        return _only(stated[-1:])
+    if (first := _FIRST.match(answer)) is not None and (found := _found([first], letters)):
+        return _only(found)
+    return _only(_found(_MENTIONED.finditer(answer), letters) or _found(_MARKED.finditer(answer), letters))
+
+
+def _found(matches: Iterable[re.Match[str]], letters: Sequence[str]) -> list[re.Match[str]]:
+    """Those matches whose letter is that of an option, and is not denied right behind it."""
+    return [each for each in matches if each[each.lastindex] in letters and not _DENIED.match(each.string, each.end())]
+
+
+def _only(matches: Sequence[re.Match[str]]) -> str | None:
+    """The letter of all these matches; None if there are several, or none."""
+    if any(_ANOTHER.match(each.string, each.end()) for each in matches):
+        return None
+    found = {each[each.lastindex] for each in matches}
+    return found.pop() if len(found) == 1 else None
 
 
 READINGS: Mapping[str, Callable[[str, Columns], str | None]] = {

@@ -26,13 +26,23 @@ def yes_or_no(reply: str) -> bool | None:
 
     A lone "no" anywhere else is no verdict, as in "There is no way to say", nor is it one if two of these say different things.
     """
-    text = _CHOICE.sub(" ", reply.lower()).strip()
+    text = without_choice(reply.lower()).strip()
     if (first := _FIRST_WORD.match(text)) is not None:
         return first[1] == "yes"
     sentences = [each for each in re.split(r"[.!?;:,]\s+|\n", text) if each.strip()]
     last = _SENTENCE.fullmatch(sentences[-1].strip()) if sentences else None
-    found = {*_AFTER_ANSWER.findall(text), *_BOLD.findall(text), *([last[1]] if last else [])}
+    found = {*behind_answer(text), *_BOLD.findall(text), *([last[1]] if last else [])}
     return found == {"yes"} if len(found) == 1 else None
+
+
+def behind_answer(text: str) -> set[str]:
+    """Which of "yes" and "no" follow the word "answer" or "verdict" in a text of lower-case letters."""
+    return set(_AFTER_ANSWER.findall(text))
+
+
+def without_choice(text: str) -> str:
+    """A text of lower-case letters without "yes or no", which repeats what was asked."""
+    return _CHOICE.sub(" ", text)
 
 
 def contains_yes(reply: str) -> bool | None:
