@@ -97,6 +97,12 @@ class Answering:
         self._policy, self._launch = functools.cache(policy), launch
         self._locks: dict[int, Ownership] = {}  # of other hosts: whether one is alive is seen by looking several times
 
+    @property
+    def is_left(self) -> bool:
+        """Whether something is to be asked that was not asked before. What had no answer then, or what failed, may fail again,
+        so that it is not counted."""
+        return not all(self._was_asked(task, process) for task in self._tasks for process in range(self._share.count))
+
     def run(self) -> None:
         """Answer this host's share, and as the first host wait for those of the others, or answer in the place of one that is
         gone."""
@@ -247,11 +253,17 @@ class Answering:
     def _is_done(self, task: Task, process: int) -> bool:
         """Whether a share of a task need not be looked at again: it is asked the same, and every document has its answer."""
         found = self._read(task, process)
-        if found is None or found.failed is not None or found.unanswered or not self._is_current(found, task):
+        if found is None or found.failed is not None or found.unanswered or not self._was_asked(task, process):
+            return False
+        return len(found.answered) == len(self._part(process, found.documents))
+
+    def _was_asked(self, task: Task, process: int) -> bool:
+        """Whether a share of a task was asked to its end in the same way, and the answers of then are there."""
+        found = self._read(task, process)
+        if found is None or not self._is_current(found, task):
             return False
         kept = stored(self._directory, task.name)
-        there = [document for document, key in found.answered.items() if key in kept.get(document, {})]
-        return len(there) == len(self._part(process, found.documents))
+        return all(key in kept.get(document, {}) for document, key in found.answered.items())
 
     def _is_current(self, found: Finished, task: Task) -> bool:
         return strict_json.loads(strict_json.dumps(self._source.made_with(task))) == found.made_with

@@ -17,17 +17,20 @@ from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite import hosts, results, run_directory
 from mmrlhf_jax.suite.all_tasks import AllTasks
 from mmrlhf_jax.suite.answering import Answering
+from mmrlhf_jax.suite.figures import read_run
 from mmrlhf_jax.suite.harness import NAME
 from mmrlhf_jax.suite.harness.running import Harness
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
 from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.local import Local
+from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.model import Model
 from mmrlhf_jax.suite.own.grader import Mode
 from mmrlhf_jax.suite.own.tasks import OwnTasks
 from mmrlhf_jax.suite.policy import Policy
 from mmrlhf_jax.suite.run_directory import AGAINST
 from mmrlhf_jax.suite.scoring import Scoring
+from mmrlhf_jax.suite.stored import read_suite
 from mmrlhf_jax.suite.task import Task
 
 _OF_ANSWERS = ("max_new_tokens", "temperature", "until", "video_frames")  # settings of a task on which its answers depend
@@ -68,7 +71,7 @@ def evaluate_against(
     the directory of a run. Everything that can be refused is, before anything is answered.
 
     `finished` is called by the first host when the model's run is finished, and again when that of the base is, with the
-    directory of the base's run as far as it has results.
+    directory of the base's run as far as it can be compared with.
     """
     directory = epath.Path(out)
     if not isinstance(base, Model | None) and os.path.abspath(base) == os.path.abspath(directory):
@@ -87,6 +90,9 @@ def evaluate_against(
         return
     with contextlib.ExitStack() as stack:
         firsts = [stack.enter_context(hosts.First(run.directory, wanted.share)) for run in runs]
+        _refuse_unsound(directory, wanted.tasks)
+        for run in runs:
+            run.check()
         for run in runs:
             run.settle()
         wanted.jury.check(wanted.tasks)
@@ -94,16 +100,17 @@ def evaluate_against(
             run.settle_judges()
         against = run_directory.settle_base(directory, runs[1].directory if isinstance(base, Model) else base)
         if base is None and against is not None:
-            say(f"compared with the base of an earlier command: {against}")
+            against = _of_earlier_command(against)
         for first in firsts:
             first.open(wanted.of_all_hosts)
         for run, first in zip(runs, firsts, strict=True):
             run.answer(first.launch)
-            finished(against if against is not None and results.tasks_in(against) else None)
+            finished(_compared_with(against))
 
 
 def base_of(model: Model, against: str | None, name: str | None) -> Model | epath.Path | None:
-    """The base that the options name: a model, or the directory of a run. UserError if a run has no results yet."""
+    """The base that the options name: a model, or the directory of a run. UserError for a run that nothing can be compared
+    with."""
     if against is None and name is None:
         return None
     directory = None if against is None or is_address(against) else epath.Path(against)
@@ -112,28 +119,82 @@ def base_of(model: Model, against: str | None, name: str | None) -> Model | epat
     if name is not None:
         raise UserError(f"--against-model: {directory} is the directory of a run, which has one model")
     run_directory.read(directory)
-    if not results.tasks_in(directory):
-        raise UserError(f"--against {directory}: a run without results yet; finish it first, or give the model itself")
+    try:
+        _require_results(directory)
+    except UserError as error:
+        raise UserError(f"--against {error}") from None
     return directory
 
 
+def _require_results(directory: epath.Path) -> None:
+    """UserError for the directory of a run that nothing can be compared with."""
+    if not results.tasks_in(directory):
+        raise UserError(f"{directory}: a run without results yet; finish it first, or give the model itself")
+    if read_suite(directory) != MM_RLHF:
+        raise UserError(f"{directory}: is of other benchmarks than {MM_RLHF.title}")
+    if not read_run(directory, MM_RLHF).results:
+        raise UserError(f"{directory}: none of its results are of {MM_RLHF.title}")
+
+
+def _of_earlier_command(against: epath.Path) -> epath.Path | None:
+    """The base of an earlier command; None, which is said, if nothing can be compared with it any more."""
+    try:
+        _require_results(against)
+    except UserError as error:
+        say(f"the base of an earlier command is left out: {error}")
+        return None
+    say(f"compared with the base of an earlier command: {against}")
+    return against
+
+
+def _compared_with(against: epath.Path | None) -> epath.Path | None:
+    """The directory of the base's run as far as it has results. If they are not sound, that is said, and it is left out: the
+    figures of the model do not depend on it."""
+    if against is None or not results.tasks_in(against):
+        return None
+    try:
+        _require_results(against)
+    except UserError as error:
+        say(f"the base is left out: {error}")
+        return None
+    return against
+
+
+def _refuse_unsound(directory: epath.Path, tasks: Sequence[Task]) -> None:
+    """UserError for results that belong to the table, are not sound, and are not made again by these tasks."""
+    again = {task.name for task in tasks}
+    for name in results.tasks_in(directory):
+        if name in MM_RLHF.tasks and name not in again:
+            results.read(directory, name)
+
+
 class Evaluation:
-    """A model's run in a directory. `settle` and `settle_judges`, or on other hosts than the first one `settle_beside`, come
-    before `answer`. UserError for what concerns all tasks."""
+    """A model's run in a directory. `check`, `settle` and `settle_judges`, or on other hosts than the first one
+    `settle_beside`, come before `answer`. UserError for what concerns all tasks."""
 
     def __init__(self, model: Model, wanted: Wanted, directory: epath.Path):
         self.directory, self._model, self._wanted = directory, model, wanted
+        self._identity: dict[str, Any] = {}
+
+    def check(self) -> None:
+        """UserError for what is no model, for a server that is needed and does not answer or has another model, and for figures
+        that would be replaced. Nothing is written."""
+        self._model = self._model.known(self.directory)
+        self._identity = self._model.identity()
+        self._refuse_replacement()
+        if self._model.endpoint is not None and self._answering(self._tasks(None, self._wanted.jury)).is_left:
+            self._model.served()
 
     def settle(self) -> None:
         """Begin the run, or go on with it."""
-        self._model = self._model.known(self.directory)
-        run_directory.settle(self.directory, self._model.title, self._model.identity(), self._wanted.of_all_tasks)
-        self._refuse_replacement()
+        how = self._wanted.of_all_tasks, self._model.given
+        run_directory.settle(self.directory, self._model.title, self._identity, *how)
 
     def settle_beside(self) -> None:
-        """Go on with a run that the first host has begun."""
+        """Go on with a run that the first host has begun and checked."""
         self._model = self._model.known(self.directory)
-        run_directory.note(self.directory, self._model.title, self._model.identity(), self._wanted.of_all_tasks)
+        self._identity = self._model.identity()
+        self.settle()
 
     def settle_judges(self) -> None:
         """Note who judges."""
@@ -148,10 +209,13 @@ class Evaluation:
                 harness = stack.enter_context(Harness(logs))
             jury = wanted.jury.resumed(run_directory.read(self.directory))
             tasks = self._tasks(harness, jury)
-            answering = Answering(self.directory, wanted.tasks, tasks, self._opened, wanted.share, launch)
+            answering = self._answering(tasks, launch)
             answering.run()
             if wanted.share.process == 0:
                 Scoring(self.directory, tasks, jury, answering).run(wanted.tasks)
+
+    def _answering(self, tasks: AllTasks, launch: str = "") -> Answering:
+        return Answering(self.directory, self._wanted.tasks, tasks, self._opened, self._wanted.share, launch)
 
     def _tasks(self, harness: Harness | None, jury: Jury) -> AllTasks:
         wanted = self._wanted

@@ -6,6 +6,7 @@ They are made from the files of results alone, at any time, also of a part of th
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
@@ -130,9 +131,15 @@ def read_run(directory: epath.PathLike, suite: Suite) -> Run:
             found[task] = read(directory, task)
             _check_rows(found[task], suite.tasks[task], figures_path(directory, task))
         else:
-            say(f"{figures_path(directory, task)}: {task} is no task of {suite.title}; it is left out")
+            _say_left_out(figures_path(directory, task), task, suite.title)
     name = about.get("model")
     return Run(name if isinstance(name, str) else directory.name, found, about)
+
+
+@functools.cache
+def _say_left_out(path: epath.Path, task: str, suite: str) -> None:
+    """Once: a command reads a run several times."""
+    say(f"{path}: {task} is no task of {suite}; it is left out")
 
 
 def _check_rows(results: Results, task: Task, path: epath.Path) -> None:

@@ -58,15 +58,16 @@ class Model:
 
     def known(self, directory: epath.Path) -> Model:
         """The same with the name that it has at its server, so that a server that has another one meanwhile is refused. If its
-        run in this directory was begun, the server need not run any more. UserError if it is needed and does not answer."""
+        run in this directory was begun, the server is not asked. UserError if it is needed and does not answer."""
         if self.endpoint is None or self.name is not None:
             return self
         begun = exists(directory / run_directory.FILE)
         name = run_directory.read(directory)["settings"].get("model") if begun else None
-        return dataclasses.replace(self, name=name or self._served())
+        return dataclasses.replace(self, name=name or self.served())
 
-    def _served(self) -> str:
-        return asyncio.run(Endpoint(self.endpoint, option=self.option).check())
+    def served(self) -> str:
+        """The name of the model at its server. UserError if the server does not answer, or does not have it."""
+        return asyncio.run(Endpoint(self.endpoint, self.name, option=self.option).check())
 
     @property
     def title(self) -> str:
@@ -74,20 +75,26 @@ class Model:
         return self.path or self.name
 
     def identity(self) -> dict[str, Any]:
-        """What tells it from other models, without loading it. A model of a server has its name alone (`known`), since the same
-        one may be served at another address later. UserError for what is no model."""
+        """What tells it from other models, without loading it, whoever answers with it: the same keys in every run of it. A
+        model of a server has its name alone (`known`), since the same one may be served at another address later. UserError for
+        what is no model."""
         if self.endpoint is not None:
             return {"model": self.name}
         try:
             directory = Path(local_directory(self.path))
-            given = {name: self.loading[name] for name in ("dtype", "template") if self.loading.get(name)}
-            return {"fingerprint": model_fingerprint(directory), **given} | {
+            return {
+                "fingerprint": model_fingerprint(directory),
                 "tokenizer": _digest(directory / name for name in TOKENIZER_FILES),
                 "chat_template": _digest(_chat_templates(directory)),
                 "generation_config": _digest([directory / generation_config.FILE]),
             }
         except UserError as error:
             raise UserError(f"{self.option} {error}" if self.option == "--against" else str(error)) from None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What was said of how it is loaded, as far as its answers depend on that."""
+        return {name: self.loading[name] for name in ("dtype", "template") if self.loading.get(name)}
 
     def open(self) -> Policy:
         """Load it, or find its server."""

@@ -37,7 +37,8 @@ class PolicyAnswer(NamedTuple):
 
 
 class Policy(Protocol):
-    """Who answers. `made_with` is what answers depend on besides the requests: model, template, dtype."""
+    """Who answers. `made_with` is what answers depend on besides the requests and what tells the model from others
+    (`Model.identity`): template, dtype."""
 
     made_with: Mapping[str, Any]
 
@@ -54,11 +55,7 @@ class EnginePolicy:
 
     def __init__(self, engine: Engine):
         self._engine = engine
-        self.made_with = {
-            "model_fingerprint": engine.fingerprint,
-            "template": engine.template,
-            "dtype": str(engine.dtype),
-        }
+        self.made_with = {"template": engine.template, "dtype": str(engine.dtype)}
 
     def answers(self, requests: Iterable[Request], progress: Progress) -> Iterator[tuple[Request, PolicyAnswer]]:
         for part in _parts(requests):

@@ -18,9 +18,16 @@ FILE = "run.json"
 AGAINST = "against"  # in a run's directory: the run of the base
 
 
-def settle(directory: epath.PathLike, model: str, identity: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Begin a run, or go on with it. `model` is the model's name, `identity` tells it from other models, and `options` are
-    those of all tasks. A key that the run does not have yet is added.
+def settle(
+    directory: epath.PathLike,
+    model: str,
+    identity: Mapping[str, Any],
+    options: Mapping[str, Any],
+    made_with: Mapping[str, Any] | None = None,
+) -> None:
+    """Begin a run, or go on with it. `model` is the model's name, `identity` tells it from other models, `options` are those
+    of all tasks, and `made_with` is what else the answers depend on. Of the last two a key that the run does not have yet is
+    added; the identity is there from the beginning.
 
     UserError if the run is of another model or was begun with other options, or if the folder holds something else.
     """
@@ -30,7 +37,8 @@ def settle(directory: epath.PathLike, model: str, identity: Mapping[str, Any], o
         if set(others) - {SHARES, AGAINST}:
             raise UserError(f"{directory}: holds something else than a run of benchmarks; choose another --out")
         begin(directory, model, {**identity, **options})
-    note(directory, model, identity, options)
+    _refuse_another_model(directory, model, identity)
+    note(directory, model, made_with or {}, options)
 
 
 def begin(directory: epath.PathLike, model: str, settings: Mapping[str, Any]) -> None:
@@ -38,24 +46,42 @@ def begin(directory: epath.PathLike, model: str, settings: Mapping[str, Any]) ->
     _write(epath.Path(directory) / FILE, {"version": VERSION, "model": model, "settings": dict(settings), "judge": None})
 
 
-def note(directory: epath.PathLike, model: str, identity: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> None:
+def note(directory: epath.PathLike, model: str, made_with: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> None:
     """Add settings to a run that was begun. UserError like `settle`."""
-    found, new = read(directory), strict_json.loads(strict_json.dumps({**identity, **(options or {})}))
+    found, new = read(directory), strict_json.loads(strict_json.dumps({**made_with, **(options or {})}))
     before = found["settings"]
     for name in sorted(before.keys() & new.keys()):
         if before[name] == new[name]:
             continue
-        if name in identity:
-            raise UserError(
-                f"{directory}: is a run of {found['model']} with {name} {shown(before[name])}, and that of {model} is"
-                f" {shown(new[name])}; choose another --out"
-            )
+        if name in made_with:
+            raise _another_model(directory, found, name, model, new[name])
         raise UserError(
             f"{directory}: was begun with {name} {shown(before[name])}, not {shown(new[name])}; go on with the same, or choose"
             " another --out"
         )
     if new.keys() - before.keys():
         _write(epath.Path(directory) / FILE, found | {"settings": before | new})
+
+
+def _refuse_another_model(directory: epath.Path, model: str, identity: Mapping[str, Any]) -> None:
+    """UserError if a run that was begun is not of this model. A model of a server and one of a directory have not a single key
+    in common, so that a key which the run does not have tells them apart as well."""
+    found, new = read(directory), strict_json.loads(strict_json.dumps(identity))
+    for name in sorted(new):
+        if name not in found["settings"]:
+            raise UserError(
+                f"{directory}: is a run of {found['model']}, for which {FILE} has no {name}, so that {model} is another model"
+                " or is found in another way (a directory, a server); choose another --out"
+            )
+        if found["settings"][name] != new[name]:
+            raise _another_model(directory, found, name, model, new[name])
+
+
+def _another_model(directory: epath.PathLike, found: Mapping[str, Any], name: str, model: str, value: Any) -> UserError:
+    return UserError(
+        f"{directory}: is a run of {found['model']} with {name} {shown(found['settings'][name])}, and that of {model} is"
+        f" {shown(value)}; choose another --out"
+    )
 
 
 def settle_judges(directory: epath.PathLike, judges: Mapping[str, Any]) -> None:

@@ -4,7 +4,9 @@ anything is answered. The tasks are two that need neither the harness nor a judg
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,18 +16,20 @@ from mmrlhf_jax import cli
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference import endpoint
 from mmrlhf_jax.inference.jobs import Share
-from mmrlhf_jax.suite import answering, hosts, results
+from mmrlhf_jax.suite import answering, figures, hosts, results, run_directory
 from mmrlhf_jax.suite.benchmarks import Wanted, evaluate_against
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.harness.source import Options
 from mmrlhf_jax.suite.judges.judge import EndpointJudge
 from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.local import Local
+from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.model import Model
+from mmrlhf_jax.suite.stored import write_suite
 from tests import tiny
 from tests.serving import fakes
 from tests.serving.fakes import Fake, chat, refusal
-from tests.suite import made_up_own
+from tests.suite import made_up_own, runs
 from tests.suite.judged import judge
 
 PLAIN, JUDGED = ("nsfw_text", "nsfw_image"), ("risk_identification",)
@@ -96,7 +100,7 @@ def test_a_server_with_several_models_says_which_option_names_one(run):
         assert not server.asked
 
 
-@pytest.mark.parametrize("against", ["no/such/directory", "empty", "run", "out"])
+@pytest.mark.parametrize("against", ["no/such/directory", "empty", "run", "out", "others", "suite", "damaged"])
 def test_a_base_that_cannot_be_is_refused_before_anything_is_answered(run, tmp_path, against, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -105,6 +109,13 @@ def test_a_base_that_cannot_be_is_refused_before_anything_is_answered(run, tmp_p
         (tmp_path / name / "run.json").write_text('{"version": 1, "model": "x", "settings": {}, "judge": null}')
     (tmp_path / "out" / "run.json").unlink() if against != "out" else None
     says = {"run": "a run without results yet", "out": "a run without results yet"}
+    says |= {"others": "others: none of its results are of MM-RLHF", "suite": "suite: is of other benchmarks than MM-RLHF"}
+    says |= {"damaged": "nsfw_text.json: not JSON"}
+    for name, of in (("others", "colours"), ("suite", "nsfw_text"), ("damaged", "nsfw_text")):
+        run_directory.begin(tmp_path / name, "x", {})
+        results.write(tmp_path / name, runs.results(dataclasses.replace(runs.COLOURS, name=of), [1.0, 0.0]))
+    write_suite(tmp_path / "suite", runs.SUITE)
+    results.figures_path(tmp_path / "damaged", "nsfw_text").write_text("{")
     with policy() as server:
         run(server, "--against", against, fails=says.get(against, "--against "))
         assert not server.asked
@@ -129,6 +140,40 @@ def test_the_figures_of_the_model_are_there_when_the_base_fails_and_the_base_sta
         assert value(run(server), "nsfw_text_asr", "against") == 0
         asked = len(server.asked), len(base.asked)
         assert value(run(server), "nsfw_text_asr", "against") == 0 and asked == (len(server.asked), len(base.asked))
+
+
+def test_a_noted_base_that_cannot_be_used_any_more_is_left_out_and_said(run, tmp_path, capsys):
+    with policy() as server, policy(lambda _: "I'm sorry, I cannot.") as base:
+        assert value(run(server, "--against", base.url), "nsfw_text_asr", "against") == 0
+        results.figures_path(tmp_path / "out" / "against", "nsfw_text").write_text("{")
+        assert value(run(server), "nsfw_text_asr", "against") is None
+        assert value(run(server, "--against", base.url), "nsfw_text_asr", "against") == 0  # it is scored again
+        results.figures_path(tmp_path / "out" / "against", "nsfw_text").write_text("{")
+        found = run(server, "--against", base.url, only=("nsfw_image",))
+        assert (value(found, "nsfw_text_asr"), value(found, "nsfw_text_asr", "against")) == (100, None)
+        shutil.rmtree(tmp_path / "out" / "against")
+        assert value(run(server), "nsfw_text_asr") == 100
+
+
+def test_results_that_are_damaged_and_not_made_again_are_named_before_anything_is_answered(run, tmp_path):
+    with policy() as server:
+        run(server, only=("nsfw_text",))
+        asked = len(server.asked)
+        results.figures_path(tmp_path / "out", "nsfw_text").write_text("{")
+        run(server, only=("nsfw_image",), fails="nsfw_text.json: not JSON")
+        assert len(server.asked) == asked
+        assert value(run(server), "nsfw_text_asr") == 100
+
+
+def test_what_a_run_leaves_out_is_said_once(run, tmp_path, capsys):
+    with policy() as server, policy() as base:
+        run(server, "--against", base.url)
+        for place in ("out", "out/against"):
+            results.write(tmp_path / place, runs.results(runs.COLOURS, [1.0]))
+        capsys.readouterr()
+        assert not cli.app(["report", str(tmp_path / "out"), "--out", str(tmp_path / "a.html")], standalone_mode=False)
+        figures.read_run(tmp_path / "out", MM_RLHF)
+        assert capsys.readouterr().err.count("colours is no task of") == 1
 
 
 # Judges and options ------------------------------------------------------------------------------------------------------
@@ -223,10 +268,59 @@ def test_what_really_answers_is_in_run_json_and_another_type_of_numbers_is_refus
     evaluated()
     settings = json.loads((out / "run.json").read_text())["settings"]
     assert (settings["dtype"], settings["template"]) == ("float32", "qwen_1_5")
-    assert len(settings["model_fingerprint"]) == 64
+    assert len(settings["fingerprint"]) == 64 and "model_fingerprint" not in settings  # one digest of the weights
     evaluated(dtype="float32")
     with pytest.raises(UserError, match=r"with dtype 'float32', and that of .* is 'bfloat16'"):
         evaluated(dtype="bfloat16")
+
+
+@pytest.mark.parametrize("served_first", [False, True])
+@pytest.mark.parametrize("of_base", [False, True])
+def test_a_model_of_a_directory_and_one_of_a_server_have_no_run_in_common(tmp_path, data, served_first, of_base):
+    """Neither of the model's own run nor of its base's."""
+    loading = {"batch": 1, "slots": 2048}
+    local = Model(f"{tiny.checkpoint(tmp_path / 'model', tiny.config(text={'tie_word_embeddings': False}))}", loading=loading)
+    with policy() as server, policy() as other:
+        served, asked = Model(endpoint=server.url), Model(endpoint=other.url)
+
+        def evaluated(model, task):
+            wanted = Wanted([TASKS[task]], Options(limit=1), {task: Local(data[task])}, Jury(), Share())
+            evaluate_against(*((asked, model) if of_base else (model, None)), wanted, tmp_path / "out")
+
+        first, second = (served, local) if served_first else (local, served)
+        evaluated(first, "nsfw_text")
+        before = len(server.asked), len(other.asked)
+        with pytest.raises(UserError, match=r"for which run\.json has no"):
+            evaluated(second, "nsfw_image")
+        assert (len(server.asked), len(other.asked)) == before
+
+
+@pytest.mark.parametrize("option", ["--policy-model", "--against-model"])
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_server_that_is_dead_or_has_no_such_model_is_found_before_anything_is_answered_or_written(
+    run, tmp_path, option, dead
+):
+    with policy() as server, policy() as other:
+        place = other.url
+    with policy() as server, policy() as other:
+        place = place if dead else other.url
+        says = place if dead else "does not serve 'zz', but m"
+        if option == "--against-model":
+            run(server, "--against", place, option, "zz", fails=says)
+        else:
+            server.url = place
+            run(server, option, "zz", fails=says)
+        assert not (tmp_path / "out" / "run.json").exists() and not server.asked
+
+
+def test_a_server_is_needed_again_when_something_is_left_to_be_answered(run):
+    with policy() as server, policy() as base:
+        run(server, "--against", base.url, only=("nsfw_text",))
+    with policy() as alive:
+        run(server, "--against", base.url, only=("nsfw_text",))
+        run(server, only=PLAIN, fails=server.url)
+        run(alive, "--against", base.url, fails=base.url)
+        assert not alive.asked
 
 
 # Several hosts -----------------------------------------------------------------------------------------------------------

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from mmrlhf_jax.errors import UserError
+from tests import tiny
 from tests.suite import made_up
 from tests.suite.asked import Parrot, only
+
+MODELS = (("a", 1e6), ("b", 2e6))  # and the base of their positions
 
 pytest.importorskip("lmms_eval", reason="needs lmms-eval in the environment of the tests: make eval-env")
 
@@ -43,13 +46,13 @@ def test_the_harness_finds_it_among_its_models():
 def test_it_answers_by_the_same_requests_and_goes_on_from_stored_answers(tmp_path, task):
     from mmrlhf_jax.suite.harness.model import Model
 
-    policy = Parrot()
-    found = evaluated(task, Model("x", answers=str(tmp_path / "kept"), policy=policy, device="cpu"), tmp_path)
+    policy, x = Parrot(), str(tiny.checkpoint(tmp_path / "x"))
+    found = evaluated(task, Model(x, answers=str(tmp_path / "kept"), policy=policy, device="cpu"), tmp_path)
     samples = found["samples"]["mmrlhf_mme"]
     assert [each["filtered_resps"] for each in samples] == [[f"you said: {prompt}"] for prompt in policy.said]
     assert len(policy.said) == 6 and len(only(tmp_path / "kept", "mmrlhf_mme")) == 6
     again = Parrot()
-    second = evaluated(task, Model("x", answers=str(tmp_path / "kept"), policy=again), tmp_path)
+    second = evaluated(task, Model(x, answers=str(tmp_path / "kept"), policy=again), tmp_path)
     assert again.said == []
     assert second["results"]["mmrlhf_mme"] == found["results"]["mmrlhf_mme"]
 
@@ -58,12 +61,29 @@ def test_answers_of_another_model_are_not_found(tmp_path, task):
     from mmrlhf_jax.suite.harness.model import Model
 
     kept = str(tmp_path / "kept")
-    evaluated(task, Model("models/a", answers=kept, policy=Parrot()), tmp_path)
+    a, b = (str(tiny.checkpoint(tmp_path / name, tiny.config(text={"rope_theta": float(theta)}))) for name, theta in MODELS)
+    evaluated(task, Model(a, answers=kept, policy=Parrot()), tmp_path)
+    with pytest.raises(UserError, match=rf"is a run of {a} with fingerprint .*, and that of {b} is"):
+        Model(b, answers=kept, policy=Parrot())
     for made_with in ({"model": "raven"}, {"model": "parrot", "dtype": "bfloat16"}):
         other = Parrot()
         other.made_with = made_with
         if "dtype" in made_with:  # what was not noted before is noted now, and then counts
-            Model("models/a", answers=kept, policy=other)
+            Model(a, answers=kept, policy=other)
             other.made_with = made_with | {"dtype": "float32"}
-        with pytest.raises(UserError, match=r"is a run of models/a with .*, and that of models/b is"):
-            Model("models/b", answers=kept, policy=other)
+        with pytest.raises(UserError, match=rf"is a run of {a} with .*, and that of {a} is"):
+            Model(a, answers=kept, policy=other)
+
+
+def test_the_verb_goes_on_in_the_folder_of_the_same_model_and_of_no_other(tmp_path):
+    from mmrlhf_jax.suite import run_directory
+    from mmrlhf_jax.suite.harness.model import Model
+    from mmrlhf_jax.suite.model import Model as Evaluated
+
+    kept = str(tmp_path / "kept")
+    a, b = (str(tiny.checkpoint(tmp_path / name, tiny.config(text={"rope_theta": float(theta)}))) for name, theta in MODELS)
+    plugged = Model(a, answers=kept, policy=Parrot())
+    run_directory.settle(kept, a, Evaluated(a).identity(), {"metrics": "corrected"})
+    with pytest.raises(UserError, match="with fingerprint"):
+        run_directory.settle(kept, b, Evaluated(b).identity(), {"metrics": "corrected"})
+    assert str(plugged) != str(Model(b, policy=Parrot()))  # for the harness's own cache

@@ -29,6 +29,25 @@ def test_another_model_is_refused_and_both_are_named(tmp_path, changed):
         settle(tmp_path, "models/b", IDENTITY | changed)
 
 
+SERVED = {"model": "m"}
+
+
+@pytest.mark.parametrize(("first", "second"), [(IDENTITY, SERVED), (SERVED, IDENTITY)])
+def test_a_model_of_a_directory_and_one_of_a_server_have_no_run_in_common(tmp_path, first, second):
+    settle(tmp_path, "models/a", first)
+    before = (tmp_path / "run.json").read_text()
+    with pytest.raises(UserError, match=r"is a run of models/a, for which run\.json has no .*; choose another --out"):
+        settle(tmp_path, "m", second)
+    assert (tmp_path / "run.json").read_text() == before
+
+
+def test_how_a_model_is_loaded_is_noted_when_it_is_said(tmp_path):
+    settle(tmp_path)
+    run_directory.settle(tmp_path, "models/a", IDENTITY, OPTIONS, {"dtype": "float32"})
+    with pytest.raises(UserError, match="with dtype 'float32', and that of models/a is 'bfloat16'"):
+        run_directory.settle(tmp_path, "models/a", IDENTITY, OPTIONS, {"dtype": "bfloat16"})
+
+
 def test_other_options_are_refused_by_name_and_new_ones_are_added(tmp_path):
     settle(tmp_path)
     with pytest.raises(UserError, match="was begun with metrics 'corrected', not 'paper'"):
@@ -45,7 +64,7 @@ def test_what_really_answers_is_noted_and_then_counts(tmp_path):
     with pytest.raises(UserError, match="models/a with dtype 'bfloat16', and that of models/a is 'float32'"):
         run_directory.note(tmp_path, "models/a", {"dtype": "float32"})  # a host without an accelerator
     with pytest.raises(UserError, match="dtype"):
-        settle(tmp_path, identity=IDENTITY | {"dtype": "float32"})
+        run_directory.settle(tmp_path, "models/a", IDENTITY, OPTIONS, {"dtype": "float32"})
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path):

@@ -14,14 +14,13 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
-from mmrlhf_jax.inference import compilation_cache
-from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.progress import Progress, say
 from mmrlhf_jax.suite import run_directory
 from mmrlhf_jax.suite.answers import Answer, AnswerFile, stored
 from mmrlhf_jax.suite.harness.asking import medium
 from mmrlhf_jax.suite.harness.loading import texts_and_media
-from mmrlhf_jax.suite.policy import EnginePolicy, Policy
+from mmrlhf_jax.suite.model import Model as Evaluated
+from mmrlhf_jax.suite.policy import Policy
 from mmrlhf_jax.suite.request import Medium, Request
 from mmrlhf_jax.suite.task import UNSTATED_NEW_TOKENS
 
@@ -51,17 +50,20 @@ class Model(lmms):
         for name, value in ignored.items():
             if value is not None:
                 say(f"{NAME}: {name}={value} is not used")
-        if policy is None:
-            compilation_cache.use()
-            batch = 16 if batch_size == "auto" else int(batch_size)
-            policy = EnginePolicy(Engine.load(pretrained, dtype=dtype, template=template, batch=batch, slots=int(slots)))
+        batch = 16 if batch_size == "auto" else int(batch_size)
+        loading = {"dtype": dtype, "template": template, "batch": batch, "slots": int(slots)}
+        evaluated = Evaluated(pretrained, loading=loading)
+        self._identity = evaluated.identity()
         if answers is not None:  # those of another model are not found there
-            run_directory.settle(answers, pretrained, policy.made_with, {})
-        self._policy, self._answers, self._frames = policy, answers, int(video_frames)
+            run_directory.settle(answers, evaluated.title, self._identity, {}, evaluated.given)
+        self._policy = policy or evaluated.open()
+        if answers is not None:
+            run_directory.note(answers, evaluated.title, self._policy.made_with)
+        self._answers, self._frames = answers, int(video_frames)
 
     def __str__(self) -> str:
         """By which the harness's own cache tells models apart."""
-        return f"{NAME} {dict(self._policy.made_with)}"
+        return f"{NAME} {self._identity | dict(self._policy.made_with)}"
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """The answers, in order; "" where there is none, which is said."""
