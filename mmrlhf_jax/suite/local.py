@@ -125,7 +125,11 @@ def _named(path: Path, pictures: Sequence[str]) -> Iterator[Path]:
     with contextlib.suppress(UserError):
         cells = _cells_of_parquet(path, pictures) if path.suffix == ".parquet" else _cells_of_lines(path, pictures)
         for cell in cells:
-            if isinstance(cell, str) and (found := rows.named(cell, path)) is not None:
+            try:
+                found = rows.named(cell, path) if isinstance(cell, str) else None
+            except UserError:
+                continue
+            if found is not None:
                 yield found
 
 

@@ -97,19 +97,25 @@ def picture(cell: Any, path: Path, where: str) -> tuple[bytes | None, str | None
         return cell, None
     if not isinstance(cell, str):
         raise UserError(f"{where}: must hold a picture or a path, found {shown(cell)}")
-    file = named(cell, path)
-    if file is None:
-        raise UserError(f"{where}: the picture {shown(cell)} is outside of the folder of the file")
     try:
-        return file.read_bytes(), None
+        return named(cell, path).read_bytes(), None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     except FileNotFoundError:
         return None, NO_PICTURE
     except OSError as error:
         return None, f"its picture cannot be read ({error.strerror})"
 
 
-def named(cell: str, path: Path) -> Path | None:
-    """The file that a cell of a file of documents names; None if it is outside of that file's folder."""
+def named(cell: str, path: Path) -> Path:
+    """The picture that a cell of a file of documents names. UserError if that is no path, or outside of that file's folder."""
     folder = path.parent.resolve()
-    found = (folder / cell).resolve()
-    return found if found.is_relative_to(folder) else None
+    try:
+        found = (folder / cell).resolve()
+    except ValueError:  # it holds a NUL
+        raise UserError(f"{shown(cell)} is no path, since it holds a character that no path has") from None
+    except (OSError, RuntimeError):
+        raise UserError(f"the picture {shown(cell)} is a link that leads to itself") from None
+    if not found.is_relative_to(folder):
+        raise UserError(f"the picture {shown(cell)} is outside of the folder of the file")
+    return found

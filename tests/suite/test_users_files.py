@@ -43,6 +43,8 @@ def refused(running, name: str, path) -> str:
         ("mmbench_cn_dev", {"index": True}, "line 2: 'index' must hold a text or an integer"),
         ("mathverse_testmini_vision_only", {"metadata": "x"}, "line 2: 'metadata' must hold an object"),
         ("mme", {"image": "../m/x.png"}, "line 2: 'image': the picture '../m/x.png' is outside of the folder"),
+        ("mme", {"image": "m/\0.png"}, "line 2: 'image': 'm/\\x00.png' is no path"),
+        ("mme", {"image": {"bytes": None, "path": "m/\0.png"}}, "line 2: 'image': 'm/\\x00.png' is no path"),
         ("mme", {"image": 7}, "line 2: 'image': must hold a picture or a path, found 7"),
         ("mme", {"note": [1]}, "a column has values of different types in different documents"),
     ],
