@@ -39,6 +39,8 @@ from mmrlhf_jax.quickstart.suite import answered, write_run
 from mmrlhf_jax.quickstart.tokenizer import train_tokenizer
 from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
+from mmrlhf_jax.suite.model import Model
+from mmrlhf_jax.suite.policy import EnginePolicy
 from mmrlhf_jax.training.loop import train
 from mmrlhf_jax.training.trained import export_run
 
@@ -212,15 +214,15 @@ def answer_questions(quickstart: Quickstart) -> dict[str, list[str]]:
     examples: BuiltExamples = open_examples(quickstart.data("held_out"))
     answers, policy = {}, {}
     for model, name in (("policy", "before"), ("mmdpo", "after_mmdpo"), ("dpo", "after_dpo")):
-        engine = Engine.load(str(quickstart.model(model)), batch=64)
+        path = str(quickstart.model(model))
+        engine = Engine.load(path, batch=64)
         prompts = [Prompt(examples[i]) for i in range(len(examples))]
         answers[name] = engine.generate(prompts, max_new_tokens=MAX_ANSWER, description=f"answers {name}")
         results = answered(examples, answers[name], {"max_new_tokens": MAX_ANSWER, "temperature": 0.0})
         shares = {each.task: (figure.value / 100, len(each.documents)) for each in results for figure in each.figures.values()}
         policy[f"accuracy_{name}"] = sum(share * count for share, count in shares.values()) / len(examples)
         policy.setdefault("by_kind", {})[name] = {kind: share for kind, (share, _) in sorted(shares.items())}
-        made_with = {"model_fingerprint": engine.fingerprint, "template": engine.template, "dtype": str(engine.dtype)}
-        made_with |= {"harness": "mmrlhf_jax"}
+        made_with = Model(path).identity() | EnginePolicy(engine).made_with | {"harness": "mmrlhf_jax"}
         write_run(quickstart.root / EVALUATION / name, examples, results, f"models/{model}", made_with)
         say(f"{name}: {policy[f'accuracy_{name}']:.3f} right")
     quickstart.figures["policy"] = policy

@@ -136,10 +136,14 @@ def _require_results(directory: epath.Path) -> None:
     """UserError for the directory of a run that nothing can be compared with."""
     if not results.tasks_in(directory):
         raise UserError(f"{directory}: a run without results yet; finish it first, or give the model itself")
-    if read_suite(directory) != MM_RLHF:
-        raise UserError(f"{directory}: is of other benchmarks than {MM_RLHF.title}")
+    _require_suite(directory)
     if not read_run(directory, MM_RLHF).results:
         raise UserError(f"{directory}: none of its results are of {MM_RLHF.title}")
+
+
+def _require_suite(directory: epath.Path) -> None:
+    if (found := read_suite(directory)) != MM_RLHF:
+        raise UserError(f"{directory}: is a run of {found.title}, not of {MM_RLHF.title}")
 
 
 def _of_earlier_command(against: epath.Path) -> epath.Path | None:
@@ -167,7 +171,12 @@ def _compared_with(against: epath.Path | None) -> epath.Path | None:
 
 
 def _refuse_unsound(directory: epath.Path, tasks: Sequence[Task]) -> None:
-    """UserError for results that belong to the table, are not sound, and are not made again by these tasks."""
+    """UserError for a run of other benchmarks, and for results that belong to the table, are not sound, and are not made again
+    by these tasks."""
+    try:
+        _require_suite(directory)
+    except UserError as error:
+        raise UserError(f"{error}; choose another --out") from None
     again = {task.name for task in tasks}
     for name in results.tasks_in(directory):
         if name in MM_RLHF.tasks and name not in again:

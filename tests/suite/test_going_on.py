@@ -111,7 +111,10 @@ def test_a_base_that_cannot_be_is_refused_before_anything_is_answered(run, tmp_p
         (tmp_path / name / "run.json").write_text('{"version": 1, "model": "x", "settings": {}, "judge": null}')
     (tmp_path / "out" / "run.json").unlink() if against != "out" else None
     says = {"run": "a run without results yet", "out": "a run without results yet"}
-    says |= {"others": "others: none of its results are of MM-RLHF", "suite": "suite: is of other benchmarks than MM-RLHF"}
+    says |= {
+        "others": "others: none of its results are of MM-RLHF",
+        "suite": "suite: is a run of the small suite, not of MM-RLHF",
+    }
     says |= {"damaged": "nsfw_text.json: not JSON"}
     for name, of in (("others", "colours"), ("suite", "nsfw_text"), ("damaged", "nsfw_text")):
         run_directory.begin(tmp_path / name, "x", {})
@@ -120,6 +123,14 @@ def test_a_base_that_cannot_be_is_refused_before_anything_is_answered(run, tmp_p
     results.figures_path(tmp_path / "damaged", "nsfw_text").write_text("{")
     with policy() as server:
         run(server, "--against", against, fails=says.get(against, "--against "))
+        assert not server.asked
+
+
+def test_a_run_of_other_benchmarks_does_not_go_on(run, tmp_path):
+    run_directory.begin(tmp_path / "out", "m", {"model": "m", "metrics": "corrected"})
+    write_suite(tmp_path / "out", runs.SUITE)
+    with policy() as server:
+        run(server, fails="is a run of the small suite, not of MM-RLHF's benchmarks; choose another --out")
         assert not server.asked
 
 
