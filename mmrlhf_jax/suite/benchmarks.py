@@ -17,7 +17,7 @@ from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite import hosts, results, run_directory
 from mmrlhf_jax.suite.all_tasks import AllTasks
 from mmrlhf_jax.suite.answering import Answering
-from mmrlhf_jax.suite.figures import read_run
+from mmrlhf_jax.suite.figures import read_results, read_run
 from mmrlhf_jax.suite.harness import NAME
 from mmrlhf_jax.suite.harness.running import Harness
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
@@ -180,7 +180,7 @@ def _refuse_unsound(directory: epath.Path, tasks: Sequence[Task]) -> None:
     again = {task.name for task in tasks}
     for name in results.tasks_in(directory):
         if name in MM_RLHF.tasks and name not in again:
-            results.read(directory, name)
+            read_results(directory, MM_RLHF.tasks[name])
 
 
 class Evaluation:

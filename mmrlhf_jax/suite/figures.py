@@ -128,8 +128,7 @@ def read_run(directory: epath.PathLike, suite: Suite) -> Run:
     found = {}
     for task in tasks_in(directory):
         if task in suite.tasks:
-            found[task] = read(directory, task)
-            _check_rows(found[task], suite.tasks[task], figures_path(directory, task))
+            found[task] = read_results(directory, suite.tasks[task])
         else:
             _say_left_out(figures_path(directory, task), task, suite.title)
     name = about.get("model")
@@ -142,9 +141,13 @@ def _say_left_out(path: epath.Path, task: str, suite: str) -> None:
     say(f"{path}: {task} is no task of {suite}; it is left out")
 
 
-def _check_rows(results: Results, task: Task, path: epath.Path) -> None:
-    if unknown := results.figures.keys() - {row.name for row in task.rows}:
+def read_results(directory: epath.PathLike, task: Task) -> Results:
+    """The results of a task. UserError for files that are not sound, or that have other rows than the task."""
+    found = read(directory, task.name)
+    if unknown := found.figures.keys() - {row.name for row in task.rows}:
+        path = figures_path(directory, task.name)
         raise UserError(f"{path}: rows has {shown(min(unknown))}, which is no row of {task.name}; score the task again")
+    return found
 
 
 def figures(suite: Suite, model: Run, base: Run | None = None) -> Figures:

@@ -174,7 +174,10 @@ def test_results_that_are_damaged_and_not_made_again_are_named_before_anything_i
         asked = len(server.asked)
         results.figures_path(tmp_path / "out", "nsfw_text").write_text("{")
         run(server, only=("nsfw_image",), fails="nsfw_text.json: not JSON")
+        results.write(tmp_path / "out", runs.results(dataclasses.replace(runs.COLOURS, name="nsfw_text"), [1.0]))
+        run(server, only=("nsfw_image",), fails="rows has 'colours', which is no row of nsfw_text")
         assert len(server.asked) == asked
+        results.figures_path(tmp_path / "out", "nsfw_text").write_text("{")
         assert value(run(server), "nsfw_text_asr") == 100
 
 
