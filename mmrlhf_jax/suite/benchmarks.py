@@ -95,7 +95,8 @@ def evaluate_against(
             run.check()
         for run in runs:
             run.settle()
-        wanted.jury.check(wanted.tasks)
+        wanted.jury.identify(wanted.tasks)
+        wanted.jury.check([task for run in runs for task in run.unjudged()])
         for run in runs:
             run.settle_judges()
         against = run_directory.settle_base(directory, runs[1].directory if isinstance(base, Model) else base)
@@ -195,6 +196,16 @@ class Evaluation:
         self._model = self._model.known(self.directory)
         self._identity = self._model.identity()
         self.settle()
+
+    def unjudged(self) -> list[Task]:
+        """The tasks of which answers may be left to be judged."""
+        jury = self._wanted.jury.resumed(run_directory.read(self.directory))
+        tasks = self._tasks(None, jury)
+        answering = self._answering(tasks)
+        scoring = Scoring(self.directory, tasks, jury, answering)
+        return [
+            each for each in jury.tasks_of(self._wanted.tasks) if not (answering.was_asked(each) and scoring.is_scored(each))
+        ]
 
     def settle_judges(self) -> None:
         """Note who judges."""
