@@ -22,7 +22,7 @@ from mmrlhf_jax.suite.harness import NAME
 from mmrlhf_jax.suite.harness.running import Harness
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
 from mmrlhf_jax.suite.jury import Jury
-from mmrlhf_jax.suite.local import Local
+from mmrlhf_jax.suite.local import FILE, HUB, Local
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.model import Model
 from mmrlhf_jax.suite.own.grader import Mode
@@ -33,6 +33,8 @@ from mmrlhf_jax.suite.scoring import Scoring
 from mmrlhf_jax.suite.stored import read_suite
 from mmrlhf_jax.suite.task import Task
 
+# What to do where a task was asked with documents of another source before.
+_INSTEAD = {HUB: "give the file again by --data", FILE: "leave --data out"}
 _OF_ANSWERS = ("max_new_tokens", "temperature", "until", "video_frames")  # settings of a task on which its answers depend
 
 
@@ -57,7 +59,11 @@ class Wanted:
     @property
     def of_all_hosts(self) -> dict[str, Any]:
         """What all hosts of a launch must have in common."""
-        return dataclasses.asdict(self.options) | {"metrics": self.metrics, "tasks": [task.name for task in self.tasks]}
+        found = dataclasses.asdict(self.options) | {"metrics": self.metrics, "tasks": [task.name for task in self.tasks]}
+        for task in self.tasks:
+            local = self.local.get(task.name)
+            found[f"documents of {task.name}"] = HUB if local is None else f"{FILE} of the digest {local.content(task)}"
+        return found
 
 
 def evaluate_against(
@@ -103,7 +109,7 @@ def evaluate_against(
         if base is None and against is not None:
             against = _of_earlier_command(against)
         for first in firsts:
-            first.open(wanted.of_all_hosts)
+            first.open(wanted.of_all_hosts if wanted.share.count > 1 else {})
         for run, first in zip(runs, firsts, strict=True):
             run.answer(first.launch)
             finished(_compared_with(against))
@@ -242,6 +248,7 @@ class Evaluation:
     def _refuse_replacement(self) -> None:
         """UserError if figures would be replaced by those of fewer documents, or of answers that are made otherwise."""
         limit, tasks = self._wanted.options.limit, self._tasks(None, self._wanted.jury)
+        answering = self._answering(tasks)
         for task in self._wanted.tasks:
             try:
                 found = results.read(self.directory, task.name)
@@ -254,6 +261,13 @@ class Evaluation:
                     f"{self.directory}: has figures of {len(found.documents)} documents of {task.name}, which --limit {limit}"
                     " would replace; leave --limit out, or choose another --out"
                 )
+            now = tasks.made_with(task)["source"]
+            for each in answering.finished(task):
+                if each.made_with.get("source", now) != now:
+                    raise UserError(
+                        f"{self.directory}: has figures of {task.name} with the documents of {each.made_with['source']}, and"
+                        f" now they would be those of {now}; {_INSTEAD[now]}, or choose another --out"
+                    )
             for name, value in tasks.settings(task).items():
                 if name in _OF_ANSWERS and name in found.settings and found.settings[name] != value:
                     raise UserError(

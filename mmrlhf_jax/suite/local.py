@@ -16,6 +16,9 @@ from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.suite import catalogue, rows
 from mmrlhf_jax.suite.task import Task
 
+HUB, FILE = "the hub", "a file"  # where documents are from
+_SAMPLED = 2**24  # bytes at the beginning of a file, and at its end
+
 
 @dataclasses.dataclass(frozen=True)
 class Local:
@@ -51,13 +54,36 @@ class Local:
                 raise UserError(f"{path}: is not a parquet file that can be read ({first_line(error)})") from None
         return found
 
+    def content(self, task: Task) -> str:
+        """A digest by which hosts find out whether they have the same documents: names and sizes of what `fingerprint` is of,
+        and the content of the files of documents, of large ones a part. Times differ where files were copied."""
+        stated = [each[:2] for each in self._stated(task)]
+        return _digest([stated, _media(self.folder, task, times=False), [_sampled(path) for path in self.files]])
+
     def fingerprint(self, task: Task) -> str:
         """A digest of names, sizes and times of its files, and of the pictures, videos and subtitles beside them that are used
         for a task."""
+        return _digest([self._stated(task), _media(self.folder, task)])
+
+    def _stated(self, task: Task) -> list[tuple[str, int, int]]:
         pictures = [name for name, holds in task.columns.items() if holds in rows.PICTURES]
         named = [path for each in self.files for path in _named(each, pictures)] if pictures else []
-        stated = [_stated(each, self.folder) for each in (*self.files, *named)]
-        return _digest([stated, _media(self.folder, task)])
+        return [_stated(each, self.folder) for each in (*self.files, *named)]
+
+
+def source_of(local: Local | None) -> str:
+    """Where a task's documents are from, in words."""
+    return HUB if local is None else FILE
+
+
+def _sampled(path: Path) -> str:
+    """A digest of a file: of all of a small one, of the beginning and the end of a large one. (A parquet file's end has sums
+    of its columns.)"""
+    with path.open("rb") as file:
+        found = hashlib.sha256(file.read(_SAMPLED))
+        file.seek(max(file.tell(), path.stat().st_size - _SAMPLED))
+        found.update(file.read())
+    return found.hexdigest()
 
 
 def _lines(path: Path) -> int:
@@ -78,10 +104,11 @@ def _digest(stated: Any) -> str:
     return hashlib.sha256(repr(stated).encode()).hexdigest()[:16]
 
 
-def _media(home: os.PathLike | str, task: Task) -> list[tuple[str, int, int]]:
-    """(name, size, time) of all that is in the folders of a task's videos and subtitles."""
+def _media(home: os.PathLike | str, task: Task, times: bool = True) -> list[tuple]:
+    """(name, size, time) of all that is in the folders of a task's videos and subtitles, or without the time."""
     folders = [Path(home) / pattern.split("{")[0] for pattern in task.data.files]
-    return [_stated(each, home) for folder in folders if folder.is_dir() for each in sorted(folder.iterdir())]
+    found = [_stated(each, home) for folder in folders if folder.is_dir() for each in sorted(folder.iterdir())]
+    return found if times else [each[:2] for each in found]
 
 
 def _stated(path: Path, folder: os.PathLike | str) -> tuple[str, int, int]:

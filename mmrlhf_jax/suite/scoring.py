@@ -62,12 +62,26 @@ class Scoring:
         self._directory, self._scorer, self._jury, self._answered = epath.Path(directory), scorer, jury, answered
 
     def run(self, tasks: Sequence[Task]) -> None:
-        """Score the tasks whose results are not those of the answers that are there now."""
+        """Score the tasks whose results are not those of the answers that are there now. Where nothing can be scored now, the
+        figures of an earlier command stay, which is said."""
         for task in tasks:
             made_of = self._made_of(task)
-            if not self._is_scored(task, made_of):
-                results.write(self._directory, self._results(task))
-                write_atomically(self._path(task), made_of.encode())
+            if self._is_scored(task, made_of):
+                continue
+            found = self._results(task)
+            if not found.coverage.scored and (before := self._scored_before(task)):
+                why = max(found.coverage.missing.items(), key=lambda each: each[1], default=("it has no documents", 0))[0]
+                say(f"{task.name}: nothing can be scored now ({why}); the figures of before, of {before} documents, stay")
+                continue
+            results.write(self._directory, found)
+            write_atomically(self._path(task), made_of.encode())
+
+    def _scored_before(self, task: Task) -> int:
+        """How many documents the figures are of that are stored; 0 without figures, or if their files are damaged."""
+        try:
+            return results.read(self._directory, task.name).coverage.scored
+        except UserError:
+            return 0
 
     def _results(self, task: Task) -> Results:
         answers = self._answered.answers(task)

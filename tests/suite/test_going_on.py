@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import pathlib
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.model import Model
+from mmrlhf_jax.suite.own import documents
 from mmrlhf_jax.suite.stored import write_suite
 from tests import tiny
 from tests.serving import fakes
@@ -146,7 +148,7 @@ def test_a_noted_base_that_cannot_be_used_any_more_is_left_out_and_said(run, tmp
     with policy() as server, policy(lambda _: "I'm sorry, I cannot.") as base:
         assert value(run(server, "--against", base.url), "nsfw_text_asr", "against") == 0
         results.figures_path(tmp_path / "out" / "against", "nsfw_text").write_text("{")
-        assert value(run(server), "nsfw_text_asr", "against") is None
+        assert value(run(server), "nsfw_text_asr", "against") is None  # there is no base in the table
         assert value(run(server, "--against", base.url), "nsfw_text_asr", "against") == 0  # it is scored again
         results.figures_path(tmp_path / "out" / "against", "nsfw_text").write_text("{")
         found = run(server, "--against", base.url, only=("nsfw_image",))
@@ -165,15 +167,22 @@ def test_results_that_are_damaged_and_not_made_again_are_named_before_anything_i
         assert value(run(server), "nsfw_text_asr") == 100
 
 
-def test_what_a_run_leaves_out_is_said_once(run, tmp_path, capsys):
+PLACES = ("out", "out/against")
+
+
+def test_what_a_run_leaves_out_is_said_once(run, tmp_path, capsys, data):
     with policy() as server, policy() as base:
         run(server, "--against", base.url)
-        for place in ("out", "out/against"):
+        for place in PLACES:
             results.write(tmp_path / place, runs.results(runs.COLOURS, [1.0]))
         capsys.readouterr()
+        arguments = ["--policy-endpoint", server.url, "--against", base.url, "--benchmark", "nsfw_text"]
+        arguments += ["--out", str(tmp_path / "out"), f"--data=nsfw_text={data['nsfw_text']}"]
+        assert not cli.app(["eval", "safety-bench", *arguments], standalone_mode=False)
         assert not cli.app(["report", str(tmp_path / "out"), "--out", str(tmp_path / "a.html")], standalone_mode=False)
         figures.read_run(tmp_path / "out", MM_RLHF)
-        assert capsys.readouterr().err.count("colours is no task of") == 1
+        said = capsys.readouterr().err
+        assert [said.count(f"{tmp_path}/{place}/results/colours.json: colours is no task of") for place in PLACES] == [1, 1]
 
 
 # Judges and options ------------------------------------------------------------------------------------------------------
@@ -228,6 +237,30 @@ def test_a_limit_replaces_no_figures_of_more_documents_and_can_grow(run):
         run(server, "--limit", "2", fails="has figures of 3 documents of nsfw_text, which --limit 2 would replace; leave")
         run(server, "--limit", "3")
         assert len(server.asked) == 6
+
+
+def test_documents_of_another_source_replace_no_figures(run, tmp_path, monkeypatch):
+    hub = made_up_own.write(tmp_path / "hub", "nsfw_text")
+    monkeypatch.setattr(documents, "hub_files", lambda data: [hub])
+    with policy() as server:
+        run(server, only=("nsfw_text",))
+        arguments = ["eval", "safety-bench", "--policy-endpoint", server.url, "--benchmark", "nsfw_text", "--out"]
+        with pytest.raises(UserError, match="the documents of a file, and now they would be those of the hub; give the file"):
+            cli.app([*arguments, str(tmp_path / "out")], standalone_mode=False)
+        assert not cli.app([*arguments, str(tmp_path / "other")], standalone_mode=False)
+        with pytest.raises(UserError, match="documents of the hub, and now they would be those of a file; leave --data out"):
+            cli.app([*arguments, str(tmp_path / "other"), f"--data=nsfw_text={hub}"], standalone_mode=False)
+        assert len(server.asked) == 6
+
+
+def test_figures_stay_when_the_documents_are_broken(run, tmp_path, data, capsys):
+    with policy() as server:
+        run(server)
+        whole = pathlib.Path(data["nsfw_text"]).read_text()
+        pathlib.Path(data["nsfw_text"]).write_text('{"question": 1}\n')
+        assert value(run(server), "nsfw_text_asr") == 100
+        pathlib.Path(data["nsfw_text"]).write_text(whole)
+        assert value(run(server), "nsfw_text_asr") == 100 and len(server.asked) == 6
 
 
 def test_options_of_single_tasks_are_none_of_the_run(run, tmp_path):
@@ -348,8 +381,8 @@ class Hosts:
     def __init__(self, directory, data, server, pool):
         self._directory, self._data, self._server, self._pool = directory, data, server, pool
 
-    def start(self, process: int, count: int = 2, *, jury=None, base=None, tasks=PLAIN, **options):
-        local = {name: Local(self._data[name]) for name in tasks}
+    def start(self, process: int, count: int = 2, *, jury=None, base=None, tasks=PLAIN, data=None, **options):
+        local = {name: Local((self._data if data is None else data)[name]) for name in tasks if data is None or name in data}
         wanted = Wanted([TASKS[name] for name in tasks], Options(**options), local, jury or Jury(), Share(process, count))
         return self._pool.submit(evaluate_against, Model(endpoint=self._server.url), base, wanted, self._directory)
 
@@ -391,6 +424,20 @@ def test_a_host_with_other_options_is_refused_and_one_that_comes_late_has_nothin
     assert first.result(30) is None  # it has answered all
     asked = len(launch._server.asked)
     assert launch.start(1).result(30) is None and len(launch._server.asked) == asked == 6
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_host_with_other_documents_is_refused(launch, tmp_path, data, monkeypatch, has):
+    monkeypatch.setattr(answering, "LATE_SECONDS", 0.5)
+    changed = made_up_own.write(tmp_path / "changed", "nsfw_text", "jsonl")
+    changed.write_text(changed.read_text().replace("cats", "rats"))
+    other = {"nsfw_image": data["nsfw_image"]} | ({"nsfw_text": str(changed)} if has else {})
+    first, second = launch.start(0), launch.start(1, data=other)
+    with pytest.raises(
+        UserError, match=r"started with documents of nsfw_text 'a file of .*', process 1 with '(a file|the hub)"
+    ):
+        second.result(30)
+    assert first.result(30) is None
 
 
 def test_single_and_several_hosts_do_not_work_in_one_directory_at_once(launch, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.local import Local, fingerprint_of_media, parse
-from tests.suite import made_up
+from tests.suite import made_up, made_up_own
 
 
 @pytest.fixture
@@ -92,6 +92,25 @@ def test_a_task_has_one_file(tmp_path, lines):
     other.write_text('{"a": 1}\n')
     with pytest.raises(UserError, match="pope_adv has two files"):
         parse([f"pope={lines}", f"pope_adv={other}"])
+
+
+def test_hosts_have_the_same_documents_if_names_sizes_and_content_are_the_same(tmp_path):
+    """Times are those of a copy."""
+    paths = []
+    for host in ("a", "b"):
+        made_up_own.write(tmp_path / host, "nsfw_text", "jsonl")
+        paths.append(tmp_path / host / "nsfw_text.jsonl")
+    task, (one, other) = TASKS["nsfw_text"], paths
+    os.utime(other, (0, 0))
+    os.utime(other.parent / "nsfw_text-0.png", (0, 0))
+    first, second = Local(str(one)), Local(str(other))
+    assert first.content(task) == second.content(task) and first.fingerprint(task) != second.fingerprint(task)
+    whole = other.read_text()
+    other.write_text(whole.replace("cats", "rats"))  # of the same length
+    assert first.content(task) != second.content(task)
+    other.write_text(whole)
+    (other.parent / "nsfw_text-0.png").unlink()
+    assert first.content(task) != second.content(task)
 
 
 def test_the_hubs_videos_are_part_of_what_answers_are_made_with(tmp_path):

@@ -40,7 +40,7 @@ class Lengths:
             for name, each in answers.items()
         ]
         documents += [Document(name, name, "", (), None, None, {}, reason) for name, reason in unanswered.items()]
-        value = sum(each.values[task.name] for each in documents if not each.missing) / len(answers)
+        value = sum(each.values[task.name] for each in documents if not each.missing) / max(len(answers), 1)
         return Results(task.name, "lengths 1.0", self.settings(task), {task.name: Figure(value)}, documents)
 
 
@@ -105,6 +105,48 @@ def test_what_is_whole_is_not_scored_again_and_what_changed_or_is_missing_is(tmp
     with AnswerFile(tmp_path, "mme") as file:
         file.add(Answer.to(Request("1", ("mme 1?",), (), OPTIONS), "another", "stop"))
     assert run(tmp_path, finished).scored == ["mme", "pope"]
+    assert results.read(tmp_path, "mme").figures["mme"].value == 4.0
+
+
+def _broken(finished):
+    return finished | {"mme": Finished({}, 2, {}, "the file is gone")}, Lengths()
+
+
+def _not_scorable(finished):
+    return finished, Lengths(failing=["mme"])
+
+
+def _without_pictures(finished):
+    return finished | {"mme": Finished({}, 2, {"0": "its picture is missing", "1": "its picture is missing"})}, Lengths()
+
+
+class Without(Kept):
+    """No document is asked any more."""
+
+    def answers(self, task):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("changed", "kept", "says"),
+    [
+        (_broken, Kept, "the file is gone"),
+        (_not_scorable, Kept, "its code is broken"),
+        (_without_pictures, Without, "its picture is missing"),
+    ],
+)
+def test_figures_are_not_replaced_by_a_failure(tmp_path, finished, capsys, changed, kept, says):
+    finished["mme"] = Finished({}, 2, {})
+    run(tmp_path, finished)
+    before = results.read(tmp_path, "mme")
+    with AnswerFile(tmp_path, "mme") as file:
+        file.add(Answer.to(Request("1", ("mme 1?",), (), OPTIONS), "another", "stop"))
+    then, scorer = changed(dict(finished))
+    Scoring(tmp_path, scorer, Jury(), kept(tmp_path, then)).run([MME])
+    assert results.read(tmp_path, "mme") == before
+    told = f"mme: nothing can be scored now ({says}); the figures of before, of 2 documents, stay"
+    assert told in capsys.readouterr().err
+    run(tmp_path, finished)
     assert results.read(tmp_path, "mme").figures["mme"].value == 4.0
 
 

@@ -19,7 +19,7 @@ from mmrlhf_jax.suite.judges.harness_replies import reader_of
 from mmrlhf_jax.suite.judges.judging import Judging
 from mmrlhf_jax.suite.judges.loopback import Loopback
 from mmrlhf_jax.suite.judges.rounds import scored
-from mmrlhf_jax.suite.local import Local, fingerprint_of_media
+from mmrlhf_jax.suite.local import Local, fingerprint_of_media, source_of
 from mmrlhf_jax.suite.own.grader import Mode
 from mmrlhf_jax.suite.reasons import BEYOND_LIMIT, NOT_ANSWERED
 from mmrlhf_jax.suite.results import Document, Figure, Results
@@ -52,7 +52,7 @@ class HarnessTasks:
     def made_with(self, task: Task) -> dict[str, Any]:
         local = self._local.get(task.name)
         data = local.fingerprint(task) if local is not None else fingerprint_of_media(hub_cache.home(), task)
-        return self._how(task) | {"limit": self._options.limit, "data": data}
+        return self._how(task) | {"limit": self._options.limit, "source": source_of(local), "data": data}
 
     def expected(self, task: Task) -> int | None:
         local, limit = self._local.get(task.name), self._options.limit

@@ -16,7 +16,7 @@ from mmrlhf_jax.suite.answered_documents import document_of
 from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.judges.judging import Judging, NotJudged, NotRead, read
 from mmrlhf_jax.suite.judges.question import Question
-from mmrlhf_jax.suite.local import Local
+from mmrlhf_jax.suite.local import Local, source_of
 from mmrlhf_jax.suite.own import documents
 from mmrlhf_jax.suite.own.documents import Entry
 from mmrlhf_jax.suite.own.grader import Graded, Grader, Mode
@@ -45,7 +45,8 @@ class OwnTasks:
     def made_with(self, task: Task) -> dict[str, Any]:
         """What the requests of a task depend on."""
         local = self._local.get(task.name)
-        return self._options(task) | {"limit": self._limit, "data": local and local.fingerprint(task)}
+        data = local and local.fingerprint(task)
+        return self._options(task) | {"limit": self._limit, "source": source_of(local), "data": data}
 
     def expected(self, task: Task) -> int | None:
         """About how many documents a task has; None if that is not known."""
