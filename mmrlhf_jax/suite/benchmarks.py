@@ -209,9 +209,8 @@ class Evaluation:
         tasks = self._tasks(None, jury)
         answering = self._answering(tasks)
         scoring = Scoring(self.directory, tasks, jury, answering)
-        return [
-            each for each in jury.tasks_of(self._wanted.tasks) if not (answering.was_asked(each) and scoring.is_scored(each))
-        ]
+        judged = jury.tasks_of(self._wanted.tasks)
+        return [task for task in judged if not (answering.was_asked(task) and scoring.has_all_verdicts(task))]
 
     def settle_judges(self) -> None:
         """Note who judges."""
