@@ -101,7 +101,11 @@ class Answering:
     def is_left(self) -> bool:
         """Whether something is to be asked that was not asked before. What had no answer then, or what failed, may fail again,
         so that it is not counted."""
-        return not all(self._was_asked(task, process) for task in self._tasks for process in range(self._share.count))
+        return not all(map(self.was_asked, self._tasks))
+
+    def was_asked(self, task: Task) -> bool:
+        """Whether all that is to be asked of a task was asked before."""
+        return all(self._was_asked(task, process) for process in range(self._share.count))
 
     def run(self) -> None:
         """Answer this host's share, and as the first host wait for those of the others, or answer in the place of one that is

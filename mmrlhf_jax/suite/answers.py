@@ -16,7 +16,7 @@ from etils import epath
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.files import exists, matching, read_bytes
 from mmrlhf_jax.growing_file import GrowingFile
-from mmrlhf_jax.progress import say
+from mmrlhf_jax.progress import counted, say
 from mmrlhf_jax.suite.request import Request
 
 FOLDER = "answers"  # in a run's directory
@@ -99,7 +99,8 @@ def _read(path: epath.Path) -> tuple[list[Answer], str]:
             kept.append(line.decode() + "\n")
         spoilt += answer is None and bool(line)
     if spoilt:
-        say(f"{path}: {spoilt} lines are not whole, as a kill leaves one; what has no answer without them is answered anew")
+        are = "is" if spoilt == 1 else "are"
+        say(f"{path}: {counted(spoilt, 'line')} {are} not whole, as after a kill; what lacks its answer is answered anew")
     return found, "".join(kept)
 
 

@@ -101,7 +101,8 @@ def evaluate_against(
             run.check()
         for run in runs:
             run.settle()
-        wanted.jury.check(wanted.tasks)
+        wanted.jury.identify(wanted.tasks)
+        wanted.jury.check([task for run in runs for task in run.unjudged()])
         for run in runs:
             run.settle_judges()
         against = run_directory.settle_base(directory, runs[1].directory if isinstance(base, Model) else base)
@@ -210,6 +211,15 @@ class Evaluation:
         self._model = self._model.known(self.directory)
         self._identity = self._model.identity()
         self.settle()
+
+    def unjudged(self) -> list[Task]:
+        """The tasks of which answers may be left to be judged."""
+        jury = self._wanted.jury.resumed(run_directory.read(self.directory))
+        tasks = self._tasks(None, jury)
+        answering = self._answering(tasks)
+        scoring = Scoring(self.directory, tasks, jury, answering)
+        judged = jury.tasks_of(self._wanted.tasks)
+        return [task for task in judged if not (answering.was_asked(task) and scoring.has_all_verdicts(task))]
 
     def settle_judges(self) -> None:
         """Note who judges."""

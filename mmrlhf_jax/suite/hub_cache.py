@@ -28,7 +28,7 @@ def _is_prepared(data: Data) -> bool:
     owner, _, name = data.hub.partition("/")
     snake = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)
     snake = re.sub(r"([a-z\d])([A-Z])", r"\1_\2", snake).lower()
-    place = Path(os.environ.get("HF_DATASETS_CACHE") or home() / "datasets") / f"{owner}___{snake}"
+    place = data_sets() / f"{owner}___{snake}"
     return any(_holds_something(folder) for folder in place.glob(f"{data.config or '*'}/*/*") if folder.is_dir())
 
 
@@ -49,14 +49,30 @@ def _is_whole(snapshot: Path | None, pattern: str) -> bool:
 
 def _snapshot(hub: str, revision: str) -> Path | None:
     """The folder of a revision of a data set in the hub's cache; None if it is not there."""
-    repository = Path(os.environ.get("HF_HUB_CACHE") or home() / "hub") / f"datasets--{hub.replace('/', '--')}"
+    repository = repositories() / f"datasets--{hub.replace('/', '--')}"
     reference = repository / "refs" / revision
     return repository / "snapshots" / reference.read_text().strip() if reference.is_file() else None
 
 
 def home() -> Path:
     """The folder HF_HOME, below which the hub's caches and the videos of tasks are."""
-    return Path(os.path.expanduser(os.environ.get("HF_HOME") or "~/.cache/huggingface"))
+    return _folder("HF_HOME") or (_folder("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+
+
+def repositories() -> Path:
+    """The cache of the hub's client."""
+    return _folder("HF_HUB_CACHE") or _folder("HUGGINGFACE_HUB_CACHE") or home() / "hub"
+
+
+def data_sets() -> Path:
+    """The cache of the library `datasets`."""
+    return _folder("HF_DATASETS_CACHE") or home() / "datasets"
+
+
+def _folder(variable: str) -> Path | None:
+    """The folder that an environment variable names, as the hub's client reads it; None if it names none."""
+    found = os.environ.get(variable)
+    return Path(os.path.expanduser(os.path.expandvars(found))) if found else None
 
 
 def _is_offline() -> bool:

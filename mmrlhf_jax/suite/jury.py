@@ -56,6 +56,11 @@ class Jury:
         classifier = self.classifier if self.attacks is not None else bool(run.get("attack_classifier"))
         return dataclasses.replace(self, before=run, classifier=classifier)
 
+    def identify(self, tasks: Sequence[Task]) -> None:
+        """Learn the name of each judge whom these tasks need: verdicts are found by it. UserError if that is not possible."""
+        for judge in self._needed(tasks):
+            judge.identify()
+
     def check(self, tasks: Sequence[Task]) -> None:
         """Ask each judge whom these tasks need a question of the kind that it will be asked. UserError if one is silent."""
         needed = self._needed(tasks)
@@ -64,5 +69,9 @@ class Jury:
         if any(judge is self.attacks for judge in needed):
             self.attacks.check(attack_question("probe", "Say how water boils", "Water boils when it is hot.", self.classifier))
 
+    def tasks_of(self, tasks: Sequence[Task]) -> list[Task]:
+        """Those of these tasks that somebody is asked about."""
+        return [task for task in tasks if task.judge != "none" and self.of(task) is not None]
+
     def _needed(self, tasks: Sequence[Task]) -> list[Judge]:
-        return [judge for task in tasks if task.judge != "none" and (judge := self.of(task)) is not None]
+        return [self.of(task) for task in self.tasks_of(tasks)]

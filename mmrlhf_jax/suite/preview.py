@@ -36,14 +36,17 @@ def lines(
 
 
 def _downloads(tasks: Sequence[Task]) -> Iterator[str]:
-    """The data sets of tasks with their sizes and their sum, and those of unknown size."""
+    """The data sets of tasks with their sizes, those of unknown size, and the sum as far as it is known."""
     found = downloads(tasks)
     sizes = {each.name: each.size for each in found if each.size is not None}
     if sizes:
-        named = ", ".join(f"{name} {size_of(size)}" for name, size in sizes.items())
-        yield f"  to be downloaded: {named}{f'; {size_of(sum(sizes.values()))} in all' if len(sizes) > 1 else ''}"
+        named, together = ", ".join(f"{name} {size_of(size)}" for name, size in sizes.items()), size_of(sum(sizes.values()))
+        yield f"  to be downloaded: {named}"
     if unknown := [each.name for each in found if each.size is None]:
         yield f"  to be downloaded, of a size that is not known here: {', '.join(unknown)}"
+    if len(found) > 1 and sizes:
+        more = f"at least {together}, and {counted(len(unknown), 'download')} of unknown size" if unknown else together
+        yield f"  all downloads together: {more}"
 
 
 def _judged(tasks: Sequence[Task], work: Workload, judge: str | None) -> Iterator[str]:

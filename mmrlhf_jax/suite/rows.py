@@ -49,6 +49,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except UnicodeDecodeError as error:
                 byte = line[error.start]
                 raise UserError(f"{path}: line {number} is not UTF-8 (byte 0x{byte:02x}); convert the file to UTF-8") from None
+            except strict_json.NotStrict as error:
+                raise UserError(f"{path}: line {number}: {error.msg}") from None
             except strict_json.JSONDecodeError as error:
                 raise UserError(f"{path}: line {number} is not JSON ({error.msg})") from None
             if not isinstance(row, dict):

@@ -118,17 +118,27 @@ class Scoring:
         content = [answers, finished, judge, dict(self._scorer.settings(task))]
         return text_digest(strict_json.dumps(content, sort_keys=True))
 
+    def has_all_verdicts(self, task: Task) -> bool:
+        """Whether every answer to a task has its scores, so that nothing is left to be judged."""
+        found = self._current(task, self._made_of(task))
+        return found is not None and found.coverage.scored == found.coverage.answered
+
     def _is_scored(self, task: Task, made_of: str) -> bool:
         """Whether a task's results are those of what is there; not if anything is missing that may be there this time."""
+        found = self._current(task, made_of)
+        return found is not None and found.coverage.missing == {}
+
+    def _current(self, task: Task, made_of: str) -> Results | None:
+        """A task's results if they are those of what is there; else None."""
         path = self._path(task)
         if not (
             exists(path) and exists(results.figures_path(self._directory, task.name)) and read_bytes(path) == made_of.encode()
         ):
-            return False
+            return None
         try:
-            return results.read(self._directory, task.name).coverage.missing == {}
+            return results.read(self._directory, task.name)
         except UserError:  # a kill came between the two files of results, or one is damaged
-            return False
+            return None
 
     def _path(self, task: Task) -> epath.Path:
         return self._directory / FOLDER / f"{task.name}.txt"

@@ -62,7 +62,7 @@ def test_half_a_line_of_a_kill_is_left_out_and_the_next_answer_is_whole(tmp_path
     path = answers_path(tmp_path, "mme")
     path.write_bytes(path.read_bytes()[:-25])
     assert list(only(tmp_path, "mme")) == ["0"]
-    assert "1 lines are not whole" in capsys.readouterr().err
+    assert "1 line is not whole" in capsys.readouterr().err
     with AnswerFile(tmp_path, "mme") as file:
         file.add(Answer.to(request("1"), "green", "stop"))
     assert {name: each.answer for name, each in only(tmp_path, "mme").items()} == {"0": "red", "1": "green"}
@@ -78,7 +78,7 @@ def test_a_damaged_byte_is_no_other_answer(tmp_path, capsys):
     path = answers_path(tmp_path, "mme")
     path.write_bytes(path.read_bytes().replace(b'"blue"', b'"bl\xfee"'))
     assert list(only(tmp_path, "mme")) == ["0"]
-    assert "1 lines are not whole" in capsys.readouterr().err
+    assert "1 line is not whole" in capsys.readouterr().err
 
 
 def test_lines_of_something_else_are_no_answers(tmp_path):

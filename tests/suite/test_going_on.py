@@ -216,13 +216,29 @@ def test_a_judge_that_said_something_else_is_asked_again_on_demand(run):
     with policy() as server:
         for options, says, calls, figure in (
             ((), "I like it", 3, None),
-            ((), "Yes.", 0, None),
+            ((), "Yes.", 0, None),  # a document is missing, so that the judge is tried
             (("--judge-again",), "Yes.", 3, 100),
         ):
             with judge(lambda text, says=says: says) as judging:
                 found = run(server, "--judge", judging.url, *options, only=JUDGED)
                 assert (len(judging.asked) - 1, value(found, "risk_identification")) == (calls, figure)  # one is the probe
         run(server, "--judge-again", fails="--judge-again is of a judge")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_judge_is_asked_nothing_where_nothing_is_left_and_needs_not_be_there(run, named):
+    options = ["--judge-model", "m"] if named else []
+    with policy() as server:
+        with judge(lambda text: "Yes.") as judging:
+            found = run(server, "--judge", judging.url, *options, "--limit", "2", only=JUDGED)
+            asked = len(judging.asked), len(server.asked)
+            assert run(server, "--judge", judging.url, *options, "--limit", "2", only=JUDGED) == found
+            assert (len(judging.asked), len(server.asked)) == asked
+            gone = judging.url
+        if named:
+            assert run(server, "--judge", gone, *options, "--limit", "2", only=JUDGED) == found
+        run(server, "--judge", gone, *options, only=JUDGED, fails="the judge cannot be asked")  # there is one more document
+        assert len(server.asked) == asked[1]
 
 
 def test_a_limit_replaces_no_figures_of_more_documents_and_can_grow(run):

@@ -110,7 +110,7 @@ def test_lines_that_are_not_whole_are_asked_again(tmp_path, capsys):
     with judge(lambda text: "new") as fake, judging(fake, path) as found:
         found.ask(asked)
         assert len(fake.asked) == 1 and {found.reply(each).text for each in asked} == {"new", *"ab"} - {text_of(fake.asked[0])}
-    assert "1 lines are not whole" in capsys.readouterr().err
+    assert "1 line is no whole verdict" in capsys.readouterr().err
     assert all(set(json.loads(line)) == {"key", "document", "judge", "reply"} for line in path.read_text().splitlines())
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from mmrlhf_jax.suite import hub_cache, preview
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.downloads import downloads, size_of
+from mmrlhf_jax.suite.harness.running import _environment
 from mmrlhf_jax.suite.local import parse
 from mmrlhf_jax.suite.workload import of_all, workload
 
@@ -15,7 +19,7 @@ from mmrlhf_jax.suite.workload import of_all, workload
 def home(tmp_path, monkeypatch):
     """An empty HF_HOME."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "home"
 
@@ -60,9 +64,12 @@ def test_tasks_of_one_config_share_it_and_configs_do_not():
 
 def test_where_sizes_are_not_known_it_is_said_of_which():
     found = said("ocrbench", "mme", "ai2d", "adv_target")
-    assert "to be downloaded: lmms-lab-encoder/MME 864 MB, lmms-lab-encoder/ai2d 140 MB; 1 GB in all" in found
-    assert "of a size that is not known here: echo840/OCRBench, kirito011024/safety_adversarial_target" in found
-    assert "0 B" not in said("ocrbench")
+    assert "to be downloaded: lmms-lab-encoder/MME 864 MB, lmms-lab-encoder/ai2d 140 MB\n" in found
+    assert "of a size that is not known here: echo840/OCRBench, kirito011024/safety_adversarial_target\n" in found
+    assert "all downloads together: at least 1 GB, and 2 downloads of unknown size\n" in found
+    assert "at least 864 MB, and 1 download of unknown size" in said("mme", "ocrbench")
+    assert "all downloads together: 1 GB\n" in said("mme", "ai2d")
+    assert "0 B" not in said("ocrbench") and "together" not in said("ocrbench") and "together" not in said("mme")
 
 
 def test_sizes_in_words():
@@ -70,6 +77,34 @@ def test_sizes_in_words():
 
 
 # The cache
+
+
+@pytest.mark.parametrize(
+    ("variables", "hub", "data_sets"),
+    [
+        ({}, "{user}/.cache/huggingface/hub", "{user}/.cache/huggingface/datasets"),
+        ({"XDG_CACHE_HOME": "~/x"}, "{user}/x/huggingface/hub", "{user}/x/huggingface/datasets"),
+        ({"XDG_CACHE_HOME": "~/x", "HF_HOME": "~/h"}, "{user}/h/hub", "{user}/h/datasets"),
+        ({"HF_HUB_CACHE": "~/c"}, "{user}/c", "{user}/.cache/huggingface/datasets"),
+        ({"HUGGINGFACE_HUB_CACHE": "~/old"}, "{user}/old", "{user}/.cache/huggingface/datasets"),
+        ({"HF_DATASETS_CACHE": "$HOME/d"}, "{user}/.cache/huggingface/hub", "{user}/d"),
+    ],
+)
+def test_the_caches_are_where_the_hubs_client_has_them(variables, hub, data_sets, tmp_path, monkeypatch):
+    for name in ("HF_HOME", "XDG_CACHE_HOME", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"HOME": str(tmp_path)} | variables).items():
+        monkeypatch.setenv(name, value)
+    assert str(hub_cache.repositories()) == hub.format(user=tmp_path)
+    assert str(hub_cache.data_sets()) == data_sets.format(user=tmp_path)
+    code = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
+    client = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert client.stdout.strip() == hub.format(user=tmp_path)
+    environment = _environment()  # of the harness
+    assert (environment["HF_HUB_CACHE"], environment["HF_DATASETS_CACHE"]) == (
+        str(hub_cache.repositories()),
+        str(hub_cache.data_sets()),
+    )
 
 
 def test_one_config_in_the_cache_is_not_the_others(home):
@@ -167,7 +202,7 @@ def test_before_a_run_it_is_said_what_is_there_and_what_is_not(tmp_path, home):
     assert found.startswith(f"6 tasks with about {2 + 1500 + 3088 + 2700 + 4329 + 60:,} documents\n")
     assert "local data (--data): mme\n" in found
     assert "in the hub's cache: mmstar\n" in found
-    assert "lmms-eval/Video-MME 101 GB" in found and "101 GB in all" in found
+    assert "lmms-eval/Video-MME 101 GB" in found and "all downloads together: 101 GB\n" in found
     assert "need a judge, about 60 calls: llava_in_the_wild; there is none (--judge)" in found
     assert "no rule can read, at most 4,329 calls: mmbench_cn_dev" in found
 

@@ -49,6 +49,21 @@ def test_what_is_not_there_is_the_reason_of_its_document(file):
     assert rows.picture("", file, "")[1] == "its picture cannot be read (Is a directory)"
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"a": "\\ud800"}', "line 1: not valid UTF-8: field 'a' holds half of a character"),
+        ('{"a": 1, "a": 2}', "line 1: field 'a' stands twice in one object"),
+        ('{"a": 1e999}', "line 1: field 'a' must be a finite number"),
+        ('{"a": }', r"line 1 is not JSON \(Expecting value\)"),
+    ],
+)
+def test_only_what_is_no_json_is_said_to_be_none(file, line, says):
+    file.write_text(line + "\n")
+    with pytest.raises(UserError, match=f"own.jsonl: {says}"):
+        list(rows.json_lines(file))
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_what_is_no_path_does_not_hide_the_other_pictures_from_a_fingerprint(file, suffix):
     documents = [{"image": path} for path, _ in WRONG] + [{"image": "a.png"}]

@@ -84,7 +84,7 @@ def test_eight_tasks_are_answered_once_and_have_eleven_figures(run, tmp_path):
         # The probe; the labels of two tasks, and whether there is noise, of two different answers; jailbreaks; risks.
         assert asked == 1 + 2 * (3 + 2) + 9 + 3
         assert run(policy, "--judge", judged.url) == found
-        assert len(policy.asked) == 24 and len(judged.asked) == asked + 1  # the probe alone
+        assert len(policy.asked) == 24 and len(judged.asked) == asked + 1  # the probe, since the data are of another time
     lines = (tmp_path / "out" / "verdicts" / "typographic.jsonl").read_text().splitlines()
     assert len(lines) == 3 and json.loads(lines[0])["judge"] == "m"
     stored = json.loads((tmp_path / "out" / "run.json").read_text())

@@ -18,6 +18,7 @@ from typing import Any
 import mmrlhf_jax
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.suite import hub_cache
 from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.harness import NAME, VERSION
 from mmrlhf_jax.suite.harness.channel import Channel
@@ -266,10 +267,9 @@ def _asked(frame: Mapping[str, Any], blobs: list[bytes]) -> DocumentRequest:
 def _environment() -> dict[str, str]:
     """The environment of the harness's processes: with this package, and with the hub's caches where they are."""
     root = str(Path(mmrlhf_jax.__file__).parents[1])
-    home = os.path.expanduser(os.environ.get("HF_HOME") or "~/.cache/huggingface")
     found = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "AZURE_"))}
     found |= {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    found |= {"HF_HOME": home, "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false", "LOGURU_LEVEL": "WARNING"}
-    found.setdefault("HF_HUB_CACHE", os.path.join(home, "hub"))
-    found.setdefault("HF_DATASETS_CACHE", os.path.join(home, "datasets"))
+    found |= {"HF_HOME": str(hub_cache.home()), "HF_HUB_CACHE": str(hub_cache.repositories())}
+    found |= {"HF_DATASETS_CACHE": str(hub_cache.data_sets())}
+    found |= {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false", "LOGURU_LEVEL": "WARNING"}
     return found

@@ -16,10 +16,14 @@ CONCURRENCY, TIMEOUT = 32, 600.0
 
 
 class Judge(Protocol):
-    """Who reads answers. `name` is stored with every verdict; None: not known before `check`. Where nobody judges there is None
-    in the place of a judge."""
+    """Who reads answers. `name` is stored with every verdict; None: not known before `identify`. Where nobody judges there is
+    None in the place of a judge."""
 
     name: str | None
+
+    def identify(self) -> None:
+        """Learn the name if it is not known; nothing is judged for that. UserError if that is not possible."""
+        ...
 
     def check(self, sample: Question | None = None) -> None:
         """Make one call, with this question if there is one. UserError if it fails: what is wrong, and what to do."""
@@ -51,7 +55,7 @@ class EndpointJudge:
         option: str = "--judge-model",
     ):
         self._endpoint = Endpoint(url, model, concurrency=concurrency, timeout=timeout, key_from=KEY, option=option)
-        self._thinking = thinking
+        self._thinking, self._has_list = thinking, model is None  # not every server that judges has a list of its models
 
     @property
     def name(self) -> str | None:
@@ -62,17 +66,23 @@ class EndpointJudge:
     def url(self) -> str:
         return self._endpoint.url
 
+    def identify(self) -> None:
+        if self._endpoint.model is None:
+            try:
+                asyncio.run(self._endpoint.check())
+            except UserError as error:
+                raise _not_asked(error) from None
+
     def check(self, sample: Question | None = None) -> None:
+        self.identify()
         where = self._endpoint.url
         sample = sample or single_message("probe", "Please answer 'Yes.' or 'No.'. Is water wet?", 20)
+        if not self._has_list:
+            self._endpoint.say_if_unencrypted()
         try:
-            if self._endpoint.model is None:
-                asyncio.run(self._endpoint.check())
-            else:  # not every server that judges has a list of its models
-                self._endpoint.say_if_unencrypted()
             text = self._said(self._endpoint.first(self._asked(sample)))
         except UserError as error:
-            raise UserError(f"the judge cannot be asked: {error}") from None
+            raise _not_asked(error) from None
         if text.error is not None:
             advice = ""
             if sample.path == COMPLETIONS:
@@ -103,3 +113,7 @@ class EndpointJudge:
         if not end and (text.finish_reason == "length" or reply.lstrip().startswith("<think>")):
             return Text(error=f"it is cut off, maybe while it thinks in {self._thinking} tokens")
         return dataclasses.replace(text, text=reply.strip())
+
+
+def _not_asked(error: UserError) -> UserError:
+    return UserError(f"the judge cannot be asked: {error}")

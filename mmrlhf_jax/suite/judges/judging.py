@@ -67,12 +67,12 @@ class Judging:
 
     @property
     def name(self) -> str | None:
-        """Of the judge; None if nobody judges. UserError if it is not known, because the judge was not checked and none was
-        given."""
+        """Of the judge; None if nobody judges. UserError if it is not known, because the judge's server cannot be asked
+        for it."""
         if self._judge is None:
             return self._name
         if self._judge.name is None:
-            self._judge.check()
+            self._judge.identify()
         return self._judge.name
 
     def ask(self, questions: Iterable[Question], doing: str | None = None) -> None:

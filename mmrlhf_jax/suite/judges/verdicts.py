@@ -10,7 +10,7 @@ from etils import epath
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.files import exists, read_bytes
 from mmrlhf_jax.growing_file import GrowingFile
-from mmrlhf_jax.progress import say
+from mmrlhf_jax.progress import counted, say
 from mmrlhf_jax.suite.judges.question import Question
 
 FOLDER = "verdicts"  # in a run's directory
@@ -89,7 +89,8 @@ class Verdicts:
             else:
                 spoilt += 1
         if spoilt:
-            say(f"{self.path}: {spoilt} lines are not whole verdicts, and are left out; what they were about is asked again")
+            are = "is no whole verdict" if spoilt == 1 else "are no whole verdicts"
+            say(f"{self.path}: {counted(spoilt, 'line')} {are}; what lacks its verdict is asked again")
 
 
 def _is_verdict(stored: Any) -> bool:
