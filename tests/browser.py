@@ -9,7 +9,9 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,11 @@ import pytest
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needed = pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")
+PATIENCE = 60  # seconds for which a reply is waited for; one takes less than a second as a rule
+
+
+class Silent(Exception):
+    """The browser has ended, or has not replied for a minute."""
 
 
 class Browser:
@@ -27,8 +34,17 @@ class Browser:
     def __init__(self, commands: int, replies: int):
         self._commands, self._replies, self._number, self._buffer = commands, replies, 0, b""
         self._session: str | None = None
+        self._context: str | None = None
         self.events: list[dict[str, Any]] = []
-        target = self("Target.createTarget", url="about:blank")["targetId"]
+        self.forget()
+
+    def forget(self) -> None:
+        """Go on in a new tab, in which nothing is stored of what earlier pages have stored."""
+        self._session = None
+        if self._context is not None:
+            self("Target.disposeBrowserContext", browserContextId=self._context)
+        self._context = self("Target.createBrowserContext")["browserContextId"]
+        target = self("Target.createTarget", url="about:blank", browserContextId=self._context)["targetId"]
         self._session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log", "Accessibility"):
             self(f"{domain}.enable")
@@ -45,8 +61,10 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            found = os.read(self._replies, 2**16)
-            assert found, "the browser has ended"
+            ready, _, _ = select.select([self._replies], [], [], PATIENCE)
+            found = os.read(self._replies, 2**16) if ready else b""
+            if not found:
+                raise Silent
             self._buffer += found
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
@@ -97,23 +115,39 @@ class Browser:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[Browser]:
-    """A browser whose profile is in a folder."""
+def running(folder: Path, tries: int = 3) -> Iterator[Browser]:
+    """A browser whose profile is in a folder. Chromium hangs now and then as it starts: then another one is started."""
+    for number in range(tries):
+        with contextlib.ExitStack() as started:
+            try:
+                browser = Browser(*started.enter_context(_process(folder / f"profile{number}")))
+            except (Silent, BrokenPipeError):
+                continue
+            yield browser
+            return
+    pytest.fail(f"{BROWSER} has not replied for {PATIENCE} seconds, {tries} times")
+
+
+@contextlib.contextmanager
+def _process(profile: Path) -> Iterator[tuple[int, int]]:
+    """A new Chromium's pipes: where commands are written, and where replies are read."""
     (commands_read, commands), (replies, replies_write) = os.pipe(), os.pipe()
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]
     shell = ["bash", "-c", f'exec "$@" 3<&{commands_read} 4>&{replies_write}', "bash", BROWSER, *options]
     process = subprocess.Popen(
-        [*shell, f"--user-data-dir={folder / 'profile'}"],
+        [*shell, f"--user-data-dir={profile}"],
         pass_fds=(commands_read, replies_write),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     os.close(commands_read)
     os.close(replies_write)
     try:
-        yield Browser(commands, replies)
+        yield commands, replies
     finally:
-        process.terminate()
-        process.wait(20)
+        with contextlib.suppress(ProcessLookupError):  # all of its processes
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         os.close(commands)
         os.close(replies)

@@ -22,7 +22,11 @@ SHORT_UNIT = 32
 
 
 class Keys(NamedTuple):
-    """Keys and values of one layer, as they are written: those of a token lie side by side."""
+    """Keys and values of one layer, as they are written: those of a token lie side by side.
+
+    Values in a cache are finite, because slots are used again, and a value that is not seen still is multiplied, by 0. Where a
+    computed value is not finite, the key is NaN instead (`marked`), so that whoever sees it gets NaN.
+    """
 
     k: Float[Array, "... K S D"]
     v: Float[Array, "... K S D"]

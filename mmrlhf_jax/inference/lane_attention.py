@@ -81,6 +81,12 @@ def _attend_blocks(q: Float[Array, "e H D"], keys: TrunkKeys, until: Int[Array, 
     return jax.lax.fori_loop(1, count, lambda number, part: merged(part, block(number)), block(0))
 
 
+def marked(new: Keys) -> Keys:
+    """Computed keys and values [..., D] in the form that a cache has: see `Keys`."""
+    finite = jnp.isfinite(new.v)
+    return Keys(jnp.where(finite.all(axis=-1, keepdims=True), new.k, jnp.nan), jnp.where(finite, new.v, 0))
+
+
 def _written(keys: Keys, k: Float[Array, "... e K D"], v: Float[Array, "... e K D"], place, count) -> Keys:
     """Keys [..., K, S, D] with those of a chunk at `place`; unchanged for a group without work. Only the chunk's slots are read
     and written, so that the compiler changes the cache in place."""
@@ -90,7 +96,7 @@ def _written(keys: Keys, k: Float[Array, "... e K D"], v: Float[Array, "... e K 
         here = jax.lax.dynamic_slice(old, place, new.shape)
         return jax.lax.dynamic_update_slice(old, jnp.where(count > 0, new, here), place)
 
-    return Keys(one(keys.k, k), one(keys.v, v))
+    return jax.tree.map(one, keys, marked(Keys(k, v)))
 
 
 def write_step(branches: Keys, new: Keys, length: Int[Array, "G B"], placed: NamedSharding) -> Keys:
@@ -106,7 +112,7 @@ def write_step(branches: Keys, new: Keys, length: Int[Array, "G B"], placed: Nam
         return jax.tree.map(lambda keys, new: keys.at[at].set(new.astype(keys.dtype), mode="drop"), branches, new)
 
     specs = whole, PartitionSpec(*whole[:3], None), PartitionSpec(whole[0], None)
-    return jax.shard_map(one_device, mesh=placed.mesh, in_specs=specs, out_specs=whole)(branches, new, length)
+    return jax.shard_map(one_device, mesh=placed.mesh, in_specs=specs, out_specs=whole)(branches, marked(new), length)
 
 
 def attend_step(q: Float[Array, "B H D"], trunks: TrunkKeys, branches: Keys, step: Step, places: int) -> Float[Array, "B H D"]:

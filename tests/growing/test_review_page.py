@@ -6,17 +6,15 @@ import base64
 import html
 import json
 import re
-import shutil
-import subprocess
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from mmrlhf_jax.growing.verdict_files import read_verdicts
 from mmrlhf_jax.pages.review import review_page
-from tests import ranked
+from tests import browser, ranked
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NASTY = (
     "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\"> <b>bold</b> \u2028 &amp;"
 )
@@ -54,28 +52,31 @@ def test_nothing_is_loaded_from_elsewhere(page):
     assert "default-src 'none'" in html.unescape(page) and not re.search(r"https?://", page)
 
 
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory) -> Iterator[browser.Browser]:
+    with browser.running(tmp_path_factory.mktemp("browser")) as started:
+        yield started
 
 
-def in_browser(page: str, tmp_path: Path, steps: str) -> str:
+@pytest.fixture
+def tab(chromium, page, tmp_path) -> browser.Browser:
+    """The page, as somebody sees it who opens it for the first time."""
+    (tmp_path / "page.html").write_text(page)
+    chromium.forget()
+    chromium.open(tmp_path / "page.html", 1280)
+    return chromium
+
+
+def after(tab: browser.Browser, steps: str) -> Any:
     """What `result` is after these steps in the page."""
-    # The page's policy allows its own script alone.
-    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
-    driver = f"<script>let result;\n{steps}\ndocument.title = 'result ' + JSON.stringify(result);</script>"
-    file = tmp_path / "page.html"
-    file.write_text(page.replace("</body>", f"{driver}</body>"))
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", profile, "--dump-dom", file.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    (found,) = re.findall(r"<title>result (.*?)</title>", shown, re.DOTALL)
-    return json.loads(html.unescape(found))
+    return tab.value(f"(() => {{ let result;\n{steps}\nreturn result; }})()")
 
 
 KEYS = "const press = (key) => document.body.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));\n"
 
 
-@needs_browser
-def test_ratings_become_lines_that_are_read_as_verdicts(page, tmp_path):
+@browser.needed
+def test_ratings_become_lines_that_are_read_as_verdicts(tab, tmp_path):
     steps = (
         KEYS
         + """
@@ -92,7 +93,7 @@ def test_ratings_become_lines_that_are_read_as_verdicts(page, tmp_path):
     result = [lines(), document.getElementById('count').textContent];
     """
     )
-    text, count = in_browser(page, tmp_path, steps)
+    text, count = after(tab, steps)
     assert count == "2 of 3 rated"
     (tmp_path / "verdicts.jsonl").write_text(text)
     first, second = read_verdicts(tmp_path / "verdicts.jsonl")
@@ -102,8 +103,8 @@ def test_ratings_become_lines_that_are_read_as_verdicts(page, tmp_path):
     assert rated == [("b0", 4, False), ("b1", None, True), ("b2", 1, False)] and second.reason == "because"
 
 
-@needs_browser
-def test_a_saved_file_is_gone_on_with(page, tmp_path):
+@browser.needed
+def test_a_saved_file_is_gone_on_with(tab):
     row = {"id": "c", "prompt": "p-c", "answers": [{"digest": "c1", "rating": 1}, {"digest": "c0", "rating": 4}], "who": "Ben"}
     other = row | {"prompt": "of another question"}
     steps = f"""
@@ -111,20 +112,20 @@ def test_a_saved_file_is_gone_on_with(page, tmp_path):
     goToUnrated();
     result = [lines(), document.getElementById('who').textContent, document.getElementById('question').textContent];
     """
-    text, who, question = in_browser(page, tmp_path, steps)
+    text, who, question = after(tab, steps)
     assert (who, question) == ("Ben", "What is b?")
     assert json.loads(text)["answers"] == [{"digest": "c0", "rating": 4}, {"digest": "c1", "rating": 1}]
 
 
-@needs_browser
-def test_a_rating_can_be_taken_back_and_the_first_answer_has_none_above(page, tmp_path):
+@browser.needed
+def test_a_rating_can_be_taken_back_and_the_first_answer_has_none_above(tab):
     keys = "press('='); press('3'); press('ArrowUp'); press('3');"
     steps = f"{KEYS} enter('Anna'); {keys} result = JSON.stringify(said(records[0]).ratings);"
-    assert in_browser(page, tmp_path, steps) == "{}"
+    assert after(tab, steps) == "{}"
 
 
-@needs_browser
-def test_nobody_sees_what_another_person_rated_in_the_same_browser(page, tmp_path):
+@browser.needed
+def test_nobody_sees_what_another_person_rated_in_the_same_browser(tab, tmp_path):
     steps = (
         KEYS
         + """
@@ -139,34 +140,34 @@ def test_nobody_sees_what_another_person_rated_in_the_same_browser(page, tmp_pat
     result = [result, known, JSON.parse(lines()).who];
     """
     )
-    shown, known, who = in_browser(page, tmp_path, steps)
+    shown, known, who = after(tab, steps)
     nobody = ["", 0, True]
     assert shown == [nobody, nobody, ["Anna", 2, False], nobody, ["Ben", 0, False], ["Anna", 2, False]]
     assert known == ["Go on as Anna (1 of 3 rated, not saved yet)"] and who == "Anna"
-    # The browser is closed and opened again.
+    tab.open(tmp_path / "page.html", 1280)  # again
     steps = """
     const asked = [...document.querySelectorAll('#known button')].map((one) => one.textContent).sort();
     enter('ben'); result = [asked, state.who, said(records[0]).ratings];
     """
-    asked, who, ratings = in_browser(page, tmp_path, steps)
+    asked, who, ratings = after(tab, steps)
     assert (who, ratings) == ("Ben", {"a0": 5})
     assert asked == ["Go on as Anna (1 of 3 rated, not saved yet)", "Go on as Ben (0 of 3 rated, not saved yet)"]
 
 
-@needs_browser
-def test_what_is_rated_in_part_is_not_saved_and_said(page, tmp_path):
+@browser.needed
+def test_what_is_rated_in_part_is_not_saved_and_said(tab):
     steps = f"""{KEYS}
     const shown = () => document.getElementById('message').textContent;
     enter('Anna'); press('1'); press('2'); save(); result = [shown()];
     go(2); press('3'); save(); result.push(shown(), lines().split('\\n').length - 1, state.unsaved);
     """
-    first, second, count, unsaved = in_browser(page, tmp_path, steps)
+    first, second, count, unsaved = after(tab, steps)
     assert "verdicts-anna.jsonl" in first and "in part" not in first
     assert second.endswith("Not in it: records that are rated in part (1).") and count == 1 and not unsaved
 
 
-@needs_browser
-def test_a_browser_that_keeps_nothing_is_said_to_and_keeps_people_apart_all_the_same(page, tmp_path):
+@browser.needed
+def test_a_browser_that_keeps_nothing_is_said_to_and_keeps_people_apart_all_the_same(tab):
     steps = (
         KEYS
         + """
@@ -176,10 +177,10 @@ def test_a_browser_that_keeps_nothing_is_said_to_and_keeps_people_apart_all_the_
     result = [ben, said(records[0]).ratings, document.getElementById('storage').hidden];
     """
     )
-    assert in_browser(page, tmp_path, steps) == [{}, {"a0": 1}, False]
+    assert after(tab, steps) == [{}, {"a0": 1}, False]
 
 
-@needs_browser
+@browser.needed
 @pytest.mark.parametrize(
     ("change", "taken", "says"),
     [
@@ -193,7 +194,7 @@ def test_a_browser_that_keeps_nothing_is_said_to_and_keeps_people_apart_all_the_
         ({"answers": [{"digest": "c1", "rating": 3}, {"digest": "c0", "same_as_above": True}]}, {"c0": 3, "c1": 3}, "Taken"),
     ],
 )
-def test_a_file_is_taken_where_it_is_this_persons_and_newer(page, tmp_path, change, taken, says):
+def test_a_file_is_taken_where_it_is_this_persons_and_newer(tab, change, taken, says):
     answers = [{"digest": "c1", "rating": 1}, {"digest": "c0", "rating": 4}]
     row = {"id": "c", "prompt": "p-c", "answers": answers, "who": "anna", "when": "2099-01-01T00:00:00Z"} | change
     steps = f"""
@@ -201,15 +202,12 @@ def test_a_file_is_taken_where_it_is_this_persons_and_newer(page, tmp_path, chan
     load({json.dumps(json.dumps(row) + chr(13) + chr(10))});
     result = [said(records[2]).ratings, document.getElementById('message').textContent];
     """
-    ratings, message = in_browser(page, tmp_path, steps)
+    ratings, message = after(tab, steps)
     assert ratings == taken and says in message
 
 
-@needs_browser
-def test_the_page_runs_under_its_own_policy_and_shows_texts_as_texts(page, tmp_path):
-    file = tmp_path / "page.html"
-    file.write_text(page)
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'p'}", "--dump-dom"]
-    shown = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, timeout=120).stdout
-    assert "<title>Three &lt;records&gt;</title>" in shown
+@browser.needed
+def test_the_page_runs_under_its_own_policy_and_shows_texts_as_texts(tab):
+    shown = tab.value("document.documentElement.outerHTML")
+    assert "<title>Three &lt;records&gt;</title>" in shown and not tab.complaints()
     assert "&lt;b&gt;bold&lt;/b&gt;" in shown and "0 of 3 rated" in shown and f'<img src="{PICTURE}"' in shown

@@ -7,14 +7,17 @@ import math
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mmrlhf_jax.inference.calls import Chunk, Copies
 from mmrlhf_jax.inference.lane import Cache, Keys, TrunkKeys
-from mmrlhf_jax.inference.lane_attention import BLOCK, attend_branch, attend_trunk, blocks, move_keys
+from mmrlhf_jax.inference.lane_attention import BLOCK, attend_branch, attend_trunk, blocks, move_keys, write_step
+from mmrlhf_jax.sharding.mesh import make_mesh
 
 HEADS, GROUPS, DIM, TRUNK, BRANCH = 4, 2, 8, 3 * BLOCK, 128
 RNG = np.random.default_rng(0)
 SLOTS = TRUNK + BRANCH
+MESH = make_mesh({}, jax.devices()[:1])
 Q, K, V = (RNG.normal(size=(SLOTS, heads, DIM)).astype(np.float32) for heads in (HEADS, GROUPS, GROUPS))
 
 
@@ -32,13 +35,18 @@ def chunk(size: int, start: int, *, row: int = 0, slot: int = 0, trunk: int = 0,
 
 
 def used(*shape: int) -> np.ndarray:
-    """What an earlier text has left, which may be anything."""
+    """Keys that an earlier text has left, which may be anything."""
     return np.where(np.arange(math.prod(shape)).reshape(shape) % 3, np.float32(1e4), np.float32(np.nan))
+
+
+def used_values(*shape: int) -> np.ndarray:
+    """Values that it has left: finite ones, since no others are written."""
+    return np.full(shape, 1e4, np.float32)
 
 
 def trunk_of(length: int) -> Keys:
     """The keys of a trunk that is computed in chunks; checks what each of them gives, also with all blocks."""
-    begun, attend = Keys(*(used(GROUPS, TRUNK, DIM),) * 2), jax.jit(attend_trunk)
+    begun, attend = Keys(used(GROUPS, TRUNK, DIM), used_values(GROUPS, TRUNK, DIM)), jax.jit(attend_trunk)
     for start in range(0, length, 256):
         here, place = chunk(256, start), slice(start, start + 256)
         found, after = attend(Q[place], K[place], V[place], begun, here, blocks(start + 256))
@@ -51,8 +59,8 @@ def trunk_of(length: int) -> Keys:
 @pytest.mark.parametrize("length", [1, 256, BLOCK, BLOCK + 1, TRUNK])
 def test_chunks_of_a_trunk_and_of_a_branch(length):
     begun = trunk_of(length)
-    trunks = TrunkKeys(used(1, 2, GROUPS, DIM, TRUNK), used(1, 2, GROUPS, TRUNK, DIM))
-    branches = Keys(*(used(3, GROUPS, BRANCH, DIM),) * 2)
+    trunks = TrunkKeys(used(1, 2, GROUPS, DIM, TRUNK), used_values(1, 2, GROUPS, TRUNK, DIM))
+    branches = Keys(used(3, GROUPS, BRANCH, DIM), used_values(3, GROUPS, BRANCH, DIM))
     cache = Cache((trunks,), (), (jax.tree.map(lambda x: x[None], begun),))
     moved = lambda row: move_keys(cache, np.array([row]), Copies(np.array([0]), np.array([0]))).trunks[0]
     jax.tree.map(np.testing.assert_array_equal, moved(2), trunks)
@@ -83,3 +91,22 @@ def test_a_group_without_work_keeps_its_keys():
         1,
     )
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.float32(b)), (after, others), (begun, branches))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_never_written_and_reaches_whoever_sees_it(bad):
+    """Of one head of token 3: attention of the tokens before it and of the other head is as it was."""
+    begun, v, here = Keys(*(np.zeros((GROUPS, 64, DIM), np.float32),) * 2), V[:64].copy(), chunk(64, 0)
+    wanted, _ = attend_trunk(Q[:64], K[:64], v, begun, here, 1)
+    v[3, 0, 5] = bad
+    found, after = attend_trunk(Q[:64], K[:64], v, begun, here, 1)
+    assert np.isfinite(after.v).all() and np.isnan(after.k[0, 3]).all() and np.isfinite(np.delete(after.k, 3, axis=1)).all()
+    heads = HEADS // GROUPS  # queries of the first head of keys
+    assert np.isnan(found[3:, :heads]).all()
+    np.testing.assert_array_equal(found[:3], wanted[:3])
+    np.testing.assert_array_equal(found[:, heads:], wanted[:, heads:])
+    branches, placed = jax.tree.map(lambda x: x[None, None], begun), NamedSharding(MESH, PartitionSpec(*(None,) * 5))
+    new = Keys(K[None, None, 0], V[None, None, 0].copy())
+    new.v[0, 0, 1, 2] = bad
+    step = write_step(branches, new, np.array([[7]], np.int32), placed)
+    assert np.isfinite(step.v).all() and np.isnan(step.k[0, 0, 1, 7]).all() and np.isfinite(step.k[0, 0, 0]).all()

@@ -30,15 +30,13 @@ def attend_part(
 ) -> Part:
     """Every query against the keys that it sees; of a query that sees none, the weight in `join` is 0.
 
-    What no query sees has no part in the result, whatever it is: a slot of a cache keeps the keys of its last text, and these
-    may be NaN.
+    Keys that a query does not see have no part in its result, also if they are NaN. Their values must be finite.
     """
     batch, queries, heads, dim = q.shape
     groups = heads // k.shape[1]
     q = (q * jnp.asarray(dim**-0.5, q.dtype)).reshape(batch, queries, k.shape[1], groups, dim).transpose(0, 2, 3, 1, 4)
     scores = jnp.einsum("bkgqd,bkds->bkgqs", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(visible[:, None, None], scores, NEVER)
-    v = jnp.where(visible.any(axis=1)[:, None, :, None], v, 0)
     top = scores.max(axis=-1)
     weights = jnp.exp(scores - top[..., None])
     out = jnp.einsum("bkgqs,bksd->bkgqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
