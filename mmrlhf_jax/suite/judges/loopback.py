@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.suite.judges.harness_replies import Reader
 from mmrlhf_jax.suite.judges.judging import NOT_READ, Judging
+from mmrlhf_jax.suite.judges.picture_urls import with_sound_pictures
 from mmrlhf_jax.suite.judges.question import Question
 
 # In the place of a reply. MMBench takes this text for a failed call; the others cannot read it, as they cannot read any other.
@@ -143,7 +144,7 @@ def _question(content: bytes, document: str | None) -> Question | None:
         return None
     most = body.get("max_completion_tokens") or body.get("max_tokens")
     options = {name: value for name, value in body.items() if name not in _OURS and value is not None}
-    return Question(document, messages, options | ({"max_completion_tokens": most} if most else {}))
+    return Question(document, with_sound_pictures(messages), options | ({"max_completion_tokens": most} if most else {}))
 
 
 def _handler(loopback: Loopback) -> type[BaseHTTPRequestHandler]:
