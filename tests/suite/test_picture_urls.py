@@ -42,7 +42,9 @@ def served(body: dict) -> list[bytes]:
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
-@pytest.mark.parametrize("head", ["data:image/jpeg;base64, ", "data:image/png;base64,\n", "DATA:image/jpg;base64,", "data:;base64,"])
+@pytest.mark.parametrize(
+    "head", ["data:image/jpeg;base64, ", "data:image/png;base64,\n", "DATA:image/jpg;base64,", "data:;base64,"]
+)
 def test_a_url_has_the_type_of_its_content_and_no_white_space(form, head):
     whole = encoded(form)
     broken = "\r\n".join(whole[place : place + 60] for place in range(0, len(whole), 60))

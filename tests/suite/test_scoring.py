@@ -109,7 +109,7 @@ def test_what_is_whole_is_not_scored_again_and_what_changed_or_is_missing_is(tmp
 
 
 class Senseless(Lengths):
-    """A scorer that gives the documents of a task a weight below 0, as the harness does that notes -1 for what it cannot read."""
+    """A scorer that gives the documents of a task a weight below 0, as the harness does that notes -1 for a failure."""
 
     def score(self, task, answers, unanswered, judging):
         found = super().score(task, answers, unanswered, judging)

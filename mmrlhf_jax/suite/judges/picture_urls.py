@@ -1,7 +1,7 @@
 """Pictures in the messages that the harness writes to its judge, as every server reads them.
 
-WildVision writes `data:image/jpeg;base64, ` and then a PNG (lmms-eval 0.7.3, `tasks/wild_vision_bench/utils.py`). OpenAI's server
-takes that; others, also `mmrlhf serve`, refuse the space, or believe the wrong type.
+WildVision writes `data:image/jpeg;base64, ` and then a PNG (lmms-eval 0.7.3, `tasks/wild_vision_bench/utils.py`). Servers, also
+`mmrlhf serve`, refuse the space, or believe the wrong type.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ def scored(
     """Yield (document, result of its last scoring, why it is missing) in order; None: it is not missing.
 
     `score` lets the harness score a document, during which it calls its judge; it is called once, and again if the harness
-    asked what nobody had asked before. `name` gives the document's id, `doing` and `total` are for the progress. `least` says of
-    a result how many calls of the judge it must rest on: the harness catches its own errors, and goes on with -1 or 0.
+    asked what nobody had asked before. `name` gives the document's id, `doing` and `total` are for the progress. `least` says
+    of a result how many calls of the judge it must rest on: the harness catches its own errors, and goes on with -1 or 0.
     """
     progress, source = Progress(doing, total), iter(documents)
     while here := list(itertools.islice(source, AT_ONCE)):
