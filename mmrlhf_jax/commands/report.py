@@ -83,7 +83,7 @@ def _published(suite: Suite, model: str | None) -> Mapping[str, Mapping[str, flo
         if model not in (None, NO_ONE):
             raise UserError(f"--published {model}: the paper has no figures of {suite.title}")
         return {}
-    model = model or paper.BASE
+    model = paper.BASE if model is None else model
     if model == NO_ONE:
         return {}
     if model not in paper.MODELS:

@@ -43,6 +43,7 @@ def test_wrong_directories_are_refused_in_one_line(tmp_path, model, papers):
     assert "neither an evaluation" in refused(tmp_path)
     assert "is of other benchmarks than" in refused(model, papers)
     assert "--published GPT: choose InternVL2-1B, LLaVA-OV-0.5B, LLaVA-OV-7B or none" in refused(papers, published="GPT")
+    assert "--published : choose InternVL2-1B" in refused(papers, published="")
     assert "has no figures of the small suite" in refused(model, published="InternVL2-1B")
     for name, file, message in (("begun", "run.json", "without results yet"), ("rewards", "figures.json", "a reward model")):
         (tmp_path / name).mkdir()
