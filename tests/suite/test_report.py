@@ -11,7 +11,6 @@ import pytest
 from mmrlhf_jax import cli, config, sections
 from mmrlhf_jax.commands.report import report
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.suite.page import short_names
 from tests.pages.html import parsed, text
 from tests.suite.reports import BASE, page, section, write
 
@@ -63,14 +62,6 @@ def test_the_verb_takes_several_directories(tmp_path, model, base, monkeypatch):
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert not end.value.code and text(parsed(out.read_text()).find(".//h1")) == "the small suite: aligned"
-
-
-def test_names_are_as_short_as_they_can_be():
-    assert short_names(["/models/a", "/models/b/"], ["x", "x"]) == ["a", "b"]
-    assert short_names(["/x/a/hf", "/x/b/hf"], ["x", "y"]) == ["a/hf", "b/hf"]
-    assert short_names(["/x/a", "/x/a"], ["out/x", "out/y"]) == ["a (x)", "a (y)"]
-    assert short_names(["/x/a", "/x/a"], ["out", "out"]) == ["a (1)", "a (2)"]
-    assert short_names(["owner/name"], ["out"]) == ["name"]
 
 
 def test_the_command_says_what_it_wrote_and_who_is_compared(tmp_path, model, base, capsys):
