@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from mmrlhf_jax import cli, config, sections
+from mmrlhf_jax import cli, commands, config, sections
 from mmrlhf_jax.commands.report import report
 from mmrlhf_jax.errors import UserError
 from tests.pages.html import parsed, text
@@ -54,6 +55,35 @@ def test_wrong_directories_are_refused_in_one_line(tmp_path, model, papers):
     assert "a training run, whose page is the report.html in it" in refused(run)
     (model / "suite.json").unlink()
     assert "none of its results are of MM-RLHF's benchmarks" in refused(model)
+
+
+@pytest.mark.parametrize("out", ["folder", "file/x.html", "file/new/x.html", "/proc/x.html"])
+def test_a_page_that_cannot_be_written_is_refused_before_it_is_built(tmp_path, model, out, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(commands.report, "page_of", lambda *_: pytest.fail("it is built"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=f"^--out {re.escape(str(tmp_path / out))}: (is a folder|cannot be written)") as error:
+        report([str(model)], str(tmp_path / out), None)
+    assert "\n" not in str(error.value) and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_is_no_run(tmp_path, model):
+    (tmp_path / "file").write_text("")
+    for directories in ((tmp_path / "file",), (model, model / "run.json")):
+        with pytest.raises(
+            UserError, match=f"^{re.escape(str(directories[-1]))}: is a file; give the directory of an evaluation"
+        ):
+            report([str(each) for each in directories], str(tmp_path / "out.html"), None)
+
+
+def test_a_run_is_not_compared_with_itself(tmp_path, model, base):
+    (tmp_path / "link").symlink_to(model)
+    for again in (f"{model}", f"{model}/", f"{base}/../{model.name}", f"{tmp_path / 'link'}"):
+        with pytest.raises(
+            UserError, match=f"^{re.escape(again)}: is the same directory as {re.escape(str(model))}; give every"
+        ):
+            report([str(model), str(base), again], str(tmp_path / "out.html"), None)
 
 
 def test_the_verb_takes_several_directories(tmp_path, model, base, monkeypatch):
