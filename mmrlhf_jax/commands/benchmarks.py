@@ -220,6 +220,24 @@ def run(command: Command, tasks: Sequence[Task]) -> None:
     evaluate_against(command.policy, base, wanted, command.out, lambda base: found.append(_written(command.out, base)))
     if share.process == 0:
         show(found[-1], command.print_json)
+        _require_figures(command.out, base, tasks)
+
+
+class NothingWorked(UserError):
+    """No task has a figure, although the command came to its end."""
+
+    status = 1
+
+
+def _require_figures(out: str, base: Model | epath.Path | None, tasks: Sequence[Task]) -> None:
+    """NothingWorked if no task of the model's run has a figure, or none of its base's that was evaluated as well. Answers that
+    are kept until somebody judges them are no failure."""
+    from mmrlhf_jax.suite.scoring import NO_FIGURE, has_figures
+
+    if not has_figures(out, tasks):
+        raise NothingWorked(NO_FIGURE)
+    if isinstance(base, Model) and not has_figures(epath.Path(out) / run_directory.AGAINST, tasks):
+        raise NothingWorked(f"--against: {NO_FIGURE}")
 
 
 def _written(out: str, base: epath.PathLike | None) -> Figures:

@@ -91,7 +91,8 @@ def _interval(figure: FigureOrReason, form: str) -> str:
 
 
 def _coverage(figure: OfRow) -> str:
-    return "-" if figure.coverage is None else f"{figure.coverage.scored} of {figure.coverage.expected}"
+    """ "0 of ?" of documents that could not be had, so that nobody knows how many there are."""
+    return "-" if figure.coverage is None else f"{figure.coverage.scored} of {figure.coverage.expected or '?'}"
 
 
 # What is missing ------------------------------------------------------------------------------------------------------

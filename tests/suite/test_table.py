@@ -124,6 +124,13 @@ def test_the_table_says_why_there_is_no_mean():
     assert table[-1] == "mixed: no mean of Seeing: its rows are by lmms-eval 0.7.3 and lmms-eval 0.8.0"
 
 
+def test_documents_that_nobody_could_count_are_no_number():
+    colours = run(**MODEL).results["colours"]
+    gone = dataclasses.replace(colours, figures={"colours": Figure(None, "the hub is away")}, documents=())
+    (line,) = [line for line in lines(Run("gone", {"colours": gone})) if line.startswith("  Colours")]
+    assert line.endswith("0 of ?")
+
+
 def test_a_limit_is_said_once():
     model = run(**MODEL)
     limited = {name: dataclasses.replace(each, left_out={BEYOND_LIMIT: 90 + len(name)}) for name, each in model.results.items()}
