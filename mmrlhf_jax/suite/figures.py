@@ -56,6 +56,13 @@ class FigureOrReason:
 
 
 @dataclasses.dataclass(frozen=True)
+class OfHeadline(FigureOrReason):
+    """A key figure of a comparison. `without_interval` says why a figure has no interval."""
+
+    without_interval: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class OfRow(FigureOrReason):
     """A run's figure of a row.
 
@@ -119,7 +126,7 @@ class Figures:
     base: Run | None
     rows: Mapping[str, Compared[OfRow]]
     axes: Mapping[str, Compared[OfAxis]]
-    headlines: Mapping[str, FigureOrReason]
+    headlines: Mapping[str, OfHeadline]
     parts: Mapping[str, Delta]
 
 
@@ -169,7 +176,7 @@ def figures(suite: Suite, model: Run, base: Run | None = None) -> Figures:
         base,
         {name: Compared(rows[0][name], rows[1][name], row_deltas[name]) for name in suite.table},
         {name: Compared(axes[0][name], axes[1][name], axis_deltas[name]) for name in axis_deltas},
-        {each.name: _headline(each, tables) for each in suite.headlines},
+        {each.name: _headline(suite, each, tables) for each in suite.headlines},
         {name: Delta(each.delta, None, each.documents, each.left_out) for name, each in pairs.items()}
         | {name: Delta(None, reason) for name, reason in obstacles.items()},
     )
@@ -298,6 +305,15 @@ def _axis_delta(
     return Delta(combined(np.subtract, *(suite.mean(axis, table) for table in tables)), None, documents, left_out)
 
 
-def _headline(headline: Headline, tables: list[dict[str, Estimate]]) -> FigureOrReason:
+def _headline(suite: Suite, headline: Headline, tables: list[dict[str, Estimate]]) -> OfHeadline:
+    if without := [name for name in headline.rows if any(name not in table for table in tables)]:
+        titles = "; ".join(suite.table[name].title for name in without)
+        return OfHeadline(None, f"missing or not comparable: {titles}")
     found = headline.change(*tables)
-    return FigureOrReason(found, None if found is not None else "a row is missing or not comparable, or the base is at 0")
+    if found is None:
+        return OfHeadline(None, f"{headline.divisor} is 0")
+    if found.interval is not None:
+        return OfHeadline(found)
+    if without := [name for name in headline.rows if any(table[name].draws is None for table in tables)]:
+        return OfHeadline(found, None, f"{len(without)} of its {len(headline.rows)} rows have no interval")
+    return OfHeadline(found, None, f"in some draws {headline.divisor} is 0")

@@ -131,7 +131,7 @@ class Scoring:
         answers = sorted((each.document, each.key, each.answer) for each in self._answered.answers(task).values())
         finished = [dataclasses.asdict(each) for each in self._answered.finished(task)]
         judge = None if task.judge == "none" else self._jury.name_of(task)
-        content = [answers, finished, judge, dict(self._scorer.settings(task))]
+        content = [answers, finished, judge, self._scorer.metrics_of(task), dict(self._scorer.settings(task))]
         return text_digest(strict_json.dumps(content, sort_keys=True))
 
     def has_all_verdicts(self, task: Task) -> bool:

@@ -20,7 +20,7 @@ def as_lines(found: Figures) -> Iterator[str]:
     for headline in found.suite.headlines:
         figure = found.headlines.get(headline.name)
         if figure is not None and figure.value is not None:
-            yield f"{headline.title}: {figure.value:+.1f} %{_interval(figure, '+.1f')} ({headline.about})"
+            yield f"{headline.title}: {figure.value:+.1f} %{_interval(figure, '+.1f')} ({headline.about} {headline.published})"
     rows = found.suite.table.values()
     if without := [row.title for row in rows if not _has_results(found, row)]:
         yield f"not run: {'; '.join(without) if len(without) <= _NAMED else f'{len(without)} of {len(rows)} rows'}"

@@ -53,8 +53,20 @@ def test_the_papers_two_key_figures_are_in_tiles(tmp_path, papers):
         documents = tuple(dataclasses.replace(each, values=values) for each in found.documents)
         results.write(aligned, dataclasses.replace(found, figures=figures, documents=documents))
     tree = page(tmp_path, aligned, papers)
-    tiles = {tile.find("b").text: tile.find("strong").text for tile in tree.iter("div") if tile.get("class") == "tile"}
-    assert tiles == {"Conversation": "+19.4 %", "Safety": "+59.7 %", "Documents": str(len(MM_RLHF.tasks))}
+    assert "12 of 12 means are complete (hallucination and safety have two each)" in text(tree.find(".//p[@class='lead']"))
+    found = [tile for tile in tree.iter("div") if tile.get("class") == "tile"]
+    tiles = {tile.find("b").text: tile.find("strong").text for tile in found}
+    assert [span.text for span in found[0].findall("span")] == [
+        "No interval: 4 of its 4 rows have no interval.",  # one document each
+        "Relative change of the mean of the four conversation rows.",
+        "The paper reports +19.5 %.",
+    ]
+    assert "The paper reports +60 % without a formula" in text(found[1])
+    assert tiles == {
+        "Conversation": "+19.4 %",
+        "Safety": "+59.7 %",
+        "Documents": f"{len(MM_RLHF.tasks)} of {len(MM_RLHF.tasks)}",
+    }
 
 
 MM_RLHF_ROWS = {row.name: row.part_of or row.name for task in MM_RLHF.tasks.values() for row in task.rows}

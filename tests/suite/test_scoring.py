@@ -22,14 +22,14 @@ MME, POPE, WILD = task("mme"), task("pope", 3), task("wild", 2, judge="always")
 class Lengths:
     """A scorer: the figure is the mean length of the answers."""
 
-    def __init__(self, failing=()):
-        self.scored, self.failing = [], failing
+    def __init__(self, failing=(), version="1.0"):
+        self.scored, self.failing, self.version = [], failing, version
 
     def settings(self, task):
         return {"max_new_tokens": task.new_tokens}
 
     def metrics_of(self, task):
-        return "lengths 1.0"
+        return f"lengths {self.version}"
 
     def score(self, task, answers, unanswered, judging):
         self.scored.append(task.name)
@@ -41,7 +41,7 @@ class Lengths:
         ]
         documents += [Document(name, name, "", (), None, None, {}, reason) for name, reason in unanswered.items()]
         value = sum(each.values[task.name] for each in documents if not each.missing) / max(len(answers), 1)
-        return Results(task.name, "lengths 1.0", self.settings(task), {task.name: Figure(value)}, documents)
+        return Results(task.name, self.metrics_of(task), self.settings(task), {task.name: Figure(value)}, documents)
 
 
 class Kept:
@@ -194,3 +194,10 @@ def test_a_kill_between_the_two_files_of_results_or_a_damaged_one_is_scored_agai
     assert run(tmp_path, finished).scored == []
     (tmp_path / "scored" / "mme.txt").write_bytes(b"\xff")
     assert "mme" in run(tmp_path, finished).scored
+
+
+def test_what_another_version_of_the_metrics_has_scored_is_scored_again(tmp_path, finished):
+    finished["mme"] = dataclasses.replace(finished["mme"], documents=2, unanswered={})
+    assert "mme" in run(tmp_path, finished).scored and "mme" not in run(tmp_path, finished).scored
+    assert "mme" in run(tmp_path, finished, Lengths(version="1.1")).scored
+    assert results.read(tmp_path, "mme").harness == "lengths 1.1"
