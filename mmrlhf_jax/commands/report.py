@@ -112,7 +112,7 @@ def _notes(published: Mapping[str, Any]) -> list[str]:
     if not published:
         return []
     cells = [
-        f"{MM_RLHF.axis(axis).title} of {model}: {note}"
+        f"{MM_RLHF.axis(axis).title} of {model}: {_prints(axis, model)}; {note}"
         for (axis, model), note in paper.UNEXPLAINED.items()
         if model in published
     ]
@@ -122,6 +122,10 @@ def _notes(published: Mapping[str, Any]) -> list[str]:
         " authors measured with their fork of lmms-eval and with GPT-4o as a judge: another judge, or another version of the"
         " harness, gives other figures."
     ]
+
+
+def _prints(axis: str, model: str) -> str:
+    return ", ".join(f"{place} prints {mean}" for place, mean in paper.printed(axis, model).items())
 
 
 def _trainings(directories: Sequence[epath.Path]) -> list:

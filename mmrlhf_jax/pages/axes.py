@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from mmrlhf_jax.intervals import Interval
 from mmrlhf_jax.pages.parts import element
 from mmrlhf_jax.pages.series import bar_swatch, key, marker, outline_swatch
 
@@ -22,7 +23,7 @@ class Figure:
     """A figure and the ends of its 95 % interval; None where there is none."""
 
     value: float | None
-    interval: tuple[float, float] | None = None
+    interval: Interval | None = None
 
 
 NOTHING = Figure(None)

@@ -8,11 +8,11 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from mmrlhf_jax.intervals import Interval
 from mmrlhf_jax.pages.parts import chip, element, join, scrolled
 
 Kind = Literal["model", "base", "other", "published"]
 Verdict = Literal["better", "worse", "unclear"]
-Interval = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,11 +17,12 @@ from etils import epath
 
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.files import exists
+from mmrlhf_jax.intervals import Interval
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite import run_directory
 from mmrlhf_jax.suite.comparing import Pair, obstacle, pair
 from mmrlhf_jax.suite.dimensions import Axis, Headline, Suite, TableRow
-from mmrlhf_jax.suite.resampling import Estimate, Interval, combined
+from mmrlhf_jax.suite.resampling import Estimate, combined
 from mmrlhf_jax.suite.results import Coverage, Results, figures_path, read, tasks_in
 from mmrlhf_jax.suite.task import Task
 

@@ -9,9 +9,9 @@ from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.files import write_atomically
+from mmrlhf_jax.intervals import LEVEL
 from mmrlhf_jax.suite.dimensions import Suite
 from mmrlhf_jax.suite.figures import Compared, Delta, FigureOrReason, Figures, OfAxis, OfHeadline, OfRow, Run, figures, read_run
-from mmrlhf_jax.suite.resampling import LEVEL
 
 FILE, VERSION = "figures.json", 1
 

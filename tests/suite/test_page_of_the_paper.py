@@ -79,6 +79,9 @@ def test_titles_with_commas_are_told_apart_and_the_cells_that_the_paper_prints_o
     tree = page(tmp_path, papers)
     assert "Not run, and not on this page: Adv target; Cross-model." in text(tree.find(".//main"))
     notes = text(section(tree, "dimensions"))
-    assert "Chart and document of LLaVA-OV-7B: the rows give 76.7. " in notes and "InternVL2" not in notes
+    assert (
+        "Chart and document of LLaVA-OV-7B: the teaser prints 77.0; the rows give 76.7. " in notes and "InternVL2" not in notes
+    )
+    assert "Safety of LLaVA-OV-7B + MM-RLHF: the teaser prints 84.8, table 3 prints 85.4; the rows give 86.0" in notes
     other = text(section(page(tmp_path, papers, published="InternVL2-1B"), "dimensions"))
-    assert "Safety of InternVL2-1B: the rows give 58.76" in other and "LLaVA-OV-7B" not in other
+    assert "Safety of InternVL2-1B: table 3 prints 31.9; the rows give 58.76" in other and "LLaVA-OV-7B" not in other
