@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
@@ -30,11 +31,13 @@ NO_RESULTS = "no results"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The results in a run's directory: by task, and what run.json says of the run, {} without one."""
+    """The results in a run's directory: by task, and what run.json says of the run, {} without one. `directory` tells runs of
+    one name apart."""
 
     name: str
     results: Mapping[str, Results]
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    directory: str = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +143,7 @@ def read_run(directory: epath.PathLike, suite: Suite) -> Run:
         else:
             _say_left_out(figures_path(directory, task), task, suite.title)
     name = about.get("model")
-    return Run(name if isinstance(name, str) else directory.name, found, about)
+    return Run(name if isinstance(name, str) else directory.name, found, about, os.fspath(directory))
 
 
 @functools.cache

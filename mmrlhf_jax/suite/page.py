@@ -17,6 +17,7 @@ from mmrlhf_jax.suite.cases import Both
 from mmrlhf_jax.suite.comparing import obstacle
 from mmrlhf_jax.suite.dimensions import Suite, TableRow
 from mmrlhf_jax.suite.figures import Figures, OfAxis, OfHeadline, Run, figures
+from mmrlhf_jax.suite.names import short_names
 from mmrlhf_jax.suite.results import Results
 from mmrlhf_jax.suite.shown_cases import differences_of
 from mmrlhf_jax.suite.side_by_side import Published, SideBySide
@@ -68,22 +69,6 @@ def page_of(
 def names_of(runs: Sequence[Shown]) -> list[str]:
     """The names of runs on their page."""
     return short_names([each.run.name for each in runs], [os.fspath(each.directory) for each in runs])
-
-
-def short_names(names: Sequence[str], directories: Sequence[str]) -> list[str]:
-    """The ends of paths, as short as they are different from each other; equal names with their directories, or numbers."""
-    if (found := _ends(names)) is not None:
-        return found
-    last = [name.rstrip("/").rpartition("/")[2] for name in names]
-    others = _ends(directories) or [str(number) for number in range(1, len(names) + 1)]
-    return [f"{name} ({other})" for name, other in zip(last, others, strict=True)]
-
-
-def _ends(paths: Sequence[str]) -> list[str] | None:
-    """The fewest last parts of paths that are different from each other; None for paths that are equal."""
-    parts = [path.rstrip("/").split("/") for path in paths]
-    ends = (["/".join(each[-count:]) for each in parts] for count in range(1, max(map(len, parts)) + 1))
-    return next((each for each in ends if len(set(each)) == len(each)), None)
 
 
 def _columns(names: Sequence[str], published: Published) -> list[Column]:

@@ -21,11 +21,12 @@ from mmrlhf_jax.suite.judges.judging import NO_JUDGE, Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
 from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.results import Figure, Results
-from mmrlhf_jax.suite.task import Task, TaskFailed
+from mmrlhf_jax.suite.task import GO_ON, Task, TaskFailed
 
 FOLDER = "scored"  # in a run's directory: of what the results were made
 UNSOUND = "its results are not sound"
 WITHOUT_JUDGE = f"{NO_JUDGE}; the answers are kept"
+NO_FIGURE = "no task has a figure; the reasons are above"
 
 
 class Scorer(Protocol):
@@ -56,6 +57,21 @@ class AnsweredTasks(Protocol):
         ...
 
 
+def has_figures(directory: epath.PathLike, tasks: Sequence[Task]) -> bool:
+    """Whether a run has a figure of one of these tasks at least, or lacks them only because nobody judges yet."""
+    waiting = []
+    for task in tasks:
+        try:
+            found = results.read(directory, task.name)
+        except UserError:  # nothing could be scored, and nothing was before
+            waiting.append(False)
+            continue
+        if any(figure.value is not None for figure in found.figures.values()):
+            return True
+        waiting.append(not found.coverage.missing.keys().isdisjoint({NO_JUDGE, WITHOUT_JUDGE}))
+    return all(waiting)
+
+
 class Scoring:
     """A run's directory whose answers are scored. `jury` says who judges."""
 
@@ -69,11 +85,12 @@ class Scoring:
             made_of = self._made_of(task)
             if self._is_scored(task, made_of):
                 continue
-            found = self._results(task)
+            is_last = task is tasks[-1]
+            found = self._results(task, is_last=is_last)
             try:
                 self._keep(task, found, made_of)
             except UserError as error:  # the task's own code gives numbers that mean nothing
-                say(f"{task.name}: {UNSOUND} ({error}); the other tasks go on")
+                say(f"{task.name}: {UNSOUND} ({error}){'' if is_last else GO_ON}")
                 self._keep(task, self._without_figures(task, UNSOUND), made_of)
 
     def _keep(self, task: Task, found: Results, made_of: str) -> None:
@@ -92,7 +109,7 @@ class Scoring:
         except UserError:
             return 0
 
-    def _results(self, task: Task) -> Results:
+    def _results(self, task: Task, *, is_last: bool) -> Results:
         failed = next((each.failed for each in self._answered.finished(task) if each.failed is not None), None)
         if failed is not None:
             return self._without_figures(task, failed)
@@ -103,7 +120,7 @@ class Scoring:
                 judging = Judging(self._jury.of(task), verdicts, self._jury.name_of(task))
                 return self._scorer.score(task, self._answered.answers(task), self._unanswered(task), judging)
         except TaskFailed as error:
-            say(f"{task.name}: {error}; the other tasks go on")
+            say(f"{task.name}: {error}{'' if is_last else GO_ON}")
             return self._without_figures(task, str(error))
 
     def _unanswered(self, task: Task) -> dict[str, str]:
@@ -115,7 +132,7 @@ class Scoring:
         answers, unanswered = self._answered.answers(task), self._unanswered(task)
         documents = [document_of(name, each, missing=reason) for name, each in answers.items()]
         documents += [document_of(name, None, missing=why) for name, why in unanswered.items() if name not in answers]
-        expected = max((each.documents for each in self._answered.finished(task)), default=task.data.documents or 0)
+        expected = max((each.documents for each in self._answered.finished(task)), default=0)
         left = {reason: expected - len(documents)} if expected > len(documents) else {}
         figures = {row.name: Figure(None, reason) for row in task.rows}
         return Results(task.name, self._scorer.metrics_of(task), dict(self._scorer.settings(task)), figures, documents, left)

@@ -25,8 +25,9 @@ from mmrlhf_jax.suite.judges.judge import EndpointJudge
 from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
-from mmrlhf_jax.suite.model import Model
+from mmrlhf_jax.suite.model import Loading, Model
 from mmrlhf_jax.suite.own import documents
+from mmrlhf_jax.suite.scoring import NO_FIGURE
 from mmrlhf_jax.suite.stored import write_suite
 from tests import tiny
 from tests.serving import fakes
@@ -214,14 +215,15 @@ def test_another_judge_is_refused_before_anything_is_answered(run, data):
 
 def test_a_judge_that_said_something_else_is_asked_again_on_demand(run):
     with policy() as server:
-        for options, says, calls, figure in (
-            ((), "I like it", 3, None),
-            ((), "Yes.", 0, None),  # a document is missing, so that the judge is tried
-            (("--judge-again",), "Yes.", 3, 100),
+        for options, says, calls, fails in (
+            ((), "I like it", 3, NO_FIGURE),
+            ((), "Yes.", 0, NO_FIGURE),  # a document is missing, so that the judge is tried
+            (("--judge-again",), "Yes.", 3, None),
         ):
             with judge(lambda text, says=says: says) as judging:
-                found = run(server, "--judge", judging.url, *options, only=JUDGED)
-                assert (len(judging.asked) - 1, value(found, "risk_identification")) == (calls, figure)  # one is the probe
+                found = run(server, "--judge", judging.url, *options, only=JUDGED, fails=fails)
+                assert len(judging.asked) - 1 == calls  # one is the probe
+                assert fails or value(found, "risk_identification") == 100
         run(server, "--judge-again", fails="--judge-again is of a judge")
 
 
@@ -344,7 +346,7 @@ def test_what_really_answers_is_in_run_json_and_another_type_of_numbers_is_refus
     def evaluated(**loading):
         local = {"nsfw_text": Local(data["nsfw_text"])}
         wanted = Wanted([TASKS["nsfw_text"]], Options(limit=1), local, Jury(), Share())
-        model = Model(f"{directory}", loading={"batch": 1, "slots": 2048, **loading})
+        model = Model(f"{directory}", loading=Loading(batch=1, slots=2048, **loading))
         evaluate_against(model, None, wanted, out)
 
     evaluated()
@@ -360,7 +362,7 @@ def test_what_really_answers_is_in_run_json_and_another_type_of_numbers_is_refus
 @pytest.mark.parametrize("of_base", [False, True])
 def test_a_model_of_a_directory_and_one_of_a_server_have_no_run_in_common(tmp_path, data, served_first, of_base):
     """Neither of the model's own run nor of its base's."""
-    loading = {"batch": 1, "slots": 2048}
+    loading = Loading(batch=1, slots=2048)
     local = Model(f"{tiny.checkpoint(tmp_path / 'model', tiny.config(text={'tie_word_embeddings': False}))}", loading=loading)
     with policy() as server, policy() as other:
         served, asked = Model(endpoint=server.url), Model(endpoint=other.url)
