@@ -189,7 +189,8 @@ def test_a_folder_that_cannot_be_gone_on_with_is_named_with_what_to_do(run, tmp_
             run(server, fails="; choose another --out")
             run(server, fails=f"{tmp_path / 'out' / 'run.json'}: ")
         (tmp_path / "out").rename(tmp_path / "base")
-        run(server, "--against", f"{tmp_path / 'base'}", fails=f"--against {tmp_path / 'base' / 'run.json'}: has version 7 of runs")
+        base = tmp_path / "base"
+        run(server, "--against", f"{base}", fails=f"--against {base / 'run.json'}: has version 7 of runs")
         assert not other.asked
 
 
