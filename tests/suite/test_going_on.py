@@ -285,7 +285,7 @@ def test_a_judge_that_said_something_else_is_asked_again_on_demand(run):
         for options, says, calls, figure in (
             ((), "I like it", 3, None),
             ((), "Yes.", 0, None),  # a document is missing, so that the judge is tried
-            (("--judge-again",), "Yes.", 3, None),
+            (("--judge-again",), "Yes.", 3, 100),
         ):
             with judge(lambda text, says=says: says) as judging:
                 found = run(server, "--judge", judging.url, *options, only=JUDGED, works=figure is not None)
