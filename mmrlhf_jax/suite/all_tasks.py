@@ -37,8 +37,17 @@ class AllTasks(Source):
     def metrics_of(self, task: Task) -> str:
         return self._of(task).metrics_of(task)
 
-    def score(self, task: Task, answers: Mapping[str, Answer], unanswered: Mapping[str, str], judging: Judging) -> Results:
-        return self._of(task).score(task, answers, unanswered, judging)
+    def score(
+        self,
+        task: Task,
+        answers: Mapping[str, Answer],
+        unanswered: Mapping[str, str],
+        judging: Judging,
+        contents: Mapping[str, str],
+    ) -> Results:
+        if task.own_metrics:  # which tell a document by its request
+            return self._own.score(task, answers, unanswered, judging)
+        return self._harness.score(task, answers, unanswered, judging, contents)
 
     def _of(self, task: Task) -> OwnTasks | HarnessTasks:
         return self._own if task.own_metrics else self._harness

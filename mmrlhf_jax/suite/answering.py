@@ -68,6 +68,7 @@ class Finished:
         unanswered: document -> why it has no answer.
         failed: why the task could not be run; None if it could.
         answered: document -> the key of its request, by which its answer is found.
+        contents: document -> the digest of its content when it was asked, where its answer is scored by its number.
     """
 
     made_with: Mapping[str, Any]
@@ -75,6 +76,7 @@ class Finished:
     unanswered: Mapping[str, str]
     failed: str | None = None
     answered: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    contents: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Answering:
@@ -139,6 +141,15 @@ class Answering:
         keys = {document: key for each in self.finished(task) for document, key in each.answered.items()}
         return {document: kept[document][key] for document, key in keys.items() if key in kept.get(document, {})}
 
+    def contents(self, task: Task) -> dict[str, str]:
+        """Document -> the digest of its content when it was asked, if that is known."""
+        return {document: digest for each in self.finished(task) for document, digest in each.contents.items()}
+
+    def forget(self, task: Task) -> None:
+        """Let the documents of a task be asked for again by the next command."""
+        for process in range(self._share.count):
+            self._path(task, process).unlink(missing_ok=True)
+
     def _answer(self, process: int) -> None:
         """Answer a host's share of all tasks."""
         left = [task for task in self._tasks if not self._is_done(task, process)]
@@ -172,6 +183,7 @@ class Answering:
         before = {name: list(by_key) for name, by_key in stored(self._directory, task.name).items()}
         unanswered: dict[str, str] = {}
         keys: dict[str, str] = {}
+        contents: dict[str, str] = {}
         documents, made_with = self._source.expected(task) or 0, self._source.made_with(task)
         done, without = progress.done, progress.total - len(self._part(process, self._expected(task)))
         share = Share(process, self._share.count)
@@ -183,7 +195,7 @@ class Answering:
                 documents = asking.documents
                 mine = len(self._part(process, documents))
                 progress.total = without + mine
-                wanted = self._wanted(asking, unanswered, keys, progress)
+                wanted = self._wanted(asking, unanswered, keys, contents, progress)
                 if (first := next(wanted, None)) is not None:
                     try:
                         policy = self._open()
@@ -203,15 +215,22 @@ class Answering:
                             unanswered[request.document] = answered.error
         except TaskFailed as error:
             progress.total = without + progress.done - done  # the others are not answered
-            return Finished(made_with, documents, unanswered, str(error), keys)
-        return Finished(made_with, documents, unanswered, answered=keys)
+            return Finished(made_with, documents, unanswered, str(error), keys, contents)
+        return Finished(made_with, documents, unanswered, answered=keys, contents=contents)
 
     def _wanted(
-        self, asking: TaskRequests, unanswered: dict[str, str], keys: dict[str, str], progress: Pace
+        self,
+        asking: TaskRequests,
+        unanswered: dict[str, str],
+        keys: dict[str, str],
+        contents: dict[str, str],
+        progress: Pace,
     ) -> Iterator[Request]:
         """Yield the requests that have no answer, and keep small pictures of their media. What cannot be asked is noted in
-        `unanswered`, and what has an answer in `keys`."""
+        `unanswered`, what has an answer in `keys`, and the contents of documents in `contents`."""
         for each in asking.requests():
+            if each.content is not None:
+                contents[each.document] = each.content
             if each.missing is not None:
                 unanswered[each.document] = each.missing
             elif each.answered:

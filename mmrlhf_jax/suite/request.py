@@ -78,12 +78,14 @@ class DocumentRequest:
         request: what a policy is asked; its media have no data if `answered`.
         answered: whether this very request has an answer.
         missing: why nothing can be asked.
+        content: a digest of the document in its data set, where its answer is scored by its number there.
     """
 
     document: str
     request: Request | None = None
     answered: bool = False
     missing: str | None = None
+    content: str | None = None
 
 
 def key_of(texts: Sequence[str], media: Sequence[tuple[str, str]], options: Mapping[str, Any]) -> str:

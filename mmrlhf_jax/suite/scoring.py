@@ -12,7 +12,7 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.digests import text_digest
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import exists, read_bytes, write_atomically
-from mmrlhf_jax.progress import say
+from mmrlhf_jax.progress import counted, say
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.answered_documents import document_of
 from mmrlhf_jax.suite.answering import Finished
@@ -20,6 +20,7 @@ from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.judges.judging import NO_JUDGE, Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
 from mmrlhf_jax.suite.jury import Jury
+from mmrlhf_jax.suite.reasons import NOT_ANSWERED, OTHER_DOCUMENT, OTHER_REQUEST
 from mmrlhf_jax.suite.results import Figure, Results
 from mmrlhf_jax.suite.task import GO_ON, Task, TaskFailed
 
@@ -32,8 +33,16 @@ NO_FIGURE = "no task has a figure; the reasons are above"
 class Scorer(Protocol):
     """What makes results of answers."""
 
-    def score(self, task: Task, answers: Mapping[str, Answer], unanswered: Mapping[str, str], judging: Judging) -> Results:
-        """The results of a task. `unanswered`: document -> why it has no answer. TaskFailed if there can be none."""
+    def score(
+        self,
+        task: Task,
+        answers: Mapping[str, Answer],
+        unanswered: Mapping[str, str],
+        judging: Judging,
+        contents: Mapping[str, str],
+    ) -> Results:
+        """The results of a task. `unanswered`: document -> why it has no answer; `contents`: document -> the digest of its
+        content when it was asked, if that is known. TaskFailed if there can be none."""
         ...
 
     def settings(self, task: Task) -> Mapping[str, Any]:
@@ -54,6 +63,14 @@ class AnsweredTasks(Protocol):
 
     def answers(self, task: Task) -> Mapping[str, Answer]:
         """Document -> its answer, to what is asked now."""
+        ...
+
+    def contents(self, task: Task) -> Mapping[str, str]:
+        """Document -> the digest of its content when it was asked, if that is known."""
+        ...
+
+    def forget(self, task: Task) -> None:
+        """Let the documents of a task be asked for again by the next command."""
         ...
 
 
@@ -87,6 +104,7 @@ class Scoring:
                 continue
             is_last = task is tasks[-1]
             found = self._results(task, is_last=is_last)
+            self._forget_others(task, found)
             try:
                 self._keep(task, found, made_of)
             except UserError as error:  # the task's own code gives numbers that mean nothing
@@ -101,6 +119,16 @@ class Scoring:
             return
         results.write(self._directory, found)
         write_atomically(self._path(task), made_of.encode())
+
+    def _forget_others(self, task: Task, found: Results) -> None:
+        """Let a task be asked for again if its data set is another one than when it was asked, which is said."""
+        missing = found.coverage.missing
+        if others := sum(missing.get(reason, 0) for reason in (OTHER_DOCUMENT, OTHER_REQUEST, NOT_ANSWERED)):
+            say(
+                f"{task.name}: {counted(others, 'document')} of the data set {'is' if others == 1 else 'are'} not what was"
+                " asked, as after a new revision, or where hosts have several; the same command asks again"
+            )
+            self._answered.forget(task)
 
     def _scored_before(self, task: Task) -> int:
         """How many documents the figures are of that are stored; 0 without figures, or if their files are damaged."""
@@ -118,7 +146,8 @@ class Scoring:
         try:
             with Verdicts(verdicts_path(self._directory, task.name), again=self._jury.again) as verdicts:
                 judging = Judging(self._jury.of(task), verdicts, self._jury.name_of(task))
-                return self._scorer.score(task, self._answered.answers(task), self._unanswered(task), judging)
+                answers, contents = self._answered.answers(task), self._answered.contents(task)
+                return self._scorer.score(task, answers, self._unanswered(task), judging, contents)
         except TaskFailed as error:
             say(f"{task.name}: {error}{'' if is_last else GO_ON}")
             return self._without_figures(task, str(error))

@@ -71,7 +71,9 @@ class _Asking:
                 continue
             text = f"{self._task.name} {name}, version {self._source.version}"
             request = Request(name, ("", text), (Medium("image", f"{number:064x}", png(number)),), OPTIONS)
-            yield DocumentRequest(name, request, answered=request.key in self._answered.get(name, ()))
+            yield DocumentRequest(
+                name, request, answered=request.key in self._answered.get(name, ()), content=f"{self._source.version}"
+            )
 
 
 class Parrot:

@@ -10,6 +10,7 @@ from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.answering import Finished
 from mmrlhf_jax.suite.answers import Answer, AnswerFile, stored
 from mmrlhf_jax.suite.jury import Jury
+from mmrlhf_jax.suite.reasons import NOT_ANSWERED, OTHER_DOCUMENT, OTHER_REQUEST
 from mmrlhf_jax.suite.request import Request
 from mmrlhf_jax.suite.results import Document, Figure, Results
 from mmrlhf_jax.suite.scoring import UNSOUND, WITHOUT_JUDGE, Scoring, has_figures
@@ -31,7 +32,7 @@ class Lengths:
     def metrics_of(self, task):
         return f"lengths {self.version}"
 
-    def score(self, task, answers, unanswered, judging):
+    def score(self, task, answers, unanswered, judging, contents):
         self.scored.append(task.name)
         if task.name in self.failing:
             raise TaskFailed("its code is broken")
@@ -49,9 +50,16 @@ class Kept:
 
     def __init__(self, directory, finished):
         self._directory, self._finished = directory, finished
+        self.forgotten = []
 
     def finished(self, task):
         return [self._finished[task.name]]
+
+    def contents(self, task):
+        return self._finished[task.name].contents
+
+    def forget(self, task):
+        self.forgotten.append(task.name)
 
     def answers(self, task):
         return {document: list(by_key.values())[-1] for document, by_key in stored(self._directory, task.name).items()}
@@ -138,11 +146,20 @@ def test_what_is_whole_is_not_scored_again_and_what_changed_or_is_missing_is(tmp
     assert results.read(tmp_path, "mme").figures["mme"].value == 4.0
 
 
+@pytest.mark.parametrize("reason", [OTHER_DOCUMENT, OTHER_REQUEST, NOT_ANSWERED])
+def test_a_task_whose_data_set_has_changed_is_asked_again_by_the_next_command(tmp_path, finished, capsys, reason):
+    finished |= {"mme": Finished({}, 3, {"2": reason}), "pope": Finished({}, 3, {"2": "too long"}, contents={"0": "a"})}
+    kept = Kept(tmp_path, finished)
+    Scoring(tmp_path, Lengths(), Jury(), kept).run([MME, POPE])
+    assert kept.forgotten == ["mme"]
+    assert "mme: 1 document of the data set is not what was asked" in capsys.readouterr().err
+
+
 class Senseless(Lengths):
     """A scorer that gives the documents of a task a weight below 0, as the harness does that notes -1 for a failure."""
 
-    def score(self, task, answers, unanswered, judging):
-        found = super().score(task, answers, unanswered, judging)
+    def score(self, task, answers, unanswered, judging, contents):
+        found = super().score(task, answers, unanswered, judging, contents)
         documents = [dataclasses.replace(each, weights={task.name: -1.0}) for each in found.documents]
         return dataclasses.replace(found, documents=documents) if task.name == "mme" else found
 

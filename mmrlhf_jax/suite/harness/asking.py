@@ -14,6 +14,7 @@ from PIL import Image
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.suite.harness.channel import Channel
+from mmrlhf_jax.suite.harness.content import Contents
 from mmrlhf_jax.suite.harness.job import Job, reason_of
 from mmrlhf_jax.suite.harness.loading import each_request, load, texts_and_media
 from mmrlhf_jax.suite.harness.local_data import BROKEN
@@ -25,11 +26,12 @@ BLOCK = 2**20  # bytes of a video file that are digested at each of three places
 def ask(job: Job, channel: Channel) -> None:
     """Send a frame with the number of documents, and one for each that is this process's share.
 
-    A document is sent with its media; with `"answered": true` and no media if the job says that this very request has an
-    answer; and with the reason in `"missing"` if the harness cannot ask about it.
+    A document is sent with a digest of its content and with its media; without media, but with `"answered": true`, if the job
+    says that this very request has an answer; and with the reason in `"missing"` if the harness cannot ask about it.
     """
     task = load(job)
     documents, broken = task.eval_docs, _broken(job, task)
+    contents = Contents(documents)
     process, count = job.share
     total = len(documents) if job.limit is None else min(job.limit, len(documents))
     channel.send({"documents": total})
@@ -46,7 +48,7 @@ def ask(job: Job, channel: Channel) -> None:
             continue
         described = [each for each, _ in sent]
         options = options_of(job, instance.args[2], described)
-        frame = {"document": name, "texts": texts, "media": described, "options": options}
+        frame = {"document": name, "content": contents.of(number), "texts": texts, "media": described, "options": options}
         if key_of(texts, [(each["kind"], each["digest"]) for each in described], options) in job.answered.get(name, ()):
             channel.send(frame | {"answered": True})
         else:

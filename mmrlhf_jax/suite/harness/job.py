@@ -30,7 +30,8 @@ class Job:
         files: the files that documents name, relative to HF_HOME, with a column of the document in braces.
         share: (number of this process, number of processes) among which documents are divided; `ask` alone.
         answered: document -> keys of the requests that have an answer; their media are not sent. `ask` alone.
-        answers: a file of JSON lines with `document`, `answer`, `prompt` and `media` (names); `score` alone.
+        answers: a file of JSON lines with `document`, `answer`, `prompt`, `media` (names) and `content` (the digest of the
+            document when it was asked, or null); `score` alone.
         rows: row -> keys of the harness's results, whose sum it is; `score` alone.
         corrected: whether answers are read as they are meant where the harness compares their whole text (`corrected.py`);
             `score` alone.

@@ -98,16 +98,18 @@ class Harness:
         local: Local | None,
         answers: Mapping[str, Answer],
         judge: Mapping[str, str] | None,
+        contents: Mapping[str, str],
         *,
         corrected: bool,
     ) -> Iterator[HarnessScoring]:
-        """Scores a task's answers. `judge` are environment variables that say where its judge is; `corrected` is that of
-        `Job`."""
+        """Scores a task's answers. `judge` are environment variables that say where its judge is; `contents`: document -> the
+        digest of its content when it was asked; `corrected` is that of `Job`."""
         job = self._job("score", task, local)
         path = Path(job.folder) / "answers.jsonl"
         with path.open("w", encoding="utf-8") as file:
             for each in answers.values():
                 row = {"document": each.document, "answer": each.answer, "prompt": each.prompt, "media": list(each.media)}
+                row["content"] = contents.get(each.document)
                 file.write(strict_json.dumps(row, ensure_ascii=False) + "\n")
         rows = {row.name: row.metrics for row in task.rows}
         environment = {**job.environment, **(judge or {})}
@@ -269,9 +271,8 @@ def _asked(frame: Mapping[str, Any], blobs: list[bytes]) -> DocumentRequest:
         Medium(each["kind"], each["digest"], None if answered or each["kind"] == "video" else next(left), each.get("path"))
         for each in frame["media"]
     )
-    return DocumentRequest(
-        frame["document"], Request(frame["document"], tuple(frame["texts"]), media, frame["options"]), answered
-    )
+    request = Request(frame["document"], tuple(frame["texts"]), media, frame["options"])
+    return DocumentRequest(frame["document"], request, answered, content=frame["content"])
 
 
 def _environment() -> dict[str, str]:

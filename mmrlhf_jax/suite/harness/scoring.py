@@ -13,13 +13,14 @@ from lmms_eval.filters.transformation import StripThinkingFilter
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.suite.harness.channel import Channel
+from mmrlhf_jax.suite.harness.content import Contents
 from mmrlhf_jax.suite.harness.corrected import corrected
 from mmrlhf_jax.suite.harness.figures import HarnessFigures
 from mmrlhf_jax.suite.harness.groups import Groups
 from mmrlhf_jax.suite.harness.irregular import is_caused_by_the_answer
 from mmrlhf_jax.suite.harness.job import Job, reason_of
 from mmrlhf_jax.suite.harness.loading import each_request, load, without_subtitles
-from mmrlhf_jax.suite.reasons import OTHER_REQUEST
+from mmrlhf_jax.suite.reasons import OTHER_DOCUMENT, OTHER_REQUEST
 
 
 def score(job: Job, channel: Channel) -> None:
@@ -54,7 +55,7 @@ class HarnessScorer:
     Attributes:
         documents: all, without their pictures where the harness needs none.
         groups: those of them that are scored together.
-        answers: document -> {"answer", "prompt", "media"}.
+        answers: document -> {"answer", "prompt", "media", "content"}.
         scorable: the documents that have an answer.
         noted: document -> metric and filter -> what the harness notes of it, for those that were scored.
     """
@@ -65,6 +66,7 @@ class HarnessScorer:
         self.groups = Groups(job.task, self.documents)
         task.args = argparse.Namespace(output_path=job.folder, process_with_media=False)
         self.answers = _answers(job)
+        self._contents = Contents(task.eval_docs)
         numbers = sorted(int(name) for name in self.answers if int(name) < len(self.documents))
         self._instances = dict(each_request(task, iter(numbers)))
         self.scorable = [str(number) for number in numbers]
@@ -87,6 +89,8 @@ class HarnessScorer:
         """Score a document. Returns why that was not possible; None if it was."""
         instance, document = self._instances[int(name)], self.documents[int(name)]
         found: dict[tuple[str, str], Any] = {}
+        if self.answers[name]["content"] not in (None, self._contents.of(int(name))):
+            return OTHER_DOCUMENT
         try:
             if self._task.config.doc_to_messages is None and self._task.doc_to_text(document) != self.answers[name]["prompt"]:
                 return OTHER_REQUEST

@@ -76,15 +76,24 @@ class HarnessTasks:
     ) -> contextlib.AbstractContextManager[HarnessRequests]:
         return self._harness.ask(task, self._local.get(task.name), dataclasses.asdict(self._options), answered, share)
 
-    def score(self, task: Task, answers: Mapping[str, Answer], unanswered: Mapping[str, str], judging: Judging) -> Results:
-        """The harness's figures of a task. `unanswered`: document -> why it has no answer. TaskFailed if there can be none."""
+    def score(
+        self,
+        task: Task,
+        answers: Mapping[str, Answer],
+        unanswered: Mapping[str, str],
+        judging: Judging,
+        contents: Mapping[str, str] | None = None,
+    ) -> Results:
+        """The harness's figures of a task. `unanswered`: document -> why it has no answer; `contents`: document -> the digest
+        of its content when it was asked. TaskFailed if there can be none."""
         with contextlib.ExitStack() as stack:
             environment = None
             if task.judge != "none":
                 loopback = stack.enter_context(Loopback(judging, reader_of(task.harness_task)))
                 environment = loopback.environment
             local, as_meant = self._local.get(task.name), self._mode == "corrected"
-            scoring = stack.enter_context(self._harness.score(task, local, answers, environment, corrected=as_meant))
+            asked = self._harness.score(task, local, answers, environment, contents or {}, corrected=as_meant)
+            scoring = stack.enter_context(asked)
             missing = dict(unanswered)
             doing, total = f"{task.name}: scoring", len(scoring.scorable)
             if task.judge == "none":
