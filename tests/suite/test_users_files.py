@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
@@ -72,6 +76,33 @@ def test_every_record_of_a_parquet_file_is_checked_too(running, tmp_path, task, 
         table = table.replace_schema_metadata({"huggingface": "{}"})
     pyarrow.parquet.write_table(table, tmp_path / "own.parquet")
     assert f"document 1: {key!r} is null; it must hold: " in refused(running, task, tmp_path / "own.parquet")
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_a_few_pictures_of_a_file_are_in_memory_at_a_time(tmp_path, form):
+    """They have 216 MB; and none is kept where they are not needed, although each counts in its document's digest."""
+    pixels = np.random.default_rng(0).integers(0, 255, (600, 600, 3), dtype=np.uint8)
+    lines = []
+    for number in range(200):
+        pixels[0, 0] = number
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png", compress_level=0)
+        lines.append({"image": f"{number}.png", "question": "q", "note": "late" if number == 199 else None})
+    path = tmp_path / f"d.{form}"
+    if form == "jsonl":
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines), path)
+    found = {}
+    for pictures in ("True", "False"):
+        (folder := tmp_path / pictures).mkdir()
+        command = [harness.python(), "-m", "tests.suite.local_data_alone", str(path), str(folder), pictures]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
+        assert not done.returncode, done.stderr[-2000:]
+        found[pictures] = json.loads(done.stdout.splitlines()[-1])
+        assert found[pictures]["taken"] < 180, found[pictures]["taken"]
+    size = (tmp_path / "0.png").stat().st_size
+    assert found["True"]["sizes"] == [size] * 200 and found["False"]["sizes"] == [None] * 200
+    assert found["True"]["digests"] == found["False"]["digests"] and len(set(found["True"]["digests"])) == 200
 
 
 def test_a_file_of_the_hub_is_used_as_it_is_also_where_pictures_may_be_null(running, tmp_path):

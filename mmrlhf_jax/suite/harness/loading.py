@@ -84,10 +84,15 @@ def _documents(job: Job, included: Path) -> dict[str, Any]:
     if job.data is not None:
         split = config.get("test_split") or config.get("validation_split")
         try:
-            files = [str(path) for path in as_parquet(Path(job.data), job.columns, Path(job.folder))]
+            pictures = job.doing == "ask" or bool(config.get("process_results_use_image"))
+            found = as_parquet(Path(job.data), job.columns, Path(job.folder), pictures=pictures)
         except UserError as error:
             raise UserError(f"--data {job.task}: {error}") from None
-        return {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": {"data_files": {split.strip(): files}}}
+        return {
+            "dataset_path": "parquet",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": {split.strip(): [str(path) for path in found]}},
+        }
     options = dict(config.get("dataset_kwargs") or {})
     if options.get("token") is True and huggingface_hub.get_token() is None:
         del options["token"]  # the sets are public; the hub's client refuses this option where nobody has logged in

@@ -8,36 +8,42 @@ it, and the reason is noted in BROKEN. Every record is checked.
 from __future__ import annotations
 
 import io
+import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 import pyarrow.parquet
 from PIL import Image, UnidentifiedImageError
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.suite import rows
+from mmrlhf_jax.suite.harness.content import COLUMN, digest
 from mmrlhf_jax.suite.reasons import NO_PICTURE
 
 DESCRIBED = b"huggingface"  # the key of the hub's description in a parquet file's metadata
-BATCH = 256  # documents that are read together
+BATCH, WITH_PICTURES = 256, 16  # documents that are in memory together: without their pictures, and with them
 # The columns of which questions are made, and right answers. Of the hub's own files others are not checked: they hold what the
 # harness was written for.
 _ASKED = re.compile(r"question|query|instruction|answer|option", re.IGNORECASE)
 BROKEN = "broken.json"  # number of a document -> why it cannot be used
 
+Records = Iterator[tuple[str, dict[str, Any]]]  # (file and place, columns) of documents
 
-def as_parquet(path: Path, columns: Mapping[str, str], folder: Path) -> list[Path]:
+
+def as_parquet(path: Path, columns: Mapping[str, str], folder: Path, *, pictures: bool = True) -> list[Path]:
     """The parquet files with the documents of a file, or of the files of a folder. `columns` -> what each must hold.
+    `pictures`: whether they are needed, in files that are converted.
 
     UserError, with file, line and column, for files that cannot be read, lack a column, or hold something else in one.
     """
     found, broken, before = [], {}, 0
     for number, each in enumerate(rows.files_of(path)):
-        file, reasons = _converted(each, columns, folder / f"data-{number:05d}.parquet")
+        file, reasons = _converted(each, columns, folder / f"data-{number:05d}.parquet", pictures)
         broken |= {str(before + place): reason for place, reason in reasons.items()}
         before += pyarrow.parquet.read_metadata(file).num_rows
         found.append(file)
@@ -47,36 +53,32 @@ def as_parquet(path: Path, columns: Mapping[str, str], folder: Path) -> list[Pat
     return found
 
 
-def _converted(path: Path, columns: Mapping[str, str], out: Path) -> tuple[Path, dict[int, str]]:
+def _converted(path: Path, columns: Mapping[str, str], out: Path, keeps_pictures: bool) -> tuple[Path, dict[int, str]]:
     """(the file itself or one with the same documents and the hub's description of their columns, place of a document -> why it
     cannot be used)."""
     pictures = [name for name, holds in columns.items() if holds in rows.PICTURES]
-    if path.suffix == ".parquet":
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                _check_names(path, file.schema_arrow.names, columns)
-                described = DESCRIBED in (file.schema_arrow.metadata or {})
-                if not pictures or (described and not _has_paths(file, columns)):
-                    _check(file, path, {name: holds for name, holds in columns.items() if not described or _ASKED.search(name)})
-                    return path, {}
-                records = list(_records(file, path, None))
-        except (pyarrow.ArrowException, OSError) as error:
-            text = " ".join(str(error).split())
-            raise UserError(f"{path}: is not a parquet file that can be read ({text})") from None
-    else:
-        records = [(f"{path}: line {number}", row) for number, row in rows.json_lines(path)]
-        _check_names(path, list(dict.fromkeys(name for _, row in records for name in row)), columns)
-    broken = {}
-    for place, (where, row) in enumerate(records):
-        rows.check(row, columns, where)
-        for name in pictures:
-            if row.get(name) is None and columns[name].endswith("or null"):
-                continue
-            row[name], reason = _picture(row.get(name), path, f"{where}: {name!r}")
-            if reason is not None:
-                broken[place] = f"{name}: {reason}"
-    _write([row for _, row in records], pictures, path, out)
-    return out, broken
+    if path.suffix == ".jsonl":
+        return out, _write(lambda whole: _lines(path), columns, path, out, keeps_pictures)
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            _check_names(path, names, columns)
+            described = DESCRIBED in (file.schema_arrow.metadata or {})
+            if not pictures or (described and not _has_paths(file, columns)):
+                _check(file, path, {name: holds for name, holds in columns.items() if not described or _ASKED.search(name)})
+                return path, {}
+            others = [name for name in names if name not in pictures]
+            read = lambda whole: _records(file, path, None if whole else others)
+            return out, _write(read, columns, path, out, keeps_pictures)
+    except (pyarrow.ArrowException, OSError) as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"{path}: is not a parquet file that can be read ({text})") from None
+
+
+def _lines(path: Path) -> Records:
+    """Yield (file and line, columns) of the documents of JSON lines."""
+    for number, row in rows.json_lines(path):
+        yield f"{path}: line {number}", row
 
 
 def _check(file: pyarrow.parquet.ParquetFile, path: Path, columns: Mapping[str, str]) -> None:
@@ -113,12 +115,11 @@ def _nulls(file: pyarrow.parquet.ParquetFile, column: str) -> int:
     return found
 
 
-def _records(
-    file: pyarrow.parquet.ParquetFile, path: Path, columns: Sequence[str] | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _records(file: pyarrow.parquet.ParquetFile, path: Path, columns: Sequence[str] | None) -> Records:
     """Yield (file and number, columns) of the documents of a parquet file; of these columns, or of all."""
     number = 0
-    for batch in file.iter_batches(BATCH, columns=columns) if columns is None or columns else ():
+    size = WITH_PICTURES if columns is None else BATCH
+    for batch in file.iter_batches(size, columns=columns) if columns is None or columns else ():
         for row in batch.to_pylist():
             yield f"{path}: document {number}", row
             number += 1
@@ -137,17 +138,59 @@ def _picture(cell: Any, path: Path, where: str) -> tuple[dict[str, Any] | None, 
         return None, f"{'the file ' + name if name else 'what is there'} is no picture that can be read"
 
 
-def _write(records: list[dict[str, Any]], pictures: list[str], path: Path, out: Path) -> None:
-    """Write documents with the hub's description of their columns."""
-    for name in dict.fromkeys(name for row in records for name in row):
-        for row in records:
-            row.setdefault(name, None)
+def _write(
+    read: Callable[[bool], Records], columns: Mapping[str, str], path: Path, out: Path, keeps_pictures: bool
+) -> dict[int, str]:
+    """Write documents with the hub's description of their columns, and with a digest of each. `read` gives all documents, with
+    False maybe without their pictures. Returns place -> why a document cannot be used."""
+    pictures = [name for name, holds in columns.items() if holds in rows.PICTURES]
+    broken: dict[int, str] = {}
     try:
-        found = datasets.Dataset.from_list(records)
-        for name in pictures:
-            if name in found.column_names:
-                found = found.cast_column(name, datasets.Image())
-        found.to_parquet(out)
+        schema = _schema(read(False), columns, pictures, path)
+        with pyarrow.parquet.ParquetWriter(out, schema) as file:
+            for number, batch in enumerate(_batches(read(True), WITH_PICTURES)):
+                for place, (where, row) in enumerate(batch, number * WITH_PICTURES):
+                    for name in pictures:
+                        if row.get(name) is None and columns[name].endswith("or null"):
+                            continue
+                        row[name], reason = _picture(row.get(name), path, f"{where}: {name!r}")
+                        if reason is not None:
+                            broken[place] = f"{name}: {reason}"
+                    row[COLUMN] = digest(row)
+                    if not keeps_pictures:
+                        row |= dict.fromkeys(pictures)
+                file.write_table(pyarrow.Table.from_pylist([row for _, row in batch], schema))
     except (pyarrow.ArrowException, TypeError, ValueError) as error:  # columns that the harness does not need are not checked
         text = " ".join(str(error).split())
         raise UserError(f"{path}: a column has values of different types in different documents ({text})") from None
+    return broken
+
+
+def _schema(records: Records, columns: Mapping[str, str], pictures: Sequence[str], path: Path) -> pyarrow.Schema:
+    """The types of the documents' columns, with the hub's description. UserError for a column that no line has, and for a
+    record that is not as the catalogue says."""
+    names: dict[str, None] = {}
+    found, wrong = pyarrow.schema([]), None
+    for batch in _batches(records, BATCH):
+        for where, row in batch:
+            names |= dict.fromkeys(row)
+            try:
+                rows.check(row, columns, where)
+            except UserError as error:
+                wrong = wrong or error
+        if wrong is None:
+            there = dict.fromkeys(name for _, row in batch for name in row if name not in pictures)
+            types = {name: pyarrow.infer_type([row.get(name) for _, row in batch]) for name in there}
+            found = pyarrow.unify_schemas([found, pyarrow.schema(types)], promote_options="permissive")
+    if path.suffix == ".jsonl":
+        _check_names(path, list(names), columns)
+    if wrong is not None:
+        raise wrong
+    features = datasets.Features.from_arrow_schema(found)
+    features |= {name: datasets.Image() for name in pictures} | {COLUMN: datasets.Value("string")}
+    return datasets.Features(features).arrow_schema
+
+
+def _batches(records: Records, size: int) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    while batch := list(itertools.islice(records, size)):
+        yield batch
