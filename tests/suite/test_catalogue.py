@@ -70,7 +70,7 @@ def test_tasks_are_found_by_the_name_of_their_benchmark_or_their_own():
     assert [task.name for task in find("pope")] == ["pope_adv", "pope_pop", "pope_random"]
     assert [task.name for task in find("videomme")] == ["videomme"]
     assert [task.name for task in find("mme")] == ["mme"]
-    with pytest.raises(UserError, match="'mmstarr' is no benchmark; did you mean mmstar"):
+    with pytest.raises(UserError, match="mmstarr: is no benchmark; did you mean mmstar"):
         find("mmstarr")
     with pytest.raises(UserError, match="--list"):
         find("zzzz")
