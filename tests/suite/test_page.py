@@ -9,7 +9,7 @@ from etils import epath
 
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.figures import figures, read_run
-from mmrlhf_jax.suite.page import Shown, page_of
+from mmrlhf_jax.suite.report.page import Shown, page_of
 from tests.pages.html import parsed, rows, text
 from tests.suite import runs
 from tests.suite.reports import BASE, MODEL, first_numbers, floats, page, section, write

@@ -13,14 +13,14 @@ from etils import epath
 from mmrlhf_jax.pages import suite as shown
 from mmrlhf_jax.pages.compared import VERDICTS, Column, Line, signed_text
 from mmrlhf_jax.pages.differences import Differences
-from mmrlhf_jax.suite.cases import Both
 from mmrlhf_jax.suite.comparing import obstacle
 from mmrlhf_jax.suite.dimensions import Suite, TableRow
 from mmrlhf_jax.suite.figures import Figures, OfAxis, OfHeadline, Run, figures
 from mmrlhf_jax.suite.names import short_names
+from mmrlhf_jax.suite.report.cases import Both
+from mmrlhf_jax.suite.report.shown_cases import differences_of
+from mmrlhf_jax.suite.report.side_by_side import Published, SideBySide
 from mmrlhf_jax.suite.results import Results
-from mmrlhf_jax.suite.shown_cases import differences_of
-from mmrlhf_jax.suite.side_by_side import Published, SideBySide
 from mmrlhf_jax.suite.task import Benchmark
 
 _NAMED = 5  # most benchmarks that are named, and not counted, because a run has no results of them
