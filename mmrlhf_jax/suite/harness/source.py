@@ -9,7 +9,7 @@ from typing import Any
 
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.progress import Progress
-from mmrlhf_jax.suite import hub_cache, resampling
+from mmrlhf_jax.suite import resampling
 from mmrlhf_jax.suite.answered_documents import cluster_of, document_of
 from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.harness import NAME
@@ -20,6 +20,7 @@ from mmrlhf_jax.suite.judges.judging import Judging
 from mmrlhf_jax.suite.judges.loopback import Loopback
 from mmrlhf_jax.suite.judges.rounds import scored
 from mmrlhf_jax.suite.local import Local, fingerprint_of_media, source_of
+from mmrlhf_jax.suite.needs import hub_cache
 from mmrlhf_jax.suite.own.grader import Mode
 from mmrlhf_jax.suite.reasons import BEYOND_LIMIT, NOT_ANSWERED
 from mmrlhf_jax.suite.results import Document, Figure, Results
