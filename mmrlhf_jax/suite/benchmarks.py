@@ -30,7 +30,7 @@ from mmrlhf_jax.suite.own.tasks import OwnTasks
 from mmrlhf_jax.suite.policy import Policy
 from mmrlhf_jax.suite.run_directory import AGAINST
 from mmrlhf_jax.suite.scoring import Scoring
-from mmrlhf_jax.suite.stored import read_suite
+from mmrlhf_jax.suite.stored_suite import read_suite
 from mmrlhf_jax.suite.task import Task
 
 # What to do where a task was asked with documents of another source before.
