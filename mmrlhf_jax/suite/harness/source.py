@@ -10,8 +10,7 @@ from typing import Any
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.suite import resampling
-from mmrlhf_jax.suite.answered_documents import cluster_of, document_of
-from mmrlhf_jax.suite.answers import Answer
+from mmrlhf_jax.suite.answers import Answer, cluster_of, document_of
 from mmrlhf_jax.suite.harness import NAME
 from mmrlhf_jax.suite.harness.corrected import READINGS
 from mmrlhf_jax.suite.harness.running import Harness, HarnessRequests, HarnessScoring
