@@ -72,8 +72,8 @@ def differences(found: Differences, names: tuple[str, str]) -> tuple[Markup, str
     shown = {direction: sum(case.direction == direction for case in found.cases) for direction in total}
     text = (
         f"Of {found.compared:,} documents that both models have values for, {names[0]} is better on {total['better']:,} and"
-        f" worse on {total['worse']:,}. Below are the {shown['better']:,} and {shown['worse']:,} of these that differ most in their"
-        " benchmark."
+        f" worse on {total['worse']:,}. Below are the {shown['better']:,} and {shown['worse']:,} of these that differ most in"
+        " their benchmark."
     )
     remarks = [element("p", remark, class_="muted") for remark in found.remarks]
     if not found.cases:
