@@ -163,4 +163,4 @@ def test_of_many_lacking_benchmarks_the_number_is_said(tmp_path, papers):
 
 
 def test_of_many_intervals_it_is_said_how_many_would_err(tmp_path, model, base):
-    assert "95 % intervals, " not in text(page(tmp_path, model, base).find(".//main/div"))
+    assert "by chance" not in text(page(tmp_path, model, base).find(".//main/div"))

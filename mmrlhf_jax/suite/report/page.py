@@ -155,7 +155,7 @@ def _remarks(suite: Suite, found: Figures, runs: Sequence[Shown], names: Sequenc
         )
     if (count := sum(line.verdict is not None for line in table.lines())) >= _MANY_INTERVALS:
         yield (
-            f"Of {count} 95 % intervals, {_about(count / 20)} would exclude 0 by chance if the two models were equally good:"
+            f"Of {count} differences, {_about(count / 20)} would count as better or worse by chance if the two models were equally good:"
             " a single row that is better or worse says little."
         )
     every = [found.rows[name] for name in found.rows if found.rows[name].model.coverage is not None]
