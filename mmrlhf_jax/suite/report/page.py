@@ -155,8 +155,8 @@ def _remarks(suite: Suite, found: Figures, runs: Sequence[Shown], names: Sequenc
         )
     if (count := sum(line.verdict is not None for line in table.lines())) >= _MANY_INTERVALS:
         yield (
-            f"Of {count} differences, {_about(count / 20)} would count as better or worse by chance if the two models were equally good:"
-            " a single row that is better or worse says little."
+            f"Of {count} differences, {_about(count / 20)} would count as better or worse by chance if the two models were"
+            " equally good: a single row that is better or worse says little."
         )
     every = [found.rows[name] for name in found.rows if found.rows[name].model.coverage is not None]
     if partial := sum(each.model.coverage.scored < each.model.coverage.expected for each in every):
