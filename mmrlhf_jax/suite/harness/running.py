@@ -28,6 +28,7 @@ from mmrlhf_jax.suite.request import DocumentRequest, Medium, Request
 from mmrlhf_jax.suite.task import Task, TaskFailed
 
 PYTHON = "MMRLHF_HARNESS_PYTHON"  # the environment variable that names the Python of another environment, which has the harness
+SET = "set it to .venv-eval/bin/python of `make eval-env`"
 INSTALL = f"`make eval-env` makes an environment that has it, in .venv-eval; then set {PYTHON}=.venv-eval/bin/python"
 # No task of the harness shall find a judge other than ours: nothing listens on this port.
 NOWHERE = {"OPENAI_API_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "none", "API_TYPE": "openai"}
@@ -64,7 +65,7 @@ class Harness:
             try:
                 self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment())
             except OSError as error:
-                raise UserError(f"{PYTHON}: {command[0]} cannot be started ({error.strerror})") from None
+                raise UserError(f"{PYTHON}: {command[0]} cannot be started ({error.strerror}); {SET}") from None
 
     def _end(self) -> None:
         self._process.stdin.close()
