@@ -309,6 +309,25 @@ def test_a_judge_is_asked_nothing_where_nothing_is_left_and_needs_not_be_there(r
         assert len(server.asked) == asked[1]
 
 
+def test_answers_are_judged_without_the_policy_where_a_document_was_refused(run):
+    """The policy is gone, and one document of it was refused, which would be asked again."""
+
+    def refuse(body: dict):
+        return refusal(400, "content policy") if "a cat?" in json.dumps(body) else chat("Sure.")
+
+    with fakes.running(Fake(refuse)) as server:
+        found = run(server, only=JUDGED)
+        (row,) = [each for each in found["rows"] if each["name"] == "risk_identification"]
+        assert row["model"]["documents"]["answered"] == 2
+        asked = len(server.asked)
+    with judge(lambda text: "Yes.") as judging:
+        found = run(server, "--judge", judging.url, only=JUDGED)
+    (row,) = [each for each in found["rows"] if each["name"] == "risk_identification"]
+    assert row["model"]["value"] is not None and row["model"]["documents"]["scored"] == 2
+    assert any("content policy" in reason for reason in row["model"]["documents"]["missing"])
+    assert len(server.asked) == asked
+
+
 def test_a_limit_replaces_no_figures_of_more_documents_and_can_grow(run):
     with policy() as server:
         assert run(server, "--limit", "1")["rows"]

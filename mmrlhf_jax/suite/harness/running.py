@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mmrlhf_jax
 from mmrlhf_jax import strict_json
@@ -204,6 +204,14 @@ class HarnessRequests:
             yield _asked(frame, blobs)
 
 
+class Scored(NamedTuple):
+    """What became of a document: why it could not be scored, if that is so; and whether this is when the harness calls its
+    judge, if the task always has one."""
+
+    missing: str | None
+    judges: bool
+
+
 class HarnessScoring:
     """A task's process that scores answers.
 
@@ -222,9 +230,10 @@ class HarnessScoring:
         self.without_subtitles: int | None = frame["without_subtitles"]
         self.groups: Mapping[str, str] = frame["groups"]
 
-    def score(self, document: str) -> str | None:
-        """Score a document. Returns why that was not possible; None if it was."""
-        return self._command({"score": document}).get("missing")
+    def score(self, document: str) -> Scored:
+        """Score a document."""
+        found = self._command({"score": document})
+        return Scored(found.get("missing"), found["judges"])
 
     def figures(self, missing: Mapping[str, str]) -> dict[str, Any]:
         """See `figures.HarnessFigures.all`."""
