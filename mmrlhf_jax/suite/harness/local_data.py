@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,7 @@ from mmrlhf_jax.suite import rows
 from mmrlhf_jax.suite.harness.content import COLUMN, digest
 from mmrlhf_jax.suite.reasons import NO_PICTURE
 
-DESCRIBED = b"huggingface"  # the key of the hub's description in a parquet file's metadata
 BATCH, WITH_PICTURES = 256, 16  # documents that are in memory together: without their pictures, and with them
-# The columns of which questions are made, and right answers. Of the hub's own files others are not checked: they hold what the
-# harness was written for.
-_ASKED = re.compile(r"question|query|instruction|answer|option", re.IGNORECASE)
 BROKEN = "broken.json"  # number of a document -> why it cannot be used
 
 Records = Iterator[tuple[str, dict[str, Any]]]  # (file and place, columns) of documents
@@ -62,10 +57,10 @@ def _converted(path: Path, columns: Mapping[str, str], out: Path, keeps_pictures
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            _check_names(path, names, columns)
-            described = DESCRIBED in (file.schema_arrow.metadata or {})
+            rows.check_names(path, names, columns)
+            described = rows.DESCRIBED in (file.schema_arrow.metadata or {})
             if not pictures or (described and not _has_paths(file, columns)):
-                _check(file, path, {name: holds for name, holds in columns.items() if not described or _ASKED.search(name)})
+                _check(file, path, rows.checked(columns, described=described))
                 return path, {}
             others = [name for name in names if name not in pictures]
             read = lambda whole: _records(file, path, None if whole else others)
@@ -86,12 +81,6 @@ def _check(file: pyarrow.parquet.ParquetFile, path: Path, columns: Mapping[str, 
     there = [name for name, holds in columns.items() if name in file.schema_arrow.names and holds not in rows.PICTURES]
     for where, row in _records(file, path, there):
         rows.check(row, {name: columns[name] for name in there}, where)
-
-
-def _check_names(path: Path, names: list[str], columns: Mapping[str, str]) -> None:
-    """UserError for a column that no document has."""
-    if names and (missing := [name for name, holds in columns.items() if name not in names and "null" not in holds]):
-        raise UserError(f"{path}: has no column {missing[0]!r} ({columns[missing[0]]}); it has {', '.join(names)}")
 
 
 def _has_paths(file: pyarrow.parquet.ParquetFile, columns: Mapping[str, str]) -> bool:
@@ -183,7 +172,7 @@ def _schema(records: Records, columns: Mapping[str, str], pictures: Sequence[str
             types = {name: pyarrow.infer_type([row.get(name) for _, row in batch]) for name in there}
             found = pyarrow.unify_schemas([found, pyarrow.schema(types)], promote_options="permissive")
     if path.suffix == ".jsonl":
-        _check_names(path, list(names), columns)
+        rows.check_names(path, list(names), columns)
     if wrong is not None:
         raise wrong
     features = datasets.Features.from_arrow_schema(found)
