@@ -11,7 +11,7 @@ from mmrlhf_jax.suite.judges.question import Question, limits, single_message
 from mmrlhf_jax.suite.judges.verdicts import Verdicts
 from mmrlhf_jax.suite.own.registry import grader_of
 from mmrlhf_jax.suite.own.safety import attack_question
-from tests.suite import made_up_own
+from tests.suite.support import made_up_own
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from mmrlhf_jax.suite.answers import answers_path
 from mmrlhf_jax.suite.needs import pace
 from mmrlhf_jax.suite.needs.pace import Pace
 from mmrlhf_jax.suite.task import TaskFailed
-from tests.suite.asked import Documents, Parrot, only, task
+from tests.suite.support.asked import Documents, Parrot, only, task
 
 TASKS = [task("mme"), task("pope", 3), task("ai2d", 5)]
 

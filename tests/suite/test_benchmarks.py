@@ -19,9 +19,9 @@ from mmrlhf_jax.suite.reasons import BEYOND_LIMIT
 from tests import tiny
 from tests.serving import fakes
 from tests.serving.fakes import Fake, chat
-from tests.suite import harness, made_up
-from tests.suite.harness import SCORED, verdict
-from tests.suite.judged import judge
+from tests.suite.support import harness, made_up
+from tests.suite.support.harness import SCORED, verdict
+from tests.suite.support.judged import judge
 
 pytestmark = harness.needed
 # Rows for which neither of the first two made-up documents counts.

@@ -10,7 +10,7 @@ import pytest
 from mmrlhf_jax.suite.comparing import Pair, obstacle, pair
 from mmrlhf_jax.suite.resampling import estimate
 from mmrlhf_jax.suite.results import Figure
-from tests.suite import runs
+from tests.suite.support import runs
 
 (ROW,) = runs.SHAPES.rows
 BASE = runs.results(runs.SHAPES, [1.0, 2.0, 3.0, 4.0, 3.0])

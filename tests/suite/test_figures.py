@@ -12,8 +12,8 @@ from mmrlhf_jax.suite import published, results
 from mmrlhf_jax.suite.figures import Run, figures, read_run
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.results import Document, Figure, Results
-from tests.suite import runs
-from tests.suite.runs import COLOURS, FIRST, LIES, SECOND, SHAPES, SUITE
+from tests.suite.support import runs
+from tests.suite.support.runs import COLOURS, FIRST, LIES, SECOND, SHAPES, SUITE
 
 
 def run(name: str = "aligned", **values) -> Run:

@@ -32,8 +32,8 @@ from mmrlhf_jax.suite.stored_suite import write_suite
 from tests import tiny
 from tests.serving import fakes
 from tests.serving.fakes import Fake, chat, refusal
-from tests.suite import made_up_own, runs
-from tests.suite.judged import judge
+from tests.suite.support import made_up_own, runs
+from tests.suite.support.judged import judge
 
 PLAIN, JUDGED = ("nsfw_text", "nsfw_image"), ("risk_identification",)
 

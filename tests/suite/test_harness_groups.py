@@ -12,9 +12,9 @@ from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.reasons import APART, BEYOND_LIMIT, NOT_ANSWERED
 from mmrlhf_jax.suite.results import Coverage
 from tests.serving.fakes import chat, refusal
-from tests.suite import harness, made_up
-from tests.suite.harness import asked, tasks_of
-from tests.suite.judged import judge, judging
+from tests.suite.support import harness, made_up
+from tests.suite.support.harness import asked, tasks_of
+from tests.suite.support.judged import judge, judging
 
 pytestmark = harness.needed
 MME, MMBENCH, CONSISTENCY = TASKS["mme"], TASKS["mmbench_cn_dev"], TASKS["videochatgpt_consistency"]

@@ -11,9 +11,9 @@ from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.figures import figures, read_run
 from mmrlhf_jax.suite.report.page import Shown, page_of
 from tests.pages.html import parsed, rows, text
-from tests.suite import runs
-from tests.suite.reports import BASE, MODEL, first_numbers, floats, page, section, write
-from tests.suite.runs import COLOURS, SUITE
+from tests.suite.support import runs
+from tests.suite.support.reports import BASE, MODEL, first_numbers, floats, page, section, write
+from tests.suite.support.runs import COLOURS, SUITE
 
 
 def test_the_figures_are_those_that_are_computed(tmp_path, model, base):

@@ -15,8 +15,8 @@ from mmrlhf_jax.suite import catalogue
 from mmrlhf_jax.suite.judges.judging import GONE
 from mmrlhf_jax.suite.own.registry import JAILBREAKS
 from tests.serving.fakes import refusal
-from tests.suite import made_up_own
-from tests.suite.judged import judge, text_of
+from tests.suite.support import made_up_own
+from tests.suite.support.judged import judge, text_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 TASKS = [task.name for each in catalogue.SAFETY for task in each.tasks]

@@ -14,7 +14,7 @@ from mmrlhf_jax.suite.request import Request
 from mmrlhf_jax.suite.results import Document, Figure, Results
 from mmrlhf_jax.suite.scoring import UNSOUND, WITHOUT_JUDGE, Scoring, has_figures
 from mmrlhf_jax.suite.task import TaskFailed
-from tests.suite.asked import OPTIONS, task
+from tests.suite.support.asked import OPTIONS, task
 
 MME, POPE, WILD = task("mme"), task("pope", 3), task("wild", 2, judge="always")
 

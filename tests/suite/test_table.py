@@ -9,8 +9,8 @@ from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.reasons import BEYOND_LIMIT
 from mmrlhf_jax.suite.results import Figure
 from mmrlhf_jax.suite.table import as_lines
-from tests.suite import whole_runs
-from tests.suite.runs import SUITE
+from tests.suite.support import whole_runs
+from tests.suite.support.runs import SUITE
 from tests.suite.test_figures import BASE, MODEL, run
 
 

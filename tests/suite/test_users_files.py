@@ -13,9 +13,9 @@ from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.task import TaskFailed
-from tests.suite import harness, made_up
-from tests.suite.harness import answers_of, asked, tasks_of, verdict
-from tests.suite.judged import judge, judging
+from tests.suite.support import harness, made_up
+from tests.suite.support.harness import answers_of, asked, tasks_of, verdict
+from tests.suite.support.judged import judge, judging
 
 pytestmark = harness.needed
 
