@@ -21,7 +21,7 @@ def no_key(monkeypatch):
 
 def test_a_model_that_is_served_judges_texts_and_pictures(address, tmp_path):
     judge = EndpointJudge(address)
-    with pytest.raises(UserError, match="judge tiny at .* says neither yes nor no to a test question"):  # it is not trained
+    with pytest.raises(UserError, match=r"judge tiny at .* says neither yes nor no to a test question"):  # it is not trained
         judge.check()
     assert judge.name == "tiny"
     (columns, *_) = made_up_own.documents("llava_wilder_small")
