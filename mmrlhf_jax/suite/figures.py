@@ -83,11 +83,11 @@ class OfAxis(FigureOrReason):
 
 @dataclasses.dataclass(frozen=True)
 class Delta(FigureOrReason):
-    """The figure of the model minus that of the base, on the documents that both have.
+    """The figure of the model minus that of the base, on the documents that are scored in both.
 
     Attributes:
         documents: how many these are.
-        left_out: how many others have a value for one of the two.
+        left_out: how many others are scored in one of the two.
     """
 
     documents: int = 0

@@ -158,7 +158,7 @@ def _remarks(suite: Suite, found: Figures, runs: Sequence[Shown], table: SideByS
         yield f"{partial} of {len(every)} rows are not of all documents: each says of how many, and “Coverage” below why."
     if left_out := sum(each.delta.left_out for each in every if each.delta is not None):
         yield (
-            f"Differences are on the documents that both models have a value for; {left_out:,} values are of one of the two"
+            f"Differences are on the documents that are scored for both models; {left_out:,} are scored for one of the two"
             " alone, so that a difference need not be that of the two figures beside it."
         )
 

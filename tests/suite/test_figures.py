@@ -126,6 +126,18 @@ def test_differences_are_of_common_documents_alone():
     assert (axis.delta.documents, axis.delta.left_out) == (6, 1)
 
 
+def test_a_document_without_a_value_in_one_run_is_in_the_differences_of_row_and_axis():
+    """As an answer that names no object, beside one of the base that names wrong ones."""
+    model = run(**MODEL)
+    lies = model.results["lies"]
+    silent = dataclasses.replace(lies.documents[0], values={"lies": None})
+    lies = dataclasses.replace(lies, documents=(silent, lies.documents[1]), figures={"lies": Figure(20.0)})
+    found = figures(SUITE, Run("silent", model.results | {"lies": lies}), run("base", **BASE))
+    row, axis = found.rows["lies"].delta, found.axes["lying"].delta
+    assert row.value == axis.value == 20.0 - 30.0
+    assert (row.documents, row.left_out, axis.documents, axis.left_out) == (2, 0, 2, 0)
+
+
 def test_a_refused_row_is_in_no_difference_of_its_axis_and_no_key_figure():
     base = run("base", **BASE)
     other = dataclasses.replace(base.results["colours"], settings={"max_new_tokens": 99})

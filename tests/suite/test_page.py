@@ -36,7 +36,7 @@ def test_what_is_missing_is_counted_and_said(tmp_path, model, base):
     tree = page(tmp_path, model, base)
     assert rows(section(tree, "coverage").find(".//table")) == {"the judge failed": ["1", "0"]}
     opening = text(tree.find(".//main/div/ul"))
-    assert "1 of 4 rows are not of all documents" in opening and "1 values are of one of the two" in opening
+    assert "1 of 4 rows are not of all documents" in opening and "1 are scored for one of the two" in opening
 
 
 def test_a_row_without_figure_leaves_its_dimension_without_mean(tmp_path, base):
