@@ -62,12 +62,14 @@ class Headline:
 
     Attributes:
         name, title: in files, and in tables.
+        dimension: of whose rows it is.
         about: how it is computed.
         change: computes it from the tables of a model and of its base, in percent; None if it is not defined, or a row lacks.
     """
 
     name: str
     title: str
+    dimension: str
     about: str
     change: Callable[[Table, Table], Estimate | None]
 

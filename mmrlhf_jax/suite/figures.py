@@ -166,7 +166,7 @@ def figures(suite: Suite, model: Run, base: Run | None = None) -> Figures:
         base,
         {name: Compared(rows[0][name], rows[1][name], row_deltas[name]) for name in suite.table},
         {name: Compared(axes[0][name], axes[1][name], axis_deltas[name]) for name in axis_deltas},
-        {each.name: _headline(each, tables) for each in suite.headlines},
+        {each.name: _headline(suite, each, tables, (model, base)) for each in suite.headlines},
         {name: Delta(each.delta, None, each.documents, each.left_out) for name, each in pairs.items()}
         | {name: Delta(None, reason) for name, reason in obstacles.items()},
     )
@@ -234,7 +234,8 @@ def _of_axis(suite: Suite, axis: Axis, run: Run, rows: Mapping[str, OfRow], tabl
 
 
 def _mixture(rows: Iterable[TableRow], run: Run) -> str | None:
-    """Why rows of a run have no common mean: one harness in two versions, or the paper's metrics with corrected ones."""
+    """Why rows of a run have no common mean: one harness in two versions, the paper's metrics with corrected ones, or verdicts
+    of two judges, of whom one may judge attacks and another one everything else."""
     results = [run.results[task.name] for row in rows for task in row.tasks]
     versions: dict[str, set[str]] = {}
     for each in results:
@@ -243,7 +244,18 @@ def _mixture(rows: Iterable[TableRow], run: Run) -> str | None:
         if len(found) > 1:
             return f"its rows are by {' and '.join(sorted(found))}"
     modes = {str(each.settings["mode"]) for each in results if each.settings.get("mode") is not None}
-    return f"its rows are of different modes: {', '.join(sorted(modes))}" if len(modes) > 1 else None
+    if len(modes) > 1:
+        return f"its rows are of different modes: {', '.join(sorted(modes))}"
+    for attacks in (False, True):
+        settings = [each.settings for each in results if ("classifier" in each.settings) == attacks]
+        judges = {_judge(each) for each in settings if each.get("judge") is not None}
+        if len(judges) > 1:
+            return f"its rows are judged by {' and '.join(sorted(judges))}"
+    return None
+
+
+def _judge(settings: Mapping[str, Any]) -> str:
+    return f"{settings['judge']}{' as a classifier' if settings.get('classifier') else ''}"
 
 
 # Two runs -------------------------------------------------------------------------------------------------------------
@@ -295,6 +307,10 @@ def _axis_delta(
     return Delta(combined(np.subtract, *(suite.mean(axis, table) for table in tables)), None, documents, left_out)
 
 
-def _headline(headline: Headline, tables: list[dict[str, Estimate]]) -> FigureOrReason:
+def _headline(suite: Suite, headline: Headline, tables: list[dict[str, Estimate]], runs: Iterable[Run]) -> FigureOrReason:
+    for run in runs:
+        rows = [row for row in suite.table.values() if row.dimension == headline.dimension]
+        if mixed := _mixture([row for row in rows if all(task.name in run.results for task in row.tasks)], run):
+            return FigureOrReason(None, mixed)
     found = headline.change(*tables)
     return FigureOrReason(found, None if found is not None else "a row is missing or not comparable, or the base is at 0")

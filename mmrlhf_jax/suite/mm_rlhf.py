@@ -76,12 +76,14 @@ MM_RLHF = Suite(
         Headline(
             "conversation_change",
             "Conversation",
+            "conversation",
             "relative change of the mean of conversation; the paper has +19.5 %",
             conversation_change,
         ),
         Headline(
             "safety_change",
             "Safety",
+            "safety",
             "mean relative change of the 8 tasks of the safety suite, of 100 minus a rate where less is better; the paper has"
             " +60 % without a formula, and its table 3 gives +59.7 % so",
             safety_change,

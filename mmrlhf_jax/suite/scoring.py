@@ -93,7 +93,8 @@ class Scoring:
             return self._without_figures(task, WITHOUT_JUDGE, answers, unanswered)
         try:
             with Verdicts(verdicts_path(self._directory, task.name), again=self._jury.again) as verdicts:
-                judging = Judging(self._jury.of(task), verdicts, self._jury.name_of(task))
+                jury = self._jury
+                judging = Judging(jury.of(task), verdicts, jury.name_of(task), jury.why_not(task))
                 return self._scorer.score(task, answers, unanswered, judging)
         except TaskFailed as error:
             say(f"{task.name}: {error}; the other tasks go on")

@@ -36,7 +36,7 @@ SUITE = Suite(
         Axis("lying", "Lying", "seeing", higher_is_better=False),
         Axis("telling", "Telling", "telling"),
     ),
-    (Headline("twice", "Twice", "the ratio of colours", doubled),),
+    (Headline("twice", "Twice", "seeing", "the ratio of colours", doubled),),
 )
 
 

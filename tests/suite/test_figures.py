@@ -91,6 +91,31 @@ def test_versions_and_modes_are_not_mixed_in_a_mean(changes, why):
     assert figures(SUITE, Run("both", model.results | {"shapes": ours})).axes["seeing"].model.value is not None
 
 
+ATTACKS, CLASSIFIED = {"judge": "k", "classifier": False}, {"judge": "k", "classifier": True}
+
+
+@pytest.mark.parametrize(
+    "one, other, why",
+    [
+        ({"judge": "m"}, {"judge": "k"}, "k and m"),
+        ({"judge": "m", "classifier": False}, ATTACKS, "k and m"),
+        (ATTACKS, CLASSIFIED, "k and k as a classifier"),
+        (ATTACKS, ATTACKS, None),
+        ({"judge": "m"}, ATTACKS, None),  # a judge of attacks, and one of everything else
+        ({"judge": "m"}, {"judge": None}, None),  # no answer had to be judged
+        ({"judge": "m"}, {}, None),
+    ],
+)
+def test_verdicts_of_two_judges_are_not_mixed_in_a_mean_nor_in_a_key_figure(one, other, why):
+    model = run(**MODEL)
+    judged = {name: dataclasses.replace(model.results[name], settings=s) for name, s in (("colours", one), ("shapes", other))}
+    mixed = Run("mixed", model.results | judged)
+    axis = figures(SUITE, mixed).axes["seeing"].model
+    assert axis.missing == (why and f"its rows are judged by {why}") and (axis.value is None) == (why is not None)
+    headline = figures(SUITE, mixed, Run("same", mixed.results)).headlines["twice"]
+    assert headline.missing == axis.missing and (headline.value is None) == (why is not None)
+
+
 # Two runs
 
 
