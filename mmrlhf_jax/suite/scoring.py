@@ -12,7 +12,7 @@ from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.digests import text_digest
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import exists, read_bytes, write_atomically
-from mmrlhf_jax.progress import say
+from mmrlhf_jax.progress import counted, say
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.answered_documents import document_of
 from mmrlhf_jax.suite.answering import Finished
@@ -62,26 +62,25 @@ class Scoring:
         self._directory, self._scorer, self._jury, self._answered = epath.Path(directory), scorer, jury, answered
 
     def run(self, tasks: Sequence[Task]) -> None:
-        """Score the tasks whose results are not those of the answers that are there now. Where nothing can be scored now, the
-        figures of an earlier command stay, which is said."""
+        """Score the tasks whose results are not those of the answers that are there now. Where nothing can be scored now, or
+        less than before, the figures of an earlier command stay, which is said."""
         for task in tasks:
             made_of = self._made_of(task)
             if self._is_scored(task, made_of):
                 continue
-            found = self._results(task)
-            if not found.coverage.scored and (before := self._scored_before(task)):
-                why = max(found.coverage.missing.items(), key=lambda each: each[1], default=("it has no documents", 0))[0]
-                say(f"{task.name}: nothing can be scored now ({why}); the figures of before, of {before} documents, stay")
+            found, before = self._results(task), self._before(task)
+            if before is not None and (loss := _loss(found, before)) is not None:
+                say(f"{task.name}: {loss}; the figures of before, of {counted(before.coverage.scored, 'document')}, stay")
                 continue
             results.write(self._directory, found)
             write_atomically(self._path(task), made_of.encode())
 
-    def _scored_before(self, task: Task) -> int:
-        """How many documents the figures are of that are stored; 0 without figures, or if their files are damaged."""
+    def _before(self, task: Task) -> Results | None:
+        """The results that are stored; None if there are none, or if their files are damaged."""
         try:
-            return results.read(self._directory, task.name).coverage.scored
+            return results.read(self._directory, task.name)
         except UserError:
-            return 0
+            return None
 
     def _results(self, task: Task) -> Results:
         answers = self._answered.answers(task)
@@ -143,3 +142,16 @@ class Scoring:
 
     def _path(self, task: Task) -> epath.Path:
         return self._directory / FOLDER / f"{task.name}.txt"
+
+
+def _loss(found: Results, before: Results) -> str | None:
+    """What would be lost if results replaced those of before, in words; None if nothing would. Those of another judge replace
+    them if there are any."""
+    now, then = found.coverage, before.coverage
+    same = all(before.settings.get(key) in (None, found.settings.get(key)) for key in ("judge", "classifier"))
+    if now.scored >= then.scored or (now.scored and not same):
+        return None
+    why = max(now.missing.items(), key=lambda each: each[1], default=("its data have no others", 0))[0]
+    if not now.scored:
+        return f"nothing can be scored now ({why})"
+    return f"only {counted(now.scored, 'document')} can be scored now ({why}); choose another --out for their figures"
