@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -24,3 +26,13 @@ def shown(value: Any, limit: int = 100) -> str:
     except RecursionError:
         text = f"a {type(value).__name__} nested too deeply"
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@contextlib.contextmanager
+def of_option(option: str) -> Iterator[None]:
+    """A context whose errors of the user name the option of the command line that is wrong: `--judge ADDRESS: not an address`.
+    The message begins with the option's value."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{option} {error}") from None

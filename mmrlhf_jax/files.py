@@ -217,6 +217,23 @@ def can_write(directory: epath.PathLike) -> bool:
     return os.access(path, os.W_OK)
 
 
+def check_can_be_written(path: epath.PathLike) -> None:
+    """UserError for a local file that is a folder, or whose folder cannot be made or takes no files. Nothing is left there."""
+    path = epath.Path(path)
+    if is_remote(path):
+        return
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file in it")
+    folder = path.parent
+    try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=os.fspath(folder)):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({folder}: {error.strerror}); choose another place") from None
+
+
 def write_json_lines(path: epath.PathLike, rows: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object per line. UserError, naming the record, for a number that is not finite; then no file is
     written."""

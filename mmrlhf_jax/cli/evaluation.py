@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -80,24 +83,98 @@ def reward_bench(
     commands.eval.reward_bench(source, model, scores, out, launch, critique, criticise, blind, as_json, **loading)
 
 
-# Options that `--list` has besides itself.
-_OF_LIST = {"list_all", "benchmark", "dimensions", "as_json"}
-
-
-@verbs.command("benchmarks")
-def benchmarks(
+def _command(
     context: typer.Context,
-    list_all: Annotated[
-        bool,
-        typer.Option(
-            "--list", help="Print the benchmarks with their data and judges, and run none; with --json everything about them."
-        ),
-    ] = False,
+    *,
     model: options.Policy = None,
     policy_endpoint: options.PolicyEndpoint = None,
     policy_model: options.PolicyModel = None,
     against: options.Against = None,
     against_model: options.AgainstModel = None,
+    data: options.LocalDocuments = None,
+    judge: options.JudgeAddress = None,
+    judge_model: options.JudgeModel = None,
+    judge_thinking: options.JudgeThinking = 0,
+    judge_concurrency: options.JudgeConcurrency = 32,
+    judge_again: options.JudgeAgain = False,
+    attack_judge: options.AttackJudge = None,
+    attack_judge_model: options.AttackJudgeModel = None,
+    attack_classifier: options.AttackClassifier = False,
+    metrics: options.Metrics = "corrected",
+    out: Annotated[
+        str | None, path_option(writes=True, help="Folder for answers, verdicts, figures and page; can be continued.")
+    ] = None,
+    launch: options.HostsApart = None,
+    limit: options.FirstDocuments = None,
+    plan: options.Plan = False,
+    as_json: options.JsonForTable = False,
+    concurrency: options.PolicyConcurrency = 64,
+    dtype: options.GenerationDtype = None,
+    batch: options.BatchSize = 16,
+    template: options.Template = None,
+    slots: options.Slots = 8192,
+    workers: options.Workers = 0,
+) -> Any:
+    """What the options say that every evaluation of a policy has, as a `commands.benchmarks.Command`."""
+    said = commands.benchmarks
+    loading = said.Loading(dtype=dtype, batch=batch, template=template, slots=slots, workers=workers)
+    return said.Command(
+        given=_given(context),
+        policy=said.Model(model, policy_endpoint, policy_model, concurrency, loading),
+        against=against,
+        against_model=against_model,
+        judged=said.Judged(
+            (judge, judge_model),
+            (attack_judge, attack_judge_model),
+            attack_classifier,
+            judge_thinking,
+            judge_concurrency,
+            judge_again,
+        ),
+        data=data or [],
+        metrics=metrics,
+        options=said.Options(limit=limit),
+        launch=launch,
+        out=out,
+        plan=plan,
+        print_json=as_json,
+    )
+
+
+def _of_a_policy(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb that evaluates a policy, with the options of `_command` behind its own. It is called with what `_command` makes of
+    these, and with its own."""
+    shared, own = inspect.signature(_command, eval_str=True), inspect.signature(verb, eval_str=True)
+    _, *parameters = own.parameters.values()
+    names = {each.name for each in parameters}
+
+    @functools.wraps(verb)
+    def called(context: typer.Context, **given: Any) -> None:
+        others = {name: value for name, value in given.items() if name not in names}
+        verb(_command(context, **others), **{name: given[name] for name in names})
+
+    context, *others = shared.parameters.values()
+    together = [context, *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*parameters, *others))]
+    called.__signature__ = inspect.Signature(together)
+    called.__annotations__ = {each.name: each.annotation for each in together}
+    return called
+
+
+# Options that `--list` has besides itself.
+_OF_LIST = {"list_all", "benchmark", "dimensions", "as_json"}
+
+
+@verbs.command("benchmarks")
+@_of_a_policy
+def benchmarks(
+    command: Any,
+    list_all: Annotated[
+        bool,
+        typer.Option(
+            "--list",
+            help="Print the benchmarks with their metrics, data and judges, and run none; with --json everything about them.",
+        ),
+    ] = False,
     benchmark: Annotated[
         list[str] | None,
         typer.Option(
@@ -113,121 +190,31 @@ def benchmarks(
             " are run."
         ),
     ] = None,
-    data: options.LocalDocuments = None,
-    judge: options.JudgeAddress = None,
-    judge_model: options.JudgeModel = None,
-    judge_thinking: options.JudgeThinking = 0,
-    judge_concurrency: options.JudgeConcurrency = 32,
-    judge_again: options.JudgeAgain = False,
-    attack_judge: options.AttackJudge = None,
-    attack_judge_model: options.AttackJudgeModel = None,
-    attack_classifier: options.AttackClassifier = False,
-    metrics: options.Metrics = "corrected",
-    out: Annotated[str | None, path_option(writes=True, help="Folder for answers, figures and page; can be continued.")] = None,
-    launch: options.HostsApart = None,
-    limit: options.FirstDocuments = None,
-    plan: options.Plan = False,
     video_frames: options.VideoFrames = 32,
     until: Annotated[
         bool, typer.Option("--until", help="End answers at the harness's stop strings, which cut long ones.")
     ] = False,
-    as_json: options.JsonForTable = False,
-    concurrency: options.PolicyConcurrency = 64,
-    dtype: options.GenerationDtype = None,
-    batch: options.BatchSize = 16,
-    template: options.Template = None,
-    slots: options.Slots = 8192,
-    workers: options.Workers = 0,
 ) -> None:
     """MM-RLHF's table: ten dimensions, of 27 benchmarks and the 8 tasks of its safety suite."""
     names, dimensions = benchmark or [], dimensions or []
     if list_all:
-        _refuse(_given(context) - _OF_LIST, "is of a run, and --list runs nothing")
-        commands.benchmarks.show_all(names, dimensions, as_json)
+        _refuse(command.given - _OF_LIST, "is of a run, and --list runs nothing")
+        commands.benchmarks.show_all(names, dimensions, command.print_json)
         return
-    command = commands.benchmarks.Command(
-        given=_given(context),
-        policy=dict(path=model, endpoint=policy_endpoint, name=policy_model, concurrency=concurrency),
-        loading=dict(dtype=dtype, batch=batch, template=template, slots=slots, workers=workers),
-        against=against,
-        against_model=against_model,
-        judged=commands.benchmarks.Judged(
-            (judge, judge_model),
-            (attack_judge, attack_judge_model),
-            attack_classifier,
-            judge_thinking,
-            judge_concurrency,
-            judge_again,
-        ),
-        data=data or [],
-        metrics=metrics,
-        options=dict(until=until, video_frames=video_frames, limit=limit),
-        launch=launch,
-        out=out,
-        print_json=as_json,
-    )
-    commands.benchmarks.benchmarks(command, names, dimensions, plan)
+    commands.benchmarks.benchmarks(command.asking(until=until, video_frames=video_frames), names, dimensions)
 
 
 @verbs.command("safety-bench")
+@_of_a_policy
 def safety_bench(
-    context: typer.Context,
-    out: Annotated[
-        str | None, path_option(writes=True, help="Folder for answers, verdicts and figures; can be continued.")
-    ] = None,
-    model: options.Policy = None,
-    policy_endpoint: options.PolicyEndpoint = None,
-    policy_model: options.PolicyModel = None,
-    against: options.Against = None,
-    against_model: options.AgainstModel = None,
+    command: Any,
     benchmark: Annotated[
         list[str] | None,
         typer.Option("--benchmark", help="Some of the 8 tasks, separated by commas; it can be repeated. Default: all of them."),
     ] = None,
-    data: options.LocalDocuments = None,
-    judge: options.JudgeAddress = None,
-    judge_model: options.JudgeModel = None,
-    judge_thinking: options.JudgeThinking = 0,
-    judge_concurrency: options.JudgeConcurrency = 32,
-    judge_again: options.JudgeAgain = False,
-    attack_judge: options.AttackJudge = None,
-    attack_judge_model: options.AttackJudgeModel = None,
-    attack_classifier: options.AttackClassifier = False,
-    metrics: options.Metrics = "corrected",
-    launch: options.HostsApart = None,
-    limit: options.FirstDocuments = None,
-    plan: options.Plan = False,
-    as_json: options.JsonForTable = False,
-    concurrency: options.PolicyConcurrency = 64,
-    dtype: options.GenerationDtype = None,
-    batch: options.BatchSize = 16,
-    template: options.Template = None,
-    slots: options.Slots = 8192,
-    workers: options.Workers = 0,
 ) -> None:
     """MM-RLHF-SafetyBench alone: 8 tasks, whose answers are made once, with 11 metrics."""
-    command = commands.benchmarks.Command(
-        given=_given(context),
-        policy=dict(path=model, endpoint=policy_endpoint, name=policy_model, concurrency=concurrency),
-        loading=dict(dtype=dtype, batch=batch, template=template, slots=slots, workers=workers),
-        against=against,
-        against_model=against_model,
-        judged=commands.benchmarks.Judged(
-            (judge, judge_model),
-            (attack_judge, attack_judge_model),
-            attack_classifier,
-            judge_thinking,
-            judge_concurrency,
-            judge_again,
-        ),
-        data=data or [],
-        metrics=metrics,
-        options=dict(limit=limit),
-        launch=launch,
-        out=out,
-        print_json=as_json,
-    )
-    commands.benchmarks.safety_bench(command, benchmark or [], plan)
+    commands.benchmarks.safety_bench(command, benchmark or [])
 
 
 def _given(context: typer.Context) -> set[str]:

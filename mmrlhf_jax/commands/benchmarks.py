@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from typing import Any
 
 from etils import epath
 
 from mmrlhf_jax import config, strict_json
 from mmrlhf_jax.commands.report import report as write_page
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, of_option
 from mmrlhf_jax.files import exists, is_address
+from mmrlhf_jax.inference.endpoint import Endpoint
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding import distributed
 from mmrlhf_jax.suite import catalogue, listing, preview, run_directory, summary, table
 from mmrlhf_jax.suite.figures import Figures
 from mmrlhf_jax.suite.harness.source import Options
+from mmrlhf_jax.suite.judges.judge import KEY as JUDGE_KEY
 from mmrlhf_jax.suite.local import parse
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
+from mmrlhf_jax.suite.model import Loading, Model
 from mmrlhf_jax.suite.own.grader import MODES
 from mmrlhf_jax.suite.task import Task
 
@@ -72,30 +75,35 @@ class Command:
 
     Attributes:
         given: the names of the options that stand there.
-        policy, loading: fields of `suite.model.Model`; how a model is loaded.
+        policy: what answers.
         against: the base, a model or the directory of a run; None: there is none.
         against_model: the base's name at its server.
         judged: who judges.
         data: values TASK=FILE.
         metrics: the mode of the tasks that have two.
-        options: those of the harness's `Options`.
+        options: how tasks are asked.
         launch: the launch file.
         out: the directory of the run.
+        plan: whether it is only said what a run needs.
         print_json: whether figures are printed as JSON.
     """
 
     given: Set[str]
-    policy: Mapping[str, Any]
-    loading: Mapping[str, Any]
+    policy: Model
     against: str | None
     against_model: str | None
     judged: Judged
     data: Sequence[str]
     metrics: str
-    options: Mapping[str, Any]
+    options: Options
     launch: str | None
     out: str | None
+    plan: bool
     print_json: bool
+
+    def asking(self, **options: Any) -> Command:
+        """The same with other `Options`."""
+        return dataclasses.replace(self, options=dataclasses.replace(self.options, **options))
 
     def check(self, tasks: Sequence[Task]) -> None:
         """UserError for options that contradict each other, or that have no effect."""
@@ -105,11 +113,12 @@ class Command:
         if self.metrics not in MODES:
             raise UserError(f"--metrics {self.metrics}: choose {' or '.join(MODES)}")
         self._check_policy()
+        self._check_addresses()
         if unused := sorted(parse(self.data).keys() - {task.name for task in tasks}):
             raise UserError(f"--data {unused[0]}=...: this task is not among those that are run")
 
     def _check_policy(self) -> None:
-        path, endpoint, name = (self.policy[key] for key in ("path", "endpoint", "name"))
+        path, endpoint, name = self.policy.path, self.policy.endpoint, self.policy.name
         if path is not None and endpoint is not None:
             raise UserError("give one of --model and --policy-endpoint, not both")
         if name is not None and endpoint is None:
@@ -120,7 +129,21 @@ class Command:
         if path is not None and not is_address(self.against):
             self._refuse({"concurrency"}, "is of --policy-endpoint, and --model answers in this process")
         if endpoint is not None and base_is_served:
-            self._refuse(self.loading.keys(), "says how a model is loaded here, and that of --policy-endpoint is on its server")
+            names = {each.name for each in dataclasses.fields(Loading)}
+            self._refuse(names, "says how a model is loaded here, and that of --policy-endpoint is on its server")
+
+    def _check_addresses(self) -> None:
+        against = self.against if is_address(self.against) else None
+        (judge, _), (attacks, _) = self.judged.judge, self.judged.attacks
+        for option, address, options in (
+            ("--policy-endpoint", self.policy.endpoint, {}),
+            ("--against", against, {}),
+            ("--judge", judge, {"key_from": JUDGE_KEY}),
+            ("--attack-judge", attacks, {"key_from": JUDGE_KEY}),
+        ):
+            if address is not None:
+                with of_option(option):
+                    Endpoint(address, **options)
 
     def check_plan(self) -> None:
         """UserError for options that `--plan` does not have."""
@@ -128,7 +151,7 @@ class Command:
 
     def check_run(self) -> None:
         """UserError if what a run needs is lacking."""
-        if self.policy["path"] is None and self.policy["endpoint"] is None:
+        if self.policy.path is None and self.policy.endpoint is None:
             raise UserError(
                 "give --model or --policy-endpoint, which answers; --list shows what there is, --plan what it needs"
             )
@@ -143,23 +166,23 @@ class Command:
 _SPELT = {"as_json": "json"}
 
 
-def benchmarks(command: Command, names: Sequence[str], dimensions: Sequence[str], plan: bool) -> None:
+def benchmarks(command: Command, names: Sequence[str], dimensions: Sequence[str]) -> None:
     """The benchmarks, or those that are named: what a run of them needs, or the run."""
-    _plan_or_run(command, chosen(names, dimensions), plan)
+    _plan_or_run(command, chosen(names, dimensions))
 
 
-def safety_bench(command: Command, names: Sequence[str], plan: bool) -> None:
+def safety_bench(command: Command, names: Sequence[str]) -> None:
     """The same for the safety suite, or some tasks of it. UserError for a task that is not of it."""
     suite = {task.name: task for each in catalogue.SAFETY for task in each.tasks}
-    wanted = _separated(names) or list(suite)
+    wanted = _separated("--benchmark", "benchmark", names) or list(suite)
     if unknown := [name for name in wanted if name not in suite]:
         raise UserError(f"--benchmark {unknown[0]}: choose from {', '.join(suite)}")
-    _plan_or_run(command, [suite[name] for name in dict.fromkeys(wanted)], plan)
+    _plan_or_run(command, [suite[name] for name in dict.fromkeys(wanted)])
 
 
-def _plan_or_run(command: Command, tasks: Sequence[Task], plan: bool) -> None:
+def _plan_or_run(command: Command, tasks: Sequence[Task]) -> None:
     command.check(tasks)
-    if plan:
+    if command.plan:
         command.check_plan()
         _say_needs(command, tasks)
     else:
@@ -168,7 +191,7 @@ def _plan_or_run(command: Command, tasks: Sequence[Task], plan: bool) -> None:
 
 
 def _say_needs(command: Command, tasks: Sequence[Task]) -> None:
-    options, judge = Options(**command.options), command.judged.title
+    options, judge = command.options, command.judged.title
     for line in preview.lines(tasks, parse(command.data), judge, options.limit, options.video_frames):
         say(line)
     base = command.against or command.against_model
@@ -184,7 +207,6 @@ def run(command: Command, tasks: Sequence[Task]) -> None:
     from mmrlhf_jax.suite.benchmarks import Wanted, base_of, evaluate_against
     from mmrlhf_jax.suite.judges.judge import EndpointJudge
     from mmrlhf_jax.suite.jury import Jury
-    from mmrlhf_jax.suite.model import Model
 
     share, judged = Share(*distributed.apart(where, command.launch)), command.judged
     many = dict(concurrency=judged.concurrency)
@@ -193,12 +215,29 @@ def run(command: Command, tasks: Sequence[Task]) -> None:
     jury = Jury(judge, attacks, judged.classifier, judged.again)
     if share.process == 0:
         _say_needs(command, tasks)
-    wanted = Wanted(tasks, Options(**command.options), parse(command.data), jury, share, command.metrics)
-    model, found = Model(**command.policy, loading=command.loading), []
-    base = base_of(model, command.against, command.against_model)
-    evaluate_against(model, base, wanted, command.out, lambda base: found.append(_written(command.out, base)))
+    wanted = Wanted(tasks, command.options, parse(command.data), jury, share, command.metrics)
+    base, found = base_of(command.policy, command.against, command.against_model), []
+    evaluate_against(command.policy, base, wanted, command.out, lambda base: found.append(_written(command.out, base)))
     if share.process == 0:
         show(found[-1], command.print_json)
+        _require_figures(command.out, base, tasks)
+
+
+class NothingWorked(UserError):
+    """No task has a figure, although the command came to its end."""
+
+    status = 1
+
+
+def _require_figures(out: str, base: Model | epath.Path | None, tasks: Sequence[Task]) -> None:
+    """NothingWorked if no task of the model's run has a figure, or none of its base's that was evaluated as well. Answers that
+    are kept until somebody judges them are no failure."""
+    from mmrlhf_jax.suite.scoring import NO_FIGURE, has_figures
+
+    if not has_figures(out, tasks):
+        raise NothingWorked(NO_FIGURE)
+    if isinstance(base, Model) and not has_figures(epath.Path(out) / run_directory.AGAINST, tasks):
+        raise NothingWorked(f"--against: {NO_FIGURE}")
 
 
 def _written(out: str, base: epath.PathLike | None) -> Figures:
@@ -222,17 +261,24 @@ def chosen(names: Sequence[str], dimensions: Sequence[str]) -> list[Task]:
 
     UserError for a name that there is not.
     """
-    wanted = _separated(dimensions)
+    wanted = _separated("--dimensions", "dimension", dimensions)
     there = dict.fromkeys(each.dimension for each in catalogue.BENCHMARKS)
     for name in wanted:
         if name not in there:
             raise UserError(f"--dimensions {name}: choose from {', '.join(there)}")
-    found = [task for name in _separated(names) for task in catalogue.find(name)]
+    found = []
+    for name in _separated("--benchmark", "benchmark", names):
+        with of_option("--benchmark"):
+            found += catalogue.find(name)
     every = not found and not wanted
     found += [task for each in catalogue.BENCHMARKS if every or each.dimension in wanted for task in each.tasks]
     return list({task.name: task for task in found}.values())
 
 
-def _separated(values: Sequence[str]) -> list[str]:
-    """The names in values, which may have several with commas between them."""
-    return [name.strip() for value in values for name in value.split(",") if name.strip()]
+def _separated(option: str, what: str, values: Sequence[str]) -> list[str]:
+    """The names in an option's values, which may have several with commas between them. UserError for a value without any:
+    without the option all are taken."""
+    found = [[name.strip() for name in value.split(",") if name.strip()] for value in values]
+    if not all(found):
+        raise UserError(f"{option}: names no {what}; leave it out for all")
+    return [name for names in found for name in names]

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mmrlhf_jax.errors import of_option
 from mmrlhf_jax.finite import LEAST_NORMAL, is_finite
 
 
@@ -33,6 +34,8 @@ def _places(value: Any, writes: bool) -> Any:
 
     if isinstance(value, list):
         return [_places(path, writes) for path in value]
+    if not value:  # it would be the current folder
+        raise typer.BadParameter("it is empty; name a place, or leave it out")
     return check_place(expand_home(value), writes=writes)
 
 
@@ -52,10 +55,11 @@ def model_or_address_option(*names: str, **settings: Any) -> Any:
     return typer.Option(*names, callback=_read_or_address, **settings)
 
 
-def _read_or_address(value: str | None) -> str | None:
+def _read_or_address(parameter: typer.CallbackParam, value: str | None) -> str | None:
     from mmrlhf_jax.files import is_address
 
-    return value if is_address(value) else _read(value)
+    with of_option(parameter.opts[0]):
+        return value if is_address(value) else _read(value)
 
 
 RANKED_SOURCE = (
@@ -119,7 +123,7 @@ PolicyConcurrency = Annotated[
 Against = Annotated[
     str | None,
     model_or_address_option(
-        help="The base: a model or an address, evaluated in the same way, or the directory of a finished run."
+        help="The base: a model or an address, evaluated in the same way, or the directory of a run that has results."
     ),
 ]
 AgainstModel = Annotated[

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import exists, write_atomically
+from mmrlhf_jax.errors import UserError, of_option
+from mmrlhf_jax.files import check_can_be_written, exists, is_remote, write_atomically
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite import published as paper
 from mmrlhf_jax.suite import run_directory
@@ -23,6 +24,9 @@ NO_ONE = "none"
 
 
 def report(directories: Sequence[str], out: str, published: str | None) -> None:
+    with of_option("--out"):
+        check_can_be_written(out)
+    _refuse_repetition(directories)
     evaluations, trainings = [], []
     for each in directories:
         (evaluations if _is_evaluation(epath.Path(each)) else trainings).append(epath.Path(each))
@@ -51,8 +55,20 @@ def _compared(names: Sequence[str]) -> str:
     return f"{model} against {base}" + (f", beside {', '.join(others)}" if others else "")
 
 
+def _refuse_repetition(directories: Sequence[str]) -> None:
+    """UserError for a directory that is given twice, also by another path."""
+    places: dict[str, str] = {}
+    for each in directories:
+        place = each.rstrip("/") if is_remote(each) else os.path.realpath(each)
+        if place in places:
+            raise UserError(f"{each}: is the same directory as {places[place]}; give every directory once")
+        places[place] = each
+
+
 def _is_evaluation(directory: epath.Path) -> bool:
     """Whether a directory has results; otherwise it is a run of training. UserError if it is neither."""
+    if exists(directory) and not directory.is_dir():
+        raise UserError(f"{directory}: is a file; give the directory of an evaluation or of a run of training")
     if tasks_in(directory):
         return True
     if exists(directory / "config.yaml"):
@@ -83,7 +99,7 @@ def _published(suite: Suite, model: str | None) -> Mapping[str, Mapping[str, flo
         if model not in (None, NO_ONE):
             raise UserError(f"--published {model}: the paper has no figures of {suite.title}")
         return {}
-    model = model or paper.BASE
+    model = paper.BASE if model is None else model
     if model == NO_ONE:
         return {}
     if model not in paper.MODELS:
@@ -96,7 +112,7 @@ def _notes(published: Mapping[str, Any]) -> list[str]:
     if not published:
         return []
     cells = [
-        f"{MM_RLHF.axis(axis).title} of {model}: {note}"
+        f"{MM_RLHF.axis(axis).title} of {model}: {_prints(axis, model)}; {note}"
         for (axis, model), note in paper.UNEXPLAINED.items()
         if model in published
     ]
@@ -106,6 +122,10 @@ def _notes(published: Mapping[str, Any]) -> list[str]:
         " authors measured with their fork of lmms-eval and with GPT-4o as a judge: another judge, or another version of the"
         " harness, gives other figures."
     ]
+
+
+def _prints(axis: str, model: str) -> str:
+    return ", ".join(f"{place} prints {mean}" for place, mean in paper.printed(axis, model).items())
 
 
 def _trainings(directories: Sequence[epath.Path]) -> list:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-LEVEL, DRAWS = 0.95, 4000
+from mmrlhf_jax.intervals import LEVEL, percentile_interval
+
+DRAWS = 4000
 
 
 def ratio_interval(
@@ -18,7 +20,7 @@ def ratio_interval(
     """
     if not np.sum(denominators):
         return float("nan"), float("nan")
-    return _quantiles(_resampled(numerators, denominators, draws, np.random.default_rng(seed)), level)
+    return percentile_interval(_resampled(numerators, denominators, draws, np.random.default_rng(seed)), level)
 
 
 def mean_ratio_interval(
@@ -29,7 +31,7 @@ def mean_ratio_interval(
     if any(not np.sum(below) for _, below in groups):
         return float("nan"), float("nan")
     found = np.mean([_resampled(*each, draws, np.random.default_rng((seed, n))) for n, each in enumerate(groups)], axis=0)
-    return _quantiles(found, level)
+    return percentile_interval(found, level)
 
 
 def _resampled(numerators: Sequence[float], denominators: Sequence[float], draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -43,9 +45,3 @@ def _resampled(numerators: Sequence[float], denominators: Sequence[float], draws
             above[chosen].sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0
         )
     return found
-
-
-def _quantiles(found: np.ndarray, level: float) -> tuple[float, float]:
-    tail = (1 - level) / 2
-    low, high = np.nanquantile(found, [tail, 1 - tail])
-    return float(low), float(high)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from mmrlhf_jax.intervals import Interval
 from mmrlhf_jax.pages.parts import element
 from mmrlhf_jax.pages.series import bar_swatch, key, marker, outline_swatch
 
@@ -22,7 +23,7 @@ class Figure:
     """A figure and the ends of its 95 % interval; None where there is none."""
 
     value: float | None
-    interval: tuple[float, float] | None = None
+    interval: Interval | None = None
 
 
 NOTHING = Figure(None)
@@ -143,7 +144,8 @@ def _read_out(title: str, names: Sequence[str], axes: Sequence[Axis]) -> str:
 
 # Bars -----------------------------------------------------------------------------------------------------------------
 
-_BAR, _STEP, _WIDEST = 10, 17, 80  # height of a bar and of its line, in pixels; width of the whole scale, in percent
+_BAR, _STEP, _SCALE = 10, 17, 17  # height of a bar, of its line, and of the labels of the scale below, in pixels
+_WIDEST = 80  # width of the whole scale, in percent
 
 
 def bars(title: str, names: Sequence[str], axes: Sequence[Axis]) -> Markup:
@@ -151,7 +153,7 @@ def bars(title: str, names: Sequence[str], axes: Sequence[Axis]) -> Markup:
     screen."""
     groups = [element("div", _heading(axis), _group(names, axis), class_="axis-bars") for axis in axes]
     caption = element("figcaption", element("b", title), key(names, bar_swatch))
-    return element("figure", caption, element("div", *groups, class_="axes-bars"))
+    return element("figure", caption, element("div", *groups, class_="axes-bars"), class_="bars")
 
 
 def _heading(axis: Axis) -> Markup:
@@ -161,11 +163,14 @@ def _heading(axis: Axis) -> Markup:
 
 def _group(names: Sequence[str], axis: Axis) -> Markup:
     height = _STEP * len(names)
-    drawn = [element("title", _read_out("Bars", names, [axis])), element("line", x1=0, x2=0, y1=0, y2=height, class_="axis")]
-    drawn.append(element("line", x1=f"{_WIDEST}%", x2=f"{_WIDEST}%", y1=0, y2=height, class_="grid"))
+    drawn = [element("title", _read_out("Bars", names, [axis]))]
+    for place, end, anchor in ((0, axis.low, "start"), (_WIDEST, axis.high, "middle")):
+        drawn.append(element("line", x1=f"{place}%", x2=f"{place}%", y1=0, y2=height + 3, class_="axis"))
+        label = f"{end:g}".replace("-", "−")
+        drawn.append(element("text", label, x=f"{place}%", y=height + _SCALE - 3, text_anchor=anchor, class_="scale"))
     for number, figure in enumerate(axis.figures):
         drawn += _bar(number, figure, axis, _STEP * number + _STEP / 2)
-    return element("svg", *drawn, role="img", style=f"height:{height}px")
+    return element("svg", *drawn, role="img", style=f"height:{height + _SCALE}px")
 
 
 def _bar(number: int, figure: Figure, axis: Axis, y: float) -> list[Markup]:
@@ -194,5 +199,7 @@ svg text.ring{font-size:11px;paint-order:stroke;stroke:var(--card);stroke-width:
 .axes-bars{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(260px,100%),1fr));gap:6px 28px;padding:4px}
 .axis-bars{break-inside:avoid}.axis-bars p{margin:4px 0 2px;font-size:.84rem}.whisker{stroke:var(--ink);stroke-width:2}
 .halo{stroke:var(--card);stroke-width:5}
-.axis-bars svg text{fill:var(--ink)}
+.axis-bars svg text{fill:var(--ink);paint-order:stroke;stroke:var(--card);stroke-width:4px}
+.axis-bars svg text.scale{fill:var(--muted)}
+@media print{figure.bars{break-inside:auto}.bars figcaption{break-after:avoid}}
 """

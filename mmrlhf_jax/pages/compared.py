@@ -8,11 +8,11 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from mmrlhf_jax.intervals import Interval
 from mmrlhf_jax.pages.parts import chip, element, join, scrolled
 
 Kind = Literal["model", "base", "other", "published"]
 Verdict = Literal["better", "worse", "unclear"]
-Interval = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +72,16 @@ class Line:
         return "better" if (low > 0) == self.higher_is_better else "worse"
 
 
+_FIGURES = 80  # width of all columns of figures together, in percent of the table
+VERDICTS = "A difference counts as better or worse if its 95 % interval does not contain 0; otherwise it is unclear."
+
+
 def compared(label: str, columns: Sequence[Column], groups: Mapping[str, Sequence[Line]]) -> Markup:
     """The table. `groups` are its lines by heading; a single group without a name has no heading."""
     with_delta = any(column.kind == "base" for column in columns)
     heads = _heads(columns, with_delta)
-    top = element("tr", element("td"), *[element("th", head, scope="col") for head in heads])
+    width = f"width:{_FIGURES / len(heads):.1f}%"  # one for all, so that intervals are not broken in one column alone
+    top = element("tr", element("td"), *[element("th", head, scope="col", style=width) for head in heads])
     bodies = [_body(name, lines, columns, with_delta, len(heads) + 1) for name, lines in groups.items()]
     return scrolled(element("table", element("thead", top), *bodies, class_="numbers compared"), label)
 
@@ -150,9 +155,11 @@ def value_text(value: float) -> str:
     return (f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.2f}").replace("-", "−")
 
 
-def signed_text(value: float) -> str:
-    value = round(value, 2) + 0.0
-    return (f"{value:+,.1f}" if abs(value) >= 1000 else f"{value:+.2f}").replace("-", "−")
+def signed_text(value: float, digits: int = 2) -> str:
+    """A difference with its sign, which it does not have if it rounds to 0."""
+    digits = 1 if abs(value) >= 1000 else digits
+    value = round(value, digits) + 0.0
+    return f"{value:+,.{digits}f}".replace("-", "−") if value else f"{value:.{digits}f}"
 
 
 STYLE = """
@@ -172,5 +179,5 @@ min-width:8.5rem;max-width:13rem;font-size:.88rem;color:var(--ink);z-index:1}
 .compared th,.compared td{padding-right:9px}}
 @media print{.compared{min-width:0;font-size:.72rem}.compared small{font-size:.92em}.compared tr{break-inside:avoid}
 .compared th:first-child,.compared td:first-child{position:static}.compared thead th,.compared td{min-width:0}
-.compared td small{white-space:normal}}
+.compared td small{white-space:normal}.compared tr:has(>.group){break-after:avoid}}
 """

@@ -106,7 +106,7 @@ def _counted(name: str, found: Differences) -> str:
 
 def _case(case: Difference, classes: Sequence[str]) -> Markup:
     mark = verdict_chip(case.direction)
-    head = element("h3", element("bdi", f"{case.benchmark} "), element("bdi", case.document, class_="id"))
+    head = element("h3", element("bdi", case.benchmark), ", document ", element("bdi", case.document, class_="id"))
     title = element("header", head, chip(f"{case.row} {signed_text(case.by)}"), mark)
     media = [element("figure", picture(*each)) for each in case.pictures]
     media += [element("p", f"and {case.more} more", class_="muted")] if case.more else []

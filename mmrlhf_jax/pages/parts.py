@@ -54,11 +54,11 @@ def join(*parts: Any) -> Markup:
     return Markup("").join(parts)
 
 
-def tiles(cells: Iterable[tuple[str, str, str]]) -> Markup:
-    """Key figures side by side: (name, value, what it means)."""
+def tiles(cells: Iterable[tuple[str, ...]]) -> Markup:
+    """Key figures side by side: (name, value, what it means, and more about it)."""
     shown = [
-        element("div", element("b", name), element("strong", value), element("span", meaning), class_="tile")
-        for name, value, meaning in cells
+        element("div", element("b", name), element("strong", value), *[element("span", text) for text in about], class_="tile")
+        for name, value, *about in cells
     ]
     return element("div", *shown, class_="tiles")
 

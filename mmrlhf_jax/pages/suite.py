@@ -52,7 +52,7 @@ class Report:
         title: the suite's name.
         columns: whose figures there are; the first one is the model.
         summary: a paragraph about what was compared.
-        headlines: key figures: (name, value, what it means).
+        headlines: key figures: (name, value, what it means, and more about it).
         dimensions: a line per axis; figures are of 100.
         groups: heading -> the lines of the rows.
         missing: documents that are missing, by benchmark and reason.
@@ -66,7 +66,7 @@ class Report:
     title: str
     columns: Sequence[Column]
     summary: str
-    headlines: Sequence[tuple[str, str, str]]
+    headlines: Sequence[tuple[str, ...]]
     dimensions: Sequence[Line]
     groups: Mapping[str, Sequence[Line]]
     missing: Sequence[Missing] = ()
@@ -109,22 +109,36 @@ def _dimensions(report: Report) -> Markup:
     names = [column.name for column in drawn]
     low, high = _scale(report)
     lines = [_axis(line, len(drawn), low, high) for line in report.dimensions]
+    radar = len(lines) >= _LEAST_AXES
     text = f"All axes go from {low:g} to {high:g}."
     if any(not line.higher_is_better for line in report.dimensions):
-        text += (
-            f" On the axes that are marked with ↓ less is better: there the rim of the first chart is {low:g} and its middle"
-            f" {high:g}, so that further out is better everywhere; the bars have the length of the figure."
-        )
+        text += " On axes marked ↓ a lower figure is better."
+        if radar:
+            text += (
+                f" The radar draws them reversed ({low:g} at the rim, {high:g} in the centre), so that further out is always"
+            )
+            text += " better."
+        text += " The bars are not reversed: there a shorter bar is better."
     if len(drawn) < len(report.columns):
         text += f" The charts show the first {len(drawn)} columns of the table."
-    intervals = (
-        " Thin lines on the bars, and the small figures in the tables, are intervals of 95 %, by drawing documents with"
-        " repetition; those of differences draw the same documents for both models."
-    )
-    charts = [axes.radar("All dimensions", names, lines)] if len(lines) > 2 else []
+    charts = [axes.radar("All dimensions", names, lines)] if radar else []
     charts.append(axes.bars("One by one", names, lines))
     figures = compared.compared("Dimensions", report.columns, {"": report.dimensions})
-    return join(element("p", text + intervals), *charts, element("h3", "The same figures as a table"), figures, *_notes(report))
+    return join(
+        element("p", text),
+        element("p", _INTERVALS),
+        *charts,
+        element("h3", "The same figures as a table"),
+        figures,
+        *_notes(report),
+    )
+
+
+_LEAST_AXES = 3  # of a radar
+_INTERVALS = (
+    "Thin lines on the bars and the ranges in the tables are 95 % confidence intervals from a bootstrap over documents."
+    " Intervals of differences use the same resampled documents for both models (paired bootstrap)."
+)
 
 
 def _notes(report: Report) -> list[Markup]:

@@ -23,10 +23,10 @@ from mmrlhf_jax.suite.answers import Answer, AnswerFile, stored
 from mmrlhf_jax.suite.pace import Pace
 from mmrlhf_jax.suite.policy import Policy, example_of
 from mmrlhf_jax.suite.request import DocumentRequest, Request
-from mmrlhf_jax.suite.task import Task, TaskFailed
+from mmrlhf_jax.suite.task import GO_ON, Task, TaskFailed
 from mmrlhf_jax.suite.workload import seconds_of_answer
 
-USUAL_DOCUMENTS = 500  # of a task of which nobody knows how many it has
+USUAL_DOCUMENTS = 500  # of a task of which nobody knows how many it has; a guess for the progress alone
 
 
 class TaskRequests(Protocol):
@@ -64,7 +64,7 @@ class Finished:
 
     Attributes:
         made_with: see `Source.made_with`.
-        documents: how many the task has, of all shares.
+        documents: how many the task has, of all shares; 0 if that is not known, because they could not be had.
         unanswered: document -> why it has no answer.
         failed: why the task could not be run; None if it could.
         answered: document -> the key of its request, by which its answer is found.
@@ -152,7 +152,7 @@ class Answering:
             progress.turn_to(task.name)
             finished = self._answer_task(task, process, progress)
             if finished.failed is not None:
-                say(f"{task.name}: {finished.failed}; the other tasks go on")
+                say(f"{task.name}: {finished.failed}{'' if task is left[-1] else GO_ON}")
             path = self._path(task, process)
             write_atomically(
                 path, strict_json.dumps(dataclasses.asdict(finished), where=f"{path}", ensure_ascii=False).encode()
@@ -162,8 +162,8 @@ class Answering:
         before = {name: list(by_key) for name, by_key in stored(self._directory, task.name).items()}
         unanswered: dict[str, str] = {}
         keys: dict[str, str] = {}
-        documents, made_with = self._expected(task), self._source.made_with(task)
-        done, without = progress.done, progress.total - len(self._part(process, documents))
+        documents, made_with = self._source.expected(task) or 0, self._source.made_with(task)
+        done, without = progress.done, progress.total - len(self._part(process, self._expected(task)))
         share = Share(process, self._share.count)
         try:
             with (
@@ -210,7 +210,8 @@ class Answering:
 
     def _expected(self, task: Task) -> int:
         """How many documents a task probably has, of all shares."""
-        return self._source.expected(task) or USUAL_DOCUMENTS
+        expected = self._source.expected(task)
+        return USUAL_DOCUMENTS if expected is None else expected
 
     def _part(self, process: int, documents: int) -> range:
         """Which of so many documents are in a host's share."""

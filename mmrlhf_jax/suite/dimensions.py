@@ -62,16 +62,21 @@ class Headline:
 
     Attributes:
         name, title: in files, and in tables.
-        dimension: of whose rows it is.
-        about: how it is computed.
-        change: computes it from the tables of a model and of its base, in percent; None if it is not defined, or a row lacks.
+        about: how it is computed, as a sentence.
+        published: what the paper reports, as a sentence.
+        rows: the names of the rows that it is computed from.
+        change: computes it from the tables of a model and of its base, in percent; None if a row is missing, or if the base has
+            a 0 by which it would be divided.
+        divisor: what it is that is 0 then, in words.
     """
 
     name: str
     title: str
-    dimension: str
     about: str
+    published: str
+    rows: tuple[str, ...]
     change: Callable[[Table, Table], Estimate | None]
+    divisor: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
@@ -16,11 +17,12 @@ from etils import epath
 
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.files import exists
+from mmrlhf_jax.intervals import Interval
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite import run_directory
 from mmrlhf_jax.suite.comparing import Pair, obstacle, pair
 from mmrlhf_jax.suite.dimensions import Axis, Headline, Suite, TableRow
-from mmrlhf_jax.suite.resampling import Estimate, Interval, combined
+from mmrlhf_jax.suite.resampling import Estimate, combined
 from mmrlhf_jax.suite.results import Coverage, Results, figures_path, read, tasks_in
 from mmrlhf_jax.suite.task import Task
 
@@ -29,11 +31,13 @@ NO_RESULTS = "no results"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The results in a run's directory: by task, and what run.json says of the run, {} without one."""
+    """The results in a run's directory: by task, and what run.json says of the run, {} without one. `directory` tells runs of
+    one name apart."""
 
     name: str
     results: Mapping[str, Results]
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    directory: str = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,13 @@ class FigureOrReason:
     @property
     def interval(self) -> Interval | None:
         return None if self.estimate is None else self.estimate.interval
+
+
+@dataclasses.dataclass(frozen=True)
+class OfHeadline(FigureOrReason):
+    """A key figure of a comparison. `without_interval` says why a figure has no interval."""
+
+    without_interval: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +127,7 @@ class Figures:
     base: Run | None
     rows: Mapping[str, Compared[OfRow]]
     axes: Mapping[str, Compared[OfAxis]]
-    headlines: Mapping[str, FigureOrReason]
+    headlines: Mapping[str, OfHeadline]
     parts: Mapping[str, Delta]
 
 
@@ -132,7 +143,7 @@ def read_run(directory: epath.PathLike, suite: Suite) -> Run:
         else:
             _say_left_out(figures_path(directory, task), task, suite.title)
     name = about.get("model")
-    return Run(name if isinstance(name, str) else directory.name, found, about)
+    return Run(name if isinstance(name, str) else directory.name, found, about, os.fspath(directory))
 
 
 @functools.cache
@@ -307,10 +318,18 @@ def _axis_delta(
     return Delta(combined(np.subtract, *(suite.mean(axis, table) for table in tables)), None, documents, left_out)
 
 
-def _headline(suite: Suite, headline: Headline, tables: list[dict[str, Estimate]], runs: Iterable[Run]) -> FigureOrReason:
+def _headline(suite: Suite, headline: Headline, tables: list[dict[str, Estimate]], runs: Iterable[Run]) -> OfHeadline:
+    if without := [name for name in headline.rows if any(name not in table for table in tables)]:
+        titles = "; ".join(suite.table[name].title for name in without)
+        return OfHeadline(None, f"missing or not comparable: {titles}")
     for run in runs:
-        rows = [row for row in suite.table.values() if row.dimension == headline.dimension]
-        if mixed := _mixture([row for row in rows if all(task.name in run.results for task in row.tasks)], run):
-            return FigureOrReason(None, mixed)
+        if mixed := _mixture((suite.table[name] for name in headline.rows), run):
+            return OfHeadline(None, mixed)
     found = headline.change(*tables)
-    return FigureOrReason(found, None if found is not None else "a row is missing or not comparable, or the base is at 0")
+    if found is None:
+        return OfHeadline(None, f"{headline.divisor} is 0")
+    if found.interval is not None:
+        return OfHeadline(found)
+    if without := [name for name in headline.rows if any(table[name].draws is None for table in tables)]:
+        return OfHeadline(found, None, f"{len(without)} of its {len(headline.rows)} rows have no interval")
+    return OfHeadline(found, None, f"in some draws {headline.divisor} is 0")

@@ -6,19 +6,18 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmrlhf_jax.suite.downloads import downloads, size_of
 from mmrlhf_jax.suite.task import Benchmark, Row, Task
 
-_COLUMNS = ("name", "title", "dimension", "documents", "size", "judge")
-_NUMBERS = ("documents", "size")  # which stand at the right of their columns
+# Of a line and of an object. Those whose values may be long come last, so that the others stand below each other.
+FIELDS = ("name", "dimension", "direction", "scale", "judge", "metric", "harness_task", "data")
 _WIDEST = 36  # characters of a column; a longer cell moves the rest of its line, not that of all lines
 
 
 def as_json(benchmarks: Iterable[Benchmark]) -> list[dict[str, Any]]:
     """An object per benchmark.
 
-    Where a benchmark has several tasks or rows, their values are joined by ", " in the first eight fields; `tasks` and `rows`
-    have them one by one.
+    Where a benchmark has several tasks or rows, their different values are joined by ", " in FIELDS; `tasks` and `rows` have
+    them one by one.
     """
     return [
         _fields(each)
@@ -28,40 +27,24 @@ def as_json(benchmarks: Iterable[Benchmark]) -> list[dict[str, Any]]:
 
 
 def as_lines(benchmarks: Iterable[Benchmark]) -> list[str]:
-    """A line per benchmark, below one with the names of the columns."""
-    rows = [_COLUMNS, *map(_cells, benchmarks)]
+    """A line per benchmark with its FIELDS, below one with their names; "-" stands for a field without a value."""
+    rows = [FIELDS, *(tuple(value or "-" for value in _fields(each).values()) for each in benchmarks)]
     widths = [min(_WIDEST, max(map(len, column))) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(_aligned, _COLUMNS, row, widths)).rstrip() for row in rows]
-
-
-def _aligned(column: str, cell: str, width: int) -> str:
-    return cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
-
-
-def _cells(benchmark: Benchmark) -> tuple[str, ...]:
-    documents = [task.data.documents for task in benchmark.tasks]
-    sizes = [each.size for each in downloads(benchmark.tasks)]
-    return (
-        benchmark.name,
-        benchmark.title,
-        benchmark.dimension,
-        "?" if None in documents else f"{sum(documents):,}",
-        "?" if None in sizes else size_of(sum(sizes)),
-        _joined(task.judge for task in benchmark.tasks),
-    )
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _fields(benchmark: Benchmark) -> dict[str, str | None]:
+    """The values of FIELDS, in their order."""
     rows, tasks = benchmark.rows, benchmark.tasks
     return {
         "name": benchmark.name,
         "dimension": benchmark.dimension,
-        "metric": _joined(_metric(row) for row in rows),
         "direction": _joined(_direction(row) for row in rows),
         "scale": _joined(row.unit for row in rows),
+        "judge": _joined(task.judge for task in tasks),
+        "metric": _joined(_metric(row) for row in rows),
         "harness_task": _joined(task.harness_task for task in tasks if task.harness_task is not None) or None,
         "data": _joined(_data(task) for task in tasks),
-        "judge": _joined(task.judge for task in tasks),
     }
 
 

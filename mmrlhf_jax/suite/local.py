@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, of_option
 from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.suite import catalogue, rows
 from mmrlhf_jax.suite.task import Task
@@ -168,11 +168,11 @@ def parse(values: Iterable[str]) -> Mapping[str, Local]:
         name, equals, path = value.partition("=")
         if not (equals and name and path):
             raise UserError(f"--data {value}: expected TASK=FILE, with a task of `mmrlhf eval benchmarks --list`")
-        tasks, local = catalogue.find(name), Local(os.path.expanduser(path))
-        try:
-            _ = local.documents
-        except UserError as error:
-            raise UserError(f"--data {name}: {error}") from None
+        with of_option("--data"):
+            tasks, local = catalogue.find(name), Local(os.path.expanduser(path))
+        with of_option(f"--data {name}:"):
+            if local.documents == 0:
+                raise UserError(f"{path}: has no documents")
         for task in tasks:
             if found.setdefault(task.name, local) != local:
                 raise UserError(f"--data: {task.name} has two files, {found[task.name].path} and {path}")

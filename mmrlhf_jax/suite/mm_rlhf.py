@@ -7,7 +7,7 @@ questions counts; hallucination and safety have two axes, since of some of their
 
 from __future__ import annotations
 
-from mmrlhf_jax.suite.catalogue import BENCHMARKS, SAFETY
+from mmrlhf_jax.suite.catalogue import BENCHMARKS, ROWS, SAFETY
 from mmrlhf_jax.suite.dimensions import Axis, Headline, Suite, Table
 from mmrlhf_jax.suite.resampling import Estimate, combined
 from mmrlhf_jax.suite.task import Row
@@ -31,6 +31,7 @@ _AXES = (
     *(Axis(name, _TITLES[name], name) for name in ("video", "multi_image", "safety")),
     Axis("unsafety", "Unsafety", "safety", higher_is_better=False),
 )
+_CONVERSATION_ROWS = tuple(row for row in ROWS.values() if row.dimension == "conversation" and row.full is not None)
 
 
 def conversation_change(table: Table, base: Table) -> Estimate | None:
@@ -76,17 +77,21 @@ MM_RLHF = Suite(
         Headline(
             "conversation_change",
             "Conversation",
-            "conversation",
-            "relative change of the mean of conversation; the paper has +19.5 %",
+            "Relative change of the mean of the four conversation rows.",
+            "The paper reports +19.5 %.",
+            tuple(row.name for row in _CONVERSATION_ROWS),
             conversation_change,
+            "the mean of the base",
         ),
         Headline(
             "safety_change",
             "Safety",
-            "safety",
-            "mean relative change of the 8 tasks of the safety suite, of 100 minus a rate where less is better; the paper has"
-            " +60 % without a formula, and its table 3 gives +59.7 % so",
+            "Mean over the 8 safety tasks of the relative change, with rates of which less is better counted as 100 minus the"
+            " rate.",
+            "The paper reports +60 % without a formula; this formula gives +59.7 % on its table 3.",
+            tuple(row.name for benchmark in SAFETY for row in benchmark.rows),
             safety_change,
+            "a task of the base",
         ),
     ),
 )

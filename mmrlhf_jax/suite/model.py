@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
@@ -17,11 +17,22 @@ from mmrlhf_jax.huggingface import chat_templates, generation_config
 from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.model_files import TOKENIZER_FILES
-from mmrlhf_jax.inference import compilation_cache
 from mmrlhf_jax.inference.endpoint import Endpoint
-from mmrlhf_jax.inference.engine import Engine
 from mmrlhf_jax.suite import run_directory
-from mmrlhf_jax.suite.policy import EndpointPolicy, EnginePolicy, Policy
+
+if TYPE_CHECKING:
+    from mmrlhf_jax.suite.policy import Policy
+
+
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """How a model is loaded: the options of `Engine.load`."""
+
+    dtype: str | None = None
+    batch: int = 16
+    template: str | None = None
+    slots: int = 8192
+    workers: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +43,7 @@ class Model:
         path: the directory or hub id.
         endpoint, name: the address, and the name; None where the server has a single model.
         concurrency: how many requests are under way at a server.
-        loading: options of `Engine.load`.
+        loading: how that of a directory is loaded.
         option: the command line's option that names it, for messages.
     """
 
@@ -40,7 +51,7 @@ class Model:
     endpoint: str | None = None
     name: str | None = None
     concurrency: int = 64
-    loading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    loading: Loading = Loading()
     option: str = "--policy-model"
 
     def base(self, against: str | None, name: str | None) -> Model:
@@ -94,14 +105,19 @@ class Model:
     @property
     def given(self) -> dict[str, Any]:
         """What was said of how it is loaded, as far as its answers depend on that."""
-        return {name: self.loading[name] for name in ("dtype", "template") if self.loading.get(name)}
+        said = {"dtype": self.loading.dtype, "template": self.loading.template}
+        return {name: value for name, value in said.items() if value is not None}
 
     def open(self) -> Policy:
         """Load it, or find its server."""
+        from mmrlhf_jax.inference import compilation_cache  # these import jax, which the launch file is read before
+        from mmrlhf_jax.inference.engine import Engine
+        from mmrlhf_jax.suite.policy import EndpointPolicy, EnginePolicy
+
         if self.endpoint is not None:
             return EndpointPolicy(self.endpoint, self.name, self.concurrency)
         compilation_cache.use()
-        return EnginePolicy(Engine.load(self.path, **self.loading))
+        return EnginePolicy(Engine.load(self.path, **dataclasses.asdict(self.loading)))
 
 
 def _chat_templates(directory: Path) -> list[Path]:

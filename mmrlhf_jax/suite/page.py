@@ -6,22 +6,24 @@ import dataclasses
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from etils import epath
 
 from mmrlhf_jax.pages import suite as shown
-from mmrlhf_jax.pages.compared import Column, Line, signed_text
+from mmrlhf_jax.pages.compared import VERDICTS, Column, Line, signed_text
 from mmrlhf_jax.pages.differences import Differences
 from mmrlhf_jax.suite.cases import Both
 from mmrlhf_jax.suite.comparing import obstacle
-from mmrlhf_jax.suite.dimensions import Suite
-from mmrlhf_jax.suite.figures import Figures, Run, figures
+from mmrlhf_jax.suite.dimensions import Suite, TableRow
+from mmrlhf_jax.suite.figures import Figures, OfAxis, OfHeadline, Run, figures
+from mmrlhf_jax.suite.names import short_names
 from mmrlhf_jax.suite.results import Results
 from mmrlhf_jax.suite.shown_cases import differences_of
 from mmrlhf_jax.suite.side_by_side import Published, SideBySide
 from mmrlhf_jax.suite.task import Benchmark
 
+_NAMED = 5  # most benchmarks that are named, and not counted, because a run has no results of them
 _MANY_INTERVALS = 20  # from so many on, about one excludes 0 by chance
 
 
@@ -58,7 +60,7 @@ def page_of(
         differences=_differences(suite, runs, names) if len(runs) > 1 else None,
         made=_made(suite, runs, names),
         trainings=trainings,
-        remarks=list(_remarks(suite, found, runs, table)),
+        remarks=list(_remarks(suite, found, runs, names, table)),
         notes=notes,
     )
     return shown.suite_page(report)
@@ -67,22 +69,6 @@ def page_of(
 def names_of(runs: Sequence[Shown]) -> list[str]:
     """The names of runs on their page."""
     return short_names([each.run.name for each in runs], [os.fspath(each.directory) for each in runs])
-
-
-def short_names(names: Sequence[str], directories: Sequence[str]) -> list[str]:
-    """The ends of paths, as short as they are different from each other; equal names with their directories, or numbers."""
-    if (found := _ends(names)) is not None:
-        return found
-    last = [name.rstrip("/").rpartition("/")[2] for name in names]
-    others = _ends(directories) or [str(number) for number in range(1, len(names) + 1)]
-    return [f"{name} ({other})" for name, other in zip(last, others, strict=True)]
-
-
-def _ends(paths: Sequence[str]) -> list[str] | None:
-    """The fewest last parts of paths that are different from each other; None for paths that are equal."""
-    parts = [path.rstrip("/").split("/") for path in paths]
-    ends = (["/".join(each[-count:]) for each in parts] for count in range(1, max(map(len, parts)) + 1))
-    return next((each for each in ends if len(set(each)) == len(each)), None)
 
 
 def _columns(names: Sequence[str], published: Published) -> list[Column]:
@@ -97,38 +83,54 @@ def _columns(names: Sequence[str], published: Published) -> list[Column]:
 def _summary(suite: Suite, found: Figures, names: Sequence[str], table: SideBySide) -> str:
     there = [each for each in suite.benchmarks if any(task.name in found.model.results for task in each.tasks)]
     axes = [each.model for each in found.axes.values()]
-    whole = sum(each.estimate is not None for each in axes)
-    text = f"{names[0]} on {len(there)} of {len(suite.benchmarks)} benchmarks; {whole} of {len(axes)} means are complete."
+    text = f"{names[0]} on {len(there)} of {len(suite.benchmarks)} benchmarks; {_whole_means(suite, axes)}."
     if found.base is None:
         return text
     verdicts = Counter(line.verdict for line in table.lines() if line.verdict is not None)
-    counted = ", ".join(
-        f"{verdicts[verdict]} {_are(verdicts[verdict])} {verdict}" for verdict in ("better", "worse", "unclear")
-    )
-    return f"{text} Of {verdicts.total()} rows that can be compared with {names[1]}, {counted}."
+    if not verdicts:
+        return f"{text} No row has an interval of its difference from {names[1]}."
+    counts = {verdict: verdicts[verdict] for verdict in ("better", "worse", "unclear") if verdicts[verdict]}
+    counted = ", ".join(f"{count} {_is(count)} {verdict}" for verdict, count in counts.items())
+    return f"{text} Of {_rows(verdicts.total())} that can be compared with {names[1]}, {counted}. {VERDICTS}"
 
 
-def _are(count: int) -> str:
+def _whole_means(suite: Suite, axes: Sequence[OfAxis]) -> str:
+    """How many axes have a mean, and why there are more axes than dimensions."""
+    whole = sum(each.estimate is not None for each in axes)
+    count = Counter(axis.dimension for axis in suite.axes)
+    double = [suite.dimensions[name].lower() for name in count if count[name] == 2]
+    why = f" ({' and '.join(double)} {'has' if len(double) == 1 else 'have'} two{' each' if len(double) > 1 else ''})"
+    return f"{whole} of {len(axes)} means {'is' if len(axes) == 1 else 'are'} complete{why if double else ''}"
+
+
+def _is(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
-def _headlines(suite: Suite, found: Figures, table: SideBySide) -> list[tuple[str, str, str]]:
+def _rows(count: int) -> str:
+    return f"{count} row{'' if count == 1 else 's'}"
+
+
+def _headlines(suite: Suite, found: Figures, table: SideBySide) -> list[tuple[str, ...]]:
     tiles = []
     for each in suite.headlines if found.base is not None else ():
         figure = found.headlines[each.name]
         if figure.value is not None:
-            likely = "" if figure.interval is None else f" (95 %: {_percents(*figure.interval)})"
-            tiles.append((each.title, f"{figure.value:+.1f} %".replace("-", "−"), each.about + likely))
+            tiles.append((each.title, f"{signed_text(figure.value, 1)} %", _likely(figure), each.about, each.published))
     for line in sorted(table.axes(), key=_gain, reverse=True)[:2] if not tiles else ():
         if _gain(line) > 0:
             tiles.append((line.title, signed_text(line.delta.value), "of 100: one of the dimensions that improved most"))
     covered = [results.coverage for results in found.model.results.values()]
     scored, expected = sum(each.scored for each in covered), sum(each.expected for each in covered)
-    return [*tiles, ("Documents", f"{scored:,}", f"have a score, of {expected:,} of the tasks that were run")]
+    return [*tiles, ("Documents", f"{scored:,} of {expected:,}", "documents of the tasks that were run have a score")]
 
 
-def _percents(low: float, high: float) -> str:
-    return f"{low:+.1f} to {high:+.1f} %".replace("-", "−")
+def _likely(figure: OfHeadline) -> str:
+    """The interval of a key figure, or why it has none."""
+    if figure.interval is None:
+        return f"No interval: {figure.without_interval}."
+    low, high = (signed_text(end, 1) for end in figure.interval)
+    return f"95 % interval {low} to {high} %."
 
 
 def _gain(line: Line) -> float:
@@ -137,10 +139,13 @@ def _gain(line: Line) -> float:
     return float("-inf") if value is None else value if line.higher_is_better else -value
 
 
-def _remarks(suite: Suite, found: Figures, runs: Sequence[Shown], table: SideBySide) -> Iterator[str]:
+def _remarks(suite: Suite, found: Figures, runs: Sequence[Shown], names: Sequence[str], table: SideBySide) -> Iterator[str]:
     """What a reader must know before the figures are compared."""
     if left := list(_not_run(suite, table)):
         yield f"Not run, and not on this page: {'; '.join(left)}."
+    for name, titles in _empty(suite, table, names):
+        count = f"{len(titles)} benchmarks" if len(titles) > _NAMED else "; ".join(titles)
+        yield f"{name} has no results of {count}; its column is empty there."
     for reason, titles in _not_compared(suite, runs).items():
         yield f"Not compared with the base: {'; '.join(titles)} ({reason})."
     if table.published and (corrected := _corrected(suite, runs)):
@@ -155,11 +160,15 @@ def _remarks(suite: Suite, found: Figures, runs: Sequence[Shown], table: SideByS
         )
     every = [found.rows[name] for name in found.rows if found.rows[name].model.coverage is not None]
     if partial := sum(each.model.coverage.scored < each.model.coverage.expected for each in every):
-        yield f"{partial} of {len(every)} rows are not of all documents: each says of how many, and “Coverage” below why."
-    if left_out := sum(each.delta.left_out for each in every if each.delta is not None):
         yield (
-            f"Differences are on the documents that are scored for both models; {left_out:,} are scored for one of the two"
-            " alone, so that a difference need not be that of the two figures beside it."
+            f"{partial} of {_rows(len(every))} {'was' if partial == 1 else 'were'} computed from a part of their documents."
+            " Each row says how many, and “Coverage” says why."
+        )
+    if left_out := sum(each.delta.left_out for each in every if each.delta is not None):
+        what = "score of one model alone is" if left_out == 1 else "scores of one model alone are"
+        yield (
+            f"Differences are on the documents that are scored for both models; {left_out:,} {what} left out, so that a"
+            " difference need not be that of the two figures beside it."
         )
 
 
@@ -169,11 +178,24 @@ def _about(number: float) -> str:
 
 
 def _not_run(suite: Suite, table: SideBySide) -> Iterator[str]:
-    """The titles of benchmarks without results, and of rows without results of the others."""
+    """The titles of benchmarks without results of any run, and of rows without results of the others."""
+    return _titles_of(suite, list(suite.table.values()), lambda row: not table.has(row))
+
+
+def _empty(suite: Suite, table: SideBySide, names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """(name of a run, the titles of what it has no results of, of what is on the page)."""
+    shown = [row for row in suite.table.values() if table.has(row)]
+    for number, name in enumerate(names):
+        if titles := list(_titles_of(suite, shown, lambda row, number=number: not table.has_in(row, number))):
+            yield name, titles
+
+
+def _titles_of(suite: Suite, rows: Sequence[TableRow], left: Callable[[TableRow], bool]) -> Iterator[str]:
+    """The titles of the benchmarks of which all rows are `left`, and of the rows that are of the others."""
     for each in suite.benchmarks:
-        rows = [row for row in suite.table.values() if set(row.parts) <= set(each.rows)]
-        left = [row.title for row in rows if not table.has(row)]
-        yield from [each.title] if len(left) == len(rows) > 1 else left
+        of = [row for row in rows if set(row.parts) <= set(each.rows)]
+        found = [row.title for row in of if left(row)]
+        yield from [each.title] if len(found) == len(of) > 1 else found
 
 
 def _corrected(suite: Suite, runs: Sequence[Shown]) -> list[str]:

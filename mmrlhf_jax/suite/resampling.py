@@ -13,17 +13,16 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import numpy as np
 
 from mmrlhf_jax import strict_json
+from mmrlhf_jax.intervals import Interval, percentile_interval
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite.results import Document, Figure
 from mmrlhf_jax.suite.task import Pooling, Row
 
-DRAWS, LEVEL = 1000, 0.95
+DRAWS = 1000
 _AT_ONCE = 2_000_000  # drawn clusters at a time, for memory
 _NAMED = 3  # most groups that are named because they are missing
 # Harnesses round their figures; relative to the figure that counts as 100.
 ROUNDING = 1e-3
-
-Interval = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,12 +34,8 @@ class Estimate:
 
     @property
     def interval(self) -> Interval | None:
-        """The percentile interval of LEVEL; None without draws."""
-        if self.draws is None:
-            return None
-        tail = (1 - LEVEL) / 2
-        low, high = np.quantile(self.draws, [tail, 1 - tail])
-        return float(low), float(high)
+        """The percentile interval of the draws; None without any."""
+        return None if self.draws is None else percentile_interval(self.draws)
 
 
 def combined(function: Callable[..., np.ndarray], *estimates: Estimate) -> Estimate:

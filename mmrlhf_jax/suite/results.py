@@ -106,7 +106,7 @@ class Results:
 
     Attributes:
         task: its name.
-        harness: whose metrics these are, with the version: "lmms-eval 0.7.3", or "mmrlhf_jax".
+        harness: whose metrics these are, with the version: "lmms-eval 0.7.3", or "mmrlhf_jax 1".
         settings: all that the figures depend on besides the model: mode, generation options, frames, judge. Two results are
             compared only if these are equal.
         figures: row -> its figure.

@@ -17,14 +17,15 @@ from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.answered_documents import document_of
 from mmrlhf_jax.suite.answering import Finished
 from mmrlhf_jax.suite.answers import Answer
-from mmrlhf_jax.suite.judges.judging import NO_JUDGE, Judging
+from mmrlhf_jax.suite.judges.judging import NO_JUDGE, NO_JUDGE_OF_ATTACKS, Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
 from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.results import Figure, Results
-from mmrlhf_jax.suite.task import Task, TaskFailed
+from mmrlhf_jax.suite.task import GO_ON, Task, TaskFailed
 
 FOLDER = "scored"  # in a run's directory: of what the results were made
 WITHOUT_JUDGE = f"{NO_JUDGE}; the answers are kept"
+NO_FIGURE = "no task has a figure; the reasons are above"
 
 
 class Scorer(Protocol):
@@ -55,6 +56,21 @@ class AnsweredTasks(Protocol):
         ...
 
 
+def has_figures(directory: epath.PathLike, tasks: Sequence[Task]) -> bool:
+    """Whether a run has a figure of one of these tasks at least, or lacks them only because nobody judges yet."""
+    waiting = []
+    for task in tasks:
+        try:
+            found = results.read(directory, task.name)
+        except UserError:  # nothing could be scored, and nothing was before
+            waiting.append(False)
+            continue
+        if any(figure.value is not None for figure in found.figures.values()):
+            return True
+        waiting.append(not found.coverage.missing.keys().isdisjoint({NO_JUDGE, NO_JUDGE_OF_ATTACKS, WITHOUT_JUDGE}))
+    return all(waiting)
+
+
 class Scoring:
     """A run's directory whose answers are scored. `jury` says who judges."""
 
@@ -68,7 +84,7 @@ class Scoring:
             made_of = self._made_of(task)
             if self._is_scored(task, made_of):
                 continue
-            found, before = self._results(task), self._before(task)
+            found, before = self._results(task, is_last=task is tasks[-1]), self._before(task)
             if before is not None and (loss := _loss(found, before)) is not None:
                 say(f"{task.name}: {loss}; the figures of before, of {counted(before.coverage.scored, 'document')}, stay")
                 continue
@@ -82,7 +98,7 @@ class Scoring:
         except UserError:
             return None
 
-    def _results(self, task: Task) -> Results:
+    def _results(self, task: Task, *, is_last: bool) -> Results:
         answers = self._answered.answers(task)
         unanswered = {name: reason for each in self._answered.finished(task) for name, reason in each.unanswered.items()}
         failed = next((each.failed for each in self._answered.finished(task) if each.failed is not None), None)
@@ -96,7 +112,7 @@ class Scoring:
                 judging = Judging(jury.of(task), verdicts, jury.name_of(task), jury.why_not(task))
                 return self._scorer.score(task, answers, unanswered, judging)
         except TaskFailed as error:
-            say(f"{task.name}: {error}; the other tasks go on")
+            say(f"{task.name}: {error}{'' if is_last else GO_ON}")
             return self._without_figures(task, str(error), answers, unanswered)
 
     def _without_figures(
@@ -105,7 +121,7 @@ class Scoring:
         """Results that say why there are none."""
         documents = [document_of(name, each, missing=reason) for name, each in answers.items()]
         documents += [document_of(name, None, missing=why) for name, why in unanswered.items() if name not in answers]
-        expected = max((each.documents for each in self._answered.finished(task)), default=task.data.documents or 0)
+        expected = max((each.documents for each in self._answered.finished(task)), default=0)
         left = {reason: expected - len(documents)} if expected > len(documents) else {}
         figures = {row.name: Figure(None, reason) for row in task.rows}
         return Results(task.name, self._scorer.metrics_of(task), dict(self._scorer.settings(task)), figures, documents, left)
@@ -115,7 +131,7 @@ class Scoring:
         answers = sorted((each.document, each.key, each.answer) for each in self._answered.answers(task).values())
         finished = [dataclasses.asdict(each) for each in self._answered.finished(task)]
         judge = None if task.judge == "none" else self._jury.name_of(task)
-        content = [answers, finished, judge, dict(self._scorer.settings(task))]
+        content = [answers, finished, judge, self._scorer.metrics_of(task), dict(self._scorer.settings(task))]
         return text_digest(strict_json.dumps(content, sort_keys=True))
 
     def has_all_verdicts(self, task: Task) -> bool:

@@ -50,6 +50,10 @@ class SideBySide:
     def has(self, row: TableRow) -> bool:
         return any(each.coverage is not None for each in self._of_row(row.name))
 
+    def has_in(self, row: TableRow, number: int) -> bool:
+        """Whether a run, by its number among the columns, has results of a row."""
+        return self._of_row(row.name)[number].coverage is not None
+
     def lines(self) -> list[Line]:
         """The rows, without their parts."""
         return [self._row(row) for row in self.suite.table.values() if self.has(row)]
@@ -73,7 +77,7 @@ class SideBySide:
         ours = [Cell(each.value, each.interval, each.missing, _coverage(each)) for each in self._of_row(row.name)]
         theirs = [Cell(rows.get(row.name)) for rows in self.published.values()]
         remarks = [f"mean of {len(row.parts)} parts"] if len(row.parts) > 1 else []
-        remarks += ["in no mean"] if row.full is None else []
+        remarks += ["not in the dimension's mean"] if row.full is None else []
         delta = _delta(self.first.rows[row.name].delta)
         return Line(row.title, row.unit, (*ours, *theirs), delta, row.higher_is_better, "; ".join(remarks))
 
@@ -83,7 +87,8 @@ class SideBySide:
         runs += [each.model for each in self.others]
         cells = [_part_cell(run.results.get(task), part.name) for run in runs]
         cells += [Cell(None)] * len(self.published)
-        return Line(part.title, part.unit, cells, _delta(self.first.parts.get(part.name)), part.higher_is_better, "part")
+        delta = _delta(self.first.parts.get(part.name))
+        return Line(part.title, part.unit, cells, delta, part.higher_is_better, f"part of {row.title}")
 
 
 def _part_cell(results: Results | None, name: str) -> Cell:

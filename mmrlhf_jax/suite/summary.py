@@ -9,9 +9,9 @@ from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.files import write_atomically
+from mmrlhf_jax.intervals import LEVEL
 from mmrlhf_jax.suite.dimensions import Suite
-from mmrlhf_jax.suite.figures import Compared, Delta, FigureOrReason, Figures, OfAxis, OfRow, Run, figures, read_run
-from mmrlhf_jax.suite.resampling import LEVEL
+from mmrlhf_jax.suite.figures import Compared, Delta, FigureOrReason, Figures, OfAxis, OfHeadline, OfRow, Run, figures, read_run
 
 FILE, VERSION = "figures.json", 1
 
@@ -46,7 +46,8 @@ def as_json(found: Figures) -> dict[str, Any]:
         for row in suite.table.values()
     ]
     headlines = [
-        {"name": each.name, "title": each.title, "about": each.about} | _figure(found.headlines[each.name])
+        {"name": each.name, "title": each.title, "about": f"{each.about} {each.published}"}
+        | _figure(found.headlines[each.name])
         for each in suite.headlines
         if each.name in found.headlines
     ]
@@ -86,4 +87,6 @@ def _figure(figure: FigureOrReason) -> dict[str, Any]:
         found |= {"rows": figure.rows, "of": figure.of, "lacking": list(figure.lacking), "partial": list(figure.partial)}
     elif isinstance(figure, Delta):
         found |= {"documents": figure.documents, "left_out": figure.left_out}
+    elif isinstance(figure, OfHeadline):
+        found["without_interval"] = figure.without_interval
     return found

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mmrlhf_jax.suite.dimensions import Axis, TableRow
-from mmrlhf_jax.suite.figures import Compared, FigureOrReason, Figures, OfAxis, OfRow, Run
+from mmrlhf_jax.suite.figures import Compared, FigureOrReason, Figures, OfAxis, OfRow
+from mmrlhf_jax.suite.names import short_names
 from mmrlhf_jax.suite.reasons import BEYOND_LIMIT
 
 _WIDTH = 26  # of a column of figures
@@ -14,19 +15,26 @@ _NAMED = 12  # most rows that are named because they were not run
 
 def as_lines(found: Figures) -> Iterator[str]:
     """The dimensions and rows of which there are results; the key figures that can be computed; what is missing, and why."""
-    yield from _dimensions(found)
+    names = _names(found)
+    yield from _dimensions(found, names)
     for headline in found.suite.headlines:
         figure = found.headlines.get(headline.name)
         if figure is not None and figure.value is not None:
-            yield f"{headline.title}: {figure.value:+.1f} %{_interval(figure, '+.1f')} ({headline.about})"
+            yield f"{headline.title}: {figure.value:+.1f} %{_interval(figure, '+.1f')} ({headline.about} {headline.published})"
     rows = found.suite.table.values()
     if without := [row.title for row in rows if not _has_results(found, row)]:
         yield f"not run: {'; '.join(without) if len(without) <= _NAMED else f'{len(without)} of {len(rows)} rows'}"
-    yield from _missing(found.model, _side(found.rows, "model"), _side(found.axes, "model"), found)
+    for name, side in zip(names, ("model", "base"), strict=False):
+        yield from _missing(name, _side(found.rows, side), _side(found.axes, side), found)
     if found.base is not None:
-        yield from _missing(found.base, _side(found.rows, "base"), _side(found.axes, "base"), found)
         yield from _in_common(found)
         yield from _refused(found)
+
+
+def _names(found: Figures) -> list[str]:
+    """The names of the model and of the base, if there is one."""
+    runs = [run for run in (found.model, found.base) if run is not None]
+    return short_names([run.name for run in runs], [run.directory for run in runs])
 
 
 def _has_results(found: Figures, row: TableRow) -> bool:
@@ -37,11 +45,11 @@ def _has_results(found: Figures, row: TableRow) -> bool:
 # Lines of the table ---------------------------------------------------------------------------------------------------
 
 
-def _dimensions(found: Figures) -> Iterator[str]:
+def _dimensions(found: Figures, names: Sequence[str]) -> Iterator[str]:
     suite = found.suite
     width = max(len(each.title) for each in (*suite.table.values(), *suite.axes)) + 4
-    of_base = [] if found.base is None else [_short(found.base.name), "difference"]
-    yield _line(width, ["", _short(found.model.name), *of_base, "scored"])
+    difference = [] if found.base is None else ["difference"]
+    yield _line(width, ["", *_heads(names), *difference, "scored"])
     for dimension in suite.dimensions:
         for axis in (each for each in suite.axes if each.dimension == dimension):
             of = found.axes[axis.name]
@@ -58,9 +66,11 @@ def _line(width: int, cells: list[str]) -> str:
     return (f"{first:<{width}}" + "".join(f"{cell:<{_WIDTH}}" for cell in others) + last).rstrip()
 
 
-def _short(name: str) -> str:
-    """The end of a name, which tells more than the beginning of a path does."""
-    return name if len(name) < _WIDTH else f"...{name[5 - _WIDTH :]}"
+def _heads(names: Sequence[str]) -> list[str]:
+    """Names as wide as a column: their ends, which tell more than the beginning of a path does, unless these are equal."""
+    kept = _WIDTH - 5
+    ends = [name if len(name) < _WIDTH else f"...{name[-kept:]}" for name in names]
+    return ends if len(set(ends)) == len(ends) else [name if len(name) < _WIDTH else f"{name[:kept]}..." for name in names]
 
 
 def _title(of: Axis | TableRow) -> str:
@@ -81,7 +91,8 @@ def _interval(figure: FigureOrReason, form: str) -> str:
 
 
 def _coverage(figure: OfRow) -> str:
-    return "-" if figure.coverage is None else f"{figure.coverage.scored} of {figure.coverage.expected}"
+    """ "0 of ?" of documents that could not be had, so that nobody knows how many there are."""
+    return "-" if figure.coverage is None else f"{figure.coverage.scored} of {figure.coverage.expected or '?'}"
 
 
 # What is missing ------------------------------------------------------------------------------------------------------
@@ -91,24 +102,24 @@ def _side(figures: Mapping[str, Compared], side: str) -> dict[str, FigureOrReaso
     return {name: getattr(of, side) for name, of in figures.items()}
 
 
-def _missing(run: Run, rows: Mapping[str, OfRow], axes: Mapping[str, OfAxis], found: Figures) -> Iterator[str]:
+def _missing(name: str, rows: Mapping[str, OfRow], axes: Mapping[str, OfAxis], found: Figures) -> Iterator[str]:
     """Why a run lacks figures of rows of which there are results, and scores of documents."""
     shown = [row for row in found.suite.table.values() if _has_results(found, row)]
     reasons = ((row.title, rows[row.name].missing) for row in shown)
-    yield from _together(f"{run.name}: no figure of", ((title, reason) for title, reason in reasons if reason is not None))
+    yield from _together(f"{name}: no figure of", ((title, reason) for title, reason in reasons if reason is not None))
     lost, limited = {}, False
     for row in shown:
         coverage = rows[row.name].coverage
-        reasons = {} if coverage is None else coverage.missing
-        if counts := [f"{count}: {reason}" for reason, count in reasons.items() if reason != BEYOND_LIMIT]:
-            lost["; ".join(task.name for task in row.tasks)] = ", ".join(counts)
-        limited = limited or BEYOND_LIMIT in reasons
-    yield from _together(f"{run.name}: documents not scored of", lost.items())
+        counts = {} if coverage is None else dict(coverage.missing)
+        limited |= counts.pop(BEYOND_LIMIT, 0) > 0
+        if counts and counts.keys() != {rows[row.name].missing}:  # of which the line above says why
+            lost["; ".join(task.name for task in row.tasks)] = ", ".join(f"{n}: {reason}" for reason, n in counts.items())
+    yield from _together(f"{name}: documents not scored of", lost.items())
     if limited:
-        yield f"{run.name}: only the first documents of tasks were taken (--limit)"
+        yield f"{name}: only the first documents of tasks were taken (--limit)"
     means = ((axis.title, axes[axis.name]) for axis in found.suite.axes)
     mixed = ((title, of.missing) for title, of in means if of.missing is not None and not of.lacking)
-    yield from _together(f"{run.name}: no mean of", mixed)
+    yield from _together(f"{name}: no mean of", mixed)
 
 
 def _refused(found: Figures) -> Iterator[str]:

@@ -132,3 +132,6 @@ def single(title: str, task: Task) -> Benchmark:
 
 class TaskFailed(Exception):
     """A task cannot be run, which ends no other one. The message is the reason, in one line."""
+
+
+GO_ON = "; the other tasks go on"  # ends the line that says why a task failed, where others come behind it

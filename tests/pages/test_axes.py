@@ -62,8 +62,20 @@ def test_a_bar_is_as_long_as_its_figure_and_its_whisker_as_its_interval():
     (bar,), (whisker,) = drawing.findall("rect"), drawing.findall("line[@class='whisker']")
     assert bar.get("width") == f"{_WIDEST / 2:.2f}%"
     assert (whisker.get("x1"), whisker.get("x2")) == (f"{0.4 * _WIDEST:.2f}%", f"{0.6 * _WIDEST:.2f}%")
-    assert [text.text for text in drawing.findall("text")] == ["50.0", "–"]
+    assert [text.text for text in drawing.findall("text") if text.get("class") is None] == ["50.0", "–"]
     assert "↓ lower is better" in "".join(tree.itertext())
+
+
+def test_bars_have_a_scale_whose_ends_are_labelled():
+    for low, high, labels in ((0.0, 100.0, ["0", "100"]), (-10.0, 110.0, ["−10", "110"])):
+        tree = drawn(bars("all", ["one"], [axis("a", 50, low=low, high=high), axis("b", 60, low=low, high=high)]))
+        for drawing in (svg for svg in tree.iter("svg") if svg.get("role") == "img"):
+            scale = [text for text in drawing.findall("text") if text.get("class") == "scale"]
+            assert [text.text for text in scale] == labels
+            assert [text.get("x") for text in scale] == ["0%", f"{_WIDEST}%"]
+            assert {line.get("x1") for line in drawing.findall("line[@class='axis']")} == {"0%", f"{_WIDEST}%"}
+            height = float(drawing.get("style").removeprefix("height:").removesuffix("px"))
+            assert all(float(text.get("y")) < height for text in scale)
 
 
 def test_every_series_has_a_look_of_its_own():

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from PIL import Image
 
-from mmrlhf_jax.pages.compared import Cell, Column, Delta, Line, compared
+from mmrlhf_jax.pages.compared import Cell, Column, Delta, Line, compared, signed_text
 from mmrlhf_jax.pages.differences import LONG, MOST_CHARACTERS, Difference, Differences, ShownAnswer
 from mmrlhf_jax.pages.suite import Made, Missing, Report, suite_page
 from tests.pages.html import parsed, rows, text
@@ -148,12 +148,23 @@ def test_the_scale_goes_as_far_as_the_figures():
     assert "All axes go from 0 to 100." in text(parsed(suite_page(suite())))
     lines = [dataclasses.replace(lines[0], cells=(Cell(104.2), Cell(-3.0), Cell(50.0)), higher_is_better=False), *lines[1:]]
     found = text(parsed(suite_page(suite(dimensions=lines))))
-    assert "All axes go from -10 to 110." in found and "the rim of the first chart is -10 and its middle 110" in found
+    assert "All axes go from -10 to 110." in found and "(-10 at the rim, 110 in the centre)" in found
 
 
 def test_what_rounds_to_nothing_has_no_sign():
     (cells,) = rows(table(line(-0.001, 0.004, -0.004, (-0.004, 0.004)))).values()
-    assert cells[0].startswith("0.00 ") and cells[2] == "+0.00 +0.00 to +0.00 ≈ unclear"
+    assert cells[0].startswith("0.00 ") and cells[2] == "0.00 0.00 to 0.00 ≈ unclear"
+    assert [signed_text(value, 1) for value in (-0.04, 0.04, 0.06, -1234.56)] == ["0.0", "0.0", "+0.1", "−1,234.6"]
+
+
+def test_the_text_says_what_is_drawn():
+    lines = [dataclasses.replace(each, higher_is_better=number > 0) for number, each in enumerate(suite().dimensions)]
+    assert "marked ↓" not in text(parsed(suite_page(suite())))
+    found = text(parsed(suite_page(suite(dimensions=lines))))
+    assert "On axes marked ↓ a lower figure is better. The radar draws them reversed (0 at the rim, 100 in the centre)" in found
+    assert "The bars are not reversed: there a shorter bar is better." in found
+    found = text(parsed(suite_page(suite(dimensions=lines[:2]))))
+    assert "a shorter bar is better" in found and "The radar" not in found  # two axes make no radar
 
 
 def test_two_dimensions_are_bars_alone_and_more_columns_than_looks_are_in_the_table():
@@ -168,7 +179,7 @@ def test_two_dimensions_are_bars_alone_and_more_columns_than_looks_are_in_the_ta
 def test_cases_have_their_pictures_answers_reference_and_values():
     tree = parsed(suite_page(suite()))
     found = tree.findall(".//article")
-    assert len(found) == 6 and text(found[1].find(".//h3")) == "Bench 1 doc-1"
+    assert len(found) == 6 and "".join(found[1].find(".//h3").itertext()) == "Bench 1, document doc-1"
     assert "accuracy +100.00" in text(found[1]) and "▲ better" in text(found[1]) and "▼ worse" in text(found[0])
     assert "ours accuracy 100.00 a red kite before accuracy – a sea Reference a kite" in text(found[1])
     assert found[1].find(".//img").get("alt") == "picture of doc-1"

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from mmrlhf_jax.suite.dimensions import Axis, Headline, Suite
-from mmrlhf_jax.suite.resampling import Estimate, estimate, figure
+from mmrlhf_jax.suite.resampling import Estimate, combined, estimate, figure
 from mmrlhf_jax.suite.results import Document, Figure, Results
 from mmrlhf_jax.suite.task import Benchmark, Data, Row, Task, single
 
@@ -18,7 +18,9 @@ def task(name: str, *rows: Row) -> Task:
 
 
 def doubled(table: Mapping[str, Estimate], base: Mapping[str, Estimate]) -> Estimate | None:
-    return Estimate(table["colours"].value / base["colours"].value) if "colours" in table and "colours" in base else None
+    if "colours" not in table or "colours" not in base or base["colours"].value == 0:
+        return None
+    return combined(lambda new, old: new / old, table["colours"], base["colours"])
 
 
 COLOURS = task("colours", Row("colours", "Colours", ("acc",), "seeing", factor=100.0))
@@ -36,7 +38,7 @@ SUITE = Suite(
         Axis("lying", "Lying", "seeing", higher_is_better=False),
         Axis("telling", "Telling", "telling"),
     ),
-    (Headline("twice", "Twice", "seeing", "the ratio of colours", doubled),),
+    (Headline("twice", "Twice", "The ratio of colours.", "The paper reports 2 %.", ("colours",), doubled, "the base"),),
 )
 
 

@@ -112,6 +112,28 @@ def test_a_task_that_fails_ends_no_other_one_and_goes_on_next_time(tmp_path, cap
     assert [each.failed for each in found.finished(TASKS[0])] == [None]
 
 
+def test_other_tasks_go_on_only_where_there_are_others(tmp_path, capsys):
+    run(tmp_path / "one", Documents(failing={"mme": 2}), tasks=TASKS[:1])
+    run(tmp_path / "last", Documents(failing={"ai2d": 2}))
+    said = capsys.readouterr().err.splitlines()
+    assert "mme: it is out of order" in said and "ai2d: it is out of order" in said
+
+
+@pytest.mark.parametrize(("known", "stored"), [(None, 0), (0, 0), (7, 7)])
+def test_how_many_documents_a_task_may_have_is_not_guessed_for_its_coverage(tmp_path, monkeypatch, known, stored):
+    source = Documents()
+
+    @contextlib.contextmanager
+    def ask(*_):
+        raise TaskFailed("it cannot be loaded")
+        yield
+
+    monkeypatch.setattr(source, "ask", ask)
+    monkeypatch.setattr(source, "expected", lambda task: known)
+    found, _ = run(tmp_path, source)
+    assert [each.documents for each in found.finished(TASKS[0])] == [stored]
+
+
 @pytest.fixture
 def counts(monkeypatch):
     """(done, total) of a run's answers, after each of them."""

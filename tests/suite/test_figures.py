@@ -112,7 +112,8 @@ def test_verdicts_of_two_judges_are_not_mixed_in_a_mean_nor_in_a_key_figure(one,
     mixed = Run("mixed", model.results | judged)
     axis = figures(SUITE, mixed).axes["seeing"].model
     assert axis.missing == (why and f"its rows are judged by {why}") and (axis.value is None) == (why is not None)
-    headline = figures(SUITE, mixed, Run("same", mixed.results)).headlines["twice"]
+    suite = dataclasses.replace(SUITE, headlines=(dataclasses.replace(SUITE.headlines[0], rows=("colours", "shapes")),))
+    headline = figures(suite, mixed, Run("same", mixed.results)).headlines["twice"]
     assert headline.missing == axis.missing and (headline.value is None) == (why is not None)
 
 
@@ -172,6 +173,18 @@ def test_a_refused_row_is_in_no_difference_of_its_axis_and_no_key_figure():
     assert found.axes["seeing"].delta.missing == f"Colours: {why}" and found.axes["seeing"].base.value is not None
     assert found.axes["lying"].delta.value == -15.0
     assert found.headlines["twice"].value is None and "not comparable" in found.headlines["twice"].missing
+
+
+def test_a_key_figure_has_an_interval_or_the_reason_why_not():
+    found = figures(SUITE, run(**MODEL), run("base", **BASE | {"colours": [100.0, 100.0, 100.0, 90.0]})).headlines["twice"]
+    assert found.interval is not None and found.without_interval is None
+    zeros = figures(SUITE, run(**MODEL), run("base", **BASE | {"colours": [100.0, 0.0, 0.0, 0.0]})).headlines["twice"]
+    assert (zeros.value, zeros.interval) == (3.0, None) and zeros.without_interval == "in some draws the base is 0"
+    lone = {"colours": [50.0]}
+    alone = figures(SUITE, run(**lone), run("base", **lone)).headlines["twice"]
+    assert alone.value == 1.0 and alone.without_interval == "1 of its 1 rows have no interval"
+    never = figures(SUITE, run(**MODEL), run("base", **BASE | {"colours": [0.0] * 4})).headlines["twice"]
+    assert never.value is None and never.missing == "the base is 0"
 
 
 def test_what_one_of_both_lacks_has_no_difference():

@@ -25,7 +25,7 @@ from mmrlhf_jax.suite.judges.judge import EndpointJudge
 from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
-from mmrlhf_jax.suite.model import Model
+from mmrlhf_jax.suite.model import Loading, Model
 from mmrlhf_jax.suite.own import documents
 from mmrlhf_jax.suite.stored import write_suite
 from tests import tiny
@@ -348,7 +348,7 @@ def test_what_really_answers_is_in_run_json_and_another_type_of_numbers_is_refus
     def evaluated(**loading):
         local = {"nsfw_text": Local(data["nsfw_text"])}
         wanted = Wanted([TASKS["nsfw_text"]], Options(limit=1), local, Jury(), Share())
-        model = Model(f"{directory}", loading={"batch": 1, "slots": 2048, **loading})
+        model = Model(f"{directory}", loading=Loading(batch=1, slots=2048, **loading))
         evaluate_against(model, None, wanted, out)
 
     evaluated()
@@ -364,7 +364,7 @@ def test_what_really_answers_is_in_run_json_and_another_type_of_numbers_is_refus
 @pytest.mark.parametrize("of_base", [False, True])
 def test_a_model_of_a_directory_and_one_of_a_server_have_no_run_in_common(tmp_path, data, served_first, of_base):
     """Neither of the model's own run nor of its base's."""
-    loading = {"batch": 1, "slots": 2048}
+    loading = Loading(batch=1, slots=2048)
     local = Model(f"{tiny.checkpoint(tmp_path / 'model', tiny.config(text={'tie_word_embeddings': False}))}", loading=loading)
     with policy() as server, policy() as other:
         served, asked = Model(endpoint=server.url), Model(endpoint=other.url)

@@ -216,6 +216,32 @@ def test_a_judge_that_is_cut_off_while_it_thinks_is_told_of_the_option():
         EndpointJudge(fake.url, "m").check()
 
 
+UNFINISHED = "<think>\nOkay, I am asked whether it is so. The answer is yes, Rating: 6, option B,"
+
+
+def test_thoughts_of_a_judge_that_is_not_given_tokens_for_them_are_no_reply(tmp_path):
+    """They would be read as what they speak of."""
+    replies = iter(["Yes.", UNFINISHED, "<think>\n\n</think>\n\nyes", " <think> is in it"])
+    with judge(lambda _: next(replies)) as fake, Verdicts(tmp_path / "t.jsonl") as verdicts:
+        model = EndpointJudge(fake.url, "m", concurrency=1)
+        model.check()
+        found, asked = Judging(model, verdicts), questions(*"abc")
+        found.ask(asked)
+        assert [found.reply(each) for each in asked] == [(None, FAILED), ("yes", None), (None, FAILED)]
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        (UNFINISHED, "it thinks before it replies, and has no tokens for that"),
+        (chat("Okay, the user asks whether water is wet, so", "length"), "says neither yes nor no .* 'Okay, the user"),
+    ],
+)
+def test_a_judge_that_thinks_without_being_said_to_is_refused(reply, says):
+    with judge(lambda _: reply) as fake, pytest.raises(UserError, match=f"{says}.*--judge-thinking"):
+        EndpointJudge(fake.url, "m").check()
+
+
 def test_limits_are_of_the_newer_protocol():
     assert limits(7) == {"max_completion_tokens": 7, "temperature": 0.0}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -39,15 +40,24 @@ def test_several_rows_and_tasks_are_joined_and_stand_one_by_one():
     assert [row["full"] for row in mmhal["rows"]] == [100.0, 6.0]
 
 
-def test_as_text_there_is_a_line_per_benchmark_that_a_terminal_holds():
+def test_as_text_there_is_a_line_per_benchmark_with_the_same_fields():
     head, *lines = listed().splitlines()
-    assert head.split() == ["name", "title", "dimension", "documents", "size", "judge"]
-    assert [line.split()[0] for line in lines] == [each.name for each in BENCHMARKS]
-    assert max(map(len, lines)) <= 110
-    assert len({line.index(judge) for line in lines for judge in ("none", "unparsable", "always") if line.endswith(judge)}) == 1
-    found = {line.split()[0]: line.split() for line in lines}
-    assert found["videochatgpt"][-4:] == ["3,493", "11.3", "GB", "always"]  # three tasks, one archive
-    assert found["ocrbench"][-3:] == ["1,000", "?", "none"]
+    assert set(head.split()) == FIELDS and len(lines) == 35
+    short = head.split()[:6]  # of these the columns are as wide as their longest value
+    starts = [head.index(field) for field in short]
+    objects = json.loads(listed("--json"))
+    for line, found in zip(lines, objects, strict=True):
+        cells = [line[start:end].strip() for start, end in itertools.pairwise(starts)]
+        assert cells == [found[field] for field in short[:-1]]
+        rest = [found[field] or "-" for field in head.split()[5:]]
+        assert line[starts[-1] :].split() == " ".join(rest).split()
+
+
+def test_equal_values_of_a_benchmark_are_written_once():
+    (line,) = listed("--benchmark", "pope").splitlines()[1:]
+    assert line.count("pope_accuracy") == line.count("higher") == 1
+    (line,) = listed("--benchmark", "videochatgpt").splitlines()[1:]
+    assert line.count("always") == line.count("of 5") == 1 and line.count("gpt_eval_score_") == 5
 
 
 @pytest.mark.parametrize(

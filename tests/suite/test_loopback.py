@@ -176,7 +176,17 @@ def test_the_environment_leads_the_harness_here_and_around_a_proxy(tmp_path, mon
         (
             "llava_in_the_wild",
             ["8 9", "10, 7.5\nBoth are good.", "8;9"],
-            ["", "8", "Assistant 1: 8, Assistant 2: 9", "Both.\n8 9", "8 90", "-1 -1", "8 9 10"],
+            [
+                "",
+                "8",
+                "Assistant 1: 8, Assistant 2: 9",
+                "Both.\n8 9",
+                "8 90",
+                "-1 -1",
+                "8 9 10",
+                "Assistant 1: 9\nAssistant 2: 8",
+                "8/10",
+            ],
         ),
         (
             "wildvision_0617",
@@ -190,7 +200,11 @@ def test_the_environment_leads_the_harness_here_and_around_a_proxy(tmp_path, mon
         ),
         ("video_dc499", ["{'score': 3}"], ["three", "{'score': nan}", "(" * 5000]),
         ("mathverse_testmini_vision_only", ["0", "1", "Score: 1", "[0]"], ["", "yes", "10", "2", "0 or 1", "Answer 12 is 1"]),
-        ("mmbench_cn_dev", ["B", "(C)", "A.", "Answer: D", "E"], ["", "A or B", "A dog is in it", "b", "F"]),
+        (
+            "mmbench_cn_dev",
+            ["B", "(C)", "A.", "Answer: D", "E", "B).", ":C"],
+            ["", "A or B", "A dog is in it", "b", "F", "(B):", "B.)", "**B**"],
+        ),
         ("mathvista_testmini_cot", ["3.14", "é"], ["", " "]),
     ],
 )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from mmrlhf_jax.cli import app
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.suite.catalogue import TASKS
 
+VERBS = ["benchmarks", "safety-bench"]
 SERVED = ("--policy-endpoint", "http://127.0.0.1:9/v1", "--out", "y")
 
 
@@ -39,9 +42,16 @@ def empty_cache(tmp_path, monkeypatch):
         ([*SERVED, "--against", "http://127.0.0.1:8/v1", "--slots", "128"], "--slots says how a model is loaded here"),
         (["--plan", "--json"], "--json is of a run's figures, and --plan makes none"),
         (["--plan", "--workers", "2", *SERVED], "--workers says how a model is loaded here"),
+        (["--benchmark", ""], "--benchmark: names no benchmark; leave it out for all"),
+        (["--plan", "--benchmark", "nsfw_text", "--benchmark", ","], "--benchmark: names no benchmark; leave it out for all"),
+        (["--plan", "--judge", "there"], "--judge there: not an address; give http://HOST:PORT"),
+        (["--plan", "--attack-judge", "http://x/?y"], "--attack-judge http://x/?y: something follows the path"),
+        (["--plan", "--policy-endpoint", "ftp://x"], "--policy-endpoint ftp://x: not an address"),
+        (["--plan", "--against", "x:80"], "--against x:80: an address of a server begins with http://"),
+        (["--plan", "--against", "http://a:b@x"], "--against http://***@x: the address has a name or a password in it"),
     ],
 )
-@pytest.mark.parametrize("verb", ["benchmarks", "safety-bench"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_what_contradicts_itself_or_has_no_effect_is_refused(verb, arguments, says):
     with pytest.raises(UserError, match=re.escape(says)):
         run(*arguments, verb=verb)
@@ -51,8 +61,16 @@ def test_what_contradicts_itself_or_has_no_effect_is_refused(verb, arguments, sa
     ("arguments", "says"),
     [
         (["--dimensions", "ocr,maths"], "--dimensions maths: choose from conversation, general"),
-        (["--benchmark", "nme"], "'nme' is no benchmark; did you mean mme? `mmrlhf eval benchmarks --list` names all"),
-        (["--benchmark", "foo"], "'foo' is no benchmark; `mmrlhf eval benchmarks --list` names all"),
+        (
+            ["--benchmark", "nme"],
+            "--benchmark nme: is no benchmark; did you mean mme? `mmrlhf eval benchmarks --list`",
+        ),
+        (["--benchmark", "foo"], "--benchmark foo: is no benchmark; `mmrlhf eval benchmarks --list` names all"),
+        (["--benchmark", "safety"], "--benchmark safety: is no benchmark but a dimension: --dimensions safety"),
+        (["--data", "foo=x.jsonl"], "--data foo: is no benchmark; `mmrlhf eval benchmarks --list` names all"),
+        (["--dimensions", ""], "--dimensions: names no dimension; leave it out for all"),
+        (["--dimensions", "ocr", "--dimensions", " , "], "--dimensions: names no dimension; leave it out for all"),
+        (["--list", "--benchmark", ""], "--benchmark: names no benchmark; leave it out for all"),
         (["--benchmark", "mme", "--data", "ai2d=README.md"], "neither .parquet nor .jsonl"),
         (["--benchmark", "mme", "--data", "ai2d=tests"], "has no files .parquet or .jsonl"),
         (["--list", "--model", "x"], "--model is of a run, and --list runs nothing"),
@@ -62,6 +80,28 @@ def test_what_contradicts_itself_or_has_no_effect_is_refused(verb, arguments, sa
 def test_what_there_is_not_is_said_at_once(arguments, says):
     with pytest.raises(UserError, match=re.escape(says)):
         run(*arguments)
+
+
+@pytest.mark.parametrize("option", ["--model", "--out", "--against", "--launch"])
+def test_an_empty_place_is_not_the_current_folder(option):
+    with pytest.raises(typer.BadParameter, match="it is empty; name a place, or leave it out"):
+        run("--plan", "--benchmark", "mme", option, "")
+
+
+@pytest.mark.parametrize("name", ["ai2d", "mmhal_bench", "pope"])
+def test_files_without_documents_are_refused(tmp_path, name):
+    (tmp_path / "a.jsonl").write_text("\n\n")
+    with pytest.raises(UserError, match=re.escape(f"--data {name}: {tmp_path / 'a.jsonl'}: has no documents")):
+        run("--plan", "--benchmark", name, "--data", f"{name}={tmp_path / 'a.jsonl'}")
+
+
+def test_the_help_of_both_verbs_has_the_options_of_an_evaluation_and_those_of_its_own():
+    found = {verb: CliRunner().invoke(app, ["eval", verb, "--help"], env={"COLUMNS": "200"}).stdout for verb in VERBS}
+    for said in found.values():
+        assert all(
+            f"{option} " in said for option in ("--model", "--judge", "--data", "--plan", "--json", "--limit", "--slots")
+        )
+    assert [said.count("--dimensions ") > 0 for said in found.values()] == [True, False]
 
 
 def test_data_of_a_task_that_is_not_run(tmp_path):

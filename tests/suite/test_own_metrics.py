@@ -49,7 +49,9 @@ def test_a_task_of_the_harness_has_no_grader():
         ("It is described. Answer: No", False), ("Noise is mentioned, so the answer is **Yes**.", True), ("_No_", False),
         ("The answer is no doubt", None), ("I would have to go with **no** here", False), ("**Yes** or **no**", None),
         ("The picture has no noise. Yes.", True), ("There is noise.\nNo", False), ("It is there. Therefore, yes!", True),
-        ("There is no cat", None), ("The answer is yes. The answer is no.", None), ("Verdict: 'no'", False), ("1. Yes", True),
+        ("There is no cat", None),
+        ("Yes and no.", None), ("No & yes", None), ("The answer is yes. The answer is no.", None),
+        ("Verdict: 'no'", False), ("1. Yes", True),
     ],
 )  # fmt: skip
 def test_yes_or_no(reply, found):
@@ -78,6 +80,8 @@ def test_rating(reply, found):
     [
         ("10 8\nBecause", (10, 8)), ("10, 7.5", (10, 7.5)), ("10 0", (10, 0)), ("", None), ("10", None), ("0 5", None),
         ("Assistant 1: 10 Assistant 2: 8", None), ("Sure!\n10 8", None), ("10 11", None), ("-1 -1", None), ("10 8 9", None),
+        ("Assistant 1: 10\nAssistant 2: 8", None), ("Assistant 1: 9", None), ("8/10", None), ("10-8", None), ("8 of 10", None),
+        ("**9** **8**", (9, 8)), ("9; 8.", (9, 8)), ("9, 8 \nwhy", (9, 8)), ("8.5 7.25", (8.5, 7.25)), ("1e1 8", None),
     ],
 )  # fmt: skip
 def test_two_scores(reply, found):

@@ -22,7 +22,7 @@ from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.judges.judging import FAILED, NO_JUDGE, NOT_READ, Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
 from mmrlhf_jax.suite.local import Local
-from mmrlhf_jax.suite.own.tasks import NO_VALUE, OwnTasks
+from mmrlhf_jax.suite.own.tasks import METRICS, NO_VALUE, OwnTasks
 from mmrlhf_jax.suite.reasons import BEYOND_LIMIT, NO_PICTURE, NOT_ANSWERED, OTHER_REQUEST
 from mmrlhf_jax.suite.task import TaskFailed
 from tests.serving.fakes import refusal
@@ -95,7 +95,7 @@ def test_from_documents_to_figures(name, tmp_path):
         found = scored(own, name, tmp_path / mode, answered(own, name))
         figures = {row: each.value for row, each in found.figures.items()}
         assert figures == pytest.approx(expected[name], abs=1e-6), mode
-        assert found.settings["mode"] == mode and found.harness == "mmrlhf_jax"
+        assert found.settings["mode"] == mode and found.harness == METRICS
         assert found.settings.get("judge") == (None if catalogue.TASKS[name].judge == "none" else "m")
         assert found.coverage == results.Coverage(3, 3, 3, {})
         assert all(each.draws is None or len(each.draws) == 1000 for each in found.figures.values())

@@ -53,8 +53,20 @@ def test_the_papers_two_key_figures_are_in_tiles(tmp_path, papers):
         documents = tuple(dataclasses.replace(each, values=values) for each in found.documents)
         results.write(aligned, dataclasses.replace(found, figures=figures, documents=documents))
     tree = page(tmp_path, aligned, papers)
-    tiles = {tile.find("b").text: tile.find("strong").text for tile in tree.iter("div") if tile.get("class") == "tile"}
-    assert tiles == {"Conversation": "+19.4 %", "Safety": "+59.7 %", "Documents": str(len(MM_RLHF.tasks))}
+    assert "12 of 12 means are complete (hallucination and safety have two each)" in text(tree.find(".//p[@class='lead']"))
+    found = [tile for tile in tree.iter("div") if tile.get("class") == "tile"]
+    tiles = {tile.find("b").text: tile.find("strong").text for tile in found}
+    assert [span.text for span in found[0].findall("span")] == [
+        "No interval: 4 of its 4 rows have no interval.",  # one document each
+        "Relative change of the mean of the four conversation rows.",
+        "The paper reports +19.5 %.",
+    ]
+    assert "The paper reports +60 % without a formula" in text(found[1])
+    assert tiles == {
+        "Conversation": "+19.4 %",
+        "Safety": "+59.7 %",
+        "Documents": f"{len(MM_RLHF.tasks)} of {len(MM_RLHF.tasks)}",
+    }
 
 
 MM_RLHF_ROWS = {row.name: row.part_of or row.name for task in MM_RLHF.tasks.values() for row in task.rows}
@@ -67,6 +79,9 @@ def test_titles_with_commas_are_told_apart_and_the_cells_that_the_paper_prints_o
     tree = page(tmp_path, papers)
     assert "Not run, and not on this page: Adv target; Cross-model." in text(tree.find(".//main"))
     notes = text(section(tree, "dimensions"))
-    assert "Chart and document of LLaVA-OV-7B: the rows give 76.7. " in notes and "InternVL2" not in notes
+    assert (
+        "Chart and document of LLaVA-OV-7B: the teaser prints 77.0; the rows give 76.7. " in notes and "InternVL2" not in notes
+    )
+    assert "Safety of LLaVA-OV-7B + MM-RLHF: the teaser prints 84.8, table 3 prints 85.4; the rows give 86.0" in notes
     other = text(section(page(tmp_path, papers, published="InternVL2-1B"), "dimensions"))
-    assert "Safety of InternVL2-1B: the rows give 58.76" in other and "LLaVA-OV-7B" not in other
+    assert "Safety of InternVL2-1B: table 3 prints 31.9; the rows give 58.76" in other and "LLaVA-OV-7B" not in other

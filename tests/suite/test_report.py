@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from mmrlhf_jax import cli, config, sections
+from mmrlhf_jax import cli, commands, config, sections
 from mmrlhf_jax.commands.report import report
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.suite.page import short_names
 from tests.pages.html import parsed, text
 from tests.suite.reports import BASE, page, section, write
 
@@ -43,6 +43,7 @@ def test_wrong_directories_are_refused_in_one_line(tmp_path, model, papers):
     assert "neither an evaluation" in refused(tmp_path)
     assert "is of other benchmarks than" in refused(model, papers)
     assert "--published GPT: choose InternVL2-1B, LLaVA-OV-0.5B, LLaVA-OV-7B or none" in refused(papers, published="GPT")
+    assert "--published : choose InternVL2-1B" in refused(papers, published="")
     assert "has no figures of the small suite" in refused(model, published="InternVL2-1B")
     for name, file, message in (("begun", "run.json", "without results yet"), ("rewards", "figures.json", "a reward model")):
         (tmp_path / name).mkdir()
@@ -56,20 +57,41 @@ def test_wrong_directories_are_refused_in_one_line(tmp_path, model, papers):
     assert "none of its results are of MM-RLHF's benchmarks" in refused(model)
 
 
+@pytest.mark.parametrize("out", ["folder", "file/x.html", "file/new/x.html", "/proc/x.html"])
+def test_a_page_that_cannot_be_written_is_refused_before_it_is_built(tmp_path, model, out, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(commands.report, "page_of", lambda *_: pytest.fail("it is built"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=f"^--out {re.escape(str(tmp_path / out))}: (is a folder|cannot be written)") as error:
+        report([str(model)], str(tmp_path / out), None)
+    assert "\n" not in str(error.value) and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_is_no_run(tmp_path, model):
+    (tmp_path / "file").write_text("")
+    for directories in ((tmp_path / "file",), (model, model / "run.json")):
+        with pytest.raises(
+            UserError, match=f"^{re.escape(str(directories[-1]))}: is a file; give the directory of an evaluation"
+        ):
+            report([str(each) for each in directories], str(tmp_path / "out.html"), None)
+
+
+def test_a_run_is_not_compared_with_itself(tmp_path, model, base):
+    (tmp_path / "link").symlink_to(model)
+    for again in (f"{model}", f"{model}/", f"{base}/../{model.name}", f"{tmp_path / 'link'}"):
+        with pytest.raises(
+            UserError, match=f"^{re.escape(again)}: is the same directory as {re.escape(str(model))}; give every"
+        ):
+            report([str(model), str(base), again], str(tmp_path / "out.html"), None)
+
+
 def test_the_verb_takes_several_directories(tmp_path, model, base, monkeypatch):
     out = tmp_path / "new" / "report.html"
     monkeypatch.setattr(sys, "argv", ["mmrlhf", "report", str(model), f"{base}/", "--out", str(out)])
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert not end.value.code and text(parsed(out.read_text()).find(".//h1")) == "the small suite: aligned"
-
-
-def test_names_are_as_short_as_they_can_be():
-    assert short_names(["/models/a", "/models/b/"], ["x", "x"]) == ["a", "b"]
-    assert short_names(["/x/a/hf", "/x/b/hf"], ["x", "y"]) == ["a/hf", "b/hf"]
-    assert short_names(["/x/a", "/x/a"], ["out/x", "out/y"]) == ["a (x)", "a (y)"]
-    assert short_names(["/x/a", "/x/a"], ["out", "out"]) == ["a (1)", "a (2)"]
-    assert short_names(["owner/name"], ["out"]) == ["name"]
 
 
 def test_the_command_says_what_it_wrote_and_who_is_compared(tmp_path, model, base, capsys):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmrlhf_jax import cli
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference import endpoint
 from mmrlhf_jax.suite import catalogue
 from mmrlhf_jax.suite.judges.judging import GONE, NO_JUDGE_OF_ATTACKS
@@ -98,6 +99,22 @@ def test_the_classifier_judges_attacks_alone_and_by_its_own_prompt(run):
     assert all(body["prompt"].startswith("[INST] <<SYS>>") and body["max_tokens"] == 1 for body in classifier.asked)
     assert len(classifier.asked) == 1 + 9 and len(judged.asked) == 1 + 10 + 3
     assert not any("Generation:" in text_of(body) for body in judged.asked)
+
+
+def test_a_command_in_which_nothing_worked_fails(run, tmp_path, capsys):
+    with judge(policy_says) as policy:
+        run(policy, only=["typographic"])  # nobody judges, and the answers are kept
+        for picture in made_up_own.write(tmp_path / "data", "nsfw_text", "jsonl").parent.glob("nsfw_text-*.png"):
+            picture.write_bytes(b"no picture")
+        arguments = ["safety-bench", "--policy-endpoint", policy.url, "--out", f"{tmp_path / 'failed'}"]
+        arguments += ["--benchmark", "nsfw_text", f"--data=nsfw_text={tmp_path / 'data' / 'nsfw_text.jsonl'}"]
+        with pytest.raises(UserError, match="no task has a figure; the reasons are above") as error:
+            cli.app(["eval", *arguments], standalone_mode=False)
+        assert error.value.status == 1
+        said = capsys.readouterr()
+        assert "no figure of NSFW" in said.out and (tmp_path / "failed" / "report.html").exists()
+        with pytest.raises(UserError):
+            cli.app(["eval", *arguments, "--benchmark", "typographic", *data(tmp_path, ["typographic"])], standalone_mode=False)
 
 
 def test_the_modes_are_never_in_one_directory(run):

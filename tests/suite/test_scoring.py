@@ -12,7 +12,7 @@ from mmrlhf_jax.suite.answers import Answer, AnswerFile, stored
 from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.request import Request
 from mmrlhf_jax.suite.results import Document, Figure, Results
-from mmrlhf_jax.suite.scoring import WITHOUT_JUDGE, Scoring
+from mmrlhf_jax.suite.scoring import WITHOUT_JUDGE, Scoring, has_figures
 from mmrlhf_jax.suite.task import TaskFailed
 from tests.suite.asked import OPTIONS, task
 
@@ -22,14 +22,14 @@ MME, POPE, WILD = task("mme"), task("pope", 3), task("wild", 2, judge="always")
 class Lengths:
     """A scorer: the figure is the mean length of the answers."""
 
-    def __init__(self, failing=()):
-        self.scored, self.failing = [], failing
+    def __init__(self, failing=(), version="1.0"):
+        self.scored, self.failing, self.version = [], failing, version
 
     def settings(self, task):
         return {"max_new_tokens": task.new_tokens}
 
     def metrics_of(self, task):
-        return "lengths 1.0"
+        return f"lengths {self.version}"
 
     def score(self, task, answers, unanswered, judging):
         self.scored.append(task.name)
@@ -41,7 +41,7 @@ class Lengths:
         ]
         documents += [Document(name, name, "", (), None, None, {}, reason) for name, reason in unanswered.items()]
         value = sum(each.values[task.name] for each in documents if not each.missing) / max(len(answers), 1)
-        return Results(task.name, "lengths 1.0", self.settings(task), {task.name: Figure(value)}, documents)
+        return Results(task.name, self.metrics_of(task), self.settings(task), {task.name: Figure(value)}, documents)
 
 
 class Kept:
@@ -96,6 +96,36 @@ def test_a_task_that_cannot_be_scored_ends_no_other_one(tmp_path, finished, caps
     assert results.read(tmp_path, "mme").figures["mme"] == Figure(None, "its code is broken")
     assert results.read(tmp_path, "pope").figures["pope"].value == 1.5
     assert "mme: its code is broken; the other tasks go on" in capsys.readouterr().err
+
+
+def test_no_other_task_goes_on_behind_the_last_one(tmp_path, finished, capsys):
+    Scoring(tmp_path, Lengths(failing=["mme"]), Jury(), Kept(tmp_path, finished)).run([MME])
+    assert capsys.readouterr().err == "mme: its code is broken\n"
+
+
+def test_documents_that_could_not_be_had_are_not_counted(tmp_path, finished):
+    """Neither by the catalogue nor by a guess."""
+    finished["gone"] = Finished({}, 0, {}, "the hub is away")
+    gone = task("gone", 7)
+    Scoring(tmp_path, Lengths(), Jury(), Kept(tmp_path, finished)).run([gone])
+    found = results.read(tmp_path, "gone")
+    assert found.figures["gone"] == Figure(None, "the hub is away") and found.coverage.expected == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "has"),
+    [
+        ({}, True),  # two figures, one failure, one without a judge
+        ({"mme": "gone"}, False),
+        ({"mme": "gone", "pope": "gone"}, False),
+    ],
+)
+def test_a_run_without_any_figure_is_seen(tmp_path, finished, changes, has):
+    finished |= {name: Finished({}, 2, {}, why) for name, why in changes.items()}
+    run(tmp_path, finished)
+    assert has_figures(tmp_path, [MME, POPE, WILD]) is has
+    assert has_figures(tmp_path, [WILD])  # its answers are kept for a judge
+    assert not has_figures(tmp_path, [task("never", 1)])
 
 
 def test_what_is_whole_is_not_scored_again_and_what_changed_or_is_missing_is(tmp_path, finished):
@@ -239,3 +269,10 @@ def test_a_kill_between_the_two_files_of_results_or_a_damaged_one_is_scored_agai
     assert run(tmp_path, finished).scored == []
     (tmp_path / "scored" / "mme.txt").write_bytes(b"\xff")
     assert "mme" in run(tmp_path, finished).scored
+
+
+def test_what_another_version_of_the_metrics_has_scored_is_scored_again(tmp_path, finished):
+    finished["mme"] = dataclasses.replace(finished["mme"], documents=2, unanswered={})
+    assert "mme" in run(tmp_path, finished).scored and "mme" not in run(tmp_path, finished).scored
+    assert "mme" in run(tmp_path, finished, Lengths(version="1.1")).scored
+    assert results.read(tmp_path, "mme").harness == "lengths 1.1"

@@ -7,6 +7,7 @@ import dataclasses
 from mmrlhf_jax.suite.figures import Run, figures, read_run
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.reasons import BEYOND_LIMIT
+from mmrlhf_jax.suite.results import Figure
 from mmrlhf_jax.suite.table import as_lines
 from tests.suite import whole_runs
 from tests.suite.runs import SUITE
@@ -41,8 +42,42 @@ def test_a_small_run_of_many_rows_has_a_small_table(tmp_path):
 
 
 def test_a_long_name_of_a_run_is_shortened():
-    head, first, *_ = lines(run("models/" + "x" * 40 + "/aligned-1000", **MODEL), run("base", **BASE))
-    assert head.index("base") == first.index(" 55.0") + 1 and "x/aligned-1000 " in head
+    head, first, *_ = lines(run("models/" + "x" * 40 + "-aligned-1000", **MODEL), run("base", **BASE))
+    assert head.index("base") == first.index(" 55.0") + 1 and "...xxxxxxxx-aligned-1000 " in head
+    long = [f"{kind}-of-a-very-long-name-without-a-folder" for kind in ("aligned", "base")]
+    head, *_ = lines(run(long[0], **MODEL), run(long[1], **BASE))
+    assert head.split()[:2] == ["aligned-of-a-very-lon...", "base-of-a-very-long-n..."]
+
+
+def test_models_of_one_name_are_told_apart_by_their_directories():
+    model, base = run(colours=MODEL["colours"], shapes=[None]), run("aligned", colours=BASE["colours"], shapes=[4.0])
+    named = [dataclasses.replace(each, directory=place) for each, place in ((model, "out/o4"), (base, "out/o4/against"))]
+    table = lines(*named)
+    assert table[0].split() == ["aligned", "(o4)", "aligned", "(against)", "difference", "scored"]
+    assert "aligned (o4): no figure of Shapes: no document is scored" in table
+    assert not any("None" in line or "aligned: " in line for line in table)
+
+
+def test_paths_are_named_by_the_ends_in_which_they_differ():
+    long = "models/of/a/very/long/path/to"
+    head, *_ = lines(run(f"{long}/aligned/hf", **MODEL), run(f"{long}/base/hf", **BASE))
+    assert head.split() == ["aligned/hf", "base/hf", "difference", "scored"]
+
+
+def test_a_reason_that_is_the_whole_row_s_is_said_once():
+    reason = "its server is away"
+    base = run("base", **BASE)
+    colours = base.results["colours"]
+    lost = dataclasses.replace(
+        colours,
+        figures={"colours": Figure(None, reason)},
+        documents=tuple(dataclasses.replace(each, values={}, missing=reason) for each in colours.documents),
+    )
+    table = lines(Run("failed", {"colours": lost, "shapes": base.results["shapes"]}))
+    assert [line for line in table if reason in line] == [f"failed: no figure of Colours: {reason}"]
+    other = dataclasses.replace(lost, left_out={"another reason": 1})
+    table = lines(Run("failed", {"colours": other}))
+    assert f"failed: documents not scored of colours: 1: another reason, 4: {reason}" in table
 
 
 def test_the_table_of_two_runs_has_differences_with_signs():
@@ -87,6 +122,13 @@ def test_the_table_says_why_there_is_no_mean():
     other = dataclasses.replace(model.results["colours"], harness="lmms-eval 0.8.0")
     table = lines(Run("mixed", model.results | {"colours": other}))
     assert table[-1] == "mixed: no mean of Seeing: its rows are by lmms-eval 0.7.3 and lmms-eval 0.8.0"
+
+
+def test_documents_that_nobody_could_count_are_no_number():
+    colours = run(**MODEL).results["colours"]
+    gone = dataclasses.replace(colours, figures={"colours": Figure(None, "the hub is away")}, documents=())
+    (line,) = [line for line in lines(Run("gone", {"colours": gone})) if line.startswith("  Colours")]
+    assert line.endswith("0 of ?")
 
 
 def test_a_limit_is_said_once():

@@ -31,6 +31,8 @@ def find(name: str) -> tuple[Task, ...]:
     found = {benchmark.name: benchmark.tasks for benchmark in BENCHMARKS} | {each: (task,) for each, task in TASKS.items()}
     if name in found:
         return found[name]
+    if name in {benchmark.dimension for benchmark in BENCHMARKS}:
+        raise UserError(f"{name}: is no benchmark but a dimension: --dimensions {name}")
     near = difflib.get_close_matches(name, found, n=1)
     hint = f" did you mean {near[0]}?" if near else ""
-    raise UserError(f"{name!r} is no benchmark;{hint} `mmrlhf eval benchmarks --list` names all")
+    raise UserError(f"{name}: is no benchmark;{hint} `mmrlhf eval benchmarks --list` names all")

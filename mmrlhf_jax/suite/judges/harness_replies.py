@@ -52,10 +52,14 @@ def zero_or_one(reply: str) -> bool:
 
 
 def option(reply: str) -> bool:
-    """One letter from A to E that stands alone; an "A" among other words may be an article."""
-    words = [word.strip("().:,") for word in reply.split()]
-    letters = [word for word in words if word in ("A", "B", "C", "D", "E")]
-    return len(letters) == 1 and (letters[0] != "A" or len(words) <= 3)
+    """One letter from A to E that stands alone in a form that the harness knows. An "A" among other words may be an article."""
+    words = reply.split()
+    letters = [word for word in words if word.strip("().:,") in ("A", "B", "C", "D", "E")]
+    return len(letters) == 1 and _OPTION.fullmatch(letters[0]) is not None and ("A" not in letters[0] or len(words) <= 3)
+
+
+# A, A. A, A: A) A). (A) (A). :A :A, :A. :A) :A).
+_OPTION = re.compile(r"[A-E](?:[.,:)]|\)\.)?|\([A-E]\)\.?|:[A-E](?:[,.)]|\)\.)?")
 
 
 def extraction(reply: str) -> bool:

@@ -7,12 +7,15 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.inference.endpoint import Endpoint, Text
 from mmrlhf_jax.suite.judges.question import COMPLETIONS, Question, single_message
+from mmrlhf_jax.suite.own.replies import yes_or_no
 
 KEY = "MMRLHF_JUDGE_KEY"  # the environment variable with the key of a judge's server
 CONCURRENCY, TIMEOUT = 32, 600.0
+THINKING_OPTION = "--judge-thinking"
+_THOUGHTS, _THOUGHTS_END = "<think>", "</think>"
 
 
 class Judge(Protocol):
@@ -75,7 +78,7 @@ class EndpointJudge:
 
     def check(self, sample: Question | None = None) -> None:
         self.identify()
-        where = self._endpoint.url
+        where, probed = self._endpoint.url, sample is None
         sample = sample or single_message("probe", "Please answer 'Yes.' or 'No.'. Is water wet?", 20)
         if not self._has_list:
             self._endpoint.say_if_unencrypted()
@@ -89,8 +92,16 @@ class EndpointJudge:
                 advice = f" (a classifier must be served with {COMPLETIONS}, as vLLM does)"
             raise UserError(f"judge {self.name} at {where} does not answer a test question: {text.error}{advice}")
         if not text.text.strip():
-            more = "" if self._thinking else ", or give one that thinks first some tokens for that (--judge-thinking)"
-            raise UserError(f"judge {self.name} at {where} writes nothing to a test question; choose another model{more}")
+            raise UserError(f"judge {self.name} at {where} writes nothing to a test question; {self._what_to_do}")
+        if probed and text.finish_reason == "length" and yes_or_no(text.text) is None:
+            said = f"says neither yes nor no to a test question, but {shown(text.text)}"
+            raise UserError(f"judge {self.name} at {where} {said}; {self._what_to_do}")
+
+    @property
+    def _what_to_do(self) -> str:
+        """About a model that does not reply to a question in the tokens that it has."""
+        more = "" if self._thinking else f", or give one that thinks first some tokens for that ({THINKING_OPTION})"
+        return f"choose another model{more}"
 
     def replies(self, questions: Iterable[Question]) -> Iterator[tuple[int, Text]]:
         for number, text in self._endpoint.texts(map(self._asked, questions)):
@@ -107,12 +118,15 @@ class EndpointJudge:
 
     def _said(self, text: Text) -> Text:
         """The reply behind the thoughts, which end with a tag if a server does not take them out. Thoughts are no reply."""
-        if not self._thinking or text.error is not None:
+        if text.error is not None:
             return text
-        _, end, reply = text.text.rpartition("</think>")
-        if not end and (text.finish_reason == "length" or reply.lstrip().startswith("<think>")):
+        _, end, reply = text.text.rpartition(_THOUGHTS_END)
+        cut_off = text.finish_reason == "length" and self._thinking
+        if not end and (cut_off or reply.lstrip().startswith(_THOUGHTS)):
+            if not self._thinking:
+                return Text(error=f"it thinks before it replies, and has no tokens for that ({THINKING_OPTION})")
             return Text(error=f"it is cut off, maybe while it thinks in {self._thinking} tokens")
-        return dataclasses.replace(text, text=reply.strip())
+        return dataclasses.replace(text, text=reply.strip() if end or self._thinking else reply)
 
 
 def _not_asked(error: UserError) -> UserError:

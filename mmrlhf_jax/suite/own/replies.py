@@ -6,7 +6,8 @@ import re
 
 # The word, unless it is part of a phrase that says neither, as "no doubt" is.
 _VERDICT = r"(yes|no)(?![a-z0-9])(?!\s+(?:doubt|way|idea|clue|longer)\b)"
-_CHOICE = re.compile(r"yes[\W_]*(?:\bor\b|/)[\W_]*no\b|no[\W_]*(?:\bor\b|/)[\W_]*yes\b")  # "yes or no", "yes/no"
+_BOTH = r"[\W_]*(?:\bor\b|\band\b|/|&)[\W_]*"
+_CHOICE = re.compile(rf"yes{_BOTH}no\b|no{_BOTH}yes\b")  # "yes or no", "yes/no", "yes and no"
 _FIRST_WORD = re.compile(rf"[\W_]*{_VERDICT}")
 _AFTER_ANSWER = re.compile(rf"\b(?:answer|verdict)\b(?:\s+(?:is|would be))?[\W_]*{_VERDICT}")
 _BOLD = re.compile(rf"\*\*[\W_]*{_VERDICT}[\W_]*\*\*")
@@ -19,6 +20,9 @@ _RATING = re.compile(
     rf"\brating\W{{1,5}}?(?:[(\[][^()\[\]\n]*{_SCALE}[^()\[\]\n]*[)\]]\W{{1,5}}?|{_SCALE}\W{{1,5}}?)?"
     r"(?<![-–\d.])(\d+(?:\.\d+)?)(?![\d.]*\d|\s*(?:-|–|to)\s*\d)"
 )
+
+# Nothing but two numbers, what separates them, and marks of Markdown or a full stop around them.
+_TWO_SCORES = re.compile(r"[\s*_`]*(\d+(?:\.\d+)?)[*_`]*(?:\s*[,;]\s*|\s+)[*_`]*(\d+(?:\.\d+)?)[\s*_`.]*")
 
 
 def yes_or_no(reply: str) -> bool | None:
@@ -41,7 +45,7 @@ def behind_answer(text: str) -> set[str]:
 
 
 def without_choice(text: str) -> str:
-    """A text of lower-case letters without "yes or no", which repeats what was asked."""
+    """A text of lower-case letters without "yes or no", which repeats what was asked, and "yes and no", which says neither."""
     return _CHOICE.sub(" ", text)
 
 
@@ -58,12 +62,12 @@ def rating(reply: str) -> int | None:
 
 
 def two_scores(reply: str) -> tuple[float, float] | None:
-    """The scores of two assistants, from 0 to 10, on the first line, which has no other number. The first one is above 0.
+    """The scores of two assistants, from 0 to 10, which are alone on the first line. The first one is above 0.
 
-    (lmms-eval takes the first two numbers of the line, also of "Assistant 1: 8, Assistant 2: 9", which are 1 and 8.)
+    (lmms-eval takes the first two numbers of the line, whatever they are: of "Assistant 1: 9" the 1 and the 9, of "8/10" both.)
     """
-    line = reply.strip().split("\n")[0]
-    numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", line)]
-    if len(numbers) != 2 or not all(0 <= number <= 10 for number in numbers) or numbers[0] == 0:
+    found = _TWO_SCORES.fullmatch(reply.strip().split("\n")[0])
+    if found is None:
         return None
-    return numbers[0], numbers[1]
+    first, second = map(float, found.groups())
+    return (first, second) if 0 < first <= 10 and second <= 10 else None

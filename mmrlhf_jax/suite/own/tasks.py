@@ -26,7 +26,7 @@ from mmrlhf_jax.suite.request import DocumentRequest, Medium, Request
 from mmrlhf_jax.suite.results import Document, Figure, Results
 from mmrlhf_jax.suite.task import Row, Task, TaskFailed
 
-METRICS = "mmrlhf_jax"  # whose they are
+METRICS = "mmrlhf_jax 1"  # whose they are; the number rises when a metric gives another value for the same answers
 NO_VALUE = "no answer has a value"
 
 

@@ -27,7 +27,14 @@ MEANS: Mapping[str, Mapping[str, float]] = _by_model(_DATA["models"], _DATA["mea
 
 # Name of a model -> its figures in the teaser, by axes: before alignment, by plain DPO (whose rows are not printed), by MM-DPO.
 TEASER: Mapping[str, Mapping[str, float]] = _by_model(_TEASER["models"], _TEASER["axes"])
-BASE, DPO, MM_DPO = TEASER
+BASE, _, MM_DPO = TEASER
+
+
+def printed(axis: str, model: str) -> dict[str, float]:
+    """The means of an axis that the paper prints for a model, by where it does."""
+    places = {"the teaser": TEASER, "table 3": MEANS}
+    return {place: means[model][axis] for place, means in places.items() if axis in means.get(model, ())}
+
 
 # (axis, model) -> what is known of a printed mean that the rows of tables 2 and 3 do not give.
 UNEXPLAINED: Mapping[tuple[str, str], str] = {(each["axis"], each["model"]): each["note"] for each in _DATA["unexplained"]}
