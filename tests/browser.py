@@ -105,8 +105,9 @@ class Browser:
         path.write_bytes(base64.b64decode(found["data"]))
 
     def printed(self) -> bytes:
-        """The page as a PDF file."""
-        return base64.b64decode(self("Page.printToPDF", preferCSSPageSize=True)["data"])
+        """The page as a PDF file, whose outline has the headings."""
+        options = {"preferCSSPageSize": True, "generateTaggedPDF": True, "generateDocumentOutline": True}
+        return base64.b64decode(self("Page.printToPDF", **options)["data"])
 
     def read_out(self) -> list[tuple[str, str]]:
         """(role, name) of everything that a screen reader knows of."""

@@ -16,6 +16,7 @@ from tests.suite import whole_runs
 pytestmark = browser.needed
 
 PHONE, DESK = 390, 1280
+MARGIN, TWO_LINES = 14 * 72 / 25.4, 25  # of a printed page, in points
 # Texts that are wider than the cell of a table in which they are, and numbers that are broken over two lines.
 CELLS = r"""
 (() => {
@@ -53,6 +54,44 @@ TOUCHING = r"""
       if (edges(row.cells[i])[0] - edges(row.cells[i - 1])[1] < 4)
         found.push([edges(row.cells[i])[0] - edges(row.cells[i - 1])[1], row.cells[i - 1].innerText, row.cells[i].innerText]);
   return found;
+})()
+"""
+CONTROLS = "[...document.querySelectorAll('a[href], summary, input, select, [tabindex=\"0\"]')]"
+# The name of the element that has the focus, and its outline; of a button that is drawn by its label, the label's.
+FOCUSED = r"""
+(() => {
+  const active = document.activeElement;
+  const shown = active.matches('.choice') ? active.nextElementSibling : active;
+  return [active.tagName, getComputedStyle(shown).outlineStyle];
+})()
+"""
+# All pairs of a text's colour and the colour behind it, with their ratio of contrast by WCAG 2.
+CONTRASTS = r"""
+(() => {
+  const parts = (colour) => colour.match(/[\d.]+/g).map(Number);
+  const luminance = (colour) => {
+    const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = parts(colour).map((each) => linear(each / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (let each = element; each; each = each.parentElement) {
+      const colour = getComputedStyle(each).backgroundColor;
+      if (parts(colour)[3] !== 0) return colour;
+    }
+  };
+  const found = new Map();
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node = texts.nextNode(); node; node = texts.nextNode()) {
+    const element = node.parentElement;
+    if (!node.data.trim() || element.closest('title') || !element.checkVisibility()) continue;
+    const style = getComputedStyle(element);
+    const colour = element.closest('svg') ? style.fill : style.color;
+    const back = behind(element);
+    const [high, low] = [luminance(colour), luminance(back)].sort((a, b) => b - a);
+    found.set(colour + back, {colour, back, ratio: (high + 0.05) / (low + 0.05), text: node.data.slice(0, 40)});
+  }
+  return [...found.values()];
 })()
 """
 SMALLEST = r"""
@@ -151,12 +190,49 @@ def test_a_screen_reader_has_headings_names_and_the_direction_of_every_axis(chro
     assert levels[0] == 1 and all(below - above <= 1 for above, below in itertools.pairwise(levels))
 
 
-def test_every_control_is_reached_by_the_tab_key_and_shows_that_it_is(chromium, page):
+def test_every_kind_of_control_is_reached_by_the_tab_key_and_shows_that_it_is(chromium, page):
     chromium.open(page, DESK)
-    reached = set()
-    for _ in range(12):
+    kinds = chromium.value(f"[...new Set({CONTROLS}.map((each) => each.tagName))]")
+    assert set(kinds) == {"A", "DIV", "SUMMARY", "INPUT", "SELECT", "P"}
+    reached, seen = set(), 0
+    while seen < 500 and reached < set(kinds):
         for kind in ("keyDown", "keyUp"):
             chromium("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
-        reached.add(chromium.value("document.activeElement.tagName"))
-        assert chromium.value("getComputedStyle(document.activeElement).outlineStyle") != "none"
-    assert "A" in reached and "DIV" in reached
+        name, outline = chromium.value(FOCUSED)
+        assert outline != "none", name
+        reached.add(name)
+        seen += 1
+    assert reached == set(kinds)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_stands_out_from_its_background(chromium, page, scheme):
+    chromium.open(page, DESK)
+    chromium("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    try:
+        chromium.value("document.querySelectorAll('details').forEach((each) => each.open = true)")
+        found = chromium.value(CONTRASTS)
+        assert chromium.value("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
+    finally:
+        chromium("Emulation.setEmulatedMedia", features=[])
+    assert len(found) >= 8 and {each["ratio"] >= 4.5 for each in found} == {True}, [
+        each for each in found if each["ratio"] < 4.5
+    ]
+
+
+def test_no_heading_is_the_last_line_of_a_printed_page(chromium, page):
+    chromium.open(page, DESK)
+    content = chromium.printed()
+    heights = {float(height) for height in re.findall(rb"/MediaBox \[0 0 [\d.]+ ([\d.]+)\]", content)}
+    places = [float(y) for y in re.findall(rb"/XYZ [\d.]+ ([\d.]+) 0\]", content)]  # of headings, from the bottom of the page
+    assert len(heights) == 1 and len(places) > 40
+    assert min(places) > MARGIN + TWO_LINES
+    chromium("Emulation.setEmulatedMedia", media="print")
+    try:
+        # The heads of a table's groups are no headings, and stand in no outline.
+        rows = "[...document.querySelectorAll('.compared tr:has(> .group)')].map((each) => getComputedStyle(each).breakAfter)"
+        assert chromium.value(f"[...new Set({rows})]") == ["avoid"]
+        figures = "[...document.querySelectorAll('figure.bars, .axis-bars')].map((each) => getComputedStyle(each).breakInside)"
+        assert chromium.value(f"{figures}.length") > 10 and chromium.value(f"[...new Set({figures})]") == ["auto", "avoid"]
+    finally:
+        chromium("Emulation.setEmulatedMedia", media="")
