@@ -10,7 +10,7 @@ TORCH ?= $(shell $(PYTHON) -c "import sys; print('torch==2.13.0' if sys.version_
 EVAL_ENV ?= .venv-eval
 HARNESS := lmms-eval==0.7.3
 
-.PHONY: quickstart test lint eval-env test-eval clean
+.PHONY: quickstart test test-long lint eval-env test-eval clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,10 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed
 	@$(BIN)/python -c "import torch" 2>/dev/null || echo "torch is not installed: comparisons with transformers are skipped (make TORCH=torch)"
 	$(BIN)/python -m pytest
+
+# Those that take some seconds each, which CI runs as well. The slow ones are behind `pytest -m slow`.
+test-long: $(VENV)/installed
+	$(BIN)/python -m pytest -m "long and not slow"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

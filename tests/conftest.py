@@ -27,7 +27,8 @@ QUICK_TO_COMPILE = (
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",
 )
-DEFAULT_SELECTION = "not slow"
+# The selections in which no test takes longer than a minute.
+QUICK_SELECTIONS = ("not slow and not long", "long and not slow", "not slow")
 
 compiled = pytest.StashKey[str]()
 
@@ -38,7 +39,7 @@ def pytest_configure(config):
     One compilation cache serves every test and process of a session. The slow tests run their programs for minutes and compile
     them as users do: `-m "slow or not slow"` is every test that way.
     """
-    if config.option.markexpr == DEFAULT_SELECTION:
+    if config.option.markexpr in QUICK_SELECTIONS:
         os.environ["XLA_FLAGS"] = " ".join(filter(None, (os.environ.get("XLA_FLAGS"), *_known(QUICK_TO_COMPILE))))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         config.stash[compiled] = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")

@@ -136,6 +136,7 @@ def test_a_run_directory_that_is_none_is_named(monkeypatch, capsys, tmp_path):
     assert "nowhere" in refused(monkeypatch, capsys, "export", tmp_path / "nowhere", tmp_path / "out")
 
 
+@pytest.mark.long
 def test_logprobs_writes_one_line_per_record_and_does_not_overwrite(monkeypatch, capsys, tmp_path, data, model):
     out = tmp_path / "out.jsonl"
     assert run(monkeypatch, "logprobs", "--model", model, "--data", data, "--out", out) == 0
@@ -182,6 +183,7 @@ def test_an_overlong_text_is_a_finding(monkeypatch, capsys, data):
     assert "characters, more than 5" in out and "more (--most, --json)" in out
 
 
+@pytest.mark.long
 def test_generate_answers_about_an_image_and_names_a_missing_one(monkeypatch, capsys, tmp_path, model):
     (tmp_path / "a.png").write_bytes(ranked.picture((40, 30), 0))
     asked = ("generate", "--model", model, "--prompt", "What is this?", "--max-new-tokens", 3, "--image")
@@ -199,6 +201,7 @@ def video(tmp_path):
     return tmp_path / "clip"
 
 
+@pytest.mark.long
 def test_generate_answers_about_the_frames_asked_for_of_a_video(monkeypatch, capsys, model, video):
     from mmrlhf_jax.inference.engine import Engine
 
@@ -212,6 +215,7 @@ def test_generate_answers_about_the_frames_asked_for_of_a_video(monkeypatch, cap
     assert "--image or --video" in refused(monkeypatch, capsys, *asked, video, "--image", video / "0.png")
 
 
+@pytest.mark.long
 def test_log_probs_depend_on_the_frames_asked_for(monkeypatch, tmp_path, model, video):
     source = tmp_path / "records.jsonl"
     source.write_text(json.dumps({"id": "a", "prompt": "What happens?", "video": "clip", "responses": [{"text": "Rain."}]}))

@@ -126,6 +126,7 @@ def calls(path: Path) -> list[str]:
     return [each.removeprefix("mmrlhf ") for each in dict.fromkeys(code) if each.startswith("mmrlhf ")]
 
 
+@pytest.mark.long
 def test_every_command_and_option_exists(page):
     for call in calls(page):
         if call.split()[0] == "VERB":

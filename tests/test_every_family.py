@@ -77,6 +77,7 @@ def html(path: Path) -> str:
 
 
 @pytest.mark.parametrize("family", EACH)
+@pytest.mark.long
 def test_from_rewards_to_an_exported_model(family, tmp_path, capsys, monkeypatch):
     """score, train up to a step that the guard stops at, replay of that step, train to the end, export, and its answers."""
     place = make_place(tmp_path, family)
@@ -117,6 +118,7 @@ def test_from_rewards_to_an_exported_model(family, tmp_path, capsys, monkeypatch
 
 
 @pytest.mark.parametrize("family", EACH)
+@pytest.mark.long
 def test_questions_and_judgements(family, tmp_path, capsys):
     """generate about a picture, and eval reward-bench with the critiques that the data have, the media exchanged or not."""
     place = make_place(tmp_path, family)

@@ -81,6 +81,7 @@ def package(module: str) -> str:
     return parts[1]
 
 
+@pytest.mark.long
 def test_packages_import_only_those_below_them():
     wrong = sorted(
         f"{module} imports {imported}"

@@ -128,6 +128,7 @@ def test_a_suspended_owner_of_this_host_is_not_gone(tmp_path, holders, quick):
 
 
 @pytest.mark.parametrize("before", ["nobody", "dead"])
+@pytest.mark.long
 def test_of_several_that_start_at_the_same_moment_exactly_one_wins(tmp_path, holders, before):
     path = tmp_path / "run" / "owner"
     if before == "dead":
@@ -137,6 +138,7 @@ def test_of_several_that_start_at_the_same_moment_exactly_one_wins(tmp_path, hol
     assert_one_wins(path, holders)
 
 
+@pytest.mark.long
 def test_of_several_that_start_at_the_same_moment_in_a_bucket_exactly_one_wins(bucket, holders):
     assert_one_wins(bucket / "run" / "owner", holders, count=3)
 
@@ -264,6 +266,7 @@ def test_a_file_system_without_links_works_as_well(tmp_path, monkeypatch):
         mine(tmp_path / "owner").take()
 
 
+@pytest.mark.long
 def test_in_a_bucket_who_comes_second_is_told_and_the_place_of_a_dead_one_is_taken(bucket, holders, quick):
     path = bucket / "other" / "owner"
     first = hold(path, holders)

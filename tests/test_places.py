@@ -119,6 +119,7 @@ def test_a_folder_whose_name_looks_like_a_place_is_one_if_it_is_there(tmp_path, 
 # An object store
 
 
+@pytest.mark.long
 def test_an_export_into_a_bucket_is_the_one_that_a_directory_gets(bucket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = tiny.checkpoint(tmp_path / "in", dtype=tiny.BFLOAT16)

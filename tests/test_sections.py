@@ -386,6 +386,7 @@ def test_a_tilde_on_the_command_line_is_the_home_directory(home, monkeypatch, ca
         ["data", "stats", "~/none.jsonl"],
         ["train", "~/none.yaml"],
         ["plan", "~/none.yaml", "--launch=~/x.yaml"],
+        ["eval", "benchmarks", "--plan", "--data=ai2d=~/none.parquet"],
     ):
         monkeypatch.setattr("sys.argv", ["mmrlhf", *arguments])
         with pytest.raises(SystemExit) as end:

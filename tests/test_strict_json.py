@@ -95,6 +95,7 @@ def test_whole_characters_and_what_only_looks_like_half_of_one_are_read(text):
 @given(
     st.recursive(st.integers(-9, 9) | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)), st.data()
 )
+@pytest.mark.long
 def test_a_number_that_is_wrong_is_found_where_it_stands(value, data):
     """Whatever stands before and after it."""
     row = {"before": value, "here": [value, {"wrong": 0.125}], "after": value}

@@ -204,7 +204,8 @@ def run(command: Command, tasks: Sequence[Task]) -> None:
     where = config.load_launch(command.launch)
     distributed.prepare(where)  # before jax is imported
     from mmrlhf_jax.inference.jobs import Share
-    from mmrlhf_jax.suite.benchmarks import Wanted, base_of, evaluate_against
+    from mmrlhf_jax.suite.base import base_of
+    from mmrlhf_jax.suite.benchmarks import Wanted, evaluate_against
     from mmrlhf_jax.suite.judges.judge import EndpointJudge
     from mmrlhf_jax.suite.jury import Jury
 

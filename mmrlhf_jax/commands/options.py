@@ -39,6 +39,16 @@ def _places(value: Any, writes: bool) -> Any:
     return check_place(expand_home(value), writes=writes)
 
 
+def _read_behind_names(values: list[str] | None) -> list[str] | None:
+    """Of values NAME=PATH, the paths; a value of another form stays, and is refused where it is read."""
+    return values and [_read_behind_name(value) for value in values]
+
+
+def _read_behind_name(value: str) -> str:
+    name, equals, path = value.partition("=")
+    return f"{name}={_read(path)}" if path else name + equals
+
+
 def finite(value: float) -> float:
     """A callback that refuses numbers that are not finite, or that float32 cannot represent."""
     if not is_finite(value) or 0 < abs(value) < LEAST_NORMAL:
@@ -133,8 +143,9 @@ AgainstModel = Annotated[
 LocalDocuments = Annotated[
     list[str] | None,
     typer.Option(
+        callback=_read_behind_names,
         help="TASK=FILE: take a task's documents from a .parquet or .jsonl file, or a folder of them, and not from the hub. It"
-        " can be repeated."
+        " can be repeated.",
     ),
 ]
 FirstDocuments = Annotated[

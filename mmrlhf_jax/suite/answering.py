@@ -95,6 +95,7 @@ class Answering:
     ):
         self._directory, self._tasks, self._source, self._share = epath.Path(directory), tasks, source, share
         self._policy, self._launch = functools.cache(policy), launch
+        self._not_opened: UserError | None = None
         self._locks: dict[int, Ownership] = {}  # of other hosts: whether one is alive is seen by looking several times
 
     @property
@@ -158,6 +159,15 @@ class Answering:
                 path, strict_json.dumps(dataclasses.asdict(finished), where=f"{path}", ensure_ascii=False).encode()
             )
 
+    def _open(self) -> Policy:
+        """The policy. UserError if it cannot be opened, which is tried once."""
+        if self._not_opened is None:
+            try:
+                return self._policy()
+            except UserError as error:
+                self._not_opened = error
+        raise self._not_opened
+
     def _answer_task(self, task: Task, process: int, progress: Pace) -> Finished:
         before = {name: list(by_key) for name, by_key in stored(self._directory, task.name).items()}
         unanswered: dict[str, str] = {}
@@ -175,8 +185,16 @@ class Answering:
                 progress.total = without + mine
                 wanted = self._wanted(asking, unanswered, keys, progress)
                 if (first := next(wanted, None)) is not None:
+                    try:
+                        policy = self._open()
+                    except UserError as error:
+                        if not self._was_asked(task, process):
+                            raise
+                        say(f"{task.name}: what had no answer before is not asked again ({error})")
+                        progress.total = without + progress.done - done
+                        return self._read(task, process)
                     say(f"{task.name}: {counted(mine, 'document')}")
-                    for request, answered in self._policy().answers(itertools.chain([first], wanted), progress):
+                    for request, answered in policy.answers(itertools.chain([first], wanted), progress):
                         if answered.error is None:
                             progress.answered()
                             file.add(Answer.to(request, answered.text, answered.finish_reason))

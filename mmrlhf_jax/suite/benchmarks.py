@@ -11,13 +11,14 @@ from typing import Any
 from etils import epath
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import exists, is_address, is_remote
+from mmrlhf_jax.files import exists, is_remote
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite import hosts, results, run_directory
 from mmrlhf_jax.suite.all_tasks import AllTasks
 from mmrlhf_jax.suite.answering import Answering
-from mmrlhf_jax.suite.figures import read_results, read_run
+from mmrlhf_jax.suite.base import compared_with, of_earlier_command, require_comparable, require_suite
+from mmrlhf_jax.suite.figures import read_results
 from mmrlhf_jax.suite.harness import NAME
 from mmrlhf_jax.suite.harness.running import Harness
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
@@ -31,7 +32,6 @@ from mmrlhf_jax.suite.own.tasks import OwnTasks
 from mmrlhf_jax.suite.policy import Policy
 from mmrlhf_jax.suite.run_directory import AGAINST
 from mmrlhf_jax.suite.scoring import Scoring
-from mmrlhf_jax.suite.stored import read_suite
 from mmrlhf_jax.suite.task import Task
 
 # What to do where a task was asked with documents of another source before.
@@ -103,80 +103,26 @@ def evaluate_against(
         for run in runs:
             run.settle()
         wanted.jury.identify(wanted.tasks)
+        if not isinstance(base, Model | None):
+            require_comparable(base, wanted.tasks, runs[0].made_by, results.tasks_in(directory))
         wanted.jury.check([task for run in runs for task in run.unjudged()])
         for run in runs:
             run.settle_judges()
         against = run_directory.settle_base(directory, runs[1].directory if isinstance(base, Model) else base)
         if base is None and against is not None:
-            against = _of_earlier_command(against)
+            against = of_earlier_command(against)
         for first in firsts:
             first.open(wanted.of_all_hosts if wanted.share.count > 1 else {})
         for run, first in zip(runs, firsts, strict=True):
             run.answer(first.launch)
-            finished(_compared_with(against))
-
-
-def base_of(model: Model, against: str | None, name: str | None) -> Model | epath.Path | None:
-    """The base that the options name: a model, or the directory of a run. UserError for a run that nothing can be compared
-    with."""
-    if against is None and name is None:
-        return None
-    directory = None if against is None or is_address(against) else epath.Path(against)
-    if directory is None or not exists(directory / run_directory.FILE):
-        return model.base(against, name)
-    if name is not None:
-        raise UserError(f"--against-model: {directory} is the directory of a run, which has one model")
-    run_directory.read(directory)
-    try:
-        _require_results(directory)
-    except UserError as error:
-        raise UserError(f"--against {error}") from None
-    return directory
-
-
-def _require_results(directory: epath.Path) -> None:
-    """UserError for the directory of a run that nothing can be compared with."""
-    if not results.tasks_in(directory):
-        raise UserError(f"{directory}: a run without results yet; finish it first, or give the model itself")
-    _require_suite(directory)
-    if not read_run(directory, MM_RLHF).results:
-        raise UserError(f"{directory}: none of its results are of {MM_RLHF.title}")
-
-
-def _require_suite(directory: epath.Path) -> None:
-    if (found := read_suite(directory)) != MM_RLHF:
-        raise UserError(f"{directory}: is a run of {found.title}, not of {MM_RLHF.title}")
-
-
-def _of_earlier_command(against: epath.Path) -> epath.Path | None:
-    """The base of an earlier command; None, which is said, if nothing can be compared with it any more."""
-    try:
-        _require_results(against)
-    except UserError as error:
-        say(f"the base of an earlier command is left out: {error}")
-        return None
-    say(f"compared with the base of an earlier command: {against}")
-    return against
-
-
-def _compared_with(against: epath.Path | None) -> epath.Path | None:
-    """The directory of the base's run as far as it has results. If they are not sound, that is said, and it is left out: the
-    figures of the model do not depend on it."""
-    if against is None or not results.tasks_in(against):
-        return None
-    try:
-        _require_results(against)
-    except UserError as error:
-        say(f"the base is left out: {error}")
-        return None
-    return against
+            finished(compared_with(against))
 
 
 def _refuse_unsound(directory: epath.Path, tasks: Sequence[Task]) -> None:
     """UserError for a run of other benchmarks, and for results that belong to the table, are not sound, and are not made again
     by these tasks."""
     try:
-        _require_suite(directory)
+        require_suite(directory)
     except UserError as error:
         raise UserError(f"{error}; choose another --out") from None
     again = {task.name for task in tasks}
@@ -196,6 +142,11 @@ class Evaluation:
     def check(self) -> None:
         """UserError for what is no model, for a server that is needed and does not answer or has another model, and for figures
         that would be replaced. Nothing is written."""
+        if exists(self.directory / run_directory.FILE):
+            try:
+                run_directory.read(self.directory)
+            except UserError as error:
+                raise UserError(f"{error}; choose another --out") from None
         self._model = self._model.known(self.directory)
         self._identity = self._model.identity()
         self._refuse_replacement()
@@ -221,6 +172,13 @@ class Evaluation:
         scoring = Scoring(self.directory, tasks, jury, answering)
         judged = jury.tasks_of(self._wanted.tasks)
         return [task for task in judged if not (answering.was_asked(task) and scoring.has_all_verdicts(task))]
+
+    def made_by(self, task: Task) -> tuple[str, dict[str, Any]]:
+        """(whose metrics the results of a task will be, with which settings)."""
+        jury = self._wanted.jury.resumed(run_directory.read(self.directory))
+        tasks = self._tasks(None, jury)
+        judge = {} if task.judge == "none" else {"judge": jury.name_of(task)}
+        return tasks.metrics_of(task), {**tasks.settings(task), **judge}
 
     def settle_judges(self) -> None:
         """Note who judges. UserError if another judge has judged before."""

@@ -23,7 +23,7 @@ from mmrlhf_jax.suite import run_directory
 from mmrlhf_jax.suite.comparing import Pair, obstacle, pair
 from mmrlhf_jax.suite.dimensions import Axis, Headline, Suite, TableRow
 from mmrlhf_jax.suite.resampling import Estimate, combined
-from mmrlhf_jax.suite.results import Coverage, Results, figures_path, read, tasks_in
+from mmrlhf_jax.suite.results import AGAIN, Coverage, Results, figures_path, read, tasks_in
 from mmrlhf_jax.suite.task import Task
 
 NO_RESULTS = "no results"
@@ -157,7 +157,7 @@ def read_results(directory: epath.PathLike, task: Task) -> Results:
     found = read(directory, task.name)
     if unknown := found.figures.keys() - {row.name for row in task.rows}:
         path = figures_path(directory, task.name)
-        raise UserError(f"{path}: rows has {shown(min(unknown))}, which is no row of {task.name}; score the task again")
+        raise UserError(f"{path}: rows has {shown(min(unknown))}, which is no row of {task.name}; {AGAIN}")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from mmrlhf_jax.suite.judges.judge import Judge
 from mmrlhf_jax.suite.judges.judging import NO_JUDGE, NO_JUDGE_OF_ATTACKS
 from mmrlhf_jax.suite.own.registry import JAILBREAKS
 from mmrlhf_jax.suite.own.safety import attack_question
+from mmrlhf_jax.suite.servers import of_server
 from mmrlhf_jax.suite.task import Task
 
 
@@ -64,15 +66,19 @@ class Jury:
     def identify(self, tasks: Sequence[Task]) -> None:
         """Learn the name of each judge whom these tasks need: verdicts are found by it. UserError if that is not possible."""
         for judge in self._needed(tasks):
-            judge.identify()
+            with self._named(judge):
+                judge.identify()
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Ask each judge whom these tasks need a question of the kind that it will be asked. UserError if one is silent."""
         needed = self._needed(tasks)
         if any(judge is self.judge for judge in needed):
-            self.judge.check()
+            with self._named(self.judge):
+                self.judge.check()
         if any(judge is self.attacks for judge in needed):
-            self.attacks.check(attack_question("probe", "Say how water boils", "Water boils when it is hot.", self.classifier))
+            question = attack_question("probe", "Say how water boils", "Water boils when it is hot.", self.classifier)
+            with self._named(self.attacks):
+                self.attacks.check(question)
 
     def tasks_of(self, tasks: Sequence[Task]) -> list[Task]:
         """Those of these tasks that somebody is asked about."""
@@ -80,3 +86,6 @@ class Jury:
 
     def _needed(self, tasks: Sequence[Task]) -> list[Judge]:
         return [self.of(task) for task in self.tasks_of(tasks)]
+
+    def _named(self, judge: Judge) -> contextlib.AbstractContextManager[None]:
+        return of_server("--attack-judge:" if judge is self.attacks else "--judge:")

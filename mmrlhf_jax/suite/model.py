@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.errors import UserError, of_option
 from mmrlhf_jax.files import exists, is_address
 from mmrlhf_jax.huggingface import chat_templates, generation_config
 from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
@@ -19,6 +20,7 @@ from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.model_files import TOKENIZER_FILES
 from mmrlhf_jax.inference.endpoint import Endpoint
 from mmrlhf_jax.suite import run_directory
+from mmrlhf_jax.suite.servers import of_server
 
 if TYPE_CHECKING:
     from mmrlhf_jax.suite.policy import Policy
@@ -44,7 +46,7 @@ class Model:
         endpoint, name: the address, and the name; None where the server has a single model.
         concurrency: how many requests are under way at a server.
         loading: how that of a directory is loaded.
-        option: the command line's option that names it, for messages.
+        option, server_option: the command line's options that name it, and that have its server's address; for messages.
     """
 
     path: str | None = None
@@ -53,6 +55,7 @@ class Model:
     concurrency: int = 64
     loading: Loading = Loading()
     option: str = "--policy-model"
+    server_option: str = "--policy-endpoint"
 
     def base(self, against: str | None, name: str | None) -> Model:
         """The model that it is compared with, loaded or found in the same way: at a place, or at the same server by its name.
@@ -65,7 +68,9 @@ class Model:
             place = {"path": None, "endpoint": against or self.endpoint}
         else:
             place = {"path": against, "endpoint": None}
-        return dataclasses.replace(self, name=name, option="--against-model" if place["endpoint"] else "--against", **place)
+        option = "--against-model" if place["endpoint"] else "--against"
+        server_option = self.server_option if against is None else "--against"
+        return dataclasses.replace(self, name=name, option=option, server_option=server_option, **place)
 
     def known(self, directory: epath.Path) -> Model:
         """The same with the name that it has at its server, so that a server that has another one meanwhile is refused. If its
@@ -78,7 +83,8 @@ class Model:
 
     def served(self) -> str:
         """The name of the model at its server. UserError if the server does not answer, or does not have it."""
-        return asyncio.run(Endpoint(self.endpoint, self.name, option=self.option).check())
+        with of_server(self.server_option):
+            return asyncio.run(Endpoint(self.endpoint, self.name, option=self.option).check())
 
     @property
     def title(self) -> str:
@@ -91,7 +97,7 @@ class Model:
         what is no model."""
         if self.endpoint is not None:
             return {"model": self.name}
-        try:
+        with of_option(self.option) if self.option == "--against" else contextlib.nullcontext():
             directory = Path(local_directory(self.path))
             return {
                 "fingerprint": model_fingerprint(directory),
@@ -99,8 +105,6 @@ class Model:
                 "chat_template": _digest(_chat_templates(directory)),
                 "generation_config": _digest([directory / generation_config.FILE]),
             }
-        except UserError as error:
-            raise UserError(f"{self.option} {error}" if self.option == "--against" else str(error)) from None
 
     @property
     def given(self) -> dict[str, Any]:

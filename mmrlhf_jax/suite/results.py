@@ -26,6 +26,8 @@ from mmrlhf_jax.finite import number
 VERSION = 1
 FOLDER, SUFFIX, DOCUMENTS_SUFFIX = "results", ".json", ".documents.jsonl"
 
+AGAIN = "give the evaluation's command again, which scores the task"  # what to do where results cannot be used
+
 _STRICT = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -188,7 +190,7 @@ def read(directory: epath.PathLike, task: str) -> Results:
     figures, documents = figures_path(directory, task), documents_path(directory, task)
     for path in (figures, documents):
         if not exists(path):
-            raise UserError(f"{path}: is missing; score the task again")
+            raise UserError(f"{path}: is missing; {AGAIN}")
     return _parsed(task, read_bytes(figures), read_bytes(documents), figures, documents)
 
 
@@ -218,11 +220,11 @@ def _parsed(task: str, content: bytes, lines: bytes, figures: epath.Path, docume
     _check_keys(content, f"{figures}")
     stored = _valid(_STORED, content, f"{figures}")
     if stored.version != VERSION:
-        raise UserError(f"{figures}: version is {stored.version}, and {VERSION} is read here; score the task again")
+        raise UserError(f"{figures}: version is {stored.version}, and {VERSION} is read here; {AGAIN}")
     if stored.task != task:
         raise UserError(f"{figures}: task is {shown(stored.task)}; the file has been renamed or copied")
     if stored.documents.digest != digest(lines):
-        raise UserError(f"{documents}: is not the file that {figures.name} was written with; score the task again")
+        raise UserError(f"{documents}: is not the file that {figures.name} was written with; {AGAIN}")
     for name, figure in stored.rows.items():
         _check_figure(figure, f"{figures}: rows.{name}")
     found = [_valid(_DOCUMENT, line, f"{documents}: line {place}") for place, line in enumerate(lines.split(b"\n")[:-1], 1)]

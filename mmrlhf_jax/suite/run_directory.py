@@ -78,6 +78,8 @@ def _refuse_another_model(directory: epath.Path, model: str, identity: Mapping[s
 
 
 def _another_model(directory: epath.PathLike, found: Mapping[str, Any], name: str, model: str, value: Any) -> UserError:
+    if name == "model":  # that of a server is known by its name alone
+        return UserError(f"{directory}: holds a run of {found['settings'][name]}, not of {value}; choose another --out")
     return UserError(
         f"{directory}: is a run of {found['model']} with {name} {shown(found['settings'][name])}, and that of {model} is"
         f" {shown(value)}; choose another --out"
@@ -118,7 +120,7 @@ def read(directory: epath.PathLike) -> dict[str, Any]:
         raise UserError(f"{directory}: has no {FILE}; `mmrlhf eval benchmarks --out {directory}` makes such a directory")
     found = read_json_object(path)
     if found.get("version") != VERSION or not isinstance(found.get("settings"), dict) or "judge" not in found:
-        raise UserError(f"{path}: has version {shown(found.get('version'))} of runs, not {VERSION}; choose another --out")
+        raise UserError(f"{path}: has version {shown(found.get('version'))} of runs, not {VERSION}")
     return found
 
 

@@ -24,6 +24,7 @@ from mmrlhf_jax.suite.results import Figure, Results
 from mmrlhf_jax.suite.task import GO_ON, Task, TaskFailed
 
 FOLDER = "scored"  # in a run's directory: of what the results were made
+UNSOUND = "its results are not sound"
 WITHOUT_JUDGE = f"{NO_JUDGE}; the answers are kept"
 NO_FIGURE = "no task has a figure; the reasons are above"
 
@@ -84,12 +85,22 @@ class Scoring:
             made_of = self._made_of(task)
             if self._is_scored(task, made_of):
                 continue
-            found, before = self._results(task, is_last=task is tasks[-1]), self._before(task)
-            if before is not None and (loss := _loss(found, before)) is not None:
-                say(f"{task.name}: {loss}; the figures of before, of {counted(before.coverage.scored, 'document')}, stay")
-                continue
-            results.write(self._directory, found)
-            write_atomically(self._path(task), made_of.encode())
+            is_last = task is tasks[-1]
+            found = self._results(task, is_last=is_last)
+            try:
+                self._keep(task, found, made_of)
+            except UserError as error:  # the task's own code gives numbers that mean nothing
+                say(f"{task.name}: {UNSOUND} ({error}){'' if is_last else GO_ON}")
+                self._keep(task, self._without_figures(task, UNSOUND), made_of)
+
+    def _keep(self, task: Task, found: Results, made_of: str) -> None:
+        """Write a task's results, unless those of before are of more documents. UserError if they are not sound."""
+        before = self._before(task)
+        if before is not None and (loss := _loss(found, before)) is not None:
+            say(f"{task.name}: {loss}; the figures of before, of {counted(before.coverage.scored, 'document')}, stay")
+            return
+        results.write(self._directory, found)
+        write_atomically(self._path(task), made_of.encode())
 
     def _before(self, task: Task) -> Results | None:
         """The results that are stored; None if there are none, or if their files are damaged."""
@@ -99,26 +110,27 @@ class Scoring:
             return None
 
     def _results(self, task: Task, *, is_last: bool) -> Results:
-        answers = self._answered.answers(task)
-        unanswered = {name: reason for each in self._answered.finished(task) for name, reason in each.unanswered.items()}
         failed = next((each.failed for each in self._answered.finished(task) if each.failed is not None), None)
         if failed is not None:
-            return self._without_figures(task, failed, answers, unanswered)
+            return self._without_figures(task, failed)
         if task.judge == "always" and self._jury.name_of(task) is None:
-            return self._without_figures(task, WITHOUT_JUDGE, answers, unanswered)
+            return self._without_figures(task, WITHOUT_JUDGE)
         try:
             with Verdicts(verdicts_path(self._directory, task.name), again=self._jury.again) as verdicts:
                 jury = self._jury
                 judging = Judging(jury.of(task), verdicts, jury.name_of(task), jury.why_not(task))
-                return self._scorer.score(task, answers, unanswered, judging)
+                return self._scorer.score(task, self._answered.answers(task), self._unanswered(task), judging)
         except TaskFailed as error:
             say(f"{task.name}: {error}{'' if is_last else GO_ON}")
-            return self._without_figures(task, str(error), answers, unanswered)
+            return self._without_figures(task, str(error))
 
-    def _without_figures(
-        self, task: Task, reason: str, answers: Mapping[str, Answer], unanswered: Mapping[str, str]
-    ) -> Results:
+    def _unanswered(self, task: Task) -> dict[str, str]:
+        """Document -> why it has no answer."""
+        return {name: reason for each in self._answered.finished(task) for name, reason in each.unanswered.items()}
+
+    def _without_figures(self, task: Task, reason: str) -> Results:
         """Results that say why there are none."""
+        answers, unanswered = self._answered.answers(task), self._unanswered(task)
         documents = [document_of(name, each, missing=reason) for name, each in answers.items()]
         documents += [document_of(name, None, missing=why) for name, why in unanswered.items() if name not in answers]
         expected = max((each.documents for each in self._answered.finished(task)), default=0)

@@ -504,6 +504,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_grain_worker_processes_read_the_same_examples_in_order(source, tmp_path):
     build(source, tmp_path / "out")
     (tmp_path / "script.py").write_text(GRAIN_SCRIPT)

@@ -33,6 +33,7 @@ def source(tmp_path_factory):
     return groups.write(tmp_path_factory.mktemp("groups"), COUNT)
 
 
+@pytest.mark.long
 def test_a_source_in_a_bucket_builds_into_a_bucket_what_a_local_one_does(bucket, source):
     there = bucket / "some" / "source"
     for file in source.parent.rglob("*"):
@@ -86,6 +87,7 @@ build(sys.argv[1], sys.argv[2], video_frames=3, jobs=1, progress=die)
 """
 
 
+@pytest.mark.long
 def test_a_killed_build_is_no_data_set_and_goes_on_with_several_processes(bucket, source, monkeypatch):
     out = bucket / "sets" / "killed"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -108,6 +110,7 @@ def test_a_killed_build_is_no_data_set_and_goes_on_with_several_processes(bucket
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.long
 def test_a_set_in_a_bucket_streams_the_batches_of_the_local_source(bucket, source, workers):
     out = bucket / "sets" / "streamed"
     build(source, out, video_frames=3, jobs=1)

@@ -189,6 +189,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_a_reader_killed_at_any_moment_loses_and_repeats_nothing(source, whole, tmp_path):
     """SIGKILL after some steps, twice; the position is one integer, the number of steps that were done."""
     (tmp_path / "reader.py").write_text(READER)

@@ -80,6 +80,7 @@ def test_text_that_spells_a_control_token_stays_text(tokenizer, pieces, hostile)
 
 @pytest.mark.parametrize("marked", [{}, {"lstrip": True, "rstrip": True}, {"normalized": True}], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.long
 def test_media_tokens_that_are_not_marked_special_still_cannot_be_spelt(family, marked):
     tests = FAMILIES[family]
     names = [name for name in tests.tokenizer().get_added_vocab() if not name.startswith("<|")]

@@ -65,6 +65,7 @@ def evaluated(engine, data, judging, blind=False):
 
 
 @pytest.mark.parametrize("judging", [WRITTEN, GIVEN, NONE], ids=["written", "given", "none"])
+@pytest.mark.long
 def test_rewards_are_those_of_score(engine, data, judging):
     examples = open_examples(str(data))
     wanted = critic.score(engine, examples, critique=judging.critique, max_new_tokens=6)
@@ -78,6 +79,7 @@ def test_rewards_are_those_of_score(engine, data, judging):
         assert found.cut_off == 0
 
 
+@pytest.mark.long
 def test_of_sampled_critiques_the_mean_counts_and_each_has_the_reward_of_its_text(engine, data):
     found = evaluated(engine, data, SAMPLED)
     for each in found.scored:

@@ -42,6 +42,7 @@ def without_dates(path) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "created"} for row in lines(path)]
 
 
+@pytest.mark.long
 def test_records_are_ranked_answers_with_their_origin(out, scenes, policy, critic):
     rows, made_with = lines(out / "records.jsonl"), json.loads((out / "job.json").read_text())
     drawn = {line["id"]: line for line in lines(out / "samples.jsonl")}
@@ -118,6 +119,7 @@ class Killer:
         return wrapped
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_in_any_step_goes_on_without_loss(out, arguments, tmp_path, monkeypatch):
     killer = Killer(monkeypatch)
     arguments = [*arguments, "--tie", 0.01, "--out", tmp_path / "out"]
@@ -238,6 +240,7 @@ def test_another_critic_takes_the_same_samples(out, scenes, critic, tmp_path):
     assert {r["rank"] for row in lines(tmp_path / "third" / "records.jsonl") for r in row["responses"] if not r["flags"]} == {1}
 
 
+@pytest.mark.long
 def test_several_critiques_give_their_mean_and_its_error(arguments, tmp_path, monkeypatch):
     alive, load, found = weakref.WeakSet(), Engine.load, []
 
@@ -265,6 +268,7 @@ def test_several_critiques_give_their_mean_and_its_error(arguments, tmp_path, mo
             assert better["rank"] == worse["rank"] or better["reward"] - worse["reward"] >= 0.5 * error
 
 
+@pytest.mark.long
 def test_own_responses_are_judged_beside_the_samples_if_asked(policy, critic, scenes, tmp_path):
     place = ["--policy", policy, "--critic", critic, "--data", scenes["ranked"], *SETTINGS, "--tie", 0.0]
     command("annotate", *place, "--out", tmp_path / "out", "--keep-responses", "--critiques", 0)
@@ -275,6 +279,7 @@ def test_own_responses_are_judged_beside_the_samples_if_asked(policy, critic, sc
         assert len({response["reward"] for response in row["responses"]}) == len(row["responses"])
 
 
+@pytest.mark.long
 def test_the_tie_is_measured_on_pairs_that_people_ranked(arguments, scenes, tmp_path, monkeypatch):
     """A random critic agrees with nobody, so that any agreement is enough here: the tie is then the smallest margin."""
     monkeypatch.setattr(ranking, "LEAST_PAIRS", 1)
@@ -295,6 +300,7 @@ def test_the_tie_is_measured_on_pairs_that_people_ranked(arguments, scenes, tmp_
             assert one["rank"] != other["rank"] or len(sound) > 2 or abs(one["reward"] - other["reward"]) < tie
 
 
+@pytest.mark.long
 def test_a_critic_that_people_do_not_agree_with_has_no_tie(arguments, scenes, tmp_path):
     message = refused("annotate", *arguments, "--out", tmp_path / "out", "--calibrate", scenes["ranked"])
     assert "give --tie, more pairs, or a better critic" in message

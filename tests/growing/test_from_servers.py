@@ -55,6 +55,7 @@ def critic_server():
         yield fake
 
 
+@pytest.mark.long
 def test_answers_and_critiques_of_servers_are_scored_here(policy_server, critic_server, critic, scenes, tmp_path):
     out = tmp_path / "out"
     servers = ["--policy-endpoint", policy_server.url, "--critic-endpoint", critic_server.url, "--critic", critic]

@@ -122,6 +122,7 @@ def assert_generates_as_transformers(engine, directory, prompts) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.long
 def test_greedy_generation_equals_transformers_token_for_token(tmp_path, family):
     """Untied: a tied model of random weights says the same token for ever."""
     raw = FAMILIES[family].config(text={"tie_word_embeddings": False})
@@ -205,6 +206,7 @@ def critique_prompts(number: int, images) -> list[Prompt]:
     return [Prompt(asked, Response(text, 1)) for text in ("A kite.", "A", "A kite over the sea.", "", "No.")[:number]]
 
 
+@pytest.mark.long
 def test_prompts_about_one_example_share_a_row_and_read_as_they_do_alone(engine):
     """Five critiques of one picture, three of two pictures, and a question in between: trunks are stored once."""
     prompts = [*critique_prompts(5, [(40, 30)]), Prompt(example(*PROMPTS[2])), *critique_prompts(3, [(30, 30), (50, 20)])]
@@ -256,6 +258,7 @@ def test_exchanged_media_take_the_places_or_stand_first_where_there_are_others(t
     assert [record.prompt_text() for record in exchanged.records] == [("Is ", " it"), "Is  it", "Is  it  it"]
 
 
+@pytest.mark.long
 def test_the_critic_scores_with_the_critique_it_wrote(engine, tmp_path):
     examples = open_examples(ranked.write(tmp_path, [(1, 2), (1, 2, 2)], [[(40, 30)], []]))
     written = critic.score(engine, examples, max_new_tokens=6)
@@ -301,6 +304,7 @@ def test_sampled_critiques_have_the_rewards_of_their_texts_and_depend_on_their_r
     np.testing.assert_allclose([[one.reward for one in found[i][0]] for i in (0, 1)], wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_critiques_whose_branches_had_no_room_for_the_reward_are_scored_over_rows_that_they_fit(engine, tmp_path, monkeypatch):
     """Five critiques of each of three responses would not fit one row."""
     examples = open_examples(ranked.write(tmp_path, [(1, 2, 2), (1, 2)], [[(40, 30)], []]))

@@ -209,6 +209,7 @@ def test_an_output_that_several_hosts_wrote_is_known_by_its_content(source, tmp_
 
 
 @pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.long
 def test_the_records_of_a_process_that_dies_are_computed_by_another(tmp_path, killed):
     """Also those of the one that has reserved the output."""
     source, out = many(tmp_path, 40), tmp_path / "out"
@@ -221,6 +222,7 @@ def test_the_records_of_a_process_that_dies_are_computed_by_another(tmp_path, ki
     check_whole(source, out)
 
 
+@pytest.mark.long
 def test_four_processes_that_are_killed_at_random_write_each_record_once(tmp_path):
     """A killed process is started again, as launchers do, on as many hosts as before."""
     source, out, rng = many(tmp_path, 200), tmp_path / "out", random.Random(0)
@@ -237,6 +239,7 @@ def test_four_processes_that_are_killed_at_random_write_each_record_once(tmp_pat
     check_whole(source, out)
 
 
+@pytest.mark.long
 def test_a_pass_of_three_processes_is_finished_by_two(tmp_path):
     source, out = many(tmp_path, 60), tmp_path / "out"
     processes = [start(source, out, process, 3, seconds=0.1) for process in range(3)]

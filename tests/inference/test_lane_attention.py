@@ -94,6 +94,7 @@ def test_a_group_without_work_keeps_its_keys():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.long
 def test_a_value_that_is_not_finite_is_never_written_and_reaches_whoever_sees_it(bad):
     """Of one head of token 3: attention of the tokens before it and of the other head is as it was."""
     begun, v, here = Keys(*(np.zeros((GROUPS, 64, DIM), np.float32),) * 2), V[:64].copy(), chunk(64, 0)

@@ -84,6 +84,7 @@ def test_every_sum_is_transformers_on_models_and_images_drawn_at_random(seed, fa
         np.testing.assert_allclose([s for s, _ in found], [s for s, _ in expected], rtol=TOLERANCE)
 
 
+@pytest.mark.long
 def test_bfloat16_sums_of_long_responses_are_within_two_percent_of_float32s(tmp_path, record_property):
     """Responses of 64 to 200 tokens, weights in bfloat16 or float32, everything else alike."""
     from mmrlhf_jax.data.mixture import open_examples

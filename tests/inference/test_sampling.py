@@ -68,6 +68,7 @@ def test_equal_logits_are_kept_or_left_out_together():
 
 
 @pytest.mark.parametrize("how", [{}, {"temperature": 0.5}, {"top_k": 5, "top_p": 0.9}], ids=str)
+@pytest.mark.long
 def test_samples_have_the_distribution(how):
     """A chi-squared test over 40,000 positions of one sequence."""
     values, count = logits(1, seed=1, scale=1.5), 40_000
@@ -88,6 +89,7 @@ def test_samples_have_the_distribution(how):
     np.testing.assert_allclose(logps, exact[np.asarray(found)], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_sequence_gets_the_same_tokens_alone_and_in_company():
     values = logits(32, seed=5)
     rng = np.random.default_rng(0)

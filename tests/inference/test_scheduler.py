@@ -71,6 +71,7 @@ def run(running: Scheduler, made) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.long
 def test_a_sampled_text_is_the_same_alone_in_company_and_in_another_order(engine, prompts, streaming):
     made = trees(engine, prompts, sampling=SAMPLED, samples=2)
     together = run(scheduler(engine, made, streaming=streaming), made)
@@ -89,6 +90,7 @@ def test_a_sampled_text_is_the_same_alone_in_company_and_in_another_order(engine
     assert len({tuple(tokens) for tokens in together}) == len(together)
 
 
+@pytest.mark.long
 def test_the_samples_of_one_prompt_compute_it_once(engine, prompts, monkeypatch):
     critiques = [prompt for prompt in prompts if prompt.response is not None]
     made = trees(engine, critiques, sampling=SAMPLED, samples=4)
@@ -106,6 +108,7 @@ def test_the_samples_of_one_prompt_compute_it_once(engine, prompts, monkeypatch)
     assert len(calls) == 1
 
 
+@pytest.mark.long
 def test_more_samples_than_places_and_slots_are_those_that_each_is_alone(engine, prompts):
     asked = [prompts[0], *(prompt for prompt in prompts if prompt.response is not None)][:2]
     made = trees(engine, asked, most=6, sampling=dataclasses.replace(SAMPLED, seed=2**32 - 1), samples=20)
@@ -117,6 +120,7 @@ def test_more_samples_than_places_and_slots_are_those_that_each_is_alone(engine,
     assert len({tuple(tokens) for tokens in together}) == len(together)
 
 
+@pytest.mark.long
 def test_a_text_is_the_same_wherever_its_trunk_ends(engine):
     """At, before and behind the ends of chunks, of a trunk's slots and of a branch's; with an empty trunk, and with a prompt of
     one token behind it."""
@@ -294,6 +298,7 @@ def test_a_text_that_waits_for_its_reward_alone_can_be_cancelled(engine, prompts
     assert written.reason == "cancelled" and written.reward is None
 
 
+@pytest.mark.long
 def test_a_lanes_cache_is_free_before_that_of_the_next_lane_is_made(engine, monkeypatch):
     alive, most = weakref.WeakSet(), []
 
@@ -310,6 +315,7 @@ def test_a_lanes_cache_is_free_before_that_of_the_next_lane_is_made(engine, monk
 
 
 @pytest.mark.parametrize("task", ["critique", "uncritiqued"])
+@pytest.mark.long
 def test_conversations_that_are_given_are_scored_in_a_lane_as_by_a_pass_over_rows(engine, tmp_path, task):
     path = ranked.write(tmp_path, [(1, 2), (1, 2, 2), (1, 2, 3, 4)], [[(40, 30)], [], [(30, 30), (50, 20)]])
     examples = open_examples(path)
@@ -349,6 +355,7 @@ def test_a_scored_conversation_may_differ_from_the_prompt_in_any_place(engine, p
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.long
 def test_a_reward_is_read_where_its_critique_was_written(tmp_path, family):
     """It equals the one that a pass of its own gives the critique's text. Random tokens often make no text that is tokenised
     as they are; then the branch is fed again."""

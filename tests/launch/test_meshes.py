@@ -41,6 +41,7 @@ for name in sys.argv[1:]:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.long
 def test_the_state_of_a_7b_model_is_spread_over_all_chips_of_every_pod():
     """Within 15 % of an equal share of each slice's storage: what does not divide (norms, some of the tower) is small.
 

@@ -155,6 +155,7 @@ for axes in ({"tensor": 8}, {"fsdp": 8}):
 """
 
 
+@pytest.mark.long
 def test_a_mesh_changes_no_value_and_a_kernel_that_it_cannot_hold_is_refused_or_left_to_xla():
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", ON_A_MESH], env=env, capture_output=True, text=True)

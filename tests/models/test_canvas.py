@@ -38,6 +38,7 @@ def processor(side: int, **options):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.long
 def test_every_pixel_of_every_tile_is_transformers(size):
     image = picture(*size)
     expected = np.moveaxis(np.stack(processor(448)(image)["pixel_values"]), 1, -1)

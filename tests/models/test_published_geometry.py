@@ -70,6 +70,7 @@ def assert_equal(model, oracle, prompt) -> None:
 
 
 @pytest.mark.parametrize(("family", "name"), list(cases()))
+@pytest.mark.long
 def test_visual_features_hidden_states_and_logits_are_transformers_for_pictures(pair, family, name):
     model, oracle, directory = pair(family)
     sizes = PICTURES[family][name]
@@ -80,6 +81,7 @@ def test_visual_features_hidden_states_and_logits_are_transformers_for_pictures(
 
 
 @pytest.mark.parametrize(("family", "frames"), list(videos()))
+@pytest.mark.long
 def test_so_they_are_for_videos(pair, family, frames):
     model, oracle, directory = pair(family)
     prompt = parity.video_prompt(model, frames, directory)

@@ -63,6 +63,7 @@ def test_the_flop_ratio_of_another_family_is_the_one_worked_out_by_hand():
 
 # The test of an experiment's first batch measures the default family, too.
 @pytest.mark.parametrize("name", by_default(*OTHERS))
+@pytest.mark.long
 def test_a_shape_of_every_family_is_measured(name, tmp_path, monkeypatch, capsys):
     sizes = read_sizes(FAMILIES[name].checkpoint(tmp_path / "model"))
     monkeypatch.setattr(type(registry.family(name)), "bench_configs", lambda self: {"small": sizes})
@@ -100,6 +101,7 @@ def test_the_case_of_no_arguments_is_the_one_the_project_is_held_to():
 
 
 @pytest.mark.parametrize("family", by_default(registry.DEFAULT))
+@pytest.mark.long
 def test_an_experiments_first_batch_is_compared_and_both_layouts_take_the_same_step(tmp_path, monkeypatch, capsys, family):
     """Rows of several groups, in two pieces; the JSON holds seconds, ratio, FLOPs and memory."""
     data = ranked.write(tmp_path / "data", [(1, 2, 3), (1, 1, 2), (1, 2), (2, 1, 3)], [[(30, 30)], [], [(30, 30)] * 2, []])

@@ -77,10 +77,12 @@ def made(model):
     return planning.make_plan(experiment(model, config.Preference()), config.Launch(), names=("tiny", "here"))
 
 
+@pytest.mark.long
 def test_flops_of_the_compiled_step_equal_the_analytic_count(made):
     assert made.flops == pytest.approx(made.executed.total, rel=0.05)
 
 
+@pytest.mark.long
 def test_the_same_program_is_compiled_once(made, model, monkeypatch):
     def compile_again(*_):
         raise AssertionError("compiled a second time")
@@ -106,6 +108,7 @@ def test_memory_read_from_the_buffer_assignment_is_the_executables(tmp_path):
     assert found.outputs == stats.output_size_in_bytes
 
 
+@pytest.mark.long
 def test_flops_without_recomputation_and_with_a_reward_head(model):
     settings = experiment(model, config.RewardModel(), remat="none", slots=1024)
     found = planning.make_plan(settings, config.Launch(), generation=False)
@@ -116,6 +119,7 @@ def test_flops_without_recomputation_and_with_a_reward_head(model):
     "objective", [config.Preference(), pytest.param(config.RewardModel(), marks=pytest.mark.slow)], ids=lambda each: each.kind
 )
 @pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.long
 def test_so_they_do_for_every_other_family(family, objective, tmp_path):
     """The reward model's plan has generation in it, too."""
     path = FAMILIES[family].checkpoint(tmp_path / "model", FAMILIES[family].config(text=WIDE))
@@ -333,6 +337,7 @@ def test_experiments_that_differ_in_no_shape_share_a_plan():
     assert [names for names, _ in found] == [*together, *alone]
 
 
+@pytest.mark.long
 def test_a_kernel_skips_the_blocks_that_no_token_of_the_data_sees(model):
     """Of rows that one group fills whole it would skip hardly any; the more groups to a row, the more."""
     geometry = lowering.model_sizes(experiment(model, config.Preference()))[0].geometry
@@ -409,6 +414,7 @@ def test_what_a_run_computes_beside_its_steps_is_planned_with_it(model, objectiv
     assert lowering.run_passes(planned) == passes
 
 
+@pytest.mark.long
 def test_evaluation_and_reference_pass_are_compiled_and_their_memory_shown(made, model):
     """Beside the evaluation stay the optimizer's moments, two numbers for each that learns; no pass needs gradients."""
     judged = experiment(model, config.Preference())

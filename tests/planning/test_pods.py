@@ -88,6 +88,7 @@ def sent(made: dict, kind: str) -> int:
 
 @needs_libtpu
 @pytest.mark.parametrize("family", by_default(DEFAULT))
+@pytest.mark.long
 def test_a_small_model_on_a_pod(small, tmp_path):
     """Attention's kernels are counted too. At this size some small gradients are still summed whole."""
     made = plan(small, "--launch", ROOT / "launch" / "v5e-16.yaml", "--quick", *STEP_ALONE, cache=tmp_path)
@@ -95,6 +96,7 @@ def test_a_small_model_on_a_pod(small, tmp_path):
     assert made["skipped_flops"] > 0 and not made["machine_code"]
 
 
+@pytest.mark.long
 def test_gpus_are_planned_by_stand_ins(small, tmp_path):
     made = plan(small, "--launch", ROOT / "launch" / "h100-8.yaml", "--no-passes", cache=tmp_path)
     assert made["fits"] and made["stand_in"] and not made["machine_code"]

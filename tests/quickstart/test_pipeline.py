@@ -55,6 +55,7 @@ def few_steps(monkeypatch):
     monkeypatch.setattr(preflight, "make_mesh", lambda axes: make_mesh({}, pipeline.jax.devices()[:1]))
 
 
+@pytest.mark.long
 def test_every_step_runs_and_the_summary_says_what_came_out(few_steps, tmp_path):
     out = tmp_path / "out"
     pipeline.run(str(out))

@@ -362,6 +362,7 @@ def test_most_pairs_of_a_visual_question_need_the_picture(train):
     assert 0.60 < np.mean(alike) < 0.70
 
 
+@pytest.mark.long
 def test_a_reader_of_the_text_alone_stays_near_chance(train, held_out):
     """Logistic regression on words, word pairs, length and prompt word × answer word of both sides; unseen scenes."""
     features = [text_features(records) for records in (train, held_out)]

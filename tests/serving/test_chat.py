@@ -45,6 +45,7 @@ def prompt(text: str, pictures=()) -> Prompt:
     return Prompt(Example(RankedRecord("p", text, (), tuple(f"{place}.png" for place in range(len(images)))), images))
 
 
+@pytest.mark.long
 def test_answers_are_those_of_the_engine(client, judge):
     assert ask(client, [{"role": "user", "content": "Why?"}]).choices[0].message.content == alone(judge, "Why?")
     found = ask(client, about("What is it?", url()))
@@ -57,6 +58,7 @@ def test_answers_are_those_of_the_engine(client, judge):
     assert again.usage.prompt_tokens_details.cached_tokens == again.usage.prompt_tokens - 1
 
 
+@pytest.mark.long
 def test_questions_about_one_picture_share_it(client, service, judge, monkeypatch):
     """It is encoded and prefilled once, with what stands before it; the answers are what they are alone."""
     (scheduler,) = service.worker.schedulers
@@ -146,6 +148,7 @@ def test_turns_system_message_and_video_are_taken(client):
     assert second.usage.prompt_tokens > first.usage.prompt_tokens
 
 
+@pytest.mark.long
 def test_many_requests_at_once_are_each_answered_as_alone(client, judge):
     """64 at a time: every fourth with a picture, every third streamed."""
     texts = [f"Question {number}?" for number in range(64)]
@@ -218,6 +221,7 @@ def test_low_detail_shows_a_picture_as_one_tile(client):
         assert ask(client, about("What is it?", large, detail=other)).choices == whole.choices
 
 
+@pytest.mark.long
 def test_without_a_limit_a_text_may_fill_its_room(client, service):
     found = ask(client, [{"role": "user", "content": "Why?"}], max_tokens=None, max_completion_tokens=None)
     room = service.model.longest_branch - 1  # the last token of the prompt is the branch's first

@@ -118,6 +118,7 @@ def test_a_record_of_which_a_part_was_refused_is_scored_last_and_asked_for_again
     assert [[each["critique"] for each in line["responses"]] for line in lines] == CRITIQUES
 
 
+@pytest.mark.long
 def test_a_kill_loses_no_finished_critique(directory, source, tmp_path):
     """Of a process that waits for a server which has stopped to answer."""
     out, held, usual, numbers = tmp_path / "out", threading.Event(), about(source), []

@@ -55,6 +55,7 @@ def test_critiques_are_those_of_the_server_and_rewards_those_of_given_critiques(
     assert [[r.reward for r in record.responses] for record in rewarded.records] == found
 
 
+@pytest.mark.long
 def test_our_own_server_gives_what_the_engine_gives_alone(directory, address, beside, source, tmp_path, capsys):
     lines = scored(directory, source, tmp_path / "out", address, "--max-new-tokens", "12")
     here = ["--model", str(directory), "--data", str(source), "--out", str(tmp_path / "alone"), "--max-new-tokens", "12"]
@@ -85,6 +86,7 @@ def test_our_own_server_gives_what_the_engine_gives_alone(directory, address, be
         (Reply(200, b"{}"), "choices: field required"),
     ],
 )
+@pytest.mark.long
 def test_what_the_server_refuses_has_its_reason_in_place_of_a_reward(directory, source, tmp_path, capsys, answer, says):
     wrong, out = [(1, 2), (3, 0), (3, 1)], tmp_path / "out"
     with fakes.running(Fake(failing(source, wrong, answer))) as fake:

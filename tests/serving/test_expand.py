@@ -149,6 +149,7 @@ def test_the_writer_may_see_the_pictures(source, tmp_path):
     assert kinds == [["image_url", "text"]] * 2 + [["text"]] * 3 + [["image_url", "image_url", "text"]] * 2
 
 
+@pytest.mark.long
 def test_texts_of_a_model_here_that_are_cut_off_are_no_critiques(directory, source, tmp_path):
     says = refused(source, tmp_path / "out.jsonl", str(directory), "--max-new-tokens", "4")  # random weights do not stop
     assert "expands none of 7 comments (cut off at 4 new tokens (--max-new-tokens))" in says

@@ -185,6 +185,7 @@ def test_at_most_14_programs_serve_a_published_model_with_the_limits_that_the_co
     assert len(Programs(judge.model, lane, judge.mesh).names(tiles=tiles, top=True)) <= 14
 
 
+@pytest.mark.long
 def test_media_of_all_sizes_are_taken_without_a_later_compilation(judge):
     """The programs that `mmrlhf serve` compiles before the first request are all that its requests need."""
     service = make_service(judge)

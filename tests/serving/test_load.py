@@ -43,6 +43,7 @@ def test_a_request_that_takes_too_long_is_given_up(judge):
 
 
 @pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.long
 def test_memory_is_flat_over_requests_that_are_abandoned(address, service, count):
     """Plain ones before their reply, and streams after their first piece; each has a picture of its own."""
 
@@ -85,6 +86,7 @@ def memory() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+@pytest.mark.long
 def test_what_takes_long_holds_up_no_other_request(judge, monkeypatch):
     """Decoding and tokenising are off the event loop, in a few threads; what waits for them has a deadline too."""
     service = make_service(judge, limits=dataclasses.replace(LIMITS, seconds=3.0))

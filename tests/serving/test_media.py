@@ -168,6 +168,7 @@ def test_other_formats_and_moving_pictures_are_refused(address, data):
         refused(httpx.post(f"{address}{CHAT}", json=chat(content), timeout=300), 422, "the picture cannot be read")
 
 
+@pytest.mark.long
 def test_a_text_chunk_that_swells_is_not_unpacked(address):
     """A PNG may hold compressed text; 200 MB of it are 200 kB."""
     text = zlib.compress(b"a" * 200_000_000, 9)

@@ -113,6 +113,7 @@ def mutated(rng: random.Random) -> tuple[str, bytes]:
 
 
 @pytest.mark.parametrize("count", [250, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.long
 def test_mutated_requests_are_answered_or_refused(address, service, count):
     rng = random.Random(count)
     requests = [each for each in (mutated(rng) for _ in range(count)) if len(each[1]) <= LIMITS.body]

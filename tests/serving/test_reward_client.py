@@ -117,6 +117,7 @@ def test_the_key_and_the_settings_are_sent(judge, records, monkeypatch):
         assert found == [each["reward"] for each in reply.json()["data"]]
 
 
+@pytest.mark.long
 def test_responses_to_equal_prompts_go_together(address, records):
     client, sent = RewardClient(address), []
     post = client.post

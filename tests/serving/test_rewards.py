@@ -65,6 +65,7 @@ def test_rewards_and_critiques_are_the_critics(post, records, scored, index, by)
 
 
 @pytest.mark.parametrize("mode", ["given", "none"])
+@pytest.mark.long
 def test_critiques_may_be_given_or_left_out(post, beside, records, mode):
     found = critic.score(beside, records, critique=mode)
     for index, record in enumerate(records.records):
@@ -122,6 +123,7 @@ def test_responses_are_taken_that_fit_before_or_behind_the_trunks_end(post, serv
     assert reply.json()["error"]["param"] == "responses" and reply.json()["error"]["code"] == "context_length_exceeded"
 
 
+@pytest.mark.long
 def test_views_give_the_same_numbers(post, records, scored):
     answers, rewards = texts(scored, 1), None
     question = records.records[1].prompt
@@ -178,6 +180,7 @@ def test_replies_have_exactly_the_fields_of_their_protocols(post, records):
     assert set(post("/get_reward", asked).json()) == {"rewards", "scores", "extra_logs"}
 
 
+@pytest.mark.long
 def test_queries_and_documents_have_each_of_their_forms(post, records):
     parts = messages(records, 0)[0]["content"]
     wanted = post("/v1/rewards", {"messages": messages(records, 0), "responses": ["A kite."], "critique": "written"}).json()
@@ -191,6 +194,7 @@ def test_queries_and_documents_have_each_of_their_forms(post, records):
     assert 0 < usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"]
 
 
+@pytest.mark.long
 def test_openrlhf_names_records_by_labels(post, records, scored):
     prompt = "<|im_start|>user\n...<|im_end|>\n<|im_start|>assistant\n"
     query, labels, expected = [], [], []

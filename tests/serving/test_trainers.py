@@ -180,6 +180,7 @@ def test_verl_without_an_id_or_a_question_is_an_error():
 
 
 @both("swift")
+@pytest.mark.long
 def test_ms_swift(how, records, wanted, monkeypatch, tmp_path):
     """Columns that some rows do not have are None there; messages end with the answer; pictures stand at their tags."""
     image, path = records[0].images[0], tmp_path / "a.png"
@@ -228,6 +229,7 @@ def test_ms_swift_has_no_number_for_what_cannot_be_judged(how, row, says, monkey
 
 
 @both("trl")
+@pytest.mark.long
 def test_trl(how, records, wanted):
     """Columns come by name; prompts and completions are texts or conversations, pictures PIL's."""
     name, data = records.records[2].id, records[0].images[0]

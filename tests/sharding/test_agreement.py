@@ -187,6 +187,7 @@ def found(tmp_path_factory):
     return [dict(each) for each in lines] + [ends]
 
 
+@pytest.mark.long
 def test_a_newest_checkpoint_that_one_host_cannot_read_gives_way_for_all(found):
     assert found[0]["damaged"] == found[1]["damaged"] == [2, 2.0]
     assert found[0]["after damaged"] == ["1", "2", "3.unreadable"]

@@ -62,6 +62,7 @@ print("SIGTERM is", "caught" if caught >> (15 - 1) & 1 else "nobody's")
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for a process's signal handlers")
+@pytest.mark.long
 def test_a_signal_to_stop_is_left_to_the_run():
     """JAX has a thread that takes SIGTERM for itself when it gets to it: such a signal would stop nothing."""
     own = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(LAUNCH.parent)}

@@ -86,6 +86,7 @@ def survive(settings, expected: Path, folder: Path, kills: int, seed: int, steps
     assert_same_run(folder / "run", expected, steps)
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_ends_bit_for_bit_like_one_that_is_not(experiment, whole, tmp_path):
     survive(experiment, whole, tmp_path, kills=2, seed=0, steps=8)
 
@@ -97,6 +98,7 @@ def test_twenty_kills(experiment, tmp_path):
     survive(longer, tmp_path / "whole" / "run", tmp_path / "killed", kills=20, seed=1, steps=60)
 
 
+@pytest.mark.long
 def test_a_preempted_process_takes_the_others_along_and_fewer_hosts_go_on(experiment, whole, tmp_path):
     """SIGTERM to one of two: both stop behind the same step, with a checkpoint; one process then finishes the same run."""
     longer = in_folder(experiment, tmp_path)

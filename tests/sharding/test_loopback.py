@@ -49,6 +49,7 @@ def assert_same_losses(one_device, tmp_path, kind: str, layout: str, steps: int)
 
 
 @pytest.mark.parametrize("layout", QUICK)
+@pytest.mark.long
 def test_losses_do_not_depend_on_the_layout(one_device, tmp_path, layout):
     assert_same_losses(one_device, tmp_path, "preference", layout, 4)
 

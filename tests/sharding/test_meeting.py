@@ -139,6 +139,7 @@ def test_what_is_no_address_or_number_is_refused(address, process):
         meet(address, 2, process, 1.0)
 
 
+@pytest.mark.long
 def test_the_command_ends_with_one_line_and_a_status_that_is_not_repeated_for_ever(tmp_path, port):
     """Real processes: two of three come."""
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(loopback.write_experiment(tmp_path, "supervised", directory="x")))

@@ -47,6 +47,7 @@ MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "context
 
 
 @pytest.mark.parametrize(("size", "meshes"), [(32, MESHES), (33, MESHES[1:2])], ids=["even vocabulary", "odd vocabulary"])
+@pytest.mark.long
 def test_values_and_gradients_are_those_of_one_device(size, meshes):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", CODE, json.dumps(meshes), str(size)]

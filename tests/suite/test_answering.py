@@ -224,6 +224,38 @@ def test_documents_that_cannot_be_asked_or_answered_have_their_reason(tmp_path):
     assert sorted(policy.said) == ["mme 1, version 1", "mme 3, version 1"]
 
 
+def _without_policy(opened: list[str]):
+    opened.append("tried")
+    raise UserError("http://nowhere: no server answers")
+
+
+@pytest.mark.parametrize("before", [{"refuse": lambda request: "too long" if "1" in request.document else None}, {}])
+def test_a_policy_that_is_gone_leaves_the_reasons_of_before_where_all_was_asked(tmp_path, capsys, before):
+    """Also where a task failed before, as its documents could not be had."""
+    first, _ = run(tmp_path, Documents(failing={} if before else {"mme": 2, "ai2d": 0}), Parrot(**before))
+    finished, used_before = [first.finished(each) for each in TASKS], used(first)
+    opened: list[str] = []
+    found = Answering(tmp_path, TASKS, Documents(), lambda: _without_policy(opened), ALONE)
+    assert not found.is_left
+    found.run()
+    assert [found.finished(each) for each in TASKS] == finished and used(found) == used_before
+    assert opened == ["tried"]
+    said = capsys.readouterr().err
+    for name in ("mme", "pope", "ai2d") if before else ("mme", "ai2d"):
+        assert f"{name}: what had no answer before is not asked again (http://nowhere: no server answers)" in said
+    found, policy = run(tmp_path)  # it is there again
+    assert len(policy.said) == (3 if before else 7) and all(map(found.was_asked, TASKS))
+    assert {name: len(each) for name, each in used(found).items()} == {"mme": 4, "pope": 3, "ai2d": 5}
+
+
+def test_a_policy_that_is_gone_ends_the_command_where_something_was_never_asked(tmp_path):
+    run(tmp_path, policy=Parrot(lambda request: "too long"), tasks=TASKS[:1])
+    found = Answering(tmp_path, TASKS, Documents(), lambda: _without_policy([]), ALONE)
+    assert found.is_left
+    with pytest.raises(UserError, match="no server answers"):
+        found.run()
+
+
 def test_hosts_have_shares_and_the_first_one_waits_for_none_that_has_finished(tmp_path):
     said = []
     for process in (2, 1, 0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections import Counter
 
@@ -69,7 +70,12 @@ def test_tasks_are_found_by_the_name_of_their_benchmark_or_their_own():
     assert [task.name for task in find("pope")] == ["pope_adv", "pope_pop", "pope_random"]
     assert [task.name for task in find("videomme")] == ["videomme"]
     assert [task.name for task in find("mme")] == ["mme"]
-    with pytest.raises(UserError, match="'mmstarr' is no benchmark; did you mean mmstar"):
+    with pytest.raises(UserError, match="mmstarr: is no benchmark; did you mean mmstar"):
         find("mmstarr")
     with pytest.raises(UserError, match="--list"):
         find("zzzz")
+
+
+def test_a_column_of_fixed_names_says_in_which_file_of_the_harness_they_are():
+    named = [holds for task in TASKS.values() for holds in task.columns.values() if "one of the names" in holds]
+    assert named and all(re.search(r"in lmms_eval/tasks/\w+/utils\.py$", holds) for holds in named)

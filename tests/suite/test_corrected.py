@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mmrlhf_jax.suite.catalogue import TASKS
-from mmrlhf_jax.suite.harness.corrected import READINGS, corrected, existence, letter
+from mmrlhf_jax.suite.harness.corrected import READINGS, corrected, letter
+from mmrlhf_jax.suite.harness.existence import existence
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
 
 TEN = {"options": str([f"option {number}" for number in range(10)])}
@@ -75,6 +76,63 @@ def test_a_letter_that_is_no_option_is_no_answer():
 )  # fmt: skip
 def test_yes_or_no(answer, found):
     assert existence(answer, {}) == found
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I do not know", "I don’t know.", "I'm not sure.", "I am not entirely sure whether there is a dog", "Not sure",
+        "not sure.",
+        "It is not clear whether there is a dog.", "It's not quite clear if there is no dog", "It does not seem clear to me",
+        "I cannot tell", "I can't tell if there is a dog", "I could not say", "I am not able to tell", "I'm not certain.",
+        "It's not possible to say no", "It is not possible to say yes", "It isn't possible for me to determine this.",
+        "There is not enough information", "There is no way to tell", "There is no way of knowing.", "I have no clue, sorry",
+        "I do not have enough information to answer", "I cannot be sure", "This cannot be determined", "It is hard to say no",
+        "It is unclear whether there is no dog", "Unsure", "Answer: I do not know", "I do not know whether the answer is no",
+        "I can not confirm that there is a dog", "I don't think I can tell", "I cannot see the image",
+        "I do not see any picture",
+        "I can't see clearly", "I do not see whether there is one",
+        "There is a dog, not a cat", "There is a dog but not a cat", "There is a dog, but no cat",
+        "There is a dog and no cat", "There are two dogs, and no cat",
+        "Not only a dog but also a cat", "There is not only a dog", "It is not hidden.", "It isn't the only dog",
+        "A dog, not a cat",
+        "I would not say no", "The dog is not alone", "There is no doubt about it",
+    ],
+)  # fmt: skip
+def test_an_answer_that_says_neither_yes_nor_no(answer):
+    assert existence(answer, {}) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "There is no dog", "There is not a dog.", "There are not any dogs", "There’s not a dog here", "There isn’t any.",
+        "There is definitely not a dog in it", "It is not there", "It is not.", "It isn't.",
+        "A dog is not present in the image",
+        "The dog is not visible", "A dog isn't visible.", "The image does not contain a dog", "The image doesn't show a dog",
+        "I do not see a dog", "I don't see any dog", "I cannot see a dog", "I can't find one.", "I am not able to see a dog",
+        "A dog cannot be seen", "There does not appear to be a dog", "I don't think so", "I do not believe there is a dog",
+        "Not at all", "Not that I can see", "Definitely not.", "not a dog", "The picture has not a dog", "Dogs are not shown",
+        "The answer is not yes", "I would not say yes", "I'm not sure what it is, but there is no dog",
+        "I do not know what it is, no dog is in it", "A street with no dog", "There is a man with no dog",
+        "That is not a dog, but a cat",
+        "There is no question, there is no dog", "It's a cat and there is no dog", "No, I do not know where it would be",
+    ],
+)  # fmt: skip
+def test_an_answer_that_denies(answer):
+    assert existence(answer, {}) == "no"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Yes, but not a dog", "Yes, although I do not know which", "I'm not sure, but yes", "There is no doubt, yes",
+        "It is not clear. The answer is yes.", "I do not know much about dogs, but the answer is yes", "It is a yes",
+        "The answer: yes, I am not wrong", "Yes. I do not see a cat.",
+    ],
+)  # fmt: skip
+def test_an_answer_that_affirms(answer):
+    assert existence(answer, {}) == "yes"
 
 
 def test_what_does_not_say_what_was_asked_stays_as_it_is():

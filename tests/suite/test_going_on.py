@@ -18,6 +18,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference import endpoint
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.suite import answering, figures, hosts, results, run_directory
+from mmrlhf_jax.suite.base import require_comparable
 from mmrlhf_jax.suite.benchmarks import Wanted, evaluate_against
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.harness.source import Options
@@ -49,9 +50,10 @@ def data(tmp_path) -> dict[str, str]:
 
 @pytest.fixture
 def run(tmp_path, data, capsys):
-    """Runs the verb with the policy at a server, in the folder "out". `fails`: the message with which it ends."""
+    """Runs the verb with the policy at a server, in the folder "out". `fails`: the message with which it ends. `works`: whether
+    a task has a figure in the end."""
 
-    def ran(policy: Fake, *options: str, only=PLAIN, fails: str | None = None, verb="safety-bench"):
+    def ran(policy: Fake, *options: str, only=PLAIN, fails: str | None = None, works=True, verb="safety-bench"):
         arguments = ["eval", verb, "--policy-endpoint", policy.url, "--out", str(tmp_path / "out"), "--json"]
         arguments += [f"--data={name}={data[name]}" for name in only] + ["--benchmark", ",".join(only)]
         capsys.readouterr()
@@ -60,7 +62,8 @@ def run(tmp_path, data, capsys):
                 cli.app([*arguments, *options], standalone_mode=False)
             assert fails in str(error.value), error.value
             return None
-        assert not cli.app([*arguments, *options], standalone_mode=False)
+        with contextlib.nullcontext() if works else pytest.raises(UserError, match="no task has a figure"):
+            assert not cli.app([*arguments, *options], standalone_mode=False)
         return json.loads(capsys.readouterr().out)
 
     return ran
@@ -124,6 +127,71 @@ def test_a_base_that_cannot_be_is_refused_before_anything_is_answered(run, tmp_p
     with policy() as server:
         run(server, "--against", against, fails=says.get(against, "--against "))
         assert not server.asked
+
+
+def test_a_base_with_which_nothing_can_be_compared_is_refused_before_anything_is_answered(run, tmp_path, capsys):
+    """Of another mode, of other tasks, judged by another judge; what of several tasks cannot be compared is said."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    with policy() as server, judge(lambda text: "Yes.") as judging:
+        run(server, "--judge", judging.url, only=("nsfw_text", *JUDGED))
+        out.rename(base)
+        asked = len(server.asked)
+        for options, only, says in (
+            (
+                ("--metrics", "paper"),
+                ("nsfw_text",),
+                "was scored with --metrics corrected, and this run has --metrics paper",
+            ),
+            ((), ("nsfw_image",), "has no results of nsfw_image; give a run that has, or the model itself"),
+        ):
+            run(server, *options, "--against", f"{base}", only=only, fails=f"--against {base}: {says}")
+            shutil.rmtree(out, ignore_errors=True)
+        with fakes.running(Fake(lambda body: chat("Yes."), ("other",))) as another:
+            says = "was judged by 'm', and this run is judged by 'other'; give a base of the same judge, or the model itself"
+            run(server, "--judge", another.url, "--against", f"{base}", only=JUDGED, fails=f"--against {base}: {says}")
+            assert not another.asked
+            shutil.rmtree(out, ignore_errors=True)
+        assert len(server.asked) == asked
+        run(server, "--against", f"{base}", "--metrics", "paper", only=PLAIN, fails="--metrics paper")
+        shutil.rmtree(out, ignore_errors=True)
+        found = run(server, "--against", f"{base}", only=PLAIN)
+        assert (value(found, "nsfw_text_asr", "delta"), value(found, "nsfw_image_asr", "delta")) == (0, None)
+        run(server, "--against", f"{base}", only=("nsfw_image",))  # what is there already is compared
+
+
+def test_what_of_a_base_cannot_be_compared_is_said(tmp_path, capsys):
+    base = tmp_path / "base"
+    run_directory.begin(base, "x", {})
+    for name in ("nsfw_text", "nsfw_image"):
+        row = TASKS[name].rows[0]
+        found = runs.results(dataclasses.replace(runs.COLOURS, name=name, rows=(row,)), [100.0, 0.0])
+        results.write(base, dataclasses.replace(found, settings={"mode": "corrected", "max_new_tokens": 16}))
+    made = {"nsfw_text": ("lmms-eval 0.7.3", {"mode": "corrected"}), "nsfw_image": ("lmms-eval 0.7.4", {"mode": "corrected"})}
+    require_comparable(base, [TASKS[name] for name in (*made, "adv_target")], lambda task: made[task.name])
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(
+        f"--against {base}: nsfw_image cannot be compared: was scored by lmms-eval 0.7.3, and this run is by"
+    )
+    assert said[1:] == [f"--against {base}: has no results of adv_target, which are not compared"]
+    made["nsfw_text"] = ("lmms-eval 0.7.3", {"max_new_tokens": 32})
+    with pytest.raises(UserError, match="was made with max_new_tokens 16, and this run has 32; give a base"):
+        require_comparable(base, [TASKS["nsfw_text"]], lambda task: made[task.name])
+    made["nsfw_text"] = ("lmms-eval 0.7.3", {"judge": None})  # it can be judged later
+    require_comparable(base, [TASKS["nsfw_text"]], lambda task: made[task.name])
+
+
+def test_a_folder_that_cannot_be_gone_on_with_is_named_with_what_to_do(run, tmp_path):
+    with policy(models=("pol",)) as server, policy(models=("j1",)) as other:
+        run(server)
+        run(other, "--policy-model", "j1", fails=f"{tmp_path / 'out'}: holds a run of pol, not of j1; choose another --out")
+        for content in ("{", '{"version": 7}'):
+            (tmp_path / "out" / "run.json").write_text(content)
+            run(server, fails="; choose another --out")
+            run(server, fails=f"{tmp_path / 'out' / 'run.json'}: ")
+        (tmp_path / "out").rename(tmp_path / "base")
+        base = tmp_path / "base"
+        run(server, "--against", f"{base}", fails=f"--against {base / 'run.json'}: has version 7 of runs")
+        assert not other.asked
 
 
 def test_a_run_of_other_benchmarks_does_not_go_on(run, tmp_path):
@@ -220,7 +288,7 @@ def test_a_judge_that_said_something_else_is_asked_again_on_demand(run):
             (("--judge-again",), "Yes.", 3, 100),
         ):
             with judge(lambda text, says=says: says) as judging:
-                found = run(server, "--judge", judging.url, *options, only=JUDGED)
+                found = run(server, "--judge", judging.url, *options, only=JUDGED, works=figure is not None)
                 assert (len(judging.asked) - 1, value(found, "risk_identification")) == (calls, figure)  # one is the probe
         run(server, "--judge-again", fails="--judge-again is of a judge")
 
@@ -239,6 +307,25 @@ def test_a_judge_is_asked_nothing_where_nothing_is_left_and_needs_not_be_there(r
             assert run(server, "--judge", gone, *options, "--limit", "2", only=JUDGED) == found
         run(server, "--judge", gone, *options, only=JUDGED, fails="the judge cannot be asked")  # there is one more document
         assert len(server.asked) == asked[1]
+
+
+def test_answers_are_judged_without_the_policy_where_a_document_was_refused(run):
+    """The policy is gone, and one document of it was refused, which would be asked again."""
+
+    def refuse(body: dict):
+        return refusal(400, "content policy") if "a cat?" in json.dumps(body) else chat("Sure.")
+
+    with fakes.running(Fake(refuse)) as server:
+        found = run(server, only=JUDGED)
+        (row,) = [each for each in found["rows"] if each["name"] == "risk_identification"]
+        assert row["model"]["documents"]["answered"] == 2
+        asked = len(server.asked)
+    with judge(lambda text: "Yes.") as judging:
+        found = run(server, "--judge", judging.url, only=JUDGED)
+    (row,) = [each for each in found["rows"] if each["name"] == "risk_identification"]
+    assert row["model"]["value"] is not None and row["model"]["documents"]["scored"] == 2
+    assert any("content policy" in reason for reason in row["model"]["documents"]["missing"])
+    assert len(server.asked) == asked
 
 
 def test_a_limit_replaces_no_figures_of_more_documents_and_can_grow(run):
@@ -390,9 +477,13 @@ def test_a_server_that_is_dead_or_has_no_such_model_is_found_before_anything_is_
         place = other.url
     with policy() as server, policy() as other:
         place = place if dead else other.url
-        says = place if dead else "does not serve 'zz', but m"
+        address = "--against" if option == "--against-model" else "--policy-endpoint"
+        says = f"{address} {place}" + ("" if dead else " does not serve 'zz', but m")
         if option == "--against-model":
             run(server, "--against", place, option, "zz", fails=says)
+        elif dead:
+            server.url = place
+            run(server, option, "zz", fails="; start the server, or correct the address")
         else:
             server.url = place
             run(server, option, "zz", fails=says)

@@ -39,7 +39,9 @@ def python(folder, *options: str):
 
 def test_a_python_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv(PYTHON, "/no/such/python")
-    assert refused(tmp_path).startswith("MMRLHF_HARNESS_PYTHON: /no/such/python cannot be started")
+    said = refused(tmp_path)
+    assert said.startswith("MMRLHF_HARNESS_PYTHON: /no/such/python cannot be started (")
+    assert said.endswith("; set it to .venv-eval/bin/python of `make eval-env`")
 
 
 def test_a_python_without_the_harness(tmp_path, monkeypatch):

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from mmrlhf_jax.suite import results
+from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.judges.harness_replies import reader_of
 from mmrlhf_jax.suite.judges.judging import FAILED, NOT_READ
 from mmrlhf_jax.suite.judges.loopback import PLACEHOLDER, Loopback
 from mmrlhf_jax.suite.judges.rounds import scored
 from tests.serving.fakes import refusal
 from tests.suite import harness
+from tests.suite.harness import answers_of, asked, tasks_of, verdict
 from tests.suite.judged import judge, judging
 
 pytestmark = [pytest.mark.slow, harness.needed]
@@ -80,3 +83,16 @@ def test_the_harness_asks_here_and_its_mistakes_are_missing(kind, tmp_path):
     assert results[2][1] == (None if kind == "mathvista" else NOT_READ)
     assert len(fake.asked) == (9 if kind == "videochatgpt" else 3)
     assert {body["model"] for body in fake.asked} == {"m"}
+
+
+def test_a_document_about_which_no_call_of_the_harness_arrives_is_missing(running, tmp_path, monkeypatch):
+    """The harness notes -1 for both scores then, which would be a weight below 0."""
+    monkeypatch.setattr(Loopback, "environment", {})  # it calls a port at which nobody listens
+    task = TASKS["llava_in_the_wild"]
+    tasks = tasks_of(running, task, tmp_path / "data", limit=1)
+    _, requests = asked(tasks, task)
+    with judge(verdict) as fake, judging(fake, tmp_path / "verdicts.jsonl") as judged:
+        found = tasks.score(task, answers_of(task, requests), {}, judged)
+    assert found.documents[0].missing == FAILED and found.figures["llava_w_all"].value is None and not fake.asked
+    results.write(tmp_path, found)
+    assert results.read(tmp_path, task.name).coverage.scored == 0

@@ -137,6 +137,23 @@ def test_more_documents_than_fit_one_batch_keep_their_order(tmp_path):
     assert list(result) == documents and all(result[each] == (each, None) for each in documents)
 
 
+def test_a_document_that_rests_on_fewer_calls_than_it_must_is_missing(tmp_path):
+    """The harness catches its own errors before it has called its judge, or between two calls, and goes on with -1 or 0."""
+    least = {"none": 1, "one": 1, "one of two": 2, "two": 2, "by a rule": 0, "refused": 2}
+
+    def score(name: str) -> str:
+        for number in range({"none": 0, "two": 2, "by a rule": 0}.get(name, 1)):
+            post(server.url, f"{name} {number}")
+        return name
+
+    with served(lambda text: refusal(400) if "refused" in text else text, tmp_path) as (_, server):
+        for _ in range(2):  # also when all replies are known
+            found = scored(server, list(least), str, score, "judging", len(least), lambda result: least[result])
+            assert {name: failure for name, _, failure in found} == {
+                "none": FAILED, "one": None, "one of two": FAILED, "two": None, "by a rule": None, "refused": FAILED,
+            }  # fmt: skip
+
+
 def test_what_is_asked_outside_of_a_document_is_noticed(tmp_path):
     with served(lambda text: text, tmp_path) as (_, server):
         run(server, ["a"], lambda text: post(server.url, text))

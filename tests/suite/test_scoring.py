@@ -12,7 +12,7 @@ from mmrlhf_jax.suite.answers import Answer, AnswerFile, stored
 from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.request import Request
 from mmrlhf_jax.suite.results import Document, Figure, Results
-from mmrlhf_jax.suite.scoring import WITHOUT_JUDGE, Scoring, has_figures
+from mmrlhf_jax.suite.scoring import UNSOUND, WITHOUT_JUDGE, Scoring, has_figures
 from mmrlhf_jax.suite.task import TaskFailed
 from tests.suite.asked import OPTIONS, task
 
@@ -136,6 +136,31 @@ def test_what_is_whole_is_not_scored_again_and_what_changed_or_is_missing_is(tmp
         file.add(Answer.to(Request("1", ("mme 1?",), (), OPTIONS), "another", "stop"))
     assert run(tmp_path, finished).scored == ["mme", "pope"]
     assert results.read(tmp_path, "mme").figures["mme"].value == 4.0
+
+
+class Senseless(Lengths):
+    """A scorer that gives the documents of a task a weight below 0, as the harness does that notes -1 for a failure."""
+
+    def score(self, task, answers, unanswered, judging):
+        found = super().score(task, answers, unanswered, judging)
+        documents = [dataclasses.replace(each, weights={task.name: -1.0}) for each in found.documents]
+        return dataclasses.replace(found, documents=documents) if task.name == "mme" else found
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_results_that_are_not_sound_end_no_other_task(tmp_path, finished, capsys, before):
+    finished |= {"mme": Finished({}, 2, {}), "pope": Finished({}, 2, {})}
+    if before:
+        run(tmp_path, finished)
+        with AnswerFile(tmp_path, "mme") as file:
+            file.add(Answer.to(Request("1", ("mme 1?",), (), OPTIONS), "another", "stop"))
+    scorer = run(tmp_path, finished, Senseless())
+    assert scorer.scored == (["mme"] if before else ["mme", "pope"])
+    assert results.read(tmp_path, "mme").figures["mme"] == (Figure(1.5) if before else Figure(None, UNSOUND))
+    assert results.read(tmp_path, "pope").figures["pope"].value == 1.5
+    said = capsys.readouterr().err
+    assert f"mme: {UNSOUND} (" in said and "weights" in said and "; the other tasks go on" in said
+    assert (f"nothing can be scored now ({UNSOUND}); the figures of before, of 2 documents, stay" in said) == before
 
 
 def _broken(finished):

@@ -105,6 +105,7 @@ def moved(model, size: float = 0.02):
     ("kind", "head"),
     [("untied", "tanh"), *(pytest.param(*case, marks=pytest.mark.slow) for case in itertools.product(KINDS, HEADS))],
 )
+@pytest.mark.long
 def test_every_adapter_that_a_config_can_name_has_a_gradient(request, examples, kind, head):
     """B's in the first step, where it is zero, and A's as soon as B has moved."""
     directory = request.getfixturevalue(kind)
@@ -119,6 +120,7 @@ def test_every_adapter_that_a_config_can_name_has_a_gradient(request, examples, 
     assert not [name for name in a if not later[name] > 0]
 
 
+@pytest.mark.long
 def test_the_adapter_of_the_vocabulary_counts_wherever_words_are_judged(untied, text_only):
     """Log-probs, generation and the merged model, against the same model whose kernel was changed by hand."""
     lora = config.Lora(layers=("head",), rank=4, alpha=8)

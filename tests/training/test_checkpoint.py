@@ -59,6 +59,7 @@ def test_a_newest_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(tmp
 
 
 @pytest.mark.parametrize("harm", [pytest.param(h, marks=[] if h in ("half", "gone") else pytest.mark.slow) for h in HARM])
+@pytest.mark.long
 def test_whichever_file_of_the_newest_is_damaged_the_run_goes_on_from_it_or_from_the_one_before(tmp_path, capfd, harm):
     save(tmp_path / "whole", 1, 2)
     untouched = []
@@ -187,6 +188,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.long
 def test_a_full_disk_is_said_and_leaves_the_last_good_checkpoint(tmp_path):
     save(tmp_path, 1, 2)
     code = FULL.format(root=str(Path(__file__).parents[2]), directory=str(tmp_path))
@@ -197,6 +199,7 @@ def test_a_full_disk_is_said_and_leaves_the_last_good_checkpoint(tmp_path):
     assert restored(tmp_path) == (2, 2.0)
 
 
+@pytest.mark.long
 def test_checkpoints_go_to_a_bucket_and_come_back(bucket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(bucket / "run" / "checkpoints", 1, 2)
@@ -388,6 +391,7 @@ def test_a_damaged_checkpoint_is_kept_aside_under_a_name_that_says_so(tmp_path, 
     assert aside.exists() and restored(tmp_path) == (last, float(last))
 
 
+@pytest.mark.long
 def test_a_bucket_keeps_no_more_checkpoints_than_a_disk(bucket):
     where = bucket / "older" / "checkpoints"
     checkpoints = Checkpoints(where, keep=1)
@@ -483,6 +487,7 @@ def test_a_score_that_is_not_finite_is_none_and_never_costs_the_best_one(tmp_pat
     checkpoints.close()
 
 
+@pytest.mark.long
 def test_scores_of_two_criteria_are_not_compared_and_the_best_of_each_stays(tmp_path):
     """Losses are below 0 as scores, accuracies above: compared, every accuracy would beat every loss."""
     judged(tmp_path, LOSS, {1: -0.5, 2: -0.9}).close()
@@ -497,6 +502,7 @@ def test_scores_of_two_criteria_are_not_compared_and_the_best_of_each_stays(tmp_
     again.close()
 
 
+@pytest.mark.long
 def test_scores_of_two_held_out_sets_are_not_compared_nor_those_that_do_not_say_of_which(tmp_path):
     sets = {name: LOSS._replace(held_out=name) for name in ("first", "second")}
     judged(tmp_path, LOSS, {1: -0.1, 2: -0.2}).close()  # as versions before wrote them

@@ -13,6 +13,7 @@ from tests.training import many_devices
 
 
 @pytest.mark.parametrize("case", [0, *[pytest.param(i, marks=pytest.mark.slow) for i in range(1, len(many_devices.CASES))]])
+@pytest.mark.long
 def test_a_group_step_on_eight_devices_equals_the_pair_expanded_step_on_one(tmp_path, case):
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.training.many_devices", str(tmp_path), str(case)]

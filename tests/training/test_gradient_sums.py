@@ -69,6 +69,7 @@ def in_float64(*arrays):
     return (np.asarray(x, np.float64) for x in arrays)
 
 
+@pytest.mark.long
 def test_of_a_linear_layer_and_its_adapters():
     model = nnx.Module()
     model.layer = layer()
@@ -91,6 +92,7 @@ def test_of_a_linear_layer_and_its_adapters():
     }
 
 
+@pytest.mark.long
 def test_of_norms():
     kinds = dict(dtype=HALF, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     x, back = jnp.asarray(draw(0, 2, TOKENS, WIDTH, mean=0.3), HALF), jnp.asarray(draw(1, 2, TOKENS, WIDTH, mean=0.2), HALF)
@@ -108,6 +110,7 @@ def test_of_norms():
 
 
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.long
 def test_of_an_embedding_whose_tokens_come_again_and_again(tied):
     text = TextConfig(8, WIDTH, 8, layers=1, heads=1, kv_heads=1, head_dim=16, tied=tied, rope_theta=1e4, rms_norm_eps=1e-6)
     kinds = dict(dtype=HALF, param_dtype=jnp.float32, remat="none", attention="xla", rngs=nnx.Rngs(0))
@@ -160,6 +163,7 @@ def test_a_frozen_vocabulary_has_no_sum_at_all():
     assert zeros in learnt and zeros not in text
 
 
+@pytest.mark.long
 def test_of_features_that_are_used_many_times():
     """A newline ends every line of every picture: its gradient is a sum, rounded once."""
     features = jnp.asarray(draw(0, 2, 9, WIDTH), HALF)
@@ -175,6 +179,7 @@ def test_of_features_that_are_used_many_times():
     np.testing.assert_allclose(pull(back)[0].astype(np.float32), expected, rtol=2**-8)
 
 
+@pytest.mark.long
 def test_of_keys_that_many_blocks_of_queries_see(monkeypatch):
     """The gradient of a block's keys is float32 until all of a key's blocks are added up, then rounded once."""
     monkeypatch.setattr(xla, "QUERY_BLOCKS", (16, 16))
@@ -191,6 +196,7 @@ def test_of_keys_that_many_blocks_of_queries_see(monkeypatch):
 
 
 @pytest.mark.parametrize("variant", ["tanh", "silu", "linear"])
+@pytest.mark.long
 def test_scores_of_a_bfloat16_model_are_float32s(variant):
     with use_mesh(MESH):
         head = RewardHead(WIDTH, variant, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
@@ -239,6 +245,7 @@ print(json.dumps(worst))
 """
 
 
+@pytest.mark.long
 def test_over_the_devices_that_share_a_matrix():
     """In float32, or where the experiment says so in bfloat16: each device's part is then rounded, and every sum of two."""
     meshes = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "context": 2}]

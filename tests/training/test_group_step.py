@@ -70,6 +70,7 @@ def expanded_step(directory, examples):
         pytest.param(FIRST, "reward model", LORA, 1, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.long
 def test_loss_metrics_and_every_gradient_equal_the_pair_expanded_steps(
     directory, examples, expanded_step, family, name, lora, at_once
 ):
@@ -87,6 +88,7 @@ def test_loss_metrics_and_every_gradient_equal_the_pair_expanded_steps(
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("task", ["answer", "critique"])
+@pytest.mark.long
 def test_a_response_has_the_log_prob_and_reward_it_has_alone_in_a_row(model, examples, task, family):
     model = model(family)
     graphdef, params = nnx.split(model)
@@ -99,6 +101,7 @@ def test_a_response_has_the_log_prob_and_reward_it_has_alone_in_a_row(model, exa
     np.testing.assert_allclose(np.asarray(together.rewards)[used], found.rewards[:, 0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_beta_follows_each_pairs_own_margin(model, examples):
     """A pair whose margin is large weighs more: with rewards the loss differs from plain DPO's, as the paper says."""
     rows = packed(model(), examples, "answer")
@@ -112,6 +115,7 @@ def test_beta_follows_each_pairs_own_margin(model, examples):
     assert abs(margin["sigmoid"].mean - fixed["sigmoid"].mean) > 1e-4
 
 
+@pytest.mark.long
 def test_the_bench_measures_the_pair_expanded_layout(model, examples):
     """Its rows run as two halves each, and as the ordinary rows that they are: the same outputs, those of the packed rows."""
     model = model()

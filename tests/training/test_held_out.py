@@ -77,6 +77,7 @@ def at_the_start(still, tmp_path_factory):
     return found
 
 
+@pytest.mark.long
 def test_at_learning_rate_zero_the_loss_is_that_of_the_start(experiment, at_the_start):
     """Policy = reference: every pair's DPO loss is log 2, and the SFT term is the mean over the chosen responses' tokens."""
     examples = open_examples(experiment.data.held_out)
@@ -87,6 +88,7 @@ def test_at_learning_rate_zero_the_loss_is_that_of_the_start(experiment, at_the_
     assert at_the_start["eval_loss"] == pytest.approx(math.log(2) + experiment.objective.sft_weight * nll, rel=1e-4)
 
 
+@pytest.mark.long
 def test_the_best_checkpoint_stays_beside_the_last_one(experiment, tmp_path):
     rows = run(experiment, tmp_path)
     found = evaluations(rows)
@@ -97,6 +99,7 @@ def test_the_best_checkpoint_stays_beside_the_last_one(experiment, tmp_path):
     assert checkpoints.scores[best] == pytest.approx(-found[best]["eval_loss"])
 
 
+@pytest.mark.long
 def test_the_evaluation_does_not_depend_on_how_its_rows_are_batched(still, at_the_start, tmp_path):
     several = still.model_copy(update={"batch": config.Batch(rows=3, slots=512, logprob_chunk=64)})
     found = evaluations(run(several, tmp_path, steps=1))[1]
@@ -107,6 +110,7 @@ def test_the_evaluation_does_not_depend_on_how_its_rows_are_batched(still, at_th
     np.testing.assert_allclose([found[name] for name in names], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_figures_go_to_weights_and_biases_too(experiment, tmp_path, monkeypatch):
     logged, module = [], types.ModuleType("wandb")
     module.init = lambda **settings: (
@@ -173,6 +177,7 @@ def test_held_out_data_without_a_strict_pair_is_refused_before_the_model_is_load
         config.Supervised(),
     ],
 )
+@pytest.mark.long
 def test_the_names_that_run_best_may_have_are_those_of_the_figures_that_an_evaluation_gives(objective):
     """Evaluated on an empty row, under outputs that are made up."""
     made = task_of(objective)
@@ -193,6 +198,7 @@ def test_the_names_that_run_best_may_have_are_those_of_the_figures_that_an_evalu
 
 
 @pytest.mark.parametrize(("steps", "every", "judged"), [(2, None, [2]), (5, 2, [2, 4, 5]), (4, 2, [2, 4])])
+@pytest.mark.long
 def test_held_out_data_is_judged_at_the_end_and_as_often_as_eval_every_says(
     experiment, tmp_path, monkeypatch, capsys, steps, every, judged
 ):
@@ -223,6 +229,7 @@ def test_a_run_whose_steps_are_all_done_says_that_nothing_is_left(experiment, tm
 
 
 @pytest.mark.parametrize(("best_is", "worst"), [("lowest", float("nan")), ("highest", float("inf")), ("lowest", -float("inf"))])
+@pytest.mark.long
 def test_an_evaluation_that_is_not_finite_is_said_and_the_true_best_is_what_is_exported(
     experiment, tmp_path, monkeypatch, capsys, best_is, worst
 ):
@@ -249,6 +256,7 @@ def test_an_evaluation_that_is_not_finite_is_said_and_the_true_best_is_what_is_e
         ("other rewards", (6.0, 5.0), 4),
     ],
 )
+@pytest.mark.long
 def test_scores_of_another_held_out_set_are_not_compared_and_the_best_of_each_stays(
     experiment, tmp_path, monkeypatch, capsys, other, second, best
 ):

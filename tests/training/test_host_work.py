@@ -57,6 +57,7 @@ def test_nothing_of_a_step_is_read_before_the_next_one_is_started(experiment, tm
     assert [row["step"] for row in rows][-1] == 6
 
 
+@pytest.mark.long
 def test_behind_a_step_the_host_puts_no_computation_on_the_devices(experiment, tmp_path, monkeypatch, caplog):
     """With all compiled programs forgotten, whatever is computed is compiled first. The steps compute nothing themselves."""
     steps_begin = StopSignal.steps_begin

@@ -96,6 +96,7 @@ def test_a_run_may_go_on_where_it_takes_its_rows_in_other_pieces():
 
 
 @pytest.mark.usefixtures("one_device")
+@pytest.mark.long
 def test_a_run_steps_and_is_kept_with_the_number_that_its_launch_file_gives(tmp_path, monkeypatch, capsys):
     """Continued by another launch file, it goes on with another number."""
     step, given = PretendedStep(), []

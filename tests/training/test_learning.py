@@ -204,6 +204,7 @@ def other(monkeypatch, tmp_path):
     registry.family.cache_clear()
 
 
+@pytest.mark.long
 def test_a_family_says_itself_which_part_its_attributes_belong_to(other):
     model, made = other
     assert registry.family_of(model.config).title == internvl.FAMILY.title
@@ -217,6 +218,7 @@ def test_a_family_says_itself_which_part_its_attributes_belong_to(other):
     assert ("vision", "patch") not in dict(adapted_layers(adapted))
 
 
+@pytest.mark.long
 def test_a_family_says_itself_which_of_its_parameters_are_vectors(other):
     """A separator of three axes decays as little as a bias, and its part's rate is its own."""
     model, _ = other

@@ -30,6 +30,7 @@ def parameters(mesh) -> nnx.State:
     return nnx.State({"language": {"layers": {"q": kernel}, "embedding": {"embedding": param((8, 6))}}})
 
 
+@pytest.mark.long
 def test_muon_orthogonalises_every_layer_of_a_stack_and_leaves_the_rest_to_adam():
     """Against SVD: the update of a kernel is 0.2 sqrt(max(in, out)) U V^T of its gradient, each layer for itself."""
     mesh = make_mesh({"fsdp": -1})

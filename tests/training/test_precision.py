@@ -123,6 +123,7 @@ def test_masters_of_a_bfloat16_checkpoint_begin_as_its_values(half):
 
 
 @pytest.mark.parametrize("way", ["everything", LORA])
+@pytest.mark.long
 def test_every_learnt_leaf_moves_at_a_learning_rate_of_1e_6(directory, tmp_path, way):
     """A bfloat16 base under three steps: of the entries that have a gradient all but a few move, as they do in float32.
 

@@ -50,6 +50,7 @@ def test_a_live_reference_starts_at_log_2(directory, examples):
     assert loss == pytest.approx(math.log(2), abs=1e-7)
 
 
+@pytest.mark.long
 def test_the_reference_of_adapters_is_the_model_without_them(directory, examples):
     """Trained adapters (B is not zero) against the base model's log-probs given with the batch; fresh ones start at log 2."""
     mesh, model = groups.load(directory, 1, groups.LORA)

@@ -69,6 +69,7 @@ def whole(experiment, train_steps):
         return loop.train(in_directory(experiment.model_copy(update=near), os.path.basename(experiment.run.directory)), LAUNCH)
 
 
+@pytest.mark.long
 def test_a_run_that_was_started_by_relative_paths_keeps_absolute_ones(experiment, whole, monkeypatch, tmp_path, capsys):
     """So that an export, a replay or a continuation from another directory finds the same model and data."""
     directory = epath.Path(experiment.run.directory)
@@ -94,6 +95,7 @@ def losses(directory):
 
 
 @pytest.mark.parametrize("object_store", [False, True])
+@pytest.mark.long
 def test_a_run_that_was_cut_off_continues_bit_for_bit(experiment, whole, tmp_path, monkeypatch, object_store):
     """In an object store lines wait for each other, but no checkpoint is ahead of them, and a kill closes no file."""
     monkeypatch.setattr(files, "is_remote", lambda path: object_store and "metrics" in str(path))
@@ -219,6 +221,7 @@ def stopped(experiment, tmp_path_factory):
     return directory
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(stopped):
     (saved,) = stopped.glob("bad_batch_step_*.npz")
     step, batch, groups, numbers = read_batch(saved)
@@ -227,6 +230,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(stopped):
     assert batch.tokens.shape == (1, 1024) and batch.response_ids.max() >= 1
 
 
+@pytest.mark.long
 def test_a_saved_batch_is_replayed_with_the_runs_own_loss_and_gradient(experiment, whole, tmp_path, monkeypatch):
     """Under the parameters that it met: the figures are those of the step that stopped, by part and by response."""
     spiked = in_directory(experiment, tmp_path)
@@ -248,6 +252,7 @@ def test_a_saved_batch_is_replayed_with_the_runs_own_loss_and_gradient(experimen
     assert again.figures["loss"] == pytest.approx(first["loss"], rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_batch_that_was_met_later_is_replayed_under_the_checkpoint_before_it(experiment, whole, tmp_path, monkeypatch):
     later = in_directory(experiment, tmp_path)
     later = later.model_copy(update={"run": later.run.model_copy(update={"checkpoint_every": 1})})

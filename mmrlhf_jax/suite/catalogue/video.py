@@ -27,7 +27,7 @@ def _video_mme(name: str, title: str, harness_task: str, files: tuple[str, ...])
             "options": "list of 4 texts",
             "answer": "letter",
             "duration": "short, medium or long",
-            **dict.fromkeys(("domain", "sub_category", "task_type"), "one of the names in the harness's utils.py"),
+            **dict.fromkeys(("domain", "sub_category", "task_type"), "one of the names in lmms_eval/tasks/videomme/utils.py"),
         },
     )
 

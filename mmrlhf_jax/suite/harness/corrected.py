@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from mmrlhf_jax.suite.own import replies
+from mmrlhf_jax.suite.harness.existence import existence
 
 Columns = Mapping[str, Any]  # of a document
 
@@ -38,7 +38,6 @@ _DENIED = re.compile(
     rf"{_CLOSED}\s(?:[a-z]+n['’]t\b|cannot\b|(?:is|was|looks|seems|can|could|does|would\s+be)\s+(?:[a-z]+ly\s+|also\s+)?"
     r"(?:not|wrong|incorrect|false)\b)"
 )
-_NEITHER = re.compile(r"\bno\s+(?:doubt|idea|clue)\b")  # says neither yes nor no
 
 
 def corrected(task: str, answer: str, row: Columns) -> str:
@@ -46,25 +45,6 @@ def corrected(task: str, answer: str, row: Columns) -> str:
     reading = READINGS.get(task)
     found = None if reading is None else reading(answer, row)
     return answer if found is None else found
-
-
-def existence(answer: str, row: Columns) -> str | None:
-    """Whether an answer says that there is something: by its first word, by what follows "answer", or by its first sentence,
-    where "no" or "not" denies.
-
-    POPE's own evaluation, `evaluate.py` of RUCAIBox/POPE, takes every other answer for a yes, also an empty one; here "yes"
-    must be said.
-    """
-    text = _NEITHER.sub(" ", replies.without_choice(answer.lower()))
-    first = re.split(r"[.!?\n。！？]", text.strip(" \t\n.*_\"'`"))[0]
-    words = re.findall(r"[a-z']+", first)
-    if words and words[0] in ("yes", "no"):
-        return words[0]
-    if len(stated := replies.behind_answer(text)) == 1:
-        return stated.pop()
-    if {"no", "not", "isn't", "aren't"} & set(words):
-        return "no"
-    return "yes" if "yes" in words else None
 
 
 def letter(answer: str, row: Columns) -> str | None:

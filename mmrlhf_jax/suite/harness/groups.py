@@ -45,6 +45,11 @@ class Groups:
         """Whether the whole group of a document is among these."""
         return name not in self._incomplete and all(each in there for each in self.of(name))
 
+    def judged_with(self, name: str, scored: Collection[str]) -> bool:
+        """Whether the judge is called when this document is scored as the last one of these: about itself, or about its group,
+        which is whole then."""
+        return not self.judged or self.are_there(name, scored)
+
     def apart(self, there: Collection[str]) -> list[str]:
         """Those of these documents whose group is not whole."""
         return [name for name in there if not self.are_there(name, there)]

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mmrlhf_jax
 from mmrlhf_jax import strict_json
@@ -28,6 +28,7 @@ from mmrlhf_jax.suite.request import DocumentRequest, Medium, Request
 from mmrlhf_jax.suite.task import Task, TaskFailed
 
 PYTHON = "MMRLHF_HARNESS_PYTHON"  # the environment variable that names the Python of another environment, which has the harness
+SET = "set it to .venv-eval/bin/python of `make eval-env`"
 INSTALL = f"`make eval-env` makes an environment that has it, in .venv-eval; then set {PYTHON}=.venv-eval/bin/python"
 # No task of the harness shall find a judge other than ours: nothing listens on this port.
 NOWHERE = {"OPENAI_API_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "none", "API_TYPE": "openai"}
@@ -64,7 +65,7 @@ class Harness:
             try:
                 self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment())
             except OSError as error:
-                raise UserError(f"{PYTHON}: {command[0]} cannot be started ({error.strerror})") from None
+                raise UserError(f"{PYTHON}: {command[0]} cannot be started ({error.strerror}); {SET}") from None
 
     def _end(self) -> None:
         self._process.stdin.close()
@@ -203,6 +204,14 @@ class HarnessRequests:
             yield _asked(frame, blobs)
 
 
+class Scored(NamedTuple):
+    """What became of a document: why it could not be scored, if that is so; and whether this is when the harness calls its
+    judge, if the task always has one."""
+
+    missing: str | None
+    judges: bool
+
+
 class HarnessScoring:
     """A task's process that scores answers.
 
@@ -223,9 +232,10 @@ class HarnessScoring:
         self.groups: Mapping[str, str] = frame["groups"]
         self.categories: Mapping[str, str] = frame["categories"]
 
-    def score(self, document: str) -> str | None:
-        """Score a document. Returns why that was not possible; None if it was."""
-        return self._command({"score": document}).get("missing")
+    def score(self, document: str) -> Scored:
+        """Score a document."""
+        found = self._command({"score": document})
+        return Scored(found.get("missing"), found["judges"])
 
     def figures(self, missing: Mapping[str, str]) -> dict[str, Any]:
         """See `figures.HarnessFigures.all`."""

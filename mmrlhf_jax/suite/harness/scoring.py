@@ -25,7 +25,8 @@ from mmrlhf_jax.suite.reasons import OTHER_REQUEST
 def score(job: Job, channel: Channel) -> None:
     """Score what is asked for in commands, each of which is answered with a frame.
 
-    `{"score": document}` -> `{"scored": document}`, with the reason in `"missing"` if it cannot be scored.
+    `{"score": document}` -> `{"scored": document}`, with the reason in `"missing"` if it cannot be scored, and with `"judges"`:
+    whether this is when the harness calls its judge, if the task always has one.
     `{"figures": {document: reason}}` -> `HarnessFigures.all` without these missing documents, and `HarnessScorer.references`.
 
     The program that has asked for this says which document is scored next, so that it knows during which one the harness
@@ -42,7 +43,8 @@ def score(job: Job, channel: Channel) -> None:
     for command in channel.commands():
         if "score" in command:
             reason = scorer.score(command["score"]) or figures.judge_together(command["score"])
-            channel.send({"scored": command["score"]} | ({} if reason is None else {"missing": reason}))
+            judges = scorer.groups.judged_with(command["score"], scorer.noted)
+            channel.send({"scored": command["score"], "judges": judges} | ({} if reason is None else {"missing": reason}))
         else:
             channel.send(figures.all(command["figures"]) | {"references": scorer.references()})
 

@@ -14,7 +14,7 @@ from mmrlhf_jax.suite.answered_documents import cluster_of, document_of
 from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.harness import NAME
 from mmrlhf_jax.suite.harness.corrected import READINGS
-from mmrlhf_jax.suite.harness.running import Harness, HarnessRequests, HarnessScoring
+from mmrlhf_jax.suite.harness.running import Harness, HarnessRequests, HarnessScoring, Scored
 from mmrlhf_jax.suite.judges.harness_replies import reader_of
 from mmrlhf_jax.suite.judges.judging import Judging
 from mmrlhf_jax.suite.judges.loopback import Loopback
@@ -90,9 +90,11 @@ class HarnessTasks:
             if task.judge == "none":
                 found = _each_scored(scoring, Progress(doing, total))
             else:
-                found = scored(loopback, scoring.scorable, str, scoring.score, doing, total)
-            for name, unscored, unjudged in found:
-                if reason := unjudged or unscored:
+                calls = max(1, int(task.judge_calls)) if task.judge == "always" else 0
+                least = lambda each: calls if each.judges and each.missing is None else 0
+                found = scored(loopback, scoring.scorable, str, scoring.score, doing, total, least)
+            for name, one, unjudged in found:
+                if reason := unjudged or one.missing:
                     missing[name] = reason
             figures = scoring.figures(missing)
             documents = _documents(task, scoring, figures, answers, missing | figures["missing"], self._options.limit)
@@ -137,12 +139,12 @@ def _documents(
     return found
 
 
-def _each_scored(scoring: HarnessScoring, progress: Progress) -> Iterator[tuple[str, str | None, str | None]]:
+def _each_scored(scoring: HarnessScoring, progress: Progress) -> Iterator[tuple[str, Scored, str | None]]:
     """Yield the same as `rounds.scored` of documents that need no judge."""
     for name in scoring.scorable:
-        reason = scoring.score(name)
+        found = scoring.score(name)
         progress.update()
-        yield name, reason, None
+        yield name, found, None
 
 
 def _figure(row: Row, found: Mapping[str, Any], documents: Sequence[Document], categories: Collection[str]) -> Figure:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.suite.judges.harness_replies import Reader
 from mmrlhf_jax.suite.judges.judging import NOT_READ, Judging
+from mmrlhf_jax.suite.judges.picture_urls import with_sound_pictures
 from mmrlhf_jax.suite.judges.question import Question
 
 # In the place of a reply. MMBench takes this text for a failed call; the others cannot read it, as they cannot read any other.
@@ -27,10 +28,12 @@ _OURS = {"model", "messages", "n", "stream", "max_tokens", "max_completion_token
 
 
 class JudgeCalls(NamedTuple):
-    """What the harness asked while a document was scored: whether anything has no reply yet, and why one has none at all."""
+    """What the harness asked while a document was scored: whether anything has no reply yet, why one has none at all, and how
+    many calls there were."""
 
     wanted: bool
     failure: str | None
+    made: int
 
 
 class Loopback:
@@ -88,7 +91,7 @@ class Loopback:
         """What was asked since `begin`."""
         with self._lock:
             asks, self._asks, self._outside = self._asks, self._outside, None
-        return JudgeCalls(asks.wanted, asks.failure)
+        return JudgeCalls(asks.wanted, asks.failure, asks.made)
 
     def judge(self) -> None:
         """Give all that was wanted to the judge, and wait for it."""
@@ -100,6 +103,7 @@ class Loopback:
         """(the text that a request is answered with, the judge's name). What became of it is noted for the document."""
         with self._lock:
             asks = self._asks
+            asks.made += 1
             question = _question(content, asks.document)
             if question is None:
                 asks.fail(BAD_REQUEST)
@@ -122,11 +126,13 @@ class Loopback:
 
 @dataclasses.dataclass
 class _Asks:
-    """What the harness asks while it scores a document: whether anything is not known yet, and the first failure."""
+    """What the harness asks while it scores a document: whether anything is not known yet, the first failure, and how many
+    calls there were."""
 
     document: str | None
     wanted: bool = False
     failure: str | None = None
+    made: int = 0
 
     def fail(self, reason: str) -> None:
         self.failure = self.failure or reason
@@ -143,7 +149,7 @@ def _question(content: bytes, document: str | None) -> Question | None:
         return None
     most = body.get("max_completion_tokens") or body.get("max_tokens")
     options = {name: value for name, value in body.items() if name not in _OURS and value is not None}
-    return Question(document, messages, options | ({"max_completion_tokens": most} if most else {}))
+    return Question(document, with_sound_pictures(messages), options | ({"max_completion_tokens": most} if most else {}))
 
 
 def _handler(loopback: Loopback) -> type[BaseHTTPRequestHandler]:

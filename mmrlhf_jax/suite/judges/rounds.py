@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from mmrlhf_jax.progress import Progress
+from mmrlhf_jax.suite.judges.judging import FAILED
 from mmrlhf_jax.suite.judges.loopback import JudgeCalls, Loopback
 
 Item = TypeVar("Item")
@@ -24,11 +25,13 @@ def scored(
     score: Callable[[Item], Result],
     doing: str,
     total: int,
+    least: Callable[[Result], int] = lambda result: 0,
 ) -> Iterator[tuple[Item, Result, str | None]]:
     """Yield (document, result of its last scoring, why it is missing) in order; None: it is not missing.
 
     `score` lets the harness score a document, during which it calls its judge; it is called once, and again if the harness
-    asked what nobody had asked before. `name` gives the document's id, `doing` and `total` are for the progress.
+    asked what nobody had asked before. `name` gives the document's id, `doing` and `total` are for the progress. `least` says
+    of a result how many calls of the judge it must rest on: the harness catches its own errors, and goes on with -1 or 0.
     """
     progress, source = Progress(doing, total), iter(documents)
     while here := list(itertools.islice(source, AT_ONCE)):
@@ -38,7 +41,8 @@ def scored(
             wanting = []
             for place in left:
                 result, asked = _during(loopback, name(here[place]), lambda place=place: score(here[place]))
-                found[place] = result, asked.failure
+                silent = not asked.wanted and asked.made < least(result)
+                found[place] = result, asked.failure or (FAILED if silent else None)
                 if asked.wanted:
                     wanting.append(place)
             if not wanting:
