@@ -15,13 +15,14 @@ from mmrlhf_jax.files import exists, is_address
 from mmrlhf_jax.inference.endpoint import Endpoint
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding import distributed
-from mmrlhf_jax.suite import catalogue, listing, preview, run_directory, summary, table
+from mmrlhf_jax.suite import catalogue, listing, run_directory, summary, table
 from mmrlhf_jax.suite.figures import Figures
 from mmrlhf_jax.suite.harness.source import Options
 from mmrlhf_jax.suite.judges.judge import KEY as JUDGE_KEY
 from mmrlhf_jax.suite.local import parse
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.model import Loading, Model
+from mmrlhf_jax.suite.needs import preview
 from mmrlhf_jax.suite.own.grader import MODES
 from mmrlhf_jax.suite.task import Task
 

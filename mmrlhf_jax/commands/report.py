@@ -16,9 +16,9 @@ from mmrlhf_jax.suite import run_directory
 from mmrlhf_jax.suite.dimensions import Suite
 from mmrlhf_jax.suite.figures import read_run
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
-from mmrlhf_jax.suite.page import Shown, names_of, page_of
+from mmrlhf_jax.suite.report.page import Shown, names_of, page_of
 from mmrlhf_jax.suite.results import tasks_in
-from mmrlhf_jax.suite.stored import read_suite
+from mmrlhf_jax.suite.stored_suite import read_suite
 
 NO_ONE = "none"
 

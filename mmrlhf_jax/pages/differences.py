@@ -71,9 +71,9 @@ def differences(found: Differences, names: tuple[str, str]) -> tuple[Markup, str
     total = {direction: sum(counts[direction] for counts in found.counts.values()) for direction in ("better", "worse")}
     shown = {direction: sum(case.direction == direction for case in found.cases) for direction in total}
     text = (
-        f"Of {found.compared:,} documents that both have values for, {names[0]} is better on {total['better']:,} and worse on"
-        f" {total['worse']:,}; {shown['better']:,} and {shown['worse']:,} of these are below, those that differ most in every"
-        " benchmark."
+        f"Of {found.compared:,} documents that both models have values for, {names[0]} is better on {total['better']:,} and"
+        f" worse on {total['worse']:,}. Below are the {shown['better']:,} and {shown['worse']:,} of these that differ most in"
+        " their benchmark."
     )
     remarks = [element("p", remark, class_="muted") for remark in found.remarks]
     if not found.cases:
@@ -86,7 +86,7 @@ def differences(found: Differences, names: tuple[str, str]) -> tuple[Markup, str
     ]
     classes = [(case.direction, numbers[case.benchmark]) for case in found.cases]
     cases = [_case(case, each) for case, each in zip(found.cases, _printed(found.cases, classes), strict=True)]
-    in_print = element("p", f"In print there are the first {PRINTED} of every benchmark.", class_="muted in-print")
+    in_print = element("p", f"The printed page has the first {PRINTED} of every benchmark.", class_="muted in-print")
     return join(element("p", text), *remarks, in_print, filtered(filters, cases)), STYLE + rules(filters, classes)
 
 

@@ -158,14 +158,14 @@ def _axis(line: Line, count: int, low: float, high: float) -> axes.Axis:
 
 
 def _benchmarks(report: Report) -> Markup:
-    text = "Every row in its own unit. A row without a figure says why, and its dimension has no mean then."
+    text = "Each row is in its own unit. If a row has no figure, its cell says why, and its dimension has no mean."
     return join(element("p", text), compared.compared("Benchmarks", report.columns, report.groups))
 
 
 def _coverage(report: Report) -> Markup:
     if not report.missing:
         return element("p", "Every document of every task that was run is in the figures.")
-    text = "These documents are in no figure. They are not counted as wrong: the figures are those of the others."
+    text = "These documents have no score. They do not count as wrong: the figures are computed from the others."
     runs = [column.name for column in report.columns if column.kind != "published"]
     reasons = {each.reason: [0] * len(runs) for each in report.missing}
     for each in report.missing:

@@ -16,7 +16,7 @@ from mmrlhf_jax.quickstart.questions import by_kind, is_correct, question_from_r
 from mmrlhf_jax.quickstart.suite import SUITE
 from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.suite.figures import read_run
-from mmrlhf_jax.suite.page import Shown, page_of
+from mmrlhf_jax.suite.report.page import Shown, page_of
 from mmrlhf_jax.training.metrics import read_metrics
 from mmrlhf_jax.training.shown import shown_run
 

@@ -20,7 +20,7 @@ from mmrlhf_jax.suite.dimensions import Axis, Suite
 from mmrlhf_jax.suite.pictures import FOLDER
 from mmrlhf_jax.suite.resampling import figure
 from mmrlhf_jax.suite.results import Document, Results, write
-from mmrlhf_jax.suite.stored import write_suite
+from mmrlhf_jax.suite.stored_suite import write_suite
 from mmrlhf_jax.suite.task import Benchmark, Data, Row, Task, single
 
 TITLES = {

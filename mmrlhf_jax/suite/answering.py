@@ -20,11 +20,11 @@ from mmrlhf_jax.ownership import Ownership
 from mmrlhf_jax.progress import counted, say
 from mmrlhf_jax.suite import hosts, pictures
 from mmrlhf_jax.suite.answers import Answer, AnswerFile, stored
-from mmrlhf_jax.suite.pace import Pace
+from mmrlhf_jax.suite.needs.pace import Pace
+from mmrlhf_jax.suite.needs.workload import seconds_of_answer
 from mmrlhf_jax.suite.policy import Policy, example_of
 from mmrlhf_jax.suite.request import DocumentRequest, Request
 from mmrlhf_jax.suite.task import GO_ON, Task, TaskFailed
-from mmrlhf_jax.suite.workload import seconds_of_answer
 
 USUAL_DOCUMENTS = 500  # of a task of which nobody knows how many it has; a guess for the progress alone
 

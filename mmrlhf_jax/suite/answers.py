@@ -18,6 +18,7 @@ from mmrlhf_jax.files import exists, matching, read_bytes
 from mmrlhf_jax.growing_file import GrowingFile
 from mmrlhf_jax.progress import counted, say
 from mmrlhf_jax.suite.request import Request
+from mmrlhf_jax.suite.results import Document
 
 FOLDER = "answers"  # in a run's directory
 
@@ -113,3 +114,21 @@ def _answer(line: bytes) -> Answer | None:
         return None
     texts = (answer.document, answer.key, answer.prompt, answer.answer, answer.finish_reason, *answer.media)
     return answer if all(isinstance(text, str) for text in texts) and isinstance(answer.options, dict) else None
+
+
+def document_of(name: str, answer: Answer | None, **fields: Any) -> Document:
+    """The document of this id. `fields` are those of `Document` that the answer does not say, or says wrongly."""
+    said = {
+        "cluster": cluster_of(name, answer),
+        "prompt": answer.prompt if answer else "",
+        "media": answer.media if answer else (),
+        "answer": answer.answer if answer else None,
+        "reference": None,
+        "values": {},
+    }
+    return Document(id=name, **said | fields)
+
+
+def cluster_of(name: str, answer: Answer | None) -> str:
+    """The cluster of a document: its pictures or video, as of all others that show the same."""
+    return (" ".join(answer.media) if answer else "") or name

@@ -15,7 +15,7 @@ from mmrlhf_jax.suite.figures import read_run
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.model import Model
 from mmrlhf_jax.suite.results import Results
-from mmrlhf_jax.suite.stored import read_suite
+from mmrlhf_jax.suite.stored_suite import read_suite
 from mmrlhf_jax.suite.task import Task
 
 _INSTEAD = "or the model itself"  # which is evaluated in the same way

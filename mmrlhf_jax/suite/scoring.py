@@ -14,9 +14,8 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import exists, read_bytes, write_atomically
 from mmrlhf_jax.progress import counted, say
 from mmrlhf_jax.suite import results
-from mmrlhf_jax.suite.answered_documents import document_of
 from mmrlhf_jax.suite.answering import Finished
-from mmrlhf_jax.suite.answers import Answer
+from mmrlhf_jax.suite.answers import Answer, document_of
 from mmrlhf_jax.suite.judges.judging import NO_JUDGE, NO_JUDGE_OF_ATTACKS, Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
 from mmrlhf_jax.suite.jury import Jury

@@ -184,7 +184,10 @@ def test_cases_have_their_pictures_answers_reference_and_values():
     assert "ours accuracy 100.00 a red kite before accuracy – a sea Reference a kite" in text(found[1])
     assert found[1].find(".//img").get("alt") == "picture of doc-1"
     section = text(tree.find(".//section[@id='where-the-models-differ-most']"))
-    assert "Of 3,000 documents that both have values for, ours is better on 25 and worse on 3; 4 and 2 of these" in section
+    assert (
+        "Of 3,000 documents that both models have values for, ours is better on 25 and worse on 3. Below are the 4 and 2"
+        in section
+    )
     labels = {label.get("for"): text(label) for label in tree.iter("label")}
     assert labels["direction-better"] == "better (4)" and labels["benchmark-of-0"] == "Bench 0 (3 of 23)"
     assert found[1].get("class").split() == ["case", "better", "of-1"]

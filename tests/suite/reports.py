@@ -6,7 +6,7 @@ import json
 
 from mmrlhf_jax.commands.report import report
 from mmrlhf_jax.suite import results
-from mmrlhf_jax.suite.stored import write_suite
+from mmrlhf_jax.suite.stored_suite import write_suite
 from tests.pages.html import parsed
 from tests.suite import runs
 from tests.suite.runs import SUITE

@@ -13,10 +13,11 @@ from mmrlhf_jax import ownership, progress
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.jobs import ALONE, Share
 from mmrlhf_jax.owner import Owner
-from mmrlhf_jax.suite import answering, hosts, pace
+from mmrlhf_jax.suite import answering, hosts
 from mmrlhf_jax.suite.answering import Answering
 from mmrlhf_jax.suite.answers import answers_path
-from mmrlhf_jax.suite.pace import Pace
+from mmrlhf_jax.suite.needs import pace
+from mmrlhf_jax.suite.needs.pace import Pace
 from mmrlhf_jax.suite.task import TaskFailed
 from tests.suite.asked import Documents, Parrot, only, task
 

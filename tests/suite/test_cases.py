@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mmrlhf_jax.suite.cases import Both, choose
+from mmrlhf_jax.suite.report.cases import Both, choose
 from mmrlhf_jax.suite.results import Document, Figure, Results
 from mmrlhf_jax.suite.task import Row
 

@@ -28,7 +28,7 @@ from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.model import Loading, Model
 from mmrlhf_jax.suite.own import documents
-from mmrlhf_jax.suite.stored import write_suite
+from mmrlhf_jax.suite.stored_suite import write_suite
 from tests import tiny
 from tests.serving import fakes
 from tests.serving.fakes import Fake, chat, refusal

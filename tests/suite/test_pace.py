@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mmrlhf_jax import progress
-from mmrlhf_jax.suite import pace
-from mmrlhf_jax.suite.pace import Pace
+from mmrlhf_jax.suite.needs import pace
+from mmrlhf_jax.suite.needs.pace import Pace
 
 
 class Clock:

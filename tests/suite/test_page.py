@@ -9,7 +9,7 @@ from etils import epath
 
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.figures import figures, read_run
-from mmrlhf_jax.suite.page import Shown, page_of
+from mmrlhf_jax.suite.report.page import Shown, page_of
 from tests.pages.html import parsed, rows, text
 from tests.suite import runs
 from tests.suite.reports import BASE, MODEL, first_numbers, floats, page, section, write
@@ -163,4 +163,4 @@ def test_of_many_lacking_benchmarks_the_number_is_said(tmp_path, papers):
 
 
 def test_of_many_intervals_it_is_said_how_many_would_err(tmp_path, model, base):
-    assert "intervals of 95 %, " not in text(page(tmp_path, model, base).find(".//main/div"))
+    assert "by chance" not in text(page(tmp_path, model, base).find(".//main/div"))

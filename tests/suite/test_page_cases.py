@@ -9,7 +9,7 @@ from base64 import b64decode
 from PIL import Image
 
 from mmrlhf_jax.suite import results
-from mmrlhf_jax.suite.shown_cases import MOST_PICTURES, SIDE_OF_SEVERAL
+from mmrlhf_jax.suite.report.shown_cases import MOST_PICTURES, SIDE_OF_SEVERAL
 from tests.pages.html import text
 from tests.suite.reports import page
 from tests.suite.runs import COLOURS

@@ -185,7 +185,7 @@ def test_a_screen_reader_has_headings_names_and_the_direction_of_every_axis(chro
     assert "Unsafety (lower is better): aligned " in radar and "Hallucination, score: aligned " in radar
     assert all(name for role, name in found if role in ("link", "radio", "combobox", "region", "button"))
     assert chromium.value("document.documentElement.lang") == "en"
-    assert "2 or 3 would exclude 0 by chance" in chromium.value("document.body.innerText")
+    assert "2 or 3 would count as better or worse by chance" in chromium.value("document.body.innerText")
     levels = chromium.value("[...document.querySelectorAll('h1,h2,h3,h4')].map((each) => +each.tagName[1])")
     assert levels[0] == 1 and all(below - above <= 1 for above, below in itertools.pairwise(levels))
 

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from mmrlhf_jax.suite import hub_cache, preview
 from mmrlhf_jax.suite.catalogue import TASKS
-from mmrlhf_jax.suite.downloads import downloads, size_of
 from mmrlhf_jax.suite.harness.running import _environment
 from mmrlhf_jax.suite.local import parse
-from mmrlhf_jax.suite.workload import of_all, workload
+from mmrlhf_jax.suite.needs import hub_cache, preview
+from mmrlhf_jax.suite.needs.downloads import downloads, size_of
+from mmrlhf_jax.suite.needs.workload import of_all, workload
 
 
 @pytest.fixture(autouse=True)

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import mmrlhf_jax
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.suite import hub_cache
 from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.harness import NAME, VERSION
 from mmrlhf_jax.suite.harness.channel import Channel
 from mmrlhf_jax.suite.harness.job import Job
 from mmrlhf_jax.suite.local import Local
+from mmrlhf_jax.suite.needs import hub_cache
 from mmrlhf_jax.suite.request import DocumentRequest, Medium, Request
 from mmrlhf_jax.suite.task import Task, TaskFailed
 

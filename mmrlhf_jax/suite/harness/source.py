@@ -9,9 +9,8 @@ from typing import Any
 
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.progress import Progress
-from mmrlhf_jax.suite import hub_cache, resampling
-from mmrlhf_jax.suite.answered_documents import cluster_of, document_of
-from mmrlhf_jax.suite.answers import Answer
+from mmrlhf_jax.suite import resampling
+from mmrlhf_jax.suite.answers import Answer, cluster_of, document_of
 from mmrlhf_jax.suite.harness import NAME
 from mmrlhf_jax.suite.harness.corrected import READINGS
 from mmrlhf_jax.suite.harness.running import Harness, HarnessRequests, HarnessScoring, Scored
@@ -20,6 +19,7 @@ from mmrlhf_jax.suite.judges.judging import Judging
 from mmrlhf_jax.suite.judges.loopback import Loopback
 from mmrlhf_jax.suite.judges.rounds import scored
 from mmrlhf_jax.suite.local import Local, fingerprint_of_media, source_of
+from mmrlhf_jax.suite.needs import hub_cache
 from mmrlhf_jax.suite.own.grader import Mode
 from mmrlhf_jax.suite.reasons import BEYOND_LIMIT, NOT_ANSWERED
 from mmrlhf_jax.suite.results import Document, Figure, Results

@@ -12,8 +12,7 @@ from typing import Any
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.suite import resampling
-from mmrlhf_jax.suite.answered_documents import document_of
-from mmrlhf_jax.suite.answers import Answer
+from mmrlhf_jax.suite.answers import Answer, document_of
 from mmrlhf_jax.suite.judges.judging import Judging, NotJudged, NotRead, read
 from mmrlhf_jax.suite.judges.question import Question
 from mmrlhf_jax.suite.local import Local, source_of

@@ -13,14 +13,14 @@ from etils import epath
 from mmrlhf_jax.pages import suite as shown
 from mmrlhf_jax.pages.compared import VERDICTS, Column, Line, signed_text
 from mmrlhf_jax.pages.differences import Differences
-from mmrlhf_jax.suite.cases import Both
 from mmrlhf_jax.suite.comparing import obstacle
 from mmrlhf_jax.suite.dimensions import Suite, TableRow
 from mmrlhf_jax.suite.figures import Figures, OfAxis, OfHeadline, Run, figures
 from mmrlhf_jax.suite.names import short_names
+from mmrlhf_jax.suite.report.cases import Both
+from mmrlhf_jax.suite.report.shown_cases import differences_of
+from mmrlhf_jax.suite.report.side_by_side import Published, SideBySide
 from mmrlhf_jax.suite.results import Results
-from mmrlhf_jax.suite.shown_cases import differences_of
-from mmrlhf_jax.suite.side_by_side import Published, SideBySide
 from mmrlhf_jax.suite.task import Benchmark
 
 _NAMED = 5  # most benchmarks that are named, and not counted, because a run has no results of them
@@ -155,8 +155,8 @@ def _remarks(suite: Suite, found: Figures, runs: Sequence[Shown], names: Sequenc
         )
     if (count := sum(line.verdict is not None for line in table.lines())) >= _MANY_INTERVALS:
         yield (
-            f"Of {count} intervals of 95 %, {_about(count / 20)} would exclude 0 by chance if the two models were equally good:"
-            " a single row that is better or worse says little."
+            f"Of {count} differences, {_about(count / 20)} would count as better or worse by chance if the two models were"
+            " equally good: a single row that is better or worse says little."
         )
     every = [found.rows[name] for name in found.rows if found.rows[name].model.coverage is not None]
     if partial := sum(each.model.coverage.scored < each.model.coverage.expected for each in every):

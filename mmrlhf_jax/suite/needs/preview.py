@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from mmrlhf_jax.pages.parts import duration
 from mmrlhf_jax.progress import counted
-from mmrlhf_jax.suite import hub_cache, workload
-from mmrlhf_jax.suite.downloads import downloads, size_of
 from mmrlhf_jax.suite.local import Local
+from mmrlhf_jax.suite.needs import hub_cache, workload
+from mmrlhf_jax.suite.needs.downloads import downloads, size_of
+from mmrlhf_jax.suite.needs.workload import FRAME, PROMPT, READ, USUAL, WRITTEN, Workload
 from mmrlhf_jax.suite.task import Task
-from mmrlhf_jax.suite.workload import FRAME, PROMPT, READ, USUAL, WRITTEN, Workload
 
 
 def lines(

@@ -14,8 +14,8 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import read_bytes
 from mmrlhf_jax.pages.differences import Difference, Differences, ShownAnswer
 from mmrlhf_jax.progress import say
-from mmrlhf_jax.suite.cases import Both, Case, choose
 from mmrlhf_jax.suite.pictures import FOLDER
+from mmrlhf_jax.suite.report.cases import Both, Case, choose
 
 SIDE, SIDE_OF_SEVERAL = 360, 220  # longest side of a picture in pixels, where it is the only one, and where it is not
 QUALITY, MOST_PICTURES = 75, 4  # of JPEG files; most pictures of a case

@@ -9,7 +9,7 @@ import pytest
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
-from mmrlhf_jax.suite.stored import FILE, read_suite, write_suite
+from mmrlhf_jax.suite.stored_suite import FILE, read_suite, write_suite
 from tests.suite.runs import SUITE
 
 

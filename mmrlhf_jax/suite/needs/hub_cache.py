@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from mmrlhf_jax.suite.downloads import media_folder
+from mmrlhf_jax.suite.needs.downloads import media_folder
 from mmrlhf_jax.suite.own.documents import CONVERTED, pattern_of
 from mmrlhf_jax.suite.task import Data, Task
 
