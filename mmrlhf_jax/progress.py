@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import TypeVar
@@ -87,6 +89,18 @@ def counted(number: int, what: str) -> str:
 def say(message: str) -> None:
     """Print a line for the user to stderr. Results for other programs go to files or stdout."""
     print(message, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def said_if_slow(message: str, seconds: float = PLAIN_SECONDS) -> Iterator[None]:
+    """A context that prints a line if it is not left within some seconds."""
+    timer = threading.Timer(seconds, say, [message])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class StagedProgress:

@@ -22,7 +22,7 @@ from mmrlhf_jax.suite.judges.judge import KEY as JUDGE_KEY
 from mmrlhf_jax.suite.local import parse
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.model import Loading, Model
-from mmrlhf_jax.suite.needs import preview
+from mmrlhf_jax.suite.needs import preview, soundness
 from mmrlhf_jax.suite.own.grader import MODES
 from mmrlhf_jax.suite.task import Task
 
@@ -185,19 +185,25 @@ def _plan_or_run(command: Command, tasks: Sequence[Task]) -> None:
     command.check(tasks)
     if command.plan:
         command.check_plan()
-        _say_needs(command, tasks)
+        if unsound := _say_needs(command, tasks):
+            raise UserError(f"--data: the files of {', '.join(unsound)} cannot be used as they are; the reasons are above")
     else:
         command.check_run()
         run(command, tasks)
 
 
-def _say_needs(command: Command, tasks: Sequence[Task]) -> None:
-    options, judge = command.options, command.judged.title
-    for line in preview.lines(tasks, parse(command.data), judge, options.limit, options.video_frames):
+def _say_needs(command: Command, tasks: Sequence[Task]) -> list[str]:
+    """Say what a run needs. Returns the names of the tasks whose own files cannot be used as they are."""
+    options, judge, local = command.options, command.judged.title, parse(command.data)
+    for line in preview.lines(tasks, local, judge, options.limit, options.video_frames):
         say(line)
+    unsound = dict(soundness.problems(tasks, local))
     base = command.against or command.against_model
     if base is not None and (is_address(base) or not exists(epath.Path(base) / run_directory.FILE)):
         say("  the base (--against) answers the same, and is judged in the same way: the time is that of each of the two")
+    for reason in unsound.values():
+        say(f"  cannot be used as it is: {reason}")
+    return list(unsound)
 
 
 def run(command: Command, tasks: Sequence[Task]) -> None:

@@ -17,8 +17,9 @@ PREFIX = "hf://"
 
 
 @contextlib.contextmanager
-def hub_errors(path: os.PathLike | str) -> Iterator[None]:
-    """A context that turns errors of the hub and the network into a UserError about `path`; without effect for other paths."""
+def hub_errors(path: os.PathLike | str, instead: str = "name local files") -> Iterator[None]:
+    """A context that turns errors of the hub and the network into a UserError about `path`; without effect for other paths.
+    `instead` is what to do where the hub cannot be reached."""
     text = os.fspath(path)
     if not text.startswith(PREFIX):
         yield
@@ -26,7 +27,7 @@ def hub_errors(path: os.PathLike | str) -> Iterator[None]:
     try:
         yield
     except (*_of_the_network(), OSError) as error:
-        raise UserError(f"{text}: {_explained(error, text)}") from error
+        raise UserError(f"{text}: {_explained(error, text, instead)}") from error
 
 
 def check_repository(path: os.PathLike | str) -> None:
@@ -61,7 +62,7 @@ def _of_the_network() -> tuple[type[Exception], ...]:
     return errors.HfHubHTTPError.__bases__
 
 
-def _explained(error: Exception, path: str) -> str:
+def _explained(error: Exception, path: str, instead: str) -> str:
     from huggingface_hub import constants, errors
 
     causes = [error]
@@ -80,9 +81,9 @@ def _explained(error: Exception, path: str) -> str:
         other = "" if path.startswith(f"{PREFIX}datasets/") else "; a data set's path is hf://datasets/OWNER/NAME/..."
         return f"no such repository on {constants.ENDPOINT}, or it is private and wants a login ({login}){other}"
     if has(errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set; unset it, or name local files"
+        return f"HF_HUB_OFFLINE is set; unset it, or {instead}"
     if has(ConnectionError, TimeoutError) or (has(*_of_the_network()) and not has(errors.HfHubHTTPError, FileNotFoundError)):
-        return f"{constants.ENDPOINT} cannot be reached ({_line(causes[-1])}); try again, or name local files"
+        return f"{constants.ENDPOINT} cannot be reached ({_line(causes[-1])}); try again, or {instead}"
     if has(errors.EntryNotFoundError, FileNotFoundError):
         return "no such file in the repository"
     return f"cannot be read from the hub ({_line(error)})"

@@ -14,18 +14,20 @@ from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import exists, read_bytes, read_json_object, write_atomically
+from mmrlhf_jax.files import exists, is_remote, read_bytes, read_json_object, write_atomically
 from mmrlhf_jax.inference.jobs import LATE_SECONDS, POLL_SECONDS, Share
 from mmrlhf_jax.ownership import Ownership
-from mmrlhf_jax.progress import counted, say
+from mmrlhf_jax.progress import counted, said_if_slow, say
 from mmrlhf_jax.suite import hosts, pictures
 from mmrlhf_jax.suite.answers import Answer, AnswerFile, stored
+from mmrlhf_jax.suite.local import HUB
 from mmrlhf_jax.suite.needs.pace import Pace
 from mmrlhf_jax.suite.needs.workload import seconds_of_answer
 from mmrlhf_jax.suite.policy import Policy, example_of
 from mmrlhf_jax.suite.request import DocumentRequest, Request
 from mmrlhf_jax.suite.task import GO_ON, Task, TaskFailed
 
+LOGS = "logs"  # in a run's directory: what the harness prints
 USUAL_DOCUMENTS = 500  # of a task of which nobody knows how many it has; a guess for the progress alone
 
 
@@ -177,7 +179,7 @@ class Answering:
         share = Share(process, self._share.count)
         try:
             with (
-                self._source.ask(task, before, share) as asking,
+                self._loaded(task, before, share) as asking,
                 AnswerFile(self._directory, task.name, self._share.process) as file,
             ):
                 documents = asking.documents
@@ -205,6 +207,16 @@ class Answering:
             progress.total = without + progress.done - done  # the others are not answered
             return Finished(made_with, documents, unanswered, str(error), keys)
         return Finished(made_with, documents, unanswered, answered=keys)
+
+    @contextlib.contextmanager
+    def _loaded(self, task: Task, before: Mapping[str, Collection[str]], share: Share) -> Iterator[TaskRequests]:
+        """The documents of a share. If they take long to be loaded, that is said."""
+        origin = " from the hub" if self._source.made_with(task).get("source") == HUB else ""
+        logs = "" if task.own_metrics or is_remote(self._directory) else f"; see {self._directory / LOGS}"
+        with contextlib.ExitStack() as stack:
+            with said_if_slow(f"{task.name}: waiting for its documents{origin}{logs}"):
+                asking = stack.enter_context(self._source.ask(task, before, share))
+            yield asking
 
     def _wanted(
         self, asking: TaskRequests, unanswered: dict[str, str], keys: dict[str, str], progress: Pace

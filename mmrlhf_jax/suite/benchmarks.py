@@ -16,7 +16,7 @@ from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.suite import hosts, results, run_directory
 from mmrlhf_jax.suite.all_tasks import AllTasks
-from mmrlhf_jax.suite.answering import Answering
+from mmrlhf_jax.suite.answering import LOGS, Answering
 from mmrlhf_jax.suite.base import compared_with, of_earlier_command, require_comparable, require_suite
 from mmrlhf_jax.suite.figures import read_results
 from mmrlhf_jax.suite.harness import NAME
@@ -211,7 +211,7 @@ class Evaluation:
         """Answer this host's share; as the first host score the answers of all."""
         wanted = self._wanted
         with contextlib.ExitStack() as stack:
-            harness, logs = None, None if is_remote(self.directory) else self.directory / "logs"
+            harness, logs = None, None if is_remote(self.directory) else self.directory / LOGS
             if any(not task.own_metrics for task in wanted.tasks):
                 harness = stack.enter_context(Harness(logs))
             jury = wanted.jury.resumed(run_directory.read(self.directory))

@@ -6,7 +6,7 @@ The harness's processes import this file, too (`harness/local_data.py`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,13 @@ from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.suite.reasons import NO_PICTURE
 
 SUFFIXES = (".parquet", ".jsonl")
+DESCRIBED = b"huggingface"  # the key of the hub's description in a parquet file's metadata
 PICTURES = ("image", "image, or null")  # what the catalogue says of a column that holds a picture
 # Columns by which documents are only told apart: a number does as well as a text.
 _IDENTIFIER = re.compile(r"(?:.*_)?(?:id|index)", re.IGNORECASE)
+
+# The columns of which questions are made, and right answers.
+_ASKED = re.compile(r"question|query|instruction|answer|option", re.IGNORECASE)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -56,6 +60,18 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(row, dict):
                 raise UserError(f"{path}: line {number} must be an object, found {shown(row)}")
             yield number, row
+
+
+def check_names(path: Path, names: Sequence[str], columns: Mapping[str, str]) -> None:
+    """UserError for a column that no document of a file has; `names` are those that there are."""
+    if names and (missing := [name for name, holds in columns.items() if name not in names and "null" not in holds]):
+        raise UserError(f"{path}: has no column {missing[0]!r} ({columns[missing[0]]}); it has {', '.join(names)}")
+
+
+def checked(columns: Mapping[str, str], *, described: bool) -> dict[str, str]:
+    """Those of the columns whose values are checked. Of a file that the hub's library wrote (`described`) they are few: the
+    others hold what the harness was written for."""
+    return {name: holds for name, holds in columns.items() if not described or _ASKED.search(name)}
 
 
 def check(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -118,6 +119,26 @@ def test_other_tasks_go_on_only_where_there_are_others(tmp_path, capsys):
     run(tmp_path / "last", Documents(failing={"ai2d": 2}))
     said = capsys.readouterr().err.splitlines()
     assert "mme: it is out of order" in said and "ai2d: it is out of order" in said
+
+
+@pytest.mark.parametrize(
+    ("source", "says"), [("the hub", "waiting for its documents from the hub"), ("a file", "waiting for its documents")]
+)
+def test_documents_that_take_long_to_be_loaded_are_waited_for_and_said(tmp_path, monkeypatch, capsys, source, says):
+    monkeypatch.setattr(answering, "said_if_slow", functools.partial(progress.said_if_slow, seconds=0.05))
+    documents = Documents()
+    monkeypatch.setattr(documents, "made_with", lambda task: {"source": source})
+
+    @contextlib.contextmanager
+    def ask(task, *arguments, original=documents.ask):
+        time.sleep(0.5 if task.name == "pope" else 0)
+        with original(task, *arguments) as asking:
+            yield asking
+
+    monkeypatch.setattr(documents, "ask", ask)
+    run(tmp_path, documents, Parrot(after=lambda: time.sleep(0.03)))
+    said = [line for line in capsys.readouterr().err.splitlines() if says in line]
+    assert said == [f"pope: {says}; see {tmp_path / 'logs'}"]
 
 
 @pytest.mark.parametrize(("known", "stored"), [(None, 0), (0, 0), (7, 7)])

@@ -342,7 +342,7 @@ def test_a_limit_replaces_no_figures_of_more_documents_and_can_grow(run):
 
 def test_documents_of_another_source_replace_no_figures(run, tmp_path, monkeypatch):
     hub = made_up_own.write(tmp_path / "hub", "nsfw_text")
-    monkeypatch.setattr(documents, "hub_files", lambda data: [hub])
+    monkeypatch.setattr(documents, "hub_files", lambda task: [hub])
     with policy() as server:
         run(server, only=("nsfw_text",))
         arguments = ["eval", "safety-bench", "--policy-endpoint", server.url, "--benchmark", "nsfw_text", "--out"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -93,6 +96,52 @@ def test_files_without_documents_are_refused(tmp_path, name):
     (tmp_path / "a.jsonl").write_text("\n\n")
     with pytest.raises(UserError, match=re.escape(f"--data {name}: {tmp_path / 'a.jsonl'}: has no documents")):
         run("--plan", "--benchmark", name, "--data", f"{name}={tmp_path / 'a.jsonl'}")
+
+
+AI2D = {"image": "x.png", "question": "?", "options": ["a", "b"], "answer": "0"}
+MMHAL = {"image": "x.png", "question": "?", "gt_answer": "a", "answer": "", "image_content": ["a"], "question_type": "other"}
+VIDEO = dict.fromkeys(("videoID", "question_id", "question", "answer", "duration", "domain", "sub_category", "task_type"), "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "document", "says"),
+    [
+        ("ai2d", AI2D | {"question": ...}, "a.jsonl: line 2: 'question' is missing; it must hold: text"),
+        ("ai2d", AI2D | {"options": "a"}, "a.jsonl: line 2: 'options' must hold a list"),
+        ("ai2d", AI2D | {"image": ...}, "a.jsonl: line 2: 'image': its picture is missing"),
+        ("ai2d", AI2D | {"image": "y.png"}, "a.jsonl: line 2: 'image': its picture is missing"),
+        ("ai2d", AI2D | {"image": "../y.png"}, "a.jsonl: line 2: 'image': the picture '../y.png' is outside"),
+        ("mmhal_bench", MMHAL | {"question": 5}, "a.jsonl: line 2: column 'question' must hold a text, found 5"),
+        ("mmhal_bench", MMHAL | {"image_content": "a"}, "must hold a list of texts, found 'a'"),
+        ("videomme", VIDEO | {"options": ["a"]}, "videomme/data: there is no such folder; it must hold {videoID}.mp4"),
+    ],
+)
+def test_a_plan_says_what_of_local_data_cannot_be_used_and_fails(tmp_path, capsys, name, document, says):
+    (tmp_path / "x.png").write_bytes(b"")
+    lines = ["", json.dumps({key: value for key, value in document.items() if value is not ...}), "not looked at yet"]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=f"^--data: the files of {name} cannot be used as they are; the reasons are above$"):
+        run("--plan", "--benchmark", name, "--data", f"{name}={tmp_path / 'a.jsonl'}")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "cannot be used as it is" in line]
+    assert line.startswith(f"  cannot be used as it is: --data {name}: {tmp_path}") and says in line
+
+
+@pytest.mark.parametrize(("name", "document"), [("ai2d", AI2D), ("mmhal_bench", MMHAL)])
+def test_sound_local_data_are_planned(tmp_path, capsys, name, document):
+    (tmp_path / "x.png").write_bytes(b"")
+    (tmp_path / "a.jsonl").write_text(json.dumps(document))
+    run("--plan", "--benchmark", name, "--data", f"{name}={tmp_path / 'a.jsonl'}")
+    assert "cannot be used" not in capsys.readouterr().err
+
+
+def test_the_columns_of_parquet_files_are_looked_at(tmp_path, capsys):
+    found = pyarrow.Table.from_pylist([AI2D | {"options": "a"}])
+    pyarrow.parquet.write_table(found, tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(found.drop_columns(["image"]), tmp_path / "b.parquet")
+    for name, says in (("a", "a.parquet: document 0: 'options' must hold a list"), ("b", "b.parquet: has no column 'image'")):
+        with pytest.raises(UserError, match="the files of ai2d cannot be used"):
+            run("--plan", "--benchmark", "ai2d", "--data", f"ai2d={tmp_path / name}.parquet")
+        assert says in capsys.readouterr().err
 
 
 def test_the_help_of_both_verbs_has_the_options_of_an_evaluation_and_those_of_its_own():

@@ -187,10 +187,20 @@ def test_one_is_one():
 def test_the_rates_of_the_time_are_stated_and_what_is_not_known():
     found = said("mme", judge="m at http://x")
     assert "assumes that 10,000 tokens a second are read and 1,000 written" in found
-    assert "7 min 55 s for the prompts, and 38 s for answers of at most 300 tokens, or up to 38 s if" in found
-    assert "Not known: how long downloads and the judge take" in found
+    assert "7 min 55 s for the prompts, and 38 s for answers. This assumes" in found  # none is longer than usual
     longer = said("mathvista_testmini_cot")
     assert "5 min 0 s for answers of at most 300 tokens, or up to 4 h 33 min if all are as long as they may be" in longer
+
+
+def test_only_what_takes_time_is_said_to_take_time(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    own = dict(data=[f"{name}={tmp_path / 'a.jsonl'}" for name in ("mme", "adv_target")])
+    judge = dict(judge="m at http://x")
+    assert said("mme", "adv_target", **judge).endswith("Not known: how long downloads and the judge take.")
+    assert said("mme", **judge).endswith("Not known: how long downloads take.")
+    assert said("adv_target").endswith("Not known: how long downloads take.")
+    assert said("mme", "adv_target", **own, **judge).endswith("Not known: how long the judge takes.")
+    assert "Not known" not in said("mme", "adv_target", **own)
 
 
 def test_before_a_run_it_is_said_what_is_there_and_what_is_not(tmp_path, home):

@@ -144,7 +144,7 @@ INTERLEAVE = Task(
         "question_type": "multi-choice or open-ended",
         "answer": "text",
         "sample_id": "text",
-        "sub_task": "one of the names in lmms_eval/tasks/llava_interleave_bench/utils.py",
+        "sub_task": "one of the names in lmms_eval/tasks/*_interleave_bench/utils.py",
     },
 )
 

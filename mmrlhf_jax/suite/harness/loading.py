@@ -17,7 +17,7 @@ from tenacity import RetryError
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.suite.harness.job import Job
+from mmrlhf_jax.suite.harness.job import Job, reason_of
 from mmrlhf_jax.suite.harness.local_data import as_parquet
 
 TASKS = Path(lmms_eval.__file__).parent / "tasks"
@@ -38,8 +38,12 @@ def load(job: Job) -> Any:
     _allow_loading()
     try:
         found = get_task_dict([name], manager, "chat")[name]
-    except RetryError as error:  # the harness tries five times to load a data set, and hides why that failed
-        raise error.last_attempt.exception() from None
+    except (RetryError, OSError) as error:  # the harness tries five times to load a data set, and hides why that failed
+        cause = error.last_attempt.exception() if isinstance(error, RetryError) else error
+        if job.data is None and isinstance(cause, OSError):  # of the network, or of the hub's cache
+            instead = f"give --data {job.task}=FILE, or fill the hub's cache (docs/benchmarks.md)"
+            raise UserError(f"{reason_of(cause)}; {instead}") from cause
+        raise cause from None
     _check_folders(job)
     return found
 

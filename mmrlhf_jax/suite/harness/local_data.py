@@ -8,7 +8,6 @@ it, and the reason is noted in BROKEN. Every record is checked.
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.suite import rows
 from mmrlhf_jax.suite.reasons import NO_PICTURE
 
-DESCRIBED = b"huggingface"  # the key of the hub's description in a parquet file's metadata
 BATCH = 256  # documents that are read together
-# The columns of which questions are made, and right answers. Of the hub's own files others are not checked: they hold what the
-# harness was written for.
-_ASKED = re.compile(r"question|query|instruction|answer|option", re.IGNORECASE)
 BROKEN = "broken.json"  # number of a document -> why it cannot be used
 
 
@@ -54,10 +49,10 @@ def _converted(path: Path, columns: Mapping[str, str], out: Path) -> tuple[Path,
     if path.suffix == ".parquet":
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
-                _check_names(path, file.schema_arrow.names, columns)
-                described = DESCRIBED in (file.schema_arrow.metadata or {})
+                rows.check_names(path, file.schema_arrow.names, columns)
+                described = rows.DESCRIBED in (file.schema_arrow.metadata or {})
                 if not pictures or (described and not _has_paths(file, columns)):
-                    _check(file, path, {name: holds for name, holds in columns.items() if not described or _ASKED.search(name)})
+                    _check(file, path, rows.checked(columns, described=described))
                     return path, {}
                 records = list(_records(file, path, None))
         except (pyarrow.ArrowException, OSError) as error:
@@ -65,7 +60,7 @@ def _converted(path: Path, columns: Mapping[str, str], out: Path) -> tuple[Path,
             raise UserError(f"{path}: is not a parquet file that can be read ({text})") from None
     else:
         records = [(f"{path}: line {number}", row) for number, row in rows.json_lines(path)]
-        _check_names(path, list(dict.fromkeys(name for _, row in records for name in row)), columns)
+        rows.check_names(path, list(dict.fromkeys(name for _, row in records for name in row)), columns)
     broken = {}
     for place, (where, row) in enumerate(records):
         rows.check(row, columns, where)
@@ -84,12 +79,6 @@ def _check(file: pyarrow.parquet.ParquetFile, path: Path, columns: Mapping[str, 
     there = [name for name, holds in columns.items() if name in file.schema_arrow.names and holds not in rows.PICTURES]
     for where, row in _records(file, path, there):
         rows.check(row, {name: columns[name] for name in there}, where)
-
-
-def _check_names(path: Path, names: list[str], columns: Mapping[str, str]) -> None:
-    """UserError for a column that no document has."""
-    if names and (missing := [name for name, holds in columns.items() if name not in names and "null" not in holds]):
-        raise UserError(f"{path}: has no column {missing[0]!r} ({columns[missing[0]]}); it has {', '.join(names)}")
 
 
 def _has_paths(file: pyarrow.parquet.ParquetFile, columns: Mapping[str, str]) -> bool:

@@ -30,9 +30,10 @@ def lines(
         yield f"  local data (--data): {_names(own)}"
     if cached:
         yield f"  in the hub's cache: {_names(cached)}"
-    yield from _downloads([task for task in tasks if task not in own and task not in cached])
+    yield from _downloads(left := [task for task in tasks if task not in own and task not in cached])
     yield from _judged(tasks, work, judge)
-    yield from _time(work, video_frames)
+    is_judged = judge is not None and any(task.judge != "none" for task in tasks)
+    yield from _time(work, video_frames, (["downloads"] if left else []) + (["the judge"] if is_judged else []))
 
 
 def _downloads(tasks: Sequence[Task]) -> Iterator[str]:
@@ -60,7 +61,8 @@ def _judged(tasks: Sequence[Task], work: Workload, judge: str | None) -> Iterato
         yield f"  need a judge for answers that no rule can read, {most}: {_names(perhaps)}; {who}"
 
 
-def _time(work: Workload, video_frames: int) -> Iterator[str]:
+def _time(work: Workload, video_frames: int, others: Sequence[str]) -> Iterator[str]:
+    """How many tokens there are, and how long they may take. `others`: what takes time beside that, nobody knows how much."""
     if not work.documents:
         return
     videos = ""
@@ -70,12 +72,13 @@ def _time(work: Workload, video_frames: int) -> Iterator[str]:
         f"  answers: to {counted(work.documents, 'prompt')} of about {PROMPT:,} tokens{videos}; at most {work.written:,} tokens"
         " are written, and most answers are shorter than they may be"
     )
-    usual, longest = work.writing
+    usual, longest = map(duration, work.writing)
+    longer = f" of at most {USUAL} tokens, or up to {longest} if all are as long as they may be" if longest != usual else ""
+    unknown = f" Not known: how long {' and '.join(others)} {'takes' if others == ['the judge'] else 'take'}." if others else ""
     yield (
-        f"  time: {duration(work.reading)} for the prompts, and {duration(usual)} for answers of at most {USUAL} tokens, or up"
-        f" to {duration(longest)} if all are as long as they may be. This assumes that {READ:,} tokens a second are read and"
-        f" {WRITTEN:,} written, about as by a 7B model on one accelerator. With the first answers the measured time is said."
-        " Not known: how long downloads and the judge take"
+        f"  time: {duration(work.reading)} for the prompts, and {usual} for answers{longer}. This assumes that {READ:,} tokens"
+        f" a second are read and {WRITTEN:,} written, about as by a 7B model on one accelerator. With the first answers the"
+        f" measured time is said.{unknown}"
     )
 
 

@@ -32,7 +32,7 @@ class Entry:
 def read(task: Task, local: Local | None, grader: Grader) -> list[Entry]:
     """The documents of a task, in order. UserError, with file, document and column, for what cannot be read or used."""
     try:
-        return _read(hub_files(task.data) if local is None else local.files, grader)
+        return _read(hub_files(task) if local is None else local.files, grader)
     except UserError as error:
         raise UserError(str(error) if local is None else f"--data {task.name}: {error}") from None
 
@@ -51,17 +51,17 @@ def _read(files: Sequence[Path], grader: Grader) -> list[Entry]:
     return found
 
 
-def hub_files(data: Data) -> list[Path]:
-    """The parquet files of a data set of the hub, downloaded into the Hugging Face cache if they are not there. UserError if
-    they cannot be had."""
+def hub_files(task: Task) -> list[Path]:
+    """The parquet files of a task's data set on the hub, downloaded into the Hugging Face cache if they are not there.
+    UserError if they cannot be had."""
     import huggingface_hub
 
-    pattern = pattern_of(data)
-    with hub_errors(f"{PREFIX}datasets/{data.hub}"):
+    data, pattern = task.data, pattern_of(task.data)
+    with hub_errors(f"{PREFIX}datasets/{data.hub}", f"give --data {task.name}=FILE"):
         folder = huggingface_hub.snapshot_download(data.hub, repo_type="dataset", revision=CONVERTED, allow_patterns=[pattern])
     found = sorted(Path(folder).glob(pattern))
     if not found:
-        raise UserError(f"{data.hub}: the hub has no {pattern} at {CONVERTED}; give the documents by --data")
+        raise UserError(f"{data.hub}: the hub has no {pattern} at {CONVERTED}; give --data {task.name}=FILE")
     return found
 
 
