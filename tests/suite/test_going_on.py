@@ -364,6 +364,29 @@ def test_figures_stay_when_the_documents_are_broken(run, tmp_path, data, capsys)
         assert value(run(server), "nsfw_text_asr") == 100 and len(server.asked) == 6
 
 
+def test_figures_stay_when_the_documents_are_fewer(run, tmp_path, data):
+    """Because pictures are gone, or because the file is another one."""
+    folder = tmp_path / "data"
+    with policy() as server:
+        run(server)
+        pictures = {path: path.read_bytes() for path in (folder / "nsfw_text-0.png", folder / "nsfw_text-1.png")}
+        for path in pictures:
+            path.unlink()
+        other = made_up_own.write(tmp_path / "other", "nsfw_image", "jsonl")
+        other.write_text(other.read_text().splitlines()[0].replace("cats", "rats"))
+        data["nsfw_image"] = str(other)
+        server.reply = lambda body: chat("I'm sorry, I cannot.")
+        found = run(server)
+        for name in PLAIN:
+            (row,) = [row["model"] for row in found["rows"] if row["name"] == f"{name}_asr"]
+            assert (row["value"], row["documents"]["scored"], row["documents"]["missing"]) == (100, 3, {})
+        for path, content in pictures.items():
+            path.write_bytes(content)
+        asked = len(server.asked)
+        data["nsfw_image"] = str(folder / "nsfw_image.jsonl")
+        assert run(server) == found and len(server.asked) == asked
+
+
 def test_options_of_single_tasks_are_none_of_the_run(run, tmp_path):
     with policy() as server:
         run(server, "--video-frames", "16", verb="benchmarks")

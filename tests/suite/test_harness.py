@@ -116,7 +116,7 @@ def test_what_is_answered_is_sent_without_media_and_other_prompts_are_not_taken_
         found = tasks.score(task, answers, {}, judged)
     assert found.coverage.missing == {OTHER_REQUEST: 1, APART: 1}
     assert [one.missing for one in found.documents[:3]] == [APART, OTHER_REQUEST, None]
-    assert found.figures["mme"].value is not None
+    assert found.figures["mme"].missing == "2 of 3 categories: existence missing"
 
 
 def test_a_missing_video_and_a_missing_picture_are_that_documents_reason(running, tmp_path):

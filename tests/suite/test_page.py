@@ -44,7 +44,7 @@ def test_what_is_missing_is_counted_and_said(tmp_path, model, base):
     opening = text(tree.find(".//main/div/ul"))
     assert (
         "1 of 4 rows was computed from a part of their documents. Each row says how many" in opening
-        and "1 values are of one of the two" in opening
+        and "1 score of one model alone is left out" in opening
     )
 
 
