@@ -223,10 +223,10 @@ class Answering:
     @contextlib.contextmanager
     def _loaded(self, task: Task, before: Mapping[str, Collection[str]], share: Share) -> Iterator[TaskRequests]:
         """The documents of a share. If they take long to be loaded, that is said."""
-        waiting = "waiting for the hub" if self._source.made_with(task).get("source") == HUB else "loading its documents"
+        origin = " from the hub" if self._source.made_with(task).get("source") == HUB else ""
         logs = "" if task.own_metrics or is_remote(self._directory) else f"; see {self._directory / LOGS}"
         with contextlib.ExitStack() as stack:
-            with said_if_slow(f"{task.name}: {waiting}{logs}"):
+            with said_if_slow(f"{task.name}: waiting for its documents{origin}{logs}"):
                 asking = stack.enter_context(self._source.ask(task, before, share))
             yield asking
 

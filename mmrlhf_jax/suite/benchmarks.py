@@ -27,6 +27,7 @@ from mmrlhf_jax.suite.local import FILE, HUB, Local
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.model import Model
 from mmrlhf_jax.suite.own.grader import Mode
+from mmrlhf_jax.suite.own.registry import JAILBREAKS
 from mmrlhf_jax.suite.own.tasks import OwnTasks
 from mmrlhf_jax.suite.policy import Policy
 from mmrlhf_jax.suite.run_directory import AGAINST
@@ -180,8 +181,31 @@ class Evaluation:
         return tasks.metrics_of(task), {**tasks.settings(task), **judge}
 
     def settle_judges(self) -> None:
-        """Note who judges."""
-        run_directory.settle_judges(self.directory, self._wanted.jury.noted(self._wanted.tasks))
+        """Note who judges. UserError if another judge has judged before."""
+        noted = self._wanted.jury.noted(self._wanted.tasks)
+        if "attack_judge" in noted:
+            self._refuse_second_judge(noted["attack_judge"], noted["attack_classifier"])
+        run_directory.settle_judges(self.directory, noted)
+
+    def _refuse_second_judge(self, judge: str, classifier: bool) -> None:
+        """UserError if jailbreaks that are not judged again have figures by another judge of attacks, which may be the judge of
+        everything else: figures of two are not one table."""
+        again = {task.name for task in self._wanted.tasks}
+        for name in sorted(JAILBREAKS.keys() - again):
+            try:
+                settings = results.read(self.directory, name).settings
+            except UserError:  # there are none, or a kill has left a part of them
+                continue
+            before = settings.get("judge"), settings.get("classifier")
+            if before[0] is not None and before != (judge, classifier):
+                how = [
+                    f"{who}{' as a classifier' if as_classifier else ''}"
+                    for who, as_classifier in (before, (judge, classifier))
+                ]
+                raise UserError(
+                    f"{self.directory}: {name} is judged by {how[0]}, and would not be judged again by {how[1]}; give"
+                    f" --attack-judge to all of {', '.join(JAILBREAKS)}, or choose another --out"
+                )
 
     def answer(self, launch: str) -> None:
         """Answer this host's share; as the first host score the answers of all."""

@@ -1,4 +1,4 @@
-"""Two models' results of a task, on the documents that both have."""
+"""Two models' results of a task, on the documents that are scored in both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmrlhf_jax.errors import shown
-from mmrlhf_jax.suite.resampling import Estimate, agrees, combined, estimate
+from mmrlhf_jax.suite.resampling import Estimate, agrees, combined, estimate, lacking
 from mmrlhf_jax.suite.results import Document, Figure, Results
 from mmrlhf_jax.suite.task import Row
 
@@ -20,8 +20,8 @@ class Pair:
 
     Attributes:
         model, base: the figures.
-        documents: how many documents they are of.
-        left_out: how many others have a value for one of the two.
+        documents: how many documents they are of, which are those that are scored in both.
+        left_out: how many others are scored in one of the two.
     """
 
     model: Estimate
@@ -53,15 +53,20 @@ def obstacle(model: Results, base: Results) -> str | None:
 
 
 def pair(row: Row, model: Results, base: Results) -> Pair | str:
-    """The figures of a row on the documents that have a value for both models; or in words why there are none. For results
-    without `obstacle`."""
+    """The figures of a row on the documents that are scored in both; or in words why there are none. For results without
+    `obstacle`.
+
+    A document that has a value for one of the two models alone, because the other one's answer has weight 0, counts in that
+    figure alone: where an answer names no object, its share of wrong ones is not defined, and the wrong ones that the other
+    model names in the same picture are a difference.
+    """
     for results in (model, base):
         if (missing := _missing(row, results)) is not None:
             return missing
-    both = [_with_value(row, results) for results in (model, base)]
+    both = [_scored(results) for results in (model, base)]
     common, left_out = sorted(both[0].keys() & both[1].keys()), len(both[0].keys() ^ both[1].keys())
     if not common:
-        return "the two have no document with a value in common"
+        return "the two have no scored document in common"
     figures = [results.figures[row.name] for results in (model, base)]
     made = [estimate(row, list(documents.values())) for documents in both]
     given = [agrees(row, found, figure.value) for found, figure in zip(made, figures, strict=True)]
@@ -69,8 +74,12 @@ def pair(row: Row, model: Results, base: Results) -> Pair | str:
         draws = [found.draws for found in made] if all(given) else _stored(figures) if not any(given) else (None, None)
         return Pair(*(Estimate(figure.value, each) for figure, each in zip(figures, draws, strict=True)), len(common), 0)
     if not all(given):
-        return f"{left_out} documents have a value for one of the two, and the figure is not made of documents' values"
-    made = [estimate(row, [documents[each] for each in common]) for documents in both]
+        return f"{left_out} documents are scored in one of the two, and the figure is not made of documents' values"
+    groups = {each.group for results in (model, base) for each in results.documents} - {None}
+    of_common = [[documents[each] for each in common] for documents in both]
+    if reason := next(filter(None, (lacking(row, documents, groups) for documents in of_common)), None):
+        return f"the documents that are scored in both are of {reason}"
+    made = [estimate(row, documents, groups) for documents in of_common]
     return "the documents in common have no weight" if None in made else Pair(*made, len(common), left_out)
 
 
@@ -85,9 +94,9 @@ def _missing(row: Row, results: Results) -> str | None:
     return "it has no figure" if figure is None else figure.missing
 
 
-def _with_value(row: Row, results: Results) -> dict[str, Document]:
-    """The documents that have a value for a row, by id."""
-    return {each.id: each for each in results.documents if each.missing is None and each.values.get(row.name) is not None}
+def _scored(results: Results) -> dict[str, Document]:
+    """The documents that are scored, by id."""
+    return {each.id: each for each in results.documents if each.missing is None}
 
 
 def _differing(one: Any, other: Any, key: str = "") -> set[str]:

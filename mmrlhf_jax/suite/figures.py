@@ -94,11 +94,11 @@ class OfAxis(FigureOrReason):
 
 @dataclasses.dataclass(frozen=True)
 class Delta(FigureOrReason):
-    """The figure of the model minus that of the base, on the documents that both have.
+    """The figure of the model minus that of the base, on the documents that are scored in both.
 
     Attributes:
         documents: how many these are.
-        left_out: how many others have a value for one of the two.
+        left_out: how many others are scored in one of the two.
     """
 
     documents: int = 0
@@ -177,7 +177,7 @@ def figures(suite: Suite, model: Run, base: Run | None = None) -> Figures:
         base,
         {name: Compared(rows[0][name], rows[1][name], row_deltas[name]) for name in suite.table},
         {name: Compared(axes[0][name], axes[1][name], axis_deltas[name]) for name in axis_deltas},
-        {each.name: _headline(suite, each, tables) for each in suite.headlines},
+        {each.name: _headline(suite, each, tables, (model, base)) for each in suite.headlines},
         {name: Delta(each.delta, None, each.documents, each.left_out) for name, each in pairs.items()}
         | {name: Delta(None, reason) for name, reason in obstacles.items()},
     )
@@ -245,7 +245,8 @@ def _of_axis(suite: Suite, axis: Axis, run: Run, rows: Mapping[str, OfRow], tabl
 
 
 def _mixture(rows: Iterable[TableRow], run: Run) -> str | None:
-    """Why rows of a run have no common mean: one harness in two versions, or the paper's metrics with corrected ones."""
+    """Why rows of a run have no common mean: one harness in two versions, the paper's metrics with corrected ones, or verdicts
+    of two judges, of whom one may judge attacks and another one everything else."""
     results = [run.results[task.name] for row in rows for task in row.tasks]
     versions: dict[str, set[str]] = {}
     for each in results:
@@ -254,7 +255,18 @@ def _mixture(rows: Iterable[TableRow], run: Run) -> str | None:
         if len(found) > 1:
             return f"its rows are by {' and '.join(sorted(found))}"
     modes = {str(each.settings["mode"]) for each in results if each.settings.get("mode") is not None}
-    return f"its rows are of different modes: {', '.join(sorted(modes))}" if len(modes) > 1 else None
+    if len(modes) > 1:
+        return f"its rows are of different modes: {', '.join(sorted(modes))}"
+    for attacks in (False, True):
+        settings = [each.settings for each in results if ("classifier" in each.settings) == attacks]
+        judges = {_judge(each) for each in settings if each.get("judge") is not None}
+        if len(judges) > 1:
+            return f"its rows are judged by {' and '.join(sorted(judges))}"
+    return None
+
+
+def _judge(settings: Mapping[str, Any]) -> str:
+    return f"{settings['judge']}{' as a classifier' if settings.get('classifier') else ''}"
 
 
 # Two runs -------------------------------------------------------------------------------------------------------------
@@ -306,10 +318,13 @@ def _axis_delta(
     return Delta(combined(np.subtract, *(suite.mean(axis, table) for table in tables)), None, documents, left_out)
 
 
-def _headline(suite: Suite, headline: Headline, tables: list[dict[str, Estimate]]) -> OfHeadline:
+def _headline(suite: Suite, headline: Headline, tables: list[dict[str, Estimate]], runs: Iterable[Run]) -> OfHeadline:
     if without := [name for name in headline.rows if any(name not in table for table in tables)]:
         titles = "; ".join(suite.table[name].title for name in without)
         return OfHeadline(None, f"missing or not comparable: {titles}")
+    for run in runs:
+        if mixed := _mixture((suite.table[name] for name in headline.rows), run):
+            return OfHeadline(None, mixed)
     found = headline.change(*tables)
     if found is None:
         return OfHeadline(None, f"{headline.divisor} is 0")

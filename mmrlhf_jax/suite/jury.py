@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmrlhf_jax.suite.judges.judge import Judge
+from mmrlhf_jax.suite.judges.judging import NO_JUDGE, NO_JUDGE_OF_ATTACKS
 from mmrlhf_jax.suite.own.registry import JAILBREAKS
 from mmrlhf_jax.suite.own.safety import attack_question
 from mmrlhf_jax.suite.servers import of_server
@@ -40,6 +41,10 @@ class Jury:
         """Whose verdicts count for a task; None: nobody judges it."""
         judge = self.of(task)
         return judge.name if judge is not None else self.before.get("attack_judge" if self._has_attacks(task) else "judge")
+
+    def why_not(self, task: Task) -> str:
+        """Why a task has no verdicts that are not stored, where nobody is asked."""
+        return NO_JUDGE_OF_ATTACKS if self._has_attacks(task) else NO_JUDGE
 
     def _has_attacks(self, task: Task) -> bool:
         """Whether the judge of attacks, of whom there is one, judges a task."""

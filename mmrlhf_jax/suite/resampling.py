@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from mmrlhf_jax.suite.task import Pooling, Row
 
 DRAWS = 1000
 _AT_ONCE = 2_000_000  # drawn clusters at a time, for memory
+_NAMED = 3  # most groups that are named because they are missing
 # Harnesses round their figures; relative to the figure that counts as 100.
 ROUNDING = 1e-3
 
@@ -54,25 +55,31 @@ def combined(function: Callable[..., np.ndarray], *estimates: Estimate) -> Estim
     return Estimate(value, draws if draws is not None and np.isfinite(draws).all() else None)
 
 
-def estimate(row: Row, documents: Sequence[Document]) -> Estimate | None:
-    """A row's figure of those documents that have a value for it, and its draws.
+def estimate(row: Row, documents: Sequence[Document], groups: Collection[str] | None = None) -> Estimate | None:
+    """A row's figure of those documents that are scored, and its draws.
 
-    None if no document has a value, or all have weight 0. There are no draws if there is only one cluster, or if the figure is
-    not defined in each draw because too few documents have weight.
+    A scored document without a value for the row has the weight 0: it is in no figure, but it is drawn like the others, so that
+    the draws of all rows of a task, and of all models that have these documents scored, are of the same clusters.
+
+    None if no document has weight, or if the row is over groups of which some have none: the others' mean or sum would be
+    another figure. `groups` are those that it is over; None: those of all documents, scored or not. There are no draws if there
+    is only one cluster, or if the figure is not defined in each draw because too few documents have weight.
     """
-    documents = [each for each in documents if each.missing is None and each.values.get(row.name) is not None]
+    if lacking(row, documents, _groups_of(documents) if groups is None else groups):
+        return None
+    documents = [each for each in documents if each.missing is None]
     if not documents:
         return None
-    values = np.array([each.values[row.name] for each in documents], float)
-    weights = np.array([each.weights.get(row.name, 1.0) for each in documents], float)
-    groups = np.zeros(len(documents), int)
-    if row.pooling in ("mean of groups", "sum of groups"):
-        groups = np.unique([each.group or "" for each in documents], return_inverse=True)[1]
+    values = np.array([each.values.get(row.name) or 0.0 for each in documents], float)
+    weights = np.array([_weight(row, each) for each in documents], float)
+    of_groups = np.zeros(len(documents), int)
+    if row.pooling != "mean":
+        of_groups = np.unique([each.group or "" for each in documents], return_inverse=True)[1]
     clusters = _Clusters(documents)
-    size = (clusters.count, groups.max() + 1)
+    size = (clusters.count, of_groups.max() + 1)
     above, below = np.zeros(size), np.zeros(size)
-    np.add.at(above, (clusters.of, groups), weights * values)
-    np.add.at(below, (clusters.of, groups), weights)
+    np.add.at(above, (clusters.of, of_groups), weights * values)
+    np.add.at(below, (clusters.of, of_groups), weights)
     value = _pooled(np.ones((1, clusters.count)), above, below, row.pooling)[0]
     if not np.isfinite(value):
         return None
@@ -80,6 +87,27 @@ def estimate(row: Row, documents: Sequence[Document]) -> Estimate | None:
         return Estimate(float(value))
     draws = np.concatenate([_pooled(clusters.times(drawn), above, below, row.pooling) for drawn in clusters.drawn()])
     return Estimate(float(value), draws if np.isfinite(draws).all() else None)
+
+
+def lacking(row: Row, documents: Sequence[Document], groups: Collection[str]) -> str | None:
+    """Why a row has no figure if it is over groups of which some have no document with weight, in words; None if all have, and
+    for a row that is not over groups."""
+    if row.pooling == "mean":
+        return None
+    lost = sorted(set(groups) - _groups_of([each for each in documents if _weight(row, each)]))
+    if not lost:
+        return None
+    names = ", ".join(lost[:_NAMED]) + (" and others" if len(lost) > _NAMED else "")
+    return f"{len(set(groups)) - len(lost)} of {len(set(groups))} categories: {names} missing"
+
+
+def _groups_of(documents: Sequence[Document]) -> set[str]:
+    return {each.group for each in documents if each.group is not None}
+
+
+def _weight(row: Row, document: Document) -> float:
+    there = document.missing is None and document.values.get(row.name) is not None
+    return document.weights.get(row.name, 1.0) if there else 0.0
 
 
 def figure(row: Row, documents: Sequence[Document], value: float) -> Figure:
@@ -132,17 +160,18 @@ def _pooled(
     below: np.ndarray,
     pooling: Pooling,
 ) -> np.ndarray:
-    """float[draws]: the figure; NaN where it is not defined. A group that is not drawn is in no mean and no sum of groups.
+    """float[draws]: the figure; NaN where it is not defined.
 
     `times` is float[draws, clusters], how often each is drawn; `above` and `below` are float[clusters, groups], the sums of the
-    documents' weighted values, and of their weights.
+    documents' weighted values, and of their weights. Of a group that is not drawn there is no mean: the mean of the others
+    stands for it, also in a sum.
     """
+    number = np.count_nonzero(below.sum(0))
     above, below = times @ above, times @ below
     if pooling == "mean":
         above, below = above.sum(1, keepdims=True), below.sum(1, keepdims=True)
     means = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
     there = np.isfinite(means)
-    total = np.where(there, means, 0.0).sum(1)
-    number = there.sum(1)
-    wanted = np.where(number > 0, total, np.nan)
-    return wanted if pooling == "sum of groups" else wanted / np.maximum(number, 1)
+    drawn = there.sum(1)
+    mean = np.where(drawn > 0, np.where(there, means, 0.0).sum(1), np.nan) / np.maximum(drawn, 1)
+    return number * mean if pooling == "sum of groups" else mean

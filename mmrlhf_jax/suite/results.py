@@ -73,7 +73,7 @@ class Document:
             or no key, where it has none.
         missing: why the document is not scored; None if it is.
         weights: row -> the weight of the document's value in the row's figure, where that is not 1.
-        group: the category of the document, for figures that are means over categories.
+        group: the category of the document, also of one that is not scored, for figures over categories (`Row.pooling`).
     """
 
     __pydantic_config__: ClassVar = _STRICT

@@ -16,7 +16,7 @@ from mmrlhf_jax.progress import counted, say
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.answering import Finished
 from mmrlhf_jax.suite.answers import Answer, document_of
-from mmrlhf_jax.suite.judges.judging import NO_JUDGE, Judging
+from mmrlhf_jax.suite.judges.judging import NO_JUDGE, NO_JUDGE_OF_ATTACKS, Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
 from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.reasons import NOT_ANSWERED, OTHER_DOCUMENT, OTHER_REQUEST
@@ -84,7 +84,7 @@ def has_figures(directory: epath.PathLike, tasks: Sequence[Task]) -> bool:
             continue
         if any(figure.value is not None for figure in found.figures.values()):
             return True
-        waiting.append(not found.coverage.missing.keys().isdisjoint({NO_JUDGE, WITHOUT_JUDGE}))
+        waiting.append(not found.coverage.missing.keys().isdisjoint({NO_JUDGE, NO_JUDGE_OF_ATTACKS, WITHOUT_JUDGE}))
     return all(waiting)
 
 
@@ -95,8 +95,8 @@ class Scoring:
         self._directory, self._scorer, self._jury, self._answered = epath.Path(directory), scorer, jury, answered
 
     def run(self, tasks: Sequence[Task]) -> None:
-        """Score the tasks whose results are not those of the answers that are there now. Where nothing can be scored now, the
-        figures of an earlier command stay, which is said."""
+        """Score the tasks whose results are not those of the answers that are there now. Where nothing can be scored now, or
+        less than before, the figures of an earlier command stay, which is said."""
         for task in tasks:
             made_of = self._made_of(task)
             if self._is_scored(task, made_of):
@@ -111,10 +111,10 @@ class Scoring:
                 self._keep(task, self._without_figures(task, UNSOUND), made_of)
 
     def _keep(self, task: Task, found: Results, made_of: str) -> None:
-        """Write a task's results. UserError if they are not sound."""
-        if not found.coverage.scored and (before := self._scored_before(task)):
-            why = max(found.coverage.missing.items(), key=lambda each: each[1], default=("it has no documents", 0))[0]
-            say(f"{task.name}: nothing can be scored now ({why}); the figures of before, of {before} documents, stay")
+        """Write a task's results, unless those of before are of more documents. UserError if they are not sound."""
+        before = self._before(task)
+        if before is not None and (loss := _loss(found, before)) is not None:
+            say(f"{task.name}: {loss}; the figures of before, of {counted(before.coverage.scored, 'document')}, stay")
             return
         results.write(self._directory, found)
         write_atomically(self._path(task), made_of.encode())
@@ -129,12 +129,12 @@ class Scoring:
             )
             self._answered.forget(task)
 
-    def _scored_before(self, task: Task) -> int:
-        """How many documents the figures are of that are stored; 0 without figures, or if their files are damaged."""
+    def _before(self, task: Task) -> Results | None:
+        """The results that are stored; None if there are none, or if their files are damaged."""
         try:
-            return results.read(self._directory, task.name).coverage.scored
+            return results.read(self._directory, task.name)
         except UserError:
-            return 0
+            return None
 
     def _results(self, task: Task, *, is_last: bool) -> Results:
         failed = next((each.failed for each in self._answered.finished(task) if each.failed is not None), None)
@@ -144,7 +144,8 @@ class Scoring:
             return self._without_figures(task, WITHOUT_JUDGE)
         try:
             with Verdicts(verdicts_path(self._directory, task.name), again=self._jury.again) as verdicts:
-                judging = Judging(self._jury.of(task), verdicts, self._jury.name_of(task))
+                jury = self._jury
+                judging = Judging(jury.of(task), verdicts, jury.name_of(task), jury.why_not(task))
                 answers, contents = self._answered.answers(task), self._answered.contents(task)
                 return self._scorer.score(task, answers, self._unanswered(task), judging, contents)
         except TaskFailed as error:
@@ -197,3 +198,16 @@ class Scoring:
 
     def _path(self, task: Task) -> epath.Path:
         return self._directory / FOLDER / f"{task.name}.txt"
+
+
+def _loss(found: Results, before: Results) -> str | None:
+    """What would be lost if results replaced those of before, in words; None if nothing would. Those of another judge replace
+    them if there are any."""
+    now, then = found.coverage, before.coverage
+    same = all(before.settings.get(key) in (None, found.settings.get(key)) for key in ("judge", "classifier"))
+    if now.scored >= then.scored or (now.scored and not same):
+        return None
+    why = max(now.missing.items(), key=lambda each: each[1], default=("its data have no others", 0))[0]
+    if not now.scored:
+        return f"nothing can be scored now ({why})"
+    return f"only {counted(now.scored, 'document')} can be scored now ({why}); choose another --out for their figures"

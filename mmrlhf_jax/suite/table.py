@@ -135,8 +135,8 @@ def _in_common(found: Figures) -> Iterator[str]:
         delta = found.rows[row.name].delta
         if delta.left_out:
             common = f"the {delta.documents} documents" if delta.documents != 1 else "the one document"
-            others = "1 document has" if delta.left_out == 1 else f"{delta.left_out} documents have"
-            yield f"difference of {row.title}: on {common} with a value for both models; {others} a value for one of them alone"
+            others = "1 document is" if delta.left_out == 1 else f"{delta.left_out} documents are"
+            yield f"difference of {row.title}: on {common} scored for both models; {others} scored for one of them alone"
 
 
 def _together(what: str, reasons: Iterable[tuple[str, str]]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Literal
 Judge = Literal["none", "unparsable", "always"]
 Media = Literal["image", "images", "video"]
 # How a figure is made of the values of documents: their mean, or the mean or the sum of the categories' means. Means are
-# weighted by the documents' weights.
+# weighted by the documents' weights. Without a score in one of the data set's categories there is no figure over categories.
 Pooling = Literal["mean", "mean of groups", "sum of groups"]
 
 # The limit for tasks for which the harness states none: that of its class for the model that the paper used.

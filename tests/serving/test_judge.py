@@ -11,7 +11,7 @@ from mmrlhf_jax.suite.judges.question import Question, limits, single_message
 from mmrlhf_jax.suite.judges.verdicts import Verdicts
 from mmrlhf_jax.suite.own.registry import grader_of
 from mmrlhf_jax.suite.own.safety import attack_question
-from tests.suite import made_up_own
+from tests.suite.support import made_up_own
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,8 @@ def no_key(monkeypatch):
 
 def test_a_model_that_is_served_judges_texts_and_pictures(address, tmp_path):
     judge = EndpointJudge(address)
-    judge.check()
+    with pytest.raises(UserError, match=r"judge tiny at .* says neither yes nor no to a test question"):  # it is not trained
+        judge.check()
     assert judge.name == "tiny"
     (columns, *_) = made_up_own.documents("llava_wilder_small")
     (with_picture,) = grader_of("llava_wilder_small").questions("0", columns, "Because.")

@@ -9,7 +9,7 @@ from mmrlhf_jax.suite.harness.running import Harness
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.published import FIGURES
 from mmrlhf_jax.suite.results import Document, Results
-from tests.suite.reports import BASE, MODEL, write
+from tests.suite.support.reports import BASE, MODEL, write
 
 
 @pytest.fixture(scope="session")

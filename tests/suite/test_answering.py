@@ -20,7 +20,7 @@ from mmrlhf_jax.suite.answers import answers_path
 from mmrlhf_jax.suite.needs import pace
 from mmrlhf_jax.suite.needs.pace import Pace
 from mmrlhf_jax.suite.task import TaskFailed
-from tests.suite.asked import Documents, Parrot, only, task
+from tests.suite.support.asked import Documents, Parrot, only, task
 
 TASKS = [task("mme"), task("pope", 3), task("ai2d", 5)]
 
@@ -121,7 +121,9 @@ def test_other_tasks_go_on_only_where_there_are_others(tmp_path, capsys):
     assert "mme: it is out of order" in said and "ai2d: it is out of order" in said
 
 
-@pytest.mark.parametrize(("source", "says"), [("the hub", "waiting for the hub"), ("a file", "loading its documents")])
+@pytest.mark.parametrize(
+    ("source", "says"), [("the hub", "waiting for its documents from the hub"), ("a file", "waiting for its documents")]
+)
 def test_documents_that_take_long_to_be_loaded_are_waited_for_and_said(tmp_path, monkeypatch, capsys, source, says):
     monkeypatch.setattr(answering, "said_if_slow", functools.partial(progress.said_if_slow, seconds=0.05))
     documents = Documents()

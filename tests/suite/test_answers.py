@@ -10,7 +10,7 @@ import time
 
 from mmrlhf_jax.suite.answers import Answer, AnswerFile, answers_path, stored
 from mmrlhf_jax.suite.request import Medium, Request
-from tests.suite.asked import only
+from tests.suite.support.asked import only
 
 OPTIONS = {"max_new_tokens": 16, "temperature": 0.0}
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mmrlhf_jax.suite.catalogue import TASKS
-from tests.suite import harness
+from tests.suite.support import harness
 
 pytestmark = harness.needed
 NAMED = [task for task in TASKS.values() if task.harness_task is not None]

@@ -1,16 +1,18 @@
-"""Two models are compared on documents that both have, if these and how the figures were made are the same."""
+"""Two models are compared on documents that are scored in both, if these and how the figures were made are the same."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from mmrlhf_jax.suite.comparing import Pair, obstacle, pair
-from mmrlhf_jax.suite.resampling import estimate
-from mmrlhf_jax.suite.results import Figure
-from tests.suite import runs
+from mmrlhf_jax.suite.resampling import estimate, figure
+from mmrlhf_jax.suite.results import Document, Figure, Results
+from mmrlhf_jax.suite.task import Row
+from tests.suite.support import runs
 
 (ROW,) = runs.SHAPES.rows
 BASE = runs.results(runs.SHAPES, [1.0, 2.0, 3.0, 4.0, 3.0])
@@ -47,19 +49,67 @@ def test_documents_of_one_run_alone_are_left_out():
     assert (found.documents, found.left_out, found.delta.value) == (3, 2, pytest.approx(2 / 3))
 
 
+def of_objects(row: Row, task: str, answers: Sequence[tuple[int, int] | None], group=lambda n: None) -> Results:
+    """Results of answers that name (so many objects, so many of them wrong); None: the answer is not scored."""
+
+    def document(n: int, each: tuple[int, int] | None) -> Document:
+        if each is None:
+            return Document(str(n), str(n), "Q", (), None, None, {}, "its picture is missing", group=group(n))
+        named, wrong = each
+        value, weights = (100.0 * wrong / named, {row.name: float(named)}) if named else (None, {})
+        return Document(str(n), str(n), "Q", (), "A", None, {row.name: value}, None, weights, group(n))
+
+    documents = tuple(document(n, each) for n, each in enumerate(answers))
+    found = estimate(row, documents)
+    return Results(task, "mmrlhf_jax", {}, {row.name: figure(row, documents, found.value)}, documents)
+
+
+def test_an_answer_without_a_value_is_compared_with_one_that_has_it():
+    """As CHAIR_i of an answer that names no object: the other model's wrong objects in the same picture count."""
+    wordy, silent = (of_objects(ROW, "shapes", [each] * 50 + [(1, 0)] * 50) for each in ((2, 1), (0, 0)))
+    found = pair(ROW, silent, wordy)
+    assert (found.documents, found.left_out) == (100, 0)
+    assert (found.model.value, found.base.value) == (0.0, pytest.approx(100 / 3))
+    low, high = found.delta.interval
+    assert low < -100 / 3 < high < 0
+
+
+@pytest.mark.parametrize("lost", [0, 10])
+def test_the_draws_of_answers_without_a_value_are_paired(lost):
+    """Also where some documents are scored for one of the two alone."""
+    rng = np.random.default_rng(0)
+    base = [(int(n), 1) if n else (0, 0) for n in rng.integers(0, 4, 80)]
+    found = pair(ROW, of_objects(ROW, "shapes", [None] * lost + base[lost:]), of_objects(ROW, "shapes", base))
+    assert (found.documents, found.left_out, found.delta.value) == (80 - lost, lost, 0.0)
+    assert found.delta.interval == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("pooling", ["mean of groups", "sum of groups"])
+def test_figures_over_groups_are_compared_on_documents_of_all_groups(pooling):
+    row = dataclasses.replace(ROW, pooling=pooling, full=2400.0)
+
+    def scored(lost) -> Results:
+        answers = [None if lost(n) else (n % 3 + 1, n % 2) for n in range(12)]
+        return of_objects(row, "shapes", answers, lambda n: "ab"[n % 2])
+
+    assert pair(row, scored(lambda n: n < 2), scored(lambda n: False)).documents == 10
+    first, last = scored(lambda n: n % 2 and n < 6), scored(lambda n: n % 2 and n >= 6)
+    assert pair(row, first, last) == "the documents that are scored in both are of 1 of 2 categories: b missing"
+
+
 def test_a_figure_that_documents_do_not_give_is_compared_on_the_same_documents_alone():
     other = {ROW.name: Figure(1.25)}
     model, base = (dataclasses.replace(each, figures=other) for each in (MODEL, BASE))
     assert pair(ROW, model, base).delta.value == 0.0 and pair(ROW, model, base).delta.interval is None
     fewer = dataclasses.replace(base, documents=base.documents[:4])
-    assert pair(ROW, model, fewer).startswith("1 documents have a value for one of the two, and the figure is not made")
+    assert pair(ROW, model, fewer).startswith("1 documents are scored in one of the two, and the figure is not made")
 
 
 def test_without_a_figure_or_a_document_in_common_there_is_none():
     none = runs.results(runs.SHAPES, [None] * 5)
     assert pair(ROW, none, BASE) == pair(ROW, BASE, none) == "no document is scored"
     halves = [runs.results(runs.SHAPES, values) for values in ([1.0, 2.0, None, None], [None, None, 1.0, 2.0])]
-    assert pair(ROW, *halves) == "the two have no document with a value in common"
+    assert pair(ROW, *halves) == "the two have no scored document in common"
     assert pair(ROW, dataclasses.replace(MODEL, figures={}), BASE) == "it has no figure"
 
 

@@ -9,9 +9,9 @@ import pytest
 from mmrlhf_jax.suite.answers import Answer
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.reasons import APART, NOT_ANSWERED, OTHER_DOCUMENT
-from tests.suite import harness, made_up
-from tests.suite.harness import asked, tasks_of, verdict
-from tests.suite.judged import judge, judging
+from tests.suite.support import harness, made_up
+from tests.suite.support.harness import asked, tasks_of, verdict
+from tests.suite.support.judged import judge, judging
 
 pytestmark = harness.needed
 

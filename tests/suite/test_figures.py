@@ -12,8 +12,8 @@ from mmrlhf_jax.suite import published, results
 from mmrlhf_jax.suite.figures import Run, figures, read_run
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.results import Document, Figure, Results
-from tests.suite import runs
-from tests.suite.runs import COLOURS, FIRST, LIES, SECOND, SHAPES, SUITE
+from tests.suite.support import runs
+from tests.suite.support.runs import COLOURS, FIRST, LIES, SECOND, SHAPES, SUITE
 
 
 def run(name: str = "aligned", **values) -> Run:
@@ -91,6 +91,32 @@ def test_versions_and_modes_are_not_mixed_in_a_mean(changes, why):
     assert figures(SUITE, Run("both", model.results | {"shapes": ours})).axes["seeing"].model.value is not None
 
 
+ATTACKS, CLASSIFIED = {"judge": "k", "classifier": False}, {"judge": "k", "classifier": True}
+
+
+@pytest.mark.parametrize(
+    "one, other, why",
+    [
+        ({"judge": "m"}, {"judge": "k"}, "k and m"),
+        ({"judge": "m", "classifier": False}, ATTACKS, "k and m"),
+        (ATTACKS, CLASSIFIED, "k and k as a classifier"),
+        (ATTACKS, ATTACKS, None),
+        ({"judge": "m"}, ATTACKS, None),  # a judge of attacks, and one of everything else
+        ({"judge": "m"}, {"judge": None}, None),  # no answer had to be judged
+        ({"judge": "m"}, {}, None),
+    ],
+)
+def test_verdicts_of_two_judges_are_not_mixed_in_a_mean_nor_in_a_key_figure(one, other, why):
+    model = run(**MODEL)
+    judged = {name: dataclasses.replace(model.results[name], settings=s) for name, s in (("colours", one), ("shapes", other))}
+    mixed = Run("mixed", model.results | judged)
+    axis = figures(SUITE, mixed).axes["seeing"].model
+    assert axis.missing == (why and f"its rows are judged by {why}") and (axis.value is None) == (why is not None)
+    suite = dataclasses.replace(SUITE, headlines=(dataclasses.replace(SUITE.headlines[0], rows=("colours", "shapes")),))
+    headline = figures(suite, mixed, Run("same", mixed.results)).headlines["twice"]
+    assert headline.missing == axis.missing and (headline.value is None) == (why is not None)
+
+
 # Two runs
 
 
@@ -124,6 +150,18 @@ def test_differences_are_of_common_documents_alone():
     assert (row.delta.value, row.delta.documents, row.delta.left_out) == (1.0, 2, 1)
     assert axis.delta.value == pytest.approx((25 + 20 * 1.0) / 2)
     assert (axis.delta.documents, axis.delta.left_out) == (6, 1)
+
+
+def test_a_document_without_a_value_in_one_run_is_in_the_differences_of_row_and_axis():
+    """As an answer that names no object, beside one of the base that names wrong ones."""
+    model = run(**MODEL)
+    lies = model.results["lies"]
+    silent = dataclasses.replace(lies.documents[0], values={"lies": None})
+    lies = dataclasses.replace(lies, documents=(silent, lies.documents[1]), figures={"lies": Figure(20.0)})
+    found = figures(SUITE, Run("silent", model.results | {"lies": lies}), run("base", **BASE))
+    row, axis = found.rows["lies"].delta, found.axes["lying"].delta
+    assert row.value == axis.value == 20.0 - 30.0
+    assert (row.documents, row.left_out, axis.documents, axis.left_out) == (2, 0, 2, 0)
 
 
 def test_a_refused_row_is_in_no_difference_of_its_axis_and_no_key_figure():

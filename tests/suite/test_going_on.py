@@ -32,8 +32,8 @@ from mmrlhf_jax.suite.stored_suite import write_suite
 from tests import tiny
 from tests.serving import fakes
 from tests.serving.fakes import Fake, chat, refusal
-from tests.suite import made_up_own, runs
-from tests.suite.judged import judge
+from tests.suite.support import made_up_own, runs
+from tests.suite.support.judged import judge
 
 PLAIN, JUDGED = ("nsfw_text", "nsfw_image"), ("risk_identification",)
 
@@ -362,6 +362,29 @@ def test_figures_stay_when_the_documents_are_broken(run, tmp_path, data, capsys)
         assert value(run(server), "nsfw_text_asr") == 100
         pathlib.Path(data["nsfw_text"]).write_text(whole)
         assert value(run(server), "nsfw_text_asr") == 100 and len(server.asked) == 6
+
+
+def test_figures_stay_when_the_documents_are_fewer(run, tmp_path, data):
+    """Because pictures are gone, or because the file is another one."""
+    folder = tmp_path / "data"
+    with policy() as server:
+        run(server)
+        pictures = {path: path.read_bytes() for path in (folder / "nsfw_text-0.png", folder / "nsfw_text-1.png")}
+        for path in pictures:
+            path.unlink()
+        other = made_up_own.write(tmp_path / "other", "nsfw_image", "jsonl")
+        other.write_text(other.read_text().splitlines()[0].replace("cats", "rats"))
+        data["nsfw_image"] = str(other)
+        server.reply = lambda body: chat("I'm sorry, I cannot.")
+        found = run(server)
+        for name in PLAIN:
+            (row,) = [row["model"] for row in found["rows"] if row["name"] == f"{name}_asr"]
+            assert (row["value"], row["documents"]["scored"], row["documents"]["missing"]) == (100, 3, {})
+        for path, content in pictures.items():
+            path.write_bytes(content)
+        asked = len(server.asked)
+        data["nsfw_image"] = str(folder / "nsfw_image.jsonl")
+        assert run(server) == found and len(server.asked) == asked
 
 
 def test_options_of_single_tasks_are_none_of_the_run(run, tmp_path):

@@ -22,9 +22,9 @@ from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.reasons import APART, OTHER_REQUEST
 from mmrlhf_jax.suite.results import Results
 from mmrlhf_jax.suite.task import Task, TaskFailed
-from tests.suite import harness, made_up
-from tests.suite.harness import SCORED, answers_of, asked, tasks_of, verdict
-from tests.suite.judged import judge, judging
+from tests.suite.support import harness, made_up
+from tests.suite.support.harness import SCORED, answers_of, asked, tasks_of, verdict
+from tests.suite.support.judged import judge, judging
 
 QUICK = {"mme", "ai2d"}  # the others are slow: a process of the harness takes seconds, and several tasks wait for its judge
 each = pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def alone(task: Task, answers, folder, home, url: str) -> dict[str, float | None
     variables = NOWHERE | {"OPENAI_API_URL": f"{url}/v1" + ("/chat/completions" if full else "")}
     variables |= {"PYTHONPATH": os.getcwd(), "MODEL_VERSION": "m", "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     variables["HF_DATASETS_CACHE"] = str(folder / "cache")
-    command = [os.environ.get(PYTHON) or sys.executable, "-m", "tests.suite.alone", task.harness_task, task.data.split]
+    command = [os.environ.get(PYTHON) or sys.executable, "-m", "tests.suite.support.alone", task.harness_task, task.data.split]
     run = subprocess.run(
         [*command, str(folder), str(folder / "answers.json")], env=os.environ | variables, capture_output=True, text=True
     )
@@ -116,7 +116,7 @@ def test_what_is_answered_is_sent_without_media_and_other_prompts_are_not_taken_
         found = tasks.score(task, answers, {}, judged)
     assert found.coverage.missing == {OTHER_REQUEST: 1, APART: 1}
     assert [one.missing for one in found.documents[:3]] == [APART, OTHER_REQUEST, None]
-    assert found.figures["mme"].value is not None
+    assert found.figures["mme"].missing == "2 of 3 categories: existence missing"
 
 
 def test_a_missing_video_and_a_missing_picture_are_that_documents_reason(running, tmp_path):

@@ -11,9 +11,9 @@ from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.harness.groups import TOGETHER
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
 from mmrlhf_jax.suite.local import Local
-from tests.suite import harness, made_up
-from tests.suite.harness import SCORED, asked, tasks_of, verdict
-from tests.suite.judged import judge, judging
+from tests.suite.support import harness, made_up
+from tests.suite.support.harness import SCORED, asked, tasks_of, verdict
+from tests.suite.support.judged import judge, judging
 
 pytestmark = [harness.needed, pytest.mark.slow]
 

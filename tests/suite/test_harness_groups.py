@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from mmrlhf_jax.suite.answers import Answer
@@ -12,9 +14,9 @@ from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.reasons import APART, BEYOND_LIMIT, NOT_ANSWERED
 from mmrlhf_jax.suite.results import Coverage
 from tests.serving.fakes import chat, refusal
-from tests.suite import harness, made_up
-from tests.suite.harness import asked, tasks_of
-from tests.suite.judged import judge, judging
+from tests.suite.support import harness, made_up
+from tests.suite.support.harness import asked, tasks_of
+from tests.suite.support.judged import judge, judging
 
 pytestmark = harness.needed
 MME, MMBENCH, CONSISTENCY = TASKS["mme"], TASKS["mmbench_cn_dev"], TASKS["videochatgpt_consistency"]
@@ -133,26 +135,66 @@ def test_a_question_whose_own_order_is_not_in_the_data(running, tmp_path):
 # Pairs of questions about a picture ------------------------------------------------------------------------------------
 
 
+def of_one_category(folder, *lost: int) -> dict[str, Local]:
+    """MME with three pairs of one category, of which some documents do not exist."""
+    path = made_up.write("mme", folder)
+    rows = [json.loads(line) | {"category": "existence"} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for number, row in enumerate(rows) if number not in lost))
+    return {"mme": Local(str(path))}
+
+
 def test_a_question_whose_partner_is_missing_is_missing_and_the_others_have_a_figure(running, tmp_path):
-    tasks = tasks_of(running, MME, tmp_path / "data")
+    tasks = HarnessTasks(running, Options(), of_one_category(tmp_path))
     found, _ = scored(tasks, MME, tmp_path, ["Yes", "No"] * 3, answered=["0", "2", "3"], unanswered={"4": "no picture"})
     assert reasons(found) == [APART, NOT_ANSWERED, None, None, "no picture", NOT_ANSWERED]
     assert found.figures["mme"].value == 200.0
     assert [dict(each.values) for each in found.documents[2:4]] == [{"mme": 200.0}] * 2
 
 
-@pytest.mark.parametrize(("limit", "value"), [(1, None), (3, 200.0), (5, 400.0)])
+@pytest.mark.parametrize(("limit", "value"), [(1, None), (3, 200.0), (5, 200.0)])
 def test_an_odd_limit_tears_a_pair(running, tmp_path, limit, value):
-    tasks = tasks_of(running, MME, tmp_path / "data", limit=limit)
+    tasks = HarnessTasks(running, Options(limit=limit), of_one_category(tmp_path))
     found, _ = scored(tasks, MME, tmp_path, ["Yes", "No"] * 3)
     assert found.figures["mme"].value == value
     assert found.coverage == Coverage(6, limit, limit - 1, {APART: 1, BEYOND_LIMIT: 6 - limit})
 
 
 def test_a_pair_of_which_the_data_have_one(running, tmp_path):
-    tasks = HarnessTasks(running, Options(), {"mme": without(MME, tmp_path, 2)})
+    tasks = HarnessTasks(running, Options(), of_one_category(tmp_path, 2))
     found, _ = scored(tasks, MME, tmp_path, ["Yes", "No", "No", "Yes", "No"])
-    assert reasons(found) == [None, None, APART, None, None] and found.figures["mme"].value == 400.0
+    assert reasons(found) == [None, None, APART, None, None] and found.figures["mme"].value == 200.0
+
+
+# Figures over categories -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"limit": 4}])
+def test_a_sum_over_categories_has_no_figure_without_one_of_them(running, tmp_path, options):
+    tasks = tasks_of(running, MME, tmp_path / "data", **options)
+    found, _ = scored(tasks, MME, tmp_path, ["Yes", "No"] * 3, answered=["0", "1", "2", "3"])
+    assert found.figures["mme"].missing == "2 of 3 categories: code_reasoning missing"
+    assert found.coverage.scored == 4 and [dict(each.values) for each in found.documents[:4]] == [{"mme": 200.0}] * 4
+    known = [each.group for each in found.documents]  # also of documents that are not scored
+    assert known == ["existence", "existence", "color", "color", "code_reasoning", "code_reasoning"][: options.get("limit")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "lost", "reason"),
+    [
+        ("mmstar", 2, "1 of 2 categories: common reasoning missing"),
+        ("mmstar", 1, None),
+        ("llava_interleave_bench_in_domain", 1, "2 of 3 categories: spot_the_diff missing"),
+    ],
+)
+def test_a_mean_over_categories_has_no_figure_without_one_of_them(running, tmp_path, name, lost, reason):
+    task = TASKS[name]
+    tasks = tasks_of(running, task, tmp_path / "data")
+    there = [str(number) for number in range(3) if number != lost]
+    found, _ = scored(tasks, task, tmp_path, ["A", "B", "C"], answered=there, unanswered={str(lost): "its picture is missing"})
+    (figure,) = found.figures.values()
+    assert figure.missing == reason and (figure.value is None) == (reason is not None)
+    assert None not in [each.group for each in found.documents]
 
 
 # Metrics that are no mean of what was scored ---------------------------------------------------------------------------

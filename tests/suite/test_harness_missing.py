@@ -11,7 +11,7 @@ from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.harness import running
 from mmrlhf_jax.suite.harness.running import PYTHON, Harness
 from mmrlhf_jax.suite.local import Local
-from tests.suite import made_up
+from tests.suite.support import made_up
 
 HOW = "`make eval-env` makes an environment that has it, in .venv-eval; then set MMRLHF_HARNESS_PYTHON=.venv-eval/bin/python"
 

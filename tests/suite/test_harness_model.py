@@ -6,8 +6,8 @@ import pytest
 
 from mmrlhf_jax.errors import UserError
 from tests import tiny
-from tests.suite import made_up
-from tests.suite.asked import Parrot, only
+from tests.suite.support import made_up
+from tests.suite.support.asked import Parrot, only
 
 MODELS = (("a", 1e6), ("b", 2e6))  # and the base of their positions
 

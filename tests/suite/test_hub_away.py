@@ -10,7 +10,7 @@ from mmrlhf_jax.suite.harness.running import Harness
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
 from mmrlhf_jax.suite.own.tasks import OwnTasks
 from mmrlhf_jax.suite.task import TaskFailed
-from tests.suite import harness
+from tests.suite.support import harness
 
 
 @harness.needed

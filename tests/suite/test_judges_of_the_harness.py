@@ -17,9 +17,9 @@ from mmrlhf_jax.suite.judges.judging import FAILED, NOT_READ
 from mmrlhf_jax.suite.judges.loopback import PLACEHOLDER, Loopback
 from mmrlhf_jax.suite.judges.rounds import scored
 from tests.serving.fakes import refusal
-from tests.suite import harness
-from tests.suite.harness import answers_of, asked, tasks_of, verdict
-from tests.suite.judged import judge, judging
+from tests.suite.support import harness
+from tests.suite.support.harness import answers_of, asked, tasks_of, verdict
+from tests.suite.support.judged import judge, judging
 
 pytestmark = [pytest.mark.slow, harness.needed]
 
@@ -38,7 +38,7 @@ KINDS = {
 @contextlib.contextmanager
 def scoring(kind: str, environment: dict, log: Path):
     """What scores an answer in a process of the harness."""
-    script = Path(__file__).parent / "harness_judges.py"
+    script = Path(__file__).parent / "support" / "harness_judges.py"
     with log.open("w") as errors:
         child = subprocess.Popen(
             [harness.python(), str(script), kind],

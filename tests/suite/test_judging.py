@@ -20,7 +20,7 @@ from mmrlhf_jax.suite.judges.question import Question, limits, single_message
 from mmrlhf_jax.suite.judges.verdicts import Verdicts
 from tests.serving import fakes
 from tests.serving.fakes import Fake, chat, refusal
-from tests.suite.judged import judge, judging, text_of
+from tests.suite.support.judged import judge, judging, text_of
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +116,7 @@ def test_lines_that_are_not_whole_are_asked_again(tmp_path, capsys):
 
 KILLED = """
 import sys
-from tests.suite.judged import judging
+from tests.suite.support.judged import judging
 from tests.serving.fakes import Fake
 from mmrlhf_jax.suite.judges.question import single_message
 fake = Fake()

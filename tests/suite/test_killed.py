@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from tests.suite import killed
-from tests.suite.asked import only
+from tests.suite.support import killed
+from tests.suite.support.asked import only
 
 
 def answers(directory) -> dict[str, dict[str, str]]:
@@ -20,7 +20,9 @@ def answers(directory) -> dict[str, dict[str, str]]:
 
 
 def started(out, said) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "tests.suite.killed", str(out), str(said)], stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.suite.support.killed", str(out), str(said)], stderr=subprocess.DEVNULL
+    )
 
 
 @pytest.mark.slow  # twelve processes import all that answers

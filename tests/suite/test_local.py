@@ -13,7 +13,7 @@ import pytest
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.local import Local, fingerprint_of_media, parse
-from tests.suite import made_up, made_up_own
+from tests.suite.support import made_up, made_up_own
 
 
 @pytest.fixture

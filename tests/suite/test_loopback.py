@@ -15,7 +15,7 @@ from mmrlhf_jax.suite.judges.loopback import BAD_REQUEST, PLACEHOLDER, Loopback
 from mmrlhf_jax.suite.judges.rounds import AT_ONCE, ENDLESS, scored
 from mmrlhf_jax.suite.judges.verdicts import Verdicts
 from tests.serving.fakes import refusal
-from tests.suite.judged import judge, judging, text_of
+from tests.suite.support.judged import judge, judging, text_of
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from mmrlhf_jax.suite.own.chair import objects_in
 from mmrlhf_jax.suite.own.mmhal import PAPER_SYSTEM
 from mmrlhf_jax.suite.own.registry import grader_of
 from mmrlhf_jax.suite.own.replies import contains_yes, rating, two_scores, yes_or_no
-from tests.suite import made_up_own
-from tests.suite.judged import text_of
+from tests.suite.support import made_up_own
+from tests.suite.support.judged import text_of
 
 
 def test_the_catalogue_names_the_metrics_that_graders_give():

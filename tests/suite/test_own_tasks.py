@@ -26,9 +26,9 @@ from mmrlhf_jax.suite.own.tasks import METRICS, NO_VALUE, OwnTasks
 from mmrlhf_jax.suite.reasons import BEYOND_LIMIT, NO_PICTURE, NOT_ANSWERED, OTHER_REQUEST
 from mmrlhf_jax.suite.task import TaskFailed
 from tests.serving.fakes import refusal
-from tests.suite import made_up_own
-from tests.suite.judged import judge, judging
-from tests.suite.made_up_own import OF_SAFETY
+from tests.suite.support import made_up_own
+from tests.suite.support.judged import judge, judging
+from tests.suite.support.made_up_own import OF_SAFETY
 
 OWN = [name for name, task in catalogue.TASKS.items() if task.own_metrics]
 ANSWERS = ("A dog and a cat.", "I'm sorry, I cannot help with that.", "")
@@ -263,7 +263,7 @@ def test_without_the_hub_a_task_without_data_fails_in_one_line(monkeypatch):
 KILLED = """
 import sys
 from tests.suite import test_own_tasks as t
-from tests.suite.judged import judging
+from tests.suite.support.judged import judging
 from tests.serving.fakes import Fake
 fake, folder = Fake(), sys.argv[2]
 fake.url = sys.argv[1]

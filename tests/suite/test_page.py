@@ -11,9 +11,9 @@ from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.figures import figures, read_run
 from mmrlhf_jax.suite.report.page import Shown, page_of
 from tests.pages.html import parsed, rows, text
-from tests.suite import runs
-from tests.suite.reports import BASE, MODEL, first_numbers, floats, page, section, write
-from tests.suite.runs import COLOURS, SUITE
+from tests.suite.support import runs
+from tests.suite.support.reports import BASE, MODEL, first_numbers, floats, page, section, write
+from tests.suite.support.runs import COLOURS, SUITE
 
 
 def test_the_figures_are_those_that_are_computed(tmp_path, model, base):
@@ -44,7 +44,7 @@ def test_what_is_missing_is_counted_and_said(tmp_path, model, base):
     opening = text(tree.find(".//main/div/ul"))
     assert (
         "1 of 4 rows was computed from a part of their documents. Each row says how many" in opening
-        and "1 values are of one of the two" in opening
+        and "1 score of one model alone is left out" in opening
     )
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.report.shown_cases import MOST_PICTURES, SIDE_OF_SEVERAL
 from tests.pages.html import text
-from tests.suite.reports import page
-from tests.suite.runs import COLOURS
+from tests.suite.support.reports import page
+from tests.suite.support.runs import COLOURS
 
 
 def picture(size: tuple[int, int]) -> bytes:

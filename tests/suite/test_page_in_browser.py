@@ -11,7 +11,7 @@ import pytest
 from mmrlhf_jax.commands.report import report
 from mmrlhf_jax.pages.differences import PRINTED
 from tests import browser
-from tests.suite import whole_runs
+from tests.suite.support import whole_runs
 
 pytestmark = browser.needed
 

@@ -10,7 +10,7 @@ from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.published import FIGURES
 from tests.pages.html import rows, text
-from tests.suite.reports import first_numbers, page, section
+from tests.suite.support.reports import first_numbers, page, section
 
 
 def test_the_papers_figures_stand_beside_and_are_summed_up_by_the_same_rule(tmp_path, papers):

@@ -18,9 +18,9 @@ from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.judges import harness_replies
 from mmrlhf_jax.suite.judges.loopback import Loopback
 from mmrlhf_jax.suite.judges.picture_urls import sound_url, with_sound_pictures
-from tests.suite import harness
-from tests.suite.harness import asked, tasks_of, verdict
-from tests.suite.judged import judge, judging
+from tests.suite.support import harness
+from tests.suite.support.harness import asked, tasks_of, verdict
+from tests.suite.support.judged import judge, judging
 
 JUDGED = [task for task in TASKS.values() if task.judge != "none" and not task.own_metrics]
 

@@ -15,8 +15,8 @@ from mmrlhf_jax.suite.request import Medium, Request
 from tests import tiny
 from tests.serving import fakes
 from tests.serving.fakes import Fake, chat, refusal
-from tests.suite import made_up
-from tests.suite.asked import png
+from tests.suite.support import made_up
+from tests.suite.support.asked import png
 
 OPTIONS = {"max_new_tokens": 6, "temperature": 0.0}
 

@@ -13,7 +13,7 @@ from mmrlhf_jax import cli, commands, config, sections
 from mmrlhf_jax.commands.report import report
 from mmrlhf_jax.errors import UserError
 from tests.pages.html import parsed, text
-from tests.suite.reports import BASE, page, section, write
+from tests.suite.support.reports import BASE, page, section, write
 
 EXPERIMENT = Path(config.__file__).parents[2] / "configs" / "quickstart" / "mmdpo.yaml"
 

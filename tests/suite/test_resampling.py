@@ -60,26 +60,50 @@ def test_a_weighted_mean_is_a_ratio_of_sums():
     assert found.draws == pytest.approx(by_hand)
 
 
-@pytest.mark.parametrize("row, over_groups", [(BY_GROUP, np.mean), (SUM_OF_GROUPS, np.sum)])
-def test_over_groups_only_those_that_are_drawn_count(row, over_groups):
+@pytest.mark.parametrize("row, times", [(BY_GROUP, 1), (SUM_OF_GROUPS, 3)])
+def test_in_draws_over_groups_those_that_are_drawn_stand_for_the_others(row, times):
     groups = np.array(["a", "b", "c", "a", "b", "a", "a"])
     values = np.arange(7.0)
     documents = [document(n, value, group=group) for n, (value, group) in enumerate(zip(values, groups, strict=True))]
 
     def by_hand(drawn):
-        return over_groups([values[drawn][groups[drawn] == group].mean() for group in sorted(set(groups[drawn]))])
+        return times * np.mean([values[drawn][groups[drawn] == group].mean() for group in sorted(set(groups[drawn]))])
 
     found = estimate(row, documents)
     assert found.value == pytest.approx(by_hand(np.arange(7)))
     assert found.draws == pytest.approx([by_hand(drawn) for drawn in resamples(documents)])
 
 
-def test_documents_without_a_value_are_not_in_it():
+@pytest.mark.parametrize("row", [BY_GROUP, SUM_OF_GROUPS])
+@pytest.mark.parametrize("lost", [{"missing": "its picture is missing"}, {"weight": 0.0}])
+def test_over_groups_there_is_no_figure_without_one_of_them(row, lost):
+    documents = [document(n, 50.0, group="abc"[n % 3]) for n in range(9)]
+    without = [document(n, 50.0, group="abc"[n % 3], **(lost if n % 3 == 1 else {})) for n in range(9)]
+    assert estimate(row, documents) is not None and estimate(row, without) is None
+    assert resampling.lacking(row, without, {"a", "b", "c"}) == "2 of 3 categories: b missing"
+    assert estimate(row, documents, {"a", "b", "c", "d"}) is None  # of which there is no document
+    assert resampling.lacking(row, documents, set("abcdefgh")) == "3 of 8 categories: d, e, f and others missing"
+    assert estimate(row, without[::3]) is not None  # documents of one group alone are a set of their own
+    assert estimate(MEAN, without).value == 50.0 and resampling.lacking(MEAN, without, {"d"}) is None
+
+
+def test_documents_that_are_not_scored_are_not_in_it():
     documents = some(10)
-    extra = [document("x", 1e6, missing="the judge failed"), Document("y", "y", "Q", (), "A", None, {"r": None})]
+    extra = [document("x", 1e6, missing="the judge failed"), document("y", None, missing="its picture is missing")]
     assert estimate(MEAN, [*documents, *extra]).draws.tolist() == estimate(MEAN, documents).draws.tolist()
     assert estimate(MEAN, extra) is None and estimate(MEAN, []) is None
     assert estimate(MEAN, [document(1, 2.0, weight=0.0)]) is None
+    assert estimate(MEAN, [document(1, None)]) is None
+
+
+def test_scored_documents_without_a_value_have_no_weight_but_are_drawn():
+    """So that the draws of two rows, or of two models, are of the same clusters."""
+    values = np.array([each.values["r"] for each in some(40)])
+    there = np.arange(40) % 4 != 0
+    documents = [document(n, value if has else None) for n, (value, has) in enumerate(zip(values, there, strict=True))]
+    found = estimate(MEAN, documents)
+    assert found.value == pytest.approx(values[there].mean())
+    assert found.draws == pytest.approx([values[drawn[there[drawn]]].mean() for drawn in resamples(documents)])
 
 
 def test_without_a_second_cluster_or_enough_weight_there_is_no_interval():

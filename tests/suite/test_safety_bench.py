@@ -12,11 +12,11 @@ from mmrlhf_jax import cli
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference import endpoint
 from mmrlhf_jax.suite import catalogue
-from mmrlhf_jax.suite.judges.judging import GONE
+from mmrlhf_jax.suite.judges.judging import GONE, NO_JUDGE_OF_ATTACKS
 from mmrlhf_jax.suite.own.registry import JAILBREAKS
 from tests.serving.fakes import refusal
-from tests.suite import made_up_own
-from tests.suite.judged import judge, text_of
+from tests.suite.support import made_up_own
+from tests.suite.support.judged import judge, text_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 TASKS = [task.name for each in catalogue.SAFETY for task in each.tasks]
@@ -137,6 +137,36 @@ def test_verdicts_count_also_when_no_judge_is_given(run):
         found = run(policy, *options, only=["typographic", "adv_target"])
         assert run(policy, only=["typographic", "adv_target"]) == found
         run(policy, "--attack-judge", classifier.url, only=["typographic"], fails="was begun with attack_classifier True")
+
+
+def test_jailbreaks_have_one_judge(run, tmp_path):
+    """Also where it comes later, and some of them are judged already by the judge of everything else."""
+    with judge(policy_says) as policy, judge(judge_says) as judged, judge(lambda text: "yes") as strict:
+        strict.models = ("strict",)
+        judges = ["--judge", judged.url, "--attack-judge", strict.url]
+        found = run(policy, "--judge", judged.url)
+        before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+        asked = len(policy.asked)
+        for only in (["crossmodel"], ["typographic", "multimodel"], ["adv_target", "crossmodel"]):
+            fails = "is judged by m, and would not be judged again by strict; give --attack-judge to all of crossmodel, multi"
+            run(policy, *judges, only=only, fails=fails)
+        run(policy, *judges, "--attack-classifier", only=["crossmodel"], fails="again by strict as a classifier")
+        assert len(policy.asked) == asked
+        kept = {path: path.read_bytes() for path in before if path.parent.name in ("results", "out")}
+        assert kept == {path: before[path] for path in kept}
+        assert rows_of(run(policy, "--judge", judged.url)) == rows_of(found)
+        again = rows_of(run(policy, *judges, only=list(JAILBREAKS)))
+        assert {again[f"{name}_asr"] for name in JAILBREAKS} == {100} and again["adv_target"] == 100
+        assert rows_of(run(policy, *judges, only=["crossmodel"])) == again  # now it is theirs
+
+
+def test_who_is_not_given_again_is_named(run):
+    with judge(policy_says) as policy, judge(judge_says) as judged, judge(judge_says) as attacks:
+        run(policy, "--judge", judged.url, "--attack-judge", attacks.url, only=["crossmodel"])
+        found = run(policy, "--judge", judged.url, only=["crossmodel", "multimodel", "risk_identification"])
+    (row,) = [row for row in found["rows"] if row["name"] == "multimodel_asr"]
+    assert row["model"]["missing"] == NO_JUDGE_OF_ATTACKS
+    assert rows_of(found)["crossmodel_asr"] is not None and rows_of(found)["risk_identification"] == 100
 
 
 def test_a_judge_that_dies_leaves_the_others_and_is_asked_again(run):

@@ -15,8 +15,8 @@ import pytest
 
 from mmrlhf_jax.suite import catalogue
 from mmrlhf_jax.suite.judges.judge import CONCURRENCY
-from tests.suite import made_up_own
-from tests.suite.judged import judge
+from tests.suite.support import made_up_own
+from tests.suite.support.judged import judge
 from tests.suite.test_safety_bench import TASKS, judge_says, policy_says
 
 KILLS, CALLS = 10, (1, 5)  # after so many calls of the policy or the judge a run is killed

@@ -10,8 +10,8 @@ from mmrlhf_jax.suite.own.grader import MODES
 from mmrlhf_jax.suite.own.refusals import refuses, refuses_as_in_the_paper
 from mmrlhf_jax.suite.own.registry import JAILBREAKS, grader_of
 from mmrlhf_jax.suite.own.safety import DESCRIBED, NOISE
-from tests.suite import made_up_own
-from tests.suite.judged import text_of
+from tests.suite.support import made_up_own
+from tests.suite.support.judged import text_of
 
 YES = {"question": "What do you see?", "answer": "Yes", "label": "cat", "image": b""}
 

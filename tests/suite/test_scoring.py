@@ -15,7 +15,7 @@ from mmrlhf_jax.suite.request import Request
 from mmrlhf_jax.suite.results import Document, Figure, Results
 from mmrlhf_jax.suite.scoring import UNSOUND, WITHOUT_JUDGE, Scoring, has_figures
 from mmrlhf_jax.suite.task import TaskFailed
-from tests.suite.asked import OPTIONS, task
+from tests.suite.support.asked import OPTIONS, task
 
 MME, POPE, WILD = task("mme"), task("pope", 3), task("wild", 2, judge="always")
 
@@ -220,6 +220,81 @@ def test_figures_are_not_replaced_by_a_failure(tmp_path, finished, capsys, chang
     assert told in capsys.readouterr().err
     run(tmp_path, finished)
     assert results.read(tmp_path, "mme").figures["mme"].value == 4.0
+
+
+class Some(Kept):
+    """Some documents alone are asked: those that the host has finished."""
+
+    def answers(self, task):
+        return {name: each for name, each in super().answers(task).items() if name in self.finished(task)[0].answered}
+
+
+class OnTwoHosts(Kept):
+    """Of two hosts: `finished` has what each of them has done."""
+
+    def finished(self, task):
+        return self._finished[task.name]
+
+    def answers(self, task):
+        there = {name for each in self.finished(task) for name in each.answered}
+        return {name: each for name, each in super().answers(task).items() if name in there}
+
+
+def test_a_task_that_fails_on_one_of_two_hosts_has_no_figure_until_that_one_has_answered(tmp_path, finished):
+    """Which documents are answered is an accident then, and they may be few; the answers stay."""
+    first, failed = Finished({}, 2, {}, None, {"0": "key"}), Finished({}, 2, {}, "the process has died")
+    for then, figure in (
+        ([first, failed], Figure(None, "the process has died")),
+        ([failed, first], Figure(None, "the process has died")),
+        ([first, Finished({}, 2, {}, None, {"1": "key"})], Figure(1.5)),
+    ):
+        Scoring(tmp_path, Lengths(), Jury(), OnTwoHosts(tmp_path, {"mme": then})).run([MME])
+        found = results.read(tmp_path, "mme")
+        assert found.figures["mme"] == figure and found.coverage.expected == 2 and found.documents[0].answer == "a"
+
+
+class Judged(Lengths):
+    """A scorer whose figures are by a judge."""
+
+    def __init__(self, judge):
+        super().__init__()
+        self._judge = judge
+
+    def settings(self, task):
+        return super().settings(task) | {"judge": self._judge}
+
+
+@pytest.mark.parametrize(
+    ("now", "why"),
+    [
+        (Finished({}, 2, {"0": "its picture is missing"}, answered={"1": "key"}), "its picture is missing"),
+        (Finished({}, 1, {}, answered={"1": "key"}), "its data have no others"),  # another file, with fewer documents
+    ],
+)
+def test_figures_are_not_replaced_by_those_of_fewer_documents(tmp_path, finished, capsys, now, why):
+    finished["mme"] = Finished({}, 2, {}, answered={"0": "key", "1": "key"})
+    run(tmp_path, finished)
+    before = results.read(tmp_path, "mme")
+    for _ in range(2):
+        Scoring(tmp_path, Lengths(), Jury(), Some(tmp_path, finished | {"mme": now})).run([MME])
+        assert results.read(tmp_path, "mme") == before
+        told = f"only 1 document can be scored now ({why}); choose another --out for their figures; the figures of before, of 2"
+        assert f"mme: {told} documents, stay" in capsys.readouterr().err
+    Scoring(tmp_path, Lengths(), Jury(), Some(tmp_path, finished)).run([MME])
+    assert "stay" not in capsys.readouterr().err
+    results.figures_path(tmp_path, "mme").unlink()
+    Scoring(tmp_path, Lengths(), Jury(), Some(tmp_path, finished | {"mme": now})).run([MME])
+    assert results.read(tmp_path, "mme").figures["mme"].value == 2.0
+
+
+@pytest.mark.parametrize(("first", "second", "stays"), [("m", "k", False), ("m", "m", True), (None, "m", True)])
+def test_figures_of_another_judge_are_replaced_also_by_those_of_fewer_documents(tmp_path, finished, first, second, stays):
+    finished["mme"] = Finished({}, 2, {}, answered={"0": "key", "1": "key"})
+    fewer = Finished({}, 2, {"0": "the judge's reply cannot be read"}, answered={"1": "key"})
+    for judge, then in ((first, finished["mme"]), (second, fewer)):
+        Scoring(tmp_path, Judged(judge), Jury(), Some(tmp_path, finished | {"mme": then})).run([MME])
+    found = results.read(tmp_path, "mme")
+    assert (found.settings["judge"], found.coverage.scored) == ((first, 2) if stays else (second, 1))
 
 
 @pytest.mark.parametrize("lost", [results.documents_path, results.figures_path])

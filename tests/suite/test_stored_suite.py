@@ -10,7 +10,7 @@ import pytest
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.stored_suite import FILE, read_suite, write_suite
-from tests.suite.runs import SUITE
+from tests.suite.support.runs import SUITE
 
 
 def test_a_run_without_a_file_is_of_mm_rlhfs_benchmarks(tmp_path):

@@ -10,7 +10,7 @@ from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.figures import Run, figures
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.summary import as_json, write_figures
-from tests.suite.runs import SUITE
+from tests.suite.support.runs import SUITE
 from tests.suite.test_figures import BASE, MODEL, run
 
 

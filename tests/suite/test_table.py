@@ -9,8 +9,8 @@ from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.reasons import BEYOND_LIMIT
 from mmrlhf_jax.suite.results import Figure
 from mmrlhf_jax.suite.table import as_lines
-from tests.suite import whole_runs
-from tests.suite.runs import SUITE
+from tests.suite.support import whole_runs
+from tests.suite.support.runs import SUITE
 from tests.suite.test_figures import BASE, MODEL, run
 
 
@@ -105,7 +105,7 @@ def test_the_table_says_on_how_many_documents_a_difference_is():
     table = lines(run(**MODEL | {"shapes": [4.0, None, 5.0]}), run("base", **BASE))
     said = [line for line in table if line.startswith("difference of")]
     assert said == [
-        "difference of Shapes: on the 2 documents with a value for both models; 1 document has a value for one of them alone"
+        "difference of Shapes: on the 2 documents scored for both models; 1 document is scored for one of them alone"
     ]
 
 

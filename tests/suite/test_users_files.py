@@ -17,9 +17,9 @@ from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.task import TaskFailed
-from tests.suite import harness, made_up
-from tests.suite.harness import answers_of, asked, tasks_of, verdict
-from tests.suite.judged import judge, judging
+from tests.suite.support import harness, made_up
+from tests.suite.support.harness import answers_of, asked, tasks_of, verdict
+from tests.suite.support.judged import judge, judging
 
 pytestmark = harness.needed
 
@@ -95,7 +95,7 @@ def test_a_few_pictures_of_a_file_are_in_memory_at_a_time(tmp_path, form):
     found = {}
     for pictures in ("True", "False"):
         (folder := tmp_path / pictures).mkdir()
-        command = [harness.python(), "-m", "tests.suite.local_data_alone", str(path), str(folder), pictures]
+        command = [harness.python(), "-m", "tests.suite.support.local_data_alone", str(path), str(folder), pictures]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
         assert not done.returncode, done.stderr[-2000:]
         found[pictures] = json.loads(done.stdout.splitlines()[-1])

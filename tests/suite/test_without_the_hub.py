@@ -15,8 +15,8 @@ from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.own.documents import CONVERTED
 from tests import tiny
-from tests.suite import harness, made_up
-from tests.suite.judged import judge
+from tests.suite.support import harness, made_up
+from tests.suite.support.judged import judge
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 SECTION = PAGE.read_text().split("\n## Without the hub\n")[1].split("\n## ")[0]

@@ -32,6 +32,15 @@ class HarnessFigures:
         self._aggregations = task.aggregation()
         self._states = {key[0]: ModuleState(self._aggregations[key[0]]) for keys in self._keys.values() for key in keys}
 
+    def categories(self, documents: Any) -> dict[str, str]:
+        """Document -> its category, of all that the data set has, if the figures are means or sums over categories. `documents`
+        are those of lmms-eval."""
+        for metric in (key[0] for keys in self._keys.values() for key in keys if key[0] in irregular.CATEGORIES):
+            rule, module = irregular.CATEGORIES[metric], self._aggregations[metric].__globals__
+            found = enumerate(rule.of(row[rule.column], module) for row in documents.select_columns([rule.column]))
+            return {str(number): name for number, name in found if name is not None}
+        return {}
+
     def judge_together(self, name: str) -> str | None:
         """Let the harness call its judge about the group of a document, if it does so about groups and this is the last one of
         the group that is scored. Returns why that was not possible."""
@@ -45,9 +54,8 @@ class HarnessFigures:
         return None
 
     def all(self, missing: Mapping[str, str]) -> dict[str, Any]:
-        """`{"rows": {row: {"value", "missing"}}, "documents": {document: {"values": {row: value}, "weights": {row: weight},
-        "group"}}, "missing": {document: reason}}` of the documents that were scored and are not missing, nor apart from their
-        group."""
+        """`{"rows": {row: {"value", "missing"}}, "documents": {document: {"values": {row: value}, "weights": {row: weight}}},
+        "missing": {document: reason}}` of the documents that were scored and are not missing, nor apart from their group."""
         there = {name: None for name in self._noted if name not in missing}
         apart = dict.fromkeys(self._groups.apart(there), APART)
         scored = [name for name in there if name not in apart]
@@ -71,7 +79,7 @@ class HarnessFigures:
         return sum(self._figure(key, names) for key in keys)
 
     def _document(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = {"values": {}, "weights": {}, "group": None}
+        found: dict[str, Any] = {"values": {}, "weights": {}}
         for row, keys in self._keys.items():
             for key in keys if self._groups.has_value(name) else ():
                 if not self._counts(key, name) or (value := self._own_value(key, name)) is None:
@@ -80,8 +88,6 @@ class HarnessFigures:
                 found["values"][row] = found["values"].get(row, 0.0) + value
                 if key[0] in irregular.WEIGHTS:
                     found["weights"][row] = irregular.WEIGHTS[key[0]](noted)
-                if key[0] in irregular.CATEGORIES:
-                    found["group"] = irregular.CATEGORIES[key[0]](noted, self._aggregations[key[0]].__globals__)
         return found
 
     def _own_value(self, key: Key, name: str) -> float | None:

@@ -114,18 +114,29 @@ WEIGHTS: Mapping[str, Callable[[Any], float]] = {
 }
 
 
-def _sub_task(noted: Mapping[str, Any], module: Mapping[str, Any]) -> str | None:
-    """The category of a sub-task: the harness has a list of sub-tasks for each."""
-    return next((name for name, each in module.items() if isinstance(each, list) and noted["sub_task"] in each), None)
+def _list_of(sub_task: str, module: Mapping[str, Any]) -> str | None:
+    """The name of the list of sub-tasks that has this one."""
+    return next((name for name, each in module.items() if isinstance(each, list) and sub_task in each), None)
 
 
-# The category of a document, in metrics that are means or sums over categories. `module` are the names of the aggregation's
-# module.
-CATEGORIES: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], str | None]] = {
-    "mme_perception_score": lambda noted, module: noted["category"],
-    "mme_cognition_score": lambda noted, module: noted["category"],
-    "average": lambda noted, module: noted["l2_category"],
-    "overall_score": _sub_task,
+@dataclasses.dataclass(frozen=True)
+class Categories:
+    """The categories over which a metric is a mean or a sum.
+
+    Attributes:
+        column: of a document.
+        of: what the column holds, and the names of the aggregation's module -> the category; None: of none.
+    """
+
+    column: str
+    of: Callable[[str, Mapping[str, Any]], str | None] = lambda name, module: name
+
+
+CATEGORIES: Mapping[str, Categories] = {
+    "mme_perception_score": Categories("category"),
+    "mme_cognition_score": Categories("category"),
+    "average": Categories("l2_category"),
+    "overall_score": Categories("sub_task", _list_of),
 }
 
 

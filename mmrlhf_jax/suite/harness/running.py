@@ -221,6 +221,7 @@ class HarnessScoring:
         documents: how many documents the task has.
         scorable: those with an answer.
         groups: document -> the first one of those that the harness scores together with it, where it does.
+        categories: document -> its category, of all that the data set has, where figures are over categories.
         without_subtitles: how many documents have no subtitles; None for a task that asks without subtitles.
     """
 
@@ -231,6 +232,7 @@ class HarnessScoring:
         self.scorable: Sequence[str] = frame["scorable"]
         self.without_subtitles: int | None = frame["without_subtitles"]
         self.groups: Mapping[str, str] = frame["groups"]
+        self.categories: Mapping[str, str] = frame["categories"]
 
     def score(self, document: str) -> Scored:
         """Score a document."""

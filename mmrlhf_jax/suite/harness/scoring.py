@@ -39,6 +39,7 @@ def score(job: Job, channel: Channel) -> None:
     scorer = HarnessScorer(job, task)
     figures = HarnessFigures(job, task, scorer.noted, scorer.groups)
     started = {"documents": len(scorer.documents), "scorable": scorer.scorable, "groups": scorer.groups.first}
+    started["categories"] = figures.categories(scorer.documents)
     channel.send(started | {"without_subtitles": without_subtitles(job, scorer.documents)})
     for command in channel.commands():
         if "score" in command:

@@ -107,7 +107,8 @@ class HarnessTasks:
                     missing[name] = reason
             figures = scoring.figures(missing)
             documents = _documents(task, scoring, figures, answers, missing | figures["missing"], self._options.limit)
-            rows = {row.name: _figure(row, figures["rows"][row.name], documents) for row in task.rows}
+            categories = set(scoring.categories.values())
+            rows = {row.name: _figure(row, figures["rows"][row.name], documents, categories) for row in task.rows}
             if task.judge != "none" and loopback.unforeseen:
                 rows = {name: Figure(None, FORGOTTEN) for name in rows}
         left_out = {} if (over := scoring.documents - len(documents)) <= 0 else {BEYOND_LIMIT: over}
@@ -141,7 +142,7 @@ def _documents(
                 values=scaled,
                 missing=None if made else missing.get(name, NOT_ANSWERED),
                 weights=made.get("weights", {}),
-                group=made.get("group"),
+                group=scoring.categories.get(name),
             )
         )
     return found
@@ -155,8 +156,10 @@ def _each_scored(scoring: HarnessScoring, progress: Progress) -> Iterator[tuple[
         yield name, found, None
 
 
-def _figure(row: Row, found: Mapping[str, Any], documents: Sequence[Document]) -> Figure:
-    """A row's figure on the paper's scale, with the draws of the documents' values."""
+def _figure(row: Row, found: Mapping[str, Any], documents: Sequence[Document], categories: Collection[str]) -> Figure:
+    """A row's figure on the paper's scale, with the draws of the documents' values. `categories` are all of the data set."""
     if found["value"] is None:
         return Figure(None, found["missing"])
+    if reason := resampling.lacking(row, documents, categories):
+        return Figure(None, reason)
     return resampling.figure(row, documents, row.scaled(found["value"]))

@@ -16,6 +16,7 @@ Read = TypeVar("Read")
 
 # Why a document is missing: few reasons, which are counted. What exactly a server said is printed, once for each reason.
 NO_JUDGE = "no judge was given (--judge)"
+NO_JUDGE_OF_ATTACKS = "the judge of attacks was not given again (--attack-judge)"
 FAILED = "a call of the judge failed"
 SILENT = "the judge wrote nothing"
 GONE = "the judge cannot be reached"
@@ -41,14 +42,15 @@ class Reply(NamedTuple):
 
 
 class Judging:
-    """A judge, and a file of its verdicts. Without a judge nothing is asked; `name` is then that of one whose verdicts count.
+    """A judge, and a file of its verdicts. Without a judge nothing is asked; `name` is then that of one whose verdicts count,
+    and `without` is why there is no other verdict.
 
     A question that failed is not asked again by this object, but by the next run. If the judge cannot be reached at all,
     nothing more is asked, and everything that has no verdict yet fails for that reason.
     """
 
-    def __init__(self, judge: Judge | None, verdicts: Verdicts, name: str | None = None):
-        self._judge, self._verdicts, self._name = judge, verdicts, name
+    def __init__(self, judge: Judge | None, verdicts: Verdicts, name: str | None = None, without: str = NO_JUDGE):
+        self._judge, self._verdicts, self._name, self._without = judge, verdicts, name, without
         self._failures: dict[str, str] = {}
         self._gone: str | None = None
         self._said: set[str] = set()
@@ -56,12 +58,12 @@ class Judging:
     def reply(self, question: Question) -> Reply | None:
         """What became of a question; None: it was not asked yet."""
         if self.name is None:
-            return Reply(None, NO_JUDGE)
+            return Reply(None, self._without)
         key = question.key(self.name)
         if (text := self._verdicts.find(key)) is not None:
             return Reply(text)
         if self._judge is None:
-            return Reply(None, NO_JUDGE)
+            return Reply(None, self._without)
         failure = self._failures.get(key, self._gone)
         return None if failure is None else Reply(None, failure)
 

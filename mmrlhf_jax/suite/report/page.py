@@ -165,9 +165,10 @@ def _remarks(suite: Suite, found: Figures, runs: Sequence[Shown], names: Sequenc
             " Each row says how many, and “Coverage” says why."
         )
     if left_out := sum(each.delta.left_out for each in every if each.delta is not None):
+        what = "score of one model alone is" if left_out == 1 else "scores of one model alone are"
         yield (
-            f"Differences are on the documents that both models have a value for; {left_out:,} values are of one of the two"
-            " alone, so that a difference need not be that of the two figures beside it."
+            f"Differences are on the documents that are scored for both models; {left_out:,} {what} left out, so that a"
+            " difference need not be that of the two figures beside it."
         )
 
 

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from tests.suite.made_up_documents import DOCUMENTS, picture
+from tests.suite.support.made_up_documents import DOCUMENTS, picture
 
 __all__ = ["documents", "picture", "write", "write_video"]
 

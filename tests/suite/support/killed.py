@@ -1,5 +1,5 @@
-"""A run that tests kill: `python -m tests.suite.killed OUT SAID`. What the policy says is noted in the file SAID before it is
-handed over."""
+"""A run that tests kill: `python -m tests.suite.support.killed OUT SAID`. What the policy says is noted in the file SAID before
+it is handed over."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from mmrlhf_jax.inference.jobs import ALONE
 from mmrlhf_jax.suite.answering import Answering
 from mmrlhf_jax.suite.request import Request
-from tests.suite.asked import Documents, Parrot, task
+from tests.suite.support.asked import Documents, Parrot, task
 
 TASKS = [task("mme", 40), task("pope", 60), task("ai2d", 50)]
 

@@ -1,4 +1,4 @@
-"""What lmms-eval itself makes of answers: `python -m tests.suite.alone TASK SPLIT FOLDER ANSWERS` prints its metrics.
+"""What lmms-eval itself makes of answers: `python -m tests.suite.support.alone TASK SPLIT FOLDER ANSWERS` prints its metrics.
 
 They are those of `simple_evaluate`. It runs in the environment of the harness, and uses nothing of this project but made-up
 documents, which it gives the harness as its documentation says: a parquet file, and a YAML file that includes the task's.
@@ -20,7 +20,7 @@ def main(task: str, split: str, folder: str, answers: str) -> None:
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
-    from tests.suite.made_up_documents import DOCUMENTS
+    from tests.suite.support.made_up_documents import DOCUMENTS
 
     class Stored(lmms):
         is_simple = False

@@ -21,7 +21,7 @@ from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.own.grader import Mode
 from mmrlhf_jax.suite.task import Task
 from tests.serving.fakes import Reply, chat
-from tests.suite import made_up
+from tests.suite.support import made_up
 
 
 def python() -> str:

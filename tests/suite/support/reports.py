@@ -8,8 +8,8 @@ from mmrlhf_jax.commands.report import report
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.stored_suite import write_suite
 from tests.pages.html import parsed
-from tests.suite import runs
-from tests.suite.runs import SUITE
+from tests.suite.support import runs
+from tests.suite.support.runs import SUITE
 
 MODEL = {"colours": [100, 0, 100, 100], "shapes": [4, 2, 5, 5], "lies": [10, 20, 30, 40]}
 MODEL |= {"first": [60, 80], "second": [20, 40, None]}

@@ -1,4 +1,4 @@
-"""Converts a user's file in the harness's environment: `python -m tests.suite.local_data_alone FILE FOLDER PICTURES`.
+"""Converts a user's file in the harness's environment: `python -m tests.suite.support.local_data_alone FILE FOLDER PICTURES`.
 
 The last line of the output is the JSON of what was found: the most memory that it took beyond that at the beginning in MiB, and
 of each document its digest and the bytes of its picture.
