@@ -56,7 +56,7 @@ class Kept:
         return [self._finished[task.name]]
 
     def contents(self, task):
-        return self._finished[task.name].contents
+        return {name: digest for each in self.finished(task) for name, digest in each.contents.items()}
 
     def forget(self, task):
         self.forgotten.append(task.name)
