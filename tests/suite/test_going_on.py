@@ -22,8 +22,8 @@ from mmrlhf_jax.suite.base import require_comparable
 from mmrlhf_jax.suite.benchmarks import Wanted, evaluate_against
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.harness.source import Options
+from mmrlhf_jax.suite.judges.assignment import JudgeAssignment
 from mmrlhf_jax.suite.judges.judge import EndpointJudge
-from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.local import Local
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.model import Loading, Model
@@ -434,7 +434,7 @@ def test_what_really_answers_is_in_run_json_and_another_type_of_numbers_is_refus
 
     def evaluated(**loading):
         local = {"nsfw_text": Local(data["nsfw_text"])}
-        wanted = Wanted([TASKS["nsfw_text"]], Options(limit=1), local, Jury(), Share())
+        wanted = Wanted([TASKS["nsfw_text"]], Options(limit=1), local, JudgeAssignment(), Share())
         model = Model(f"{directory}", loading=Loading(batch=1, slots=2048, **loading))
         evaluate_against(model, None, wanted, out)
 
@@ -457,7 +457,7 @@ def test_a_model_of_a_directory_and_one_of_a_server_have_no_run_in_common(tmp_pa
         served, asked = Model(endpoint=server.url), Model(endpoint=other.url)
 
         def evaluated(model, task):
-            wanted = Wanted([TASKS[task]], Options(limit=1), {task: Local(data[task])}, Jury(), Share())
+            wanted = Wanted([TASKS[task]], Options(limit=1), {task: Local(data[task])}, JudgeAssignment(), Share())
             evaluate_against(*((asked, model) if of_base else (model, None)), wanted, tmp_path / "out")
 
         first, second = (served, local) if served_first else (local, served)
@@ -509,9 +509,11 @@ class Hosts:
     def __init__(self, directory, data, server, pool):
         self._directory, self._data, self._server, self._pool = directory, data, server, pool
 
-    def start(self, process: int, count: int = 2, *, jury=None, base=None, tasks=PLAIN, data=None, **options):
+    def start(self, process: int, count: int = 2, *, judges=None, base=None, tasks=PLAIN, data=None, **options):
         local = {name: Local((self._data if data is None else data)[name]) for name in tasks if data is None or name in data}
-        wanted = Wanted([TASKS[name] for name in tasks], Options(**options), local, jury or Jury(), Share(process, count))
+        wanted = Wanted(
+            [TASKS[name] for name in tasks], Options(**options), local, judges or JudgeAssignment(), Share(process, count)
+        )
         return self._pool.submit(evaluate_against, Model(endpoint=self._server.url), base, wanted, self._directory)
 
 
@@ -534,10 +536,10 @@ def test_two_hosts_answer_the_model_and_its_base(launch, tmp_path):
 
 def test_what_the_first_host_refuses_nobody_begins(launch, tmp_path):
     with judge(lambda text: refusal(401, "expired")) as dead:
-        jury = Jury(EndpointJudge(dead.url, "m"))
+        judges = JudgeAssignment(EndpointJudge(dead.url, "m"))
         other = launch.start(1, tasks=JUDGED)
         with pytest.raises(UserError, match="401"):
-            launch.start(0, jury=jury, tasks=JUDGED).result(30)
+            launch.start(0, judges=judges, tasks=JUDGED).result(30)
         with pytest.raises(UserError, match=r"process 0 has ended: .*401"):
             other.result(30)
     assert not launch._server.asked and not (tmp_path / "out" / "answers").exists()
