@@ -123,7 +123,7 @@ def _command(
         policy=said.Model(model, policy_endpoint, policy_model, concurrency, loading),
         against=against,
         against_model=against_model,
-        judged=said.Judged(
+        judged=said.JudgeOptions(
             (judge, judge_model),
             (attack_judge, attack_judge_model),
             attack_classifier,

@@ -41,7 +41,7 @@ def show_all(names: Sequence[str], dimensions: Sequence[str], print_json: bool) 
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class JudgeOptions:
     """Who judges: (address, model) of the judge and of that of attacks, whether the latter is HarmBench's classifier, the
     tokens that the judge has for thinking, how many questions are under way at a time, and whether replies that could not be
     read are asked for again."""
@@ -93,7 +93,7 @@ class Command:
     policy: Model
     against: str | None
     against_model: str | None
-    judged: Judged
+    judged: JudgeOptions
     data: Sequence[str]
     metrics: str
     options: Options
@@ -213,17 +213,17 @@ def run(command: Command, tasks: Sequence[Task]) -> None:
     from mmrlhf_jax.inference.jobs import Share
     from mmrlhf_jax.suite.base import base_of
     from mmrlhf_jax.suite.benchmarks import Wanted, evaluate_against
+    from mmrlhf_jax.suite.judges.assignment import JudgeAssignment
     from mmrlhf_jax.suite.judges.judge import EndpointJudge
-    from mmrlhf_jax.suite.jury import Jury
 
     share, judged = Share(*distributed.apart(where, command.launch)), command.judged
     many = dict(concurrency=judged.concurrency)
     judge = None if judged.judge[0] is None else EndpointJudge(*judged.judge, judged.thinking, **many)
     attacks = None if judged.attacks[0] is None else EndpointJudge(*judged.attacks, option="--attack-judge-model", **many)
-    jury = Jury(judge, attacks, judged.classifier, judged.again)
+    judges = JudgeAssignment(judge, attacks, judged.classifier, judged.again)
     if share.process == 0:
         _say_needs(command, tasks)
-    wanted = Wanted(tasks, command.options, parse(command.data), jury, share, command.metrics)
+    wanted = Wanted(tasks, command.options, parse(command.data), judges, share, command.metrics)
     base, found = base_of(command.policy, command.against, command.against_model), []
     evaluate_against(command.policy, base, wanted, command.out, lambda base: found.append(_written(command.out, base)))
     if share.process == 0:

@@ -22,7 +22,7 @@ from mmrlhf_jax.suite.figures import read_results
 from mmrlhf_jax.suite.harness import NAME
 from mmrlhf_jax.suite.harness.running import Harness
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
-from mmrlhf_jax.suite.jury import Jury
+from mmrlhf_jax.suite.judges.assignment import JudgeAssignment
 from mmrlhf_jax.suite.local import FILE, HUB, Local
 from mmrlhf_jax.suite.mm_rlhf import MM_RLHF
 from mmrlhf_jax.suite.model import Model
@@ -47,7 +47,7 @@ class Wanted:
     tasks: Sequence[Task]
     options: Options
     local: Mapping[str, Local]
-    jury: Jury
+    judges: JudgeAssignment
     share: Share
     metrics: Mode = "corrected"
 
@@ -102,10 +102,10 @@ def evaluate_against(
             run.check()
         for run in runs:
             run.settle()
-        wanted.jury.identify(wanted.tasks)
+        wanted.judges.identify(wanted.tasks)
         if not isinstance(base, Model | None):
             require_comparable(base, wanted.tasks, runs[0].made_by, results.tasks_in(directory))
-        wanted.jury.check([task for run in runs for task in run.unjudged()])
+        wanted.judges.check([task for run in runs for task in run.unjudged()])
         for run in runs:
             run.settle_judges()
         against = run_directory.settle_base(directory, runs[1].directory if isinstance(base, Model) else base)
@@ -150,7 +150,7 @@ class Evaluation:
         self._model = self._model.known(self.directory)
         self._identity = self._model.identity()
         self._refuse_replacement()
-        if self._model.endpoint is not None and self._answering(self._tasks(None, self._wanted.jury)).is_left:
+        if self._model.endpoint is not None and self._answering(self._tasks(None, self._wanted.judges)).is_left:
             self._model.served()
 
     def settle(self) -> None:
@@ -166,23 +166,23 @@ class Evaluation:
 
     def unjudged(self) -> list[Task]:
         """The tasks of which answers may be left to be judged."""
-        jury = self._wanted.jury.resumed(run_directory.read(self.directory))
-        tasks = self._tasks(None, jury)
+        judges = self._wanted.judges.resumed(run_directory.read(self.directory))
+        tasks = self._tasks(None, judges)
         answering = self._answering(tasks)
-        scoring = Scoring(self.directory, tasks, jury, answering)
-        judged = jury.tasks_of(self._wanted.tasks)
+        scoring = Scoring(self.directory, tasks, judges, answering)
+        judged = judges.tasks_of(self._wanted.tasks)
         return [task for task in judged if not (answering.was_asked(task) and scoring.has_all_verdicts(task))]
 
     def made_by(self, task: Task) -> tuple[str, dict[str, Any]]:
         """(whose metrics the results of a task will be, with which settings)."""
-        jury = self._wanted.jury.resumed(run_directory.read(self.directory))
-        tasks = self._tasks(None, jury)
-        judge = {} if task.judge == "none" else {"judge": jury.name_of(task)}
+        judges = self._wanted.judges.resumed(run_directory.read(self.directory))
+        tasks = self._tasks(None, judges)
+        judge = {} if task.judge == "none" else {"judge": judges.name_of(task)}
         return tasks.metrics_of(task), {**tasks.settings(task), **judge}
 
     def settle_judges(self) -> None:
         """Note who judges. UserError if another judge has judged before."""
-        noted = self._wanted.jury.noted(self._wanted.tasks)
+        noted = self._wanted.judges.noted(self._wanted.tasks)
         if "attack_judge" in noted:
             self._refuse_second_judge(noted["attack_judge"], noted["attack_classifier"])
         run_directory.settle_judges(self.directory, noted)
@@ -214,19 +214,19 @@ class Evaluation:
             harness, logs = None, None if is_remote(self.directory) else self.directory / LOGS
             if any(not task.own_metrics for task in wanted.tasks):
                 harness = stack.enter_context(Harness(logs))
-            jury = wanted.jury.resumed(run_directory.read(self.directory))
-            tasks = self._tasks(harness, jury)
+            judges = wanted.judges.resumed(run_directory.read(self.directory))
+            tasks = self._tasks(harness, judges)
             answering = self._answering(tasks, launch)
             answering.run()
             if wanted.share.process == 0:
-                Scoring(self.directory, tasks, jury, answering).run(wanted.tasks)
+                Scoring(self.directory, tasks, judges, answering).run(wanted.tasks)
 
     def _answering(self, tasks: AllTasks, launch: str = "") -> Answering:
         return Answering(self.directory, self._wanted.tasks, tasks, self._opened, self._wanted.share, launch)
 
-    def _tasks(self, harness: Harness | None, jury: Jury) -> AllTasks:
+    def _tasks(self, harness: Harness | None, judges: JudgeAssignment) -> AllTasks:
         wanted = self._wanted
-        own = OwnTasks(wanted.local, wanted.metrics, limit=wanted.options.limit, classifier=jury.classifier)
+        own = OwnTasks(wanted.local, wanted.metrics, limit=wanted.options.limit, classifier=judges.classifier)
         return AllTasks(own, HarnessTasks(harness, wanted.options, wanted.local, wanted.metrics))
 
     def _opened(self) -> Policy:
@@ -237,7 +237,7 @@ class Evaluation:
 
     def _refuse_replacement(self) -> None:
         """UserError if figures would be replaced by those of fewer documents, or of answers that are made otherwise."""
-        limit, tasks = self._wanted.options.limit, self._tasks(None, self._wanted.jury)
+        limit, tasks = self._wanted.options.limit, self._tasks(None, self._wanted.judges)
         answering = self._answering(tasks)
         for task in self._wanted.tasks:
             try:

@@ -16,9 +16,9 @@ from mmrlhf_jax.progress import counted, say
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.answering import Finished
 from mmrlhf_jax.suite.answers import Answer, document_of
+from mmrlhf_jax.suite.judges.assignment import JudgeAssignment
 from mmrlhf_jax.suite.judges.judging import NO_JUDGE, NO_JUDGE_OF_ATTACKS, Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
-from mmrlhf_jax.suite.jury import Jury
 from mmrlhf_jax.suite.reasons import NOT_ANSWERED, OTHER_DOCUMENT, OTHER_REQUEST
 from mmrlhf_jax.suite.results import Figure, Results
 from mmrlhf_jax.suite.task import GO_ON, Task, TaskFailed
@@ -89,10 +89,10 @@ def has_figures(directory: epath.PathLike, tasks: Sequence[Task]) -> bool:
 
 
 class Scoring:
-    """A run's directory whose answers are scored. `jury` says who judges."""
+    """A run's directory whose answers are scored. `judges` says who judges."""
 
-    def __init__(self, directory: epath.PathLike, scorer: Scorer, jury: Jury, answered: AnsweredTasks):
-        self._directory, self._scorer, self._jury, self._answered = epath.Path(directory), scorer, jury, answered
+    def __init__(self, directory: epath.PathLike, scorer: Scorer, judges: JudgeAssignment, answered: AnsweredTasks):
+        self._directory, self._scorer, self._judges, self._answered = epath.Path(directory), scorer, judges, answered
 
     def run(self, tasks: Sequence[Task]) -> None:
         """Score the tasks whose results are not those of the answers that are there now. Where nothing can be scored now, or
@@ -140,12 +140,12 @@ class Scoring:
         failed = next((each.failed for each in self._answered.finished(task) if each.failed is not None), None)
         if failed is not None:
             return self._without_figures(task, failed)
-        if task.judge == "always" and self._jury.name_of(task) is None:
+        if task.judge == "always" and self._judges.name_of(task) is None:
             return self._without_figures(task, WITHOUT_JUDGE)
         try:
-            with Verdicts(verdicts_path(self._directory, task.name), again=self._jury.again) as verdicts:
-                jury = self._jury
-                judging = Judging(jury.of(task), verdicts, jury.name_of(task), jury.why_not(task))
+            with Verdicts(verdicts_path(self._directory, task.name), again=self._judges.again) as verdicts:
+                judges = self._judges
+                judging = Judging(judges.of(task), verdicts, judges.name_of(task), judges.why_not(task))
                 answers, contents = self._answered.answers(task), self._answered.contents(task)
                 return self._scorer.score(task, answers, self._unanswered(task), judging, contents)
         except TaskFailed as error:
@@ -170,7 +170,7 @@ class Scoring:
         """A digest of what a task's results are made of."""
         answers = sorted((each.document, each.key, each.answer) for each in self._answered.answers(task).values())
         finished = [dataclasses.asdict(each) for each in self._answered.finished(task)]
-        judge = None if task.judge == "none" else self._jury.name_of(task)
+        judge = None if task.judge == "none" else self._judges.name_of(task)
         content = [answers, finished, judge, self._scorer.metrics_of(task), dict(self._scorer.settings(task))]
         return text_digest(strict_json.dumps(content, sort_keys=True))
 

@@ -9,7 +9,7 @@ import pytest
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.answering import Finished
 from mmrlhf_jax.suite.answers import Answer, AnswerFile, stored
-from mmrlhf_jax.suite.jury import Jury
+from mmrlhf_jax.suite.judges.assignment import JudgeAssignment
 from mmrlhf_jax.suite.reasons import NOT_ANSWERED, OTHER_DOCUMENT, OTHER_REQUEST
 from mmrlhf_jax.suite.request import Request
 from mmrlhf_jax.suite.results import Document, Figure, Results
@@ -81,7 +81,7 @@ def finished(tmp_path) -> dict[str, Finished]:
 
 def run(directory, finished, scorer=None) -> Lengths:
     scorer = scorer or Lengths()
-    Scoring(directory, scorer, Jury(), Kept(directory, finished)).run([MME, POPE, WILD])
+    Scoring(directory, scorer, JudgeAssignment(), Kept(directory, finished)).run([MME, POPE, WILD])
     return scorer
 
 
@@ -107,7 +107,7 @@ def test_a_task_that_cannot_be_scored_ends_no_other_one(tmp_path, finished, caps
 
 
 def test_no_other_task_goes_on_behind_the_last_one(tmp_path, finished, capsys):
-    Scoring(tmp_path, Lengths(failing=["mme"]), Jury(), Kept(tmp_path, finished)).run([MME])
+    Scoring(tmp_path, Lengths(failing=["mme"]), JudgeAssignment(), Kept(tmp_path, finished)).run([MME])
     assert capsys.readouterr().err == "mme: its code is broken\n"
 
 
@@ -115,7 +115,7 @@ def test_documents_that_could_not_be_had_are_not_counted(tmp_path, finished):
     """Neither by the catalogue nor by a guess."""
     finished["gone"] = Finished({}, 0, {}, "the hub is away")
     gone = task("gone", 7)
-    Scoring(tmp_path, Lengths(), Jury(), Kept(tmp_path, finished)).run([gone])
+    Scoring(tmp_path, Lengths(), JudgeAssignment(), Kept(tmp_path, finished)).run([gone])
     found = results.read(tmp_path, "gone")
     assert found.figures["gone"] == Figure(None, "the hub is away") and found.coverage.expected == 0
 
@@ -150,7 +150,7 @@ def test_what_is_whole_is_not_scored_again_and_what_changed_or_is_missing_is(tmp
 def test_a_task_whose_data_set_has_changed_is_asked_again_by_the_next_command(tmp_path, finished, capsys, reason):
     finished |= {"mme": Finished({}, 3, {"2": reason}), "pope": Finished({}, 3, {"2": "too long"}, contents={"0": "a"})}
     kept = Kept(tmp_path, finished)
-    Scoring(tmp_path, Lengths(), Jury(), kept).run([MME, POPE])
+    Scoring(tmp_path, Lengths(), JudgeAssignment(), kept).run([MME, POPE])
     assert kept.forgotten == ["mme"]
     assert "mme: 1 document of the data set is not what was asked" in capsys.readouterr().err
 
@@ -214,7 +214,7 @@ def test_figures_are_not_replaced_by_a_failure(tmp_path, finished, capsys, chang
     with AnswerFile(tmp_path, "mme") as file:
         file.add(Answer.to(Request("1", ("mme 1?",), (), OPTIONS), "another", "stop"))
     then, scorer = changed(dict(finished))
-    Scoring(tmp_path, scorer, Jury(), kept(tmp_path, then)).run([MME])
+    Scoring(tmp_path, scorer, JudgeAssignment(), kept(tmp_path, then)).run([MME])
     assert results.read(tmp_path, "mme") == before
     told = f"mme: nothing can be scored now ({says}); the figures of before, of 2 documents, stay"
     assert told in capsys.readouterr().err
@@ -248,7 +248,7 @@ def test_a_task_that_fails_on_one_of_two_hosts_has_no_figure_until_that_one_has_
         ([failed, first], Figure(None, "the process has died")),
         ([first, Finished({}, 2, {}, None, {"1": "key"})], Figure(1.5)),
     ):
-        Scoring(tmp_path, Lengths(), Jury(), OnTwoHosts(tmp_path, {"mme": then})).run([MME])
+        Scoring(tmp_path, Lengths(), JudgeAssignment(), OnTwoHosts(tmp_path, {"mme": then})).run([MME])
         found = results.read(tmp_path, "mme")
         assert found.figures["mme"] == figure and found.coverage.expected == 2 and found.documents[0].answer == "a"
 
@@ -276,14 +276,14 @@ def test_figures_are_not_replaced_by_those_of_fewer_documents(tmp_path, finished
     run(tmp_path, finished)
     before = results.read(tmp_path, "mme")
     for _ in range(2):
-        Scoring(tmp_path, Lengths(), Jury(), Some(tmp_path, finished | {"mme": now})).run([MME])
+        Scoring(tmp_path, Lengths(), JudgeAssignment(), Some(tmp_path, finished | {"mme": now})).run([MME])
         assert results.read(tmp_path, "mme") == before
         told = f"only 1 document can be scored now ({why}); choose another --out for their figures; the figures of before, of 2"
         assert f"mme: {told} documents, stay" in capsys.readouterr().err
-    Scoring(tmp_path, Lengths(), Jury(), Some(tmp_path, finished)).run([MME])
+    Scoring(tmp_path, Lengths(), JudgeAssignment(), Some(tmp_path, finished)).run([MME])
     assert "stay" not in capsys.readouterr().err
     results.figures_path(tmp_path, "mme").unlink()
-    Scoring(tmp_path, Lengths(), Jury(), Some(tmp_path, finished | {"mme": now})).run([MME])
+    Scoring(tmp_path, Lengths(), JudgeAssignment(), Some(tmp_path, finished | {"mme": now})).run([MME])
     assert results.read(tmp_path, "mme").figures["mme"].value == 2.0
 
 
@@ -292,7 +292,7 @@ def test_figures_of_another_judge_are_replaced_also_by_those_of_fewer_documents(
     finished["mme"] = Finished({}, 2, {}, answered={"0": "key", "1": "key"})
     fewer = Finished({}, 2, {"0": "the judge's reply cannot be read"}, answered={"1": "key"})
     for judge, then in ((first, finished["mme"]), (second, fewer)):
-        Scoring(tmp_path, Judged(judge), Jury(), Some(tmp_path, finished | {"mme": then})).run([MME])
+        Scoring(tmp_path, Judged(judge), JudgeAssignment(), Some(tmp_path, finished | {"mme": then})).run([MME])
     found = results.read(tmp_path, "mme")
     assert (found.settings["judge"], found.coverage.scored) == ((first, 2) if stays else (second, 1))
 

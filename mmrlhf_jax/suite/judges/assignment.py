@@ -16,7 +16,7 @@ from mmrlhf_jax.suite.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Jury:
+class JudgeAssignment:
     """The judges of a run.
 
     Attributes:
@@ -58,7 +58,7 @@ class Jury:
             found |= {"attack_judge": self.attacks.name, "attack_classifier": self.classifier}
         return found
 
-    def resumed(self, run: Mapping[str, Any]) -> Jury:
+    def resumed(self, run: Mapping[str, Any]) -> JudgeAssignment:
         """The judges of a run that goes on, of which this is run.json."""
         classifier = self.classifier if self.attacks is not None else bool(run.get("attack_classifier"))
         return dataclasses.replace(self, before=run, classifier=classifier)
