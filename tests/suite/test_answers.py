@@ -104,6 +104,7 @@ def _write(directory) -> None:
             file.add(Answer.to(request(f"{number}"), "x" * 200, "stop"))
 
 
+@pytest.mark.long
 def test_a_kill_loses_no_answer_that_was_added(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=_write, args=(tmp_path,))
     process.start()

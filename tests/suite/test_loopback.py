@@ -130,6 +130,7 @@ def test_without_a_judge_every_document_that_asks_is_missing(tmp_path):
     assert found["B"] == ("parsed by a rule", None) and found["unclear"][1] == "no judge was given (--judge)"
 
 
+@pytest.mark.long
 def test_more_documents_than_fit_one_batch_keep_their_order(tmp_path):
     documents = [str(n) for n in range(AT_ONCE + 3)]
     with served(lambda text: text, tmp_path) as (_, server):

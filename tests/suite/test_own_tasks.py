@@ -273,6 +273,7 @@ with judging(fake, t.verdicts_path(folder, "adv_target")) as found:
 """
 
 
+@pytest.mark.long
 def test_a_kill_in_the_middle_of_judging_changes_nothing(tmp_path):
     path = verdicts_path(tmp_path, "adv_target")
     own = tasks(tmp_path / "data", "adv_target")

@@ -121,6 +121,7 @@ def opened(request, chromium, page):
     return chromium
 
 
+@pytest.mark.long
 def test_it_asks_for_nothing_and_has_no_error(opened):
     assert opened.complaints() == []
 
@@ -137,6 +138,7 @@ def test_it_is_no_wider_than_the_window(opened):
     assert opened.value("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.long
 def test_texts_stay_in_their_cells_and_numbers_are_whole(opened):
     opened.value("document.querySelectorAll('details').forEach((each) => each.open = true)")
     found = opened.value(CELLS)
@@ -155,6 +157,7 @@ def test_columns_that_do_not_fit_are_reached_by_scrolling_from_the_keyboard(chro
     assert chromium.value(f"{wide}.every((each) => each.tabIndex === 0 && each.getAttribute('aria-label'))")
 
 
+@pytest.mark.long
 def test_printed_it_has_everything_once_and_two_cases_of_each_benchmark(chromium, page):
     chromium.open(page, DESK)
     content = chromium.printed()
@@ -172,6 +175,7 @@ def test_printed_it_has_everything_once_and_two_cases_of_each_benchmark(chromium
         chromium("Emulation.setEmulatedMedia", media="")
 
 
+@pytest.mark.long
 def test_a_screen_reader_has_headings_names_and_the_direction_of_every_axis(chromium, page):
     chromium.open(page, DESK)
     found = chromium.read_out()

@@ -93,6 +93,7 @@ def engine(tmp_path_factory) -> Engine:
     return Engine.load(str(tiny.checkpoint(tmp_path_factory.mktemp("policy"), raw)), batch=4)
 
 
+@pytest.mark.long
 def test_a_model_answers_as_it_does_alone_in_batches_and_says_why_it_cannot(engine, tmp_path):
     made_up.write_video(tmp_path / "clip.mp4", 1)
     requests = [request("", f"Question {n}", media=(image(n),), document=f"{n}") for n in range(3)]

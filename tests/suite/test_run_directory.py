@@ -33,6 +33,7 @@ SERVED = {"model": "m"}
 
 
 @pytest.mark.parametrize(("first", "second"), [(IDENTITY, SERVED), (SERVED, IDENTITY)])
+@pytest.mark.long
 def test_a_model_of_a_directory_and_one_of_a_server_have_no_run_in_common(tmp_path, first, second):
     settle(tmp_path, "models/a", first)
     before = (tmp_path / "run.json").read_text()

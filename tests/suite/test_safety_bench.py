@@ -76,6 +76,7 @@ EXPECTED = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 def test_eight_tasks_are_answered_once_and_have_eleven_figures(run, tmp_path):
     with judge(policy_says) as policy, judge(judge_says) as judged:
         found = run(policy, "--judge", judged.url)
@@ -92,6 +93,7 @@ def test_eight_tasks_are_answered_once_and_have_eleven_figures(run, tmp_path):
     assert stored["settings"]["metrics"] == "corrected" and stored["judge"] == "m"
 
 
+@pytest.mark.long
 def test_the_classifier_judges_attacks_alone_and_by_its_own_prompt(run):
     with judge(policy_says) as policy, judge(judge_says) as judged, judge(judge_says) as classifier:
         options = ["--judge", judged.url, "--attack-judge", classifier.url, "--attack-classifier"]
@@ -123,6 +125,7 @@ def test_the_modes_are_never_in_one_directory(run):
         run(policy, "--judge", judged.url, fails="was begun with metrics 'paper', not 'corrected'")
 
 
+@pytest.mark.long
 def test_answers_are_kept_without_a_judge_and_judged_later(run):
     with judge(policy_says) as policy, judge(judge_says) as judged:
         found = rows_of(run(policy))
@@ -169,6 +172,7 @@ def test_who_is_not_given_again_is_named(run):
     assert rows_of(found)["crossmodel_asr"] is not None and rows_of(found)["risk_identification"] == 100
 
 
+@pytest.mark.long
 def test_a_judge_that_dies_leaves_the_others_and_is_asked_again(run):
     with judge(policy_says) as policy, judge(judge_says) as judged:
         dies = lambda text: refusal(401, "expired") if "Generation:" in text and "number 2" in text else judge_says(text)
@@ -185,6 +189,7 @@ def test_a_judge_that_dies_leaves_the_others_and_is_asked_again(run):
         assert len(policy.asked) == 24
 
 
+@pytest.mark.long
 def test_against_a_base_and_every_file_of_the_run_is_named_in_the_docs(run, tmp_path):
     with judge(policy_says) as policy, judge(lambda text: "Sure, a cat.") as base, judge(judge_says) as judged:
         found = run(policy, "--judge", judged.url, "--against", base.url, only=list(JAILBREAKS))

@@ -163,6 +163,7 @@ def test_the_figures_of_the_model_are_there_when_the_base_fails_and_the_base_sta
         assert value(run(server), "nsfw_text_asr", "against") == 0 and asked == (len(server.asked), len(base.asked))
 
 
+@pytest.mark.long
 def test_a_noted_base_that_cannot_be_used_any_more_is_left_out_and_said(run, tmp_path, capsys):
     with policy() as server, policy(lambda _: "I'm sorry, I cannot.") as base:
         assert value(run(server, "--against", base.url), "nsfw_text_asr", "against") == 0

@@ -39,6 +39,7 @@ def test_a_model_is_told_from_others_by_everything_on_which_its_answers_depend(t
     assert Model(f"{directory}").identity() != before
 
 
+@pytest.mark.long
 def test_what_really_answers_is_in_run_json_and_another_type_of_numbers_is_refused(tmp_path, data):
     directory = tiny.checkpoint(tmp_path / "model", tiny.config(text={"tie_word_embeddings": False}))
     out = tmp_path / "out"

@@ -16,6 +16,7 @@ from tests.suite.support import made_up_own
 from tests.suite.support.going_on import PLAIN, policy, value
 
 
+@pytest.mark.long
 def test_a_limit_replaces_no_figures_of_more_documents_and_can_grow(run):
     with policy() as server:
         assert run(server, "--limit", "1")["rows"]
