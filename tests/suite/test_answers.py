@@ -8,6 +8,8 @@ import os
 import signal
 import time
 
+import pytest
+
 from mmrlhf_jax.suite.answers import Answer, AnswerFile, answers_path, stored
 from mmrlhf_jax.suite.request import Medium, Request
 from tests.suite.support.asked import only
