@@ -13,7 +13,7 @@ from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.files import entries, exists, read_bytes, write_atomically
-from mmrlhf_jax.progress import say
+from mmrlhf_jax.progress import counted, say
 
 # Seconds after which a finished line is stored at the latest; a kill loses at most so much work of a host.
 PART_SECONDS = 5.0
@@ -111,4 +111,4 @@ class Journal:
                 self.lines.setdefault(index, line)
             spoilt += not whole
         if spoilt:
-            say(f"{path}: {spoilt} lines are not whole, or of other records; they are made anew")
+            say(f"{path}: {counted(spoilt, 'line')} left out (not whole, or of other records); what is missing is made anew")

@@ -96,7 +96,7 @@ def test_a_kept_line_that_is_not_whole_or_of_another_record_is_made_anew(source,
     )
     assert finish(source, out).asked == [1, 2, 3]
     said = capsys.readouterr().err
-    assert ("1 lines are not whole, or of other records" in said) == (damage not in ("torn", "empty"))
+    assert ("1 line left out (not whole, or of other records)" in said) == (damage not in ("torn", "empty"))
 
 
 @pytest.mark.parametrize("what", ["job", "data", "media", "version"])
