@@ -135,6 +135,7 @@ def test_an_export_into_a_bucket_is_the_one_that_a_directory_gets(bucket, tmp_pa
     assert (bucket / "models/other/config.json").exists()
 
 
+@pytest.mark.long
 def test_an_export_into_a_bucket_that_fails_leaves_nothing(bucket, tmp_path, monkeypatch):
     source = tiny.checkpoint(tmp_path / "in")
     monkeypatch.setattr("mmrlhf_jax.huggingface.model_files._write_processors", lambda *_, **__: 1 / 0)

@@ -11,6 +11,7 @@ SIZES = {"text": {"vocab_size": 300, "tie_word_embeddings": False}}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.long
 def test_both_sides_have_the_same_losses_while_they_learn(checkpointing):
     """Pairs of three responses to two pictures; the first loss is that of the reference itself, later ones are not."""
     pytest.importorskip("torch")

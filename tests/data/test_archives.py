@@ -513,6 +513,7 @@ def mmrlhf(*arguments, **environment):
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.long
 def test_from_hub_id_to_a_built_set_in_one_command_with_the_token_of_the_environment(packed, unpacked, tmp_path):
     with serve(packed.parent) as (hub, address):
         run = functools.partial(mmrlhf, "data", "build", "hf://datasets/made/gated/dpo_pairs.jsonl", HF_ENDPOINT=address)

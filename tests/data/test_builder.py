@@ -361,6 +361,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_the_processes_of_a_killed_build_end_with_it(tmp_path):
     (tmp_path / "endless.py").write_text(ENDLESS)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -87,6 +87,7 @@ def test_a_row_with_the_longest_video_has_room_for_pictures():
     assert max(len(row) for row in rows if (row < 5).any()) >= 3
 
 
+@pytest.mark.long
 def test_thirty_thousand_groups_are_planned_in_seconds(mixed):
     sizes = np.concatenate([mixed, mixed])[:30_000]
     for slots in (8192, 16384):

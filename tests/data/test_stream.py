@@ -113,6 +113,7 @@ def test_a_stop_after_any_step_continues_the_same_sequence(rows, whole):
         assert hashes(rows, start=start) == whole[start:]
 
 
+@pytest.mark.long
 def test_worker_processes_give_the_same_batches_and_are_gone_afterwards(rows, whole):
     """Also for texts that spell control tokens: a tokenizer that crossed into another process still takes them for text."""
     assert hashes(rows, workers=2) == whole
@@ -161,6 +162,7 @@ def test_an_abandoned_stream_leaves_no_threads_and_no_processes(rows, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.long
 def test_an_error_while_reading_is_the_users_and_ends_the_stream_cleanly(tmp_path, workers):
     path = groups.write(tmp_path, 8)
     rows = groups.rows(path)

@@ -156,6 +156,7 @@ def judged(tmp_path):
     return ["--model", str(model), "--data", str(data), "--batch", "4"]
 
 
+@pytest.mark.long
 def test_a_model_and_its_stored_scores_give_the_same_figures(judged, tmp_path, capsys):
     options = ("--critique", "none", "--out", tmp_path / "out")
     by_model = printed(capsys, *judged, *options)

@@ -270,6 +270,7 @@ def test_other_data_are_refused(engine, data, tmp_path):
         kept(engine, data, tmp_path / "out")
 
 
+@pytest.mark.long
 def test_hosts_share_the_records_and_one_that_comes_late_finds_all(engine, data, tmp_path, monkeypatch):
     """The first host computes its share; the second one, its own, and then both write or find the same file."""
     monkeypatch.setattr("mmrlhf_jax.inference.jobs.LATE_SECONDS", 0.0)

@@ -204,6 +204,7 @@ def test_without_a_sound_answer_nothing_is_ranked(arguments, tmp_path):
     assert not (tmp_path / "out" / "records.jsonl").exists()
 
 
+@pytest.mark.long
 def test_a_prompt_that_cannot_be_answered_is_left_out_and_said(arguments, scenes, tmp_path):
     shutil.copytree(scenes["prompts"].parent, tmp_path / "prompts")
     path = tmp_path / "prompts" / "records.jsonl"
@@ -218,6 +219,7 @@ def test_a_prompt_that_cannot_be_answered_is_left_out_and_said(arguments, scenes
     ]
 
 
+@pytest.mark.long
 def test_another_critic_takes_the_same_samples(out, scenes, critic, tmp_path):
     from tests import tiny
     from tests.growing.conftest import UNTIED
@@ -307,6 +309,7 @@ def test_a_critic_that_people_do_not_agree_with_has_no_tie(arguments, scenes, tm
     assert not (tmp_path / "out" / "scores.jsonl").exists()  # it is known before the answers are judged
 
 
+@pytest.mark.long
 def test_prompts_of_benchmarks_are_left_out_and_counted(arguments, scenes, tmp_path):
     pytest.importorskip("imagehash")
     pytest.importorskip("datasketch")

@@ -108,6 +108,7 @@ class Alone(list):
 
 
 @pytest.mark.parametrize("failing", ["policy", "critic"])
+@pytest.mark.long
 def test_a_server_that_goes_away_costs_nothing_that_was_written(
     policy_server, critic_server, critic, scenes, tmp_path, failing
 ):

@@ -67,6 +67,7 @@ def transformers_model(directory):
     return transformers.AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
 
 
+@pytest.mark.long
 def test_new_adapters_change_nothing_at_all_and_every_linear_layer_has_one(base):
     plain, fresh = tiny.on_one_device(base), with_adapters(tiny.on_one_device(base), LORA, seed=0)
     np.testing.assert_array_equal(logits(fresh, base), logits(plain, base))

@@ -375,6 +375,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
 # New checkpoints
 
 
+@pytest.mark.long
 def test_a_new_checkpoint_loads_and_is_a_function_of_its_seed(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         new_checkpoint(tmp_path / name, tiny.config(), tiny.tokenizer(), chat_template=tiny.CHAT_TEMPLATE, seed=seed)

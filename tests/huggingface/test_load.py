@@ -191,6 +191,7 @@ else:
 """
 
 
+@pytest.mark.long
 def test_a_mesh_splits_the_parameters_and_changes_none_or_is_refused(tmp_path):
     tiny.checkpoint(tmp_path)
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}

@@ -147,6 +147,7 @@ def test_so_it_does_with_the_weights_of_a_real_language_model():
     assert_generates_as_transformers(engine, directory, prompts)
 
 
+@pytest.mark.long
 def test_writing_ends_with_a_stop_token_that_the_text_leaves_out(engine):
     prompt = Prompt(example(*PROMPTS[1]))
     (endless,) = stopping_at(engine).generate_tokens([prompt], max_new_tokens=NEW_TOKENS)
@@ -271,6 +272,7 @@ def test_the_critic_scores_with_the_critique_it_wrote(engine, tmp_path):
     assert np.isfinite(rewards).all() and len({tuple(r) for r in rewards}) == 3
 
 
+@pytest.mark.long
 def test_the_next_part_of_a_data_set_compiles_nothing_and_reads_each_picture_twice(engine, tmp_path, monkeypatch):
     """Once for the tokens' places, and again when its turn comes; not for each of its responses."""
     ranks = [(1, 2), (1, 2, 2), (2, 1), (1, 2, 2), (1, 2, 2), (2, 1), (1, 2, 2, 3), (1, 2), (2, 1)]

@@ -253,6 +253,7 @@ def test_a_pass_of_three_processes_is_finished_by_two(tmp_path):
     assert all("of 60 records were done before" in each for each in said)
 
 
+@pytest.mark.long
 def test_a_process_that_comes_when_all_is_done_has_nothing_to_do(tmp_path):
     """But the output of something else is not taken for this job's."""
     source, out = many(tmp_path, 6), tmp_path / "out"

@@ -154,6 +154,7 @@ def test_groups_of_devices_write_what_one_device_writes(tmp_path, family):
     assert len(result.stdout.splitlines()) == 2 * len(many_devices.MESHES)
 
 
+@pytest.mark.long
 def test_at_most_14_programs_serve_a_lane_and_none_is_compiled_later(engine, prompts):
     made = trees(engine, prompts, most=9, sampling=SAMPLED)
     running = scheduler(engine, made)

@@ -22,6 +22,7 @@ def tokens(tokenizer, text: str) -> list[int]:
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=30))
+@pytest.mark.long
 def test_pieces_together_are_the_decoding(tokenizer, text):
     stream = TextStream(tokenizer)
     pieces = [stream.push(token) for token in tokens(tokenizer, text)]

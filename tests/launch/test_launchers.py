@@ -123,6 +123,7 @@ def test_an_image_that_hosts_must_pull_is_named(name):
     assert launcher(name, "--launch", "launch/v6e-32.yaml", *required, EXPERIMENT, status=2) == ["error: --image is missing"]
 
 
+@pytest.mark.long
 def test_a_launcher_refuses_what_it_cannot_start():
     assert "no GPU host" in launcher("slurm.sh", "--launch", "launch/v5e-16.yaml", "--dry-run", EXPERIMENT, status=2)[0]
     assert "--launch is missing" in launcher("slurm.sh", "--dry-run", EXPERIMENT, status=2)[0]
@@ -133,6 +134,7 @@ def test_a_launcher_refuses_what_it_cannot_start():
 
 
 @pytest.mark.parametrize("name", TPU)
+@pytest.mark.long
 def test_containers_do_not_run_what_they_would_not_keep(name):
     command = ("--launch", "launch/v6e-32.yaml", *TPU[name], "--dry-run", EXPERIMENT)
     (line,) = launcher(name, *command, status=2)

@@ -62,6 +62,7 @@ def assert_close(actual, expected):
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "seeds"), [(6, 2, range(4)), (5, 1, range(1))])
+@pytest.mark.long
 def test_values_and_gradients_are_the_oracles_under_random_trees(way, heads, kv_heads, seeds):
     for seed in seeds:
         q, k, v, until, cotangent = example(heads, kv_heads, seed)
@@ -80,6 +81,7 @@ def test_full_attention_lets_every_query_see_every_key(way):
         assert_close(actual, expected)
 
 
+@pytest.mark.long
 def test_bfloat16_is_softmaxed_in_float32(way):
     q, k, v, until, cotangent = (jnp.asarray(x, jnp.bfloat16 if x.dtype == np.float32 else x.dtype) for x in example(6, 2))
     out, gradients = values_and_gradients(way)(q, k, v, until, cotangent)

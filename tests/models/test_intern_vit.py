@@ -108,6 +108,7 @@ def normalised(tiles: np.ndarray, config: InternVitConfig):
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.long
 def test_patch_features_are_transformers(name):
     config = SHAPES[name]
     theirs, tiles = theirs_of(config), tiles_of(config)
@@ -174,6 +175,7 @@ def test_the_channels_of_a_block_are_in_raster_order(merge):
 
 
 @pytest.mark.parametrize(("ratio", "activation"), [(0.5, "gelu"), (0.5, "gelu_pytorch_tanh"), (0.25, "gelu")])
+@pytest.mark.long
 def test_visual_tokens_are_transformers(ratio, activation):
     """Pixel shuffle (`ps_version` v2) and projector together."""
     tower = dataclasses.replace(SHAPES["as the 300M tower"], image_size=56, patch_size=7)

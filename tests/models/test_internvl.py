@@ -244,6 +244,7 @@ def test_dynamic_rotary_embeddings_are_plain_as_far_as_the_model_was_made_for(tm
     assert read_config(internvl.checkpoint(tmp_path / "plain", raw)).text.max_positions is None
 
 
+@pytest.mark.long
 def test_a_longer_conversation_is_refused_by_its_record_but_a_tree_may_be_longer(tmp_path):
     """Before anything is scored or generated. Measuring accepts it, so that over-budget policies can act on it."""
     directory = internvl.checkpoint(tmp_path / "model", internvl.config(text={"max_position_embeddings": 96}))

@@ -56,6 +56,7 @@ def mentions(path: Path) -> list[str]:
     ]
 
 
+@pytest.mark.long
 def test_nothing_outside_a_familys_folder_names_it():
     folders = [ROOT.joinpath(*module.split(".")[1:]) for module in registry.FAMILIES.values()]
     exempt = [*folders, ROOT / "quickstart", ROOT / "models" / "registry.py"]

@@ -292,6 +292,7 @@ def test_an_unknown_model_is_an_error_not_a_guess(tmp_path):
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("mmdpo_internvl2_1b", "reward_internvl3_8b")),
     ],
 )
+@pytest.mark.long
 def test_the_assumed_data_makes_the_papers_four_pairs_a_query(name):
     planned = config.load_experiment(ROOT / "configs" / f"{name}.yaml")
     sizes, where = lowering.model_sizes(planned)

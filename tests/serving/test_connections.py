@@ -242,6 +242,7 @@ def test_replies_that_are_not_read_end_the_connection(judge, monkeypatch):
         assert closed and alive(address)
 
 
+@pytest.mark.long
 def test_connections_are_bounded(judge, monkeypatch):
     monkeypatch.setattr(server, "MOST_CONNECTIONS", 6)
     with running(make_service(judge)) as address, contextlib.ExitStack() as opened:

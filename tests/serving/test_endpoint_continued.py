@@ -52,6 +52,7 @@ def stops_at_the(number: int):
     return cut
 
 
+@pytest.mark.long
 def test_a_pass_that_was_cut_off_asks_for_the_critiques_that_are_not_there(directory, source, tmp_path, monkeypatch):
     out, one = tmp_path / "out", ("--concurrency", "1")
     with fakes.running(Fake(about(source))) as fake:

@@ -35,6 +35,7 @@ def quick(monkeypatch, beside):
     monkeypatch.setattr(endpoint, "_pause", lambda attempt, stated: 0.05)
 
 
+@pytest.mark.long
 def test_critiques_are_those_of_the_server_and_rewards_those_of_given_critiques(directory, beside, source, tmp_path):
     with fakes.running(Fake(about(source))) as fake:
         lines = scored(directory, source, tmp_path / "out", fake.url, "--concurrency", "1", "--max-new-tokens", "9")
@@ -114,6 +115,7 @@ def test_a_broken_picture_is_its_records_error_wherever_it_stands(directory, sou
         assert all(("truncated or broken" in each.get("error", "")) == (place == number) for each in line["responses"])
 
 
+@pytest.mark.long
 def test_scores_are_evaluated_as_they_are(directory, source, tmp_path):
     """Two of the data's five pairs have a response without a reward."""
     with fakes.running(Fake(failing(source, {(1, 1), (3, 0)}, refusal(400, "no")))) as fake:

@@ -155,6 +155,7 @@ def test_texts_of_a_model_here_that_are_cut_off_are_no_critiques(directory, sour
     assert "expands none of 7 comments (cut off at 4 new tokens (--max-new-tokens))" in says
 
 
+@pytest.mark.long
 def test_both_kinds_of_writers_give_the_same_texts(directory, address, beside, source, tmp_path, monkeypatch):
     """Texts that are cut off are taken as whole ones here, because random weights do not stop."""
     whole = writers.Answer

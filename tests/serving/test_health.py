@@ -116,6 +116,7 @@ def test_logits_that_are_not_finite_are_an_error_and_no_text(judge, stream, monk
         assert service.worker.jobs == service.worker.running == 0
 
 
+@pytest.mark.long
 def test_figures_are_those_of_the_requests(judge, records):
     with running(make_service(judge, records)) as address:
         fresh = figures(address)

@@ -22,6 +22,7 @@ from tests.serving.attacks import CHAT, chat, picture, refused
 from tests.serving.conftest import LIMITS, make_service, running, soon
 
 
+@pytest.mark.long
 def test_more_requests_than_may_wait_are_told_to_come_back(judge):
     limits = dataclasses.replace(LIMITS, waiting=2)
     with running(make_service(judge, limits=limits)) as address:

@@ -53,6 +53,7 @@ def texts(scored, index: int) -> list[str]:
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 @pytest.mark.parametrize("by", ["messages", "record_id"])
+@pytest.mark.long
 def test_rewards_and_critiques_are_the_critics(post, records, scored, index, by):
     prompt = {"messages": messages(records, index)} if by == "messages" else {"record_id": records.records[index].id}
     reply = post("/v1/rewards", prompt | {"responses": texts(scored, index), "max_critique_tokens": 16})
@@ -152,6 +153,7 @@ def test_views_give_the_same_numbers(post, records, scored):
 USAGE = {"prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"}
 
 
+@pytest.mark.long
 def test_replies_have_exactly_the_fields_of_their_protocols(post, records):
     """vLLM's `pooling/scoring` and `pooling/classify`, OpenRLHF's `utils/agent.py`, and our own call."""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

@@ -45,6 +45,7 @@ def streaming(address: str, **settings):
         yield lines
 
 
+@pytest.mark.long
 def test_running_requests_are_finished_and_new_ones_are_refused(judge):
     service = slowed(make_service(judge), 0.02)
     with started(service, grace=60) as running, concurrent.futures.ThreadPoolExecutor(1) as pool:

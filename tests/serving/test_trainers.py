@@ -91,6 +91,7 @@ def rollout(tokenizer, question: str, answer: str, label, *, swollen: int = 1, c
 
 @both("openrlhf")
 @pytest.mark.parametrize("over", ["http", "file"])
+@pytest.mark.long
 def test_openrlhf(how, over, server, tokenizer, records, wanted):
     """`--reward.remote_url`: the address of `/get_reward`, or the path of our file."""
     pytest.importorskip("torch")
@@ -144,6 +145,7 @@ def test_a_long_query_is_cut_in_no_time():
 
 
 @both("verl")
+@pytest.mark.long
 def test_verl(how, tokenizer, records, wanted):
     """`reward.custom_reward_function.path`, with the record's id in `extra_info`, or the question and its pictures."""
     image = records[0].images[0]

@@ -67,6 +67,7 @@ def command(monkeypatch, capsys):
 
 @pytest.mark.parametrize("verb", ["plan", "train"])
 @pytest.mark.parametrize(("text", "message"), WRONG + UNEQUAL)
+@pytest.mark.long
 def test_sizes_that_cannot_be_are_one_line_before_anything_else(tmp_path, monkeypatch, command, verb, text, message):
     """Of a model, data and run that are not there: nothing of them is looked at."""
     path = tmp_path / "launch.yaml"

@@ -126,6 +126,7 @@ with judging(fake, sys.argv[2]) as found:
 """
 
 
+@pytest.mark.long
 def test_after_a_kill_in_the_middle_no_stored_verdict_is_asked_for_again(tmp_path):
     path = tmp_path / "t.jsonl"
 

@@ -304,6 +304,7 @@ def test_a_kill_in_the_middle_of_judging_changes_nothing(tmp_path):
 # The verb --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_eval_benchmarks_runs_them_without_the_harness(tmp_path, capsys, monkeypatch):
     """Also where lmms-eval is not installed, since none of its tasks is among them."""
     monkeypatch.setenv("MMRLHF_HARNESS_PYTHON", "/nowhere")

@@ -94,6 +94,7 @@ def test_the_verb_takes_several_directories(tmp_path, model, base, monkeypatch):
     assert not end.value.code and text(parsed(out.read_text()).find(".//h1")) == "the small suite: aligned"
 
 
+@pytest.mark.long
 def test_the_command_says_what_it_wrote_and_who_is_compared(tmp_path, model, base, capsys):
     other = write(tmp_path / "other", BASE, {"model": "models/other"})
     for directories, says in (((model,), "aligned."), ((model, base), "aligned against base.")):

@@ -134,6 +134,7 @@ def test_answers_are_kept_without_a_judge_and_judged_later(run):
         assert len(policy.asked) == 24
 
 
+@pytest.mark.long
 def test_verdicts_count_also_when_no_judge_is_given(run):
     with judge(policy_says) as policy, judge(judge_says) as judged, judge(judge_says) as classifier:
         options = ["--judge", judged.url, "--attack-judge", classifier.url, "--attack-classifier"]

@@ -160,6 +160,7 @@ def written(model) -> list[int]:
     return tokens[8:]
 
 
+@pytest.mark.long
 def test_what_an_adapter_of_the_vocabulary_has_learnt_is_not_rounded_into_a_bfloat16_kernel(untied, text_only):
     """A step of 1e-5 of B is below half a unit of the kernel's last place, and still changes every log-prob of the model."""
     lora = config.Lora(layers=("head",), rank=4, alpha=8)

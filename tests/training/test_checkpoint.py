@@ -298,6 +298,7 @@ def test_a_score_counts_while_its_checkpoint_is_being_written(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [1, 3])
+@pytest.mark.long
 def test_a_checkpoint_that_cannot_be_read_back_does_not_count_and_removes_no_other(tmp_path, monkeypatch, keep):
     save(tmp_path, 1, 2, 3)
     checkpoints = Checkpoints(tmp_path, keep=keep)
@@ -478,6 +479,7 @@ def judged(directory: Path, criterion: Criterion, scores: dict[int, float | None
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("scores", [[-2.0, None, -3.0], [None, -2.0], [-2.0, None]])
+@pytest.mark.long
 def test_a_score_that_is_not_finite_is_none_and_never_costs_the_best_one(tmp_path, bad, scores):
     given = {step: bad if score is None else score for step, score in enumerate(scores, 1)}
     checkpoints = judged(tmp_path, LOSS, given | {len(scores) + 1: None})

@@ -126,6 +126,7 @@ def test_of_an_embedding_whose_tokens_come_again_and_again(tied):
 
 
 @pytest.mark.parametrize("chunk", [16, 64])
+@pytest.mark.long
 def test_of_the_vocabulary_over_many_chunks_and_of_its_adapter(chunk):
     """Log-probs of 2 · 1,024 targets: the terms are outer products of bfloat16 states and what comes back to their logits."""
     words, targets = 40, 1024

@@ -37,6 +37,7 @@ def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(grads, losses):
     jax.tree.map(np.testing.assert_array_equal, steps[2][1].inner, without[1][1].inner)
 
 
+@pytest.mark.long
 def test_a_spike_is_a_norm_far_above_the_running_mean_once_there_is_one():
     settings = config.Guard(spike="skip", spike_factor=3.0, decay=0.75)  # a mean over about four steps
     early = [int(state.status) for _, state in run(settings, [1, 1, 9])]

@@ -211,6 +211,7 @@ def test_held_out_data_is_judged_at_the_end_and_as_often_as_eval_every_says(
 
 
 @pytest.mark.parametrize("judges", [True, False])
+@pytest.mark.long
 def test_a_run_whose_steps_are_all_done_says_that_nothing_is_left(experiment, tmp_path, monkeypatch, capsys, judges):
     """Held-out data that was named afterwards is not judged, which is said."""
     step = PretendedStep()

@@ -76,6 +76,7 @@ def test_behind_a_step_the_host_puts_no_computation_on_the_devices(experiment, t
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 5])
 @pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.long
 def test_after_whole_epochs_the_log_says_so_however_full_the_last_batch_is(experiment, tmp_path, monkeypatch, rows, epochs):
     batch = {"rows": rows, "slots": 256}
     _, lines = train(experiment, tmp_path, monkeypatch, batch, steps=None, epochs=epochs, checkpoint_every=100)

@@ -6,6 +6,7 @@ import re
 
 import jax
 import numpy as np
+import pytest
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.unshared import exact_batch
@@ -21,6 +22,7 @@ from tests import tiny
 VOCABULARY, CHUNK, ROWS = 5003, 16, 2  # a prime, so that no other size can be taken for it
 
 
+@pytest.mark.long
 def test_no_vocabulary_sized_buffer_exists_beyond_the_chunk_and_the_parameters(tmp_path):
     """Every array of the program with the vocabulary among its axes is [rows, chunk, V] at most, or shaped like a parameter."""
     raw = tiny.config(text={"vocab_size": VOCABULARY, "tie_word_embeddings": False})

@@ -46,6 +46,7 @@ class UnlikelihoodTask(SupervisedTask):
 
 
 @pytest.mark.usefixtures("one_device")
+@pytest.mark.long
 def test_a_run_learns_by_a_task_that_only_the_registry_knows(tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS, Unlikelihood, UnlikelihoodTask)
     data = ranked.write(tmp_path / "data", [(1, 2), (1, 2, 3)], [[(30, 30)], []])

@@ -70,6 +70,7 @@ def test_moments_lie_where_their_parameters_lie_under_both_algorithms():
         assert optax.tree.norm(moments) == 0
 
 
+@pytest.mark.long
 def test_a_part_with_its_own_rate_follows_the_same_schedule_under_its_own_peak():
     mesh = make_mesh({"fsdp": -1})
     whole = parameters(mesh)

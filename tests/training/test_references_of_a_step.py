@@ -43,6 +43,7 @@ def first_loss(mesh, model, reference: str | None, rows, trains, lora) -> float:
         return float(step(state, place(rows, mesh))[1]["loss"])
 
 
+@pytest.mark.long
 def test_a_live_reference_starts_at_log_2(directory, examples):
     mesh, model = groups.load(directory, 1)
     rows = groups.packed(model, examples, "answer")

@@ -148,6 +148,7 @@ def test_a_run_is_no_base_of_itself(run, tmp_path):
         run(server, "--against", str(tmp_path / "out"), fails="is the run itself")
 
 
+@pytest.mark.long
 def test_the_figures_of_the_model_are_there_when_the_base_fails_and_the_base_stays_when_it_is_not_given_again(run, tmp_path):
     broken = threading.Event()
     with policy() as server, policy(lambda _: "I'm sorry, I cannot.") as base:

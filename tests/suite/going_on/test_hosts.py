@@ -65,6 +65,7 @@ def test_what_the_first_host_refuses_nobody_begins(launch, tmp_path):
     assert not launch._server.asked and not (tmp_path / "out" / "answers").exists()
 
 
+@pytest.mark.long
 def test_a_host_with_other_options_is_refused_and_one_that_comes_late_has_nothing_to_do(launch, monkeypatch):
     monkeypatch.setattr(answering, "LATE_SECONDS", 0.5)
     monkeypatch.setattr(hosts, "LATE_SECONDS", 1.0)

@@ -36,6 +36,7 @@ def test_a_judge_that_said_something_else_is_asked_again_on_demand(run):
 
 
 @pytest.mark.parametrize("named", [True, False])
+@pytest.mark.long
 def test_a_judge_is_asked_nothing_where_nothing_is_left_and_needs_not_be_there(run, named):
     options = ["--judge-model", "m"] if named else []
     with policy() as server:

@@ -102,6 +102,7 @@ def test_a_server_that_is_dead_or_has_no_such_model_is_found_before_anything_is_
         assert not (tmp_path / "out" / "run.json").exists() and not server.asked
 
 
+@pytest.mark.long
 def test_a_server_is_needed_again_when_something_is_left_to_be_answered(run):
     with policy() as server, policy() as base:
         run(server, "--against", base.url, only=("nsfw_text",))

@@ -29,6 +29,7 @@ def test_a_limit_replaces_no_figures_of_more_documents_and_can_grow(run):
         assert len(server.asked) == 6
 
 
+@pytest.mark.long
 def test_documents_of_another_source_replace_no_figures(run, tmp_path, monkeypatch):
     hub = made_up_own.write(tmp_path / "hub", "nsfw_text")
     monkeypatch.setattr(documents, "hub_files", lambda task: [hub])
