@@ -8,7 +8,7 @@ from typing import Any
 
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.suite.answering import Source, TaskRequests
-from mmrlhf_jax.suite.answers import Answer
+from mmrlhf_jax.suite.answers import Answered
 from mmrlhf_jax.suite.harness.source import HarnessTasks
 from mmrlhf_jax.suite.judges.judging import Judging
 from mmrlhf_jax.suite.own.tasks import OwnTasks
@@ -37,17 +37,8 @@ class AllTasks(Source):
     def metrics_of(self, task: Task) -> str:
         return self._of(task).metrics_of(task)
 
-    def score(
-        self,
-        task: Task,
-        answers: Mapping[str, Answer],
-        unanswered: Mapping[str, str],
-        judging: Judging,
-        contents: Mapping[str, str],
-    ) -> Results:
-        if task.own_metrics:  # which tell a document by its request
-            return self._own.score(task, answers, unanswered, judging)
-        return self._harness.score(task, answers, unanswered, judging, contents)
+    def score(self, task: Task, answered: Answered, judging: Judging) -> Results:
+        return self._of(task).score(task, answered, judging)
 
     def _of(self, task: Task) -> OwnTasks | HarnessTasks:
         return self._own if task.own_metrics else self._harness

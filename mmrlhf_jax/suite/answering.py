@@ -19,7 +19,7 @@ from mmrlhf_jax.inference.jobs import LATE_SECONDS, POLL_SECONDS, Share
 from mmrlhf_jax.ownership import Ownership
 from mmrlhf_jax.progress import counted, said_if_slow, say
 from mmrlhf_jax.suite import hosts, pictures
-from mmrlhf_jax.suite.answers import Answer, AnswerFile, stored
+from mmrlhf_jax.suite.answers import Answer, Answered, AnswerFile, stored
 from mmrlhf_jax.suite.local import HUB
 from mmrlhf_jax.suite.needs.pace import Pace
 from mmrlhf_jax.suite.needs.workload import seconds_of_answer
@@ -110,7 +110,7 @@ class Answering:
 
     def was_asked(self, task: Task) -> bool:
         """Whether all that is to be asked of a task was asked before."""
-        return all(self._was_asked(task, process) for process in range(self._share.count))
+        return self._were_asked(task, [self._read(task, process) for process in range(self._share.count)])
 
     def run(self) -> None:
         """Answer this host's share, and as the first host wait for those of the others, or answer in the place of one that is
@@ -137,15 +137,15 @@ class Answering:
         found = (self._read(task, process) for process in range(self._share.count))
         return [each for each in found if each is not None]
 
-    def answers(self, task: Task) -> dict[str, Answer]:
-        """The answers to a task's documents as they are asked now."""
-        kept = stored(self._directory, task.name)
-        keys = {document: key for each in self.finished(task) for document, key in each.answered.items()}
-        return {document: kept[document][key] for document, key in keys.items() if key in kept.get(document, {})}
-
-    def contents(self, task: Task) -> dict[str, str]:
-        """Document -> the digest of its content when it was asked, if that is known."""
-        return {document: digest for each in self.finished(task) for document, digest in each.contents.items()}
+    def answered(self, task: Task) -> Answered:
+        """What all hosts have answered of a task's documents, as they are asked now."""
+        kept, finished = stored(self._directory, task.name), self.finished(task)
+        keys = {document: key for each in finished for document, key in each.answered.items()}
+        return Answered(
+            {document: kept[document][key] for document, key in keys.items() if key in kept.get(document, {})},
+            {document: reason for each in finished for document, reason in each.unanswered.items()},
+            {document: digest for each in finished for document, digest in each.contents.items()},
+        )
 
     def forget(self, task: Task) -> None:
         """Let the documents of a task be asked for again by the next command."""
@@ -202,11 +202,12 @@ class Answering:
                     try:
                         policy = self._open()
                     except UserError as error:
-                        if not self._was_asked(task, process):
+                        was = self._read(task, process)
+                        if not self._were_asked(task, [was]):
                             raise
                         say(f"{task.name}: what had no answer before is not asked again ({error})")
                         progress.total = without + progress.done - done
-                        return self._read(task, process)
+                        return was
                     say(f"{task.name}: {counted(mine, 'document')}")
                     for request, answered in policy.answers(itertools.chain([first], wanted), progress):
                         if answered.error is None:
@@ -307,17 +308,16 @@ class Answering:
     def _is_done(self, task: Task, process: int) -> bool:
         """Whether a share of a task need not be looked at again: it is asked the same, and every document has its answer."""
         found = self._read(task, process)
-        if found is None or found.failed is not None or found.unanswered or not self._was_asked(task, process):
+        if found is None or found.failed is not None or found.unanswered or not self._were_asked(task, [found]):
             return False
         return len(found.answered) == len(self._part(process, found.documents))
 
-    def _was_asked(self, task: Task, process: int) -> bool:
-        """Whether a share of a task was asked to its end in the same way, and the answers of then are there."""
-        found = self._read(task, process)
-        if found is None or not self._is_current(found, task):
+    def _were_asked(self, task: Task, shares: Sequence[Finished | None]) -> bool:
+        """Whether shares of a task were asked to their end in the same way, and the answers of then are there."""
+        if not all(each is not None and self._is_current(each, task) for each in shares):
             return False
         kept = stored(self._directory, task.name)
-        return all(key in kept.get(document, {}) for document, key in found.answered.items())
+        return all(key in kept.get(document, {}) for each in shares for document, key in each.answered.items())
 
     def _is_current(self, found: Finished, task: Task) -> bool:
         return strict_json.loads(strict_json.dumps(self._source.made_with(task))) == found.made_with

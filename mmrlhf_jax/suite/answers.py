@@ -46,6 +46,21 @@ class Answer:
         return Answer(request.document, request.key, request.prompt, request.names, request.options, answer, finish_reason)
 
 
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """What was answered of a task.
+
+    Attributes:
+        answers: document -> its answer, to what is asked now.
+        unanswered: document -> why it has no answer.
+        contents: document -> the digest of its content when it was asked, if that is known.
+    """
+
+    answers: Mapping[str, Answer]
+    unanswered: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    contents: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
 def answers_path(directory: epath.PathLike, task: str, process: int = 0) -> epath.Path:
     """The file of a task's answers in a run's directory, of one of several processes."""
     return epath.Path(directory) / FOLDER / f"{task}{f'.host-{process:04d}' if process else ''}.jsonl"

@@ -104,7 +104,7 @@ def evaluate_against(
             run.settle()
         wanted.judges.identify(wanted.tasks)
         if not isinstance(base, Model | None):
-            require_comparable(base, wanted.tasks, runs[0].made_by, results.tasks_in(directory))
+            require_comparable(base, wanted.tasks, runs[0].made_by(), results.tasks_in(directory))
         wanted.judges.check([task for run in runs for task in run.unjudged()])
         for run in runs:
             run.settle_judges()
@@ -166,19 +166,21 @@ class Evaluation:
 
     def unjudged(self) -> list[Task]:
         """The tasks of which answers may be left to be judged."""
-        judges = self._wanted.judges.resumed(run_directory.read(self.directory))
-        tasks = self._tasks(None, judges)
+        judges, tasks = self._resumed()
         answering = self._answering(tasks)
         scoring = Scoring(self.directory, tasks, judges, answering)
         judged = judges.tasks_of(self._wanted.tasks)
         return [task for task in judged if not (answering.was_asked(task) and scoring.has_all_verdicts(task))]
 
-    def made_by(self, task: Task) -> tuple[str, dict[str, Any]]:
-        """(whose metrics the results of a task will be, with which settings)."""
-        judges = self._wanted.judges.resumed(run_directory.read(self.directory))
-        tasks = self._tasks(None, judges)
-        judge = {} if task.judge == "none" else {"judge": judges.name_of(task)}
-        return tasks.metrics_of(task), {**tasks.settings(task), **judge}
+    def made_by(self) -> Callable[[Task], tuple[str, dict[str, Any]]]:
+        """Task -> (whose metrics its results will be, with which settings)."""
+        judges, tasks = self._resumed()
+
+        def of(task: Task) -> tuple[str, dict[str, Any]]:
+            judge = {} if task.judge == "none" else {"judge": judges.name_of(task)}
+            return tasks.metrics_of(task), {**tasks.settings(task), **judge}
+
+        return of
 
     def settle_judges(self) -> None:
         """Note who judges. UserError if another judge has judged before."""
@@ -214,8 +216,7 @@ class Evaluation:
             harness, logs = None, None if is_remote(self.directory) else self.directory / LOGS
             if any(not task.own_metrics for task in wanted.tasks):
                 harness = stack.enter_context(Harness(logs))
-            judges = wanted.judges.resumed(run_directory.read(self.directory))
-            tasks = self._tasks(harness, judges)
+            judges, tasks = self._resumed(harness)
             answering = self._answering(tasks, launch)
             answering.run()
             if wanted.share.process == 0:
@@ -223,6 +224,11 @@ class Evaluation:
 
     def _answering(self, tasks: AllTasks, launch: str = "") -> Answering:
         return Answering(self.directory, self._wanted.tasks, tasks, self._opened, self._wanted.share, launch)
+
+    def _resumed(self, harness: Harness | None = None) -> tuple[JudgeAssignment, AllTasks]:
+        """(who judges, also by what earlier commands have noted; the tasks)."""
+        judges = self._wanted.judges.resumed(run_directory.read(self.directory))
+        return judges, self._tasks(harness, judges)
 
     def _tasks(self, harness: Harness | None, judges: JudgeAssignment) -> AllTasks:
         wanted = self._wanted

@@ -160,6 +160,12 @@ def _cells_of_parquet(path: Path, pictures: Sequence[str]) -> Iterator[Any]:
         return
 
 
+def expected_documents(task: Task, local: Local | None, limit: int | None) -> int | None:
+    """About how many documents a task has up to a limit, of its own files or of the hub; None if that is not known."""
+    documents = task.data.documents if local is None else local.documents
+    return documents if documents is None or limit is None else min(documents, limit)
+
+
 def parse(values: Iterable[str]) -> Mapping[str, Local]:
     """Task -> its own documents, of values TASK=FILE; a benchmark's name stands for its tasks. UserError for what is neither,
     and for files that are not there."""

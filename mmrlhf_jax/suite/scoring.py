@@ -15,7 +15,7 @@ from mmrlhf_jax.files import exists, read_bytes, write_atomically
 from mmrlhf_jax.progress import counted, say
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.answering import Finished
-from mmrlhf_jax.suite.answers import Answer, document_of
+from mmrlhf_jax.suite.answers import Answered, document_of
 from mmrlhf_jax.suite.judges.assignment import JudgeAssignment
 from mmrlhf_jax.suite.judges.judging import NO_JUDGE, NO_JUDGE_OF_ATTACKS, Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
@@ -32,16 +32,8 @@ NO_FIGURE = "no task has a figure; the reasons are above"
 class Scorer(Protocol):
     """What makes results of answers."""
 
-    def score(
-        self,
-        task: Task,
-        answers: Mapping[str, Answer],
-        unanswered: Mapping[str, str],
-        judging: Judging,
-        contents: Mapping[str, str],
-    ) -> Results:
-        """The results of a task. `unanswered`: document -> why it has no answer; `contents`: document -> the digest of its
-        content when it was asked, if that is known. TaskFailed if there can be none."""
+    def score(self, task: Task, answered: Answered, judging: Judging) -> Results:
+        """The results of a task. TaskFailed if there can be none."""
         ...
 
     def settings(self, task: Task) -> Mapping[str, Any]:
@@ -60,12 +52,8 @@ class AnsweredTasks(Protocol):
         """What each host has done of a task."""
         ...
 
-    def answers(self, task: Task) -> Mapping[str, Answer]:
-        """Document -> its answer, to what is asked now."""
-        ...
-
-    def contents(self, task: Task) -> Mapping[str, str]:
-        """Document -> the digest of its content when it was asked, if that is known."""
+    def answered(self, task: Task) -> Answered:
+        """What all of them have answered."""
         ...
 
     def forget(self, task: Task) -> None:
@@ -98,17 +86,18 @@ class Scoring:
         """Score the tasks whose results are not those of the answers that are there now. Where nothing can be scored now, or
         less than before, the figures of an earlier command stay, which is said."""
         for task in tasks:
-            made_of = self._made_of(task)
+            answered = self._answered.answered(task)
+            made_of = self._made_of(task, answered)
             if self._is_scored(task, made_of):
                 continue
             is_last = task is tasks[-1]
-            found = self._results(task, is_last=is_last)
+            found = self._results(task, answered, is_last=is_last)
             self._forget_others(task, found)
             try:
                 self._keep(task, found, made_of)
             except UserError as error:  # the task's own code gives numbers that mean nothing
                 say(f"{task.name}: {UNSOUND} ({error}){'' if is_last else GO_ON}")
-                self._keep(task, self._without_figures(task, UNSOUND), made_of)
+                self._keep(task, self._without_figures(task, answered, UNSOUND), made_of)
 
     def _keep(self, task: Task, found: Results, made_of: str) -> None:
         """Write a task's results, unless those of before are of more documents. UserError if they are not sound."""
@@ -136,29 +125,24 @@ class Scoring:
         except UserError:
             return None
 
-    def _results(self, task: Task, *, is_last: bool) -> Results:
+    def _results(self, task: Task, answered: Answered, *, is_last: bool) -> Results:
         failed = next((each.failed for each in self._answered.finished(task) if each.failed is not None), None)
         if failed is not None:
-            return self._without_figures(task, failed)
+            return self._without_figures(task, answered, failed)
         if task.judge == "always" and self._judges.name_of(task) is None:
-            return self._without_figures(task, WITHOUT_JUDGE)
+            return self._without_figures(task, answered, WITHOUT_JUDGE)
         try:
             with Verdicts(verdicts_path(self._directory, task.name), again=self._judges.again) as verdicts:
                 judges = self._judges
                 judging = Judging(judges.of(task), verdicts, judges.name_of(task), judges.why_not(task))
-                answers, contents = self._answered.answers(task), self._answered.contents(task)
-                return self._scorer.score(task, answers, self._unanswered(task), judging, contents)
+                return self._scorer.score(task, answered, judging)
         except TaskFailed as error:
             say(f"{task.name}: {error}{'' if is_last else GO_ON}")
-            return self._without_figures(task, str(error))
+            return self._without_figures(task, answered, str(error))
 
-    def _unanswered(self, task: Task) -> dict[str, str]:
-        """Document -> why it has no answer."""
-        return {name: reason for each in self._answered.finished(task) for name, reason in each.unanswered.items()}
-
-    def _without_figures(self, task: Task, reason: str) -> Results:
+    def _without_figures(self, task: Task, answered: Answered, reason: str) -> Results:
         """Results that say why there are none."""
-        answers, unanswered = self._answered.answers(task), self._unanswered(task)
+        answers, unanswered = answered.answers, answered.unanswered
         documents = [document_of(name, each, missing=reason) for name, each in answers.items()]
         documents += [document_of(name, None, missing=why) for name, why in unanswered.items() if name not in answers]
         expected = max((each.documents for each in self._answered.finished(task)), default=0)
@@ -166,9 +150,9 @@ class Scoring:
         figures = {row.name: Figure(None, reason) for row in task.rows}
         return Results(task.name, self._scorer.metrics_of(task), dict(self._scorer.settings(task)), figures, documents, left)
 
-    def _made_of(self, task: Task) -> str:
+    def _made_of(self, task: Task, answered: Answered) -> str:
         """A digest of what a task's results are made of."""
-        answers = sorted((each.document, each.key, each.answer) for each in self._answered.answers(task).values())
+        answers = sorted((each.document, each.key, each.answer) for each in answered.answers.values())
         finished = [dataclasses.asdict(each) for each in self._answered.finished(task)]
         judge = None if task.judge == "none" else self._judges.name_of(task)
         content = [answers, finished, judge, self._scorer.metrics_of(task), dict(self._scorer.settings(task))]
@@ -176,7 +160,7 @@ class Scoring:
 
     def has_all_verdicts(self, task: Task) -> bool:
         """Whether every answer to a task has its scores, so that nothing is left to be judged."""
-        found = self._current(task, self._made_of(task))
+        found = self._current(task, self._made_of(task, self._answered.answered(task)))
         return found is not None and found.coverage.scored == found.coverage.answered
 
     def _is_scored(self, task: Task, made_of: str) -> bool:

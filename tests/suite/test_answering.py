@@ -38,7 +38,7 @@ def answers(directory) -> dict[str, dict[str, str]]:
 
 def used(found: Answering) -> dict[str, dict[str, str]]:
     """The answers that count."""
-    return {each.name: {name: answer.answer for name, answer in found.answers(each).items()} for each in TASKS}
+    return {each.name: {name: answer.answer for name, answer in found.answered(each).answers.items()} for each in TASKS}
 
 
 def test_every_document_of_every_task_is_answered_once(tmp_path):
@@ -249,12 +249,12 @@ def test_documents_that_cannot_be_asked_or_answered_have_their_reason(tmp_path):
 def test_the_contents_of_documents_are_kept_and_a_task_that_is_forgotten_is_asked_again(tmp_path):
     for process in (1, 0):
         found, _ = run(tmp_path, share=Share(process, 2))
-    assert found.contents(TASKS[0]) == dict.fromkeys("0123", "1") and not found.is_left
+    assert found.answered(TASKS[0]).contents == dict.fromkeys("0123", "1") and not found.is_left
     found.forget(TASKS[0])
     assert found.is_left and not found.was_asked(TASKS[0]) and found.was_asked(TASKS[1])
     found, policy = run(tmp_path, share=Share(1, 2))
     found, policy = run(tmp_path, share=Share(0, 2))
-    assert policy.said == [] and len(found.contents(TASKS[0])) == 4  # the same requests have their answers
+    assert policy.said == [] and len(found.answered(TASKS[0]).contents) == 4  # the same requests have their answers
 
 
 def _without_policy(opened: list[str]):

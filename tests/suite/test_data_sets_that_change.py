@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mmrlhf_jax.suite.answers import Answer
+from mmrlhf_jax.suite.answers import Answer, Answered
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.reasons import APART, NOT_ANSWERED, OTHER_DOCUMENT
 from tests.suite.support import harness, made_up
@@ -18,7 +18,7 @@ pytestmark = harness.needed
 
 def scored(tasks, task, answers, contents, tmp_path):
     with judge(verdict) as fake, judging(fake, tmp_path / "verdicts.jsonl") as judged:
-        return tasks.score(task, answers, {}, judged, contents)
+        return tasks.score(task, Answered(answers, contents=contents), judged)
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])

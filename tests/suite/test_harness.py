@@ -13,7 +13,7 @@ import pytest
 
 from mmrlhf_jax.inference.jobs import ALONE
 from mmrlhf_jax.suite import resampling
-from mmrlhf_jax.suite.answers import Answer
+from mmrlhf_jax.suite.answers import Answer, Answered
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.harness import NAME
 from mmrlhf_jax.suite.harness.running import NOWHERE, PYTHON, Harness, HarnessScoring
@@ -66,7 +66,7 @@ def test_metrics_are_those_of_the_harness_on_the_same_answers(running, tmp_path,
     assert all(one.missing is None and one.request.texts[-1] and one.request.media for one in requests)
     answers = answers_of(task, requests)
     with judge(verdict) as fake, judging(fake, tmp_path / "verdicts.jsonl") as judged:
-        found = tasks.score(task, answers, {}, judged)
+        found = tasks.score(task, Answered(answers), judged)
         own = alone(task, answers, tmp_path, tmp_path / "data", fake.url)
     assert found.harness == NAME and found.coverage.missing == {}, found.coverage
     check_pooled(task, found)
@@ -113,7 +113,7 @@ def test_what_is_answered_is_sent_without_media_and_other_prompts_are_not_taken_
     answers = answers_of(task, requests)
     answers["1"] = Answer(**{**vars(answers["1"]), "prompt": "Is there a moon?"})
     with judge(verdict) as fake, judging(fake, tmp_path / "verdicts.jsonl") as judged:
-        found = tasks.score(task, answers, {}, judged)
+        found = tasks.score(task, Answered(answers), judged)
     assert found.coverage.missing == {OTHER_REQUEST: 1, APART: 1}
     assert [one.missing for one in found.documents[:3]] == [APART, OTHER_REQUEST, None]
     assert found.figures["mme"].missing == "2 of 3 categories: existence missing"
@@ -130,7 +130,7 @@ def test_a_missing_video_and_a_missing_picture_are_that_documents_reason(running
         answers = answers_of(task, [one for one in requests if not one.missing])
         unanswered = {one.document: one.missing for one in requests if one.missing}
         with judge(verdict) as fake, judging(fake, tmp_path / "verdicts.jsonl") as judged:
-            found = tasks.score(task, answers, unanswered, judged)
+            found = tasks.score(task, Answered(answers, unanswered), judged)
         assert found.coverage.scored == len(requests) - len(lost)
         assert sum(found.coverage.missing.values()) == len(lost)
         assert found.figures[task.rows[0].name].value is not None

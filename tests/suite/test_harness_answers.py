@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mmrlhf_jax.suite.answers import Answer
+from mmrlhf_jax.suite.answers import Answer, Answered
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.harness.groups import TOGETHER
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
@@ -38,7 +38,7 @@ def test_no_answer_however_odd_leaves_a_figure(running, tmp_path, task):
         path.write_text("".join(lines * len(ODD)))
     tasks = HarnessTasks(running, Options(video_frames=2), {task.name: Local(str(path))})
     with judge(verdict) as fake, judging(fake, tmp_path / "verdicts.jsonl") as judged:
-        found = tasks.score(task, answered(tasks, task, texts), {}, judged)
+        found = tasks.score(task, Answered(answered(tasks, task, texts)), judged)
     assert found.coverage.missing == {} and found.coverage.scored == len(texts)
     assert all(figure.value is not None for figure in found.figures.values())
 
@@ -49,7 +49,7 @@ def test_an_answer_of_dots_to_an_open_question_is_worth_as_much_as_none(running,
     values = []
     for text in ("the line is longer", "...", ""):
         with judge(verdict) as fake, judging(fake, tmp_path / "verdicts.jsonl") as judged:
-            found = tasks.score(task, answered(tasks, task, ["A", text, "B"]), {}, judged)
+            found = tasks.score(task, Answered(answered(tasks, task, ["A", text, "B"])), judged)
         values.append([dict(each.values)["interleave"] for each in found.documents])
     assert values == [[100.0, pytest.approx(100.0), 100.0], [100.0, 0.0, 100.0], [100.0, 0.0, 100.0]]
 
@@ -63,7 +63,7 @@ def test_punctuation_is_no_part_of_an_answer(running, tmp_path, mode, pope, mmmu
         task = TASKS[name]
         tasks = tasks_of(running, task, tmp_path / name, mode=mode)
         with judge(verdict) as fake, judging(fake, tmp_path / "verdicts.jsonl") as judged:
-            found = tasks.score(task, answered(tasks, task, texts), {}, judged)
+            found = tasks.score(task, Answered(answered(tasks, task, texts)), judged)
         assert found.figures[task.rows[0].name].value == pytest.approx(value, abs=1e-3) and found.settings["mode"] == mode
         assert [each.answer for each in found.documents] == texts
 
@@ -77,5 +77,5 @@ def test_a_task_that_fails_for_another_reason_is_missing(running, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = HarnessTasks(running, Options(), {task.name: Local(str(path))})
     with judge(verdict) as fake, judging(fake, tmp_path / "verdicts.jsonl") as judged:
-        found = tasks.score(task, answered(tasks, task, ["A", "...", "B"]), {}, judged)
+        found = tasks.score(task, Answered(answered(tasks, task, ["A", "...", "B"])), judged)
     assert "Unknown question type" in found.documents[1].missing and found.coverage.scored == 2

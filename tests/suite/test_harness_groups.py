@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mmrlhf_jax.suite.answers import Answer
+from mmrlhf_jax.suite.answers import Answer, Answered
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
 from mmrlhf_jax.suite.judges.judging import FAILED
@@ -32,7 +32,7 @@ def scored(tasks: HarnessTasks, task, folder, texts, says=reply, answered=None, 
     answers = {one.document: Answer.to(one.request, texts[int(one.document)], "stop") for one in requests if one.request}
     answers = {name: each for name, each in answers.items() if answered is None or name in answered}
     with judge(says) as fake, judging(fake, folder / "verdicts.jsonl") as judged:
-        found = tasks.score(task, answers, unanswered or {}, judged)
+        found = tasks.score(task, Answered(answers, unanswered or {}), judged)
         return found, len(fake.asked)
 
 

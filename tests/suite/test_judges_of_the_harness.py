@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mmrlhf_jax.suite import results
+from mmrlhf_jax.suite.answers import Answered
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.judges.harness_replies import reader_of
 from mmrlhf_jax.suite.judges.judging import FAILED, NOT_READ
@@ -92,7 +93,7 @@ def test_a_document_about_which_no_call_of_the_harness_arrives_is_missing(runnin
     tasks = tasks_of(running, task, tmp_path / "data", limit=1)
     _, requests = asked(tasks, task)
     with judge(verdict) as fake, judging(fake, tmp_path / "verdicts.jsonl") as judged:
-        found = tasks.score(task, answers_of(task, requests), {}, judged)
+        found = tasks.score(task, Answered(answers_of(task, requests)), judged)
     assert found.documents[0].missing == FAILED and found.figures["llava_w_all"].value is None and not fake.asked
     results.write(tmp_path, found)
     assert results.read(tmp_path, task.name).coverage.scored == 0

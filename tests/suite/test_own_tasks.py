@@ -18,7 +18,7 @@ from mmrlhf_jax import cli
 from mmrlhf_jax.inference import endpoint
 from mmrlhf_jax.inference.jobs import ALONE, Share
 from mmrlhf_jax.suite import catalogue, results
-from mmrlhf_jax.suite.answers import Answer
+from mmrlhf_jax.suite.answers import Answer, Answered
 from mmrlhf_jax.suite.judges.judging import FAILED, NO_JUDGE, NOT_READ, Judging
 from mmrlhf_jax.suite.judges.verdicts import Verdicts, verdicts_path
 from mmrlhf_jax.suite.local import Local
@@ -62,7 +62,7 @@ def says(text: str) -> str:
 def scored(own: OwnTasks, name: str, directory, answers, judge_says=says, unanswered=None) -> results.Results:
     """The results, as they are read back from their files."""
     with judge(judge_says) as fake, judging(fake, verdicts_path(directory, name)) as found:
-        results.write(directory, own.score(catalogue.TASKS[name], answers, unanswered or {}, found))
+        results.write(directory, own.score(catalogue.TASKS[name], Answered(answers, unanswered or {}), found))
     return results.read(directory, name)
 
 
@@ -161,7 +161,7 @@ def test_without_a_judge_nothing_is_scored_that_needs_one(tmp_path):
     own = tasks(tmp_path, "typographic")
     answers = answered(own, "typographic")
     with Verdicts(tmp_path / "v.jsonl") as verdicts:
-        found = own.score(catalogue.TASKS["typographic"], answers, {}, Judging(None, verdicts))
+        found = own.score(catalogue.TASKS["typographic"], Answered(answers), Judging(None, verdicts))
     assert [each.missing for each in found.documents] == [NO_JUDGE, NO_JUDGE, None]  # nothing was said in the last one
 
 
@@ -269,7 +269,7 @@ fake, folder = Fake(), sys.argv[2]
 fake.url = sys.argv[1]
 own = t.tasks(t.made_up_own.Path(folder) / "data", "adv_target")
 with judging(fake, t.verdicts_path(folder, "adv_target")) as found:
-    own.score(t.catalogue.TASKS["adv_target"], t.answered(own, "adv_target", ("a", "b", "c")), {}, found)
+    own.score(t.catalogue.TASKS["adv_target"], t.Answered(t.answered(own, "adv_target", ("a", "b", "c"))), found)
 """
 
 

@@ -13,7 +13,7 @@ from mmrlhf_jax.serving.conversation import read_conversation
 from mmrlhf_jax.serving.errors import ApiError
 from mmrlhf_jax.serving.limits import Limits
 from mmrlhf_jax.serving.protocol import ChatRequest, parse
-from mmrlhf_jax.suite.answers import Answer
+from mmrlhf_jax.suite.answers import Answer, Answered
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.judges import harness_replies
 from mmrlhf_jax.suite.judges.loopback import Loopback
@@ -100,7 +100,7 @@ def test_mmrlhf_serve_takes_every_question_that_the_harness_asks_a_judge(running
     _, requests = asked(tasks, task)
     answers = {one.document: Answer.to(one.request, "no rule can read this", "stop") for one in requests}
     with judge(verdict) as fake, judging(fake, tmp_path / "verdicts.jsonl") as judged:
-        found = tasks.score(task, answers, {}, judged)
+        found = tasks.score(task, Answered(answers), judged)
     assert fake.asked and found.coverage.missing == {}
     pictures = [served(body) for body in fake.asked]
     assert all(len(each) == (task.name == "wildvision_0617") for each in pictures)

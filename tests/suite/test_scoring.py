@@ -8,7 +8,7 @@ import pytest
 
 from mmrlhf_jax.suite import results
 from mmrlhf_jax.suite.answering import Finished
-from mmrlhf_jax.suite.answers import Answer, AnswerFile, stored
+from mmrlhf_jax.suite.answers import Answer, Answered, AnswerFile, stored
 from mmrlhf_jax.suite.judges.assignment import JudgeAssignment
 from mmrlhf_jax.suite.reasons import NOT_ANSWERED, OTHER_DOCUMENT, OTHER_REQUEST
 from mmrlhf_jax.suite.request import Request
@@ -32,7 +32,8 @@ class Lengths:
     def metrics_of(self, task):
         return f"lengths {self.version}"
 
-    def score(self, task, answers, unanswered, judging, contents):
+    def score(self, task, answered, judging):
+        answers, unanswered = answered.answers, answered.unanswered
         self.scored.append(task.name)
         if task.name in self.failing:
             raise TaskFailed("its code is broken")
@@ -55,8 +56,10 @@ class Kept:
     def finished(self, task):
         return [self._finished[task.name]]
 
-    def contents(self, task):
-        return {name: digest for each in self.finished(task) for name, digest in each.contents.items()}
+    def answered(self, task):
+        unanswered = {name: reason for each in self.finished(task) for name, reason in each.unanswered.items()}
+        contents = {name: digest for each in self.finished(task) for name, digest in each.contents.items()}
+        return Answered(self.answers(task), unanswered, contents)
 
     def forget(self, task):
         self.forgotten.append(task.name)
@@ -158,8 +161,8 @@ def test_a_task_whose_data_set_has_changed_is_asked_again_by_the_next_command(tm
 class Senseless(Lengths):
     """A scorer that gives the documents of a task a weight below 0, as the harness does that notes -1 for a failure."""
 
-    def score(self, task, answers, unanswered, judging, contents):
-        found = super().score(task, answers, unanswered, judging, contents)
+    def score(self, task, answered, judging):
+        found = super().score(task, answered, judging)
         documents = [dataclasses.replace(each, weights={task.name: -1.0}) for each in found.documents]
         return dataclasses.replace(found, documents=documents) if task.name == "mme" else found
 

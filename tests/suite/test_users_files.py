@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from mmrlhf_jax.suite.answers import Answered
 from mmrlhf_jax.suite.catalogue import TASKS
 from mmrlhf_jax.suite.harness.source import HarnessTasks, Options
 from mmrlhf_jax.suite.local import Local
@@ -169,7 +170,7 @@ def test_without_its_folder_of_subtitles_a_task_is_not_asked_as_another_one(runn
     tasks = tasks_of(running, task, tmp_path)
     _, requests = asked(tasks, task)
     with judge(verdict) as fake, judging(fake, tmp_path / "verdicts.jsonl") as judged:
-        found = tasks.score(task, answers_of(task, requests), {}, judged)
+        found = tasks.score(task, Answered(answers_of(task, requests)), judged)
     assert found.settings["documents_without_subtitles"] == 2  # of the second video
     assert sum("No subtitles available" in one.request.texts[-1] for one in requests) == 2
     shutil.rmtree(tmp_path / "videomme" / "subtitle")

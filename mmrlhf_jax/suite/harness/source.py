@@ -10,7 +10,7 @@ from typing import Any
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.progress import Progress
 from mmrlhf_jax.suite import resampling
-from mmrlhf_jax.suite.answers import Answer, cluster_of, document_of
+from mmrlhf_jax.suite.answers import Answer, Answered, cluster_of, document_of
 from mmrlhf_jax.suite.harness import NAME
 from mmrlhf_jax.suite.harness.corrected import READINGS
 from mmrlhf_jax.suite.harness.running import Harness, HarnessRequests, HarnessScoring, Scored
@@ -18,7 +18,7 @@ from mmrlhf_jax.suite.judges.harness_replies import reader_of
 from mmrlhf_jax.suite.judges.judging import Judging
 from mmrlhf_jax.suite.judges.loopback import Loopback
 from mmrlhf_jax.suite.judges.rounds import scored
-from mmrlhf_jax.suite.local import Local, fingerprint_of_media, source_of
+from mmrlhf_jax.suite.local import Local, expected_documents, fingerprint_of_media, source_of
 from mmrlhf_jax.suite.needs import hub_cache
 from mmrlhf_jax.suite.own.grader import Mode
 from mmrlhf_jax.suite.reasons import BEYOND_LIMIT, NOT_ANSWERED
@@ -55,9 +55,7 @@ class HarnessTasks:
         return self._how(task) | {"limit": self._options.limit, "source": source_of(local), "data": data}
 
     def expected(self, task: Task) -> int | None:
-        local, limit = self._local.get(task.name), self._options.limit
-        documents = task.data.documents if local is None else local.documents
-        return documents if documents is None or limit is None else min(documents, limit)
+        return expected_documents(task, self._local.get(task.name), self._options.limit)
 
     def settings(self, task: Task) -> dict[str, Any]:
         """What answers and figures of a task depend on besides model, documents and judge."""
@@ -76,25 +74,18 @@ class HarnessTasks:
     ) -> contextlib.AbstractContextManager[HarnessRequests]:
         return self._harness.ask(task, self._local.get(task.name), dataclasses.asdict(self._options), answered, share)
 
-    def score(
-        self,
-        task: Task,
-        answers: Mapping[str, Answer],
-        unanswered: Mapping[str, str],
-        judging: Judging,
-        contents: Mapping[str, str] | None = None,
-    ) -> Results:
-        """The harness's figures of a task. `unanswered`: document -> why it has no answer; `contents`: document -> the digest
-        of its content when it was asked. TaskFailed if there can be none."""
+    def score(self, task: Task, answered: Answered, judging: Judging) -> Results:
+        """The harness's figures of a task. TaskFailed if there can be none."""
+        answers = answered.answers
         with contextlib.ExitStack() as stack:
             environment = None
             if task.judge != "none":
                 loopback = stack.enter_context(Loopback(judging, reader_of(task.harness_task)))
                 environment = loopback.environment
             local, as_meant = self._local.get(task.name), self._mode == "corrected"
-            asked = self._harness.score(task, local, answers, environment, contents or {}, corrected=as_meant)
+            asked = self._harness.score(task, local, answers, environment, answered.contents, corrected=as_meant)
             scoring = stack.enter_context(asked)
-            missing = dict(unanswered)
+            missing = dict(answered.unanswered)
             doing, total = f"{task.name}: scoring", len(scoring.scorable)
             if task.judge == "none":
                 found = _each_scored(scoring, Progress(doing, total))

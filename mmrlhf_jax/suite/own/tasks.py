@@ -12,10 +12,10 @@ from typing import Any
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.suite import resampling
-from mmrlhf_jax.suite.answers import Answer, document_of
+from mmrlhf_jax.suite.answers import Answer, Answered, document_of
 from mmrlhf_jax.suite.judges.judging import Judging, NotJudged, NotRead, read
 from mmrlhf_jax.suite.judges.question import Question
-from mmrlhf_jax.suite.local import Local, source_of
+from mmrlhf_jax.suite.local import Local, expected_documents, source_of
 from mmrlhf_jax.suite.own import documents
 from mmrlhf_jax.suite.own.documents import Entry
 from mmrlhf_jax.suite.own.grader import Graded, Grader, Mode
@@ -49,9 +49,7 @@ class OwnTasks:
 
     def expected(self, task: Task) -> int | None:
         """About how many documents a task has; None if that is not known."""
-        local = self._local.get(task.name)
-        documents = task.data.documents if local is None else local.documents
-        return documents if documents is None or self._limit is None else min(documents, self._limit)
+        return expected_documents(task, self._local.get(task.name), self._limit)
 
     def settings(self, task: Task) -> dict[str, Any]:
         """What answers and figures of a task depend on besides model, documents and judge."""
@@ -67,11 +65,11 @@ class OwnTasks:
         cannot be read."""
         yield OwnRequests(self._used(task), self._grader(task), self._options(task), answered, share)
 
-    def score(self, task: Task, answers: Mapping[str, Answer], unanswered: Mapping[str, str], judging: Judging) -> Results:
-        """The results of a task. `unanswered`: document -> why it has no answer. TaskFailed if the data cannot be read."""
-        entries, grader = self._used(task), self._grader(task)
+    def score(self, task: Task, answered: Answered, judging: Judging) -> Results:
+        """The results of a task. A document is told by its request. TaskFailed if the data cannot be read."""
+        entries, grader, answers = self._used(task), self._grader(task), answered.answers
         missing = {str(number): each.missing for number, each in enumerate(entries) if each.missing is not None}
-        missing |= unanswered
+        missing |= answered.unanswered
         for number, entry in enumerate(entries):
             if (name := str(number)) in missing:
                 continue
