@@ -13,6 +13,7 @@ from mmrlhf_jax import config, strict_json
 from mmrlhf_jax.accelerators import accelerator
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import is_remote
+from mmrlhf_jax.planning.plugin import plugin_packages
 from mmrlhf_jax.progress import say
 
 if TYPE_CHECKING:
@@ -157,8 +158,8 @@ def _pods() -> list[str]:
 
 
 def _use_stand_ins(launches: Sequence[config.Launch]) -> None:
-    """Prepare the environment before jax starts: no accelerator of this machine, a CPU device for every GPU that is planned,
-    and the compiler flags.
+    """Prepare the environment before jax starts: no accelerator of this machine, the compiler flags, and, without a compiler for
+    GPUs, a CPU device for every GPU that is planned.
 
     libtpu reads its flags only once, so they are used only if all launch files have the same. JAX's compilation cache is
     disabled, because a program from it has no HLO text.
@@ -172,7 +173,7 @@ def _use_stand_ins(launches: Sequence[config.Launch]) -> None:
     elif flags:
         say("the launch files differ in LIBTPU_INIT_ARGS, so none of these flags is used; plan them one by one")
     gpus = [found.chips * slices for found, slices in named if not found.is_tpu]
-    if gpus:
+    if gpus and not plugin_packages():
         import jax
 
         jax.config.update("jax_num_cpu_devices", max(gpus))
