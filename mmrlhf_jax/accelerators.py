@@ -1,8 +1,8 @@
 """A table of the accelerators that a launch file may name: chips, memory, peak FLOP/s and bandwidths.
 
 It imports no jax, so that reading a launch file is quick. Peaks and bandwidths are from the vendors' data sheets. For TPUs,
-memory is what XLA can allocate, as in libtpu's out-of-memory messages, which is less than on the data sheet; for GPUs it is what
-CUDA reports as the device's total, of which a process takes a share (`planning.topology.chip_of`).
+memory is what XLA can allocate, as in libtpu's out-of-memory messages, which is less than on the data sheet; for GPUs it is
+CUDA's figure for the whole device, of which a process takes a share (`planning.topology.chip_of`).
 """
 
 from __future__ import annotations

@@ -158,8 +158,8 @@ def _pods() -> list[str]:
 
 
 def _use_stand_ins(launches: Sequence[config.Launch]) -> None:
-    """Prepare the environment before jax starts: no accelerator of this machine, the compiler flags, and, without a compiler for
-    GPUs, a CPU device for every GPU that is planned.
+    """Prepare the environment before jax starts: no accelerator of this machine, the compiler flags, and a CPU device for every
+    GPU that is planned if there is no compiler for GPUs.
 
     libtpu reads its flags only once, so they are used only if all launch files have the same. JAX's compilation cache is
     disabled, because a program from it has no HLO text.

@@ -37,8 +37,8 @@ def _head(plan: Plan) -> list[str]:
     ]
     if plan.stand_in:
         lines.append(
-            "  compiled for CPU devices in the place of GPUs: memory and times are estimates, collectives are the partitioner's"
-            " (of its all-reduces, XLA makes reduce-scatters where a piece is kept)"
+            "  compiled for CPU devices in the place of GPUs: memory and times are estimates that may be three times too high,"
+            " collectives are the partitioner's; XLA's compiler for GPUs is in jax's CUDA plugin, pip install 'mmrlhf-jax[plan-gpu]'"
         )
     return lines
 
@@ -49,6 +49,11 @@ def _step(plan: Plan) -> list[str]:
     if memory is not None:
         parts = f"arguments {shown_bytes(memory.arguments)}, temporaries {shown_bytes(memory.temporaries)}"
         lines.append(f"  memory     {shown_bytes(plan.peak)} of {shown_bytes(plan.chip.hbm_bytes)} per device: {parts}")
+    if plan.by_triton is not None:
+        lines.append(
+            f"             with all matrix products by cuBLAS; with those that Triton can do by Triton {shown_bytes(plan.by_triton)};"
+            " a run chooses on the device"
+        )
     if plan.flops is not None:
         done = plan.flops - plan.executed.skipped
         lines.append(
