@@ -31,7 +31,7 @@ def _flops(computation: Computation, instruction: Instruction) -> float:
     if instruction.opcode != "custom-call":
         return 0.0
     name = target(instruction)
-    if name.startswith(_CUBLAS):
+    if by_cublas(instruction):
         return _product(computation, instruction, _CONTRACTED_BY_CUBLAS)
     if name.startswith(_CUDNN):
         return _cudnn(computation, instruction, name)
@@ -43,6 +43,11 @@ def target(call: Instruction) -> str:
     """The name of the function that a custom call calls."""
     found = _TARGET.search(call.attributes)
     return found[1] if found else ""
+
+
+def by_cublas(instruction: Instruction) -> bool:
+    """Whether the instruction is a product of matrices by cuBLAS."""
+    return instruction.opcode == "custom-call" and target(instruction).startswith(_CUBLAS)
 
 
 def _product(computation: Computation, product: Instruction, contracted: re.Pattern) -> float:

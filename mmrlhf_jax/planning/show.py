@@ -37,8 +37,8 @@ def _head(plan: Plan) -> list[str]:
     ]
     if plan.stand_in:
         lines.append(
-            "  compiled for CPU devices in the place of GPUs: memory and times are estimates that may be three times too high,"
-            " collectives are the partitioner's; XLA's compiler for GPUs is in jax's CUDA plugin, pip install 'mmrlhf-jax[plan-gpu]'"
+            "  compiled for CPU devices in the place of GPUs: memory and times are estimates, up to three times too high,"
+            " collectives are the partitioner's; XLA's own compiler for GPUs comes with `pip install -e '.[plan-gpu]'`"
         )
     return lines
 
@@ -51,7 +51,7 @@ def _step(plan: Plan) -> list[str]:
         lines.append(f"  memory     {shown_bytes(plan.peak)} of {shown_bytes(plan.chip.hbm_bytes)} per device: {parts}")
     if plan.by_triton is not None:
         lines.append(
-            f"             with all matrix products by cuBLAS; with those that Triton can do by Triton {shown_bytes(plan.by_triton)};"
+            f"             with matrix products by cuBLAS; with those of Triton's kind by Triton {shown_bytes(plan.by_triton)}:"
             " a run chooses on the device"
         )
     if plan.flops is not None:
