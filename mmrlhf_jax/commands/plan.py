@@ -14,6 +14,7 @@ from mmrlhf_jax.accelerators import accelerator
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import is_remote
 from mmrlhf_jax.planning.plugin import plugin_packages
+from mmrlhf_jax.planning.table import Table, read_table, write_table
 from mmrlhf_jax.progress import say
 
 if TYPE_CHECKING:
@@ -36,12 +37,17 @@ def plan(
     readme: str | None = None,
     as_json: bool = False,
 ) -> None:
+    if readme is not None and not every:
+        raise UserError("--readme writes the whole table anew; use it with --all, and with --launch to renew some of its rows")
+    if readme is not None and launches and experiments:
+        raise UserError("--readme with --launch renews whole rows of the table; name no experiment")
+    renewed = bool(launches)  # some rows of the table, not all
     experiments = list(experiments or (_files(CONFIGS) if every else ()))
     launches = list(launches or (_pods() if every else ()))
-    if readme is not None and not every:
-        raise UserError("--readme writes the whole table anew; use it with --all")
     if not experiments or not launches:
         raise UserError("give an experiment and --launch FILE, or --all for every launch file")
+    kept = read_table(readme).without({Path(name).stem for name in launches}) if readme is not None and renewed else Table()
+    launches += [name for name in (_pods() if kept.rows else ()) if Path(name).stem in kept.rows]  # where columns are missing
     places = {name: config.load_launch(name) for name in launches}
     nameless = next((name for name, launch in places.items() if launch.accelerator is None), None)
     if nameless is not None:
@@ -52,10 +58,12 @@ def plan(
 
     plans, several = [], len(experiments) * len(launches) > 1
     read = {Path(name).stem: config.load_experiment(name, overrides) for name in experiments}
-    for made in _plans(read, places, several, fit, generation=generation, passes=passes, quick=quick):
+    groups = alike(read)
+    columns = [together for together, _ in groups]
+    for made in _plans(groups, places, kept, several, fit, generation=generation, passes=passes, quick=quick):
         plans.append(made)
         if readme is not None:  # after every plan, because the next may take long
-            show.write_table(readme, plans)
+            write_table(readme, show.table_of(plans).keeping(kept, columns if renewed else ()))
         if not as_json:
             print(show.as_text(made), flush=True)
     if as_json:
@@ -66,17 +74,25 @@ def plan(
 
 
 def _plans(
-    experiments: Mapping[str, config.Experiment], places: Mapping[str, config.Launch], several: bool, fit: bool, **how: bool
+    groups: Sequence[tuple[list[str], config.Experiment]],
+    places: Mapping[str, config.Launch],
+    kept: Table,
+    several: bool,
+    fit: bool,
+    **how: bool,
 ) -> Iterator[Plan]:
-    """Yield a plan of each experiment for each launch file. If there are several, those that fail are reported and left out."""
+    """Yield a plan of each group of experiments (`alike`) for each launch file, but for those whose cell is kept. If there are
+    several, those that fail are reported and left out."""
     from mmrlhf_jax.planning.lowering import model_sizes
     from mmrlhf_jax.planning.plan import make_plan
     from mmrlhf_jax.planning.workload import find_workload
 
-    for together, experiment in alike(experiments):
+    for together, experiment in groups:
         workload = None  # does not depend on the launch file
         for where, launch in places.items():
             names = (", ".join(together), Path(where).stem)
+            if kept.cell(names[1], together) is not None:
+                continue
             try:
                 sizes = model_sizes(experiment)[0]
                 if not fit:  # `--fit` chooses the mesh itself
