@@ -14,10 +14,6 @@ from jaxtyping import Array, Float, Int
 from mmrlhf_jax.sharding import rules
 from mmrlhf_jax.sharding.ring import gather_rows, reduce_scatter_rows
 
-# Platforms whose matrix products need both factors in one dtype. There the gradient of the logits, float32, meets a bfloat16
-# vocabulary as a sum of two bfloat16 arrays; else XLA makes a float32 copy of the whole vocabulary for every chunk.
-SPLIT_ON = ("gpu", "cuda", "rocm")
-
 
 class TargetLogps(NamedTuple):
     """Per target: log-probability, whether it is the most likely token, the mean logit over the vocabulary, and the entropy of
@@ -56,7 +52,7 @@ def target_logps(
     inputs, kernels = (states,), (vocabulary,)
     if adapter is not None:
         inputs, kernels = (states, states @ adapter[0].astype(states.dtype)), (vocabulary, adapter[1])
-    how = _How(chunk, ((),) * len(kernels), jax.config.jax_default_matmul_precision, rules.platform() in SPLIT_ON)
+    how = _How(chunk, ((),) * len(kernels), jax.config.jax_default_matmul_precision, rules.platform() == "gpu")
     project = _project if mesh is None else partial(_project_in_place, mesh)
     found = project(inputs, kernels, targets, how)
     return jax.tree.map(lambda x: x[:, :count], found)
@@ -71,7 +67,7 @@ class _How(NamedTuple):
     chunk: int
     gathered: tuple[tuple[str, ...], ...]  # for every kernel, the (manual) mesh axes over which its rows are sharded
     precision: str | None  # matmul precision
-    split: bool  # whether products with the gradient of the logits are made from its bfloat16 pieces, if the model is bfloat16
+    split: bool  # whether a bfloat16 model's products with the gradient of the logits take it as two bfloat16 pieces
 
 
 def _project_in_place(mesh: AbstractMesh, inputs: Inputs, kernels: Kernels, targets: Int[Array, "B M"], how: _How):
@@ -154,6 +150,7 @@ def _project_backward(how, kept, cotangents):
         at_target = jnp.arange(logits.shape[-1]) == targets[..., None]
         back = rules.constrain(cotangent[..., None] * (at_target - probabilities), None, None, "act_vocab")
         # The products keep `back` in float32; rounding it to the kernel's dtype would cost more accuracy than time it saves.
+        # On GPUs both factors of a product have one dtype, and XLA would make a float32 copy of the whole vocabulary for it.
         split = how.split and inputs[0].dtype == jnp.bfloat16
         if split:
             back = rules.constrain(_pieces(back), None, None, "act_vocab")

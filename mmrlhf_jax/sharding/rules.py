@@ -142,8 +142,8 @@ def current_mesh() -> AbstractMesh | None:
 
 
 def platform() -> str:
-    """The platform ("cpu", "gpu", "cuda", "tpu") of the devices that a program is compiled for: those of the mesh of
-    `jax.set_mesh`, which need not be present, else jax's default."""
+    """The platform ("cpu", "gpu", "tpu") of the devices that a program is compiled for: those of the mesh of `jax.set_mesh`,
+    which need not be present, else jax's default ones."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
