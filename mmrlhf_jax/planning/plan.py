@@ -239,6 +239,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "collectives": [dataclasses.asdict(each) for each in plan.step.collectives],
         "reduced_whole": None if plan.stand_in else plan.step.reduced_whole,  # None: not audited
         "gathered_activations": None if plan.stand_in else plan.step.gathered_activations,
+        "uncounted_loops": plan.step.uncounted_loops,
         "roofline": None if roofline is None else dataclasses.asdict(roofline) | {"bound": roofline.bound},
         "step_seconds_bound": plan.step_seconds,
         "flop_utilisation_bound": plan.flop_utilisation,

@@ -38,11 +38,12 @@ _REPORT = "*after_optimizations-memory-usage-report.txt"
 _ASSIGNED = {"tpu": "*_after_buffer_assignment.txt", "cpu": _REPORT, "gpu": _REPORT}
 # Files by which the compiling process reports to its parent; the last has what XLA's compiler for GPUs writes to stderr.
 _FINGERPRINT, _REFUSED, _SAID = "fingerprint", "refused", "said"
+_IN_CODE = re.compile(r"\b(constant|thread-local)\b")
 _ALLOCATION = re.compile(r"^allocation \d+: size (\d+)(.*)$", re.MULTILINE)
 # Disables passes that XLA runs only for CPUs: they replace bfloat16 by float32, which programs for GPUs keep.
 _FOR_CPUS = "--xla_disable_hlo_passes=all-reduce-promotion,float-normalization-bf16"
 # All matrix products by cuBLAS. Without a GPU to try them on, XLA would choose Triton for most of them; a run chooses for each
-# what is faster on its device. Programs with cuBLAS take more memory.
+# what is faster on its device.
 _BY_CUBLAS = "--xla_gpu_enable_triton_gemm=false"
 POLL_SECONDS = 0.2
 _UNKNOWN_FLAGS = re.compile(r"Unknown flags? in XLA_FLAGS: (.*)")
@@ -142,7 +143,7 @@ def optimise(lower: Lowering, *what, target: Target) -> Program:
         if found is None or not (any(folder.glob(assigned)) or _kept(found)):
             raise _ended(folder)
         if not _kept(found):
-            _keep(_optimised(folder, time.monotonic() - started), _path(found, machine_code=False))
+            _keep(_optimised(folder, time.monotonic() - started, target.platform), _path(found, machine_code=False))
         return _read(_kept(found))
 
 
@@ -177,16 +178,18 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _optimised(folder: Path, seconds: float) -> Program:
-    memory = assigned_memory(next(folder.glob(_BUFFERS)).read_text())
+def _optimised(folder: Path, seconds: float, platform: str) -> Program:
+    memory = assigned_memory(next(folder.glob(_BUFFERS)).read_text(), constants=platform != "gpu")
     return Program(seconds, memory.peak, memory, _text(folder), machine_code=False)
 
 
-def assigned_memory(text: str) -> Memory:
-    """Memory from the text of XLA's buffer assignment: all allocations in HBM (colour 0, which the text does not mention)."""
+def assigned_memory(text: str, *, constants: bool = True) -> Memory:
+    """Memory from the text of XLA's buffer assignment: all allocations in HBM (colour 0, which the text does not mention).
+
+    Without `constants`, which for GPUs are part of the code, temporaries are those of `memory_analysis()` there."""
     sizes = Counter()
     for size, rest in _ALLOCATION.findall(text):
-        if "color" not in rest:
+        if "color" not in rest and (constants or not _IN_CODE.search(rest)):
             sizes["parameter" in rest, "maybe-live-out" in rest] += int(size)
     aliased = sizes[True, True]
     return Memory(aliased + sizes[True, False], aliased + sizes[False, True], sizes[False, False], aliased)
