@@ -58,6 +58,12 @@ class Design:
     heads: int
     vocabulary: frozenset[int]
 
+    def has(self, array: Array) -> bool:
+        """Whether an array is small or, by its size, one of those that are named."""
+        if array.elements <= self.small:
+            return True
+        return array.elements != self.taps and any(size.holds(array) for size in self.named.values())
+
 
 def design_of(model: ModelConfig, experiment: config.Experiment, state: TrainState, mesh: Mesh) -> Design:
     """The design's arrays for one accumulation piece of a train step with this abstract state. The experiment must set all row
@@ -139,11 +145,12 @@ def _written(module: Module) -> Iterator[tuple[Instruction, Array]]:
 
 def _judged(module: Module, instruction: Instruction, array: Array, design: Design) -> str | None:
     """What an array is if the design does not have it; None if it does."""
-    if array.elements <= design.small or (array.dtype == WORKSPACE and instruction.opcode == "custom-call"):
+    if array.dtype == WORKSPACE and instruction.opcode == "custom-call":
         return None
-    if array.elements in design.weights and _is_float32_copy(module, instruction, array):
+    large = array.elements > design.small
+    if large and array.elements in design.weights and _is_float32_copy(module, instruction, array):
         return "a float32 copy of weights"
-    if any(size.holds(array) for size in design.named.values()):
+    if design.has(array):
         return None
     if Size(design.taps, FLOAT32).holds(array):
         return "the features of every tap"
