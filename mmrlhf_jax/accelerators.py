@@ -32,8 +32,12 @@ CHIPS = {
     "v5e": Chip("TPU v5 lite", int(15.75 * GiB), 197e12, 819 * GB, 200 * GB, 3.1 * GB),
     "v5p": Chip("TPU v5", int(95.73 * GiB), 459e12, 2765 * GB, 600 * GB, 6.2 * GB),
     "v6e": Chip("TPU v6 lite", int(31.24 * GiB), 918e12, 1640 * GB, 448 * GB, 6.2 * GB),
+    "l4": Chip("NVIDIA L4", 24 * GB, 121e12, 300 * GB, 32 * GB, 3.1 * GB),
+    "l40s": Chip("NVIDIA L40S", 48 * GB, 362e12, 864 * GB, 32 * GB, 25 * GB),
+    "a100": Chip("NVIDIA A100", 80 * GB, 312e12, 2039 * GB, 300 * GB, 25 * GB),
     "h100": Chip("NVIDIA H100", 80 * GB, 989e12, 3350 * GB, 450 * GB, 50 * GB),
     "h200": Chip("NVIDIA H200", 141 * GB, 989e12, 4800 * GB, 450 * GB, 50 * GB),
+    "b200": Chip("NVIDIA B200", 180 * GB, 2250e12, 7700 * GB, 900 * GB, 50 * GB),
 }
 
 
@@ -90,8 +94,13 @@ ACCELERATORS = {
         _slice("v6e-16", "4x4"),
         _slice("v6e-32", "4x8"),
         _slice("v6e-256", "16x16"),
+        Accelerator("l4-1", CHIPS["l4"], 1, 1),
+        Accelerator("h100-1", CHIPS["h100"], 1, 1),
+        Accelerator("l40s-8", CHIPS["l40s"], 8, 8),
+        Accelerator("a100-8", CHIPS["a100"], 8, 8),
         Accelerator("h100-8", CHIPS["h100"], 8, 8),
         Accelerator("h200-8", CHIPS["h200"], 8, 8),
+        Accelerator("b200-8", CHIPS["b200"], 8, 8),
     )
 }
 
