@@ -1,8 +1,8 @@
 """A table of the accelerators that a launch file may name: chips, memory, peak FLOP/s and bandwidths.
 
 It imports no jax, so that reading a launch file is quick. Peaks and bandwidths are from the vendors' data sheets. For TPUs,
-memory is what XLA can allocate, as in libtpu's out-of-memory messages, which is less than on the data sheet; for GPUs it is the
-data sheet's figure.
+memory is what XLA can allocate, as in libtpu's out-of-memory messages, which is less than on the data sheet; for GPUs it is
+CUDA's figure for the whole device, of which a process takes a share (`planning.topology.chip_of`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ GB = 10**9
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device. Bandwidths are in bytes/s: `links` is the sum over a chip's fast links, `network` its share of the host's
-    network."""
+    """One device. Bandwidths are in bytes/s: `links` is the sum over a chip's fast links and both directions (for GPUs NVLink,
+    or PCIe if there is none), `network` its share of the host's network.
+
+    `target` names the description of a GPU for XLA's compiler, a file in `planning/targets`; None for TPUs.
+    """
 
     kind: str  # prefix of jax's `device_kind`
     hbm_bytes: int
@@ -26,18 +29,19 @@ class Chip:
     hbm_bandwidth: float
     links: float
     network: float
+    target: str | None = None
 
 
 CHIPS = {
     "v5e": Chip("TPU v5 lite", int(15.75 * GiB), 197e12, 819 * GB, 200 * GB, 3.1 * GB),
     "v5p": Chip("TPU v5", int(95.73 * GiB), 459e12, 2765 * GB, 600 * GB, 6.2 * GB),
     "v6e": Chip("TPU v6 lite", int(31.24 * GiB), 918e12, 1640 * GB, 448 * GB, 6.2 * GB),
-    "l4": Chip("NVIDIA L4", 24 * GB, 121e12, 300 * GB, 32 * GB, 3.1 * GB),
-    "l40s": Chip("NVIDIA L40S", 48 * GB, 362e12, 864 * GB, 32 * GB, 25 * GB),
-    "a100": Chip("NVIDIA A100", 80 * GB, 312e12, 2039 * GB, 300 * GB, 25 * GB),
-    "h100": Chip("NVIDIA H100", 80 * GB, 989e12, 3350 * GB, 450 * GB, 50 * GB),
-    "h200": Chip("NVIDIA H200", 141 * GB, 989e12, 4800 * GB, 450 * GB, 50 * GB),
-    "b200": Chip("NVIDIA B200", 180 * GB, 2250e12, 7700 * GB, 900 * GB, 50 * GB),
+    "a100": Chip("NVIDIA A100", 85100068864, 312e12, 2039 * GB, 600 * GB, 25 * GB, "a100_80g"),
+    "h100": Chip("NVIDIA H100", 84942979072, 989e12, 3350 * GB, 900 * GB, 50 * GB, "h100"),
+    "h200": Chip("NVIDIA H200", 151397597184, 989e12, 4800 * GB, 900 * GB, 50 * GB, "h200"),
+    "b200": Chip("NVIDIA B200", 191514411008, 2250e12, 8000 * GB, 1800 * GB, 50 * GB, "b200"),
+    "l40s": Chip("NVIDIA L40S", 47673507840, 362e12, 864 * GB, 64 * GB, 6.2 * GB, "l40s"),
+    "l4": Chip("NVIDIA L4", 23653777408, 121e12, 300 * GB, 64 * GB, 6.2 * GB, "l4"),  # behind L40S, whose name begins like it
 }
 
 
@@ -94,13 +98,13 @@ ACCELERATORS = {
         _slice("v6e-16", "4x4"),
         _slice("v6e-32", "4x8"),
         _slice("v6e-256", "16x16"),
-        Accelerator("l4-1", CHIPS["l4"], 1, 1),
-        Accelerator("h100-1", CHIPS["h100"], 1, 1),
-        Accelerator("l40s-8", CHIPS["l40s"], 8, 8),
         Accelerator("a100-8", CHIPS["a100"], 8, 8),
+        Accelerator("h100-1", CHIPS["h100"], 1, 1),
         Accelerator("h100-8", CHIPS["h100"], 8, 8),
         Accelerator("h200-8", CHIPS["h200"], 8, 8),
         Accelerator("b200-8", CHIPS["b200"], 8, 8),
+        Accelerator("l4-1", CHIPS["l4"], 1, 1),
+        Accelerator("l40s-8", CHIPS["l40s"], 8, 8),
     )
 }
 

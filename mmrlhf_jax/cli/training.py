@@ -70,7 +70,8 @@ def plan(
     passes: Annotated[bool, typer.Option(help="Also compile evaluation and reference pass, if the run has them.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="Do not generate machine code (ten times as fast).")] = False,
     readme: Annotated[
-        str | None, path_option(writes=True, help="Page to put the table of all plans into: docs/plans.md.")
+        str | None,
+        path_option(writes=True, help="Page for the table of all plans; --launch renews some rows."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object, or a list of them.")] = False,
 ) -> None:

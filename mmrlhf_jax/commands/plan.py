@@ -13,6 +13,8 @@ from mmrlhf_jax import config, strict_json
 from mmrlhf_jax.accelerators import accelerator
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import is_remote
+from mmrlhf_jax.planning.plugin import plugin_packages
+from mmrlhf_jax.planning.table import Table, read_table, write_table
 from mmrlhf_jax.progress import say
 
 if TYPE_CHECKING:
@@ -35,12 +37,17 @@ def plan(
     readme: str | None = None,
     as_json: bool = False,
 ) -> None:
+    if readme is not None and not every:
+        raise UserError("--readme writes the whole table anew; use it with --all, and with --launch to renew some of its rows")
+    if readme is not None and launches and experiments:
+        raise UserError("--readme with --launch renews whole rows of the table; name no experiment")
+    renewed = bool(launches)  # some rows of the table, not all
     experiments = list(experiments or (_files(CONFIGS) if every else ()))
     launches = list(launches or (_pods() if every else ()))
-    if readme is not None and not every:
-        raise UserError("--readme writes the whole table anew; use it with --all")
     if not experiments or not launches:
         raise UserError("give an experiment and --launch FILE, or --all for every launch file")
+    kept = read_table(readme).without({Path(name).stem for name in launches}) if readme is not None and renewed else Table()
+    launches += [name for name in (_pods() if kept.rows else ()) if Path(name).stem in kept.rows]  # where columns are missing
     places = {name: config.load_launch(name) for name in launches}
     nameless = next((name for name, launch in places.items() if launch.accelerator is None), None)
     if nameless is not None:
@@ -51,10 +58,12 @@ def plan(
 
     plans, several = [], len(experiments) * len(launches) > 1
     read = {Path(name).stem: config.load_experiment(name, overrides) for name in experiments}
-    for made in _plans(read, places, several, fit, generation=generation, passes=passes, quick=quick):
+    groups = alike(read)
+    columns = [together for together, _ in groups]
+    for made in _plans(groups, places, kept, several, fit, generation=generation, passes=passes, quick=quick):
         plans.append(made)
         if readme is not None:  # after every plan, because the next may take long
-            show.write_table(readme, plans)
+            write_table(readme, show.table_of(plans).keeping(kept, columns if renewed else ()))
         if not as_json:
             print(show.as_text(made), flush=True)
     if as_json:
@@ -65,17 +74,25 @@ def plan(
 
 
 def _plans(
-    experiments: Mapping[str, config.Experiment], places: Mapping[str, config.Launch], several: bool, fit: bool, **how: bool
+    groups: Sequence[tuple[list[str], config.Experiment]],
+    places: Mapping[str, config.Launch],
+    kept: Table,
+    several: bool,
+    fit: bool,
+    **how: bool,
 ) -> Iterator[Plan]:
-    """Yield a plan of each experiment for each launch file. If there are several, those that fail are reported and left out."""
+    """Yield a plan of each group of experiments (`alike`) for each launch file, but for those whose cell is kept. If there are
+    several, those that fail are reported and left out."""
     from mmrlhf_jax.planning.lowering import model_sizes
     from mmrlhf_jax.planning.plan import make_plan
     from mmrlhf_jax.planning.workload import find_workload
 
-    for together, experiment in alike(experiments):
+    for together, experiment in groups:
         workload = None  # does not depend on the launch file
         for where, launch in places.items():
             names = (", ".join(together), Path(where).stem)
+            if kept.cell(names[1], together) is not None:
+                continue
             try:
                 sizes = model_sizes(experiment)[0]
                 if not fit:  # `--fit` chooses the mesh itself
@@ -157,8 +174,8 @@ def _pods() -> list[str]:
 
 
 def _use_stand_ins(launches: Sequence[config.Launch]) -> None:
-    """Prepare the environment before jax starts: no accelerator of this machine, a CPU device for every GPU that is planned,
-    and the compiler flags.
+    """Prepare the environment before jax starts: no accelerator of this machine, the compiler flags, and a CPU device for every
+    GPU that is planned if there is no compiler for GPUs.
 
     libtpu reads its flags only once, so they are used only if all launch files have the same. JAX's compilation cache is
     disabled, because a program from it has no HLO text.
@@ -172,7 +189,7 @@ def _use_stand_ins(launches: Sequence[config.Launch]) -> None:
     elif flags:
         say("the launch files differ in LIBTPU_INIT_ARGS, so none of these flags is used; plan them one by one")
     gpus = [found.chips * slices for found, slices in named if not found.is_tpu]
-    if gpus:
+    if gpus and not plugin_packages():
         import jax
 
         jax.config.update("jax_num_cpu_devices", max(gpus))

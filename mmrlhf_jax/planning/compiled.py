@@ -6,7 +6,8 @@ import dataclasses
 
 from mmrlhf_jax.accelerators import GB, Chip, GiB
 from mmrlhf_jax.planning.audit import gathered_activations, reduced_whole
-from mmrlhf_jax.planning.hlo import flops, parse
+from mmrlhf_jax.planning.flops import flops
+from mmrlhf_jax.planning.hlo import parse
 from mmrlhf_jax.planning.program import Memory, Program
 from mmrlhf_jax.planning.roofline import Collective, Roofline, collectives, hbm_bytes, messages
 

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.rows import round_up
-from mmrlhf_jax.models.attention.backends import kernel_split, uses_kernel
-from mmrlhf_jax.models.attention.pallas_tpu import block_size
+from mmrlhf_jax.models.attention.backends import Products, kernel_products, kernel_split, uses_kernel
+from mmrlhf_jax.models.attention.visibility import most_pairs
 from mmrlhf_jax.models.attention.xla import DENSE_LIMIT, QUERY_BLOCKS, REMAT_LIMIT
 from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.planning.workload import Workload
@@ -40,18 +40,18 @@ def executed_flops(model: ModelConfig, experiment: config.Experiment, workload: 
     """Count the FLOPs of one train step on all devices. The experiment must set all row sizes and the accumulation."""
     budget, batch = workload.budget, experiment.batch
     chunk = min(batch.logprob_chunk, budget.targets)
-    text = _text_attention(model, experiment, budget.slots, mesh)
-    attention = text.pairs * text.products * 2 * model.text.layers * model.text.heads * model.text.head_dim
+    text = _text_attention(model, experiment, workload, mesh)
+    product = 2 * model.text.layers * model.text.heads * model.text.head_dim
     per_row = (
         _language(model, experiment) * budget.slots
-        + attention
+        + text.products * product
         + _vocabulary(model, experiment) * round_up(budget.targets, chunk)
         + _projector(model, experiment) * budget.tiles
         + _vision(model, experiment, mesh, budget.tiles) * budget.tiles
     )
     if model.reward_head in ("tanh", "silu"):
         per_row += 3 * 2 * model.text.hidden_size**2 * budget.responses
-    skipped = 0.0 if text.block is None else attention * batch.rows * (1 - workload.visible_blocks(text.block))
+    skipped = text.skipped * product * batch.rows
     useful = useful_flops(_useful_work(workload, batch.rows), model, experiment)
     return Executed(float(per_row * batch.rows), float(skipped), float(useful))
 
@@ -63,29 +63,38 @@ def _useful_work(workload: Workload, rows: int) -> Work:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionWork:
-    """Attention of one row: (query, key) pairs computed per head, summed over devices, and matrix products per pair and
-    step."""
+    """Attention of one row per head and step, summed over devices: matrix products times (query, key) pairs, at most, and those
+    of them that a kernel skips because the workload's masks hide their blocks."""
 
-    pairs: float
-    products: int
-    block: int | None  # block size of the kernel that skips hidden blocks; None if every pair is computed (XLA)
+    products: float
+    skipped: float
 
 
-def _text_attention(model: ModelConfig, experiment: config.Experiment, slots: int, mesh: Mesh) -> AttentionWork:
+def _text_attention(model: ModelConfig, experiment: config.Experiment, workload: Workload, mesh: Mesh) -> AttentionWork:
     """Two products in the forward pass; in the backward pass four by XLA or seven by the kernels (both of which recompute the
     scores); and the forward products again if layers are rematerialised."""
-    text = model.text
-    forward, learns = 2 * (1 + _references(experiment)), learning_of(experiment, model).through_language_model
-    recomputed = 2 * (experiment.model.remat != "none")
+    text, slots = model.text, workload.budget.slots
+    forward, learns = 1 + _references(experiment), learning_of(experiment, model).through_language_model
+    recomputed = experiment.model.remat != "none"
     keys = experiment.batch.rows // experiment.batch.accumulation, slots, text.kv_heads, text.head_dim
     copies = _kernel_copies(keys, experiment, mesh, causal=True)
     if copies is None:
-        backward = 4 + recomputed + 2 * (slots >= REMAT_LIMIT)
-        return AttentionWork(_xla_pairs(slots) * _xla_copies(text.heads, mesh), forward + learns * backward, None)
-    block = block_size(slots, text.heads // text.kv_heads, causal=True)
-    blocks = -(-slots // block)
-    pairs = block**2 * blocks * (blocks + 1) / 2
-    return AttentionWork(pairs * copies, forward + learns * (7 + recomputed), block)
+        products = 2 * forward + learns * (4 + 2 * recomputed + 2 * (slots >= REMAT_LIMIT))
+        return AttentionWork(_xla_pairs(slots) * _xla_copies(text.heads, mesh) * products, 0.0)
+    products = skipped = 0.0
+    for part, times in _kernel_times(mesh, slots, text.heads // text.kv_heads, text.head_dim, forward, learns, recomputed):
+        count = copies * times * part.count * most_pairs(slots, part.queries, part.keys, causal=True)
+        products += count
+        skipped += count * (1 - workload.visible_blocks(part.queries, part.keys))
+    return AttentionWork(products, skipped)
+
+
+def _kernel_times(
+    mesh: Mesh, slots: int, group: int, dim: int, forward: int, learns: bool, recomputed: bool, *, causal: bool = True
+) -> list[tuple[Products, int]]:
+    """The kernels' products, and how often a step computes them."""
+    once, back = kernel_products(mesh.devices.flat[0].platform, slots, group, dim, causal=causal)
+    return [(part, forward + learns * recomputed) for part in once] + [(part, int(learns)) for part in back]
 
 
 def _xla_copies(heads: int, mesh: Mesh) -> int:
@@ -97,7 +106,7 @@ def _xla_copies(heads: int, mesh: Mesh) -> int:
 
 def _kernel_copies(keys: tuple[int, int, int, int], experiment: config.Experiment, mesh: Mesh, *, causal: bool) -> float | None:
     """How many devices compute the same row and head with the kernel; None if XLA computes the attention."""
-    if not uses_kernel(experiment.model.attention, mesh.devices.flat[0].platform):
+    if not uses_kernel(experiment.model.attention, mesh.devices.flat[0].platform, keys[3]):
         return None
     split = kernel_split(keys, mesh, mesh.axis_names, causal=causal)
     return None if split is None else mesh.size / prod(mesh.shape[name] for axes in split for name in axes)
@@ -152,8 +161,12 @@ def _vision(model: ModelConfig, experiment: config.Experiment, mesh: Mesh, tiles
     passes_on = "vision_tower" in learning
     keys = experiment.batch.rows // experiment.batch.accumulation * tiles, slots, tower.heads, tower.width // tower.heads
     copies = _kernel_copies(keys, experiment, mesh, causal=False)
-    padded = slots if copies is None else slots + -slots % block_size(slots, 1, causal=False)
     # As for text: two products forward; backward four by XLA, seven by the kernels.
-    attended = 2 * times + passes_on * (4 + 2 * recomputed if copies is None else 7 + 2 * (experiment.model.remat != "none"))
+    if copies is None:
+        attended = (2 * times + passes_on * (4 + 2 * recomputed)) * slots**2
+    else:
+        again = experiment.model.remat != "none"
+        parts = _kernel_times(mesh, slots, 1, keys[3], times, passes_on, again, causal=False)
+        attended = copies * sum(n * part.count * most_pairs(slots, part.queries, part.keys, causal=False) for part, n in parts)
     times += passes_on * (1 + ("vision_tower" in learning.whole) + recomputed)
-    return times * products + tower.layers * attended * 2 * tower.width * padded**2 * (copies or 1)
+    return times * products + tower.layers * attended * 2 * tower.width

@@ -109,17 +109,33 @@ class Module:
         if noted:
             return int(noted[1])
         condition, body = (self.computations[loop.called[role][0]] for role in ("condition", "body"))
-        compare = condition.instructions.get(condition.root)
-        if compare is None or compare.opcode != "compare" or "direction=LT" not in compare.attributes:
+        found = _limit(self, condition)
+        if found is None:
             return None
-        counter, limit = (condition.instructions[name] for name in compare.operands)
-        index = re.search(r"index=(\d+)", counter.attributes)
-        if limit.opcode != "constant" or index is None:
-            return None
-        place = int(index[1])
+        place, limit = found
         step = _added(self, body, _element(body, body.root, place))
         first = _constant(computation, _element(computation, loop.operands[0], place))
-        return None if step is None or step < 1 or first is None else max(-(-(int(limit.operands[0]) - first) // step), 0)
+        return None if step is None or step < 1 or first is None else max(-(-(limit - first) // step), 0)
+
+
+def _limit(module: Module, condition: Computation) -> tuple[int, int] | None:
+    """(index of the counter in the loop's tuple, constant that it must be below) of a condition `counter < limit`, which GPUs
+    compute in a fusion; None if the condition is another one."""
+    compare, outside = condition.instructions.get(condition.root), {}
+    if compare is not None and compare.opcode == "fusion":
+        inner = module.computations[compare.called["calls"][0]]
+        outside = {
+            each.name: compare.operands[int(each.operands[0])]
+            for each in inner.instructions.values()
+            if each.opcode == "parameter"
+        }
+        compare = inner.instructions.get(inner.root)
+    if compare is None or compare.opcode != "compare" or "direction=LT" not in compare.attributes:
+        return None
+    known = {**condition.instructions, **(inner.instructions if outside else {})}
+    counter, limit = (known[outside.get(name, name)] for name in compare.operands)
+    index = re.search(r"index=(\d+)", counter.attributes)
+    return (int(index[1]), int(limit.operands[0])) if limit.opcode == "constant" and index is not None else None
 
 
 def _element(computation: Computation, name: str, place: int) -> str:
@@ -171,7 +187,7 @@ def parse(text: str) -> Module:
 
 def _instruction(name: str, rest: str) -> Instruction:
     end = _balanced(rest) if rest.startswith("(") else rest.index(" ")
-    arrays = tuple(Array(kind, _ints(sizes), int(space or 0)) for kind, sizes, space in _ARRAY.findall(rest[:end]))
+    arrays = tuple(Array(kind, ints(sizes), int(space or 0)) for kind, sizes, space in _ARRAY.findall(rest[:end]))
     rest = rest[end:].lstrip()
     opcode, _, rest = rest.partition("(")
     end = _balanced("(" + rest) - 1
@@ -190,62 +206,6 @@ def _balanced(text: str) -> int:
     return len(text)
 
 
-def _ints(text: str) -> tuple[int, ...]:
+def ints(text: str) -> tuple[int, ...]:
+    """The numbers of a list like `1,2,3`."""
     return tuple(int(part) for part in text.split(",") if part)
-
-
-def flops(module: Module) -> float:
-    """Matrix FLOPs of one run on one device (a multiply-add counts 2); for kernels, the cost estimate in their attributes."""
-    total = 0.0
-    for computation, instruction, times, _ in module.executed():
-        match instruction.opcode:
-            case "dot":
-                total += times * _dot(computation, instruction)
-            case "convolution":
-                total += times * _convolution(computation, instruction)
-            case "custom-call":
-                estimate = re.search(r'"?flops"?\s*:\s*"?(\d+)', instruction.attributes)
-                total += times * (int(estimate[1]) if estimate else 0)
-    return total
-
-
-def _dot(computation: Computation, dot: Instruction) -> float:
-    left = computation.instructions[dot.operands[0]].arrays[0]
-    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
-    return 2.0 * dot.arrays[0].elements * math.prod(left.shape[i] for i in _ints(contracted[1] if contracted else ""))
-
-
-def _convolution(computation: Computation, conv: Instruction) -> float:
-    """FLOPs of a convolution. TPUs run matrix products as convolutions, batched ones with dilated windows that lie mostly in
-    the padding, so only window positions inside the input count."""
-    left, right = (computation.instructions[name].arrays[0] for name in conv.operands[:2])
-    lhs, rhs, out = re.split(r"_|->", re.search(r"dim_labels=([\w>\-]+)", conv.attributes)[1])
-    window = dict(re.findall(r"(\w+)=([\w\-x]+)", (re.search(r"window=\{([^}]*)\}", conv.attributes) or ["", ""])[1]))
-
-    def setting(key: str, i: int, default: str) -> str:
-        return window[key].split("x")[i] if key in window else default
-
-    positions = 1
-    for i, label in enumerate(sorted(char for char in out if char.isdigit())):
-        stride, dilate, base = (int(setting(key, i, "1")) for key in ("stride", "rhs_dilate", "lhs_dilate"))
-        low = int(setting("pad", i, "0_0").split("_")[0])
-        size, length, count = (
-            right.shape[rhs.index(label)],
-            left.shape[lhs.index(label)],
-            conv.arrays[0].shape[out.index(label)],
-        )
-        positions *= _valid_positions(count, size, length, stride, dilate, base, low)
-    batch, features = (conv.arrays[0].shape[out.index(label)] for label in "bf")
-    groups = re.search(r"batch_group_count=(\d+)", conv.attributes)
-    return 2.0 * batch * features * right.shape[rhs.index("i")] * positions / (int(groups[1]) if groups else 1)
-
-
-def _valid_positions(count: int, size: int, length: int, stride: int, dilate: int, base: int, low: int) -> int:
-    """How many (output, window) positions of one dimension fall on an element of the input, not on padding."""
-    if size == 1 and base == 1 and low == 0 and (count - 1) * stride < length:
-        return count
-    if size == count and count == length and count > 1024:  # a batch dimension: each position uses only its own element
-        return count
-    reach = (length - 1) * base
-    starts = range(-low, -low + count * stride, stride)
-    return sum(0 <= s + w * dilate <= reach and (s + w * dilate) % base == 0 for s in starts for w in range(size))

@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from mmrlhf_jax import config
-from mmrlhf_jax.accelerators import Chip, accelerator
+from mmrlhf_jax.accelerators import Chip
 from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.planning.advice import advice
 from mmrlhf_jax.planning.audit import used_sizes
@@ -26,8 +26,8 @@ from mmrlhf_jax.planning.lowering import (
     step_arguments,
     with_budget,
 )
-from mmrlhf_jax.planning.program import Lowering, compile_lowered, optimise
-from mmrlhf_jax.planning.topology import chip_of
+from mmrlhf_jax.planning.program import Lowering, Program, Target, compile_lowered, optimise
+from mmrlhf_jax.planning.topology import chip_of, compiles_for_gpus, gpu_target
 from mmrlhf_jax.planning.workload import Workload, find_workload
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.mesh import use_mesh
@@ -66,6 +66,7 @@ class Plan:
     passes: dict[str, Pass]  # by name (`PASSES`): evaluation and reference pass
     advice: str | None  # what to change; None if the plan fits
     stand_in: bool  # compiled for CPU devices that stand in for GPUs
+    by_triton: int | None = None  # bytes per device of the step with matrix products by Triton instead of cuBLAS, for GPUs
 
     @property
     def peak(self) -> int:
@@ -148,6 +149,7 @@ def make_plan(
         passes=_compiled_passes(compiled, sizes) if passes else {},
         advice=None,
         stand_in=compiled.stand_in,
+        by_triton=compiled.by_triton(lower_step),
     )
     return plan if plan.fits else dataclasses.replace(plan, advice=advice(plan.peak, plan.chip, asked, launch, mesh))
 
@@ -166,17 +168,37 @@ class _Compiler:
         return chip_of(self.launch)
 
     @property
+    def is_gpu(self) -> bool:
+        return self.chip.target is not None
+
+    @property
     def stand_in(self) -> bool:
-        return self.launch.accelerator is not None and not accelerator(self.launch.accelerator).is_tpu
+        return self.is_gpu and not compiles_for_gpus()
 
     def __call__(self, lower: Lowering, mesh: Mesh | None = None, **judged) -> Compiled:
         """The program that `lower` makes, for `mesh` (default: that of the launch file)."""
-        # Machine code of a CPU says nothing about a GPU.
-        if self.stand_in or (self.quick and self.launch.accelerator is not None):
-            program = optimise(lower, self.experiment, self.launch, platform="cpu" if self.stand_in else "tpu")
-        else:
-            program = compile_lowered(*lower(self.experiment, self.launch))
+        program = self._program(lower)
         return read_program(program, dict((mesh or self.mesh).shape), self.launch.mesh.slices, self.chip, **judged)
+
+    def by_triton(self, lower: Lowering) -> int | None:
+        """Bytes per device that the program needs with matrix products by Triton; None if `quick`, or if it is not for GPUs."""
+        if self.quick or not self.is_gpu or self.stand_in:
+            return None
+        return optimise(lower, self.experiment, self.launch, target=self._gpu(triton=True)).needed
+
+    def _program(self, lower: Lowering) -> Program:
+        if self.stand_in:
+            target = Target("cpu")  # machine code of a CPU says nothing about a GPU
+        elif self.is_gpu:
+            target = self._gpu()
+        elif self.quick and self.launch.accelerator is not None:
+            target = Target("tpu")
+        else:
+            return compile_lowered(*lower(self.experiment, self.launch))
+        return optimise(lower, self.experiment, self.launch, target=target)
+
+    def _gpu(self, *, triton: bool = False) -> Target:
+        return Target("gpu", self.launch.environment.get("XLA_FLAGS", ""), gpu_target(self.chip), triton)
 
 
 def _generation(compiled: _Compiler) -> Generation:
@@ -217,6 +239,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "collectives": [dataclasses.asdict(each) for each in plan.step.collectives],
         "reduced_whole": None if plan.stand_in else plan.step.reduced_whole,  # None: not audited
         "gathered_activations": None if plan.stand_in else plan.step.gathered_activations,
+        "uncounted_loops": plan.step.uncounted_loops,
         "roofline": None if roofline is None else dataclasses.asdict(roofline) | {"bound": roofline.bound},
         "step_seconds_bound": plan.step_seconds,
         "flop_utilisation_bound": plan.flop_utilisation,
@@ -242,6 +265,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "model": plan.model_source,
         "workload": plan.workload.source,
         "stand_in": plan.stand_in,
+        "hbm_peak_bytes_by_triton": plan.by_triton,
         "advice": plan.advice,
     }
 

@@ -15,6 +15,7 @@ import math
 import multiprocessing
 import os
 import re
+import sys
 import tempfile
 import threading
 import time
@@ -29,21 +30,48 @@ from jax.sharding import Mesh
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import user_cache, write_atomically
+from mmrlhf_jax.planning.plugin import plugin_packages
 
 # Dumps that the compiler writes before generating machine code; then, by platform, the dump that it writes after these.
 _OPTIMISED, _BUFFERS = "*after_optimizations.txt", "*after_optimizations-buffer-assignment.txt"
-_ASSIGNED = {"tpu": "*_after_buffer_assignment.txt", "cpu": "*after_optimizations-memory-usage-report.txt"}
-_FINGERPRINT, _REFUSED = "fingerprint", "refused"  # files by which the compiling process reports to its parent
+_REPORT = "*after_optimizations-memory-usage-report.txt"
+_ASSIGNED = {"tpu": "*_after_buffer_assignment.txt", "cpu": _REPORT, "gpu": _REPORT}
+# Files by which the compiling process reports to its parent; the last has what XLA's compiler for GPUs writes to stderr.
+_FINGERPRINT, _REFUSED, _SAID = "fingerprint", "refused", "said"
+_IN_CODE = re.compile(r"\b(constant|thread-local)\b")
 _ALLOCATION = re.compile(r"^allocation \d+: size (\d+)(.*)$", re.MULTILINE)
 # Disables passes that XLA runs only for CPUs: they replace bfloat16 by float32, which programs for GPUs keep.
 _FOR_CPUS = "--xla_disable_hlo_passes=all-reduce-promotion,float-normalization-bf16"
+# All matrix products by cuBLAS. Without a GPU to try them on, XLA would choose Triton for most of them; a run chooses for each
+# what is faster on its device. Programs with cuBLAS take more memory.
+_BY_CUBLAS = "--xla_gpu_enable_triton_gemm=false"
 POLL_SECONDS = 0.2
+_UNKNOWN_FLAGS = re.compile(r"Unknown flags? in XLA_FLAGS: (.*)")
 # libtpu's messages for a program that does not fit; the first gives the size of temporaries, the second the total.
 _TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM")
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # Part of the cache key, because they change the compiler's output.
 _PACKAGES, _FLAGS = ("jax", "jaxlib", "libtpu"), ("LIBTPU_INIT_ARGS", "XLA_FLAGS")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What `optimise` compiles for. "cpu" means devices that stand in for GPUs, "gpu" those of XLA's own compiler for GPUs.
+
+    `flags` are the run's XLA_FLAGS, `description` is the GPU's (`topology.gpu_target`); both are used for "gpu" only. If
+    `triton`, XLA may choose Triton for matrix products, else all are by cuBLAS.
+    """
+
+    platform: Literal["tpu", "cpu", "gpu"]
+    flags: str = ""
+    description: str = ""
+    triton: bool = False
+
+    def environment(self) -> dict[str, str]:
+        """Variables of the process that compiles."""
+        added = {"tpu": "", "cpu": _FOR_CPUS, "gpu": f"{self.flags} {'' if self.triton else _BY_CUBLAS}"}[self.platform].strip()
+        return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {added}".strip()} if added else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,16 +120,16 @@ def compile_lowered(lowered: jax.stages.Lowered, arguments, mesh: Mesh) -> Progr
 Lowering = Callable[..., tuple[jax.stages.Lowered, Any, Mesh]]
 
 
-def optimise(lower: Lowering, *what, platform: Literal["tpu", "cpu"]) -> Program:
-    """Like `compile_lowered` of `lower(*what)`, but without machine code. With platform "cpu", for devices that stand in for
-    GPUs, the program is not one that a CPU could run.
+def optimise(lower: Lowering, *what, target: Target) -> Program:
+    """Like `compile_lowered` of `lower(*what)`, but without machine code. For platform "cpu" the program is not one that a CPU
+    could run.
 
     A child process lowers and compiles; it is killed once the compiler has written the dumps that are read here. UserError if
-    lowering raises it, or if the child ends without a result.
+    lowering raises it, if the compiler does not know one of the flags, or if the child ends without a result.
     """
     with tempfile.TemporaryDirectory() as name:
-        folder, started, assigned = Path(name), time.monotonic(), _ASSIGNED[platform]
-        process = multiprocessing.get_context("spawn").Process(target=_lower_and_compile, args=(lower, what, folder, platform))
+        folder, started, assigned = Path(name), time.monotonic(), _ASSIGNED[target.platform]
+        process = multiprocessing.get_context("spawn").Process(target=_lower_and_compile, args=(lower, what, folder, target))
         process.start()
         try:
             while process.is_alive() and not any(folder.glob(assigned)):
@@ -113,20 +141,31 @@ def optimise(lower: Lowering, *what, platform: Literal["tpu", "cpu"]) -> Program
             raise UserError((folder / _REFUSED).read_text())
         found = (folder / _FINGERPRINT).read_text() if (folder / _FINGERPRINT).exists() else None
         if found is None or not (any(folder.glob(assigned)) or _kept(found)):
-            raise UserError("the compiler's process ended without a result; its own messages are above")
+            raise _ended(folder)
         if not _kept(found):
-            _keep(_optimised(folder, time.monotonic() - started), _path(found, machine_code=False))
+            _keep(_optimised(folder, time.monotonic() - started, target.platform), _path(found, machine_code=False))
         return _read(_kept(found))
 
 
-def _lower_and_compile(lower: Lowering, what: tuple, folder: Path, platform: str) -> None:
+def _ended(folder: Path) -> UserError:
+    """The error of a child that ended without a result. What it wrote to a file is shown, unless it is about a flag."""
+    said = (folder / _SAID).read_text(errors="replace") if (folder / _SAID).exists() else ""
+    unknown = _UNKNOWN_FLAGS.search(said)
+    if unknown:
+        return UserError(f"XLA_FLAGS: this XLA does not know {unknown[1].strip()}; see the launch file's environment")
+    print(said, end="", file=sys.stderr, flush=True)
+    return UserError("the compiler's process ended without a result; its own messages are above")
+
+
+def _lower_and_compile(lower: Lowering, what: tuple, folder: Path, target: Target) -> None:
     """Runs in the child process. If it finishes before it is killed, it stores the result itself."""
-    if platform == "cpu":
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FOR_CPUS}"
+    os.environ.update(target.environment())
+    if target.platform == "gpu":  # it reports the missing GPU, and memory limits that the plan compares itself
+        os.dup2(os.open(folder / _SAID, os.O_WRONLY | os.O_CREAT), 2)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         lowered, arguments, mesh = lower(*what)
-        found = _fingerprint(lowered, mesh)
+        found = _fingerprint(lowered, mesh, target.description)
         write_atomically(folder / _FINGERPRINT, found.encode())
         if _kept(found) is None:
             _keep(_compile(lowered, arguments, folder), _path(found))
@@ -139,16 +178,18 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _optimised(folder: Path, seconds: float) -> Program:
-    memory = assigned_memory(next(folder.glob(_BUFFERS)).read_text())
+def _optimised(folder: Path, seconds: float, platform: str) -> Program:
+    memory = assigned_memory(next(folder.glob(_BUFFERS)).read_text(), constants=platform != "gpu")
     return Program(seconds, memory.peak, memory, _text(folder), machine_code=False)
 
 
-def assigned_memory(text: str) -> Memory:
-    """Memory from the text of XLA's buffer assignment: all allocations in HBM (colour 0, which the text does not mention)."""
+def assigned_memory(text: str, *, constants: bool = True) -> Memory:
+    """Memory from the text of XLA's buffer assignment: all allocations in HBM (colour 0, which the text does not mention).
+
+    Without `constants`, which for GPUs are part of the code, temporaries are those of `memory_analysis()` there."""
     sizes = Counter()
     for size, rest in _ALLOCATION.findall(text):
-        if "color" not in rest:
+        if "color" not in rest and (constants or not _IN_CODE.search(rest)):
             sizes["parameter" in rest, "maybe-live-out" in rest] += int(size)
     aliased = sizes[True, True]
     return Memory(aliased + sizes[True, False], aliased + sizes[False, True], sizes[False, False], aliased)
@@ -172,10 +213,11 @@ def _read(path: Path) -> Program:
     return Program(**stored, memory=memory and Memory(**memory))
 
 
-def _fingerprint(lowered: jax.stages.Lowered, mesh: Mesh) -> str:
+def _fingerprint(lowered: jax.stages.Lowered, mesh: Mesh, description: str = "") -> str:
     devices = [f"{d.device_kind} {d.id} {getattr(d, 'coords', '')} {getattr(d, 'slice_index', '')}" for d in mesh.devices.flat]
     around = [importlib.metadata.version(name) for name in _PACKAGES if _installed(name)]
-    around += [os.environ.get(name, "") for name in _FLAGS]
+    around += [importlib.metadata.version(name) for name in plugin_packages()] if description else []
+    around += [*(os.environ.get(name, "") for name in _FLAGS), *([description] if description else [])]
     return hashlib.sha256("\n".join([lowered.as_text(), *devices, *around]).encode()).hexdigest()[:32]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mmrlhf_jax.accelerators import Chip
+from mmrlhf_jax.planning.flops import by_cublas
 from mmrlhf_jax.planning.hlo import Array, Computation, Instruction, Module
 from mmrlhf_jax.sharding.ring import RING
 
@@ -239,7 +240,7 @@ def _traffic(module: Module, computation: Computation, instruction: Instruction)
         return written + sum(_in_hbm(operand.arrays) for operand in operands)
     body = module.computations[instruction.called["calls"][0]]
     updates = [i for i in body.instructions.values() if i.opcode == "dynamic-update-slice"]
-    in_place = {i.operands[0] for i in updates}
+    in_place = {_behind_bitcasts(body, i.operands[0]) for i in updates}
     read = 0.0
     for parameter, operand in zip(_parameters(body), operands, strict=False):
         whole = _in_hbm(operand.arrays)
@@ -252,12 +253,15 @@ def _traffic(module: Module, computation: Computation, instruction: Instruction)
 
 
 def _read(module: Module, body: Computation, parameter: Instruction) -> int:
-    """Bytes of a parameter that a fusion's body reads: the slices if it only slices it (also in nested fusions), else all."""
+    """Bytes of a parameter that a fusion's body reads: the slices if it only slices it (also in nested fusions, and behind a
+    bitcast), else all."""
     read = 0
     users = [i for i in body.instructions.values() if parameter.name in i.operands]
     for user in users:
         if user.opcode in SLICES and user.operands[0] == parameter.name:
             read += user.bytes
+        elif user.opcode == "bitcast":
+            read += _read(module, body, user)
         elif user.opcode == "fusion":
             inner = module.computations[user.called["calls"][0]]
             inside = zip(_parameters(inner), user.operands, strict=False)
@@ -265,6 +269,13 @@ def _read(module: Module, body: Computation, parameter: Instruction) -> int:
         else:
             return parameter.bytes
     return read if users else parameter.bytes
+
+
+def _behind_bitcasts(body: Computation, name: str) -> str:
+    """The name of the instruction whose bytes the named one has under another shape; its own if it is no bitcast."""
+    while name in body.instructions and body.instructions[name].opcode == "bitcast":
+        name = body.instructions[name].operands[0]
+    return name
 
 
 def _parameters(computation: Computation) -> list[Instruction]:
@@ -275,7 +286,9 @@ def _parameters(computation: Computation) -> list[Instruction]:
 
 def _results(instruction: Instruction, operands: Sequence[Instruction]) -> tuple[Array, ...]:
     """The arrays that an instruction computes. The tuple of an asynchronous start also contains its operands: for a copy after
-    the result, else before the results."""
+    the result, else before the results. A product by cuBLAS has its workspace after the result."""
+    if by_cublas(instruction):
+        return instruction.arrays[:1]
     if not instruction.opcode.endswith("-start"):
         return instruction.arrays
     if instruction.opcode == "copy-start":

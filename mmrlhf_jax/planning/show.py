@@ -1,20 +1,15 @@
-"""Plans as text: a page for one plan, and a Markdown table of experiments and launch files."""
+"""Plans as text: a page for one plan, and a table of several."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from etils import epath
-
 from mmrlhf_jax.accelerators import GiB
-from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.planning.audit import ROWS
 from mmrlhf_jax.planning.compiled import shown_bytes
 from mmrlhf_jax.planning.generation import Generation
 from mmrlhf_jax.planning.plan import Plan
-
-BEGIN, END = "<!-- plans: written by `mmrlhf plan --all --readme docs/plans.md` -->", "<!-- end of plans -->"
+from mmrlhf_jax.planning.table import Table
 
 
 def as_text(plan: Plan) -> str:
@@ -27,7 +22,7 @@ def as_text(plan: Plan) -> str:
 
 def _head(plan: Plan) -> list[str]:
     """The devices, the model and the rows that the plan is for."""
-    mesh = _mesh(plan) or "one device"
+    mesh = shown_mesh(plan) or "one device"
     budget = plan.workload.budget
     lines = [
         f"{plan.experiment} on {plan.launch}: {plan.devices} devices ({mesh})",
@@ -37,8 +32,8 @@ def _head(plan: Plan) -> list[str]:
     ]
     if plan.stand_in:
         lines.append(
-            "  compiled for CPU devices in the place of GPUs: memory and times are estimates, collectives are the partitioner's"
-            " (of its all-reduces, XLA makes reduce-scatters where a piece is kept)"
+            "  compiled for CPU devices in the place of GPUs: memory and times are estimates, up to three times too high,"
+            " collectives are the partitioner's; XLA's own compiler for GPUs comes with `pip install -e '.[plan-gpu]'`"
         )
     return lines
 
@@ -49,6 +44,11 @@ def _step(plan: Plan) -> list[str]:
     if memory is not None:
         parts = f"arguments {shown_bytes(memory.arguments)}, temporaries {shown_bytes(memory.temporaries)}"
         lines.append(f"  memory     {shown_bytes(plan.peak)} of {shown_bytes(plan.chip.hbm_bytes)} per device: {parts}")
+    if plan.by_triton is not None:
+        lines.append(
+            f"             with matrix products by cuBLAS; with those of Triton's kind by Triton {shown_bytes(plan.by_triton)}:"
+            " a run chooses on the device"
+        )
     if plan.flops is not None:
         done = plan.flops - plan.executed.skipped
         lines.append(
@@ -125,31 +125,23 @@ def _placement(plan: Plan) -> list[str]:
     return [f"  gradients  {gradients}", f"  activations {activations}"]
 
 
-def as_table(plans: Sequence[Plan]) -> str:
-    """A Markdown table: a row per launch file, a column per experiment; experiments that share a column are listed below it."""
-    columns = list(dict.fromkeys(plan.experiment for plan in plans))
-    meshes = {(plan.launch, _mesh(plan)) for plan in plans}
-    chosen = len(meshes) > len({plan.launch for plan in plans})
-    cells = {(plan.launch, plan.experiment): (f"{_mesh(plan)}: " if chosen else "") + _cell(plan) for plan in plans}
-    head = ["launch", "mesh", "HBM", *(_split(names)[0] for names in columns)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for launch in dict.fromkeys(plan.launch for plan in plans):
-        here = [plan for plan in plans if plan.launch == launch]
-        mesh = ", ".join(dict.fromkeys(map(_mesh, here)))  # there may be several meshes if `--fit` chose them
-        row = [launch, mesh, f"{here[0].chip.hbm_bytes / GiB:.1f}", *(cells.get((launch, name), "-") for name in columns)]
-        lines.append("| " + " | ".join(row) + " |")
-    shared = [f"`{one}` stands for {', '.join(others)} as well." for one, others in map(_split, columns) if others]
-    return "\n".join([*lines, *(["", *shared] if shared else [])])
-
-
-def _mesh(plan: Plan) -> str:
+def shown_mesh(plan: Plan) -> str:
+    """The axes of the plan's mesh that are larger than 1."""
     return " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1)
 
 
-def _split(experiments: str) -> tuple[str, list[str]]:
-    """(the experiment that a column is named after, the others that share it)."""
-    *others, one = experiments.split(", ")
-    return one, others
+def table_of(plans: Sequence[Plan]) -> Table:
+    """The table of some plans."""
+    meshes = {(plan.launch, shown_mesh(plan)) for plan in plans}
+    chosen = len(meshes) > len({plan.launch for plan in plans})
+    names = {plan.experiment: plan.experiment.split(", ") for plan in plans}
+    found = Table([group[-1] for group in names.values()], shared={group[-1]: group[:-1] for group in names.values()})
+    for launch in dict.fromkeys(plan.launch for plan in plans):
+        here = [plan for plan in plans if plan.launch == launch]
+        mesh = ", ".join(dict.fromkeys(map(shown_mesh, here)))  # there may be several meshes if `--fit` chose them
+        cells = {names[plan.experiment][-1]: (f"{shown_mesh(plan)}: " if chosen else "") + _cell(plan) for plan in here}
+        found.rows[launch] = mesh, f"{here[0].chip.hbm_bytes / GiB:.1f}", cells
+    return found
 
 
 def _cell(plan: Plan) -> str:
@@ -161,13 +153,3 @@ def _cell(plan: Plan) -> str:
         return needed
     rate, hours = (f"{float(f'{x:.3g}'):,g}" for x in (plan.pairs_per_second, plan.chip_hours_per_epoch))
     return f"{needed}, {rate}/s ({plan.step.roofline.bound}), {hours} h"
-
-
-def write_table(page: str, plans: Sequence[Plan]) -> None:
-    """Replace the table between the marks BEGIN and END of a Markdown file. UserError if the file lacks them."""
-    path = epath.Path(page)
-    text = path.read_text() if path.exists() else ""
-    if BEGIN not in text or END not in text:
-        raise UserError(f"{page}: no place for the table; it goes between the lines {BEGIN!r} and {END!r}")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    write_atomically(path, f"{before}{BEGIN}\n{as_table(plans)}\n{END}{after}".encode())

@@ -1,8 +1,11 @@
-"""Device descriptions for ahead-of-time compilation: the devices that a launch file names, on any machine with libtpu."""
+"""Device descriptions for ahead-of-time compilation: the devices that a launch file names, on any machine that has libtpu (for
+TPUs) or jax's CUDA plugin (for GPUs)."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from importlib import resources
 
 import jax
 
@@ -10,17 +13,21 @@ from mmrlhf_jax import config
 from mmrlhf_jax.accelerators import CHIPS, Accelerator, Chip, accelerator
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line
+from mmrlhf_jax.planning.plugin import check_plugin, plugin_packages
 
 # Settings by which libtpu provides only its compiler: it looks for no chip, and several processes may load it.
 _COMPILE_ONLY = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
 _COMPILE_ONLY |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_MIN_LOG_LEVEL": "3"}
+# The share of a GPU's memory that a process takes, from the variables that jax reads, and jax's own share without them.
+_FRACTIONS, _DEFAULT_FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"), 0.75
 
 
 def planned_devices(launch: config.Launch) -> list:
-    """Devices to compile for: those of a TPU topology, or for GPUs as many CPU devices (the partitioned program is the same).
+    """Devices to compile for: those of a TPU topology, or of hosts with GPUs; without jax's CUDA plugin, as many CPU devices in
+    the place of GPUs.
 
-    Without an accelerator in the launch file, the local devices. UserError if libtpu is missing, or if this process has too few
-    CPU devices.
+    Without an accelerator in the launch file, the local devices. UserError if libtpu is missing, if the plugin cannot be used,
+    or if this process has too few CPU devices.
     """
     if launch.accelerator is None:
         return jax.devices()
@@ -39,12 +46,57 @@ def host_devices(launch: config.Launch) -> tuple[list, int]:
 
 
 def chip_of(launch: config.Launch) -> Chip:
-    """The chip to plan for; a v5e for a launch file that names none."""
-    return CHIPS["v5e"] if launch.accelerator is None else accelerator(launch.accelerator).chip
+    """The chip to plan for, with the memory that a process gets of it; a v5e for a launch file that names none.
+
+    XLA reserves a share of a GPU's memory, which the launch file's environment sets; UserError if that is no share.
+    """
+    if launch.accelerator is None:
+        return CHIPS["v5e"]
+    chip = accelerator(launch.accelerator).chip
+    if chip.target is None:
+        return chip
+    return dataclasses.replace(chip, hbm_bytes=int(chip.hbm_bytes * _memory_fraction(launch)))
+
+
+def compiles_for_gpus() -> bool:
+    """Whether XLA's compiler for GPUs is here; without it, CPU devices stand in for GPUs."""
+    return bool(plugin_packages())
+
+
+def gpu_target(chip: Chip) -> str:
+    """The description of a GPU for XLA's compiler, a `GpuTargetConfigProto` as text."""
+    return (resources.files("mmrlhf_jax.planning") / "targets" / f"{chip.target}.txt").read_text()
+
+
+def _memory_fraction(launch: config.Launch) -> float:
+    name = next((name for name in _FRACTIONS if launch.environment.get(name)), None)
+    if name is None:
+        return _DEFAULT_FRACTION
+    value = launch.environment[name]
+    try:
+        fraction = float(value)
+    except ValueError:
+        fraction = 0.0
+    if not 0 < fraction <= 1:
+        raise UserError(f"environment.{name}: {value!r} is no share of the memory; it is above 0 and at most 1")
+    return fraction
 
 
 def _devices(found: Accelerator, slices: int) -> list:
-    return _tpu_devices(found, slices) if found.is_tpu else _stand_ins(found.chips * slices)
+    if found.is_tpu:
+        return _tpu_devices(found, slices)
+    return _gpu_devices(found, slices) if compiles_for_gpus() else _stand_ins(found.chips * slices)
+
+
+def _gpu_devices(found: Accelerator, slices: int) -> list:
+    from jax.experimental import topologies
+
+    check_plugin()
+    try:
+        settings = dict(topology=f"1x{found.hosts * slices}x{found.chips_per_host}", target_config=gpu_target(found.chip))
+        return list(topologies.get_topology_desc(platform="cuda", topology_name=found.name, **settings).devices)
+    except Exception as error:  # the plugin raises various types
+        raise UserError(f"{found.name}: cannot compile for GPUs here ({first_line(error)})") from None
 
 
 def _tpu_devices(found: Accelerator, slices: int) -> list:

@@ -21,7 +21,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
-from mmrlhf_jax.models.attention.visibility import HIDDEN, block_kinds
+from mmrlhf_jax.models.attention.visibility import HIDDEN, most_pairs, rectangle_kinds
 from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.models.geometry import Geometry
 from mmrlhf_jax.tasks import plan_training_rows, task_of
@@ -63,15 +63,14 @@ class Workload:
     visible_until: np.ndarray  # int32[at most SAMPLE, slots]: attention masks of the first rows
     visible_pairs: float  # mean number of unmasked (query, key) pairs per row
 
-    def visible_blocks(self, block: int) -> float:
+    def visible_blocks(self, queries: int, keys: int | None = None) -> float:
         """The share of attention blocks on and below the diagonal that are not completely masked, so that the kernel computes
-        them."""
-        padding = -self.visible_until.shape[1] % block
-        until = np.pad(self.visible_until, ((0, 0), (0, padding)), constant_values=0)
-        until = np.maximum(until, np.arange(1, until.shape[1] + 1, dtype=np.int32))
-        kinds = np.asarray(block_kinds(until, block, causal=True))
-        blocks = kinds.shape[1]
-        return float((kinds != HIDDEN).sum() / (len(kinds) * blocks * (blocks + 1) / 2))
+        them. A block has so many slots of queries and of keys, or as many of keys as of queries."""
+        keys, slots = keys or queries, self.visible_until.shape[1]
+        until = np.maximum(self.visible_until, np.arange(1, slots + 1, dtype=np.int32))
+        until = np.pad(until, ((0, 0), (0, -slots % keys)), constant_values=0)
+        seen = (np.asarray(rectangle_kinds(until, queries, keys, causal=True)) != HIDDEN).sum()
+        return float(seen * queries * keys / (len(until) * most_pairs(slots, queries, keys, causal=True)))
 
     @property
     def fill(self) -> float:

@@ -16,7 +16,6 @@ from mmrlhf_jax.training.learning import learning_of
 # Dense bfloat16 peak of one device in FLOP/s, by prefix of jax's `device_kind`, from the vendors' data sheets.
 PEAK_FLOPS = {"TPU v4": 275e12, "TPU v5e": CHIPS["v5e"].flops, "TPU v6e": CHIPS["v6e"].flops}
 PEAK_FLOPS |= {chip.kind: chip.flops for chip in CHIPS.values()}  # "TPU v5 lite" comes before "TPU v5"
-PEAK_FLOPS |= {"NVIDIA A100": 312e12, "NVIDIA B200": 2250e12}
 
 
 class Work(NamedTuple):

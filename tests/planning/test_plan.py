@@ -20,7 +20,7 @@ from mmrlhf_jax.commands import plan as commands
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.models.registry import published_config
-from mmrlhf_jax.planning import lowering, program, show
+from mmrlhf_jax.planning import lowering, program, show, table
 from mmrlhf_jax.planning import plan as planning
 from mmrlhf_jax.planning.advice import advice
 from mmrlhf_jax.planning.program import needed_bytes
@@ -162,34 +162,90 @@ def test_the_page_says_what_a_token_gathers(made):
 
 def test_the_table_goes_between_its_marks_and_nowhere_else(made, tmp_path):
     page = tmp_path / "plans.md"
-    page.write_text(f"before\n{show.BEGIN}\nold\n{show.END}\nafter\n")
-    show.write_table(str(page), [made])
+    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    table.write_table(str(page), show.table_of([made]))
     lines = page.read_text().splitlines()
-    assert lines[:2] == ["before", show.BEGIN] and lines[-2:] == [show.END, "after"]
+    assert lines[:2] == ["before", table.BEGIN] and lines[-2:] == [table.END, "after"]
     assert lines[2].startswith("| launch | mesh | HBM | tiny |") and "old" not in lines
     assert lines[4].startswith("| here |  | 15.8 | 0.") and "/s (" in lines[4]
     page.write_text("no marks\n")
     with pytest.raises(UserError, match="no place for the table"):
-        show.write_table(str(page), [made])
+        table.write_table(str(page), show.table_of([made]))
 
 
 def test_the_table_has_a_row_per_launch_and_a_column_per_experiment(made):
     other = dataclasses.replace(made, experiment="one, two", launch="there")
     large = dataclasses.replace(made, launch="there", step=dataclasses.replace(made.step, needed=20 * 2**30))
-    head, _, here, there, _, note = show.as_table([made, other, large]).splitlines()
+    head, _, here, there, _, note = str(show.table_of([made, other, large])).splitlines()
     assert head == "| launch | mesh | HBM | tiny | two |" and note == "`two` stands for one as well."
     assert here.endswith("| - |") and "| needs 20.0 |" in there and there.endswith(" h |")
 
 
 def test_where_the_mesh_differs_it_stands_in_the_cell(made):
     chosen = dataclasses.replace(made, experiment="other", mesh=made.mesh | {"fsdp": 2})
-    line = show.as_table([made, chosen]).splitlines()[2]
+    line = str(show.table_of([made, chosen])).splitlines()[2]
     assert line.startswith("| here | , fsdp 2 |") and "| fsdp 2: 0." in line
+
+
+KEPT = f"""{table.BEGIN}
+| launch | mesh | HBM | old | tiny |
+|---|---|---|---|---|
+| above | fsdp 2 | 1.0 | 0.5, 3/s (hbm), 1 h | 0.1, 2/s (hbm), 2 h |
+| here | fsdp 9 | 9.0 | needs 99.0 | needs 9.0 |
+| there | | 2.0 | - | ~0.2, 1/s (hbm), 3 h |
+{table.END}
+"""
+
+
+def test_some_rows_of_the_table_are_renewed_and_the_others_kept_cell_by_cell(made, tmp_path):
+    page = tmp_path / "plans.md"
+    page.write_text(KEPT)
+    kept = table.read_table(str(page)).without({"here"})
+    assert kept.cell("above", ["another", "old"]) == "0.5, 3/s (hbm), 1 h" and kept.cell("there", ["old"]) is None
+    new = dataclasses.replace(made, experiment="new, old", launch="there")
+    columns = [["tiny"], ["new", "old"]]
+    table.write_table(str(page), show.table_of([made, new]).keeping(kept, columns))
+    head, _, above, here, there, _, note = page.read_text().splitlines()[1:-1]
+    assert head == "| launch | mesh | HBM | tiny | old |" and note == "`old` stands for new as well."
+    assert above == "| above | fsdp 2 | 1.0 | 0.1, 2/s (hbm), 2 h | 0.5, 3/s (hbm), 1 h |"
+    assert here.startswith("| here |  | 15.8 | 0.") and here.endswith(" h | - |")
+    assert there.startswith("| there |  | 15.8 | ~0.2, 1/s (hbm), 3 h | 0.") and there.endswith(" h |")
+
+
+def test_only_the_launch_files_named_and_the_cells_that_are_missing_are_planned(monkeypatch, made, tmp_path):
+    """`mmrlhf plan --all --readme PAGE --launch FILE` in a folder with three launch files and two experiments."""
+    (tmp_path / "launch").mkdir(), (tmp_path / "configs").mkdir()
+    for name in ("above", "here", "there"):
+        (tmp_path / "launch" / f"{name}.yaml").write_text("accelerator: v5e-16\nmesh: {fsdp: 16}\n")
+    for name, rows in (("old", 16), ("tiny", 32)):
+        text = f"model: {{path: none}}\ndata: {{path: none}}\nobjective: {{kind: preference}}\nbatch: {{rows: {rows}}}\n"
+        (tmp_path / "configs" / f"{name}.yaml").write_text(text + "run: {directory: none}\n")
+    (tmp_path / "plans.md").write_text(KEPT)
+    monkeypatch.chdir(tmp_path)
+    planned = []
+
+    def make_plan(experiment, launch, *, names, **_):
+        planned.append(names)
+        return dataclasses.replace(made, experiment=names[0], launch=names[1])
+
+    for name, stand_in in (("make_plan", make_plan), ("as_json", lambda plan: {})):
+        monkeypatch.setattr(planning, name, stand_in)
+    monkeypatch.setattr(lowering, "model_sizes", lambda experiment: (None, ""))
+    monkeypatch.setattr("mmrlhf_jax.planning.workload.find_workload", lambda *_: None)
+    for check in ("_check_layout", "_use_stand_ins"):
+        monkeypatch.setattr(commands, check, lambda *_: None)
+    commands.plan(None, ["launch/here.yaml"], [], every=True, readme="plans.md")
+    assert sorted(planned) == [("old", "here"), ("old", "there"), ("tiny", "here")]
+    kept = table.read_table("plans.md")
+    assert kept.rows["above"] == ("fsdp 2", "1.0", {"old": "0.5, 3/s (hbm), 1 h", "tiny": "0.1, 2/s (hbm), 2 h"})
+    assert kept.rows["there"][2]["tiny"] == "~0.2, 1/s (hbm), 3 h"
 
 
 def test_one_plan_does_not_take_the_whole_tables_place():
     with pytest.raises(UserError, match="use it with --all"):
         commands.plan(["x.yaml"], [str(ROOT / "launch" / "v5e-64.yaml")], [], readme="docs/plans.md")
+    with pytest.raises(UserError, match="name no experiment"):
+        commands.plan(["x.yaml"], [str(ROOT / "launch" / "v5e-64.yaml")], [], every=True, readme="docs/plans.md")
 
 
 def test_a_launch_file_without_an_accelerator_is_refused():
@@ -214,7 +270,7 @@ def test_stand_ins_are_laid_out_host_by_host(sizes, slices, placed):
 
 def test_the_page_of_plans_has_a_place_for_the_table():
     text = (ROOT / "docs" / "plans.md").read_text()
-    assert show.BEGIN in text and show.END in text
+    assert table.BEGIN in text and table.END in text
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would_make_it_fit(model):

@@ -1,61 +1,28 @@
 """The train step compiled for pods that are not here: it fits, scatters its gradients and gathers no activation.
 
-For TPUs by libtpu, whose compiler runs on any machine; for GPUs by CPU devices in their place. Most programs are compiled
-without their machine code.
+By libtpu, whose compiler runs on any machine. Most programs are compiled without their machine code.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import resource
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from mmrlhf_jax.models.llava_onevision.published import published_config
 from mmrlhf_jax.models.registry import DEFAULT
 from tests import tiny
-from tests.families import FAMILIES, by_default
+from tests.families import by_default
+from tests.planning.planned import ROOT, STEP_ALONE, check, longest_part, plan, write_small
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (`pip install libtpu`)")
-
-ROOT = Path(__file__).parents[2]
-SMALL = """
-model: {path: MODEL, dtype: bfloat16, param_dtype: float32}
-data: {path: not there, video_frames: 1}
-objective: {kind: preference}
-trains: {vision_tower: false}
-batch: {rows: 16, slots: 8192}
-run: {directory: not made}
-"""
-COMMAND = "from mmrlhf_jax.cli import main; main()"
-STEP_ALONE = ("--no-generation", "--no-passes")
-
-
-def plan(*arguments: str | Path, cache: Path) -> dict:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu"}
-    environment.pop("XLA_FLAGS", None)  # the tests' own flags are for CPUs: libtpu ends at those that it does not know
-    command = [sys.executable, "-c", COMMAND, "plan", *map(str, arguments), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=3600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
 
 
 @pytest.fixture
 def small(tmp_path, family):
-    """Matrices of megabytes and tiles of the published size; of weights there are none."""
-    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8, "num_key_value_heads": 2}
-    tower = {"hidden_size": 144, "intermediate_size": 288, "num_attention_heads": 2, "num_hidden_layers": 3}
-    (tmp_path / "model").mkdir()
-    published = FAMILIES[family].PUBLISHED_GEOMETRY
-    parts = {"text": text | {"vocab_size": 4096, "tie_word_embeddings": False}, "vision": published["vision"] | tower}
-    (tmp_path / "model" / "config.json").write_text(json.dumps(FAMILIES[family].config(**published | parts)))
-    (tmp_path / "small.yaml").write_text(SMALL.replace("MODEL", str(tmp_path / "model")))
-    return tmp_path / "small.yaml"
+    return write_small(tmp_path, family)
 
 
 @pytest.fixture
@@ -70,22 +37,6 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def check(made: dict) -> None:
-    """What holds for every plan of a pod."""
-    assert made["fits"] and made["hbm_peak_bytes"] < made["hbm_capacity_bytes"]
-    assert made["flops"] == pytest.approx(made["analytic_flops"], rel=0.05)
-    assert made["gathered_activations"] == []
-    assert 0 < sent(made, "all-reduce") < sent(made, "reduce-scatter") / 2
-
-
-def longest_part(roofline: dict) -> float:
-    return max(roofline[f"{part}_seconds"] for part in ("compute", "hbm", "interconnect"))
-
-
-def sent(made: dict, kind: str) -> int:
-    return sum(each["bytes"] for each in made["collectives"] if each["kind"] == kind and "fsdp" in each["axis"])
-
-
 @needs_libtpu
 @pytest.mark.parametrize("family", by_default(DEFAULT))
 @pytest.mark.long
@@ -94,16 +45,6 @@ def test_a_small_model_on_a_pod(small, tmp_path):
     made = plan(small, "--launch", ROOT / "launch" / "v5e-16.yaml", "--quick", *STEP_ALONE, cache=tmp_path)
     check(made)
     assert made["skipped_flops"] > 0 and not made["machine_code"]
-
-
-@pytest.mark.long
-def test_gpus_are_planned_by_stand_ins(small, tmp_path):
-    made = plan(small, "--launch", ROOT / "launch" / "h100-8.yaml", "--no-passes", cache=tmp_path)
-    assert made["fits"] and made["stand_in"] and not made["machine_code"]
-    assert made["flops"] == pytest.approx(made["analytic_flops"], rel=0.05)
-    assert sent(made, "all-gather") > 0 and sent(made, "all-reduce") > 0
-    assert made["generation"]["hbm_peak_bytes"] < made["hbm_peak_bytes"]
-    assert made["generation"]["gathered_bytes"] == 0 and made["generation"]["tokens_per_second_bound"] > 0
 
 
 @pytest.mark.slow
@@ -129,15 +70,6 @@ def test_generation_on_one_host_is_compiled_to_machine_code(small, tmp_path, pod
     """libtpu makes none for some devices of a larger topology."""
     made = plan(small, "--launch", ROOT / "launch" / f"{pod}.yaml", "--no-passes", cache=tmp_path)
     assert made["machine_code"] and made["generation"]["hbm_peak_bytes"] > 0 and made["generation"]["hosts"] > 1
-
-
-@pytest.mark.slow
-def test_stand_ins_for_gpus_keep_bfloat16(small, tmp_path):
-    """XLA would turn bfloat16 into float32 for CPUs, and the bytes of a gather would be those of a float32 model."""
-    where = small, "--launch", ROOT / "launch" / "h100-8.yaml", *STEP_ALONE
-    made = plan(*where, cache=tmp_path)
-    wide = plan(*where, "--set", "model.dtype=float32", cache=tmp_path)
-    assert sent(made, "all-gather") < 0.6 * sent(wide, "all-gather")
 
 
 @pytest.mark.slow

@@ -5,17 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.models.attention import pallas_tpu, xla
+from mmrlhf_jax.models.attention import pallas_gpu, pallas_tpu, xla
 from mmrlhf_jax.sharding.rules import RULES, axes_in, fit
 
-# `auto`: the Pallas kernel on TPU, XLA elsewhere. `pallas` runs interpreted on other platforms, which is slow and for tests.
+# `auto`: the Pallas kernels on TPU and on GPU, XLA elsewhere. `pallas` is interpreted on other platforms, which is slow and for
+# tests.
 Backend = Literal["auto", "xla", "pallas"]
+
+KERNELS = {"tpu": pallas_tpu.attend, "gpu": pallas_gpu.attend}
+INTERPRETED = pallas_tpu.attend
+
+
+class Products(NamedTuple):
+    """`count` matrix products per pair of a query and a key, over all pairs of the blocks that a kernel visits."""
+
+    count: int
+    queries: int  # slots of a block of queries
+    keys: int  # slots of a block of keys
 
 
 def attend(q, k, v, visible_until, *, causal: bool, backend: Backend):
@@ -26,9 +39,9 @@ def attend(q, k, v, visible_until, *, causal: bool, backend: Backend):
     partitions its own operations, and `pallas` raises UserError.
     """
     platform = _platform()
-    if not uses_kernel(backend, platform):
+    if not uses_kernel(backend, platform, q.shape[3]):
         return xla.attend(q, k, v, visible_until, causal=causal)
-    kernel = partial(pallas_tpu.attend, causal, platform != "tpu")
+    kernel = partial(KERNELS.get(platform, INTERPRETED), causal, platform not in KERNELS)
     mesh = jax.sharding.get_abstract_mesh()
     free = [name for name in mesh.axis_names if name not in mesh.manual_axes]
     if prod(mesh.shape[name] for name in free) == 1:
@@ -53,8 +66,26 @@ def attend(q, k, v, visible_until, *, causal: bool, backend: Backend):
     return shared(q, k, v, visible_until)
 
 
-def uses_kernel(backend: Backend, platform: str) -> bool:
-    return backend == "pallas" or (backend == "auto" and platform == "tpu")
+def uses_kernel(backend: Backend, platform: str, dim: int) -> bool:
+    """Whether attention with heads of size `dim` is computed by a kernel. UserError if `pallas` asks for one that cannot be."""
+    if backend == "xla" or (backend == "auto" and platform not in KERNELS):
+        return False
+    obstacle = pallas_gpu.obstacle(dim) if platform == "gpu" else None
+    if obstacle is not None and backend == "pallas":
+        raise UserError(f"model.attention: pallas {obstacle}; take auto or xla")
+    return obstacle is None
+
+
+def kernel_products(platform: str, length: int, group: int, dim: int, *, causal: bool) -> tuple[list[Products], list[Products]]:
+    """(forward pass, backward pass): the matrix products of the kernels in bfloat16 for rows of `length` slots, whose key/value
+    heads of size `dim` are each shared by `group` query heads."""
+    if platform != "gpu":
+        block = pallas_tpu.block_size(length, group, causal)
+        return [Products(2, block, block)], [Products(7, block, block)]
+    blocks = pallas_gpu.kernel_blocks(length, dim, jnp.bfloat16)
+    counted = zip((2, 3, 4), blocks, strict=True)
+    forward, *backward = (Products(count, block.queries, block.keys) for count, block in counted)
+    return [forward], backward
 
 
 def kernel_split(

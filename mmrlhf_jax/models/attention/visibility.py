@@ -35,16 +35,55 @@ def block_kinds(visible_until: Int[Array, "B S"], block: int, *, causal: bool) -
 
     Diagonal blocks are never HIDDEN: every query attends to itself (`visible_until[k] > k`). So every output block is written.
     """
+    kinds = rectangle_kinds(visible_until, block, block, causal=causal)
+    number = jnp.arange(kinds.shape[1])
+    return jnp.where(number[:, None] == number[None, :], jnp.maximum(kinds, PARTIAL), kinds)
+
+
+def rectangle_kinds(visible_until: Int[Array, "B S"], queries: int, keys: int, *, causal: bool) -> Int[Array, "B N M"]:
+    """HIDDEN, PARTIAL or FULL for every (block of `queries` slots, block of `keys` slots).
+
+    Both sizes are powers of two, or equal. `keys` divides S; the last block of queries may reach beyond S.
+    """
     rows, length = visible_until.shape
-    per_block = visible_until.reshape(rows, 1, length // block, block)
+    per_block = visible_until.reshape(rows, 1, length // keys, keys)
     latest, earliest = per_block.max(axis=-1), per_block.min(axis=-1)
-    number = jnp.arange(length // block)
-    queries, keys = number[:, None], number[None, :]
-    seen = (latest > queries * block) | (queries == keys)
-    whole = earliest >= (queries + 1) * block
+    first_query = queries * jnp.arange(-(-length // queries))[:, None]
+    first_key = keys * jnp.arange(length // keys)[None, :]
+    seen = latest > first_query
+    whole = earliest >= first_query + queries
     if causal:
-        seen, whole = seen & (keys <= queries), whole & (keys < queries)
+        # Of two blocks that overlap one contains the other, so that a slot of both sees itself.
+        seen, whole = seen & (first_key < first_query + queries), whole & (first_key + keys <= first_query)
     return jnp.where(whole, FULL, jnp.where(seen, PARTIAL, HIDDEN))
+
+
+def most_pairs(length: int, queries: int, keys: int, *, causal: bool) -> int:
+    """The number of (query, key) pairs in all blocks of a row that some `visible_until` makes visible."""
+    rows, columns = -(-length // queries), -(-length // keys)
+    blocks = sum(min(-(-(i + 1) * queries // keys), columns) for i in range(rows)) if causal else rows * columns
+    return blocks * queries * keys
+
+
+class BlockLists(NamedTuple):
+    """For every outer block the inner blocks to compute: first those without a masked pair, then those with one.
+
+    Of `inner[row, block]` the first `counts[row, block, 0]` entries are FULL blocks, and the entries up to
+    `counts[row, block, 1]` are PARTIAL ones; what follows is not computed.
+    """
+
+    inner: Int[Array, "B N M"]
+    counts: Int[Array, "B N 2"]
+
+
+def block_lists(kinds: Int[Array, "B N M"]) -> BlockLists:
+    """The inner blocks of every outer block, in the order of their kinds and then of their slots. For lists by key,
+    `kinds.swapaxes(1, 2)`."""
+    inner_blocks = kinds.shape[2]
+    place = (FULL - kinds) * inner_blocks + jnp.arange(inner_blocks)
+    inner = jnp.sort(place, axis=-1) % inner_blocks
+    counts = jnp.stack([(kinds == FULL).sum(axis=-1), (kinds != HIDDEN).sum(axis=-1)], axis=-1)
+    return BlockLists(inner.astype(jnp.int32), counts.astype(jnp.int32))
 
 
 def by_query(kinds: Int[Array, "B N N"], *, causal: bool) -> WorkList:
