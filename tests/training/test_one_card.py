@@ -6,6 +6,7 @@ sees the same pairs, and all rewards are equal, so that β is the same for each.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -19,10 +20,11 @@ import pytest
 from flax import nnx
 
 from mmrlhf_jax import config
+from mmrlhf_jax.huggingface.model_config import read_config
 from mmrlhf_jax.models.registry import family_of
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.training.base import load_base
-from mmrlhf_jax.training.directory import CHECKPOINTS
+from mmrlhf_jax.training.directory import CHECKPOINTS, CONFIG_FILE
 from mmrlhf_jax.training.trained import load_trained
 from tests import ranked
 from tests.families import FAMILIES
@@ -30,8 +32,9 @@ from tests.families import FAMILIES
 ROOT = Path(__file__).parents[2]
 COMMAND = "from mmrlhf_jax.cli import main; main()"
 STEPS, EVERY, GROUPS = 4, 2, 6
-LORA = ("mmdpo_lora_llava_ov_7b", "reward_lora_llava_ov_7b", "mmdpo_lora_internvl3_8b", "reward_lora_internvl3_8b")
 FULL = "mmdpo_internvl2_1b"
+PREFERENCE = ("mmdpo_lora_llava_ov_7b", "mmdpo_lora_internvl3_8b", FULL)
+EVERY_ONE = (*PREFERENCE, "reward_lora_llava_ov_7b", "reward_lora_internvl3_8b")
 
 
 def family(name: str):
@@ -50,19 +53,24 @@ def data(directory: Path) -> tuple[Path, Path]:
     return records, rewards
 
 
-@pytest.fixture(scope="module", params=[*LORA, FULL])
-def run(request, tmp_path_factory):
-    """(name of the experiment, command that trains it, its run directory), trained."""
-    name, root = request.param, tmp_path_factory.mktemp(request.param)
-    model, run = family(name).checkpoint(root / "model"), root / "run"
-    records, rewards = data(root / "data")
-    settings = {"model.path": model, "data.path": records, "data.workers": 0, "batch.rows": 2, "batch.slots": 768}
-    settings |= {"run.directory": run, "run.steps": STEPS, "run.checkpoint_every": EVERY}
-    settings |= {} if name.startswith("reward") else {"data.rewards": rewards}
-    command = [sys.executable, "-c", COMMAND, "train", f"configs/{name}.yaml", "--launch", "launch/gpu-1.yaml"]
-    command += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    train(command)
-    return name, command, run
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A function of an experiment's name: (the command that trains it, its run directory), trained once."""
+
+    @functools.cache
+    def trained(name: str) -> tuple[list[str], Path]:
+        root = tmp_path_factory.mktemp(name)
+        model, directory = family(name).checkpoint(root / "model"), root / "run"
+        records, rewards = data(root / "data")
+        settings = {"model.path": model, "data.path": records, "data.workers": 0, "batch.rows": 2, "batch.slots": 768}
+        settings |= {"run.directory": directory, "run.steps": STEPS, "run.checkpoint_every": EVERY}
+        settings |= {"data.rewards": rewards} if name in PREFERENCE else {}
+        command = [sys.executable, "-c", COMMAND, "train", f"configs/{name}.yaml", "--launch", "launch/gpu-1.yaml"]
+        command += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        train(command)
+        return command, directory
+
+    return trained
 
 
 def train(command: list[str]) -> str:
@@ -96,57 +104,55 @@ def moved(run: Path) -> tuple[set[str], set[str]]:
     return changed, found.keys() - changed
 
 
+@pytest.mark.parametrize("name", EVERY_ONE)
 @pytest.mark.long
-def test_it_takes_a_row_at_a_time_and_its_loss_is_another_after_every_step(run):
-    _, _, directory = run
-    experiment = config.load_experiment(directory / "config.yaml")
+def test_it_takes_a_row_at_a_time_and_its_loss_is_another_after_every_step(run, name):
+    _, directory = run(name)
+    experiment = config.load_experiment(directory / CONFIG_FILE)
     assert experiment.batch.accumulation == experiment.batch.rows == 2
     found = figures(directory)
     losses = [found[step]["loss"] for step in range(1, STEPS + 1)]
     assert np.isfinite(losses).all() and len(set(losses)) == STEPS
 
 
+@pytest.mark.parametrize("name", EVERY_ONE)
 @pytest.mark.long
-def test_what_should_learn_moves_and_nothing_else(run):
-    name, _, directory = run
+def test_what_should_learn_moves_and_nothing_else(run, name):
+    _, directory = run(name)
     changed, kept = moved(directory)
-    parts = family_of(load_config(directory)).parts
+    parts = family_of(read_config(config.load_experiment(directory / CONFIG_FILE).model.path)).parts
 
-    def part(path: str) -> str:
-        return parts[path.split(".")[0]]
+    def parts_of(paths: set[str]) -> set[str]:
+        return {parts[path.split(".")[0]] for path in paths}
 
     if name == FULL:
-        assert {part(path) for path in changed} == {"language_model", "projector"}
-        assert {part(path) for path in kept} == {"vision_tower"}
+        assert parts_of(changed) == {"language_model", "projector"} and parts_of(kept) == {"vision_tower"}
         return
     adapters = {path for path in changed | kept if path.endswith(("lora_a", "lora_b"))}
-    assert adapters <= changed and {part(path) for path in adapters} == {"language_model"}
-    assert {part(path) for path in changed - adapters} == ({"reward_head"} if name.startswith("reward") else set())
+    assert adapters <= changed and parts_of(adapters) == {"language_model"}
+    assert parts_of(changed - adapters) == (set() if name in PREFERENCE else {"reward_head"})
 
 
-def load_config(directory: Path):
-    from mmrlhf_jax.huggingface.model_config import read_config
-
-    return read_config(config.load_experiment(directory / "config.yaml").model.path)
-
-
+@pytest.mark.parametrize("name", PREFERENCE)
 @pytest.mark.long
-def test_the_reference_is_the_base_model_at_every_step(run):
+def test_the_reference_is_the_base_model_at_every_step(run, name):
     """With one β and the same pairs in every step, a reward is β times what the log-prob has gained since step 1."""
-    name, _, directory = run
-    if name.startswith("reward"):
-        assert config.load_experiment(directory / "config.yaml").objective.reference is None
-        return
+    _, directory = run(name)
+    objective = config.load_experiment(directory / CONFIG_FILE).objective
+    assert objective.reference == ("cached" if name == FULL else "adapter_base")
     found = figures(directory)
-    for step in range(1, STEPS + 1):
-        for side in ("chosen", "rejected"):
-            gained = found[step][f"logps/{side}"] - found[1][f"logps/{side}"]
-            print(name, step, side, found[step][f"rewards/{side}"], 0.1 * gained, found[step][f"logps/{side}"])
+    for side in ("chosen", "rejected"):
+        rewards = [found[step][f"rewards/{side}"] for step in range(1, STEPS + 1)]
+        gained = [found[step][f"logps/{side}"] - found[1][f"logps/{side}"] for step in range(1, STEPS + 1)]
+        # Log-probs here are near -170, where float32 has steps of 1.5e-5.
+        np.testing.assert_allclose(rewards, objective.beta * np.asarray(gained), atol=1e-5)
+        assert min(map(abs, rewards[1:])) > 1e-4
 
 
+@pytest.mark.parametrize("name", EVERY_ONE)
 @pytest.mark.long
-def test_it_continues_from_a_checkpoint_bit_for_bit(run):
-    _, command, directory = run
+def test_it_continues_from_a_checkpoint_bit_for_bit(run, name):
+    command, directory = run(name)
     before = figures(directory)
     shutil.rmtree(directory / CHECKPOINTS / str(STEPS))
     assert f"resumed from step {STEPS - EVERY}" in train(command)
