@@ -22,7 +22,8 @@ from mmrlhf_jax.training.state import TrainState
 
 # Instructions that write no array of their own.
 NO_ARRAY = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "opt-barrier"}
-PADDING = 1.01  # the compiler pads matrices to whole tiles
+# The compiler pads matrices to whole tiles, and a class token is of no patch: sizes are compared to a hundredth.
+TOLERANCE = 0.01
 WORKSPACE = "s8"  # the dtype of a library's workspace, which is a result of its call
 FLOAT32 = 4
 
@@ -34,7 +35,7 @@ class Size(NamedTuple):
     itemsize: int
 
     def holds(self, array: Array) -> bool:
-        fits = self.elements <= array.elements <= self.elements * PADDING
+        fits = abs(array.elements - self.elements) <= self.elements * TOLERANCE
         return fits and BITS.get(array.dtype, 0) <= 8 * self.itemsize
 
 
@@ -43,10 +44,11 @@ class Design:
     """The arrays that a step may write on one device.
 
     Attributes:
-        small: arrays of no more elements are not judged: the queries of all heads of one layer.
+        small: arrays of no more elements are not judged: queries, keys and values of one layer, with their adapters' inputs.
         named: the larger ones by name.
         weights: elements of the matrices that are used whole, after they are gathered.
-        taps: elements of the features of every tap of every visual slot, which are to be summed before they are written.
+        taps: elements of the features of every tap of every visual slot, which are to be summed before they are written; 0 if
+            there is one tap.
         heads: rows times heads of an attention, for recognising its scores.
         vocabulary: columns of the logits.
     """
@@ -75,10 +77,12 @@ def design_of(model: ModelConfig, experiment: config.Experiment, state: TrainSta
     slots = rows * -(-batch.slots // context)
     tiles = -(-rows * batch.tiles // context)
     patches, features = tiles * tower.slots, rows * batch.tiles * model.geometry.features
-    pixels = tiles * 3 * model.geometry.image_size**2
+    pixels, taps = tiles * 3 * model.geometry.image_size**2, model.geometry.taps
     vocabulary = -(-text.vocab_size // tensor)
     chunk = rows * min(batch.logprob_chunk, batch.targets) * vocabulary
-    heads = _share(text.heads, mesh)
+    heads, kv_heads = _share(text.heads, mesh), _share(text.kv_heads, mesh)
+    adapters = 3 * experiment.lora.rank if experiment.lora else 0
+    attended = (heads + 2 * kv_heads) * text.head_dim + adapters
     wide = {"residuals": text.hidden_size, "MLP": -(-text.intermediate_size // tensor), "queries": heads * text.head_dim}
     seen = {"tower": vision.hidden_size, "tower's MLP": vision.intermediate_size}
     named = {
@@ -91,6 +95,7 @@ def design_of(model: ModelConfig, experiment: config.Experiment, state: TrainSta
         "patches in the language model's width": Size(patches * text.hidden_size, FLOAT32),
         "visual slots": Size(rows * batch.visual * text.hidden_size, FLOAT32),
         "pixels": Size(pixels, FLOAT32),
+        "pixels of patches": Size(tiles * tower.embedding_products // tower.width, FLOAT32),
         "pixels of all pieces": Size(batch.accumulation * pixels, 1),
         "states of targets": Size(rows * batch.targets * text.hidden_size, FLOAT32),
         "logits of a chunk": Size(chunk, FLOAT32),
@@ -99,10 +104,10 @@ def design_of(model: ModelConfig, experiment: config.Experiment, state: TrainSta
     stored, whole = _parameters(state)
     named |= {f"parameter of {elements} elements": Size(elements, FLOAT32) for elements in stored | whole}
     return Design(
-        small=int(slots * max(text.hidden_size, heads * text.head_dim) * PADDING),
+        small=int(slots * max(text.hidden_size, attended) * (1 + TOLERANCE)),
         named=named,
         weights=frozenset(whole),
-        taps=rows * batch.visual * model.geometry.taps * text.hidden_size,
+        taps=rows * batch.visual * taps * text.hidden_size if taps > 1 else 0,
         heads=rows * heads,
         vocabulary=frozenset({vocabulary, text.vocab_size}),
     )
@@ -152,7 +157,7 @@ def _judged(module: Module, instruction: Instruction, array: Array, design: Desi
         return "a float32 copy of weights"
     if design.has(array):
         return None
-    if Size(design.taps, FLOAT32).holds(array):
+    if design.taps and Size(design.taps, FLOAT32).holds(array):
         return "the features of every tap"
     if design.vocabulary & set(array.shape):
         return "logits of more targets than a chunk has"

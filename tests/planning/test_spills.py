@@ -181,7 +181,7 @@ def test_the_7b_step_writes_nothing_that_the_design_does_not_have(slots, tmp_pat
 
 
 @needs_cuda_plugin
-@pytest.mark.long
+@pytest.mark.slow
 def test_attention_without_the_kernels_writes_its_scores(tmp_path):
     made = plan(*SEVEN_B, "--set", "batch.slots=8192", "--set", "model.attention=xla", cache=tmp_path)
     assert made["spilled"][0] == "f32[1, 4, 7, 512, 8192] (0.44 GiB, as large as attention scores of 4194304 pairs a head)"
