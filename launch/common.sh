@@ -101,7 +101,7 @@ pause() { wait_for sleep "${RESTART_SECONDS:-30}" || true; }
 
 # The variables that `describe` prints for a launch file and, for an experiment in a container, the host directories to mount.
 # shellcheck disable=SC2034
-accelerator="" generation="" gcloud_type="" topology="" chips=0 hosts=0 slices=1 cache="" mounts=()
+accelerator="" platform="" generation="" gcloud_type="" topology="" chips=0 hosts=0 slices=1 cache="" mounts=()
 describe() {
   local described
   described=$("${PYTHON:-python3}" -m mmrlhf_jax.launching.describe "$@") || exit 2

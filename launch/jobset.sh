@@ -3,7 +3,8 @@
 #
 #   launch/jobset.sh --launch launch/v6e-32.yaml --image I [--name N] [--claim CLAIM:/PATH] [--dry-run] CONFIG [train options]
 #
-# --claim mounts a PersistentVolumeClaim that all pods can write to; without it the run's directory and data are in gs://.
+# TPU slices or GPU nodes, one pod per host. --claim mounts a PersistentVolumeClaim that all pods can write to; without it the
+# run's directory and data are in gs://.
 set -euo pipefail
 here=$(dirname "$0")
 # shellcheck source=launch/common.sh

@@ -3,6 +3,8 @@
 # forwarded: the trainer saves a checkpoint and ends, and then this script ends.
 #
 #   launch/local.sh [--launch launch/local.yaml] [--dry-run] CONFIG [train options]
+#
+# launch/local.yaml takes all devices, launch/gpu-1.yaml one GPU and one row at a time.
 set -euo pipefail
 here=$(dirname "$0")
 # shellcheck source=launch/common.sh

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Train on GPU hosts through SLURM: writes the batch script and submits it; the job requeues itself if it can be continued.
+# Train on GPU hosts, or on one card, through SLURM: writes the batch script and submits it; the job requeues itself if it can
+# be continued.
 #
 #   launch/slurm.sh --launch launch/h100-8x4.yaml [--partition P] [--time 24:00:00] [--name N] [--dry-run] CONFIG [train options]
 set -euo pipefail
@@ -8,12 +9,16 @@ here=$(dirname "$0")
 source "$here/common.sh"
 
 partition="" time=24:00:00
+CPUS_OF_A_CARD=${CPUS_OF_A_CARD:-8} # as many as an experiment has data workers
 parse "launch partition time name" "" "$@"
 need launch
 check_experiment "${arguments[@]}"
 describe "$launch"
-[[ $generation == h* ]] || fail "$launch names $accelerator, which is no GPU host"
+[[ $platform == gpu ]] || fail "$launch names $accelerator, which is no GPU host"
 
+# A host of one card is a share of a node: its data workers need processors, and other jobs may have the rest.
+share="#SBATCH --exclusive"
+((chips > 1)) || share="#SBATCH --cpus-per-gpu=$CPUS_OF_A_CARD"
 restart=$(IFS='|'; echo "${RESTART[*]}")
 script=$(cat << SCRIPT
 #!/usr/bin/env bash
@@ -21,7 +26,7 @@ script=$(cat << SCRIPT
 #SBATCH --nodes=$slices
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=$chips
-#SBATCH --exclusive
+$share
 #SBATCH --time=$time
 #SBATCH --signal=TERM@$GRACE_SECONDS
 #SBATCH --requeue

@@ -24,7 +24,7 @@ else
   check_experiment "${arguments[@]}"
 fi
 describe "$launch" "${arguments[@]}"
-[[ $generation == v* ]] || fail "$launch names $accelerator, which is no TPU"
+[[ $platform == tpu ]] || fail "$launch names $accelerator, which is no TPU"
 case $generation in
   v5e) runtime=${runtime:-v2-alpha-tpuv5-lite} ;;
   v5p) runtime=${runtime:-v2-alpha-tpuv5} ;;

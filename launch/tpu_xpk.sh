@@ -15,7 +15,7 @@ parse "launch cluster project zone name image restarts" "" "$@"
 need launch cluster project zone image
 check_experiment "${arguments[@]}"
 describe "$launch" "${arguments[@]}"
-[[ $generation == v* ]] || fail "$launch names $accelerator, which is no TPU"
+[[ $platform == tpu ]] || fail "$launch names $accelerator, which is no TPU"
 
 # xpk sends SIGTERM to the shell that runs the command; `exec` replaces that shell by the trainer.
 run xpk workload create --cluster "$cluster" --project "$project" --zone "$zone" \

@@ -9,7 +9,7 @@ import pydantic
 import pytest
 import yaml
 
-from mmrlhf_jax.config import Experiment, Model, load_experiment, load_launch
+from mmrlhf_jax.config import Experiment, Lora, Model, load_experiment, load_launch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.attention import Backend
 from mmrlhf_jax.models.registry import published_config
@@ -239,4 +239,31 @@ def test_other_families_learn_by_the_same_settings(name):
         assert experiment.objective.sft_weight == 0
         same["objective"] = base.objective
         assert experiment.objective.model_copy(update={"sft_weight": base.objective.sft_weight}) == base.objective
+    assert experiment.model_copy(update=same) == base
+
+
+ONE_CARD = ("mmdpo_lora_llava_ov_7b", "reward_lora_llava_ov_7b", "mmdpo_lora_internvl3_8b", "reward_lora_internvl3_8b")
+
+
+@pytest.mark.parametrize("name", ONE_CARD)
+def test_what_is_for_one_card_differs_from_full_training_in_what_saves_memory(name):
+    """And in the learning rate, which for adapters is ten times as high."""
+    experiment, base = (load_experiment(ROOT / "configs" / f"{each}.yaml") for each in (name, name.replace("_lora", "")))
+    assert experiment.lora == Lora() and experiment.model.frozen_dtype == "bfloat16"
+    assert [part for part, learns in experiment.trains if learns] == ["language_model", "reward_head"]
+    assert experiment.optimizer.learning_rate == pytest.approx(10 * base.optimizer.learning_rate)
+    assert experiment.batch.rows == base.batch.rows and experiment.batch.slots == 8192
+    if name.startswith("mmdpo"):
+        assert experiment.objective.reference == "adapter_base"
+    same = {
+        "model": experiment.model.model_copy(update={"frozen_dtype": base.model.frozen_dtype}),
+        "data": experiment.data.model_copy(update={"over_budget": base.data.over_budget}),
+        "optimizer": experiment.optimizer.model_copy(update={"learning_rate": base.optimizer.learning_rate}),
+        "batch": experiment.batch.model_copy(update={"slots": base.batch.slots}),
+        "trains": base.trains,
+        "lora": base.lora,
+        "run": base.run,
+    }
+    if name.startswith("mmdpo"):
+        same["objective"] = experiment.objective.model_copy(update={"reference": base.objective.reference})
     assert experiment.model_copy(update=same) == base

@@ -158,8 +158,9 @@ def test_every_option_that_is_named_alone_exists(page):
     """Of a verb, or in the text of a launcher or of a module that is run by hand."""
     known = {option for _, each in commands() for parameter in each.params for option in parameter.opts}
     text = page.read_text()
-    modules = [ROOT.joinpath(*module.split(".")).with_suffix(".py") for module in MODULE.findall(text)]
-    elsewhere = "".join(path.read_text() for path in [*(ROOT / "launch").glob("*.sh"), *modules])
+    modules = [ROOT.joinpath(*module.split(".")) for module in MODULE.findall(text)]
+    files = [path / "__main__.py" if path.is_dir() else path.with_suffix(".py") for path in modules]
+    elsewhere = "".join(path.read_text() for path in [*(ROOT / "launch").glob("*.sh"), *files])
     for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", "\n".join(CODE.findall(text))):
         assert option in known or option in elsewhere or option == "--help", option
 

@@ -29,6 +29,7 @@ def describe(path: str) -> dict[str, str]:
     cache = launch.environment.get(CACHE, "")
     return {
         "accelerator": found.name,
+        "platform": "tpu" if found.is_tpu else "gpu",
         "generation": found.name.split("-")[0],
         "gcloud_type": found.gcloud or "",
         "topology": found.topology or "",

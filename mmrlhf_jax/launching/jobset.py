@@ -19,7 +19,13 @@ from mmrlhf_jax.launching.describe import directories
 from mmrlhf_jax.sharding.distributed import COORDINATOR, PROCESS, PROCESSES
 
 GKE_TPU = {"v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice"}
-GKE_GPU = {"h100": "nvidia-h100-80gb", "h200": "nvidia-h200-141gb"}
+GKE_GPU = {
+    "l4": "nvidia-l4",
+    "a100": "nvidia-a100-80gb",
+    "h100": "nvidia-h100-80gb",
+    "h200": "nvidia-h200-141gb",
+    "b200": "nvidia-b200",
+}
 MAX_RESTARTS = 100
 GRACE_SECONDS = 300  # from SIGTERM to SIGKILL: time for a checkpoint
 JOB = "slice"
@@ -30,7 +36,8 @@ def manifest(path: str, name: str, image: str, claim: str, arguments: list[str])
     """The JobSet manifest. `claim` is `CLAIM:/PATH`, a PersistentVolumeClaim and its mount path, or empty. `arguments` are the
     experiment and options of `mmrlhf train`.
 
-    UserError if the launch file names no accelerator, or if the experiment uses a directory that no volume provides.
+    UserError if the launch file names no accelerator or one that GKE does not have, or if the experiment uses a directory that
+    no volume provides.
     """
     launch = config.load_launch(path)
     if launch.accelerator is None:
@@ -62,7 +69,7 @@ def manifest(path: str, name: str, image: str, claim: str, arguments: list[str])
         "podFailurePolicy": {"rules": _pod_failures()},
         "template": {"spec": pod},
     }
-    # A TPU slice is a node pool, which must not be shared between jobs. A GPU host is one node, which its pod fills anyway.
+    # A TPU slice is a node pool, which must not be shared between jobs. A pod on a GPU node has its devices for itself.
     exclusive = {"annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}}
     ends = {"name": "cannot_go_on", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     return {
@@ -133,6 +140,8 @@ def _node(found: Accelerator) -> dict[str, str]:
     if found.is_tpu:
         kind = {"cloud.google.com/gke-tpu-accelerator": GKE_TPU[generation]}
         return kind | {"cloud.google.com/gke-tpu-topology": found.topology}
+    if generation not in GKE_GPU:
+        raise UserError(f"{found.name}: GKE has no nodes with this GPU; it has those of {', '.join(GKE_GPU)}")
     return {"cloud.google.com/gke-accelerator": GKE_GPU[generation]}
 
 

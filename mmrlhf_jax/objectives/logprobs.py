@@ -52,7 +52,7 @@ def target_logps(
     inputs, kernels = (states,), (vocabulary,)
     if adapter is not None:
         inputs, kernels = (states, states @ adapter[0].astype(states.dtype)), (vocabulary, adapter[1])
-    how = _How(chunk, ((),) * len(kernels), jax.config.jax_default_matmul_precision)
+    how = _How(chunk, ((),) * len(kernels), jax.config.jax_default_matmul_precision, rules.platform() == "gpu")
     project = _project if mesh is None else partial(_project_in_place, mesh)
     found = project(inputs, kernels, targets, how)
     return jax.tree.map(lambda x: x[:, :count], found)
@@ -67,6 +67,7 @@ class _How(NamedTuple):
     chunk: int
     gathered: tuple[tuple[str, ...], ...]  # for every kernel, the (manual) mesh axes over which its rows are sharded
     precision: str | None  # matmul precision
+    split: bool  # whether a bfloat16 model's products with the gradient of the logits take it as two bfloat16 pieces
 
 
 def _project_in_place(mesh: AbstractMesh, inputs: Inputs, kernels: Kernels, targets: Int[Array, "B M"], how: _How):
@@ -149,8 +150,14 @@ def _project_backward(how, kept, cotangents):
         at_target = jnp.arange(logits.shape[-1]) == targets[..., None]
         back = rules.constrain(cotangent[..., None] * (at_target - probabilities), None, None, "act_vocab")
         # The products keep `back` in float32; rounding it to the kernel's dtype would cost more accuracy than time it saves.
+        # On GPUs both factors of a product have one dtype, and XLA would make a float32 copy of the whole vocabulary for it.
+        split = how.split and inputs[0].dtype == jnp.bfloat16
+        if split:
+            back = rules.constrain(_pieces(back), None, None, "act_vocab")
+            inputs = tuple(jnp.concatenate([x, x], axis=1) for x in inputs)
+        joined = _sum_of_halves if split else lambda product: product
         to_inputs = tuple(
-            jax.lax.dot_general(back, kernel, (((2,), (1,)), ((), ())), **settings).astype(x.dtype)
+            joined(jax.lax.dot_general(back, kernel, (((2,), (1,)), ((), ())), **settings)).astype(x.dtype)
             for x, kernel in zip(inputs, whole, strict=True)
         )
         sums = tuple(
@@ -168,6 +175,18 @@ def _project_backward(how, kept, cotangents):
         for own, total, axes in zip(learns, sums, how.gathered, strict=True)
     )
     return jax.tree.map(_rows, to_inputs), pieces, None
+
+
+def _pieces(back: Float[Array, "B C V"]) -> Float[Array, "B 2C V"]:
+    """Two bfloat16 arrays, one behind the other, whose sum is `back` to 2^-17 of each entry: its rounded value and the rest."""
+    # XLA drops a cast to bfloat16 and back, because it may keep more precision than asked for; this rounding it keeps.
+    high = jax.lax.reduce_precision(back, exponent_bits=8, mantissa_bits=7)
+    return jnp.concatenate([high, back - high], axis=1).astype(jnp.bfloat16)
+
+
+def _sum_of_halves(product: Float[Array, "B 2C E"]) -> Float[Array, "B C E"]:
+    high, low = jnp.split(product, 2, axis=1)
+    return high + low
 
 
 _project.defvjp(_project_forward, _project_backward, symbolic_zeros=True)

@@ -10,6 +10,7 @@ from mmrlhf_jax.planning.flops import flops
 from mmrlhf_jax.planning.hlo import parse
 from mmrlhf_jax.planning.program import Memory, Program
 from mmrlhf_jax.planning.roofline import Collective, Roofline, collectives, hbm_bytes, messages
+from mmrlhf_jax.planning.spills import Design, spills
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Compiled:
     uncounted_loops: int = 0  # loops with unknown trip count, counted once; FLOPs, collectives and times are then too low
     reduced_whole: tuple[str, ...] = ()  # gradients that are all-reduced instead of reduce-scattered (`audit`)
     gathered_activations: tuple[str, ...] = ()  # activations that are gathered over the row axis (`audit`)
+    spilled: tuple[str, ...] | None = None  # arrays written that the design does not have (`spills`); None: not audited
 
 
 def read_program(
@@ -36,9 +38,11 @@ def read_program(
     *,
     skipped: float = 0.0,
     parameters: dict[int, int] | None = None,
+    design: Design | None = None,
 ) -> Compiled:
     """Analyse a program. `skipped` are FLOPs per device that the HLO text counts but attention kernels skip; `parameters` are
-    sizes (`audit.used_sizes`) for the audit of its communication, which is left out if None."""
+    sizes (`audit.used_sizes`) for the audit of its communication, and `design` is for that of what it writes to memory; each is
+    left out if None."""
     if program.text is None:
         return Compiled(program.seconds, program.machine_code, program.needed, None, None, [], None)
     module = parse(program.text)
@@ -51,7 +55,8 @@ def read_program(
     )
     judged = () if parameters is None else (reduced_whole(sent, parameters), gathered_activations(sent, parameters))
     counted = program.memory, device_flops, collectives(sent), roofline, module.uncounted_loops
-    return Compiled(program.seconds, program.machine_code, program.needed, *counted, *map(tuple, judged))
+    found = Compiled(program.seconds, program.machine_code, program.needed, *counted, *map(tuple, judged))
+    return found if design is None else dataclasses.replace(found, spilled=tuple(spills(module, design)))
 
 
 def shown_bytes(count: float) -> str:

@@ -27,6 +27,7 @@ from mmrlhf_jax.planning.lowering import (
     with_budget,
 )
 from mmrlhf_jax.planning.program import Lowering, Program, Target, compile_lowered, optimise
+from mmrlhf_jax.planning.spills import design_of
 from mmrlhf_jax.planning.topology import chip_of, compiles_for_gpus, gpu_target
 from mmrlhf_jax.planning.workload import Workload, find_workload
 from mmrlhf_jax.progress import say
@@ -133,7 +134,7 @@ def make_plan(
     say(f"{names[0]} on {names[1]}: {source}; {workload.source}; {mesh.size} devices, compiling")
     compiled = _Compiler(experiment, launch, mesh, quick)
     # No audit of stand-ins: for GPUs, XLA turns some of their all-reduces into reduce-scatters.
-    parameters = None if compiled.stand_in else _parameter_sizes(experiment, sizes, mesh)
+    judged = {} if compiled.stand_in else _design(experiment, sizes, mesh, spills=compiled.is_gpu)
     plan = Plan(
         *names,
         chip=compiled.chip,
@@ -143,7 +144,7 @@ def make_plan(
         accumulation=experiment.batch.accumulation,
         workload=workload,
         model_source=source,
-        step=compiled(lower_step, skipped=executed.skipped / mesh.size, parameters=parameters),
+        step=compiled(lower_step, skipped=executed.skipped / mesh.size, **judged),
         executed=executed,
         generation=_generation(compiled) if generation else None,
         passes=_compiled_passes(compiled, sizes) if passes else {},
@@ -208,11 +209,13 @@ def _generation(compiled: _Compiler) -> Generation:
     return Generation(compiled(lower_generation, mesh), dict(mesh.shape), lane, hosts, logits)
 
 
-def _parameter_sizes(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh) -> dict[int, int]:
-    """The sizes of the train step's parameters, for the audit of its communication (`audit.used_sizes`)."""
+def _design(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh, *, spills: bool) -> dict[str, Any]:
+    """What the audits of the train step compare it with: sizes of its parameters (`audit.used_sizes`) and, with `spills`, the
+    arrays that it may write (`spills.Design`)."""
     with use_mesh(mesh):
         _, state, _ = step_arguments(experiment, sizes, mesh)
-    return used_sizes((state.params, state.frozen))
+    found = {"parameters": used_sizes((state.params, state.frozen))}
+    return found | ({"design": design_of(sizes, experiment, state, mesh)} if spills else {})
 
 
 def _compiled_passes(compiled: _Compiler, sizes: ModelConfig) -> dict[str, Pass]:
@@ -240,6 +243,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "reduced_whole": None if plan.stand_in else plan.step.reduced_whole,  # None: not audited
         "gathered_activations": None if plan.stand_in else plan.step.gathered_activations,
         "uncounted_loops": plan.step.uncounted_loops,
+        "spilled": plan.step.spilled,
         "roofline": None if roofline is None else dataclasses.asdict(roofline) | {"bound": roofline.bound},
         "step_seconds_bound": plan.step_seconds,
         "flop_utilisation_bound": plan.flop_utilisation,

@@ -11,10 +11,12 @@ from mmrlhf_jax.planning.generation import Generation
 from mmrlhf_jax.planning.plan import Plan
 from mmrlhf_jax.planning.table import Table
 
+SPILLS_SHOWN = 3  # of the arrays that a step should not write
+
 
 def as_text(plan: Plan) -> str:
     """A plan as a page of text."""
-    lines = [*_head(plan), *_step(plan), *_placement(plan), *_bounds(plan), *_beside(plan)]
+    lines = [*_head(plan), *_step(plan), *_placement(plan), *_spills(plan), *_bounds(plan), *_beside(plan)]
     lines.append(f"  compiled in {plan.step.seconds:.0f} s{'' if plan.step.machine_code else ', without machine code'}")
     lines.append("  fits" if plan.fits else f"  {plan.advice}")
     return "\n".join(lines)
@@ -123,6 +125,17 @@ def _placement(plan: Plan) -> list[str]:
     gradients = f"ALL-REDUCED: {', '.join(whole)}" if whole else "none is all-reduced, all are reduce-scattered"
     activations = f"GATHERED: {', '.join(gathered)}" if gathered else f"none is gathered over {ROWS}"
     return [f"  gradients  {gradients}", f"  activations {activations}"]
+
+
+def _spills(plan: Plan) -> list[str]:
+    """The result of the audit of what the step writes to memory (`planning.spills`), as a line; none if it was not audited."""
+    found = plan.step.spilled
+    if found is None:
+        return []
+    if not found:
+        return ["  buffers    none is larger than the design's: no attention scores, no whole logits, no float32 copies"]
+    more = f"; and {len(found) - SPILLS_SHOWN} smaller ones" if len(found) > SPILLS_SHOWN else ""
+    return [f"  buffers    SPILLED: {'; '.join(found[:SPILLS_SHOWN])}{more}"]
 
 
 def shown_mesh(plan: Plan) -> str:

@@ -141,6 +141,13 @@ def current_mesh() -> AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
+def platform() -> str:
+    """The platform ("cpu", "gpu", "tpu") of the devices that a program is compiled for: those of the mesh of `jax.set_mesh`,
+    which need not be present, else jax's default ones."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(x, stored: PartitionSpec, whole: PartitionSpec):
     return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(x, stored), whole)

@@ -96,6 +96,14 @@ def torch_turn(directory: Path, group: EncodedGroup, alone: list[EncodedGroup], 
     policy, reference = (
         LlavaOnevisionForConditionalGeneration.from_pretrained(directory, dtype=torch.float32) for _ in range(2)
     )
+    return make_turn(policy, reference, [expanded_group(group, alone)], checkpointing=checkpointing)
+
+
+def make_turn(
+    policy, reference, batches: list[dict[str, torch.Tensor]], *, checkpointing: bool, autocast: str | None = None
+) -> Turn:
+    """An optimizer step over micro-batches of pairs (`expanded`), each of equal weight. With `autocast`, a device's type, the
+    policy computes in bfloat16 there."""
     reference.requires_grad_(False)
     policy.model.vision_tower.requires_grad_(False)
     if checkpointing:
@@ -103,23 +111,35 @@ def torch_turn(directory: Path, group: EncodedGroup, alone: list[EncodedGroup], 
     policy.train()
     learnt = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learnt, lr=RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
-    batch = expanded([alone[i] for i in [*group.pairs[:, 0], *group.pairs[:, 1]]])
 
-    def turn() -> float:
-        optimizer.zero_grad()
-        logps, counts = summed_logps(policy, batch)
-        with torch.no_grad():
-            reference_logps, _ = summed_logps(reference, batch)
+    def loss_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        with torch.autocast(autocast or "cpu", torch.bfloat16, enabled=autocast is not None):
+            logps, counts = summed_logps(policy, batch)
+            with torch.no_grad():
+                reference_logps, _ = summed_logps(reference, batch)
         chosen, rejected = (logps - reference_logps).chunk(2)
         half = len(counts) // 2
         sft = -logps[:half].sum() / counts[:half].sum()
-        loss = -F.logsigmoid(BETA * (chosen - rejected)).mean() + SFT_WEIGHT * sft
-        loss.backward()
+        return -F.logsigmoid(BETA * (chosen - rejected)).mean() + SFT_WEIGHT * sft
+
+    def turn() -> float:
+        optimizer.zero_grad()
+        total = 0.0
+        for batch in batches:
+            loss = loss_of(batch) / len(batches)
+            loss.backward()
+            total += loss.detach()
         torch.nn.utils.clip_grad_norm_(learnt, 1.0)
         optimizer.step()
-        return loss.item()
+        return float(total)
 
     return turn
+
+
+def expanded_group(group: EncodedGroup, alone: list[EncodedGroup], device: str = "cpu") -> dict[str, torch.Tensor]:
+    """The pairs of a group as [all chosen; all rejected], on a device."""
+    batch = expanded([alone[i] for i in [*group.pairs[:, 0], *group.pairs[:, 1]]])
+    return {name: x.to(device) for name, x in batch.items()}
 
 
 def expanded(sides: list[EncodedGroup]) -> dict[str, torch.Tensor]:
@@ -153,9 +173,9 @@ def summed_logps(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, t
     hidden = core.language_model(inputs_embeds=embeddings, attention_mask=batch["mask"], use_cache=False).last_hidden_state
     learnt = batch["completion"][:, 1:]
     logits = model.lm_head(hidden[:, :-1][learnt])
-    logps = -F.cross_entropy(logits, batch["ids"][:, 1:][learnt], reduction="none")
-    owner = torch.arange(rows)[:, None].expand_as(learnt)[learnt]
-    return torch.zeros(rows).index_add(0, owner, logps), learnt.sum(1)
+    logps = -F.cross_entropy(logits.float(), batch["ids"][:, 1:][learnt], reduction="none")
+    owner = torch.arange(rows, device=logps.device)[:, None].expand_as(learnt)[learnt]
+    return torch.zeros(rows, device=logps.device).index_add(0, owner, logps), learnt.sum(1)
 
 
 def main() -> None:

@@ -11,6 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from mmrlhf_jax import config
+from mmrlhf_jax.accelerators import accelerator
+from mmrlhf_jax.launching.jobset import GKE_GPU
+
 ROOT = Path(__file__).parents[2]
 LAUNCHES = sorted((ROOT / "launch").glob("*.yaml"))
 EXPERIMENT = "configs/mmdpo_llava_ov_7b.yaml"
@@ -29,7 +33,14 @@ EVERY = TPU | GPU | {"local.sh": ()}
 
 def accepts(name: str, launch: Path) -> bool:
     """Whether this launcher starts on this launch file's accelerator."""
-    return name in (TPU if launch.stem.startswith("v") else GPU if launch.stem.startswith("h") else ("local.sh",))
+    found = config.load_launch(launch)
+    if found.accelerator is None:
+        return name == "local.sh"
+    if accelerator(found.accelerator).is_tpu:
+        return name in TPU
+    if name == "local.sh":
+        return found.slices == 1
+    return name in GPU and (name != "jobset.sh" or found.accelerator.split("-")[0] in GKE_GPU)
 
 
 # The launchers call Python to read launch files and experiments. Its answer to one command line is kept for the session.

@@ -105,7 +105,27 @@ def test_gpu_hosts_find_each_other_by_the_names_that_jobset_gives_their_pods():
     assert "annotations" not in made["metadata"], "four hosts need not be four node pools"
 
 
-@pytest.mark.parametrize("name", ["h100-8", "v6e-32x2"])
+@pytest.mark.parametrize(
+    ("name", "node", "cards"),
+    [
+        ("l4-1", "nvidia-l4", 1),
+        ("h100-1", "nvidia-h100-80gb", 1),
+        ("a100-8", "nvidia-a100-80gb", 8),
+        ("h100-8x4", "nvidia-h100-80gb", 8),
+        ("h200-8", "nvidia-h200-141gb", 8),
+        ("b200-8", "nvidia-b200", 8),
+    ],
+)
+def test_pods_of_gpu_hosts_ask_for_the_cards_by_the_names_of_gke(name, node, cards):
+    """Names as GKE's documentation lists them for its machine types."""
+    made = manifest(f"launch/{name}.yaml", "run1", "I", "", [EXPERIMENT, *BUCKET])
+    spec = job_of(made)["template"]["spec"]
+    assert spec["template"]["spec"]["nodeSelector"] == {"cloud.google.com/gke-accelerator": node}
+    assert container_of(made)["resources"] == {key: {"nvidia.com/gpu": cards} for key in ("requests", "limits")}
+    assert spec["parallelism"] == spec["completions"] == 1, "one process drives all cards of a host"
+
+
+@pytest.mark.parametrize("name", ["h100-1", "h100-8", "v6e-32x2"])
 def test_a_single_host_and_tpus_need_no_coordinator(name):
     made = manifest(f"launch/{name}.yaml", "run1", "I", "", [EXPERIMENT, *BUCKET])
     assert "env" not in container_of(made)

@@ -131,6 +131,9 @@ def test_a_launcher_refuses_what_it_cannot_start():
     assert "names no accelerator" in launcher("jobset.sh", "--launch", "launch/local.yaml", *image, EXPERIMENT, status=2)[0]
     gpu = ("--launch", "launch/h100-8.yaml", *TPU["tpu_xpk.sh"])
     assert "which is no TPU" in launcher("tpu_xpk.sh", *gpu, EXPERIMENT, *BUCKET, status=2)[0]
+    assert "names no accelerator" in launcher("slurm.sh", "--launch", "launch/gpu-1.yaml", EXPERIMENT, status=2)[0]
+    missing = ("--launch", "launch/l40s-8.yaml", *image, EXPERIMENT, *BUCKET)
+    assert "l40s-8: GKE has no nodes with this GPU" in launcher("jobset.sh", *missing, status=2)[0]
 
 
 @pytest.mark.parametrize("name", TPU)
@@ -217,8 +220,17 @@ def test_a_slurm_job_has_a_task_per_host(tmp_path):
     for line in ("--nodes=4", "--ntasks-per-node=1", "--gpus-per-node=8", f"--signal=TERM@{GRACE_SECONDS}"):
         assert f"#SBATCH {line}\n" in script
     with_partition = launcher("slurm.sh", "--launch", "launch/h100-8.yaml", "--partition", "gpu", "--dry-run", EXPERIMENT)
+    assert "#SBATCH --exclusive" in with_partition
     options = with_partition.index("#SBATCH --partition=gpu")
     assert options < with_partition.index("set -uo pipefail"), "options behind a command are ignored"
+
+
+@pytest.mark.parametrize("name", ["l4-1", "h100-1"])
+def test_a_slurm_job_of_one_card_leaves_the_rest_of_its_node_to_others(name):
+    script = dry_run("slurm.sh", f"launch/{name}.yaml")
+    workers = config.load_experiment(ROOT / EXPERIMENT).data.workers
+    assert {"#SBATCH --nodes=1", "#SBATCH --gpus-per-node=1", f"#SBATCH --cpus-per-gpu={workers}"} <= set(script)
+    assert "#SBATCH --exclusive" not in script
 
 
 @pytest.mark.skipif(tool("sbatch") is None, reason="apt-get install slurm-client")
@@ -253,6 +265,7 @@ def test_the_environment_is_prepared_and_stale_variables_are_cleared():
 def test_a_launch_file_is_described_for_a_shell():
     assert describe(str(ROOT / "launch" / "v5p-128.yaml")) == {
         "accelerator": "v5p-128",
+        "platform": "tpu",
         "generation": "v5p",
         "gcloud_type": "v5p-128",
         "topology": "4x4x4",

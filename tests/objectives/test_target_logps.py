@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mmrlhf_jax.objectives.logprobs import sum_by_response, target_logps
+from mmrlhf_jax.sharding import rules
 
 ROWS, SLOTS, WIDTH, WORDS, TARGETS = 2, 9, 16, 50, 7
 
@@ -47,6 +48,60 @@ def test_only_log_probs_have_a_gradient(name):
     gradient = jax.grad(lambda hidden: getattr(target_logps(hidden, *rest), name).sum())(hidden)
     assert not gradient.any()
     assert jax.grad(lambda hidden: target_logps(hidden, *rest).logps.sum())(hidden).any()
+
+
+@pytest.mark.parametrize("chunk", [3, 256])
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_a_bfloat16_models_gradients_are_float64s(platform, chunk, monkeypatch):
+    """Also on GPUs, where the gradient of the logits is multiplied in two bfloat16 pieces: one piece alone is wrong by 1e-3.
+
+    The gradient of the states is bfloat16, which rounds it by up to 2^-8 of itself."""
+    monkeypatch.setattr(rules, "platform", lambda: platform)
+    hidden, vocabulary, targets, predictors = case(1.0)
+    hidden, vocabulary = (np.asarray(jnp.bfloat16(x), np.float32) for x in (hidden, vocabulary))
+    weights = np.random.default_rng(1).normal(size=(ROWS, TARGETS)).astype(np.float32)
+
+    def loss(hidden, vocabulary):
+        return (weights * target_logps(hidden, vocabulary, targets, predictors, chunk=chunk).logps).sum()
+
+    to_states, to_vocabulary = jax.grad(loss, argnums=(0, 1))(jnp.bfloat16(hidden), vocabulary)
+    expected = gradients_in_float64(hidden, vocabulary, targets, predictors, weights)
+    np.testing.assert_allclose(to_vocabulary, expected[1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.float32(to_states), expected[0], rtol=2**-7, atol=1e-5)
+
+
+def gradients_in_float64(hidden, vocabulary, targets, predictors, weights):
+    """Of the weighted sum of log-probs, by the states and by the vocabulary."""
+    wide = vocabulary.astype(np.float64)
+    states = np.take_along_axis(hidden.astype(np.float64), predictors[..., None], axis=1)
+    logits = states @ wide
+    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    back = weights[..., None] * (np.eye(WORDS)[targets] - probabilities)
+    to_states = np.zeros(hidden.shape)
+    for row, (slots, gradient) in enumerate(zip(predictors, back @ wide.T, strict=True)):
+        np.add.at(to_states[row], slots, gradient)
+    return to_states, np.einsum("bme,bmv->ev", states, back)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_the_adapters_of_a_bfloat16_vocabulary_learn_the_same_on_every_platform(learns, monkeypatch):
+    """With a vocabulary that learns or is frozen; the states' gradient is the sum over both products."""
+    hidden, vocabulary, targets, predictors = case(1.0)
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(size=(WIDTH, 4)).astype(np.float32), rng.normal(size=(4, WORDS)).astype(np.float32)
+    found = {}
+    for platform in ("tpu", "gpu"):
+        monkeypatch.setattr(rules, "platform", lambda platform=platform: platform)
+
+        def loss(a, b, vocabulary):
+            return target_logps(jnp.bfloat16(hidden), vocabulary, targets, predictors, adapter=(a, b), chunk=3).logps.sum()
+
+        found[platform] = jax.grad(loss, argnums=(0, 1, 2) if learns else (0, 1))(a, b, vocabulary)
+    to_a, to_b, *to_vocabulary = zip(*found.values(), strict=True)
+    assert np.linalg.norm(to_a[0] - to_a[1]) < 2**-8 * np.linalg.norm(to_a[0])  # it passes through bfloat16 states
+    for pair in (to_b, *to_vocabulary):
+        np.testing.assert_allclose(*pair, rtol=1e-4, atol=1e-4)
 
 
 def test_sums_go_to_their_responses_and_unused_targets_nowhere():

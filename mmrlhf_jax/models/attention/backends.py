@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.attention import pallas_gpu, pallas_tpu, xla
 from mmrlhf_jax.sharding.rules import RULES, axes_in, fit
+from mmrlhf_jax.sharding.rules import platform as _platform
 
 # `auto`: the Pallas kernels on TPU and on GPU, XLA elsewhere. `pallas` is interpreted on other platforms, which is slow and for
 # tests.
@@ -100,9 +101,3 @@ def kernel_split(
     rows, _, kv_heads, _ = keys
     divides = not rows % prod(mesh.shape[name] for name in batch) and not kv_heads % prod(mesh.shape[name] for name in heads)
     return (batch, heads) if divides else None
-
-
-def _platform() -> str:
-    """The platform of the devices that the program is compiled for: those of the mesh, which need not be present."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform

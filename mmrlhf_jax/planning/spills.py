@@ -1,0 +1,179 @@
+"""Finds arrays that a compiled step writes to memory and the design does not: attention scores, logits of more targets than a
+chunk has, the features of every tap, float32 copies of weights, and whatever else is large and unforeseen.
+
+Arrays are recognised by their sizes. Small ones are not judged; a large one must be one of those that the design names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from math import prod
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from mmrlhf_jax import config
+from mmrlhf_jax.models.family import ModelConfig
+from mmrlhf_jax.planning.hlo import BITS, Array, Instruction, Module
+from mmrlhf_jax.sharding.rules import axes_in, fit, spec, used
+from mmrlhf_jax.training.state import TrainState
+
+# Instructions that write no array of their own.
+NO_ARRAY = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "opt-barrier"}
+# The compiler pads matrices to whole tiles, and a class token is of no patch: sizes are compared to a hundredth.
+TOLERANCE = 0.01
+WORKSPACE = "s8"  # the dtype of a library's workspace, which is a result of its call
+FLOAT32 = 4
+
+
+class Size(NamedTuple):
+    """So many elements of at most so many bytes each."""
+
+    elements: int
+    itemsize: int
+
+    def holds(self, array: Array) -> bool:
+        fits = abs(array.elements - self.elements) <= self.elements * TOLERANCE
+        return fits and BITS.get(array.dtype, 0) <= 8 * self.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """The arrays that a step may write on one device.
+
+    Attributes:
+        small: arrays of no more elements are not judged: queries, keys and values of one layer, with their adapters' inputs.
+        named: the larger ones by name.
+        weights: elements of the matrices that are used whole, after they are gathered.
+        taps: elements of the features of every tap of every visual slot, which are to be summed before they are written; 0 if
+            there is one tap.
+        heads: rows times heads of an attention, for recognising its scores.
+        vocabulary: columns of the logits.
+    """
+
+    small: int
+    named: dict[str, Size]
+    weights: frozenset[int]
+    taps: int
+    heads: int
+    vocabulary: frozenset[int]
+
+    def has(self, array: Array) -> bool:
+        """Whether an array is small or, by its size, one of those that are named."""
+        if array.elements <= self.small:
+            return True
+        return array.elements != self.taps and any(size.holds(array) for size in self.named.values())
+
+
+def design_of(model: ModelConfig, experiment: config.Experiment, state: TrainState, mesh: Mesh) -> Design:
+    """The design's arrays for one accumulation piece of a train step with this abstract state. The experiment must set all row
+    sizes and the accumulation."""
+    batch, text, vision, tower = experiment.batch, model.text, model.vision, model.tower_work
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = -(-batch.rows // batch.accumulation // shards)
+    context, tensor = mesh.shape["context"], mesh.shape["tensor"]
+    slots = rows * -(-batch.slots // context)
+    tiles = -(-rows * batch.tiles // context)
+    patches, features = tiles * tower.slots, rows * batch.tiles * model.geometry.features
+    pixels, taps = tiles * 3 * model.geometry.image_size**2, model.geometry.taps
+    vocabulary = -(-text.vocab_size // tensor)
+    chunk = rows * min(batch.logprob_chunk, batch.targets) * vocabulary
+    heads, kv_heads = _share(text.heads, mesh), _share(text.kv_heads, mesh)
+    adapters = 3 * experiment.lora.rank if experiment.lora else 0
+    attended = (heads + 2 * kv_heads) * text.head_dim + adapters
+    wide = {"residuals": text.hidden_size, "MLP": -(-text.intermediate_size // tensor), "queries": heads * text.head_dim}
+    seen = {"tower": vision.hidden_size, "tower's MLP": vision.intermediate_size}
+    named = {
+        **{name: Size(slots * width, FLOAT32) for name, width in wide.items()},
+        "both products of the MLP": Size(2 * slots * wide["MLP"], FLOAT32),
+        **{f"{name} of all layers": Size(text.layers * slots * width, FLOAT32) for name, width in wide.items()},
+        **{name: Size(patches * width, FLOAT32) for name, width in seen.items()},
+        **{f"{name} of all layers": Size(tower.layers * patches * width, FLOAT32) for name, width in seen.items()},
+        "visual features": Size(features * text.hidden_size, FLOAT32),
+        "patches in the language model's width": Size(patches * text.hidden_size, FLOAT32),
+        "visual slots": Size(rows * batch.visual * text.hidden_size, FLOAT32),
+        "pixels": Size(pixels, FLOAT32),
+        "pixels of patches": Size(tiles * tower.embedding_products // tower.width, FLOAT32),
+        "pixels of all pieces": Size(batch.accumulation * pixels, 1),
+        "states of targets": Size(rows * batch.targets * text.hidden_size, FLOAT32),
+        "logits of a chunk": Size(chunk, FLOAT32),
+        "gradient of a chunk's logits, in two pieces": Size(2 * chunk, 2),
+    }
+    stored, whole = _parameters(state)
+    named |= {f"parameter of {elements} elements": Size(elements, FLOAT32) for elements in stored | whole}
+    return Design(
+        small=int(slots * max(text.hidden_size, attended) * (1 + TOLERANCE)),
+        named=named,
+        weights=frozenset(whole),
+        taps=rows * batch.visual * taps * text.hidden_size if taps > 1 else 0,
+        heads=rows * heads,
+        vocabulary=frozenset({vocabulary, text.vocab_size}),
+    )
+
+
+def _share(heads: int, mesh: Mesh) -> int:
+    """Heads of the language model's attention on one device."""
+    return heads // prod(mesh.shape[axis] for axis in axes_in(fit(spec("act_heads"), (heads,), mesh)[0]))
+
+
+def _parameters(state: TrainState) -> tuple[set[int], set[int]]:
+    """(elements of each parameter's shard, of all layers together; elements of a matrix as it is used, of one layer)."""
+    stored, whole = set(), set()
+    for path, x in jax.tree_util.tree_leaves_with_path((state.params, state.frozen)):
+        stored.add(prod(x.sharding.shard_shape(x.shape)))
+        split = prod(x.sharding.mesh.shape[axis] for entry in used(x.sharding.spec) for axis in axes_in(entry))
+        shape = x.shape[1:] if "'layers'" in jax.tree_util.keystr(path) else x.shape
+        if len(shape) > 1:
+            whole |= {prod(shape) // split, prod(shape)}  # explicit gathers gather all columns
+    return stored, whole
+
+
+def spills(module: Module, design: Design) -> list[str]:
+    """The arrays that are written and that the design does not have, in words, largest first."""
+    found: dict[Array, str] = {}
+    for instruction, array in _written(module):
+        what = _judged(module, instruction, array, design)
+        if what is not None:
+            found.setdefault(array, what)
+    ordered = sorted(found.items(), key=lambda each: -each[0].bytes)
+    return [f"{array.dtype}{list(array.shape)} ({array.bytes / 2**30:.2f} GiB, {what})" for array, what in ordered]
+
+
+def _written(module: Module) -> Iterator[tuple[Instruction, Array]]:
+    """The arrays in HBM that are results of executed instructions; what happens inside a fusion is not written."""
+    for _, instruction, _, fused in module.executed():
+        if not fused and instruction.opcode not in NO_ARRAY:
+            yield from ((instruction, array) for array in instruction.arrays if array.space == 0)
+
+
+def _judged(module: Module, instruction: Instruction, array: Array, design: Design) -> str | None:
+    """What an array is if the design does not have it; None if it does."""
+    if array.dtype == WORKSPACE and instruction.opcode == "custom-call":
+        return None
+    large = array.elements > design.small
+    if large and array.elements in design.weights and _is_float32_copy(module, instruction, array):
+        return "a float32 copy of weights"
+    if design.has(array):
+        return None
+    if design.taps and Size(design.taps, FLOAT32).holds(array):
+        return "the features of every tap"
+    if design.vocabulary & set(array.shape):
+        return "logits of more targets than a chunk has"
+    if array.elements % design.heads == 0:
+        return f"as large as attention scores of {array.elements // design.heads} pairs a head"
+    return "no array of the design"
+
+
+def _is_float32_copy(module: Module, instruction: Instruction, array: Array) -> bool:
+    """Whether the instruction converts a bfloat16 array of the same size to this float32 one."""
+    if array.dtype != "f32" or instruction.opcode not in ("convert", "fusion"):
+        return False
+    if instruction.opcode == "convert":
+        return True
+    inner = module.computations[instruction.called["calls"][0]].instructions
+    return any(
+        each.opcode == "convert" and each.arrays == (array,) and inner[each.operands[0]].arrays[0].dtype == "bf16"
+        for each in inner.values()
+    )
