@@ -12,7 +12,8 @@ import re
 from mmrlhf_jax.planning.hlo import Computation, Instruction, Module, ints
 
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
-_ESTIMATE = re.compile(r'"?flops"?\s*:\s*"?(\d+)')
+# In the attributes of a kernel for TPUs; of one for GPUs in a string within them, where HLO text writes \22 for a quote.
+_ESTIMATE = re.compile(r'flops(?:"|\\22)?\s*:\s*(?:"|\\22)?(\d+)')
 _CUBLAS, _CUDNN = "__cublas$", "__cudnn$conv"
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _CONTRACTED_BY_CUBLAS = re.compile(r'"lhs_contracting_dimensions":\[([\d",]*)\]')

@@ -43,7 +43,7 @@ _ALLOCATION = re.compile(r"^allocation \d+: size (\d+)(.*)$", re.MULTILINE)
 # Disables passes that XLA runs only for CPUs: they replace bfloat16 by float32, which programs for GPUs keep.
 _FOR_CPUS = "--xla_disable_hlo_passes=all-reduce-promotion,float-normalization-bf16"
 # All matrix products by cuBLAS. Without a GPU to try them on, XLA would choose Triton for most of them; a run chooses for each
-# what is faster on its device. Programs with cuBLAS take more memory.
+# what is faster on its device.
 _BY_CUBLAS = "--xla_gpu_enable_triton_gemm=false"
 POLL_SECONDS = 0.2
 _UNKNOWN_FLAGS = re.compile(r"Unknown flags? in XLA_FLAGS: (.*)")

@@ -288,3 +288,171 @@ ENTRY %main (a: bf16[112,8,128]) -> bf16[112,8,128] {
     (found,) = collectives(messages(hlo.parse(text), MESH, {"data": 2}, chip))
     assert (found.kind, found.axis, found.bytes) == ("all-reduce", "data", 112 * 8 * 128 * 2)
     assert found.seconds == pytest.approx(found.bytes / chip.network)
+
+
+def on_gpu(*lines: str, before: str = "") -> hlo.Module:
+    """A program of these instructions, as XLA writes it for GPUs."""
+    return hlo.parse("HloModule test\n\n" + before + "ENTRY %main () -> f32[] {\n  " + "\n  ".join(lines) + "\n}\n")
+
+
+CUBLAS = (
+    '"gemm_backend_config":{"beta":0,"dot_dimension_numbers":{"lhs_contracting_dimensions":[LEFT],'
+    '"rhs_contracting_dimensions":[RIGHT],"lhs_batch_dimensions":["0"],"rhs_batch_dimensions":["0"]}}'
+)
+
+
+@pytest.mark.parametrize("function", ["__cublas$lt$matmul", "__cublas$gemm"])
+@pytest.mark.parametrize(("left", "contracted"), [((4, 8, 16), '"2"'), ((4, 16, 8), '"1"'), ((4, 2, 8, 8), '"1","3"')])
+def test_a_batched_product_by_cublas_counts_as_the_dot_that_it_was(function, left, contracted):
+    """Its workspace beside the result is neither FLOPs nor traffic of the product."""
+    module = on_gpu(
+        f"%a = bf16[{','.join(map(str, left))}]{{2,1,0}} parameter(0)",
+        "%b = bf16[4,16,32]{1,2,0} parameter(1)",
+        f'%c = (f32[4,8,32]{{2,1,0}}, s8[4194304]{{0}}) custom-call(%a, %b), custom_call_target="{function}", '
+        f"backend_config={{{CUBLAS.replace('LEFT', contracted).replace('RIGHT', contracted)}}}",
+    )
+    assert flops(module) == 2 * 4 * 8 * 32 * 16
+    assert hbm_bytes(module) == 2 * 4 * 8 * 16 + 2 * 4 * 16 * 32 + 4 * 4 * 8 * 32
+
+
+def test_a_product_in_a_fusion_of_triton_counts():
+    fused = """%gemm (p: bf16[8,16], q: bf16[16,32]) -> f32[8,32] {
+  %p = bf16[8,16]{1,0} parameter(0)
+  %q = bf16[16,32]{1,0} parameter(1)
+  ROOT %d = f32[8,32]{1,0} dot(%p, %q), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+"""
+    module = on_gpu(
+        "%a = bf16[8,16]{1,0} parameter(0)",
+        "%b = bf16[16,32]{1,0} parameter(1)",
+        "ROOT %f = f32[8,32]{1,0} fusion(%a, %b), kind=kCustom, calls=%gemm, "
+        'backend_config={"fusion_backend_config":{"kind":"__triton_gemm"}}',
+        before=fused,
+    )
+    assert flops(module) == 2 * 8 * 16 * 32
+    assert hbm_bytes(module) == 2 * 8 * 16 + 2 * 16 * 32 + 4 * 8 * 32
+
+
+# The convolution of images [2, 8, 8, 3] with a filter [3, 3, 3, 16], and its gradients by the images and by the filter.
+CONVOLUTIONS = {
+    "Forward": ("f32[2,8,8,3]", "f32[3,3,3,16]", "f32[2,8,8,16]"),
+    "BackwardInput": ("f32[2,8,8,16]", "f32[3,3,3,16]", "f32[2,8,8,3]"),
+    "BackwardFilter": ("f32[2,8,8,3]", "f32[2,8,8,16]", "f32[3,3,3,16]"),
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_a_convolution_by_cudnn_and_its_gradients_count_alike(kind):
+    first, second, result = CONVOLUTIONS[kind]
+    module = on_gpu(
+        f"%a = {first}{{3,2,1,0}} parameter(0)",
+        f"%b = {second}{{3,2,1,0}} parameter(1)",
+        f"%c = ({result}{{3,2,1,0}}, u8[64]{{0}}) custom-call(%a, %b), window={{size=3x3 pad=1_1x1_1}}, "
+        f'dim_labels=b01f_01io->b01f, custom_call_target="__cudnn$conv{kind}"',
+    )
+    assert flops(module) == 2 * (2 * 8 * 8 * 16) * (3 * 3 * 3)
+
+
+def test_a_kernel_of_pallas_counts_what_it_was_given_as_its_cost():
+    """In the compiled text quotes within a string are escaped, and digits follow the escape."""
+    call = '%k = f32[64]{0} custom-call(%a), custom_call_target="__gpu$xla.gpu.triton", backend_config={ir = "ML\\EF", '
+    call += 'name = "attention_forward", serialized_metadata = "{\\22flops\\22: \\22119587\\22}"}'
+    assert flops(on_gpu("%a = f32[64]{0} parameter(0)", call)) == 119587
+
+
+def test_a_condition_in_a_fusion_gives_the_trips_too():
+    """As GPUs write it. The body's step is in a fusion as well."""
+    fused = """%less (p: u32[]) -> pred[] {
+  %p.1 = u32[] parameter(0)
+  %limit.1 = u32[] constant(16)
+  ROOT %lt.1 = pred[] compare(%p.1, %limit.1), direction=LT
+}
+
+%more (p: u32[]) -> u32[] {
+  %p.2 = u32[] parameter(0)
+  %two.2 = u32[] constant(2)
+  ROOT %sum.2 = u32[] add(%p.2, %two.2)
+}
+
+"""
+    text = LOOP.replace("compare(%i, %limit), direction=LT", "fusion(%i), kind=kLoop, calls=%less")
+    text = text.replace("%next = u32[] add(%i, %two)", "%next = u32[] fusion(%i), kind=kLoop, calls=%more")
+    module = hlo.parse(text.replace("%cond", fused + "%cond", 1))
+    assert module.uncounted_loops == 0 and flops(module) == 8 * 2 * 4 * 8 * 8
+
+
+def test_an_asynchronous_reduce_scatter_counts_once_with_what_it_reads():
+    wrapped = """%async (p: f32[64]) -> f32[16] {
+  %p = f32[64]{0} parameter(0)
+  ROOT %s = f32[16]{0} reduce-scatter(%p), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%add
+}
+
+"""
+    module = on_gpu(
+        "%a = f32[64]{0} parameter(0)",
+        "%start = ((f32[64]{0}), f32[16]{0}) async-start(%a), calls=%async",
+        "ROOT %done = f32[16]{0} async-done(%start)",
+        before=wrapped,
+    )
+    (found,) = collectives(messages(module, MESH, {}, CHIPS["h100"]))
+    assert (found.kind, found.axis, found.bytes, found.count) == ("reduce-scatter", "fsdp", 4 * 64, 1)
+    assert found.seconds == pytest.approx(4 * 64 * 3 / 4 / 450e9)
+    assert hbm_bytes(module) == 4 * (64 + 16)
+
+
+GATHERED = "((bf16[2,8]{1,0}, bf16[4]{0}), (bf16[8,8]{1,0}, bf16[16]{0})) all-gather-start(%a, %b), channel_id=3"
+PASSED = "(bf16[2,8]{1,0}, bf16[2,8]{1,0}) collective-permute-start(%a), channel_id=4, source_target_pairs={{0,1},{1,2},{2,3}}"
+STARTED = {
+    f"%s = {GATHERED}, replica_groups=mesh['x'=2,'y'=4] {{'y'}}, dimensions={{0}}": ("all-gather", 2 * (64 + 16)),
+    f"%s = {PASSED}": ("collective-permute", 2 * 16),
+}
+
+
+@pytest.mark.parametrize("start", STARTED)
+def test_the_start_of_a_collective_moves_what_it_makes(start):
+    """The tuple of a start has its operands too, which are the smaller part of a gather."""
+    module = on_gpu("%a = bf16[2,8]{1,0} parameter(0)", "%b = bf16[4]{0} parameter(1)", start)
+    (found,) = collectives(messages(module, MESH, {}, CHIPS["h100"]))
+    assert (found.kind, found.axis, found.bytes) == (STARTED[start][0], "fsdp", STARTED[start][1])
+
+
+def test_a_slice_behind_a_bitcast_is_read_and_written_alone():
+    """One layer of a stack whose layers are stored in the middle: GPUs see the stack under another shape."""
+    fused = """%read (p: f32[4,16,8], i: s32[]) -> bf16[16,1,8] {
+  %p.1 = f32[4,16,8]{2,1,0} parameter(0)
+  %i.1 = s32[] parameter(1)
+  %z.1 = s32[] constant(0)
+  %b.1 = f32[16,4,8]{2,0,1} bitcast(%p.1)
+  %d.1 = f32[16,1,8]{2,0,1} dynamic-slice(%b.1, %z.1, %i.1, %z.1), dynamic_slice_sizes={16,1,8}
+  ROOT %c.1 = bf16[16,1,8]{2,0,1} convert(%d.1)
+}
+
+%write (p: f32[4,16,8], u: f32[16,8], i: s32[]) -> f32[16,4,8] {
+  %p.2 = f32[4,16,8]{2,1,0} parameter(0)
+  %u.2 = f32[16,8]{1,0} parameter(1)
+  %i.2 = s32[] parameter(2)
+  %z.2 = s32[] constant(0)
+  %b.2 = f32[16,4,8]{2,0,1} bitcast(%p.2)
+  %s.2 = f32[16,1,8]{2,0,1} bitcast(%u.2)
+  ROOT %d.2 = f32[16,4,8]{2,0,1} dynamic-update-slice(%b.2, %s.2, %z.2, %i.2, %z.2)
+}
+
+"""
+    given = "%a = f32[4,16,8]{2,1,0} parameter(0)", "%u = f32[16,8]{1,0} parameter(1)", "%i = s32[] parameter(2)"
+    read = on_gpu(*given, "%f = bf16[16,1,8]{2,0,1} fusion(%a, %i), kind=kLoop, calls=%read", before=fused)
+    assert hbm_bytes(read) == (4 + 2) * 16 * 8 + 4
+    written = on_gpu(*given, "%f = f32[16,4,8]{2,0,1} fusion(%a, %u, %i), kind=kLoop, calls=%write", before=fused)
+    assert hbm_bytes(written) == 2 * 4 * 16 * 8 + 4
+
+
+@pytest.mark.parametrize(
+    ("slices", "seconds"),
+    [({}, 7 / 8 / 450e9), ({"data": 2}, 1 / 2 / (4 * 50e9)), ({"data": 2, "fsdp": 4}, 7 / 8 / 50e9)],
+)
+def test_what_gpus_of_a_host_share_crosses_the_network_once(slices, seconds):
+    """Eight GPUs of one host; of two hosts, whose four bring in the other host's half together; each a host of its own."""
+    gather = "%g = bf16[512]{0} all-gather(%a), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}"
+    module = on_gpu("%a = bf16[64]{0} parameter(0)", gather)
+    (found,) = messages(module, MESH, slices, CHIPS["h100"])
+    assert found.seconds == pytest.approx(1024 * seconds)
