@@ -19,6 +19,7 @@ import pytest
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.attention import backends, pallas_gpu, tiles_gpu
 from mmrlhf_jax.models.attention.pallas_gpu import Blocks, KernelBlocks
+from mmrlhf_jax.models.attention.visibility import most_pairs
 from tests.cuda_plugin import needs_cuda_plugin
 from tests.models.trees import oracle, oracle_gradients, random_tree, visible
 
@@ -150,6 +151,9 @@ def test_kernels_for_every_generation_have_no_atomics_and_need_memory_linear_in_
         assert found["atomics"] == 0 and found["score_arrays"] == []
     assert middle["temporaries"] < 2.1 * short["temporaries"] and long["temporaries"] < 2.1 * middle["temporaries"]
     assert long["temporaries"] < 8192 * 28 * 128  # less than half of the queries
+    once, back = backends.kernel_products("gpu", 8192, 7, 128, causal=True)
+    pairs = sum(each.count * most_pairs(8192, each.queries, each.keys, causal=True) for each in (*once, *back))
+    assert long["flops"] == 2 * 28 * 128 * pairs and sum(each.count for each in back) == 7
 
 
 @needs_cuda_plugin
