@@ -126,8 +126,9 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.attention import attention, backends, pallas_tpu
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 pallas_tpu.BLOCKS = (8,)
+backends.INTERPRETED = backends.KERNELS[PLATFORM]
 rng = np.random.default_rng(0)
-q, k, v, cotangent = (rng.normal(size=(4, 16, heads, 8)).astype(np.float32) for heads in (4, 2, 2, 4))
+q, k, v, cotangent = (rng.normal(size=(4, 16, heads, 16)).astype(np.float32) for heads in (4, 2, 2, 4))
 until = np.full((4, 16), 16, np.int32)
 def run(backend):
     def both(q, k, v):
@@ -142,7 +143,7 @@ def same(axes, backend):
         np.testing.assert_allclose(b, a, atol=1e-5, err_msg=f"{axes} {backend}")
     return shared[0]
 out = same({"data": 2, "fsdp": 2, "tensor": 2}, "pallas")
-assert out.sharding.shard_shape(out.shape) == (1, 16, 2, 8), out.sharding
+assert out.sharding.shard_shape(out.shape) == (1, 16, 2, 16), out.sharding
 same({"fsdp": 2, "tensor": 2, "context": 2}, "pallas")
 for axes in ({"tensor": 8}, {"fsdp": 8}):
     try:
@@ -151,14 +152,17 @@ for axes in ({"tensor": 8}, {"fsdp": 8}):
         assert "model.attention: pallas cannot share 4 rows and 2 key/value heads over the mesh" in str(error), error
     else:
         raise AssertionError("a kernel that cannot be shared")
-    backends._platform = lambda: "tpu"  # where `auto` would take the kernel, which does not run here
+    backends._platform = lambda: PLATFORM  # where `auto` would take the kernel, which does not run here
     same(axes, "auto")
     backends._platform = lambda: "cpu"
 """
 
 
 @pytest.mark.long
-def test_a_mesh_changes_no_value_and_a_kernel_that_it_cannot_hold_is_refused_or_left_to_xla():
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_a_mesh_changes_no_value_and_a_kernel_that_it_cannot_hold_is_refused_or_left_to_xla(platform):
+    """The kernels of both platforms, interpreted."""
     env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", ON_A_MESH], env=env, capture_output=True, text=True)
+    script = f"PLATFORM = {platform!r}\n" + ON_A_MESH
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -8,8 +8,21 @@ import jax
 import numpy as np
 import pytest
 
-from mmrlhf_jax.models.attention import attention, pallas_tpu
-from mmrlhf_jax.models.attention.visibility import FIRST, FULL, HIDDEN, LAST, PARTIAL, WHOLE, block_kinds, by_key, by_query
+from mmrlhf_jax.models.attention import attention, backends, pallas_gpu, pallas_tpu
+from mmrlhf_jax.models.attention.pallas_gpu import Blocks, KernelBlocks
+from mmrlhf_jax.models.attention.visibility import (
+    FIRST,
+    FULL,
+    HIDDEN,
+    LAST,
+    PARTIAL,
+    WHOLE,
+    block_kinds,
+    block_lists,
+    by_key,
+    by_query,
+    most_pairs,
+)
 from tests.models.trees import random_tree, visible
 
 SLOTS, BLOCK = 96, 8
@@ -22,9 +35,16 @@ listed = {order: jax.jit(partial(order, causal=True)) for order in (by_query, by
 
 def by_the_mask(until: np.ndarray, causal: bool) -> np.ndarray:
     """HIDDEN, PARTIAL or FULL, by counting the visible pairs of each block."""
-    mask = visible(until, causal).reshape(len(until), BLOCKS, BLOCK, BLOCKS, BLOCK)
+    return rectangles_by_the_mask(visible(until, causal), BLOCK, BLOCK)
+
+
+def rectangles_by_the_mask(mask: np.ndarray, queries: int, keys: int) -> np.ndarray:
+    """The same for blocks of other sizes. Pairs beyond the row are hidden."""
+    rows, length, _ = mask.shape
+    mask = np.pad(mask, ((0, 0), (0, -length % queries), (0, -length % keys)))
+    mask = mask.reshape(rows, mask.shape[1] // queries, queries, mask.shape[2] // keys, keys)
     pairs = mask.sum(axis=(2, 4))
-    return np.where(pairs == BLOCK * BLOCK, FULL, np.where(pairs > 0, PARTIAL, HIDDEN))
+    return np.where(pairs == queries * keys, FULL, np.where(pairs > 0, PARTIAL, HIDDEN))
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +92,41 @@ def test_the_rectangle_between_branches_costs_nothing():
     assert int(listed[by_query](kinds).count) == triangle(4) + 4 * (2 * 4 + triangle(2)) < triangle(BLOCKS)
 
 
-def test_a_block_that_is_hidden_is_not_touched(monkeypatch):
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("length", [SLOTS, SLOTS - 5])
+@pytest.mark.parametrize(("queries", "keys"), [(8, 8), (16, 8), (8, 16), (32, 16), (4, 32)])
+def test_lists_have_exactly_the_blocks_with_a_visible_pair_and_those_without_a_mask_first(rows, queries, keys, length, causal):
+    """By the kernels' own preparation of a row; the padding that it adds is seen by nothing."""
+    until = np.minimum(rows[:, :length], length) if causal else np.full((2, length), np.iinfo(np.int32).max, np.int32)
+    expected = rectangles_by_the_mask(visible(until, causal), queries, keys)
+    padded, found = jax.jit(partial(pallas_gpu.kinds_of, queries=queries, keys=keys, causal=causal))(until)
+    assert padded.shape[1] == length + -length % keys
+    np.testing.assert_array_equal(found, expected)
+    assert expected.astype(bool).sum(axis=(1, 2)).max() * queries * keys <= most_pairs(length, queries, keys, causal=causal)
+    for sides in (expected, expected.swapaxes(1, 2)):
+        inner, counts = (np.asarray(x) for x in jax.jit(block_lists)(sides))
+        assert counts[..., 1].sum() == (expected != HIDDEN).sum()  # blocks visited = blocks with a visible pair
+        for row, block in np.ndindex(sides.shape[:2]):
+            whole, seen = counts[row, block]
+            assert inner[row, block, :whole].tolist() == np.flatnonzero(sides[row, block] == FULL).tolist()
+            assert inner[row, block, whole:seen].tolist() == np.flatnonzero(sides[row, block] == PARTIAL).tolist()
+
+
+def test_a_trunk_that_fills_the_row_has_the_most_pairs():
+    for length, queries, keys in [(96, 16, 8), (91, 8, 16), (91, 32, 16), (96, 8, 8)]:
+        until = np.full((1, length), length, np.int32)
+        seen = rectangles_by_the_mask(visible(until), queries, keys) != HIDDEN
+        assert seen.sum() * queries * keys == most_pairs(length, queries, keys, causal=True)
+        blocks = seen.size * queries * keys
+        assert blocks == most_pairs(length, queries, keys, causal=False)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_a_block_that_is_hidden_is_not_touched(monkeypatch, platform):
     """The first branch is NaN; what its sibling is and gives its queries is the same as without."""
     monkeypatch.setattr(pallas_tpu, "BLOCKS", (BLOCK,))
+    monkeypatch.setattr(pallas_gpu, "_chosen", lambda dim, dtype: KernelBlocks(*[Blocks(BLOCK, BLOCK, 4, 1)] * 3))
+    monkeypatch.setattr(backends, "INTERPRETED", backends.KERNELS[platform])
     rng = np.random.default_rng(0)
     q, k, v, cotangent = (rng.normal(size=(1, 24, heads, 8)).astype(np.float32) for heads in (2, 1, 1, 2))
     until = np.repeat([24, 16, 24], BLOCK)[None].astype(np.int32)

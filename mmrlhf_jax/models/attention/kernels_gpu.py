@@ -53,7 +53,9 @@ def attention_forward(shape: Shape, inner, counts, until, q, k, v, out, lse):
         if masked:
             scores = jnp.where(_visible(shape, start, key_slots, until, keys_down=False), scores, NEVER)
         now = jnp.maximum(top, scores.max(axis=1))
-        weights = jnp.exp2(scores * factor - (now * factor)[:, None])
+        # Where all scores so far are NEVER, the two products below need not cancel: one of them is rounded, the other fused.
+        shift = jnp.where(now == NEVER, 0.0, now * factor) if masked else now * factor
+        weights = jnp.exp2(scores * factor - shift[:, None])
         shrink = jnp.exp2((top - now) * factor)
         total = shrink * total + weights.sum(axis=1)
         values = tiles.load(v, key_slots, None, shape.length, shape.dim)
