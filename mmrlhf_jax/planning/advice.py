@@ -8,8 +8,11 @@ from jax.sharding import Mesh
 
 from mmrlhf_jax import config
 from mmrlhf_jax.accelerators import Chip, GiB
+from mmrlhf_jax.planning.topology import memory_share
 from mmrlhf_jax.sharding.mesh import rows_divisor
 from mmrlhf_jax.training.layout import with_accumulation
+
+GPU_SHARE = 0.92  # of a GPU's memory, which leaves room for CUDA and its libraries
 
 
 def advice(peak: int, chip: Chip, experiment: config.Experiment, launch: config.Launch, mesh: Mesh) -> str:
@@ -30,7 +33,10 @@ def advice(peak: int, chip: Chip, experiment: config.Experiment, launch: config.
         ways.append("model.frozen_dtype: bfloat16")
     if experiment.optimizer.mu_dtype == "float32" and experiment.optimizer.beta1 <= config.SLOWEST_IN_BFLOAT16:
         ways.append("optimizer.mu_dtype: bfloat16")
-    if mesh.shape["context"] == 1 and experiment.batch.slots > 4096:
+    share = memory_share(launch)
+    if chip.target is not None and share < GPU_SHARE and peak <= chip.hbm_bytes / share * GPU_SHARE:
+        ways.append(f"XLA_PYTHON_CLIENT_MEM_FRACTION: {GPU_SHARE} in the launch file's environment (instead of {share})")
+    if mesh.size > 1 and mesh.shape["context"] == 1 and experiment.batch.slots > 4096:
         ways.append("mesh.context: 2 in the launch file (each device then has half of a row's slots)")
     if experiment.lora is None:
         ways.append("lora")

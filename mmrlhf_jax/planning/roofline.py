@@ -60,7 +60,7 @@ def messages(module: Module, mesh_shape: dict[str, int], slices: dict[str, int],
         # On TPUs a reduce-scatter is a fusion of an all-reduce and a slice.
         if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
             kind = "reduce-scatter"
-        passes = _passes(kind, devices)
+        computed = kind
         if kind == "collective-permute":
             kind = rings.get(_source(instruction), kind)
         known = [computation.instructions[name] for name in instruction.operands if name in computation.instructions]
@@ -69,8 +69,8 @@ def messages(module: Module, mesh_shape: dict[str, int], slices: dict[str, int],
         arrays = max(results, operands, key=lambda each: sum(array.bytes for array in each))
         size = sum(array.bytes for array in arrays)
         ring = instruction.opcode.startswith("collective-permute")
-        bandwidth = chip.network if any(slices.get(axis, 1) > 1 for axis in axes) else chip.links / 2
-        found.append(Message(kind, axes, devices, arrays, ring, size, times, size * passes / bandwidth))
+        seconds = _seconds(computed, size, devices, math.prod(slices.get(axis, 1) for axis in axes), chip)
+        found.append(Message(kind, axes, devices, arrays, ring, size, times, seconds))
     return found
 
 
@@ -112,6 +112,18 @@ def collectives(sent: Sequence[Message]) -> list[Collective]:
         for (kind, axis), together in found.items()
     )
     return sorted(summed, key=lambda collective: -collective.bytes)
+
+
+def _seconds(kind: str, size: int, devices: int, parts: int, chip: Chip) -> float:
+    """The least time of a collective of `size` bytes in groups of `devices`, each in `parts` slices or hosts.
+
+    What several GPUs of a host need from another host crosses the network once, over all their shares of it.
+    """
+    if parts > 1 and chip.target is None:
+        return size * _passes(kind, devices) / chip.network
+    within = size * _passes(kind, devices) / (chip.links / 2)
+    sharing = devices // parts if kind in ("all-gather", "all-reduce", "reduce-scatter") else 1
+    return max(within, size * _passes(kind, parts) / (sharing * chip.network) if parts > 1 else 0.0)
 
 
 def _passes(kind: str, devices: int) -> float:

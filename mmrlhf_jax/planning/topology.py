@@ -48,14 +48,14 @@ def host_devices(launch: config.Launch) -> tuple[list, int]:
 def chip_of(launch: config.Launch) -> Chip:
     """The chip to plan for, with the memory that a process gets of it; a v5e for a launch file that names none.
 
-    XLA reserves a share of a GPU's memory, which the launch file's environment sets; UserError if that is no share.
+    UserError as for `memory_share`.
     """
     if launch.accelerator is None:
         return CHIPS["v5e"]
     chip = accelerator(launch.accelerator).chip
     if chip.target is None:
         return chip
-    return dataclasses.replace(chip, hbm_bytes=int(chip.hbm_bytes * _memory_fraction(launch)))
+    return dataclasses.replace(chip, hbm_bytes=int(chip.hbm_bytes * memory_share(launch)))
 
 
 def compiles_for_gpus() -> bool:
@@ -68,7 +68,8 @@ def gpu_target(chip: Chip) -> str:
     return (resources.files("mmrlhf_jax.planning") / "targets" / f"{chip.target}.txt").read_text()
 
 
-def _memory_fraction(launch: config.Launch) -> float:
+def memory_share(launch: config.Launch) -> float:
+    """The share of a GPU's memory that XLA reserves for a process. UserError if the launch file's is no share."""
     name = next((name for name in _FRACTIONS if launch.environment.get(name)), None)
     if name is None:
         return _DEFAULT_FRACTION

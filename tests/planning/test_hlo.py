@@ -444,3 +444,15 @@ def test_a_slice_behind_a_bitcast_is_read_and_written_alone():
     assert hbm_bytes(read) == (4 + 2) * 16 * 8 + 4
     written = on_gpu(*given, "%f = f32[16,4,8]{2,0,1} fusion(%a, %u, %i), kind=kLoop, calls=%write", before=fused)
     assert hbm_bytes(written) == 2 * 4 * 16 * 8 + 4
+
+
+@pytest.mark.parametrize(
+    ("slices", "seconds"),
+    [({}, 7 / 8 / 450e9), ({"data": 2}, 1 / 2 / (4 * 50e9)), ({"data": 2, "fsdp": 4}, 7 / 8 / 50e9)],
+)
+def test_what_gpus_of_a_host_share_crosses_the_network_once(slices, seconds):
+    """Eight GPUs of one host; of two hosts, whose four bring in the other host's half together; each a host of its own."""
+    gather = "%g = bf16[512]{0} all-gather(%a), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}"
+    module = on_gpu("%a = bf16[64]{0} parameter(0)", gather)
+    (found,) = messages(module, MESH, slices, CHIPS["h100"])
+    assert found.seconds == pytest.approx(1024 * seconds)

@@ -25,6 +25,7 @@ from mmrlhf_jax.planning import plan as planning
 from mmrlhf_jax.planning.advice import advice
 from mmrlhf_jax.planning.program import needed_bytes
 from mmrlhf_jax.planning.roofline import Collective
+from mmrlhf_jax.planning.topology import chip_of
 from mmrlhf_jax.planning.workload import assumed_workload, find_workload, pack_workload
 from mmrlhf_jax.sharding import mesh as mesh_module
 from mmrlhf_jax.sharding.mesh import make_mesh
@@ -297,6 +298,18 @@ def test_advice_names_the_key_that_decides_how_many_rows_are_taken_at_once(model
     lines = [advice(3 * 2**30, chip, *each, mesh) for each in ((settings, few), (settings, many), (overruled, few))]
     assert ["rows_per_device: 1 in the launch file" in line for line in lines] == [False, True, False]
     assert ["batch.accumulation: 4" in line for line in lines] == [False, False, True]
+
+
+def test_advice_for_a_gpu_of_which_xla_reserves_too_little(model):
+    """One device has no other for half of a row's slots."""
+    mesh, settings = make_mesh({}, jax.devices()[:1]), experiment(model, config.Preference(), slots=8192)
+    way = "XLA_PYTHON_CLIENT_MEM_FRACTION: 0.92 in the launch file's environment (instead of 0.75)"
+    shares = {}, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
+    launches = [config.Launch(accelerator="h100-1", mesh=config.Mesh(fsdp=1), environment=each) for each in shares]
+    lines = [advice(65 * 2**30, chip_of(each), settings, each, mesh) for each in launches]
+    assert [way in line for line in lines] == [True, False]
+    assert way not in advice(75 * 2**30, chip_of(launches[0]), settings, launches[0], mesh)
+    assert not any("mesh.context" in line for line in lines)
 
 
 def test_advice_names_only_what_helps(model):
