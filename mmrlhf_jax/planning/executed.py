@@ -45,7 +45,7 @@ def executed_flops(model: ModelConfig, experiment: config.Experiment, workload: 
     per_row = (
         _language(model, experiment) * budget.slots
         + text.products * product
-        + _vocabulary(model, experiment) * round_up(budget.targets, chunk)
+        + _vocabulary(model, experiment, mesh) * round_up(budget.targets, chunk)
         + _projector(model, experiment) * budget.tiles
         + _vision(model, experiment, mesh, budget.tiles) * budget.tiles
     )
@@ -136,10 +136,13 @@ def _xla_pairs(slots: int) -> float:
     return sum((min(start + size, slots) - start) * min(start + size, slots) for start in range(0, slots, size))
 
 
-def _vocabulary(model: ModelConfig, experiment: config.Experiment) -> float:
-    """FLOPs of the vocabulary projection per target: forward, recomputed in the backward pass, and the gradients' products."""
+def _vocabulary(model: ModelConfig, experiment: config.Experiment, mesh: Mesh) -> float:
+    """FLOPs of the vocabulary projection per target: forward, recomputed in the backward pass, and the gradients' products,
+    which GPUs compute of two pieces (`objectives.logprobs`)."""
     learning = learning_of(experiment, model)
-    times = 1 + _references(experiment) + 2 * learning.through_language_model + ("language_model" in learning.whole)
+    pieces = 1 + (mesh.devices.flat[0].platform == "gpu" and experiment.model.dtype == "bfloat16")
+    gradients = learning.through_language_model + ("language_model" in learning.whole)
+    times = 1 + _references(experiment) + learning.through_language_model + pieces * gradients
     return 2 * model.text.hidden_size * model.text.vocab_size * times
 
 

@@ -84,7 +84,7 @@ def test_a_file_that_is_there_is_completed(tmp_path, monkeypatch, capsys):
     found = dict(size="7b", lora=True, layout="group", groups=1, pairs=6, tokens=9, pieces=1, flops=1e12, seconds=1.0)
     body = f"write({found | {'pairs_per_second': 6.0}})"
     monkeypatch.setitem(BODIES, "step 7b lora", body)
-    monkeypatch.setattr(runner, "here", lambda small: command)
+    monkeypatch.setattr(runner, "here", lambda small, kind: command)
     assert command_line.main(["--json", str(tmp_path / "out.json"), "--only", "step 7b lora"]) == 0
     figures = strict_json.loads((tmp_path / "out.json").read_text())
     assert list(figures["parts"]) == ["card", "step 7b lora"] and not figures["small"]
@@ -93,7 +93,7 @@ def test_a_file_that_is_there_is_completed(tmp_path, monkeypatch, capsys):
 
 def test_a_part_that_failed_is_the_exit_status(monkeypatch, capsys):
     monkeypatch.setitem(BODIES, "attention", BODIES["raises"])
-    monkeypatch.setattr(runner, "here", lambda small: command)
+    monkeypatch.setattr(runner, "here", lambda small, kind: command)
     assert command_line.main(["--only", "attention"]) == 1
     assert "attention: failed" in capsys.readouterr().out
 

@@ -30,9 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=480, help="time limit of all parts together")
     parser.add_argument("--small", action="store_true", help="small shapes, as without a GPU")
     parser.add_argument("--part", choices=names, help=argparse.SUPPRESS)  # this process is that part's own
+    parser.add_argument("--kind", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.part is not None:
-        measure(given.part, given.json, given.small)
+        measure(given.part, given.json, given.small, given.kind)
         return 0
     with tempfile.TemporaryDirectory() as cache:
         # Parts that run the same step compile it once.
@@ -58,28 +59,30 @@ def everything(out: Path | None, only: list[str], seconds: float, small: bool) -
     left = dict(seconds=seconds, results=results, written=written)
     if CARD_PART.name in only:
         results.pop(CARD_PART.name, None)
-        runner.run([CARD_PART], runner.here(small), **left)
+        runner.run([CARD_PART], runner.here(small, None), **left)
         figures["small"] = small = small or results[CARD_PART.name]["result"].get("platform") != "gpu"
         left["seconds"] -= results[CARD_PART.name]["seconds"]
     for name in only:
         if name != CARD_PART.name:
             results.pop(name, None)  # so that it is the newest one
-    runner.run([part for part in PARTS if part.name in only and part != CARD_PART], runner.here(small), **left)
+    kind = results.get(CARD_PART.name, {}).get("result", {}).get("kind")
+    runner.run([part for part in PARTS if part.name in only and part != CARD_PART], runner.here(small, kind), **left)
     print(table.as_text(figures), flush=True)
     return figures
 
 
-def measure(name: str, out: Path, small: bool) -> None:
+def measure(name: str, out: Path, small: bool, kind: str | None) -> None:
     """Run one part in this process."""
     (part,) = (part for part in PARTS if part.name == name)
     result: dict[str, Any] = {}
+    options = part.options | ({"kind": kind} if part.module == "plan" else {})
 
     def report(found: dict[str, Any]) -> None:
         result.update(found)
         runner.write(out, {"result": result, "skipped": None})
 
     try:
-        importlib.import_module(f"tests.benchmarks.gpu.{part.module}").measure(small, report, **part.options)
+        importlib.import_module(f"tests.benchmarks.gpu.{part.module}").measure(small, report, **options)
     except Skipped as reason:
         runner.write(out, {"result": result, "skipped": str(reason)})
 

@@ -9,12 +9,16 @@ from typing import Any
 # Of jax on a card: the share of its memory that jax takes, as in the launch files.
 CARD = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
 ON_THE_HOST = {"JAX_PLATFORMS": "cpu"}
+UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # a program from jax's cache has no text
 DETERMINISTIC = {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A part runs `measure(small, report, **options)` of the module tests.benchmarks.gpu.MODULE in a process of its own."""
+    """A part runs `measure(small, report, **options)` of the module tests.benchmarks.gpu.MODULE in a process of its own.
+
+    Those of the host plan for the card of the first part, whose kind is an option more.
+    """
 
     name: str
     module: str
@@ -43,4 +47,6 @@ PARTS = (
     Part("decode 7b", "decode", 60, {"size": "7b"}),
     Part("determinism with flags", "determinism", 60, {"size": "0.5b"}, CARD | DETERMINISTIC),
     _step("pairs 7b lora", 90, "7b", "pair"),
+    Part("plan 7b lora", "plan", 90, {"size": "7b"}, ON_THE_HOST | UNCACHED),
+    Part("plan 0.5b", "plan", 90, {"size": "0.5b"}, ON_THE_HOST | UNCACHED),
 )

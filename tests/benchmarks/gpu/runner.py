@@ -109,11 +109,11 @@ def write(path: Path, figures: Any) -> None:
     write_atomically(path, (strict_json.dumps(strict_json.with_nulls(figures), indent=1) + "\n").encode())
 
 
-def here(small: bool) -> Command:
-    """The command that runs a part by this package."""
+def here(small: bool, kind: str | None) -> Command:
+    """The command that runs a part by this package; `kind` is that of the card, if it is known."""
 
     def command(part: Part, out: Path) -> list[str]:
-        size = ["--small"] if small else []
-        return [sys.executable, "-m", "tests.benchmarks.gpu", "--part", part.name, "--json", str(out), *size]
+        known = [*(["--small"] if small else []), *(["--kind", kind] if kind else [])]
+        return [sys.executable, "-m", "tests.benchmarks.gpu", "--part", part.name, "--json", str(out), *known]
 
     return command

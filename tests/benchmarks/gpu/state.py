@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from tests.benchmarks.gpu.cases import Case
 SCALE = 0.02  # of random weights, as language models are initialised
 
 
-def make_step(case: Case, layout: Layout, mesh: Mesh) -> tuple[Step, TrainState, "Make"]:
+def make_step(case: Case, layout: Layout, mesh: Mesh) -> tuple[Step, TrainState, Callable[[], TrainState]]:
     """(the train step that `mmrlhf plan` compiles, its abstract state, a function that makes such a state)."""
     experiment, task = case.experiment, task_of(case.experiment.objective)
     tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, family_of(case.sizes).parts, experiment.guard)
@@ -39,6 +40,7 @@ def make_step(case: Case, layout: Layout, mesh: Mesh) -> tuple[Step, TrainState,
             accumulation=layout.pieces,
             seed=experiment.run.seed,
             reference=task.reference,
+            features=case.sizes.geometry.features if layout.name == "group" else 0,
             shardings=jax.tree.map(lambda x: x.sharding, abstract),
             forward=layout.forward,
         )

@@ -18,17 +18,17 @@ def line(name: str, row: Mapping[str, Any]) -> str:
 def as_text(figures: Mapping[str, Any]) -> str:
     """Everything that is known, part by part. What was not measured is a dash."""
     parts = figures["parts"]
-    card = parts.get("card", {}).get("result", {})
+    known = {name: row["result"] for name, row in parts.items()}
     lines = ["", "small shapes: these figures measure nothing of interest"] if figures["small"] else [""]
     for name, row in parts.items():
         result = row["result"]
         lines.append(line(name, row))
         shown = SHOWN[name.split()[0]]
-        lines += [f"    {each}" for each in shown(result, card)] if result else []
+        lines += [f"    {each}" for each in shown(result, known)] if result else []
     return "\n".join(lines)
 
 
-def _card(result: Result, _: Result) -> list[str]:
+def _card(result: Result, _: Mapping[str, Result]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items())
     return [
         f"{result.get('kind')}, {_bytes(result.get('memory_bytes'))}, driver {result.get('driver') or '-'}; {versions}",
@@ -37,7 +37,7 @@ def _card(result: Result, _: Result) -> list[str]:
     ]
 
 
-def _attention(result: Result, _: Result) -> list[str]:
+def _attention(result: Result, _: Mapping[str, Result]) -> list[str]:
     lines = [
         f"largest error in {dtype}: " + ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
         for dtype, errors in result.get("errors", {}).items()
@@ -54,8 +54,8 @@ def _attention(result: Result, _: Result) -> list[str]:
     return lines
 
 
-def _step(result: Result, card: Result) -> list[str]:
-    learns = "LoRA" if result["lora"] else "full"
+def _step(result: Result, known: Mapping[str, Result]) -> list[str]:
+    card, learns = known.get("card", {}), "LoRA" if result["lora"] else "full"
     lines = [
         f"{result['size']} {learns}, {result['layout']} layout: {result['groups']} groups, {result['pairs']} pairs,"
         f" {result['tokens']} tokens in {result['pieces']} pieces"
@@ -75,7 +75,7 @@ def _step(result: Result, card: Result) -> list[str]:
     return lines
 
 
-def _torch(result: Result, _: Result) -> list[str]:
+def _torch(result: Result, _: Mapping[str, Result]) -> list[str]:
     if "seconds" not in result:
         return []
     return [
@@ -84,7 +84,7 @@ def _torch(result: Result, _: Result) -> list[str]:
     ]
 
 
-def _determinism(result: Result, _: Result) -> list[str]:
+def _determinism(result: Result, _: Mapping[str, Result]) -> list[str]:
     if "bit_exact" not in result:
         return []
     if result["bit_exact"]:
@@ -95,13 +95,24 @@ def _determinism(result: Result, _: Result) -> list[str]:
     ]
 
 
-def _decode(result: Result, _: Result) -> list[str]:
+def _decode(result: Result, _: Mapping[str, Result]) -> list[str]:
     if "seconds" not in result:
         return []
     return [
         f"{result['size']}: {result['tokens_per_second']:,.0f} tokens/s, {result['sequences']} answers at a time behind"
         f" trunks of {result['trunk']}; {result['seconds'] * 1e3:.2f} ms a token"
     ]
+
+
+def _plan(result: Result, known: Mapping[str, Result]) -> list[str]:
+    ends = [result.get(f"by_{library}_bytes") for library in ("cublas", "triton")]
+    measured = next((step.get("peak_bytes") for name, step in known.items() if _measures(name, step, result)), None)
+    ratio = f"; the measured peak is {measured / ends[0]:.3f} of the first" if measured and ends[0] else ""
+    return [f"{result['size']} on {result['card']}: peak {_bytes(ends[0])} with cuBLAS, {_bytes(ends[1])} with Triton{ratio}"]
+
+
+def _measures(name: str, step: Result, plan: Result) -> bool:
+    return name.startswith("step ") and step.get("size") == plan["size"]
 
 
 # By the first word of a part's name.
@@ -113,6 +124,7 @@ SHOWN = {
     "torch": _torch,
     "determinism": _determinism,
     "decode": _decode,
+    "plan": _plan,
 }
 
 
