@@ -151,7 +151,7 @@ def test_kernels_for_every_generation_have_no_atomics_and_need_memory_linear_in_
         assert found["atomics"] == 0 and found["score_arrays"] == []
     assert middle["temporaries"] < 2.1 * short["temporaries"] and long["temporaries"] < 2.1 * middle["temporaries"]
     assert long["temporaries"] < 8192 * 28 * 128  # less than half of the queries
-    once, back = backends.kernel_products("gpu", 8192, 7, 128, causal=True)
+    once, back = backends.kernel_products("gpu", 8192, 7, 128, "bfloat16", causal=True)
     pairs = sum(each.count * most_pairs(8192, each.queries, each.keys, causal=True) for each in (*once, *back))
     assert long["flops"] == 2 * 28 * 128 * pairs and sum(each.count for each in back) == 7
 
