@@ -9,14 +9,16 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
+from jax.sharding import Mesh
 
 from mmrlhf_jax import config
 from mmrlhf_jax.accelerators import ACCELERATORS, CHIPS, accelerator
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.registry import DEFAULT
-from mmrlhf_jax.planning import plugin
-from mmrlhf_jax.planning.program import Target
+from mmrlhf_jax.planning import plugin, program
+from mmrlhf_jax.planning.program import Target, optimise
 from mmrlhf_jax.planning.topology import chip_of, gpu_target
 from tests.cuda_plugin import needs_cuda_plugin
 from tests.planning.planned import COMMAND, ROOT, STEP_ALONE, check, plan, sent, write_small
@@ -147,6 +149,25 @@ def test_every_gpu_is_described_so_that_xla_can_compile_for_it():
         assert next(chip for chip in CHIPS.values() if kind.startswith(chip.kind)) == found.chip
 
 
+UNREADABLE = """
+from mmrlhf_jax.accelerators import accelerator
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.planning import topology
+topology.gpu_target = lambda chip: "no_such_field: 1"
+try:
+    topology._gpu_devices(accelerator("h100-8"), 1)
+except UserError as error:
+    print(error)
+"""
+
+
+@needs_cuda_plugin
+@pytest.mark.long
+def test_a_description_that_xla_cannot_read_is_an_error_in_one_line():
+    (line,) = run(UNREADABLE).stdout.splitlines()
+    assert line.startswith("h100-8: cannot compile for GPUs here (") and "GpuTargetConfigProto" in line
+
+
 @pytest.mark.parametrize("name", GPUS)
 def test_a_chip_has_the_memory_that_its_description_gives(name):
     (size,) = re.findall(r"device_memory_size: (\d+)", gpu_target(GPUS[name]))
@@ -192,6 +213,26 @@ def test_the_process_that_compiles_has_the_runs_flags_before_the_plans(monkeypat
     assert Target("tpu").environment() == {}
 
 
+def broken():
+    raise RuntimeError("no such layer")
+
+
+@pytest.mark.long
+def test_what_the_compilers_process_said_is_shown_if_it_ends_without_a_result(capfd):
+    with pytest.raises(UserError, match="ended without a result"):
+        optimise(broken, target=Target("gpu"))
+    assert "RuntimeError: no such layer" in capfd.readouterr().err
+
+
+def test_a_program_for_another_gpu_or_with_other_flags_is_another_program(monkeypatch):
+    mesh = Mesh(jax.devices()[:1], ("data",))
+    lowered = jax.jit(lambda x: x + 1).lower(1.0)
+    monkeypatch.setattr(program, "plugin_packages", lambda: ())
+    found = [program._fingerprint(lowered, mesh, description) for description in ("", "one", "another")]
+    monkeypatch.setenv("XLA_FLAGS", "--other")
+    assert len({*found, program._fingerprint(lowered, mesh, "one")}) == 4
+
+
 # In every process of a command, also in those that it starts: no plugin.
 WITHOUT_PLUGIN = """
 import sys
@@ -228,7 +269,7 @@ def test_stand_ins_for_gpus_keep_bfloat16(small, tmp_path, no_plugin):
 
 @needs_cuda_plugin
 @pytest.mark.slow
-@pytest.mark.parametrize("host", ["h100-8", "h200-8"])
+@pytest.mark.parametrize("host", ["h100-8", "h200-8", "a100-8"])
 def test_7b_fits_eight_gpus(host, tmp_path):
     made = plan(
         ROOT / "configs" / "mmdpo_llava_ov_7b.yaml", "--launch", ROOT / "launch" / f"{host}.yaml", *STEP, cache=tmp_path
