@@ -21,7 +21,8 @@ class Model(Section):
     bits. All other gradients (vocabulary, embedding, norms, biases, newline, reward head), and sums over accumulation pieces,
     are always float32. `param_dtype` is accepted as the older name of `frozen_dtype`.
 
-    `attention` is the implementation: `auto` chooses by platform (a Pallas kernel on TPU, else XLA), the others are forced.
+    `attention` is the implementation: `auto` chooses by platform (Pallas kernels on TPU and on GPU, else XLA), the others are
+    forced.
     """
 
     path: PathName

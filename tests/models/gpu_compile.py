@@ -3,9 +3,9 @@
     python tests/models/gpu_compile.py DUMPS attention h100 128 pallas 2048 4096
     python tests/models/gpu_compile.py DUMPS language h100 4x1 auto 8192
 
-print one line of JSON per number of slots: temporaries in bytes per device, the kernels in the program, its arrays that hold
-the scores of many queries and keys, and the atomic operations in the kernels' PTX. Instead of "attention", "full attention" is
-that of a vision tower; instead of "language", any part of `layer_programs.py`.
+print one line of JSON per number of slots: temporaries in bytes per device, the kernels in the program and their FLOPs at most,
+its arrays that hold the scores of many queries and keys, and the atomic operations in the kernels' PTX. Instead of "attention",
+"full attention" is that of a vision tower; instead of "language", any part of `layer_programs.py`.
 
 A process of its own, since XLA reads its flags once; they must have it write its dumps to the folder DUMPS.
 """
@@ -33,6 +33,7 @@ from tests.models.layer_programs import KERNELS, PARTS
 
 HEADS = {"attention": (28, 4), "full attention": (16, 16)}  # query heads and key/value heads
 SHAPE = re.compile(r"\b[a-z]\w+\[([\d,]+)\]")
+FLOPS = re.compile(r"flops\\22: \\22(\d+)")
 ATOMIC = re.compile(r"(?<!\w)(?:atom|red)\.")
 
 
@@ -78,6 +79,7 @@ def main(folder: str, part: str, target: str, sizes: str, backend: str, *lengths
         squares = [name for name in score_arrays(text, slots) if part in HEADS or name.split(",").count(str(slots)) > 1]
         line = {"slots": slots, "temporaries": made.memory_analysis().temp_size_in_bytes, "score_arrays": squares}
         line["kernels"] = sorted({name for name in KERNELS if f'name = "{name}"' in text})
+        line["flops"] = sum(map(int, FLOPS.findall(text)))
         line |= {"kernel_programs": len(ptx), "atomics": sum(len(ATOMIC.findall(found)) for found in ptx)}
         for file in dumps.iterdir():
             file.unlink()

@@ -19,6 +19,7 @@ import pytest
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.attention import backends, pallas_gpu, tiles_gpu
 from mmrlhf_jax.models.attention.pallas_gpu import Blocks, KernelBlocks
+from mmrlhf_jax.models.attention.visibility import most_pairs
 from tests.cuda_plugin import needs_cuda_plugin
 from tests.models.trees import oracle, oracle_gradients, random_tree, visible
 
@@ -99,14 +100,13 @@ def test_a_row_of_padding_only_sees_itself_and_stays_finite(small_blocks):
     np.testing.assert_allclose(dk, np.zeros_like(k), atol=1e-5)
 
 
-def test_a_head_is_split_into_powers_of_two_and_padded_by_less_than_a_sixteenth_unit():
-    assert {dim: [width for _, width in tiles_gpu.pieces(dim)] for dim in (64, 72, 80, 96, 112, 128)} == {
-        64: [64], 72: [64, 16], 80: [64, 16], 96: [64, 32], 112: [64, 32, 16], 128: [128]
-    }  # fmt: skip
+def test_a_head_is_one_or_two_powers_of_two_that_cover_it():
+    sizes = {64: [64], 72: [64, 16], 80: [64, 16], 96: [64, 32], 112: [128], 128: [128], 144: [128, 16], 256: [256]}
+    assert {dim: [width for _, width in tiles_gpu.pieces(dim)] for dim in sizes} == sizes
     for dim in range(16, 257):
         starts, widths = zip(*tiles_gpu.pieces(dim), strict=True)
-        assert list(starts) == [sum(widths[:i]) for i in range(len(widths))]
-        assert dim <= tiles_gpu.padded(dim) < dim + 16
+        assert list(starts) == [0, widths[0]][: len(widths)] and all(width.bit_count() == 1 for width in widths)
+        assert dim <= tiles_gpu.padded(dim) < 1.3 * dim + 16
 
 
 def test_auto_takes_the_kernels_on_gpus_for_the_heads_that_they_can_hold(monkeypatch):
@@ -151,6 +151,9 @@ def test_kernels_for_every_generation_have_no_atomics_and_need_memory_linear_in_
         assert found["atomics"] == 0 and found["score_arrays"] == []
     assert middle["temporaries"] < 2.1 * short["temporaries"] and long["temporaries"] < 2.1 * middle["temporaries"]
     assert long["temporaries"] < 8192 * 28 * 128  # less than half of the queries
+    once, back = backends.kernel_products("gpu", 8192, 7, 128, causal=True)
+    pairs = sum(each.count * most_pairs(8192, each.queries, each.keys, causal=True) for each in (*once, *back))
+    assert long["flops"] == 2 * 28 * 128 * pairs and sum(each.count for each in back) == 7
 
 
 @needs_cuda_plugin

@@ -61,11 +61,12 @@ def _chosen(dim: int, dtype: jnp.dtype) -> KernelBlocks:
         if dim > 128:
             return KernelBlocks(*[Blocks(16, 16, 8, 1)] * 3)
         return KernelBlocks(Blocks(32, 32, 8, 1), Blocks(16, 16, 8, 1), Blocks(32, 32, 8, 1))
-    if dim <= 64:
+    width = tiles.padded(dim)
+    if width <= 64:
         return KernelBlocks(Blocks(128, 64, 8, 3), Blocks(64, 64, 4, 3), Blocks(64, 64, 4, 3))
-    if dim < 128:
+    if width < 128:
         return KernelBlocks(Blocks(128, 64, 8, 3), Blocks(64, 64, 4, 2), Blocks(32, 64, 4, 3))
-    if dim == 128:
+    if width == 128:
         return KernelBlocks(Blocks(128, 64, 8, 3), Blocks(64, 64, 4, 3), Blocks(64, 64, 8, 2))
     return KernelBlocks(Blocks(64, 32, 8, 2), Blocks(32, 32, 4, 2), Blocks(32, 32, 8, 2))
 

@@ -1,7 +1,8 @@
 """Tiles of a head: [slots, D], in pieces whose widths are powers of two, as Triton's tensors must be.
 
 A head of 80 is a piece of 64 and one of 16, one of 72 the same with 8 masked columns; padding either to 128 would add up to
-three quarters of the work. Products over a tile are sums over its pieces.
+three quarters of the work. Products over a tile are sums over its pieces, of which there are at most two: more would need more
+registers than a wider piece.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ Tile = tuple[Float[Array, "slots width"], ...]
 
 
 def pieces(dim: int) -> list[tuple[int, int]]:
-    """(first column, width) of the pieces of a head, widest first. The last may reach beyond `dim`."""
+    """(first column, width) of the one or two pieces of a head, widest first. The last may reach beyond `dim`."""
     units, start, found = -(-dim // NARROWEST), 0, []
+    while units.bit_count() > 2:
+        units += units & -units
     for bit in reversed(range(units.bit_length())):
         if units >> bit & 1:
             found.append((start, NARROWEST << bit))
