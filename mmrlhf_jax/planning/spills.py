@@ -7,6 +7,7 @@ Arrays are recognised by their sizes. Small ones are not judged; a large one mus
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 from mmrlhf_jax import config
 from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.planning.hlo import BITS, Array, Instruction, Module
-from mmrlhf_jax.sharding.rules import axes_in, fit, spec, used
+from mmrlhf_jax.sharding.rules import axes_in, fit, spec
 from mmrlhf_jax.training.state import TrainState
 
 # Instructions that write no array of their own.
@@ -46,7 +47,7 @@ class Design:
     Attributes:
         small: arrays of no more elements are not judged: queries, keys and values of one layer, with their adapters' inputs.
         named: the larger ones by name.
-        weights: elements of the matrices that are used whole, after they are gathered.
+        weights: elements of the matrices that are gathered, as they are used.
         taps: elements of the features of every tap of every visual slot, which are to be summed before they are written; 0 if
             there is one tap.
         heads: rows times heads of an attention, for recognising its scores.
@@ -84,7 +85,7 @@ def design_of(model: ModelConfig, experiment: config.Experiment, state: TrainSta
     adapters = 3 * experiment.lora.rank if experiment.lora else 0
     attended = (heads + 2 * kv_heads) * text.head_dim + adapters
     wide = {"residuals": text.hidden_size, "MLP": -(-text.intermediate_size // tensor), "queries": heads * text.head_dim}
-    seen = {"tower": vision.hidden_size, "tower's MLP": vision.intermediate_size}
+    seen = {"tower": vision.hidden_size, "tower's MLP": -(-vision.intermediate_size // tensor)}
     named = {
         **{name: Size(slots * width, FLOAT32) for name, width in wide.items()},
         "both products of the MLP": Size(2 * slots * wide["MLP"], FLOAT32),
@@ -101,12 +102,12 @@ def design_of(model: ModelConfig, experiment: config.Experiment, state: TrainSta
         "logits of a chunk": Size(chunk, FLOAT32),
         "gradient of a chunk's logits, in two pieces": Size(2 * chunk, 2),
     }
-    stored, whole = _parameters(state)
-    named |= {f"parameter of {elements} elements": Size(elements, FLOAT32) for elements in stored | whole}
+    stored, gathered = _parameters(state)
+    named |= {f"parameter of {elements} elements": Size(elements, FLOAT32) for elements in stored | gathered}
     return Design(
         small=int(slots * max(text.hidden_size, attended) * (1 + TOLERANCE)),
         named=named,
-        weights=frozenset(whole),
+        weights=frozenset(gathered),
         taps=rows * batch.visual * taps * text.hidden_size if taps > 1 else 0,
         heads=rows * heads,
         vocabulary=frozenset({vocabulary, text.vocab_size}),
@@ -119,15 +120,17 @@ def _share(heads: int, mesh: Mesh) -> int:
 
 
 def _parameters(state: TrainState) -> tuple[set[int], set[int]]:
-    """(elements of each parameter's shard, of all layers together; elements of a matrix as it is used, of one layer)."""
-    stored, whole = set(), set()
+    """(elements of each parameter's shard, of all layers together; elements of a matrix as it is used, of one layer: whole, or
+    gathered over some of the mesh axes that split it)."""
+    stored, gathered = set(), set()
     for path, x in jax.tree_util.tree_leaves_with_path((state.params, state.frozen)):
         stored.add(prod(x.sharding.shard_shape(x.shape)))
-        split = prod(x.sharding.mesh.shape[axis] for entry in used(x.sharding.spec) for axis in axes_in(entry))
         shape = x.shape[1:] if "'layers'" in jax.tree_util.keystr(path) else x.shape
         if len(shape) > 1:
-            whole |= {prod(shape) // split, prod(shape)}  # explicit gathers gather all columns
-    return stored, whole
+            splits = [x.sharding.mesh.shape[axis] for entry in x.sharding.spec for axis in axes_in(entry)]
+            kept = itertools.chain.from_iterable(itertools.combinations(splits, n) for n in range(len(splits) + 1))
+            gathered |= {prod(shape) // prod(some) for some in kept}
+    return stored, gathered
 
 
 def spills(module: Module, design: Design) -> list[str]:

@@ -269,7 +269,7 @@ def test_stand_ins_for_gpus_keep_bfloat16(small, tmp_path, no_plugin):
 
 @needs_cuda_plugin
 @pytest.mark.slow
-@pytest.mark.parametrize("host", ["h100-8", "h200-8"])
+@pytest.mark.parametrize("host", ["h100-8", "h200-8", "a100-8"])
 def test_7b_fits_eight_gpus(host, tmp_path):
     made = plan(
         ROOT / "configs" / "mmdpo_llava_ov_7b.yaml", "--launch", ROOT / "launch" / f"{host}.yaml", *STEP, cache=tmp_path
