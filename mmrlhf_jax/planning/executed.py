@@ -75,14 +75,14 @@ def _text_attention(model: ModelConfig, experiment: config.Experiment, workload:
     scores); and the forward products again if layers are rematerialised."""
     text, slots = model.text, workload.budget.slots
     forward, learns = 1 + _references(experiment), learning_of(experiment, model).through_language_model
-    recomputed = experiment.model.remat != "none"
     keys = experiment.batch.rows // experiment.batch.accumulation, slots, text.kv_heads, text.head_dim
     copies = _kernel_copies(keys, experiment, mesh, causal=True)
     if copies is None:
-        products = 2 * forward + learns * (4 + 2 * recomputed + 2 * (slots >= REMAT_LIMIT))
+        again = (experiment.model.remat != "none") + (slots >= REMAT_LIMIT)
+        products = 2 * forward + learns * (4 + 2 * again)
         return AttentionWork(_xla_pairs(slots) * _xla_copies(text.heads, mesh) * products, 0.0)
     products = skipped = 0.0
-    for part, times in _kernel_times(mesh, slots, text.heads // text.kv_heads, text.head_dim, forward, learns, recomputed):
+    for part, times in _kernel_times(experiment, mesh, keys, text.heads // text.kv_heads, forward, learns, causal=True):
         count = copies * times * part.count * most_pairs(slots, part.queries, part.keys, causal=True)
         products += count
         skipped += count * (1 - workload.visible_blocks(part.queries, part.keys))
@@ -90,11 +90,22 @@ def _text_attention(model: ModelConfig, experiment: config.Experiment, workload:
 
 
 def _kernel_times(
-    mesh: Mesh, slots: int, group: int, dim: int, forward: int, learns: bool, recomputed: bool, *, causal: bool = True
+    experiment: config.Experiment,
+    mesh: Mesh,
+    keys: tuple[int, int, int, int],
+    group: int,
+    forward: int,
+    learns: bool,
+    *,
+    causal: bool,
 ) -> list[tuple[Products, int]]:
-    """The kernels' products, and how often a step computes them."""
-    once, back = kernel_products(mesh.devices.flat[0].platform, slots, group, dim, causal=causal)
-    return [(part, forward + learns * recomputed) for part in once] + [(part, int(learns)) for part in back]
+    """The kernels' products for keys [B, S, K, D], and how often a step computes them: `forward` times in forward passes, and
+    once more where layers are rematerialised."""
+    _, slots, _, dim = keys
+    again = learns and experiment.model.remat != "none"
+    platform, dtype = mesh.devices.flat[0].platform, experiment.model.dtype
+    once, back = kernel_products(platform, slots, group, dim, dtype, causal=causal)
+    return [(part, forward + again) for part in once] + [(part, int(learns)) for part in back]
 
 
 def _xla_copies(heads: int, mesh: Mesh) -> int:
@@ -168,8 +179,7 @@ def _vision(model: ModelConfig, experiment: config.Experiment, mesh: Mesh, tiles
     if copies is None:
         attended = (2 * times + passes_on * (4 + 2 * recomputed)) * slots**2
     else:
-        again = experiment.model.remat != "none"
-        parts = _kernel_times(mesh, slots, 1, keys[3], times, passes_on, again, causal=False)
+        parts = _kernel_times(experiment, mesh, keys, 1, times, passes_on, causal=False)
         attended = copies * sum(n * part.count * most_pairs(slots, part.queries, part.keys, causal=False) for part, n in parts)
     times += passes_on * (1 + ("vision_tower" in learning.whole) + recomputed)
     return times * products + tower.layers * attended * 2 * tower.width

@@ -5,7 +5,8 @@
 
 print one line of JSON per number of slots: temporaries in bytes per device, the kernels in the program and their FLOPs at most,
 its arrays that hold the scores of many queries and keys, and the atomic operations in the kernels' PTX. Instead of "attention",
-"full attention" is that of a vision tower; instead of "language", any part of `layer_programs.py`.
+"float32 attention" is that of arrays in float32 (all else is in bfloat16) and "full attention" that of a vision tower; instead
+of "language", any part of `layer_programs.py`.
 
 A process of its own, since XLA reads its flags once; they must have it write its dumps to the folder DUMPS.
 """
@@ -31,7 +32,7 @@ from mmrlhf_jax.models.attention import attention, full_attention
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from tests.models.layer_programs import KERNELS, PARTS
 
-HEADS = {"attention": (28, 4), "full attention": (16, 16)}  # query heads and key/value heads
+HEADS = {"attention": (28, 4), "float32 attention": (28, 4), "full attention": (16, 16)}  # query heads and key/value heads
 SHAPE = re.compile(r"\b[a-z]\w+\[([\d,]+)\]")
 FLOPS = re.compile(r"flops\\22: \\22(\d+)")
 ATOMIC = re.compile(r"(?<!\w)(?:atom|red)\.")
@@ -43,14 +44,14 @@ def devices_of(target: str, count: int) -> list:
     return list(get_topology_desc(topology_name=target, platform="cuda", topology=f"1x1x{count}", target_config=text).devices)
 
 
-def lower_attention(mesh, slots: int, part: str, dim: int, backend: str, dtype=jnp.bfloat16):
+def lower_attention(mesh, slots: int, part: str, dim: int, backend: str):
     """Attention of one row and its gradients."""
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole, dtype = NamedSharding(mesh, PartitionSpec()), jnp.float32 if part.startswith("float32") else jnp.bfloat16
     queries, keys = (jax.ShapeDtypeStruct((1, slots, heads, dim), dtype, sharding=whole) for heads in HEADS[part])
     until = jax.ShapeDtypeStruct((1, slots), jnp.int32, sharding=whole)
 
     def run(q, k, v, until, cotangent):
-        way = partial(attention, visible_until=until) if part == "attention" else full_attention
+        way = partial(attention, visible_until=until) if part != "full attention" else full_attention
         out, pull = jax.vjp(partial(way, backend=backend), q, k, v)
         return out, pull(cotangent)
 

@@ -8,7 +8,6 @@ from math import prod
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from mmrlhf_jax.errors import UserError
@@ -77,14 +76,15 @@ def uses_kernel(backend: Backend, platform: str, dim: int) -> bool:
     return obstacle is None
 
 
-def kernel_products(platform: str, length: int, group: int, dim: int, *, causal: bool) -> tuple[list[Products], list[Products]]:
-    """(forward pass, backward pass): the matrix products of the kernels in bfloat16 for rows of `length` slots, whose key/value
-    heads of size `dim` are each shared by `group` query heads."""
+def kernel_products(
+    platform: str, length: int, group: int, dim: int, dtype: str, *, causal: bool
+) -> tuple[list[Products], list[Products]]:
+    """(forward pass, backward pass): the matrix products of the kernels for rows of `length` slots, whose key/value heads of
+    size `dim` are each shared by `group` query heads."""
     if platform != "gpu":
         block = pallas_tpu.block_size(length, group, causal)
         return [Products(2, block, block)], [Products(7, block, block)]
-    blocks = pallas_gpu.kernel_blocks(length, dim, jnp.bfloat16)
-    counted = zip((2, 3, 4), blocks, strict=True)
+    counted = zip((2, 3, 4), pallas_gpu.kernel_blocks(length, dim, dtype), strict=True)
     forward, *backward = (Products(count, block.queries, block.keys) for count, block in counted)
     return [forward], backward
 
