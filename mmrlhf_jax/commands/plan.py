@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -47,8 +48,8 @@ def plan(
     if not experiments or not launches:
         raise UserError("give an experiment and --launch FILE, or --all for every launch file")
     kept = read_table(readme).without({Path(name).stem for name in launches}) if readme is not None and renewed else Table()
-    launches += [name for name in (_pods() if kept.rows else ()) if Path(name).stem in kept.rows]  # where columns are missing
-    places = {name: config.load_launch(name) for name in launches}
+    incomplete = [name for name in (_pods() if kept.rows else ()) if Path(name).stem in kept.rows]  # columns may be missing
+    places = {name: config.load_launch(name) for name in [*launches, *incomplete]}
     nameless = next((name for name, launch in places.items() if launch.accelerator is None), None)
     if nameless is not None:
         raise UserError(f"{nameless}: names no accelerator, so there is nothing to judge a plan by; set `accelerator`")
@@ -56,11 +57,12 @@ def plan(
     from mmrlhf_jax.planning import show
     from mmrlhf_jax.planning.plan import as_json as as_object
 
-    plans, several = [], len(experiments) * len(launches) > 1
+    plans, several = [], len(experiments) * len(places) > 1
     read = {Path(name).stem: config.load_experiment(name, overrides) for name in experiments}
     groups = alike(read)
-    columns = [together for together, _ in groups]
-    for made in _plans(groups, places, kept, several, fit, generation=generation, passes=passes, quick=quick):
+    columns, how = [together for together, _ in groups], dict(generation=generation, passes=passes, quick=quick)
+    parts = ({name: places[name] for name in part} for part in (launches, incomplete))
+    for made in itertools.chain.from_iterable(_plans(groups, part, kept, several, fit, **how) for part in parts):
         plans.append(made)
         if readme is not None:  # after every plan, because the next may take long
             write_table(readme, show.table_of(plans).keeping(kept, columns if renewed else ()))

@@ -41,7 +41,7 @@ class Table:
             return self
         found = Table([group[-1] for group in columns], shared={group[-1]: list(group[:-1]) for group in columns})
         for launch in sorted({*self.rows, *kept.rows}):
-            mesh, memory, _ = (self if launch in self.rows else kept).rows[launch]
+            mesh, memory, _ = (kept if launch in kept.rows else self).rows[launch]
             cells = {group[-1]: self.cell(launch, group) or kept.cell(launch, group) for group in columns}
             found.rows[launch] = mesh, memory, {name: cell for name, cell in cells.items() if cell is not None}
         return found
