@@ -16,9 +16,13 @@ check_experiment "${arguments[@]}"
 describe "$launch"
 [[ $platform == gpu ]] || fail "$launch names $accelerator, which is no GPU host"
 
-# A host of one card is a share of a node: its data workers need processors, and other jobs may have the rest.
-share="#SBATCH --exclusive"
-((chips > 1)) || share="#SBATCH --cpus-per-gpu=$CPUS_OF_A_CARD"
+# A host of one card is a share of a node: its data workers need processors, and other jobs may have the rest. Since SLURM 22.05
+# srun does not take their number from the batch script's options.
+share=--exclusive cpus=""
+if ((chips == 1)); then
+  cpus=--cpus-per-task=$CPUS_OF_A_CARD
+  share=$cpus
+fi
 restart=$(IFS='|'; echo "${RESTART[*]}")
 script=$(cat << SCRIPT
 #!/usr/bin/env bash
@@ -26,7 +30,7 @@ script=$(cat << SCRIPT
 #SBATCH --nodes=$slices
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=$chips
-$share
+#SBATCH $share
 #SBATCH --time=$time
 #SBATCH --signal=TERM@$GRACE_SECONDS
 #SBATCH --requeue
@@ -40,7 +44,7 @@ set -uo pipefail
 # so the shell around it only ignores the signal.
 task='trap : TERM INT; "\$@"; status=\$?
 case \$status in 0|$restart) exit \$status ;; $ABSENT) exit 254 ;; *) exit \$((200 + (status < 55 ? status : 55))) ;; esac'
-srun --kill-on-bad-exit=1 bash -c "\$task" task $(train_command "$launch" "${arguments[@]}")
+srun ${cpus:+$cpus }--kill-on-bad-exit=1 bash -c "\$task" task $(train_command "$launch" "${arguments[@]}")
 status=\$?
 most=0
 case \$status in

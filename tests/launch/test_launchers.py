@@ -229,8 +229,10 @@ def test_a_slurm_job_has_a_task_per_host(tmp_path):
 def test_a_slurm_job_of_one_card_leaves_the_rest_of_its_node_to_others(name):
     script = dry_run("slurm.sh", f"launch/{name}.yaml")
     workers = config.load_experiment(ROOT / EXPERIMENT).data.workers
-    assert {"#SBATCH --nodes=1", "#SBATCH --gpus-per-node=1", f"#SBATCH --cpus-per-gpu={workers}"} <= set(script)
+    assert {"#SBATCH --nodes=1", "#SBATCH --gpus-per-node=1", f"#SBATCH --cpus-per-task={workers}"} <= set(script)
     assert "#SBATCH --exclusive" not in script
+    (step,) = [line for line in script if line.startswith("srun ")]
+    assert f" --cpus-per-task={workers} " in step, "srun does not take it from the script's options"
 
 
 @pytest.mark.skipif(tool("sbatch") is None, reason="apt-get install slurm-client")

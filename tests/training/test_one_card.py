@@ -1,7 +1,7 @@
-"""The experiments that are made for one card, at small shapes on the CPU: `mmrlhf train` on the launch file of one GPU.
+"""The experiments that are made for one card: they fit it by plan, and `mmrlhf train` runs them on the launch file of one GPU.
 
-Settings are those of the files but for sizes, paths and the number of steps. All groups are copies of one, so that every step
-sees the same pairs, and all rewards are equal, so that β is the same for each.
+The runs are on the CPU at small shapes. Their settings are those of the files but for sizes, paths and the number of steps. All
+groups are copies of one, so that every step sees the same pairs, and all rewards are equal, so that β is the same for each.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from mmrlhf_jax.training.base import load_base
 from mmrlhf_jax.training.directory import CHECKPOINTS, CONFIG_FILE
 from mmrlhf_jax.training.trained import load_trained
 from tests import ranked
+from tests.cuda_plugin import needs_cuda_plugin
 from tests.families import FAMILIES
+from tests.planning.planned import COMMAND, ROOT, plan
 
-ROOT = Path(__file__).parents[2]
-COMMAND = "from mmrlhf_jax.cli import main; main()"
 STEPS, EVERY, GROUPS = 4, 2, 6
 FULL = "mmdpo_internvl2_1b"
 PREFERENCE = ("mmdpo_lora_llava_ov_7b", "mmdpo_lora_internvl3_8b", FULL)
@@ -102,6 +102,23 @@ def moved(run: Path) -> tuple[set[str], set[str]]:
     assert found.keys() == base.keys()
     changed = {name for name in found if found[name].tobytes() != base[name].tobytes()}
     return changed, found.keys() - changed
+
+
+@needs_cuda_plugin
+@pytest.mark.parametrize("name", EVERY_ONE)
+@pytest.mark.slow
+def test_it_fits_its_card_by_plan(tmp_path, name):
+    """At its real size: the step, and the passes that the run has beside it."""
+    card = "l4-1" if name == FULL else "h100-1"
+    made = plan(
+        ROOT / "configs" / f"{name}.yaml",
+        "--launch",
+        ROOT / "launch" / f"{card}.yaml",
+        "--quick",
+        "--no-generation",
+        cache=tmp_path,
+    )
+    assert not made["stand_in"] and made["fits"] and made["hbm_peak_bytes"] < 0.9 * made["hbm_capacity_bytes"]
 
 
 @pytest.mark.parametrize("name", EVERY_ONE)
