@@ -86,12 +86,14 @@ def design_of(model: ModelConfig, experiment: config.Experiment, state: TrainSta
     attended = (heads + 2 * kv_heads) * text.head_dim + adapters
     wide = {"residuals": text.hidden_size, "MLP": -(-text.intermediate_size // tensor), "queries": heads * text.head_dim}
     seen = {"tower": vision.hidden_size, "tower's MLP": -(-vision.intermediate_size // tensor)}
+    # Of every layer, until the backward pass comes to it.
+    kept = ("residuals", "tower") if experiment.model.remat == "full" else (*wide, *seen)
     named = {
         **{name: Size(slots * width, FLOAT32) for name, width in wide.items()},
         "both products of the MLP": Size(2 * slots * wide["MLP"], FLOAT32),
-        **{f"{name} of all layers": Size(text.layers * slots * width, FLOAT32) for name, width in wide.items()},
+        **{f"{name} of all layers": Size(text.layers * slots * wide[name], FLOAT32) for name in wide if name in kept},
         **{name: Size(patches * width, FLOAT32) for name, width in seen.items()},
-        **{f"{name} of all layers": Size(tower.layers * patches * width, FLOAT32) for name, width in seen.items()},
+        **{f"{name} of all layers": Size(tower.layers * patches * seen[name], FLOAT32) for name in seen if name in kept},
         "visual features": Size(features * text.hidden_size, FLOAT32),
         "patches in the language model's width": Size(patches * text.hidden_size, FLOAT32),
         "visual slots": Size(rows * batch.visual * text.hidden_size, FLOAT32),
@@ -170,13 +172,11 @@ def _judged(module: Module, instruction: Instruction, array: Array, design: Desi
 
 
 def _is_float32_copy(module: Module, instruction: Instruction, array: Array) -> bool:
-    """Whether the instruction converts a bfloat16 array of the same size to this float32 one."""
+    """Whether the instruction converts a bfloat16 array of as many elements to this float32 one, in whatever shape."""
     if array.dtype != "f32" or instruction.opcode not in ("convert", "fusion"):
         return False
     if instruction.opcode == "convert":
         return True
     inner = module.computations[instruction.called["calls"][0]].instructions
-    return any(
-        each.opcode == "convert" and each.arrays == (array,) and inner[each.operands[0]].arrays[0].dtype == "bf16"
-        for each in inner.values()
-    )
+    converted = ((each.arrays[0], inner[each.operands[0]].arrays[0]) for each in inner.values() if each.opcode == "convert")
+    return any((to.dtype, of.dtype, to.elements) == ("f32", "bf16", array.elements) for to, of in converted)

@@ -92,10 +92,28 @@ def test_a_file_that_is_there_is_completed(tmp_path, monkeypatch, capsys):
 
 
 def test_a_part_that_failed_is_the_exit_status(monkeypatch, capsys):
+    monkeypatch.setitem(BODIES, "card", BODIES["well"])
     monkeypatch.setitem(BODIES, "attention", BODIES["raises"])
     monkeypatch.setattr(runner, "here", lambda small, kind: command)
     assert command_line.main(["--only", "attention"]) == 1
     assert "attention: failed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_a_part_alone_has_the_shapes_of_the_card_that_is_here(monkeypatch, tmp_path, platform):
+    """The card is looked at though it is not named; a later call knows it from the file. Parts share a cache of programs."""
+    asked = []
+    monkeypatch.setitem(BODIES, "card", f"write({{'platform': {platform!r}, 'kind': 'a card'}})")
+    body = "import os; write({'torch': '2', 'cache': os.path.isdir(os.environ['JAX_COMPILATION_CACHE_DIR'])})"
+    monkeypatch.setitem(BODIES, "torch 0.5b", body)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(runner, "here", lambda *given: asked.append(given) or command)
+    for _ in range(2):
+        assert command_line.main(["--json", str(tmp_path / "out.json"), "--only", "torch 0.5b"]) == 0
+    small = platform == "cpu"
+    assert asked == [(False, None), (small, "a card"), (small, "a card")]
+    assert strict_json.loads((tmp_path / "out.json").read_text())["parts"]["torch 0.5b"]["result"]["cache"]
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 
 def test_every_part_is_shown_and_its_time_is_within_the_limit_of_all():

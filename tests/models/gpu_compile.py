@@ -14,6 +14,7 @@ A process of its own, since XLA reads its flags once; they must have it write it
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -29,6 +30,7 @@ from jax.experimental.topologies import get_topology_desc
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmrlhf_jax.models.attention import attention, full_attention
+from mmrlhf_jax.models.attention.xla import QUERY_BLOCKS
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from tests.models.layer_programs import KERNELS, PARTS
 
@@ -60,9 +62,21 @@ def lower_attention(mesh, slots: int, part: str, dim: int, backend: str):
 
 def score_arrays(text: str, slots: int) -> list[str]:
     """Arrays of the program with two dimensions that are long for a row, or one that is as long as all pairs of its slots."""
-    shapes = {match[1]: [int(size) for size in match[1].split(",")] for match in SHAPE.finditer(text)}
     long = min(slots // 4, 512)
-    return sorted(name for name, sizes in shapes.items() if sum(s >= long for s in sizes) > 1 or max(sizes) >= slots**2)
+    return sorted(name for name, sizes in shapes(text) if sum(s >= long for s in sizes) > 1 or max(sizes) >= slots**2)
+
+
+def score_arrays_of_layers(text: str, slots: int) -> list[str]:
+    """The same in a program that has the layers' other long arrays: those with the slots of a row twice, or with the slots of a
+    row and of a block of queries (as XLA's attention takes them) for several heads."""
+    block = QUERY_BLOCKS[1]
+    blocks = (name for name, sizes in shapes(text) if {block, slots} <= set(sizes) and math.prod(sizes) > block * slots)
+    return sorted({*blocks, *(name for name, sizes in shapes(text) if sizes.count(slots) > 1)})
+
+
+def shapes(text: str) -> list[tuple[str, list[int]]]:
+    """Every shape in the program's text, as it is written there and as numbers."""
+    return [(name, [int(size) for size in name.split(",")]) for name in {match[1] for match in SHAPE.finditer(text)}]
 
 
 def main(folder: str, part: str, target: str, sizes: str, backend: str, *lengths: str) -> None:
@@ -77,8 +91,8 @@ def main(folder: str, part: str, target: str, sizes: str, backend: str, *lengths
             made = lowered.compile()
         text, dumps = made.as_text(), Path(folder)
         ptx = [found for found in (file.read_text() for file in dumps.glob("*.ptx")) if ".entry attention_" in found]
-        squares = [name for name in score_arrays(text, slots) if part in HEADS or name.split(",").count(str(slots)) > 1]
-        line = {"slots": slots, "temporaries": made.memory_analysis().temp_size_in_bytes, "score_arrays": squares}
+        scores = (score_arrays if part in HEADS else score_arrays_of_layers)(text, slots)
+        line = {"slots": slots, "temporaries": made.memory_analysis().temp_size_in_bytes, "score_arrays": scores}
         line["kernels"] = sorted({name for name in KERNELS if f'name = "{name}"' in text})
         line["flops"] = sum(map(int, FLOPS.findall(text)))
         line |= {"kernel_programs": len(ptx), "atomics": sum(len(ATOMIC.findall(found)) for found in ptx)}

@@ -85,8 +85,9 @@ FUSED = """HloModule test
 
 %inside (p: ORIGIN[60,3000]) -> f32[60,3000] {
   %p = ORIGIN[60,3000] parameter(0)
-  %c = f32[60,3000] convert(%p)
-  ROOT %n = f32[60,3000] negate(%c)
+  %b = ORIGIN[1,60,3000] bitcast(%p)
+  %c = f32[1,60,3000] convert(%b)
+  ROOT %n = f32[60,3000] bitcast(%c)
 }
 
 %body (t: (s32[], ORIGIN[60,3000])) -> (s32[], ORIGIN[60,3000]) {
@@ -135,11 +136,11 @@ ENTRY %main (a: f32[8]) -> f32[6,1000,1000] {
     assert [each.split(" ")[0] for each in found] == ["f32[6,", "bf16[6,"] and len(found) == 2
 
 
-def seven_b(**batch) -> Design:
+def seven_b(remat: str = "full", **batch) -> Design:
     """The design of MM-DPO of the 7B model on one device."""
     sizes = dict(rows=1, accumulation=1, slots=8192, tiles=20, visual=9000, targets=3000, responses=16, pairs=16)
     experiment = config.Experiment(
-        model=config.Model(path="published", dtype="bfloat16"),
+        model=config.Model(path="published", dtype="bfloat16", remat=remat),
         data=config.Data(path="none"),
         objective=config.Preference(),
         trains=config.Trains(vision_tower=False),
@@ -166,6 +167,11 @@ def test_the_7b_models_design_has_its_activations_and_no_scores(slots):
     assert not any(has("f32", 28, block, slots) for block in (256, 512, 1024, slots))
     assert not any(has("bf16", 28, block, slots) for block in (256, 512, 1024, slots)) and not has("bf16", 1, slots, slots)
     assert not has("f32", 20, 16, 729, 729) and not has("f32", 1, 3000, 152128) and not has("pred", slots, slots)
+
+
+def test_the_mlp_of_all_layers_is_kept_only_where_it_is_not_rematerialised():
+    products = Array("bf16", (28, 1, 8192, 18944))
+    assert not seven_b().has(products) and seven_b("dots").has(products) and seven_b("none").has(products)
 
 
 H100 = ROOT / "launch" / "h100-8.yaml"

@@ -10,16 +10,17 @@ a GPU, and with --small, the shapes are small: that shows that the parts run, an
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
-import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmrlhf_jax import strict_json
 from tests.benchmarks.gpu import runner, table
-from tests.benchmarks.gpu.parts import CARD_PART, PARTS, Skipped
+from tests.benchmarks.gpu.parts import CARD_PART, PARTS, Part, Skipped
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,17 +38,22 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory() as cache:
         # Parts that run the same step compile it once.
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-        figures = everything(given.json, given.only, given.seconds, given.small)
+        shared = {"JAX_COMPILATION_CACHE_DIR": cache}
+        parts = [dataclasses.replace(part, environment=shared | part.environment) for part in PARTS]
+        figures = everything(given.json, parts, given.only, given.seconds, given.small)
     failed = [name for name in given.only if figures["parts"][name]["status"] in (runner.FAILED, runner.TIMED_OUT)]
     return 1 if failed else 0
 
 
-def everything(out: Path | None, only: list[str], seconds: float, small: bool) -> dict[str, Any]:
-    """Run the parts named, print each one's lines as it ends and the table at last. Returns what was written."""
+def everything(out: Path | None, parts: Sequence[Part], only: list[str], seconds: float, small: bool) -> dict[str, Any]:
+    """Run those of the parts that `only` names, print a line as each one ends and the table at last. Returns what was written.
+
+    The card's part also runs where its figures are not known yet, since they decide on the shapes of the others.
+    """
     figures: dict[str, Any] = {"small": small, "parts": {}}
     if out is not None and out.exists():
         figures = strict_json.loads(out.read_text())
+        figures["small"] = small = small or figures["small"]
     results = figures["parts"]
 
     def written() -> None:
@@ -57,16 +63,16 @@ def everything(out: Path | None, only: list[str], seconds: float, small: bool) -
         print(table.line(name, results[name]), flush=True)
 
     left = dict(seconds=seconds, results=results, written=written)
-    if CARD_PART.name in only:
+    if CARD_PART.name in only or CARD_PART.name not in results:
         results.pop(CARD_PART.name, None)
-        runner.run([CARD_PART], runner.here(small, None), **left)
+        runner.run(parts[:1], runner.here(small, None), **left)
         figures["small"] = small = small or results[CARD_PART.name]["result"].get("platform") != "gpu"
         left["seconds"] -= results[CARD_PART.name]["seconds"]
     for name in only:
         if name != CARD_PART.name:
             results.pop(name, None)  # so that it is the newest one
     kind = results.get(CARD_PART.name, {}).get("result", {}).get("kind")
-    runner.run([part for part in PARTS if part.name in only and part != CARD_PART], runner.here(small, kind), **left)
+    runner.run([part for part in parts[1:] if part.name in only], runner.here(small, kind), **left)
     print(table.as_text(figures), flush=True)
     return figures
 

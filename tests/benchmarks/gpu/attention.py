@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.models.attention import attention
 from mmrlhf_jax.models.layers import matmul_precision
 from tests.benchmarks.gpu.timing import seconds_of
@@ -50,8 +52,12 @@ def rates(name: str, until: np.ndarray, small: bool) -> dict[str, Any]:
     calls = dict(repeats=2, calls=1) if small else dict(repeats=5, calls=10)
 
     def measured(forward: Callable) -> dict[str, Any]:
-        both = jax.jit(lambda q, k, v, g: jax.vjp(forward, q, k, v)[1](g))
-        times = {"forward": seconds_of(jax.jit(forward), q, k, v, **calls), "both": seconds_of(both, q, k, v, g, **calls)}
+        # The mask is an argument: of a constant one XLA would list the blocks while it compiles, and they would cost nothing.
+        both = jax.jit(lambda mask, q, k, v, g: jax.vjp(partial(forward, mask), q, k, v)[1](g))
+        times = {
+            "forward": seconds_of(jax.jit(forward), mask, q, k, v, **calls),
+            "both": seconds_of(both, mask, q, k, v, g, **calls),
+        }
         work = {"forward": FORWARD * pairs * HEADS * DIM, "both": BOTH * pairs * HEADS * DIM}
         return {f"{name}_seconds": times[name] for name in times} | {
             f"{name}_flops_per_second": work[name] / times[name] for name in times
@@ -59,7 +65,7 @@ def rates(name: str, until: np.ndarray, small: bool) -> dict[str, Any]:
 
     found: dict[str, Any] = {"mask": name, "slots": slots, "visible_share": pairs / (slots * (slots + 1) / 2)}
     with matmul_precision(jnp.bfloat16):
-        found["ours"] = measured(lambda q, k, v: attention(q, k, v, mask))
+        found["ours"] = measured(lambda mask, q, k, v: attention(q, k, v, mask))
         if name == "causal":
             found["cudnn"] = cudnn(measured)
     return found
@@ -68,9 +74,9 @@ def rates(name: str, until: np.ndarray, small: bool) -> dict[str, Any]:
 def cudnn(measured: Callable[[Callable], dict[str, Any]]) -> dict[str, Any]:
     """cuDNN's figures, or the reason why there are none."""
     try:
-        return measured(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn"))
+        return measured(lambda _, q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn"))
     except Exception as error:  # whatever jax or cuDNN says: it is the comparison that is missing, not the part
-        return {"reason": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"}
+        return {"reason": first_line(error)}
 
 
 def arrays(slots: int, dtype: Any) -> tuple[jax.Array, ...]:

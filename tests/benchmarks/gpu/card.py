@@ -24,7 +24,7 @@ def measure(small: bool, report: Callable[[dict[str, Any]], None]) -> None:
     stats = device.memory_stats() or {}
     report(
         {
-            "platform": "cpu" if device.platform == "cpu" else jax.default_backend(),
+            "platform": device.platform,
             "kind": device.device_kind,
             "devices": jax.device_count(),
             "memory_bytes": stats.get("bytes_limit"),

@@ -35,7 +35,7 @@ def _step(name: str, seconds: float, size: str, layout: str) -> Part:
     return Part(name, "step", seconds, {"size": size, "layout": layout})
 
 
-CARD_PART = Part("card", "card", 40)  # always the first: it tells whether there is a card
+CARD_PART = Part("card", "card", 60)  # always the first: it tells whether there is a card
 PARTS = (
     CARD_PART,
     Part("attention", "attention", 90),
