@@ -81,6 +81,14 @@ def test_full_attention_lets_every_query_see_every_key(way):
         assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("backend", ["xla", "pallas"])
+def test_no_rows_are_attended_to_as_no_rows(backend):
+    """A batch of text alone has no tiles."""
+    q, k = (np.zeros((0, SLOTS, heads, 8), np.float32) for heads in (2, 1))
+    out, pull = jax.vjp(lambda q, k, v: full_attention(q, k, v, backend=backend), q, k, k)
+    assert [x.shape for x in (out, *pull(out))] == [q.shape, q.shape, k.shape, k.shape]
+
+
 @pytest.mark.long
 def test_bfloat16_is_softmaxed_in_float32(way):
     q, k, v, until, cotangent = (jnp.asarray(x, jnp.bfloat16 if x.dtype == np.float32 else x.dtype) for x in example(6, 2))

@@ -39,7 +39,7 @@ def attend(q, k, v, visible_until, *, causal: bool, backend: Backend):
     partitions its own operations, and `pallas` raises UserError.
     """
     platform = _platform()
-    if not uses_kernel(backend, platform, q.shape[3]):
+    if not q.size or not uses_kernel(backend, platform, q.shape[3]):  # a batch of text has no tiles
         return xla.attend(q, k, v, visible_until, causal=causal)
     kernel = partial(KERNELS.get(platform, INTERPRETED), causal, platform not in KERNELS)
     mesh = jax.sharding.get_abstract_mesh()
