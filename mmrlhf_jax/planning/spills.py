@@ -79,13 +79,15 @@ def design_of(model: ModelConfig, experiment: config.Experiment, state: TrainSta
     tiles = -(-rows * batch.tiles // context)
     patches, features = tiles * tower.slots, rows * batch.tiles * model.geometry.features
     pixels, taps = tiles * 3 * model.geometry.image_size**2, model.geometry.taps
-    vocabulary = -(-text.vocab_size // tensor)
-    chunk = rows * min(batch.logprob_chunk, batch.targets) * vocabulary
-    heads, kv_heads = _share(text.heads, mesh), _share(text.kv_heads, mesh)
+    vocabulary = _share(text.vocab_size, "act_vocab", mesh)
+    chunk = rows * min(batch.logprob_chunk, -(-batch.targets // context)) * vocabulary
+    heads, kv_heads = _share(text.heads, "heads", mesh), _share(text.kv_heads, "heads", mesh)
+    attending = text.heads // text.kv_heads * _share(text.kv_heads, "act_heads", mesh)  # of whole rows
     adapters = 3 * experiment.lora.rank if experiment.lora else 0
     attended = (heads + 2 * kv_heads) * text.head_dim + adapters
     wide = {"residuals": text.hidden_size, "MLP": -(-text.intermediate_size // tensor), "queries": heads * text.head_dim}
     seen = {"tower": vision.hidden_size, "tower's MLP": -(-vision.intermediate_size // tensor)}
+    seen["tower's queries"] = _share(tower.heads, "heads", mesh) * tower.width // tower.heads
     # Of every layer, until the backward pass comes to it.
     kept = ("residuals", "tower") if experiment.model.remat == "full" else (*wide, *seen)
     named = {
@@ -94,7 +96,9 @@ def design_of(model: ModelConfig, experiment: config.Experiment, state: TrainSta
         **{f"{name} of all layers": Size(text.layers * slots * wide[name], FLOAT32) for name in wide if name in kept},
         **{name: Size(patches * width, FLOAT32) for name, width in seen.items()},
         **{f"{name} of all layers": Size(tower.layers * patches * seen[name], FLOAT32) for name in seen if name in kept},
+        "queries of whole rows": Size(rows * batch.slots * attending * text.head_dim, FLOAT32),
         "visual features": Size(features * text.hidden_size, FLOAT32),
+        "visual features of the device's tiles": Size(tiles * model.geometry.features * text.hidden_size, FLOAT32),
         "patches in the language model's width": Size(patches * text.hidden_size, FLOAT32),
         "visual slots": Size(rows * batch.visual * text.hidden_size, FLOAT32),
         "pixels": Size(pixels, FLOAT32),
@@ -111,14 +115,14 @@ def design_of(model: ModelConfig, experiment: config.Experiment, state: TrainSta
         named=named,
         weights=frozenset(gathered),
         taps=rows * batch.visual * taps * text.hidden_size if taps > 1 else 0,
-        heads=rows * heads,
+        heads=rows * attending,
         vocabulary=frozenset({vocabulary, text.vocab_size}),
     )
 
 
-def _share(heads: int, mesh: Mesh) -> int:
-    """Heads of the language model's attention on one device."""
-    return heads // prod(mesh.shape[axis] for axis in axes_in(fit(spec("act_heads"), (heads,), mesh)[0]))
+def _share(size: int, axis: str, mesh: Mesh) -> int:
+    """What a device has of an activation's dimension with this logical axis; all of it where the mesh does not divide it."""
+    return size // prod(mesh.shape[name] for name in axes_in(fit(spec(axis), (size,), mesh)[0]))
 
 
 def _parameters(state: TrainState) -> tuple[set[int], set[int]]:

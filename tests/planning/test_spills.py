@@ -187,6 +187,23 @@ def test_the_7b_step_writes_nothing_that_the_design_does_not_have(slots, tmp_pat
 
 
 @needs_cuda_plugin
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("model", "mesh"),
+    [
+        ("internvl2_1b", "fsdp: 2, tensor: 2, context: 2"),  # whose vocabulary is odd
+        ("llava_ov_0.5b", "fsdp: 4, tensor: 2"),
+        ("llava_ov_0.5b", "fsdp: 2, context: 4"),  # which does not divide its key/value heads
+    ],
+)
+def test_what_every_device_of_a_mesh_has_is_of_the_design(model, mesh, tmp_path):
+    launch = tmp_path / "launch.yaml"
+    launch.write_text(H100.read_text().replace("mesh: {fsdp: 8}", f"mesh: {{{mesh}}}"))
+    made = plan(ROOT / "configs" / f"mmdpo_{model}.yaml", "--launch", launch, "--quick", *STEP_ALONE, cache=tmp_path)
+    assert not made["stand_in"] and made["spilled"] == [] and made["mesh"]["fsdp"] < 8
+
+
+@needs_cuda_plugin
 @pytest.mark.slow
 def test_attention_without_the_kernels_writes_its_scores(tmp_path):
     made = plan(*SEVEN_B, "--set", "batch.slots=8192", "--set", "model.attention=xla", cache=tmp_path)
