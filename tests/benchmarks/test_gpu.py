@@ -99,6 +99,15 @@ def test_a_part_that_failed_is_the_exit_status(monkeypatch, capsys):
     assert "attention: failed" in capsys.readouterr().out
 
 
+def test_our_step_is_compared_with_pytorchs():
+    row = dict(status="done", reason="", seconds=9.0)
+    ours = dict(size="0.5b", lora=False, layout="group", groups=1, pairs=6, tokens=9, pieces=1, flops=1e12, seconds=0.5)
+    theirs = {"size": "0.5b", "torch": "2.13", "seconds": 2.0, "pairs_per_second": 3.0}
+    results = {"step 0.5b": ours | {"pairs_per_second": 12.0}, "torch 0.5b": theirs}
+    text = table.as_text({"small": False, "parts": {name: row | {"result": result} for name, result in results.items()}})
+    assert "2 s, 3 pairs/s, peak -; our step has 4 times as many pairs/s" in text
+
+
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_a_part_alone_has_the_shapes_of_the_card_that_is_here(monkeypatch, tmp_path, platform):
     """The card is looked at though it is not named; a later call knows it from the file. Parts share a cache of programs."""

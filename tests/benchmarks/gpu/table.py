@@ -75,12 +75,14 @@ def _step(result: Result, known: Mapping[str, Result]) -> list[str]:
     return lines
 
 
-def _torch(result: Result, _: Mapping[str, Result]) -> list[str]:
+def _torch(result: Result, known: Mapping[str, Result]) -> list[str]:
     if "seconds" not in result:
         return []
+    ours = known.get(f"step {result['size']}", {}).get("pairs_per_second")
+    ratio = f"; our step has {ours / result['pairs_per_second']:.3g} times as many pairs/s" if ours else ""
     return [
         f"{result['size']} full, PyTorch {result['torch']}: {result['seconds']:.4g} s,"
-        f" {result['pairs_per_second']:.4g} pairs/s, peak {_bytes(result.get('peak_bytes'))}"
+        f" {result['pairs_per_second']:.4g} pairs/s, peak {_bytes(result.get('peak_bytes'))}{ratio}"
     ]
 
 
