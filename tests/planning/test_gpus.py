@@ -206,10 +206,11 @@ def test_a_plugin_of_another_version_is_refused_with_what_to_install(monkeypatch
     plugin.check_plugin()
 
 
-def test_the_process_that_compiles_has_the_runs_flags_before_the_plans(monkeypatch):
+def test_the_process_that_compiles_has_the_flags_in_the_order_of_a_run_and_then_the_plans(monkeypatch):
+    """Of two settings of one flag the later wins: in a run that of the environment (`distributed.prepare`)."""
     monkeypatch.setenv("XLA_FLAGS", "--here")
     flags = [Target("gpu", "--a --b", triton=triton).environment()["XLA_FLAGS"] for triton in (False, True)]
-    assert flags == ["--here --a --b --xla_gpu_enable_triton_gemm=false", "--here --a --b"]
+    assert flags == ["--a --b --here --xla_gpu_enable_triton_gemm=false", "--a --b --here"]
     assert Target("tpu").environment() == {}
 
 
