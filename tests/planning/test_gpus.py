@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -20,6 +21,7 @@ from mmrlhf_jax.models.registry import DEFAULT
 from mmrlhf_jax.planning import plugin, program
 from mmrlhf_jax.planning.program import Target, optimise
 from mmrlhf_jax.planning.topology import chip_of, gpu_target
+from mmrlhf_jax.training.work import peak_flops
 from tests.cuda_plugin import needs_cuda_plugin
 from tests.planning.planned import COMMAND, ROOT, STEP_ALONE, check, plan, sent, write_small
 
@@ -172,6 +174,23 @@ def test_a_description_that_xla_cannot_read_is_an_error_in_one_line():
 def test_a_chip_has_the_memory_that_its_description_gives(name):
     (size,) = re.findall(r"device_memory_size: (\d+)", gpu_target(GPUS[name]))
     assert int(size) == GPUS[name].hbm_bytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_a_run_on_the_card_of_this_machine_knows_its_peak_by_its_name_or_not_at_all(kind, peak):
+    """Names of some cards begin with those of others."""
+    assert peak_flops([types.SimpleNamespace(device_kind=kind)]) == peak
 
 
 @pytest.mark.parametrize(
