@@ -24,7 +24,7 @@ from tests import tiny
 
 ROOT = Path(__file__).parents[2]
 MMDPO = ROOT / "configs" / "mmdpo_llava_ov_7b.yaml"
-LAUNCHES = sorted(path for path in (ROOT / "launch").glob("*.yaml") if path.stem != "local")
+LAUNCHES = [path for path in sorted((ROOT / "launch").glob("*.yaml")) if config.load_launch(path).accelerator]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 WRONG = [

@@ -50,8 +50,8 @@ def rates(name: str, until: np.ndarray, small: bool) -> dict[str, Any]:
     calls = dict(repeats=2, calls=1) if small else dict(repeats=5, calls=10)
 
     def measured(forward: Callable) -> dict[str, Any]:
-        both = jax.jit(jax.grad(lambda q, k, v: (forward(q, k, v) * g).sum(dtype=jnp.float32), argnums=(0, 1, 2)))
-        times = {"forward": seconds_of(jax.jit(forward), q, k, v, **calls), "both": seconds_of(both, q, k, v, **calls)}
+        both = jax.jit(lambda q, k, v, g: jax.vjp(forward, q, k, v)[1](g))
+        times = {"forward": seconds_of(jax.jit(forward), q, k, v, **calls), "both": seconds_of(both, q, k, v, g, **calls)}
         work = {"forward": FORWARD * pairs * HEADS * DIM, "both": BOTH * pairs * HEADS * DIM}
         return {f"{name}_seconds": times[name] for name in times} | {
             f"{name}_flops_per_second": work[name] / times[name] for name in times
