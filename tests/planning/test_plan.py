@@ -213,6 +213,13 @@ def test_some_rows_of_the_table_are_renewed_and_the_others_kept_cell_by_cell(mad
     assert there.startswith("| there |  | 2.0 | ~0.2, 1/s (hbm), 3 h | 0.") and there.endswith(" h |")
 
 
+def test_a_table_with_a_row_that_is_too_short_is_refused_with_what_to_do(tmp_path):
+    page = tmp_path / "plans.md"
+    page.write_text(KEPT.replace("| needs 99.0 ", ""))
+    with pytest.raises(UserError, match="the row of here has not as many cells as the head; write all without --launch"):
+        table.read_table(str(page))
+
+
 def test_only_the_launch_files_named_and_the_cells_that_are_missing_are_planned(monkeypatch, made, tmp_path):
     """`mmrlhf plan --all --readme PAGE --launch FILE` in a folder with three launch files and two experiments."""
     (tmp_path / "launch").mkdir(), (tmp_path / "configs").mkdir()
