@@ -310,8 +310,8 @@ def test_advice_names_the_key_that_decides_how_many_rows_are_taken_at_once(model
 def test_advice_for_a_gpu_of_which_xla_reserves_too_little(model):
     """One device has no other for half of a row's slots."""
     mesh, settings = make_mesh({}, jax.devices()[:1]), experiment(model, config.Preference(), slots=8192)
-    way = "XLA_PYTHON_CLIENT_MEM_FRACTION: 0.92 in the launch file's environment (instead of 0.75)"
-    shares = {}, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
+    way = "XLA_CLIENT_MEM_FRACTION: 0.92 in the launch file's environment (instead of 0.75)"
+    shares = {}, {"XLA_CLIENT_MEM_FRACTION": "0.95"}
     launches = [config.Launch(accelerator="h100-1", mesh=config.Mesh(fsdp=1), environment=each) for each in shares]
     lines = [advice(65 * 2**30, chip_of(each), settings, each, mesh) for each in launches]
     assert [way in line for line in lines] == [True, False]
