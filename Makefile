@@ -6,11 +6,15 @@ BIN := $(VENV)/bin
 # Torch is only the oracle of the parity tests; without a CPU build at hand they are skipped.
 TORCH ?= $(shell $(PYTHON) -c "import sys; print('torch==2.13.0' if sys.version_info[:2] == (3, 11) else '')")
 
+# The compilers of TPUs and GPUs, which need no such device. With the CUDA plugin but without CUDA, jax says at every start that it
+# finds no GPU, so that they have an environment of their own.
+PLAN_ENV ?= .venv-plan
+
 # The harness of `mmrlhf eval benchmarks`. It pins much that the rest does not need, so that it has an environment of its own.
 EVAL_ENV ?= .venv-eval
 HARNESS := lmms-eval==0.7.3
 
-.PHONY: quickstart test test-long lint eval-env test-eval clean
+.PHONY: quickstart test test-long test-plans lint eval-env test-eval clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +33,16 @@ test: $(VENV)/installed
 test-long: $(VENV)/installed
 	$(BIN)/python -m pytest -m "long and not slow"
 
+# Those of the compiled programs for TPUs and GPUs, which `make test` and `make test-long` skip without their compilers.
+test-plans: $(PLAN_ENV)/installed
+	JAX_PLATFORMS=cpu $(PLAN_ENV)/bin/python -m pytest -m "long and not slow" tests/planning tests/models/test_attention_tpu.py \
+	  tests/models/test_attention_gpu.py tests/launch/test_meshes.py
+
+$(PLAN_ENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(PLAN_ENV)
+	$(PLAN_ENV)/bin/pip install --quiet --editable ".[test,plan,plan-gpu]"
+	touch $@
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -45,4 +59,4 @@ test-eval: $(VENV)/installed $(EVAL_ENV)/installed
 	MMRLHF_HARNESS_PYTHON="$(abspath $(EVAL_ENV))/bin/python" $(BIN)/python -m pytest tests/suite -m "slow or not slow"
 
 clean:
-	rm -rf $(VENV) $(EVAL_ENV) runs
+	rm -rf $(VENV) $(PLAN_ENV) $(EVAL_ENV) runs

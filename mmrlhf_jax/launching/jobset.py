@@ -26,6 +26,7 @@ GKE_GPU = {
     "h200": "nvidia-h200-141gb",
     "b200": "nvidia-b200",
 }
+DRIVER = "/usr/local/nvidia/lib64"  # where GKE mounts the driver's libraries, and where images not made by NVIDIA do not look
 MAX_RESTARTS = 100
 GRACE_SECONDS = 300  # from SIGTERM to SIGKILL: time for a checkpoint
 JOB = "slice"
@@ -45,12 +46,14 @@ def manifest(path: str, name: str, image: str, claim: str, arguments: list[str])
     found = accelerator(launch.accelerator)
     experiment, *options = arguments
     volumes = _volumes(claim, directories(experiment, options))
+    variables = [] if found.is_tpu else [{"name": "LD_LIBRARY_PATH", "value": DRIVER}]
+    variables += [] if found.is_tpu or launch.slices == 1 else _processes(name, launch.slices)
     container = {
         "name": "train",
         "image": image,
         # `args`, not `command`: the image's entry point is an init process that forwards signals.
         "args": ["mmrlhf", "train", experiment, "--launch", path, *options],
-        **({} if found.is_tpu or launch.slices == 1 else {"env": _processes(name, launch.slices)}),
+        **({"env": variables} if variables else {}),
         "resources": _devices(found),
         "volumeMounts": [{"name": volume["name"], "mountPath": where} for where, volume in volumes.items()],
     }

@@ -35,7 +35,7 @@ def advice(peak: int, chip: Chip, experiment: config.Experiment, launch: config.
         ways.append("optimizer.mu_dtype: bfloat16")
     share = memory_share(launch)
     if chip.target is not None and share < GPU_SHARE and peak <= chip.hbm_bytes / share * GPU_SHARE:
-        ways.append(f"XLA_PYTHON_CLIENT_MEM_FRACTION: {GPU_SHARE} in the launch file's environment (instead of {share})")
+        ways.append(f"XLA_CLIENT_MEM_FRACTION: {GPU_SHARE} in the launch file's environment (instead of {share})")
     if mesh.size > 1 and mesh.shape["context"] == 1 and experiment.batch.slots > 4096:
         ways.append("mesh.context: 2 in the launch file (each device then has half of a row's slots)")
     if experiment.lora is None:

@@ -177,9 +177,9 @@ class _Compiler:
         return self.is_gpu and not compiles_for_gpus()
 
     def __call__(self, lower: Lowering, mesh: Mesh | None = None, **judged) -> Compiled:
-        """The program that `lower` makes, for `mesh` (default: that of the launch file)."""
-        program = self._program(lower)
-        return read_program(program, dict((mesh or self.mesh).shape), self.launch.mesh.slices, self.chip, **judged)
+        """The program that `lower` makes, for `mesh` of one host (default: that of the launch file)."""
+        shape, slices = (self.mesh.shape, self.launch.mesh.slices) if mesh is None else (mesh.shape, {})
+        return read_program(self._program(lower), dict(shape), slices, self.chip, **judged)
 
     def by_triton(self, lower: Lowering) -> int | None:
         """Bytes per device that the program needs with matrix products by Triton; None if `quick`, or if it is not for GPUs."""

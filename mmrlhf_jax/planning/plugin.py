@@ -8,7 +8,6 @@ import importlib.util
 from mmrlhf_jax.errors import UserError
 
 CUDA = (13, 12)  # versions of CUDA for which jax has plugins
-INSTALL = "pip install --no-deps jax-cuda13-plugin=={0} jax-cuda13-pjrt=={0}"
 
 
 def plugin_packages() -> tuple[str, ...]:
@@ -18,14 +17,15 @@ def plugin_packages() -> tuple[str, ...]:
 
 def check_plugin() -> None:
     """UserError if a package of the plugin is missing, or is of another version than jaxlib: jax would not load it."""
-    needed = importlib.metadata.version("jaxlib")
-    for name in plugin_packages():
+    needed, names = importlib.metadata.version("jaxlib"), plugin_packages()
+    install = f"pip install --no-deps {' '.join(f'{name}=={needed}' for name in names)}"
+    for name in names:
         try:
             here = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            raise UserError(f"{name} is not installed, so there is no compiler for GPUs; {INSTALL.format(needed)}") from None
+            raise UserError(f"{name} is not installed, so there is no compiler for GPUs; {install}") from None
         if here != needed:
-            raise UserError(f"{name} {here} does not work with jaxlib {needed}; {INSTALL.format(needed)}")
+            raise UserError(f"{name} {here} does not work with jaxlib {needed}; {install}")
 
 
 def _packages(version: int) -> tuple[str, ...]:

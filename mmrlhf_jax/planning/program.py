@@ -69,9 +69,11 @@ class Target:
     triton: bool = False
 
     def environment(self) -> dict[str, str]:
-        """Variables of the process that compiles."""
-        added = {"tpu": "", "cpu": _FOR_CPUS, "gpu": f"{self.flags} {'' if self.triton else _BY_CUBLAS}"}[self.platform].strip()
-        return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {added}".strip()} if added else {}
+        """Variables of the process that compiles. As in a run, this process's flags are behind those of the launch file."""
+        before = self.flags.strip() if self.platform == "gpu" else ""
+        behind = {"tpu": "", "cpu": _FOR_CPUS, "gpu": "" if self.triton else _BY_CUBLAS}[self.platform]
+        flags = " ".join(filter(None, (before, os.environ.get("XLA_FLAGS", ""), behind)))
+        return {"XLA_FLAGS": flags} if before or behind else {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,7 +54,7 @@ def messages(module: Module, mesh_shape: dict[str, int], slices: dict[str, int],
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
-        axes, devices = _axes(instruction, mesh_shape)
+        axes, devices, parts = _axes(instruction, mesh_shape, slices)
         if not axes:
             continue
         # On TPUs a reduce-scatter is a fusion of an all-reduce and a slice.
@@ -69,7 +69,7 @@ def messages(module: Module, mesh_shape: dict[str, int], slices: dict[str, int],
         arrays = max(results, operands, key=lambda each: sum(array.bytes for array in each))
         size = sum(array.bytes for array in arrays)
         ring = instruction.opcode.startswith("collective-permute")
-        seconds = _seconds(computed, size, devices, math.prod(slices.get(axis, 1) for axis in axes), chip)
+        seconds = _seconds(computed, size, devices, parts, chip)
         found.append(Message(kind, axes, devices, arrays, ring, size, times, seconds))
     return found
 
@@ -172,12 +172,16 @@ def _source(instruction: Instruction) -> str:
     return metadata[1] if metadata else instruction.name
 
 
-def _axes(instruction: Instruction, mesh_shape: dict[str, int]) -> tuple[tuple[str, ...], int]:
-    """The mesh axes that one group of a collective spans, and its number of devices."""
+def _axes(instruction: Instruction, mesh_shape: dict[str, int], slices: dict[str, int]) -> tuple[tuple[str, ...], int, int]:
+    """The mesh axes that one group of a collective spans, its number of devices, and the number of slices or hosts that they
+    are in; for a permute the number of those that its pairs may lie between."""
     group = _first_group(instruction.attributes)
-    shape = tuple(mesh_shape.values())
-    places = np.array(np.unravel_index(np.asarray(group), shape))
-    return tuple(name for name, along in zip(mesh_shape, places, strict=True) if len(set(along.tolist())) > 1), len(group)
+    places = np.array(np.unravel_index(np.asarray(group), tuple(mesh_shape.values())))
+    axes = tuple(name for name, along in zip(mesh_shape, places, strict=True) if len(set(along.tolist())) > 1)
+    if instruction.opcode.startswith("collective-permute"):
+        return axes, len(group), math.prod(slices.get(axis, 1) for axis in axes)
+    within = [[size // slices.get(name, 1)] for name, size in mesh_shape.items()]
+    return axes, len(group), len(set(map(tuple, (places // within).T.tolist())))
 
 
 def _first_group(attributes: str) -> list[int]:

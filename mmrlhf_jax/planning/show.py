@@ -48,8 +48,8 @@ def _step(plan: Plan) -> list[str]:
         lines.append(f"  memory     {shown_bytes(plan.peak)} of {shown_bytes(plan.chip.hbm_bytes)} per device: {parts}")
     if plan.by_triton is not None:
         lines.append(
-            f"             with matrix products by cuBLAS; with those of Triton's kind by Triton {shown_bytes(plan.by_triton)}:"
-            " a run chooses on the device"
+            f"             with matrix products by cuBLAS; {shown_bytes(plan.by_triton)} with those by Triton that it can do:"
+            " a run chooses for each on the device"
         )
     if plan.flops is not None:
         done = plan.flops - plan.executed.skipped

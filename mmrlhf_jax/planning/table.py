@@ -56,12 +56,17 @@ class Table:
 
 
 def read_table(page: str) -> Table:
-    """The table between the marks BEGIN and END of a Markdown file, which may be empty. UserError if the file lacks them."""
+    """The table between the marks BEGIN and END of a Markdown file, which may be empty. UserError if the file lacks them,
+    or if a row has more or fewer cells than the head."""
     lines = [line.strip() for line in _parts(page)[1].splitlines() if line.strip().startswith("|")]
     found = Table()
     if lines:
         found.columns = _cells(lines[0])[len(_HEAD) :]
-        for launch, mesh, memory, *cells in map(_cells, lines[2:]):
+        for line in lines[2:]:
+            launch, *row = _cells(line)
+            if len(row) != len(_HEAD) - 1 + len(found.columns):
+                raise UserError(f"{page}: the row of {launch} has not as many cells as the head; write all without --launch")
+            mesh, memory, *cells = row
             found.rows[launch] = mesh, memory, dict(zip(found.columns, cells, strict=True))
     return found
 

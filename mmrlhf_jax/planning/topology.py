@@ -14,12 +14,12 @@ from mmrlhf_jax.accelerators import CHIPS, Accelerator, Chip, accelerator
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.planning.plugin import check_plugin, plugin_packages
+from mmrlhf_jax.sharding.distributed import MEMORY_SHARE
 
 # Settings by which libtpu provides only its compiler: it looks for no chip, and several processes may load it.
 _COMPILE_ONLY = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
 _COMPILE_ONLY |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_MIN_LOG_LEVEL": "3"}
-# The share of a GPU's memory that a process takes, from the variables that jax reads, and jax's own share without them.
-_FRACTIONS, _DEFAULT_FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"), 0.75
+_DEFAULT_FRACTION = 0.75  # the share of a GPU's memory that jax takes if neither variable says another
 
 
 def planned_devices(launch: config.Launch) -> list:
@@ -70,7 +70,7 @@ def gpu_target(chip: Chip) -> str:
 
 def memory_share(launch: config.Launch) -> float:
     """The share of a GPU's memory that XLA reserves for a process. UserError if the launch file's is no share."""
-    name = next((name for name in _FRACTIONS if launch.environment.get(name)), None)
+    name = next((name for name in MEMORY_SHARE if launch.environment.get(name)), None)
     if name is None:
         return _DEFAULT_FRACTION
     value = launch.environment[name]

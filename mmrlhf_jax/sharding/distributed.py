@@ -17,6 +17,8 @@ from mmrlhf_jax.sharding.meeting import Absent, meet
 
 # Variables to set for every process under a scheduler that JAX does not know; JAX itself reads the first one.
 COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+# The name of one setting and its older name: JAX does not start if both are set.
+MEMORY_SHARE = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
 
 
 def prepare(launch: config.Launch, environment: MutableMapping[str, str] | None = None) -> None:
@@ -32,7 +34,7 @@ def prepare(launch: config.Launch, environment: MutableMapping[str, str] | None 
     for name, value in launch.environment.items():
         if name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS"):
             environment[name] = " ".join(filter(None, (value, environment.get(name))))
-        else:
+        elif name not in MEMORY_SHARE or not any(map(environment.get, MEMORY_SHARE)):
             environment.setdefault(name, expand_home(value) if value.startswith("~/") else value)  # as in a shell
 
 

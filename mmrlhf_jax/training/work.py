@@ -15,6 +15,9 @@ from mmrlhf_jax.training.learning import learning_of
 
 # Dense bfloat16 peak of one device in FLOP/s, by prefix of jax's `device_kind`, from the vendors' data sheets.
 PEAK_FLOPS = {"TPU v4": 275e12, "TPU v5e": CHIPS["v5e"].flops, "TPU v6e": CHIPS["v6e"].flops}
+# Cards that are slower or faster than the one whose name theirs begins with; the first prefix that fits counts.
+PEAK_FLOPS |= {"NVIDIA H100 PCIe": 756e12, "NVIDIA H100 NVL": 835e12, "NVIDIA H200 NVL": 835e12}
+PEAK_FLOPS |= {"NVIDIA L40S": CHIPS["l40s"].flops, "NVIDIA L40": 181e12}
 PEAK_FLOPS |= {chip.kind: chip.flops for chip in CHIPS.values()}  # "TPU v5 lite" comes before "TPU v5"
 
 

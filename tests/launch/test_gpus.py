@@ -66,7 +66,7 @@ def test_settings_of_the_network_are_those_of_several_hosts():
 def test_every_gpu_host_says_how_many_rows_it_takes_and_leaves_memory_to_the_libraries(path):
     launch = config.load_launch(path)
     assert launch.rows_per_device is not None
-    assert launch.environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.92"
+    assert launch.environment["XLA_CLIENT_MEM_FRACTION"] == "0.92"
 
 
 @pytest.mark.parametrize("path", ONE_CARD, ids=lambda path: path.stem)

@@ -37,6 +37,11 @@ def container_of(made: dict) -> dict:
     return container
 
 
+def names_of(container: dict) -> set[str]:
+    """Of its environment variables."""
+    return {variable["name"] for variable in container.get("env", ())}
+
+
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
 def test_the_manifest_has_the_types_and_names_of_the_published_schema(path, model):
     """The schema's own models, generated from the JobSet and Kubernetes APIs: what they do not know does not come back."""
@@ -123,12 +128,13 @@ def test_pods_of_gpu_hosts_ask_for_the_cards_by_the_names_of_gke(name, node, car
     assert spec["template"]["spec"]["nodeSelector"] == {"cloud.google.com/gke-accelerator": node}
     assert container_of(made)["resources"] == {key: {"nvidia.com/gpu": cards} for key in ("requests", "limits")}
     assert spec["parallelism"] == spec["completions"] == 1, "one process drives all cards of a host"
+    assert {"name": "LD_LIBRARY_PATH", "value": "/usr/local/nvidia/lib64"} in container_of(made)["env"], "of GKE's driver"
 
 
 @pytest.mark.parametrize("name", ["h100-1", "h100-8", "v6e-32x2"])
 def test_a_single_host_and_tpus_need_no_coordinator(name):
     made = manifest(f"launch/{name}.yaml", "run1", "I", "", [EXPERIMENT, *BUCKET])
-    assert "env" not in container_of(made)
+    assert not {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"} & names_of(container_of(made))
 
 
 def test_pods_have_shared_memory_and_time_for_a_checkpoint():

@@ -264,6 +264,16 @@ def test_the_environment_is_prepared_and_stale_variables_are_cleared():
     assert environment == {"LIBTPU_INIT_ARGS": "--a=1 --a=2", "KEPT": "theirs", "NEW": "x", "ONES": "1"}
 
 
+@pytest.mark.parametrize("name", distributed.MEMORY_SHARE)
+def test_the_users_share_of_the_memory_wins_by_its_old_name_too(name):
+    """JAX refuses to start if the old and the new name are both set."""
+    launch, environment = config.load_launch(ROOT / "launch" / "gpu-1.yaml"), {name: "0.5"}
+    distributed.prepare(launch, environment)
+    assert {key: value for key, value in environment.items() if key in distributed.MEMORY_SHARE} == {name: "0.5"}
+    distributed.prepare(launch, empty := {})
+    assert empty["XLA_CLIENT_MEM_FRACTION"] == "0.92"
+
+
 def test_a_launch_file_is_described_for_a_shell():
     assert describe(str(ROOT / "launch" / "v5p-128.yaml")) == {
         "accelerator": "v5p-128",

@@ -132,12 +132,12 @@ def test_gpus_that_the_kernels_do_not_support_get_xla(monkeypatch, capability):
 
 
 def compiled(dumps: Path, part: str, target: str, sizes: int | str, backend: str, *lengths: int) -> list[dict]:
-    """What `gpu_compile.py` finds for rows of each length. XLA refuses a program in bfloat16 of which a kernel spills
-    registers, unless its attention is XLA's own."""
+    """What `gpu_compile.py` finds for rows of each length. But for float32, Blackwell and XLA's own attention, XLA refuses kernels
+    that spill registers."""
     script = Path(__file__).with_name("gpu_compile.py")
     command = [sys.executable, str(script), str(dumps), part, target, str(sizes), backend, *map(str, lengths)]
     flags = f"--xla_dump_to={dumps} --xla_dump_hlo_as_text=true"
-    if "float32" not in part and backend != "xla":
+    if "float32" not in part and target != "b200" and backend != "xla":
         flags += " --xla_gpu_fail_ptx_compilation_on_register_spilling=true"
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "XLA_FLAGS": flags}
     done = subprocess.run(command, env=env, capture_output=True, text=True)

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -20,6 +21,7 @@ from mmrlhf_jax.models.registry import DEFAULT
 from mmrlhf_jax.planning import plugin, program
 from mmrlhf_jax.planning.program import Target, optimise
 from mmrlhf_jax.planning.topology import chip_of, gpu_target
+from mmrlhf_jax.training.work import peak_flops
 from tests.cuda_plugin import needs_cuda_plugin
 from tests.planning.planned import COMMAND, ROOT, STEP_ALONE, check, plan, sent, write_small
 
@@ -175,6 +177,23 @@ def test_a_chip_has_the_memory_that_its_description_gives(name):
 
 
 @pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_a_run_on_the_card_of_this_machine_knows_its_peak_by_its_name_or_not_at_all(kind, peak):
+    """Names of some cards begin with those of others."""
+    assert peak_flops([types.SimpleNamespace(device_kind=kind)]) == peak
+
+
+@pytest.mark.parametrize(
     ("environment", "share"),
     [
         ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}, 0.92),
@@ -206,10 +225,11 @@ def test_a_plugin_of_another_version_is_refused_with_what_to_install(monkeypatch
     plugin.check_plugin()
 
 
-def test_the_process_that_compiles_has_the_runs_flags_before_the_plans(monkeypatch):
+def test_the_process_that_compiles_has_the_flags_in_the_order_of_a_run_and_then_the_plans(monkeypatch):
+    """Of two settings of one flag the later wins: in a run that of the environment (`distributed.prepare`)."""
     monkeypatch.setenv("XLA_FLAGS", "--here")
     flags = [Target("gpu", "--a --b", triton=triton).environment()["XLA_FLAGS"] for triton in (False, True)]
-    assert flags == ["--here --a --b --xla_gpu_enable_triton_gemm=false", "--here --a --b"]
+    assert flags == ["--a --b --here --xla_gpu_enable_triton_gemm=false", "--a --b --here"]
     assert Target("tpu").environment() == {}
 
 

@@ -456,3 +456,12 @@ def test_what_gpus_of_a_host_share_crosses_the_network_once(slices, seconds):
     module = on_gpu("%a = bf16[64]{0} parameter(0)", gather)
     (found,) = messages(module, MESH, slices, CHIPS["h100"])
     assert found.seconds == pytest.approx(1024 * seconds)
+
+
+@pytest.mark.parametrize(("groups", "seconds"), [("[4,2]<=[8]", 1 / 2 / 450e9), ("[4,2]<=[2,2,2]T(0,2,1)", 1 / 2 / 50e9)])
+def test_a_group_over_a_part_of_an_axis_crosses_the_network_if_its_devices_are_on_several_hosts(groups, seconds):
+    """The axis `fsdp` runs over two hosts of two: neighbours are on one, every other device is on the other."""
+    gather = f"%g = bf16[512]{{0}} all-gather(%a), channel_id=1, replica_groups={groups}, dimensions={{0}}"
+    module = on_gpu("%a = bf16[256]{0} parameter(0)", gather)
+    (found,) = messages(module, MESH, {"fsdp": 2}, CHIPS["h100"])
+    assert (found.axes, found.devices) == (("fsdp",), 2) and found.seconds == pytest.approx(1024 * seconds)

@@ -213,6 +213,13 @@ def test_some_rows_of_the_table_are_renewed_and_the_others_kept_cell_by_cell(mad
     assert there.startswith("| there |  | 2.0 | ~0.2, 1/s (hbm), 3 h | 0.") and there.endswith(" h |")
 
 
+def test_a_table_with_a_row_that_is_too_short_is_refused_with_what_to_do(tmp_path):
+    page = tmp_path / "plans.md"
+    page.write_text(KEPT.replace("| needs 99.0 ", ""))
+    with pytest.raises(UserError, match="the row of here has not as many cells as the head; write all without --launch"):
+        table.read_table(str(page))
+
+
 def test_only_the_launch_files_named_and_the_cells_that_are_missing_are_planned(monkeypatch, made, tmp_path):
     """`mmrlhf plan --all --readme PAGE --launch FILE` in a folder with three launch files and two experiments."""
     (tmp_path / "launch").mkdir(), (tmp_path / "configs").mkdir()
@@ -303,8 +310,8 @@ def test_advice_names_the_key_that_decides_how_many_rows_are_taken_at_once(model
 def test_advice_for_a_gpu_of_which_xla_reserves_too_little(model):
     """One device has no other for half of a row's slots."""
     mesh, settings = make_mesh({}, jax.devices()[:1]), experiment(model, config.Preference(), slots=8192)
-    way = "XLA_PYTHON_CLIENT_MEM_FRACTION: 0.92 in the launch file's environment (instead of 0.75)"
-    shares = {}, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
+    way = "XLA_CLIENT_MEM_FRACTION: 0.92 in the launch file's environment (instead of 0.75)"
+    shares = {}, {"XLA_CLIENT_MEM_FRACTION": "0.95"}
     launches = [config.Launch(accelerator="h100-1", mesh=config.Mesh(fsdp=1), environment=each) for each in shares]
     lines = [advice(65 * 2**30, chip_of(each), settings, each, mesh) for each in launches]
     assert [way in line for line in lines] == [True, False]

@@ -46,9 +46,9 @@ def attention_forward(shape: Shape, inner, counts, until, q, k, v, out, lse):
     queries = tiles.load(q, slots, None, shape.length, shape.dim)
     factor = shape.scale * LOG2E
 
-    def visit(i, carry, masked):
+    def visit(block, carry, masked):
         top, total, acc = carry
-        key_slots = pl.ds(inner[i] * shape.keys, shape.keys)
+        key_slots = pl.ds(block * shape.keys, shape.keys)
         scores = tiles.scores(queries, tiles.load(k, key_slots, None, shape.length, shape.dim))
         if masked:
             scores = jnp.where(_visible(shape, start, key_slots, until, keys_down=False), scores, NEVER)
@@ -62,7 +62,7 @@ def attention_forward(shape: Shape, inner, counts, until, q, k, v, out, lse):
         return now, total, tiles.add_product(tiles.scaled(acc, shrink[:, None]), weights, values)
 
     first = jnp.full(shape.queries, NEVER, jnp.float32), jnp.zeros(shape.queries, jnp.float32)
-    top, total, acc = _over(counts, visit, (*first, tiles.zeros(shape.queries, shape.dim)))
+    top, total, acc = _over(inner, counts, visit, (*first, tiles.zeros(shape.queries, shape.dim)))
     tiles.store(out, slots, tiles.scaled(acc, (1 / total)[:, None]), shape.length, shape.dim)
     plgpu.store(lse.at[slots], top * shape.scale + jnp.log(total), mask=_inside(shape, slots))
 
@@ -74,8 +74,8 @@ def attention_queries_gradient(shape: Shape, inner, counts, until, q, k, v, cota
     queries, cotangents = (tiles.load(x, slots, None, shape.length, shape.dim) for x in (q, cotangent))
     lse, delta = (_statistic(shape, x.at[slots], slots)[:, None] for x in (lse, delta))
 
-    def visit(i, acc, masked):
-        key_slots = pl.ds(inner[i] * shape.keys, shape.keys)
+    def visit(block, acc, masked):
+        key_slots = pl.ds(block * shape.keys, shape.keys)
         keys = tiles.load(k, key_slots, None, shape.length, shape.dim)
         scores = tiles.scores(queries, keys)
         if masked:
@@ -84,7 +84,7 @@ def attention_queries_gradient(shape: Shape, inner, counts, until, q, k, v, cota
         values = tiles.load(v, key_slots, None, shape.length, shape.dim)
         return tiles.add_product(acc, weights * (tiles.scores(cotangents, values) - delta), keys)
 
-    acc = _over(counts, visit, tiles.zeros(shape.queries, shape.dim))
+    acc = _over(inner, counts, visit, tiles.zeros(shape.queries, shape.dim))
     tiles.store(dq, slots, tiles.scaled(acc, shape.scale), shape.length, shape.dim)
 
 
@@ -95,9 +95,9 @@ def attention_keys_gradient(shape: Shape, inner, counts, until, q, k, v, cotange
     keys, values = (tiles.load(x, slots, None, shape.length, shape.dim) for x in (k, v))
 
     def head(g, sums):
-        def visit(i, carry, masked):
+        def visit(block, carry, masked):
             dk, dv = carry
-            start = inner[i] * shape.queries
+            start = block * shape.queries
             query_slots = pl.ds(start, shape.queries)
             queries = tiles.load(q, query_slots, g, shape.length, shape.dim)
             scores = tiles.scores(keys, queries)
@@ -110,7 +110,7 @@ def attention_keys_gradient(shape: Shape, inner, counts, until, q, k, v, cotange
             deltas = _statistic(shape, delta.at[g, query_slots], query_slots)[None, :]
             return tiles.add_product(dk, weights * (tiles.scores(values, cotangents) - deltas), queries), dv
 
-        return _over(counts, visit, sums)
+        return _over(inner, counts, visit, sums)
 
     sums = tiles.zeros(shape.keys, shape.dim), tiles.zeros(shape.keys, shape.dim)
     sums = jax.lax.fori_loop(0, shape.group, head, sums)
@@ -123,11 +123,17 @@ def _last_first():
     return pl.num_programs(1) - 1 - pl.program_id(1)
 
 
-def _over(counts, visit, carry):
-    """Visit the inner blocks of a list: `visit(place in the list, carry, masked)`."""
+def _over(inner, counts, visit, carry):
+    """Visit the inner blocks of a list: `visit(block, carry, masked)`. The next block's number is read during a visit, so that
+    its tiles can be fetched without waiting for it."""
     whole, visible = counts[0], counts[1]
-    carry = jax.lax.fori_loop(0, whole, lambda i, carry: visit(i, carry, False), carry)
-    return jax.lax.fori_loop(whole, visible, lambda i, carry: visit(i, carry, True), carry)
+
+    def step(i, state, masked):
+        block, carry = state
+        return inner[jnp.minimum(i + 1, visible - 1)], visit(block, carry, masked)
+
+    state = jax.lax.fori_loop(0, whole, lambda i, state: step(i, state, False), (inner[0], carry))
+    return jax.lax.fori_loop(whole, visible, lambda i, state: step(i, state, True), state)[1]
 
 
 def _visible(shape: Shape, first_query, key_slots, until, *, keys_down: bool):

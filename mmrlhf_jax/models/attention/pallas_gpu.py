@@ -67,7 +67,7 @@ def _chosen(dim: int, dtype: jnp.dtype) -> KernelBlocks:
     if width < 128:
         return KernelBlocks(Blocks(128, 64, 8, 3), Blocks(64, 64, 4, 2), Blocks(32, 64, 4, 3))
     if width == 128:
-        return KernelBlocks(Blocks(128, 64, 8, 3), Blocks(64, 64, 4, 3), Blocks(64, 64, 8, 2))
+        return KernelBlocks(Blocks(128, 64, 8, 3), Blocks(64, 64, 4, 2), Blocks(64, 64, 8, 2))
     return KernelBlocks(Blocks(64, 32, 8, 2), Blocks(32, 32, 4, 2), Blocks(32, 32, 8, 2))
 
 

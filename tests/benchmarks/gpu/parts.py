@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Of jax on a card: the share of its memory that jax takes, as in the launch files.
-CARD = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+CARD = {"XLA_CLIENT_MEM_FRACTION": "0.92"}
 ON_THE_HOST = {"JAX_PLATFORMS": "cpu"}
 UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # a program from jax's cache has no text
 DETERMINISTIC = {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
