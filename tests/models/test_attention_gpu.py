@@ -132,8 +132,8 @@ def test_gpus_that_the_kernels_do_not_support_get_xla(monkeypatch, capability):
 
 
 def compiled(dumps: Path, part: str, target: str, sizes: int | str, backend: str, *lengths: int) -> list[dict]:
-    """What `gpu_compile.py` finds for rows of each length. But for float32, Blackwell and XLA's own attention, XLA refuses kernels
-    that spill registers."""
+    """What `gpu_compile.py` finds for rows of each length. But for float32, Blackwell and XLA's own attention, XLA refuses
+    kernels that spill registers."""
     script = Path(__file__).with_name("gpu_compile.py")
     command = [sys.executable, str(script), str(dumps), part, target, str(sizes), backend, *map(str, lengths)]
     flags = f"--xla_dump_to={dumps} --xla_dump_hlo_as_text=true"
