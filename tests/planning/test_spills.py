@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+
 import pytest
 
-from mmrlhf_jax import config
+from mmrlhf_jax import config, strict_json
+from mmrlhf_jax.models.attention import kernels_gpu
 from mmrlhf_jax.models.llava_onevision.published import published_config
 from mmrlhf_jax.planning.hlo import Array, parse
 from mmrlhf_jax.planning.lowering import step_arguments
@@ -181,9 +184,14 @@ SEVEN_B = (ROOT / "configs" / "mmdpo_llava_ov_7b.yaml", "--launch", H100, "--qui
 @needs_cuda_plugin
 @pytest.mark.long
 @pytest.mark.parametrize("slots", [8192, 16384])
-def test_the_7b_step_writes_nothing_that_the_design_does_not_have(slots, tmp_path):
+def test_the_7b_step_has_the_kernels_and_writes_nothing_that_the_design_does_not_have(slots, tmp_path):
     made = plan(*SEVEN_B, "--set", f"batch.slots={slots}", cache=tmp_path)
     assert not made["stand_in"] and made["spilled"] == []
+    (kept,) = (tmp_path / "mmrlhf_jax" / "programs").iterdir()
+    text = strict_json.loads(gzip.decompress(kept.read_bytes()))["text"]
+    calls = [line for line in text.splitlines() if 'custom_call_target="__gpu$xla.gpu.triton"' in line]
+    for kernel in (kernels_gpu.attention_forward, kernels_gpu.attention_queries_gradient, kernels_gpu.attention_keys_gradient):
+        assert any(f'name = "{kernel.__name__}"' in call for call in calls)
 
 
 @needs_cuda_plugin
