@@ -54,7 +54,7 @@ def compiled(folder: Path, flags: str, family: str, launch: str, overrides: list
     settings = [f"batch.{key}={value}" for key, value in SMALL.items()]
     settings += [f"batch.rows={8 if launch == 'h100-8' else 1}", "trains.newline=false" if "lora={}" in overrides else ""]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    environment["XLA_FLAGS"] = f"--xla_dump_to={folder / 'dump'} --xla_dump_emitter_re=.* {flags}"
+    environment["XLA_FLAGS"] = f"--xla_dump_to={folder / 'dump'} {flags}"
     command = [
         sys.executable,
         "-c",
