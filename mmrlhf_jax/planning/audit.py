@@ -37,10 +37,12 @@ def used_sizes(params) -> dict[int, int]:
 
 
 def reduced_whole(sent: Sequence[Message], sizes: dict[int, int]) -> list[str]:
-    """Gradients of matrices that are all-reduced over `fsdp`, in words, largest first. `sizes` from `used_sizes`."""
+    """Gradients of matrices that are all-reduced over `fsdp`, in words, largest first. `sizes` from `used_sizes`.
+
+    For GPUs, XLA joins several arrays to a flat one before it reduces them, so that a large flat one counts as gradients."""
     reductions = [each for each in sent if each.kind == "all-reduce" and ROWS in each.axes]
     large = ((each, array) for each in reductions for array in each.arrays if array.bytes >= SMALL)
-    found = {(array, each.axes) for each, array in large if _is_matrix(array) and sizes.get(array.elements, 0) > 1}
+    found = {(array, each.axes) for each, array in large if _is_flat(array) or _is_gradient(array, sizes)}
     return [_shown(array, axes) for array, axes in sorted(found, key=lambda each: -each[0].bytes)]
 
 
@@ -56,8 +58,14 @@ def gathered_activations(sent: Sequence[Message], sizes: dict[int, int]) -> list
     return [_shown(array, axes) for array, axes in sorted(found, key=lambda each: -each[0].bytes)]
 
 
-def _is_matrix(array: Array) -> bool:
-    return sum(size > 1 for size in array.shape) > 1
+def _is_flat(array: Array) -> bool:
+    """Whether an array has one dimension; no vector among the parameters is large."""
+    return len(array.shape) == 1
+
+
+def _is_gradient(array: Array, sizes: dict[int, int]) -> bool:
+    """Whether an array is a matrix of a parameter's size."""
+    return sum(size > 1 for size in array.shape) > 1 and sizes.get(array.elements, 0) > 1
 
 
 def _of_a_parameter(array: Array, message: Message, sizes: dict[int, int]) -> bool:

@@ -56,6 +56,11 @@ def test_what_is_scattered_summed_over_other_axes_or_a_vector_is_not(sizes):
     assert not reduced_whole(sent("all-reduce", "f32[1024]", OVER_FSDP), sizes)
 
 
+def test_gradients_that_are_joined_to_a_flat_array_are_named(sizes):
+    assert reduced_whole(sent("all-reduce", "f32[1049600]", OVER_FSDP), sizes) == ["f32[1049600] over fsdp"]
+    assert not reduced_whole(sent("all-reduce", "f32[1049600]", OVER_TENSOR), sizes)
+
+
 def test_a_gathered_parameter_is_expected_an_activation_is_named(sizes):
     assert not gathered_activations(sent("all-gather", "bf16[1,1024,1024]", OVER_FSDP), sizes)
     (found,) = gathered_activations(sent("all-gather", "bf16[32,512,1024]", OVER_FSDP), sizes)
