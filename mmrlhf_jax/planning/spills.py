@@ -78,7 +78,7 @@ def design_of(model: ModelConfig, experiment: config.Experiment, state: TrainSta
     slots = rows * -(-batch.slots // context)
     tiles = -(-rows * batch.tiles // context)
     patches, features = tiles * tower.slots, rows * batch.tiles * model.geometry.features
-    pixels, taps = tiles * 3 * model.geometry.image_size**2, model.geometry.taps
+    pixels, taps = tiles * prod(model.geometry.unit_shape), model.geometry.taps
     vocabulary = -(-text.vocab_size // tensor)
     chunk = rows * min(batch.logprob_chunk, batch.targets) * vocabulary
     heads, kv_heads = _share(text.heads, mesh), _share(text.kv_heads, mesh)
