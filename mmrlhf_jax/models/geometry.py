@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.media import NEWLINE, Media, Tiles, VisualPlan, join
 
 Size = tuple[int, int]  # (height, width) in pixels
@@ -36,6 +37,12 @@ class Geometry(abc.ABC):
     @abc.abstractmethod
     def features(self) -> int:
         """The number of features that the model makes of a tile."""
+
+    def within_pixels(self, most: int | None) -> Geometry:
+        """The geometry that resizes images to at most so many pixels; None: this one. UserError if its tiles have one size."""
+        if most is None:
+            return self
+        raise UserError("data.max_pixels: this model's images are cut into tiles of one size; leave it out")
 
     @property
     def unit_shape(self) -> tuple[int, ...]:

@@ -135,6 +135,7 @@ def measured_workload(experiment: config.Experiment, model: ModelConfig) -> Work
 
 def assumed_workload(experiment: config.Experiment, geometry: Geometry, why: str) -> Workload:
     """The workload of `assumed_sizes`; `why` is the reason that the plan shows."""
+    geometry = geometry.within_pixels(experiment.data.max_pixels)
     targets = task_of(experiment.objective).assumed_targets(experiment.data)
     sizes = assumed_sizes(geometry, targets_are=targets, frames=experiment.data.video_frames)
     return pack_workload(experiment, sizes, f"MM-RLHF-like sizes (assumed: {why})", geometry)

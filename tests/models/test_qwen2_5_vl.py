@@ -15,16 +15,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmrlhf_jax import config
 from mmrlhf_jax.data.positions import three_axes
 from mmrlhf_jax.data.rows import Budget, assemble_row, empty_row
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.checkpoint import read_sizes
+from mmrlhf_jax.models import registry
 from mmrlhf_jax.models.qwen2_5_vl.geometry import PatchGeometry, window_order
 from mmrlhf_jax.models.qwen2_5_vl.images import smart_resize
 from mmrlhf_jax.models.qwen2_5_vl.published import published_config
 from mmrlhf_jax.models.qwen_vit import layer_groups, whole_bands
-from mmrlhf_jax.models.registry import find_family
 from mmrlhf_jax.pieces import Visual
+from mmrlhf_jax.planning.workload import assumed_workload
+from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training.work import batch_work
 from tests.families import qwen2_5_vl as family
 from tests.prompts import noise
@@ -99,6 +102,26 @@ def test_smaller_media_are_ever_smaller_and_what_is_cut_fits_the_plan(sizes):
         plans = PUBLISHED.plans(sizes, 0, limit)
         assert min(sizes[0]) < 28 or sum(plan.tiles for plan in plans) <= limit
         assert len(PUBLISHED.cut_images(noise(sizes), limit)) == sum(plan.tiles for plan in plans)
+
+
+def test_an_experiment_may_say_fewer_pixels(tmp_path):
+    """The encoder and a plan's assumed data then have smaller images; a model with tiles refuses the key."""
+    directory = family.checkpoint(tmp_path / "model")
+    data = config.Data(path="data.jsonl", max_pixels=20 * 196)
+    encoder = task_of(config.Preference()).encoder(data, family.tokenizer(), read(directory))
+    assert encoder.geometry == dataclasses.replace(TINY, max_pixels=20 * 196)
+    (plan,) = encoder.geometry.plans([(300, 400)], 0)
+    assert plan.tiles <= 20 < TINY.plans([(300, 400)], 0)[0].tiles
+    experiment = config.Experiment(
+        model=config.Model(path=str(directory)), data=data, objective=config.Preference(), run=config.Run(directory="runs/one")
+    )
+    most = assumed_workload(experiment, TINY, "for a test").budget.tiles
+    whole = experiment.model_copy(update={"data": data.model_copy(update={"max_pixels": None})})
+    assert most < assumed_workload(whole, TINY, "for a test").budget.tiles
+    with pytest.raises(UserError, match=r"data\.max_pixels: 10 pixels are less than a block of 14 x 14"):
+        TINY.within_pixels(10)
+    with pytest.raises(UserError, match=r"data\.max_pixels: this model's images are cut into tiles of one size"):
+        registry.family("internvl").typical_geometry().within_pixels(1000)
 
 
 # Windows
@@ -208,7 +231,7 @@ def test_the_language_models_settings_may_stand_at_the_top_or_inside(tmp_path):
     inside = read(family.checkpoint(tmp_path / "inside", family.config()))
     assert read(family.checkpoint(tmp_path / "flat", family.config(flat=True))) == inside
     assert inside.text.rope_axes == (0, 0, 1, 2) and inside.vision.full_layers == (1,)
-    assert find_family({"model_type": "qwen2_5_vl"}, "config.json").title == "Qwen2.5-VL"
+    assert registry.find_family({"model_type": "qwen2_5_vl"}, "config.json").title == "Qwen2.5-VL"
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,14 @@ class PatchGeometry(Geometry):
         if not 1 <= self.min_pixels <= self.max_pixels:
             raise UserError(f"from {self.min_pixels} to {self.max_pixels} pixels an image: there must be at least one")
 
+    def within_pixels(self, most: int | None) -> PatchGeometry:
+        """As in the base class; the least number of pixels is never above the most."""
+        if most is None:
+            return self
+        if most < self.side**2:
+            raise UserError(f"data.max_pixels: {most} pixels are less than a block of {self.side} x {self.side}")
+        return dataclasses.replace(self, min_pixels=min(self.min_pixels, most), max_pixels=most)
+
     @property
     def features(self) -> int:
         return 1
