@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from mmrlhf_jax.models.attention import Backend, banded_attention, segment_attention
+from mmrlhf_jax.models.attention import Backend, segment_attention, window_attention
 from mmrlhf_jax.models.decoder import rope_frequencies, rotate
 from mmrlhf_jax.models.layers import linear, rms_norm, run_stack, stack
 from mmrlhf_jax.models.lora import PatchEmbedding
@@ -129,7 +129,7 @@ class QwenVit(nnx.Module):
         frames, windows = (config.block * jnp.repeat(ends, config.block, axis=1) for ends in (media.frames, media.windows))
 
         def in_windows(q, k, v):
-            return banded_attention(q, k, v, windows, config.band)
+            return window_attention(q, k, v, windows, config.band, backend=self.attention_backend)
 
         def in_frames(q, k, v):
             return segment_attention(q, k, v, frames, backend=self.attention_backend)

@@ -12,7 +12,15 @@ from jax.sharding import Mesh
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.rows import round_up
-from mmrlhf_jax.models.attention.backends import IMAGES, ROWS, Products, kernel_products, kernel_split, uses_kernel
+from mmrlhf_jax.models.attention.backends import (
+    IMAGES,
+    ROWS,
+    Products,
+    kernel_products,
+    kernel_split,
+    uses_kernel,
+    windows_by_kernel,
+)
 from mmrlhf_jax.models.attention.visibility import most_pairs
 from mmrlhf_jax.models.attention.xla import DENSE_LIMIT, QUERY_BLOCKS, REMAT_LIMIT
 from mmrlhf_jax.models.family import ModelConfig
@@ -199,8 +207,9 @@ def _tile_attention(model: ModelConfig, experiment: config.Experiment, mesh: Mes
 def _patch_attention(model: ModelConfig, experiment: config.Experiment, workload: Workload, mesh: Mesh) -> AttentionWork:
     """Attention of a row's patches in all layers of a tower with windows, per head; no work for other towers.
 
-    XLA computes every window against three. In the other layers it computes every patch against the whole row, and the kernels
-    skip most blocks of two frames: those that are left are counted from the frames' sizes, to within a block.
+    XLA computes every window against three, unless the kernel computes windows as well. In the other layers XLA computes every
+    patch against the whole row. The kernels skip most blocks between frames or windows; those that are left are counted from
+    the sizes of these, to within a block.
     """
     tower = model.tower_work
     if not tower.window:
@@ -208,18 +217,22 @@ def _patch_attention(model: ModelConfig, experiment: config.Experiment, workload
     slots = round_up(workload.budget.tiles * tower.slots, tower.window)
     forward, learns = 1 + _references(experiment), "vision_tower" in learning_of(experiment, model)
     by_xla = 2 * forward + learns * (4 + 2 * (experiment.model.remat == "full"))
-    windows = tower.windowed * by_xla * _xla_copies(tower.heads, mesh) * 3 * tower.window * slots
-    layers, dim = tower.layers - tower.windowed, tower.width // tower.heads
+    windows, layers = tower.windowed, tower.layers - tower.windowed
+    dim, settings = tower.width // tower.heads, experiment.model
     keys = experiment.batch.rows // experiment.batch.accumulation, slots, tower.heads, dim
     copies = _kernel_copies(keys, experiment, mesh, ROWS)
+    products = skipped = 0.0
+    if copies is None or not windows_by_kernel(settings.attention, mesh.devices.flat[0].platform, dim):
+        products = windows * by_xla * _xla_copies(tower.heads, mesh) * 3 * tower.window * slots
+        windows = 0
     if copies is None:
         again = 2 * learns * (slots >= REMAT_LIMIT)
-        return AttentionWork(windows + layers * (by_xla + again) * _xla_copies(tower.heads, mesh) * slots**2, 0.0)
-    products = skipped = 0.0
+        return AttentionWork(products + layers * (by_xla + again) * _xla_copies(tower.heads, mesh) * slots**2, 0.0)
     seen, used = workload.seen_tiles * tower.slots**2, workload.used["tiles"] * tower.slots
     for part, times in _kernel_times(experiment, mesh, keys, 1, forward, learns, causal=False):
-        pairs = most_pairs(slots, part.queries, part.keys, causal=False)
-        count = layers * copies * times * part.count
-        products += count * pairs
-        skipped += count * max(0.0, pairs - seen - (part.queries + part.keys) * used)
-    return AttentionWork(windows + products, skipped)
+        pairs, edges = most_pairs(slots, part.queries, part.keys, causal=False), part.queries + part.keys
+        count = copies * times * part.count
+        products += (layers + windows) * count * pairs
+        skipped += layers * count * max(0.0, pairs - seen - edges * used)
+        skipped += windows * count * max(0.0, pairs - (tower.window + edges) * used)
+    return AttentionWork(products, skipped)

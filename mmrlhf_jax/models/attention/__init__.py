@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mmrlhf_jax.models.attention.backends import Backend, attend, attend_segments
+from mmrlhf_jax.models.attention.backends import Backend, attend, attend_segments, attend_windows
 from mmrlhf_jax.models.attention.banded import banded_attention
 from mmrlhf_jax.models.attention.parts import Part, attend_part, attended, join, merged
 
@@ -27,6 +27,7 @@ __all__ = [
     "join",
     "merged",
     "segment_attention",
+    "window_attention",
 ]
 
 
@@ -61,3 +62,16 @@ def segment_attention(
     """Attention inside segments of consecutive slots, as in the frames of images: every query attends to all keys of its own
     segment, whose end is `until`."""
     return attend_segments(q, k, v, until, backend=backend)
+
+
+def window_attention(
+    q: Float[Array, "B S H D"],
+    k: Float[Array, "B S H D"],
+    v: Float[Array, "B S H D"],
+    until: Int[Array, "B S"],
+    band: int,
+    *,
+    backend: Backend = "auto",
+) -> Float[Array, "B S H D"]:
+    """`segment_attention` for segments of at most `band` slots; `band` divides S."""
+    return attend_windows(q, k, v, until, band, backend=backend)

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.attention import pallas_gpu, pallas_tpu, xla
+from mmrlhf_jax.models.attention.banded import banded_attention
 from mmrlhf_jax.models.attention.visibility import segment_starts
 from mmrlhf_jax.sharding.rules import RULES, axes_in, fit
 from mmrlhf_jax.sharding.rules import platform as _platform
@@ -46,6 +47,22 @@ def attend_segments(q, k, v, until, *, backend: Backend):
     if backend == "auto":
         return xla.attend_segments(q, k, v, until)
     raise _cannot_share(q, k)
+
+
+def attend_windows(q, k, v, until, band: int, *, backend: Backend):
+    """As `attend_segments`, of segments of at most `band` slots, which divides the number of slots.
+
+    The blocks of the kernels for GPUs are about as long as a band, and keep scores in registers; those for TPUs are so long
+    that XLA's bands compute less.
+    """
+    if windows_by_kernel(backend, _platform(), q.shape[3]):
+        return attend_segments(q, k, v, until, backend=backend)
+    return banded_attention(q, k, v, until, band)
+
+
+def windows_by_kernel(backend: Backend, platform: str, dim: int) -> bool:
+    """Whether short segments of heads of size `dim` are computed by a kernel as well."""
+    return platform == "gpu" and uses_kernel(backend, platform, dim)
 
 
 def attend(q, k, v, visible_until, *, causal: bool, backend: Backend):
