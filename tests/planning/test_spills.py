@@ -215,4 +215,4 @@ def test_what_every_device_of_a_mesh_has_is_of_the_design(model, mesh, tmp_path)
 @pytest.mark.slow
 def test_attention_without_the_kernels_writes_its_scores(tmp_path):
     made = plan(*SEVEN_B, "--set", "batch.slots=8192", "--set", "model.attention=xla", cache=tmp_path)
-    assert made["spilled"][0] == "f32[1, 4, 7, 512, 8192] (0.44 GiB, as large as attention scores of 4194304 pairs a head)"
+    assert made["spilled"][0] == "f32[4, 4, 7, 512, 8192] (1.75 GiB, as large as attention scores of 4194304 pairs a head)"
