@@ -13,13 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from mmrlhf_jax.models.attention.products import NN, NT, dot
 from mmrlhf_jax.models.attention.visibility import FIRST, LAST, WHOLE
 
 LANES = 128  # lanes of a vector register; scalars per query are stored repeated over all lanes
 NEVER = -1e30  # added to the score of a masked pair: its exp is exactly 0, and differences of such scores are finite
-
-NN = (((1,), (0,)), ((), ()))  # [m, c] [c, n]
-NT = (((1,), (1,)), ((), ()))  # [m, c] [n, c]
 
 
 class Shape(NamedTuple):
@@ -56,7 +54,7 @@ def forward_kernel(shape, outer, inner, flags, until, q, k, v, out, lse, top, to
         shrink = jnp.exp(before - now)
         top[g] = now
         total[g] = shrink * total[g] + weights.sum(axis=1, keepdims=True)
-        acc[g] = _lanes(shrink, shape.dim) * acc[g] + _dot(weights.astype(v.dtype), v[...], NN)
+        acc[g] = _lanes(shrink, shape.dim) * acc[g] + dot(weights.astype(v.dtype), v[...], NN)
 
     query_block, key_block = jax.lax.rem(outer[step], shape.blocks), inner[step]
     _visit(shape, flags[step], head, lambda: _bias(shape, query_block, key_block, until[...], keys_down=False))
@@ -82,8 +80,8 @@ def queries_gradient_kernel(shape, outer, inner, flags, until, q, k, v, cotangen
     def head(g, bias):
         scores = _scores(q[g], k[...], bias)
         weights = jnp.exp(scores - _lanes(lse_col[g], shape.block))
-        gradient = weights * (_dot(cotangent[g], v[...], NT) - _lanes(delta_col[g], shape.block))
-        acc[g] += _dot(gradient.astype(k.dtype), k[...], NN)
+        gradient = weights * (dot(cotangent[g], v[...], NT) - _lanes(delta_col[g], shape.block))
+        acc[g] += dot(gradient.astype(k.dtype), k[...], NN)
 
     query_block, key_block = jax.lax.rem(outer[step], shape.blocks), inner[step]
     _visit(shape, flags[step], head, lambda: _bias(shape, query_block, key_block, until[...], keys_down=False))
@@ -106,9 +104,9 @@ def keys_gradient_kernel(shape, outer, inner, flags, until, q, k, v, cotangent, 
     def head(g, bias):
         scores = _scores(k[...], q[g], bias)
         weights = jnp.exp(scores - lse[pl.ds(g, 1)])
-        dv_acc[...] += _dot(weights.astype(v.dtype), cotangent[g], NN)
-        gradient = weights * (_dot(v[...], cotangent[g], NT) - delta[pl.ds(g, 1)])
-        dk_acc[...] += _dot(gradient.astype(q.dtype), q[g], NN)
+        dv_acc[...] += dot(weights.astype(v.dtype), cotangent[g], NN)
+        gradient = weights * (dot(v[...], cotangent[g], NT) - delta[pl.ds(g, 1)])
+        dk_acc[...] += dot(gradient.astype(q.dtype), q[g], NN)
 
     query_block, key_block = inner[step], jax.lax.rem(outer[step], shape.blocks)
     _visit(shape, flags[step], head, lambda: _bias(shape, query_block, key_block, until[...], keys_down=True))
@@ -146,7 +144,7 @@ def _bias(shape: Shape, query_block, key_block, until, *, keys_down: bool):
 
 
 def _scores(a, b, bias):
-    scores = _dot(a, b, NT)
+    scores = dot(a, b, NT)
     return scores if bias is None else scores + bias
 
 
@@ -158,9 +156,3 @@ def _column(row):
 def _lanes(x, width: int):
     """Widen a column that is repeated over lanes, [n, LANES], to [n, width]."""
     return jnp.tile(x, (1, -(-width // LANES)))[:, :width]
-
-
-def _dot(a, b, dimensions):
-    """A product accumulated in float32. Float32 inputs are multiplied in float32, not in the matrix unit's bfloat16."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from mmrlhf_jax.models.attention import kernels_gpu as kernels
 from mmrlhf_jax.models.attention import tiles_gpu as tiles
+from mmrlhf_jax.models.attention.differentiable import differentiable
 from mmrlhf_jax.models.attention.kernels_gpu import Shape
 from mmrlhf_jax.models.attention.visibility import BlockLists, block_lists, most_pairs, rectangle_kinds
 
@@ -91,31 +92,6 @@ def _supported(capability: str) -> bool:
         return False
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def attend(
-    causal: bool,
-    interpret: bool,
-    q: Float[Array, "B S H D"],
-    k: Float[Array, "B S K D"],
-    v: Float[Array, "B S K D"],
-    visible_until: Int[Array, "B S"],
-) -> Float[Array, "B S H D"]:
-    """Attention with the mask `visible_until`; without `causal`, later keys are visible as well."""
-    return _attend_forward(causal, interpret, q, k, v, visible_until)[0]
-
-
-def _attend_forward(causal, interpret, q, k, v, visible_until):
-    out, lse = forward(q, k, v, visible_until, causal=causal, interpret=interpret)
-    return out, (q, k, v, visible_until, out, lse)
-
-
-def _attend_backward(causal, interpret, kept, cotangent):
-    return *backward(*kept, cotangent, causal=causal, interpret=interpret), None
-
-
-attend.defvjp(_attend_forward, _attend_backward)
-
-
 def forward(
     q: Float[Array, "B S H D"],
     k: Float[Array, "B S K D"],
@@ -174,6 +150,9 @@ def backward(
         products=4,
     )
     return dq, dk, dv
+
+
+attend = differentiable(forward, backward)
 
 
 def kinds_of(

@@ -20,6 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from mmrlhf_jax.models.attention import kernels_tpu as kernels
+from mmrlhf_jax.models.attention.differentiable import differentiable
 from mmrlhf_jax.models.attention.kernels_tpu import LANES, Shape
 from mmrlhf_jax.models.attention.visibility import WorkList, block_kinds, by_key, by_query
 
@@ -38,31 +39,6 @@ def block_size(length: int, group: int, causal: bool) -> int:
         return length + -length % LANES
     fitting = [b for b in BLOCKS if b * group <= QUERIES_AT_ONCE] or [BLOCKS[-1]]
     return next((b for b in fitting if 8 * (-length % b) <= length), fitting[-1])
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def attend(
-    causal: bool,
-    interpret: bool,
-    q: Float[Array, "B S H D"],
-    k: Float[Array, "B S K D"],
-    v: Float[Array, "B S K D"],
-    visible_until: Int[Array, "B S"],
-) -> Float[Array, "B S H D"]:
-    """Attention with the mask `visible_until`; without `causal`, later keys are visible as well."""
-    return _attend_forward(causal, interpret, q, k, v, visible_until)[0]
-
-
-def _attend_forward(causal, interpret, q, k, v, visible_until):
-    out, lse = forward(q, k, v, visible_until, causal=causal, interpret=interpret)
-    return out, (q, k, v, visible_until, out, lse)
-
-
-def _attend_backward(causal, interpret, kept, cotangent):
-    return *backward(*kept, cotangent, causal=causal, interpret=interpret), None
-
-
-attend.defvjp(_attend_forward, _attend_backward)
 
 
 def forward(
@@ -144,6 +120,9 @@ def backward(
     )
     dk, dv = (x[:, :, :length].transpose(0, 2, 1, 3) for x in (dk, dv))
     return _heads_last(dq, length), dk, dv
+
+
+attend = differentiable(forward, backward)
 
 
 def _lay_out(q, k, v, visible_until, causal: bool):

@@ -7,13 +7,11 @@ registers than a wider piece.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-NN = (((1,), (0,)), ((), ()))  # [m, c] [c, n]
-NT = (((1,), (1,)), ((), ()))  # [m, c] [n, c]
+from mmrlhf_jax.models.attention.products import NN, NT, dot
 
 NARROWEST = 16  # a matrix unit's smallest tile
 
@@ -89,9 +87,3 @@ def add_product(sums: Tile, weights: Float[Array, "m n"], b: Tile) -> Tile:
 def scaled(tile: Tile, factor) -> Tile:
     """`tile` times a scalar or a column [slots, 1]."""
     return tuple(piece * factor for piece in tile)
-
-
-def dot(a, b, dimensions):
-    """A product accumulated in float32. Float32 inputs are multiplied in float32, not in the matrix unit's TF32."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
