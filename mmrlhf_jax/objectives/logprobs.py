@@ -52,10 +52,18 @@ def target_logps(
     inputs, kernels = (states,), (vocabulary,)
     if adapter is not None:
         inputs, kernels = (states, states @ adapter[0].astype(states.dtype)), (vocabulary, adapter[1])
-    how = _How(chunk, ((),) * len(kernels), jax.config.jax_default_matmul_precision, rules.platform() == "gpu")
+    how = _How(
+        chunk, ((),) * len(kernels), jax.config.jax_default_matmul_precision, gradient_is_split(rules.platform(), states.dtype)
+    )
     project = _project if mesh is None else partial(_project_in_place, mesh)
     found = project(inputs, kernels, targets, how)
     return jax.tree.map(lambda x: x[:, :count], found)
+
+
+def gradient_is_split(platform: str, dtype) -> bool:
+    """Whether products with the gradient of the logits take it as two pieces of a bfloat16 model's `dtype`: on GPUs, where XLA
+    would else copy the vocabulary to float32."""
+    return platform == "gpu" and jnp.dtype(dtype) == jnp.bfloat16
 
 
 # Logits are Σ inputs[i] @ kernels[i]: the states with the vocabulary matrix, and states @ A with the adapter's B.
@@ -67,7 +75,7 @@ class _How(NamedTuple):
     chunk: int
     gathered: tuple[tuple[str, ...], ...]  # for every kernel, the (manual) mesh axes over which its rows are sharded
     precision: str | None  # matmul precision
-    split: bool  # whether a bfloat16 model's products with the gradient of the logits take it as two bfloat16 pieces
+    split: bool  # `gradient_is_split`
 
 
 def _project_in_place(mesh: AbstractMesh, inputs: Inputs, kernels: Kernels, targets: Int[Array, "B M"], how: _How):
@@ -151,11 +159,10 @@ def _project_backward(how, kept, cotangents):
         back = rules.constrain(cotangent[..., None] * (at_target - probabilities), None, None, "act_vocab")
         # The products keep `back` in float32; rounding it to the kernel's dtype would cost more accuracy than time it saves.
         # On GPUs both factors of a product have one dtype, and XLA would make a float32 copy of the whole vocabulary for it.
-        split = how.split and inputs[0].dtype == jnp.bfloat16
-        if split:
+        if how.split:
             back = rules.constrain(_pieces(back), None, None, "act_vocab")
             inputs = tuple(jnp.concatenate([x, x], axis=1) for x in inputs)
-        joined = _sum_of_halves if split else lambda product: product
+        joined = _sum_of_halves if how.split else lambda product: product
         to_inputs = tuple(
             joined(jax.lax.dot_general(back, kernel, (((2,), (1,)), ((), ())), **settings)).astype(x.dtype)
             for x, kernel in zip(inputs, whole, strict=True)

@@ -16,6 +16,7 @@ from mmrlhf_jax.models.attention.backends import Products, kernel_products, kern
 from mmrlhf_jax.models.attention.visibility import most_pairs
 from mmrlhf_jax.models.attention.xla import DENSE_LIMIT, QUERY_BLOCKS, REMAT_LIMIT
 from mmrlhf_jax.models.family import ModelConfig
+from mmrlhf_jax.objectives.logprobs import gradient_is_split
 from mmrlhf_jax.planning.workload import Workload
 from mmrlhf_jax.sharding.rules import axes_in, fit, spec
 from mmrlhf_jax.tasks import task_of
@@ -151,7 +152,7 @@ def _vocabulary(model: ModelConfig, experiment: config.Experiment, mesh: Mesh) -
     """FLOPs of the vocabulary projection per target: forward, recomputed in the backward pass, and the gradients' products,
     which GPUs compute of two pieces (`objectives.logprobs`)."""
     learning = learning_of(experiment, model)
-    pieces = 1 + (mesh.devices.flat[0].platform == "gpu" and experiment.model.dtype == "bfloat16")
+    pieces = 1 + gradient_is_split(mesh.devices.flat[0].platform, experiment.model.dtype)
     gradients = learning.through_language_model + ("language_model" in learning.whole)
     times = 1 + _references(experiment) + learning.through_language_model + pieces * gradients
     return 2 * model.text.hidden_size * model.text.vocab_size * times
