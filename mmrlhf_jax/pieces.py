@@ -30,9 +30,13 @@ class Media:
 
 @dataclasses.dataclass(frozen=True)
 class Visual:
-    """`count` consecutive slots of visual features."""
+    """`count` consecutive slots of visual features.
+
+    `grid`: (rows, columns) of the features of an image, for families whose positions have three axes.
+    """
 
     count: int
+    grid: tuple[int, int] | None = None
 
 
 Piece = Text | Special | Media | Visual

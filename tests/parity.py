@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import torch
 
-from mmrlhf_jax.models.media import Tiles
+from mmrlhf_jax.models.media import Patches, Tiles
 from mmrlhf_jax.models.vision_language import VisionLanguage
 from tests import tiny
 from tests.families import FAMILIES
@@ -18,7 +18,7 @@ from tests.prompts import Shape, about_frames, about_pictures, noise
 class Prompt(NamedTuple):
     """int32[1, S] ids and a row for this project, and transformers' inputs for the same prompt."""
 
-    row: tuple[np.ndarray, np.ndarray, np.ndarray, Tiles]
+    row: tuple[np.ndarray, np.ndarray, np.ndarray, Tiles | Patches]
     inputs: dict
     ids: np.ndarray
 
@@ -31,7 +31,7 @@ def image_prompt(model: VisionLanguage, sizes: list[tuple[int, int]], directory,
     """Random text around noise pictures of these (height, width), which transformers' own processor cuts for transformers."""
     pictures = noise(sizes)
     ids, row = about_pictures(model, directory, pictures, shape)
-    inputs = {"input_ids": torch.tensor(ids[None]).long()}
+    inputs = {"input_ids": torch.tensor(ids[None]).long()} | FAMILIES[model.config.model_type].id_inputs(ids[None])
     if sizes:
         inputs |= FAMILIES[model.config.model_type].picture_inputs(directory, pictures)
     return Prompt(row, inputs, ids)

@@ -9,11 +9,13 @@ from PIL import Image
 
 from mmrlhf_jax.data.tokens import PieceTokenizer, token_tree
 from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
-from mmrlhf_jax.models.media import Tiles, VisualPlan
+from mmrlhf_jax.models.media import Patches, Tiles, VisualPlan
 from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.pieces import Media, Text
 
-Row = tuple[np.ndarray, np.ndarray, np.ndarray, Tiles]  # tokens, positions, visible_until and media, with a first axis of 1
+Row = tuple[
+    np.ndarray, np.ndarray, np.ndarray, Tiles | Patches
+]  # tokens, positions, visible_until and media, with a first axis of 1
 
 
 class Shape(NamedTuple):
@@ -53,16 +55,16 @@ def _row(model, directory, plans: list[VisualPlan], tiles: np.ndarray, shape: Sh
     pieces = [Text(_letters(rng, 9))]
     for number in range(len(plans)):
         pieces += [Media(number), Text(_letters(rng, 5))]
-    tokenizer = PieceTokenizer(load_tokenizer(directory), model.config.image_token)
+    tokenizer = PieceTokenizer(load_tokenizer(directory), model.config.image_token, position_axes=geometry.position_axes)
     tree = token_tree([tokenizer.conversation(pieces, [plan.pieces for plan in plans])])
     length = len(tree.tokens)
     slots, tile_count, visual = shape or Shape(length, max(len(tiles), 1), max(len(tree.visual), 1))
-    tokens, positions = np.zeros((1, slots), np.int32), np.zeros((1, slots), np.int32)
+    tokens, positions = (np.zeros((1, slots, *values.shape[1:]), np.int32) for values in (tree.tokens, tree.positions))
     visible_until = np.arange(1, slots + 1, dtype=np.int32)[None]
     tokens[0, :length], positions[0, :length], visible_until[0, :length] = tree.tokens, tree.positions, tree.visible_until
     media = geometry.empty(slots=slots, tiles=tile_count, visual=visual)
     geometry.place(media, geometry.of_group(tiles, plans, tree.visual, tree.trunk), slot=0, tile=0, visual=0)
-    return tree.tokens, (tokens, positions, visible_until, Tiles(*(array[None] for array in media)))
+    return tree.tokens, (tokens, positions, visible_until, type(media)(*(array[None] for array in media)))
 
 
 def _letters(rng: np.random.Generator, count: int) -> str:

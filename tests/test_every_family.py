@@ -20,7 +20,7 @@ from mmrlhf_jax import cli, config, sections
 from mmrlhf_jax.training import record as recording
 from mmrlhf_jax.training.page import PAGE
 from tests import ranked
-from tests.families import FAMILIES, OTHERS, by_default
+from tests.families import FAMILIES, OTHERS, WITH_ORIGINAL, by_default
 
 EACH = by_default(*OTHERS)  # because most other tests run the verbs on the default family
 RANKS = [(1, 2), (1, 2, 3), (2, 1)]
@@ -104,13 +104,14 @@ def test_from_rewards_to_an_exported_model(family, tmp_path, capsys, monkeypatch
     assert f"{STEPS} of {STEPS} steps are done" in html(place.run / PAGE)
 
     assert mmrlhf("export", place.run, tmp_path / "aligned") == 0
-    assert mmrlhf("export", tmp_path / "aligned", tmp_path / "original", "--naming", "original") == 0
-    assert mmrlhf("export", tmp_path / "original", tmp_path / "back") == 0
+    other = "original" if family in WITH_ORIGINAL else "hf"
+    assert mmrlhf("export", tmp_path / "aligned", tmp_path / "other", "--naming", other) == 0
+    assert mmrlhf("export", tmp_path / "other", tmp_path / "back") == 0
     exported, back = (load_file(tmp_path / name / "model.safetensors") for name in ("aligned", "back"))
     assert exported.keys() == back.keys() and all(exported[name].tobytes() == back[name].tobytes() for name in exported)
 
     sums = []
-    for model in (place.policy, tmp_path / "aligned", tmp_path / "original"):
+    for model in (place.policy, tmp_path / "aligned", tmp_path / "other"):
         assert mmrlhf("logprobs", "--model", model, "--data", place.data, "--out", tmp_path / f"{model.name}.jsonl") == 0
         sums.append([one["logprob"] for line in lines(tmp_path / f"{model.name}.jsonl") for one in line["responses"]])
     assert np.abs(np.subtract(sums[1], sums[0])).min() > 1e-3  # it has learnt

@@ -192,7 +192,8 @@ class GroupEncoder:
 def make_encoder(tokenizer: Any, model: ModelConfig, template: str | None = None, **settings: Any) -> GroupEncoder:
     """The encoder for a model and tokenizer; `template` defaults to the family's. `settings` are fields of `GroupEncoder`."""
     family = family_of(model)
-    pieces = PieceTokenizer(tokenizer, model.image_token, family.media_tags, family.media_tokens)
+    axes = model.geometry.position_axes
+    pieces = PieceTokenizer(tokenizer, model.image_token, family.media_tags, family.media_tokens, axes)
     settings = {"max_positions": model.text.max_positions} | settings
     return GroupEncoder(pieces, model.geometry, template or family.template, **settings)
 
@@ -215,7 +216,7 @@ def media_layout(example: Example) -> Layout:
 
 
 def media_tiles(example: Example, geometry: Geometry, most_tiles: int = 0) -> np.ndarray:
-    """uint8[t, H, H, 3]: the tiles of all media, in the order of their plans."""
+    """uint8[t, ...]: the pixels of all media, tile by tile (`Geometry.cut_images`), in the order of their plans."""
     where = f"record {example.record.id!r}"
     if example.frames:
         kept = geometry.frame_numbers(len(example.frames), most_tiles)

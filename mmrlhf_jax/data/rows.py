@@ -10,7 +10,7 @@ import numpy as np
 
 from mmrlhf_jax.data.tokens import TokenTree
 from mmrlhf_jax.models.geometry import Geometry
-from mmrlhf_jax.models.media import Tiles
+from mmrlhf_jax.models.media import Media, Patches, Tiles, media_of
 
 
 class RowBatch(NamedTuple):
@@ -22,7 +22,7 @@ class RowBatch(NamedTuple):
     tokens: np.ndarray  # int32[B, S]
     positions: np.ndarray  # int32[B, S], or int32[B, S, 3] for families with three axes
     visible_until: np.ndarray  # int32[B, S]: the attention mask; query q attends to key k <=> k <= q < visible_until[k]
-    media: Tiles  # the family's own arrays: pixels, and which visual features go into which slots
+    media: Media  # the family's own arrays: pixels, and which visual features go into which slots
     targets: np.ndarray  # int32[B, M]
     predictors: np.ndarray  # int32[B, M]: the slot whose hidden state predicts the target
     responses: np.ndarray  # int32[B, M]: which response the target belongs to
@@ -37,14 +37,14 @@ class RowBatch(NamedTuple):
     response_ids: np.ndarray  # int32[B, R]: number of the response in the data set, -1 = unused
 
 
-Row = TypeVar("Row", RowBatch, Tiles)
+Row = TypeVar("Row", RowBatch, Tiles, Patches)
 
 
 class EncodedGroup(NamedTuple):
     """One ranking group, tokenised and cut into tiles; its indices are relative to the group's own first slot and response."""
 
     tree: TokenTree
-    media: Tiles  # `slots` are indices into the tree
+    media: Media  # `slots` are indices into the tree
     pairs: np.ndarray  # int32[p, 2]
     pair_weights: np.ndarray  # float32[p]
     tie_weights: np.ndarray  # float32[p]
@@ -148,7 +148,7 @@ def by_name(batch: RowBatch) -> dict[str, Any]:
 def from_names(arrays: Mapping[str, Any]) -> RowBatch:
     """The inverse of `by_name`."""
     media = {name.removeprefix("media."): value for name, value in arrays.items() if name.startswith("media.")}
-    return RowBatch(**{name: value for name, value in arrays.items() if "." not in name}, media=Tiles(**media))
+    return RowBatch(**{name: value for name, value in arrays.items() if "." not in name}, media=media_of(media))
 
 
 def map_arrays(function: Callable[..., Any], *trees: Any) -> Any:

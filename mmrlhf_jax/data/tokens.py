@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmrlhf_jax.data.positions import Run, three_axes
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.pieces import Piece, Special, Text, Visual, expand
 from mmrlhf_jax.places import IMAGE_TAG
@@ -64,12 +65,14 @@ class PieceTokenizer:
         image_token: the id in every slot of a visual feature.
         media_tags: the tags that the tokenizer's own chat template may write in the place of a medium.
         media_tokens: further tokens that a text must never become, because they stand around media or for them.
+        position_axes: the number of axes of the family's positions, 1 or 3.
     """
 
     tokenizer: object
     image_token: int
     media_tags: tuple[str, ...] = (IMAGE_TAG,)
     media_tokens: tuple[str, ...] = ()
+    position_axes: int = 1
 
     @functools.cached_property
     def media_ids(self) -> frozenset[int]:
@@ -83,12 +86,13 @@ class PieceTokenizer:
         ids: list[np.ndarray] = []
         target: list[np.ndarray] = []
         visual: list[np.ndarray] = []
+        runs: list[Run] = []
         for piece in expand(pieces, media):
             match piece:
                 case Special(token, is_target):
                     ids.append(np.asarray([self.special(token)]))
                     target.append(np.asarray([is_target]))
-                case Visual(count):
+                case Visual(count, grid):
                     ids.append(np.full(count, self.image_token))
                     target.append(np.zeros(count, bool))
                 case Text(text, target_from):
@@ -97,7 +101,9 @@ class PieceTokenizer:
                     # A token that contains any character of the response is a target.
                     target.append(np.asarray(ends) > (len(text) if target_from is None else target_from))
             visual.append(np.full(len(ids[-1]), isinstance(piece, Visual)))
-        return Conversation(np.concatenate(ids).astype(np.int32), np.concatenate(target), np.concatenate(visual))
+            runs.append(grid if isinstance(piece, Visual) and grid is not None else len(ids[-1]))
+        positions = three_axes(runs) if self.position_axes == 3 else None
+        return Conversation(np.concatenate(ids).astype(np.int32), np.concatenate(target), np.concatenate(visual), positions)
 
     def special(self, token: str) -> int:
         """The id of a control token. Raises UserError if the tokenizer has none of this name."""

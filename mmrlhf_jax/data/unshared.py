@@ -38,14 +38,16 @@ INDEXES = {
     "ends": "slots",
     "responses": "responses",
     "media.taps": "features",
+    "media.frames": "units",
+    "media.windows": "units",
 }
 # Index arrays in which the value after the last index is special: it means unused, or the newline feature.
 MARKED = ("media.slots", "ends", "responses", "media.taps")
 
 
-def half_sizes(slots: int, responses: int, features: int) -> dict[str, int]:
-    """The numbers of slots, responses and visual features in a half, by the names in INDEXES."""
-    return {"slots": slots, "responses": responses, "features": features}
+def half_sizes(slots: int, responses: int, units: int, features: int) -> dict[str, int]:
+    """The numbers of slots, responses, tiles (or blocks) and visual features in a half, by the names in INDEXES."""
+    return {"slots": slots, "responses": responses, "units": units, "features": features}
 
 
 def halved(batch: RowBatch) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def exact_batch(groups: Sequence[EncodedGroup], geometry) -> RowBatch:
 def _row(pairs: Sequence[Pair], half: Budget, geometry) -> RowBatch:
     """A row of twice the budget, joined from the two halves, each of which is assembled as a row."""
     sides = [assemble_row([getattr(pair, side) for pair in pairs], half, geometry) for side in ("chosen", "rejected")]
-    sizes = half_sizes(half.slots, half.responses, half.tiles * geometry.features)
+    sizes = half_sizes(half.slots, half.responses, half.tiles, half.tiles * geometry.features)
     first, second = map(halved, sides)
 
     def joined(name: str) -> np.ndarray:

@@ -23,7 +23,7 @@ from mmrlhf_jax.huggingface.weight_files import some
 from mmrlhf_jax.models.attention import Backend
 from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.models.vision_language import VisionLanguage
-from mmrlhf_jax.models.weight_names import Layout, Path
+from mmrlhf_jax.models.weight_names import Path
 from mmrlhf_jax.sharding.agreement import gather, together
 from mmrlhf_jax.sharding.mesh import parameter_shardings, use_mesh
 
@@ -122,7 +122,7 @@ def _assemble(
     shards: dict[tuple, np.ndarray] = {}  # devices that hold copies share one
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
-        if layout is Layout.PATCHES:  # read whole: a slice of the parameter is no slice of the tensor
+        if not layout.is_sliced:  # read whole: a slice of the parameter is no slice of the tensor
             return layout.to_parameter(stored.read(name))[index]
         return layout.to_parameter(stored.read(name, layout.stored_index(index)))
 

@@ -22,7 +22,7 @@ from mmrlhf_jax.huggingface.hub import ADAPTER, find_directory
 from mmrlhf_jax.huggingface.model_config import open_checkpoint
 from mmrlhf_jax.huggingface.tensors import DTYPES, StoredTensors, all_finite, check_file
 from mmrlhf_jax.huggingface.weight_files import some
-from mmrlhf_jax.models.weight_names import EMBEDDED, PROJECTED, Stored, WeightNames
+from mmrlhf_jax.models.weight_names import EMBEDDED, PROJECTED, Stored, WeightNames, piece_name
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -151,18 +151,26 @@ def _by_tensor(
         where = f"{adapter / WEIGHTS}: {key}"
         spelt = WRAPPERS.sub("", key.removeprefix(PREFIX))
         match = LORA.fullmatch(spelt)
-        name = tensors.get(names.resolve(f"{match['module']}.weight" if match else spelt))
-        if name is None or not key.startswith(PREFIX):
+        changed = f"{match['module']}.weight" if match else spelt
+        count = names.pieces(changed)
+        each = [changed] if count == 1 else [piece_name(changed, number, count) for number in range(count)]
+        targets = [tensors.get(names.resolve(one)) for one in each]
+        if None in targets or not key.startswith(PREFIX):
             raise UserError(f"{where} belongs to no tensor of the base {base}")
         if value.dtype not in DTYPES.values():
             raise UserError(f"{where} is {value.dtype}; weights must be one of {', '.join(DTYPES)}")
         if not all_finite(value):
             raise UserError(f"{where} holds NaN or infinity; such an adapter cannot be merged")
-        kind, kinds = match["side"] if match else "whole", found.setdefault(name, {})
-        rivals = [stored.key for other, stored in kinds.items() if other == kind or "whole" in (other, kind)]
-        if rivals:
-            raise UserError(f"{where} and {rivals[0]} both say what becomes of {name}; keep one of them")
-        kinds[kind] = _Stored(key, match["module"] if match else spelt, value)
+        kind = match["side"] if match else "whole"
+        if kind != "A" and value.shape[:1] and value.shape[0] % count:
+            raise UserError(f"{where} is {value.shape}; the base's module has {count} equal pieces")
+        values = [value] * count if kind == "A" or not value.shape else np.split(value, count)
+        for name, part in zip(targets, values, strict=True):
+            kinds = found.setdefault(name, {})
+            rivals = [stored.key for other, stored in kinds.items() if other == kind or "whole" in (other, kind)]
+            if rivals:
+                raise UserError(f"{where} and {rivals[0]} both say what becomes of {name}; keep one of them")
+            kinds[kind] = _Stored(key, match["module"] if match else spelt, part)
     return found
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int
+
+from mmrlhf_jax.models import media
 
 
 class Media(NamedTuple):
-    """Media of one trunk per group, laid out by its slots: the taps and weights of a visual slot, zeros elsewhere."""
+    """Media of one trunk per group.
 
-    tiles: UInt8[Array, "G t H H 3"]
-    taps: Int[Array, "G T K"]
-    weights: Float[Array, "G T K"]
+    `row` has the family's arrays for G rows of T slots, each of which is a visual slot: its taps and weights are zero if it has
+    no feature. `row.slots` is not used.
+    """
+
+    row: media.Media
     fresh: Bool[Array, "G"]  # whether the group has a new trunk; the others keep their visual tokens
 
 

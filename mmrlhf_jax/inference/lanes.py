@@ -83,15 +83,10 @@ def serving_lane(trunk: int, branch: int, slots: int, fits: Callable[[Lane], boo
 
 
 def tile_counts(geometry: Geometry, lane: Lane, most_images: int, most_frames: int) -> list[int]:
-    """The numbers of tiles, powers of two, of media that fit a lane's trunk: those whose programs are compiled ahead."""
-    side = geometry.image_size
-    wide = [(side * a, side * b) for a in range(1, 11) for b in range(1, 11)]  # from one tile to the most of one image
-    forms = [([size], 0) for size in wide] + [([(side, side)] * count, 0) for count in range(1, most_images + 1)]
-    forms += [([], count) for count in range(1, most_frames + 1)]
-    plans = (geometry.plans(images, frames) for images, frames in forms)
-    fitting = (sum(p.tiles for p in plan) for plan in plans if sum(p.tokens for p in plan) <= lane.trunk)
-    most = max(fitting, default=1)
-    return [2**place for place in range(power_of_two(most).bit_length())]
+    """The numbers of tiles (`Geometry.padded_tiles`) of media that fit a lane's trunk: those whose programs are compiled
+    ahead."""
+    most = geometry.most_tiles(lane.trunk, most_images, most_frames)
+    return sorted({geometry.padded_tiles(2**place) for place in range(power_of_two(most).bit_length())})
 
 
 def _trunk(tree: Tree) -> int:

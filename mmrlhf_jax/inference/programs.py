@@ -26,16 +26,16 @@ from mmrlhf_jax.inference.lane_attention import (
     move_keys,
     write_step,
 )
-from mmrlhf_jax.inference.lanes import power_of_two
 from mmrlhf_jax.inference.requests import Tree
 from mmrlhf_jax.inference.sampling import Draws, choose
 from mmrlhf_jax.inference.unstacked import TwoForms, Weights
+from mmrlhf_jax.models import media as media_arrays
 from mmrlhf_jax.models.layers import matmul_precision
-from mmrlhf_jax.models.media import Tiles
 from mmrlhf_jax.models.taps import weighted_taps
 from mmrlhf_jax.sharding.mesh import batch_sharding, replicated, rows_divisor, use_mesh
 from mmrlhf_jax.sharding.rules import constrain
 
+BY_SLOT = ("taps", "weights")  # arrays of media that are laid out by the trunk's slots
 MOST_TOP = 20  # log-probs of likeliest tokens that can be asked for
 
 
@@ -72,18 +72,23 @@ class Programs:
     def encode(self, weights: Weights, visual: jax.Array, trees: Mapping[int, Tree]) -> jax.Array:
         """`visual`, [G, T, E], with the visual tokens of the trunks of `trees` (group -> tree); others' remain."""
         found = {group: tree.media() for group, tree in trees.items()}
-        media = self._arrays(self._media(power_of_two(max(media.units for media in found.values()))))
+        most = max(media.units for media in found.values())
+        media = self._arrays(self._media(self.model.config.geometry.padded_tiles(most)))
         for group, tiles in found.items():
             self._lay_out(media, group, tiles)
-        return self.compile(f"encode {media.tiles.shape[1]}")(weights, visual, media)
+        return self.compile(f"encode {media.row.pixels.shape[1]}")(weights, visual, media)
 
-    def _lay_out(self, media: Media, group: int, found: Tiles) -> None:
+    def _lay_out(self, media: Media, group: int, found: media_arrays.Media) -> None:
         """Write the media of one trunk into the arrays, by its slots."""
         geometry = self.model.config.geometry
-        row = geometry.empty(slots=self.lane.trunk, tiles=media.tiles.shape[1], visual=len(found.slots))
+        row = geometry.empty(slots=self.lane.trunk, tiles=media.row.pixels.shape[1], visual=len(found.slots))
         geometry.place(row, found, slot=0, tile=0, visual=0)
-        media.tiles[group], media.fresh[group] = row.tiles, True
-        media.taps[group, row.slots], media.weights[group, row.slots] = row.taps, row.weights
+        media.fresh[group] = True
+        for name, values in row._asdict().items():
+            if name in BY_SLOT:
+                getattr(media.row, name)[group, row.slots] = values
+            elif name != "slots":
+                getattr(media.row, name)[group] = values
 
     def no_visual(self) -> jax.Array:
         """The argument `visual` before the first media."""
@@ -179,7 +184,7 @@ class Programs:
 
     def _encode(self, weights: Weights, visual: jax.Array, media: Media) -> jax.Array:
         model, _ = self.model.merge(weights)
-        found = weighted_taps(model.visual_features(media.tiles), media.taps, media.weights)
+        found = weighted_taps(model.visual_features(media.row), media.row.taps, media.row.weights)
         return constrain(jnp.where(media.fresh[:, None, None], found.astype(visual.dtype), visual), "batch", None, None)
 
     def _extend_trunk(self, weights: Weights, cache: Cache, visual: jax.Array, chunk: Chunk, count: jax.Array) -> Cache:
@@ -249,10 +254,9 @@ class Programs:
         return jax.ShapeDtypeStruct((self.groups, *(sizes.get(axis, axis) for axis in axes)), dtype)
 
     def _media(self, tiles: int) -> Media:
-        geometry = self.model.config.geometry
-        side, taps = geometry.image_size, geometry.taps
-        pixels = self._whole(tiles, side, side, 3, dtype=jnp.uint8)
-        return Media(pixels, self._whole("T", taps), self._whole("T", taps, dtype=jnp.float32), self._whole(dtype=jnp.bool_))
+        row = self.model.config.geometry.empty(slots=self.lane.trunk, tiles=tiles, visual=self.lane.trunk)
+        arrays = {name: self._whole(*array.shape, dtype=array.dtype) for name, array in row._asdict().items()}
+        return Media(type(row)(**arrays), self._whole(dtype=jnp.bool_))
 
     def _visual(self) -> jax.ShapeDtypeStruct:
         return self._whole("T", self.model.config.text.hidden_size, dtype=self.model.dtype)

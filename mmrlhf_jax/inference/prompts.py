@@ -13,7 +13,7 @@ from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.tokens import Conversation, common_prefix
 from mmrlhf_jax.inference.requests import Branch, Tree
 from mmrlhf_jax.inference.sampling import GREEDY, Sampling
-from mmrlhf_jax.models.media import Tiles, VisualPlan
+from mmrlhf_jax.models.media import Media, VisualPlan
 from mmrlhf_jax.records import RankedRecord, Response
 
 
@@ -174,7 +174,7 @@ class _Media:
     visual: np.ndarray
     trunk: int
 
-    def __call__(self) -> Tiles:
+    def __call__(self) -> Media:
         geometry = self.encoder.geometry
         return geometry.of_group(media_tiles(self.example(), geometry), self.plans, self.visual, self.trunk)
 

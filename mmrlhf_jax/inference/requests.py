@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from mmrlhf_jax.inference.sampling import GREEDY, Sampling
-from mmrlhf_jax.models.media import Tiles
+from mmrlhf_jax.models.media import Media
 
 # stop: a stop token or string; length: the number of new tokens that was allowed; cancelled: nobody waits for it any more;
 # failed: the model's logits are not finite, so that no further token can be chosen.
@@ -65,7 +65,7 @@ class Tree:
     positions: np.ndarray
     branches: Sequence[Branch]
     visual: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
-    media: Callable[[], Tiles] | None = None
+    media: Callable[[], Media] | None = None
     key: Hashable = None
 
 

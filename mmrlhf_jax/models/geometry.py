@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from mmrlhf_jax.models.media import NEWLINE, Tiles, VisualPlan, join
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.media import NEWLINE, Media, Tiles, VisualPlan, join
 
 Size = tuple[int, int]  # (height, width) in pixels
 
@@ -30,11 +31,23 @@ class Geometry(abc.ABC):
     taps: ClassVar[int]  # K: a visual token is a weighted sum of at most so many features
     family: ClassVar[str]  # the family's name in the registry
     position_axes: ClassVar[int] = 1  # number of axes of a token's position: 1 or 3
+    has_videos: ClassVar[bool] = True  # False: `plans` raises UserError for a video
 
     @property
     @abc.abstractmethod
     def features(self) -> int:
         """The number of features that the model makes of a tile."""
+
+    def within_pixels(self, most: int | None) -> Geometry:
+        """The geometry that resizes images to at most so many pixels; None: this one. UserError if its tiles have one size."""
+        if most is None:
+            return self
+        raise UserError("data.max_pixels: this model's images are cut into tiles of one size; leave it out")
+
+    @property
+    def unit_shape(self) -> tuple[int, ...]:
+        """The shape of the pixels of a tile."""
+        return (self.image_size, self.image_size, 3)
 
     @abc.abstractmethod
     def plans(self, images: Sequence[Size], frames: int, most_tiles: int = 0) -> list[VisualPlan]:
@@ -42,11 +55,11 @@ class Geometry(abc.ABC):
 
     @abc.abstractmethod
     def cut_images(self, images: Sequence[Image.Image], most_tiles: int = 0) -> np.ndarray:
-        """uint8[t, H, H, 3]: the tiles of a prompt's images (RGB), in the order of their plans."""
+        """uint8[t, *unit_shape]: the tiles of a prompt's images (RGB), in the order of their plans."""
 
     @abc.abstractmethod
     def cut_frames(self, frames: Sequence[Image.Image]) -> np.ndarray:
-        """uint8[t, H, H, 3]: the tiles of a video's frames (RGB, after `frame_numbers`)."""
+        """uint8[t, *unit_shape]: the tiles of a video's frames (RGB, after `frame_numbers`)."""
 
     @abc.abstractmethod
     def fewer_tiles(self, images: Sequence[Size], frames: int) -> list[int]:
@@ -60,7 +73,24 @@ class Geometry(abc.ABC):
         """Everything that determines tokens and pixels, as JSON values; part of the fingerprint of a data set's index."""
         return {"family": self.family} | dataclasses.asdict(self)
 
-    def empty(self, *, slots: int, tiles: int, visual: int) -> Tiles:
+    def most_tiles(self, tokens: int, images: int, frames: int) -> int:
+        """The most tiles of media of at most so many visual tokens, images and frames; at least 1."""
+        side = self.image_size
+        wide = [(side * a, side * b) for a in range(1, 11) for b in range(1, 11)]  # from one tile to the most of one image
+        forms = [([size], 0) for size in wide] + [([(side, side)] * count, 0) for count in range(1, images + 1)]
+        forms += [([], count) for count in range(1, frames + 1)]
+        plans = (self.plans(sizes, count) for sizes, count in forms)
+        return max((sum(p.tiles for p in plan) for plan in plans if sum(p.tokens for p in plan) <= tokens), default=1)
+
+    def padded_tiles(self, tiles: int) -> int:
+        """The number of tiles of the program that encodes so many in inference: a power of two, so that programs are few."""
+        return 1 << (tiles - 1).bit_length()
+
+    def pairs_of_tiles(self, tiles: int) -> int:
+        """The number of pairs of tiles that see each other in the tower, if so many are of one medium: each sees itself."""
+        return tiles
+
+    def empty(self, *, slots: int, tiles: int, visual: int) -> Media:
         """The empty media of a row with so many slots, tiles and visual slots."""
         return Tiles(
             tiles=np.zeros((tiles, self.image_size, self.image_size, 3), np.uint8),
@@ -69,7 +99,7 @@ class Geometry(abc.ABC):
             weights=np.zeros((visual, self.taps), np.float32),
         )
 
-    def of_group(self, tiles: np.ndarray, plans: Sequence[VisualPlan], slots: np.ndarray, trunk: int) -> Tiles:
+    def of_group(self, pixels: np.ndarray, plans: Sequence[VisualPlan], slots: np.ndarray, trunk: int) -> Media:
         """The media of a group, with indices relative to the group.
 
         `slots` are its tree's visual slots, int32[v], and `trunk` is the length of its trunk. Usually the media's slots are in
@@ -83,12 +113,12 @@ class Geometry(abc.ABC):
             own = np.arange(len(slots) - shared) % (plan.tokens - shared)
             numbers = np.concatenate([np.arange(shared), shared + own])
             taps, weights = taps[numbers], weights[numbers]
-        return Tiles(tiles, slots, taps, weights)
+        return Tiles(pixels, slots, taps, weights)
 
-    def place(self, row: Tiles, group: Tiles, *, slot: int, tile: int, visual: int) -> None:
+    def place(self, row: Media, group: Media, *, slot: int, tile: int, visual: int) -> None:
         """Write a group's media into a row's media, with these offsets in slots, tiles and visual slots."""
-        newline = len(row.tiles) * self.features
-        row.tiles[tile : tile + len(group.tiles)] = group.tiles
+        newline = row.units * self.features
+        row.pixels[tile : tile + group.units] = group.pixels
         here = slice(visual, visual + len(group.slots))
         row.slots[here] = group.slots + slot
         row.taps[here] = np.where(group.taps == NEWLINE, newline, group.taps + tile * self.features)

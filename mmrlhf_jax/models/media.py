@@ -1,4 +1,4 @@
-"""Media of a row as arrays: the tiles that the vision tower encodes, and the features that each visual slot is a sum of.
+"""Media of a row as arrays: the pixels that the vision tower encodes, and the features that each visual slot is a sum of.
 
 It imports only NumPy, because data workers use it.
 """
@@ -6,8 +6,8 @@ It imports only NumPy, because data workers use it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,9 +30,48 @@ class Tiles(NamedTuple):
     weights: np.ndarray  # float32[B, V, K]: a tap of weight 0 is unused
 
     @property
+    def pixels(self) -> np.ndarray:
+        return self.tiles
+
+    @property
     def units(self) -> int:
         """The number of tiles of a group or a single row."""
         return len(self.tiles)
+
+
+class Patches(NamedTuple):
+    """Media of B rows with S slots as patches of frames of any size: U blocks of patches, V visual slots of one tap each. One
+    row, or one group, has the same arrays without B.
+
+    A block is m x m patches, of which the model makes one feature; it is what a tile is in `Tiles`. The blocks of a frame are
+    consecutive, and so are those of a window in it. An unused block is a frame and a window of its own. In a group, `frames`,
+    `windows`, `slots` and `taps` are indices into the group's own blocks and slots.
+    """
+
+    blocks: np.ndarray  # uint8[B, U, C]: patch by patch, each by channel, time, row and column
+    places: np.ndarray  # int32[B, U, 2]: row and column of the block in its frame
+    frames: np.ndarray  # int32[B, U]: the first block behind the block's frame
+    windows: np.ndarray  # int32[B, U]: the first block behind its window
+    slots: np.ndarray  # int32[B, V]
+    taps: np.ndarray  # int32[B, V, 1]
+    weights: np.ndarray  # float32[B, V, 1]
+
+    @property
+    def pixels(self) -> np.ndarray:
+        return self.blocks
+
+    @property
+    def units(self) -> int:
+        """The number of blocks of a group or a single row."""
+        return len(self.blocks)
+
+
+Media = Tiles | Patches
+
+
+def media_of(arrays: Mapping[str, Any]) -> Media:
+    """The media that have arrays of these names."""
+    return next(kind for kind in (Tiles, Patches) if {*kind._fields} == {*arrays})(**arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +79,7 @@ class VisualPlan:
     """The visual tokens of one medium (an image, a video) or of several joined ones, in the prompt's order.
 
     Attributes:
-        tiles: the number of tiles that the tower must encode.
+        tiles: the number of tiles (of blocks, in families of patches) that the tower must encode.
         taps: int32[V, K] into the medium's [tiles * features] features, row-major tile then feature, or NEWLINE. Read-only.
         weights: float32[V, K]. A tap with weight 0 is unused and is 0. Read-only.
         features: features per tile; 0 only in an empty plan.

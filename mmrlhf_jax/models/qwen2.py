@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from mmrlhf_jax.errors import UserError
+from collections.abc import Mapping
+from typing import Any
+
+from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.models.decoder import TextConfig
 from mmrlhf_jax.models.stated import Stated
 
@@ -17,14 +20,25 @@ TEXT_DEFAULTS = {
 }
 
 
-def read_text_config(top: Stated, where: str, title: str, *, tied: bool | None = None) -> TextConfig:
+def read_text_config(
+    top: Stated,
+    where: str,
+    title: str,
+    *,
+    tied: bool | None = None,
+    defaults: Mapping[str, Any] = TEXT_DEFAULTS,
+    model_types: tuple[str, ...] = ("qwen2",),
+    axes: tuple[int, ...] | None = None,
+) -> TextConfig:
     """The language model's sizes, from a whole config.json. `where` is its path and `title` the family's name, for messages.
 
     `tied`: whether embeddings and vocabulary projection are tied; None: if either the outer or the inner config says so, as in
-    transformers for most families. Raises UserError for a language model that `models.decoder` does not implement.
+    transformers for most families. `defaults` and `model_types` are those of the family's class in transformers. `axes` is for
+    families whose positions have several axes: how many pairs of dimensions each axis rotates, if `mrope_section` does not say
+    it. Raises UserError for a language model that `models.decoder` does not implement.
     """
-    raw = top.part("text_config", TEXT_DEFAULTS)
-    if raw.get("model_type", "qwen2") != "qwen2":
+    raw = top.part("text_config", defaults)
+    if raw.get("model_type", model_types[0]) not in model_types:
         raise UserError(
             f"{where}: text_config.model_type is {raw.get('model_type')!r}; this project runs Qwen2 language models"
         )
@@ -32,7 +46,7 @@ def read_text_config(top: Stated, where: str, title: str, *, tied: bool | None =
         raise UserError(f"{where}: text_config has a sliding window or an activation other than silu, which is not supported")
     rope = raw.part("rope_parameters" if raw.get("rope_parameters") else "rope_scaling")
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "dynamic"):
+    if kind not in ("default", "dynamic" if axes is None else "mrope"):
         raise UserError(f"{where}: rope_type {kind!r} is not supported; {title} uses plain rotary embeddings")
     if kind == "dynamic":
         rope.positive("factor")  # transformers needs it, although embeddings are plain up to max_position_embeddings
@@ -40,6 +54,7 @@ def read_text_config(top: Stated, where: str, title: str, *, tied: bool | None =
     kv_heads = heads if raw.get("num_key_value_heads") is None else raw.integer("num_key_value_heads", least=1)
     if heads % kv_heads:
         raise UserError(f"{where}: text_config: {heads} attention heads are no multiple of num_key_value_heads {kv_heads}")
+    head_dim = hidden // heads if raw.get("head_dim") is None else raw.integer("head_dim", least=1)
     return TextConfig(
         vocab_size=raw.integer("vocab_size", least=1),
         hidden_size=hidden,
@@ -47,9 +62,20 @@ def read_text_config(top: Stated, where: str, title: str, *, tied: bool | None =
         layers=raw.integer("num_hidden_layers", least=1),
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=hidden // heads if raw.get("head_dim") is None else raw.integer("head_dim", least=1),
+        head_dim=head_dim,
         rope_theta=rope.positive("rope_theta") if rope.get("rope_theta") is not None else raw.positive("rope_theta", 1e4),
         rms_norm_eps=raw.positive("rms_norm_eps", 1e-6),
         tied=any([each.truth("tie_word_embeddings", False) for each in (top, raw)]) if tied is None else tied,
+        rope_axes=None if axes is None else _rope_axes(rope, axes, head_dim),
         max_positions=raw.integer("max_position_embeddings", 32768, least=1) if kind == "dynamic" else None,
     )
+
+
+def _rope_axes(rope: Stated, default: tuple[int, ...], head_dim: int) -> tuple[int, ...]:
+    """The axis that rotates each pair of dimensions: the first `mrope_section[0]` pairs the first axis, and so on."""
+    sections = rope.get("mrope_section", list(default))
+    if not isinstance(sections, list) or not all(isinstance(size, int) and size >= 0 for size in sections):
+        raise UserError(f"{rope.where}: mrope_section must be a list of whole numbers, found {shown(sections)}")
+    if len(sections) != len(default) or 2 * sum(sections) != head_dim:
+        raise UserError(f"{rope.where}: mrope_section {sections} is not {len(default)} numbers with the sum {head_dim // 2}")
+    return tuple(axis for axis, size in enumerate(sections) for _ in range(size))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from mmrlhf_jax.models.attention import Backend
 from mmrlhf_jax.models.decoder import Decoder
-from mmrlhf_jax.models.media import Tiles
+from mmrlhf_jax.models.media import Media
 from mmrlhf_jax.models.reward_head import RewardHead
 from mmrlhf_jax.models.taps import weighted_taps
 from mmrlhf_jax.sharding.rules import constrain
@@ -22,7 +22,7 @@ from mmrlhf_jax.sharding.rules import constrain
 class VisionLanguage(nnx.Module):
     """A policy; with `config.reward_head` also a reward model, which keeps its language-model head to write critiques.
 
-    A family's class creates its own parts (`make_vision`) and computes the features of a row's tiles (`visual_features`). Paths
+    A family's class creates its own parts (`make_vision`) and computes the features of a row's media (`visual_features`). Paths
     of parameters begin with these attribute names: `vision` is the tower, `projector` maps its features to the decoder's width.
     """
 
@@ -49,15 +49,15 @@ class VisionLanguage(nnx.Module):
         for each which part of the model it belongs to."""
 
     @abc.abstractmethod
-    def visual_features(self, tiles: jax.Array) -> Float[Array, "B F E"]:
-        """The features of the rows' tiles, uint8[B, T, H, H, 3], in the decoder's width and in the order that taps index."""
+    def visual_features(self, media: Media) -> Float[Array, "B F E"]:
+        """The features of the rows' media in the decoder's width and in the order that taps index."""
 
-    def embed(self, tokens: Int[Array, "B S"], media: Tiles | None) -> Float[Array, "B S E"]:
+    def embed(self, tokens: Int[Array, "B S"], media: Media | None) -> Float[Array, "B S E"]:
         """Token embeddings in which visual slots are replaced by visual tokens."""
         x = self.language.embed(tokens)
         if media is None or media.slots.shape[1] == 0:
             return x
-        tokens_visual = weighted_taps(self.visual_features(media.tiles), media.taps, media.weights)
+        tokens_visual = weighted_taps(self.visual_features(media), media.taps, media.weights)
         placed = jax.vmap(lambda row, slots, values: row.at[slots].set(values, mode="drop"))(x, media.slots, tokens_visual)
         return constrain(placed, "batch", "slots", None)
 
@@ -66,7 +66,7 @@ class VisionLanguage(nnx.Module):
         tokens: Int[Array, "B S"],
         positions: Int[Array, "B S"] | Int[Array, "B S 3"],
         visible_until: Int[Array, "B S"],
-        media: Tiles | None = None,
+        media: Media | None = None,
     ) -> Float[Array, "B S E"]:
         """Hidden states after the final norm. The caller applies the vocabulary projection to the slots that need it."""
         return self.language(self.embed(tokens, media), positions, visible_until)

@@ -36,6 +36,7 @@ class Layout(enum.Enum):
     TRANSPOSED = enum.auto()  # tensor [outputs, inputs], parameter [inputs, outputs]
     PATCHES = enum.auto()  # tensor [outputs, channels, rows, columns], parameter [rows * columns * channels, outputs]
     SQUEEZED = enum.auto()  # tensor [1, ...], parameter [...]
+    CUBES = enum.auto()  # tensor [outputs, channels, 2 frames, rows, columns], parameter [the other axes in one, outputs]
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the tensor of a parameter with this shape (of one layer)."""
@@ -47,6 +48,9 @@ class Layout(enum.Enum):
                 return shape[::-1]
             case Layout.SQUEEZED:
                 return (1, *shape)
+            case Layout.CUBES:
+                side = math.isqrt(shape[0] // 6)
+                return (shape[1], 3, 2, side, side)
         return shape
 
     def stored_index(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
@@ -67,6 +71,8 @@ class Layout(enum.Enum):
                 return tensor.T
             case Layout.SQUEEZED:
                 return tensor[0]
+            case Layout.CUBES:
+                return tensor.reshape(len(tensor), -1).T
         return tensor
 
     def to_tensor(self, parameter: np.ndarray) -> np.ndarray:
@@ -79,13 +85,21 @@ class Layout(enum.Enum):
                 return parameter.T
             case Layout.SQUEEZED:
                 return parameter[None]
+            case Layout.CUBES:
+                return parameter.T.reshape(self.stored_shape(parameter.shape))
         return parameter
+
+    @property
+    def is_sliced(self) -> bool:
+        """Whether a slice of the parameter is a slice of the tensor, `stored_index`."""
+        return self not in (Layout.PATCHES, Layout.CUBES)
 
 
 # Kinds of module: tensor -> (parameter, layout). Biases are listed even if some models lack them.
 Kind = Mapping[str, tuple[str, Layout]]
 LINEAR: Kind = {"weight": ("kernel", Layout.TRANSPOSED), "bias": ("bias", Layout.SAME)}
 CONVOLUTION: Kind = {"weight": ("kernel", Layout.PATCHES), "bias": ("bias", Layout.SAME)}
+CONVOLUTION_3D: Kind = {"weight": ("kernel", Layout.CUBES), "bias": ("bias", Layout.SAME)}
 EMBEDDING: Kind = {"weight": ("embedding", Layout.SAME)}
 NORM: Kind = {"weight": ("scale", Layout.SAME), "bias": ("bias", Layout.SAME)}
 ARRAY: Kind = {"": ("", Layout.SAME)}

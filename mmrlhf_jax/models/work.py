@@ -16,6 +16,8 @@ class TowerWork(NamedTuple):
     width: int  # width of all heads together
     layer_products: int  # products per slot and layer, without those of attention scores and weighted sums
     embedding_products: int  # products per tile of the patch embedding
+    windowed: int = 0  # layers whose slots see those of their window only; in the others they see all of their frame
+    window: int = 0  # most slots of a window
 
     @classmethod
     def of(cls, tower: TileTower, *, class_tokens: int = 0) -> TowerWork:
@@ -29,10 +31,12 @@ class TowerWork(NamedTuple):
             embedding_products=3 * tower.patch_size**2 * tower.hidden_size * tower.patches,
         )
 
-    def forward_flops(self) -> int:
-        """FLOPs of the forward pass of one tile; a multiply-add counts 2."""
-        layer = 2 * self.layer_products * self.slots + 4 * self.width * self.slots**2
-        return self.layers * layer + 2 * self.embedding_products
+    def forward_flops(self, tiles: float = 1, pairs: float = 1) -> float:
+        """FLOPs of the forward pass of so many tiles, of which so many `pairs` are of the same frame; a multiply-add counts 2.
+        Windows count as whole ones."""
+        seen = (self.layers - self.windowed) * self.slots**2 * pairs + self.windowed * self.slots * self.window * tiles
+        products = (self.layers * self.layer_products * self.slots + self.embedding_products) * tiles
+        return 2 * products + 4 * self.width * seen
 
 
 class ProjectorWork(NamedTuple):

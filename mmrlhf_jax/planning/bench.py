@@ -42,7 +42,7 @@ class Layout:
     def work(self, features: int) -> Work:
         """Counts without padding. `features` per tile."""
         rows = split_halves(self.batch, features) if self.forward is forward_unshared else self.batch
-        return Work(*map(float, jax.jit(batch_work, static_argnums=1)(rows, features)))
+        return jax.tree.map(float, jax.jit(batch_work, static_argnums=1)(rows, features))
 
 
 def group_layout(batch: RowBatch, pieces: int = 1) -> Layout:

@@ -77,12 +77,13 @@ def compare_case(sizes: ModelConfig, experiment: config.Experiment, case: Case, 
     settings = experiment.model
     dtype_of = stored_dtype(family_of(sizes).parts, settings, experiment.trains, experiment.lora)
     made = synthetic_group(sizes, images=case.images, responses=case.responses)
+    tokens = len(made[0].tree.visual)
     with use_mesh(mesh), matmul_precision(settings.dtype):
         model = random_model(sizes, dtype_of, remat=settings.remat, dtype=jnp.dtype(settings.dtype))
         layouts = (group_layout(exact_batch([made[0]], sizes.geometry)), pair_layout([made], sizes.geometry))
-        title = f"{case.images * sizes.geometry.features} image tokens, {case.responses} responses"
+        title = f"{tokens} image tokens, {case.responses} responses"
         found = compare(model, experiment, layouts, mesh, repeats=repeats, title=title)
-    return {"image_tokens": case.images * sizes.geometry.features, "responses": case.responses} | found
+    return {"image_tokens": tokens, "responses": case.responses} | found
 
 
 def random_model(sizes: ModelConfig, dtype_of: Callable[[Path], np.dtype], **options: Any) -> VisionLanguage:

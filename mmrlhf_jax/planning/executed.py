@@ -12,7 +12,15 @@ from jax.sharding import Mesh
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.rows import round_up
-from mmrlhf_jax.models.attention.backends import Products, kernel_products, kernel_split, uses_kernel
+from mmrlhf_jax.models.attention.backends import (
+    IMAGES,
+    ROWS,
+    Products,
+    kernel_products,
+    kernel_split,
+    uses_kernel,
+    windows_by_kernel,
+)
 from mmrlhf_jax.models.attention.visibility import most_pairs
 from mmrlhf_jax.models.attention.xla import DENSE_LIMIT, QUERY_BLOCKS, REMAT_LIMIT
 from mmrlhf_jax.models.family import ModelConfig
@@ -42,6 +50,7 @@ def executed_flops(model: ModelConfig, experiment: config.Experiment, workload: 
     budget, batch = workload.budget, experiment.batch
     chunk = min(batch.logprob_chunk, budget.targets)
     text = _text_attention(model, experiment, workload, mesh)
+    patches = _patch_attention(model, experiment, workload, mesh)
     product = 2 * model.text.layers * model.text.heads * model.text.head_dim
     per_row = (
         _language(model, experiment) * budget.slots
@@ -49,17 +58,19 @@ def executed_flops(model: ModelConfig, experiment: config.Experiment, workload: 
         + _vocabulary(model, experiment, mesh) * round_up(budget.targets, chunk)
         + _projector(model, experiment) * budget.tiles
         + _vision(model, experiment, mesh, budget.tiles) * budget.tiles
+        + patches.products * 2 * model.tower_work.width
     )
     if model.reward_head in ("tanh", "silu"):
         per_row += 3 * 2 * model.text.hidden_size**2 * budget.responses
-    skipped = text.skipped * product * batch.rows
+    skipped = (text.skipped * product + patches.skipped * 2 * model.tower_work.width) * batch.rows
     useful = useful_flops(_useful_work(workload, batch.rows), model, experiment)
     return Executed(float(per_row * batch.rows), float(skipped), float(useful))
 
 
 def _useful_work(workload: Workload, rows: int) -> Work:
     used = {name: count * rows for name, count in workload.used.items()}
-    return Work(used["slots"], workload.visible_pairs * rows, used["targets"], used["tiles"], used["pairs"])
+    seen = workload.seen_tiles * rows
+    return Work(used["slots"], workload.visible_pairs * rows, used["targets"], used["tiles"], used["pairs"], seen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +88,7 @@ def _text_attention(model: ModelConfig, experiment: config.Experiment, workload:
     text, slots = model.text, workload.budget.slots
     forward, learns = 1 + _references(experiment), learning_of(experiment, model).through_language_model
     keys = experiment.batch.rows // experiment.batch.accumulation, slots, text.kv_heads, text.head_dim
-    copies = _kernel_copies(keys, experiment, mesh, causal=True)
+    copies = _kernel_copies(keys, experiment, mesh, ROWS)
     if copies is None:
         again = (experiment.model.remat != "none") + (slots >= REMAT_LIMIT)
         products = 2 * forward + learns * (4 + 2 * again)
@@ -116,11 +127,13 @@ def _xla_copies(heads: int, mesh: Mesh) -> int:
     return mesh.shape["tensor"] * mesh.shape["context"] // prod(mesh.shape[axis] for axis in axes)
 
 
-def _kernel_copies(keys: tuple[int, int, int, int], experiment: config.Experiment, mesh: Mesh, *, causal: bool) -> float | None:
+def _kernel_copies(
+    keys: tuple[int, int, int, int], experiment: config.Experiment, mesh: Mesh, places: tuple[str, str]
+) -> float | None:
     """How many devices compute the same row and head with the kernel; None if XLA computes the attention."""
     if not uses_kernel(experiment.model.attention, mesh.devices.flat[0].platform, keys[3]):
         return None
-    split = kernel_split(keys, mesh, mesh.axis_names, causal=causal)
+    split = kernel_split(keys, mesh, mesh.axis_names, places=places)
     return None if split is None else mesh.size / prod(mesh.shape[name] for axes in split for name in axes)
 
 
@@ -174,13 +187,53 @@ def _vision(model: ModelConfig, experiment: config.Experiment, mesh: Mesh, tiles
     times, recomputed = 1 + _references(experiment), experiment.model.remat == "full"
     learning = learning_of(experiment, model)
     passes_on = "vision_tower" in learning
-    keys = experiment.batch.rows // experiment.batch.accumulation * tiles, slots, tower.heads, tower.width // tower.heads
-    copies = _kernel_copies(keys, experiment, mesh, causal=False)
-    # As for text: two products forward; backward four by XLA, seven by the kernels.
-    if copies is None:
-        attended = (2 * times + passes_on * (4 + 2 * recomputed)) * slots**2
-    else:
-        parts = _kernel_times(experiment, mesh, keys, 1, times, passes_on, causal=False)
-        attended = copies * sum(n * part.count * most_pairs(slots, part.queries, part.keys, causal=False) for part, n in parts)
+    attended = 0.0 if tower.window else _tile_attention(model, experiment, mesh, tiles, times)
     times += passes_on * (1 + ("vision_tower" in learning.whole) + recomputed)
     return times * products + tower.layers * attended * 2 * tower.width
+
+
+def _tile_attention(model: ModelConfig, experiment: config.Experiment, mesh: Mesh, tiles: int, forward: int) -> float:
+    """Attention of one tile per head and layer, in matrix products times pairs of slots. As for text: two products forward;
+    backward four by XLA, seven by the kernels."""
+    tower, slots = model.tower_work, model.tower_work.slots
+    learns, recomputed = "vision_tower" in learning_of(experiment, model), experiment.model.remat == "full"
+    keys = experiment.batch.rows // experiment.batch.accumulation * tiles, slots, tower.heads, tower.width // tower.heads
+    copies = _kernel_copies(keys, experiment, mesh, IMAGES)
+    if copies is None:
+        return (2 * forward + learns * (4 + 2 * recomputed)) * slots**2
+    parts = _kernel_times(experiment, mesh, keys, 1, forward, learns, causal=False)
+    return copies * sum(n * part.count * most_pairs(slots, part.queries, part.keys, causal=False) for part, n in parts)
+
+
+def _patch_attention(model: ModelConfig, experiment: config.Experiment, workload: Workload, mesh: Mesh) -> AttentionWork:
+    """Attention of a row's patches in all layers of a tower with windows, per head; no work for other towers.
+
+    XLA computes every window against three, unless the kernel computes windows as well. In the other layers XLA computes every
+    patch against the whole row. The kernels skip most blocks between frames or windows; those that are left are counted from
+    the sizes of these, to within a block.
+    """
+    tower = model.tower_work
+    if not tower.window:
+        return AttentionWork(0.0, 0.0)
+    slots = round_up(workload.budget.tiles * tower.slots, tower.window)
+    forward, learns = 1 + _references(experiment), "vision_tower" in learning_of(experiment, model)
+    by_xla = 2 * forward + learns * (4 + 2 * (experiment.model.remat == "full"))
+    windows, layers = tower.windowed, tower.layers - tower.windowed
+    dim, settings = tower.width // tower.heads, experiment.model
+    keys = experiment.batch.rows // experiment.batch.accumulation, slots, tower.heads, dim
+    copies = _kernel_copies(keys, experiment, mesh, ROWS)
+    products = skipped = 0.0
+    if copies is None or not windows_by_kernel(settings.attention, mesh.devices.flat[0].platform, dim):
+        products = windows * by_xla * _xla_copies(tower.heads, mesh) * 3 * tower.window * slots
+        windows = 0
+    if copies is None:
+        again = 2 * learns * (slots >= REMAT_LIMIT)
+        return AttentionWork(products + layers * (by_xla + again) * _xla_copies(tower.heads, mesh) * slots**2, 0.0)
+    seen, used = workload.seen_tiles * tower.slots**2, workload.used["tiles"] * tower.slots
+    for part, times in _kernel_times(experiment, mesh, keys, 1, forward, learns, causal=False):
+        pairs, edges = most_pairs(slots, part.queries, part.keys, causal=False), part.queries + part.keys
+        count = copies * times * part.count
+        products += (layers + windows) * count * pairs
+        skipped += layers * count * max(0.0, pairs - seen - edges * used)
+        skipped += windows * count * max(0.0, pairs - (tower.window + edges) * used)
+    return AttentionWork(products, skipped)

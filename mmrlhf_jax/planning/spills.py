@@ -78,7 +78,7 @@ def design_of(model: ModelConfig, experiment: config.Experiment, state: TrainSta
     slots = rows * -(-batch.slots // context)
     tiles = -(-rows * batch.tiles // context)
     patches, features = tiles * tower.slots, rows * batch.tiles * model.geometry.features
-    pixels, taps = tiles * 3 * model.geometry.image_size**2, model.geometry.taps
+    pixels, taps = tiles * prod(model.geometry.unit_shape), model.geometry.taps
     vocabulary = _share(text.vocab_size, "act_vocab", mesh)
     chunk = rows * min(batch.logprob_chunk, -(-batch.targets // context)) * vocabulary
     heads, kv_heads = _share(text.heads, "heads", mesh), _share(text.kv_heads, "heads", mesh)

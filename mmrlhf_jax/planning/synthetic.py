@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmrlhf_jax.data.positions import three_axes
 from mmrlhf_jax.data.rows import EncodedGroup
 from mmrlhf_jax.data.tokens import Conversation, token_tree
 from mmrlhf_jax.models.family import ModelConfig
+from mmrlhf_jax.pieces import Visual
 from mmrlhf_jax.records import strict_pairs
 
 # Text tokens around the visual ones: system turn, question, headers.
@@ -18,15 +20,16 @@ def synthetic_group(
 ) -> tuple[EncodedGroup, list[EncodedGroup]]:
     """(a group with a strict ranking of `responses` responses and all its pairs, each response as a group of its own).
 
-    Every image is one square tile. Response lengths vary by a tenth around `response_tokens`. Rewards and reference log-probs
-    are made up.
+    Every image is one square of the geometry's `image_size`. Response lengths vary by a tenth around `response_tokens`. Rewards
+    and reference log-probs are made up.
     """
     rng = np.random.default_rng(seed)
     geometry, vocabulary = model.geometry, min(model.text.vocab_size, model.image_token)
     side = geometry.image_size
     plans = geometry.plans([(side, side)] * 2, 0)[:1] * images  # a square image among several is one tile
     tokens = sum(plan.tokens for plan in plans)
-    tiles = rng.integers(0, 256, (images, side, side, 3), np.uint8)
+    grids = [piece.grid for plan in plans for piece in plan.pieces if isinstance(piece, Visual)]
+    tiles = rng.integers(0, 256, (sum(plan.tiles for plan in plans), *geometry.unit_shape), np.uint8)
 
     head, question = (rng.integers(0, vocabulary, PROMPT_TOKENS // 2) for _ in range(2))
     prompt = np.concatenate([head, np.full(tokens, model.image_token), question]).astype(np.int32)
@@ -37,7 +40,8 @@ def synthetic_group(
         response[0] = i  # responses differ in their first token, so that the trunk is exactly the prompt
         whole, places = np.concatenate([prompt, response]).astype(np.int32), np.arange(len(prompt) + length)
         is_visual = (places >= len(head)) & (places < len(head) + tokens)
-        conversations.append(Conversation(whole, places >= len(prompt), is_visual))
+        positions = three_axes([len(head), *grids, len(question) + int(length)]) if geometry.position_axes == 3 else None
+        conversations.append(Conversation(whole, places >= len(prompt), is_visual, positions))
     rewards = np.sort(rng.normal(0, 2, responses))[::-1].astype(np.float32)
     reference = (-np.log(vocabulary) * lengths).astype(np.float32)
 

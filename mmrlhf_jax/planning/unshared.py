@@ -25,7 +25,8 @@ def split_halves(batch: RowBatch, features: int) -> RowBatch:
     `features` is how many features the vision tower makes of a tile.
     """
     rows = len(batch.tokens)
-    sizes = half_sizes(batch.tokens.shape[1] // 2, batch.ends.shape[1] // 2, batch.media.tiles.shape[1] // 2 * features)
+    units = batch.media.pixels.shape[1] // 2
+    sizes = half_sizes(batch.tokens.shape[1] // 2, batch.ends.shape[1] // 2, units, units * features)
 
     def halves(name: str, x: jax.Array) -> jax.Array:
         x = x.reshape(2 * rows, x.shape[1] // 2, *x.shape[2:])

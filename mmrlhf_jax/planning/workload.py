@@ -62,6 +62,7 @@ class Workload:
     source: str
     visible_until: np.ndarray  # int32[at most SAMPLE, slots]: attention masks of the first rows
     visible_pairs: float  # mean number of unmasked (query, key) pairs per row
+    seen_tiles: float  # mean number of pairs of tiles per row that see each other in the tower, if a group has one medium
 
     def visible_blocks(self, queries: int, keys: int | None = None) -> float:
         """The share of attention blocks on and below the diagonal that are not completely masked, so that the kernel computes
@@ -81,12 +82,13 @@ class Workload:
 def assumed_sizes(
     geometry: Geometry, *, targets_are: Literal["answers", "critiques", "none"], frames: int, seed: int = 0
 ) -> np.ndarray:
-    """int64[30k, resources of `Budget`]: sizes of the groups of a data set like MM-RLHF."""
+    """int64[30k, resources of `Budget`]: sizes of the groups of a data set like MM-RLHF, without its videos if the geometry has
+    none."""
     rng = np.random.default_rng(seed)
     pictures = [geometry.plans([size], 0)[0] for size in IMAGE_SIZES]
-    (video,) = geometry.plans([], frames)
+    (video,) = geometry.plans([], frames) if geometry.has_videos else (None,)
     sizes = []
-    for kind in KINDS:
+    for kind in (kind for kind in KINDS if geometry.has_videos or not kind.video):
         for _ in range(kind.queries):
             count = int(rng.choice(RESPONSES))
             plan = video if kind.video else pictures[rng.integers(len(pictures))]
@@ -124,7 +126,7 @@ def measured_workload(experiment: config.Experiment, model: ModelConfig) -> Work
     count_rows(rows, experiment)
     if not rows.plan(0):  # a mixture whose first epoch has no rows: take every group once
         rows = rows.once()
-    found = _workload(rows.index.sizes, rows.plan(0), rows.budget, f"measured in {data.named}")
+    found = _workload(rows.index.sizes, rows.plan(0), rows.budget, f"measured in {data.named}", model.geometry)
     if encoder.ties:  # tied pairs use pair slots of the budget, but do not count as pairs
         ordered = [len(examples.records[g].pairs()) for row in rows.plan(0) for g in rows.index.groups[row]]
         found = dataclasses.replace(found, used=found.used | {"pairs": sum(ordered) / found.rows})
@@ -133,12 +135,13 @@ def measured_workload(experiment: config.Experiment, model: ModelConfig) -> Work
 
 def assumed_workload(experiment: config.Experiment, geometry: Geometry, why: str) -> Workload:
     """The workload of `assumed_sizes`; `why` is the reason that the plan shows."""
+    geometry = geometry.within_pixels(experiment.data.max_pixels)
     targets = task_of(experiment.objective).assumed_targets(experiment.data)
     sizes = assumed_sizes(geometry, targets_are=targets, frames=experiment.data.video_frames)
-    return pack_workload(experiment, sizes, f"MM-RLHF-like sizes (assumed: {why})")
+    return pack_workload(experiment, sizes, f"MM-RLHF-like sizes (assumed: {why})", geometry)
 
 
-def pack_workload(experiment: config.Experiment, sizes: np.ndarray, source: str) -> Workload:
+def pack_workload(experiment: config.Experiment, sizes: np.ndarray, source: str, geometry: Geometry) -> Workload:
     """The workload of groups of these sizes, int64[G, resources of `Budget`]. UserError if none fits a row."""
     index = GroupIndex(
         sizes=sizes,
@@ -152,10 +155,10 @@ def pack_workload(experiment: config.Experiment, sizes: np.ndarray, source: str)
     kept = sizes[(sizes <= budget.vector).all(axis=1)]
     if not len(kept):
         raise UserError(f"batch.slots {experiment.batch.slots}: no group of {source} fits a row; raise batch.slots")
-    return _workload(kept, plan_rows(kept, budget.vector, seed=experiment.run.seed, epoch=0), budget, source)
+    return _workload(kept, plan_rows(kept, budget.vector, seed=experiment.run.seed, epoch=0), budget, source, geometry)
 
 
-def _workload(sizes: np.ndarray, rows: list[np.ndarray], budget: Budget, source: str) -> Workload:
+def _workload(sizes: np.ndarray, rows: list[np.ndarray], budget: Budget, source: str, geometry: Geometry) -> Workload:
     """The workload of one epoch; `rows` are the indices of the groups in each row."""
     groups = np.concatenate(rows)
     used = dict(zip(Budget.names(), (sizes[groups].sum(axis=0) / len(rows)).tolist(), strict=True))
@@ -163,7 +166,9 @@ def _workload(sizes: np.ndarray, rows: list[np.ndarray], budget: Budget, source:
     until, ends = np.stack([mask for mask, _ in masks]), np.asarray([end for _, end in masks])
     here = np.arange(budget.slots)
     pairs = np.where(here < ends[:, None], until - here, 0).sum() / len(masks)
-    return Workload(budget, len(rows), len(groups), used, source, until, float(pairs))
+    tiles = sizes[groups][:, Budget.names().index("tiles")]
+    seen = sum(geometry.pairs_of_tiles(int(count)) for count in tiles) / len(rows)
+    return Workload(budget, len(rows), len(groups), used, source, until, float(pairs), float(seen))
 
 
 def _masks(groups: np.ndarray, budget: Budget) -> tuple[np.ndarray, int]:

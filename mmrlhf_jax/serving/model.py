@@ -31,7 +31,7 @@ from mmrlhf_jax.inference.prompts import (
 from mmrlhf_jax.inference.requests import Branch, Tree
 from mmrlhf_jax.inference.sampling import GREEDY, Sampling
 from mmrlhf_jax.inference.texts import TokenBytes
-from mmrlhf_jax.models.media import Tiles
+from mmrlhf_jax.models.media import Media
 from mmrlhf_jax.models.registry import family_of
 from mmrlhf_jax.pieces import Special
 from mmrlhf_jax.records import RankedRecord, Response
@@ -247,7 +247,7 @@ class _Fitting:
         return np.concatenate([self.branch.tokens, np.asarray(new, np.int32), self.closing])
 
 
-def _with_media(tree: Tree, cut: Callable[[], Tiles] | None) -> Tree:
+def _with_media(tree: Tree, cut: Callable[[], Media] | None) -> Tree:
     """The tree with its media cut into tiles, so that the lanes' thread decodes nothing. ApiError for a broken picture."""
     if tree.media is None or cut is None:
         return tree

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -58,6 +59,8 @@ class Task(abc.ABC):
 
     def encoder(self, data: config.Data, tokenizer, model) -> GroupEncoder:
         """The encoder from records to conversations and targets; `model` is the model's config."""
+        if data.max_pixels is not None:
+            model = dataclasses.replace(model, geometry=model.geometry.within_pixels(data.max_pixels))
         settings = dict(pairs=data.pairs, weighting=data.weighting, learn=data.learn)
         return make_encoder(tokenizer, model, data.template, task=self.conversation, ties=self.ties, **settings)
 

@@ -65,7 +65,9 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         figures = summary(metrics) | {"loss": value, "grad_norm": optax.tree.norm(grads)}
         if features:
-            figures |= {f"work/{name}": count for name, count in batch_work(batch, features)._asdict().items()}
+            figures |= {
+                f"work/{name}": count for name, count in batch_work(batch, features)._asdict().items() if count is not None
+            }
         figures |= {"skipped_steps": opt_state.skipped, "guard": opt_state.status}
         return TrainState(state.step + 1, params, state.frozen, opt_state, state.start), figures
 

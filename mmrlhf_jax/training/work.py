@@ -11,6 +11,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.accelerators import CHIPS
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.models.family import ModelConfig
+from mmrlhf_jax.models.media import Patches
 from mmrlhf_jax.training.learning import learning_of
 
 # Dense bfloat16 peak of one device in FLOP/s, by prefix of jax's `device_kind`, from the vendors' data sheets.
@@ -29,6 +30,7 @@ class Work(NamedTuple):
     targets: jax.Array  # hidden states that are multiplied with the vocabulary matrix
     tiles: jax.Array  # images that go through the vision tower
     pairs: jax.Array  # strict preference pairs (no ties)
+    seen: jax.Array | None = None  # pairs of tiles that see each other in the vision tower; None: every tile sees itself alone
 
 
 def batch_work(batch: RowBatch, features: int) -> Work:
@@ -41,10 +43,15 @@ def batch_work(batch: RowBatch, features: int) -> Work:
     used = jnp.max(jnp.where(batch.ends < slots, batch.ends + 1, 0), axis=1)
     positions = jnp.arange(slots)
     visible = jnp.where(positions < used[:, None], batch.visible_until - positions, 0)
-    newline = batch.media.tiles.shape[1] * features
+    newline = batch.media.pixels.shape[1] * features
     taps = jnp.where((batch.media.weights != 0) & (batch.media.taps < newline), batch.media.taps, -features)
     tiles = jnp.max(taps // features + 1, axis=(1, 2), initial=0)
-    sums = (used, visible, batch.responses < count, tiles, batch.pair_weights > 0)
+    sums = [used, visible, batch.responses < count, tiles, batch.pair_weights > 0]
+    if isinstance(batch.media, Patches):
+        # Of the blocks of a frame of n, the distances to its end sum to n (n + 1) / 2.
+        number = jnp.arange(batch.media.frames.shape[1])
+        distances = 2 * (batch.media.frames - number) - 1
+        sums.append(jnp.where(number < tiles[:, None], distances, 0).astype(jnp.float32))
     return Work(*(jnp.sum(x, dtype=jnp.float32) for x in sums))
 
 
@@ -64,7 +71,7 @@ def useful_flops(work: Work, model: ModelConfig, experiment: config.Experiment |
         + times["attention"] * 4 * text.layers * attention_width * work.attention
         + times["language"] * 2 * text.hidden_size * text.vocab_size * work.targets
         + times["projector"] * model.projector_work.forward_flops() * work.tiles
-        + times["vision"] * model.tower_work.forward_flops() * work.tiles
+        + times["vision"] * model.tower_work.forward_flops(work.tiles, work.tiles if work.seen is None else work.seen)
     )
 
 

@@ -6,9 +6,10 @@
     TOLERANCE                                absolute, of logits and of what comes before them, against transformers
     PUBLISHED_GEOMETRY, TOKENS, VIDEO_TOKENS arguments of `config` for real tiles; what media are then
     QUICK_PICTURES, QUICK_FRAMES             media at the published geometry that the default suite takes; others are slow
+    TOWER_LINEARS, TOWER_MODULES             linear layers of a layer of the tower that take adapters, here and in transformers
     UNREAD_FILES                             naming -> processor file that no size depends on
     PICTURES, FRAMES, ROW                    prompts, and a row that has room for each of them
-    picture_inputs, frame_inputs             transformers' inputs for the same media (these need torch, as do the next)
+    picture_inputs, frame_inputs, id_inputs  transformers' inputs for the same media and ids (these need torch, as do the next)
     draw_model, opening                      a random checkpoint that transformers wrote; a conversation as a string
 
 A test that holds for every family is parametrised by the names in `FAMILIES`. Where that takes long, and other tests run the
@@ -18,9 +19,11 @@ same code for some families anyway, `by_default` says which of them run without 
 import pytest
 
 from mmrlhf_jax.models.registry import DEFAULT
-from tests.families import internvl, llava_onevision
+from tests.families import internvl, llava_onevision, qwen2_5_vl
 
-FAMILIES = {"llava_onevision": llava_onevision, "internvl": internvl}
+FAMILIES = {"llava_onevision": llava_onevision, "internvl": internvl, "qwen2_5_vl": qwen2_5_vl}
+WITH_ORIGINAL = tuple(name for name, tests in FAMILIES.items() if "original" in tests.NAMINGS)
+WITH_VIDEOS = tuple(name for name, tests in FAMILIES.items() if tests.FRAMES)
 OTHERS = tuple(name for name in FAMILIES if name != DEFAULT)  # but the default family
 
 

@@ -103,6 +103,7 @@ VIDEO_TOKENS = {8: 8 * 256, 32: 32 * 256}  # frames -> visual tokens
 QUICK_PICTURES = ("14 high, 2000 wide", "2000 high, 14 wide", "two", "3000 high, 4000 wide")  # the extremes
 QUICK_FRAMES = (8,)
 # The original code computes pixels without an image processor's file.
+TOWER_LINEARS, TOWER_MODULES = 6, 6
 UNREAD_FILES = {"hf": "video_preprocessor_config.json", "original": "preprocessor_config.json"}
 
 
@@ -421,6 +422,11 @@ def picture_inputs(directory: str | os.PathLike[str], pictures: list) -> dict[st
     processor = GotOcr2ImageProcessorPil.from_pretrained(directory)
     # As `InternVLProcessor` calls it.
     return {"pixel_values": processor(images=pictures, crop_to_patches=True, return_tensors="pt")["pixel_values"]}
+
+
+def id_inputs(ids: np.ndarray) -> dict[str, Any]:
+    """What transformers' model takes beside pixels and ids, [1, N]."""
+    return {}
 
 
 def frame_inputs(pixels, ids: np.ndarray, image_token: int) -> tuple[np.ndarray, dict[str, Any]]:

@@ -75,6 +75,7 @@ TOKENS = {
 VIDEO_TOKENS = {8: 8 * 196 + 1, 32: 32 * 196 + 1}  # frames -> visual tokens
 QUICK_PICTURES = None  # all of them
 QUICK_FRAMES = (8, 32)
+TOWER_LINEARS, TOWER_MODULES = 6, 6
 UNREAD_FILES = {"legacy": "video_preprocessor_config.json"}
 
 
@@ -89,6 +90,11 @@ def picture_inputs(directory: str | os.PathLike[str], pictures: list) -> dict[st
 
     processor = LlavaOnevisionImageProcessorPil.from_pretrained(directory)
     return dict(processor(images=[pictures], return_tensors="pt"))
+
+
+def id_inputs(ids: np.ndarray) -> dict[str, Any]:
+    """What transformers' model takes beside pixels and ids, [1, N]."""
+    return {}
 
 
 def frame_inputs(pixels, ids: np.ndarray, image_token: int) -> tuple[np.ndarray, dict[str, Any]]:

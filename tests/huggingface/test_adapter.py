@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from mmrlhf_jax import config
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.adapter import export_adapter
-from mmrlhf_jax.huggingface.export import export_model
+from mmrlhf_jax.huggingface.export import export_checkpoint, export_model
 from mmrlhf_jax.models.lora import adapted_layers, merge_lora
 from mmrlhf_jax.training.state import with_adapters
 from tests import tiny
@@ -58,7 +58,8 @@ def transformers_logits(theirs, family, model, base):
     torch = pytest.importorskip("torch")
     ids, _ = about_pictures(model, base, PICTURE)
     with torch.no_grad():
-        return theirs(input_ids=torch.tensor(ids[None]), **family.picture_inputs(base, PICTURE)).logits.numpy()
+        inputs = family.picture_inputs(base, PICTURE) | family.id_inputs(ids[None])
+        return theirs(input_ids=torch.tensor(ids[None]), **inputs).logits.numpy()
 
 
 def transformers_model(directory):
@@ -68,11 +69,11 @@ def transformers_model(directory):
 
 
 @pytest.mark.long
-def test_new_adapters_change_nothing_at_all_and_every_linear_layer_has_one(base):
+def test_new_adapters_change_nothing_at_all_and_every_linear_layer_has_one(base, family):
     plain, fresh = tiny.on_one_device(base), with_adapters(tiny.on_one_device(base), LORA, seed=0)
     np.testing.assert_array_equal(logits(fresh, base), logits(plain, base))
     names = {".".join(path) for path, _ in adapted_layers(fresh)}
-    assert len(names) == 7 + 6 + 2  # the decoder's, the tower's, the projector's
+    assert len(names) == 7 + family.TOWER_LINEARS + 2  # the decoder's, the tower's, the projector's
     assert "language.layers.mlp.gate" in names and "vision.patch" not in names
 
 
@@ -96,11 +97,22 @@ def test_the_adapter_files_are_the_update_that_was_trained(adapted, base, family
     model = transformers_model(base)
     modules = dict(model.named_modules())
     names = {name.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for name in tensors}
-    assert len(names) == 2 * 7 + 3 * 6 + 2
+    assert len(names) == 2 * 7 + 3 * family.TOWER_MODULES + 2
     for name in names:
         a, b = (torch.tensor(tensors[f"base_model.model.{name}.lora_{x}.weight"]) for x in "AB")
         modules[name].weight.data += settings["lora_alpha"] / settings["r"] * b @ a
     np.testing.assert_allclose(transformers_logits(model, family, adapted, base), logits(adapted, base), atol=1e-4)
+
+
+def test_exported_adapters_are_merged_into_their_base_again(adapted, base, tmp_path):
+    """Also those of modules that the file joins, of which each has its own part here."""
+    export_adapter(adapted, str(base), tmp_path / "adapter", rank=LORA.rank, alpha=LORA.alpha)
+    export_checkpoint(tmp_path / "adapter", tmp_path / "merged")
+    export_model(merge_lora(adapted), base, tmp_path / "model")
+    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("merged", "model"))
+    assert found.keys() == expected.keys()
+    for name in found:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 def test_the_adapter_of_the_vocabulary_is_pefts_lm_head(family, tmp_path):

@@ -26,7 +26,7 @@ from mmrlhf_jax.inference.prompts import prompt_trees
 from mmrlhf_jax.records import RankedRecord, Response
 from mmrlhf_jax.sharding.mesh import make_mesh
 from tests import ranked, tiny
-from tests.families import FAMILIES
+from tests.families import FAMILIES, WITH_VIDEOS
 
 NEW_TOKENS = 64
 # Text and the sizes of its pictures; a number of frames is a video's.
@@ -105,7 +105,7 @@ def assert_generates_as_transformers(engine, directory, prompts) -> None:
     ours = stopping_at(engine).generate_tokens([Prompt(e) for e in examples], max_new_tokens=NEW_TOKENS)
     for e, ids in zip(examples, ours, strict=True):
         tokens = prompt_tokens(engine, Prompt(e))
-        inputs = {"input_ids": torch.from_numpy(tokens[None]).long()}
+        inputs = {"input_ids": torch.from_numpy(tokens[None]).long()} | family.id_inputs(tokens[None])
         if e.images:
             inputs |= family.picture_inputs(directory, [decode_image(data, "p") for data in e.images])
         if e.frames:
@@ -128,7 +128,8 @@ def test_greedy_generation_equals_transformers_token_for_token(tmp_path, family)
     raw = FAMILIES[family].config(text={"tie_word_embeddings": False})
     directory = FAMILIES[family].checkpoint(tmp_path, raw)
     engine = Engine.load(str(directory), batch=4, mesh=make_mesh({}, jax.devices()[:1]))
-    assert_generates_as_transformers(engine, directory, PROMPTS + ODD)
+    prompts = [one for one in PROMPTS + ODD if family in WITH_VIDEOS or not isinstance(one[1], int)]
+    assert_generates_as_transformers(engine, directory, prompts)
 
 
 @pytest.mark.slow

@@ -53,8 +53,9 @@ def expected_sums(family, model, directory, record: dict, media) -> list[tuple[f
     for response in record["responses"]:
         start = len(tokenizer(opening).input_ids)
         ids = tokenizer(f"{opening}{response['text']}<|im_end|>", return_tensors="pt").input_ids
+        inputs = pixels | family.id_inputs(ids.numpy())
         with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **pixels).logits[0].double()
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0].double()
         logps = logits[start - 1 : -1].log_softmax(-1).gather(1, ids[0, start:, None])
         sums.append((float(logps.sum()), len(logps)))
     return sums

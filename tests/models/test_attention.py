@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrlhf_jax.models.attention import attention, full_attention, pallas_tpu, xla
+from mmrlhf_jax.models.attention import attention, banded_attention, full_attention, pallas_tpu, segment_attention, xla
 from mmrlhf_jax.models.attention.parts import attend_part, join
 from tests.models.trees import oracle, oracle_gradients, random_tree, visible
 
@@ -87,6 +87,55 @@ def test_no_rows_are_attended_to_as_no_rows(backend):
     q, k = (np.zeros((0, SLOTS, heads, 8), np.float32) for heads in (2, 1))
     out, pull = jax.vjp(lambda q, k, v: full_attention(q, k, v, backend=backend), q, k, k)
     assert [x.shape for x in (out, *pull(out))] == [q.shape, q.shape, k.shape, k.shape]
+
+
+def segments(seed: int, most: int = SLOTS) -> np.ndarray:
+    """int32[2, SLOTS]: the ends of random segments of at most so many slots; the last slots are segments of their own."""
+    rng, rows = np.random.default_rng(seed), []
+    for _ in range(2):
+        lengths = []
+        while sum(lengths) < SLOTS - 3:
+            lengths.append(int(rng.integers(1, min(most, SLOTS - 3 - sum(lengths)) + 1)))
+        rows.append(np.repeat(np.cumsum([*lengths, 1, 1, 1]), [*lengths, 1, 1, 1]))
+    return np.stack(rows).astype(np.int32)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_in_segments_every_query_sees_the_keys_of_its_own(way, seed):
+    q, k, v, _, cotangent = example(4, 2)
+    until = segments(seed)
+    backend = "pallas" if way == "pallas" else "xla"
+
+    @jax.jit
+    def run(q, k, v, until, cotangent):
+        with jax.default_matmul_precision("highest"):
+            out, pull = jax.vjp(lambda q, k, v: segment_attention(q, k, v, until, backend=backend), q, k, v)
+            return out, pull(cotangent)
+
+    out, gradients = run(q, k, v, until, cotangent)
+    same = until[:, :, None] == until[:, None, :]
+    assert_close(out, oracle(q, k, v, same))
+    for actual, expected in zip(gradients, oracle_gradients(q, k, v, same, cotangent), strict=True):
+        assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_short_segments_are_attended_to_in_bands(seed):
+    """Wherever they begin."""
+    q, k, v, _, cotangent = example(3, 3)
+    until = segments(seed, most=8)
+
+    @jax.jit
+    def run(q, k, v, until, cotangent):
+        with jax.default_matmul_precision("highest"):
+            out, pull = jax.vjp(lambda q, k, v: banded_attention(q, k, v, until, 8), q, k, v)
+            return out, pull(cotangent)
+
+    out, gradients = run(q, k, v, until, cotangent)
+    same = until[:, :, None] == until[:, None, :]
+    assert_close(out, oracle(q, k, v, same))
+    for actual, expected in zip(gradients, oracle_gradients(q, k, v, same, cotangent), strict=True):
+        assert_close(actual, expected)
 
 
 @pytest.mark.long

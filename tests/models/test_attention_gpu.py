@@ -19,7 +19,7 @@ import pytest
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.attention import backends, pallas_gpu, tiles_gpu
 from mmrlhf_jax.models.attention.pallas_gpu import Blocks, KernelBlocks
-from mmrlhf_jax.models.attention.visibility import most_pairs
+from mmrlhf_jax.models.attention.visibility import most_pairs, segment_starts
 from tests.cuda_plugin import needs_cuda_plugin
 from tests.models.trees import oracle, oracle_gradients, random_tree, visible
 
@@ -42,8 +42,8 @@ def example(length: int, heads: int, kv_heads: int, dim: int, dtype=np.float32):
     return [rng.normal(size=(2, length, count, dim)).astype(np.float32).astype(dtype) for count in counts]
 
 
-def value_and_gradients(q, k, v, until, cotangent, causal=True):
-    out, pull = jax.vjp(lambda q, k, v: pallas_gpu.attend(causal, True, q, k, v, until), q, k, v)
+def value_and_gradients(q, k, v, until, cotangent, causal=True, since=None):
+    out, pull = jax.vjp(lambda q, k, v: pallas_gpu.attend(causal, True, q, k, v, until, since), q, k, v)
     return out, *pull(cotangent)
 
 
@@ -86,6 +86,19 @@ def test_the_blocks_that_gpus_get_give_the_same(dtype, tolerance):
 def test_full_attention_lets_every_query_see_every_key(small_blocks, shape):
     q, k, v, cotangent = example(*shape)
     assert_the_oracles(q, k, v, np.full((2, shape[0]), EVERYTHING, np.int32), cotangent, 1e-5, causal=False)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (jnp.bfloat16, 2e-2)])
+@pytest.mark.parametrize("shape", [(50, 2, 2, 80), (65, 2, 1, 64)])
+def test_in_segments_every_query_sees_the_keys_of_its_own(small_blocks, shape, dtype, tolerance):
+    q, k, v, cotangent = example(*shape, dtype)
+    lengths = [[1, 40, shape[0] - 42, 1], [20, 3, 17, shape[0] - 40]]
+    until = np.stack([np.repeat(np.cumsum(each), each) for each in lengths]).astype(np.int32)
+    found = value_and_gradients(q, k, v, until, cotangent, causal=False, since=segment_starts(until))
+    same = until[:, :, None] == until[:, None, :]
+    for actual, right in zip(found, (oracle(q, k, v, same), *oracle_gradients(q, k, v, same, cotangent)), strict=True):
+        np.testing.assert_allclose(np.asarray(actual, np.float64), right, rtol=0, atol=tolerance * np.abs(right).max())
 
 
 @pytest.mark.long

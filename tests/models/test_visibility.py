@@ -22,6 +22,7 @@ from mmrlhf_jax.models.attention.visibility import (
     by_key,
     by_query,
     most_pairs,
+    segment_starts,
 )
 from tests.models.trees import random_tree, visible
 
@@ -59,6 +60,18 @@ def rows() -> np.ndarray:
 def test_the_kind_of_every_block_is_that_of_its_mask(rows):
     kinds = classify(rows, causal=True)
     np.testing.assert_array_equal(kinds, by_the_mask(rows, causal=True))
+
+
+def test_blocks_between_segments_are_hidden():
+    rng = np.random.default_rng(0)
+    ends = [np.unique([*rng.choice(SLOTS, count, replace=False), SLOTS]) for count in (1, 2, 5, 20, 60)]
+    ends = [each[each > 0] for each in ends]
+    until = np.stack([np.repeat(each, np.diff(each, prepend=0)) for each in ends]).astype(np.int32)
+    since = np.asarray(segment_starts(until))
+    same = until[:, :, None] == until[:, None, :]
+    np.testing.assert_array_equal(since, np.argmax(same, axis=2))
+    kinds = jax.jit(lambda until, since: block_kinds(until, BLOCK, causal=False, since=since))(until, since)
+    np.testing.assert_array_equal(kinds, rectangles_by_the_mask(same, BLOCK, BLOCK))
 
 
 def test_without_order_only_padding_keys_are_hidden():

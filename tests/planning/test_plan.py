@@ -365,6 +365,7 @@ def test_an_unknown_model_is_an_error_not_a_guess(tmp_path):
     [
         "mmdpo_llava_ov_7b",
         "mmdpo_internvl3_8b",
+        "mmdpo_qwen2_5_vl_7b",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("mmdpo_internvl2_1b", "reward_internvl3_8b")),
     ],
 )
@@ -422,7 +423,9 @@ def test_a_kernel_skips_the_blocks_that_no_token_of_the_data_sees(model):
     short, long = (assumed_workload(each, geometry, "for a test") for each in settings)
     assert 1 >= short.visible_blocks(128) > long.visible_blocks(128) > 1 / 64
     assert long.visible_pairs < long.visible_blocks(128) * 8192**2 / 2 * 1.1
-    work = pack_workload(experiment(model, config.Preference(), slots=512), np.array([[512, 1, 4, 256, 2, 1]]), "one group")
+    work = pack_workload(
+        experiment(model, config.Preference(), slots=512), np.array([[512, 1, 4, 256, 2, 1]]), "one group", geometry
+    )
     # The trunk's 256 and a branch of 128 after it: 2 x 3 / 2 blocks, 2 branches' own and 2 x 2 that see the trunk.
     assert work.visible_blocks(128) == (3 + 2 + 4) / 10
     assert work.visible_pairs == 256 * 257 / 2 + 2 * (128 * 129 / 2 + 128 * 256)

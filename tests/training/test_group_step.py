@@ -19,7 +19,7 @@ from mmrlhf_jax.mesh_axes import fewest_pieces
 from mmrlhf_jax.objectives.outputs import Outputs
 from mmrlhf_jax.planning.unshared import forward_unshared
 from mmrlhf_jax.tasks import task_of
-from tests.families import FAMILIES
+from tests.families import FAMILIES, WITH_VIDEOS
 from tests.training import groups
 from tests.training.groups import LORA, OBJECTIVES, alone, assert_same_step, encoder, packed, pair_expanded
 
@@ -39,18 +39,24 @@ def model(directory):
 
 
 @pytest.fixture(scope="module")
-def examples(tmp_path_factory):
-    return groups.examples(tmp_path_factory.mktemp("data"))
+def examples_of(tmp_path_factory):
+    """The groups of a family: a video is among them if it has videos."""
+    return functools.cache(lambda family: groups.examples(tmp_path_factory.mktemp("data"), video=family in WITH_VIDEOS))
 
 
 @pytest.fixture(scope="module")
-def expanded_step(directory, examples):
+def examples(examples_of):
+    return examples_of(FIRST)
+
+
+@pytest.fixture(scope="module")
+def expanded_step(directory, examples_of):
     """The oracle: (figures, gradients) of an objective's pair-expanded step on one device."""
 
     @functools.cache
     def found(family: str, name: str, lora: config.Lora | None):
         mesh, model = groups.load(directory(family), 1, lora)
-        rows = pair_expanded(model, examples, task_of(OBJECTIVES[name]).conversation)
+        rows = pair_expanded(model, examples_of(family), task_of(OBJECTIVES[name]).conversation)
         return groups.step(mesh, model, OBJECTIVES[name], rows, lora=lora)
 
     return found
@@ -72,14 +78,14 @@ def expanded_step(directory, examples):
 )
 @pytest.mark.long
 def test_loss_metrics_and_every_gradient_equal_the_pair_expanded_steps(
-    directory, examples, expanded_step, family, name, lora, at_once
+    directory, examples_of, expanded_step, family, name, lora, at_once
 ):
     """Ties, two to six responses, text, pictures and video. Accumulation gives the batch's means, not means of means.
 
     `at_once`: the launch file's rows per device; None: all four.
     """
     mesh, model = groups.load(directory(family), 1, lora)
-    rows = packed(model, examples, task_of(OBJECTIVES[name]).conversation, rows=4)
+    rows = packed(model, examples_of(family), task_of(OBJECTIVES[name]).conversation, rows=4)
     accumulation = fewest_pieces(4, at_once, mesh.shape)
     assert accumulation == (1 if at_once is None else 4)
     actual = groups.step(mesh, model, OBJECTIVES[name], rows, accumulation=accumulation, lora=lora)
@@ -89,8 +95,8 @@ def test_loss_metrics_and_every_gradient_equal_the_pair_expanded_steps(
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("task", ["answer", "critique"])
 @pytest.mark.long
-def test_a_response_has_the_log_prob_and_reward_it_has_alone_in_a_row(model, examples, task, family):
-    model = model(family)
+def test_a_response_has_the_log_prob_and_reward_it_has_alone_in_a_row(model, examples_of, task, family):
+    model, examples = model(family), examples_of(family)
     graphdef, params = nnx.split(model)
     run = jax.jit(lambda params, batch: forward(nnx.merge(graphdef, params), batch, chunk=16))
     together = run(params, packed(model, examples, task))

@@ -35,7 +35,7 @@ from mmrlhf_jax.training.work import Work, useful_flops
 from tests.families import FAMILIES
 
 MESH = make_mesh({}, jax.devices()[:1])
-HAS_NEWLINE = {"llava_onevision": True, "internvl": False}
+HAS_NEWLINE = {"llava_onevision": True, "internvl": False, "qwen2_5_vl": False}
 NEWLINE_ONLY = config.Trains(projector=False, language_model=False, reward_head=False)
 HEAD_ONLY = config.Trains(projector=False, language_model=False)  # and the newline, by default
 
@@ -99,7 +99,10 @@ def test_a_run_in_which_nothing_learns_is_refused_before_a_weight_is_read_and_in
         return
     monkeypatch.setattr(planned, "plan_training_rows", None)
     for check in (lambda: plan_run(made), lambda: make_plan(made, config.Launch())):
-        assert "of the parts of this InternVL model that the objective depends on none learns; set one of" in refusal(check)
+        assert (
+            f"of the parts of this {registry.family(family).title} model that the objective depends on none learns; set one of"
+            in refusal(check)
+        )
 
 
 def test_a_head_that_the_objective_does_not_look_at_is_not_enough(family, head_model, tmp_path):

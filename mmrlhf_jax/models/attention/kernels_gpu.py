@@ -33,6 +33,7 @@ class Shape(NamedTuple):
     queries: int
     keys: int
     causal: bool
+    segments: bool = False  # behind the row's `until` follows the slot from which on queries see each key
 
     @property
     def scale(self) -> float:
@@ -141,10 +142,14 @@ def _visible(shape: Shape, first_query, key_slots, until, *, keys_down: bool):
     because `until` is at most the length."""
     queries = first_query + jnp.arange(shape.queries)
     keys = key_slots.start + jnp.arange(shape.keys)
+    behind = until.shape[0] // 2
+    since = plgpu.load(until.at[pl.ds(behind + key_slots.start, shape.keys)]) if shape.segments else None
     until = plgpu.load(until.at[key_slots])
     across = (lambda x: x[None, :]), (lambda x: x[:, None])
     query, key = across if keys_down else reversed(across)
     visible = query(queries) < key(until)
+    if shape.segments:
+        visible &= query(queries) >= key(since)
     return visible & (key(keys) <= query(queries)) if shape.causal else visible
 
 

@@ -30,6 +30,7 @@ class Shape(NamedTuple):
     dim: int
     block: int
     causal: bool
+    segments: bool = False  # `until` has a second row: the slot from which on queries see the key
 
     @property
     def blocks(self) -> int:
@@ -133,10 +134,15 @@ def _visit(shape: Shape, flags, head, bias):
 
 
 def _bias(shape: Shape, query_block, key_block, until, *, keys_down: bool):
-    """The mask as a bias: 0 or NEVER for every pair of the block. `until` is [1, block]; with `keys_down` keys are the rows."""
+    """The mask as a bias: 0 or NEVER for every pair of the block. `until` is [1, block], or [2, block] for
+    segments; with `keys_down` keys are the rows."""
     square = (shape.block, shape.block)
     queries = query_block * shape.block + jax.lax.broadcasted_iota(jnp.int32, square, 1 if keys_down else 0)
+    if shape.segments:
+        until, since = until[:1], until[1:]
     visible = queries < (_column(until)[:, :1] if keys_down else until)
+    if shape.segments:
+        visible &= queries >= (_column(since)[:, :1] if keys_down else since)
     if shape.causal:
         keys = key_block * shape.block + jax.lax.broadcasted_iota(jnp.int32, square, 0 if keys_down else 1)
         visible &= keys <= queries

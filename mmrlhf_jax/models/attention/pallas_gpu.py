@@ -97,12 +97,13 @@ def forward(
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K D"],
     visible_until: Int[Array, "B S"],
+    since: Int[Array, "B S"] | None,
     *,
     causal: bool,
     interpret: bool,
 ) -> tuple[Float[Array, "B S H D"], Float[Array, "B H S"]]:
     """(the attention's output, the log-sum-exp of every query's scores for the backward pass)."""
-    call = _Call(q, k, visible_until, causal, interpret, kernel_blocks(q.shape[1], q.shape[3], q.dtype).forward)
+    call = _Call(q, k, visible_until, since, causal, interpret, kernel_blocks(q.shape[1], q.shape[3], q.dtype).forward)
     rows, length, heads, _ = q.shape
     lse = jax.ShapeDtypeStruct((rows, heads, length), jnp.float32)
     return call.by_query(
@@ -118,6 +119,7 @@ def backward(
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K D"],
     visible_until: Int[Array, "B S"],
+    since: Int[Array, "B S"] | None,
     out: Float[Array, "B S H D"],
     lse: Float[Array, "B H S"],
     cotangent: Float[Array, "B S H D"],
@@ -132,7 +134,7 @@ def backward(
     cotangent = cotangent.astype(q.dtype)
     blocks = kernel_blocks(q.shape[1], q.shape[3], q.dtype)
 
-    call = _Call(q, k, visible_until, causal, interpret, blocks.queries_gradient)
+    call = _Call(q, k, visible_until, since, causal, interpret, blocks.queries_gradient)
     keyed = [(k, call.shared_head), (v, call.shared_head)]
     statistics = [(lse, call.statistic), (delta, call.statistic)]
     (dq,) = call.by_query(
@@ -141,7 +143,7 @@ def backward(
         outputs=[(_like(q), call.query_head)],
         products=3,
     )
-    call = _Call(q, k, visible_until, causal, interpret, blocks.keys_gradient)
+    call = _Call(q, k, visible_until, since, causal, interpret, blocks.keys_gradient)
     statistics = [(lse, call.statistics), (delta, call.statistics)]
     dk, dv = call.by_key(
         kernels.attention_keys_gradient,
@@ -156,27 +158,32 @@ attend = differentiable(forward, backward)
 
 
 def kinds_of(
-    visible_until: Int[Array, "B S"], queries: int, keys: int, *, causal: bool
-) -> tuple[Int[Array, "B T"], Int[Array, "B N M"]]:
-    """(`visible_until` for rows of whole blocks of keys, the kind of every block of the row).
+    visible_until: Int[Array, "B S"], queries: int, keys: int, *, causal: bool, since: Int[Array, "B S"] | None = None
+) -> tuple[Int[Array, "B T"] | Int[Array, "B 2T"], Int[Array, "B N M"]]:
+    """(`visible_until` for rows of whole blocks of keys, and `since` behind it if there is one; the kind of every block of the
+    row).
 
     No query beyond a row sees a key, and no query sees a key beyond it.
     """
     length = visible_until.shape[1]
-    until = jnp.pad(jnp.minimum(visible_until, length).astype(jnp.int32), ((0, 0), (0, -length % keys)))
-    kinds = rectangle_kinds(until, queries, keys, causal=causal)
+    beyond = ((0, 0), (0, -length % keys))
+    until = jnp.pad(jnp.minimum(visible_until, length).astype(jnp.int32), beyond)
+    if since is not None:
+        since = jnp.pad(since.astype(jnp.int32), beyond, constant_values=length)
+    kinds = rectangle_kinds(until, queries, keys, causal=causal, since=since)
+    until = until if since is None else jnp.concatenate([until, since], axis=1)
     return until, kinds[:, : -(-length // queries)]
 
 
 class _Call:
     """One kernel's call: its static sizes, the blocks that it visits, and what a program sees of each array."""
 
-    def __init__(self, q, k, visible_until, causal: bool, interpret: bool, blocks: Blocks):
+    def __init__(self, q, k, visible_until, since, causal: bool, interpret: bool, blocks: Blocks):
         self.rows, length, self.heads, dim = q.shape
         self.kv_heads = k.shape[2]
-        self.shape = Shape(length, dim, self.heads // self.kv_heads, blocks.queries, blocks.keys, causal)
+        self.shape = Shape(length, dim, self.heads // self.kv_heads, blocks.queries, blocks.keys, causal, since is not None)
         self.blocks, self.interpret = blocks, interpret
-        self.until, self.kinds = kinds_of(visible_until, blocks.queries, blocks.keys, causal=causal)
+        self.until, self.kinds = kinds_of(visible_until, blocks.queries, blocks.keys, causal=causal, since=since)
 
         group, queries, keys = self.shape.group, self._whole(blocks.queries), self._whole(blocks.keys)
         self.query_head = pl.BlockSpec((None, queries, None, tiles.padded(dim)), lambda h, i, row: (row, 0, h, 0))
@@ -223,7 +230,7 @@ class _Call:
 
     def _cost(self, arrays, products: int) -> pl.CostEstimate:
         """An upper bound, because the number of visible blocks is known only on the device."""
-        _, _, queries, keys, causal = self.shape[1:]
+        _, _, queries, keys, causal, _ = self.shape[1:]
         pairs = self.rows * self.heads * most_pairs(self.shape.length, queries, keys, causal=causal)
         moved = sum(x.size * x.dtype.itemsize for x in arrays)
         flops = 2 * products * pairs * self.shape.dim

@@ -46,19 +46,20 @@ def forward(
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K D"],
     visible_until: Int[Array, "B S"],
+    since: Int[Array, "B S"] | None,
     *,
     causal: bool,
     interpret: bool,
 ) -> tuple[Float[Array, "B S H D"], Float[Array, "B K G S"]]:
     """(the attention's output, the log-sum-exp of every query's scores for the backward pass)."""
     length = q.shape[1]
-    shape, q, k, v, until = _lay_out(q, k, v, visible_until, causal)
+    shape, q, k, v, until = _lay_out(q, k, v, visible_until, since, causal)
     specs = _specs(shape, outer="queries")
     statistics = jax.ShapeDtypeStruct((shape.rows, shape.kv_heads, shape.group, shape.length), jnp.float32)
     out, lse = _call(
         kernels.forward_kernel,
         shape,
-        by_query(block_kinds(until[:, 0], shape.block, causal=causal), causal=causal),
+        by_query(_kinds(shape, until), causal=causal),
         inputs=[(until, specs.until), (q, specs.queries), (k, specs.keys), (v, specs.keys)],
         outputs=[(_like(q), specs.queries), (statistics, specs.statistics)],
         scratch=[(shape.group, shape.block, LANES)] * 2 + [(shape.group, shape.block, shape.dim)],
@@ -73,6 +74,7 @@ def backward(
     k: Float[Array, "B S K D"],
     v: Float[Array, "B S K D"],
     visible_until: Int[Array, "B S"],
+    since: Int[Array, "B S"] | None,
     out: Float[Array, "B S H D"],
     lse: Float[Array, "B K G S"],
     cotangent: Float[Array, "B S H D"],
@@ -86,11 +88,11 @@ def backward(
     # The softmax's derivative needs sum_k p dp, which equals sum_d out * cotangent.
     delta = (out.astype(jnp.float32) * cotangent.astype(jnp.float32)).sum(axis=-1)
     delta = delta.transpose(0, 2, 1).reshape(lse.shape)
-    shape, q, k, v, until = _lay_out(q, k, v, visible_until, causal)
+    shape, q, k, v, until = _lay_out(q, k, v, visible_until, since, causal)
     pad = shape.length - length
     lse, delta = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, pad))) for x in (lse, delta))
     cotangent = _heads_first(cotangent.astype(q.dtype), shape.kv_heads, pad)
-    kinds = block_kinds(until[:, 0], shape.block, causal=causal)
+    kinds = _kinds(shape, until)
 
     def inputs(specs: Specs):
         keyed = [(until, specs.until), (q, specs.queries), (k, specs.keys), (v, specs.keys)]
@@ -125,19 +127,28 @@ def backward(
 attend = differentiable(forward, backward)
 
 
-def _lay_out(q, k, v, visible_until, causal: bool):
-    """(Shape, q, k, v, `visible_until` [B, 1, S]): heads before slots, rows padded to whole blocks, queries scaled by 1/√D."""
+def _lay_out(q, k, v, visible_until, since, causal: bool):
+    """(Shape, q, k, v, `visible_until` [B, 1, S], or it and `since` as [B, 2, S]): heads before slots, rows padded to whole
+    blocks, queries scaled by 1/√D."""
     rows, length, heads, dim = q.shape
     kv_heads = k.shape[2]
     block = block_size(length, heads // kv_heads, causal)
     pad = -length % block
-    shape = Shape(rows, kv_heads, heads // kv_heads, length + pad, dim, block, causal)
-    # With a causal mask a padding key is visible only to itself, else to no query.
-    own = jnp.arange(length, length + pad) + 1 if causal else jnp.zeros(pad, jnp.int32)
+    segments = since is not None
+    shape = Shape(rows, kv_heads, heads // kv_heads, length + pad, dim, block, causal, segments)
+    # With a causal mask or segments a padding key is visible only to itself, else to no query.
+    own = jnp.arange(length, length + pad) + 1 if causal or segments else jnp.zeros(pad, jnp.int32)
     until = jnp.concatenate([visible_until, jnp.broadcast_to(own.astype(jnp.int32), (rows, pad))], axis=1)
+    if segments:
+        since = jnp.concatenate([since, jnp.broadcast_to(own.astype(jnp.int32) - 1, (rows, pad))], axis=1)
     q = _heads_first(q * jnp.asarray(dim**-0.5, q.dtype), kv_heads, pad)
     k, v = (jnp.pad(x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, pad), (0, 0))) for x in (k, v))
-    return shape, q, k, v, until[:, None]
+    return shape, q, k, v, jnp.stack([until, since], axis=1) if segments else until[:, None]
+
+
+def _kinds(shape: Shape, until: Int[Array, "B 1 S"] | Int[Array, "B 2 S"]) -> Int[Array, "B N N"]:
+    since = until[:, 1] if shape.segments else None
+    return block_kinds(until[:, 0], shape.block, causal=shape.causal, since=since)
 
 
 def _heads_first(x, kv_heads: int, pad: int):
@@ -172,7 +183,7 @@ def _specs(shape: Shape, outer: Literal["queries", "keys"]) -> Specs:
 
     group, block, dim = shape.group, shape.block, shape.dim
     return Specs(
-        until=spec((None, 1, block), "keys", lambda row, head, i: (row, 0, i)),
+        until=spec((None, 2 if shape.segments else 1, block), "keys", lambda row, head, i: (row, 0, i)),
         queries=spec((None, None, group, block, dim), "queries", lambda row, head, i: (row, head, 0, i, 0)),
         keys=spec((None, None, block, dim), "keys", lambda row, head, i: (row, head, i, 0)),
         statistics=spec((None, None, group, block), "queries", lambda row, head, i: (row, head, 0, i)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -30,20 +31,25 @@ class WorkList(NamedTuple):
     count: Int[Array, ""]
 
 
-def block_kinds(visible_until: Int[Array, "B S"], block: int, *, causal: bool) -> Int[Array, "B N N"]:
+def block_kinds(
+    visible_until: Int[Array, "B S"], block: int, *, causal: bool, since: Int[Array, "B S"] | None = None
+) -> Int[Array, "B N N"]:
     """HIDDEN, PARTIAL or FULL for every (query block, key block); `block` divides S.
 
     Diagonal blocks are never HIDDEN: every query attends to itself (`visible_until[k] > k`). So every output block is written.
     """
-    kinds = rectangle_kinds(visible_until, block, block, causal=causal)
+    kinds = rectangle_kinds(visible_until, block, block, causal=causal, since=since)
     number = jnp.arange(kinds.shape[1])
     return jnp.where(number[:, None] == number[None, :], jnp.maximum(kinds, PARTIAL), kinds)
 
 
-def rectangle_kinds(visible_until: Int[Array, "B S"], queries: int, keys: int, *, causal: bool) -> Int[Array, "B N M"]:
+def rectangle_kinds(
+    visible_until: Int[Array, "B S"], queries: int, keys: int, *, causal: bool, since: Int[Array, "B S"] | None = None
+) -> Int[Array, "B N M"]:
     """HIDDEN, PARTIAL or FULL for every (block of `queries` slots, block of `keys` slots).
 
-    Both sizes are powers of two, or equal. `keys` divides S; the last block of queries may reach beyond S.
+    Both sizes are powers of two, or equal. `keys` divides S; the last block of queries may reach beyond S. `since`, with the
+    starts of segments whose ends are `visible_until`, hides a key from the queries before its segment.
     """
     rows, length = visible_until.shape
     per_block = visible_until.reshape(rows, 1, length // keys, keys)
@@ -55,6 +61,11 @@ def rectangle_kinds(visible_until: Int[Array, "B S"], queries: int, keys: int, *
     if causal:
         # Of two blocks that overlap one contains the other, so that a slot of both sees itself.
         seen, whole = seen & (first_key < first_query + queries), whole & (first_key + keys <= first_query)
+    if since is not None:
+        # The keys of a block are consecutive, and so are all slots of their segments together.
+        per_block = since.reshape(rows, 1, length // keys, keys)
+        seen &= per_block.min(axis=-1) < first_query + queries
+        whole &= per_block.max(axis=-1) <= first_query
     return jnp.where(whole, FULL, jnp.where(seen, PARTIAL, HIDDEN))
 
 
@@ -110,3 +121,10 @@ def _work_list(kinds: Int[Array, "B N N"], causal: bool) -> WorkList:
     last = jnp.concatenate([changes, jnp.array([True])]) | (step == count - 1)
     flags = FIRST * first + LAST * last + WHOLE * (flat[place] == FULL)
     return WorkList(outer, inner, flags.astype(jnp.int32), count)
+
+
+def segment_starts(until: Int[Array, "B S"]) -> Int[Array, "B S"]:
+    """The first slot of every slot's segment, of segments of consecutive slots whose ends are `until`."""
+    slots = jnp.arange(until.shape[1], dtype=jnp.int32)
+    begins = jnp.concatenate([jnp.ones_like(until[:, :1], bool), until[:, 1:] != until[:, :-1]], axis=1)
+    return jax.lax.cummax(jnp.where(begins, slots, 0), axis=1)

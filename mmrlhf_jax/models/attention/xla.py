@@ -41,6 +41,24 @@ def attend(
     return jnp.concatenate(outs, axis=1)
 
 
+def attend_segments(
+    q: Float[Array, "B S H D"], k: Float[Array, "B S K D"], v: Float[Array, "B S K D"], until: Int[Array, "B S"]
+) -> Float[Array, "B S H D"]:
+    """Every query attends to all keys of its own segment, whose end is `until`; a segment is consecutive slots."""
+    length = q.shape[1]
+    size = length if length <= DENSE_LIMIT else min(max(length // 4, QUERY_BLOCKS[0]), QUERY_BLOCKS[1])
+    block = _attend_same if length < REMAT_LIMIT else jax.checkpoint(_attend_same)
+    if length > size:
+        k, v = k.astype(jnp.float32), v.astype(jnp.float32)  # as above
+    parts = (slice(start, start + size) for start in range(0, length, size))
+    return jnp.concatenate([block(q[:, part], k, v, until[:, part], until) for part in parts], axis=1)
+
+
+def _attend_same(q, k, v, queries, keys):
+    """Queries against the keys whose segment has the same end."""
+    return softmax_attend(q, k.astype(q.dtype), v.astype(q.dtype), queries[:, :, None] == keys[:, None, :])
+
+
 def _attend_block(q, k, v, visible_until, start: int, causal: bool):
     """Queries start, ..., start + Q - 1 against keys 0, ..., K - 1."""
     queries = start + jnp.arange(q.shape[1])
@@ -48,10 +66,10 @@ def _attend_block(q, k, v, visible_until, start: int, causal: bool):
     visible = queries[None, :, None] < visible_until[:, None, :]
     if causal:
         visible &= keys[None, None, :] <= queries[None, :, None]
-    return _softmax_attend(q, k.astype(q.dtype), v.astype(q.dtype), visible)
+    return softmax_attend(q, k.astype(q.dtype), v.astype(q.dtype), visible)
 
 
-def _softmax_attend(q, k, v, visible: Bool[Array, "B Q S"]):
+def softmax_attend(q, k, v, visible: Bool[Array, "B Q S"]):
     """Softmax in float32. It is normalised after the values are summed, which saves a pass over the score matrix."""
     batch, queries, heads, dim = q.shape
     groups = heads // k.shape[2]

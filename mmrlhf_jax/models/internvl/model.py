@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from mmrlhf_jax.models.attention import Backend
 from mmrlhf_jax.models.intern_vit import InternVit
 from mmrlhf_jax.models.internvl.config import InternVLConfig
+from mmrlhf_jax.models.media import Tiles
 from mmrlhf_jax.models.merge_projector import MergeProjector
 from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.sharding.rules import constrain
@@ -28,7 +29,8 @@ class InternVL(VisionLanguage):
             **kinds,
         )
 
-    def visual_features(self, tiles: UInt8[Array, "B T H W 3"]) -> Float[Array, "B F E"]:
+    def visual_features(self, media: Tiles) -> Float[Array, "B F E"]:
         """The visual tokens of a row's tiles, one tile after the other."""
+        tiles = media.tiles
         features = self.projector(self.vision(tiles.reshape(-1, *tiles.shape[2:])))
         return constrain(features.reshape(tiles.shape[0], -1, features.shape[-1]), "batch", None, None)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from mmrlhf_jax.models import parameters
 from mmrlhf_jax.models.layers import ACTIVATIONS, linear
 from mmrlhf_jax.models.llava_onevision.config import LlavaOnevisionConfig
+from mmrlhf_jax.models.media import Tiles
 from mmrlhf_jax.models.siglip import Siglip
 from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.sharding.rules import constrain
@@ -39,9 +40,9 @@ class LlavaOnevision(VisionLanguage):
             nnx.initializers.normal(config.text.hidden_size**-0.5)(rngs.params(), (config.text.hidden_size,), param_dtype)
         )
 
-    def visual_features(self, tiles: UInt8[Array, "B T H W 3"]) -> Float[Array, "B F E"]:
+    def visual_features(self, media: Tiles) -> Float[Array, "B F E"]:
         """Projected patch features of a row's tiles and, last, the newline: F = T * P + 1."""
-        batch = tiles.shape[0]
+        tiles, batch = media.tiles, media.tiles.shape[0]
         features = self.projector(self.vision(tiles.reshape(-1, *tiles.shape[2:])))
         features = features.reshape(batch, -1, features.shape[-1])
         newline = jnp.broadcast_to(parameters.used(self.newline, features.dtype), (batch, 1, features.shape[-1]))

@@ -1,0 +1,53 @@
+"""Sizes of the published Qwen2.5-VL checkpoints, for planning where the hub is out of reach.
+
+Sources: `config.json` and `preprocessor_config.json` of `Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct`. Weights are never made up.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from mmrlhf_jax.models.qwen2_5_vl.config import QwenVLConfig, config_from_hf
+
+# hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads
+_TEXTS = {
+    "3b": (2048, 11008, 36, 16, 2),
+    "7b": (3584, 18944, 28, 28, 4),
+    "32b": (5120, 27648, 64, 40, 8),
+    "72b": (8192, 29568, 80, 64, 8),
+}
+_TEXT_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+_NAME = re.compile(r"Qwen2\.5-VL-(\d+B)(?![\d.])", re.IGNORECASE)
+
+
+def published_settings(size: str) -> dict[str, Any]:
+    """What `config.json` of the published model of this size says, as far as it is about sizes."""
+    text = dict(zip(_TEXT_KEYS, _TEXTS[size], strict=True))
+    return {
+        "model_type": "qwen2_5_vl",
+        "image_token_id": 151655,
+        "tie_word_embeddings": size == "3b",
+        "vocab_size": 151936 if size == "3b" else 152064,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        **text,
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420 if size in ("3b", "7b") else 3456,
+            "num_heads": 16,
+            "out_hidden_size": text["hidden_size"],
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "window_size": 112,
+        },
+    }
+
+
+def published_config(path: str) -> QwenVLConfig | None:
+    """The sizes of the published model that `path` names (as a hub id or a directory of that name), or None."""
+    found = _NAME.search(path)
+    if found is None or found[1].lower() not in _TEXTS:
+        return None
+    return config_from_hf(published_settings(found[1].lower()), None, f"published sizes of Qwen2.5-VL {found[1]}")

@@ -1,0 +1,199 @@
+"""The vision tower of Qwen2.5-VL: patches of frames of any size, attention in windows and, in a few layers, in whole frames.
+
+Reference: transformers `models/qwen2_5_vl/modeling_qwen2_5_vl.py` (`Qwen2_5_VisionTransformerPretrainedModel`). The blocks of
+patches arrive in the order of their windows, which the host makes, so that nothing is sorted here and all shapes are static.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from mmrlhf_jax.models.attention import Backend, segment_attention, window_attention
+from mmrlhf_jax.models.decoder import rope_frequencies, rotate
+from mmrlhf_jax.models.layers import linear, rms_norm, run_stack, stack
+from mmrlhf_jax.models.lora import PatchEmbedding
+from mmrlhf_jax.models.media import Patches
+from mmrlhf_jax.sharding.rules import constrain
+
+NORM_EPS = 1e-6  # transformers' class has no key for it
+ROPE_THETA = 1e4
+
+
+@dataclasses.dataclass(frozen=True)
+class QwenVitConfig:
+    """Sizes of the tower. `merge` patches on a side are a block, and `window` blocks on a side a window; a patch has
+    `patch_size` pixels on a side and `frames` frames. `full_layers` are the layers that attend to the whole frame."""
+
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    patch_size: int
+    merge: int
+    frames: int
+    window: int
+    full_layers: tuple[int, ...]
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    rescale: float = 1 / 255
+
+    @property
+    def block(self) -> int:
+        """Patches of a block."""
+        return self.merge**2
+
+    @property
+    def band(self) -> int:
+        """The most patches of a window."""
+        return self.window**2 * self.block
+
+    @property
+    def channels(self) -> int:
+        """Numbers of a patch."""
+        return 3 * self.frames * self.patch_size**2
+
+
+class PatchAttention(nnx.Module):
+    """Self-attention with rotary embeddings, which are applied in float32."""
+
+    def __init__(self, config: QwenVitConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
+        d = config.hidden_size
+        kinds = dict(bias=True, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.q = linear(d, d, ("embed", "heads"), **kinds)
+        self.k = linear(d, d, ("embed", "heads"), **kinds)
+        self.v = linear(d, d, ("embed", "heads"), **kinds)
+        self.o = linear(d, d, ("heads", "embed"), **kinds)
+        self.heads = config.heads
+
+    def __call__(self, x: Float[Array, "B N E"], cos_sin, attend: Callable) -> Float[Array, "B N E"]:
+        q, k, v = (proj(x).reshape(*x.shape[:2], self.heads, -1) for proj in (self.q, self.k, self.v))
+        q, k = (rotate(part.astype(jnp.float32), cos_sin).astype(x.dtype) for part in (q, k))
+        q, k, v = (constrain(part, "batch", None, "act_heads", None) for part in (q, k, v))
+        out = constrain(constrain(attend(q, k, v), "batch", None, "act_heads", None), "batch", "slots", "heads", None)
+        return self.o(out.reshape(x.shape))
+
+
+class GatedMlp(nnx.Module):
+    """down(silu(gate(x)) * up(x)), with biases."""
+
+    def __init__(self, config: QwenVitConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
+        d, hidden = config.hidden_size, config.intermediate_size
+        kinds = dict(bias=True, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.gate = linear(d, hidden, ("embed", "mlp"), **kinds)
+        self.up = linear(d, hidden, ("embed", "mlp"), **kinds)
+        self.down = linear(hidden, d, ("mlp", "embed"), **kinds)
+
+    def __call__(self, x):
+        return self.down(constrain(jax.nn.silu(self.gate(x)) * self.up(x), "batch", "slots", "act_mlp"))
+
+
+class QwenVitLayer(nnx.Module):
+    def __init__(self, config: QwenVitConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
+        kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.attention_norm = rms_norm(config.hidden_size, NORM_EPS, **kinds)
+        self.attention = PatchAttention(config, **kinds)
+        self.mlp_norm = rms_norm(config.hidden_size, NORM_EPS, **kinds)
+        self.mlp = GatedMlp(config, **kinds)
+
+    def __call__(self, x, cos_sin, attend):
+        x = x + self.attention(self.attention_norm(x), cos_sin, attend)
+        return constrain(x + self.mlp(self.mlp_norm(x)), "batch", "slots", None)
+
+
+class QwenVit(nnx.Module):
+    """Blocks of uint8 patches to patch features."""
+
+    def __init__(self, config: QwenVitConfig, *, dtype, param_dtype, remat: str, attention: Backend, rngs: nnx.Rngs):
+        kinds = dict(dtype=dtype, param_dtype=param_dtype)
+        self.attention_backend = attention
+        self.config = config
+        self.remat = remat
+        d = config.hidden_size
+        self.patch = linear(config.channels, d, ("patch", "embed"), bias=False, kind=PatchEmbedding, rngs=rngs, **kinds)
+        self.layers = stack(lambda rngs: QwenVitLayer(config, rngs=rngs, **kinds), config.layers, rngs)
+
+    def __call__(self, media: Patches) -> Float[Array, "B N E"]:
+        """Hidden states of the patches after the last layer, in the order of the blocks; N is a multiple of a window's."""
+        config = self.config
+        media = whole_bands(media, config.window**2)
+        x = constrain(self.patch(normalised(media.blocks, config)), "batch", "slots", None)
+        cos_sin = rotations(media.places, config)
+        frames, windows = (config.block * jnp.repeat(ends, config.block, axis=1) for ends in (media.frames, media.windows))
+
+        def in_windows(q, k, v):
+            return window_attention(q, k, v, windows, config.band, backend=self.attention_backend)
+
+        def in_frames(q, k, v):
+            return segment_attention(q, k, v, frames, backend=self.attention_backend)
+
+        def run(x, layers, stacks: Sequence[Stack]):
+            """Run these stacks of `layers`, each as a scan."""
+            for first, end, is_full in stacks:
+                attend = in_frames if is_full else in_windows
+                part = jax.tree.map(lambda p, first=first, end=end: p[first:end], layers)
+                body = lambda layer, x, attend=attend: (layer(x, cos_sin, attend), None)
+                x, _ = run_stack(body, x, part, remat=self.remat)
+            return x
+
+        groups, stacks = layer_groups(config.layers, config.full_layers)
+        if groups == 1:
+            return run(x, self.layers, stacks)
+        grouped = jax.tree.map(lambda p: p.reshape(groups, -1, *p.shape[1:]), self.layers)
+        return jax.lax.scan(lambda x, layers: (run(x, layers, stacks), None), x, grouped)[0]
+
+
+Stack = tuple[int, int, bool]  # consecutive layers of one kind: the first, the one behind the last, whether they see frames
+
+
+def layer_groups(layers: int, full: Sequence[int]) -> tuple[int, list[Stack]]:
+    """(how many equal groups the layers consist of, the stacks of a group): the fewest programs that run these layers."""
+    kinds = [number in full for number in range(layers)]
+    length = next(n for n in range(1, layers + 1) if layers % n == 0 and kinds == kinds[:n] * (layers // n))
+    if len({*kinds}) == 1:
+        length = layers
+    starts = [0, *(number for number in range(1, length) if kinds[number] != kinds[number - 1]), length]
+    return layers // length, [(first, end, kinds[first]) for first, end in itertools.pairwise(starts)]
+
+
+def whole_bands(media: Patches, blocks: int) -> Patches:
+    """The media with unused blocks at the end, so that their number is a multiple of `blocks`."""
+    count = media.blocks.shape[1]
+    more = -count % blocks
+    own = count + 1 + jnp.arange(more, dtype=jnp.int32)
+
+    def padded(x, with_):
+        return jnp.concatenate([x, jnp.broadcast_to(with_, (len(x), more, *x.shape[2:])).astype(x.dtype)], axis=1)
+
+    return media._replace(
+        blocks=padded(media.blocks, 0),
+        places=padded(media.places, 0),
+        frames=padded(media.frames, own),
+        windows=padded(media.windows, own),
+    )
+
+
+def normalised(blocks: UInt8[Array, "B U C"], config: QwenVitConfig) -> Float[Array, "B N C"]:
+    """Patches of normalised pixels, each flattened as (channel, frame, row, column)."""
+    x = blocks.reshape(len(blocks), -1, config.channels).astype(jnp.float32)
+    mean, std = (np.repeat(np.float32(v), config.channels // 3) for v in (config.image_mean, config.image_std))
+    return (x * config.rescale - mean) / std
+
+
+def rotations(
+    places: Int[Array, "B U 2"], config: QwenVitConfig
+) -> tuple[Float[Array, "B N 1 D/2"], Float[Array, "B N 1 D/2"]]:
+    """Cosines and sines of every patch: a head's first half of pairs of dimensions is rotated by the patch's row, the second
+    by its column."""
+    inside = np.stack(np.divmod(np.arange(config.block), config.merge), axis=-1)
+    place = (config.merge * places[:, :, None] + inside).reshape(len(places), -1, 2).astype(jnp.float32)
+    frequencies = rope_frequencies(config.hidden_size // config.heads // 2, ROPE_THETA)
+    angles = (place[..., None] * frequencies).reshape(*place.shape[:2], 1, -1)
+    return jnp.cos(angles), jnp.sin(angles)
