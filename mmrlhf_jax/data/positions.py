@@ -1,6 +1,6 @@
 """Positions of a conversation's tokens on three axes: time, row and column.
 
-Reference: transformers `Qwen2_5_VLModel.get_rope_index`, for texts and images.
+Reference: `get_rope_index` in transformers `models/qwen2_5_vl/modeling_qwen2_5_vl.py`, for texts and images.
 """
 
 from __future__ import annotations

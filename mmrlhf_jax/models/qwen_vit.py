@@ -1,4 +1,4 @@
-"""The vision tower of Qwen2.5-VL: patches of frames of any size, attention in windows and, in a few layers, in whole frames.
+"""The vision tower of Qwen's models: patches of frames of any size, attention in windows and, in some layers, in whole frames.
 
 Reference: transformers `models/qwen2_5_vl/modeling_qwen2_5_vl.py` (`Qwen2_5_VisionTransformerPretrainedModel`). The blocks of
 patches arrive in the order of their windows, which the host makes, so that nothing is sorted here and all shapes are static.

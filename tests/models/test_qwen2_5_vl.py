@@ -21,8 +21,9 @@ from mmrlhf_jax.data.rows import Budget, assemble_row, empty_row
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.checkpoint import read_sizes
 from mmrlhf_jax.models import registry
-from mmrlhf_jax.models.qwen2_5_vl.geometry import PatchGeometry, window_order
-from mmrlhf_jax.models.qwen2_5_vl.images import smart_resize
+from mmrlhf_jax.models.patch_geometry import window_order
+from mmrlhf_jax.models.patch_images import smart_resize
+from mmrlhf_jax.models.qwen2_5_vl.geometry import QwenGeometry
 from mmrlhf_jax.models.qwen2_5_vl.published import published_config
 from mmrlhf_jax.models.qwen_vit import layer_groups, whole_bands
 from mmrlhf_jax.pieces import Visual
@@ -32,8 +33,8 @@ from mmrlhf_jax.training.work import batch_work
 from tests.families import qwen2_5_vl as family
 from tests.prompts import noise
 
-PUBLISHED = PatchGeometry(14)
-TINY = PatchGeometry(7, window=2, min_pixels=4 * 196, max_pixels=128 * 196)
+PUBLISHED = QwenGeometry()
+TINY = QwenGeometry(7, window=2, min_pixels=4 * 196, max_pixels=128 * 196)
 # (height, width) -> (height, width) after resizing, blocks, windows (`Qwen2.5-VL`'s rule by hand)
 SIZES = {
     (480, 640): ((476, 644), 391, 30),

@@ -22,10 +22,16 @@ ROOT = Path(registry.__file__).parents[1]
 
 
 def family_names(named: Sequence[Family]) -> re.Pattern[str]:
-    """What names one of these families: its model_type in any spelling, each word of it, its title, who publishes it."""
+    """What names one of these families: its model_type in any spelling, each word of it, its title, who publishes it.
+
+    A publisher whose name is that of a language model as well, a part, counts in hub ids only.
+    """
     words = [word for each in named for word in each.model_type.split("_") if word.isalpha() and len(word) > 4]
     spelled = ["[-_. ]?".join(map(re.escape, each.model_type.split("_"))) for each in named]
-    names = {re.escape(name) for each in named for name in (each.title, *each.publishers.values())}
+    names = {re.escape(each.title) for each in named}
+    for name in {name for each in named for name in each.publishers.values()}:
+        is_part = any(each.language_model.startswith(name.lower()) for each in named)
+        names.add(rf"\b{re.escape(name)}/" if is_part else re.escape(name))
     return re.compile("|".join(sorted({*words, *spelled, *names})), re.IGNORECASE)
 
 
@@ -83,7 +89,9 @@ def test_a_benchmark_may_have_a_familys_name_in_its_own_but_is_no_model():
 def test_the_names_that_are_looked_for_are_those_of_every_family_and_of_its_publishers():
     for text in ("LLaVA", "OneVision", "lmms-lab/", "llava-hf", "InternVL", "OpenGVLab", "llava_onevision"):
         assert NAMES.search(text)
-    other = SimpleNamespace(model_type="paligemma_2_vl", title="PaliGemma 2", publishers={"hf": "google"})
+    other = SimpleNamespace(
+        model_type="paligemma_2_vl", title="PaliGemma 2", language_model="gemma", publishers={"hf": "google"}
+    )
     found = family_names([other])
     assert all(found.search(text) for text in ("paligemma", "PaliGemma-2-VL", "google/"))
     assert not found.search("2 models")

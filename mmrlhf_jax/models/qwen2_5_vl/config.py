@@ -11,7 +11,7 @@ from mmrlhf_jax.models.decoder import TextConfig
 from mmrlhf_jax.models.family import Checkpoint
 from mmrlhf_jax.models.image_processor import CLIP_MEAN, CLIP_STD, PREPROCESSING, stated_pixels
 from mmrlhf_jax.models.qwen2 import read_text_config
-from mmrlhf_jax.models.qwen2_5_vl.geometry import PatchGeometry
+from mmrlhf_jax.models.qwen2_5_vl.geometry import QwenGeometry
 from mmrlhf_jax.models.qwen_vit import QwenVitConfig
 from mmrlhf_jax.models.stated import Stated
 from mmrlhf_jax.models.tower_config import width_and_heads
@@ -59,7 +59,7 @@ CLASS_LIMITS = (3136, 1003520)  # of transformers' Qwen2VLImageProcessor, for a 
 class QwenVLConfig:
     vision: QwenVitConfig
     text: TextConfig
-    geometry: PatchGeometry
+    geometry: QwenGeometry
     image_token: int
     reward_head: str | None = None  # None: a policy; otherwise a variant of `models.reward_head`
 
@@ -114,7 +114,7 @@ def config_from_hf(
     _check_preprocessing(processor, vision)
     least, most = _limits(processor, LIMITS if pixels is None else CLASS_LIMITS)
     try:
-        geometry = PatchGeometry(vision.patch_size, vision.merge, vision.frames, vision.window, least, most)
+        geometry = QwenGeometry(vision.patch_size, vision.merge, vision.frames, vision.window, least, most)
     except UserError as error:
         raise UserError(f"{processor.where}: {error}") from None
     return QwenVLConfig(

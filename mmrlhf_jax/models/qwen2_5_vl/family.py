@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mmrlhf_jax.models.family import Checkpoint, Family
 from mmrlhf_jax.models.media_tokens import check_embedded
 from mmrlhf_jax.models.qwen2_5_vl import processors
-from mmrlhf_jax.models.qwen2_5_vl.geometry import PatchGeometry
+from mmrlhf_jax.models.qwen2_5_vl.geometry import QwenGeometry
 from mmrlhf_jax.models.qwen2_5_vl.weights import NAMES
 from mmrlhf_jax.models.stated import Stated
 from mmrlhf_jax.models.weight_names import Naming
@@ -41,8 +41,8 @@ class QwenVLFamily(Family):
 
         return published_config(path)
 
-    def typical_geometry(self) -> PatchGeometry:
-        return PatchGeometry(14)
+    def typical_geometry(self) -> QwenGeometry:
+        return QwenGeometry()
 
     def vocabulary(self, config: Mapping[str, Any], where: str) -> int:
         from mmrlhf_jax.models.qwen2_5_vl.config import TEXT_DEFAULTS, with_text_config

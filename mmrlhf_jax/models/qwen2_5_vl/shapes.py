@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmrlhf_jax.models.decoder import TextConfig
 from mmrlhf_jax.models.image_processor import CLIP_MEAN, CLIP_STD
 from mmrlhf_jax.models.qwen2_5_vl.config import QwenVLConfig
-from mmrlhf_jax.models.qwen2_5_vl.geometry import PatchGeometry
+from mmrlhf_jax.models.qwen2_5_vl.geometry import QwenGeometry
 from mmrlhf_jax.models.qwen2_5_vl.published import published_config
 from mmrlhf_jax.models.qwen_vit import QwenVitConfig
 
@@ -44,4 +44,4 @@ def shape_config(shape: str) -> QwenVLConfig:
         image_mean=CLIP_MEAN,
         image_std=CLIP_STD,
     )
-    return QwenVLConfig(vision, text, PatchGeometry(14), image_token=text.vocab_size - 1)
+    return QwenVLConfig(vision, text, QwenGeometry(), image_token=text.vocab_size - 1)

@@ -1,0 +1,176 @@
+"""The geometry of families whose images have any size: blocks of patches, in the order of their windows. No jax here: data
+workers import it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.geometry import Geometry, Size
+from mmrlhf_jax.models.media import Media, Patches, VisualPlan, make_plan
+from mmrlhf_jax.models.patch_images import cut_blocks, smart_resize
+from mmrlhf_jax.pieces import Visual
+
+SHARES = 32  # steps in which `fewer_tiles` makes media smaller
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchGeometry(Geometry):
+    """How a checkpoint resizes images: everything that decides patches and visual tokens.
+
+    What other families call a tile is here a block of `merge` x `merge` patches, of which the model makes one feature.
+
+    Attributes:
+        patch_size: side of a patch, in pixels.
+        merge: patches on a side of a block.
+        frames: frames of a patch; an image is repeated.
+        window: blocks on a side of the window in which most of the tower's layers attend.
+        min_pixels, max_pixels: limits of an image's area after resizing.
+
+    Raises UserError for values that describe no possible model.
+    """
+
+    taps: ClassVar[int] = 1
+    position_axes: ClassVar[int] = 3
+    has_videos: ClassVar[bool] = False
+    image_size: ClassVar[int] = 448  # of the images of benchmarks
+
+    patch_size: int
+    merge: int = 2
+    frames: int = 2
+    window: int = 4
+    min_pixels: int = 3136
+    max_pixels: int = 12845056
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_pixels <= self.max_pixels:
+            raise UserError(f"from {self.min_pixels} to {self.max_pixels} pixels an image: there must be at least one")
+
+    def within_pixels(self, most: int | None) -> PatchGeometry:
+        """As in the base class; the least number of pixels is never above the most."""
+        if most is None:
+            return self
+        if most < self.side**2:
+            raise UserError(f"data.max_pixels: {most} pixels are less than a block of {self.side} x {self.side}")
+        return dataclasses.replace(self, min_pixels=min(self.min_pixels, most), max_pixels=most)
+
+    @property
+    def features(self) -> int:
+        return 1
+
+    @property
+    def side(self) -> int:
+        """Pixels on a side of a block."""
+        return self.patch_size * self.merge
+
+    @property
+    def unit_shape(self) -> tuple[int, ...]:
+        return (3 * self.frames * self.side**2,)
+
+    def plans(self, images: Sequence[Size], frames: int, most_tiles: int = 0) -> list[VisualPlan]:
+        if frames:
+            raise UserError("this model is supported for images only; leave out records with videos, or take another model")
+        return [_plan(rows, columns, self.window) for rows, columns in self._grids(images, most_tiles)]
+
+    def cut_images(self, images: Sequence[Image.Image], most_tiles: int = 0) -> np.ndarray:
+        grids = self._grids([(image.height, image.width) for image in images], most_tiles)
+        cut = [
+            cut_blocks(image, *grid, self.patch_size, self.merge, self.frames)[window_order(*grid, self.window)[0]]
+            for image, grid in zip(images, grids, strict=True)
+        ]
+        return np.concatenate([np.zeros((0, *self.unit_shape), np.uint8), *cut])
+
+    def cut_frames(self, frames: Sequence[Image.Image]) -> np.ndarray:
+        raise NotImplementedError("`plans` refuses videos")
+
+    def fewer_tiles(self, images: Sequence[Size], frames: int) -> list[int]:
+        now = sum(rows * columns for rows, columns in self._grids(images, 0))
+        return sorted({now * share // SHARES for share in range(1, SHARES)} - {0}, reverse=True)
+
+    def most_tiles(self, tokens: int, images: int, frames: int) -> int:
+        """Every visual token is a block."""
+        return max(1, min(tokens, images * (self.max_pixels // self.side**2)))
+
+    def padded_tiles(self, tiles: int) -> int:
+        """256, 1024, 4096, ...: blocks are many and small."""
+        exponent = max(4, -(-(tiles - 1).bit_length() // 2))
+        return 4**exponent
+
+    def pairs_of_tiles(self, tiles: int) -> int:
+        """An image is one frame, in whose blocks everything sees everything."""
+        return tiles**2
+
+    def empty(self, *, slots: int, tiles: int, visual: int) -> Patches:
+        own = np.arange(1, tiles + 1, dtype=np.int32)
+        return Patches(
+            blocks=np.zeros((tiles, *self.unit_shape), np.uint8),
+            places=np.zeros((tiles, 2), np.int32),
+            frames=own,
+            windows=own.copy(),
+            slots=np.full(visual, slots, np.int32),
+            taps=np.zeros((visual, 1), np.int32),
+            weights=np.zeros((visual, 1), np.float32),
+        )
+
+    def of_group(self, pixels: np.ndarray, plans: Sequence[VisualPlan], slots: np.ndarray, trunk: int) -> Patches:
+        placed = super().of_group(pixels, plans, slots, trunk)
+        grids = [piece.grid for plan in plans for piece in plan.pieces if isinstance(piece, Visual)]
+        places, frames, windows, first = [np.zeros((0, 2), np.int32)], [], [], 0
+        for rows, columns in grids:
+            order, ends = window_order(rows, columns, self.window)
+            places.append(np.stack(np.divmod(order, columns), axis=1))
+            frames.append(np.full(len(order), first + len(order)))
+            windows.append(first + ends)
+            first += len(order)
+        frames, windows = (np.concatenate([np.zeros(0), *ends]).astype(np.int32) for ends in (frames, windows))
+        places = np.concatenate(places).astype(np.int32)
+        return Patches(pixels, places, frames, windows, placed.slots, placed.taps, placed.weights)
+
+    def place(self, row: Media, group: Media, *, slot: int, tile: int, visual: int) -> None:
+        super().place(row, group, slot=slot, tile=tile, visual=visual)
+        here = slice(tile, tile + group.units)
+        row.places[here] = group.places
+        row.frames[here], row.windows[here] = group.frames + tile, group.windows + tile
+
+    def _grids(self, images: Sequence[Size], most_tiles: int) -> list[Size]:
+        """(rows, columns) of every image's blocks. `most_tiles` is divided among the images by their areas after resizing."""
+        limits = dict(factor=self.side, min_pixels=self.min_pixels, max_pixels=self.max_pixels)
+        sizes = [smart_resize(*size, **limits) for size in images]
+        total = sum(height * width for height, width in sizes)
+        if most_tiles and total > most_tiles * self.side**2:
+            shares = [max(1, most_tiles * height * width // total) * self.side**2 for height, width in sizes]
+            sizes = [
+                smart_resize(*size, factor=self.side, min_pixels=min(self.min_pixels, share), max_pixels=share)
+                for size, share in zip(images, shares, strict=True)
+            ]
+        return [(height // self.side, width // self.side) for height, width in sizes]
+
+
+@functools.lru_cache(maxsize=256)
+def window_order(rows: int, columns: int, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """(raster numbers of a frame's blocks in the tower's order, for each of them where its window ends in that order).
+
+    Windows of `window` x `window` blocks, smaller ones at the right and lower edges, follow each other row by row, and so do
+    the blocks of a window.
+    """
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    across = -(-columns // window)
+    number = row // window * across + column // window
+    order = np.argsort(number, kind="stable").astype(np.int32)
+    ends = np.cumsum(np.bincount(number))[number[order]].astype(np.int32)
+    order.setflags(write=False)
+    ends.setflags(write=False)
+    return order, ends
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(rows: int, columns: int, window: int) -> VisualPlan:
+    """The plan of an image: visual tokens in raster order, of which each is the feature of one block."""
+    taps = np.argsort(window_order(rows, columns, window)[0]).astype(np.int32)[:, None]
+    return make_plan(rows * columns, taps, np.ones(taps.shape, np.float32), 1, (Visual(rows * columns, (rows, columns)),))
