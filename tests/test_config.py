@@ -248,7 +248,10 @@ def test_other_families_learn_by_the_same_settings(name):
     assert experiment.model_copy(update=same) == base
 
 
-ONE_CARD = ("mmdpo_lora_llava_ov_7b", "reward_lora_llava_ov_7b", "mmdpo_lora_internvl3_8b", "reward_lora_internvl3_8b")
+ONE_CARD = (
+    *("mmdpo_lora_llava_ov_7b", "reward_lora_llava_ov_7b", "mmdpo_lora_internvl3_8b", "reward_lora_internvl3_8b"),
+    "mmdpo_lora_qwen2_5_vl_7b",
+)
 
 
 @pytest.mark.parametrize("name", ONE_CARD)

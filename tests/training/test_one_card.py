@@ -21,7 +21,7 @@ from flax import nnx
 
 from mmrlhf_jax import config
 from mmrlhf_jax.huggingface.model_config import read_config
-from mmrlhf_jax.models.registry import family_of
+from mmrlhf_jax.models.registry import family_of, published_config
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.training.base import load_base
 from mmrlhf_jax.training.directory import CHECKPOINTS, CONFIG_FILE
@@ -33,12 +33,13 @@ from tests.planning.planned import COMMAND, ROOT, plan
 
 STEPS, EVERY, GROUPS = 4, 2, 6
 FULL = "mmdpo_internvl2_1b"
-PREFERENCE = ("mmdpo_lora_llava_ov_7b", "mmdpo_lora_internvl3_8b", FULL)
+PREFERENCE = ("mmdpo_lora_llava_ov_7b", "mmdpo_lora_internvl3_8b", "mmdpo_lora_qwen2_5_vl_7b", FULL)
 EVERY_ONE = (*PREFERENCE, "reward_lora_llava_ov_7b", "reward_lora_internvl3_8b")
 
 
 def family(name: str):
-    return FAMILIES["internvl" if "internvl" in name else "llava_onevision"]
+    published = published_config(config.load_experiment(ROOT / "configs" / f"{name}.yaml").model.path)
+    return FAMILIES[published.model_type]
 
 
 def data(directory: Path) -> tuple[Path, Path]:
