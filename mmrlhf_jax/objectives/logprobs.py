@@ -210,6 +210,9 @@ def _rows(x: Float[Array, "N B C ..."]) -> Float[Array, "B M ..."]:
 
 def sum_by_response(values: Float[Array, "B M"], responses: Int[Array, "B M"], count: int) -> Float[Array, "B R"]:
     """Sums of per-target values per response, with R = `count`. Targets with response number R are unused and dropped."""
+    # Not over `context`, which does not always divide M: XLA's partitioner would pad the numbers of a scatter with zeros, and
+    # what lies behind the last target would be added to response 0.
+    values, responses = (rules.constrain(x, "batch", None) for x in (values, responses))
     return jax.vmap(lambda v, r: jnp.zeros(count, v.dtype).at[r].add(v, mode="drop"))(values, responses)
 
 

@@ -163,11 +163,12 @@ def _gather_backward(stored, whole, _, cotangent):
 
 def _scatter(cotangent, stored: PartitionSpec):
     # The transpose of `_gather` would constrain the gradient to be replicated first, which makes XLA use an all-reduce.
+    # XLA reduce-scatters a product in one ring only over axes that are neighbours in the mesh and, on some toruses, only over
+    # one; else it all-reduces. So scatter over the first storage axis before the others.
     mesh = current_mesh()
-    if mesh is not None and mesh.shape["tensor"] > 1:
-        # `tensor` lies between the storage axes in the mesh, and XLA reduce-scatters a product in one ring only over one axis
-        # or over neighbouring ones. So scatter over the first storage axis before the others.
-        first = PartitionSpec(*(_until_first_storage_axis(axes_in(entry)) or None for entry in stored))
+    first = PartitionSpec(*(_until_first_storage_axis(axes_in(entry)) or None for entry in stored))
+    several = any(len({*axes_in(entry)} & {*STORAGE}) > 1 for entry in stored)
+    if mesh is not None and (several or mesh.shape["tensor"] > 1):
         cotangent = jax.lax.with_sharding_constraint(cotangent, first)
     return jax.lax.with_sharding_constraint(cotangent, stored)
 

@@ -5,8 +5,8 @@
 
 print one line of JSON per number of slots: temporaries in bytes per device, the kernels in the program and their FLOPs at most,
 its arrays that hold the scores of many queries and keys, and the atomic operations in the kernels' PTX. Instead of "attention",
-"float32 attention" is that of arrays in float32 (all else is in bfloat16) and "full attention" that of a vision tower; instead
-of "language", any part of `layer_programs.py`.
+"float32 attention" is that of arrays in float32 (all else is in bfloat16), "full attention" that of a vision tower, and
+"segment attention" that of a tower whose rows have several frames; instead of "language", any part of `layer_programs.py`.
 
 A process of its own, since XLA reads its flags once; they must have it write its dumps to the folder DUMPS.
 """
@@ -29,12 +29,13 @@ import jax.numpy as jnp
 from jax.experimental.topologies import get_topology_desc
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mmrlhf_jax.models.attention import attention, full_attention
+from mmrlhf_jax.models.attention import attention, full_attention, segment_attention
 from mmrlhf_jax.models.attention.xla import QUERY_BLOCKS
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from tests.models.layer_programs import KERNELS, PARTS
 
-HEADS = {"attention": (28, 4), "float32 attention": (28, 4), "full attention": (16, 16)}  # query heads and key/value heads
+# query heads and key/value heads
+HEADS = {"attention": (28, 4), "float32 attention": (28, 4), "full attention": (16, 16), "segment attention": (16, 16)}
 SHAPE = re.compile(r"\b[a-z]\w+\[([\d,]+)\]")
 FLOPS = re.compile(r"flops\\22: \\22(\d+)")
 ATOMIC = re.compile(r"(?<!\w)(?:atom|red)\.")
@@ -53,7 +54,8 @@ def lower_attention(mesh, slots: int, part: str, dim: int, backend: str):
     until = jax.ShapeDtypeStruct((1, slots), jnp.int32, sharding=whole)
 
     def run(q, k, v, until, cotangent):
-        way = partial(attention, visible_until=until) if part != "full attention" else full_attention
+        ways = {"full attention": full_attention, "segment attention": partial(segment_attention, until=until)}
+        way = ways.get(part, partial(attention, visible_until=until))
         out, pull = jax.vjp(partial(way, backend=backend), q, k, v)
         return out, pull(cotangent)
 

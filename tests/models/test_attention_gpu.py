@@ -194,6 +194,15 @@ def test_the_towers_full_attention_gets_the_kernels(tmp_path, target, dim, slots
 
 
 @needs_cuda_plugin
+@pytest.mark.long
+@pytest.mark.parametrize(("target", "dim"), [("a100_80g", 80), ("l40s", 64), ("h100", 80), ("b200", 72)])
+def test_the_towers_segments_get_the_kernels(tmp_path, target, dim):
+    """Rows of several frames, which may be of any size."""
+    (found,) = compiled(tmp_path, "segment attention", target, dim, "auto", 8192)
+    assert found["kernels"] == KERNELS and found["atomics"] == 0 and found["score_arrays"] == []
+
+
+@needs_cuda_plugin
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dim", [16, 64, 72, 80, 96, 112, 128, 192, 256])

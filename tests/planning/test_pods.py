@@ -89,6 +89,8 @@ FITTING = [(name, pod) for name in ("mmdpo_llava_ov_7b", "reward_llava_ov_7b") f
 INTERNVL = ("mmdpo_internvl2_1b", "mmdpo_internvl3_8b", "reward_internvl3_8b")
 FITTING += [(name, pod) for name in INTERNVL for pod in ("v5p-32", "v6e-32")]
 
+FITTING += [("mmdpo_qwen2_5_vl_7b", pod) for pod in ("v5e-64", "v5p-32", "v6e-32")]
+
 
 @pytest.mark.slow
 @needs_libtpu

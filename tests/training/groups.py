@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -128,12 +129,12 @@ def pair_expanded(model, examples, task: str):
     return stack_rows(rows)
 
 
-def load(directory, devices: int, lora: config.Lora | None = None):
+def load(directory, devices: int, lora: config.Lora | None = None, axes: Mapping[str, int] | None = None):
     """(mesh, model) on the first `devices` devices; rows are sharded over two axes where there are several.
 
-    The adapters' B is not zero, so that gradients reach A.
+    `axes`: the sizes of another mesh. The adapters' B is not zero, so that gradients reach A.
     """
-    mesh = make_mesh({"data": 2 if devices > 1 else 1, "fsdp": -1}, jax.devices()[:devices])
+    mesh = make_mesh(axes or {"data": 2 if devices > 1 else 1, "fsdp": -1}, jax.devices()[:devices])
     with use_mesh(mesh):
         model = with_adapters(load_model(directory, mesh=mesh, remat="none"), lora, seed=0)
     for _, layer in adapted_layers(model):

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from mmrlhf_jax import config
+from mmrlhf_jax.data.rows import assemble_row, stack_rows
 from mmrlhf_jax.data.unshared import expand, unshared_batch
 from mmrlhf_jax.inference.forward import forward
 from mmrlhf_jax.mesh_axes import fewest_pieces
@@ -105,6 +106,27 @@ def test_a_response_has_the_log_prob_and_reward_it_has_alone_in_a_row(model, exa
     used = packed(model, examples, task).response_ids >= 0
     np.testing.assert_allclose(np.asarray(together.logps)[used], found.logps[:, 0], rtol=1e-5)
     np.testing.assert_allclose(np.asarray(together.rewards)[used], found.rewards[:, 0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.long
+def test_rows_without_media_give_tower_and_projector_zero_gradients(directory, examples_of, family):
+    """Zero and not missing ones, by the program that rows with media of these sizes have as well."""
+    mesh, model = groups.load(directory(family), 1)
+    examples = enumerate(examples_of(family)[:2])
+    made = [[groups.with_reference(encoder(model, "answer").encode(example), i)] for i, example in examples]
+    limits = groups.budget(made)
+    text, picture = (stack_rows([assemble_row(row, limits, model.config.geometry)]) for row in made)
+    assert [int(rows.media.pixels.any()) for rows in (text, picture)] == [0, 1]
+    assert jax.tree.map(np.shape, text) == jax.tree.map(np.shape, picture)
+    (_, without), (_, with_media) = (groups.step(mesh, model, OBJECTIVES["mm-dpo"], rows) for rows in (text, picture))
+    assert jax.tree.structure(without) == jax.tree.structure(with_media)
+    for part in ("vision", "projector"):
+        assert len(jax.tree.leaves(without[part])) > 0
+        assert not any(leaf.any() for leaf in jax.tree.leaves(without[part])), part
+        assert any(leaf.any() for leaf in jax.tree.leaves(with_media[part])), part
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(without))
+    assert any(leaf.any() for leaf in jax.tree.leaves(without["language"]))
 
 
 @pytest.mark.long
