@@ -229,7 +229,7 @@ def test_log_probs_depend_on_the_frames_asked_for(monkeypatch, tmp_path, model, 
 
 @pytest.mark.parametrize("verb", ["score", "eval reward-bench"])
 def test_a_reward_model_sees_the_frames_asked_for(monkeypatch, capsys, tmp_path, verb):
-    def opened(path, media_root, video_frames):
+    def opened(path, media_root, video_frames, frames_per_second):
         raise UserError(f"{path} under {media_root} with {video_frames} frames")
 
     monkeypatch.setattr("mmrlhf_jax.data.mixture.open_examples", opened)
