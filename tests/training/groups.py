@@ -73,7 +73,7 @@ def examples(directory, *, video: bool = True) -> list[Example]:
     if video:
         last = found[-1]
         record = dataclasses.replace(last.record, images=(), video="frames")
-        found[-1] = Example(record, frames=last.images, video=every_frame(len(last.images)))
+        found[-1] = Example(record, frames=last.images, video=every_frame(len(last.images), rate=1.5))
     third = found[2].record
     uncriticised = [dataclasses.replace(r, critique=None) if i == 1 else r for i, r in enumerate(third.responses)]
     found[2] = dataclasses.replace(found[2], record=third.replace_responses(uncriticised))
