@@ -23,8 +23,10 @@ from mmrlhf_jax.models.qwen2_5_vl.geometry import QwenGeometry
 from mmrlhf_jax.models.video import VideoLayout
 from mmrlhf_jax.pieces import Visual
 from mmrlhf_jax.records import RankedRecord, Response
+from tests import ranked
 from tests.families import qwen2_5_vl as family
 from tests.prompts import every_frame, noise
+from tests.test_every_family import mmrlhf, with_video
 
 LIMITS = (4 * 196, 128 * 196)
 TINY = QwenGeometry(7, 2, 2, 2, *LIMITS, *LIMITS)
@@ -183,6 +185,62 @@ def test_a_video_of_which_too_little_is_known_is_refused_by_its_record(tmp_path,
     with pytest.raises(UserError, match=f"^record 'a': this model needs .*{message}") as raised:
         encoder.measure(record, Layout((), video))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("verb", "record"),
+    [
+        (("logprobs", "--model", "policy", "--data", "data/records.jsonl", "--out", "out.jsonl"), "group-0"),
+        (("score", "--model", "judge", "--critique", "given", "--data", "data/records.jsonl", "--out", "out.jsonl"), "group-0"),
+        (("eval", "reward-bench", "--model", "judge", "--critique", "given", "--data", "data/records.jsonl"), "group-0"),
+        (("data", "stats", "data/records.jsonl", "--model", "policy", "--json"), "group-0"),
+        (("generate", "--model", "policy", "--prompt", "What?", "--video", "data/clip", "--max-new-tokens", "1"), "prompt"),
+        (("train", "experiment.yaml"), "group-0"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+@pytest.mark.long
+def test_a_folder_of_frames_without_times_needs_the_key_everywhere(tmp_path, monkeypatch, capsys, verb, record):
+    """One line that names the record and the key; with the key, or a file of the frames' times, the verb does its work."""
+    monkeypatch.chdir(tmp_path)
+    family.checkpoint(tmp_path / "policy")
+    family.checkpoint(tmp_path / "judge", reward_head=True)
+    with_video(ranked.write(tmp_path / "data", [(1, 2)], [[(30, 20)] * 5]))
+
+    def run(rate: float | None) -> int:
+        """Of `--frames-per-second`, or of the experiment's key."""
+        data = f"{{path: data/records.jsonl, video_frames: 5, frames_per_second: {'null' if rate is None else rate}}}"
+        batch = "{rows: 1, slots: 512, logprob_chunk: 64}"
+        (tmp_path / "experiment.yaml").write_text(
+            f"model: {{path: policy, dtype: float32, remat: none}}\ndata: {data}\nobjective: {{kind: supervised}}\n"
+            f"batch: {batch}\nrun: {{directory: run, steps: 1}}\n"
+        )
+        options = () if verb[0] == "train" or rate is None else ("--frames-per-second", rate)
+        return mmrlhf(*verb, *(() if verb[0] == "train" else ("--video-frames", 5)), *options)
+
+    assert run(None) != 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert f"record {record!r}: this model needs the times of a video's frames" in line
+    assert "data.frames_per_second (--frames-per-second)" in line
+    assert run(2.0) == 0
+    if verb[0] in ("generate", "data"):
+        (tmp_path / "data" / "clip" / "frames.json").write_text('{"numbers": [0, 1, 2, 3, 4], "total": 5, "rate": 2}')
+        assert run(None) == 0
+
+
+def test_every_verb_that_samples_frames_takes_their_rate():
+    import typer
+
+    from mmrlhf_jax.cli import app
+
+    def verbs(command, name):
+        yield name, {parameter.name for parameter in command.params}
+        for inner, each in getattr(command, "commands", {}).items():
+            yield from verbs(each, f"{name} {inner}")
+
+    taken = {name: names for name, names in verbs(typer.main.get_command(app), "mmrlhf") if "video_frames" in names}
+    assert [name for name, names in taken.items() if "frames_per_second" not in names] == ["mmrlhf eval benchmarks"]
+    assert len(taken) > 10  # the benchmarks' videos are files
 
 
 def test_of_a_single_patch_of_time_no_times_are_needed():
