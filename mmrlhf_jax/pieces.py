@@ -32,11 +32,14 @@ class Media:
 class Visual:
     """`count` consecutive slots of visual features.
 
-    `grid`: (rows, columns) of the features of an image, for families whose positions have three axes.
+    For families whose positions have three axes, `grid` is the (rows, columns) of the features of an image, or of each of the
+    `frames` of a clip, which are `interval` positions of time apart (rounded down from the first on).
     """
 
     count: int
     grid: tuple[int, int] | None = None
+    frames: int = 1
+    interval: float = 1.0
 
 
 Piece = Text | Special | Media | Visual

@@ -41,16 +41,14 @@ def video_prompt(model: VisionLanguage, frames: int, directory, shape: Shape | N
     """Random text around noise frames. Both sides get the same pixels (transformers resizes videos with torchvision)."""
     pictures = noise([(72, 128)] * frames)
     ids, row = about_frames(model, directory, pictures, shape)
-    return Prompt(row, video_inputs(model.config, pictures, ids), ids)
+    return Prompt(row, video_inputs(model.config, pictures, ids, row[1][0, : len(ids)]), ids)
 
 
-def video_inputs(config, pictures: list, ids: np.ndarray) -> dict[str, torch.Tensor]:
-    """transformers' inputs for a prompt `ids` about a video whose frames are `pictures`."""
-    vision, tiles = config.vision, config.geometry.cut_frames(pictures)
-    pixels = (tiles.astype(np.float32) * vision.rescale - np.float32(vision.image_mean)) / np.float32(vision.image_std)
-    pixels = torch.tensor(pixels.transpose(0, 3, 1, 2))
-    theirs, inputs = FAMILIES[config.model_type].frame_inputs(pixels, ids, config.image_token)
-    return {"input_ids": torch.tensor(theirs[None]).long(), **inputs}
+def video_inputs(config, pictures: list, ids: np.ndarray, positions: np.ndarray | None = None) -> dict[str, torch.Tensor]:
+    """transformers' inputs for a prompt `ids` about a video whose frames are `pictures`. `positions` are given to families that
+    have three axes of them; None: transformers makes its own."""
+    inputs = FAMILIES[config.model_type].frame_inputs(config, pictures, ids, positions)
+    return inputs | {"input_ids": torch.tensor(inputs["input_ids"][None]).long()}
 
 
 @jax.jit

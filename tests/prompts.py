@@ -10,6 +10,7 @@ from PIL import Image
 from mmrlhf_jax.data.tokens import PieceTokenizer, token_tree
 from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.models.media import Patches, Tiles, VisualPlan
+from mmrlhf_jax.models.video import VideoLayout
 from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.pieces import Media, Text
 
@@ -37,7 +38,7 @@ def about_pictures(
 ) -> tuple[np.ndarray, Row]:
     """int32[N] ids of random text around the pictures, and the row of them; the tokenizer is that of `directory`."""
     geometry = model.config.geometry
-    plans = geometry.plans([(picture.height, picture.width) for picture in pictures], 0)
+    plans = geometry.plans([(picture.height, picture.width) for picture in pictures])
     return _row(model, directory, plans, geometry.cut_images(pictures), shape)
 
 
@@ -46,7 +47,13 @@ def about_frames(
 ) -> tuple[np.ndarray, Row]:
     """As `about_pictures`, of one video."""
     geometry = model.config.geometry
-    return _row(model, directory, geometry.plans([], len(frames)), geometry.cut_frames(frames), shape)
+    video = every_frame(len(frames), (frames[0].height, frames[0].width))
+    return _row(model, directory, geometry.plans([], video), geometry.cut_frames(frames, video), shape)
+
+
+def every_frame(count: int, size: tuple[int, int] | None = None, rate: float | None = 8.0) -> VideoLayout:
+    """A video of which every frame is taken."""
+    return VideoLayout(count, size, tuple(range(count)), count, rate)
 
 
 def _row(model, directory, plans: list[VisualPlan], tiles: np.ndarray, shape: Shape | None) -> tuple[np.ndarray, Row]:

@@ -227,16 +227,34 @@ def test_log_probs_depend_on_the_frames_asked_for(monkeypatch, tmp_path, model, 
     assert found[0] != found[1]
 
 
-@pytest.mark.parametrize("verb", ["score", "eval reward-bench"])
-def test_a_reward_model_sees_the_frames_asked_for(monkeypatch, capsys, tmp_path, verb):
-    def opened(path, media_root, video_frames):
-        raise UserError(f"{path} under {media_root} with {video_frames} frames")
+@pytest.mark.parametrize(
+    ("verb", "place"),
+    [
+        ("score", ("--model", "none", "--data")),
+        ("logprobs", ("--model", "none", "--data")),
+        ("eval reward-bench", ("--model", "none", "--data")),
+        ("serve", ("--model", "none", "--port", 18761, "--data")),
+        ("expand", ("--model", "none", "--data")),
+        ("annotate", ("--policy", "none", "--critic", "judge", "--data")),
+        ("best-of-n", ("--policy", "none", "--critic", "judge", "--data")),
+        ("data build", ()),
+        ("data validate", ()),
+        ("data stats", ()),
+        ("data show", ()),
+    ],
+)
+def test_videos_are_sampled_as_was_asked_for(monkeypatch, capsys, tmp_path, reward_model, verb, place):
+    def opened(part, media_root, video_frames, *others):
+        raise UserError(f"{part.path} under {media_root} with {video_frames} frames at {others[-1]}")
 
-    monkeypatch.setattr("mmrlhf_jax.data.mixture.open_examples", opened)
-    given = ("--model", "none", "--data", "records.jsonl", "--media-root", "media", "--video-frames", 5)
-    given += ("--out", tmp_path / "out.jsonl") if verb == "score" else ()
-    message = refused(monkeypatch, capsys, *verb.split(), *given)
-    assert message == "error: records.jsonl under media with 5 frames"
+    monkeypatch.setattr("mmrlhf_jax.data.mixture._open", opened)
+    asked = ("--media-root", "media", "--video-frames", 5, "--frames-per-second", 2.5)
+    place = tuple(reward_model if one == "judge" else one for one in place)
+    other = {"data build": (tmp_path / "out",), "data show": ("record",), "expand": ("--out", tmp_path / "out.jsonl")}
+    if verb in ("score", "logprobs", "annotate", "best-of-n"):
+        other[verb] = ("--out", tmp_path / "out")
+    message = refused(monkeypatch, capsys, *verb.split(), *place, "records.jsonl", *other.get(verb, ()), *asked)
+    assert message == "error: records.jsonl under media with 5 frames at 2.5"
 
 
 def image(width: int, height: int, format: str = "PNG", **options) -> bytes:

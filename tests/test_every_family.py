@@ -1,6 +1,7 @@
 """The verbs of the command line run on every family alike: rewards, training, continuation, replay, export, answers.
 
-The commands below name no family, and give no option that another family would not need: only the checkpoint differs.
+The commands below name no family, and give no option that another family does not take: only the checkpoint differs. Among the
+groups is one with a video, a folder of frames, whose rate some families must know.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from tests import ranked
 from tests.families import FAMILIES, OTHERS, WITH_ORIGINAL, by_default
 
 EACH = by_default(*OTHERS)  # because most other tests run the verbs on the default family
-RANKS = [(1, 2), (1, 2, 3), (2, 1)]
-IMAGES = [[(40, 30)], [(75, 40), (20, 20)], []]
+RANKS = [(1, 2), (1, 2, 3), (2, 1), (2, 1)]
+IMAGES = [[(40, 30)], [(75, 40), (20, 20)], [], [(36, 30)] * 3]  # those of the last group become the frames of a video
+VIDEO = ("--frames-per-second", 1.5, "--video-frames", 3)
 STEPS = 3
 
 
@@ -43,11 +45,11 @@ def make_place(root: Path, family: str) -> Place:
     tests = FAMILIES[family]
     policy = tests.checkpoint(root / "policy", naming=tests.PUBLISHED)
     judge = tests.checkpoint(root / "judge", reward_head=True)
-    data = ranked.write(root / "data", RANKS, IMAGES)
+    data = with_video(ranked.write(root / "data", RANKS, IMAGES))
     place = Place(policy, judge, data, root / "rewards.jsonl", root / "experiment.yaml", root / "run")
     settings = config.Experiment(
         model=config.Model(path=str(policy), dtype="float32", remat="none"),
-        data=config.Data(path=str(data), rewards=str(place.rewards)),
+        data=config.Data(path=str(data), rewards=str(place.rewards), video_frames=3, frames_per_second=1.5),
         objective=config.Preference(),
         optimizer=config.Optimizer(learning_rate=1e-3),
         batch=config.Batch(rows=1, slots=1024, logprob_chunk=64),
@@ -55,6 +57,17 @@ def make_place(root: Path, family: str) -> Place:
     )
     place.experiment.write_text(sections.resolved(settings))
     return place
+
+
+def with_video(data: Path) -> Path:
+    """The data with the pictures of its last group as a folder of frames."""
+    *rows, last = map(json.loads, data.read_text().splitlines())
+    (data.parent / "clip").mkdir()
+    for name in last["images"]:
+        (data.parent / name).rename(data.parent / "clip" / name)
+    rows.append(last | {"images": [], "video": "clip"})
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return data
 
 
 def mmrlhf(*arguments: object) -> int | str:
@@ -82,7 +95,7 @@ def test_from_rewards_to_an_exported_model(family, tmp_path, capsys, monkeypatch
     """score, train up to a step that the guard stops at, replay of that step, train to the end, export, and its answers."""
     place = make_place(tmp_path, family)
     writing = ("--max-new-tokens", 2)
-    assert mmrlhf("score", "--model", place.judge, "--data", place.data, "--out", place.rewards, *writing) == 0
+    assert mmrlhf("score", "--model", place.judge, "--data", place.data, "--out", place.rewards, *writing, *VIDEO) == 0
     scored = [response for line in lines(place.rewards) for response in line["responses"]]
     assert len(scored) == sum(map(len, RANKS)) and len({response["reward"] for response in scored}) == len(scored)
 
@@ -112,7 +125,9 @@ def test_from_rewards_to_an_exported_model(family, tmp_path, capsys, monkeypatch
 
     sums = []
     for model in (place.policy, tmp_path / "aligned", tmp_path / "other"):
-        assert mmrlhf("logprobs", "--model", model, "--data", place.data, "--out", tmp_path / f"{model.name}.jsonl") == 0
+        assert (
+            mmrlhf("logprobs", "--model", model, "--data", place.data, "--out", tmp_path / f"{model.name}.jsonl", *VIDEO) == 0
+        )
         sums.append([one["logprob"] for line in lines(tmp_path / f"{model.name}.jsonl") for one in line["responses"]])
     assert np.abs(np.subtract(sums[1], sums[0])).min() > 1e-3  # it has learnt
     np.testing.assert_array_equal(sums[1], sums[2])
@@ -124,16 +139,17 @@ def test_questions_and_judgements(family, tmp_path, capsys):
     """generate about a picture, and eval reward-bench with the critiques that the data have, the media exchanged or not."""
     place = make_place(tmp_path, family)
     capsys.readouterr()
-    asked = ("--prompt", "What is this?", "--image", place.data.parent / "0_0.png", "--max-new-tokens", 3)
-    assert mmrlhf("generate", "--model", place.policy, *asked) == 0
-    assert capsys.readouterr().out.endswith("\n")
+    for shown in (("--image", place.data.parent / "0_0.png"), ("--video", place.data.parent / "clip", *VIDEO)):
+        asked = ("--prompt", "What is this?", *shown, "--max-new-tokens", 3)
+        assert mmrlhf("generate", "--model", place.policy, *asked) == 0
+        assert capsys.readouterr().out.endswith("\n")
     judged = []
     for options in ((), ("--blind",)):
-        given = ("--data", place.data, "--critique", "given", "--json", *options)
+        given = ("--data", place.data, "--critique", "given", "--json", *options, *VIDEO)
         assert mmrlhf("eval", "reward-bench", "--model", place.judge, *given) == 0
         judged.append(json.loads(capsys.readouterr().out))
     pairs = [table["overall"]["pairs"] for table in judged]
-    assert pairs == [5, 4]  # a group without media cannot be exchanged
+    assert pairs == [6, 5]  # a group without media cannot be exchanged
     assert all(0 <= table["overall"]["acc"] <= 1 for table in judged)
 
 
@@ -141,10 +157,11 @@ def test_questions_and_judgements(family, tmp_path, capsys):
 def test_pages_of_data(family, tmp_path, capsys):
     """data stats with the family's own tokenizer and geometry, and data show."""
     place = make_place(tmp_path, family)
-    assert mmrlhf("data", "stats", place.data, "--model", place.policy, "--json") == 0
+    assert mmrlhf("data", "stats", place.data, "--model", place.policy, "--json", *VIDEO) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["groups"], found["images"], found["text_only"], found["dropped"]) == (3, 3, 1, 0)
-    assert mmrlhf("data", "stats", place.data, "--model", place.policy, "--out", tmp_path / "stats.html") == 0
+    assert (found["groups"], found["images"], found["text_only"], found["dropped"]) == (4, 3, 1, 0)
+    assert (found["videos"], found["frames"]) == (1, 3)
+    assert mmrlhf("data", "stats", place.data, "--model", place.policy, "--out", tmp_path / "stats.html", *VIDEO) == 0
     assert "Tiles per group" in html(tmp_path / "stats.html")
     assert mmrlhf("data", "show", place.data, "group-1", "--out", tmp_path / "group.html") == 0
     assert html(tmp_path / "group.html").count("<img") == 2
@@ -157,7 +174,7 @@ def test_a_reward_model_learns_and_judges(family, tmp_path, capsys):
     place = make_place(tmp_path, family)
     settings = config.Experiment(
         model=config.Model(path=str(place.policy), dtype="float32", remat="none", reward_head="tanh"),
-        data=config.Data(path=str(place.data), held_out=str(place.data)),
+        data=config.Data(path=str(place.data), held_out=str(place.data), video_frames=3, frames_per_second=1.5),
         objective=config.RewardModel(),
         lora=config.Lora(rank=2, alpha=4.0),
         optimizer=config.Optimizer(learning_rate=1e-3),
@@ -174,7 +191,7 @@ def test_a_reward_model_learns_and_judges(family, tmp_path, capsys):
     assert mmrlhf("export", place.run, tmp_path / "judge-2", "--step", "best") == 0
     scores = []
     for model in (place.judge, tmp_path / "judge-2"):
-        given = ("--data", place.data, "--out", tmp_path / f"{model.name}.jsonl", "--critique", "given")
+        given = ("--data", place.data, "--out", tmp_path / f"{model.name}.jsonl", "--critique", "given", *VIDEO)
         assert mmrlhf("score", "--model", model, *given) == 0
         scores.append([one["reward"] for line in lines(tmp_path / f"{model.name}.jsonl") for one in line["responses"]])
     assert scores[0] != scores[1]
@@ -187,7 +204,7 @@ def test_an_adapter_that_was_exported_alone_gives_the_runs_model_again(family, t
     place = make_place(tmp_path, family)
     settings = config.Experiment(
         model=config.Model(path=str(place.policy), dtype="float32", remat="none"),
-        data=config.Data(path=str(place.data)),
+        data=config.Data(path=str(place.data), video_frames=3, frames_per_second=1.5),
         objective=config.Supervised(),
         trains=config.Trains(newline=False),
         lora=config.Lora(parts=("language_model", "projector"), rank=2, alpha=4.0),

@@ -56,7 +56,7 @@ def _run(
     sampling: Mapping[str, Any],
     judging: Mapping[str, Any],
     held_out_of: Sequence[str] | None,
-    media: tuple[str | None, int],
+    media: tuple[str | None, int, float | None],
     loading: Mapping[str, Any],
     **others: Any,
 ) -> None:

@@ -32,6 +32,7 @@ def build(
     beam: str | None,
     contradictions: str,
     rank_by: str | None = None,
+    frames_per_second: float | None = None,
 ) -> None:
     """`beam` are options of Apache Beam, or None for processes on this machine. `contradictions` is "error" or "drop",
     `rank_by` a score's name."""
@@ -47,6 +48,7 @@ def build(
         beam_options=None if beam is None else shlex.split(beam),
         on_error=drop_contradictions(left_out.append) if contradictions == "drop" else None,
         rank_by=rank_by,
+        frames_per_second=frames_per_second,
         on_note=say,
         progress=StagedProgress(),
     )
@@ -68,9 +70,18 @@ def _has_scores_alone(record: RankedRecord) -> bool:
     return all(response.rank is None for response in record.responses) and any(response.scores for response in record.responses)
 
 
-def validate(source: str, media_root: str | None, video_frames: int, max_text: int, most: int, as_json: bool) -> bool:
+def validate(
+    source: str,
+    media_root: str | None,
+    video_frames: int,
+    max_text: int,
+    most: int,
+    as_json: bool,
+    frames_per_second: float | None = None,
+) -> bool:
     """Print the findings. Returns whether there are any."""
-    report = check(source, media_root, video_frames=video_frames, max_text=max_text, progress=StagedProgress())
+    how = dict(video_frames=video_frames, frames_per_second=frames_per_second, max_text=max_text)
+    report = check(source, media_root, **how, progress=StagedProgress())
     kinds = collections.Counter(finding.kind for finding in report.findings)
     if as_json:
         strict_json.print_figures(dataclasses.asdict(report) | {"kinds": kinds})
@@ -98,6 +109,7 @@ def stats(
     template: str | None,
     out: str,
     as_json: bool,
+    frames_per_second: float | None = None,
 ) -> None:
     encoder, lengths_from = (
         figures.estimated_encoder(),
@@ -105,7 +117,7 @@ def stats(
     )
     if model is not None:
         encoder, lengths_from = _encoder_of(model, template), f"those of {model}"
-    examples = open_examples(data, media_root, video_frames)
+    examples = open_examples(data, media_root, video_frames, frames_per_second=frames_per_second)
     sizes = figures.measure(examples, encoder, track)
     layouts = [examples.layout(i) for i in range(len(examples))]
     too_long = beyond_positions(sizes, range(len(sizes)), examples, encoder) > 0
@@ -130,8 +142,10 @@ def _encoder_of(model: str, template: str) -> GroupEncoder:
     return make_encoder(load_tokenizer(directory), read_config(directory), template)
 
 
-def show(data: str, record_id: str, media_root: str | None, video_frames: int, out: str) -> None:
-    examples = open_examples(data, media_root, video_frames)
+def show(
+    data: str, record_id: str, media_root: str | None, video_frames: int, out: str, frames_per_second: float | None = None
+) -> None:
+    examples = open_examples(data, media_root, video_frames, frames_per_second=frames_per_second)
     ids = [record.id for record in examples.records]
     if record_id not in ids:
         near = difflib.get_close_matches(record_id, ids, n=3, cutoff=0.5) or ids[:3]

@@ -33,6 +33,7 @@ class Source:
     video_frames: int
     benchmark: str | None
     grouping: str | None
+    frames_per_second: float | None = None
 
     def check(self) -> None:
         """UserError for names that do not exist, as far as they can be checked without the data."""
@@ -43,7 +44,7 @@ class Source:
         """(the examples, their benchmark, its grouping). UserError if there is no pair to judge by."""
         from mmrlhf_jax.data.mixture import open_examples
 
-        examples = open_examples(self.data, self.media_root, self.video_frames)
+        examples = open_examples(self.data, self.media_root, self.video_frames, frames_per_second=self.frames_per_second)
         for note in getattr(examples, "notes", ()):
             say(note)
         if not any(record.pairs() for record in examples.records):

@@ -12,7 +12,14 @@ PIECE = 512  # records of a pass over rows; a kill loses at most one pass
 
 
 def logprobs(
-    model: str, data: str, out: str, media_root: str | None, video_frames: int, launch: str | None, **loading: Any
+    model: str,
+    data: str,
+    out: str,
+    media_root: str | None,
+    video_frames: int,
+    launch: str | None,
+    frames_per_second: float | None = None,
+    **loading: Any,
 ) -> None:
     """`loading` are options of `Engine.load`."""
     where = config.load_launch(launch)
@@ -25,7 +32,7 @@ def logprobs(
 
     share = Share(*distributed.apart(where, launch))
     with reserved(out, share) as place:
-        examples = open_examples(data, media_root, video_frames)
+        examples = open_examples(data, media_root, video_frames, frames_per_second=frames_per_second)
         compilation_cache.use()
         engine = Engine.load(model, **loading)
         engine.check_lengths(examples, "answer")

@@ -83,6 +83,13 @@ MediaRoot = Annotated[
     str | None, path_option(help="Folder or zip archive that media paths are relative to; default: the source's folder.")
 ]
 VideoFrames = Annotated[int, typer.Option(min=1, help="Frames sampled per video.")]
+FramesPerSecond = Annotated[
+    float | None,
+    typer.Option(
+        callback=finite_or_none,
+        help="Rate of the frames in folders of frames, for models whose tokens depend on a video's times.",
+    ),
+]
 Template = Annotated[
     str | None,
     typer.Option(

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from mmrlhf_jax.data.mixture import open_examples
+from mmrlhf_jax.data.videos import check_rate
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference import compilation_cache
 from mmrlhf_jax.inference.engine import Engine
@@ -25,6 +26,7 @@ def serve(
     data: str | None,
     media_root: str | None,
     video_frames: int,
+    frames_per_second: float | None,
     host: str,
     port: int,
     name: str | None,
@@ -43,15 +45,18 @@ def serve(
         from mmrlhf_jax.serving.worker import Worker
     except ModuleNotFoundError as error:
         raise UserError(f'{error.name} is not installed; pip install "mmrlhf-jax[serve]"') from None
+    check_rate(frames_per_second, "--frames-per-second")
     key = os.environ.get(KEY) or None
     server.check_address(host, key)
     address = server.bind(host, port)
-    records = None if data is None else _finder(open_examples(data, media_root, video_frames))
+    records = (
+        None if data is None else _finder(open_examples(data, media_root, video_frames, frames_per_second=frames_per_second))
+    )
     compilation_cache.use()
     say(f"loading {model}")
     engine = Engine.load(model, **loading)
     lane = serving_lane(prompt_tokens, new_tokens, engine.batch // rows_divisor(engine.mesh), engine.fits)
-    programs, limits = engine.programs(lane), Limits()
+    programs, limits = engine.programs(lane), Limits(frames_per_second=frames_per_second)
     served = ServedModel(engine, name or model, lane.trunk, lane.branch)
     worker = Worker([Scheduler(programs, engine.model.apart(), streaming=True)], limits.waiting)
     service = Service(served, worker, limits, Metrics(), key, records)

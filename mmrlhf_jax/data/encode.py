@@ -21,6 +21,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.geometry import Geometry
 from mmrlhf_jax.models.media import VisualPlan
 from mmrlhf_jax.models.registry import family_of
+from mmrlhf_jax.models.video import VideoLayout
 from mmrlhf_jax.pieces import Piece
 from mmrlhf_jax.records import RankedRecord, Response, choose_pairs, tied_pairs
 
@@ -77,6 +78,13 @@ class GroupEncoder:
     def _template(self) -> Template:
         return find_template(self.template, self.tokenizer.tokenizer, self.tokenizer.media_tags)
 
+    def plans(self, record: RankedRecord, layout: Layout, limit: Limit = NO_LIMIT) -> list[VisualPlan]:
+        """The plans of a record's media. UserError, naming the record, for media that the model cannot take."""
+        try:
+            return self.geometry.plans(layout.images, layout.video, limit.tiles)
+        except UserError as error:
+            raise UserError(f"record {record.id!r}: {error}") from None
+
     def conversation(self, record: RankedRecord, response: Response, plans: Sequence[VisualPlan]) -> Conversation:
         """One complete conversation, as a trainer without shared prefixes would tokenise it."""
         template, media, prompt = self._template, len(plans), record.prompt_text()
@@ -113,7 +121,7 @@ class GroupEncoder:
         """
         if self.max_positions is None or slots <= self.max_positions:
             return 0
-        plans = self.geometry.plans(layout.images, layout.frames, limit.tiles)
+        plans = self.plans(record, layout, limit)
         longest = _longest(self.conversations(record, plans, limit.targets))
         return longest if longest > self.max_positions else 0
 
@@ -146,7 +154,7 @@ class GroupEncoder:
 
     def measure(self, record: RankedRecord, layout: Layout, limit: Limit = NO_LIMIT) -> np.ndarray:
         """int64[6]: how much of each resource of `Budget` the group needs, in its order."""
-        plans = self.geometry.plans(layout.images, layout.frames, limit.tiles)
+        plans = self.plans(record, layout, limit)
         tree = token_tree(self.conversations(record, plans, limit.targets))
         size = Budget(
             slots=len(tree.tokens),
@@ -165,7 +173,7 @@ class GroupEncoder:
         """
         record = example.record
         layout = media_layout(example)
-        plans = self.geometry.plans(layout.images, layout.frames, limit.tiles)
+        plans = self.plans(record, layout, limit)
         conversations = self.conversations(record, plans, limit.targets)
         self.check_positions(record, _longest(conversations))
         tree = token_tree(conversations)
@@ -209,17 +217,28 @@ def _rewards(record: RankedRecord) -> np.ndarray:
 
 
 def media_layout(example: Example) -> Layout:
-    """The sizes of an example's media, read from image headers."""
+    """The sizes of an example's media, read from image headers, and what it knows of its video."""
     where = f"record {example.record.id!r}"
     sizes = [image_size(data, f"{where}, image {i}") for i, data in enumerate(example.images)]
-    return Layout(tuple(sizes), len(example.frames))
+    return Layout(tuple(sizes), video_of(example))
+
+
+def video_of(example: Example) -> VideoLayout | None:
+    """The layout of an example's video; None if it has none."""
+    if not example.frames:
+        return None
+    video = example.video or VideoLayout(len(example.frames))
+    if video.size is not None:
+        return video
+    return dataclasses.replace(video, size=image_size(example.frames[0], f"record {example.record.id!r}, frame 0"))
 
 
 def media_tiles(example: Example, geometry: Geometry, most_tiles: int = 0) -> np.ndarray:
     """uint8[t, ...]: the pixels of all media, tile by tile (`Geometry.cut_images`), in the order of their plans."""
     where = f"record {example.record.id!r}"
-    if example.frames:
-        kept = geometry.frame_numbers(len(example.frames), most_tiles)
-        return geometry.cut_frames([decode_image(example.frames[i], f"{where}, frame {i}") for i in kept])
+    if (video := video_of(example)) is not None:
+        kept = geometry.frame_numbers(video, most_tiles)
+        frames = [decode_image(example.frames[i], f"{where}, frame {i}") for i in kept]
+        return geometry.cut_frames(frames, video, most_tiles)
     decoded = [decode_image(data, f"{where}, image {i}") for i, data in enumerate(example.images)]
     return geometry.cut_images(decoded, most_tiles)

@@ -23,9 +23,11 @@ from mmrlhf_jax.data.images import image_size
 from mmrlhf_jax.data.media import MediaFile, check_media_root, read_media, read_video_frames, resolve_media, video_files
 from mmrlhf_jax.data.sources import OnError, read_source
 from mmrlhf_jax.data.sources.embedded import find_embedded
+from mmrlhf_jax.data.videos import check_rate, frames_files, video_layout
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.files import exists, read_bytes
+from mmrlhf_jax.models.video import VideoLayout
 from mmrlhf_jax.records import RankedRecord, record_from_json
 
 # Called as progress(stage, records done, total records).
@@ -39,31 +41,39 @@ _ARRAY_RECORDS = ".array_record"  # part of the names of its shards
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The sizes of an example's media: (height, width) of every image in pixels, after EXIF rotation, and its number of frames.
+    """The sizes of an example's media: (height, width) of every image in pixels, after EXIF rotation, and its video's layout.
 
     `content` is a digest of the files (`digests.media_content`), if a build has stored it.
     """
 
     images: tuple[tuple[int, int], ...] = ()
-    frames: int = 0
+    video: VideoLayout | None = None
     content: str | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def frames(self) -> int:
+        """The number of the video's frames; 0 without a video."""
+        return self.video.frames if self.video else 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A record with the encoded bytes (JPEG, PNG, ...) of its images and of its video's sampled frames."""
+    """A record with the encoded bytes (JPEG, PNG, ...) of its images and of its video's sampled frames, and the layout of
+    these; without it, nothing but the frames themselves is known of the video."""
 
     record: RankedRecord
     images: tuple[bytes, ...] = ()
     frames: tuple[bytes, ...] = ()
+    video: VideoLayout | None = None
 
 
 class SourceExamples:
     """The examples of a source (a file, a folder of files, or a pattern) in any format of `data.sources`.
 
     Media are read on access. `media_root` is the folder or zip archive that media paths are relative to (default: the folder of
-    the source); `video_frames` is the number of frames to sample from a video; `on_error`, `rank_by` and `prompts` are passed
-    to `read_source`, whose notes are `notes`.
+    the source); `video_frames` is the number of frames to sample from a video; `frames_per_second` is the rate of the frames in
+    folders of frames that do not say it (None: not known); `on_error`, `rank_by` and `prompts` are passed to `read_source`,
+    whose notes are `notes`.
     """
 
     weights = None  # an epoch sees every example once
@@ -76,11 +86,13 @@ class SourceExamples:
         on_error: OnError | None = None,
         rank_by: str | None = None,
         prompts: bool = False,
+        frames_per_second: float | None = None,
     ) -> None:
         if video_frames < 1:
             raise UserError(f"video_frames must be at least 1, found {video_frames}")
+        check_rate(frames_per_second, "frames_per_second")
         self.path = epath.Path(path)
-        self.video_frames = video_frames
+        self.video_frames, self.frames_per_second = video_frames, frames_per_second
         if media_root is not None:
             check_media_root(epath.Path(media_root))
         source = read_source(self.path, on_error, rank_by, prompts)
@@ -89,6 +101,7 @@ class SourceExamples:
         self.records: list[RankedRecord] = source.records
         self.rows = [source.rows(record) for record in source.records]  # number of the file's rows that make each record
         self._contents: dict[int, str] = {}  # by index: digests of media that were read for the fingerprint
+        self._videos: dict[str, VideoLayout] = {}  # by path
 
     def __len__(self) -> int:
         return len(self.records)
@@ -101,17 +114,26 @@ class SourceExamples:
             return Example(record, images)
         video = self._find(record.video, where)
         try:
-            return Example(record, images, tuple(read_video_frames(video, self.video_frames, self.media_root)))
+            frames = tuple(read_video_frames(video, self.video_frames, self.media_root))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
+        return Example(record, images, frames, self._video(record.video, where))
 
     def layout(self, index: int) -> Layout:
-        """Sizes of the example's media, from image headers; a video is not opened and has `video_frames` frames."""
+        """Sizes of the example's media, from image headers; of a video only the first frame is decoded (`video_layout`)."""
         record, where = self.records[index], self.where(index)
         sizes = [image_size(read_media(self._find(path, where), where), f"{where}, image {path!r}") for path in record.images]
-        if record.video is not None:
-            self._find(record.video, where)
-        return Layout(tuple(sizes), 0 if record.video is None else self.video_frames)
+        return Layout(tuple(sizes), None if record.video is None else self._video(record.video, where))
+
+    def _video(self, path: str, where: str) -> VideoLayout:
+        """The layout of a video, read once in each process."""
+        if path not in self._videos:
+            try:
+                video = self._find(path, where)
+                self._videos[path] = video_layout(video, self.video_frames, self.frames_per_second, self.media_root)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from error
+        return self._videos[path]
 
     def media_files(self, index: int) -> list[MediaFile]:
         """The files that example `index` is read from, images first. Raises UserError for a missing one."""
@@ -123,6 +145,11 @@ class SourceExamples:
             return list(video_files(video, self.video_frames, self.media_root))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
+
+    def frames_files(self, index: int) -> list[MediaFile]:
+        """The file that tells the times of example `index`'s frames, if its video is a folder of frames that has one."""
+        path, where = self.records[index].video, self.where(index)
+        return [] if path is None else frames_files(self._find(path, where))
 
     def part(self, numbers: Iterable[int]) -> SourceExamples:
         """The examples with these indices, as a source of its own."""
@@ -147,6 +174,9 @@ class SourceExamples:
         content = [dump_record(record).encode(), *media]
         if record.video is not None:
             content.append(b"frames %d" % self.video_frames)
+            video = None if from_file else self._video(record.video, where)
+            if video is not None and video.rate is not None:  # the folder's images do not determine it
+                content.append(f"times {video.numbers} of {video.total} at {video.rate!r}".encode())
         digest = hashlib.sha256()
         for part in (b"%d" % len(content), *content):  # with lengths, so that different splits give different digests
             digest.update(b"%d:" % len(part) + part)
@@ -205,14 +235,16 @@ class BuiltExamples:
 
     weights = None  # an epoch sees every example once
 
-    def __init__(self, directory: str | epath.Path) -> None:
-        self.directory = epath.Path(directory)
+    def __init__(self, directory: str | epath.Path, frames_per_second: float | None = None) -> None:
+        """`frames_per_second` is the rate of the frames of videos that were folders of frames without it."""
+        check_rate(frames_per_second, "frames_per_second")
+        self.directory, self._rate = epath.Path(directory), frames_per_second
         if not exists(self.directory / DATASET_INFO_FILE):
             raise UserError(f"{self.directory}: not a built data set; make one with `mmrlhf data build SRC OUT`")
         for name in (RECORDS_FILE, LAYOUTS_FILE):
             if not exists(self.directory / name):
                 raise UserError(f"{self.directory}: {name} is missing; remove the directory and build it again")
-        self._length, self.fingerprint, self._files = _read_info(self.directory)
+        self._length, self._of_source, self._files = _read_info(self.directory)
 
     def __len__(self) -> int:
         return self._length
@@ -223,7 +255,15 @@ class BuiltExamples:
             raise IndexError(f"example {index} of {len(self)}")
         stored = self._data_source[index]
         record = record_from_json(strict_json.loads(stored["record"]), f"{self.directory}: example {index}")
-        return Example(record, tuple(stored["images"]), tuple(stored["frames"]))
+        frames = tuple(stored["frames"])
+        return Example(record, tuple(stored["images"]), frames, self._layouts[index].video if frames else None)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of the source's content, and of `frames_per_second` if any frames have their times from it."""
+        if self._rate is None or not any(row.get("video") and not row["video"]["rate"] for row in self._rows):
+            return self._of_source
+        return hashlib.sha256(f"{self._of_source} at {self._rate!r}".encode()).hexdigest()
 
     def layout(self, index: int) -> Layout:
         """Sizes of the example's media, as stored by the build; no media are read."""
@@ -239,8 +279,11 @@ class BuiltExamples:
 
     @functools.cached_property
     def _layouts(self) -> list[Layout]:
-        rows = [strict_json.loads(line) for line in self._read(LAYOUTS_FILE).splitlines()]
-        return [Layout(tuple((h, w) for h, w in row["images"]), row["frames"], row.get("content")) for row in rows]
+        return [_layout_from_json(row, self._rate) for row in self._rows]
+
+    @functools.cached_property
+    def _rows(self) -> list[dict[str, Any]]:
+        return [strict_json.loads(line) for line in self._read(LAYOUTS_FILE).splitlines()]
 
     @functools.cached_property
     def records(self) -> list[RankedRecord]:
@@ -268,7 +311,8 @@ class BuiltExamples:
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without open files and without caches, which the other process reads itself."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_data_source", "_layouts", "records")}
+        caches = ("_data_source", "_layouts", "_rows", "records")
+        return {name: value for name, value in self.__dict__.items() if name not in caches}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -282,7 +326,19 @@ def is_built(path: epath.Path) -> bool:
 
 
 def dump_layout(layout: Layout) -> str:
-    return strict_json.dumps(dataclasses.asdict(layout))
+    """A layout as one line of LAYOUTS_FILE. `frames` is there for programs that know no more of a video."""
+    row = dataclasses.asdict(layout) | {"frames": layout.frames}
+    return strict_json.dumps(row if layout.video else {name: value for name, value in row.items() if name != "video"})
+
+
+def _layout_from_json(row: dict[str, Any], rate: float | None) -> Layout:
+    """The layout of a line of LAYOUTS_FILE; `rate` is that of frames without one. Older builds stored the number of frames
+    alone."""
+    video = VideoLayout(row["frames"]) if row["frames"] else None
+    if stored := row.get("video"):
+        size, numbers = (None if value is None else tuple(value) for value in (stored["size"], stored["numbers"]))
+        video = VideoLayout(stored["frames"], size, numbers, stored["total"], stored["rate"] or rate)
+    return Layout(tuple((h, w) for h, w in row["images"]), video, row.get("content"))
 
 
 def dump_record(record: RankedRecord) -> str:

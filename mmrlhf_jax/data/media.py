@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -20,6 +21,7 @@ from mmrlhf_jax.data.sources.embedded import EmbeddedFile
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import retried
 from mmrlhf_jax.files import is_remote
+from mmrlhf_jax.models.geometry import evenly_spaced
 
 MediaFile = epath.Path | EmbeddedFile | ArchivedFile
 
@@ -108,7 +110,7 @@ def _check_is_whole(folder: epath.Path, archived: ArchivedFile | None) -> None:
     """UserError if an archive holds the same folder with other images, because it may have been unpacked incompletely."""
     if archived is None or not archived.is_dir() or not folder.is_dir():
         return
-    here, there = (set(_images_in(each)) for each in (folder, archived))
+    here, there = (set(images_in(each)) for each in (folder, archived))
     if here != there:
         raise UserError(
             f"folder {folder} holds {len(here)} images, but {archived.archive} holds {len(there)} for it, and of them"
@@ -149,18 +151,19 @@ def video_files(path: str | MediaFile, count: int, root: str | epath.Path | None
     path = epath.Path(path) if isinstance(path, str) else path
     if not path.is_dir():
         return [path]
-    images = _images_in(path)
+    images = images_in(path)
     if not images:
         raise UserError(f"{path}: the frame folder holds no images ({', '.join(IMAGE_SUFFIXES)})")
     images = [images[name] for name in in_order(images)]
-    chosen = [images[i] for i in _frame_indices(len(images), count)]
+    chosen = [images[i] for i in evenly_spaced(len(images), count)]
     for file in dict.fromkeys(chosen) if root is not None and not isinstance(path, ArchivedFile) else ():
         if not _is_inside(epath.Path(root), file):
             raise UserError(f"{path}: frame {file.name!r} is a link that leaves the media root {root}; copy the file instead")
     return chosen
 
 
-def _images_in(folder: MediaFile) -> dict[str, MediaFile]:
+def images_in(folder: MediaFile) -> dict[str, MediaFile]:
+    """The images of a folder by name."""
     files = {file.name: file for file in folder.iterdir()}
     return {name: files[name] for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")}
 
@@ -201,17 +204,9 @@ def _exists(path: epath.Path) -> bool:
         return False
 
 
-def _frame_indices(total: int, count: int) -> list[int]:
-    return np.linspace(0, total - 1, count, dtype=int).tolist()
-
-
 def _decode_video(path: MediaFile, count: int) -> list[bytes]:
-    import av
-
-    try:
+    with decoding(path):
         encoded, wanted = retried(lambda: _chosen_frames(path, count), f"{path}")
-    except (av.FFmpegError, OSError) as error:
-        raise UserError(f"{path}: the video cannot be decoded ({error}); replace it or remove the record") from error
     if not encoded:
         raise UserError(f"{path}: the video has no frames; replace it or remove the record")
     # A container may announce more frames than can be decoded; the last decoded one replaces the missing ones.
@@ -219,32 +214,43 @@ def _decode_video(path: MediaFile, count: int) -> list[bytes]:
     return [encoded.get(index, encoded[last]) for index in wanted]
 
 
+@contextlib.contextmanager
+def decoding(path: MediaFile) -> Iterator[None]:
+    """Inside, errors of the decoder become UserError about the video file."""
+    import av
+
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        raise UserError(f"{path}: the video cannot be decoded ({error}); replace it or remove the record") from error
+
+
 def _chosen_frames(path: MediaFile, count: int) -> tuple[dict[int, bytes], list[int]]:
     """(encoded frames by number, the numbers of the sampled frames)."""
     import av
 
     with path.open("rb") as file:
-        wanted = _frame_indices(_count_frames(file, path), count)
+        wanted = evenly_spaced(count_frames(file, path), count)
         file.seek(0)
         encoded: dict[int, bytes] = {}
         with av.open(file) as container:
-            for index, frame in enumerate(container.decode(_video_stream(container, path))):
+            for index, frame in enumerate(container.decode(video_stream(container, path))):
                 if index in wanted:
-                    encoded[index] = _encode_jpeg(_upright(frame, path))
+                    encoded[index] = _encode_jpeg(upright(frame, path))
                 if index == wanted[-1]:
                     break
     return encoded, wanted
 
 
-def _count_frames(file: object, path: MediaFile) -> int:
+def count_frames(file: object, path: MediaFile) -> int:
     """The number of frames, counted from the stream's packets without decoding; headers often omit it or are wrong."""
     import av
 
     with av.open(file) as container:
-        return sum(1 for packet in container.demux(_video_stream(container, path)) if packet.size)
+        return sum(1 for packet in container.demux(video_stream(container, path)) if packet.size)
 
 
-def _video_stream(container: Any, path: MediaFile) -> Any:
+def video_stream(container: Any, path: MediaFile) -> Any:
     """The only video stream, apart from covers and thumbnails. UserError if there is none or more than one."""
     from av.stream import Disposition
 
@@ -259,7 +265,7 @@ def _video_stream(container: Any, path: MediaFile) -> Any:
     return streams[0]
 
 
-def _upright(frame: Any, path: epath.Path) -> Image.Image:
+def upright(frame: Any, path: epath.Path) -> Image.Image:
     """A decoded frame, rotated by the stream's display matrix, in which phones store how they were held.
 
     The display matrix [a b . c d . ...] maps a pixel at (x, y) to (a x + c y, b x + d y), in units of 1 / 65536. UserError for

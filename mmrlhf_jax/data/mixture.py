@@ -86,6 +86,10 @@ class MixedExamples:
         examples, own = self._locate(index)
         return examples.media_files(own)
 
+    def frames_files(self, index: int) -> list[MediaFile]:
+        examples, own = self._locate(index)
+        return examples.frames_files(own)
+
     def digest(self, index: int, example: Example | None = None) -> bytes:
         examples, own = self._locate(index)
         return examples.digest(own, example)
@@ -123,6 +127,10 @@ class MixedExamples:
     def video_frames(self) -> int:
         return self.sets[0].video_frames  # the same for all sets (`open_examples`)
 
+    @property
+    def frames_per_second(self) -> float | None:
+        return self.sets[0].frames_per_second
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of the sets' contents, in order, and of their weights."""
@@ -143,15 +151,17 @@ def open_examples(
     on_error: OnError | None = None,
     rank_by: str | None = None,
     prompts: bool = False,
+    frames_per_second: float | None = None,
 ) -> SourceExamples | BuiltExamples | Subset | MixedExamples:
     """Open a built directory, a source (a file, a folder of files, a pattern), a mixture file, or a list of these.
 
-    The other arguments apply to source files only. With `prompts`, records may lack responses (`read_source`).
+    `frames_per_second` is the rate of frames whose folder does not say it. The other arguments apply to source files only. With
+    `prompts`, records may lack responses (`read_source`).
     """
     parts = find_parts(path)
     if len(parts) == 1 and parts[0].weight == 1:
-        return _open(parts[0], media_root, video_frames, on_error, rank_by, prompts)
-    sets = [_open(part, media_root, video_frames, on_error, rank_by, prompts) for part in parts]
+        return _open(parts[0], media_root, video_frames, on_error, rank_by, prompts, frames_per_second)
+    sets = [_open(part, media_root, video_frames, on_error, rank_by, prompts, frames_per_second) for part in parts]
     return MixedExamples(sets, [part.weight for part in parts], [_same(part.path) for part in parts])
 
 
@@ -269,12 +279,15 @@ def _open(
     on_error: OnError | None,
     rank_by: str | None,
     prompts: bool,
+    frames_per_second: float | None,
 ) -> Any:
     path = epath.Path(part.path)
     if is_built(path):
-        examples: SourceExamples | BuiltExamples = BuiltExamples(path)
+        examples: SourceExamples | BuiltExamples = BuiltExamples(path, frames_per_second)
     else:
-        examples = SourceExamples(path, part.media_root or media_root, video_frames, on_error, rank_by, prompts)
+        examples = SourceExamples(
+            path, part.media_root or media_root, video_frames, on_error, rank_by, prompts, frames_per_second
+        )
     if part.sampling_strategy == "all":
         return examples
     is_source = isinstance(examples, SourceExamples)

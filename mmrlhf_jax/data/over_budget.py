@@ -78,7 +78,7 @@ class _Group:
         return self.encoder.measure(self.record, self.layout, limit)
 
     def fewer_tiles(self) -> list[int]:
-        return self.encoder.geometry.fewer_tiles(self.layout.images, self.layout.frames)
+        return self.encoder.geometry.fewer_tiles(self.layout.images, self.layout.video)
 
     def fits(self, limit: Limit) -> bool:
         return not self.excess(self.measure(limit), limit)

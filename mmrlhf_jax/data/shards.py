@@ -88,7 +88,12 @@ def plan_shards(examples: Any, directory: epath.Path, notes: epath.Path) -> list
     for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
         part = examples.part(range(start, stop))
         name = f"{NAME}-train.array_record-{number:05d}-of-{len(bounds) - 1:05d}"
-        content = [part.video_frames, [dump_record(record) for record in part.records], states[start:stop]]
+        content = [
+            part.video_frames,
+            part.frames_per_second,
+            [dump_record(record) for record in part.records],
+            states[start:stop],
+        ]
         key = hashlib.sha256(strict_json.dumps(content).encode()).hexdigest()
         shards.append(Shard(part, directory / name, notes, key))
     return shards
@@ -129,7 +134,7 @@ def check_media(example: Example, where: str) -> Layout:
         sizes.append((height, width))
     for number, data in enumerate(dict.fromkeys(example.frames), start=1):
         decode_image(data, f"{where}, video {example.record.video!r}, frame {number}")
-    return Layout(tuple(sizes), len(example.frames))
+    return Layout(tuple(sizes), example.video)
 
 
 # Runners -------------------------------------------------------------------------------------------------------------
@@ -274,5 +279,5 @@ def _object_array(values: tuple[bytes, ...]) -> np.ndarray:
 
 def _media_state(examples: Any, index: int) -> list[tuple[str, int, float | str]]:
     """(path, size in bytes, time of change) of every file of an example; the hub has no time of change, so its content id."""
-    stats = [(file, file.stat()) for file in examples.media_files(index)]
+    stats = [(file, file.stat()) for file in (*examples.media_files(index), *examples.frames_files(index))]
     return [(os.fspath(file), stat.length, content_id(file) or stat.mtime) for file, stat in stats]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmrlhf_jax.data.positions import Run, three_axes
+from mmrlhf_jax.data.positions import Clip, Run, three_axes
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.pieces import Piece, Special, Text, Visual, expand
 from mmrlhf_jax.places import IMAGE_TAG
@@ -92,7 +92,7 @@ class PieceTokenizer:
                 case Special(token, is_target):
                     ids.append(np.asarray([self.special(token)]))
                     target.append(np.asarray([is_target]))
-                case Visual(count, grid):
+                case Visual(count):
                     ids.append(np.full(count, self.image_token))
                     target.append(np.zeros(count, bool))
                 case Text(text, target_from):
@@ -101,7 +101,8 @@ class PieceTokenizer:
                     # A token that contains any character of the response is a target.
                     target.append(np.asarray(ends) > (len(text) if target_from is None else target_from))
             visual.append(np.full(len(ids[-1]), isinstance(piece, Visual)))
-            runs.append(grid if isinstance(piece, Visual) and grid is not None else len(ids[-1]))
+            in_grid = isinstance(piece, Visual) and piece.grid is not None
+            runs.append(Clip(piece.frames, *piece.grid, piece.interval) if in_grid else len(ids[-1]))
         positions = three_axes(runs) if self.position_axes == 3 else None
         return Conversation(np.concatenate(ids).astype(np.int32), np.concatenate(target), np.concatenate(visual), positions)
 

@@ -45,6 +45,7 @@ def validate(
     media_root: str | epath.Path | None = None,
     *,
     video_frames: int = 32,
+    frames_per_second: float | None = None,
     max_text: int = MAX_TEXT,
     progress: Progress | None = None,
 ) -> Report:
@@ -58,7 +59,7 @@ def validate(
         findings.extend(_from_error(error))
 
     for part in find_parts(source):
-        examples = open_examples([part], media_root, video_frames, note_error)
+        examples = open_examples([part], media_root, video_frames, note_error, frames_per_second=frames_per_second)
         records += len(examples)
         remarks += getattr(examples, "notes", ())
         findings += _check_media(examples, progress)

@@ -55,7 +55,9 @@ def annotate(wanted: Annotation, data: Data, out: str, share: Share, loading: Ma
         decontaminate.check_installed()
     if read_sizes(wanted.critic).reward_head is None:
         raise UserError(f"{wanted.critic}: this checkpoint has no reward head (rm_head.*); give a reward model")
-    prompts = open_examples(data.path, data.media_root, data.video_frames, prompts=True)
+    prompts = open_examples(
+        data.path, data.media_root, data.video_frames, prompts=True, frames_per_second=data.frames_per_second
+    )
     for note in getattr(prompts, "notes", ()):
         say(note)
     if not wanted.held_out_of:
@@ -231,7 +233,13 @@ class _Run:
     # -------------------------------------------------------------------------------------------------------------------
 
     def _open(self, path: str):
-        examples = open_examples(path, None, self._data.video_frames, prompts=path != self._wanted.calibrate)
+        examples = open_examples(
+            path,
+            None,
+            self._data.video_frames,
+            prompts=path != self._wanted.calibrate,
+            frames_per_second=self._data.frames_per_second,
+        )
         for note in getattr(examples, "notes", ()):
             say(f"{path}: {note}")
         return examples

@@ -7,7 +7,9 @@ import hashlib
 from etils import epath
 
 from mmrlhf_jax.data.examples import Example
+from mmrlhf_jax.data.videos import FRAMES_FILE, write_frames_file
 from mmrlhf_jax.files import exists, write_atomically
+from mmrlhf_jax.models.video import VideoLayout
 from mmrlhf_jax.records import RankedRecord
 
 FOLDER = "media"
@@ -23,16 +25,20 @@ class MediaFolder:
     def keep(self, example: Example) -> RankedRecord:
         """The example's record with the paths of its stored media: a video becomes the folder of its sampled frames."""
         images = tuple(self._file(data) for data in example.images)
-        video = self._frames(example.frames) if example.frames else None
+        video = self._frames(example.frames, example.video) if example.frames else None
         return example.record.with_media(images, video)
 
     def _file(self, data: bytes) -> str:
         return self._write(f"{FOLDER}/{_digest(data)}.{_kind(data)}", data)
 
-    def _frames(self, frames: tuple[bytes, ...]) -> str:
-        folder = f"{FOLDER}/{_digest(b''.join(map(_whole_digest, frames)))}"
+    def _frames(self, frames: tuple[bytes, ...], video: VideoLayout | None) -> str:
+        """A folder of the frames, which tells their times if these are known."""
+        times = b"" if video is None or video.times is None else write_frames_file(video)
+        folder = f"{FOLDER}/{_digest(b''.join(map(_whole_digest, frames)) + times)}"
         for number, data in enumerate(frames):
             self._write(f"{folder}/{number:05d}.{_kind(data)}", data)
+        if times:
+            self._write(f"{folder}/{FRAMES_FILE}", times)
         return folder
 
     def _write(self, name: str, data: bytes) -> str:

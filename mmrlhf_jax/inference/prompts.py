@@ -126,8 +126,7 @@ def scored_tree(example: Example, encoder: GroupEncoder, *, most_trunk: int | No
 
 
 def plans_of(example: Example, encoder: GroupEncoder) -> tuple[VisualPlan, ...]:
-    layout = media_layout(example)
-    return tuple(encoder.geometry.plans(layout.images, layout.frames))
+    return tuple(encoder.plans(example.record, media_layout(example)))
 
 
 def _behind(conversation: Conversation, trunk: int) -> tuple[np.ndarray, int]:
@@ -224,4 +223,5 @@ def _same(example: Example) -> Example:
 
 def _subject(prompt: Prompt) -> tuple:
     example = prompt.example
-    return example.record.id, example.record.prompt_text(), example.images, example.frames, prompt.response is None
+    media = (example.images, example.frames, example.video)
+    return example.record.id, example.record.prompt_text(), *media, prompt.response is None

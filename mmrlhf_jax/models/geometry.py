@@ -15,6 +15,7 @@ from PIL import Image
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.media import NEWLINE, Media, Tiles, VisualPlan, join
+from mmrlhf_jax.models.video import VideoLayout
 
 Size = tuple[int, int]  # (height, width) in pixels
 
@@ -23,8 +24,8 @@ class Geometry(abc.ABC):
     """Media to tiles, and tiles to visual tokens, from sizes alone.
 
     An implementation is a frozen dataclass whose fields determine both. `images` are the (height, width) of a prompt's images,
-    and `frames` is the number of its video's frames, 0 without a video; a prompt has images or a video. `most_tiles` limits the
-    number of tiles of all media of a prompt (0 = no limit).
+    and `video` is the layout of its video; a prompt has images or a video. `most_tiles` limits the number of tiles of all media
+    of a prompt (0 = no limit).
     """
 
     image_size: int  # side of a tile, in pixels
@@ -50,24 +51,26 @@ class Geometry(abc.ABC):
         return (self.image_size, self.image_size, 3)
 
     @abc.abstractmethod
-    def plans(self, images: Sequence[Size], frames: int, most_tiles: int = 0) -> list[VisualPlan]:
-        """One plan per medium: for each image in order, or one for the video."""
+    def plans(self, images: Sequence[Size], video: VideoLayout | None = None, most_tiles: int = 0) -> list[VisualPlan]:
+        """One plan per medium: for each image in order, or one for the video. UserError for media that the model cannot take,
+        or of whose video more must be known."""
 
     @abc.abstractmethod
     def cut_images(self, images: Sequence[Image.Image], most_tiles: int = 0) -> np.ndarray:
         """uint8[t, *unit_shape]: the tiles of a prompt's images (RGB), in the order of their plans."""
 
     @abc.abstractmethod
-    def cut_frames(self, frames: Sequence[Image.Image]) -> np.ndarray:
-        """uint8[t, *unit_shape]: the tiles of a video's frames (RGB, after `frame_numbers`)."""
+    def cut_frames(self, frames: Sequence[Image.Image], video: VideoLayout | None = None, most_tiles: int = 0) -> np.ndarray:
+        """uint8[t, *unit_shape]: the tiles of a video's frames (RGB, after `frame_numbers`). `video` is the layout of the whole
+        video, None if `frames` are all that there is of it."""
 
     @abc.abstractmethod
-    def fewer_tiles(self, images: Sequence[Size], frames: int) -> list[int]:
+    def fewer_tiles(self, images: Sequence[Size], video: VideoLayout | None = None) -> list[int]:
         """Values of `most_tiles` that reduce the tiles of a prompt's media, in descending order."""
 
-    def frame_numbers(self, frames: int, most_tiles: int = 0) -> list[int]:
+    def frame_numbers(self, video: VideoLayout, most_tiles: int = 0) -> list[int]:
         """The indices of the frames to keep: all, or `most_tiles` evenly spaced ones."""
-        return np.linspace(0, frames - 1, min(frames, most_tiles or frames), dtype=int).tolist()
+        return evenly_spaced(video.frames, min(video.frames, most_tiles or video.frames))
 
     def settings(self) -> dict[str, Any]:
         """Everything that determines tokens and pixels, as JSON values; part of the fingerprint of a data set's index."""
@@ -77,9 +80,9 @@ class Geometry(abc.ABC):
         """The most tiles of media of at most so many visual tokens, images and frames; at least 1."""
         side = self.image_size
         wide = [(side * a, side * b) for a in range(1, 11) for b in range(1, 11)]  # from one tile to the most of one image
-        forms = [([size], 0) for size in wide] + [([(side, side)] * count, 0) for count in range(1, images + 1)]
-        forms += [([], count) for count in range(1, frames + 1)]
-        plans = (self.plans(sizes, count) for sizes, count in forms)
+        forms = [([size], None) for size in wide] + [([(side, side)] * count, None) for count in range(1, images + 1)]
+        forms += [([], VideoLayout(count)) for count in range(1, frames + 1)]
+        plans = (self.plans(sizes, video) for sizes, video in forms)
         return max((sum(p.tiles for p in plan) for plan in plans if sum(p.tokens for p in plan) <= tokens), default=1)
 
     def padded_tiles(self, tiles: int) -> int:
@@ -123,3 +126,8 @@ class Geometry(abc.ABC):
         row.slots[here] = group.slots + slot
         row.taps[here] = np.where(group.taps == NEWLINE, newline, group.taps + tile * self.features)
         row.weights[here] = group.weights
+
+
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """`count` of the numbers 0 .. total - 1, from the first to the last, rounded down."""
+    return np.linspace(0, total - 1, count, dtype=int).tolist()

@@ -39,6 +39,16 @@ def stated_pixels(checkpoint: Checkpoint) -> tuple[Mapping[str, Any] | None, str
     return alone, checkpoint.where if alone is None else f"{checkpoint.directory}/preprocessor_config.json"
 
 
+def stated_video_pixels(checkpoint: Checkpoint) -> tuple[Mapping[str, Any] | None, str]:
+    """(the video processor's settings, their file); (None, "") if there is none, and then transformers takes
+    preprocessor_config.json for videos as well."""
+    joint = checkpoint.file("processor_config.json") or {}
+    if "video_processor" in joint:
+        return joint["video_processor"], f"{checkpoint.directory}/processor_config.json: video_processor"
+    alone = checkpoint.file("video_preprocessor_config.json")
+    return alone, "" if alone is None else f"{checkpoint.directory}/video_preprocessor_config.json"
+
+
 def check_preprocessing(pixels: Mapping[str, Any], side: int, where: str) -> None:
     """UserError for an image processor that computes other pixels than this project, because the model would silently get wrong
     inputs.

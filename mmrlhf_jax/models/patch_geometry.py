@@ -12,33 +12,41 @@ import numpy as np
 from PIL import Image
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.models.geometry import Geometry, Size
+from mmrlhf_jax.models.geometry import Geometry, Size, evenly_spaced
 from mmrlhf_jax.models.media import Media, Patches, VisualPlan, make_plan
-from mmrlhf_jax.models.patch_images import cut_blocks, smart_resize
-from mmrlhf_jax.pieces import Visual
+from mmrlhf_jax.models.patch_images import cut_blocks, cut_clip, smart_resize
+from mmrlhf_jax.models.video import VideoLayout
+from mmrlhf_jax.pieces import Piece, Visual
 
 SHARES = 32  # steps in which `fewer_tiles` makes media smaller
+# What is said of a video of which nothing but the number of its frames is known.
+UNKNOWN = (
+    "this model needs {} of a video's frames, which the data set was built without; remove it and run `mmrlhf data build` again"
+)
+LEAST_BLOCKS = 16  # of a video's frame: below that, it has fewer frames instead of smaller ones
 
 
 @dataclasses.dataclass(frozen=True)
 class PatchGeometry(Geometry):
     """How a checkpoint resizes images: everything that decides patches and visual tokens.
 
-    What other families call a tile is here a block of `merge` x `merge` patches, of which the model makes one feature.
+    What other families call a tile is here a block of `merge` x `merge` patches, of which the model makes one feature. A patch
+    of a video holds `frames` consecutive frames; what stands in their place in the tower is called a frame as well, because the
+    blocks of such a patch of time see only each other.
 
     Attributes:
         patch_size: side of a patch, in pixels.
         merge: patches on a side of a block.
-        frames: frames of a patch; an image is repeated.
+        frames: frames of a patch; an image is repeated, and so is the last frame of a video to fill its last patches.
         window: blocks on a side of the window in which most of the tower's layers attend.
         min_pixels, max_pixels: limits of an image's area after resizing.
+        video_min_pixels, video_max_pixels: those of a frame of a video.
 
     Raises UserError for values that describe no possible model.
     """
 
     taps: ClassVar[int] = 1
     position_axes: ClassVar[int] = 3
-    has_videos: ClassVar[bool] = False
     image_size: ClassVar[int] = 448  # of the images of benchmarks
 
     patch_size: int
@@ -47,18 +55,30 @@ class PatchGeometry(Geometry):
     window: int = 4
     min_pixels: int = 3136
     max_pixels: int = 12845056
+    video_min_pixels: int = 3136
+    video_max_pixels: int = 12845056
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_pixels <= self.max_pixels:
             raise UserError(f"from {self.min_pixels} to {self.max_pixels} pixels an image: there must be at least one")
+        if not 1 <= self.video_min_pixels <= self.video_max_pixels:
+            limits = f"from {self.video_min_pixels} to {self.video_max_pixels} pixels"
+            raise UserError(f"{limits} a frame of a video: there must be at least one")
 
     def within_pixels(self, most: int | None) -> PatchGeometry:
-        """As in the base class; the least number of pixels is never above the most."""
+        """As in the base class, for images and for frames of videos, which are never larger than the checkpoint's. The least
+        number of pixels is never above the most."""
         if most is None:
             return self
         if most < self.side**2:
             raise UserError(f"data.max_pixels: {most} pixels are less than a block of {self.side} x {self.side}")
-        return dataclasses.replace(self, min_pixels=min(self.min_pixels, most), max_pixels=most)
+        return dataclasses.replace(
+            self,
+            min_pixels=min(self.min_pixels, most),
+            max_pixels=most,
+            video_min_pixels=min(self.video_min_pixels, most),
+            video_max_pixels=min(self.video_max_pixels, most),
+        )
 
     @property
     def features(self) -> int:
@@ -73,10 +93,28 @@ class PatchGeometry(Geometry):
     def unit_shape(self) -> tuple[int, ...]:
         return (3 * self.frames * self.side**2,)
 
-    def plans(self, images: Sequence[Size], frames: int, most_tiles: int = 0) -> list[VisualPlan]:
-        if frames:
-            raise UserError("this model is supported for images only; leave out records with videos, or take another model")
-        return [_plan(rows, columns, self.window) for rows, columns in self._grids(images, most_tiles)]
+    def video_size(self, frames: int, height: int, width: int, most_pixels: int | None = None) -> Size:
+        """The (height, width) to which the frames of a video of so many frames are resized. `most_pixels` is a further limit of
+        a frame's area."""
+        most = self.video_max_pixels if most_pixels is None else min(self.video_max_pixels, most_pixels)
+        return smart_resize(height, width, factor=self.side, min_pixels=min(self.video_min_pixels, most), max_pixels=most)
+
+    def interval(self, video: VideoLayout) -> float:
+        """How many positions of time the patches of a video are apart. UserError if it depends on times that are not known."""
+        return 1.0
+
+    def clip_pieces(self, video: VideoLayout, rows: int, columns: int) -> tuple[Piece, ...]:
+        """The pieces of a video that is taken whole, each of whose frames has `rows` x `columns` blocks: its visual tokens are
+        those of all patches of time, in their order."""
+        times = -(-video.frames // self.frames)
+        return (Visual(times * rows * columns, (rows, columns), times, self.interval(video)),)
+
+    def plans(self, images: Sequence[Size], video: VideoLayout | None = None, most_tiles: int = 0) -> list[VisualPlan]:
+        if video:
+            kept, (rows, columns) = self._clip(video, most_tiles)
+            pieces = self.clip_pieces(video.keep(kept), rows, columns)
+            return [_plan(rows, columns, self.window, -(-len(kept) // self.frames), pieces)]
+        return [_plan(*grid, self.window, 1, (Visual(grid[0] * grid[1], grid),)) for grid in self._grids(images, most_tiles)]
 
     def cut_images(self, images: Sequence[Image.Image], most_tiles: int = 0) -> np.ndarray:
         grids = self._grids([(image.height, image.width) for image in images], most_tiles)
@@ -86,16 +124,29 @@ class PatchGeometry(Geometry):
         ]
         return np.concatenate([np.zeros((0, *self.unit_shape), np.uint8), *cut])
 
-    def cut_frames(self, frames: Sequence[Image.Image]) -> np.ndarray:
-        raise NotImplementedError("`plans` refuses videos")
+    def cut_frames(self, frames: Sequence[Image.Image], video: VideoLayout | None = None, most_tiles: int = 0) -> np.ndarray:
+        """As in the base class. UserError if the frames have different sizes."""
+        sizes = sorted({(frame.height, frame.width) for frame in frames} | ({video.size} if video and video.size else set()))
+        if len(sizes) > 1:
+            named = " and ".join(f"{width} x {height}" for height, width in (sizes[0], sizes[-1]))
+            raise UserError(f"the frames of a video have different sizes, {named} pixels; make them one size")
+        _, grid = self._clip(video or VideoLayout(len(frames), sizes[0]), most_tiles)
+        order = window_order(*grid, self.window)[0]
+        return np.concatenate([blocks[order] for blocks in cut_clip(frames, *grid, self.patch_size, self.merge, self.frames)])
 
-    def fewer_tiles(self, images: Sequence[Size], frames: int) -> list[int]:
-        now = sum(rows * columns for rows, columns in self._grids(images, 0))
+    def fewer_tiles(self, images: Sequence[Size], video: VideoLayout | None = None) -> list[int]:
+        """As in the base class. A video's frames become smaller, down to LEAST_BLOCKS; then it has fewer of them."""
+        now = sum(plan.tiles for plan in self.plans(images, video))
         return sorted({now * share // SHARES for share in range(1, SHARES)} - {0}, reverse=True)
+
+    def frame_numbers(self, video: VideoLayout, most_tiles: int = 0) -> list[int]:
+        """As in the base class, without the repetitions of frames of a short video."""
+        return self._clip(video, most_tiles)[0]
 
     def most_tiles(self, tokens: int, images: int, frames: int) -> int:
         """Every visual token is a block."""
-        return max(1, min(tokens, images * (self.max_pixels // self.side**2)))
+        of_frames = -(-frames // self.frames) * (self.video_max_pixels // self.side**2)
+        return max(1, min(tokens, max(images * (self.max_pixels // self.side**2), of_frames)))
 
     def padded_tiles(self, tiles: int) -> int:
         """256, 1024, 4096, ...: blocks are many and small."""
@@ -120,7 +171,8 @@ class PatchGeometry(Geometry):
 
     def of_group(self, pixels: np.ndarray, plans: Sequence[VisualPlan], slots: np.ndarray, trunk: int) -> Patches:
         placed = super().of_group(pixels, plans, slots, trunk)
-        grids = [piece.grid for plan in plans for piece in plan.pieces if isinstance(piece, Visual)]
+        visual = [piece for plan in plans for piece in plan.pieces if isinstance(piece, Visual)]
+        grids = [piece.grid for piece in visual for _ in range(piece.frames)]
         places, frames, windows, first = [np.zeros((0, 2), np.int32)], [], [], 0
         for rows, columns in grids:
             order, ends = window_order(rows, columns, self.window)
@@ -151,6 +203,22 @@ class PatchGeometry(Geometry):
             ]
         return [(height // self.side, width // self.side) for height, width in sizes]
 
+    def _clip(self, video: VideoLayout, most_tiles: int) -> tuple[list[int], Size]:
+        """(the indices of the frames that are kept of a video, (rows, columns) of the blocks of each)."""
+        if video.size is None:
+            raise UserError(UNKNOWN.format("the size"))
+        kept = video.distinct
+        height, width = self.video_size(len(kept), *video.size)
+        times, blocks = -(-len(kept) // self.frames), height * width // self.side**2
+        if most_tiles and times * blocks > most_tiles:
+            least = min(LEAST_BLOCKS, blocks)
+            if most_tiles // times < least:
+                times = max(1, most_tiles // least)
+                kept = [kept[index] for index in evenly_spaced(len(kept), min(len(kept), times * self.frames))]
+            share = max(1, most_tiles // times) * self.side**2
+            height, width = self.video_size(len(kept), *video.size, share)
+        return kept, (height // self.side, width // self.side)
+
 
 @functools.lru_cache(maxsize=256)
 def window_order(rows: int, columns: int, window: int) -> tuple[np.ndarray, np.ndarray]:
@@ -170,7 +238,9 @@ def window_order(rows: int, columns: int, window: int) -> tuple[np.ndarray, np.n
 
 
 @functools.lru_cache(maxsize=256)
-def _plan(rows: int, columns: int, window: int) -> VisualPlan:
-    """The plan of an image: visual tokens in raster order, of which each is the feature of one block."""
-    taps = np.argsort(window_order(rows, columns, window)[0]).astype(np.int32)[:, None]
-    return make_plan(rows * columns, taps, np.ones(taps.shape, np.float32), 1, (Visual(rows * columns, (rows, columns)),))
+def _plan(rows: int, columns: int, window: int, times: int, pieces: tuple[Piece, ...]) -> VisualPlan:
+    """The plan of an image or a clip: visual tokens in raster order, frame by frame, of which each is the feature of one
+    block."""
+    of_frame = np.argsort(window_order(rows, columns, window)[0])
+    taps = (np.arange(times)[:, None] * rows * columns + of_frame).reshape(-1, 1).astype(np.int32)
+    return make_plan(len(taps), taps, np.ones(taps.shape, np.float32), 1, pieces)

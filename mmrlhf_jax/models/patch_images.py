@@ -6,6 +6,7 @@ Reference: transformers `models/qwen2_vl/image_processing_pil_qwen2_vl.py`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -42,6 +43,23 @@ def cut_blocks(image: Image.Image, rows: int, columns: int, patch: int, merge: i
     """
     check_rgb(image)
     side = patch * merge
-    pixels = resize(image, rows * side, columns * side).reshape(rows, merge, patch, columns, merge, patch, 3)
-    blocks = pixels.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]
-    return np.broadcast_to(blocks, (*blocks.shape[:5], frames, patch, patch)).reshape(rows * columns, -1)
+    return _blocks([resize(image, rows * side, columns * side)] * frames, patch, merge)
+
+
+def cut_clip(images: Sequence[Image.Image], rows: int, columns: int, patch: int, merge: int, frames: int) -> list[np.ndarray]:
+    """As `cut_blocks`, of every `frames` consecutive images of a clip; the last image is repeated to fill them up."""
+    for image in images:
+        check_rgb(image)
+    side = patch * merge
+    pixels = [resize(image, rows * side, columns * side) for image in images]
+    pixels += pixels[-1:] * (-len(pixels) % frames)
+    return [_blocks(pixels[start : start + frames], patch, merge) for start in range(0, len(pixels), frames)]
+
+
+def _blocks(frames: Sequence[np.ndarray], patch: int, merge: int) -> np.ndarray:
+    """The blocks of frames, uint8[height, width, 3] each."""
+    height, width, _ = frames[0].shape
+    side = patch * merge
+    shape = (height // side, merge, patch, width // side, merge, patch, 3)
+    pixels = np.stack([frame.reshape(shape) for frame in frames])
+    return pixels.transpose(1, 4, 2, 5, 7, 0, 3, 6).reshape(height * width // side**2, -1)

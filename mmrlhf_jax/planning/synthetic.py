@@ -26,7 +26,7 @@ def synthetic_group(
     rng = np.random.default_rng(seed)
     geometry, vocabulary = model.geometry, min(model.text.vocab_size, model.image_token)
     side = geometry.image_size
-    plans = geometry.plans([(side, side)] * 2, 0)[:1] * images  # a square image among several is one tile
+    plans = geometry.plans([(side, side)] * 2)[:1] * images  # a square image among several is one tile
     tokens = sum(plan.tokens for plan in plans)
     grids = [piece.grid for plan in plans for piece in plan.pieces if isinstance(piece, Visual)]
     tiles = rng.integers(0, 256, (sum(plan.tiles for plan in plans), *geometry.unit_shape), np.uint8)

@@ -23,7 +23,8 @@ from mmrlhf_jax.huggingface.hub import local_directory
 from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.models.attention.visibility import HIDDEN, most_pairs, rectangle_kinds
 from mmrlhf_jax.models.family import ModelConfig
-from mmrlhf_jax.models.geometry import Geometry
+from mmrlhf_jax.models.geometry import Geometry, evenly_spaced
+from mmrlhf_jax.models.video import VideoLayout
 from mmrlhf_jax.tasks import plan_training_rows, task_of
 
 
@@ -44,6 +45,7 @@ KINDS = (
     Kind(queries=4235, answer=180, video=True),
 )
 IMAGE_SIZES = ((336, 500), (480, 640), (768, 1024), (1080, 1920))  # height, width
+VIDEO = ((360, 640), 900, 30.0)  # height and width, number of frames, and frames per second of a video of 30 seconds
 PROMPT, SPREAD, CRITIQUE = 50, 0.5, 180  # tokens; standard deviation of the logarithm
 CRITIQUE_PROMPT = 130  # tokens of the critique prompt's text, which every branch repeats after the question
 RESPONSES = (3, 4, 5)
@@ -85,8 +87,10 @@ def assumed_sizes(
     """int64[30k, resources of `Budget`]: sizes of the groups of a data set like MM-RLHF, without its videos if the geometry has
     none."""
     rng = np.random.default_rng(seed)
-    pictures = [geometry.plans([size], 0)[0] for size in IMAGE_SIZES]
-    (video,) = geometry.plans([], frames) if geometry.has_videos else (None,)
+    pictures = [geometry.plans([size])[0] for size in IMAGE_SIZES]
+    size, total, rate = VIDEO
+    clip = VideoLayout(frames, size, tuple(evenly_spaced(total, frames)), total, rate)
+    (video,) = geometry.plans([], clip) if geometry.has_videos else (None,)
     sizes = []
     for kind in (kind for kind in KINDS if geometry.has_videos or not kind.video):
         for _ in range(kind.queries):
@@ -119,7 +123,7 @@ def measured_workload(experiment: config.Experiment, model: ModelConfig) -> Work
     would refuse to pack the data.
     """
     data, task = experiment.data, task_of(experiment.objective)
-    examples = open_examples(sets(data.path), data.media_root, data.video_frames)
+    examples = open_examples(sets(data.path), data.media_root, data.video_frames, frames_per_second=data.frames_per_second)
     examples = task.with_critiques(examples, data, data.named)
     encoder = task.encoder(data, load_tokenizer(local_directory(experiment.model.path)), model)
     rows = plan_training_rows(examples, encoder, data, experiment.batch, task, seed=experiment.run.seed)

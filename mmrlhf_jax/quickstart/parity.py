@@ -29,7 +29,7 @@ def max_logit_difference(directory: os.PathLike[str], examples: Sequence[Example
     worst = 0.0
     for example in examples:
         alone = example.record.replace_responses(example.record.responses[:1])
-        tokens, ours = _our_logits(engine, Example(alone, example.images, example.frames))
+        tokens, ours = _our_logits(engine, Example(alone, example.images, example.frames, example.video))
         pictures = [decode_image(data, example.record.id) for data in example.images]
         pixels = processor(images=pictures, return_tensors="pt")
         with torch.no_grad():

@@ -8,6 +8,7 @@ from typing import Literal
 
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.templates import Turn
+from mmrlhf_jax.models.video import VideoLayout
 from mmrlhf_jax.places import IMAGE_TAG, VIDEO_TAG
 from mmrlhf_jax.records import RankedRecord, Response
 from mmrlhf_jax.serving import media
@@ -18,18 +19,23 @@ from mmrlhf_jax.serving.protocol import ImagePart, Message, TextPart
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """The turns of a request with their media: images, or the frames of one video. `low`: every image is one tile."""
+    """The turns of a request with their media: images, or the frames of one video, which are all that there is of it. `low`:
+    every image is one tile."""
 
     turns: tuple[Turn, ...]
     images: tuple[bytes, ...] = ()
     frames: tuple[bytes, ...] = ()
     low: bool = False
+    rate: float | None = None  # frames per second
 
     @property
     def example(self) -> Example:
         """The media as those of a record, which has no texts."""
         names = tuple(f"{number}" for number in range(len(self.images)))
-        return Example(RankedRecord("request", "", (), names, "video" if self.frames else None), self.images, self.frames)
+        count = len(self.frames)
+        video = VideoLayout(count, numbers=tuple(range(count)), total=count, rate=self.rate) if count else None
+        record = RankedRecord("request", "", (), names, "video" if count else None)
+        return Example(record, self.images, self.frames, video)
 
     def question(self, responses: Sequence[Response]) -> Example:
         """The single user turn as a record's prompt, with these responses. ApiError if there is anything else."""
@@ -92,4 +98,4 @@ def read_conversation(messages: Sequence[Message], limits: Limits) -> Conversati
         raise ApiError(400, f"messages: {text} characters; at most {limits.text} are allowed", param="messages")
     one_video = tuple(frames[0]) if frames else ()
     media.check_together([*images, *one_video], limits, "messages")
-    return Conversation(tuple(turns), tuple(images), one_video, low="low" in details)
+    return Conversation(tuple(turns), tuple(images), one_video, low="low" in details, rate=limits.frames_per_second)

@@ -15,6 +15,7 @@ class Limits:
     values: int = 20_000  # values and keys of a request's JSON, counted before it is parsed
     media: int = 16  # pictures of a request
     frames: int = 64  # frames of a video, counted before any is decoded
+    frames_per_second: float | None = None  # of these frames, which requests do not tell; None: not known
     pixels: int = 50_000_000  # of one picture, from its header
     decoded: int = 400 * MiB  # bytes of all decoded pictures of a request
     messages: int = 64

@@ -11,9 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from mmrlhf_jax.data.encode import media_tiles
+from mmrlhf_jax.data.encode import media_layout, media_tiles
 from mmrlhf_jax.data.examples import Example
-from mmrlhf_jax.data.images import image_size
 from mmrlhf_jax.data.templates import find_chat, find_template
 from mmrlhf_jax.data.tokens import Conversation as Tokens
 from mmrlhf_jax.errors import UserError
@@ -70,9 +69,12 @@ class ServedModel:
     def chat_tree(self, conversation: Conversation, wanted: Wanted) -> Tree:
         """The tree of a chat request. ApiError if it is too long or its pictures cannot be read."""
         example, encoder, geometry = conversation.example, self._encoder, self._encoder.geometry
-        sizes = [image_size(data, "messages") for data in conversation.images]
-        most_tiles = len(sizes) if conversation.low else 0
-        plans = tuple(geometry.plans(sizes, len(conversation.frames), most_tiles))
+        layout = media_layout(example)
+        most_tiles = len(layout.images) if conversation.low else 0
+        try:
+            plans = tuple(geometry.plans(layout.images, layout.video, most_tiles))
+        except UserError as error:
+            raise ApiError(400, f"messages: {error}", param="messages") from None
         try:
             pieces = self._chat(conversation.turns)
         except UserError:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.media import read_video_frames
+from mmrlhf_jax.data.videos import video_layout
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.answerable import Prompts, sound_and_refused
 from mmrlhf_jax.inference.endpoint import Endpoint
@@ -130,15 +131,17 @@ def example_of(request: Request) -> Example:
     places = tuple(match.start() for match in tags) if len(tags) == len(request.media) else ()
     names = tuple(f"picture {number + 1}" for number in range(len(images)))
     record = RankedRecord(where, prompt, (), names, "video" if videos else None, media_places=places)
-    frames = () if not videos else _frames(videos[0].path, videos[0].digest, request.options["video_frames"])
-    return Example(record, tuple(medium.data for medium in images), frames)
+    pictures = tuple(medium.data for medium in images)
+    if not videos:
+        return Example(record, pictures)
+    return Example(record, pictures, *_frames(videos[0].path, videos[0].digest, request.options["video_frames"]))
 
 
 @functools.lru_cache(maxsize=VIDEOS_KEPT)
-def _frames(path: str, digest: str, count: int) -> tuple[bytes, ...]:
-    """The frames of a video, kept: there are several questions about it, and a request is looked at several times. A file with
-    another content has another digest."""
-    return tuple(read_video_frames(path, count))
+def _frames(path: str, digest: str, count: int) -> tuple[tuple[bytes, ...], VideoLayout]:
+    """The frames of a video and their layout, kept: there are several questions about it, and a request is looked at several
+    times. A file with another content has another digest."""
+    return tuple(read_video_frames(path, count)), video_layout(path, count)
 
 
 class _Examples:

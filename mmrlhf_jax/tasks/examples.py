@@ -50,7 +50,7 @@ def open_held_out_examples(data: config.Data, task: Task):
 
 def _opened(path, data: config.Data):
     """Open the examples and print their notes."""
-    examples = open_examples(path, data.media_root, data.video_frames)
+    examples = open_examples(path, data.media_root, data.video_frames, frames_per_second=data.frames_per_second)
     for note in getattr(examples, "notes", ()):
         say(note)
     return examples

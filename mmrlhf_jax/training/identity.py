@@ -24,7 +24,8 @@ STEPS, SHOWN = "steps", {"seed": "run.seed", "rows": "batch.rows"}
 TEMPLATE = "data.template"
 ALWAYS = (TEMPLATE, "data.pairs", "data.weighting", "data.learn", "batch.slots")
 MAYBE = (
-    *(f"data.{name}" for name in ("path", "media_root", "critiques", "rewards", "over_budget", "video_frames", "max_pixels")),
+    *(f"data.{name}" for name in ("path", "media_root", "critiques", "rewards", "over_budget", "max_pixels")),
+    *(f"data.{name}" for name in ("video_frames", "frames_per_second")),
     *(f"batch.{name}" for name in ("tiles", "visual", "targets", "responses", "pairs")),
 )
 

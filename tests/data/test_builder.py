@@ -153,7 +153,7 @@ def test_an_empty_directory_and_missing_parents_are_fine(source, tmp_path):
         ),
         (
             lambda folder: (folder / "clip" / "0.jpg").write_text("x"),
-            r"record '9', video 'clip', frame 1: not an image that can",
+            r"record '9': .*clip: 0\.jpg: not an image that can",
         ),
         (lambda folder: (folder / "rows.jsonl").open("a").write('\n{"id": "torn'), r"rows\.jsonl:13: not valid JSON"),
     ],

@@ -145,7 +145,7 @@ def test_a_response_of_a_megabyte_is_stored_and_measured_and_left_to_the_policy_
 def control_tokens(encoder, record) -> list[int]:
     """How many control tokens each conversation has."""
     control = list(encoder.tokenizer.tokenizer.get_added_vocab().values())
-    plans = encoder.geometry.plans([(30, 30)] * len(record.images), 0)
+    plans = encoder.geometry.plans([(30, 30)] * len(record.images))
     conversations = [encoder.conversation(record, response, plans) for response in record.responses]
     return [int(np.isin(conversation.tokens, control).sum()) for conversation in conversations]
 

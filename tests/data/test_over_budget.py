@@ -150,7 +150,7 @@ def test_where_neither_is_enough_alone_as_many_tiles_stay_as_leave_room_for_cut_
 ):
     """Below what either reaches alone by `spared` slots. One more tile, or one more token a response, would not fit."""
     record, layout = examples.records[group], examples.layout(group)
-    choices = encoder.geometry.fewer_tiles(layout.images, layout.frames)
+    choices = encoder.geometry.fewer_tiles(layout.images, layout.video)
 
     def slots(tiles=0, targets=0):
         return int(encoder.measure(record, layout, Limit(tiles, targets))[0])
@@ -169,7 +169,7 @@ def longest(encoder, examples, number, limit=NO_LIMIT):
     """The number of tokens of the group's longest conversation."""
     example = examples[number]
     layout = examples.layout(number)
-    plans = encoder.geometry.plans(layout.images, layout.frames, limit.tiles)
+    plans = encoder.geometry.plans(layout.images, layout.video, limit.tiles)
     return max(len(each.tokens) for each in encoder.conversations(example.record, plans, limit.targets))
 
 

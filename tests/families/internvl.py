@@ -18,6 +18,8 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tests.families.pixels import normalised_tiles
+
 Naming = Literal["hf", "modules", "original"]
 NAMINGS = ("hf", "modules", "original")
 PUBLISHED = "hf"  # in Hugging Face naming, and what an export is written in
@@ -429,9 +431,9 @@ def id_inputs(ids: np.ndarray) -> dict[str, Any]:
     return {}
 
 
-def frame_inputs(pixels, ids: np.ndarray, image_token: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """transformers' ids and pixels of a video: those of as many images. `pixels` are the frames, [F, 3, H, W]."""
-    return ids, {"pixel_values": pixels}
+def frame_inputs(config: Any, frames: list, ids: np.ndarray, positions: np.ndarray | None) -> dict[str, Any]:
+    """transformers' inputs for a prompt of ids, [N], about a video: those of as many images."""
+    return {"input_ids": ids, "pixel_values": normalised_tiles(config, frames)}
 
 
 def draw_config(rng: np.random.Generator):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.families.pixels import normalised_tiles
 from tests.tiny import IMAGE_TOKEN, VIDEO_TOKEN, checkpoint, config, tensors, tokenizer
 
 __all__ = ["IMAGE_TOKEN", "checkpoint", "config", "tensors", "tokenizer"]
@@ -97,9 +98,10 @@ def id_inputs(ids: np.ndarray) -> dict[str, Any]:
     return {}
 
 
-def frame_inputs(pixels, ids: np.ndarray, image_token: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """transformers' ids and pixels of a video, which has a token of its own. `pixels` are the frames, [F, 3, H, W]."""
-    return np.where(ids == image_token, VIDEO_TOKEN, ids), {"pixel_values_videos": pixels[None]}
+def frame_inputs(config: Any, frames: list, ids: np.ndarray, positions: np.ndarray | None) -> dict[str, Any]:
+    """transformers' inputs for a prompt of ids, [N], about a video, which has a token of its own."""
+    theirs = np.where(ids == config.image_token, VIDEO_TOKEN, ids)
+    return {"input_ids": theirs, "pixel_values_videos": normalised_tiles(config, frames)[None]}
 
 
 def draw_config(rng: np.random.Generator):

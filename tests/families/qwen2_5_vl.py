@@ -76,7 +76,7 @@ PICTURES = {
     "two of unlike aspect": [(50, 20), (25, 100)],
     "three, one square": [(64, 64), (10, 300), (90, 45)],
 }
-FRAMES = ()  # videos are refused
+FRAMES = (1, 2, 5)
 ROW = (384, 320, 320)  # slots, blocks and visual tokens: room for the largest of these
 LIMITS = {"min_pixels": 4 * 196, "max_pixels": 128 * 196}
 
@@ -94,11 +94,11 @@ TOKENS = {
     (100, 200): 28,
     (800, 800): 841,
 }
-VIDEO_TOKENS: dict[int, int] = {}
+VIDEO_TOKENS = {3: 2 * 15, 8: 4 * 15}  # frames of 128 x 72, which become 140 x 84 -> visual tokens
 QUICK_PICTURES = ("two", "100 high, 200 wide")
-QUICK_FRAMES = ()
+QUICK_FRAMES = (3,)
 TOWER_LINEARS, TOWER_MODULES = 7, 5
-UNREAD_FILES = {"hf": "video_preprocessor_config.json"}
+UNREAD_FILES: dict[str, str] = {}  # sizes of frames depend on the file for videos
 
 
 def config(*, text: dict | None = None, vision: dict | None = None, flat: bool = False, **top: Any) -> dict[str, Any]:
@@ -302,8 +302,43 @@ def id_inputs(ids: np.ndarray) -> dict[str, Any]:
     return {"mm_token_type_ids": torch.tensor(ids == IMAGE_TOKEN).int()}
 
 
-def frame_inputs(pixels, ids: np.ndarray, image_token: int) -> tuple[np.ndarray, dict[str, Any]]:
-    raise NotImplementedError("videos are refused")
+def frame_patches(config: Any, frames: list) -> tuple[np.ndarray, list[int]]:
+    """(float32[patches, 3 * 2 * side * side] of a video, the numbers of its patches of time, rows and columns).
+
+    From the patches of transformers' image processor: those of an image hold it twice, and those of a video two frames.
+    """
+    from transformers import Qwen2VLImageProcessorPil
+
+    geometry, vision = config.geometry, config.vision
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=vision.patch_size,
+        merge_size=vision.merge,
+        size={"shortest_edge": geometry.video_min_pixels, "longest_edge": geometry.video_max_pixels},
+        image_mean=list(vision.image_mean),
+        image_std=list(vision.image_std),
+    )
+    found = processor(images=[*frames, *frames[-1:] * (len(frames) % 2)], return_tensors="np")
+    (_, rows, columns), times = found["image_grid_thw"][0], len(found["image_grid_thw"]) // 2
+    of_frames = found["pixel_values"].reshape(times, 2, rows * columns, 3, 2, vision.patch_size, vision.patch_size)
+    patches = np.stack([of_frames[:, 0, :, :, 0], of_frames[:, 1, :, :, 0]], axis=3)
+    return patches.reshape(times * rows * columns, -1), [times, int(rows), int(columns)]
+
+
+def frame_inputs(config: Any, frames: list, ids: np.ndarray, positions: np.ndarray | None) -> dict[str, Any]:
+    """transformers' inputs for a prompt of ids, [N], about a video of which every frame is taken, at 8 frames a second.
+
+    Without `positions`, [N, 3], transformers makes its own, which are right only for videos that are short for their size.
+    """
+    import torch
+
+    patches, grid = frame_patches(config, frames)
+    is_video = ids == config.image_token
+    inputs = {"input_ids": np.where(is_video, VIDEO_TOKEN, ids), "pixel_values_videos": torch.tensor(patches)}
+    inputs["video_grid_thw"] = torch.tensor([grid])
+    if positions is None:
+        seconds = torch.tensor([2 / 8])
+        return inputs | {"mm_token_type_ids": torch.tensor(2 * is_video[None]).int(), "second_per_grid_ts": seconds}
+    return inputs | {"position_ids": torch.tensor(positions.T[:, None]).long()}
 
 
 def draw_config(rng: np.random.Generator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -18,6 +19,7 @@ from mmrlhf_jax.growing.ranking import never_first, standard_error
 from mmrlhf_jax.growing.samples import HowToSample
 from mmrlhf_jax.inference.jobs import Share
 from mmrlhf_jax.inference.sampling import Sampling
+from mmrlhf_jax.models.video import VideoLayout
 from mmrlhf_jax.records import RankedRecord, Response
 from tests import ranked
 
@@ -40,6 +42,21 @@ def test_equal_media_are_stored_once_and_read_back_in_their_places(tmp_path):
     assert [examples[i].images for i in range(3)] == [(one, two), (two, one), (one, one)]
     assert examples[3].frames == (one, two, one)
     assert examples.records[0].prompt_text() == record.prompt_text()
+
+
+def test_a_video_keeps_the_times_of_its_frames(tmp_path):
+    """In a folder of its own for other times, or none."""
+    pictures = tuple(ranked.picture((8, 6), number) for number in range(3))
+    video = VideoLayout(3, (6, 8), (0, 40, 99), 100, 25.0)
+    clip, folder = RankedRecord("v", "What happens?", (Response("a"),), video="clip.mp4"), MediaFolder(epath.Path(tmp_path))
+    layouts = [video, dataclasses.replace(video, rate=24.0), dataclasses.replace(video, rate=None), None]
+    kept = [folder.keep(Example(clip, frames=pictures, video=layout)) for layout in layouts]
+    assert len({record.video for record in kept}) == 3 and kept[2] == kept[3]
+    named = [{**each.to_json(), "id": str(number)} for number, each in enumerate(kept)]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    examples = SourceExamples(tmp_path / "records.jsonl", video_frames=3)
+    assert [examples[number].video for number in range(2)] == layouts[:2]
+    assert examples[0].frames == pictures and examples[2].video == VideoLayout(3, (6, 8), (0, 1, 2), 3)
 
 
 def test_a_record_without_media_stays_as_it_is(tmp_path):

@@ -27,6 +27,7 @@ from mmrlhf_jax.records import RankedRecord, Response
 from mmrlhf_jax.sharding.mesh import make_mesh
 from tests import ranked, tiny
 from tests.families import FAMILIES, WITH_VIDEOS
+from tests.prompts import every_frame
 
 NEW_TOKENS = 64
 # Text and the sizes of its pictures; a number of frames is a video's.
@@ -72,9 +73,8 @@ def engine(directory):
 
 def example(prompt: str, sizes) -> Example:
     if isinstance(sizes, int):
-        return Example(
-            RankedRecord("p", prompt, (), video="p.mp4"), frames=tuple(ranked.picture((40, 60), i) for i in range(sizes))
-        )
+        frames = tuple(ranked.picture((40, 60), i) for i in range(sizes))
+        return Example(RankedRecord("p", prompt, (), video="p.mp4"), frames=frames, video=every_frame(sizes))
     images = tuple(ranked.picture(size, i) for i, size in enumerate(sizes))
     return Example(RankedRecord("p", prompt, (), tuple(f"{i}.png" for i in range(len(sizes)))), images)
 

@@ -28,6 +28,7 @@ from mmrlhf_jax.models.internvl.geometry import TileGeometry
 from mmrlhf_jax.models.internvl.original import CODE_FILES
 from mmrlhf_jax.models.internvl.processors import ORIGINAL_TEMPLATES, written_template
 from mmrlhf_jax.models.registry import family, published_config
+from mmrlhf_jax.models.video import VideoLayout
 from mmrlhf_jax.pieces import Special, Text, Visual
 from mmrlhf_jax.records import RankedRecord, Response
 from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
@@ -120,7 +121,7 @@ def test_an_image_is_cut_though_the_file_says_crop_to_patches_false_and_by_the_l
     (directory / "preprocessor_config.json").write_text(json.dumps(processor | {"max_patches": 6, "min_patches": 2}))
     geometry = read_config(directory).geometry
     assert (geometry.min_tiles, geometry.max_tiles) == (2, 6)
-    assert [plan.tiles for plan in geometry.plans([(30, 200)], 0)] == [7]
+    assert [plan.tiles for plan in geometry.plans([(30, 200)])] == [7]
 
 
 @pytest.mark.parametrize(
@@ -251,10 +252,10 @@ def test_a_longer_conversation_is_refused_by_its_record_but_a_tree_may_be_longer
     engine = Engine.load(str(directory), batch=1, mesh=make_mesh({}, jax.devices()[:1]))
     encoder = engine.encoder("answer")
     fits = RankedRecord("fits", "Why?", tuple(Response(letter * 40) for letter in "abc"))
-    size = encoder.measure(fits, Layout((), 0))
+    size = encoder.measure(fits, Layout())
     assert size[Budget.names().index("slots")] > 96
     long = RankedRecord("long", "Why?", (Response("So."), Response("o" * 90)))
-    assert encoder.measure(long, Layout((), 0))[Budget.names().index("targets")] > 90
+    assert encoder.measure(long, Layout())[Budget.names().index("targets")] > 90
     with pytest.raises(UserError, match=r"record 'long': a conversation of 1\d\d tokens exceeds the 96 positions.* dynamic"):
         encoder.encode(Example(long))
     prompt = Prompt(Example(fits))
@@ -322,7 +323,7 @@ def test_models_with_other_language_models_are_not_among_them(name):
     ("size", "tokens"), [((480, 640), 3328), ((336, 500), 1792), ((1080, 1920), 2304), ((32, 32), 256), ((448, 448), 256)]
 )
 def test_an_image_has_256_tokens_a_tile(size, tokens):
-    (plan,) = PUBLISHED.plans([size], 0)
+    (plan,) = PUBLISHED.plans([size])
     assert plan.tokens == tokens == 256 * plan.tiles
     assert plan.pieces == (Special("<img>"), Visual(tokens), Special("</img>"))
     np.testing.assert_array_equal(plan.taps[:, 0], np.arange(tokens))
@@ -330,12 +331,12 @@ def test_an_image_has_256_tokens_a_tile(size, tokens):
 
 
 def test_every_image_of_a_prompt_has_tiles_of_its_own():
-    plans = PUBLISHED.plans([(480, 640), (1080, 1920), (32, 32)], 0)
+    plans = PUBLISHED.plans([(480, 640), (1080, 1920), (32, 32)])
     assert [plan.tiles for plan in plans] == [13, 9, 1]
 
 
 def test_a_video_is_numbered_frames_in_lines():
-    (plan,) = GEOMETRY.plans([], 3)
+    (plan,) = GEOMETRY.plans([], VideoLayout(3))
     frame = (Special("<img>"), Visual(4), Special("</img>"))
     texts = (Text("Frame1: "), Text("\nFrame2: "), Text("\nFrame3: "))
     assert plan.pieces == tuple(piece for text in texts for piece in (text, *frame))
@@ -344,23 +345,23 @@ def test_a_video_is_numbered_frames_in_lines():
 
 def test_a_limit_on_tiles_shrinks_the_grid_of_every_image_alike():
     sizes = [(480, 640), (1080, 1920)]  # 13 and 9 tiles
-    limits = PUBLISHED.fewer_tiles(sizes, 0)
+    limits = PUBLISHED.fewer_tiles(sizes)
     assert limits == sorted(limits, reverse=True) and limits[0] < 22 and limits[-1] == 2
     for limit in limits:
-        plans = PUBLISHED.plans(sizes, 0, limit)
+        plans = PUBLISHED.plans(sizes, None, limit)
         assert sum(plan.tiles for plan in plans) == limit
-    assert [plan.tiles for plan in PUBLISHED.plans(sizes, 0, 8)] == [1, 3]  # of up to 7 tiles, 1 x 1 and 2 x 1 are nearest
-    assert [plan.tiles for plan in PUBLISHED.plans(sizes, 0, 1)] == [1, 1]
+    assert [plan.tiles for plan in PUBLISHED.plans(sizes, None, 8)] == [1, 3]  # of up to 7 tiles, 1 x 1 and 2 x 1 are nearest
+    assert [plan.tiles for plan in PUBLISHED.plans(sizes, None, 1)] == [1, 1]
 
 
 def test_what_is_cut_is_what_was_planned():
     images = [Image.new("RGB", (200, 30)), Image.new("RGB", (41, 90))]
     for limit in (0, 3, 8):
-        plans = GEOMETRY.plans([(30, 200), (90, 41)], 0, limit)
+        plans = GEOMETRY.plans([(30, 200), (90, 41)], None, limit)
         assert len(GEOMETRY.cut_images(images, limit)) == sum(plan.tiles for plan in plans)
     assert GEOMETRY.cut_images([]).shape == (0, 28, 28, 3)
     assert GEOMETRY.cut_frames(images).shape == (2, 28, 28, 3)
-    assert PUBLISHED.fewer_tiles([], 4) == [3, 2, 1] and GEOMETRY.plans([], 4, 2)[0].tiles == 2
+    assert PUBLISHED.fewer_tiles([], VideoLayout(4)) == [3, 2, 1] and GEOMETRY.plans([], VideoLayout(4), 2)[0].tiles == 2
 
 
 # Prompts
@@ -396,7 +397,7 @@ def test_the_default_template_is_the_checkpoints_and_a_prompt_has_the_tokens_of_
     prompt, sizes = MESSAGES[name]
     encoder = make_encoder(tokenizer, config)
     assert encoder.template == "checkpoint"
-    plans = config.geometry.plans(sizes, 0)
+    plans = config.geometry.plans(sizes)
     pieces = find_template(encoder.template, tokenizer, encoder.tokenizer.media_tags)(prompt, len(plans), None)
     found = encoder.tokens(pieces, plans)
     content = [{"type": "image"}] * len(sizes) + [{"type": "text", "text": prompt}]
@@ -416,7 +417,7 @@ def test_so_has_one_about_a_video(tmp_path):
     directory = internvl.checkpoint(tmp_path)
     config, tokenizer = read_config(directory), load_tokenizer(directory)
     encoder = make_encoder(tokenizer, config)
-    plans = config.geometry.plans([], 3)
+    plans = config.geometry.plans([], VideoLayout(3))
     pieces = find_template("checkpoint", tokenizer, encoder.tokenizer.media_tags)("What happens?", 1, None)
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What happens?"}]}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -483,7 +484,7 @@ def test_images_inside_a_prompt_of_an_original_checkpoint_have_no_lines_of_their
     (directory / "chat_template.jinja").unlink()
     config, tokenizer = read_config(directory), load_tokenizer(directory)
     encoder = make_encoder(tokenizer, config)
-    plans = config.geometry.plans([(28, 28)] * images, 0)
+    plans = config.geometry.plans([(28, 28)] * images)
     pieces = find_template("checkpoint", tokenizer, encoder.tokenizer.media_tags)(prompt, images, None)
     system, end = ORIGINAL_TEMPLATES[name]
     picture = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>"

@@ -34,7 +34,8 @@ from tests.families import qwen2_5_vl as family
 from tests.prompts import noise
 
 PUBLISHED = QwenGeometry()
-TINY = QwenGeometry(7, window=2, min_pixels=4 * 196, max_pixels=128 * 196)
+LIMITS = (4 * 196, 128 * 196)  # of images and of frames
+TINY = QwenGeometry(7, 2, 2, 2, *LIMITS, *LIMITS)
 # (height, width) -> (height, width) after resizing, blocks, windows (`Qwen2.5-VL`'s rule by hand)
 SIZES = {
     (480, 640): ((476, 644), 391, 30),
@@ -52,7 +53,7 @@ def test_an_image_is_resized_to_whole_blocks_near_its_own_size(size):
     resized, blocks, windows = SIZES[size]
     limits = dict(min_pixels=PUBLISHED.min_pixels, max_pixels=PUBLISHED.max_pixels)
     assert smart_resize(*size, factor=28, **limits) == resized
-    (plan,) = PUBLISHED.plans([size], 0)
+    (plan,) = PUBLISHED.plans([size])
     assert plan.tokens == plan.tiles == blocks
     (visual,) = plan.pieces
     assert isinstance(visual, Visual) and visual.grid == (resized[0] // 28, resized[1] // 28)
@@ -73,7 +74,7 @@ def test_pixels_are_those_of_transformers_processor_bit_for_bit(geometry):
     pictures = noise(sizes)
     found = processor(images=pictures, return_tensors="np")
     grids = [tuple(int(n) // 2 for n in grid[1:]) for grid in found["image_grid_thw"]]
-    plans = geometry.plans(sizes, 0)
+    plans = geometry.plans(sizes)
     assert [plan.pieces[0].grid for plan in plans] == grids
     theirs = np.split(found["pixel_values"], np.cumsum([4 * plan.tiles for plan in plans])[:-1])
     ours = np.split(geometry.cut_images(pictures), np.cumsum([plan.tiles for plan in plans])[:-1])
@@ -84,23 +85,18 @@ def test_pixels_are_those_of_transformers_processor_bit_for_bit(geometry):
 
 
 def test_an_image_more_than_200_times_as_long_as_wide_is_refused():
-    assert PUBLISHED.plans([(10, 2000)], 0)
+    assert PUBLISHED.plans([(10, 2000)])
     with pytest.raises(UserError, match="an image of 2001 x 10 pixels is more than 200 times as long as wide"):
-        PUBLISHED.plans([(10, 2001)], 0)
-
-
-def test_videos_are_refused_in_words():
-    with pytest.raises(UserError, match="supported for images only"):
-        PUBLISHED.plans([], 8)
+        PUBLISHED.plans([(10, 2001)])
 
 
 @pytest.mark.parametrize("sizes", [[(480, 640)], [(300, 400), (100, 120)], [(2000, 14)]])
 def test_smaller_media_are_ever_smaller_and_what_is_cut_fits_the_plan(sizes):
-    now = sum(plan.tiles for plan in PUBLISHED.plans(sizes, 0))
-    limits = PUBLISHED.fewer_tiles(sizes, 0)
+    now = sum(plan.tiles for plan in PUBLISHED.plans(sizes))
+    limits = PUBLISHED.fewer_tiles(sizes)
     assert limits == sorted(limits, reverse=True) and limits[0] < now and limits[-1] >= 1
     for limit in limits[:: max(1, len(limits) // 4)]:
-        plans = PUBLISHED.plans(sizes, 0, limit)
+        plans = PUBLISHED.plans(sizes, None, limit)
         assert min(sizes[0]) < 28 or sum(plan.tiles for plan in plans) <= limit
         assert len(PUBLISHED.cut_images(noise(sizes), limit)) == sum(plan.tiles for plan in plans)
 
@@ -110,9 +106,9 @@ def test_an_experiment_may_say_fewer_pixels(tmp_path):
     directory = family.checkpoint(tmp_path / "model")
     data = config.Data(path="data.jsonl", max_pixels=20 * 196)
     encoder = task_of(config.Preference()).encoder(data, family.tokenizer(), read(directory))
-    assert encoder.geometry == dataclasses.replace(TINY, max_pixels=20 * 196)
-    (plan,) = encoder.geometry.plans([(300, 400)], 0)
-    assert plan.tiles <= 20 < TINY.plans([(300, 400)], 0)[0].tiles
+    assert encoder.geometry == dataclasses.replace(TINY, max_pixels=20 * 196, video_max_pixels=20 * 196)
+    (plan,) = encoder.geometry.plans([(300, 400)])
+    assert plan.tiles <= 20 < TINY.plans([(300, 400)])[0].tiles
     experiment = config.Experiment(
         model=config.Model(path=str(directory)), data=data, objective=config.Preference(), run=config.Run(directory="runs/one")
     )
@@ -196,7 +192,7 @@ def test_positions_are_transformers():
 def test_indices_of_a_group_move_with_its_place_in_a_row():
     """Frames and windows of the second group end behind those of the first."""
     sizes = [(60, 40), (30, 30)]
-    plans = TINY.plans(sizes, 0)
+    plans = TINY.plans(sizes)
     group = TINY.of_group(TINY.cut_images(noise(sizes)), plans, np.arange(sum(p.tokens for p in plans)), 99)
     units = group.units
     row = TINY.empty(slots=500, tiles=2 * units + 3, visual=2 * units)
@@ -213,7 +209,7 @@ def test_indices_of_a_group_move_with_its_place_in_a_row():
 def test_work_counts_the_pairs_of_blocks_in_each_frame():
     budget = Budget(slots=64, tiles=40, visual=40, targets=4, responses=2, pairs=1)
     row = empty_row(budget, TINY)
-    plans = TINY.plans([(60, 40), (30, 30)], 0)
+    plans = TINY.plans([(60, 40), (30, 30)])
     assert assemble_row([], budget, TINY).media.frames.tolist() == list(range(1, 41))
     group = TINY.of_group(TINY.cut_images(noise([(60, 40), (30, 30)])), plans, np.arange(sum(p.tokens for p in plans)), 60)
     TINY.place(row.media, group, slot=0, tile=0, visual=0)

@@ -34,6 +34,7 @@ from mmrlhf_jax.training.state import init_state, split_model, with_adapters
 from mmrlhf_jax.training.step import make_train_step
 from tests import ranked
 from tests.families import FAMILIES
+from tests.prompts import every_frame
 
 # Two to six responses, with and without ties.
 RANKS = [(1, 2), (1, 1, 2), (1, 2, 3, 4), (1, 2, 2, 3, 4), (1, 2, 3, 3, 4, 5), (1, 2, 3)]
@@ -72,7 +73,8 @@ def examples(directory, *, video: bool = True) -> list[Example]:
     found = [source[i] for i in range(len(source))]
     if video:
         last = found[-1]
-        found[-1] = Example(dataclasses.replace(last.record, images=(), video="frames"), frames=last.images)
+        record = dataclasses.replace(last.record, images=(), video="frames")
+        found[-1] = Example(record, frames=last.images, video=every_frame(len(last.images), rate=1.5))
     third = found[2].record
     uncriticised = [dataclasses.replace(r, critique=None) if i == 1 else r for i, r in enumerate(third.responses)]
     found[2] = dataclasses.replace(found[2], record=third.replace_responses(uncriticised))

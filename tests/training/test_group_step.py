@@ -129,6 +129,27 @@ def test_rows_without_media_give_tower_and_projector_zero_gradients(directory, e
     assert any(leaf.any() for leaf in jax.tree.leaves(without["language"]))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.long
+def test_so_it_does_behind_a_picture_and_a_text_in_one_row_with_a_video(model, examples_of, family):
+    model, examples = model(family), [examples_of(family)[number] for number in (2, 0, 5)]
+    assert [(len(one.images), len(one.frames)) for one in examples] == [
+        (1, 0),
+        (0, 0),
+        (0, 3) if family in WITH_VIDEOS else (3, 0),
+    ]
+    graphdef, params = nnx.split(model)
+    run = jax.jit(lambda params, batch: forward(nnx.merge(graphdef, params), batch, chunk=16))
+    rows = packed(model, examples, "answer", per_row=3)
+    assert len(rows.tokens) == 1
+    together = run(params, rows)
+    lone = [alone(example, r) for example in examples for r in range(len(example.record.responses))]
+    found = run(params, groups.batch([[encoder(model, "answer").encode(example)] for example in lone], model))
+    used = rows.response_ids >= 0
+    np.testing.assert_allclose(np.asarray(together.logps)[used], found.logps[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(together.rewards)[used], found.rewards[:, 0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.long
 def test_beta_follows_each_pairs_own_margin(model, examples):
     """A pair whose margin is large weighs more: with rewards the loss differs from plain DPO's, as the paper says."""

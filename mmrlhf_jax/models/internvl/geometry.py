@@ -15,6 +15,7 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.geometry import Geometry, Size
 from mmrlhf_jax.models.internvl.images import best_grid, cut_tiles
 from mmrlhf_jax.models.media import VisualPlan, make_plan
+from mmrlhf_jax.models.video import VideoLayout
 from mmrlhf_jax.pieces import Piece, Special, Text, Visual
 
 IMAGE_START, IMAGE_END = "<img>", "</img>"
@@ -58,9 +59,9 @@ class TileGeometry(Geometry):
         """Visual tokens of a tile."""
         return (self.image_size // self.patch_size // self.merge) ** 2
 
-    def plans(self, images: Sequence[Size], frames: int, most_tiles: int = 0) -> list[VisualPlan]:
-        if frames:
-            return [_plan_video(min(frames, most_tiles or frames), self.features)]
+    def plans(self, images: Sequence[Size], video: VideoLayout | None = None, most_tiles: int = 0) -> list[VisualPlan]:
+        if video:
+            return [_plan_video(min(video.frames, most_tiles or video.frames), self.features)]
         most = self._most_per_image(images, most_tiles)
         return [_plan_image(self._tiles(size, most), self.features) for size in images]
 
@@ -73,13 +74,13 @@ class TileGeometry(Geometry):
         ]
         return np.concatenate([np.zeros((0, self.image_size, self.image_size, 3), np.uint8), *cut])
 
-    def cut_frames(self, frames: Sequence[Image.Image]) -> np.ndarray:
+    def cut_frames(self, frames: Sequence[Image.Image], video: VideoLayout | None = None, most_tiles: int = 0) -> np.ndarray:
         """transformers resizes videos with torchvision, whose bicubic filter may differ from Pillow's by a grey level."""
         return np.concatenate([cut_tiles(frame, self.image_size, (1, 1), thumbnail=False) for frame in frames])
 
-    def fewer_tiles(self, images: Sequence[Size], frames: int) -> list[int]:
-        if frames:
-            return list(range(frames - 1, 0, -1))
+    def fewer_tiles(self, images: Sequence[Size], video: VideoLayout | None = None) -> list[int]:
+        if video:
+            return list(range(video.frames - 1, 0, -1))
         totals = {sum(self._tiles(size, most) for size in images) for most in range(1, self.max_tiles + 1)}
         return sorted(totals, reverse=True)[1:]
 

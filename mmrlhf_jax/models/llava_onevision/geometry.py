@@ -16,6 +16,7 @@ from mmrlhf_jax.models.geometry import Geometry, Size
 from mmrlhf_jax.models.llava_onevision import images as cutting
 from mmrlhf_jax.models.llava_onevision import vision_plan
 from mmrlhf_jax.models.media import VisualPlan
+from mmrlhf_jax.models.video import VideoLayout
 
 PLAIN = ("pad", "square")  # how one square tile is made of an image: padded to a square first, or squeezed
 
@@ -90,9 +91,9 @@ class VisionGeometry(Geometry):
         """Visual tokens per side of a video frame."""
         return math.ceil(self.patches_per_side / 2)
 
-    def plans(self, images: Sequence[Size], frames: int, most_tiles: int = 0) -> list[VisualPlan]:
-        if frames:
-            return [vision_plan.plan_video(min(frames, most_tiles or frames), self)]
+    def plans(self, images: Sequence[Size], video: VideoLayout | None = None, most_tiles: int = 0) -> list[VisualPlan]:
+        if video:
+            return [vision_plan.plan_video(min(video.frames, most_tiles or video.frames), self)]
         return vision_plan.plan_images(images, within(self, most_tiles)) if images else []
 
     def cut_images(self, images: Sequence[Image.Image], most_tiles: int = 0) -> np.ndarray:
@@ -102,16 +103,16 @@ class VisionGeometry(Geometry):
         anyres = geometry.anyres and len(images) == 1  # several images in a prompt are plain square tiles
         return np.concatenate([cutting.cut_tiles(image, geometry, anyres=anyres) for image in images])
 
-    def cut_frames(self, frames: Sequence[Image.Image]) -> np.ndarray:
+    def cut_frames(self, frames: Sequence[Image.Image], video: VideoLayout | None = None, most_tiles: int = 0) -> np.ndarray:
         return cutting.cut_frames(frames, self)
 
-    def fewer_tiles(self, images: Sequence[Size], frames: int) -> list[int]:
+    def fewer_tiles(self, images: Sequence[Size], video: VideoLayout | None = None) -> list[int]:
         """As in the base class; an empty list for several images, each of which has one tile already."""
-        if frames:
-            return list(range(frames - 1, 0, -1))
+        if video:
+            return list(range(video.frames - 1, 0, -1))
         if len(images) != 1 or not self.anyres:
             return []
-        now = sum(plan.tiles for plan in self.plans(images, frames))
+        now = sum(plan.tiles for plan in self.plans(images))
         return sorted({n for p in self.pinpoints if (n := self.canvas_tiles(p)) < now} | {1}, reverse=True)
 
     def canvas_tiles(self, pinpoint: Size) -> int:

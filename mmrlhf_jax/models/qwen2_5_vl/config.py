@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.decoder import TextConfig
 from mmrlhf_jax.models.family import Checkpoint
-from mmrlhf_jax.models.image_processor import CLIP_MEAN, CLIP_STD, PREPROCESSING, stated_pixels
+from mmrlhf_jax.models.image_processor import CLIP_MEAN, CLIP_STD, PREPROCESSING, stated_pixels, stated_video_pixels
 from mmrlhf_jax.models.qwen2 import read_text_config
 from mmrlhf_jax.models.qwen2_5_vl.geometry import QwenGeometry
 from mmrlhf_jax.models.qwen_vit import QwenVitConfig
@@ -39,6 +39,7 @@ VISION_DEFAULTS = {
     "temporal_patch_size": 2,
     "window_size": 112,
     "fullatt_block_indexes": [7, 15, 23, 31],
+    "tokens_per_second": 4,
 }
 SECTIONS = (16, 24, 24)  # pairs of dimensions that time, row and column rotate
 # Keys of the language model, which published files have at the top of config.json and newer ones in `text_config`.
@@ -53,6 +54,7 @@ TEXT_KEYS = (
 )
 LIMITS = (3136, 12845056)  # of an image's pixels, in published files
 CLASS_LIMITS = (3136, 1003520)  # of transformers' Qwen2VLImageProcessor, for a file that does not state them
+CLASS_VIDEO_LIMITS = (100352, 602112)  # of a frame's pixels, of Qwen2VLVideoProcessor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,14 +97,19 @@ def with_text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
 def read_config(checkpoint: Checkpoint) -> QwenVLConfig:
     """Sizes of the model in a directory. Raises UserError for a model that this project cannot run."""
     pixels, source = stated_pixels(checkpoint)
-    return config_from_hf(checkpoint.config, pixels, checkpoint.where, source)
+    return config_from_hf(checkpoint.config, pixels, checkpoint.where, source, *stated_video_pixels(checkpoint))
 
 
 def config_from_hf(
-    raw: Mapping[str, Any], pixels: Mapping[str, Any] | None, where: str, pixels_where: str = ""
+    raw: Mapping[str, Any],
+    pixels: Mapping[str, Any] | None,
+    where: str,
+    pixels_where: str = "",
+    video_pixels: Mapping[str, Any] | None = None,
+    video_where: str = "",
 ) -> QwenVLConfig:
-    """The sizes from a Hugging Face `config.json` and image processor config (None: there is none), whose files are `where` and
-    `pixels_where`.
+    """The sizes from a Hugging Face `config.json`, image processor config and video processor config (None: there is none; then
+    the image processor's counts for videos as well), whose files are `where`, `pixels_where` and `video_where`.
 
     Raises UserError that names the file and the key that is wrong.
     """
@@ -112,9 +119,17 @@ def config_from_hf(
     text = read_text_config(stated, where, TITLE, defaults=TEXT_DEFAULTS, model_types=types, axes=SECTIONS)
     vision = _vision(stated, processor, text, where)
     _check_preprocessing(processor, vision)
-    least, most = _limits(processor, LIMITS if pixels is None else CLASS_LIMITS)
+    limits = video_limits = _limits(processor, LIMITS if pixels is None else CLASS_LIMITS)
+    if video_pixels is not None:
+        videos = Stated(video_pixels, f"{video_where}: the video processor")
+        _check_preprocessing(videos, vision)
+        _check_statistics(videos, vision)
+        video_limits = _limits(videos, CLASS_VIDEO_LIMITS)
+    sides = (vision.patch_size, vision.merge, vision.frames, vision.window)
     try:
-        geometry = QwenGeometry(vision.patch_size, vision.merge, vision.frames, vision.window, least, most)
+        geometry = QwenGeometry(
+            *sides, *limits, *video_limits, stated.part("vision_config", VISION_DEFAULTS).positive("tokens_per_second")
+        )
     except UserError as error:
         raise UserError(f"{processor.where}: {error}") from None
     return QwenVLConfig(
@@ -169,6 +184,18 @@ def _limits(pixels: Stated, default: tuple[int, int]) -> tuple[int, int]:
         for (older, newer), value in zip(names, default, strict=True)
     ]
     return stated[0], stated[1]
+
+
+def _check_statistics(videos: Stated, vision: QwenVitConfig) -> None:
+    """UserError for a video processor that gives pixels another scale than the image processor."""
+    found = (
+        ("image_mean", videos.colour("image_mean", CLIP_MEAN), vision.image_mean),
+        ("image_std", videos.colour("image_std", CLIP_STD, positive=True), vision.image_std),
+        ("rescale_factor", videos.positive("rescale_factor", 1 / 255), vision.rescale),
+    )
+    for key, value, expected in found:
+        if value != expected:
+            raise UserError(f"{videos.where} has {key} {value}, and the image processor {expected}; they must be equal")
 
 
 def _check_preprocessing(pixels: Stated, vision: QwenVitConfig) -> None:

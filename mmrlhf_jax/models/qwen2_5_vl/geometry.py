@@ -5,13 +5,33 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from mmrlhf_jax.models.patch_geometry import PatchGeometry
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.models.patch_geometry import UNKNOWN, PatchGeometry
+from mmrlhf_jax.models.video import VideoLayout
 
 
 @dataclasses.dataclass(frozen=True)
 class QwenGeometry(PatchGeometry):
-    """Patches of 14 pixels, attended to in windows of 8 x 8 patches."""
+    """Patches of 14 pixels, attended to in windows of 8 x 8 patches.
+
+    `tokens_per_second` is the number of positions on the axis of time that a second of a video takes.
+    """
 
     family: ClassVar[str] = "qwen2_5_vl"
 
     patch_size: int = 14
+    tokens_per_second: float = 2.0
+
+    def interval(self, video: VideoLayout) -> float:
+        """`tokens_per_second` times the seconds from one patch of time to the next, by the mean rate of the sampled frames."""
+        if video.frames <= self.frames:
+            return 1.0  # of a single patch nothing depends on it
+        if video.numbers is None:
+            raise UserError(UNKNOWN.format("the times"))
+        if video.seconds is None:
+            raise UserError(
+                "this model needs the times of a video's frames, and this folder of frames does not tell them; set"
+                " data.frames_per_second (--frames-per-second) to their rate"
+            )
+        sampled = video.frames / video.total * video.rate
+        return self.tokens_per_second * (self.frames / sampled)

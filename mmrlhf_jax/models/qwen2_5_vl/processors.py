@@ -33,23 +33,25 @@ def prepare_tokenizer(tokenizer: Any, config: Mapping[str, Any], where: str) -> 
 
 
 def processor_files(config: QwenVLConfig) -> dict[str, dict[str, Any]]:
-    """The image processor's config, by the name that transformers and vLLM look for."""
+    """The configs of the image processor and the video processor, by the names that transformers and vLLM look for."""
     vision, geometry = config.vision, config.geometry
-    return {
-        "preprocessor_config.json": {
-            "processor_class": "Qwen2_5_VLProcessor",
-            "image_processor_type": "Qwen2VLImageProcessor",
-            **PREPROCESSING,
-            "do_convert_rgb": True,
-            "image_mean": list(vision.image_mean),
-            "image_std": list(vision.image_std),
-            "rescale_factor": vision.rescale,
-            "patch_size": vision.patch_size,
-            "merge_size": vision.merge,
-            "temporal_patch_size": vision.frames,
-            # Both spellings, because programs read one or the other.
-            "min_pixels": geometry.min_pixels,
-            "max_pixels": geometry.max_pixels,
-            "size": {"shortest_edge": geometry.min_pixels, "longest_edge": geometry.max_pixels},
-        },
+    shared = {
+        "processor_class": "Qwen2_5_VLProcessor",
+        **PREPROCESSING,
+        "do_convert_rgb": True,
+        "image_mean": list(vision.image_mean),
+        "image_std": list(vision.image_std),
+        "rescale_factor": vision.rescale,
+        "patch_size": vision.patch_size,
+        "merge_size": vision.merge,
+        "temporal_patch_size": vision.frames,
     }
+    images = {"image_processor_type": "Qwen2VLImageProcessor"} | _limits(geometry.min_pixels, geometry.max_pixels)
+    videos = {"video_processor_type": "Qwen2VLVideoProcessor"}
+    videos |= _limits(geometry.video_min_pixels, geometry.video_max_pixels)
+    return {"preprocessor_config.json": shared | images, "video_preprocessor_config.json": shared | videos}
+
+
+def _limits(least: int, most: int) -> dict[str, Any]:
+    """Limits of an area in both spellings, because programs read one or the other."""
+    return {"min_pixels": least, "max_pixels": most, "size": {"shortest_edge": least, "longest_edge": most}}

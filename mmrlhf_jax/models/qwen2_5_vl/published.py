@@ -41,6 +41,7 @@ def published_settings(size: str) -> dict[str, Any]:
             "out_hidden_size": text["hidden_size"],
             "fullatt_block_indexes": [7, 15, 23, 31],
             "window_size": 112,
+            "tokens_per_second": 2,
         },
     }
 

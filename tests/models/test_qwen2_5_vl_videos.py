@@ -1,0 +1,302 @@
+"""Videos of Qwen2.5-VL: sizes, patches of time, and positions.
+
+Positions have no oracle: transformers 5.24 lets the text behind a long clip overlap it. The tables below are worked out by hand
+from the vendor's rule. The frame of time t begins floor(t x interval) behind the clip's beginning, with interval =
+tokens_per_second x 2 / (sampled frames per second), and what follows begins one behind the largest position of the clip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from mmrlhf_jax.data.encode import Limit
+from mmrlhf_jax.data.examples import Layout
+from mmrlhf_jax.data.positions import Clip, three_axes
+from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.huggingface.checkpoint import read_sizes
+from mmrlhf_jax.models.patch_geometry import LEAST_BLOCKS, window_order
+from mmrlhf_jax.models.qwen2_5_vl.geometry import QwenGeometry
+from mmrlhf_jax.models.video import VideoLayout
+from mmrlhf_jax.pieces import Visual
+from mmrlhf_jax.records import RankedRecord, Response
+from tests import ranked
+from tests.families import qwen2_5_vl as family
+from tests.prompts import every_frame, noise
+from tests.test_every_family import mmrlhf, with_video
+
+LIMITS = (4 * 196, 128 * 196)
+TINY = QwenGeometry(7, 2, 2, 2, *LIMITS, *LIMITS)
+PUBLISHED = QwenGeometry()
+SECOND = VideoLayout(4, (28, 42), (0, 3, 6, 9), 10, 10.0)  # of one second, with sampled frames at 4 a second
+
+
+# Positions
+
+
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        pytest.param(
+            [1, Clip(2, 1, 2, 1.0), 2],  # as for Qwen2-VL, which has no interval
+            [(0, 0, 0), (1, 1, 1), (1, 1, 2), (2, 1, 1), (2, 1, 2), (3, 3, 3), (4, 4, 4)],
+            id="one position a patch",
+        ),
+        pytest.param(
+            # tokens_per_second 2, frames sampled at 3 a second: 2 x 2 / 3 = 1.33 a patch, so 0, 1, 2, 4 and not 0, 1, 2, 3.
+            [2, Clip(4, 1, 1, 2 * (2 / 3)), 1],
+            [(0, 0, 0), (1, 1, 1), (2, 2, 2), (3, 2, 2), (4, 2, 2), (6, 2, 2), (7, 7, 7)],
+            id="a fraction is rounded down behind the multiplication",
+        ),
+        pytest.param(
+            # One frame in two seconds: 2 x 2 / 0.5 = 8. The text begins behind the time of the last patch, not behind its row.
+            [Clip(3, 2, 1, 8.0), 2],
+            [(0, 0, 0), (0, 1, 0), (8, 0, 0), (8, 1, 0), (16, 0, 0), (16, 1, 0), (17, 17, 17), (18, 18, 18)],
+            id="a long clip",
+        ),
+        pytest.param(
+            # Half a position a patch: 0, 0, 1. The text begins behind the longest side.
+            [Clip(3, 1, 3, 0.5), 1, (1, 2), 1],
+            [
+                (0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 0, 0), (0, 0, 1), (0, 0, 2), (1, 0, 0), (1, 0, 1), (1, 0, 2),
+                (3, 3, 3), (4, 4, 4), (4, 4, 5), (6, 6, 6),
+            ],
+            id="a short clip, and an image behind it, which is not scaled",
+        ),
+    ],
+)  # fmt: skip
+def test_positions_are_the_vendors_rule(runs, expected):
+    np.testing.assert_array_equal(three_axes(runs), expected)
+
+
+def test_the_interval_is_that_of_the_sampled_frames():
+    """4 frames of 1 second, then of 3.2: transformers' `sampled_fps` is number / total * rate."""
+    assert TINY.interval(SECOND) == 2 * (2 / 4)
+    assert TINY.interval(dataclasses.replace(SECOND, total=32)) == 2 * (2 / (4 / 32 * 10.0))
+    assert QwenGeometry(tokens_per_second=4).interval(SECOND) == 4 * (2 / 4)
+    metadata = pytest.importorskip("transformers.video_utils").VideoMetadata
+    theirs = metadata(total_num_frames=77, fps=23.976, frames_indices=[0, 19, 38, 57, 76])
+    ours = VideoLayout(5, None, (0, 19, 38, 57, 76), 77, 23.976)
+    assert PUBLISHED.interval(ours) == 2 * (2 / theirs.sampled_fps) and list(ours.times) == theirs.timestamps
+
+
+def test_positions_reach_the_conversation(tmp_path):
+    encoder = _encoder(tmp_path)
+    record = RankedRecord("a", "What?", (Response("One.", 1), Response("Two.", 2)), video="clip")
+    video = dataclasses.replace(SECOND, total=80)  # 8 seconds: patches 8 positions apart
+    (conversation, _) = encoder.conversations(record, encoder.plans(record, Layout((), video)))
+    where = np.flatnonzero(conversation.is_visual)
+    positions = conversation.positions - conversation.positions[where[0]]
+    assert len(where) == 2 * 2 * 3 and {*positions[where, 0]} == {0, 8}
+    np.testing.assert_array_equal(positions[where[-1] + 1 : where[-1] + 3], [(9, 9, 9), (10, 10, 10)])
+
+
+# Patches of time
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.parametrize("size", [(30, 200), (41, 33)])
+def test_pixels_are_those_of_transformers_processor_bit_for_bit(tmp_path, size, frames):
+    """Two frames in a patch, whose pixels are those of transformers' images; windows and frames are patches of time."""
+    pytest.importorskip("transformers")
+    config, pictures = read_sizes(family.checkpoint(tmp_path)), noise([size] * frames)
+    expected, (times, rows, columns) = family.frame_patches(config, pictures)
+    blocks = config.geometry.cut_frames(pictures)
+    (plan,) = config.geometry.plans([], every_frame(frames, size))
+    assert plan.pieces == (Visual(len(blocks), (rows // 2, columns // 2), times, 2 * 2 / 8 if frames > 2 else 1.0),)
+    mean, std = np.float32(config.vision.image_mean), np.float32(config.vision.image_std)
+    raster = blocks[plan.taps[:, 0]].reshape(-1, 3, 2 * 7 * 7)
+    found = (raster.astype(np.float32) * np.float32(config.vision.rescale) - mean[:, None]) / std[:, None]
+    np.testing.assert_allclose(found.reshape(len(expected), -1), expected, rtol=0, atol=1e-6)
+    back = np.round((expected.reshape(raster.shape) * std[:, None] + mean[:, None]) * 255).astype(np.uint8)
+    np.testing.assert_array_equal(raster, back)
+
+    media = config.geometry.of_group(blocks, [plan], np.arange(plan.tokens), 99)
+    of_frame = rows * columns // 4
+    np.testing.assert_array_equal(media.frames, np.repeat(np.arange(1, times + 1) * of_frame, of_frame))
+    _, ends = window_order(rows // 2, columns // 2, 2)
+    np.testing.assert_array_equal(media.windows, np.concatenate([ends + time * of_frame for time in range(times)]))
+
+
+def test_frames_that_a_short_video_repeats_are_taken_once():
+    video = VideoLayout(6, (28, 28), (0, 0, 0, 1, 1, 2), 3, 3.0)
+    assert TINY.frame_numbers(video) == [0, 3, 5]
+    (plan,) = TINY.plans([], video)
+    assert plan.pieces == (Visual(2 * 4, (2, 2), 2, 2 * (2 / 3)),)
+
+
+def test_frames_of_different_sizes_are_refused():
+    with pytest.raises(
+        UserError, match="frames of a video have different sizes, 30 x 20 and 30 x 40 pixels; make them one size"
+    ):
+        TINY.cut_frames(noise([(20, 30), (40, 30)]))
+
+
+@pytest.mark.parametrize("size", [(300, 400), (28, 42), (14, 500)])
+@pytest.mark.parametrize("frames", [1, 3, 8, 13])
+def test_fewer_tiles_makes_frames_smaller_and_then_fewer(size, frames):
+    video = every_frame(frames, size)
+    (whole,) = TINY.plans([], video)
+    limits, times = TINY.fewer_tiles([], video), -(-frames // 2)
+    assert limits == sorted(limits, reverse=True) and limits[0] < whole.tiles
+    blocks_of_frame, seen = whole.tiles // times, set()
+    for limit in limits:
+        kept = TINY.frame_numbers(video, limit)
+        (plan,) = TINY.plans([], video, limit)
+        assert len(TINY.cut_frames([noise([size])[0]] * len(kept), video, limit)) == plan.tiles == plan.tokens
+        assert plan.tiles <= limit or size == (14, 500)
+        (piece,) = plan.pieces
+        if len(kept) < frames:
+            assert limit // times < min(LEAST_BLOCKS, blocks_of_frame) and (kept[0], kept[-1]) in ((0, 0), (0, frames - 1))
+        if piece.frames > 1:  # the clip is as long as before
+            sampled = len(kept) / frames * 8.0
+            assert piece.interval == 2 * (2 / sampled)
+        seen.add((piece.frames < times, piece.grid != whole.pieces[0].grid))
+    assert frames < 3 or (True, True) in seen or size != (300, 400)
+    assert (False, True) in seen or size != (300, 400)
+
+
+def test_an_experiments_limit_of_pixels_counts_for_frames():
+    (plan,) = TINY.within_pixels(20 * 196).plans([], every_frame(4, (300, 400)))
+    assert plan.tiles <= 2 * 20
+    loose = dataclasses.replace(TINY, video_max_pixels=30 * 196).within_pixels(100 * 196)
+    assert (loose.max_pixels, loose.video_max_pixels) == (100 * 196, 30 * 196)
+
+
+# What must be known of a video
+
+
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        (
+            VideoLayout(4),
+            r"the size of a video's frames, which the data set was built without; remove it and run `mmrlhf data b",
+        ),
+        (VideoLayout(4, (28, 28)), r"the times of a video's frames, which the data set was built without; remove it and run"),
+        (VideoLayout(4, (28, 28), (0, 1, 2, 3), 4), r"does not tell them; set data\.frames_per_second \(--frames-per-second\)"),
+    ],
+)
+def test_a_video_of_which_too_little_is_known_is_refused_by_its_record(tmp_path, video, message):
+    encoder, record = _encoder(tmp_path), RankedRecord("a", "What?", (Response("One.", 1),), video="clip")
+    with pytest.raises(UserError, match=f"^record 'a': this model needs .*{message}") as raised:
+        encoder.measure(record, Layout((), video))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("verb", "record"),
+    [
+        (("logprobs", "--model", "policy", "--data", "data/records.jsonl", "--out", "out.jsonl"), "group-0"),
+        (("score", "--model", "judge", "--critique", "given", "--data", "data/records.jsonl", "--out", "out.jsonl"), "group-0"),
+        (("eval", "reward-bench", "--model", "judge", "--critique", "given", "--data", "data/records.jsonl"), "group-0"),
+        (("data", "stats", "data/records.jsonl", "--model", "policy", "--json"), "group-0"),
+        (("generate", "--model", "policy", "--prompt", "What?", "--video", "data/clip", "--max-new-tokens", "1"), "prompt"),
+        (("train", "experiment.yaml"), "group-0"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+@pytest.mark.long
+def test_a_folder_of_frames_without_times_needs_the_key_everywhere(tmp_path, monkeypatch, capsys, verb, record):
+    """One line that names the record and the key; with the key, or a file of the frames' times, the verb does its work."""
+    monkeypatch.chdir(tmp_path)
+    family.checkpoint(tmp_path / "policy")
+    family.checkpoint(tmp_path / "judge", reward_head=True)
+    with_video(ranked.write(tmp_path / "data", [(1, 2)], [[(30, 20)] * 5]))
+
+    def run(rate: float | None) -> int:
+        """Of `--frames-per-second`, or of the experiment's key."""
+        data = f"{{path: data/records.jsonl, video_frames: 5, frames_per_second: {'null' if rate is None else rate}}}"
+        batch = "{rows: 1, slots: 512, logprob_chunk: 64}"
+        (tmp_path / "experiment.yaml").write_text(
+            f"model: {{path: policy, dtype: float32, remat: none}}\ndata: {data}\nobjective: {{kind: supervised}}\n"
+            f"batch: {batch}\nrun: {{directory: run, steps: 1}}\n"
+        )
+        options = () if verb[0] == "train" or rate is None else ("--frames-per-second", rate)
+        return mmrlhf(*verb, *(() if verb[0] == "train" else ("--video-frames", 5)), *options)
+
+    assert run(None) != 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert f"record {record!r}: this model needs the times of a video's frames" in line
+    assert "data.frames_per_second (--frames-per-second)" in line
+    assert run(2.0) == 0
+    if verb[0] in ("generate", "data"):
+        (tmp_path / "data" / "clip" / "frames.json").write_text('{"numbers": [0, 1, 2, 3, 4], "total": 5, "rate": 2}')
+        assert run(None) == 0
+
+
+def test_every_verb_that_samples_frames_takes_their_rate():
+    import typer
+
+    from mmrlhf_jax.cli import app
+
+    def verbs(command, name):
+        yield name, {parameter.name for parameter in command.params}
+        for inner, each in getattr(command, "commands", {}).items():
+            yield from verbs(each, f"{name} {inner}")
+
+    taken = {name: names for name, names in verbs(typer.main.get_command(app), "mmrlhf") if "video_frames" in names}
+    assert [name for name, names in taken.items() if "frames_per_second" not in names] == ["mmrlhf eval benchmarks"]
+    assert len(taken) > 10  # the benchmarks' videos are files
+
+
+def test_of_a_single_patch_of_time_no_times_are_needed():
+    assert TINY.plans([], VideoLayout(2, (28, 28)))[0].tiles == 4
+
+
+def test_visual_tokens_are_never_cut(tmp_path):
+    encoder = _encoder(tmp_path)
+    record = RankedRecord("a", "What?", (Response("One of them, and another.", 1),), video="clip")
+    (short,) = encoder.conversations(record, encoder.plans(record, Layout((), SECOND)), most_targets=1)
+    assert short.is_visual.sum() == 2 * 2 * 3 and short.is_target.sum() == 1
+    assert encoder.measure(record, Layout((), SECOND), Limit(targets=1))[2] == 2 * 2 * 3
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("stated", "limits"),
+    [
+        ({"min_pixels": 1000, "max_pixels": 9000}, (1000, 9000)),
+        ({"size": {"shortest_edge": 1000, "longest_edge": 9000}}, (1000, 9000)),
+        ({"min_pixels": 1000, "size": {"shortest_edge": 2000, "longest_edge": 9000}}, (1000, 9000)),
+        ({}, (128 * 28 * 28, 768 * 28 * 28)),  # of transformers' class
+        (None, (family.LIMITS["min_pixels"], family.LIMITS["max_pixels"])),  # no such file: that of images
+    ],
+)
+@pytest.mark.parametrize("joint", [False, True])
+def test_limits_of_frames_are_those_of_the_video_processor(tmp_path, stated, limits, joint):
+    directory = family.checkpoint(tmp_path)
+    pixels = {key: json.loads((directory / "preprocessor_config.json").read_text())[key] for key in ("image_mean", "image_std")}
+    if stated is not None:
+        name, content = ("processor_config.json", {"video_processor": pixels | stated}) if joint else (None, pixels | stated)
+        (directory / (name or "video_preprocessor_config.json")).write_text(json.dumps(content))
+    geometry = read_sizes(directory).geometry
+    assert (geometry.video_min_pixels, geometry.video_max_pixels) == limits
+    assert (geometry.min_pixels, geometry.max_pixels) == tuple(family.LIMITS.values())
+
+
+def test_positions_a_second_are_read_and_have_the_default_of_transformers_class(tmp_path):
+    assert read_sizes(family.checkpoint(tmp_path / "stated")).geometry.tokens_per_second == 2
+    raw = family.config()
+    del raw["vision_config"]["tokens_per_second"]
+    assert read_sizes(family.checkpoint(tmp_path / "class", raw)).geometry.tokens_per_second == 4
+
+
+@pytest.mark.parametrize(("key", "value"), [("image_std", [0.5, 0.5, 0.5]), ("patch_size", 14), ("resample", 2)])
+def test_a_video_processor_that_computes_other_pixels_is_refused(tmp_path, key, value):
+    directory = family.checkpoint(tmp_path)
+    pixels = json.loads((directory / "preprocessor_config.json").read_text())
+    (directory / "video_preprocessor_config.json").write_text(json.dumps(pixels | {key: value}))
+    with pytest.raises(UserError, match=rf"video_preprocessor_config\.json: the video processor has {key}"):
+        read_sizes(directory)
+
+
+def _encoder(directory):
+    from mmrlhf_jax.data.encode import make_encoder
+
+    return make_encoder(family.tokenizer(), read_sizes(family.checkpoint(directory)))
