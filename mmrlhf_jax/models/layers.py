@@ -19,6 +19,8 @@ Layer = TypeVar("Layer", bound=nnx.Module)
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": jax.nn.silu,
 }
 
 # Rematerialisation: which values of a layer are saved for the backward pass. "full" saves only the layer's input.
@@ -78,6 +80,9 @@ def layer_norm(features: int, eps: float, *, dtype, param_dtype, rngs) -> nnx.La
 def rms_norm(features: int, eps: float, *, dtype, param_dtype, rngs) -> nnx.RMSNorm:
     kinds = dict(dtype=dtype, param_dtype=param_dtype, promote_dtype=for_norm, scale_metadata=VECTOR)
     return nnx.RMSNorm(features, epsilon=eps, rngs=rngs, **kinds)
+
+
+NORMS = {"layer_norm": layer_norm, "rms_norm": rms_norm}
 
 
 def stack(make: Callable[[nnx.Rngs], Layer], count: int, rngs: nnx.Rngs) -> Layer:

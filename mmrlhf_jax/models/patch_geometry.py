@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.geometry import Geometry, Size
+from mmrlhf_jax.models.grid_taps import grid_taps
 from mmrlhf_jax.models.media import Media, Patches, VisualPlan, make_plan
 from mmrlhf_jax.models.patch_images import cut_blocks, smart_resize
 from mmrlhf_jax.pieces import Visual
@@ -30,7 +31,8 @@ class PatchGeometry(Geometry):
         patch_size: side of a patch, in pixels.
         merge: patches on a side of a block.
         frames: frames of a patch; an image is repeated.
-        window: blocks on a side of the window in which most of the tower's layers attend.
+        window: blocks on a side of the window in which most of the tower's layers attend; 1 if none does.
+        table: positions on a side of the tower's table of learnt positions; 0 if it has none.
         min_pixels, max_pixels: limits of an image's area after resizing.
 
     Raises UserError for values that describe no possible model.
@@ -47,6 +49,7 @@ class PatchGeometry(Geometry):
     window: int = 4
     min_pixels: int = 3136
     max_pixels: int = 12845056
+    table: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_pixels <= self.max_pixels:
@@ -68,6 +71,11 @@ class PatchGeometry(Geometry):
     def side(self) -> int:
         """Pixels on a side of a block."""
         return self.patch_size * self.merge
+
+    @property
+    def positioned(self) -> int:
+        """Patches of a block that have a learnt position: all or none."""
+        return self.merge**2 if self.table else 0
 
     @property
     def unit_shape(self) -> tuple[int, ...]:
@@ -116,27 +124,36 @@ class PatchGeometry(Geometry):
             slots=np.full(visual, slots, np.int32),
             taps=np.zeros((visual, 1), np.int32),
             weights=np.zeros((visual, 1), np.float32),
+            grid=np.zeros((tiles, self.positioned, 4), np.int32),
+            grid_weights=np.zeros((tiles, self.positioned, 4), np.float32),
         )
 
     def of_group(self, pixels: np.ndarray, plans: Sequence[VisualPlan], slots: np.ndarray, trunk: int) -> Patches:
         placed = super().of_group(pixels, plans, slots, trunk)
         grids = [piece.grid for plan in plans for piece in plan.pieces if isinstance(piece, Visual)]
         places, frames, windows, first = [np.zeros((0, 2), np.int32)], [], [], 0
+        grid = [np.zeros((0, self.positioned, 4), np.int32)]
+        grid_weights = [np.zeros((0, self.positioned, 4), np.float32)]
         for rows, columns in grids:
             order, ends = window_order(rows, columns, self.window)
             places.append(np.stack(np.divmod(order, columns), axis=1))
             frames.append(np.full(len(order), first + len(order)))
             windows.append(first + ends)
             first += len(order)
+            taps, weights = grid_taps(rows, columns, self.merge, self.table)
+            grid.append(taps[order])
+            grid_weights.append(weights[order])
         frames, windows = (np.concatenate([np.zeros(0), *ends]).astype(np.int32) for ends in (frames, windows))
         places = np.concatenate(places).astype(np.int32)
-        return Patches(pixels, places, frames, windows, placed.slots, placed.taps, placed.weights)
+        grids = np.concatenate(grid), np.concatenate(grid_weights)
+        return Patches(pixels, places, frames, windows, placed.slots, placed.taps, placed.weights, *grids)
 
     def place(self, row: Media, group: Media, *, slot: int, tile: int, visual: int) -> None:
         super().place(row, group, slot=slot, tile=tile, visual=visual)
         here = slice(tile, tile + group.units)
         row.places[here] = group.places
         row.frames[here], row.windows[here] = group.frames + tile, group.windows + tile
+        row.grid[here], row.grid_weights[here] = group.grid, group.grid_weights
 
     def _grids(self, images: Sequence[Size], most_tiles: int) -> list[Size]:
         """(rows, columns) of every image's blocks. `most_tiles` is divided among the images by their areas after resizing."""

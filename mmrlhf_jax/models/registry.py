@@ -15,6 +15,7 @@ FAMILIES = {
     "llava_onevision": "mmrlhf_jax.models.llava_onevision",
     "internvl": "mmrlhf_jax.models.internvl",
     "qwen2_5_vl": "mmrlhf_jax.models.qwen2_5_vl",
+    "qwen3_vl": "mmrlhf_jax.models.qwen3_vl",
 }
 DEFAULT = "llava_onevision"  # the family for estimates and benchmarks if no model is named
 

@@ -19,9 +19,9 @@ same code for some families anyway, `by_default` says which of them run without 
 import pytest
 
 from mmrlhf_jax.models.registry import DEFAULT
-from tests.families import internvl, llava_onevision, qwen2_5_vl
+from tests.families import internvl, llava_onevision, qwen2_5_vl, qwen3_vl
 
-FAMILIES = {"llava_onevision": llava_onevision, "internvl": internvl, "qwen2_5_vl": qwen2_5_vl}
+FAMILIES = {"llava_onevision": llava_onevision, "internvl": internvl, "qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}
 WITH_ORIGINAL = tuple(name for name, tests in FAMILIES.items() if "original" in tests.NAMINGS)
 WITH_VIDEOS = tuple(name for name, tests in FAMILIES.items() if tests.FRAMES)
 OTHERS = tuple(name for name in FAMILIES if name != DEFAULT)  # but the default family
@@ -30,3 +30,9 @@ OTHERS = tuple(name for name in FAMILIES if name != DEFAULT)  # but the default 
 def by_default(*names: str) -> list:
     """Parameters for every family, of which only these run by default; the others are slow."""
     return [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in FAMILIES]
+
+
+def other_spellings(name: str) -> list[str]:
+    """The namings, but the first, of a family's weights that transformers reads as well."""
+    unread = ("original", *getattr(FAMILIES[name], "UNREAD_BY_TRANSFORMERS", ()))
+    return [naming for naming in FAMILIES[name].NAMINGS[1:] if naming not in unread]
