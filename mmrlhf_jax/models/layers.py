@@ -19,8 +19,6 @@ Layer = TypeVar("Layer", bound=nnx.Module)
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "silu": jax.nn.silu,
 }
 
 # Rematerialisation: which values of a layer are saved for the backward pass. "full" saves only the layer's input.

@@ -25,6 +25,7 @@ from mmrlhf_jax.models.position_table import PositionTable
 from mmrlhf_jax.sharding.rules import constrain
 
 ROPE_THETA = 1e4
+OF_MLPS = {**ACTIVATIONS, "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x), "silu": jax.nn.silu}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,7 @@ class GatedMlp(nnx.Module):
         self.activation = config.activation
 
     def __call__(self, x):
-        hidden = ACTIVATIONS[self.activation](self.gate(x)) * self.up(x)
+        hidden = OF_MLPS[self.activation](self.gate(x)) * self.up(x)
         return self.down(constrain(hidden, "batch", "slots", "act_mlp"))
 
 
@@ -120,7 +121,7 @@ class PlainMlp(nnx.Module):
         self.activation = config.activation
 
     def __call__(self, x):
-        return self.down(constrain(ACTIVATIONS[self.activation](self.up(x)), "batch", "slots", "act_mlp"))
+        return self.down(constrain(OF_MLPS[self.activation](self.up(x)), "batch", "slots", "act_mlp"))
 
 
 class QwenVitLayer(nnx.Module):

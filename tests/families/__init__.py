@@ -7,6 +7,7 @@
     PUBLISHED_GEOMETRY, TOKENS, VIDEO_TOKENS arguments of `config` for real tiles; what media are then
     QUICK_PICTURES, QUICK_FRAMES             media at the published geometry that the default suite takes; others are slow
     TOWER_LINEARS, TOWER_MODULES             linear layers of a layer of the tower that take adapters, here and in transformers
+    PROJECTOR_LINEARS                        linear layers of the projector
     UNREAD_FILES                             naming -> processor file that no size depends on
     PICTURES, FRAMES, ROW                    prompts, and a row that has room for each of them
     picture_inputs, frame_inputs, id_inputs  transformers' inputs for the same media and ids (these need torch, as do the next)

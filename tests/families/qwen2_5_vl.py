@@ -98,6 +98,7 @@ VIDEO_TOKENS: dict[int, int] = {}
 QUICK_PICTURES = ("two", "100 high, 200 wide")
 QUICK_FRAMES = ()
 TOWER_LINEARS, TOWER_MODULES = 7, 5
+PROJECTOR_LINEARS = 2
 UNREAD_FILES = {"hf": "video_preprocessor_config.json"}
 
 

@@ -77,6 +77,7 @@ SHAPES = {
             "tie_word_embeddings": True,
         },
         "vision": {"depth": 2, "deepstack_visual_indexes": [0, 1], "model_type": "qwen3_vl"},
+        "tie_word_embeddings": False,
     },
 }
 
@@ -122,6 +123,7 @@ VIDEO_TOKENS: dict[int, int] = {}
 QUICK_PICTURES = ("two", "100 high, 200 wide")
 QUICK_FRAMES = ()
 TOWER_LINEARS, TOWER_MODULES = 6, 4
+PROJECTOR_LINEARS = 4
 UNREAD_FILES = {"hf": "video_preprocessor_config.json"}
 
 
@@ -171,7 +173,7 @@ def config(*, text: dict | None = None, vision: dict | None = None, **top: Any) 
         "video_token_id": VIDEO_TOKEN,
         "vision_start_token_id": 259,
         "vision_end_token_id": 260,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": decoder.get("tie_word_embeddings", False),
         "text_config": decoder,
         "vision_config": tower,
     }
