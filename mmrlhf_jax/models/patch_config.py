@@ -15,7 +15,7 @@ from mmrlhf_jax.models.stated import Stated
 from mmrlhf_jax.models.tower_config import width_and_heads
 from mmrlhf_jax.models.work import ProjectorWork, TowerWork
 
-# Of transformers' Qwen2VLImageProcessor, for a file that does not state them.
+# For a file that does not state them: of the image processor's class (`image_processing_pil_qwen2_vl.py` of transformers).
 CLASS_LIMITS = (3136, 1003520)
 CLASS_SIDES = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
 

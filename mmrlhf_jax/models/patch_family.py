@@ -31,6 +31,7 @@ class PatchFamily(Family):
     processor_files = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 
     processor_class: ClassVar[str]  # the processor's class in transformers
+    image_processor_class: ClassVar[str]
     geometry: ClassVar[type[PatchGeometry]]
     default_vocabulary: ClassVar[int]  # embeddings of a config that does not state them
     chat_template: ClassVar[str] = patch_processors.CHAT_TEMPLATE
@@ -62,7 +63,7 @@ class PatchFamily(Family):
         return {name: shapes.shape_config(name) for name in shapes.SHAPES}
 
     def processors(self, model: PatchModelConfig) -> dict[str, dict[str, Any]]:
-        return patch_processors.processor_files(model, self.processor_class)
+        return patch_processors.processor_files(model, self.processor_class, self.image_processor_class)
 
     def check_export(self, checkpoint: Checkpoint, model: PatchModelConfig, naming: Naming, out: str) -> None:
         check_embedded(checkpoint, model, {"image token": model.image_token})

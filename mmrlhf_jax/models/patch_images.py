@@ -1,4 +1,4 @@
-"""Resizes images and cuts them into patches as Qwen2-VL's image processor does. NumPy and Pillow only.
+"""Resizes images and cuts them into patches as the image processor of their models does. NumPy and Pillow only.
 
 Reference: transformers `models/qwen2_vl/image_processing_pil_qwen2_vl.py`.
 """

@@ -36,13 +36,13 @@ def prepare_tokenizer(tokenizer: Any, config: Mapping[str, Any], where: str, *, 
     check_media_tokens(tokenizer.get_vocab(), needed, IMAGE_TOKEN, stated, where, kind=f"a {title} tokenizer")
 
 
-def processor_files(config: PatchModelConfig, processor_class: str) -> dict[str, dict[str, Any]]:
-    """The image processor's config, by the name that transformers and vLLM look for."""
+def processor_files(config: PatchModelConfig, processor_class: str, image_processor: str) -> dict[str, dict[str, Any]]:
+    """The image processor's config, by the name that transformers and vLLM look for, with the names of both classes there."""
     vision, geometry = config.vision, config.geometry
     return {
         "preprocessor_config.json": {
             "processor_class": processor_class,
-            "image_processor_type": "Qwen2VLImageProcessor",
+            "image_processor_type": image_processor,
             **PREPROCESSING,
             "do_convert_rgb": True,
             "image_mean": list(vision.image_mean),

@@ -18,6 +18,26 @@ TEXT_DEFAULTS = {
     "num_attention_heads": 32,
     "num_key_value_heads": 32,
 }
+# Keys of the language model, which some families' published files have at the top of config.json, and newer ones in
+# `text_config`.
+KEYS = (
+    *TEXT_DEFAULTS,
+    "rms_norm_eps",
+    "rope_theta",
+    "head_dim",
+    "hidden_act",
+    "rope_scaling",
+    "rope_parameters",
+    "use_sliding_window",
+    "max_position_embeddings",
+)
+
+
+def with_text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with the language model's settings in `text_config`, from one that may have them at the top."""
+    if raw.get("text_config") is not None:
+        return dict(raw)
+    return {**raw, "text_config": {key: raw[key] for key in KEYS if key in raw}}
 
 
 def read_text_config(

@@ -17,7 +17,7 @@ from mmrlhf_jax.models.patch_config import (
     layer_numbers,
     tower_sizes,
 )
-from mmrlhf_jax.models.qwen2 import read_text_config
+from mmrlhf_jax.models.qwen2 import read_text_config, with_text_config
 from mmrlhf_jax.models.qwen2_5_vl.geometry import QwenGeometry
 from mmrlhf_jax.models.qwen_vit import QwenVitConfig
 from mmrlhf_jax.models.stated import Stated
@@ -46,28 +46,11 @@ VISION_DEFAULTS = {
     "fullatt_block_indexes": [7, 15, 23, 31],
 }
 SECTIONS = (16, 24, 24)  # pairs of dimensions that time, row and column rotate
-# Keys of the language model, which published files have at the top of config.json and newer ones in `text_config`.
-TEXT_KEYS = (
-    *TEXT_DEFAULTS,
-    "head_dim",
-    "hidden_act",
-    "rope_scaling",
-    "rope_parameters",
-    "use_sliding_window",
-    "max_position_embeddings",
-)
 PUBLISHED_PIXELS = {"min_pixels": 3136, "max_pixels": 12845056}
 
 
 class QwenVLConfig(PatchModelConfig):
     model_type = "qwen2_5_vl"
-
-
-def with_text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json with the language model's settings in `text_config`, from one that may have them at the top."""
-    if raw.get("text_config") is not None:
-        return dict(raw)
-    return {**raw, "text_config": {key: raw[key] for key in TEXT_KEYS if key in raw}}
 
 
 def read_config(checkpoint: Checkpoint) -> QwenVLConfig:

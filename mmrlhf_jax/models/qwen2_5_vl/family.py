@@ -14,6 +14,7 @@ class QwenVLFamily(PatchFamily):
     title = "Qwen2.5-VL"
     architecture = "Qwen2_5_VLForConditionalGeneration"
     processor_class = "Qwen2_5_VLProcessor"
+    image_processor_class = "Qwen2VLImageProcessor"
     publishers: ClassVar = {"hf": "Qwen"}
     language_model = "qwen2"
     geometry = QwenGeometry

@@ -16,6 +16,7 @@ class Qwen3VLFamily(PatchFamily):
     title = "Qwen3-VL"
     architecture = "Qwen3VLForConditionalGeneration"
     processor_class = "Qwen3VLProcessor"
+    image_processor_class = "Qwen2VLImageProcessor"
     publishers: ClassVar = {"hf": "Qwen"}
     language_model = "qwen3"
     parts: ClassVar = {**Family.parts, "deepstack": "projector"}
