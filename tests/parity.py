@@ -55,8 +55,8 @@ def video_inputs(config, pictures: list, ids: np.ndarray, positions: np.ndarray 
 def embedded_hidden_logits(model: VisionLanguage, tokens, positions, visible_until, media):
     """What enters the language model, its hidden states after the final norm, and the logits."""
     with jax.default_matmul_precision("highest"):
-        embedded = model.embed(tokens, media)
-        hidden = model.language(embedded, positions, visible_until)
+        embedded, deep = model.embed(tokens, media)
+        hidden = model.language(embedded, positions, visible_until, deep)
         return embedded, hidden, hidden @ model.language.vocabulary()
 
 

@@ -230,6 +230,7 @@ def test_a_rate_of_what_does_not_learn_so_is_refused(overrides, message):
 OF_OTHERS = (
     *("mmdpo_internvl2_1b", "mmdpo_internvl3_8b", "reward_internvl3_8b"),
     *("mmdpo_qwen2_5_vl_7b", "reward_qwen2_5_vl_7b"),
+    *("mmdpo_qwen3_vl_8b", "reward_qwen3_vl_8b"),
 )
 
 

@@ -155,6 +155,7 @@ _MEDIUM = "medium"
 _STAND_IN = re.compile(re.escape(_PROMPT).replace(r"\{\}", "([0-9]+)"))
 
 
+THINK, END_THINK = "<think>", "</think>"  # around what a model writes for itself before its response
 CLOCK = "strftime_now"  # a function that transformers provides to templates; its result depends on the date
 
 
@@ -166,6 +167,10 @@ class CheckpointTemplate:
     two differently. Media are placed where the template writes `{"type": "image"}` parts, as one of `media_tags`. A template
     for text only is given the first tag, on lines before the prompt or inside it. A template that moves media out of the middle
     of a text is refused for such a text.
+
+    If a turn that is to be generated begins inside a block of thoughts (`<think>`), a response without thoughts stands where
+    the template writes it, usually behind an empty block, which is then no target. A response that closes the block itself
+    begins inside it, as it was generated.
     """
 
     def __init__(self, tokenizer: Any, media_tags: Sequence[str] = (IMAGE_TAG,)) -> None:
@@ -178,10 +183,13 @@ class CheckpointTemplate:
 
     def __call__(self, prompt: PromptText, media: int, response: str | None) -> list[Piece]:
         turn = Turn("user", prompt, media)
-        opening, closing = self._render((_shape(turn),))
-        pieces = self._pieces(opening, _texts([turn]))
+        opening, unthinking, closing = self._render((_shape(turn),))
+        thinks = response is None or END_THINK in response
+        pieces = self._pieces(opening if thinks else unthinking, _texts([turn]))
         if response is None:
             return pieces
+        if opening != unthinking and thinks:
+            response = response.removeprefix(THINK).removeprefix("\n")
         header = pieces.pop().text if pieces and isinstance(pieces[-1], Text) else ""
         end = self._pieces(closing, ())
         text = header + response
@@ -196,8 +204,8 @@ class CheckpointTemplate:
         return self._pieces(self._render(tuple(map(_shape, turns)))[0], _texts(turns))
 
     @functools.lru_cache(maxsize=1024)  # noqa: B019  (an entry per form of conversation, which are few)
-    def _render(self, turns: tuple[_Shape, ...]) -> tuple[str, str]:
-        """(rendered text before the response, rendered text after it)."""
+    def _render(self, turns: tuple[_Shape, ...]) -> tuple[str, str, str]:
+        """(rendered text before what is to be generated, before a response without thoughts, and after either)."""
         wanted = [one for content in _contents(turns) for one in content]
         for join in (self._as_parts, self._as_text):
             messages = [
@@ -215,7 +223,8 @@ class CheckpointTemplate:
             found = [_MEDIUM if one in self.tags else one for one in found]
             whole = "'type'" not in opening and complete.count(_RESPONSE) == 1
             if whole and found == wanted:
-                return opening, complete.partition(_RESPONSE)[2]
+                before, _, after = complete.partition(_RESPONSE)
+                return opening, before if opening.rstrip().endswith(THINK) else opening, after
             if whole and sorted(found) == sorted(wanted):
                 raise UserError(
                     "data.template: checkpoint: the chat template moves media out of their places inside the text;"

@@ -191,7 +191,9 @@ class Programs:
         model, layers = self.model.merge(weights)
         x = model.language.embed(chunk.tokens)
         here = jax.vmap(lambda values, start: jax.lax.dynamic_slice_in_dim(values, start, x.shape[1]))(visual, chunk.start)
+        here, *deep = jnp.split(here, 1 + self.model.config.text.deepstack, axis=-1)
         x = jnp.where(chunk.is_visual[..., None], here, x)
+        deep = [jnp.where(chunk.is_visual[..., None], features, 0) for features in deep]
         begun = []
         one_group = functools.partial(attend_trunk, count=count)
 
@@ -200,7 +202,7 @@ class Programs:
             begun.append(keys)
             return out
 
-        model.language.extend(x, chunk.positions, layers, attend)
+        model.language.extend(x, chunk.positions, layers, attend, deep)
         return cache._replace(begun=tuple(begun))
 
     def _extend_branch(self, weights: Weights, cache: Cache, chunk: Chunk, count: jax.Array) -> Cache:
@@ -259,7 +261,8 @@ class Programs:
         return Media(type(row)(**arrays), self._whole(dtype=jnp.bool_))
 
     def _visual(self) -> jax.ShapeDtypeStruct:
-        return self._whole("T", self.model.config.text.hidden_size, dtype=self.model.dtype)
+        text = self.model.config.text
+        return self._whole("T", text.hidden_size * (1 + text.deepstack), dtype=self.model.dtype)
 
     def _chunk(self, size: int) -> Chunk:
         axes = self.model.config.geometry.position_axes

@@ -1,9 +1,14 @@
-"""The decoder-only language model of all families: Qwen2. Reference: transformers `models/qwen2/modeling_qwen2.py`."""
+"""The decoder-only language model of all families: Qwen2 or Qwen3.
+
+Reference: transformers `models/qwen2/modeling_qwen2.py`, `models/qwen3/modeling_qwen3.py`; for `Deep`,
+`models/qwen3_vl/modeling_qwen3_vl.py` (`_deepstack_process`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +27,8 @@ class TextConfig:
     """Sizes of the language model.
 
     `rope_axes`: for positions with three axes, the axis that rotates each of the head_dim / 2 pairs of dimensions.
+    `qk_norm`: every head's queries and keys have an RMS norm. `deepstack`: the number of layers behind which features of the
+    media are added to the hidden states (`Deep`).
     `max_positions`: the number of positions up to which the rotary embeddings are plain (beyond it transformers' `dynamic`
     scaling changes them); None: any number. `data.encode` and `Engine.generate_tokens` refuse longer conversations.
     """
@@ -39,6 +46,16 @@ class TextConfig:
     attention_bias: bool = True
     rope_axes: tuple[int, ...] | None = None
     max_positions: int | None = None
+    qk_norm: bool = False
+    deepstack: int = 0
+
+
+class Deep(NamedTuple):
+    """Features that are added to the hidden states of visual slots behind the first L layers: number i behind layer i.
+    `slots` from S on are unused."""
+
+    slots: Int[Array, "B V"]
+    features: Float[Array, "L B V E"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +120,10 @@ class SelfAttention(nnx.Module):
         self.k = linear(d, config.kv_heads * hd, ("embed", "heads"), bias=config.attention_bias, **kinds)
         self.v = linear(d, config.kv_heads * hd, ("embed", "heads"), bias=config.attention_bias, **kinds)
         self.o = linear(config.heads * hd, d, ("heads", "embed"), bias=False, **kinds)
-        self.head_dim = hd
+        self.head_dim, self.normed = hd, config.qk_norm
+        if self.normed:
+            self.q_norm = rms_norm(hd, config.rms_norm_eps, **kinds)
+            self.k_norm = rms_norm(hd, config.rms_norm_eps, **kinds)
 
     def __call__(self, x: Float[Array, "B S E"], cos_sin, attend: Callable):
         """`attend(q, k, v) -> (out, kept)` computes the attention; `kept` is returned as well (for a KV cache)."""
@@ -111,6 +131,8 @@ class SelfAttention(nnx.Module):
         q, k, v = (proj(x).reshape(batch, length, -1, self.head_dim) for proj in (self.q, self.k, self.v))
         # Constrained by slots before the resharding by heads, so that the gradients return to slots before the projections.
         q, k, v = (constrain(x, "batch", "slots", "heads", None) for x in (q, k, v))
+        if self.normed:
+            q, k = self.q_norm(q), self.k_norm(k)
         # Attention needs all slots of a row: reshard from slots to heads, and back afterwards.
         q, k, v = (constrain(x, "batch", None, "act_heads", None) for x in (rotate(q, cos_sin), rotate(k, cos_sin), v))
         out, kept = attend(q, k, v)
@@ -181,14 +203,30 @@ class Decoder(nnx.Module):
         return parameters.look_up(self.embedding.embedding, tokens, self.embedding.dtype)
 
     def __call__(
-        self, x: Float[Array, "B S E"], positions: Int[Array, "B S"], visible_until: Int[Array, "B S"]
+        self,
+        x: Float[Array, "B S E"],
+        positions: Int[Array, "B S"],
+        visible_until: Int[Array, "B S"],
+        deep: Deep | None = None,
     ) -> Float[Array, "B S E"]:
         """Embeddings to hidden states after the final norm."""
 
         def attend(q, k, v):
             return attention(q, k, v, visible_until, backend=self.attention_backend), None
 
-        return self._run(x, positions, attend)[0]
+        cos_sin = rope(positions, self.config)
+        if deep is None:
+            x, _ = run_stack(lambda layer, x: layer(x, cos_sin, attend), x, self.layers, remat=self.remat)
+            return self.norm(x)
+
+        def with_features(numbered, x):
+            number, layer = numbered
+            x, kept = layer(x, cos_sin, attend)
+            return add_features(x, number, deep), kept
+
+        numbered = jnp.arange(self.config.layers), self.layers
+        x, _ = run_stack(with_features, x, numbered, remat=self.remat)
+        return self.norm(x)
 
     def extend(
         self,
@@ -196,8 +234,10 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B S"],
         layers: Sequence[DecoderLayer],
         attend: Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array],
+        deep: Sequence[Float[Array, "B S E"]] = (),
     ) -> Float[Array, "B S E"]:
         """Embeddings to hidden states after the final norm, where `attend(layer number, q, k, v) -> out` keeps and reads keys.
+        `deep[i]` is added behind layer i.
 
         `layers` are those of this decoder, as modules of their own (`unstacked`): slicing stacked weights would copy them for
         every token.
@@ -205,9 +245,17 @@ class Decoder(nnx.Module):
         cos_sin = rope(positions, self.config)
         for number, layer in enumerate(layers):
             x, _ = layer(x, cos_sin, lambda q, k, v, number=number: (attend(number, q, k, v), None))
+            if number < len(deep):
+                x = x + deep[number]
         return self.norm(x)
 
-    def _run(self, x, positions, attend):
-        cos_sin = rope(positions, self.config)
-        x, kept = run_stack(lambda layer, x: layer(x, cos_sin, attend), x, self.layers, remat=self.remat)
-        return self.norm(x), kept
+
+def add_features(x: Float[Array, "B S E"], number: Int[Array, ""], deep: Deep) -> Float[Array, "B S E"]:
+    """`x`, the hidden states behind layer `number`, with that layer's features if it has any."""
+
+    def add(x):
+        values = jax.lax.dynamic_index_in_dim(deep.features, number, keepdims=False).astype(x.dtype)
+        added = jax.vmap(lambda row, slots, values: row.at[slots].add(values, mode="drop"))(x, deep.slots, values)
+        return constrain(added, "batch", "slots", None)
+
+    return jax.lax.cond(number < len(deep.features), add, lambda x: x, x)

@@ -16,14 +16,12 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from mmrlhf_jax.models.attention import Backend, full_attention
-from mmrlhf_jax.models.layers import ACTIVATIONS, layer_norm, linear, rms_norm, run_stack, stack
+from mmrlhf_jax.models.layers import ACTIVATIONS, NORMS, linear, rms_norm, run_stack, stack
 from mmrlhf_jax.models.lora import PatchEmbedding
 from mmrlhf_jax.models.parameters import used, vector
 from mmrlhf_jax.models.pixels import patches
 from mmrlhf_jax.models.tower_config import TileTower
 from mmrlhf_jax.sharding.rules import constrain, partitioned
-
-NORMS = {"layer_norm": layer_norm, "rms_norm": rms_norm}
 
 
 @dataclasses.dataclass(frozen=True)

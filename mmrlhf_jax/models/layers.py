@@ -80,6 +80,9 @@ def rms_norm(features: int, eps: float, *, dtype, param_dtype, rngs) -> nnx.RMSN
     return nnx.RMSNorm(features, epsilon=eps, rngs=rngs, **kinds)
 
 
+NORMS = {"layer_norm": layer_norm, "rms_norm": rms_norm}
+
+
 def stack(make: Callable[[nnx.Rngs], Layer], count: int, rngs: nnx.Rngs) -> Layer:
     """`count` layers as one module whose parameters have a leading layer axis; compile time does not grow with `count`."""
 

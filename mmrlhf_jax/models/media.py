@@ -46,6 +46,9 @@ class Patches(NamedTuple):
     A block is m x m patches, of which the model makes one feature; it is what a tile is in `Tiles`. The blocks of a frame are
     consecutive, and so are those of a window in it. An unused block is a frame and a window of its own. In a group, `frames`,
     `windows`, `slots` and `taps` are indices into the group's own blocks and slots.
+
+    For a tower with a table of learnt positions, a patch's position is a weighted sum of four of its rows, of which `grid` has
+    the numbers; P is m². For other towers P is 0.
     """
 
     blocks: np.ndarray  # uint8[B, U, C]: patch by patch, each by channel, time, row and column
@@ -55,6 +58,8 @@ class Patches(NamedTuple):
     slots: np.ndarray  # int32[B, V]
     taps: np.ndarray  # int32[B, V, 1]
     weights: np.ndarray  # float32[B, V, 1]
+    grid: np.ndarray  # int32[B, U, P, 4]
+    grid_weights: np.ndarray  # float32[B, U, P, 4]
 
     @property
     def pixels(self) -> np.ndarray:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.geometry import Geometry, Size, evenly_spaced
+from mmrlhf_jax.models.grid_taps import grid_taps
 from mmrlhf_jax.models.media import Media, Patches, VisualPlan, make_plan
 from mmrlhf_jax.models.patch_images import cut_blocks, cut_clip, smart_resize
 from mmrlhf_jax.models.video import VideoLayout
@@ -22,6 +23,10 @@ SHARES = 32  # steps in which `fewer_tiles` makes media smaller
 # What is said of a video of which nothing but the number of its frames is known.
 UNKNOWN = (
     "this model needs {} of a video's frames, which the data set was built without; remove it and run `mmrlhf data build` again"
+)
+NO_RATE = (
+    "this model needs the times of a video's frames, and this folder of frames does not tell them; set data.frames_per_second"
+    " (--frames-per-second) to their rate"
 )
 LEAST_BLOCKS = 16  # of a video's frame: below that, it has fewer frames instead of smaller ones
 
@@ -38,7 +43,8 @@ class PatchGeometry(Geometry):
         patch_size: side of a patch, in pixels.
         merge: patches on a side of a block.
         frames: frames of a patch; an image is repeated, and so is the last frame of a video to fill its last patches.
-        window: blocks on a side of the window in which most of the tower's layers attend.
+        window: blocks on a side of the window in which most of the tower's layers attend; 1 if none does.
+        table: positions on a side of the tower's table of learnt positions; 0 if it has none.
         min_pixels, max_pixels: limits of an image's area after resizing.
         video_min_pixels, video_max_pixels: those of a frame of a video.
 
@@ -57,6 +63,7 @@ class PatchGeometry(Geometry):
     max_pixels: int = 12845056
     video_min_pixels: int = 3136
     video_max_pixels: int = 12845056
+    table: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_pixels <= self.max_pixels:
@@ -90,6 +97,11 @@ class PatchGeometry(Geometry):
         return self.patch_size * self.merge
 
     @property
+    def positioned(self) -> int:
+        """Patches of a block that have a learnt position: all or none."""
+        return self.merge**2 if self.table else 0
+
+    @property
     def unit_shape(self) -> tuple[int, ...]:
         return (3 * self.frames * self.side**2,)
 
@@ -103,6 +115,10 @@ class PatchGeometry(Geometry):
         """How many positions of time the patches of a video are apart. UserError if it depends on times that are not known."""
         return 1.0
 
+    def image_pieces(self, rows: int, columns: int) -> tuple[Piece, ...]:
+        """The pieces of an image of `rows` x `columns` blocks."""
+        return (Visual(rows * columns, (rows, columns)),)
+
     def clip_pieces(self, video: VideoLayout, rows: int, columns: int) -> tuple[Piece, ...]:
         """The pieces of a video that is taken whole, each of whose frames has `rows` x `columns` blocks: its visual tokens are
         those of all patches of time, in their order."""
@@ -114,7 +130,7 @@ class PatchGeometry(Geometry):
             kept, (rows, columns) = self._clip(video, most_tiles)
             pieces = self.clip_pieces(video.keep(kept), rows, columns)
             return [_plan(rows, columns, self.window, -(-len(kept) // self.frames), pieces)]
-        return [_plan(*grid, self.window, 1, (Visual(grid[0] * grid[1], grid),)) for grid in self._grids(images, most_tiles)]
+        return [_plan(*grid, self.window, 1, self.image_pieces(*grid)) for grid in self._grids(images, most_tiles)]
 
     def cut_images(self, images: Sequence[Image.Image], most_tiles: int = 0) -> np.ndarray:
         grids = self._grids([(image.height, image.width) for image in images], most_tiles)
@@ -145,8 +161,11 @@ class PatchGeometry(Geometry):
 
     def most_tiles(self, tokens: int, images: int, frames: int) -> int:
         """Every visual token is a block."""
-        of_frames = -(-frames // self.frames) * (self.video_max_pixels // self.side**2)
-        return max(1, min(tokens, max(images * (self.max_pixels // self.side**2), of_frames)))
+        return max(1, min(tokens, max(images * (self.max_pixels // self.side**2), self.most_blocks(frames))))
+
+    def most_blocks(self, frames: int) -> int:
+        """An upper bound of the blocks of a video of so many frames."""
+        return -(-frames // self.frames) * (self.video_max_pixels // self.side**2)
 
     def padded_tiles(self, tiles: int) -> int:
         """256, 1024, 4096, ...: blocks are many and small."""
@@ -167,6 +186,8 @@ class PatchGeometry(Geometry):
             slots=np.full(visual, slots, np.int32),
             taps=np.zeros((visual, 1), np.int32),
             weights=np.zeros((visual, 1), np.float32),
+            grid=np.zeros((tiles, self.positioned, 4), np.int32),
+            grid_weights=np.zeros((tiles, self.positioned, 4), np.float32),
         )
 
     def of_group(self, pixels: np.ndarray, plans: Sequence[VisualPlan], slots: np.ndarray, trunk: int) -> Patches:
@@ -174,21 +195,28 @@ class PatchGeometry(Geometry):
         visual = [piece for plan in plans for piece in plan.pieces if isinstance(piece, Visual)]
         grids = [piece.grid for piece in visual for _ in range(piece.frames)]
         places, frames, windows, first = [np.zeros((0, 2), np.int32)], [], [], 0
+        grid = [np.zeros((0, self.positioned, 4), np.int32)]
+        grid_weights = [np.zeros((0, self.positioned, 4), np.float32)]
         for rows, columns in grids:
             order, ends = window_order(rows, columns, self.window)
             places.append(np.stack(np.divmod(order, columns), axis=1))
             frames.append(np.full(len(order), first + len(order)))
             windows.append(first + ends)
             first += len(order)
+            taps, weights = grid_taps(rows, columns, self.merge, self.table)
+            grid.append(taps[order])
+            grid_weights.append(weights[order])
         frames, windows = (np.concatenate([np.zeros(0), *ends]).astype(np.int32) for ends in (frames, windows))
         places = np.concatenate(places).astype(np.int32)
-        return Patches(pixels, places, frames, windows, placed.slots, placed.taps, placed.weights)
+        grids = np.concatenate(grid), np.concatenate(grid_weights)
+        return Patches(pixels, places, frames, windows, placed.slots, placed.taps, placed.weights, *grids)
 
     def place(self, row: Media, group: Media, *, slot: int, tile: int, visual: int) -> None:
         super().place(row, group, slot=slot, tile=tile, visual=visual)
         here = slice(tile, tile + group.units)
         row.places[here] = group.places
         row.frames[here], row.windows[here] = group.frames + tile, group.windows + tile
+        row.grid[here], row.grid_weights[here] = group.grid, group.grid_weights
 
     def _grids(self, images: Sequence[Size], most_tiles: int) -> list[Size]:
         """(rows, columns) of every image's blocks. `most_tiles` is divided among the images by their areas after resizing."""
@@ -218,6 +246,14 @@ class PatchGeometry(Geometry):
             share = max(1, most_tiles // times) * self.side**2
             height, width = self.video_size(len(kept), *video.size, share)
         return kept, (height // self.side, width // self.side)
+
+
+def check_timed(video: VideoLayout) -> None:
+    """UserError unless the times of the video's frames are known."""
+    if video.numbers is None:
+        raise UserError(UNKNOWN.format("the times"))
+    if video.times is None:
+        raise UserError(NO_RATE)
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,4 +1,4 @@
-"""Resizes images and cuts them into patches as Qwen2-VL's image processor does. NumPy and Pillow only.
+"""Resizes images and cuts them into patches as the image processor of their models does. NumPy and Pillow only.
 
 Reference: transformers `models/qwen2_vl/image_processing_pil_qwen2_vl.py`.
 """
@@ -31,6 +31,32 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
         return tuple(max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
     if found[0] * found[1] < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
+        return tuple(math.ceil(side * grow / factor) * factor for side in (height, width))
+    return found
+
+
+def smart_resize_clip(
+    frames: int, height: int, width: int, *, depth: int, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """As `smart_resize`, for the frames of a clip, where the limits are of the pixels of all frames together.
+
+    `depth` is the number of frames of a patch. Frames that are smaller than `factor` are first enlarged. Reference:
+    `smart_resize` in transformers `models/qwen3_vl/video_processing_qwen3_vl.py`, which refuses clips of less than `depth`
+    frames; here the last frame is repeated.
+    """
+    frames = max(frames, depth)
+    if min(height, width) < factor:
+        scale = max(factor / height, factor / width)
+        height, width = int(height * scale), int(width * scale)
+    if max(height, width) > MOST_ASPECT * min(height, width):
+        raise UserError(f"a video of {width} x {height} pixels is more than {MOST_ASPECT} times as long as wide")
+    found = round(height / factor) * factor, round(width / factor) * factor
+    total = round(frames / depth) * depth * found[0] * found[1]
+    if total > max_pixels:
+        shrink = math.sqrt(frames * height * width / max_pixels)
+        return tuple(max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
+    if total < min_pixels:
+        grow = math.sqrt(min_pixels / (frames * height * width))
         return tuple(math.ceil(side * grow / factor) * factor for side in (height, width))
     return found
 

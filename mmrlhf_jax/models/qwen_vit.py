@@ -18,19 +18,25 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from mmrlhf_jax.models.attention import Backend, segment_attention, window_attention
 from mmrlhf_jax.models.decoder import rope_frequencies, rotate
-from mmrlhf_jax.models.layers import linear, rms_norm, run_stack, stack
+from mmrlhf_jax.models.layers import ACTIVATIONS, NORMS, linear, run_stack, stack
 from mmrlhf_jax.models.lora import PatchEmbedding
 from mmrlhf_jax.models.media import Patches
+from mmrlhf_jax.models.position_table import PositionTable
 from mmrlhf_jax.sharding.rules import constrain
 
-NORM_EPS = 1e-6  # transformers' class has no key for it
 ROPE_THETA = 1e4
+OF_MLPS = {**ACTIVATIONS, "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x), "silu": jax.nn.silu}
 
 
 @dataclasses.dataclass(frozen=True)
 class QwenVitConfig:
     """Sizes of the tower. `merge` patches on a side are a block, and `window` blocks on a side a window; a patch has
-    `patch_size` pixels on a side and `frames` frames. `full_layers` are the layers that attend to the whole frame."""
+    `patch_size` pixels on a side and `frames` frames. `full_layers` are the layers that attend to the whole frame.
+
+    `gated`: the MLP multiplies its activation with a third matrix. `table`: positions on a side of the table of learnt
+    positions, which are added to the patches; 0: there is none. `tapped`: layers behind which the hidden states are used as
+    well (`deepstack`), in ascending order.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -44,6 +50,13 @@ class QwenVitConfig:
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
     rescale: float = 1 / 255
+    norm: str = "rms_norm"
+    norm_eps: float = 1e-6
+    gated: bool = True
+    activation: str = "silu"
+    patch_bias: bool = False
+    table: int = 0
+    tapped: tuple[int, ...] = ()
 
     @property
     def block(self) -> int:
@@ -82,7 +95,7 @@ class PatchAttention(nnx.Module):
 
 
 class GatedMlp(nnx.Module):
-    """down(silu(gate(x)) * up(x)), with biases."""
+    """down(activation(gate(x)) * up(x)), with biases."""
 
     def __init__(self, config: QwenVitConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
         d, hidden = config.hidden_size, config.intermediate_size
@@ -90,18 +103,34 @@ class GatedMlp(nnx.Module):
         self.gate = linear(d, hidden, ("embed", "mlp"), **kinds)
         self.up = linear(d, hidden, ("embed", "mlp"), **kinds)
         self.down = linear(hidden, d, ("mlp", "embed"), **kinds)
+        self.activation = config.activation
 
     def __call__(self, x):
-        return self.down(constrain(jax.nn.silu(self.gate(x)) * self.up(x), "batch", "slots", "act_mlp"))
+        hidden = OF_MLPS[self.activation](self.gate(x)) * self.up(x)
+        return self.down(constrain(hidden, "batch", "slots", "act_mlp"))
+
+
+class PlainMlp(nnx.Module):
+    """down(activation(up(x))), with biases."""
+
+    def __init__(self, config: QwenVitConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
+        d, hidden = config.hidden_size, config.intermediate_size
+        kinds = dict(bias=True, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.up = linear(d, hidden, ("embed", "mlp"), **kinds)
+        self.down = linear(hidden, d, ("mlp", "embed"), **kinds)
+        self.activation = config.activation
+
+    def __call__(self, x):
+        return self.down(constrain(OF_MLPS[self.activation](self.up(x)), "batch", "slots", "act_mlp"))
 
 
 class QwenVitLayer(nnx.Module):
     def __init__(self, config: QwenVitConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
-        kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.attention_norm = rms_norm(config.hidden_size, NORM_EPS, **kinds)
+        kinds, norm = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs), NORMS[config.norm]
+        self.attention_norm = norm(config.hidden_size, config.norm_eps, **kinds)
         self.attention = PatchAttention(config, **kinds)
-        self.mlp_norm = rms_norm(config.hidden_size, NORM_EPS, **kinds)
-        self.mlp = GatedMlp(config, **kinds)
+        self.mlp_norm = norm(config.hidden_size, config.norm_eps, **kinds)
+        self.mlp = (GatedMlp if config.gated else PlainMlp)(config, **kinds)
 
     def __call__(self, x, cos_sin, attend):
         x = x + self.attention(self.attention_norm(x), cos_sin, attend)
@@ -117,14 +146,20 @@ class QwenVit(nnx.Module):
         self.config = config
         self.remat = remat
         d = config.hidden_size
-        self.patch = linear(config.channels, d, ("patch", "embed"), bias=False, kind=PatchEmbedding, rngs=rngs, **kinds)
+        embedding = dict(bias=config.patch_bias, kind=PatchEmbedding)
+        self.patch = linear(config.channels, d, ("patch", "embed"), rngs=rngs, **embedding, **kinds)
+        if config.table:
+            self.table = PositionTable(config.table, d, rngs=rngs, **kinds)
         self.layers = stack(lambda rngs: QwenVitLayer(config, rngs=rngs, **kinds), config.layers, rngs)
 
-    def __call__(self, media: Patches) -> Float[Array, "B N E"]:
-        """Hidden states of the patches after the last layer, in the order of the blocks; N is a multiple of a window's."""
+    def __call__(self, media: Patches) -> tuple[Float[Array, "B N E"], list[Float[Array, "B N E"]]]:
+        """Hidden states of the patches after the last layer, and after those of `tapped`, in the order of the blocks; N is a
+        multiple of a window's."""
         config = self.config
         media = whole_bands(media, config.window**2)
         x = constrain(self.patch(normalised(media.blocks, config)), "batch", "slots", None)
+        if config.table:
+            x = x + self.table(media.grid, media.grid_weights, x.dtype)
         cos_sin = rotations(media.places, config)
         frames, windows = (config.block * jnp.repeat(ends, config.block, axis=1) for ends in (media.frames, media.windows))
 
@@ -135,31 +170,38 @@ class QwenVit(nnx.Module):
             return segment_attention(q, k, v, frames, backend=self.attention_backend)
 
         def run(x, layers, stacks: Sequence[Stack]):
-            """Run these stacks of `layers`, each as a scan."""
+            """Run these stacks of `layers`, each as a scan; also returns what is behind each tapped layer."""
+            behind = []
             for first, end, is_full in stacks:
                 attend = in_frames if is_full else in_windows
                 part = jax.tree.map(lambda p, first=first, end=end: p[first:end], layers)
                 body = lambda layer, x, attend=attend: (layer(x, cos_sin, attend), None)
                 x, _ = run_stack(body, x, part, remat=self.remat)
-            return x
+                if end - 1 in config.tapped:
+                    behind.append(x)
+            return x, behind
 
-        groups, stacks = layer_groups(config.layers, config.full_layers)
+        groups, stacks = layer_groups(config.layers, config.full_layers, config.tapped)
         if groups == 1:
             return run(x, self.layers, stacks)
         grouped = jax.tree.map(lambda p: p.reshape(groups, -1, *p.shape[1:]), self.layers)
-        return jax.lax.scan(lambda x, layers: (run(x, layers, stacks), None), x, grouped)[0]
+        return jax.lax.scan(lambda x, layers: (run(x, layers, stacks)[0], None), x, grouped)[0], []
 
 
 Stack = tuple[int, int, bool]  # consecutive layers of one kind: the first, the one behind the last, whether they see frames
 
 
-def layer_groups(layers: int, full: Sequence[int]) -> tuple[int, list[Stack]]:
-    """(how many equal groups the layers consist of, the stacks of a group): the fewest programs that run these layers."""
+def layer_groups(layers: int, full: Sequence[int], tapped: Sequence[int] = ()) -> tuple[int, list[Stack]]:
+    """(how many equal groups the layers consist of, the stacks of a group): the fewest programs that run these layers.
+
+    A stack ends behind every `tapped` layer, and then there is one group.
+    """
     kinds = [number in full for number in range(layers)]
     length = next(n for n in range(1, layers + 1) if layers % n == 0 and kinds == kinds[:n] * (layers // n))
-    if len({*kinds}) == 1:
+    if tapped or len({*kinds}) == 1:
         length = layers
-    starts = [0, *(number for number in range(1, length) if kinds[number] != kinds[number - 1]), length]
+    inner = (n for n in range(1, length) if kinds[n] != kinds[n - 1] or n - 1 in tapped)
+    starts = [0, *inner, length]
     return layers // length, [(first, end, kinds[first]) for first, end in itertools.pairwise(starts)]
 
 
@@ -177,6 +219,8 @@ def whole_bands(media: Patches, blocks: int) -> Patches:
         places=padded(media.places, 0),
         frames=padded(media.frames, own),
         windows=padded(media.windows, own),
+        grid=padded(media.grid, 0),
+        grid_weights=padded(media.grid_weights, 0),
     )
 
 

@@ -14,7 +14,9 @@ from mmrlhf_jax.models.family import Family, ModelConfig
 FAMILIES = {
     "llava_onevision": "mmrlhf_jax.models.llava_onevision",
     "internvl": "mmrlhf_jax.models.internvl",
+    "qwen2_vl": "mmrlhf_jax.models.qwen2_vl",
     "qwen2_5_vl": "mmrlhf_jax.models.qwen2_5_vl",
+    "qwen3_vl": "mmrlhf_jax.models.qwen3_vl",
 }
 DEFAULT = "llava_onevision"  # the family for estimates and benchmarks if no model is named
 

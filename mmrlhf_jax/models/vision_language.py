@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mmrlhf_jax.models.attention import Backend
-from mmrlhf_jax.models.decoder import Decoder
+from mmrlhf_jax.models.decoder import Decoder, Deep
 from mmrlhf_jax.models.media import Media
 from mmrlhf_jax.models.reward_head import RewardHead
 from mmrlhf_jax.models.taps import weighted_taps
@@ -49,17 +49,22 @@ class VisionLanguage(nnx.Module):
         for each which part of the model it belongs to."""
 
     @abc.abstractmethod
-    def visual_features(self, media: Media) -> Float[Array, "B F E"]:
-        """The features of the rows' media in the decoder's width and in the order that taps index."""
+    def visual_features(self, media: Media) -> Float[Array, "B F D"]:
+        """The features of the rows' media in the order that taps index. D is the decoder's width; with `deepstack` L of the
+        language model, each feature has L further ones of this width behind it, which `Deep` adds."""
 
-    def embed(self, tokens: Int[Array, "B S"], media: Media | None) -> Float[Array, "B S E"]:
-        """Token embeddings in which visual slots are replaced by visual tokens."""
+    def embed(self, tokens: Int[Array, "B S"], media: Media | None) -> tuple[Float[Array, "B S E"], Deep | None]:
+        """Token embeddings in which visual slots are replaced by visual tokens, and what later layers add to these slots."""
         x = self.language.embed(tokens)
         if media is None or media.slots.shape[1] == 0:
-            return x
+            return x, None
         tokens_visual = weighted_taps(self.visual_features(media), media.taps, media.weights)
+        deep = None
+        if self.config.text.deepstack:
+            tokens_visual, *features = jnp.split(tokens_visual, 1 + self.config.text.deepstack, axis=-1)
+            deep = Deep(media.slots, jnp.stack(features))
         placed = jax.vmap(lambda row, slots, values: row.at[slots].set(values, mode="drop"))(x, media.slots, tokens_visual)
-        return constrain(placed, "batch", "slots", None)
+        return constrain(placed, "batch", "slots", None), deep
 
     def __call__(
         self,
@@ -69,4 +74,5 @@ class VisionLanguage(nnx.Module):
         media: Media | None = None,
     ) -> Float[Array, "B S E"]:
         """Hidden states after the final norm. The caller applies the vocabulary projection to the slots that need it."""
-        return self.language(self.embed(tokens, media), positions, visible_until)
+        x, deep = self.embed(tokens, media)
+        return self.language(x, positions, visible_until, deep)

@@ -137,9 +137,13 @@ DECODER = (
     Row("reward", "dense", "reward_head.dense", LINEAR),
     Row("reward", "out_proj", "reward_head.out", LINEAR),
 )
+QK_NORMS = (  # of Qwen3
+    Row("language", "layers.{}.self_attn.q_norm", "language.layers.attention.q_norm", NORM),
+    Row("language", "layers.{}.self_attn.k_norm", "language.layers.attention.k_norm", NORM),
+)
 REWARD = Part("rm_head.", "rm_head.")
 
-_LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)|(?<=layer\.)\d+(?=\.)|(?<=blocks\.)\d+(?=\.)")
+_LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)|(?<=layer\.)\d+(?=\.)|(?<=blocks\.)\d+(?=\.)|(?<=_list\.)\d+(?=\.)")
 _PIECE = re.compile(r"\[(\d+)/(\d+)\]$")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken
 
 from mmrlhf_jax.data.templates import CheckpointTemplate, closing_token, find_template, qwen_1_5
 from mmrlhf_jax.data.tokens import PieceTokenizer
@@ -127,3 +128,40 @@ def test_the_encoder_follows_the_checkpoint():
     one, other = groups.encoder(template="checkpoint"), groups.encoder(template="checkpoint")
     one.tokenizer.tokenizer.chat_template, other.tokenizer.tokenizer.chat_template = PARTS, WITH_SYSTEM
     assert one.fingerprint != other.fingerprint
+
+
+# In the manner of the published Thinking models: a generated turn begins inside a block of thoughts, and a turn that is given
+# has a block before it, which is empty if it has no thoughts.
+THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% set text = m['content'] %}"
+    "{% if m['role'] == 'assistant' %}{% set thoughts = '' %}{% if '</think>' in text %}"
+    "{% set thoughts = text.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
+    "{% set text = text.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{{ '<think>\n' + thoughts + '\n</think>\n\n' }}{% endif %}{{ text + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("as_tokens", [False, True])
+@pytest.mark.parametrize("answer", ["Réd.", "Why\nnot?\n</think>\n\nRéd.", "<think>\nWhy\nnot?\n</think>\n\nRéd."])
+def test_an_empty_block_of_thoughts_is_the_templates_and_no_target(as_tokens, answer):
+    """The tokens are those of transformers; a response with thoughts of its own begins inside the block, as if generated."""
+    made = tokenizer(THINKING)
+    if as_tokens:
+        made.add_tokens([AddedToken(token, special=False) for token in ("<think>", "</think>")])
+    pieces, checkpoint = PieceTokenizer(made, made.convert_tokens_to_ids("<image>")), find_template("checkpoint", made)
+    user = {"role": "user", "content": "What colour?"}
+    opening = pieces.conversation(checkpoint("What colour?", 0, None), []).tokens.tolist()
+    assert opening == rendered_ids(made, [user], add_generation_prompt=True)
+    whole = pieces.conversation(checkpoint("What colour?", 0, answer), [])
+    assert whole.tokens.tolist() == rendered_ids(made, [user, {"role": "assistant", "content": answer}])
+    assert whole.tokens[: len(opening)].tolist() == opening
+    targets = made.decode(whole.tokens[whole.is_target], skip_special_tokens=False)
+    assert targets == answer.removeprefix("<think>\n") + "<|im_end|>"
+
+
+def test_an_empty_block_that_only_given_turns_have_is_left_out_as_before():
+    """Where generation does not begin inside a block, neither does a response: the model is to write what it is taught."""
+    made = tokenizer(THINKING.replace("assistant\n<think>\n", "assistant\n"))
+    text = "".join(getattr(piece, "token", getattr(piece, "text", "")) for piece in CheckpointTemplate(made)("q", 0, "a"))
+    assert text == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"

@@ -106,6 +106,7 @@ QUICK_PICTURES = ("14 high, 2000 wide", "2000 high, 14 wide", "two", "3000 high,
 QUICK_FRAMES = (8,)
 # The original code computes pixels without an image processor's file.
 TOWER_LINEARS, TOWER_MODULES = 6, 6
+PROJECTOR_LINEARS = 2
 UNREAD_FILES = {"hf": "video_preprocessor_config.json", "original": "preprocessor_config.json"}
 
 

@@ -77,6 +77,7 @@ VIDEO_TOKENS = {8: 8 * 196 + 1, 32: 32 * 196 + 1}  # frames -> visual tokens
 QUICK_PICTURES = None  # all of them
 QUICK_FRAMES = (8, 32)
 TOWER_LINEARS, TOWER_MODULES = 6, 6
+PROJECTOR_LINEARS = 2
 UNREAD_FILES = {"legacy": "video_preprocessor_config.json"}
 
 

@@ -98,6 +98,7 @@ VIDEO_TOKENS = {3: 2 * 15, 8: 4 * 15}  # frames of 128 x 72, which become 140 x 
 QUICK_PICTURES = ("two", "100 high, 200 wide")
 QUICK_FRAMES = (3,)
 TOWER_LINEARS, TOWER_MODULES = 7, 5
+PROJECTOR_LINEARS = 2
 UNREAD_FILES: dict[str, str] = {}  # sizes of frames depend on the file for videos
 
 

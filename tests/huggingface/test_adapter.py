@@ -73,7 +73,7 @@ def test_new_adapters_change_nothing_at_all_and_every_linear_layer_has_one(base,
     plain, fresh = tiny.on_one_device(base), with_adapters(tiny.on_one_device(base), LORA, seed=0)
     np.testing.assert_array_equal(logits(fresh, base), logits(plain, base))
     names = {".".join(path) for path, _ in adapted_layers(fresh)}
-    assert len(names) == 7 + family.TOWER_LINEARS + 2  # the decoder's, the tower's, the projector's
+    assert len(names) == 7 + family.TOWER_LINEARS + family.PROJECTOR_LINEARS  # the decoder's, the tower's, the projector's
     assert "language.layers.mlp.gate" in names and "vision.patch" not in names
 
 
@@ -97,7 +97,7 @@ def test_the_adapter_files_are_the_update_that_was_trained(adapted, base, family
     model = transformers_model(base)
     modules = dict(model.named_modules())
     names = {name.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] for name in tensors}
-    assert len(names) == 2 * 7 + 3 * family.TOWER_MODULES + 2
+    assert len(names) == 2 * 7 + 3 * family.TOWER_MODULES + family.PROJECTOR_LINEARS
     for name in names:
         a, b = (torch.tensor(tensors[f"base_model.model.{name}.lora_{x}.weight"]) for x in "AB")
         modules[name].weight.data += settings["lora_alpha"] / settings["r"] * b @ a

@@ -511,6 +511,8 @@ def test_an_image_processor_without_settings_has_its_classs(tmp_path, family, ne
     raw = FAMILIES[family].config(**FAMILIES[family].PUBLISHED_GEOMETRY)
     if family == "internvl":  # its class's size is not that of its tower
         raw["vision_config"] |= {"image_size": [384, 384], "patch_size": [16, 16]}
+    if family == "qwen3_vl":  # nor are its class's patches those of its tower
+        raw["vision_config"] |= {"patch_size": 14}
     directory = FAMILIES[family].checkpoint(tmp_path, raw)
     assert read_config(directory).vision.image_mean != CLIP
     if nested:

@@ -14,7 +14,7 @@ from flax import nnx
 from mmrlhf_jax.huggingface.export import export_model
 from mmrlhf_jax.models.decoder import rope_frequencies
 from tests import tiny
-from tests.families import FAMILIES, WITH_ORIGINAL
+from tests.families import FAMILIES, WITH_ORIGINAL, other_spellings
 
 torch = pytest.importorskip("torch")
 from tests import parity  # noqa: E402 (needs torch)
@@ -99,7 +99,7 @@ def test_the_kernels_of_the_tpu_change_nothing_in_the_tower_or_the_language_mode
 
 @pytest.mark.parametrize(
     ("family", "naming"),
-    [(name, naming) for name, tests in FAMILIES.items() for naming in tests.NAMINGS[1:] if naming != "original"],
+    [(name, naming) for name in FAMILIES for naming in other_spellings(name)],
 )
 def test_transformers_and_this_project_read_other_spellings_alike(tmp_path, family, naming):
     directory = FAMILIES[family].checkpoint(tmp_path, naming=naming)

@@ -366,6 +366,7 @@ def test_an_unknown_model_is_an_error_not_a_guess(tmp_path):
         "mmdpo_llava_ov_7b",
         "mmdpo_internvl3_8b",
         "mmdpo_qwen2_5_vl_7b",
+        pytest.param("mmdpo_qwen3_vl_8b", marks=pytest.mark.slow),
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("mmdpo_internvl2_1b", "reward_internvl3_8b")),
     ],
 )

@@ -35,7 +35,7 @@ from mmrlhf_jax.training.work import Work, useful_flops
 from tests.families import FAMILIES
 
 MESH = make_mesh({}, jax.devices()[:1])
-HAS_NEWLINE = {"llava_onevision": True, "internvl": False, "qwen2_5_vl": False}
+HAS_NEWLINE = {name: name == "llava_onevision" for name in FAMILIES}
 NEWLINE_ONLY = config.Trains(projector=False, language_model=False, reward_head=False)
 HEAD_ONLY = config.Trains(projector=False, language_model=False)  # and the newline, by default
 

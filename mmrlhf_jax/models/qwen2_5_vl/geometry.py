@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.models.patch_geometry import UNKNOWN, PatchGeometry
+from mmrlhf_jax.models.patch_geometry import PatchGeometry, check_timed
 from mmrlhf_jax.models.video import VideoLayout
 
 
@@ -26,12 +25,6 @@ class QwenGeometry(PatchGeometry):
         """`tokens_per_second` times the seconds from one patch of time to the next, by the mean rate of the sampled frames."""
         if video.frames <= self.frames:
             return 1.0  # of a single patch nothing depends on it
-        if video.numbers is None:
-            raise UserError(UNKNOWN.format("the times"))
-        if video.seconds is None:
-            raise UserError(
-                "this model needs the times of a video's frames, and this folder of frames does not tell them; set"
-                " data.frames_per_second (--frames-per-second) to their rate"
-            )
+        check_timed(video)
         sampled = video.frames / video.total * video.rate
         return self.tokens_per_second * (self.frames / sampled)

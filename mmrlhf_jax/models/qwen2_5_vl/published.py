@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mmrlhf_jax.models.qwen2_5_vl.config import QwenVLConfig, config_from_hf
+from mmrlhf_jax.models.patch_config import published_processors
+from mmrlhf_jax.models.qwen2_5_vl.config import PUBLISHED_PIXELS, QwenVLConfig, config_from_hf
 
 # hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads
 _TEXTS = {
@@ -51,4 +52,5 @@ def published_config(path: str) -> QwenVLConfig | None:
     found = _NAME.search(path)
     if found is None or found[1].lower() not in _TEXTS:
         return None
-    return config_from_hf(published_settings(found[1].lower()), None, f"published sizes of Qwen2.5-VL {found[1]}")
+    where = f"published sizes of Qwen2.5-VL {found[1]}"
+    return config_from_hf(published_settings(found[1].lower()), published_processors(PUBLISHED_PIXELS, where), where)

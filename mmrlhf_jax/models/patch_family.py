@@ -1,0 +1,79 @@
+"""What families of patches have in common as a `Family`: Hugging Face naming only, media tokens, processor files.
+
+A family's folder has the modules `config` (`read_config`), `published` (`published_config`) and `shapes` (`SHAPES`,
+`shape_config`), which import jax and are read when they are needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mmrlhf_jax.models import patch_processors
+from mmrlhf_jax.models.family import Checkpoint, Family
+from mmrlhf_jax.models.media_tokens import check_embedded
+from mmrlhf_jax.models.patch_geometry import PatchGeometry
+from mmrlhf_jax.models.stated import Stated
+from mmrlhf_jax.models.weight_names import Naming
+
+if TYPE_CHECKING:
+    from mmrlhf_jax.models.patch_config import PatchModelConfig
+    from mmrlhf_jax.models.patch_model import PatchModel
+
+
+class PatchFamily(Family):
+    text_configs = ("text_config",)
+    template = "checkpoint"
+    media_tags = (patch_processors.IMAGE_TOKEN, patch_processors.VIDEO_TOKEN)
+    media_tokens = (patch_processors.START, patch_processors.END)
+    processor_files = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+
+    processor_class: ClassVar[str]  # the processor's class in transformers
+    image_processor_class: ClassVar[str]
+    video_processor_class: ClassVar[str]
+    geometry: ClassVar[type[PatchGeometry]]
+    default_vocabulary: ClassVar[int]  # embeddings of a config that does not state them
+    chat_template: ClassVar[str] = patch_processors.CHAT_TEMPLATE
+
+    def read(self, checkpoint: Checkpoint) -> PatchModelConfig:
+        return self._module("config").read_config(checkpoint)
+
+    def published(self, path: str) -> PatchModelConfig | None:
+        return self._module("published").published_config(path)
+
+    def typical_geometry(self) -> PatchGeometry:
+        return self.geometry()
+
+    def vocabulary(self, config: Mapping[str, Any], where: str) -> int:
+        stated = Stated(config, where)
+        text = stated if config.get("text_config") is None else stated.part("text_config")
+        return text.integer("vocab_size", self.default_vocabulary, least=1)
+
+    def prepare_tokenizer(self, tokenizer: Any, config: Mapping[str, Any], where: str) -> None:
+        patch_processors.prepare_tokenizer(tokenizer, config, where, title=self.title)
+
+    def model(self) -> type[PatchModel]:
+        from mmrlhf_jax.models.patch_model import PatchModel
+
+        return PatchModel
+
+    def bench_configs(self) -> dict[str, PatchModelConfig]:
+        shapes = self._module("shapes")
+        return {name: shapes.shape_config(name) for name in shapes.SHAPES}
+
+    def processors(self, model: PatchModelConfig) -> dict[str, dict[str, Any]]:
+        return patch_processors.processor_files(
+            model, self.processor_class, self.image_processor_class, self.video_processor_class
+        )
+
+    def check_export(self, checkpoint: Checkpoint, model: PatchModelConfig, naming: Naming, out: str) -> None:
+        check_embedded(checkpoint, model, {"image token": model.image_token})
+
+    def default_chat_template(self) -> str:
+        return self.chat_template
+
+    def _module(self, name: str) -> ModuleType:
+        """A module of the family's own folder."""
+        return importlib.import_module(f"{type(self).__module__.rpartition('.')[0]}.{name}")

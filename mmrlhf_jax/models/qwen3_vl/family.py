@@ -1,0 +1,33 @@
+"""Qwen3-VL as a `Family`: patches of any image size, learnt positions, deepstack, positions on three interleaved axes."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from mmrlhf_jax.models.family import Family
+from mmrlhf_jax.models.patch_family import PatchFamily
+from mmrlhf_jax.models.patch_processors import BARE_CHAT_TEMPLATE, END, IMAGE_TOKEN, MEDIA_TOKENS, START, VIDEO_TOKEN
+from mmrlhf_jax.models.qwen3_vl.geometry import Qwen3Geometry
+from mmrlhf_jax.models.qwen3_vl.weights import NAMES
+
+
+class Qwen3VLFamily(PatchFamily):
+    model_type = "qwen3_vl"
+    title = "Qwen3-VL"
+    architecture = "Qwen3VLForConditionalGeneration"
+    processor_class = "Qwen3VLProcessor"
+    video_processor_class = "Qwen3VLVideoProcessor"
+    image_processor_class = "Qwen2VLImageProcessor"
+    publishers: ClassVar = {"hf": "Qwen"}
+    language_model = "qwen3"
+    # The tokens around a medium are of its pieces, because a video has them around each of its patches of time.
+    media_tags = (f"{START}{IMAGE_TOKEN}{END}", f"{START}{VIDEO_TOKEN}{END}")
+    media_tokens = MEDIA_TOKENS
+    parts: ClassVar = {**Family.parts, "deepstack": "projector"}
+    geometry = Qwen3Geometry
+    default_vocabulary = 151936
+    chat_template = BARE_CHAT_TEMPLATE
+    names = NAMES
+
+
+FAMILY = Qwen3VLFamily()
