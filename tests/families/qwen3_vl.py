@@ -7,19 +7,20 @@ inputs are those of `tests.families.qwen2_5_vl`, without its system message.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 from safetensors.numpy import save_file
 
 from tests.families import qwen2_5_vl
 from tests.families.qwen2_5_vl import (  # noqa: F401 (some are used through this module)
     IMAGE_TOKEN,
     VIDEO_TOKEN,
-    frame_inputs,
     id_inputs,
     media_ids,
     picture_inputs,
@@ -93,7 +94,7 @@ PICTURES = {
     "two of unlike aspect": [(50, 20), (25, 100)],
     "three, one square": [(64, 64), (10, 300), (90, 45)],
 }
-FRAMES = ()  # videos are refused
+FRAMES = (1, 2, 5)
 ROW = (384, 320, 320)  # slots, blocks and visual tokens: room for the largest of these
 LIMITS = {"shortest_edge": 4 * 256, "longest_edge": 128 * 256}
 
@@ -119,12 +120,12 @@ TOKENS = {
     (100, 200): 72,
     (800, 800): 625,
 }
-VIDEO_TOKENS: dict[int, int] = {}
+VIDEO_TOKENS = {3: 2 * 8, 8: 4 * 8}  # frames of 128 x 72, which become 128 x 64 -> visual tokens
 QUICK_PICTURES = ("two", "100 high, 200 wide")
-QUICK_FRAMES = ()
+QUICK_FRAMES = (3,)
 TOWER_LINEARS, TOWER_MODULES = 6, 4
 PROJECTOR_LINEARS = 4
-UNREAD_FILES = {"hf": "video_preprocessor_config.json"}
+UNREAD_FILES: dict[str, str] = {}  # sizes of frames depend on the file for videos
 
 
 def config(*, text: dict | None = None, vision: dict | None = None, **top: Any) -> dict[str, Any]:
@@ -299,6 +300,34 @@ def tokenizer(template: str = CHAT_TEMPLATE):
     found = qwen2_5_vl.tokenizer()
     found.chat_template = template
     return found
+
+
+def frame_patches(config: Any, frames: list) -> tuple[np.ndarray, list[int]]:
+    """As `qwen2_5_vl.frame_patches`, of frames that have the size that transformers' video processor gives them."""
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
+
+    geometry = config.geometry
+    sides = {"temporal_factor": geometry.frames, "factor": geometry.side}
+    limits = {"min_pixels": geometry.video_min_pixels, "max_pixels": geometry.video_max_pixels}
+    count = max(len(frames), 2)  # transformers refuses a single frame
+    height, width = smart_resize(count, frames[0].height, frames[0].width, **sides, **limits)
+    free = dataclasses.replace(geometry, video_min_pixels=1, video_max_pixels=1 << 40)
+    resized = [frame.resize((width, height), Image.Resampling.BICUBIC) for frame in frames]
+    return qwen2_5_vl.frame_patches(dataclasses.replace(config, geometry=free), resized)
+
+
+def frame_inputs(config: Any, frames: list, ids: np.ndarray, positions: np.ndarray | None) -> dict[str, Any]:
+    """As `qwen2_5_vl.frame_inputs`, but always with the positions that transformers makes."""
+    import torch
+
+    patches, grid = frame_patches(config, frames)
+    is_video = ids == config.image_token
+    return {
+        "input_ids": np.where(is_video, VIDEO_TOKEN, ids),
+        "pixel_values_videos": torch.tensor(patches),
+        "video_grid_thw": torch.tensor([grid]),
+        "mm_token_type_ids": torch.tensor(2 * is_video[None]).int(),
+    }
 
 
 def draw_config(rng: np.random.Generator):

@@ -271,7 +271,8 @@ def test_visual_tokens_are_never_cut(tmp_path):
 @pytest.mark.parametrize("joint", [False, True])
 def test_limits_of_frames_are_those_of_the_video_processor(tmp_path, stated, limits, joint):
     directory = family.checkpoint(tmp_path)
-    pixels = {key: json.loads((directory / "preprocessor_config.json").read_text())[key] for key in ("image_mean", "image_std")}
+    images = json.loads((directory / "preprocessor_config.json").read_text())
+    pixels = {key: images[key] for key in ("image_mean", "image_std", "patch_size")}
     if stated is not None:
         name, content = ("processor_config.json", {"video_processor": pixels | stated}) if joint else (None, pixels | stated)
         (directory / (name or "video_preprocessor_config.json")).write_text(json.dumps(content))

@@ -60,7 +60,7 @@ def test_taps_go_with_their_blocks_into_a_row_and_unused_blocks_have_none():
     group = TINY.of_group(TINY.cut_images(noise(sizes)), plans, np.arange(sum(p.tokens for p in plans)), 99)
     row = TINY.empty(slots=500, tiles=group.units + 5, visual=group.units)
     TINY.place(row, group, slot=0, tile=3, visual=0)
-    grids = [grid_taps(*plan.pieces[0].grid, 2, 7) for plan in plans]
+    grids = [grid_taps(*plan.pieces[1].grid, 2, 7) for plan in plans]
     for values, number in ((row.grid, 0), (row.grid_weights, 1)):
         np.testing.assert_array_equal(values[3:-2], np.concatenate([grid[number] for grid in grids]))
         assert not values[:3].any() and not values[-2:].any()
