@@ -245,16 +245,16 @@ def test_log_probs_depend_on_the_frames_asked_for(monkeypatch, tmp_path, model, 
 )
 def test_videos_are_sampled_as_was_asked_for(monkeypatch, capsys, tmp_path, reward_model, verb, place):
     def opened(part, media_root, video_frames, *others):
-        raise UserError(f"{part.path} under {media_root} with {video_frames} frames at {others[-1]}")
+        raise UserError(f"{part.path} under {media_root} with {video_frames} frames, {others[-2]} of {others[-1]}")
 
     monkeypatch.setattr("mmrlhf_jax.data.mixture._open", opened)
-    asked = ("--media-root", "media", "--video-frames", 5, "--frames-per-second", 2.5)
+    asked = ("--media-root", "media", "--video-frames", 5, "--video-fps", 0.5, "--frames-per-second", 2.5)
     place = tuple(reward_model if one == "judge" else one for one in place)
     other = {"data build": (tmp_path / "out",), "data show": ("record",), "expand": ("--out", tmp_path / "out.jsonl")}
     if verb in ("score", "logprobs", "annotate", "best-of-n"):
         other[verb] = ("--out", tmp_path / "out")
     message = refused(monkeypatch, capsys, *verb.split(), *place, "records.jsonl", *other.get(verb, ()), *asked)
-    assert message == "error: records.jsonl under media with 5 frames at 2.5"
+    assert message == "error: records.jsonl under media with 5 frames, 0.5 of 2.5"
 
 
 def image(width: int, height: int, format: str = "PNG", **options) -> bytes:

@@ -19,6 +19,7 @@ def build(
     out: Annotated[str, path_argument(writes=True, help="Directory to make.")],
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
+    video_fps: options.VideoFps = None,
     frames_per_second: options.FramesPerSecond = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
     beam: Annotated[str | None, typer.Option(help='Run on Apache Beam, with options such as "--runner=DirectRunner".')] = None,
@@ -29,7 +30,9 @@ def build(
     ] = None,
 ) -> None:
     """Check every record and medium of SOURCE and store them as ArrayRecord files in OUT. Continues an interrupted build."""
-    commands.data.build(source, out, media_root, video_frames, jobs, beam, contradictions, rank_by, frames_per_second)
+    commands.data.build(
+        source, out, media_root, video_frames, jobs, beam, contradictions, rank_by, video_fps, frames_per_second
+    )
 
 
 @verbs.command()
@@ -37,13 +40,14 @@ def validate(
     source: Annotated[str, path_argument(help=f"{RANKED_SOURCE}; a mixture file; or a directory from `mmrlhf data build`.")],
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
+    video_fps: options.VideoFps = None,
     frames_per_second: options.FramesPerSecond = None,
     max_text: Annotated[int, typer.Option(min=1, help="Most characters of a prompt or response.")] = 200_000,
     most: Annotated[int, typer.Option(min=1, help="Findings to list of each kind.")] = 10,
     as_json: options.Json = False,
 ) -> None:
     """Check every record: media decode, ranks and scores agree, texts are sound. Exit status 1 if anything is wrong."""
-    if commands.data.validate(source, media_root, video_frames, max_text, most, as_json, frames_per_second):
+    if commands.data.validate(source, media_root, video_frames, max_text, most, as_json, video_fps, frames_per_second):
         raise typer.Exit(1)
 
 
@@ -53,6 +57,7 @@ def stats(
     model: Annotated[str | None, path_option(help="Model whose tokenizer counts; default: an estimate.")] = None,
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
+    video_fps: options.VideoFps = None,
     frames_per_second: options.FramesPerSecond = None,
     slots: Annotated[int, typer.Option(min=1, help="Row size that `dropped` refers to.")] = 8192,
     template: options.Template = None,
@@ -60,7 +65,7 @@ def stats(
     as_json: options.Json = False,
 ) -> None:
     """Statistics of a data set: lengths, tiles, ties, scores, predicted packing. Writes a page with plots, or prints JSON."""
-    commands.data.stats(data, model, media_root, video_frames, slots, template, out, as_json, frames_per_second)
+    commands.data.stats(data, model, media_root, video_frames, slots, template, out, as_json, video_fps, frames_per_second)
 
 
 @verbs.command("show")
@@ -69,8 +74,9 @@ def show_group(
     record_id: Annotated[str, typer.Argument(metavar="ID", help="The group's id.")],
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
+    video_fps: options.VideoFps = None,
     frames_per_second: options.FramesPerSecond = None,
     out: Annotated[str, path_option(writes=True, help="Page to write.")] = "group.html",
 ) -> None:
     """Write a page of one group: its images, the prompt, and the responses from best to worst with all their fields."""
-    commands.data.show(data, record_id, media_root, video_frames, out, frames_per_second)
+    commands.data.show(data, record_id, media_root, video_frames, out, video_fps, frames_per_second)

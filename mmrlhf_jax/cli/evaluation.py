@@ -50,6 +50,7 @@ def reward_bench(
     ] = None,
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
+    video_fps: options.VideoFps = None,
     frames_per_second: options.FramesPerSecond = None,
     critique: options.CritiqueMode = "written",
     critiques: Annotated[
@@ -78,7 +79,7 @@ def reward_bench(
         _refuse(given & {"max_new_tokens"}, f"is for critiques that the model writes, not for --critique {critique}")
     if critiques == 1:
         _refuse(given & {"temperature", "seed"}, "is for sampled critiques, and a single one is greedy: give --critiques 2")
-    source = commands.eval.Source(data, media_root, video_frames, benchmark, grouping, frames_per_second)
+    source = commands.eval.Source(data, media_root, video_frames, benchmark, grouping, video_fps, frames_per_second)
     criticise = dict(count=critiques, most=max_new_tokens, temperature=temperature, seed=seed)
     loading = dict(dtype=dtype, batch=batch, template=template, slots=slots, workers=workers)
     commands.eval.reward_bench(source, model, scores, out, launch, critique, criticise, blind, as_json, **loading)

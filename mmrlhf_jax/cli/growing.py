@@ -102,6 +102,7 @@ def annotate(
     concurrency: options.Concurrency = 64,
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
+    video_fps: options.VideoFps = None,
     frames_per_second: options.FramesPerSecond = None,
     dtype: options.GenerationDtype = None,
     batch: options.BatchSize = 16,
@@ -127,7 +128,7 @@ def annotate(
         critic_model=critic_model,
         round=round_number,
         concurrency=concurrency,
-        media=(media_root, video_frames, frames_per_second),
+        media=(media_root, video_frames, video_fps, frames_per_second),
         loading=dict(dtype=dtype, template=template, batch=batch, slots=slots, workers=workers),
     )
     commands.annotate.annotate(policy, policy_model, critic, data, out, launch, **how)
@@ -160,6 +161,7 @@ def best_of_n(
     concurrency: options.Concurrency = 64,
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
+    video_fps: options.VideoFps = None,
     frames_per_second: options.FramesPerSecond = None,
     dtype: options.GenerationDtype = None,
     batch: options.BatchSize = 16,
@@ -181,7 +183,7 @@ def best_of_n(
         critic_model=critic_model,
         round=round_number,
         concurrency=concurrency,
-        media=(media_root, video_frames, frames_per_second),
+        media=(media_root, video_frames, video_fps, frames_per_second),
         loading=dict(dtype=dtype, template=template, batch=batch, slots=slots, workers=workers),
     )
     commands.annotate.best_of_n(policy, policy_model, critic, data, out, launch, keep=keep, **how)
@@ -242,6 +244,7 @@ def expand(
     concurrency: options.Concurrency = 64,
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
+    video_fps: options.VideoFps = None,
     frames_per_second: options.FramesPerSecond = None,
     dtype: options.GenerationDtype = None,
     batch: options.BatchSize = 16,
@@ -252,7 +255,9 @@ def expand(
     how = dict(field=field, with_media=with_media, max_new_tokens=max_new_tokens, temperature=temperature)
     loading = dict(dtype=dtype, batch=batch, template=template)
     places = (model, endpoint_model, data, out, media_root, video_frames, launch)
-    commands.expand.expand(*places, **how, frames_per_second=frames_per_second, concurrency=concurrency, loading=loading)
+    commands.expand.expand(
+        *places, **how, video_fps=video_fps, frames_per_second=frames_per_second, concurrency=concurrency, loading=loading
+    )
 
 
 def _check_reuse(context: typer.Context, policy: str | None, reuse: str | None) -> None:

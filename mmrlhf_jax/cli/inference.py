@@ -20,6 +20,7 @@ def logprobs(
     out: Annotated[str, path_option(writes=True, help="JSON lines: per response, its sum of log-probs and number of tokens.")],
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
+    video_fps: options.VideoFps = None,
     frames_per_second: options.FramesPerSecond = None,
     dtype: options.Dtype = "float32",
     batch: options.BatchSize = 4,
@@ -30,7 +31,7 @@ def logprobs(
 ) -> None:
     """Compute the log-probability of every response under the model."""
     loading = dict(dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
-    commands.logprobs.logprobs(model, data, out, media_root, video_frames, launch, frames_per_second, **loading)
+    commands.logprobs.logprobs(model, data, out, media_root, video_frames, launch, video_fps, frames_per_second, **loading)
 
 
 @verbs.command()
@@ -40,6 +41,7 @@ def generate(
     image: Annotated[list[str] | None, path_option(help="Image file; may be given several times.")] = None,
     video: Annotated[str | None, path_option(help="Video file, or folder of frames.")] = None,
     video_frames: options.VideoFrames = 32,
+    video_fps: options.VideoFps = None,
     frames_per_second: options.FramesPerSecond = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, callback=options.finite, help="0 is greedy.")] = 0.0,
@@ -56,7 +58,7 @@ def generate(
     """Answer a prompt about images or a video."""
     sampling = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
     how = dict(dtype=dtype, template=template, max_new_tokens=max_new_tokens, stops=stop or [])
-    commands.generate.generate(model, prompt, image or [], video, video_frames, frames_per_second, **how, **sampling)
+    commands.generate.generate(model, prompt, image or [], video, video_frames, video_fps, frames_per_second, **how, **sampling)
 
 
 @verbs.command()
@@ -68,6 +70,7 @@ def score(
     ],
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
+    video_fps: options.VideoFps = None,
     frames_per_second: options.FramesPerSecond = None,
     critique: options.CritiqueMode = "written",
     max_new_tokens: options.CritiqueTokens = 512,
@@ -87,7 +90,11 @@ def score(
     """Write a critique of every response, then compute its reward."""
     loading = dict(dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
     asked = dict(
-        frames_per_second=frames_per_second, critic_endpoint=critic_endpoint, critic_model=critic_model, concurrency=concurrency
+        video_fps=video_fps,
+        frames_per_second=frames_per_second,
+        critic_endpoint=critic_endpoint,
+        critic_model=critic_model,
+        concurrency=concurrency,
     )
     commands.score.score(model, data, out, media_root, video_frames, critique, max_new_tokens, launch, **asked, **loading)
 
@@ -98,6 +105,7 @@ def serve(
     data: Annotated[str | None, path_option(help="Data whose records requests may name by id.")] = None,
     media_root: options.MediaRoot = None,
     video_frames: options.VideoFrames = 32,
+    video_fps: options.VideoFps = None,
     frames_per_second: options.FramesPerSecond = None,
     host: Annotated[str, typer.Option(help="Address to listen at. Others than loopback need MMRLHF_API_KEY.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
@@ -112,4 +120,4 @@ def serve(
     """Serve chat and rewards over HTTP, for OpenAI's clients and for trainers."""
     place = dict(host=host, port=port, name=name, prompt_tokens=prompt_tokens, new_tokens=new_tokens, grace=grace)
     loading = dict(dtype=dtype, batch=batch, template=template)
-    commands.serve.serve(model, data, media_root, video_frames, frames_per_second, **place, **loading)
+    commands.serve.serve(model, data, media_root, video_frames, video_fps, frames_per_second, **place, **loading)

@@ -56,7 +56,7 @@ def _run(
     sampling: Mapping[str, Any],
     judging: Mapping[str, Any],
     held_out_of: Sequence[str] | None,
-    media: tuple[str | None, int, float | None],
+    media: tuple[str | None, int, float | None, float | None],
     loading: Mapping[str, Any],
     **others: Any,
 ) -> None:

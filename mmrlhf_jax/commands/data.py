@@ -32,6 +32,7 @@ def build(
     beam: str | None,
     contradictions: str,
     rank_by: str | None = None,
+    video_fps: float | None = None,
     frames_per_second: float | None = None,
 ) -> None:
     """`beam` are options of Apache Beam, or None for processes on this machine. `contradictions` is "error" or "drop",
@@ -48,6 +49,7 @@ def build(
         beam_options=None if beam is None else shlex.split(beam),
         on_error=drop_contradictions(left_out.append) if contradictions == "drop" else None,
         rank_by=rank_by,
+        video_fps=video_fps,
         frames_per_second=frames_per_second,
         on_note=say,
         progress=StagedProgress(),
@@ -77,10 +79,11 @@ def validate(
     max_text: int,
     most: int,
     as_json: bool,
+    video_fps: float | None = None,
     frames_per_second: float | None = None,
 ) -> bool:
     """Print the findings. Returns whether there are any."""
-    how = dict(video_frames=video_frames, frames_per_second=frames_per_second, max_text=max_text)
+    how = dict(video_frames=video_frames, video_fps=video_fps, frames_per_second=frames_per_second, max_text=max_text)
     report = check(source, media_root, **how, progress=StagedProgress())
     kinds = collections.Counter(finding.kind for finding in report.findings)
     if as_json:
@@ -109,6 +112,7 @@ def stats(
     template: str | None,
     out: str,
     as_json: bool,
+    video_fps: float | None = None,
     frames_per_second: float | None = None,
 ) -> None:
     encoder, lengths_from = (
@@ -117,7 +121,7 @@ def stats(
     )
     if model is not None:
         encoder, lengths_from = _encoder_of(model, template), f"those of {model}"
-    examples = open_examples(data, media_root, video_frames, frames_per_second=frames_per_second)
+    examples = open_examples(data, media_root, video_frames, video_fps=video_fps, frames_per_second=frames_per_second)
     sizes = figures.measure(examples, encoder, track)
     layouts = [examples.layout(i) for i in range(len(examples))]
     too_long = beyond_positions(sizes, range(len(sizes)), examples, encoder) > 0
@@ -143,9 +147,15 @@ def _encoder_of(model: str, template: str) -> GroupEncoder:
 
 
 def show(
-    data: str, record_id: str, media_root: str | None, video_frames: int, out: str, frames_per_second: float | None = None
+    data: str,
+    record_id: str,
+    media_root: str | None,
+    video_frames: int,
+    out: str,
+    video_fps: float | None = None,
+    frames_per_second: float | None = None,
 ) -> None:
-    examples = open_examples(data, media_root, video_frames, frames_per_second=frames_per_second)
+    examples = open_examples(data, media_root, video_frames, video_fps=video_fps, frames_per_second=frames_per_second)
     ids = [record.id for record in examples.records]
     if record_id not in ids:
         near = difflib.get_close_matches(record_id, ids, n=3, cutoff=0.5) or ids[:3]

@@ -33,7 +33,14 @@ class Source:
     video_frames: int
     benchmark: str | None
     grouping: str | None
+    video_fps: float | None = None
     frames_per_second: float | None = None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How videos are sampled."""
+        rates = {"video_fps": self.video_fps, "frames_per_second": self.frames_per_second}
+        return {"video_frames": self.video_frames} | {name: rate for name, rate in rates.items() if rate is not None}
 
     def check(self) -> None:
         """UserError for names that do not exist, as far as they can be checked without the data."""
@@ -44,7 +51,9 @@ class Source:
         """(the examples, their benchmark, its grouping). UserError if there is no pair to judge by."""
         from mmrlhf_jax.data.mixture import open_examples
 
-        examples = open_examples(self.data, self.media_root, self.video_frames, frames_per_second=self.frames_per_second)
+        examples = open_examples(
+            self.data, self.media_root, self.video_frames, video_fps=self.video_fps, frames_per_second=self.frames_per_second
+        )
         for note in getattr(examples, "notes", ()):
             say(note)
         if not any(record.pairs() for record in examples.records):
@@ -82,7 +91,7 @@ def reward_bench(
     if scores is not None:
         found = Evaluated(scored_records(examples, scores, source.data), examples, range(len(examples)))
     else:
-        run |= {"blind": blind, "video_frames": source.video_frames}
+        run |= {"blind": blind, **source.sampling}
         found, made = _by_model(examples, run, directory, share, model, critique, criticise, loading)
         run |= made
     if share[0] == 0:  # one host has the figures
@@ -126,7 +135,8 @@ def _by_model(
     if directory is None:
         scored = rewards_at_once(engine, seen, judging)
     else:
-        kept = {name: run[name] for name in ("benchmark", "grouping", "blind", "video_frames")}
+        names = ("benchmark", "grouping", "blind", "video_frames", "video_fps", "frames_per_second")
+        kept = {name: run[name] for name in names if name in run}
         scored = rewards_in(directory, engine, seen, judging, kept, Share(*share))
     made = {"model_fingerprint": engine.fingerprint, "template": engine.template, "dtype": str(engine.dtype)}
     made |= {"slots": engine.slots} | ({"records_without_media_left_out": seen.left_out} if seen.left_out else {})

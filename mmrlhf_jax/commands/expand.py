@@ -23,6 +23,7 @@ def expand(
     with_media: bool,
     max_new_tokens: int,
     temperature: float,
+    video_fps: float | None,
     frames_per_second: float | None,
     concurrency: int,
     loading: dict[str, Any],
@@ -58,7 +59,7 @@ def expand(
 
     share = Share(*distributed.apart(where, launch))
     with reserved(out, share) as place:
-        examples = open_examples(data, media_root, video_frames, frames_per_second=frames_per_second)
+        examples = open_examples(data, media_root, video_frames, video_fps=video_fps, frames_per_second=frames_per_second)
         for note in getattr(examples, "notes", ()):
             say(note)
         wanted = expansion.Expansion(examples, field, with_media)

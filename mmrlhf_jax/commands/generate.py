@@ -24,6 +24,7 @@ def generate(
     images: Sequence[str],
     video: str | None,
     video_frames: int,
+    video_fps: float | None,
     frames_per_second: float | None,
     *,
     dtype: str | None,
@@ -35,13 +36,14 @@ def generate(
     """`sampling` are fields of `Sampling`."""
     if any(not stop for stop in stops):
         raise UserError("--stop: an empty text cannot end an answer")
+    check_rate(video_fps, "--video-fps")
     check_rate(frames_per_second, "--frames-per-second")
     how = Sampling(**sampling)  # raises for values out of range, before the model is loaded
     if images and video is not None:
         raise UserError("give --image or --video; a prompt about both is not supported")
     pictures = tuple(read_media(epath.Path(path), "--image") for path in images)
-    frames = () if video is None else tuple(read_video_frames(video, video_frames))
-    layout = None if video is None else video_layout(video, video_frames, frames_per_second)
+    layout = None if video is None else video_layout(video, video_frames, video_fps, frames_per_second)
+    frames = () if layout is None else tuple(read_video_frames(video, layout.frames))
     record = RankedRecord(id="prompt", prompt=prompt, responses=(), images=tuple(images), video=video)
     if not (pictures or frames) and (tag := TAG.search(prompt)):
         raise WrongMedia(f"--prompt: the prompt has the tag {tag[0]}, but there are no media; give --image or --video")

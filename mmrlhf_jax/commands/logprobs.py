@@ -18,6 +18,7 @@ def logprobs(
     media_root: str | None,
     video_frames: int,
     launch: str | None,
+    video_fps: float | None = None,
     frames_per_second: float | None = None,
     **loading: Any,
 ) -> None:
@@ -32,7 +33,7 @@ def logprobs(
 
     share = Share(*distributed.apart(where, launch))
     with reserved(out, share) as place:
-        examples = open_examples(data, media_root, video_frames, frames_per_second=frames_per_second)
+        examples = open_examples(data, media_root, video_frames, video_fps=video_fps, frames_per_second=frames_per_second)
         compilation_cache.use()
         engine = Engine.load(model, **loading)
         engine.check_lengths(examples, "answer")

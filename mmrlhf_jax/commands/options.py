@@ -82,7 +82,11 @@ DataSet = Annotated[str, path_argument(help="Directory from `mmrlhf data build`,
 MediaRoot = Annotated[
     str | None, path_option(help="Folder or zip archive that media paths are relative to; default: the source's folder.")
 ]
-VideoFrames = Annotated[int, typer.Option(min=1, help="Frames sampled per video.")]
+VideoFrames = Annotated[int, typer.Option(min=1, help="Frames sampled per video; with --video-fps, at most so many.")]
+VideoFps = Annotated[
+    float | None,
+    typer.Option(callback=finite_or_none, help="Frames sampled per second of a video. Default: --video-frames of each."),
+]
 FramesPerSecond = Annotated[
     float | None,
     typer.Option(

@@ -20,6 +20,7 @@ def score(
     critique: str,
     max_new_tokens: int,
     launch: str | None,
+    video_fps: float | None = None,
     frames_per_second: float | None = None,
     critic_endpoint: str | None = None,
     critic_model: str | None = None,
@@ -48,7 +49,7 @@ def score(
         raise UserError("--critic-model is the name of a model at --critic-endpoint; give its address")
     share = Share(*distributed.apart(where, launch))
     with reserved(out, share) as place:
-        examples = open_examples(data, media_root, video_frames, frames_per_second=frames_per_second)
+        examples = open_examples(data, media_root, video_frames, video_fps=video_fps, frames_per_second=frames_per_second)
         compilation_cache.use()
         if endpoint is not None:
             _with_endpoint(endpoint, model, examples, place, share, max_new_tokens, **loading)

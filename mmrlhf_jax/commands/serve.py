@@ -26,6 +26,7 @@ def serve(
     data: str | None,
     media_root: str | None,
     video_frames: int,
+    video_fps: float | None,
     frames_per_second: float | None,
     host: str,
     port: int,
@@ -50,7 +51,9 @@ def serve(
     server.check_address(host, key)
     address = server.bind(host, port)
     records = (
-        None if data is None else _finder(open_examples(data, media_root, video_frames, frames_per_second=frames_per_second))
+        None
+        if data is None
+        else _finder(open_examples(data, media_root, video_frames, video_fps=video_fps, frames_per_second=frames_per_second))
     )
     compilation_cache.use()
     say(f"loading {model}")

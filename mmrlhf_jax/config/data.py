@@ -36,8 +36,9 @@ class Data(Section):
 
     `pairs`: of each group all strictly ordered pairs, the extreme one, or `at_most: n` of them (n alone means the same).
     `critiques` is the field of a response that holds its critique; null leaves critiques out, for a reward model without them.
-    `video_frames`: how many frames are taken of a video, evenly spaced from the first to the last. `frames_per_second`: the
-    rate of the frames in folders of frames, for families whose tokens depend on the times of frames; null: not known.
+    `video_frames`: how many frames are taken of a video, evenly spaced from the first to the last. `video_fps`: how many are
+    taken of each of its seconds instead, an even number of at least 4 and at most `video_frames`. `frames_per_second`: the rate
+    of the frames in folders of frames, for families whose tokens depend on the times of frames; null: not known.
     `max_pixels`: the most pixels of an image, and of a frame of a video, after resizing, for families that keep its form; null:
     the checkpoint's.
     `rewards` is a file that `mmrlhf score` wrote for the training data, `held_out_rewards` one for the held-out data.
@@ -55,6 +56,7 @@ class Data(Section):
     held_out_rewards: PathName | None = None
     over_budget: Annotated[tuple[OverBudget, ...], Field(min_length=1)] = ("error",)
     video_frames: Count = 32
+    video_fps: Positive | None = None
     frames_per_second: Positive | None = None
     max_pixels: Count | None = None
     workers: Annotated[Integer, Field(ge=0)] = 0

@@ -52,6 +52,7 @@ def build(
     beam_options: Sequence[str] | None = None,
     on_error: OnError | None = None,
     rank_by: str | None = None,
+    video_fps: float | None = None,
     frames_per_second: float | None = None,
     on_note: Callable[[str], None] | None = None,
     progress: Progress | None = None,
@@ -64,14 +65,14 @@ def build(
     Every image is decoded once, to check it. `jobs` processes write in parallel (None: one per core), or the workers of an
     Apache Beam pipeline with `beam_options`. Unfinished work is kept in `.OUT.building` beside `out_dir`; the same call
     continues it after a kill or an error in the source. `on_error` and `rank_by` are passed to `sources.read_source`, and
-    `frames_per_second` to `SourceExamples`, and
+    `video_fps` and `frames_per_second` to `SourceExamples`, and
     `on_note` is called with its notes. `progress(stage, done, total)` is called per record. If `out_dir` already holds a build
     of the same content, that is returned, and the last call is progress("reused", n, n).
 
     Raises UserError for errors in the source or its media (naming the record), for an `out_dir` with other contents, and for
     one that another process is building.
     """
-    examples = _open_sources(source, media_root, video_frames, on_error, rank_by, frames_per_second)
+    examples = _open_sources(source, media_root, video_frames, on_error, rank_by, video_fps, frames_per_second)
     for note in examples.notes if on_note else ():
         on_note(note)
     out, workplace = place_of(out_dir, "building")
@@ -111,12 +112,15 @@ def _open_sources(
     video_frames: int,
     on_error: OnError | None,
     rank_by: str | None,
+    video_fps: float | None,
     frames_per_second: float | None,
 ):
     """The examples of a source. UserError if it has weights, holds a data set that is already built, or has no group left."""
     if any(part.weight != 1 for part in find_parts(source)):
         raise UserError(f"{source}: weights are for training; build the sets without them and list them in data.path")
-    examples = open_examples(source, media_root, video_frames, on_error, rank_by, frames_per_second=frames_per_second)
+    examples = open_examples(
+        source, media_root, video_frames, on_error, rank_by, video_fps=video_fps, frames_per_second=frames_per_second
+    )
     if not hasattr(examples, "part") or any(isinstance(inner, BuiltExamples) for inner in getattr(examples, "sets", ())):
         raise UserError(f"{source}: holds what is built already; name source files")
     for inner in getattr(examples, "sets", [examples]):

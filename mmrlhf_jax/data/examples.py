@@ -71,9 +71,9 @@ class SourceExamples:
     """The examples of a source (a file, a folder of files, or a pattern) in any format of `data.sources`.
 
     Media are read on access. `media_root` is the folder or zip archive that media paths are relative to (default: the folder of
-    the source); `video_frames` is the number of frames to sample from a video; `frames_per_second` is the rate of the frames in
-    folders of frames that do not say it (None: not known); `on_error`, `rank_by` and `prompts` are passed to `read_source`,
-    whose notes are `notes`.
+    the source); `video_frames` is the number of frames to sample from a video, or the most if `video_fps` frames of each second
+    are sampled; `frames_per_second` is the rate of the frames in folders of frames that do not tell it (None: not known);
+    `on_error`, `rank_by` and `prompts` are passed to `read_source`, whose notes are `notes`.
     """
 
     weights = None  # an epoch sees every example once
@@ -86,13 +86,15 @@ class SourceExamples:
         on_error: OnError | None = None,
         rank_by: str | None = None,
         prompts: bool = False,
+        video_fps: float | None = None,
         frames_per_second: float | None = None,
     ) -> None:
         if video_frames < 1:
             raise UserError(f"video_frames must be at least 1, found {video_frames}")
+        check_rate(video_fps, "video_fps")
         check_rate(frames_per_second, "frames_per_second")
         self.path = epath.Path(path)
-        self.video_frames, self.frames_per_second = video_frames, frames_per_second
+        self.video_frames, self.video_fps, self.frames_per_second = video_frames, video_fps, frames_per_second
         if media_root is not None:
             check_media_root(epath.Path(media_root))
         source = read_source(self.path, on_error, rank_by, prompts)
@@ -114,7 +116,7 @@ class SourceExamples:
             return Example(record, images)
         video = self._find(record.video, where)
         try:
-            frames = tuple(read_video_frames(video, self.video_frames, self.media_root))
+            frames = tuple(read_video_frames(video, self._frames(record.video, where), self.media_root))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         return Example(record, images, frames, self._video(record.video, where))
@@ -130,10 +132,15 @@ class SourceExamples:
         if path not in self._videos:
             try:
                 video = self._find(path, where)
-                self._videos[path] = video_layout(video, self.video_frames, self.frames_per_second, self.media_root)
+                rates = (self.video_fps, self.frames_per_second)
+                self._videos[path] = video_layout(video, self.video_frames, *rates, self.media_root)
             except UserError as error:
                 raise UserError(f"{where}: {error}") from error
         return self._videos[path]
+
+    def _frames(self, path: str, where: str) -> int:
+        """How many frames are sampled of a video."""
+        return self.video_frames if self.video_fps is None else self._video(path, where).frames
 
     def media_files(self, index: int) -> list[MediaFile]:
         """The files that example `index` is read from, images first. Raises UserError for a missing one."""
@@ -142,7 +149,7 @@ class SourceExamples:
             return [self._find(path, where) for path in record.images]
         video = self._find(record.video, where)
         try:
-            return list(video_files(video, self.video_frames, self.media_root))
+            return list(video_files(video, self._frames(record.video, where), self.media_root))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
 
@@ -174,6 +181,8 @@ class SourceExamples:
         content = [dump_record(record).encode(), *media]
         if record.video is not None:
             content.append(b"frames %d" % self.video_frames)
+            if self.video_fps is not None:
+                content.append(f"at {self.video_fps!r} a second".encode())
             video = None if from_file else self._video(record.video, where)
             if video is not None and video.rate is not None:  # the folder's images do not determine it
                 content.append(f"times {video.numbers} of {video.total} at {video.rate!r}".encode())

@@ -128,6 +128,10 @@ class MixedExamples:
         return self.sets[0].video_frames  # the same for all sets (`open_examples`)
 
     @property
+    def video_fps(self) -> float | None:
+        return self.sets[0].video_fps
+
+    @property
     def frames_per_second(self) -> float | None:
         return self.sets[0].frames_per_second
 
@@ -151,17 +155,18 @@ def open_examples(
     on_error: OnError | None = None,
     rank_by: str | None = None,
     prompts: bool = False,
+    video_fps: float | None = None,
     frames_per_second: float | None = None,
 ) -> SourceExamples | BuiltExamples | Subset | MixedExamples:
     """Open a built directory, a source (a file, a folder of files, a pattern), a mixture file, or a list of these.
 
-    `frames_per_second` is the rate of frames whose folder does not say it. The other arguments apply to source files only. With
+    `frames_per_second` is the rate of frames whose folder does not tell it. The other arguments are of source files only. With
     `prompts`, records may lack responses (`read_source`).
     """
     parts = find_parts(path)
     if len(parts) == 1 and parts[0].weight == 1:
-        return _open(parts[0], media_root, video_frames, on_error, rank_by, prompts, frames_per_second)
-    sets = [_open(part, media_root, video_frames, on_error, rank_by, prompts, frames_per_second) for part in parts]
+        return _open(parts[0], media_root, video_frames, on_error, rank_by, prompts, video_fps, frames_per_second)
+    sets = [_open(part, media_root, video_frames, on_error, rank_by, prompts, video_fps, frames_per_second) for part in parts]
     return MixedExamples(sets, [part.weight for part in parts], [_same(part.path) for part in parts])
 
 
@@ -279,6 +284,7 @@ def _open(
     on_error: OnError | None,
     rank_by: str | None,
     prompts: bool,
+    video_fps: float | None,
     frames_per_second: float | None,
 ) -> Any:
     path = epath.Path(part.path)
@@ -286,7 +292,7 @@ def _open(
         examples: SourceExamples | BuiltExamples = BuiltExamples(path, frames_per_second)
     else:
         examples = SourceExamples(
-            path, part.media_root or media_root, video_frames, on_error, rank_by, prompts, frames_per_second
+            path, part.media_root or media_root, video_frames, on_error, rank_by, prompts, video_fps, frames_per_second
         )
     if part.sampling_strategy == "all":
         return examples

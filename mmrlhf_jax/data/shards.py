@@ -90,6 +90,7 @@ def plan_shards(examples: Any, directory: epath.Path, notes: epath.Path) -> list
         name = f"{NAME}-train.array_record-{number:05d}-of-{len(bounds) - 1:05d}"
         content = [
             part.video_frames,
+            part.video_fps,
             part.frames_per_second,
             [dump_record(record) for record in part.records],
             states[start:stop],

@@ -45,6 +45,7 @@ def validate(
     media_root: str | epath.Path | None = None,
     *,
     video_frames: int = 32,
+    video_fps: float | None = None,
     frames_per_second: float | None = None,
     max_text: int = MAX_TEXT,
     progress: Progress | None = None,
@@ -59,7 +60,9 @@ def validate(
         findings.extend(_from_error(error))
 
     for part in find_parts(source):
-        examples = open_examples([part], media_root, video_frames, note_error, frames_per_second=frames_per_second)
+        examples = open_examples(
+            [part], media_root, video_frames, note_error, video_fps=video_fps, frames_per_second=frames_per_second
+        )
         records += len(examples)
         remarks += getattr(examples, "notes", ())
         findings += _check_media(examples, progress)

@@ -16,6 +16,7 @@ from mmrlhf_jax.finite import is_finite
 from mmrlhf_jax.models.geometry import evenly_spaced
 from mmrlhf_jax.models.video import VideoLayout
 
+LEAST_FRAMES = 4  # that are sampled of a short video at a rate
 # A file in a folder of frames that were sampled from a video: which frames of it they are.
 FRAMES_FILE = "frames.json"
 
@@ -26,10 +27,25 @@ def check_rate(rate: float | None, key: str) -> None:
         raise UserError(f"{key} must be a positive number of frames per second, found {shown(rate)}")
 
 
+def frames_at(fps: float, total: int, rate: float, most: int) -> int:
+    """How many of a video's `total` frames are sampled at `fps` a second: an even number, of at least LEAST_FRAMES and at most
+    `most`, as far as there are so many.
+
+    Reference: `sample_frames` of transformers `models/qwen2_vl/video_processing_qwen2_vl.py`.
+    """
+    wanted = int(min(max(total / rate * fps, LEAST_FRAMES), most, total))
+    return max(1, wanted // 2 * 2)
+
+
 def video_layout(
-    path: str | MediaFile, count: int, rate: float | None = None, root: str | epath.Path | None = None
+    path: str | MediaFile,
+    most: int,
+    fps: float | None = None,
+    rate: float | None = None,
+    root: str | epath.Path | None = None,
 ) -> VideoLayout:
-    """The layout of a video of which `count` frames are sampled. `rate` is that of the frames in a folder that does not say it.
+    """The layout of a video of which `most` frames are sampled, or `fps` of each second (`frames_at`). `rate` is that of the
+    frames in a folder that does not tell it.
 
     A video file is read once to count its frames, and only its first frame is decoded, for its size and how it is to be turned.
     Of a folder of frames the first image's header is read, and its FRAMES_FILE. UserError as in `read_video_frames`, and for a
@@ -41,16 +57,26 @@ def video_layout(
             total, found, size = retried(lambda: _header(path), f"{path}")
         if size is None:
             raise UserError(f"{path}: the video has no frames; replace it or remove the record")
-        return VideoLayout(count, size, tuple(evenly_spaced(total, count)), total, found)
-    first = video_files(path, count, root)[0]
+        return _sampled(VideoLayout(total, size, tuple(range(total)), total, found), most, fps, path)
+    first = video_files(path, 1, root)[0]
     size = image_size(read_media(first, str(path)), f"{path}: {first.name}")
     total = len(images_in(path))
-    chosen = evenly_spaced(total, count)
-    if (stored := read_frames_file(path)) is None:
-        return VideoLayout(count, size, tuple(chosen), total, rate)
+    stored = read_frames_file(path) or VideoLayout(total, None, tuple(range(total)), total, rate)
     if len(stored.numbers) != total:
         raise UserError(f"{path}/{FRAMES_FILE}: names {len(stored.numbers)} frames, and the folder has {total}; write it again")
-    return dataclasses.replace(stored.keep(chosen), size=size)
+    return _sampled(dataclasses.replace(stored, size=size), most, fps, path)
+
+
+def _sampled(video: VideoLayout, most: int, fps: float | None, path: MediaFile) -> VideoLayout:
+    """`video` of which only sampled frames are taken."""
+    if fps is None:
+        return video.keep(evenly_spaced(video.frames, most))
+    if video.rate is None:
+        raise UserError(
+            f"{path}: data.video_fps (--video-fps) needs the times of a video's frames, and this folder of frames does not tell"
+            " them; set data.frames_per_second (--frames-per-second) to their rate"
+        )
+    return video.keep(evenly_spaced(video.frames, min(frames_at(fps, video.total, video.rate, most), video.frames)))
 
 
 def _header(path: MediaFile) -> tuple[int, float | None, tuple[int, int] | None]:

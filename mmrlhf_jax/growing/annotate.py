@@ -56,7 +56,12 @@ def annotate(wanted: Annotation, data: Data, out: str, share: Share, loading: Ma
     if read_sizes(wanted.critic).reward_head is None:
         raise UserError(f"{wanted.critic}: this checkpoint has no reward head (rm_head.*); give a reward model")
     prompts = open_examples(
-        data.path, data.media_root, data.video_frames, prompts=True, frames_per_second=data.frames_per_second
+        data.path,
+        data.media_root,
+        data.video_frames,
+        prompts=True,
+        video_fps=data.video_fps,
+        frames_per_second=data.frames_per_second,
     )
     for note in getattr(prompts, "notes", ()):
         say(note)
@@ -238,6 +243,7 @@ class _Run:
             None,
             self._data.video_frames,
             prompts=path != self._wanted.calibrate,
+            video_fps=self._data.video_fps,
             frames_per_second=self._data.frames_per_second,
         )
         for note in getattr(examples, "notes", ()):

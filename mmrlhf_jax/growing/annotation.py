@@ -67,6 +67,7 @@ class Data:
     path: str
     media_root: str | None = None
     video_frames: int = 32
+    video_fps: float | None = None
     frames_per_second: float | None = None
 
 

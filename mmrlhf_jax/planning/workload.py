@@ -17,6 +17,7 @@ from mmrlhf_jax.data.mixture import open_examples, sets
 from mmrlhf_jax.data.packing import plan_rows
 from mmrlhf_jax.data.pipeline import count_rows, row_budget
 from mmrlhf_jax.data.rows import Budget
+from mmrlhf_jax.data.videos import frames_at
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line
 from mmrlhf_jax.huggingface.hub import local_directory
@@ -82,13 +83,19 @@ class Workload:
 
 
 def assumed_sizes(
-    geometry: Geometry, *, targets_are: Literal["answers", "critiques", "none"], frames: int, seed: int = 0
+    geometry: Geometry,
+    *,
+    targets_are: Literal["answers", "critiques", "none"],
+    frames: int,
+    fps: float | None = None,
+    seed: int = 0,
 ) -> np.ndarray:
     """int64[30k, resources of `Budget`]: sizes of the groups of a data set like MM-RLHF, without its videos if the geometry has
     none."""
     rng = np.random.default_rng(seed)
     pictures = [geometry.plans([size])[0] for size in IMAGE_SIZES]
     size, total, rate = VIDEO
+    frames = frames if fps is None else frames_at(fps, total, rate, frames)
     clip = VideoLayout(frames, size, tuple(evenly_spaced(total, frames)), total, rate)
     (video,) = geometry.plans([], clip) if geometry.has_videos else (None,)
     sizes = []
@@ -123,7 +130,9 @@ def measured_workload(experiment: config.Experiment, model: ModelConfig) -> Work
     would refuse to pack the data.
     """
     data, task = experiment.data, task_of(experiment.objective)
-    examples = open_examples(sets(data.path), data.media_root, data.video_frames, frames_per_second=data.frames_per_second)
+    examples = open_examples(
+        sets(data.path), data.media_root, data.video_frames, video_fps=data.video_fps, frames_per_second=data.frames_per_second
+    )
     examples = task.with_critiques(examples, data, data.named)
     encoder = task.encoder(data, load_tokenizer(local_directory(experiment.model.path)), model)
     rows = plan_training_rows(examples, encoder, data, experiment.batch, task, seed=experiment.run.seed)
@@ -141,7 +150,7 @@ def assumed_workload(experiment: config.Experiment, geometry: Geometry, why: str
     """The workload of `assumed_sizes`; `why` is the reason that the plan shows."""
     geometry = geometry.within_pixels(experiment.data.max_pixels)
     targets = task_of(experiment.objective).assumed_targets(experiment.data)
-    sizes = assumed_sizes(geometry, targets_are=targets, frames=experiment.data.video_frames)
+    sizes = assumed_sizes(geometry, targets_are=targets, frames=experiment.data.video_frames, fps=experiment.data.video_fps)
     return pack_workload(experiment, sizes, f"MM-RLHF-like sizes (assumed: {why})", geometry)
 
 

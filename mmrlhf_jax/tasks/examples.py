@@ -50,7 +50,9 @@ def open_held_out_examples(data: config.Data, task: Task):
 
 def _opened(path, data: config.Data):
     """Open the examples and print their notes."""
-    examples = open_examples(path, data.media_root, data.video_frames, frames_per_second=data.frames_per_second)
+    examples = open_examples(
+        path, data.media_root, data.video_frames, video_fps=data.video_fps, frames_per_second=data.frames_per_second
+    )
     for note in getattr(examples, "notes", ()):
         say(note)
     return examples

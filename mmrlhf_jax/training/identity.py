@@ -25,7 +25,7 @@ TEMPLATE = "data.template"
 ALWAYS = (TEMPLATE, "data.pairs", "data.weighting", "data.learn", "batch.slots")
 MAYBE = (
     *(f"data.{name}" for name in ("path", "media_root", "critiques", "rewards", "over_budget", "max_pixels")),
-    *(f"data.{name}" for name in ("video_frames", "frames_per_second")),
+    *(f"data.{name}" for name in ("video_frames", "video_fps", "frames_per_second")),
     *(f"batch.{name}" for name in ("tiles", "visual", "targets", "responses", "pairs")),
 )
 

@@ -19,7 +19,7 @@ from mmrlhf_jax.data.examples import LAYOUTS_FILE, BuiltExamples, SourceExamples
 from mmrlhf_jax.data.media import read_video_frames
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.shards import plan_shards
-from mmrlhf_jax.data.videos import FRAMES_FILE, video_layout
+from mmrlhf_jax.data.videos import FRAMES_FILE, frames_at, video_layout
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.video import VideoLayout
 from tests import ranked
@@ -106,7 +106,7 @@ def test_the_size_is_that_of_the_video_as_it_is_shown(tmp_path):
 def test_a_folder_has_the_rate_that_is_given(tmp_path):
     folder = write_folder(tmp_path / "clip")
     assert video_layout(folder, 3) == VideoLayout(3, (20, 30), (0, 3, 6), 7, None)
-    assert video_layout(str(folder), 3, 2.0).times == (0.0, 1.5, 3.0)
+    assert video_layout(str(folder), 3, rate=2.0).times == (0.0, 1.5, 3.0)
 
 
 def test_frames_of_a_folder_that_names_them_are_not_sampled_twice(tmp_path):
@@ -114,7 +114,7 @@ def test_frames_of_a_folder_that_names_them_are_not_sampled_twice(tmp_path):
     key."""
     folder = write_folder(tmp_path / "clip", 4)
     (folder / FRAMES_FILE).write_text('{"numbers": [0, 33, 66, 99], "total": 100, "rate": 25.0}')
-    assert video_layout(folder, 2, 7.0) == VideoLayout(2, (20, 30), (0, 99), 100, 25.0)
+    assert video_layout(folder, 2, rate=7.0) == VideoLayout(2, (20, 30), (0, 99), 100, 25.0)
     assert video_layout(folder, 4).times == (0.0, 33 / 25, 66 / 25, 99 / 25)
     with zipfile.ZipFile(tmp_path / "clips.zip", "w") as archive:
         for file in folder.iterdir():
@@ -222,3 +222,47 @@ def test_a_shard_is_written_again_if_the_times_have_changed(source, tmp_path):
     (source.parent / "known" / FRAMES_FILE).write_text('{"numbers": [0, 5, 9], "total": 10, "rate": 24}')
     keys.append(key())
     assert keys[0] == keys[1] and len({*keys}) == 4
+
+
+# Sampling by the second
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "expected"),
+    [
+        (8, 768, 16),
+        (8, 10, 10),
+        (8, 9, 8),  # an even number
+        (1, 768, 4),  # at least 4
+        (0.3, 768, 2),  # of 3 frames
+        (0.1, 768, 1),
+        (3.9, 768, 6),  # 7.8 a second, rounded down
+    ],
+)
+def test_frames_are_sampled_by_the_second_as_the_vendor_counts_them(seconds, most, expected):
+    total = round(10 * seconds)
+    assert frames_at(2.0, total, 10.0, most) == expected
+    assert expected == 1 or expected == min(max(total / 10 * 2.0, 4), most // 2 * 2, total) // 2 * 2
+
+
+def test_examples_are_sampled_by_the_second(source, tmp_path):
+    """4 seconds of video at 1.5 frames a second; 7 frames at 2 a second; and the 3 that there are of another 4 seconds."""
+    rates = dict(video_fps=1.5, frames_per_second=2.0)
+    examples = SourceExamples(source, video_frames=768, **rates)
+    assert [len(example.frames) for example in examples] == [examples.layout(i).frames for i in range(3)] == [6, 4, 3]
+    assert examples[0].video.numbers == tuple(np.linspace(0, 39, 6, dtype=int)) and examples[2].video.numbers == (0, 50, 99)
+    assert [SourceExamples(source, video_frames=2, **rates).layout(i).frames for i in range(3)] == [2, 2, 2]
+    built = build(source, tmp_path / "built", video_frames=768, jobs=1, **rates)
+    assert list(built) == list(examples) and built.fingerprint == examples.fingerprint
+    others = [SourceExamples(source, video_frames=768, video_fps=fps, frames_per_second=2.0).fingerprint for fps in (None, 2.0)]
+    assert len({built.fingerprint, *others}) == 3
+
+
+def test_a_folder_without_times_cannot_be_sampled_by_the_second(source):
+    examples = SourceExamples(source, video_fps=2.0)
+    for read in (examples.layout, examples.media_files, examples.__getitem__):
+        with pytest.raises(
+            UserError, match=r"record 'folder': .*clip: data\.video_fps \(--video-fps\) needs the times"
+        ) as raised:
+            read(1)
+        assert "set data.frames_per_second (--frames-per-second)" in str(raised.value)
