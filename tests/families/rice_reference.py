@@ -190,8 +190,8 @@ class Model(Base, GenerationMixin):
         kept = out.last_hidden_state[:, -logits_to_keep:] if logits_to_keep else out.last_hidden_state
         return CausalLMOutputWithPast(logits=self.lm_head(kept), cache=out.cache, hidden_states=out.hidden_states)
 
-    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **options):
-        found = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **options)
+    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
+        found = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration:
             found["pixel_values"] = None
         return found
