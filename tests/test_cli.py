@@ -291,7 +291,7 @@ def truncate(path) -> None:
     ("name", "damage", "complaint"),
     [
         ("model.safetensors", truncate, "truncated or not a safetensors file"),
-        ("config.json", lambda path: path.write_text('{"model_type": "qwen2_vl"}'), "'qwen2_vl'"),
+        ("config.json", lambda path: path.write_text('{"model_type": "paligemma"}'), "'paligemma'"),
         ("tokenizer.json", lambda path: path.write_text(path.read_text().replace("<image>", "<picture>")), "no <image> token"),
     ],
     ids=["truncated weights", "another architecture", "tokenizer without <image>"],

@@ -84,7 +84,7 @@ def write_model_files(
 
     `converted` says that `naming` is not the source's: then the tokenizer and the processors are written anew.
     """
-    code = () if naming == "hf" else family.code_files
+    code = family.code_files if naming == "original" else () if converted else _own_code(source)
     _copy(source, directory, (*TOKENIZER_FILES, GENERATION, *family.processor_files, *code))
     templates = read_chat_templates(source)
     if naming == "hf":
@@ -96,6 +96,15 @@ def write_model_files(
                 write_json(directory / GENERATION, _generation(tokenizer, end_tokens(source)))
         _write_processors(directory, family.processors(config), keep=not converted)
     write_chat_templates(directory, templates)
+
+
+def _own_code(source: Path) -> tuple[str, ...]:
+    """The Python files that a config.json names in `auto_map` as its model's classes ("file.Class"). Without them transformers
+    could not load the model; names of other repositories ("owner/name--file.Class") stay as they are."""
+    config = strict_json.loads((source / "config.json").read_text())
+    names = config.get("auto_map") if isinstance(config.get("auto_map"), dict) else {}
+    modules = (value.partition(".")[0] for value in names.values() if isinstance(value, str))
+    return tuple(sorted({f"{module}.py" for module in modules if module.isidentifier()}))
 
 
 def write_new_files(directory: Path, family: Family, config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> None:

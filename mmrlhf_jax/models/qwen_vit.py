@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from mmrlhf_jax.models.attention import Backend, segment_attention, window_attention
+from mmrlhf_jax.models.class_token import ClassToken
 from mmrlhf_jax.models.decoder import rope_frequencies, rotate
 from mmrlhf_jax.models.layers import ACTIVATIONS, NORMS, linear, run_stack, stack
 from mmrlhf_jax.models.lora import PatchEmbedding
@@ -35,7 +36,8 @@ class QwenVitConfig:
 
     `gated`: the MLP multiplies its activation with a third matrix. `table`: positions on a side of the table of learnt
     positions, which are added to the patches; 0: there is none. `tapped`: layers behind which the hidden states are used as
-    well (`deepstack`), in ascending order.
+    well (`deepstack`), in ascending order. `class_token`: every frame begins with a learnt token, which has learnt angles
+    instead of a row and a column, and the layers are preceded by a norm.
     """
 
     hidden_size: int
@@ -57,6 +59,7 @@ class QwenVitConfig:
     patch_bias: bool = False
     table: int = 0
     tapped: tuple[int, ...] = ()
+    class_token: bool = False
 
     @property
     def block(self) -> int:
@@ -150,6 +153,9 @@ class QwenVit(nnx.Module):
         self.patch = linear(config.channels, d, ("patch", "embed"), rngs=rngs, **embedding, **kinds)
         if config.table:
             self.table = PositionTable(config.table, d, rngs=rngs, **kinds)
+        if config.class_token:
+            sizes = dict(width=d, pairs=d // config.heads // 2, block=config.block, norm=config.norm, eps=config.norm_eps)
+            self.class_token = ClassToken(**sizes, rngs=rngs, **kinds)
         self.layers = stack(lambda rngs: QwenVitLayer(config, rngs=rngs, **kinds), config.layers, rngs)
 
     def __call__(self, media: Patches) -> tuple[Float[Array, "B N E"], list[Float[Array, "B N E"]]]:
@@ -160,8 +166,11 @@ class QwenVit(nnx.Module):
         x = constrain(self.patch(normalised(media.blocks, config)), "batch", "slots", None)
         if config.table:
             x = x + self.table(media.grid, media.grid_weights, x.dtype)
-        cos_sin = rotations(media.places, config)
+        turned = angles(media.places, config)
         frames, windows = (config.block * jnp.repeat(ends, config.block, axis=1) for ends in (media.frames, media.windows))
+        if config.class_token:
+            x, turned, frames = self.class_token(media.places, x, turned, frames)
+        cos_sin = jnp.cos(turned), jnp.sin(turned)
 
         def in_windows(q, k, v):
             return window_attention(q, k, v, windows, config.band, backend=self.attention_backend)
@@ -231,13 +240,10 @@ def normalised(blocks: UInt8[Array, "B U C"], config: QwenVitConfig) -> Float[Ar
     return (x * config.rescale - mean) / std
 
 
-def rotations(
-    places: Int[Array, "B U 2"], config: QwenVitConfig
-) -> tuple[Float[Array, "B N 1 D/2"], Float[Array, "B N 1 D/2"]]:
-    """Cosines and sines of every patch: a head's first half of pairs of dimensions is rotated by the patch's row, the second
-    by its column."""
+def angles(places: Int[Array, "B U 2"], config: QwenVitConfig) -> Float[Array, "B N 1 D/2"]:
+    """Angles of every patch: a head's first half of pairs of dimensions is rotated by the patch's row, the second by its
+    column."""
     inside = np.stack(np.divmod(np.arange(config.block), config.merge), axis=-1)
     place = (config.merge * places[:, :, None] + inside).reshape(len(places), -1, 2).astype(jnp.float32)
     frequencies = rope_frequencies(config.hidden_size // config.heads // 2, ROPE_THETA)
-    angles = (place[..., None] * frequencies).reshape(*place.shape[:2], 1, -1)
-    return jnp.cos(angles), jnp.sin(angles)
+    return (place[..., None] * frequencies).reshape(*place.shape[:2], 1, -1)

@@ -17,6 +17,7 @@ FAMILIES = {
     "qwen2_vl": "mmrlhf_jax.models.qwen2_vl",
     "qwen2_5_vl": "mmrlhf_jax.models.qwen2_5_vl",
     "qwen3_vl": "mmrlhf_jax.models.qwen3_vl",
+    "llavaonevision1_5": "mmrlhf_jax.models.llavaonevision1_5",
 }
 DEFAULT = "llava_onevision"  # the family for estimates and benchmarks if no model is named
 

@@ -37,11 +37,12 @@ class Layout(enum.Enum):
     PATCHES = enum.auto()  # tensor [outputs, channels, rows, columns], parameter [rows * columns * channels, outputs]
     SQUEEZED = enum.auto()  # tensor [1, ...], parameter [...]
     CUBES = enum.auto()  # tensor [outputs, channels, 2 frames, rows, columns], parameter [the other axes in one, outputs]
+    PLANES = enum.auto()  # tensor [outputs, channels, rows, columns], parameter [the other axes in one, outputs]
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the tensor of a parameter with this shape (of one layer)."""
         match self:
-            case Layout.PATCHES:
+            case Layout.PATCHES | Layout.PLANES:
                 side = math.isqrt(shape[0] // 3)
                 return (shape[1], 3, side, side)
             case Layout.TRANSPOSED:
@@ -71,7 +72,7 @@ class Layout(enum.Enum):
                 return tensor.T
             case Layout.SQUEEZED:
                 return tensor[0]
-            case Layout.CUBES:
+            case Layout.CUBES | Layout.PLANES:
                 return tensor.reshape(len(tensor), -1).T
         return tensor
 
@@ -85,14 +86,14 @@ class Layout(enum.Enum):
                 return parameter.T
             case Layout.SQUEEZED:
                 return parameter[None]
-            case Layout.CUBES:
+            case Layout.CUBES | Layout.PLANES:
                 return parameter.T.reshape(self.stored_shape(parameter.shape))
         return parameter
 
     @property
     def is_sliced(self) -> bool:
         """Whether a slice of the parameter is a slice of the tensor, `stored_index`."""
-        return self not in (Layout.PATCHES, Layout.CUBES)
+        return self not in (Layout.PATCHES, Layout.CUBES, Layout.PLANES)
 
 
 # Kinds of module: tensor -> (parameter, layout). Biases are listed even if some models lack them.
@@ -100,6 +101,7 @@ Kind = Mapping[str, tuple[str, Layout]]
 LINEAR: Kind = {"weight": ("kernel", Layout.TRANSPOSED), "bias": ("bias", Layout.SAME)}
 CONVOLUTION: Kind = {"weight": ("kernel", Layout.PATCHES), "bias": ("bias", Layout.SAME)}
 CONVOLUTION_3D: Kind = {"weight": ("kernel", Layout.CUBES), "bias": ("bias", Layout.SAME)}
+CONVOLUTION_OF_PLANES: Kind = {"weight": ("kernel", Layout.PLANES), "bias": ("bias", Layout.SAME)}
 EMBEDDING: Kind = {"weight": ("embedding", Layout.SAME)}
 NORM: Kind = {"weight": ("scale", Layout.SAME), "bias": ("bias", Layout.SAME)}
 ARRAY: Kind = {"": ("", Layout.SAME)}

@@ -20,7 +20,7 @@ same code for some families anyway, `by_default` says which of them run without 
 import pytest
 
 from mmrlhf_jax.models.registry import DEFAULT
-from tests.families import internvl, llava_onevision, qwen2_5_vl, qwen2_vl, qwen3_vl
+from tests.families import internvl, llava_onevision, llavaonevision1_5, qwen2_5_vl, qwen2_vl, qwen3_vl
 
 FAMILIES = {
     "llava_onevision": llava_onevision,
@@ -28,6 +28,7 @@ FAMILIES = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
+    "llavaonevision1_5": llavaonevision1_5,
 }
 WITH_ORIGINAL = tuple(name for name, tests in FAMILIES.items() if "original" in tests.NAMINGS)
 WITH_VIDEOS = tuple(name for name, tests in FAMILIES.items() if tests.FRAMES)

@@ -513,13 +513,15 @@ def test_an_image_processor_without_settings_has_its_classs(tmp_path, family, ne
         raw["vision_config"] |= {"image_size": [384, 384], "patch_size": [16, 16]}
     if family == "qwen3_vl":  # nor are its class's patches those of its tower
         raw["vision_config"] |= {"patch_size": 14}
+    # Its class has patches of two frames.
+    settings = {"temporal_patch_size": 1} if family == "llavaonevision1_5" else {}
     directory = FAMILIES[family].checkpoint(tmp_path, raw)
     assert read_config(directory).vision.image_mean != CLIP
     if nested:
         joint = json.loads((directory / "processor_config.json").read_text()) if family == "internvl" else {}
-        (directory / "processor_config.json").write_text(json.dumps(joint | {"image_processor": {}}))
+        (directory / "processor_config.json").write_text(json.dumps(joint | {"image_processor": settings}))
     else:
-        (directory / "preprocessor_config.json").write_text("{}")
+        (directory / "preprocessor_config.json").write_text(json.dumps(settings))
     assert read_config(directory).vision.image_mean == CLIP
 
 
