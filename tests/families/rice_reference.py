@@ -1,10 +1,15 @@
-"""A plain model of LLaVA-OneVision-1.5 in torch, written from the description of the vendor's code. Needs torch.
+"""A plain model of LLaVA-OneVision-1.5 in torch, after the vendor's own code. Needs torch.
 
-transformers has no class of this family: its checkpoints bring their own code, which is not at hand. So this is the oracle, and
-an error that it shares with the project would not show. The language model is transformers' own Qwen3. The tower: patches by a
-linear layer; before the patches of each frame a learnt token; a layer norm; layers of full attention inside a frame, where
-heads are rotated by row and column, and by learnt angles at the learnt token; the token is dropped, and 2 x 2 patches become
-one feature. `register` makes it known to transformers' auto classes under the names in its files.
+transformers has no class of this family: its checkpoints bring their code. The language model here is transformers' own Qwen3.
+The tower: patches by a linear layer; before the patches of each frame a learnt token; a layer norm; layers of full attention
+inside a frame, where heads are rotated by row and column, and by learnt angles at the learnt token; the token is dropped, and
+2 x 2 patches become one feature.
+
+For one image this tower equals `ds/llavaonevision1_5/modeling_llavaonevision1_5.py` of the vendor's repository (commit a5eb942)
+bit for bit. For several it follows `aiak_training_llm/models/llavaov_1_5/rice_vision_model.py`, by which the models were
+trained: the former takes the features of every further image one patch too early for each image before it.
+
+`register` makes it known to transformers' auto classes under the names in its files.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What LLaVA-OneVision-1.5 alone has: a class token before the patches of each image, its geometry, its config, its own code.
 
-Oracles: `rice_reference`, written from the description of the vendor's code, and tables worked out by hand.
+Oracles: `rice_reference`, after the vendor's code, and tables worked out by hand.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def test_the_class_token_learns_where_there_are_media_and_nowhere_else(tmp_path)
         ({"vision": {"model_type": "siglip"}}, "model_type must be one of 'rice_vit'"),
         ({"vision": {"temporal_patch_size": 2}}, "only patches of 3 channels and 1 frames"),
         ({"vision": {"hidden_act": "silu"}}, "hidden_act must be one of 'gelu'"),
-        ({"text": {"rope_theta": None}}, "rope_theta must be a positive, finite number"),
-        ({"text": {"num_hidden_layers": None}}, "num_hidden_layers must be a whole number"),
+        ({"text": {"num_hidden_layers": 0}}, "num_hidden_layers must be a whole number"),
+        ({"vision": {"layer_norm_eps": 1e-6}}, "layer_norm_eps 1e-06 is not 1e-05, which the layers have"),
         ({"text": {"model_type": "qwen2"}}, "this project runs Qwen3 language models"),
     ],
 )

@@ -14,6 +14,7 @@ class LlavaOnevision15Family(PatchFamily):
     title = "LLaVA-OneVision-1.5"
     architecture = "LLaVAOneVision1_5_ForConditionalGeneration"
     processor_class = "Qwen2_5_VLProcessor"
+    video_processor_class = "Qwen2VLVideoProcessor"
     image_processor_class = "Qwen2VLImageProcessor"
     publishers: ClassVar = {"hf": "lmms-lab"}
     language_model = "qwen3"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mmrlhf_jax.models.llavaonevision1_5.config import LlavaOnevision15Config, config_from_hf
+from mmrlhf_jax.models.llavaonevision1_5.config import PUBLISHED_PIXELS, LlavaOnevision15Config, config_from_hf
+from mmrlhf_jax.models.patch_config import published_processors
 
 # hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads
 _TEXTS = {"4b": (2560, 9728, 36, 32, 8), "8b": (4096, 12288, 36, 32, 8)}
@@ -40,4 +41,5 @@ def published_config(path: str) -> LlavaOnevision15Config | None:
     found = _NAME.search(path)
     if found is None or found[1].lower() not in _TEXTS:
         return None
-    return config_from_hf(published_settings(found[1].lower()), None, f"published sizes of LLaVA-OneVision-1.5 {found[1]}")
+    where = f"published sizes of LLaVA-OneVision-1.5 {found[1]}"
+    return config_from_hf(published_settings(found[1].lower()), published_processors(PUBLISHED_PIXELS, where), where)
