@@ -52,7 +52,7 @@ def test_the_blocks_of_an_image_end_with_it_and_so_do_those_of_its_place_in_a_ro
         [-1, -1],
         *([r, c] for r in range(2) for c in range(5)),
     ]
-    assert group.places.tolist() == rows_and_columns
+    assert group.places.tolist() == places
     row = TINY.empty(slots=100, tiles=40, visual=32)
     for number in range(2):
         TINY.place(row, group, slot=40 * number, tile=18 * number, visual=16 * number)
@@ -86,6 +86,7 @@ def test_videos_are_refused_in_words():
 # The class token
 
 
+@pytest.mark.long
 def test_a_class_token_in_another_place_or_without_its_angles_shows_in_the_logits(tmp_path):
     """What the comparison with the oracle must find: each changes them by a hundred times its tolerance at least."""
     pytest.importorskip("torch")
@@ -128,6 +129,7 @@ def test_the_unused_patches_of_the_class_tokens_block_see_nothing_and_are_seen_b
     assert not np.array_equal(features[0][is_class], features[1][is_class])
 
 
+@pytest.mark.long
 def test_the_class_token_learns_where_there_are_media_and_nowhere_else(tmp_path):
     """One program for both, and zero gradients without media."""
     pytest.importorskip("torch")

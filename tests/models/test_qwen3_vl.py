@@ -95,6 +95,7 @@ def test_published_axes_are_those_of_the_vendors_rule():
     assert axes == (0, 1, 2) * 20 + (0,) * 4
 
 
+@pytest.mark.long
 def test_a_lost_axis_or_another_order_of_the_axes_or_no_deep_features_show_in_the_logits(tmp_path):
     """What the comparison with transformers must find: each changes them by a hundred times its tolerance at least."""
     pytest.importorskip("torch")
@@ -145,6 +146,7 @@ def test_features_are_added_behind_their_own_layers_at_their_own_slots():
         np.testing.assert_array_equal(add_features(x, layer, Deep(slots, features)), x)
 
 
+@pytest.mark.long
 def test_a_row_without_media_runs_the_same_program_and_gives_zero_gradients(tmp_path):
     """Not missing ones, in tower, projector and the projectors of the tapped layers; and it has no features to add."""
     pytest.importorskip("torch")
