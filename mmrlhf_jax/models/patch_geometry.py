@@ -152,7 +152,7 @@ class PatchGeometry(Geometry):
 
     def fewer_tiles(self, images: Sequence[Size], video: VideoLayout | None = None) -> list[int]:
         """As in the base class. A video's frames become smaller, down to LEAST_BLOCKS; then it has fewer of them."""
-        now = sum(plan.tiles for plan in self.plans(images, video))
+        now = sum(plan.tokens for plan in self.plans(images, video))
         return sorted({now * share // SHARES for share in range(1, SHARES)} - {0}, reverse=True)
 
     def frame_numbers(self, video: VideoLayout, most_tiles: int = 0) -> list[int]:
