@@ -24,7 +24,8 @@ class DataSet(Section):
     sampling_strategy: str = "all"
 
 
-OverBudget = Literal["error", "drop", "fewer_tiles", "cut_longest"]
+OverBudget = Literal["error", "drop", "smaller_media", "cut_longest"]
+OLD_NAMES = {"fewer_tiles": "smaller_media"}  # in experiments and runs from before there were families without tiles
 
 
 class Data(Section):
@@ -32,7 +33,7 @@ class Data(Section):
 
     `template`: `checkpoint` is the chat template in the model's directory; null means the default of the model's family.
     `over_budget`: the policy for groups that exceed the row budget, or have a conversation beyond the positions of the model's
-    rotary embeddings, or several in the order in which they are tried: fewer_tiles, cut_longest (response), drop, error.
+    rotary embeddings, or several in the order in which they are tried: smaller_media, cut_longest (response), drop, error.
 
     `pairs`: of each group all strictly ordered pairs, the extreme one, or `at_most: n` of them (n alone means the same).
     `critiques` is the field of a response that holds its critique; null leaves critiques out, for a reward model without them.
@@ -80,7 +81,10 @@ class Data(Section):
     @pydantic.field_validator("over_budget", mode="before")
     @classmethod
     def _one_or_several(cls, policies: Any) -> Any:
-        return (policies,) if isinstance(policies, str) else policies
+        policies = (policies,) if isinstance(policies, str) else policies
+        if not isinstance(policies, (list, tuple)):
+            return policies
+        return [OLD_NAMES.get(one, one) if isinstance(one, str) else one for one in policies]
 
     @pydantic.field_validator("pairs", mode="before")
     @classmethod

@@ -27,7 +27,7 @@ def within_budget(
     """Bring every group within the budget, and every conversation within the encoder's `max_positions`, trying the policies in
     their order. `named` is the data set, for messages.
 
-    `fewer_tiles` uses a smaller canvas for images or fewer frames of a video, the smallest reduction that suffices.
+    `smaller_media` uses a smaller canvas for images or fewer frames of a video, the smallest reduction that suffices.
     `cut_longest` cuts the longest responses to the greatest common length that fits, but not below SHORTEST_RESPONSE tokens. If
     both are allowed and neither suffices alone, both are applied, with the most tiles that leave room for cut responses. `drop`
     leaves the group out. `error`, or if no policy suffices: UserError that names the first group.
@@ -58,7 +58,7 @@ def within_budget(
             raise UserError(
                 f"{named}: {over.sum()} of {len(over)} groups exceed {_exceeded(too_large, too_long)};"
                 f" {record.id} does not fit: {why};"
-                f" {larger_rows}set `data.over_budget: drop` (or fewer_tiles, cut_longest)"
+                f" {larger_rows}set `data.over_budget: drop` (or smaller_media, cut_longest)"
             )
     if not keep.any():
         raise UserError(f"{named}: no group fits {_exceeded(too_large, too_long)}; the first is {dropped[0]}")
@@ -77,8 +77,8 @@ class _Group:
     def measure(self, limit: Limit) -> np.ndarray:
         return self.encoder.measure(self.record, self.layout, limit)
 
-    def fewer_tiles(self) -> list[int]:
-        return self.encoder.geometry.fewer_tiles(self.layout.images, self.layout.video)
+    def smaller_media(self) -> list[int]:
+        return self.encoder.geometry.smaller_media(self.layout.images, self.layout.video)
 
     def fits(self, limit: Limit) -> bool:
         return not self.excess(self.measure(limit), limit)
@@ -96,17 +96,17 @@ def _smallest_change(group: _Group, policies: Sequence[str]) -> Limit | None:
     """The limit set by the first policy that suffices alone, else by all policies together; None if the group cannot fit."""
     chosen = [_POLICIES[policy] for policy in policies if policy in _POLICIES]
     if len(chosen) > 1:
-        chosen.append(_fewer_tiles_and_cut_longest)
+        chosen.append(_smaller_media_and_cut_longest)
     return next((limit for policy in chosen if (limit := policy(group)) is not None), None)
 
 
-def _fewer_tiles(group: _Group) -> Limit | None:
-    limits = (Limit(tiles=tiles) for tiles in group.fewer_tiles())
+def _smaller_media(group: _Group) -> Limit | None:
+    limits = (Limit(tiles=tiles) for tiles in group.smaller_media())
     return next((limit for limit in limits if group.fits(limit)), None)
 
 
-def _fewer_tiles_and_cut_longest(group: _Group) -> Limit | None:
-    limits = (_cut_longest(group, tiles) for tiles in group.fewer_tiles())
+def _smaller_media_and_cut_longest(group: _Group) -> Limit | None:
+    limits = (_cut_longest(group, tiles) for tiles in group.smaller_media())
     return next((limit for limit in limits if limit is not None), None)
 
 
@@ -122,7 +122,7 @@ def _cut_longest(group: _Group, tiles: int = 0) -> Limit | None:
 
 
 _POLICIES: dict[str, Callable[[_Group], Limit | None]] = {
-    "fewer_tiles": _fewer_tiles,
+    "smaller_media": _smaller_media,
     "cut_longest": _cut_longest,
 }
 

@@ -38,8 +38,8 @@ class ClassBlockGeometry(PatchGeometry):
         grids = self._grids([(image.height, image.width) for image in images], most_tiles)
         return np.insert(blocks, _starts([rows * columns for rows, columns in grids]), 0, axis=0)
 
-    def fewer_tiles(self, images: Sequence[Size], video=None) -> list[int]:
-        return [tiles + len(images) for tiles in super().fewer_tiles(images, video)]
+    def smaller_media(self, images: Sequence[Size], video=None) -> list[int]:
+        return [tiles + len(images) for tiles in super().smaller_media(images, video)]
 
     def most_tiles(self, tokens: int, images: int, frames: int) -> int:
         return super().most_tiles(tokens, images, frames) + images

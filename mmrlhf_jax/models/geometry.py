@@ -65,7 +65,7 @@ class Geometry(abc.ABC):
         video, None if `frames` are all that there is of it."""
 
     @abc.abstractmethod
-    def fewer_tiles(self, images: Sequence[Size], video: VideoLayout | None = None) -> list[int]:
+    def smaller_media(self, images: Sequence[Size], video: VideoLayout | None = None) -> list[int]:
         """Values of `most_tiles` that reduce the tiles of a prompt's media, in descending order."""
 
     def frame_numbers(self, video: VideoLayout, most_tiles: int = 0) -> list[int]:

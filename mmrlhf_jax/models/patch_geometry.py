@@ -19,7 +19,7 @@ from mmrlhf_jax.models.patch_images import cut_blocks, cut_clip, smart_resize
 from mmrlhf_jax.models.video import VideoLayout
 from mmrlhf_jax.pieces import Piece, Visual
 
-SHARES = 32  # steps in which `fewer_tiles` makes media smaller
+SHARES = 32  # steps in which `smaller_media` makes media smaller
 # What is said of a video of which nothing but the number of its frames is known.
 UNKNOWN = (
     "this model needs {} of a video's frames, which the data set was built without; remove it and run `mmrlhf data build` again"
@@ -150,7 +150,7 @@ class PatchGeometry(Geometry):
         order = window_order(*grid, self.window)[0]
         return np.concatenate([blocks[order] for blocks in cut_clip(frames, *grid, self.patch_size, self.merge, self.frames)])
 
-    def fewer_tiles(self, images: Sequence[Size], video: VideoLayout | None = None) -> list[int]:
+    def smaller_media(self, images: Sequence[Size], video: VideoLayout | None = None) -> list[int]:
         """As in the base class. A video's frames become smaller, down to LEAST_BLOCKS; then it has fewer of them."""
         now = sum(plan.tokens for plan in self.plans(images, video))
         return sorted({now * share // SHARES for share in range(1, SHARES)} - {0}, reverse=True)

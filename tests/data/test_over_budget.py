@@ -76,10 +76,10 @@ def test_dropped_groups_are_listed(index, examples, encoder):
 
 
 @pytest.mark.parametrize("tiles", [11, 5, 3, 1])
-def test_fewer_tiles_are_as_many_as_fit(index, examples, encoder, tiles):
+def test_smaller_media_are_as_many_as_fit(index, examples, encoder, tiles):
     """The picture on the largest canvas that fits, the video with as many frames as fit; two pictures have one tile each."""
     budget = dataclasses.replace(ROOMY, tiles=max(tiles, 2))
-    changed = within_budget(index, examples, encoder, budget, ["fewer_tiles"])
+    changed = within_budget(index, examples, encoder, budget, ["smaller_media"])
     check(changed, examples, encoder, budget)
     assert len(changed.groups) == 8 and not changed.dropped
     whole = index.sizes[:, 1] <= budget.tiles
@@ -119,17 +119,17 @@ def test_policies_are_tried_in_their_order(index, examples, encoder):
     """Pictures first; where that is not possible or not enough, responses; what is still too large is dropped."""
     slots = int(np.median(index.sizes[:, 0]))
     budget = dataclasses.replace(ROOMY, slots=slots, targets=SHORTEST_RESPONSE * 4)
-    changed = within_budget(index, examples, encoder, budget, ["fewer_tiles", "cut_longest", "drop"])
+    changed = within_budget(index, examples, encoder, budget, ["smaller_media", "cut_longest", "drop"])
     check(changed, examples, encoder, budget)
     assert changed.dropped and changed.cut
     assert len(changed.groups) + len(changed.dropped) == 8
     with pytest.raises(UserError, match="does not fit"):
-        within_budget(index, examples, encoder, budget, ["fewer_tiles", "cut_longest"])
+        within_budget(index, examples, encoder, budget, ["smaller_media", "cut_longest"])
     with pytest.raises(UserError, match="no group fits"):
         within_budget(index, examples, encoder, dataclasses.replace(ROOMY, slots=20), ["cut_longest", "drop"])
 
 
-BOTH = ["fewer_tiles", "cut_longest"]
+BOTH = ["smaller_media", "cut_longest"]
 
 
 @pytest.mark.parametrize("policies", [BOTH, BOTH[::-1]])
@@ -150,7 +150,7 @@ def test_where_neither_is_enough_alone_as_many_tiles_stay_as_leave_room_for_cut_
 ):
     """Below what either reaches alone by `spared` slots. One more tile, or one more token a response, would not fit."""
     record, layout = examples.records[group], examples.layout(group)
-    choices = encoder.geometry.fewer_tiles(layout.images, layout.video)
+    choices = encoder.geometry.smaller_media(layout.images, layout.video)
 
     def slots(tiles=0, targets=0):
         return int(encoder.measure(record, layout, Limit(tiles, targets))[0])
@@ -195,7 +195,7 @@ def test_a_conversation_beyond_the_positions_is_dropped_or_an_error(index, examp
         within_budget(index, examples, groups.encoder(max_positions=9), ROOMY, ["drop"])
 
 
-@pytest.mark.parametrize("policy", ["fewer_tiles", "cut_longest"])
+@pytest.mark.parametrize("policy", ["smaller_media", "cut_longest"])
 def test_a_conversation_beyond_the_positions_is_made_to_fit(index, examples, positions, policy):
     short = groups.encoder(max_positions=positions)
     changed = within_budget(index, examples, short, ROOMY, [policy, "drop"])
@@ -232,9 +232,11 @@ def test_a_kept_index_of_a_model_with_more_positions_does_not_hide_a_conversatio
 
 def test_an_experiment_gives_one_policy_or_several():
     assert config.Data(path="a", over_budget="drop").over_budget == ("drop",)
-    assert config.Data(path="a", over_budget=["fewer_tiles", "drop"]).over_budget == ("fewer_tiles", "drop")
-    with pytest.raises(ValueError):
-        config.Data(path="a", over_budget="shrink")
+    assert config.Data(path="a", over_budget=["smaller_media", "drop"]).over_budget == ("smaller_media", "drop")
+    assert config.Data(path="a", over_budget="fewer_tiles").over_budget == ("smaller_media",)  # as it was called before
+    for wrong in ("shrink", [5], 5, [["drop"]]):
+        with pytest.raises(ValueError):
+            config.Data(path="a", over_budget=wrong)
 
 
 def test_a_cut_ends_a_conversation_after_a_target():
@@ -247,7 +249,7 @@ def test_a_budget_left_open_follows_from_the_groups_as_they_have_become(index, e
     """Pictures alone make every one of these groups too long: with fewer tiles they fit, and so does what goes with them."""
     pictured = examples.part([1, 3])
     shortest = int(index.sizes[[1, 3], 0].min())
-    data = config.Data(path="a", over_budget=["fewer_tiles"])
+    data = config.Data(path="a", over_budget=["smaller_media"])
     batch = config.Batch(rows=1, slots=shortest - 1)
     rows = plan_training_rows(pictured, encoder, data, batch, task_of(config.Preference()), seed=0)
     assert len(rows.index.groups) == 2 and len(rows.index.cut) == 2
@@ -257,7 +259,7 @@ def test_a_budget_left_open_follows_from_the_groups_as_they_have_become(index, e
 def test_every_group_that_is_left_out_or_made_smaller_stands_in_a_file(index, examples, encoder, tmp_path, capfd):
     directory = epath.Path(tmp_path)
     budget = dataclasses.replace(ROOMY, tiles=11)
-    changed = within_budget(index, examples, encoder, dataclasses.replace(budget, slots=230), ["fewer_tiles", "drop"])
+    changed = within_budget(index, examples, encoder, dataclasses.replace(budget, slots=230), ["smaller_media", "drop"])
     many = dataclasses.replace(changed, dropped=(*changed.dropped, *(f"group-{n}: no pair" for n in range(100, 130))))
     assert changed.dropped and changed.cut
     write_left_out(many, directory)

@@ -345,7 +345,7 @@ def test_a_video_is_numbered_frames_in_lines():
 
 def test_a_limit_on_tiles_shrinks_the_grid_of_every_image_alike():
     sizes = [(480, 640), (1080, 1920)]  # 13 and 9 tiles
-    limits = PUBLISHED.fewer_tiles(sizes)
+    limits = PUBLISHED.smaller_media(sizes)
     assert limits == sorted(limits, reverse=True) and limits[0] < 22 and limits[-1] == 2
     for limit in limits:
         plans = PUBLISHED.plans(sizes, None, limit)
@@ -361,7 +361,7 @@ def test_what_is_cut_is_what_was_planned():
         assert len(GEOMETRY.cut_images(images, limit)) == sum(plan.tiles for plan in plans)
     assert GEOMETRY.cut_images([]).shape == (0, 28, 28, 3)
     assert GEOMETRY.cut_frames(images).shape == (2, 28, 28, 3)
-    assert PUBLISHED.fewer_tiles([], VideoLayout(4)) == [3, 2, 1] and GEOMETRY.plans([], VideoLayout(4), 2)[0].tiles == 2
+    assert PUBLISHED.smaller_media([], VideoLayout(4)) == [3, 2, 1] and GEOMETRY.plans([], VideoLayout(4), 2)[0].tiles == 2
 
 
 # Prompts

@@ -65,7 +65,7 @@ def test_the_blocks_of_an_image_end_with_it_and_so_do_those_of_its_place_in_a_ro
 def test_smaller_media_are_ever_smaller_and_what_is_cut_fits_the_plan(sizes):
     geometry = RiceGeometry()
     now = sum(plan.tiles for plan in geometry.plans(sizes, None))
-    limits = geometry.fewer_tiles(sizes, None)
+    limits = geometry.smaller_media(sizes, None)
     assert limits == sorted(limits, reverse=True) and limits[0] < now and limits[-1] > len(sizes)
     for limit in limits[:: max(1, len(limits) // 4)]:
         plans = geometry.plans(sizes, None, limit)

@@ -93,7 +93,7 @@ def test_an_image_more_than_200_times_as_long_as_wide_is_refused():
 @pytest.mark.parametrize("sizes", [[(480, 640)], [(300, 400), (100, 120)], [(2000, 14)]])
 def test_smaller_media_are_ever_smaller_and_what_is_cut_fits_the_plan(sizes):
     now = sum(plan.tiles for plan in PUBLISHED.plans(sizes))
-    limits = PUBLISHED.fewer_tiles(sizes)
+    limits = PUBLISHED.smaller_media(sizes)
     assert limits == sorted(limits, reverse=True) and limits[0] < now and limits[-1] >= 1
     for limit in limits[:: max(1, len(limits) // 4)]:
         plans = PUBLISHED.plans(sizes, None, limit)

@@ -137,10 +137,10 @@ def test_frames_of_different_sizes_are_refused():
 
 @pytest.mark.parametrize("size", [(300, 400), (28, 42), (14, 500)])
 @pytest.mark.parametrize("frames", [1, 3, 8, 13])
-def test_fewer_tiles_makes_frames_smaller_and_then_fewer(size, frames):
+def test_smaller_media_makes_frames_smaller_and_then_fewer(size, frames):
     video = every_frame(frames, size)
     (whole,) = TINY.plans([], video)
-    limits, times = TINY.fewer_tiles([], video), -(-frames // 2)
+    limits, times = TINY.smaller_media([], video), -(-frames // 2)
     assert limits == sorted(limits, reverse=True) and limits[0] < whole.tiles
     blocks_of_frame, seen = whole.tiles // times, set()
     for limit in limits:

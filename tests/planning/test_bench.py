@@ -126,7 +126,7 @@ def test_an_experiments_first_batch_is_compared_and_both_layouts_take_the_same_s
 def test_groups_that_were_made_smaller_are_compared_as_the_trainer_sees_them(tmp_path):
     """Both layouts hold the responses as an over-budget policy has cut them, and the media with fewer tiles."""
     examples, positions = open_examples(groups.write(tmp_path, 8), video_frames=3), 150
-    data, batch = config.Data(path="a", over_budget=["fewer_tiles", "cut_longest", "drop"]), config.Batch(rows=1, slots=1024)
+    data, batch = config.Data(path="a", over_budget=["smaller_media", "cut_longest", "drop"]), config.Batch(rows=1, slots=1024)
     encoder, task = groups.encoder(max_positions=positions), task_of(config.Preference())
     rows = plan_training_rows(examples, encoder, data, batch, task, seed=0)
     assert rows.index.cut and rows.index.limits.any()

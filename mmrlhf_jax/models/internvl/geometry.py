@@ -78,7 +78,7 @@ class TileGeometry(Geometry):
         """transformers resizes videos with torchvision, whose bicubic filter may differ from Pillow's by a grey level."""
         return np.concatenate([cut_tiles(frame, self.image_size, (1, 1), thumbnail=False) for frame in frames])
 
-    def fewer_tiles(self, images: Sequence[Size], video: VideoLayout | None = None) -> list[int]:
+    def smaller_media(self, images: Sequence[Size], video: VideoLayout | None = None) -> list[int]:
         if video:
             return list(range(video.frames - 1, 0, -1))
         totals = {sum(self._tiles(size, most) for size in images) for most in range(1, self.max_tiles + 1)}

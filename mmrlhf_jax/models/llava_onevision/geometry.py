@@ -106,7 +106,7 @@ class VisionGeometry(Geometry):
     def cut_frames(self, frames: Sequence[Image.Image], video: VideoLayout | None = None, most_tiles: int = 0) -> np.ndarray:
         return cutting.cut_frames(frames, self)
 
-    def fewer_tiles(self, images: Sequence[Size], video: VideoLayout | None = None) -> list[int]:
+    def smaller_media(self, images: Sequence[Size], video: VideoLayout | None = None) -> list[int]:
         """As in the base class; an empty list for several images, each of which has one tile already."""
         if video:
             return list(range(video.frames - 1, 0, -1))
