@@ -47,6 +47,7 @@ class PatchGeometry(Geometry):
 
     taps: ClassVar[int] = 1
     position_axes: ClassVar[int] = 3
+    tiles_apart: ClassVar[bool] = False
     image_size: ClassVar[int] = 448  # of the images of benchmarks
 
     patch_size: int
@@ -153,9 +154,10 @@ class PatchGeometry(Geometry):
         exponent = max(4, -(-(tiles - 1).bit_length() // 2))
         return 4**exponent
 
-    def pairs_of_tiles(self, tiles: int) -> int:
-        """An image is one frame, in whose blocks everything sees everything."""
-        return tiles**2
+    def pairs_of_tiles(self, plans: Sequence[VisualPlan]) -> int:
+        """In the blocks of an image, or of a patch of time of a video, everything sees everything."""
+        pieces = (piece for plan in plans for piece in plan.pieces if isinstance(piece, Visual))
+        return sum(piece.count**2 // piece.frames for piece in pieces)
 
     def empty(self, *, slots: int, tiles: int, visual: int) -> Patches:
         own = np.arange(1, tiles + 1, dtype=np.int32)

@@ -10,19 +10,25 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmrlhf_jax import config
 from mmrlhf_jax.data.encode import Limit
 from mmrlhf_jax.data.examples import Layout
 from mmrlhf_jax.data.positions import Clip, three_axes
+from mmrlhf_jax.data.rows import Budget, empty_row
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.checkpoint import read_sizes
 from mmrlhf_jax.models.patch_geometry import LEAST_BLOCKS, window_order
 from mmrlhf_jax.models.qwen2_5_vl.geometry import QwenGeometry
 from mmrlhf_jax.models.video import VideoLayout
 from mmrlhf_jax.pieces import Visual
+from mmrlhf_jax.planning.workload import measured_workload
 from mmrlhf_jax.records import RankedRecord, Response
+from mmrlhf_jax.training.work import batch_work
 from tests import ranked
 from tests.families import qwen2_5_vl as family
 from tests.prompts import every_frame, noise
@@ -102,19 +108,19 @@ def test_positions_reach_the_conversation(tmp_path):
 def test_pixels_are_those_of_transformers_processor_bit_for_bit(tmp_path, size, frames):
     """Two frames in a patch, whose pixels are those of transformers' images; windows and frames are patches of time."""
     pytest.importorskip("transformers")
-    config, pictures = read_sizes(family.checkpoint(tmp_path)), noise([size] * frames)
-    expected, (times, rows, columns) = family.frame_patches(config, pictures)
-    blocks = config.geometry.cut_frames(pictures)
-    (plan,) = config.geometry.plans([], every_frame(frames, size))
+    model, pictures = read_sizes(family.checkpoint(tmp_path)), noise([size] * frames)
+    expected, (times, rows, columns) = family.frame_patches(model, pictures)
+    blocks = model.geometry.cut_frames(pictures)
+    (plan,) = model.geometry.plans([], every_frame(frames, size))
     assert plan.pieces == (Visual(len(blocks), (rows // 2, columns // 2), times, 2 * 2 / 8 if frames > 2 else 1.0),)
-    mean, std = np.float32(config.vision.image_mean), np.float32(config.vision.image_std)
+    mean, std = np.float32(model.vision.image_mean), np.float32(model.vision.image_std)
     raster = blocks[plan.taps[:, 0]].reshape(-1, 3, 2 * 7 * 7)
-    found = (raster.astype(np.float32) * np.float32(config.vision.rescale) - mean[:, None]) / std[:, None]
+    found = (raster.astype(np.float32) * np.float32(model.vision.rescale) - mean[:, None]) / std[:, None]
     np.testing.assert_allclose(found.reshape(len(expected), -1), expected, rtol=0, atol=1e-6)
     back = np.round((expected.reshape(raster.shape) * std[:, None] + mean[:, None]) * 255).astype(np.uint8)
     np.testing.assert_array_equal(raster, back)
 
-    media = config.geometry.of_group(blocks, [plan], np.arange(plan.tokens), 99)
+    media = model.geometry.of_group(blocks, [plan], np.arange(plan.tokens), 99)
     of_frame = rows * columns // 4
     np.testing.assert_array_equal(media.frames, np.repeat(np.arange(1, times + 1) * of_frame, of_frame))
     _, ends = window_order(rows // 2, columns // 2, 2)
@@ -302,3 +308,32 @@ def _encoder(directory):
     from mmrlhf_jax.data.encode import make_encoder
 
     return make_encoder(family.tokenizer(), read_sizes(family.checkpoint(directory)))
+
+
+# Plans
+
+
+def test_a_plan_counts_the_pairs_of_blocks_in_each_patch_of_time(tmp_path):
+    """Of its own data and of assumed ones; the step counts the same (`batch_work`)."""
+    directory = family.checkpoint(tmp_path / "model")
+    data = with_video(ranked.write(tmp_path / "data", [(1, 2), (1, 2)], [[(50, 30), (20, 20)], [(36, 30)] * 5]))
+    experiment = config.Experiment(
+        model=config.Model(path=str(directory), dtype="float32", remat="none"),
+        data=config.Data(path=str(data), video_frames=5, frames_per_second=2.0),
+        objective=config.Supervised(),
+        batch=config.Batch(rows=1, slots=1024, logprob_chunk=64),
+        run=config.Run(directory=str(tmp_path / "run"), steps=1),
+    )
+    found = measured_workload(experiment, read_sizes(directory))
+    (of_video,), of_images = TINY.plans([], every_frame(5, (30, 36), 2.0)), TINY.plans([(30, 50), (20, 20)])
+    blocks = [plan.tiles for plan in of_images]
+    assert found.rows == 1 and found.used["tiles"] == of_video.tiles + sum(blocks)
+    assert found.seen_tiles == 3 * (of_video.tiles // 3) ** 2 + sum(count**2 for count in blocks)
+    assert TINY.pairs_of_tiles([of_video]) == of_video.tiles**2 // 3
+
+    row = empty_row(Budget(slots=256, tiles=of_video.tiles + 5, visual=200, targets=4, responses=2, pairs=1), TINY)
+    slots = np.arange(of_video.tokens)
+    TINY.place(
+        row.media, TINY.of_group(TINY.cut_frames(noise([(30, 36)] * 5)), [of_video], slots, 99), slot=0, tile=0, visual=0
+    )
+    assert batch_work(jax.tree.map(lambda x: jnp.asarray(x)[None], row), 1).seen == of_video.tiles**2 // 3
