@@ -155,9 +155,9 @@ class PatchGeometry(Geometry):
         return 4**exponent
 
     def pairs_of_tiles(self, plans: Sequence[VisualPlan]) -> int:
-        """In the blocks of an image, or of a patch of time of a video, everything sees everything."""
-        pieces = (piece for plan in plans for piece in plan.pieces if isinstance(piece, Visual))
-        return sum(piece.count**2 // piece.frames for piece in pieces)
+        """In an image, and in each of the equal patches of time of a video, everything sees everything."""
+        frames = (sum(piece.frames for piece in plan.pieces if isinstance(piece, Visual)) for plan in plans)
+        return sum(plan.tiles**2 // count for plan, count in zip(plans, frames, strict=True))
 
     def empty(self, *, slots: int, tiles: int, visual: int) -> Patches:
         own = np.arange(1, tiles + 1, dtype=np.int32)
