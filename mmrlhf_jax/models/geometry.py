@@ -33,6 +33,7 @@ class Geometry(abc.ABC):
     family: ClassVar[str]  # the family's name in the registry
     position_axes: ClassVar[int] = 1  # number of axes of a token's position: 1 or 3
     has_videos: ClassVar[bool] = True  # False: `plans` raises UserError for a video
+    tiles_apart: ClassVar[bool] = True  # a tile of media sees itself alone in the tower
 
     @property
     @abc.abstractmethod
@@ -89,9 +90,9 @@ class Geometry(abc.ABC):
         """The number of tiles of the program that encodes so many in inference: a power of two, so that programs are few."""
         return 1 << (tiles - 1).bit_length()
 
-    def pairs_of_tiles(self, tiles: int) -> int:
-        """The number of pairs of tiles that see each other in the tower, if so many are of one medium: each sees itself."""
-        return tiles
+    def pairs_of_tiles(self, plans: Sequence[VisualPlan]) -> int:
+        """The number of pairs of these media's tiles that see each other in the tower; if `tiles_apart`, that of the tiles."""
+        return sum(plan.tiles for plan in plans)
 
     def empty(self, *, slots: int, tiles: int, visual: int) -> Media:
         """The empty media of a row with so many slots, tiles and visual slots."""

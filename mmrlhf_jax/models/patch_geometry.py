@@ -53,6 +53,7 @@ class PatchGeometry(Geometry):
 
     taps: ClassVar[int] = 1
     position_axes: ClassVar[int] = 3
+    tiles_apart: ClassVar[bool] = False
     image_size: ClassVar[int] = 448  # of the images of benchmarks
 
     patch_size: int
@@ -172,9 +173,10 @@ class PatchGeometry(Geometry):
         exponent = max(4, -(-(tiles - 1).bit_length() // 2))
         return 4**exponent
 
-    def pairs_of_tiles(self, tiles: int) -> int:
-        """An image is one frame, in whose blocks everything sees everything."""
-        return tiles**2
+    def pairs_of_tiles(self, plans: Sequence[VisualPlan]) -> int:
+        """In an image, and in each of the equal patches of time of a video, everything sees everything."""
+        frames = (sum(piece.frames for piece in plan.pieces if isinstance(piece, Visual)) for plan in plans)
+        return sum(plan.tiles**2 // count for plan, count in zip(plans, frames, strict=True))
 
     def empty(self, *, slots: int, tiles: int, visual: int) -> Patches:
         own = np.arange(1, tiles + 1, dtype=np.int32)

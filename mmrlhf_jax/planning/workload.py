@@ -12,11 +12,13 @@ from typing import Literal
 import numpy as np
 
 from mmrlhf_jax import config
+from mmrlhf_jax.data.encode import Limit
 from mmrlhf_jax.data.index import GroupIndex
 from mmrlhf_jax.data.mixture import open_examples, sets
 from mmrlhf_jax.data.packing import plan_rows
 from mmrlhf_jax.data.pipeline import count_rows, row_budget
 from mmrlhf_jax.data.rows import Budget
+from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.data.videos import frames_at
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.faults import first_line
@@ -65,7 +67,7 @@ class Workload:
     source: str
     visible_until: np.ndarray  # int32[at most SAMPLE, slots]: attention masks of the first rows
     visible_pairs: float  # mean number of unmasked (query, key) pairs per row
-    seen_tiles: float  # mean number of pairs of tiles per row that see each other in the tower, if a group has one medium
+    seen_tiles: float  # mean number of pairs of tiles per row that see each other in the tower
 
     def visible_blocks(self, queries: int, keys: int | None = None) -> float:
         """The share of attention blocks on and below the diagonal that are not completely masked, so that the kernel computes
@@ -89,16 +91,16 @@ def assumed_sizes(
     frames: int,
     fps: float | None = None,
     seed: int = 0,
-) -> np.ndarray:
-    """int64[30k, resources of `Budget`]: sizes of the groups of a data set like MM-RLHF, without its videos if the geometry has
-    none."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """The groups of a data set like MM-RLHF, without its videos if the geometry has none: (their sizes, int64[30k, resources of
+    `Budget`], how many pairs of their tiles see each other, int64[30k])."""
     rng = np.random.default_rng(seed)
     pictures = [geometry.plans([size])[0] for size in IMAGE_SIZES]
     size, total, rate = VIDEO
     frames = frames if fps is None else frames_at(fps, total, rate, frames)
     clip = VideoLayout(frames, size, tuple(evenly_spaced(total, frames)), total, rate)
     (video,) = geometry.plans([], clip) if geometry.has_videos else (None,)
-    sizes = []
+    sizes, seen = [], []
     for kind in (kind for kind in KINDS if geometry.has_videos or not kind.video):
         for _ in range(kind.queries):
             count = int(rng.choice(RESPONSES))
@@ -112,7 +114,8 @@ def assumed_sizes(
             tokens = plan.tokens + prompt + 30 + branches + 4 * count
             ends = 0 if targets_are == "none" else count
             sizes.append((tokens, plan.tiles, plan.tokens, targets + ends, count, round(pairs)))
-    return np.asarray(sizes, np.int64)
+            seen.append(geometry.pairs_of_tiles([plan]))
+    return np.asarray(sizes, np.int64), np.asarray(seen, np.int64)
 
 
 def find_workload(experiment: config.Experiment, model: ModelConfig) -> Workload:
@@ -139,23 +142,39 @@ def measured_workload(experiment: config.Experiment, model: ModelConfig) -> Work
     count_rows(rows, experiment)
     if not rows.plan(0):  # a mixture whose first epoch has no rows: take every group once
         rows = rows.once()
-    found = _workload(rows.index.sizes, rows.plan(0), rows.budget, f"measured in {data.named}", model.geometry)
+    seen = _seen_tiles(rows)
+    found = _workload(rows.index.sizes, seen, rows.plan(0), rows.budget, f"measured in {data.named}")
     if encoder.ties:  # tied pairs use pair slots of the budget, but do not count as pairs
         ordered = [len(examples.records[g].pairs()) for row in rows.plan(0) for g in rows.index.groups[row]]
         found = dataclasses.replace(found, used=found.used | {"pairs": sum(ordered) / found.rows})
     return found
 
 
+def _seen_tiles(rows: Rows) -> np.ndarray:
+    """int64[G]: how many pairs of each group's tiles see each other in the tower."""
+    index, encoder = rows.index, rows.encoder
+    if encoder.geometry.tiles_apart:
+        return index.sizes[:, Budget.names().index("tiles")]
+    plans = (
+        encoder.plans(rows.examples.records[number], rows.examples.layout(number), Limit(*map(int, limits)))
+        for number, limits in zip(map(int, index.groups), index.limits, strict=True)
+    )
+    return np.asarray([encoder.geometry.pairs_of_tiles(of_group) for of_group in plans], np.int64)
+
+
 def assumed_workload(experiment: config.Experiment, geometry: Geometry, why: str) -> Workload:
     """The workload of `assumed_sizes`; `why` is the reason that the plan shows."""
     geometry = geometry.within_pixels(experiment.data.max_pixels)
     targets = task_of(experiment.objective).assumed_targets(experiment.data)
-    sizes = assumed_sizes(geometry, targets_are=targets, frames=experiment.data.video_frames, fps=experiment.data.video_fps)
-    return pack_workload(experiment, sizes, f"MM-RLHF-like sizes (assumed: {why})", geometry)
+    sizes, seen = assumed_sizes(
+        geometry, targets_are=targets, frames=experiment.data.video_frames, fps=experiment.data.video_fps
+    )
+    return pack_workload(experiment, sizes, f"MM-RLHF-like sizes (assumed: {why})", seen)
 
 
-def pack_workload(experiment: config.Experiment, sizes: np.ndarray, source: str, geometry: Geometry) -> Workload:
-    """The workload of groups of these sizes, int64[G, resources of `Budget`]. UserError if none fits a row."""
+def pack_workload(experiment: config.Experiment, sizes: np.ndarray, source: str, seen: np.ndarray) -> Workload:
+    """The workload of groups of these sizes, int64[G, resources of `Budget`], of whose tiles `seen` pairs see each other,
+    int64[G]. UserError if none fits a row."""
     index = GroupIndex(
         sizes=sizes,
         groups=np.arange(len(sizes)),
@@ -165,13 +184,15 @@ def pack_workload(experiment: config.Experiment, sizes: np.ndarray, source: str,
         fingerprint="",
     )
     budget = row_budget(experiment.batch, index)
-    kept = sizes[(sizes <= budget.vector).all(axis=1)]
+    fitting = (sizes <= budget.vector).all(axis=1)
+    kept = sizes[fitting]
     if not len(kept):
         raise UserError(f"batch.slots {experiment.batch.slots}: no group of {source} fits a row; raise batch.slots")
-    return _workload(kept, plan_rows(kept, budget.vector, seed=experiment.run.seed, epoch=0), budget, source, geometry)
+    rows = plan_rows(kept, budget.vector, seed=experiment.run.seed, epoch=0)
+    return _workload(kept, seen[fitting], rows, budget, source)
 
 
-def _workload(sizes: np.ndarray, rows: list[np.ndarray], budget: Budget, source: str, geometry: Geometry) -> Workload:
+def _workload(sizes: np.ndarray, seen: np.ndarray, rows: list[np.ndarray], budget: Budget, source: str) -> Workload:
     """The workload of one epoch; `rows` are the indices of the groups in each row."""
     groups = np.concatenate(rows)
     used = dict(zip(Budget.names(), (sizes[groups].sum(axis=0) / len(rows)).tolist(), strict=True))
@@ -179,9 +200,7 @@ def _workload(sizes: np.ndarray, rows: list[np.ndarray], budget: Budget, source:
     until, ends = np.stack([mask for mask, _ in masks]), np.asarray([end for _, end in masks])
     here = np.arange(budget.slots)
     pairs = np.where(here < ends[:, None], until - here, 0).sum() / len(masks)
-    tiles = sizes[groups][:, Budget.names().index("tiles")]
-    seen = sum(geometry.pairs_of_tiles(int(count)) for count in tiles) / len(rows)
-    return Workload(budget, len(rows), len(groups), used, source, until, float(pairs), float(seen))
+    return Workload(budget, len(rows), len(groups), used, source, until, float(pairs), float(seen[groups].sum() / len(rows)))
 
 
 def _masks(groups: np.ndarray, budget: Budget) -> tuple[np.ndarray, int]:

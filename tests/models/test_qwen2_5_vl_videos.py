@@ -10,19 +10,30 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmrlhf_jax import config
 from mmrlhf_jax.data.encode import Limit
 from mmrlhf_jax.data.examples import Layout
+from mmrlhf_jax.data.index import build_index
+from mmrlhf_jax.data.mixture import open_examples
+from mmrlhf_jax.data.over_budget import within_budget
 from mmrlhf_jax.data.positions import Clip, three_axes
+from mmrlhf_jax.data.rows import Budget, empty_row, group_size
+from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.checkpoint import read_sizes
+from mmrlhf_jax.models import registry
 from mmrlhf_jax.models.patch_geometry import LEAST_BLOCKS, window_order
 from mmrlhf_jax.models.qwen2_5_vl.geometry import QwenGeometry
 from mmrlhf_jax.models.video import VideoLayout
 from mmrlhf_jax.pieces import Visual
+from mmrlhf_jax.planning.workload import measured_workload
 from mmrlhf_jax.records import RankedRecord, Response
+from mmrlhf_jax.training.work import batch_work
 from tests import ranked
 from tests.families import qwen2_5_vl as family
 from tests.prompts import every_frame, noise
@@ -102,19 +113,19 @@ def test_positions_reach_the_conversation(tmp_path):
 def test_pixels_are_those_of_transformers_processor_bit_for_bit(tmp_path, size, frames):
     """Two frames in a patch, whose pixels are those of transformers' images; windows and frames are patches of time."""
     pytest.importorskip("transformers")
-    config, pictures = read_sizes(family.checkpoint(tmp_path)), noise([size] * frames)
-    expected, (times, rows, columns) = family.frame_patches(config, pictures)
-    blocks = config.geometry.cut_frames(pictures)
-    (plan,) = config.geometry.plans([], every_frame(frames, size))
+    model, pictures = read_sizes(family.checkpoint(tmp_path)), noise([size] * frames)
+    expected, (times, rows, columns) = family.frame_patches(model, pictures)
+    blocks = model.geometry.cut_frames(pictures)
+    (plan,) = model.geometry.plans([], every_frame(frames, size))
     assert plan.pieces == (Visual(len(blocks), (rows // 2, columns // 2), times, 2 * 2 / 8 if frames > 2 else 1.0),)
-    mean, std = np.float32(config.vision.image_mean), np.float32(config.vision.image_std)
+    mean, std = np.float32(model.vision.image_mean), np.float32(model.vision.image_std)
     raster = blocks[plan.taps[:, 0]].reshape(-1, 3, 2 * 7 * 7)
-    found = (raster.astype(np.float32) * np.float32(config.vision.rescale) - mean[:, None]) / std[:, None]
+    found = (raster.astype(np.float32) * np.float32(model.vision.rescale) - mean[:, None]) / std[:, None]
     np.testing.assert_allclose(found.reshape(len(expected), -1), expected, rtol=0, atol=1e-6)
     back = np.round((expected.reshape(raster.shape) * std[:, None] + mean[:, None]) * 255).astype(np.uint8)
     np.testing.assert_array_equal(raster, back)
 
-    media = config.geometry.of_group(blocks, [plan], np.arange(plan.tokens), 99)
+    media = model.geometry.of_group(blocks, [plan], np.arange(plan.tokens), 99)
     of_frame = rows * columns // 4
     np.testing.assert_array_equal(media.frames, np.repeat(np.arange(1, times + 1) * of_frame, of_frame))
     _, ends = window_order(rows // 2, columns // 2, 2)
@@ -303,3 +314,97 @@ def _encoder(directory):
     from mmrlhf_jax.data.encode import make_encoder
 
     return make_encoder(family.tokenizer(), read_sizes(family.checkpoint(directory)))
+
+
+# Plans
+
+
+def test_a_plan_counts_the_pairs_of_blocks_in_each_patch_of_time(tmp_path):
+    """Of its own data and of assumed ones; the step counts the same (`batch_work`)."""
+    directory = family.checkpoint(tmp_path / "model")
+    data = with_video(ranked.write(tmp_path / "data", [(1, 2), (1, 2)], [[(50, 30), (20, 20)], [(36, 30)] * 5]))
+    experiment = config.Experiment(
+        model=config.Model(path=str(directory), dtype="float32", remat="none"),
+        data=config.Data(path=str(data), video_frames=5, frames_per_second=2.0),
+        objective=config.Supervised(),
+        batch=config.Batch(rows=1, slots=1024, logprob_chunk=64),
+        run=config.Run(directory=str(tmp_path / "run"), steps=1),
+    )
+    found = measured_workload(experiment, read_sizes(directory))
+    (of_video,), of_images = TINY.plans([], every_frame(5, (30, 36), 2.0)), TINY.plans([(30, 50), (20, 20)])
+    blocks = [plan.tiles for plan in of_images]
+    assert found.rows == 1 and found.used["tiles"] == of_video.tiles + sum(blocks)
+    assert found.seen_tiles == 3 * (of_video.tiles // 3) ** 2 + sum(count**2 for count in blocks)
+    assert TINY.pairs_of_tiles([of_video]) == of_video.tiles**2 // 3
+
+    row = empty_row(Budget(slots=256, tiles=of_video.tiles + 5, visual=200, targets=4, responses=2, pairs=1), TINY)
+    slots = np.arange(of_video.tokens)
+    TINY.place(
+        row.media, TINY.of_group(TINY.cut_frames(noise([(30, 36)] * 5)), [of_video], slots, 99), slot=0, tile=0, visual=0
+    )
+    assert batch_work(jax.tree.map(lambda x: jnp.asarray(x)[None], row), 1).seen == of_video.tiles**2 // 3
+
+
+# The whole way
+
+
+def test_positions_of_a_short_clip_are_transformers():
+    """Where times end before rows and columns do, transformers 5.24 is right: a fraction is rounded down there as well."""
+    torch = pytest.importorskip("torch")
+    from transformers import Qwen2_5_VLConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+
+    with torch.device("meta"):
+        raw = {key: value for key, value in family.config().items() if key in ("vision_config", "text_config")}
+        model = Qwen2_5_VLModel(Qwen2_5_VLConfig(**raw))
+    for frames, rows, columns, seconds in ((4, 5, 3, 2 / 3), (1, 2, 2, 9.0), (7, 3, 6, 0.4), (2, 2, 2, 0.5)):
+        types = np.repeat([0, 2, 0], [3, frames * rows * columns, 2])[None]
+        grid = torch.tensor([[frames, 2 * rows, 2 * columns]])
+        given = dict(video_grid_thw=grid, second_per_grid_ts=[seconds])
+        found, _ = model.get_rope_index(torch.zeros(types.shape).long(), torch.tensor(types).int(), **given)
+        np.testing.assert_array_equal(three_axes([3, Clip(frames, rows, columns, 2 * seconds), 2]), found[:, 0].T)
+
+
+def test_a_conversation_is_the_chat_template_with_a_video_in_it(tmp_path):
+    encoder = _encoder(tmp_path)
+    record = RankedRecord("a", "What happens?", (Response("Rain.", 1),), video="clip")
+    (plan,) = plans = encoder.plans(record, Layout((), SECOND))
+    found = encoder.tokens(encoder.open_pieces(record, None, 1), plans)
+    content = [{"type": "video"}, {"type": "text", "text": "What happens?"}]
+    tokenizer = family.tokenizer()
+    text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+    assert text.count("<|video_pad|>") == 1
+    expected = tokenizer(text.replace("<|video_pad|>", "<|video_pad|>" * plan.tokens))["input_ids"]
+    np.testing.assert_array_equal(np.where(found.is_visual, family.VIDEO_TOKEN, found.tokens), expected)
+
+
+def test_limits_of_frames_come_back_from_an_export(tmp_path):
+    directory = family.checkpoint(tmp_path / "model")
+    pixels = json.loads((directory / "preprocessor_config.json").read_text())
+    (directory / "video_preprocessor_config.json").write_text(json.dumps(pixels | {"min_pixels": 1000, "max_pixels": 9000}))
+    model = read_sizes(directory)
+    for name, content in registry.family("qwen2_5_vl").processors(model).items():
+        (directory / name).write_text(json.dumps(content))
+    assert read_sizes(directory) == model and model.geometry.video_max_pixels == 9000
+    written = json.loads((directory / "video_preprocessor_config.json").read_text())
+    assert written["video_processor_type"] == "Qwen2VLVideoProcessor" and written["size"]["longest_edge"] == 9000
+
+
+def test_a_group_with_a_long_video_is_brought_into_a_row(tmp_path):
+    """Its frames are made smaller or fewer, no further than needed, and what is delivered has the sizes that were planned."""
+    data = with_video(ranked.write(tmp_path / "data", [(1, 2), (1, 2)], [[(20, 20)], [(120, 90)] * 9]))
+    examples, encoder = open_examples(str(data), video_frames=9, frames_per_second=2.0), _encoder(tmp_path / "model")
+    index = build_index(examples, encoder)
+    whole, geometry, video = int(index.sizes[1][1]), encoder.geometry, examples.layout(1).video
+    taken = []
+    for most in (whole - 1, 5 * LEAST_BLOCKS, 3 * LEAST_BLOCKS, LEAST_BLOCKS):
+        budget = Budget(slots=4096, tiles=most, visual=4096, targets=4096, responses=9, pairs=9)
+        smaller = within_budget(index, examples, encoder, budget, ["fewer_tiles"])
+        rows = Rows(examples, encoder, smaller, budget, seed=0)
+        size = group_size(rows._encoded(1))
+        np.testing.assert_array_equal(size, smaller.sizes[1])
+        limit, larger = int(smaller.limits[1][0]), geometry.fewer_tiles([], video)
+        larger = larger[: larger.index(limit)]
+        assert size[1] <= most and all(geometry.plans([], video, each)[0].tiles > most for each in larger)
+        taken.append(len(geometry.frame_numbers(video, limit)))
+    assert taken == [9, 9, 8, 2]  # at a limit of 67 blocks, 4 patches of time of up to 16, which become 3 x 4

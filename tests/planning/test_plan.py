@@ -425,7 +425,7 @@ def test_a_kernel_skips_the_blocks_that_no_token_of_the_data_sees(model):
     assert 1 >= short.visible_blocks(128) > long.visible_blocks(128) > 1 / 64
     assert long.visible_pairs < long.visible_blocks(128) * 8192**2 / 2 * 1.1
     work = pack_workload(
-        experiment(model, config.Preference(), slots=512), np.array([[512, 1, 4, 256, 2, 1]]), "one group", geometry
+        experiment(model, config.Preference(), slots=512), np.array([[512, 1, 4, 256, 2, 1]]), "one group", np.array([1])
     )
     # The trunk's 256 and a branch of 128 after it: 2 x 3 / 2 blocks, 2 branches' own and 2 x 2 that see the trunk.
     assert work.visible_blocks(128) == (3 + 2 + 4) / 10
