@@ -17,17 +17,9 @@ from typing import Any
 
 from etils import epath
 
+from mmrlhf_jax.data.built_examples import DATASET_INFO_FILE, LAYOUTS_FILE, RECORDS_FILE, BuiltExamples
 from mmrlhf_jax.data.digests import digest
-from mmrlhf_jax.data.examples import (
-    DATASET_INFO_FILE,
-    LAYOUTS_FILE,
-    RECORDS_FILE,
-    BuiltExamples,
-    Progress,
-    compute_digests,
-    dump_record,
-    fingerprint_of,
-)
+from mmrlhf_jax.data.examples import Progress, compute_digests, dump_record, fingerprint_of
 from mmrlhf_jax.data.mixture import find_parts, open_examples
 from mmrlhf_jax.data.shards import NAME, Shard, features, plan_shards, write_shards, write_shards_with_beam
 from mmrlhf_jax.data.sources import OnError

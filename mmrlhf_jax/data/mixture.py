@@ -25,7 +25,8 @@ import numpy as np
 from etils import epath
 
 from mmrlhf_jax import config, sections
-from mmrlhf_jax.data.examples import BuiltExamples, Example, Layout, SourceExamples, is_built
+from mmrlhf_jax.data.built_examples import BuiltExamples, is_built
+from mmrlhf_jax.data.examples import Example, Layout, SourceExamples
 from mmrlhf_jax.data.media import MediaFile
 from mmrlhf_jax.data.meta_file import read_meta
 from mmrlhf_jax.data.sources import OnError

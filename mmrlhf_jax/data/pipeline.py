@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from mmrlhf_jax import config
-from mmrlhf_jax.data.examples import BuiltExamples
+from mmrlhf_jax.data.built_examples import BuiltExamples
 from mmrlhf_jax.data.index import GroupIndex
 from mmrlhf_jax.data.packing import auto_budget
 from mmrlhf_jax.data.rows import Budget

@@ -25,7 +25,8 @@ from etils import epath
 
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.cleanup import Cleanup
-from mmrlhf_jax.data.examples import Example, Layout, Progress, dump_layout, dump_record
+from mmrlhf_jax.data.built_examples import dump_layout
+from mmrlhf_jax.data.examples import Example, Layout, Progress, dump_record
 from mmrlhf_jax.data.hub import content_id
 from mmrlhf_jax.data.images import decode_image
 from mmrlhf_jax.data.processes import CONTEXT, spawn_pool

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from mmrlhf_jax import config
-from mmrlhf_jax.data.examples import BuiltExamples, Example
+from mmrlhf_jax.data.built_examples import BuiltExamples
+from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.pages.charts import Dot, Line, line_chart
 from mmrlhf_jax.pages.parts import chip, element, join, mark, percent, picture, table
 from mmrlhf_jax.records import RankedRecord, Response

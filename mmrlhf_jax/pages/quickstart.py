@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from mmrlhf_jax import config
-from mmrlhf_jax.data.examples import BuiltExamples
+from mmrlhf_jax.data.built_examples import BuiltExamples
 from mmrlhf_jax.pages.charts import Line, bar_chart, line_chart
 from mmrlhf_jax.pages.judged import judged, scaling
 from mmrlhf_jax.pages.parts import duration, element, join, mark, nested_tables, number, page, percent, picture, table, tiles

@@ -16,7 +16,7 @@ import jax
 import mmrlhf_jax
 from mmrlhf_jax import config, strict_json
 from mmrlhf_jax.data.builder import build
-from mmrlhf_jax.data.examples import BuiltExamples
+from mmrlhf_jax.data.built_examples import BuiltExamples
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.scores import score_lines
 from mmrlhf_jax.data.templates import CRITIQUE_PROMPT, SYSTEM

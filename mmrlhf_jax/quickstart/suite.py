@@ -11,7 +11,8 @@ from typing import Any
 
 from etils import epath
 
-from mmrlhf_jax.data.examples import BuiltExamples, Example
+from mmrlhf_jax.data.built_examples import BuiltExamples
+from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.pages.small_pictures import SmallPicture, small_pictures
 from mmrlhf_jax.quickstart.questions import KINDS, by_kind, is_correct, question_from_record

@@ -18,7 +18,8 @@ from PIL import Image
 from mmrlhf_jax import ownership, workplace
 from mmrlhf_jax.data import shards
 from mmrlhf_jax.data.builder import build
-from mmrlhf_jax.data.examples import BuiltExamples, SourceExamples
+from mmrlhf_jax.data.built_examples import BuiltExamples
+from mmrlhf_jax.data.examples import SourceExamples
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.errors import UserError
 

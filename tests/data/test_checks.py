@@ -9,8 +9,8 @@ import pytest
 
 from mmrlhf_jax import config
 from mmrlhf_jax.commands.data import build
+from mmrlhf_jax.data.built_examples import BuiltExamples
 from mmrlhf_jax.data.checks import summarise_findings
-from mmrlhf_jax.data.examples import BuiltExamples
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.overlay import with_critiques
 from mmrlhf_jax.data.scores import score_lines

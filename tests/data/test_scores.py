@@ -12,7 +12,7 @@ import pytest
 
 from mmrlhf_jax import config
 from mmrlhf_jax.data.builder import build
-from mmrlhf_jax.data.examples import LAYOUTS_FILE, RECORDS_FILE
+from mmrlhf_jax.data.built_examples import LAYOUTS_FILE, RECORDS_FILE
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.rewarded import scored_records, with_rewards
 from mmrlhf_jax.data.scores import read_scores, score_line, score_lines, with_critiques

@@ -14,8 +14,9 @@ from PIL import Image
 
 from mmrlhf_jax.data import media
 from mmrlhf_jax.data.builder import build
+from mmrlhf_jax.data.built_examples import LAYOUTS_FILE, BuiltExamples
 from mmrlhf_jax.data.encode import media_layout
-from mmrlhf_jax.data.examples import LAYOUTS_FILE, BuiltExamples, SourceExamples
+from mmrlhf_jax.data.examples import SourceExamples
 from mmrlhf_jax.data.media import read_video_frames
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.shards import plan_shards

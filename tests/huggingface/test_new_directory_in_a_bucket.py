@@ -12,7 +12,7 @@ from etils import epath
 
 from mmrlhf_jax import ownership
 from mmrlhf_jax.data import builder
-from mmrlhf_jax.data.examples import BuiltExamples
+from mmrlhf_jax.data.built_examples import BuiltExamples
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.new_directory import new_directory, refuse_existing, reserved
 from tests.data import groups

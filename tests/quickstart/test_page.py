@@ -12,7 +12,7 @@ import pytest
 
 from mmrlhf_jax import config, sections
 from mmrlhf_jax.data.builder import build
-from mmrlhf_jax.data.examples import BuiltExamples
+from mmrlhf_jax.data.built_examples import BuiltExamples
 from mmrlhf_jax.objectives import reward_scaling
 from mmrlhf_jax.pages import charts
 from mmrlhf_jax.pages.judged import judged_pairs, signed

@@ -11,7 +11,7 @@ import pytest
 from mmrlhf_jax import config, sections
 from mmrlhf_jax.commands.report import report
 from mmrlhf_jax.data.builder import build
-from mmrlhf_jax.data.examples import BuiltExamples
+from mmrlhf_jax.data.built_examples import BuiltExamples
 from mmrlhf_jax.quickstart.dataset import write_dataset
 from mmrlhf_jax.quickstart.page import EVALUATION, write_evaluation
 from mmrlhf_jax.quickstart.questions import KINDS, is_correct, question_from_record
