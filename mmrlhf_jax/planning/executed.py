@@ -22,7 +22,7 @@ from mmrlhf_jax.models.attention.backends import (
     windows_by_kernel,
 )
 from mmrlhf_jax.models.attention.visibility import most_pairs
-from mmrlhf_jax.models.attention.xla import DENSE_LIMIT, QUERY_BLOCKS, REMAT_LIMIT
+from mmrlhf_jax.models.attention.xla import DENSE_LIMIT, QUERY_BLOCKS, REMAT_LIMIT, segment_block
 from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.objectives.logprobs import gradient_is_split
 from mmrlhf_jax.planning.workload import Workload
@@ -228,7 +228,8 @@ def _patch_attention(model: ModelConfig, experiment: config.Experiment, workload
         windows = 0
     if copies is None:
         again = 2 * learns * (slots >= REMAT_LIMIT)
-        return AttentionWork(products + layers * (by_xla + again) * _xla_copies(tower.heads, mesh) * slots**2, 0.0)
+        pairs = round_up(slots, segment_block(slots)) * slots
+        return AttentionWork(products + layers * (by_xla + again) * _xla_copies(tower.heads, mesh) * pairs, 0.0)
     seen, used = workload.seen_tiles * tower.slots**2, workload.used["tiles"] * tower.slots
     for part, times in _kernel_times(experiment, mesh, keys, 1, forward, learns, causal=False):
         pairs, edges = most_pairs(slots, part.queries, part.keys, causal=False), part.queries + part.keys

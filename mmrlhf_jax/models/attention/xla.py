@@ -44,14 +44,29 @@ def attend(
 def attend_segments(
     q: Float[Array, "B S H D"], k: Float[Array, "B S K D"], v: Float[Array, "B S K D"], until: Int[Array, "B S"]
 ) -> Float[Array, "B S H D"]:
-    """Every query attends to all keys of its own segment, whose end is `until`; a segment is consecutive slots."""
+    """Every query attends to all keys of its own segment, whose end is `until`; a segment is consecutive slots.
+
+    All blocks of queries are one loop: a tower's rows can be a hundred blocks long, and every block sees the whole row.
+    """
     length = q.shape[1]
-    size = length if length <= DENSE_LIMIT else min(max(length // 4, QUERY_BLOCKS[0]), QUERY_BLOCKS[1])
+    size = segment_block(length)
+    if size == length:
+        return _attend_same(q, k, v, until, until)
     block = _attend_same if length < REMAT_LIMIT else jax.checkpoint(_attend_same)
-    if length > size:
-        k, v = k.astype(jnp.float32), v.astype(jnp.float32)  # as above
-    parts = (slice(start, start + size) for start in range(0, length, size))
-    return jnp.concatenate([block(q[:, part], k, v, until[:, part], until) for part in parts], axis=1)
+    wide = k.astype(jnp.float32), v.astype(jnp.float32)  # as above
+
+    def blocks(x):
+        """[blocks, B, size, ...]; no segment has the end of what is padded at the end, which is 0."""
+        x = jnp.pad(x, ((0, 0), (0, -length % size), *((0, 0),) * (x.ndim - 2)))
+        return x.reshape(len(x), -1, size, *x.shape[2:]).swapaxes(0, 1)
+
+    outs = jax.lax.map(lambda part: block(part[0], *wide, part[1], until), (blocks(q), blocks(until)))
+    return outs.swapaxes(0, 1).reshape(len(q), -1, *q.shape[2:])[:, :length]
+
+
+def segment_block(length: int) -> int:
+    """The queries of a block of `attend_segments` in rows of `length` slots; blocks are whole ones."""
+    return length if length <= DENSE_LIMIT else min(max(length // 4, QUERY_BLOCKS[0]), QUERY_BLOCKS[1])
 
 
 def _attend_same(q, k, v, queries, keys):
