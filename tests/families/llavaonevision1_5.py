@@ -47,7 +47,7 @@ SHAPES = {
     },
     "5 heads over 1, another epsilon": {
         "text": {"hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 1, "rms_norm_eps": 1e-5},
-        "vision": {"depth": 2, "layer_norm_eps": 1e-3},
+        "vision": {"depth": 2},
     },
 }
 FRAMES = ()  # videos are refused
@@ -233,7 +233,7 @@ def draw_config(rng: np.random.Generator):
         patch_size=number(4, 9),
         spatial_merge_size=2,
         text_hidden_size=width,
-        layer_norm_eps=float(rng.choice([1e-6, 1e-5])),
+        layer_norm_eps=1e-5,
     )
     text = dict(
         vocab_size=263 + number(0, 9),
