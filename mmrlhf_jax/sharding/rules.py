@@ -150,7 +150,10 @@ def platform() -> str:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(x, stored: PartitionSpec, whole: PartitionSpec):
-    return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(x, stored), whole)
+    x = jax.lax.with_sharding_constraint(x, stored)
+    if _over_several_axes(stored):
+        x = jax.lax.with_sharding_constraint(x, _over_first_axis(stored))
+    return jax.lax.with_sharding_constraint(x, whole)
 
 
 def _gather_forward(x, stored, whole):
@@ -163,19 +166,28 @@ def _gather_backward(stored, whole, _, cotangent):
 
 def _scatter(cotangent, stored: PartitionSpec):
     # The transpose of `_gather` would constrain the gradient to be replicated first, which makes XLA use an all-reduce.
-    # XLA reduce-scatters a product in one ring only over axes that are neighbours in the mesh and, on some toruses, only over
-    # one; else it all-reduces. So scatter over the first storage axis before the others.
     mesh = current_mesh()
-    first = PartitionSpec(*(_until_first_storage_axis(axes_in(entry)) or None for entry in stored))
-    several = any(len({*axes_in(entry)} & {*STORAGE}) > 1 for entry in stored)
-    if mesh is not None and (several or mesh.shape["tensor"] > 1):
-        cotangent = jax.lax.with_sharding_constraint(cotangent, first)
+    if mesh is not None and (_over_several_axes(stored) or mesh.shape["tensor"] > 1):
+        cotangent = jax.lax.with_sharding_constraint(cotangent, _over_first_axis(stored))
     return jax.lax.with_sharding_constraint(cotangent, stored)
 
 
-def _until_first_storage_axis(axes: tuple[str, ...]) -> tuple[str, ...]:
-    end = next((place + 1 for place, axis in enumerate(axes) if axis in STORAGE), len(axes))
-    return axes[:end]
+# In one ring, XLA reduce-scatters a product, and gathers a small matrix, only over axes that are neighbours in the mesh and, on
+# some toruses, only over one; else it all-reduces. So both go over the first storage axis and over the others one by one.
+
+
+def _over_several_axes(stored: PartitionSpec) -> bool:
+    """Whether a dimension is sharded over more than one storage axis."""
+    return any(len({*axes_in(entry)} & {*STORAGE}) > 1 for entry in stored)
+
+
+def _over_first_axis(stored: PartitionSpec) -> PartitionSpec:
+    """`stored` without the storage axes behind the first one of every dimension."""
+
+    def first(axes: tuple[str, ...]) -> tuple[str, ...]:
+        return axes[: next((place + 1 for place, axis in enumerate(axes) if axis in STORAGE), len(axes))]
+
+    return PartitionSpec(*(first(axes_in(entry)) or None for entry in stored))
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
