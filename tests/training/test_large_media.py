@@ -1,5 +1,5 @@
-"""An image of 4096 x 4096 pixels, and a video of 64 frames, go through a train step on the command line, where the axis `context`
-shares their patches and slots among devices."""
+"""An image of 4096 x 4096 pixels, and a video of 64 frames, go through a train step on the command line. The axis `context`
+shares their patches and slots among two devices."""
 
 from __future__ import annotations
 
