@@ -1,6 +1,6 @@
 """The decoder-only language model of all families: Qwen2 or Qwen3.
 
-Reference: transformers `models/qwen2/modeling_qwen2.py`, `models/qwen3/modeling_qwen3.py`; for `Deep`,
+Reference: transformers `models/qwen2/modeling_qwen2.py`, `models/qwen3/modeling_qwen3.py`; for `add_features`,
 `models/qwen3_vl/modeling_qwen3_vl.py` (`_deepstack_process`).
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ class TextConfig:
 
     `rope_axes`: for positions with three axes, the axis that rotates each of the head_dim / 2 pairs of dimensions.
     `qk_norm`: every head's queries and keys have an RMS norm. `deepstack`: the number of layers behind which features of the
-    media are added to the hidden states (`Deep`).
+    media are added to the hidden states (`add_features`).
     `max_positions`: the number of positions up to which the rotary embeddings are plain (beyond it transformers' `dynamic`
     scaling changes them); None: any number. `data.encode` and `Engine.generate_tokens` refuse longer conversations.
     """
@@ -48,14 +47,6 @@ class TextConfig:
     max_positions: int | None = None
     qk_norm: bool = False
     deepstack: int = 0
-
-
-class Deep(NamedTuple):
-    """Features that are added to the hidden states of visual slots behind the first L layers: number i behind layer i.
-    `slots` from S on are unused."""
-
-    slots: Int[Array, "B V"]
-    features: Float[Array, "L B V E"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,9 +198,9 @@ class Decoder(nnx.Module):
         x: Float[Array, "B S E"],
         positions: Int[Array, "B S"],
         visible_until: Int[Array, "B S"],
-        deep: Deep | None = None,
+        deep: Float[Array, "L B S E"] | None = None,
     ) -> Float[Array, "B S E"]:
-        """Embeddings to hidden states after the final norm."""
+        """Embeddings to hidden states after the final norm. `deep[i]` is added behind layer i."""
 
         def attend(q, k, v):
             return attention(q, k, v, visible_until, backend=self.attention_backend), None
@@ -250,12 +241,11 @@ class Decoder(nnx.Module):
         return self.norm(x)
 
 
-def add_features(x: Float[Array, "B S E"], number: Int[Array, ""], deep: Deep) -> Float[Array, "B S E"]:
-    """`x`, the hidden states behind layer `number`, with that layer's features if it has any."""
+def add_features(x: Float[Array, "B S E"], number: Int[Array, ""], deep: Float[Array, "L B S E"]) -> Float[Array, "B S E"]:
+    """`x`, the hidden states behind layer `number`, with that layer's features if it has any.
 
-    def add(x):
-        values = jax.lax.dynamic_index_in_dim(deep.features, number, keepdims=False).astype(x.dtype)
-        added = jax.vmap(lambda row, slots, values: row.at[slots].add(values, mode="drop"))(x, deep.slots, values)
-        return constrain(added, "batch", "slots", None)
-
-    return jax.lax.cond(number < len(deep.features), add, lambda x: x, x)
+    They are added in every layer, as zeros in most, and slot by slot, so that no layer has a condition or moves values between
+    shards of the slots.
+    """
+    features = jax.lax.dynamic_index_in_dim(deep, jnp.minimum(number, len(deep) - 1), keepdims=False)
+    return constrain(x + jnp.where(number < len(deep), features, 0).astype(x.dtype), "batch", "slots", None)

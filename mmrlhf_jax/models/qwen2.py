@@ -111,9 +111,9 @@ def _rope_axes(rope: Stated, default: tuple[int, ...], head_dim: int, *, interle
     if len(sections) != len(default) or 2 * sum(sections) != head_dim:
         raise UserError(f"{rope.where}: mrope_section {sections} is not {len(default)} numbers with the sum {head_dim // 2}")
     # transformers' classes have one order each, whatever the key says, so another one there would be a silent difference.
-    if rope.truth("mrope_interleaved", interleaved) != interleaved:
+    stated = rope.get("mrope_interleaved")
+    if stated is not None and rope.truth("mrope_interleaved", interleaved) != interleaved:
         order = "interleaved" if interleaved else "in blocks"
-        stated = rope.get("mrope_interleaved")
         raise UserError(f"{rope.where}: mrope_interleaved is {stated}; the axes of this model are {order}")
     if interleaved:
         return tuple(i % 3 if i < 3 * sections[i % 3] else 0 for i in range(head_dim // 2))

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mmrlhf_jax.models.attention import Backend
-from mmrlhf_jax.models.decoder import Decoder, Deep
+from mmrlhf_jax.models.decoder import Decoder
 from mmrlhf_jax.models.media import Media
 from mmrlhf_jax.models.reward_head import RewardHead
 from mmrlhf_jax.models.taps import weighted_taps
@@ -51,10 +51,13 @@ class VisionLanguage(nnx.Module):
     @abc.abstractmethod
     def visual_features(self, media: Media) -> Float[Array, "B F D"]:
         """The features of the rows' media in the order that taps index. D is the decoder's width; with `deepstack` L of the
-        language model, each feature has L further ones of this width behind it, which `Deep` adds."""
+        language model, each feature has L further ones of this width behind it, for its first L layers."""
 
-    def embed(self, tokens: Int[Array, "B S"], media: Media | None) -> tuple[Float[Array, "B S E"], Deep | None]:
-        """Token embeddings in which visual slots are replaced by visual tokens, and what later layers add to these slots."""
+    def embed(
+        self, tokens: Int[Array, "B S"], media: Media | None
+    ) -> tuple[Float[Array, "B S E"], Float[Array, "L B S E"] | None]:
+        """Token embeddings in which visual slots are replaced by visual tokens, and what the first L layers add to these slots
+        (0 elsewhere); None if nothing is added."""
         x = self.language.embed(tokens)
         if media is None or media.slots.shape[1] == 0:
             return x, None
@@ -62,9 +65,8 @@ class VisionLanguage(nnx.Module):
         deep = None
         if self.config.text.deepstack:
             tokens_visual, *features = jnp.split(tokens_visual, 1 + self.config.text.deepstack, axis=-1)
-            deep = Deep(media.slots, jnp.stack(features))
-        placed = jax.vmap(lambda row, slots, values: row.at[slots].set(values, mode="drop"))(x, media.slots, tokens_visual)
-        return constrain(placed, "batch", "slots", None), deep
+            deep = jnp.stack([_placed(jnp.zeros_like(x), media, values) for values in features])
+        return _placed(x, media, tokens_visual), deep
 
     def __call__(
         self,
@@ -76,3 +78,9 @@ class VisionLanguage(nnx.Module):
         """Hidden states after the final norm. The caller applies the vocabulary projection to the slots that need it."""
         x, deep = self.embed(tokens, media)
         return self.language(x, positions, visible_until, deep)
+
+
+def _placed(x: Float[Array, "B S E"], media: Media, values: Float[Array, "B V E"]) -> Float[Array, "B S E"]:
+    """`x` with these values in the visual slots."""
+    placed = jax.vmap(lambda row, slots, values: row.at[slots].set(values, mode="drop"))(x, media.slots, values)
+    return constrain(placed, "batch", "slots", None)

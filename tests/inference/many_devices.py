@@ -17,17 +17,18 @@ from mmrlhf_jax.inference.lane import Lane
 from mmrlhf_jax.inference.sampling import Sampling
 from mmrlhf_jax.records import Response
 from mmrlhf_jax.sharding.mesh import make_mesh
-from tests.families import FAMILIES
+from tests.families import FAMILIES, WITH_VIDEOS
 from tests.inference.test_generate import example
 
 MESHES = [{"data": 2}, {"data": 2, "tensor": 2}, {"data": 8}]
 
 
-def prompts() -> list[Prompt]:
+def prompts(*, video: bool = True) -> list[Prompt]:
     asked = [example("Why?", []), example("What is it?", [(40, 30)]), example("Both?", [(30, 30), (50, 20)])]
     texts = ["A kite.", "A", "A kite over the sea. " * 6, "", "No."]
     critiques = [Prompt(each, Response(text)) for each in asked for text in texts]
-    return [Prompt(each) for each in (*asked, example("What happens?", 3))] + critiques
+    last = [example("What happens?", 3)] if video else []
+    return [Prompt(each) for each in (*asked, *last)] + critiques
 
 
 LANE = Lane(rows=3, trunk=512, places=4, slots=4, branch=256)
@@ -49,13 +50,13 @@ def check_gathers(engine: Engine, mesh: dict[str, int]) -> None:
 def main(directory: Path, family: str) -> None:
     tests = FAMILIES[family]
     checkpoint = tests.checkpoint(directory, tests.config(text={"tie_word_embeddings": False}), reward_head=True)
-    texts = []
+    texts, given = [], prompts(video=family in WITH_VIDEOS)
     for mesh in ({}, *MESHES):
         devices = jax.devices()[: math.prod(mesh.values())]
         engine = Engine.load(str(checkpoint), batch=8, mesh=make_mesh(mesh, devices))
         asked = engine.asked(12, sampling=Sampling(temperature=1.0, seed=3), samples=2)
-        sampled = [[text.tokens for text in each] for each in engine.write(prompts(), asked)]
-        texts.append((engine.generate_tokens(prompts(), max_new_tokens=12), sampled))
+        sampled = [[text.tokens for text in each] for each in engine.write(given, asked)]
+        texts.append((engine.generate_tokens(given, max_new_tokens=12), sampled))
         if mesh:
             check_gathers(engine, mesh)
             print(f"{family}: no program on {mesh} gathers weights")

@@ -17,7 +17,7 @@ from flax import nnx
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.checkpoint import read_sizes
 from mmrlhf_jax.models import registry
-from mmrlhf_jax.models.decoder import Deep, add_features
+from mmrlhf_jax.models.decoder import add_features
 from mmrlhf_jax.models.grid_taps import grid_taps
 from mmrlhf_jax.models.qwen3_vl.geometry import Qwen3Geometry
 from mmrlhf_jax.models.qwen3_vl.published import published_config
@@ -133,17 +133,13 @@ def test_a_lost_axis_or_another_order_of_the_axes_or_no_deep_features_show_in_th
 # Features for the decoder's first layers
 
 
-def test_features_are_added_behind_their_own_layers_at_their_own_slots():
+def test_features_are_added_behind_their_own_layers():
     x = jnp.arange(24.0).reshape(2, 4, 3)
-    features = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 3, 3)), jnp.float32)
-    slots = jnp.asarray([[1, 3, 4], [4, 0, 4]])  # 4 is no slot
+    features = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 4, 3)), jnp.float32)
     for layer in range(2):
-        expected = np.array(x)
-        expected[0, [1, 3]] += features[layer, 0, :2]
-        expected[1, 0] += features[layer, 1, 1]
-        np.testing.assert_array_equal(add_features(x, layer, Deep(slots, features)), expected)
+        np.testing.assert_array_equal(add_features(x, layer, features), x + features[layer])
     for layer in (2, 3):
-        np.testing.assert_array_equal(add_features(x, layer, Deep(slots, features)), x)
+        np.testing.assert_array_equal(add_features(x, layer, features), x)
 
 
 @pytest.mark.long
