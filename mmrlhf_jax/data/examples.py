@@ -176,7 +176,8 @@ class SourceExamples:
             if self.video_fps is not None:
                 content.append(f"at {self.video_fps!r} a second".encode())
             video = None if from_file else self._video(record.video, where)
-            if video is not None and video.rate is not None:  # the folder's images do not determine it
+            # The folder's images do not determine which frames they are.
+            if video is not None and (video.rate is not None or self.frames_files(index)):
                 content.append(f"times {video.numbers} of {video.total} at {video.rate!r}".encode())
         digest = hashlib.sha256()
         for part in (b"%d" % len(content), *content):  # with lengths, so that different splits give different digests

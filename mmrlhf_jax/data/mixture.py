@@ -290,6 +290,11 @@ def _open(
 ) -> Any:
     path = epath.Path(part.path)
     if is_built(path):
+        if video_fps is not None:
+            raise UserError(
+                f"{part.path}: data.video_fps (--video-fps) is for sources, and the frames of this data set were sampled when"
+                " it was built; leave it out, or build the set again with it"
+            )
         examples: SourceExamples | BuiltExamples = BuiltExamples(path, frames_per_second)
     else:
         examples = SourceExamples(

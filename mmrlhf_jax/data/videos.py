@@ -16,22 +16,25 @@ from mmrlhf_jax.finite import is_finite
 from mmrlhf_jax.models.geometry import evenly_spaced
 from mmrlhf_jax.models.video import VideoLayout
 
+RATES = (1e-3, 1e5)  # frames per second: one in a quarter of an hour, and more than any camera for films takes
 LEAST_FRAMES = 4  # that are sampled of a short video at a rate
 # A file in a folder of frames that were sampled from a video: which frames of it they are.
 FRAMES_FILE = "frames.json"
 
 
 def check_rate(rate: float | None, key: str) -> None:
-    """UserError unless `rate`, frames per second, is None or a positive number."""
-    if rate is not None and (not is_finite(rate) or rate <= 0):
-        raise UserError(f"{key} must be a positive number of frames per second, found {shown(rate)}")
+    """UserError unless `rate`, frames per second, is None or a number that a video can have, so that times are finite and
+    positions of time have 32 bits."""
+    slowest, fastest = RATES
+    if rate is not None and (not is_finite(rate) or not slowest <= rate <= fastest):
+        raise UserError(f"{key} must be a number of frames per second from {slowest} to {fastest}, found {shown(rate)}")
 
 
 def frames_at(fps: float, total: int, rate: float, most: int) -> int:
-    """How many of a video's `total` frames are sampled at `fps` a second: an even number, of at least LEAST_FRAMES and at most
-    `most`, as far as there are so many.
+    """How many of a video's `total` frames are sampled at `fps` a second: an even number, because a patch of a video holds two,
+    of at least LEAST_FRAMES and at most `most`, as far as there are so many.
 
-    Reference: `sample_frames` of transformers `models/qwen2_vl/video_processing_qwen2_vl.py`.
+    As `sample_frames` of transformers `models/qwen2_vl/video_processing_qwen2_vl.py` counts them.
     """
     wanted = int(min(max(total / rate * fps, LEAST_FRAMES), most, total))
     return max(1, wanted // 2 * 2)
@@ -61,7 +64,10 @@ def video_layout(
     first = video_files(path, 1, root)[0]
     size = image_size(read_media(first, str(path)), f"{path}: {first.name}")
     total = len(images_in(path))
-    stored = read_frames_file(path) or VideoLayout(total, None, tuple(range(total)), total, rate)
+    check_rate(rate, "frames_per_second")
+    stored = read_frames_file(path) or VideoLayout(total, None, tuple(range(total)), total)
+    if stored.rate is None:
+        stored = dataclasses.replace(stored, rate=rate)
     if len(stored.numbers) != total:
         raise UserError(f"{path}/{FRAMES_FILE}: names {len(stored.numbers)} frames, and the folder has {total}; write it again")
     return _sampled(dataclasses.replace(stored, size=size), most, fps, path)
@@ -110,7 +116,7 @@ def read_frames_file(folder: MediaFile) -> VideoLayout | None:
         raise UserError(f"{where}: is not JSON ({error}); write it again, or remove it") from error
     numbers, total, rate = (found.get(name) if isinstance(found, dict) else None for name in ("numbers", "total", "rate"))
     if not (isinstance(numbers, list) and all(_is_count(number) for number in numbers) and _is_count(total)):
-        raise UserError(f"{where}: must have `numbers` of the frames, `total` and `rate`; write it again, or remove it")
+        raise UserError(f"{where}: must have `numbers` of the frames, and `total`; write it again, or remove it")
     if numbers != sorted(numbers) or not numbers or numbers[-1] >= total:
         raise UserError(f"{where}: `numbers` must ascend and be less than `total`, which is {total}; write it again")
     check_rate(rate, f"{where}: rate")

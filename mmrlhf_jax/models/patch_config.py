@@ -116,39 +116,55 @@ QWEN2_VIDEOS = VideoClass((100352, 602112), 14, CLIP_MEAN, CLIP_STD)  # `video_p
 
 
 class Processors(NamedTuple):
-    """What a model's files say of how its pixels are made.
+    """What is said of how a model's pixels are made.
 
     Attributes:
         images: the image processor's settings.
         videos: the video processor's; None: there are none, and those of `images` count for videos as well.
-        are_published: whether no file states them, so that they are what published checkpoints have.
+        in_files: whether (`images`, `videos`) are a file's; else they are what published checkpoints have.
     """
 
     images: Stated
-    videos: Stated | None = None
-    are_published: bool = False
+    videos: Stated | None
+    in_files: tuple[bool, bool]
 
 
 def published_processors(published: Mapping[str, Any], where: str, videos: Mapping[str, Any] | None = None) -> Processors:
     """The settings that published checkpoints have, for a model without files; `videos` are those of the video processor."""
-    found = None if videos is None else Stated(dict(videos), f"{where}: the video processor")
-    return Processors(Stated(dict(published), f"{where}: the image processor"), found, are_published=True)
+    return Processors(_images(published, where), None if videos is None else _videos(videos, where), (False, False))
 
 
-def stated_processors(checkpoint: Checkpoint, published: Mapping[str, Any]) -> Processors:
-    """The settings in a model's directory; where it has no file for images, those that `published` checkpoints have."""
+def stated_processors(
+    checkpoint: Checkpoint, published: Mapping[str, Any], published_videos: Mapping[str, Any] | None = None
+) -> Processors:
+    """The settings in a model's directory; where it has no file for images, those that `published` checkpoints have, for videos
+    as well if it has no file for these either."""
     images, source = stated_pixels(checkpoint)
     videos, video_source = stated_video_pixels(checkpoint)
-    found = None if videos is None else Stated(videos, f"{video_source}: the video processor")
-    if images is None:
-        return published_processors(published, source)._replace(videos=found)
-    return Processors(Stated(images, f"{source}: the image processor"), found)
+    found = published_processors(published, source, published_videos)
+    if images is not None:
+        found = Processors(_images(images, source), None, (True, False))
+    if videos is not None:
+        found = found._replace(videos=_videos(videos, video_source), in_files=(found.in_files[0], True))
+    return found
+
+
+def _images(settings: Mapping[str, Any], where: str) -> Stated:
+    return Stated(dict(settings), f"{where}: the image processor")
+
+
+def _videos(settings: Mapping[str, Any], where: str) -> Stated:
+    return Stated(dict(settings), f"{where}: the video processor")
 
 
 def pixel_limits(pixels: Stated, default: tuple[int, int]) -> tuple[int, int]:
     """The least and the most pixels of an image, under their older keys, which take precedence as in transformers, or in
     `size`; `default` where neither states them."""
     size = pixels.part("size")
+    if others := sorted(key for key in size if key not in ("shortest_edge", "longest_edge") and size.get(key) is not None):
+        raise UserError(f"{size.where} has {others[0]}; an area is limited by shortest_edge and longest_edge")
+    if pixels.get("cap_pixels_per_frame"):
+        raise UserError(f"{pixels.where} has cap_pixels_per_frame, which is not supported; frames have limits of their own")
     names = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
     stated = [
         pixels.integer(older, least=1) if pixels.get(older) is not None else size.integer(newer, value, least=1)
@@ -186,11 +202,12 @@ def geometry_of(
 
     UserError if they allow no image, or compute other pixels than this project.
     """
-    if not processors.are_published:
+    image_file, video_file = processors.in_files
+    if image_file:
         check_patches(processors.images, vision, CLASS_SIDES)
     limits = video_limits = pixel_limits(processors.images, CLASS_LIMITS)
     if processors.videos is not None:
-        if not processors.are_published:
+        if video_file:
             check_patches(processors.videos, vision, CLASS_SIDES | {"patch_size": assumed.patch_size})
         check_statistics(processors.videos, vision, assumed)
         video_limits = pixel_limits(processors.videos, assumed.limits)

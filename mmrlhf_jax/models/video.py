@@ -36,9 +36,17 @@ class VideoLayout:
         return tuple(number / self.rate for number in self.numbers)
 
     @property
-    def seconds(self) -> float | None:
-        """The length of the whole video; None: not known."""
-        return self.total / self.rate if self.total and self.rate else None
+    def interval(self) -> float | None:
+        """The mean number of seconds from a frame to the next; None: not known.
+
+        Where the last frame of the video is taken, the first and the last tell it. Else it is the length of the video by the
+        number of its sampled frames, as for those that Qwen2's processors take, whose numbers are rounded down.
+        """
+        if self.numbers is None or not self.rate or self.frames < 2:
+            return None
+        apart = self.numbers[-1] - self.numbers[0]
+        reaches_end = self.numbers[-1] == self.total - 1
+        return (apart / (self.frames - 1) if reaches_end else self.total / self.frames) / self.rate
 
     @property
     def distinct(self) -> list[int]:

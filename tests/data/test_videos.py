@@ -75,7 +75,7 @@ def test_a_file_has_its_own_size_and_rate(tmp_path, count):
     path = write_video(tmp_path / "clip.mp4")
     found = video_layout(path, count, rate=99.0)
     assert found == VideoLayout(count, (48, 64), tuple(np.linspace(0, 39, count, dtype=int).tolist()), 40, 10.0)
-    assert found.times == tuple(number / 10 for number in found.numbers) and found.seconds == 4.0
+    assert found.times == tuple(number / 10 for number in found.numbers) and found.total / found.rate == 4.0
     frames = read_video_frames(path, count)
     assert {Image.open(io.BytesIO(data)).size[::-1] for data in frames} == {found.size} and len(frames) == count
 
@@ -128,12 +128,15 @@ def test_frames_of_a_folder_that_names_them_are_not_sampled_twice(tmp_path):
     ("content", "message"),
     [
         ("{", "is not JSON"),
-        ("[1]", "must have `numbers` of the frames, `total` and `rate`"),
-        ('{"numbers": [0, 1, 2], "rate": 2}', "must have `numbers` of the frames, `total` and `rate`"),
-        ('{"numbers": [0, true, 2], "total": 9, "rate": 2}', "must have `numbers` of the frames, `total` and `rate`"),
+        ("[1]", "must have `numbers` of the frames, and `total`"),
+        ('{"numbers": [0, 1, 2], "rate": 2}', "must have `numbers` of the frames, and `total`"),
+        ('{"numbers": [0, true, 2], "total": 9, "rate": 2}', "must have `numbers` of the frames, and `total`"),
         ('{"numbers": [0, 2, 1], "total": 9, "rate": 2}', "`numbers` must ascend and be less than `total`, which is 9"),
         ('{"numbers": [0, 1, 9], "total": 9, "rate": 2}', "`numbers` must ascend and be less than `total`, which is 9"),
-        ('{"numbers": [0, 1, 2], "total": 9, "rate": 0}', "rate must be a positive number of frames per second, found 0"),
+        (
+            '{"numbers": [0, 1, 2], "total": 9, "rate": 0}',
+            "rate must be a number of frames per second from 0.001 to",
+        ),
         ('{"numbers": [0, 1], "total": 9, "rate": 2}', "names 2 frames, and the folder has 3"),
     ],
 )
@@ -146,9 +149,9 @@ def test_a_damaged_file_of_frames_is_named(tmp_path, content, message):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("rate", [0, -1.0, float("nan"), True])
+@pytest.mark.parametrize("rate", [0, -1.0, float("nan"), True, 1e-9, 1e300])
 def test_a_rate_that_is_no_rate_is_refused(source, rate):
-    with pytest.raises(UserError, match="frames_per_second must be a positive number of frames per second"):
+    with pytest.raises(UserError, match=r"frames_per_second must be a number of frames per second from 0\.001 to"):
         open_examples(source, frames_per_second=rate)
 
 
@@ -243,7 +246,6 @@ def test_a_shard_is_written_again_if_the_times_have_changed(source, tmp_path):
 def test_frames_are_sampled_by_the_second_as_the_vendor_counts_them(seconds, most, expected):
     total = round(10 * seconds)
     assert frames_at(2.0, total, 10.0, most) == expected
-    assert expected == 1 or expected == min(max(total / 10 * 2.0, 4), most // 2 * 2, total) // 2 * 2
 
 
 def test_examples_are_sampled_by_the_second(source, tmp_path):

@@ -84,14 +84,20 @@ def test_positions_are_the_vendors_rule(runs, expected):
 
 
 def test_the_interval_is_that_of_the_sampled_frames():
-    """4 frames of 1 second, then of 3.2: transformers' `sampled_fps` is number / total * rate."""
-    assert TINY.interval(SECOND) == 2 * (2 / 4)
-    assert TINY.interval(dataclasses.replace(SECOND, total=32)) == 2 * (2 / (4 / 32 * 10.0))
-    assert QwenGeometry(tokens_per_second=4).interval(SECOND) == 4 * (2 / 4)
+    """Frames 0, 3, 6, 9 of ten are 0.3 s apart; of 32 at the same places, 0.8 s stand for each of four."""
+    assert TINY.interval(SECOND) == pytest.approx(2 * 2 * 0.3)
+    assert TINY.interval(dataclasses.replace(SECOND, total=32)) == pytest.approx(2 * 2 * 0.8)
+    assert QwenGeometry(tokens_per_second=4).interval(SECOND) == pytest.approx(4 * 2 * 0.3)
+
+
+@pytest.mark.parametrize(("total", "rate", "count"), [(77, 23.976, 5), (300, 30.0, 20), (41, 24.0, 4), (10, 10.0, 10)])
+def test_of_frames_that_the_vendors_processor_samples_it_is_the_vendors(total, rate, count):
+    """`sample_frames` of Qwen2's video processor takes every total / count-th frame, rounded down."""
     metadata = pytest.importorskip("transformers.video_utils").VideoMetadata
-    theirs = metadata(total_num_frames=77, fps=23.976, frames_indices=[0, 19, 38, 57, 76])
-    ours = VideoLayout(5, None, (0, 19, 38, 57, 76), 77, 23.976)
-    assert PUBLISHED.interval(ours) == 2 * (2 / theirs.sampled_fps) and list(ours.times) == theirs.timestamps
+    numbers = [int(number) for number in np.arange(0, total, total / count)]
+    theirs = metadata(total_num_frames=total, fps=rate, frames_indices=numbers)
+    ours = VideoLayout(count, None, tuple(numbers), total, rate)
+    assert PUBLISHED.interval(ours) == pytest.approx(2 * 2 / theirs.sampled_fps) and list(ours.times) == theirs.timestamps
 
 
 def test_positions_reach_the_conversation(tmp_path):
@@ -163,8 +169,7 @@ def test_smaller_media_makes_frames_smaller_and_then_fewer(size, frames):
         if len(kept) < frames:
             assert limit // times < min(LEAST_BLOCKS, blocks_of_frame) and (kept[0], kept[-1]) in ((0, 0), (0, frames - 1))
         if piece.frames > 1:  # the clip is as long as before
-            sampled = len(kept) / frames * 8.0
-            assert piece.interval == 2 * (2 / sampled)
+            assert piece.interval == pytest.approx(2 * 2 * (frames - 1) / (len(kept) - 1) / 8.0)
         seen.add((piece.frames < times, piece.grid != whole.pieces[0].grid))
     assert frames < 3 or (True, True) in seen or size != (300, 400)
     assert (False, True) in seen or size != (300, 400)
@@ -399,12 +404,38 @@ def test_a_group_with_a_long_video_is_brought_into_a_row(tmp_path):
     taken = []
     for most in (whole - 1, 5 * LEAST_BLOCKS, 3 * LEAST_BLOCKS, LEAST_BLOCKS):
         budget = Budget(slots=4096, tiles=most, visual=4096, targets=4096, responses=9, pairs=9)
-        smaller = within_budget(index, examples, encoder, budget, ["fewer_tiles"])
+        smaller = within_budget(index, examples, encoder, budget, ["smaller_media"])
         rows = Rows(examples, encoder, smaller, budget, seed=0)
         size = group_size(rows._encoded(1))
         np.testing.assert_array_equal(size, smaller.sizes[1])
-        limit, larger = int(smaller.limits[1][0]), geometry.fewer_tiles([], video)
+        limit, larger = int(smaller.limits[1][0]), geometry.smaller_media([], video)
         larger = larger[: larger.index(limit)]
         assert size[1] <= most and all(geometry.plans([], video, each)[0].tiles > most for each in larger)
         taken.append(len(geometry.frame_numbers(video, limit)))
     assert taken == [9, 9, 8, 2]  # at a limit of 67 blocks, 4 patches of time of up to 16, which become 3 x 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cap_pixels_per_frame": True}, "the video processor has cap_pixels_per_frame, which is not supported"),
+        (
+            {"size": {"height": 56, "width": 56}},
+            "the video processor: size has height; an area is limited by",
+        ),
+        ({"size": {"min_pixels": 3136, "max_pixels": 5000}}, "the video processor: size has max_pixels; an area is limited by"),
+        ({"patch_size": 9}, "the video processor has patch_size 9"),
+    ],
+)
+@pytest.mark.parametrize("with_images", [True, False])
+def test_settings_that_would_change_pixels_in_another_way_are_refused(tmp_path, settings, message, with_images):
+    """Also where the video processor has the only file."""
+    directory = family.checkpoint(tmp_path)
+    images = json.loads((directory / "preprocessor_config.json").read_text())
+    if not with_images:
+        (directory / "preprocessor_config.json").unlink()
+        images |= {"image_mean": None, "image_std": None}
+    (directory / "video_preprocessor_config.json").write_text(json.dumps(images | settings))
+    with pytest.raises(UserError, match=rf"video_preprocessor_config\.json: {message}") as raised:
+        read_sizes(directory)
+    assert "\n" not in str(raised.value)

@@ -22,9 +22,8 @@ class QwenGeometry(PatchGeometry):
     tokens_per_second: float = 2.0
 
     def interval(self, video: VideoLayout) -> float:
-        """`tokens_per_second` times the seconds from one patch of time to the next, by the mean rate of the sampled frames."""
+        """`tokens_per_second` times the seconds from one patch of time to the next."""
         if video.frames <= self.frames:
             return 1.0  # of a single patch nothing depends on it
         check_timed(video)
-        sampled = video.frames / video.total * video.rate
-        return self.tokens_per_second * (self.frames / sampled)
+        return self.tokens_per_second * (self.frames * video.interval)

@@ -63,7 +63,8 @@ class Qwen3VLConfig(PatchModelConfig):
 
 def read_config(checkpoint: Checkpoint) -> Qwen3VLConfig:
     """Sizes of the model in a directory. Raises UserError for a model that this project cannot run."""
-    return config_from_hf(checkpoint.config, stated_processors(checkpoint, PUBLISHED_PIXELS), checkpoint.where)
+    processors = stated_processors(checkpoint, PUBLISHED_PIXELS, PUBLISHED_VIDEO_PIXELS)
+    return config_from_hf(checkpoint.config, processors, checkpoint.where)
 
 
 def config_from_hf(raw: Mapping[str, Any], processors: Processors, where: str) -> Qwen3VLConfig:
