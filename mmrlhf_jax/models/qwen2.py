@@ -71,7 +71,7 @@ def read_text_config(
         raise UserError(f"{where}: text_config: attention_bias is not supported for Qwen3 language models")
     if raw.get("use_sliding_window") or raw.get("hidden_act", "silu") != "silu":
         raise UserError(f"{where}: text_config has a sliding window or an activation other than silu, which is not supported")
-    rope = raw.part("rope_parameters" if raw.get("rope_parameters") else "rope_scaling")
+    rope = raw.part("rope_scaling" if raw.get("rope_scaling") else "rope_parameters")  # the former counts, as in transformers
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "dynamic" if axes is None else "mrope"):
         raise UserError(f"{where}: rope_type {kind!r} is not supported; {title} uses plain rotary embeddings")
@@ -82,6 +82,10 @@ def read_text_config(
     if heads % kv_heads:
         raise UserError(f"{where}: text_config: {heads} attention heads are no multiple of num_key_value_heads {kv_heads}")
     head_dim = hidden // heads if raw.get("head_dim") is None else raw.integer("head_dim", least=1)
+    if axes is not None and not is_qwen3 and head_dim != hidden // heads:  # transformers takes no notice of it there
+        raise UserError(
+            f"{where}: text_config: head_dim {head_dim} is not hidden_size / num_attention_heads, {hidden // heads}"
+        )
     return TextConfig(
         vocab_size=raw.integer("vocab_size", least=1),
         hidden_size=hidden,

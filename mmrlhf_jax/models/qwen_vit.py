@@ -23,7 +23,8 @@ from mmrlhf_jax.models.layers import ACTIVATIONS, NORMS, linear, run_stack, stac
 from mmrlhf_jax.models.lora import PatchEmbedding
 from mmrlhf_jax.models.media import Patches
 from mmrlhf_jax.models.position_table import PositionTable
-from mmrlhf_jax.sharding.rules import constrain
+from mmrlhf_jax.models.work import computed_blocks
+from mmrlhf_jax.sharding.rules import constrain, current_mesh
 
 ROPE_THETA = 1e4
 OF_MLPS = {**ACTIVATIONS, "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x), "silu": jax.nn.silu}
@@ -214,10 +215,11 @@ def layer_groups(layers: int, full: Sequence[int], tapped: Sequence[int] = ()) -
     return layers // length, [(first, end, kinds[first]) for first, end in itertools.pairwise(starts)]
 
 
-def whole_bands(media: Patches, blocks: int) -> Patches:
-    """The media with unused blocks at the end, so that their number is a multiple of `blocks`."""
+def whole_bands(media: Patches, band: int) -> Patches:
+    """The media with unused blocks at the end: whole bands of so many blocks, and as many for every device of `context`."""
+    mesh = current_mesh()
     count = media.blocks.shape[1]
-    more = -count % blocks
+    more = computed_blocks(count, band, 1 if mesh is None else mesh.shape["context"]) - count
     own = count + 1 + jnp.arange(more, dtype=jnp.int32)
 
     def padded(x, with_):

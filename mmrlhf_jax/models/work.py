@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import lcm
 from typing import NamedTuple
 
 from mmrlhf_jax.models.tower_config import TileTower
@@ -31,12 +32,23 @@ class TowerWork(NamedTuple):
             embedding_products=3 * tower.patch_size**2 * tower.hidden_size * tower.patches,
         )
 
+    def computed_tiles(self, tiles: int, context: int) -> int:
+        """The tiles that are computed of a row of so many, whose slots `context` devices share: with blocks of patches in the
+        place of tiles, `computed_blocks`."""
+        return computed_blocks(tiles, self.window // self.slots, context) if self.window else tiles
+
     def forward_flops(self, tiles: float = 1, pairs: float = 1) -> float:
         """FLOPs of the forward pass of so many tiles, of which so many `pairs` are of the same frame; a multiply-add counts 2.
         Windows count as whole ones."""
         seen = (self.layers - self.windowed) * self.slots**2 * pairs + self.windowed * self.slots * self.window * tiles
         products = (self.layers * self.layer_products * self.slots + self.embedding_products) * tiles
         return 2 * products + 4 * self.width * seen
+
+
+def computed_blocks(blocks: int, band: int, context: int) -> int:
+    """The blocks of patches that are computed of a row of so many: whole bands of `band` blocks, and as many on each of `context`
+    devices, because an axis that does not divide an array does not shard it."""
+    return blocks + -blocks % lcm(band, context)
 
 
 class ProjectorWork(NamedTuple):

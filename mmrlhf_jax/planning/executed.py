@@ -49,6 +49,7 @@ def executed_flops(model: ModelConfig, experiment: config.Experiment, workload: 
     """Count the FLOPs of one train step on all devices. The experiment must set all row sizes and the accumulation."""
     budget, batch = workload.budget, experiment.batch
     chunk = min(batch.logprob_chunk, budget.targets)
+    tiles = model.tower_work.computed_tiles(budget.tiles, mesh.shape["context"])
     text = _text_attention(model, experiment, workload, mesh)
     patches = _patch_attention(model, experiment, workload, mesh)
     product = 2 * model.text.layers * model.text.heads * model.text.head_dim
@@ -56,8 +57,8 @@ def executed_flops(model: ModelConfig, experiment: config.Experiment, workload: 
         _language(model, experiment) * budget.slots
         + text.products * product
         + _vocabulary(model, experiment, mesh) * round_up(budget.targets, chunk)
-        + _projector(model, experiment) * budget.tiles
-        + _vision(model, experiment, mesh, budget.tiles) * budget.tiles
+        + _projector(model, experiment) * tiles
+        + _vision(model, experiment, mesh, budget.tiles) * tiles
         + patches.products * 2 * model.tower_work.width
     )
     if model.reward_head in ("tanh", "silu"):
@@ -215,7 +216,7 @@ def _patch_attention(model: ModelConfig, experiment: config.Experiment, workload
     tower = model.tower_work
     if not tower.window:
         return AttentionWork(0.0, 0.0)
-    slots = round_up(workload.budget.tiles * tower.slots, tower.window)
+    slots = tower.computed_tiles(workload.budget.tiles, mesh.shape["context"]) * tower.slots
     forward, learns = 1 + _references(experiment), "vision_tower" in learning_of(experiment, model)
     by_xla = 2 * forward + learns * (4 + 2 * (experiment.model.remat == "full"))
     windows, layers = tower.windowed, tower.layers - tower.windowed

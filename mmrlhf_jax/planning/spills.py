@@ -25,6 +25,7 @@ from mmrlhf_jax.training.state import TrainState
 NO_ARRAY = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "opt-barrier"}
 # The compiler pads matrices to whole tiles, and a class token is of no patch: sizes are compared to a hundredth.
 TOLERANCE = 0.01
+STACKS = ("layers", "deepstack")  # attributes of a model whose parameters have a leading axis of layers
 WORKSPACE = "s8"  # the dtype of a library's workspace, which is a result of its call
 FLOAT32 = 4
 
@@ -76,8 +77,10 @@ def design_of(model: ModelConfig, experiment: config.Experiment, state: TrainSta
     rows = -(-batch.rows // batch.accumulation // shards)
     context, tensor = mesh.shape["context"], mesh.shape["tensor"]
     slots = rows * -(-batch.slots // context)
-    tiles = -(-rows * batch.tiles // context)
-    patches, features = tiles * tower.slots, rows * batch.tiles * model.geometry.features
+    computed = tower.computed_tiles(batch.tiles, context)
+    tiles = -(-rows * computed // context)
+    patches, features = tiles * tower.slots, rows * computed * model.geometry.features
+    widths = (1 + text.deepstack) * text.hidden_size  # of a feature
     pixels, taps = tiles * prod(model.geometry.unit_shape), model.geometry.taps
     vocabulary = _share(text.vocab_size, "act_vocab", mesh)
     chunk = rows * min(batch.logprob_chunk, -(-batch.targets // context)) * vocabulary
@@ -97,10 +100,14 @@ def design_of(model: ModelConfig, experiment: config.Experiment, state: TrainSta
         **{name: Size(patches * width, FLOAT32) for name, width in seen.items()},
         **{f"{name} of all layers": Size(tower.layers * patches * seen[name], FLOAT32) for name in seen if name in kept},
         "queries of whole rows": Size(rows * batch.slots * attending * text.head_dim, FLOAT32),
-        "visual features": Size(features * text.hidden_size, FLOAT32),
-        "visual features of the device's tiles": Size(tiles * model.geometry.features * text.hidden_size, FLOAT32),
+        "visual features": Size(features * widths, FLOAT32),
+        "visual features of the device's tiles": Size(tiles * model.geometry.features * widths, FLOAT32),
         "patches in the language model's width": Size(patches * text.hidden_size, FLOAT32),
-        "visual slots": Size(rows * batch.visual * text.hidden_size, FLOAT32),
+        "visual slots": Size(rows * batch.visual * widths, FLOAT32),
+        "features of the first layers": Size(text.deepstack * slots * text.hidden_size, FLOAT32),
+        "features of the first layers of the device's tiles": Size(
+            text.deepstack * tiles * model.geometry.features * text.hidden_size, FLOAT32
+        ),
         "pixels": Size(pixels, FLOAT32),
         "pixels of patches": Size(tiles * tower.embedding_products // tower.width, FLOAT32),
         "pixels of all pieces": Size(batch.accumulation * pixels, 1),
@@ -131,7 +138,8 @@ def _parameters(state: TrainState) -> tuple[set[int], set[int]]:
     stored, gathered = set(), set()
     for path, x in jax.tree_util.tree_leaves_with_path((state.params, state.frozen)):
         stored.add(prod(x.sharding.shard_shape(x.shape)))
-        shape = x.shape[1:] if "'layers'" in jax.tree_util.keystr(path) else x.shape
+        is_stacked = any(f"'{name}'" in jax.tree_util.keystr(path) for name in STACKS)
+        shape = x.shape[1:] if is_stacked else x.shape
         if len(shape) > 1:
             splits = [x.sharding.mesh.shape[axis] for entry in x.sharding.spec for axis in axes_in(entry)]
             kept = itertools.chain.from_iterable(itertools.combinations(splits, n) for n in range(len(splits) + 1))

@@ -28,7 +28,7 @@ class Work(NamedTuple):
     tokens: jax.Array  # slots that hold a token, visual ones included
     attention: jax.Array  # unmasked (query, key) pairs, per head and layer
     targets: jax.Array  # hidden states that are multiplied with the vocabulary matrix
-    tiles: jax.Array  # images that go through the vision tower
+    tiles: jax.Array  # tiles, or blocks of patches, that go through the vision tower
     pairs: jax.Array  # strict preference pairs (no ties)
     seen: jax.Array | None = None  # pairs of tiles that see each other in the vision tower; None: every tile sees itself alone
 

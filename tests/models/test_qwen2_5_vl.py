@@ -321,3 +321,25 @@ def test_a_lost_axis_or_another_order_of_the_sections_shows_in_the_logits(tmp_pa
     assert model.language.config.rope_axes == (0, 1, 2, 2)
     model.language.config = dataclasses.replace(model.language.config, rope_axes=(0, 2, 1, 2))
     assert difference(model, positions) > 100 * family.TOLERANCE
+
+
+def test_of_two_statements_of_rotary_embeddings_the_one_counts_that_counts_in_transformers(tmp_path):
+    pytest.importorskip("torch")
+    from tests import parity
+
+    raw = family.config()
+    raw["text_config"] |= {
+        "rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e6},
+    }
+    directory = family.checkpoint(tmp_path, raw)
+    model = parity.load(directory)
+    case = parity.image_prompt(model, [(50, 20)], directory)
+    np.testing.assert_allclose(parity.ours(model, case)[2], parity.theirs(parity.oracle(directory), case)[2], rtol=0, atol=2e-5)
+    assert model.config.text.rope_axes == (0, 1, 2, 2)
+
+
+def test_a_head_size_that_transformers_would_ignore_is_refused(tmp_path):
+    directory = family.checkpoint(tmp_path, family.config(text={"head_dim": 12}))
+    with pytest.raises(UserError, match="head_dim 12 is not hidden_size / num_attention_heads, 8"):
+        read_sizes(directory)

@@ -89,7 +89,9 @@ FITTING = [(name, pod) for name in ("mmdpo_llava_ov_7b", "reward_llava_ov_7b") f
 INTERNVL = ("mmdpo_internvl2_1b", "mmdpo_internvl3_8b", "reward_internvl3_8b")
 FITTING += [(name, pod) for name in INTERNVL for pod in ("v5p-32", "v6e-32")]
 
-FITTING += [("mmdpo_qwen2_5_vl_7b", pod) for pod in ("v5e-64", "v5p-32", "v6e-32")]
+PATCHES = ("mmdpo_qwen2_5_vl_7b", "mmdpo_qwen3_vl_8b")
+FITTING += [(name, pod) for name in PATCHES for pod in ("v5e-64", "v5p-32", "v6e-32")]
+FITTING += [(name, "v5e-64") for name in ("reward_qwen2_5_vl_7b", "reward_qwen3_vl_8b")]
 
 
 @pytest.mark.slow
@@ -101,6 +103,33 @@ def test_published_experiments_fit(experiment, launch, tmp_path):
     check(made)
     assert made["reduced_whole"] == []
     assert made["budget"]["slots"] >= 8192
+
+
+LARGE = ("Qwen2.5-VL-32B", "Qwen2.5-VL-72B", "Qwen3-VL-32B")
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize(("model", "launch"), [(name, pod) for name in LARGE for pod in ("v5p-128", "v6e-256")])
+def test_the_largest_models_of_patches_fit_listed_pods(model, launch, tmp_path):
+    experiment = "mmdpo_qwen2_5_vl_7b" if "2.5" in model else "mmdpo_qwen3_vl_8b"
+    files = ROOT / "configs" / f"{experiment}.yaml", "--launch", ROOT / "launch" / f"{launch}.yaml"
+    made = plan(*files, "--set", f"model.path=Qwen/{model}-Instruct", "--quick", "--no-generation", cache=tmp_path)
+    check(made)
+    assert made["reduced_whole"] == []
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_number_of_blocks_that_the_devices_of_context_do_not_share_evenly_is_filled_up(tmp_path):
+    files = ROOT / "configs" / "mmdpo_qwen3_vl_8b.yaml", "--launch", ROOT / "launch" / "v5e-64.yaml"
+    even, odd = (
+        plan(*files, "--set", f"batch.tiles={tiles}", "--quick", "--no-generation", cache=tmp_path) for tiles in (12676, 12675)
+    )
+    for made in (even, odd):
+        check(made)
+        assert made["reduced_whole"] == []
+    assert odd["hbm_peak_bytes"] == pytest.approx(even["hbm_peak_bytes"], rel=1e-2)
 
 
 @pytest.mark.slow

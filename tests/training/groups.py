@@ -168,7 +168,7 @@ def assert_same_step(actual, expected):
     """Figures to 1e-5 relative; every leaf of the gradient within 1e-5 of its own largest entry.
 
     Key biases of a tower without rotary embeddings shift all scores of a query alike, so their true gradient is 0: there both
-    must be rounding noise. A tower with them has no learnt positions.
+    must be rounding noise. Towers with rotary embeddings have no learnt positions, or those in a module of their own (`table`).
     """
     (figures, gradients), (expected_figures, expected_gradients) = actual, expected
     assert figures.keys() == expected_figures.keys()

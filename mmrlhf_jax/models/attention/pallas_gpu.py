@@ -230,8 +230,8 @@ class _Call:
 
     def _cost(self, arrays, products: int) -> pl.CostEstimate:
         """An upper bound, because the number of visible blocks is known only on the device."""
-        _, _, queries, keys, causal, _ = self.shape[1:]
-        pairs = self.rows * self.heads * most_pairs(self.shape.length, queries, keys, causal=causal)
+        queries, keys = self.blocks.queries, self.blocks.keys
+        pairs = self.rows * self.heads * most_pairs(self.shape.length, queries, keys, causal=self.shape.causal)
         moved = sum(x.size * x.dtype.itemsize for x in arrays)
         flops = 2 * products * pairs * self.shape.dim
         return pl.CostEstimate(flops=flops, transcendentals=pairs, bytes_accessed=moved)
