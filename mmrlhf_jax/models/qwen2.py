@@ -83,9 +83,7 @@ def read_text_config(
         raise UserError(f"{where}: text_config: {heads} attention heads are no multiple of num_key_value_heads {kv_heads}")
     head_dim = hidden // heads if raw.get("head_dim") is None else raw.integer("head_dim", least=1)
     if axes is not None and not is_qwen3 and head_dim != hidden // heads:  # transformers takes no notice of it there
-        raise UserError(
-            f"{where}: text_config: head_dim {head_dim} is not hidden_size / num_attention_heads, {hidden // heads}"
-        )
+        raise UserError(f"{where}: text_config: head_dim {head_dim} is not {hidden // heads}, the width of a head")
     return TextConfig(
         vocab_size=raw.integer("vocab_size", least=1),
         hidden_size=hidden,

@@ -46,8 +46,8 @@ class TowerWork(NamedTuple):
 
 
 def computed_blocks(blocks: int, band: int, context: int) -> int:
-    """The blocks of patches that are computed of a row of so many: whole bands of `band` blocks, and as many on each of `context`
-    devices, because an axis that does not divide an array does not shard it."""
+    """The blocks of patches that are computed of a row of so many: whole bands of `band` blocks, and as many on each of
+    `context` devices, because an axis that does not divide an array does not shard it."""
     return blocks + -blocks % lcm(band, context)
 
 

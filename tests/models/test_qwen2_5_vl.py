@@ -26,6 +26,7 @@ from mmrlhf_jax.models.patch_images import smart_resize
 from mmrlhf_jax.models.qwen2_5_vl.geometry import QwenGeometry
 from mmrlhf_jax.models.qwen2_5_vl.published import published_config
 from mmrlhf_jax.models.qwen_vit import layer_groups, whole_bands
+from mmrlhf_jax.models.work import computed_blocks
 from mmrlhf_jax.pieces import Visual
 from mmrlhf_jax.planning.workload import assumed_workload
 from mmrlhf_jax.tasks import task_of
@@ -341,5 +342,12 @@ def test_of_two_statements_of_rotary_embeddings_the_one_counts_that_counts_in_tr
 
 def test_a_head_size_that_transformers_would_ignore_is_refused(tmp_path):
     directory = family.checkpoint(tmp_path, family.config(text={"head_dim": 12}))
-    with pytest.raises(UserError, match="head_dim 12 is not hidden_size / num_attention_heads, 8"):
+    with pytest.raises(UserError, match="head_dim 12 is not 8, the width of a head"):
         read_sizes(directory)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "band", "context", "expected"), [(12, 16, 1, 16), (32, 16, 2, 32), (33, 1, 2, 34), (16, 16, 3, 48), (0, 4, 8, 0)]
+)
+def test_blocks_are_filled_up_to_whole_bands_and_to_as_many_on_every_device(blocks, band, context, expected):
+    assert computed_blocks(blocks, band, context) == expected
