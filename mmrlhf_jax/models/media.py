@@ -74,6 +74,15 @@ class Patches(NamedTuple):
 Media = Tiles | Patches
 
 
+class Encoded(NamedTuple):
+    """Media of which a model has already made its features, which several forward passes share."""
+
+    features: np.ndarray  # float[B, F, D]: `VisionLanguage.visual_features`
+    slots: np.ndarray  # int32[B, V]
+    taps: np.ndarray  # int32[B, V, K]
+    weights: np.ndarray  # float32[B, V, K]
+
+
 def media_of(arrays: Mapping[str, Any]) -> Media:
     """The media that have arrays of these names."""
     return next(kind for kind in (Tiles, Patches) if {*kind._fields} == {*arrays})(**arrays)

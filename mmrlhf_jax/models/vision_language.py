@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from mmrlhf_jax.models.attention import Backend
 from mmrlhf_jax.models.decoder import Decoder
-from mmrlhf_jax.models.media import Media
+from mmrlhf_jax.models.media import Encoded, Media
 from mmrlhf_jax.models.reward_head import RewardHead
 from mmrlhf_jax.models.taps import weighted_taps
 from mmrlhf_jax.sharding.rules import constrain
@@ -53,15 +53,22 @@ class VisionLanguage(nnx.Module):
         """The features of the rows' media in the order that taps index. D is the decoder's width; with `deepstack` L of the
         language model, each feature has L further ones of this width behind it, for its first L layers."""
 
+    def encoded(self, media: Media) -> Encoded | Media:
+        """The media with their features in the place of pixels; media without visual slots as they are."""
+        if media.slots.shape[1] == 0:
+            return media
+        return Encoded(self.visual_features(media), media.slots, media.taps, media.weights)
+
     def embed(
-        self, tokens: Int[Array, "B S"], media: Media | None
+        self, tokens: Int[Array, "B S"], media: Media | Encoded | None
     ) -> tuple[Float[Array, "B S E"], Float[Array, "L B S E"] | None]:
         """Token embeddings in which visual slots are replaced by visual tokens, and what the first L layers add to these slots
         (0 elsewhere); None if nothing is added."""
         x = self.language.embed(tokens)
         if media is None or media.slots.shape[1] == 0:
             return x, None
-        tokens_visual = weighted_taps(self.visual_features(media), media.taps, media.weights)
+        features = media.features if isinstance(media, Encoded) else self.visual_features(media)
+        tokens_visual = weighted_taps(features, media.taps, media.weights)
         deep = None
         if self.config.text.deepstack:
             tokens_visual, *features = jnp.split(tokens_visual, 1 + self.config.text.deepstack, axis=-1)
@@ -73,7 +80,7 @@ class VisionLanguage(nnx.Module):
         tokens: Int[Array, "B S"],
         positions: Int[Array, "B S"] | Int[Array, "B S 3"],
         visible_until: Int[Array, "B S"],
-        media: Media | None = None,
+        media: Media | Encoded | None = None,
     ) -> Float[Array, "B S E"]:
         """Hidden states after the final norm. The caller applies the vocabulary projection to the slots that need it."""
         x, deep = self.embed(tokens, media)

@@ -142,6 +142,12 @@ def _references(experiment: config.Experiment) -> int:
     return task_of(experiment.objective).reference_passes
 
 
+def _encodings(model: ModelConfig, experiment: config.Experiment) -> int:
+    """Forward passes of tower and projector: the reference's as well, unless it shares the policy's features
+    (`training.step.with_shared_features`)."""
+    return 1 + _references(experiment) * learning_of(experiment, model).through_media
+
+
 def _language(model: ModelConfig, experiment: config.Experiment) -> float:
     """FLOPs of the language model's layers per slot, without attention. Rematerialising a layer omits its last product, because
     the backward pass does not use its result."""
@@ -176,16 +182,16 @@ def _projector(model: ModelConfig, experiment: config.Experiment) -> float:
     """FLOPs of the projector per tile. Its first layer computes input gradients only if the vision tower learns."""
     work, learning = model.projector_work, learning_of(experiment, model)
     weights, tower = "projector" in learning.whole, "vision_tower" in learning
-    first = work.first * (1 + _references(experiment) + weights + tower)
+    first = work.first * (_encodings(model, experiment) + weights + tower)
     inner = "projector" in learning or tower
-    return 2 * work.tokens * (first + work.rest * (1 + _references(experiment) + weights + inner))
+    return 2 * work.tokens * (first + work.rest * (_encodings(model, experiment) + weights + inner))
 
 
 def _vision(model: ModelConfig, experiment: config.Experiment, mesh: Mesh, tiles: int) -> float:
     """FLOPs of the vision tower per tile."""
     tower, slots = model.tower_work, model.tower_work.slots
     products = 2 * (tower.layers * tower.layer_products * slots + tower.embedding_products)
-    times, recomputed = 1 + _references(experiment), experiment.model.remat == "full"
+    times, recomputed = _encodings(model, experiment), experiment.model.remat == "full"
     learning = learning_of(experiment, model)
     passes_on = "vision_tower" in learning
     attended = 0.0 if tower.window else _tile_attention(model, experiment, mesh, tiles, times)
@@ -217,7 +223,7 @@ def _patch_attention(model: ModelConfig, experiment: config.Experiment, workload
     if not tower.window:
         return AttentionWork(0.0, 0.0)
     slots = tower.computed_tiles(workload.budget.tiles, mesh.shape["context"]) * tower.slots
-    forward, learns = 1 + _references(experiment), "vision_tower" in learning_of(experiment, model)
+    forward, learns = _encodings(model, experiment), "vision_tower" in learning_of(experiment, model)
     by_xla = 2 * forward + learns * (4 + 2 * (experiment.model.remat == "full"))
     windows, layers = tower.windowed, tower.layers - tower.windowed
     dim, settings = tower.width // tower.heads, experiment.model

@@ -26,6 +26,11 @@ class Learning:
         """Whether gradients flow through the language model: something in it or below it learns."""
         return any(part != "reward_head" for part in (*self.whole, *self.adapted))
 
+    @property
+    def through_media(self) -> bool:
+        """Whether gradients flow to the features of media: something that makes them learns."""
+        return any(part not in ("language_model", "reward_head") for part in (*self.whole, *self.adapted))
+
 
 def learning_of(experiment: config.Experiment, model: ModelConfig) -> Learning:
     """What learns of a model with these sizes, in the order of `trains`. A part that the model lacks does not learn, even if

@@ -12,11 +12,13 @@ from flax import nnx
 
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.inference.forward import forward
+from mmrlhf_jax.inference.forward import forward as default_forward
 from mmrlhf_jax.objectives import Metric, Outputs, divide, merge, mix, summary
 from mmrlhf_jax.tasks import Reference, Task
 from mmrlhf_jax.training.state import TrainState
 from mmrlhf_jax.training.work import batch_work
 
+LANGUAGE = {"language", "reward_head"}  # attributes of a model that media do not go through before they are visual tokens
 Step = Callable[[TrainState, RowBatch], tuple[TrainState, dict[str, jax.Array]]]
 Forward = Callable[..., Outputs]  # called as forward(model, batch, chunk=...)
 
@@ -97,6 +99,8 @@ def loss_and_gradients(
         return mix(sums, task.coefficients, denominators), metrics
 
     def value_and_grad(piece: RowBatch):
+        if forward is default_forward:
+            piece = with_shared_features(graphdef, state, piece, reference)
         outputs_of_reference = reference_outputs(graphdef, state, piece, reference, chunk=chunk, forward=forward)
         return jax.value_and_grad(loss, has_aux=True)(state.params, piece, outputs_of_reference)
 
@@ -118,11 +122,21 @@ def make_eval_step(graphdef: nnx.GraphDef, task: Task, *, chunk: int, reference:
     is exact."""
 
     def eval_step(state: TrainState, batch: RowBatch):
+        batch = with_shared_features(graphdef, state, batch, reference)
         outputs = forward(nnx.merge(graphdef, state.params, state.frozen), batch, chunk=chunk)
         outputs_of_reference = reference_outputs(graphdef, state, batch, reference, chunk=chunk)
         return task.terms(outputs, batch, jax.random.key(0), outputs_of_reference)
 
     return jax.jit(eval_step)
+
+
+def with_shared_features(graphdef: nnx.GraphDef, state: TrainState, batch: RowBatch, reference: Reference) -> RowBatch:
+    """The batch with the features of its media where policy and reference make the same: if the reference is computed beside
+    the policy, and nothing but the language model and the head learns. Else the batch as it is."""
+    if reference in (None, "cached") or {*state.params} - LANGUAGE:
+        return batch
+    model = nnx.merge(graphdef, state.params, state.frozen)
+    return batch._replace(media=jax.lax.stop_gradient(model.encoded(batch.media)))
 
 
 def reference_outputs(

@@ -13,6 +13,7 @@ from mmrlhf_jax.inference.scoring import make_scoring_step
 from mmrlhf_jax.sharding.feed import place
 from mmrlhf_jax.sharding.mesh import use_mesh
 from mmrlhf_jax.tasks import task_of
+from mmrlhf_jax.training import step as step_module
 from mmrlhf_jax.training.guard import guarded
 from mmrlhf_jax.training.state import init_state, split_model
 from mmrlhf_jax.training.step import make_train_step
@@ -67,3 +68,33 @@ def test_the_reference_of_adapters_is_the_model_without_them(directory, examples
         layer.lora_b[...] = layer.lora_b[...] * 0
     fresh = first_loss(mesh, model, "adapter_base", rows, ADAPTED, groups.LORA)
     assert fresh == np.float32(math.log(2))
+
+
+@pytest.mark.parametrize(
+    ("trains", "parts", "times"),
+    [
+        (config.Trains(vision_tower=False, projector=False, newline=False, reward_head=False), ("language_model",), 1),
+        (config.Trains(vision_tower=False, newline=False, reward_head=False), ("language_model", "projector"), 2),
+    ],
+    ids=["language model", "projector as well"],
+)
+@pytest.mark.long
+def test_media_are_encoded_once_where_policy_and_reference_encode_them_alike(
+    directory, examples, monkeypatch, trains, parts, times
+):
+    """And the loss is that of two encodings."""
+    lora = groups.LORA.model_copy(update={"parts": parts})
+    mesh, model = groups.load(directory, 1, lora)
+    rows = groups.packed(model, examples, "answer")
+    seen, original = [], type(model).visual_features
+
+    def counted(self, media):
+        seen.append(media)
+        return original(self, media)
+
+    monkeypatch.setattr(type(model), "visual_features", counted)
+    own = first_loss(mesh, model, "adapter_base", rows, trains, lora)
+    assert len(seen) == times
+    monkeypatch.setattr(step_module, "with_shared_features", lambda graphdef, state, batch, reference: batch)
+    assert own == pytest.approx(first_loss(mesh, model, "adapter_base", rows, trains, lora), rel=1e-6)
+    assert len(seen) == times + 2
