@@ -208,6 +208,7 @@ def _export_run(
         merged = merge_lora(trained.model)
     parameters = export_model(merged, trained.source, out, dtype=kind, naming=naming, card=card)
     _say_other_template(trained, out)
+    _say_other_pixels(trained, out)
     say_rounded(out, _learnt_dtypes(trained, kind), "weights that learnt in float32", asked=kind is not None)
     say(f"{out}: {parameters:,} parameters exported")
 
@@ -235,6 +236,16 @@ def _say_other_template(trained: Trained, out: str | os.PathLike[str]) -> None:
         say(
             f"{out}: the chat template is the base model's own, which writes conversations otherwise than the {name} that this"
             " run learnt with (data.template); for other programs train with data.template: checkpoint"
+        )
+
+
+def _say_other_pixels(trained: Trained, out: str | os.PathLike[str]) -> None:
+    """Warn if the run learnt with smaller images than the export's processor files allow (`data.max_pixels`)."""
+    geometry, most = trained.model.config.geometry, trained.experiment.data.max_pixels
+    if geometry.within_pixels(most) != geometry:
+        say(
+            f"{out}: this run learnt with images of at most {most:,} pixels (data.max_pixels), and the processor files have the"
+            " base model's limit, by which the model is scored and served; set max_pixels there for the same sizes"
         )
 
 

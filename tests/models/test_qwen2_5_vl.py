@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from mmrlhf_jax.models.work import computed_blocks
 from mmrlhf_jax.pieces import Visual
 from mmrlhf_jax.planning.workload import assumed_workload
 from mmrlhf_jax.tasks import task_of
+from mmrlhf_jax.training.trained import _say_other_pixels
 from mmrlhf_jax.training.work import batch_work
 from tests.families import qwen2_5_vl as family
 from tests.prompts import noise
@@ -351,3 +353,11 @@ def test_a_head_size_that_transformers_would_ignore_is_refused(tmp_path):
 )
 def test_blocks_are_filled_up_to_whole_bands_and_to_as_many_on_every_device(blocks, band, context, expected):
     assert computed_blocks(blocks, band, context) == expected
+
+
+@pytest.mark.parametrize(("most", "warned"), [(None, False), (50 * 196, True), (128 * 196, False)])
+def test_an_export_says_that_its_run_learnt_with_smaller_images(capsys, most, warned):
+    experiment = SimpleNamespace(data=config.Data(path="a", max_pixels=most))
+    trained = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(geometry=TINY)), experiment=experiment)
+    _say_other_pixels(trained, "out")
+    assert ("out: this run learnt with images of at most 9,800 pixels (data.max_pixels)" in capsys.readouterr().err) == warned
