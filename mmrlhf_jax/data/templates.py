@@ -219,6 +219,7 @@ class CheckpointTemplate:
             except Exception as error:  # TemplateError, or any error of the template's expressions
                 reason = error
                 continue
+            self._check_tags(opening)
             found = [match[0] for match in re.finditer(f"{_STAND_IN.pattern}|{self._any_tag}", opening)]
             found = [_MEDIUM if one in self.tags else one for one in found]
             whole = "'type'" not in opening and complete.count(_RESPONSE) == 1
@@ -232,6 +233,17 @@ class CheckpointTemplate:
                 )
             reason = "it leaves out a part of the conversation"
         raise UserError(f"data.template: checkpoint: the chat template cannot be used ({reason}); choose qwen_1_5")
+
+    def _check_tags(self, rendered: str) -> None:
+        """UserError if a rendered conversation has a token of a tag, but not the whole tag."""
+        rest, added = re.sub(self._any_tag, "", rendered), self.tokenizer.get_added_vocab()
+        for tag in self.tags:
+            tokens = [] if tag in added else [name for name in added if name in tag]
+            if alone := next((name for name in tokens if name in rest), None):
+                raise UserError(
+                    f"data.template: checkpoint: the chat template writes {alone} where this model's media are {tag}; choose"
+                    " qwen_1_5, or correct the template"
+                )
 
     def _as_parts(self, content: Sequence[str], media_first: bool) -> list[dict[str, str]]:
         return [{"type": "image"} if one == _MEDIUM else {"type": "text", "text": one} for one in content]

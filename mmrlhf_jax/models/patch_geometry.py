@@ -16,8 +16,9 @@ from mmrlhf_jax.models.geometry import Geometry, Size, evenly_spaced
 from mmrlhf_jax.models.grid_taps import grid_taps
 from mmrlhf_jax.models.media import Media, Patches, VisualPlan, make_plan
 from mmrlhf_jax.models.patch_images import cut_blocks, cut_clip, smart_resize
+from mmrlhf_jax.models.patch_processors import END, START
 from mmrlhf_jax.models.video import VideoLayout
-from mmrlhf_jax.pieces import Piece, Visual
+from mmrlhf_jax.pieces import Piece, Special, Visual
 
 SHARES = 32  # steps in which `smaller_media` makes media smaller
 # What is said of a video of which nothing but the number of its frames is known.
@@ -117,14 +118,14 @@ class PatchGeometry(Geometry):
         return 1.0
 
     def image_pieces(self, rows: int, columns: int) -> tuple[Piece, ...]:
-        """The pieces of an image of `rows` x `columns` blocks."""
-        return (Visual(rows * columns, (rows, columns)),)
+        """The pieces of an image of `rows` x `columns` blocks, with the tokens around it."""
+        return _enclosed(Visual(rows * columns, (rows, columns)))
 
     def clip_pieces(self, video: VideoLayout, rows: int, columns: int) -> tuple[Piece, ...]:
         """The pieces of a video that is taken whole, each of whose frames has `rows` x `columns` blocks: its visual tokens are
         those of all patches of time, in their order."""
         times = -(-video.frames // self.frames)
-        return (Visual(times * rows * columns, (rows, columns), times, self.interval(video)),)
+        return _enclosed(Visual(times * rows * columns, (rows, columns), times, self.interval(video)))
 
     def plans(self, images: Sequence[Size], video: VideoLayout | None = None, most_tiles: int = 0) -> list[VisualPlan]:
         if video:
@@ -248,6 +249,11 @@ class PatchGeometry(Geometry):
             share = max(1, most_tiles // times) * self.side**2
             height, width = self.video_size(len(kept), *video.size, share)
         return kept, (height // self.side, width // self.side)
+
+
+def _enclosed(visual: Visual) -> tuple[Piece, ...]:
+    """A medium's visual tokens between the tokens that say where it starts and ends, so that it has them in every template."""
+    return Special(START), visual, Special(END)
 
 
 def check_timed(video: VideoLayout) -> None:

@@ -8,9 +8,8 @@ from typing import ClassVar
 from mmrlhf_jax.models.geometry import Size
 from mmrlhf_jax.models.patch_geometry import PatchGeometry, check_timed
 from mmrlhf_jax.models.patch_images import smart_resize_clip
-from mmrlhf_jax.models.patch_processors import END, START
 from mmrlhf_jax.models.video import VideoLayout
-from mmrlhf_jax.pieces import Piece, Special, Text
+from mmrlhf_jax.pieces import Piece, Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +43,6 @@ class Qwen3Geometry(PatchGeometry):
         most = min([self.video_max_pixels, *(limit * max(frames, self.frames) for limit in limits)])
         sides = dict(depth=self.frames, factor=self.side)
         return smart_resize_clip(frames, height, width, **sides, min_pixels=min(self.video_min_pixels, most), max_pixels=most)
-
-    def image_pieces(self, rows: int, columns: int) -> tuple[Piece, ...]:
-        return Special(START), *super().image_pieces(rows, columns), Special(END)
 
     def clip_pieces(self, video: VideoLayout, rows: int, columns: int) -> tuple[Piece, ...]:
         """Every patch of time as an image behind the mean of the times of its first and its last frame."""
