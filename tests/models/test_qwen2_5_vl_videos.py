@@ -401,11 +401,11 @@ def test_a_group_with_a_long_video_is_brought_into_a_row(tmp_path):
     taken = []
     for most in (whole - 1, 5 * LEAST_BLOCKS, 3 * LEAST_BLOCKS, LEAST_BLOCKS):
         budget = Budget(slots=4096, tiles=most, visual=4096, targets=4096, responses=9, pairs=9)
-        smaller = within_budget(index, examples, encoder, budget, ["fewer_tiles"])
+        smaller = within_budget(index, examples, encoder, budget, ["smaller_media"])
         rows = Rows(examples, encoder, smaller, budget, seed=0)
         size = group_size(rows._encoded(1))
         np.testing.assert_array_equal(size, smaller.sizes[1])
-        limit, larger = int(smaller.limits[1][0]), geometry.fewer_tiles([], video)
+        limit, larger = int(smaller.limits[1][0]), geometry.smaller_media([], video)
         larger = larger[: larger.index(limit)]
         assert size[1] <= most and all(geometry.plans([], video, each)[0].tiles > most for each in larger)
         taken.append(len(geometry.frame_numbers(video, limit)))
