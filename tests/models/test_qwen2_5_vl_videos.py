@@ -141,6 +141,11 @@ def test_frames_that_a_short_video_repeats_are_taken_once():
     assert plan.pieces == (Special(START), Visual(2 * 4, (2, 2), 2, 2 * (2 / 3)), Special(END))
 
 
+def test_a_frame_more_than_200_times_as_long_as_wide_is_called_a_frame():
+    with pytest.raises(UserError, match="a frame of 500 x 1 pixels is more than 200 times as long as wide"):
+        TINY.plans([], every_frame(4, (1, 500)))
+
+
 def test_frames_of_different_sizes_are_refused():
     with pytest.raises(
         UserError, match="frames of a video have different sizes, 30 x 20 and 30 x 40 pixels; make them one size"
@@ -160,7 +165,7 @@ def test_smaller_media_makes_frames_smaller_and_then_fewer(size, frames):
         kept = TINY.frame_numbers(video, limit)
         (plan,) = TINY.plans([], video, limit)
         assert len(TINY.cut_frames([noise([size])[0]] * len(kept), video, limit)) == plan.tiles == plan.tokens
-        assert plan.tiles <= limit or size == (14, 500)
+        assert plan.tiles <= limit or (size == (14, 500) and limit < 6)  # 1 x 5 blocks are the thinnest strip
         (_, piece, _) = plan.pieces
         if len(kept) < frames:
             assert limit // times < min(LEAST_BLOCKS, blocks_of_frame) and (kept[0], kept[-1]) in ((0, 0), (0, frames - 1))

@@ -119,6 +119,37 @@ def test_sizes_of_frames_are_those_of_transformers_video_processor(limits, most)
     assert bounded > 20 or most == 10**9
 
 
+def test_a_frame_more_than_200_times_as_long_as_wide_is_called_a_frame():
+    with pytest.raises(UserError, match="a frame of 40000 x 100 pixels is more than 200 times as long as wide"):
+        PUBLISHED.video_size(4, 100, 40000)
+
+
+def test_a_limit_of_blocks_holds_for_long_frames_and_where_the_number_of_patches_of_time_is_rounded():
+    """24 frames of 1026 x 22 pixels had 504 blocks at a limit of 456, because no side is shorter than a block."""
+    (strip,) = PUBLISHED.plans([], video_of(tuple(range(24)), 2.0, (22, 1026)), 456)
+    assert 400 < strip.tiles <= 456
+    smaller = 0
+    for frames, height, width in drawn(150):
+        if max(height, width) > 150 * min(height, width):
+            continue
+        video = video_of(tuple(range(frames)), 2.0, (height, width))
+        (whole,) = PUBLISHED.plans([], video)
+        for limit in PUBLISHED.smaller_media([], video)[::5]:
+            (plan,) = PUBLISHED.plans([], video, limit)
+            assert plan.tiles <= limit or limit < 16
+            smaller += plan.tiles < whole.tiles
+    assert smaller > 300
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 5, 9, 30, 31])
+def test_no_video_has_more_blocks_than_there_is_room_for(frames):
+    """5 frames have 3 patches of time, of which transformers' limit counts 2."""
+    geometry = dataclasses.replace(PUBLISHED, video_max_pixels=1 << 20)
+    found = [geometry.plans([], video_of(tuple(range(frames)), 2.0, (side, side)))[0].tiles for side in range(64, 2048, 16)]
+    assert max(found) <= geometry.most_blocks(frames)
+    assert frames != 5 or max(found) > geometry.video_max_pixels // (2 * 32**2)
+
+
 @pytest.mark.parametrize("file", ["video_preprocessor_config.json", "preprocessor_config.json"])
 @pytest.mark.parametrize("spelling", ["older", "newer"])
 @pytest.mark.parametrize("most", [None, 600])

@@ -55,4 +55,8 @@ class Qwen3Geometry(PatchGeometry):
         return tuple(pieces)
 
     def most_blocks(self, frames: int) -> int:
-        return self.video_max_pixels // (self.frames * self.side**2)
+        """As in the base class. The limit counts fewer frames than the patches of time hold if the last patch is not full."""
+        counts = range(self.frames, max(self.frames, frames) + 1)
+        counted = lambda count: min(count, round(count / self.frames) * self.frames)
+        of_frame = lambda count: self.video_max_pixels // (counted(count) * self.side**2)
+        return max(-(-count // self.frames) * of_frame(count) for count in counts)
