@@ -16,8 +16,7 @@ PROJECTOR = ("model.visual.merger.", "model.visual.deepstack_merger_list.")
 LANGUAGE = ("model.language_model.", "lm_head.")
 
 
-@pytest.mark.parametrize("tower", [False, True])
-@pytest.mark.parametrize("projector", [False, True])
+@pytest.mark.parametrize(("tower", "projector"), [(True, False), (False, True)])
 @pytest.mark.long
 def test_parts_that_do_not_train_stay_as_they_were(tmp_path, tower, projector):
     policy = family.checkpoint(tmp_path / "policy")
@@ -27,7 +26,7 @@ def test_parts_that_do_not_train_stay_as_they_were(tmp_path, tower, projector):
         data=config.Data(path=str(data)),
         objective=config.Preference(scaling=config.Scaling(mode="fixed")),
         trains=config.Trains(vision_tower=tower, projector=projector),
-        optimizer=config.Optimizer(learning_rate=1e-2, warmup=0),
+        optimizer=config.Optimizer(learning_rate=1e-2),
         batch=config.Batch(rows=1, slots=1024, logprob_chunk=64),
         run=config.Run(directory=str(tmp_path / "run"), steps=2, checkpoint_every=2),
     )
