@@ -7,6 +7,7 @@ contains `<image>` or `<|im_end|>`. Source: MM-RLHF `llava/conversation.py` (`qw
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -156,6 +157,8 @@ _STAND_IN = re.compile(re.escape(_PROMPT).replace(r"\{\}", "([0-9]+)"))
 
 
 THINK, END_THINK = "<think>", "</think>"  # around what a model writes for itself before its response
+# What a template finds thoughts by, and the line breaks that it takes off them.
+_MARKS = re.compile(r"(\n*</?think>\n*|\A\n+|\n+\Z)")
 CLOCK = "strftime_now"  # a function that transformers provides to templates; its result depends on the date
 
 
@@ -170,7 +173,8 @@ class CheckpointTemplate:
 
     If a turn that is to be generated begins inside a block of thoughts (`<think>`), a response without thoughts stands where
     the template writes it, usually behind an empty block, which is then no target. A response that closes the block itself
-    begins inside it, as it was generated.
+    begins inside it, as it was generated. An earlier turn of the assistant with thoughts is shown to a template that knows of
+    them with a placeholder for each part, because such templates leave old thoughts out, or write them in their own form.
     """
 
     def __init__(self, tokenizer: Any, media_tags: Sequence[str] = (IMAGE_TAG,)) -> None:
@@ -180,9 +184,10 @@ class CheckpointTemplate:
             raise UserError(f"data.template: checkpoint: the chat template writes today's date ({CLOCK}); choose qwen_1_5")
         self.tokenizer, self.tags = tokenizer, tuple(media_tags)
         self._any_tag = "|".join(map(re.escape, self.tags))
+        self._knows_thoughts = END_THINK in str(tokenizer.chat_template)
 
     def __call__(self, prompt: PromptText, media: int, response: str | None) -> list[Piece]:
-        turn = Turn("user", prompt, media)
+        turn = _as_divided(Turn("user", prompt, media))
         opening, unthinking, closing = self._render((_shape(turn),))
         thinks = response is None or END_THINK in response
         pieces = self._pieces(opening if thinks else unthinking, _texts([turn]))
@@ -201,16 +206,26 @@ class CheckpointTemplate:
 
     def chat(self, turns: Sequence[Turn]) -> list[Piece]:
         """Several turns; the assistant's next turn is open."""
-        return self._pieces(self._render(tuple(map(_shape, turns)))[0], _texts(turns))
+        divided = [self._divided(turn) for turn in turns]
+        return self._pieces(self._render(tuple(map(_shape, divided)))[0], _texts(divided))
+
+    def _divided(self, turn: Turn) -> _Divided:
+        has_thoughts = turn.role == "assistant" and isinstance(turn.prompt, str) and END_THINK in turn.prompt
+        if not (self._knows_thoughts and has_thoughts) or turn.media:
+            return _as_divided(turn)
+        parts = _MARKS.split(turn.prompt)
+        return _Divided(turn.role, tuple(parts[::2]), tuple(parts[1::2]), is_plain=False)
 
     @functools.lru_cache(maxsize=1024)  # noqa: B019  (an entry per form of conversation, which are few)
     def _render(self, turns: tuple[_Shape, ...]) -> tuple[str, str, str]:
         """(rendered text before what is to be generated, before a response without thoughts, and after either)."""
-        wanted = [one for content in _contents(turns) for one in content]
+        contents, droppable = _contents(turns), _droppable(turns)
+        wanted = [one for content in contents for one in content if one == _MEDIUM or _STAND_IN.fullmatch(one)]
+        wanted = [one for one in wanted if one not in droppable]
         for join in (self._as_parts, self._as_text):
             messages = [
                 {"role": turn.role, "content": join(content, turn.media_first)}
-                for turn, content in zip(turns, _contents(turns), strict=True)
+                for turn, content in zip(turns, contents, strict=True)
             ]
             answer = _content(messages[-1]["content"], _RESPONSE)
             try:
@@ -219,8 +234,9 @@ class CheckpointTemplate:
             except Exception as error:  # TemplateError, or any error of the template's expressions
                 reason = error
                 continue
+            self._check_tags(opening)
             found = [match[0] for match in re.finditer(f"{_STAND_IN.pattern}|{self._any_tag}", opening)]
-            found = [_MEDIUM if one in self.tags else one for one in found]
+            found = [_MEDIUM if one in self.tags else one for one in found if one not in droppable]
             whole = "'type'" not in opening and complete.count(_RESPONSE) == 1
             if whole and found == wanted:
                 before, _, after = complete.partition(_RESPONSE)
@@ -233,8 +249,21 @@ class CheckpointTemplate:
             reason = "it leaves out a part of the conversation"
         raise UserError(f"data.template: checkpoint: the chat template cannot be used ({reason}); choose qwen_1_5")
 
+    def _check_tags(self, rendered: str) -> None:
+        """UserError if a rendered conversation has a token of a tag, but not the whole tag."""
+        rest, added = re.sub(self._any_tag, "", rendered), self.tokenizer.get_added_vocab()
+        for tag in self.tags:
+            tokens = [] if tag in added else [name for name in added if name in tag]
+            if alone := next((name for name in tokens if name in rest), None):
+                raise UserError(
+                    f"data.template: checkpoint: the chat template writes {alone} where this model's media are {tag}; choose"
+                    " qwen_1_5, or correct the template"
+                )
+
     def _as_parts(self, content: Sequence[str], media_first: bool) -> list[dict[str, str]]:
-        return [{"type": "image"} if one == _MEDIUM else {"type": "text", "text": one} for one in content]
+        runs = itertools.groupby(content, key=lambda one: one == _MEDIUM)
+        each = ([{"type": "image"} for _ in run] if media else [{"type": "text", "text": "".join(run)}] for media, run in runs)
+        return [part for parts in each for part in parts]
 
     def _as_text(self, content: Sequence[str], media_first: bool) -> str:
         line = f"{self.tags[0]}\n" if media_first else self.tags[0]
@@ -260,36 +289,62 @@ class CheckpointTemplate:
         return pieces
 
 
+class _Divided(NamedTuple):
+    """A turn's texts, and what stands between each and the next: a medium, or marks of thoughts."""
+
+    role: str
+    texts: tuple[str, ...]
+    between: tuple[str, ...]
+    is_plain: bool  # one text behind all media, which is there even if it is empty
+
+
+def _as_divided(turn: Turn) -> _Divided:
+    """A turn that is divided by its media alone."""
+    plain = isinstance(turn.prompt, str)
+    texts = ("",) * turn.media + (turn.prompt,) if plain else turn.prompt
+    return _Divided(turn.role, texts, (_MEDIUM,) * turn.media, plain)
+
+
 class _Shape(NamedTuple):
-    """The form of a turn: whether there is a text before each medium, and behind the last."""
+    """The form of a turn: whether each of its texts is there, and what stands between them."""
 
     role: str
     there: tuple[bool, ...]
+    between: tuple[str, ...]
     media_first: bool
 
 
-def _shape(turn: Turn) -> _Shape:
-    texts, plain = _texts([turn]), isinstance(turn.prompt, str)
-    return _Shape(turn.role, (*map(bool, texts[:-1]), plain or bool(texts[-1])), plain)  # a plain text counts even if empty
+def _shape(turn: _Divided) -> _Shape:
+    *before, last = map(bool, turn.texts)
+    return _Shape(turn.role, (*before, turn.is_plain or last), turn.between, turn.is_plain)
 
 
-def _texts(turns: Sequence[Turn]) -> tuple[str, ...]:
+def _texts(turns: Sequence[_Divided]) -> tuple[str, ...]:
     """The texts of all turns, by the numbers of their placeholders."""
-    each = (("",) * turn.media + (turn.prompt,) if isinstance(turn.prompt, str) else turn.prompt for turn in turns)
-    return tuple(text for texts in each for text in texts)
+    return tuple(text for turn in turns for text in turn.texts)
 
 
 def _contents(turns: Sequence[_Shape]) -> list[list[str]]:
-    """Every turn's placeholders of texts and media, in order."""
-    found, number = [], 0
+    """Every turn's placeholders of texts, and what stands between them, in order."""
+    found, number = [], itertools.count()
     for turn in turns:
         content: list[str] = []
-        for place, is_text in enumerate(turn.there):
-            content += [_PROMPT.format(number)] if is_text else []
-            content += [_MEDIUM] if place < len(turn.there) - 1 else []
-            number += 1
+        for is_text, between in itertools.zip_longest(turn.there, turn.between):
+            stand_in = _PROMPT.format(next(number))
+            content += [stand_in] if is_text else []
+            content += [between] if between else []
         found.append(content)
     return found
+
+
+def _droppable(turns: Sequence[_Shape]) -> frozenset[str]:
+    """The placeholders of thoughts: of what stands before the end of a turn's last block of them."""
+    found, first = set(), 0
+    for turn in turns:
+        ends = [place for place, between in enumerate(turn.between) if END_THINK in between]
+        found |= {_PROMPT.format(first + place) for place in range(ends[-1] + 1 if ends else 0)}
+        first += len(turn.there)
+    return frozenset(found)
 
 
 def _content(like: Any, text: str) -> Any:

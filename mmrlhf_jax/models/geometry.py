@@ -20,6 +20,10 @@ from mmrlhf_jax.models.video import VideoLayout
 Size = tuple[int, int]  # (height, width) in pixels
 
 
+class UnlikeFrames(UserError):
+    """The frames of a video have different sizes, which the model cannot take."""
+
+
 class Geometry(abc.ABC):
     """Media to tiles, and tiles to visual tokens, from sizes alone.
 
@@ -45,6 +49,10 @@ class Geometry(abc.ABC):
         if most is None:
             return self
         raise UserError("data.max_pixels: this model's images are cut into tiles of one size; leave it out")
+
+    @abc.abstractmethod
+    def low_detail(self) -> Geometry:
+        """The geometry that shows every image small, whatever its size: as one tile, or as about 512 x 512 pixels."""
 
     @property
     def unit_shape(self) -> tuple[int, ...]:

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 class PatchFamily(Family):
     text_configs = ("text_config",)
     template = "checkpoint"
-    media_tags = (patch_processors.IMAGE_TOKEN, patch_processors.VIDEO_TOKEN)
-    media_tokens = (patch_processors.START, patch_processors.END)
+    # A template writes the tokens around a medium as well, but they are of the medium's pieces: a template without them has
+    # them too, and some families' videos have them around each of their patches of time.
+    media_tags = patch_processors.MEDIA_TAGS
+    media_tokens = patch_processors.MEDIA_TOKENS
     processor_files = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 
     processor_class: ClassVar[str]  # the processor's class in transformers

@@ -5,19 +5,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.models.geometry import Geometry, Size, evenly_spaced
+from mmrlhf_jax.models.geometry import Geometry, Size, UnlikeFrames, evenly_spaced
 from mmrlhf_jax.models.grid_taps import grid_taps
 from mmrlhf_jax.models.media import Media, Patches, VisualPlan, make_plan
 from mmrlhf_jax.models.patch_images import cut_blocks, cut_clip, smart_resize
+from mmrlhf_jax.models.patch_processors import END, START
 from mmrlhf_jax.models.video import VideoLayout
-from mmrlhf_jax.pieces import Piece, Visual
+from mmrlhf_jax.pieces import Piece, Special, Visual
 
 SHARES = 32  # steps in which `smaller_media` makes media smaller
 # What is said of a video of which nothing but the number of its frames is known.
@@ -28,6 +29,7 @@ NO_RATE = (
     "this model needs the times of a video's frames, and this folder of frames does not tell them; set data.frames_per_second"
     " (--frames-per-second) to their rate"
 )
+LOW_PIXELS = 512 * 512  # of an image that is wanted in low detail, as in OpenAI's interface
 LEAST_BLOCKS = 16  # of a video's frame: below that, it has fewer frames instead of smaller ones
 
 
@@ -88,6 +90,9 @@ class PatchGeometry(Geometry):
             video_max_pixels=min(self.video_max_pixels, most),
         )
 
+    def low_detail(self) -> PatchGeometry:
+        return self.within_pixels(min(self.max_pixels, max(LOW_PIXELS, self.side**2)))
+
     @property
     def features(self) -> int:
         return 1
@@ -110,21 +115,22 @@ class PatchGeometry(Geometry):
         """The (height, width) to which the frames of a video of so many frames are resized. `most_pixels` is a further limit of
         a frame's area."""
         most = self.video_max_pixels if most_pixels is None else min(self.video_max_pixels, most_pixels)
-        return smart_resize(height, width, factor=self.side, min_pixels=min(self.video_min_pixels, most), max_pixels=most)
+        limits = dict(min_pixels=min(self.video_min_pixels, most), max_pixels=most)
+        return smart_resize(height, width, factor=self.side, **limits, what="a frame")
 
     def interval(self, video: VideoLayout) -> float:
         """How many positions of time the patches of a video are apart. UserError if it depends on times that are not known."""
         return 1.0
 
     def image_pieces(self, rows: int, columns: int) -> tuple[Piece, ...]:
-        """The pieces of an image of `rows` x `columns` blocks."""
-        return (Visual(rows * columns, (rows, columns)),)
+        """The pieces of an image of `rows` x `columns` blocks, with the tokens around it."""
+        return _enclosed(Visual(rows * columns, (rows, columns)))
 
     def clip_pieces(self, video: VideoLayout, rows: int, columns: int) -> tuple[Piece, ...]:
         """The pieces of a video that is taken whole, each of whose frames has `rows` x `columns` blocks: its visual tokens are
         those of all patches of time, in their order."""
         times = -(-video.frames // self.frames)
-        return (Visual(times * rows * columns, (rows, columns), times, self.interval(video)),)
+        return _enclosed(Visual(times * rows * columns, (rows, columns), times, self.interval(video)))
 
     def plans(self, images: Sequence[Size], video: VideoLayout | None = None, most_tiles: int = 0) -> list[VisualPlan]:
         if video:
@@ -146,7 +152,7 @@ class PatchGeometry(Geometry):
         sizes = sorted({(frame.height, frame.width) for frame in frames} | ({video.size} if video and video.size else set()))
         if len(sizes) > 1:
             named = " and ".join(f"{width} x {height}" for height, width in (sizes[0], sizes[-1]))
-            raise UserError(f"the frames of a video have different sizes, {named} pixels; make them one size")
+            raise UnlikeFrames(f"the frames of a video have different sizes, {named} pixels; make them one size")
         _, grid = self._clip(video or VideoLayout(len(frames), sizes[0]), most_tiles)
         order = window_order(*grid, self.window)[0]
         return np.concatenate([blocks[order] for blocks in cut_clip(frames, *grid, self.patch_size, self.merge, self.frames)])
@@ -226,10 +232,12 @@ class PatchGeometry(Geometry):
         sizes = [smart_resize(*size, **limits) for size in images]
         total = sum(height * width for height, width in sizes)
         if most_tiles and total > most_tiles * self.side**2:
-            shares = [max(1, most_tiles * height * width // total) * self.side**2 for height, width in sizes]
+            shares = [max(1, most_tiles * height * width // total) for height, width in sizes]
+            resized = lambda size, most: smart_resize(
+                *size, factor=self.side, min_pixels=min(self.min_pixels, most), max_pixels=most
+            )
             sizes = [
-                smart_resize(*size, factor=self.side, min_pixels=min(self.min_pixels, share), max_pixels=share)
-                for size, share in zip(images, shares, strict=True)
+                self._of_blocks(functools.partial(resized, size), share) for size, share in zip(images, shares, strict=True)
             ]
         return [(height // self.side, width // self.side) for height, width in sizes]
 
@@ -245,9 +253,28 @@ class PatchGeometry(Geometry):
             if most_tiles // times < least:
                 times = max(1, most_tiles // least)
                 kept = [kept[index] for index in evenly_spaced(len(kept), min(len(kept), times * self.frames))]
-            share = max(1, most_tiles // times) * self.side**2
-            height, width = self.video_size(len(kept), *video.size, share)
+            resized = functools.partial(self.video_size, len(kept), *video.size)
+            height, width = self._of_blocks(resized, max(1, most_tiles // times))
         return kept, (height // self.side, width // self.side)
+
+    def _of_blocks(self, resized: Callable[[int], Size], most: int) -> Size:
+        """The (height, width) that `resized` gives for a limit of pixels with which they are at most `most` blocks.
+
+        The area of what is very long exceeds the limit itself, because no side is shorter than a block: there it grows with the
+        limit's square root. If it is longer than `most` blocks even as its thinnest strip, it is that.
+        """
+        limit = most
+        while True:
+            height, width = resized(limit * self.side**2)
+            blocks = height * width // self.side**2
+            if blocks <= most or limit == 1:
+                return height, width
+            limit = max(1, min(limit - 1, int(limit * (most / blocks) ** 2)))
+
+
+def _enclosed(visual: Visual) -> tuple[Piece, ...]:
+    """A medium's visual tokens between the tokens that say where it starts and ends, so that it has them in every template."""
+    return Special(START), visual, Special(END)
 
 
 def check_timed(video: VideoLayout) -> None:

@@ -17,14 +17,16 @@ from mmrlhf_jax.models.tiles import check_rgb, resize
 MOST_ASPECT = 200
 
 
-def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+def smart_resize(
+    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int, what: str = "an image"
+) -> tuple[int, int]:
     """The (height, width), multiples of `factor`, to which an image is resized: near its own, with an area within the limits.
 
-    UserError for an image that is more than 200 times as long as wide. A very long one may exceed `max_pixels`, because no side
-    is shorter than `factor`.
+    UserError, which calls it `what`, for an image that is more than 200 times as long as wide. A very long one may exceed
+    `max_pixels`, because no side is shorter than `factor`.
     """
     if max(height, width) > MOST_ASPECT * min(height, width):
-        raise UserError(f"an image of {width} x {height} pixels is more than {MOST_ASPECT} times as long as wide")
+        raise UserError(f"{what} of {width} x {height} pixels is more than {MOST_ASPECT} times as long as wide")
     found = round(height / factor) * factor, round(width / factor) * factor
     if found[0] * found[1] > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -49,7 +51,7 @@ def smart_resize_clip(
         scale = max(factor / height, factor / width)
         height, width = int(height * scale), int(width * scale)
     if max(height, width) > MOST_ASPECT * min(height, width):
-        raise UserError(f"a video of {width} x {height} pixels is more than {MOST_ASPECT} times as long as wide")
+        raise UserError(f"a frame of {width} x {height} pixels is more than {MOST_ASPECT} times as long as wide")
     found = round(height / factor) * factor, round(width / factor) * factor
     total = round(frames / depth) * depth * found[0] * found[1]
     if total > max_pixels:

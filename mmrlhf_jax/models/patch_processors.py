@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 START, END = "<|vision_start|>", "<|vision_end|>"
 MEDIA_TOKENS = (START, END, IMAGE_TOKEN, VIDEO_TOKEN)
+MEDIA_TAGS = (f"{START}{IMAGE_TOKEN}{END}", f"{START}{VIDEO_TOKEN}{END}")  # how chat templates write a medium
 
 _SYSTEM = (
     "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"

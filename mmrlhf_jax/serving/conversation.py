@@ -20,7 +20,7 @@ from mmrlhf_jax.serving.protocol import ImagePart, Message, TextPart
 @dataclasses.dataclass(frozen=True)
 class Conversation:
     """The turns of a request with their media: images, or the frames of one video, which are all that there is of it. `low`:
-    every image is one tile."""
+    every image is shown in low detail."""
 
     turns: tuple[Turn, ...]
     images: tuple[bytes, ...] = ()

@@ -30,6 +30,7 @@ from mmrlhf_jax.inference.prompts import (
 from mmrlhf_jax.inference.requests import Branch, Tree
 from mmrlhf_jax.inference.sampling import GREEDY, Sampling
 from mmrlhf_jax.inference.texts import TokenBytes
+from mmrlhf_jax.models.geometry import UnlikeFrames
 from mmrlhf_jax.models.media import Media
 from mmrlhf_jax.models.registry import family_of
 from mmrlhf_jax.pieces import Special
@@ -69,10 +70,10 @@ class ServedModel:
     def chat_tree(self, conversation: Conversation, wanted: Wanted) -> Tree:
         """The tree of a chat request. ApiError if it is too long or its pictures cannot be read."""
         example, encoder, geometry = conversation.example, self._encoder, self._encoder.geometry
+        geometry = geometry.low_detail() if conversation.low else geometry
         layout = media_layout(example)
-        most_tiles = len(layout.images) if conversation.low else 0
         try:
-            plans = tuple(geometry.plans(layout.images, layout.video, most_tiles))
+            plans = tuple(geometry.plans(layout.images, layout.video))
         except UserError as error:
             raise ApiError(400, f"messages: {error}", param="messages") from None
         try:
@@ -95,9 +96,9 @@ class ServedModel:
         )
         branches = [dataclasses.replace(branch, sample=number) for number in range(wanted.samples)]
         tree = with_trunk(
-            whole, trunk, branches, encoder, plans, lambda: example, _key(whole.tokens[:trunk], example, most_tiles)
+            whole, trunk, branches, encoder, plans, lambda: example, _key(whole.tokens[:trunk], example, conversation.low)
         )
-        cut = lambda: geometry.of_group(media_tiles(example, geometry, most_tiles), plans, tree.visual, trunk)
+        cut = lambda: geometry.of_group(media_tiles(example, geometry), plans, tree.visual, trunk)
         return _with_media(tree, cut)
 
     def _trunk(self, whole: Tokens, most: int | None) -> int:
@@ -250,11 +251,14 @@ class _Fitting:
 
 
 def _with_media(tree: Tree, cut: Callable[[], Media] | None) -> Tree:
-    """The tree with its media cut into tiles, so that the lanes' thread decodes nothing. ApiError for a broken picture."""
+    """The tree with its media cut into tiles, so that the lanes' thread decodes nothing. ApiError for a broken picture, and for
+    frames of a video that do not belong together."""
     if tree.media is None or cut is None:
         return tree
     try:
         tiles = cut()
+    except UnlikeFrames as error:
+        raise ApiError(400, f"messages: {error}", param="messages") from None
     except UserError:
         raise media.unreadable("messages") from None
     return dataclasses.replace(tree, media=lambda: tiles)
@@ -264,9 +268,9 @@ def _longest(tree: Tree) -> int:
     return max(branch.length for branch in tree.branches)
 
 
-def _key(tokens: np.ndarray, example: Example, most_tiles: int = 0) -> Hashable:
+def _key(tokens: np.ndarray, example: Example, low: bool = False) -> Hashable:
     """Equal for trunks with equal tokens and media."""
-    digest = hashlib.sha256(f"{len(example.images)} {len(example.frames)} {most_tiles}\n".encode())
+    digest = hashlib.sha256(f"{len(example.images)} {len(example.frames)} {low}\n".encode())
     digest.update(np.ascontiguousarray(tokens, np.int32).tobytes())
     for data in (*example.images, *example.frames):
         digest.update(hashlib.sha256(data).digest())

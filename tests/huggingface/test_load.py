@@ -258,6 +258,36 @@ def test_missing_tensors_are_named_and_counted(tmp_path):
     assert "12 tensors missing (" in message and "and 9 more)" in message and "language_model.model.layers.1." in message
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layer_that_is_missing_is_named_in_every_family(family, tmp_path):
+    directory, gone = FAMILIES[family].checkpoint(tmp_path), []
+
+    def drop(tensors):
+        gone.extend(name for name in tensors if ".layers.1." in name and ".vis" not in f".{name}")
+        for name in gone:
+            del tensors[name]
+
+    rewrite(directory, drop)
+    message = refusal(directory)
+    assert len(gone) > 8 and f"{len(gone)} tensors missing (" in message and f"and {len(gone) - 3} more)" in message
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tower_under_another_name_is_refused_in_every_family(family, tmp_path):
+    """Nothing is left at its initial values, and nothing that is stored is passed over."""
+    directory, moved = FAMILIES[family].checkpoint(tmp_path), []
+
+    def rename(tensors):
+        for name in [name for name in tensors if name.removeprefix("model.").startswith("vis")]:
+            moved.append(name)
+            tensors[f"tower.{name.partition('vis')[2]}"] = tensors.pop(name)
+
+    rewrite(directory, rename)
+    message = refusal(directory)
+    assert len(moved) > 20
+    assert "tensors missing (" in message and f"{len(moved)} tensors unexpected (tower." in message
+
+
 def test_unexpected_tensors_are_named(tmp_path):
     directory = tiny.checkpoint(tmp_path)
     rewrite(directory, lambda t: t.update({"model.language_model.layers.2.self_attn.q_proj.bias": np.zeros(48, np.float32)}))

@@ -54,6 +54,9 @@ class TileGeometry(Geometry):
         if not 1 <= self.min_tiles <= self.max_tiles:
             raise UserError(f"from {self.min_tiles} to {self.max_tiles} tiles an image: there must be at least one")
 
+    def low_detail(self) -> TileGeometry:
+        return dataclasses.replace(self, min_tiles=1, max_tiles=1)
+
     @property
     def features(self) -> int:
         """Visual tokens of a tile."""

@@ -73,6 +73,9 @@ class VisionGeometry(Geometry):
         """The fields without the family's name, so that indexes and runs from before the second family stay valid."""
         return dataclasses.asdict(self)
 
+    def low_detail(self) -> VisionGeometry:
+        return within(self, 1)
+
     @property
     def patches_per_side(self) -> int:
         return self.image_size // self.patch_size

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from mmrlhf_jax.models.family import Family
 from mmrlhf_jax.models.patch_family import PatchFamily
-from mmrlhf_jax.models.patch_processors import BARE_CHAT_TEMPLATE, END, IMAGE_TOKEN, MEDIA_TOKENS, START, VIDEO_TOKEN
+from mmrlhf_jax.models.patch_processors import BARE_CHAT_TEMPLATE
 from mmrlhf_jax.models.qwen3_vl.geometry import Qwen3Geometry
 from mmrlhf_jax.models.qwen3_vl.weights import NAMES
 
@@ -20,9 +20,6 @@ class Qwen3VLFamily(PatchFamily):
     image_processor_class = "Qwen2VLImageProcessor"
     publishers: ClassVar = {"hf": "Qwen"}
     language_model = "qwen3"
-    # The tokens around a medium are of its pieces, because a video has them around each of its patches of time.
-    media_tags = (f"{START}{IMAGE_TOKEN}{END}", f"{START}{VIDEO_TOKEN}{END}")
-    media_tokens = MEDIA_TOKENS
     parts: ClassVar = {**Family.parts, "deepstack": "projector"}
     geometry = Qwen3Geometry
     default_vocabulary = 151936

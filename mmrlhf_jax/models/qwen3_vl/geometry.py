@@ -8,9 +8,8 @@ from typing import ClassVar
 from mmrlhf_jax.models.geometry import Size
 from mmrlhf_jax.models.patch_geometry import PatchGeometry, check_timed
 from mmrlhf_jax.models.patch_images import smart_resize_clip
-from mmrlhf_jax.models.patch_processors import END, START
 from mmrlhf_jax.models.video import VideoLayout
-from mmrlhf_jax.pieces import Piece, Special, Text
+from mmrlhf_jax.pieces import Piece, Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +44,6 @@ class Qwen3Geometry(PatchGeometry):
         sides = dict(depth=self.frames, factor=self.side)
         return smart_resize_clip(frames, height, width, **sides, min_pixels=min(self.video_min_pixels, most), max_pixels=most)
 
-    def image_pieces(self, rows: int, columns: int) -> tuple[Piece, ...]:
-        return Special(START), *super().image_pieces(rows, columns), Special(END)
-
     def clip_pieces(self, video: VideoLayout, rows: int, columns: int) -> tuple[Piece, ...]:
         """Every patch of time as an image behind the mean of the times of its first and its last frame."""
         check_timed(video)
@@ -59,4 +55,8 @@ class Qwen3Geometry(PatchGeometry):
         return tuple(pieces)
 
     def most_blocks(self, frames: int) -> int:
-        return self.video_max_pixels // (self.frames * self.side**2)
+        """As in the base class. The limit counts fewer frames than the patches of time hold if the last patch is not full."""
+        counts = range(self.frames, max(self.frames, frames) + 1)
+        counted = lambda count: min(count, round(count / self.frames) * self.frames)
+        of_frame = lambda count: self.video_max_pixels // (counted(count) * self.side**2)
+        return max(-(-count // self.frames) * of_frame(count) for count in counts)
