@@ -1,6 +1,6 @@
 """What families of patches have in common as a `Family`: Hugging Face naming only, media tokens, processor files.
 
-A family's folder has the modules `config` (`read_config`), `published` (`published_config`) and `shapes` (`SHAPES`,
+A family's folder has the modules `config` (`config_from_hf`), `published` (`published_config`) and `shapes` (`SHAPES`,
 `shape_config`), which import jax and are read when they are needed.
 """
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mmrlhf_jax.models import patch_processors
 from mmrlhf_jax.models.family import Checkpoint, Family
 from mmrlhf_jax.models.media_tokens import check_embedded
+from mmrlhf_jax.models.patch_defaults import PUBLISHED_PIXELS
 from mmrlhf_jax.models.patch_geometry import PatchGeometry
 from mmrlhf_jax.models.stated import Stated
 from mmrlhf_jax.models.weight_names import Naming
@@ -36,11 +37,17 @@ class PatchFamily(Family):
     image_processor_class: ClassVar[str]
     video_processor_class: ClassVar[str]
     geometry: ClassVar[type[PatchGeometry]]
+    # Settings of published image processors, for a directory without the processor's file.
+    published_pixels: ClassVar[Mapping[str, Any]] = PUBLISHED_PIXELS
+    published_video_pixels: ClassVar[Mapping[str, Any] | None] = None  # of video processors; None: those of images count
     default_vocabulary: ClassVar[int]  # embeddings of a config that does not state them
     chat_template: ClassVar[str] = patch_processors.CHAT_TEMPLATE
 
     def read(self, checkpoint: Checkpoint) -> PatchModelConfig:
-        return self._module("config").read_config(checkpoint)
+        from mmrlhf_jax.models.patch_config import stated_processors
+
+        processors = stated_processors(checkpoint, self.published_pixels, self.published_video_pixels)
+        return self._module("config").config_from_hf(checkpoint.config, processors, checkpoint.where)
 
     def published(self, path: str) -> PatchModelConfig | None:
         return self._module("published").published_config(path)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from mmrlhf_jax.data.examples import Example
-from mmrlhf_jax.data.templates import Turn
+from mmrlhf_jax.data.turns import Turn
 from mmrlhf_jax.models.video import VideoLayout
 from mmrlhf_jax.places import IMAGE_TAG, VIDEO_TAG
 from mmrlhf_jax.records import RankedRecord, Response

@@ -120,7 +120,9 @@ TOKENS = {
     (100, 200): 72,
     (800, 800): 625,
 }
-VIDEO_TOKENS = {3: 2 * 8, 8: 4 * 8}  # frames of 128 x 72, which become 128 x 64 -> visual tokens
+# Of frames of 128 x 72, by hand. Only the image processor's file is there, whose limits count for all frames together: 3 frames
+# are enlarged to 224 x 128, because they have less than 65536 pixels, and 8 become 128 x 64.
+VIDEO_TOKENS = {3: 2 * 28, 8: 4 * 8}
 QUICK_PICTURES = ("two", "100 high, 200 wide")
 QUICK_FRAMES = (3,)
 TOWER_LINEARS, TOWER_MODULES = 6, 4

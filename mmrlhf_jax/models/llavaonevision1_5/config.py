@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.models.family import Checkpoint
 from mmrlhf_jax.models.llavaonevision1_5.geometry import RiceGeometry
-from mmrlhf_jax.models.patch_config import PatchModelConfig, Processors, geometry_of, stated_processors, tower_sizes
+from mmrlhf_jax.models.patch_config import PatchModelConfig, Processors, geometry_of, tower_sizes
 from mmrlhf_jax.models.qwen2 import read_text_config
 from mmrlhf_jax.models.qwen_vit import QwenVitConfig
 from mmrlhf_jax.models.stated import Stated
@@ -37,16 +36,10 @@ VISION_DEFAULTS = {
     "text_hidden_size": 2560,
 }
 NORM_EPS = 1e-5  # of the layers' norms in the vendor's code, whatever `layer_norm_eps` says
-PUBLISHED_PIXELS = {"min_pixels": 3136, "max_pixels": 12845056}
 
 
 class LlavaOnevision15Config(PatchModelConfig):
     model_type = "llavaonevision1_5"
-
-
-def read_config(checkpoint: Checkpoint) -> LlavaOnevision15Config:
-    """Sizes of the model in a directory. Raises UserError for a model that this project cannot run."""
-    return config_from_hf(checkpoint.config, stated_processors(checkpoint, PUBLISHED_PIXELS), checkpoint.where)
 
 
 def config_from_hf(raw: Mapping[str, Any], processors: Processors, where: str) -> LlavaOnevision15Config:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mmrlhf_jax.models.llavaonevision1_5.config import PUBLISHED_PIXELS, LlavaOnevision15Config, config_from_hf
+from mmrlhf_jax.models.llavaonevision1_5.config import LlavaOnevision15Config, config_from_hf
 from mmrlhf_jax.models.patch_config import published_processors
+from mmrlhf_jax.models.patch_defaults import PUBLISHED_PIXELS
 
 # hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads
 _TEXTS = {"4b": (2560, 9728, 36, 32, 8), "8b": (4096, 12288, 36, 32, 8)}

@@ -7,32 +7,21 @@ from typing import Any
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.decoder import TextConfig
-from mmrlhf_jax.models.family import Checkpoint
 from mmrlhf_jax.models.patch_config import (
     PatchModelConfig,
     Processors,
     geometry_of,
     layer_numbers,
-    stated_processors,
     tower_sizes,
 )
+from mmrlhf_jax.models.patch_defaults import SECTIONS, TEXT_DEFAULTS
 from mmrlhf_jax.models.qwen2 import read_text_config, with_text_config
 from mmrlhf_jax.models.qwen2_5_vl.geometry import QwenGeometry
 from mmrlhf_jax.models.qwen_vit import QwenVitConfig
 from mmrlhf_jax.models.stated import Stated
 
 TITLE = "Qwen2.5-VL"
-# The defaults of transformers' Qwen2_5_VLTextConfig and Qwen2_5_VLVisionConfig, which are not the values of published files.
-TEXT_DEFAULTS = {
-    "vocab_size": 152064,
-    "hidden_size": 8192,
-    "intermediate_size": 29568,
-    "num_hidden_layers": 80,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 1e6,
-}
+# The defaults of transformers' class, which are not the values of published files.
 VISION_DEFAULTS = {
     "hidden_size": 3584,
     "intermediate_size": 3420,
@@ -45,17 +34,10 @@ VISION_DEFAULTS = {
     "fullatt_block_indexes": [7, 15, 23, 31],
     "tokens_per_second": 4,
 }
-SECTIONS = (16, 24, 24)  # pairs of dimensions that time, row and column rotate
-PUBLISHED_PIXELS = {"min_pixels": 3136, "max_pixels": 12845056}
 
 
 class QwenVLConfig(PatchModelConfig):
     model_type = "qwen2_5_vl"
-
-
-def read_config(checkpoint: Checkpoint) -> QwenVLConfig:
-    """Sizes of the model in a directory. Raises UserError for a model that this project cannot run."""
-    return config_from_hf(checkpoint.config, stated_processors(checkpoint, PUBLISHED_PIXELS), checkpoint.where)
 
 
 def config_from_hf(raw: Mapping[str, Any], processors: Processors, where: str) -> QwenVLConfig:

@@ -9,7 +9,8 @@ import re
 from typing import Any
 
 from mmrlhf_jax.models.patch_config import published_processors
-from mmrlhf_jax.models.qwen2_5_vl.config import PUBLISHED_PIXELS, QwenVLConfig, config_from_hf
+from mmrlhf_jax.models.patch_defaults import PUBLISHED_PIXELS
+from mmrlhf_jax.models.qwen2_5_vl.config import QwenVLConfig, config_from_hf
 
 # hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads
 _TEXTS = {

@@ -5,25 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmrlhf_jax.models.family import Checkpoint
-from mmrlhf_jax.models.patch_config import PatchModelConfig, Processors, geometry_of, stated_processors, tower_sizes
+from mmrlhf_jax.models.patch_config import PatchModelConfig, Processors, geometry_of, tower_sizes
+from mmrlhf_jax.models.patch_defaults import SECTIONS, TEXT_DEFAULTS
 from mmrlhf_jax.models.qwen2 import read_text_config, with_text_config
 from mmrlhf_jax.models.qwen2_vl.geometry import Qwen2Geometry
 from mmrlhf_jax.models.qwen_vit import QwenVitConfig
 from mmrlhf_jax.models.stated import Stated
 
 TITLE = "Qwen2-VL"
-# The defaults of transformers' Qwen2VLTextConfig and Qwen2VLVisionConfig, which are not the values of published files.
-TEXT_DEFAULTS = {
-    "vocab_size": 152064,
-    "hidden_size": 8192,
-    "intermediate_size": 29568,
-    "num_hidden_layers": 80,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 1e6,
-}
+# The defaults of transformers' class, which are not the values of published files.
 VISION_DEFAULTS = {
     "embed_dim": 1280,
     "hidden_size": 3584,
@@ -34,17 +24,10 @@ VISION_DEFAULTS = {
     "spatial_merge_size": 2,
     "temporal_patch_size": 2,
 }
-SECTIONS = (16, 24, 24)  # pairs of dimensions that time, row and column rotate
-PUBLISHED_PIXELS = {"min_pixels": 3136, "max_pixels": 12845056}
 
 
 class Qwen2VLConfig(PatchModelConfig):
     model_type = "qwen2_vl"
-
-
-def read_config(checkpoint: Checkpoint) -> Qwen2VLConfig:
-    """Sizes of the model in a directory. Raises UserError for a model that this project cannot run."""
-    return config_from_hf(checkpoint.config, stated_processors(checkpoint, PUBLISHED_PIXELS), checkpoint.where)
 
 
 def config_from_hf(raw: Mapping[str, Any], processors: Processors, where: str) -> Qwen2VLConfig:

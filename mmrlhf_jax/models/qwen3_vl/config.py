@@ -8,14 +8,12 @@ from typing import Any
 
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.decoder import TextConfig
-from mmrlhf_jax.models.family import Checkpoint
 from mmrlhf_jax.models.patch_config import (
     PatchModelConfig,
     Processors,
     VideoClass,
     geometry_of,
     layer_numbers,
-    stated_processors,
     tower_sizes,
 )
 from mmrlhf_jax.models.qwen2 import read_text_config
@@ -48,23 +46,11 @@ VISION_DEFAULTS = {
     "deepstack_visual_indexes": [8, 16, 24],
 }
 SECTIONS = (24, 20, 20)  # pairs of dimensions that time, row and column rotate
-PUBLISHED_PIXELS = {
-    "image_mean": [0.5] * 3,
-    "image_std": [0.5] * 3,
-    "size": {"shortest_edge": 65536, "longest_edge": 16777216},
-}
-PUBLISHED_VIDEO_PIXELS = PUBLISHED_PIXELS | {"size": {"shortest_edge": 4096, "longest_edge": 25165824}}  # of all frames
 VIDEOS = VideoClass((131072, 786432), 16, (0.5,) * 3, (0.5,) * 3)  # `video_processing_qwen3_vl.py`; pixels of a whole video
 
 
 class Qwen3VLConfig(PatchModelConfig):
     model_type = "qwen3_vl"
-
-
-def read_config(checkpoint: Checkpoint) -> Qwen3VLConfig:
-    """Sizes of the model in a directory. Raises UserError for a model that this project cannot run."""
-    processors = stated_processors(checkpoint, PUBLISHED_PIXELS, PUBLISHED_VIDEO_PIXELS)
-    return config_from_hf(checkpoint.config, processors, checkpoint.where)
 
 
 def config_from_hf(raw: Mapping[str, Any], processors: Processors, where: str) -> Qwen3VLConfig:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from mmrlhf_jax.models.family import Family
 from mmrlhf_jax.models.patch_family import PatchFamily
 from mmrlhf_jax.models.patch_processors import BARE_CHAT_TEMPLATE
-from mmrlhf_jax.models.qwen3_vl.geometry import Qwen3Geometry
+from mmrlhf_jax.models.qwen3_vl.geometry import PUBLISHED_PIXELS, PUBLISHED_VIDEO_PIXELS, Qwen3Geometry
 from mmrlhf_jax.models.qwen3_vl.weights import NAMES
 
 
@@ -22,6 +22,8 @@ class Qwen3VLFamily(PatchFamily):
     language_model = "qwen3"
     parts: ClassVar = {**Family.parts, "deepstack": "projector"}
     geometry = Qwen3Geometry
+    published_pixels: ClassVar = PUBLISHED_PIXELS
+    published_video_pixels: ClassVar = PUBLISHED_VIDEO_PIXELS
     default_vocabulary = 151936
     chat_template = BARE_CHAT_TEMPLATE
     names = NAMES

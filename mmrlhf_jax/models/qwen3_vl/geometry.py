@@ -11,6 +11,14 @@ from mmrlhf_jax.models.patch_images import smart_resize_clip
 from mmrlhf_jax.models.video import VideoLayout
 from mmrlhf_jax.pieces import Piece, Text
 
+# Of the processors of published checkpoints.
+PUBLISHED_PIXELS = {
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+}
+PUBLISHED_VIDEO_PIXELS = PUBLISHED_PIXELS | {"size": {"shortest_edge": 4096, "longest_edge": 25165824}}  # of all frames
+
 
 @dataclasses.dataclass(frozen=True)
 class Qwen3Geometry(PatchGeometry):

@@ -10,7 +10,8 @@ import re
 from typing import Any
 
 from mmrlhf_jax.models.patch_config import published_processors
-from mmrlhf_jax.models.qwen3_vl.config import PUBLISHED_PIXELS, PUBLISHED_VIDEO_PIXELS, Qwen3VLConfig, config_from_hf
+from mmrlhf_jax.models.qwen3_vl.config import Qwen3VLConfig, config_from_hf
+from mmrlhf_jax.models.qwen3_vl.geometry import PUBLISHED_PIXELS, PUBLISHED_VIDEO_PIXELS
 
 # hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads
 _TEXTS = {
