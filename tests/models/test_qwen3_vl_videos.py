@@ -174,3 +174,12 @@ def test_limits_of_a_clip_count_in_either_spelling(tmp_path, file, spelling, mos
         assert plan.tiles == -(-frames // 2) * theirs[0] * theirs[1] // 256
         seen.add(theirs == (round(height / 16) * 16, round(width / 16) * 16))
     assert False in seen
+
+
+def test_without_files_the_limits_are_those_of_published_checkpoints(tmp_path):
+    """Of an image, and of all frames of a video together."""
+    directory = family.checkpoint(tmp_path, family.config(**family.PUBLISHED_GEOMETRY))
+    (directory / "preprocessor_config.json").unlink()
+    geometry = read_sizes(directory).geometry
+    assert (geometry.min_pixels, geometry.max_pixels) == (65536, 16777216)
+    assert (geometry.video_min_pixels, geometry.video_max_pixels) == (4096, 25165824)
