@@ -27,7 +27,6 @@ from tests.families.qwen2_5_vl import (  # noqa: F401 (used through this module)
     UNREAD_FILES,
     VIDEO_TOKEN,
     VIDEO_TOKENS,
-    frame_inputs,
     id_inputs,
     media_ids,
     opening,
@@ -70,6 +69,12 @@ PUBLISHED_GEOMETRY = {
 }
 TOWER_LINEARS, TOWER_MODULES = 6, 4
 PROJECTOR_LINEARS = 2
+
+
+def frame_inputs(config: Any, frames: list, ids: np.ndarray, positions: np.ndarray | None) -> dict[str, Any]:
+    """As `qwen2_5_vl.frame_inputs`, without the seconds of a patch, which no position depends on."""
+    found = qwen2_5_vl.frame_inputs(config, frames, ids, positions)
+    return {name: value for name, value in found.items() if name != "second_per_grid_ts"}
 
 
 def config(*, text: dict | None = None, vision: dict | None = None, flat: bool = False, **top: Any) -> dict[str, Any]:
