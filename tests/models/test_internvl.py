@@ -511,13 +511,19 @@ def test_tiles_and_thumbnail_survive_an_export_and_the_way_back(tmp_path, caplog
     assert read_config(tmp_path / "again").geometry == wanted
 
 
-def test_a_rope_kind_that_a_newer_key_replaces_is_not_written(tmp_path):
+@pytest.mark.parametrize("older", ["default", "dynamic"])
+def test_of_two_kinds_of_rope_the_one_under_the_older_key_counts_as_in_transformers(tmp_path, older):
+    transformers = pytest.importorskip("transformers")
+    kinds = {"default": {"rope_type": "default"}, "dynamic": {"rope_type": "dynamic", "factor": 2.0}}
+    newer = next(kind for kind in kinds if kind != older)
     raw = internvl.config()
-    raw["text_config"]["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6}
+    raw["text_config"]["rope_scaling"] = dict(kinds[older])
+    raw["text_config"]["rope_parameters"] = {**kinds[newer], "rope_theta": 1e6}
     source = internvl.checkpoint(tmp_path / "in", raw)
-    assert read_config(source).text.max_positions is None
+    theirs = transformers.AutoConfig.from_pretrained(source).text_config.rope_parameters["rope_type"]
     export_checkpoint(source, tmp_path / "out", naming="original")
-    assert read_config(tmp_path / "out").text.max_positions is None
+    for directory in (source, tmp_path / "out"):
+        assert (read_config(directory).text.max_positions is not None) == (older == "dynamic") == (theirs == "dynamic")
 
 
 @pytest.mark.parametrize(

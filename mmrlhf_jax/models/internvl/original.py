@@ -164,7 +164,7 @@ def _language_config(text: Mapping[str, Any], read: TextConfig) -> dict[str, Any
         "rope_theta": read.rope_theta,
         "tie_word_embeddings": read.tied,
     }
-    scaling = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
     if (kind := scaling.get("rope_type", scaling.get("type", "default"))) != "default":
         language["rope_scaling"] = {"type": kind, "factor": scaling["factor"]}
     return language
