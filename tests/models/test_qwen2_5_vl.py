@@ -24,7 +24,7 @@ from mmrlhf_jax.huggingface.checkpoint import read_sizes
 from mmrlhf_jax.models import registry
 from mmrlhf_jax.models.patch_geometry import window_order
 from mmrlhf_jax.models.patch_images import smart_resize
-from mmrlhf_jax.models.qwen2_5_vl.geometry import QwenGeometry
+from mmrlhf_jax.models.qwen2_5_vl.geometry import Qwen25Geometry
 from mmrlhf_jax.models.qwen2_5_vl.published import published_config
 from mmrlhf_jax.models.qwen_vit import layer_groups, whole_bands
 from mmrlhf_jax.models.work import computed_blocks
@@ -36,9 +36,9 @@ from mmrlhf_jax.training.work import batch_work
 from tests.families import qwen2_5_vl as family
 from tests.prompts import noise
 
-PUBLISHED = QwenGeometry()
+PUBLISHED = Qwen25Geometry()
 LIMITS = (4 * 196, 128 * 196)  # of images and of frames
-TINY = QwenGeometry(7, 2, 2, 2, *LIMITS, *LIMITS)
+TINY = Qwen25Geometry(7, 2, 2, 2, *LIMITS, *LIMITS)
 # (height, width) -> (height, width) after resizing, blocks, windows (`Qwen2.5-VL`'s rule by hand)
 SIZES = {
     (480, 640): ((476, 644), 391, 30),

@@ -29,7 +29,7 @@ from mmrlhf_jax.huggingface.checkpoint import read_sizes
 from mmrlhf_jax.models import registry
 from mmrlhf_jax.models.patch_geometry import LEAST_BLOCKS, window_order
 from mmrlhf_jax.models.patch_processors import END, START
-from mmrlhf_jax.models.qwen2_5_vl.geometry import QwenGeometry
+from mmrlhf_jax.models.qwen2_5_vl.geometry import Qwen25Geometry
 from mmrlhf_jax.models.video import VideoLayout
 from mmrlhf_jax.pieces import Special, Visual
 from mmrlhf_jax.planning.workload import measured_workload
@@ -41,8 +41,8 @@ from tests.prompts import every_frame, noise
 from tests.test_every_family import mmrlhf, with_video
 
 LIMITS = (4 * 196, 128 * 196)
-TINY = QwenGeometry(7, 2, 2, 2, *LIMITS, *LIMITS)
-PUBLISHED = QwenGeometry()
+TINY = Qwen25Geometry(7, 2, 2, 2, *LIMITS, *LIMITS)
+PUBLISHED = Qwen25Geometry()
 SECOND = VideoLayout(4, (28, 42), (0, 3, 6, 9), 10, 10.0)  # of one second, with sampled frames at 4 a second
 
 
@@ -88,7 +88,7 @@ def test_the_interval_is_that_of_the_sampled_frames():
     """Frames 0, 3, 6, 9 of ten are 0.3 s apart; of 32 at the same places, 0.8 s stand for each of four."""
     assert TINY.interval(SECOND) == pytest.approx(2 * 2 * 0.3)
     assert TINY.interval(dataclasses.replace(SECOND, total=32)) == pytest.approx(2 * 2 * 0.8)
-    assert QwenGeometry(tokens_per_second=4).interval(SECOND) == pytest.approx(4 * 2 * 0.3)
+    assert Qwen25Geometry(tokens_per_second=4).interval(SECOND) == pytest.approx(4 * 2 * 0.3)
 
 
 @pytest.mark.parametrize(("total", "rate", "count"), [(77, 23.976, 5), (300, 30.0, 20), (41, 24.0, 4), (10, 10.0, 10)])

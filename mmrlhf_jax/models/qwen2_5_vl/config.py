@@ -16,7 +16,7 @@ from mmrlhf_jax.models.patch_config import (
 )
 from mmrlhf_jax.models.patch_defaults import SECTIONS, TEXT_DEFAULTS
 from mmrlhf_jax.models.qwen2 import read_text_config, with_text_config
-from mmrlhf_jax.models.qwen2_5_vl.geometry import QwenGeometry
+from mmrlhf_jax.models.qwen2_5_vl.geometry import Qwen25Geometry
 from mmrlhf_jax.models.qwen_vit import QwenVitConfig
 from mmrlhf_jax.models.stated import Stated
 
@@ -36,11 +36,11 @@ VISION_DEFAULTS = {
 }
 
 
-class QwenVLConfig(PatchModelConfig):
+class Qwen25VLConfig(PatchModelConfig):
     model_type = "qwen2_5_vl"
 
 
-def config_from_hf(raw: Mapping[str, Any], processors: Processors, where: str) -> QwenVLConfig:
+def config_from_hf(raw: Mapping[str, Any], processors: Processors, where: str) -> Qwen25VLConfig:
     """The sizes from a Hugging Face `config.json`, whose file is `where`, and the settings of the processors.
 
     Raises UserError that names the file and the key that is wrong.
@@ -51,10 +51,10 @@ def config_from_hf(raw: Mapping[str, Any], processors: Processors, where: str) -
     tower = stated.part("vision_config", VISION_DEFAULTS)
     vision = _vision(tower, processors.images, text, where)
     seconds = tower.positive("tokens_per_second")
-    return QwenVLConfig(
+    return Qwen25VLConfig(
         vision=vision,
         text=text,
-        geometry=geometry_of(QwenGeometry, vision, processors, tokens_per_second=seconds),
+        geometry=geometry_of(Qwen25Geometry, vision, processors, tokens_per_second=seconds),
         image_token=stated.integer("image_token_id", 151655, least=0),
         reward_head=stated.get("reward_head"),
     )

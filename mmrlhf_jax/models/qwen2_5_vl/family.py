@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 from mmrlhf_jax.models.patch_family import PatchFamily
-from mmrlhf_jax.models.qwen2_5_vl.geometry import QwenGeometry
+from mmrlhf_jax.models.qwen2_5_vl.geometry import Qwen25Geometry
 from mmrlhf_jax.models.qwen2_5_vl.weights import NAMES
 
 
-class QwenVLFamily(PatchFamily):
+class Qwen25VLFamily(PatchFamily):
     model_type = "qwen2_5_vl"
     title = "Qwen2.5-VL"
     architecture = "Qwen2_5_VLForConditionalGeneration"
@@ -18,9 +18,9 @@ class QwenVLFamily(PatchFamily):
     image_processor_class = "Qwen2VLImageProcessor"
     publishers: ClassVar = {"hf": "Qwen"}
     language_model = "qwen2"
-    geometry = QwenGeometry
+    geometry = Qwen25Geometry
     default_vocabulary = 152064
     names = NAMES
 
 
-FAMILY = QwenVLFamily()
+FAMILY = Qwen25VLFamily()

@@ -10,7 +10,7 @@ from mmrlhf_jax.models.video import VideoLayout
 
 
 @dataclasses.dataclass(frozen=True)
-class QwenGeometry(PatchGeometry):
+class Qwen25Geometry(PatchGeometry):
     """Patches of 14 pixels, attended to in windows of 8 x 8 patches.
 
     `tokens_per_second` is the number of positions on the axis of time that a second of a video takes.

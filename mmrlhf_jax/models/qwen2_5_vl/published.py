@@ -10,7 +10,7 @@ from typing import Any
 
 from mmrlhf_jax.models.patch_config import published_processors
 from mmrlhf_jax.models.patch_defaults import PUBLISHED_PIXELS
-from mmrlhf_jax.models.qwen2_5_vl.config import QwenVLConfig, config_from_hf
+from mmrlhf_jax.models.qwen2_5_vl.config import Qwen25VLConfig, config_from_hf
 
 # hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads
 _TEXTS = {
@@ -48,7 +48,7 @@ def published_settings(size: str) -> dict[str, Any]:
     }
 
 
-def published_config(path: str) -> QwenVLConfig | None:
+def published_config(path: str) -> Qwen25VLConfig | None:
     """The sizes of the published model that `path` names (as a hub id or a directory of that name), or None."""
     found = _NAME.search(path)
     if found is None or found[1].lower() not in _TEXTS:

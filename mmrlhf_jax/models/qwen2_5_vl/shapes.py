@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mmrlhf_jax.models.decoder import TextConfig
 from mmrlhf_jax.models.image_processor import CLIP_MEAN, CLIP_STD
-from mmrlhf_jax.models.qwen2_5_vl.config import QwenVLConfig
-from mmrlhf_jax.models.qwen2_5_vl.geometry import QwenGeometry
+from mmrlhf_jax.models.qwen2_5_vl.config import Qwen25VLConfig
+from mmrlhf_jax.models.qwen2_5_vl.geometry import Qwen25Geometry
 from mmrlhf_jax.models.qwen2_5_vl.published import published_config
 from mmrlhf_jax.models.qwen_vit import QwenVitConfig
 
@@ -14,7 +14,7 @@ AXES = (0,) * 8 + (1,) * 12 + (2,) * 12  # of the small one
 SHAPES = {"small": None, "3b": "Qwen2.5-VL-3B", "7b": "Qwen2.5-VL-7B"}
 
 
-def shape_config(shape: str) -> QwenVLConfig:
+def shape_config(shape: str) -> Qwen25VLConfig:
     """The sizes of a name in `SHAPES`; the image token of the small one is the last of its vocabulary."""
     if (name := SHAPES[shape]) is not None:
         return published_config(name)
@@ -44,4 +44,4 @@ def shape_config(shape: str) -> QwenVLConfig:
         image_mean=CLIP_MEAN,
         image_std=CLIP_STD,
     )
-    return QwenVLConfig(vision, text, QwenGeometry(), image_token=text.vocab_size - 1)
+    return Qwen25VLConfig(vision, text, Qwen25Geometry(), image_token=text.vocab_size - 1)
