@@ -31,7 +31,7 @@ ALLOWED = {
     "evaluation": {"data", "inference", "pages"},
     "suite": {"data", "huggingface", "inference", "pages"},
     "serving": {"data", "inference", "models"},
-    "growing": {"data", "evaluation", "huggingface", "inference", "pages"},
+    "growing": {"data", "evaluation", "huggingface", "inference", "models", "pages"},
     "planning": {"config", "data", "huggingface", "inference", "models", "objectives", "sharding", "tasks", "training"},
     "commands": {
         "config", "data", "evaluation", "growing", "huggingface", "inference", "pages", "planning", "serving", "sharding",
