@@ -55,6 +55,13 @@ class PatchModelConfig:
         return ProjectorWork(tokens=1, first=mergers * merged**2, rest=mergers * merged * self.text.hidden_size)
 
 
+def small_text(*, intermediate_size: int, rope_theta: float, **others: Any) -> TextConfig:
+    """A language model of a CPU's size for measuring without a checkpoint, with `others` of the fields of `TextConfig`."""
+    heads = dict(heads=8, kv_heads=2, head_dim=64)
+    sizes = dict(vocab_size=4096, hidden_size=512, layers=4, tied=False, rms_norm_eps=1e-6)
+    return TextConfig(intermediate_size=intermediate_size, rope_theta=rope_theta, **heads, **sizes, **others)
+
+
 def tower_sizes(
     tower: Stated,
     pixels: Stated,

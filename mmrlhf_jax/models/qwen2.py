@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmrlhf_jax.errors import UserError, shown
@@ -31,6 +31,15 @@ KEYS = (
     "use_sliding_window",
     "max_position_embeddings",
 )
+
+
+# Sizes in which the published models of a family differ, as `config.json` names them.
+TEXT_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+
+
+def text_sizes(sizes: Sequence[int]) -> dict[str, int]:
+    """Sizes in the order of `TEXT_KEYS`, by these names."""
+    return dict(zip(TEXT_KEYS, sizes, strict=True))
 
 
 def with_text_config(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from mmrlhf_jax.models.internvl.config import InternVLConfig, config_from_hf
+from mmrlhf_jax.models.qwen2 import text_sizes
 
 _TOWERS: dict[str, dict[str, Any]] = {
     "300m": {
@@ -32,7 +33,7 @@ _TOWERS: dict[str, dict[str, Any]] = {
         "use_qk_norm": True,
     },
 }
-# hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads
+# In the order of `TEXT_KEYS`.
 _TEXTS = {
     "0.5b": (896, 4864, 24, 14, 2),
     "1.5b": (1536, 8960, 28, 12, 2),
@@ -42,7 +43,6 @@ _TEXTS = {
     "32b": (5120, 27648, 64, 40, 8),
     "72b": (8192, 29568, 80, 64, 8),
 }
-_TEXT_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 # generation and size -> language model, tower
 _SIZES = {
     ("2", "1b"): ("0.5b", "300m"),
@@ -71,7 +71,7 @@ def published_settings(generation: str, size: str) -> dict[str, Any]:
         "tie_word_embeddings": False,
         "vision_config": {**_TOWERS[tower], "image_size": [448, 448], "patch_size": [14, 14]},
         "text_config": {
-            **dict(zip(_TEXT_KEYS, _TEXTS[text], strict=True)),
+            **text_sizes(_TEXTS[text]),
             "model_type": "qwen2",
             "vocab_size": vocabulary,
             "rms_norm_eps": 1e-6,

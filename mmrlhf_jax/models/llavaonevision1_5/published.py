@@ -11,17 +11,17 @@ from typing import Any
 
 from mmrlhf_jax.models.llavaonevision1_5.config import LlavaOnevision15Config, config_from_hf
 from mmrlhf_jax.models.patch_config import published_processors
-from mmrlhf_jax.models.patch_defaults import PUBLISHED_PIXELS
+from mmrlhf_jax.models.patch_defaults import PUBLISHED_PIXELS, published_size
+from mmrlhf_jax.models.qwen2 import text_sizes
 
-# hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads
+# In the order of `TEXT_KEYS`.
 _TEXTS = {"4b": (2560, 9728, 36, 32, 8), "8b": (4096, 12288, 36, 32, 8)}
-_TEXT_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _NAME = re.compile(r"LLaVA-(?:OneVision|OV)-1\.5-(\d+B)(?![\d.])", re.IGNORECASE)
 
 
 def published_settings(size: str) -> dict[str, Any]:
     """What `config.json` of the published model of this size says, as far as it is about sizes."""
-    text = dict(zip(_TEXT_KEYS, _TEXTS[size], strict=True))
+    text = text_sizes(_TEXTS[size])
     return {
         "model_type": "llavaonevision1_5",
         "image_token_id": 151655,
@@ -39,8 +39,8 @@ def published_settings(size: str) -> dict[str, Any]:
 
 def published_config(path: str) -> LlavaOnevision15Config | None:
     """The sizes of the published model that `path` names (as a hub id or a directory of that name), or None."""
-    found = _NAME.search(path)
-    if found is None or found[1].lower() not in _TEXTS:
+    size = published_size(path, _NAME, _TEXTS)
+    if size is None:
         return None
-    where = f"published sizes of LLaVA-OneVision-1.5 {found[1]}"
-    return config_from_hf(published_settings(found[1].lower()), published_processors(PUBLISHED_PIXELS, where), where)
+    where = f"published sizes of LLaVA-OneVision-1.5 {size.upper()}"
+    return config_from_hf(published_settings(size), published_processors(PUBLISHED_PIXELS, where), where)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mmrlhf_jax.models.decoder import TextConfig
 from mmrlhf_jax.models.image_processor import CLIP_MEAN, CLIP_STD
 from mmrlhf_jax.models.llavaonevision1_5.config import LlavaOnevision15Config
 from mmrlhf_jax.models.llavaonevision1_5.geometry import RiceGeometry
 from mmrlhf_jax.models.llavaonevision1_5.published import published_config
+from mmrlhf_jax.models.patch_config import small_text
 from mmrlhf_jax.models.qwen_vit import QwenVitConfig
 
 # The published sizes, and one that keeps their proportions on a CPU.
@@ -17,17 +17,9 @@ def shape_config(shape: str) -> LlavaOnevision15Config:
     """The sizes of a name in `SHAPES`; the image token of the small one is the last of its vocabulary."""
     if (name := SHAPES[shape]) is not None:
         return published_config(name)
-    text = TextConfig(
-        4096,
-        512,
-        1536,
-        layers=4,
-        heads=8,
-        kv_heads=2,
-        head_dim=64,
-        tied=False,
+    text = small_text(
+        intermediate_size=1536,
         rope_theta=5e6,
-        rms_norm_eps=1e-6,
         attention_bias=False,
         qk_norm=True,
     )

@@ -9,23 +9,23 @@ import re
 from typing import Any
 
 from mmrlhf_jax.models.patch_config import published_processors
-from mmrlhf_jax.models.patch_defaults import PUBLISHED_PIXELS
+from mmrlhf_jax.models.patch_defaults import PUBLISHED_PIXELS, published_size
+from mmrlhf_jax.models.qwen2 import text_sizes
 from mmrlhf_jax.models.qwen2_5_vl.config import Qwen25VLConfig, config_from_hf
 
-# hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads
+# In the order of `TEXT_KEYS`.
 _TEXTS = {
     "3b": (2048, 11008, 36, 16, 2),
     "7b": (3584, 18944, 28, 28, 4),
     "32b": (5120, 27648, 64, 40, 8),
     "72b": (8192, 29568, 80, 64, 8),
 }
-_TEXT_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _NAME = re.compile(r"Qwen2\.5-VL-(\d+B)(?![\d.])", re.IGNORECASE)
 
 
 def published_settings(size: str) -> dict[str, Any]:
     """What `config.json` of the published model of this size says, as far as it is about sizes."""
-    text = dict(zip(_TEXT_KEYS, _TEXTS[size], strict=True))
+    text = text_sizes(_TEXTS[size])
     return {
         "model_type": "qwen2_5_vl",
         "image_token_id": 151655,
@@ -50,8 +50,8 @@ def published_settings(size: str) -> dict[str, Any]:
 
 def published_config(path: str) -> Qwen25VLConfig | None:
     """The sizes of the published model that `path` names (as a hub id or a directory of that name), or None."""
-    found = _NAME.search(path)
-    if found is None or found[1].lower() not in _TEXTS:
+    size = published_size(path, _NAME, _TEXTS)
+    if size is None:
         return None
-    where = f"published sizes of Qwen2.5-VL {found[1]}"
-    return config_from_hf(published_settings(found[1].lower()), published_processors(PUBLISHED_PIXELS, where), where)
+    where = f"published sizes of Qwen2.5-VL {size.upper()}"
+    return config_from_hf(published_settings(size), published_processors(PUBLISHED_PIXELS, where), where)

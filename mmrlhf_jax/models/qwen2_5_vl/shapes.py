@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mmrlhf_jax.models.decoder import TextConfig
 from mmrlhf_jax.models.image_processor import CLIP_MEAN, CLIP_STD
+from mmrlhf_jax.models.patch_config import small_text
 from mmrlhf_jax.models.qwen2_5_vl.config import Qwen25VLConfig
 from mmrlhf_jax.models.qwen2_5_vl.geometry import Qwen25Geometry
 from mmrlhf_jax.models.qwen2_5_vl.published import published_config
@@ -18,17 +18,9 @@ def shape_config(shape: str) -> Qwen25VLConfig:
     """The sizes of a name in `SHAPES`; the image token of the small one is the last of its vocabulary."""
     if (name := SHAPES[shape]) is not None:
         return published_config(name)
-    text = TextConfig(
-        4096,
-        512,
-        2048,
-        layers=4,
-        heads=8,
-        kv_heads=2,
-        head_dim=64,
-        tied=False,
+    text = small_text(
+        intermediate_size=2048,
         rope_theta=1e6,
-        rms_norm_eps=1e-6,
         rope_axes=AXES,
     )
     vision = QwenVitConfig(

@@ -10,17 +10,18 @@ import re
 from typing import Any
 
 from mmrlhf_jax.models.patch_config import published_processors
+from mmrlhf_jax.models.patch_defaults import published_size
+from mmrlhf_jax.models.qwen2 import text_sizes
 from mmrlhf_jax.models.qwen3_vl.config import Qwen3VLConfig, config_from_hf
 from mmrlhf_jax.models.qwen3_vl.geometry import PUBLISHED_PIXELS, PUBLISHED_VIDEO_PIXELS
 
-# hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads
+# In the order of `TEXT_KEYS`.
 _TEXTS = {
     "2b": (2048, 6144, 28, 16, 8),
     "4b": (2560, 9728, 36, 32, 8),
     "8b": (4096, 12288, 36, 32, 8),
     "32b": (5120, 25600, 64, 64, 8),
 }
-_TEXT_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _SMALL = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]}
 _LARGE = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}
 _NAME = re.compile(r"Qwen3-VL-(\d+B)(?![\d.]|-A\d)", re.IGNORECASE)
@@ -28,7 +29,7 @@ _NAME = re.compile(r"Qwen3-VL-(\d+B)(?![\d.]|-A\d)", re.IGNORECASE)
 
 def published_settings(size: str) -> dict[str, Any]:
     """What `config.json` of the published model of this size says, as far as it is about sizes."""
-    text = dict(zip(_TEXT_KEYS, _TEXTS[size], strict=True))
+    text = text_sizes(_TEXTS[size])
     is_small = size in ("2b", "4b")
     return {
         "model_type": "qwen3_vl",
@@ -49,10 +50,10 @@ def published_settings(size: str) -> dict[str, Any]:
 
 def published_config(path: str) -> Qwen3VLConfig | None:
     """The sizes of the published model that `path` names (as a hub id or a directory of that name), or None."""
-    found = _NAME.search(path)
-    if found is None or found[1].lower() not in _TEXTS:
+    size = published_size(path, _NAME, _TEXTS)
+    if size is None:
         return None
-    where = f"published sizes of Qwen3-VL {found[1]}"
+    where = f"published sizes of Qwen3-VL {size.upper()}"
     return config_from_hf(
-        published_settings(found[1].lower()), published_processors(PUBLISHED_PIXELS, where, PUBLISHED_VIDEO_PIXELS), where
+        published_settings(size), published_processors(PUBLISHED_PIXELS, where, PUBLISHED_VIDEO_PIXELS), where
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmrlhf_jax.models.decoder import TextConfig
+from mmrlhf_jax.models.patch_config import small_text
 from mmrlhf_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mmrlhf_jax.models.qwen3_vl.geometry import Qwen3Geometry
 from mmrlhf_jax.models.qwen3_vl.published import published_config
@@ -16,17 +16,9 @@ def shape_config(shape: str) -> Qwen3VLConfig:
     """The sizes of a name in `SHAPES`; the image token of the small one is the last of its vocabulary."""
     if (name := SHAPES[shape]) is not None:
         return published_config(name)
-    text = TextConfig(
-        4096,
-        512,
-        1536,
-        layers=4,
-        heads=8,
-        kv_heads=2,
-        head_dim=64,
-        tied=False,
+    text = small_text(
+        intermediate_size=1536,
         rope_theta=5e6,
-        rms_norm_eps=1e-6,
         attention_bias=False,
         qk_norm=True,
         deepstack=1,
