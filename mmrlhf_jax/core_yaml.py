@@ -70,9 +70,10 @@ def parse_value(text: str, where: str) -> Any:
     return value
 
 
-def dump(value: Any) -> str:
-    """YAML text of a value. Text that YAML 1.1 would read as another type is quoted as well."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def dump(value: Any, *, ascii_only: bool = False) -> str:
+    """YAML text of a value. Text that YAML 1.1 would read as another type is quoted as well. With `ascii_only` other
+    characters are escaped."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=not ascii_only)
 
 
 def is_number(text: str) -> bool:

@@ -86,6 +86,11 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def percent(share: float) -> str:
+    """A share in words: "12.5 %"."""
+    return f"{100 * share:.1f} %"
+
+
 def say(message: str) -> None:
     """Print a line for the user to stderr. Results for other programs go to files or stdout."""
     print(message, file=sys.stderr, flush=True)

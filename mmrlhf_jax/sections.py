@@ -58,9 +58,9 @@ def validate(kind: type[AnySection], raw: dict[str, Any], where: str) -> AnySect
         raise UserError(f"{where}: {_first_error(kind, error, raw)}") from None
 
 
-def resolved(section: Section) -> str:
+def resolved(section: Section, *, ascii_only: bool = False) -> str:
     """The complete section as YAML, with all defaults."""
-    return core_yaml.dump(section.model_dump(mode="json"))
+    return core_yaml.dump(section.model_dump(mode="json"), ascii_only=ascii_only)
 
 
 def read_with_base(kind: type[Section], path: epath.Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from mmrlhf_jax import printing
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.progress import say
 
@@ -193,7 +194,7 @@ def print_figures(figures: Any) -> None:
     """Print figures as JSON. Figures that are not finite become null, with a message."""
     for path, found in _not_finite(figures, ""):
         say(f"{path} is {found}: null in the JSON")
-    print(dumps(with_nulls(figures), ensure_ascii=False))
+    print(dumps(with_nulls(figures), ensure_ascii=not printing.is_unicode()))
 
 
 def _not_finite(value: Any, path: str):

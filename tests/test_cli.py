@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from mmrlhf_jax import cli
+from mmrlhf_jax import cli, core_yaml
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.inference.engine import Engine
 from tests import ranked, tiny
@@ -311,3 +311,22 @@ def test_export_of_a_model_directory_is_its_bytes_with_a_card(monkeypatch, tmp_p
     assert expected.keys() == found.keys()
     assert all(expected[name].tobytes() == found[name].tobytes() for name in expected)
     assert f"base_model: {model}" in (tmp_path / "out/README.md").read_text()
+
+
+NAME = "Größe – δ 🙂"  # of which Latin-1 has two letters
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_json_and_yaml_mean_the_same_in_an_encoding_that_lacks_characters(monkeypatch, tmp_path, encoding):
+    def printed(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written := io.BytesIO(), encoding=encoding))
+        assert not run(monkeypatch, *arguments)
+        sys.stdout.flush()
+        return written.getvalue().decode(encoding)
+
+    (tmp_path / NAME).mkdir()
+    path = ranked.write(tmp_path / NAME, [(1, 2)], [[]])
+    found = json.loads(printed("data", "margins", path, "--margins", "human_scores", "--json"))
+    assert found["data"] == str(path) and found["pairs"] == 1
+    shown = core_yaml.parse(printed("config", "show", CONFIG, "--set", f"run.directory={path.parent}"), "")
+    assert shown["run"]["directory"] == str(path.parent)

@@ -65,6 +65,7 @@ def test_the_ablation_grid_is_the_papers():
     [
         ("dpo", "fixed", None, None),
         ("implicit", "batch_implicit", None, 1),  # this beta is of the whole batch
+        ("beta_dpo", "beta_dpo", None, 1),
         ("ls_factor", "ls_factor", "stored", None),
     ],
 )
@@ -122,6 +123,16 @@ def test_set_overrides_one_key_and_another_kind_replaces_its_section():
         ("batch.rows=0", "batch.rows: Input should be greater than or equal to 1"),
         ("batch.accumulation=5", "batch.rows 32 must be a multiple of batch.accumulation 5"),
         ("objective.kind=reward_model", "needs model.reward_head"),
+        ("objective.scaling.momentum=1", "objective.scaling.momentum: must be at least 0 and below 1"),
+        ("objective.scaling.filtered=1.0", "objective.scaling.filtered: must be at least 0 and below 1"),
+        ("objective.scaling.filtered=.nan", "objective.scaling.filtered: "),
+        ("objective.scaling.filtered=0.2", "objective.scaling: filtered 0.2 has an effect only in mode beta_dpo, and the mode"),
+        ("objective.scaling.momentum=0.5", "objective.scaling: momentum 0.5 has an effect only in mode beta_dpo, and the mode"),
+        ("objective.scaling={mode: fixed, negative_margins: drop}", "negative_margins drop has an effect only in mode margin"),
+        (
+            "objective.scaling={mode: beta_dpo, negative_margins: unclamped}",
+            "beta_dpo; leave it out, or set it to clamp",
+        ),
         ("learning_rate", "expected key=value"),
     ],
 )
@@ -131,7 +142,9 @@ def test_a_slip_ends_in_one_line_that_names_it(override, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("objective", ["objective.losses={aot: 1}", "objective.scaling.mode=batch_implicit"])
+@pytest.mark.parametrize(
+    "objective", ["objective.losses={aot: 1}", "objective.scaling.mode=batch_implicit", "objective.scaling.mode=beta_dpo"]
+)
 def test_what_looks_at_the_whole_batch_is_not_taken_in_pieces(objective):
     load_experiment(MMDPO, [objective])
     with pytest.raises(UserError, match=r"looks at the whole batch.*batch\.accumulation: 1"):

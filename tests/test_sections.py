@@ -404,7 +404,7 @@ def test_every_path_on_the_command_line_knows_the_home_directory():
             yield from commands(command) if hasattr(command, "commands") else [command]
 
     paths = {"out", "source", "media_root", "data", "experiment", "experiments", "launch", "launches", "batch_file", "model"}
-    paths |= {"readme", "image", "video", "checkpoint"}
+    paths |= {"readme", "image", "video", "checkpoint", "rewards"}
     found = 0
     for command in commands(typer.main.get_command(cli.app)):
         for parameter in command.params:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from mmrlhf_jax import ending
+from mmrlhf_jax import ending, printing
 from mmrlhf_jax.cli import data, evaluation, growing, inference, report, training
 
 app = typer.Typer(
@@ -28,5 +28,6 @@ app.add_typer(training.config_verbs, name="config")
 
 def main() -> None:
     """Entry point. Errors of the user end in one line and exit status 2 (or another one of `exits`)."""
+    printing.escape_what_is_lacking()
     with ending.in_one_line():
         app()

@@ -80,3 +80,27 @@ def show_group(
 ) -> None:
     """Write a page of one group: its images, the prompt, and the responses from best to worst with all their fields."""
     commands.data.show(data, record_id, media_root, video_frames, out, video_fps, frames_per_second)
+
+
+@verbs.command()
+def margins(
+    data: options.DataSet,
+    rewards: Annotated[
+        str | None, path_option(help="Score file of these records. Default: the numbers that the records have.")
+    ] = None,
+    margins_from: Annotated[
+        str, typer.Option("--margins", help="Where margins are from: rewards, human_scores or stored.")
+    ] = "rewards",
+    beta: options.ScaleBeta = None,
+    w: options.ScaleW = None,
+    k: options.ScaleK = None,
+    negative_margins: Annotated[
+        str | None, typer.Option(help="As objective.scaling.negative_margins: clamp, unclamped or drop.")
+    ] = None,
+    media_root: options.MediaRoot = None,
+    out: Annotated[str, path_option(writes=True, help="Page to write.")] = "margins.html",
+    as_json: options.Json = False,
+) -> None:
+    """Show how large reward margins are, how far they can be trusted, and what β they give. Writes a page, or prints JSON."""
+    scale = dict(beta=beta, w=w, k=k, negative_margins=negative_margins)
+    commands.data.margins(data, rewards, margins_from, media_root, out, as_json, **scale)

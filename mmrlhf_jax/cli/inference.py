@@ -86,8 +86,11 @@ def score(
     ] = None,
     critic_model: Annotated[str | None, typer.Option(help="Name of its model, if it serves several.")] = None,
     concurrency: options.Concurrency = 64,
+    beta: options.ScaleBeta = None,
+    w: options.ScaleW = None,
+    k: options.ScaleK = None,
 ) -> None:
-    """Write a critique of every response, then compute its reward."""
+    """Write a critique of every response, then compute its reward. Ends with how far the rewards' margins can be trusted."""
     loading = dict(dtype=dtype, template=template, batch=batch, slots=slots, workers=workers)
     asked = dict(
         video_fps=video_fps,
@@ -95,6 +98,9 @@ def score(
         critic_endpoint=critic_endpoint,
         critic_model=critic_model,
         concurrency=concurrency,
+        beta=beta,
+        w=w,
+        k=k,
     )
     commands.score.score(model, data, out, media_root, video_frames, critique, max_new_tokens, launch, **asked, **loading)
 

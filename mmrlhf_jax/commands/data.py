@@ -7,18 +7,26 @@ import dataclasses
 import difflib
 import shlex
 
+import numpy as np
+
 from mmrlhf_jax import strict_json
+from mmrlhf_jax.commands.options import preference
 from mmrlhf_jax.data import stats as figures
 from mmrlhf_jax.data.builder import build as build_data
 from mmrlhf_jax.data.checks import summarise_findings
 from mmrlhf_jax.data.encode import GroupEncoder, make_encoder
 from mmrlhf_jax.data.index import beyond_positions
+from mmrlhf_jax.data.margin_summary import every_pair, margins_of, scale_of, summarise, without_reward
+from mmrlhf_jax.data.margin_text import agreement, ends, gate, left_out
 from mmrlhf_jax.data.mixture import open_examples
+from mmrlhf_jax.data.overlay import with_human_margins
+from mmrlhf_jax.data.pair_margins import lacking_pair_margins
+from mmrlhf_jax.data.rewarded import scored_records
 from mmrlhf_jax.data.sources import drop_contradictions
 from mmrlhf_jax.data.validate import validate as check
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_atomically
-from mmrlhf_jax.pages import card_page, stats_page
+from mmrlhf_jax.pages import card_page, margins_page, stats_page
 from mmrlhf_jax.progress import StagedProgress, say, track
 from mmrlhf_jax.records import RankedRecord
 
@@ -162,3 +170,55 @@ def show(
         raise UserError(f"{data}: no record {record_id!r}; there is {', '.join(map(repr, near))}")
     write_atomically(out, card_page(examples[ids.index(record_id)]).encode())
     say(f"see {out}")
+
+
+def margins(
+    data: str,
+    rewards: str | None,
+    source: str,
+    media_root: str | None,
+    out: str,
+    as_json: bool,
+    beta: float | None = None,
+    w: float | None = None,
+    k: str | None = None,
+    negative_margins: str | None = None,
+) -> None:
+    """`rewards` is a score file, or None for the numbers that the data has. `beta`, `w`, `k` and `negative_margins` are
+    settings of the objective; None: its defaults."""
+    objective = preference(beta, w, k, margins=source, negative_margins=negative_margins)
+    if rewards is not None and source != "rewards":
+        raise UserError(f"--margins {source} takes no rewards; leave --rewards {rewards} out")
+    examples = open_examples(data, media_root)
+    if source == "human_scores":
+        records = with_human_margins(examples).records
+    elif rewards is not None:
+        records = [scored.record for scored in scored_records(examples, rewards, data)]
+    else:
+        records = examples.records
+    if source == "stored":
+        lacking_pair_margins(examples, data)  # refuses what is no number
+    found = margins_of(records, source)
+    every = every_pair(found)
+    named = f"{data} with {rewards}" if rewards is not None else data
+    if not len(every):
+        raise UserError(f"{named}: no record has a strictly ordered pair (of different ranks), so that there are no margins")
+    if not np.isfinite(every).any():
+        raise UserError(f"{named}: none of {len(every)} strictly ordered pairs has a margin from {source}; {_INSTEAD[source]}")
+    unrewarded = without_reward(records) if source == "rewards" else 0
+    summary = summarise(found, scale_of(objective, found, named), unrewarded=unrewarded)
+    if as_json:
+        strict_json.print_figures({"data": data, "rewards": rewards, "margins": source} | summary)
+        return
+    write_atomically(out, margins_page(named, summary).encode())
+    for line in (agreement(summary), ends(summary), gate(summary), left_out(summary)):
+        if line is not None:
+            say(line)
+    say(f"see {out}")
+
+
+_INSTEAD = {
+    "rewards": "`mmrlhf score` it, and give the file as --rewards, or --margins human_scores",
+    "human_scores": "take --margins rewards",
+    "stored": "take --margins rewards or human_scores",
+}

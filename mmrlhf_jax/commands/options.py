@@ -60,6 +60,23 @@ def finite_or_none(value: float | None) -> float | None:
     return value if value is None else finite(value)
 
 
+def preference(beta: float | None, w: float | None, k: str | None, **scaling: Any) -> Any:
+    """The objective (`config.Preference`) of mode `margin` with the options `ScaleBeta`, `ScaleW` and `ScaleK`; None: its own
+    default. `scaling` are further settings of its section, by the names of their options. UserError, which names the option,
+    for a value that the objective does not allow."""
+    from mmrlhf_jax import config, core_yaml, sections
+
+    objective, raw = config.Preference(), {"scaling": {}}
+    for name, value in ({"beta": beta, "w": w, "k": k} | scaling).items():
+        if value is None:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        setting = core_yaml.parse_value(value, option) if name == "k" else value
+        raw |= {name: setting} if name == "beta" else {"scaling": raw["scaling"] | {name: setting}}
+        objective = sections.validate(config.Preference, raw, option)  # the others are known to be right
+    return objective
+
+
 def model_or_address_option(*names: str, **settings: Any) -> Any:
     """A model's directory or hub id, or the http(s) address of a server that has it."""
     return typer.Option(*names, callback=_read_or_address, **settings)
@@ -124,6 +141,18 @@ HostsApart = Annotated[
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: optimizer.learning_rate=1e-6.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 JsonForTable = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+# Of β(δ), by which a report of margins shows what they would do; the defaults are those of an experiment's objective.
+ScaleBeta = Annotated[
+    float | None, typer.Option("--beta", callback=finite_or_none, help="β of the report on margins, as objective.beta.")
+]
+ScaleW = Annotated[
+    float | None, typer.Option("--w", callback=finite_or_none, help="w of the report on margins, as objective.scaling.w.")
+]
+ScaleK = Annotated[
+    str | None,
+    typer.Option("--k", metavar="NUMBER|median", help="k of the report on margins, as objective.scaling.k."),
+]
 
 # Of a policy that is evaluated, and of its judges
 Policy = Annotated[str | None, path_option(help="The policy: a Hugging Face directory or hub id.")]

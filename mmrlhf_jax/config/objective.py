@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import Field, PlainSerializer, WrapValidator
 
 from mmrlhf_jax.config.data import Data
 from mmrlhf_jax.config.values import NonNegative, Positive
 from mmrlhf_jax.errors import UserError, shown
 from mmrlhf_jax.loss_names import LOSSES, check_options
 from mmrlhf_jax.sections import Section
-from mmrlhf_jax.setting_types import Number
+from mmrlhf_jax.setting_types import BelowOne, Number
+
+
+def _number_or_median(value: Any, number: Callable[[Any], float]) -> Any:
+    if value == "median":
+        return value
+    if isinstance(value, str):
+        raise ValueError(f"expected a number or median, found {shown(value)}")
+    return number(value)
+
+
+NumberOrMedian = Annotated[NonNegative, WrapValidator(_number_or_median), PlainSerializer(lambda value: value)]
 
 
 class Scaling(Section):
@@ -20,15 +32,45 @@ class Scaling(Section):
     rewards, their human scores, or the number stored with each pair in the released pair files (`ls_factor`, which the released
     code uses as in mode `ls_factor`).
 
+    Mode `beta_dpo` is β-DPO (arXiv 2407.08639): one β for a batch, from its implicit margins against their running mean and
+    standard deviation, which move by 1 - `momentum` in every step. Its α is `w` (0.6 in the paper), and `filtered` is the share
+    of a training batch's pairs that has no loss (0.2 in the paper): a draw that rarely keeps pairs far from the running mean.
+
     `negative_margins` applies to pairs that the reward model orders against the human ranking: `clamp` gives them the β of δ =
     0 (the paper's stated range), `unclamped` a smaller one, and `drop` leaves them out of the loss.
+
+    `k: median` becomes a number when the training data have been read: ln 2 / (the median of the positive margins of the learnt
+    pairs), so that the median margin gives half of the rise of β. Only mode `margin` uses k; in another one
+    `median`, which a base may have, becomes the default number.
+
+    `negative_margins` of mode `margin`, and `momentum` and `filtered` of `beta_dpo`, must have their defaults in other modes.
     """
 
-    mode: Literal["margin", "fixed", "ls_factor", "batch_implicit"] = "margin"
+    mode: Literal["margin", "fixed", "ls_factor", "batch_implicit", "beta_dpo"] = "margin"
     w: NonNegative = 0.5
-    k: NonNegative = 0.5
+    k: NumberOrMedian = 0.5
     margins: Literal["rewards", "human_scores", "stored"] = "rewards"
     negative_margins: Literal["clamp", "unclamped", "drop"] = "clamp"
+    momentum: BelowOne = 0.9
+    filtered: BelowOne = 0.0
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _number_without_use(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("k") == "median" and raw.get("mode", "margin") != "margin":
+            return {name: value for name, value in raw.items() if name != "k"}
+        return raw
+
+    @pydantic.model_validator(mode="after")
+    def _used(self):
+        for name, mode in (("negative_margins", "margin"), ("momentum", "beta_dpo"), ("filtered", "beta_dpo")):
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if self.mode != mode and value != default:
+                raise ValueError(
+                    f"{name} {value} has an effect only in mode {mode}, and the mode is {self.mode}; leave it out, or set it to"
+                    f" {default}"
+                )
+        return self
 
 
 class ObjectiveSection(Section):
@@ -44,6 +86,17 @@ class ObjectiveSection(Section):
         """The name of the setting that needs all pairs of a batch at once and so excludes gradient accumulation; None if there
         is none."""
         return None
+
+    @property
+    def from_data(self) -> tuple[str, ...]:
+        """The names of the settings whose values only the training data determine, as in "scaling.k". A run settles them when
+        it has read its data (`Task.settled`)."""
+        return ()
+
+    @property
+    def draws(self) -> bool:
+        """Whether the loss draws some of a batch's pairs by chance."""
+        return False
 
     @property
     def scores(self) -> bool:
@@ -82,9 +135,17 @@ class Preference(ObjectiveSection):
     @property
     def looks_at_batch(self) -> str | None:
         """The setting that sorts or normalises over the whole batch, if there is one."""
-        if self.scaling.mode == "batch_implicit":
-            return "scaling.mode batch_implicit"
+        if self.scaling.mode in ("batch_implicit", "beta_dpo"):
+            return f"scaling.mode {self.scaling.mode}"
         return next((f"loss {name}" for name in ("aot", "aot_unpaired") if name in self.losses), None)
+
+    @property
+    def draws(self) -> bool:
+        return self.scaling.mode == "batch_implicit" or (self.scaling.mode == "beta_dpo" and self.scaling.filtered > 0)
+
+    @property
+    def from_data(self) -> tuple[str, ...]:
+        return ("scaling.k",) if self.scaling.mode == "margin" and self.scaling.k == "median" else ()
 
     def lacks_weights(self, data: Data) -> str | None:
         if any((*self.losses.values(), self.sft_weight)):

@@ -13,7 +13,7 @@ import numpy as np
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.data.examples import Example, Layout
 from mmrlhf_jax.data.images import decode_image, image_size
-from mmrlhf_jax.data.pair_margins import pair_margins
+from mmrlhf_jax.data.pair_margins import margins_of_pairs, stored_margins
 from mmrlhf_jax.data.rows import Budget, EncodedGroup
 from mmrlhf_jax.data.templates import Template, critique_prompt, find_template
 from mmrlhf_jax.data.tokens import Conversation, PieceTokenizer, cut, token_tree
@@ -145,12 +145,8 @@ class GroupEncoder:
         return np.asarray([*strict, *ties], np.int32).reshape(-1, 2), *(kind.astype(np.float32) for kind in kinds)
 
     def margins(self, record: RankedRecord, source: str) -> np.ndarray:
-        """float32[p]: δ of every chosen pair, from the numbers stored with the pair ("stored") or from rewards; NaN = none."""
-        pairs, _, _ = self.chosen_pairs(record)
-        if source == "stored":
-            return pair_margins(record, pairs)
-        rewards = _rewards(record)
-        return rewards[pairs[:, 0]] - rewards[pairs[:, 1]]
+        """float64[p]: δ of every chosen pair, as `margins_of_pairs`."""
+        return margins_of_pairs(record, self.chosen_pairs(record)[0], source)
 
     def measure(self, record: RankedRecord, layout: Layout, limit: Limit = NO_LIMIT) -> np.ndarray:
         """int64[6]: how much of each resource of `Budget` the group needs, in its order."""
@@ -189,7 +185,7 @@ class GroupEncoder:
             pairs=pairs,
             pair_weights=pair_weights,
             tie_weights=tie_weights,
-            pair_margins=pair_margins(record, pairs),
+            pair_margins=stored_margins(record, pairs).astype(np.float32),
             response_weights=np.asarray(learnt, np.float32),
             rewards=_rewards(record),
             reference_logps=np.full(count, np.nan, np.float32),

@@ -1,8 +1,8 @@
-"""Numbers that are stored per pair, not per response: the `ls_factor` of the released code's pair files."""
+"""Margins δ of pairs, on the host: of rewards, or stored per pair, as the `ls_factor` of the released code's pair files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,20 @@ from mmrlhf_jax.finite import is_finite, number
 from mmrlhf_jax.records import Pair, RankedRecord
 
 
-def pair_margins(record: RankedRecord, pairs: np.ndarray) -> np.ndarray:
-    """float32[p]: the `ls_factor` of each of `pairs` (int32[p, 2]) in the pair file; NaN if there is none."""
+def margins_of_pairs(record: RankedRecord, pairs: Sequence[Pair] | np.ndarray, source: str) -> np.ndarray:
+    """float64[p]: δ of each of `pairs` (int[p, 2]), the number stored with the pair if `source` is "stored", otherwise the
+    chosen response's reward minus the rejected one's; NaN = none. Rewards are finite in float32, so δ is in float64."""
+    if source == "stored":
+        return stored_margins(record, pairs)
+    rewards = np.asarray([np.nan if response.reward is None else response.reward for response in record.responses], np.float64)
+    chosen, rejected = np.asarray(pairs, np.int32).reshape(-1, 2).T
+    return rewards[chosen] - rewards[rejected]
+
+
+def stored_margins(record: RankedRecord, pairs: Sequence[Pair] | np.ndarray) -> np.ndarray:
+    """float64[p]: the `ls_factor` of each of `pairs` (int[p, 2]) in the pair file; NaN if there is none."""
     stored = {pair: factor for pair, factor in _stored(record) if is_finite(factor)}
-    return np.asarray([stored.get((int(c), int(r)), np.nan) for c, r in pairs], np.float32)
+    return np.asarray([stored.get((int(c), int(r)), np.nan) for c, r in pairs], np.float64)
 
 
 def _stored(record: RankedRecord) -> Iterator[tuple[Pair, Any]]:

@@ -12,10 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from mmrlhf_jax.evaluation.benchmarks import ranked
 from mmrlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Grouping, same_prompt
 from mmrlhf_jax.evaluation.benchmarks.published import MACRO, OVERALL, Published
-from mmrlhf_jax.evaluation.bootstrap import mean_ratio_interval, ratio_interval
+from mmrlhf_jax.intervals import Interval, mean_ratio_interval, ratio_interval
 from mmrlhf_jax.records import Pair, RankedRecord
-
-Interval = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)

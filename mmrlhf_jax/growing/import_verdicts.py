@@ -10,7 +10,6 @@ from typing import Any
 
 from mmrlhf_jax.data.digests import text_digest
 from mmrlhf_jax.errors import UserError, shown
-from mmrlhf_jax.evaluation.bootstrap import ratio_interval
 from mmrlhf_jax.files import exists, write_json_lines
 from mmrlhf_jax.growing import queue
 from mmrlhf_jax.growing.directory import GrownDirectory
@@ -18,6 +17,7 @@ from mmrlhf_jax.growing.export import open_records
 from mmrlhf_jax.growing.review import Entry, read_entries, reviewed, write_entries
 from mmrlhf_jax.growing.verdict_files import read_verdicts
 from mmrlhf_jax.growing.verdicts import Said, Unfinished, agreed_ranks, checked, in_utc
+from mmrlhf_jax.intervals import ratio_interval
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.records import RankedRecord, strict_pairs
 

@@ -1,7 +1,8 @@
 """Losses as pure functions from arrays to weighted sums, independent of model, data set and configuration.
 
-`preference` has the DPO family, `reward_scaling` β(δ), `reward_model` the losses of score and critique. They take log-probs and
-rewards per response (`outputs.Outputs`), which `logprobs` computes from hidden states, and gather them by `pairs` of responses.
+`preference` has the DPO family, `reward_scaling` β(δ), `beta_dpo` the β of β-DPO, `pair_draws` the draws of pairs by chance,
+`reward_model` the losses of score and critique. They take log-probs and rewards per response (`outputs.Outputs`), which
+`logprobs` computes from hidden states, and gather them by `pairs` of responses.
 `weighted` keeps numerators and denominators apart, so that gradient accumulation is exact.
 """
 

@@ -39,6 +39,11 @@ class PairLogps(NamedTuple):
         """s⁻ = log π(y⁻) − log π_ref(y⁻)."""
         return self.policy_rejected - self.reference_rejected
 
+    @property
+    def implicit_margins(self) -> PerPair:
+        """M = s⁺ − s⁻: the margin of the implicit rewards, without β."""
+        return self.chosen_logratios - self.rejected_logratios
+
 
 def gather_pairs(
     values: Float[Array, "B R"], pairs: Int[Array, "B P 2"], pair_weights: Float[Array, "B P"]

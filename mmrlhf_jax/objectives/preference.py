@@ -95,20 +95,23 @@ def preference_losses(
     *,
     label_smoothing: float | Mapping[str, float] = 0.0,
     chosen_logps: PerPair | None = None,
+    sft_weights: PerPair | None = None,
     **options: object,
 ) -> dict[str, WeightedSum]:
     """The named losses of a batch, to be combined by `weighted.mix`; MPO, for example, is sigmoid .8, bco_pair .2, sft 1.
 
     `label_smoothing` may be a mapping by loss (0 for a missing name), which a mix of `exo_pair` with TRL's `sigmoid` needs.
-    `chosen_logps` are plain log-prob sums for `sft`, needed if those in `logps` are length-desensitized. `options` as in
-    `pair_loss`. The weight of each sum depends only on lengths and pair weights.
+    `chosen_logps` are plain log-prob sums for `sft`, needed if those in `logps` are length-desensitized, and `sft_weights` are
+    the weights of its pairs, needed if they are not those of the pairs that are compared. `options` as in `pair_loss`. The
+    weight of each sum depends only on lengths and pair weights.
     """
     chosen_logps = logps.policy_chosen if chosen_logps is None else chosen_logps
+    sft_weights = weights if sft_weights is None else sft_weights
     sums = {}
     for name in names:
         smoothing = label_smoothing.get(name, 0.0) if isinstance(label_smoothing, Mapping) else label_smoothing
         if name == "sft":
-            sums[name] = sft_sum(chosen_logps, logps.chosen_lengths, weights)
+            sums[name] = sft_sum(chosen_logps, logps.chosen_lengths, sft_weights)
         else:
             losses = pair_loss(name, logps, beta, weights, label_smoothing=smoothing, **options)
             sums[name] = weighted_sum(losses, weights)

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+import numpy as np
 
+from mmrlhf_jax.dynamic_scaling import MAX_EXPONENT, MIN_BETA
+from mmrlhf_jax.objectives.pair_draws import drawn_pairs
 from mmrlhf_jax.objectives.pairs import PerPair
-
-# Lower bound of the released code. With β ≤ 0 the loss would prefer the rejected response.
-MIN_BETA = 1e-3
-# Keeps exp finite in float32; at this exponent `margin` has long reached MIN_BETA.
-_MAX_EXPONENT = 80.0
 
 
 def fixed(margins: PerPair, beta: float) -> PerPair:
@@ -32,7 +29,7 @@ def margin(margins: PerPair, beta: float, w: float, k: float, *, clamp_negative:
     """
     if clamp_negative:
         return beta * (1 - w * jnp.expm1(-k * jnp.maximum(margins, 0)))
-    exponent = jnp.minimum(-k * margins, _MAX_EXPONENT)
+    exponent = jnp.minimum(-k * margins, MAX_EXPONENT)
     return jnp.maximum(beta * (1 - w * jnp.expm1(exponent)), jnp.minimum(MIN_BETA, beta))
 
 
@@ -42,7 +39,7 @@ def ls_factor(factors: PerPair, beta: float, w: float) -> PerPair:
 
 
 def batch_implicit(
-    key: PRNGKeyArray,
+    noise: PerPair,
     implicit_margins: PerPair,
     pair_weights: PerPair,
     beta: float,
@@ -51,20 +48,17 @@ def batch_implicit(
     """One β for the batch: β·(1 + w·(mean of a sample of the margins − mean of all)), at least MIN_BETA.
 
     `implicit_margins` are s⁺ − s⁻ without β, treated as constants. The sample is 80 % of the N used pairs, drawn without
-    replacement with Gaussian weights exp(−½((δ − mean)/std)²), so that outliers are rarely drawn. The released code draws on
-    every rank separately; here the draw depends only on `key` and the batch (slots included) and is the same on every host.
-    With N < 2, where the released code gives NaN, β is unchanged.
+    replacement with Gaussian weights exp(−½((δ − mean)/std)²), so that outliers are rarely drawn; `noise` is that of
+    `pair_draws.pair_noise`. The released code draws on every rank separately; here the draw is one for all hosts. With N < 2,
+    where the released code gives NaN, β is unchanged.
     """
-    margins = jnp.ravel(jax.lax.stop_gradient(implicit_margins))
-    used = jnp.ravel(pair_weights) != 0
+    margins, used = jax.lax.stop_gradient(implicit_margins), pair_weights != 0
     count = jnp.sum(used)
     mean = jnp.sum(margins, where=used) / jnp.maximum(count, 1)
     variance = jnp.sum((margins - mean) ** 2, where=used) / jnp.maximum(count - 1, 1)
     scores = (margins - mean) / (jnp.sqrt(variance) + 1e-7)
-    probabilities = jnp.where(used, jnp.exp(-0.5 * scores**2), 0)
-    # Draw all of them in random order: the first n are a draw of n, and n is known only on the device.
-    order = jax.random.choice(key, margins.size, margins.shape, replace=False, p=probabilities)
-    drawn = count * 4 // 5
-    sample_mean = jnp.sum(margins[order], where=jnp.arange(margins.size) < drawn) / jnp.maximum(drawn, 1)
+    counts = np.asarray([n * 4 // 5 for n in range(used.size + 1)], np.int32)
+    drawn = drawn_pairs(noise, -0.5 * scores**2, used, counts)
+    sample_mean = jnp.sum(margins, where=drawn) / jnp.maximum(jnp.sum(drawn), 1)
     scaled = jnp.maximum(beta * (1 + w * (sample_mean - mean)), MIN_BETA)
     return jnp.full(implicit_margins.shape, jnp.where(count < 2, beta, scaled), margins.dtype)

@@ -4,6 +4,7 @@
 """
 
 from mmrlhf_jax.pages.data_set import card_page, stats_page
+from mmrlhf_jax.pages.margins import margins_page
 from mmrlhf_jax.pages.quickstart import quickstart_page
 from mmrlhf_jax.pages.reward_bench import Beside, Case, reward_bench_page
 from mmrlhf_jax.pages.run import TimeSpent, run_page
@@ -15,6 +16,7 @@ __all__ = [
     "Report",
     "TimeSpent",
     "card_page",
+    "margins_page",
     "quickstart_page",
     "reward_bench_page",
     "run_page",

@@ -32,8 +32,19 @@ class Dot:
     x: float
     y: float
     radius: float
-    colour: str  # a class of the style sheet: good, bad
+    colour: str  # a class of the style sheet: good, bad, c1
     label: str = ""
+    interval: Point | None = None  # the ends of a vertical line through the dot
+
+
+@dataclasses.dataclass(frozen=True)
+class Bars:
+    """A histogram behind curves: one bar per interval between adjacent `edges`. Its counts have no axis; the highest bar is as
+    high as the chart."""
+
+    name: str
+    edges: Sequence[float]
+    counts: Sequence[float]
 
 
 def smoothed(values: Sequence[float], places: Iterable[int]) -> list[float]:
@@ -62,17 +73,24 @@ def line_chart(
     *,
     x_label: str,
     dots: Sequence[Dot] = (),
+    bars: Bars | None = None,
     y_range: tuple[float, float] | None = None,
     size: tuple[int, int] = (320, 190),
 ) -> Markup:
-    """A figure: title, a key with the last value of each smoothed line, curves, dots."""
+    """A figure: title, a key with the last value of each smoothed line, bars, curves, dots. The x axis spans all of them."""
     lines = [line for line in lines if line.points]
     if not lines:
         return element("figure", element("figcaption", title), element("p", "not logged", class_="muted"))
     xs = [x for line in lines for x, _ in line.points] + [dot.x for dot in dots]
+    xs += [] if bars is None else [bars.edges[0], bars.edges[-1]]
     ys = [y for line in lines for _, y in line.points] + [dot.y for dot in dots]
     axes = _Axes((min(xs), max(xs)), y_range or (min(ys), max(ys)), size)
     drawn, keys = [], []
+    if bars is not None:
+        scale = (axes.y_range[1] - axes.y_range[0]) / (max(bars.counts) or 1)
+        heights = [axes.y_range[0] + count * scale for count in bars.counts]
+        drawn += _bars(axes, bars.edges, heights, axes.y_range[0], bars.counts, "bar c0")
+        keys.append(element("span", swatch(element("rect", x=6, y=2, width=14, height=10, class_="bar c0")), bars.name))
     for line in lines:
         places = drawn_places(len(line.points))
         shown = [line.points[i] for i in places]
@@ -85,6 +103,9 @@ def line_chart(
         drawing = element("line", x1=1, x2=25, y1=7, y2=7, class_=f"line c{line.colour}")
         keys.append(element("span", swatch(drawing), line.name, " ", last))
     for dot in dots:
+        if dot.interval is not None:
+            low, high = (_px(axes.y(end)) for end in dot.interval)
+            drawn.append(element("line", x1=_px(axes.x(dot.x)), x2=_px(axes.x(dot.x)), y1=low, y2=high, class_="whisker"))
         circle = {"cx": _px(axes.x(dot.x)), "cy": _px(axes.y(dot.y)), "r": _px(dot.radius), "class_": f"dot {dot.colour}"}
         drawn.append(element("circle", element("title", dot.label), **circle))
     return _figure(title, keys, axes.frame(x_label), *drawn, size=size)
@@ -137,13 +158,21 @@ def binned(
     """A chart with a bar per interval between adjacent edges; `key` is a (name, figure) to show beside the title."""
     size = (320, 190)
     axes = _Axes((edges[0], edges[-1]), (0, max(counts)), size)
-    drawn = []
-    for left, right, count in zip(edges, edges[1:], counts, strict=False):
-        tip = element("title", f"{left:.6g} to {right:.6g}: {count:.6g}")
-        box = {"x": _px(axes.x(left) + 0.5), "y": _px(axes.y(count)), "width": _px(max(axes.x(right) - axes.x(left) - 1, 1))}
-        drawn.append(element("rect", tip, class_="bar c1", height=_px(axes.y(0) - axes.y(count)), rx=1, **box))
+    drawn = _bars(axes, edges, counts, 0, counts, "bar c1")
     keys = [] if key is None else [element("span", f"{key[0]} ", element("b", key[1]))]
     return _figure(title, keys, axes.frame(x_label), *drawn, size=size)
+
+
+def _bars(
+    axes: _Axes, edges: Sequence[float], tops: Sequence[float], floor: float, counts: Sequence[float], class_: str
+) -> list[Markup]:
+    """A bar per interval between adjacent edges, from `floor` to its top; `counts` are what their tips say."""
+    drawn = []
+    for left, right, top, count in zip(edges, edges[1:], tops, counts, strict=False):
+        tip = element("title", f"{left:.6g} to {right:.6g}: {count:.6g}")
+        box = {"x": _px(axes.x(left) + 0.5), "y": _px(axes.y(top)), "width": _px(max(axes.x(right) - axes.x(left) - 1, 1))}
+        drawn.append(element("rect", tip, class_=class_, height=_px(axes.y(floor) - axes.y(top)), rx=1, **box))
+    return drawn
 
 
 def swatch(*drawn: Markup) -> Markup:

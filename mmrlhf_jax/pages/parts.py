@@ -14,6 +14,8 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
+from mmrlhf_jax import progress
+
 
 def element(name: str, /, *children: Any, **attributes: Any) -> Markup:
     """`<name attributes>children</name>`. `class_` becomes class, `stroke_width` stroke-width; None omits an attribute."""
@@ -97,7 +99,8 @@ def number(value: Any) -> str:
 
 
 def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    """A share as text; a dash for None."""
+    return "–" if value is None else progress.percent(value)
 
 
 def duration(seconds: float | None) -> str:
@@ -166,7 +169,7 @@ ol{max-width:46rem;padding-left:1.3rem}li{margin:.45rem 0}
 .tile b{display:block;font-size:.8rem;font-weight:600;color:var(--muted)}
 .tile strong{display:block;font-size:1.55rem;line-height:1.3;letter-spacing:-.02em;font-variant-numeric:tabular-nums}
 .tile span{display:block;font-size:.8rem;line-height:1.35;color:var(--muted)}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:12px}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:12px}.scroll+.charts,.charts+p,.charts+.scroll{margin-top:14px}
 figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:12px 12px 6px;min-width:0}
 figcaption{display:flex;flex-wrap:wrap;gap:2px 14px;font-size:.82rem;align-items:baseline;padding:0 4px 4px}
 figcaption>b{flex:1 1 auto}.charts figcaption>b{flex-basis:100%}
@@ -180,6 +183,7 @@ svg text{font-size:11px;fill:var(--muted);font-variant-numeric:tabular-nums}svg 
 .bar.c2{fill-opacity:.45;stroke:var(--c)}.bar.c0{fill-opacity:.15;stroke:var(--c)}
 .grid{stroke:var(--rule)}.axis{stroke:var(--c0)}.bar{fill:var(--c)}
 .dot{fill:var(--good);fill-opacity:.45;stroke:var(--good)}.dot.bad{fill:var(--bad);stroke:var(--bad)}
+.dot.c1{fill:var(--c1);stroke:var(--c1)}.whisker{stroke:var(--c1);stroke-width:1.5}
 .scroll{overflow-x:auto}.wide>*{min-width:720px}
 table{border-collapse:collapse;width:100%;font-size:.88rem}
 th{text-align:left;font-weight:600;color:var(--muted);font-size:.8rem}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from mmrlhf_jax import config, sections
 from mmrlhf_jax.pages.charts import Line, Point, binned, line_chart
+from mmrlhf_jax.pages.margins import margin_section
 from mmrlhf_jax.pages.parts import duration, element, join, number, page, percent, table, tiles
 
 SHARES = (0.0, 1.0)
@@ -28,6 +29,7 @@ CHARTS: dict[str, tuple[tuple[str, tuple[float, float] | None, dict[str, str]], 
         ("implicit rewards", None, {"chosen": "rewards/chosen", "rejected": "rewards/rejected"}),
         ("log-probs", None, {"chosen": "logps/chosen", "rejected": "logps/rejected"}),
         ("β", None, {"least": "beta/min", "mean": "beta/mean", "largest": "beta/max"}),
+        ("running implicit margin, without β", None, {"mean": "beta_dpo/mean", "standard deviation": "beta_dpo/std"}),
         ("pairs that the reward model ranks the other way", SHARES, {"training": "reward_model/disagreement"}),
     ),
     "Rewards": (
@@ -73,13 +75,16 @@ def run_page(
     done: int,
     steps: int,
     time: TimeSpent,
+    margins: Mapping[str, Any] | None = None,
 ) -> str:
     """The page of the run `name`, after `done` of `steps` steps, as one HTML document.
 
     `rows` are its metrics: step, and figures by name (None for one that was not finite). `method` describes the trained model
-    in words, `source` is a reference for the method.
+    in words, `source` is a reference for the method. `margins` is the summary of the training pairs' margins
+    (`data.margin_summary`), if β depends on them.
     """
     parts = {title: content for title, content in charts(rows).items() if content}
+    parts |= {} if margins is None else {"Margins": margin_section(margins)}
     parts |= {"Time": time_spent(time), "Configuration": configuration(experiment)}
     lead = f"{experiment.model.path} becomes {method}, from {experiment.data.named}; {done} of {steps} steps are done."
     opening = element("p", lead, " ", element("span", source, class_="muted"), class_="lead")

@@ -14,6 +14,7 @@ from mmrlhf_jax.models.lora import with_reduce_dtype
 from mmrlhf_jax.models.registry import family_of
 from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.sharding.mesh import batch_sharding, parameter_shardings, replicated, use_mesh
+from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training.state import TrainState, moment_places, split_model, stored_dtype, with_adapters
 
 
@@ -44,7 +45,9 @@ def abstract_state(
     places = moment_places(opt_state, params, replicated(mesh))
     opt_state = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), opt_state, places)
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    return graphdef, TrainState(step, params, frozen, opt_state, params if keep_start else None)
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
+    statistics = dict.fromkeys(task_of(experiment.objective).statistics, number)
+    return graphdef, TrainState(step, params, frozen, opt_state, params if keep_start else None, statistics)
 
 
 def abstract_batch(rows: int, budget: Budget, geometry, mesh: Mesh) -> RowBatch:

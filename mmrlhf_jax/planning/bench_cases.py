@@ -27,7 +27,7 @@ from mmrlhf_jax.models.vision_language import VisionLanguage
 from mmrlhf_jax.planning.bench import compare, group_layout, pair_layout
 from mmrlhf_jax.planning.synthetic import synthetic_group
 from mmrlhf_jax.sharding.mesh import make_mesh, rows_divisor, use_mesh
-from mmrlhf_jax.tasks import open_training_examples, plan_training_rows, task_of
+from mmrlhf_jax.tasks import open_training_examples, plan_training_rows, task_of, with_settled_objective
 from mmrlhf_jax.training.base import load_base
 from mmrlhf_jax.training.layout import say_overruled, with_accumulation
 from mmrlhf_jax.training.state import Path, stored_dtype
@@ -103,11 +103,16 @@ def compare_experiment(experiment: config.Experiment, launch: config.Launch, *, 
     """The figures of an experiment's first batch in both layouts; the reference log-probs are made up.
 
     The accumulation pieces of the pair layout have as many slots as those of the group layout. UserError for an objective
-    without pairs.
+    without pairs, and for one that looks at the whole batch.
     """
     task = task_of(experiment.objective)
     if not task.learns_pairs:
         raise UserError(f"bench compares layouts of pairs; objective {task.kind} has none")
+    if (setting := experiment.objective.looks_at_batch) is not None:
+        raise UserError(
+            f"bench takes the pair layout in pieces, which {setting} excludes; set another objective.scaling.mode or other"
+            " objective.losses"
+        )
     mesh = make_mesh(launch.mesh.model_dump())
     say_overruled(experiment, launch, mesh.shape)
     experiment = with_accumulation(experiment, launch, mesh.shape)
@@ -118,6 +123,7 @@ def compare_experiment(experiment: config.Experiment, launch: config.Launch, *, 
         encoder = task.encoder(experiment.data, tokenizer, model.config)
         examples = open_training_examples(experiment.data, task)
         rows = plan_training_rows(examples, encoder, experiment.data, batch, task, seed=experiment.run.seed)
+        experiment = with_settled_objective(experiment, rows)
         made = [[_encoded(rows, *group) for group in rows.limited_groups(t)] for t in range(min(batch.rows, rows.count(1)))]
         packed = [assemble_row([group for group, _ in row], rows.budget, encoder.geometry) for row in made]
         packed += [empty_row(rows.budget, encoder.geometry)] * (batch.rows - len(packed))

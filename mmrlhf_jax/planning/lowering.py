@@ -71,7 +71,7 @@ def lower_step(experiment: config.Experiment, launch: config.Launch) -> tuple[ja
 
 def step_arguments(experiment: config.Experiment, sizes: ModelConfig, mesh: Mesh) -> tuple[Step, TrainState, RowBatch]:
     """(train step, abstract state, abstract batch)."""
-    task = task_of(experiment.objective)
+    task = task_of(experiment.objective).without_data
     tx = make_optimizer(experiment.optimizer, PLANNED_STEPS, family_of(sizes).parts, experiment.guard)
     model = abstract_model(sizes, experiment, mesh)
     graphdef, state = abstract_state(model, experiment, tx, mesh, keep_start=task.reference == "live")
@@ -101,7 +101,7 @@ def lower_evaluation(experiment: config.Experiment, launch: config.Launch) -> tu
     mesh = launch_mesh(launch)
     with use_mesh(mesh), matmul_precision(experiment.model.dtype):
         graphdef, state, batch = _pass_arguments(experiment, sizes, mesh)
-        task = task_of(experiment.objective)
+        task = task_of(experiment.objective).without_data
         step = make_eval_step(graphdef, task, chunk=experiment.batch.logprob_chunk, reference=task.reference)
         return step.lower(state, batch), (state.params, state.frozen, batch), mesh
 

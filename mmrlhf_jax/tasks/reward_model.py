@@ -17,7 +17,7 @@ from mmrlhf_jax.objectives import Outputs, reward_model, target_counts
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.tasks.pairs import PairTask, reward_margins, side_mean
-from mmrlhf_jax.tasks.task import PAPER, Margins, Terms
+from mmrlhf_jax.tasks.task import PAPER, Margins, Statistics, Terms
 
 
 class RewardModelTask(PairTask):
@@ -74,7 +74,14 @@ class RewardModelTask(PairTask):
         found = {"score": settings.score_weight, "critique": settings.critique_weight, "centring": settings.centring}
         return found | {"ties": settings.tie_weight} if self.ties else found
 
-    def terms(self, outputs: Outputs, batch: RowBatch, key: jax.Array, reference: Outputs | None = None) -> Terms:
+    def terms(
+        self,
+        outputs: Outputs,
+        batch: RowBatch,
+        key: jax.Array,
+        reference: Outputs | None = None,
+        statistics: Statistics | None = None,
+    ) -> Terms:
         lengths = target_counts(batch.responses, batch.ends.shape[1])
         options = {} if self.margins is None else {"margins": reward_margins(batch)}
         if self.ties:

@@ -13,7 +13,7 @@ from mmrlhf_jax.data.index import GroupIndex, keep_groups
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.objectives import Outputs, WeightedSum, target_counts, weighted_sum
-from mmrlhf_jax.tasks.task import Task, Terms
+from mmrlhf_jax.tasks.task import Statistics, Task, Terms
 
 
 class SupervisedTask(Task):
@@ -39,7 +39,14 @@ class SupervisedTask(Task):
     def coefficients(self) -> Mapping[str, float]:
         return {"sft": 1.0}
 
-    def terms(self, outputs: Outputs, batch: RowBatch, key: jax.Array, reference: Outputs | None = None) -> Terms:
+    def terms(
+        self,
+        outputs: Outputs,
+        batch: RowBatch,
+        key: jax.Array,
+        reference: Outputs | None = None,
+        statistics: Statistics | None = None,
+    ) -> Terms:
         weights, lengths = batch.response_weights, target_counts(batch.responses, batch.ends.shape[1])
         tokens = weighted_sum(lengths, weights).total
         sums = {"sft": WeightedSum(weighted_sum(-outputs.logps, weights).total, tokens)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -14,11 +14,13 @@ from mmrlhf_jax.data.encode import GroupEncoder, make_encoder
 from mmrlhf_jax.data.index import GroupIndex
 from mmrlhf_jax.data.rows import RowBatch
 from mmrlhf_jax.objectives import Metric, Outputs, WeightedSum
+from mmrlhf_jax.records import RankedRecord
 
 # The source of the reference model's log-probs in a step: the batch, scored before training ("cached"); a forward pass with the
 # parameters of step 0 ("live"), or one without the adapters ("adapter_base"). None: the loss needs no reference.
 Reference = Literal["cached", "live", "adapter_base"] | None
 Margins = Literal["rewards", "human_scores", "stored"] | None
+Statistics = Mapping[str, jax.Array]  # running statistics by name, each float32[]
 # (sums of the loss by name, metrics to log by name); the loss does not depend on the metrics.
 Terms = tuple[dict[str, WeightedSum], dict[str, Metric]]
 
@@ -81,18 +83,63 @@ class Task(abc.ABC):
     def check_learnable(self, index: GroupIndex, examples, encoder: GroupEncoder, data: config.Data, named: str) -> None:
         """UserError if nothing in the kept groups has a weight in the loss; what has no weight is counted and reported."""
 
+    # --- Settings that only the training data determine (`ObjectiveSection.from_data`) --------------------------------------
+    def settled(self, records: Sequence[RankedRecord], encoder: GroupEncoder, named: str) -> Any:
+        """The settings as the run uses them, with numbers in place of those that the `records` learnt from determine. These are
+        reported. UserError, which begins with `named`, if the records determine none."""
+        return self.settings
+
+    def margin_summary(self, records: Sequence[RankedRecord], encoder: GroupEncoder) -> dict[str, Any] | None:
+        """What the margins of the `records` learnt from do to the loss (`data.margin_summary`); None if they scale nothing."""
+        return None
+
+    @property
+    def judging(self) -> Task:
+        """The task as it judges held-out data: the same terms, of all pairs."""
+        return self
+
+    @property
+    def without_data(self) -> Task:
+        """The task for programs that are compiled without data. Where its settings have no number yet it takes any other one,
+        which changes no shape and no cost; it never computes a result of a run."""
+        return self
+
     # --- Loss: Σ coefficients[k] · mean of the k-th sum ---------------------------------------------------------------------
     @property
     @abc.abstractmethod
     def coefficients(self) -> Mapping[str, float]:
         """The coefficient of each sum of `terms` in the loss, by name."""
 
+    @property
+    def statistics(self) -> Mapping[str, float]:
+        """The initial values of the loss's running statistics, by the names under which training logs them; {} if it has none.
+
+        They are of whole batches, so the settings of a task that has some must name a `looks_at_batch`. They are part of the
+        train state and of its checkpoints.
+        """
+        return {}
+
+    def updated_statistics(
+        self, statistics: Statistics, outputs: Outputs, batch: RowBatch, reference: Outputs | None = None
+    ) -> Statistics:
+        """The running statistics after a training batch, from those before it. `reference` as in `terms`."""
+        return statistics
+
     @abc.abstractmethod
-    def terms(self, outputs: Outputs, batch: RowBatch, key: jax.Array, reference: Outputs | None = None) -> Terms:
+    def terms(
+        self,
+        outputs: Outputs,
+        batch: RowBatch,
+        key: jax.Array,
+        reference: Outputs | None = None,
+        statistics: Statistics | None = None,
+    ) -> Terms:
         """Sums and metrics of a batch, computed from log-probs and rewards per response, without the model.
 
-        `reference` are the reference model's outputs; if None, the batch has the reference log-probs. The weights of the sums
-        must depend only on the batch, so that gradient accumulation can divide by the weights of the whole batch.
+        `reference` are the reference model's outputs; if None, the batch has the reference log-probs. `statistics` are the
+        running statistics, in training updated with this batch, else as they stand; only a task without any can do without
+        them. The weights of the sums must depend only on the batch, so that gradient accumulation can divide by the weights of
+        the whole batch.
         """
 
     # --- Reference model and plan -------------------------------------------------------------------------------------------
@@ -121,4 +168,4 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> tuple[str, str]:
-        """(what the model is, named after its objective; the source of the method, or "" if it is not the MM-RLHF paper's)."""
+        """(what the model is, named after its objective; the source of the method, or "" if it has no paper)."""

@@ -1,4 +1,5 @@
-"""Orbax checkpoints: trained parameters, optimizer state, step and the run's identity (`identity.run_identity`).
+"""Orbax checkpoints: trained parameters, optimizer state, running statistics (if there are any), step and the run's identity
+(`identity.run_identity`).
 
 The step is also the data position, because batch s is a pure function of (fingerprint, seed, s). Frozen parameters are not
 stored; they are loaded from the base model.
@@ -6,9 +7,9 @@ stored; they are loaded from the base model.
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +19,11 @@ from etils import epath
 from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator  # has no public name
 
 from mmrlhf_jax.errors import UserError
-from mmrlhf_jax.faults import Fault, Unavailable, fault, first_line, retried
+from mmrlhf_jax.faults import Fault, fault, first_line, retried
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import described, fail_together, first_acts, first_decides, gather
 from mmrlhf_jax.training.checkpoint_folders import UNREADABLE, prepare, remove, set_aside
+from mmrlhf_jax.training.checkpoint_parts import STATISTICS, arrays_of, check_shapes, missing_statistics, read_back_whole
 from mmrlhf_jax.training.identity import check_identity
 from mmrlhf_jax.training.orbax_threads import print_no_errors_twice
 from mmrlhf_jax.training.state import TrainState
@@ -40,10 +42,7 @@ from mmrlhf_jax.training.stored import (
     like,
     pure,
 )
-
-# A new checkpoint of up to this size is read back completely; of a larger one only metadata and identity are read.
-WHOLE_BYTES = 1 << 24
-
+from mmrlhf_jax.training.write_faults import explained_writing
 
 print_no_errors_twice()
 
@@ -97,16 +96,17 @@ class Checkpoints(StoredCheckpoints):
         if step in self._judged:
             return
         judgement = None if score is None or not math.isfinite(score) else Judgement(score, self.criterion)
-        parts = {"params": pure(state.params), "opt_state": pure(state.opt_state), "identity": identity}
+        arrays = {name: pure(tree) for name, tree in arrays_of(state).items()}
+        parts = arrays | {"identity": identity}
         judged = {}
         if judgement is not None:
             names = METRIC, BEST_IS, HELD_OUT
             judged[JUDGEMENT] = {SCORE: judgement.score} | dict(zip(names, self.criterion, strict=True))
         _same_operation()
-        with self._writing():
+        with explained_writing(self._path, self._kept):
             # Not `ocp.training.Checkpointer`: it reads the metadata of all checkpoints in the directory when it is created.
             writing = ocp.save_checkpointables_async(self._orbax_path / str(step), parts, custom_metadata=judged)
-        expected = {name: abstract(parts[name]) for name in ("params", "opt_state")} | {"identity": identity}
+        expected = {name: abstract(tree) for name, tree in arrays.items()} | {"identity": identity}
         self._pending = _Pending(step, expected, judgement, writing)
 
     def wait(self) -> None:
@@ -114,7 +114,7 @@ class Checkpoints(StoredCheckpoints):
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
-        with self._writing():
+        with explained_writing(self._path, self._kept):
             pending.writing.result()
         self._check_saved(pending.step, pending.expected)
         self._judged[pending.step] = pending.judgement
@@ -124,7 +124,7 @@ class Checkpoints(StoredCheckpoints):
         """Wait for the pending write, without collectives: after an error the other processes may not call this."""
         pending, self._pending = self._pending, None
         if pending is not None:
-            with self._writing():
+            with explained_writing(self._path, self._kept):
                 pending.writing.result()
 
     def restore(self, state: TrainState, identity: dict[str, Any]) -> TrainState:
@@ -133,11 +133,11 @@ class Checkpoints(StoredCheckpoints):
         If any process finds a checkpoint damaged, it is reported and renamed, and the previous one is tried. UserError if none
         can be read, or if the checkpoint belongs to another experiment; Unavailable if the storage does not answer.
         """
-        target = {"params": abstract(state.params), "opt_state": abstract(state.opt_state)}
-        step, loaded = self._newest(target, identity)
-        params, opt_state = (like(getattr(state, name), loaded[name]) for name in ("params", "opt_state"))
+        arrays = arrays_of(state)
+        step, loaded = self._newest({name: abstract(tree) for name, tree in arrays.items()}, identity)
         number = jax.device_put(jnp.asarray(step, jnp.int32), state.step.sharding)
-        return TrainState(number, params, state.frozen, opt_state, state.start)
+        restored = {name: like(tree, loaded[name]) for name, tree in arrays.items()}
+        return dataclasses.replace(state, step=number, **restored)
 
     def _newest(self, target: dict[str, Any], identity: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         tried, damaged = self.steps, {}
@@ -170,6 +170,7 @@ class Checkpoints(StoredCheckpoints):
         try:
             # Check that the checkpoint belongs to this run before loading arrays; another run's arrays may have other names.
             check_identity(step, self.identity(step), identity)
+            self._check_statistics(step, target)
             loaded = self.load(step, target)
         except Exception as raised:  # any storage backend's error; the other processes must be told
             if isinstance(raised, UserError) or fault(raised) is not Fault.DAMAGED:
@@ -193,7 +194,7 @@ class Checkpoints(StoredCheckpoints):
                 if step not in StoredCheckpoints(self._path).steps:
                     raise FileNotFoundError("it is not listed")
                 check_identity(step, self.identity(step), expected["identity"])
-                self._check_arrays(step, {name: expected[name] for name in ("params", "opt_state")})
+                self._check_arrays(step, {name: tree for name, tree in expected.items() if name != "identity"})
             except Exception as error:
                 if fault(error) is not Fault.DAMAGED and not isinstance(error, UserError):
                     raise
@@ -204,18 +205,24 @@ class Checkpoints(StoredCheckpoints):
 
         first_acts(check)
 
+    def _check_statistics(self, step: int, wanted: Mapping[str, Any]) -> None:
+        """UserError if the checkpoint lacks running statistics that the parts `wanted` have: a run without them wrote it."""
+        if STATISTICS in wanted and (missing := missing_statistics(self._stored_arrays(step, "reading"), wanted)):
+            raise UserError(
+                f"{self._path}: the checkpoint at step {step} has no running statistics {', '.join(missing)}, which the loss of"
+                " this run needs: it would not be the same run; set another run.directory"
+            )
+
     def _check_arrays(self, step: int, wanted: dict[str, Any]) -> None:
-        where, what = self._orbax_path / str(step), f"{self._path}: reading back the checkpoint at step {step}"
-        with alone():
-            found = retried(lambda: ocp.checkpointables_metadata(where).metadata, what)
-        for name, tree in wanted.items():
-            there = {_path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(found[name])}
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-                if tuple(there.get(_path_name(path), ("missing",))) != leaf.shape:
-                    raise ValueError(f"{name}{jax.tree_util.keystr(path)} is {there.get(_path_name(path))}, not {leaf.shape}")
-        leaves = jax.tree.leaves(wanted)
-        if jax.process_count() == 1 and sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves) <= WHOLE_BYTES:
+        check_shapes(self._stored_arrays(step, "reading back"), wanted)
+        if read_back_whole(wanted):
             self.load(step, wanted)
+
+    def _stored_arrays(self, step: int, doing: str) -> Mapping[str, Any]:
+        """Orbax's metadata of every part of a checkpoint."""
+        where, what = self._orbax_path / str(step), f"{self._path}: {doing} the checkpoint at step {step}"
+        with alone():
+            return retried(lambda: ocp.checkpointables_metadata(where).metadata, what)
 
     def _remove_older(self) -> None:
         keep = {*self.steps[-self._keep :], *self.bests.values()}
@@ -243,28 +250,6 @@ class Checkpoints(StoredCheckpoints):
     def _kept(self) -> str:
         return f"the checkpoint at step {self.latest} is complete" if self.steps else "there is no complete one yet"
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Turn storage errors into UserError or Unavailable. The last complete checkpoint stays the newest in every case,
-        because Orbax gives a checkpoint its name only when it is complete."""
-        try:
-            yield
-        except (UserError, Unavailable):
-            raise
-        except Exception as error:  # tensorstore and Orbax raise their own types beside OSError
-            if fault(error) is Fault.NO_ROOM:
-                raise UserError(
-                    f"{self._path}: no room for a checkpoint ({first_line(error)}); {self._kept()}."
-                    " Make room, or set run.directory or run.keep, and start the same command again"
-                ) from None
-            if fault(error) is Fault.DENIED:
-                denied = f"a checkpoint may not be written ({first_line(error)})"
-                raise UserError(f"{self._path}: {denied}; {self._kept()}") from None
-            if fault(error) is Fault.PASSING:  # no retry: the step has donated the state's buffers meanwhile
-                reason = f"a checkpoint could not be written ({first_line(error)})"
-                raise Unavailable(f"{self._path}: {reason}; {self._kept()}") from None
-            raise
-
 
 def _same_operation() -> None:
     """Give all processes the same Orbax operation number. Orbax names its barriers by a counter of each process, and a process
@@ -273,9 +258,3 @@ def _same_operation() -> None:
         most = max(gather(int(OperationIdGenerator.get_current_operation_id())))
         while int(OperationIdGenerator.get_current_operation_id()) < most:
             OperationIdGenerator.next_operation_id()
-
-
-def _path_name(path) -> str:
-    """A pytree path as names joined by "/"; Orbax stores every kind of key as a dictionary key."""
-    names = (getattr(each, "key", getattr(each, "idx", getattr(each, "name", each))) for each in path)
-    return "/".join(str(name) for name in names)

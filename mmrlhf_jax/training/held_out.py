@@ -43,7 +43,7 @@ def check_settings(experiment: config.Experiment) -> None:
             if getattr(run, key) != config.Run.model_fields[key].default:
                 raise UserError(f"run.{key} is set, and there is no held-out data to judge: set data.held_out, or leave it out")
         return
-    known = figure_names(task_of(experiment.objective))
+    known = figure_names(task_of(experiment.objective).without_data)
     if run.best not in known:
         raise UserError(f"run.best: the evaluation has no metric {run.best!r}; there are {', '.join(known)}")
 
@@ -55,8 +55,10 @@ def figure_names(task: Task) -> list[str]:
     responses, tokens = jnp.zeros(batch.ends.shape, jnp.float32), jnp.zeros(batch.targets.shape, jnp.float32)
     outputs = Outputs(responses, responses, responses, responses, responses, tokens)
 
+    statistics = {name: jnp.float32(value) for name, value in task.statistics.items()}
+
     def figures(batch: RowBatch, outputs: Outputs) -> dict[str, jax.Array]:
-        return _figures(task, *task.terms(outputs, batch, jax.random.key(0), outputs))
+        return _figures(task, *task.terms(outputs, batch, jax.random.key(0), outputs, statistics))
 
     return sorted(name for name, value in jax.eval_shape(figures, batch, outputs).items() if value.ndim == 0)
 

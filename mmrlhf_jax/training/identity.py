@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -11,6 +11,7 @@ from mmrlhf_jax import config, core_yaml, sections, strict_json
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.fingerprint import model_fingerprint
+from mmrlhf_jax.objectives import pair_draws
 
 # SETTINGS is JSON text that is compared setting by setting. CONFIGURATION is the resolved YAML; it is not compared, but names
 # the setting that explains why two fingerprints differ.
@@ -19,6 +20,11 @@ FINGERPRINTS = DATA, EXAMPLES, ENCODER, PLAN, MODEL = "data", "examples", "encod
 # LACKS are the parts in `trains` that models of this family do not have: whether they are true or false makes no other run. It
 # is stored only if there are such parts.
 LEARNING, LACKS = "trains", "lacks"
+# The names, in SETTINGS, of settings that the data determine, if the experiment has any (`ObjectiveSection.from_data`). Before
+# data are read, their values are not known and not compared; afterwards a difference is blamed on the data, if those changed.
+FROM_DATA = "from data"
+# How the loss draws pairs, stored if it does. Earlier versions, which did not store it, drew by slots.
+DRAW, BY_SLOTS = "pairs drawn", "by their slots (in an earlier version of mmrlhf_jax)"
 STEPS, SHOWN = "steps", {"seed": "run.seed", "rows": "batch.rows"}
 # Settings whose change always changes the rows, and settings whose change may.
 TEMPLATE = "data.template"
@@ -31,14 +37,21 @@ MAYBE = (
 
 
 def run_identity(
-    experiment: config.Experiment, rows: Rows, steps: int, source: epath.PathLike, parts: Iterable[str]
+    experiment: config.Experiment,
+    rows: Rows,
+    steps: int,
+    source: epath.PathLike,
+    parts: Iterable[str],
+    from_data: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The complete identity. `source` is the directory of the model that the run starts from, `parts` are the parts that models
-    of its family have (values of `Family.parts`)."""
+    """The complete identity of an experiment whose objective is settled. `source` is the directory of the model that the run
+    starts from, `parts` are the parts that models of its family have (values of `Family.parts`), and `from_data` are the names
+    of the settings that the data have determined."""
     lacks = sorted({*config.Trains.model_fields} - {*parts})
     return (
         known_identity(experiment)
         | ({LACKS: " ".join(lacks)} if lacks else {})
+        | _from_data(from_data)
         | {
             STEPS: steps,
             DATA: rows.index.fingerprint,
@@ -62,8 +75,14 @@ def known_identity(experiment: config.Experiment) -> dict[str, Any]:
         LEARNING: learning(experiment),
         SETTINGS: strict_json.dumps(settings, sort_keys=True),
         CONFIGURATION: sections.resolved(experiment),
-    }
+    } | _from_data(experiment.objective.from_data)
+    if experiment.objective.draws:
+        known[DRAW] = pair_draws.METHOD
     return known if experiment.run.steps is None else known | {STEPS: experiment.run.steps}
+
+
+def _from_data(names: Sequence[str]) -> dict[str, str]:
+    return {FROM_DATA: " ".join(f"objective.{name}" for name in names)} if names else {}
 
 
 def computed_precision(experiment: config.Experiment) -> dict[str, str]:
@@ -92,9 +111,10 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | Non
     which data or model changed.
     """
     before, now = (configuration(identity) for identity in (found, wanted))
-    found, wanted = _of_the_same_parts(found, wanted)
-    named = [name for name in wanted if name not in (SETTINGS, CONFIGURATION, LACKS, *FINGERPRINTS)]
-    settings = [_settings(found, wanted)]
+    found, wanted = _of_the_same_parts({DRAW: BY_SLOTS, **found}, wanted)
+    named = [name for name in wanted if name not in (SETTINGS, CONFIGURATION, LACKS, FROM_DATA, *FINGERPRINTS)]
+    from_data = set(wanted.get(FROM_DATA, "").split())
+    settings = [_settings(found, wanted, without=from_data)]
     settings += [_changed({SHOWN.get(n, n): found.get(n)}, {SHOWN.get(n, n): wanted[n]}) for n in named if n != STEPS]
     # If one of them leaves the template to the model's family, only the encoder's fingerprint can tell whether it differs; see
     # `_data_changed`.
@@ -108,6 +128,8 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | Non
     if MODEL in other:
         path = _changed(before, now, ("model.path",))
         settings.append(path or f"another model: what is at {now.get('model.path', 'model.path')} has changed since")
+    if DATA in wanted:
+        settings.append(_settings(found, wanted))
     return next((each for each in settings if each is not None), None)
 
 
@@ -161,10 +183,11 @@ def _path(configuration: Mapping[str, Any]) -> str:
     return "the data at " + ", ".join(part["path"] if isinstance(part, Mapping) else str(part) for part in parts)
 
 
-def _settings(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+def _settings(found: Mapping[str, Any], wanted: Mapping[str, Any], without: Container[str] = ()) -> str | None:
     if SETTINGS not in wanted or found.get(SETTINGS) == wanted[SETTINGS]:
         return None
-    return _changed(_settings_of(found), _settings_of(wanted))
+    before, now = _settings_of(found), _settings_of(wanted)
+    return _changed(before, now, [name for name in {**before, **now} if name not in without])
 
 
 def _settings_of(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,10 +224,14 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _with_todays_names(settings: dict[str, Any]) -> dict[str, Any]:
     """Rename settings of older checkpoints, which had one `model.param_dtype` and a `lora.dtype`. Trained parameters are
-    restored as float32 from either dtype; `model.reduce_dtype`, which is missing there, counts as its default."""
+    restored as float32 from either dtype; `model.reduce_dtype` and settings of the scaling, which are missing there, count as
+    their defaults."""
     names = {"model.param_dtype": "model.frozen_dtype"}
     settings = {names.get(name, name): value for name, value in settings.items() if name != "lora.dtype"}
-    return {"model.reduce_dtype": config.Model.model_fields["reduce_dtype"].default} | settings
+    added = {"model.reduce_dtype": config.Model.model_fields["reduce_dtype"].default}
+    if "objective.scaling.mode" in settings:
+        added |= {f"objective.scaling.{name}": config.Scaling.model_fields[name].default for name in ("momentum", "filtered")}
+    return added | settings
 
 
 def learning(experiment: config.Experiment) -> str:

@@ -19,7 +19,7 @@ from mmrlhf_jax.training.goodput import Goodput
 from mmrlhf_jax.training.identity import known_identity
 from mmrlhf_jax.training.owner import owned
 from mmrlhf_jax.training.peers import LOADING, MEASURING, Peers, ends_if_alone, peers_of
-from mmrlhf_jax.training.planned import agreed_plan
+from mmrlhf_jax.training.planned import agreed_plan, say_margins
 from mmrlhf_jax.training.preflight import check_launch, check_metrics, check_room, check_stored
 from mmrlhf_jax.training.reference import with_reference_logps
 from mmrlhf_jax.training.resume import open_checkpoints, resumed
@@ -74,12 +74,14 @@ def _prepare(
     experiment: config.Experiment, mesh: Mesh, goodput: Goodput, peers: Peers, cleanup: Cleanup, *, fresh: bool
 ) -> Run:
     """Everything before the first step: plan the data, load the model, compute reference log-probs, restore a checkpoint."""
-    directory, task = epath.Path(experiment.run.directory), task_of(experiment.objective)
+    directory = epath.Path(experiment.run.directory)
     peers.at(0, MEASURING)  # needs only the model's tokenizer and sizes, not its weights
     plan = agreed_plan(experiment)
+    experiment, task = plan.experiment, task_of(plan.experiment.objective)
     if not fresh:
         check_stored(directory / CHECKPOINTS, plan.identity)
     say(plan.summary)
+    say_margins(plan.margins)
 
     peers.at(0, LOADING)
     base = split_base(experiment, mesh, plan.steps)
@@ -89,11 +91,12 @@ def _prepare(
         plan = with_reference_logps(plan, base, experiment, mesh, at_batch)
 
     peers.at(0, "preparing the first step")
-    state = init_state(base.params, base.frozen, base.tx, mesh, keep_start=task.reference == "live")
+    keep_start = task.reference == "live"
+    state = init_state(base.params, base.frozen, base.tx, mesh, keep_start=keep_start, statistics=task.statistics)
     if fresh:
         first_acts(lambda: clear(directory))
     checkpoints = open_checkpoints(experiment, plan)
     cleanup.add("the checkpoints", checkpoints.close)
     state = resumed(state, checkpoints, experiment, plan)
-    first_acts(lambda: write_settings(experiment, plan.rows, directory))
+    first_acts(lambda: write_settings(experiment, plan.rows, plan.margins, directory))
     return Run(experiment, plan, base, state, checkpoints, mesh=mesh, goodput=goodput, peers=peers, cleanup=cleanup)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from mmrlhf_jax import config
+from mmrlhf_jax.data.margin_text import ends, gate, left_out
 from mmrlhf_jax.data.pipeline import count_rows
 from mmrlhf_jax.data.stream import Rows
 from mmrlhf_jax.huggingface.checkpoint import read_sizes
@@ -15,7 +16,14 @@ from mmrlhf_jax.huggingface.tokenizer import load_tokenizer
 from mmrlhf_jax.models.registry import family_of
 from mmrlhf_jax.progress import say
 from mmrlhf_jax.sharding.agreement import same_everywhere, together
-from mmrlhf_jax.tasks import open_held_out_examples, open_training_examples, plan_training_rows, task_of
+from mmrlhf_jax.tasks import (
+    learnt_records,
+    open_held_out_examples,
+    open_training_examples,
+    plan_training_rows,
+    task_of,
+    with_settled_objective,
+)
 from mmrlhf_jax.training.held_out import plan_held_out, say_shared
 from mmrlhf_jax.training.identity import CONFIGURATION, run_identity
 from mmrlhf_jax.training.learning import check_learning
@@ -23,8 +31,11 @@ from mmrlhf_jax.training.preflight import check_profile
 
 
 class PlannedRun(NamedTuple):
-    """`held_out` is None if nothing is judged. The run takes `total_rows` rows in `steps` batches of `batch_rows`."""
+    """`experiment` has numbers also for the settings that the data determine; the run uses it from here on. `held_out` is None
+    if nothing is judged. `margins` is a summary of the training pairs' margins, if β depends on them
+    (`Task.margin_summary`). The run takes `total_rows` rows in `steps` batches of `batch_rows`."""
 
+    experiment: config.Experiment
     examples: Any
     source: epath.Path  # the model's directory
     rows: Rows
@@ -33,6 +44,7 @@ class PlannedRun(NamedTuple):
     steps: int
     batch_rows: int
     identity: dict[str, Any]
+    margins: dict[str, Any] | None
 
     @property
     def summary(self) -> str:
@@ -68,12 +80,26 @@ def plan_run(experiment: config.Experiment) -> PlannedRun:
     encoder = task.encoder(experiment.data, load_tokenizer(source), sizes)
     rows = plan_training_rows(examples, encoder, experiment.data, batch, task, seed=run.seed)
     task.check_learnable(rows.index, examples, encoder, experiment.data, experiment.data.named)
+    from_data, experiment = experiment.objective.from_data, with_settled_objective(experiment, rows)
+    margins = task.margin_summary(learnt_records(rows), encoder)
     held_out = None if judged is None else plan_held_out(judged, encoder, experiment, rows)
     total_rows = count_rows(rows, experiment)
     steps = -(-total_rows // batch.rows)
     check_profile(run, steps)
-    identity = run_identity(experiment, rows, steps, source, family_of(sizes).parts.values())
-    return PlannedRun(examples, source, rows, held_out, total_rows, steps, batch.rows, identity)
+    identity = run_identity(experiment, rows, steps, source, family_of(sizes).parts.values(), from_data)
+    return PlannedRun(experiment, examples, source, rows, held_out, total_rows, steps, batch.rows, identity, margins)
+
+
+def say_margins(summary: dict[str, Any] | None) -> None:
+    """Report what β(δ) does to the training pairs, and warn if it only switches between two values; nothing for None."""
+    if summary is None:
+        return
+    if (rest := left_out(summary)) is not None:
+        say(f"margins: {rest}")
+    if summary["pairs"]:
+        say(ends(summary))
+        if (warning := gate(summary)) is not None:
+            say(f"warning: {warning}")
 
 
 def open_judged(experiment: config.Experiment):

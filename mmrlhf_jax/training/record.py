@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,10 +21,13 @@ from mmrlhf_jax.models.family import ModelConfig
 from mmrlhf_jax.progress import Progress, say
 from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.sharding.feed import fetch
+from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training.goodput import Goodput
 from mmrlhf_jax.training.guard import GOOD, stops
 from mmrlhf_jax.training.metrics import MetricsLog
 from mmrlhf_jax.training.work import Work, peak_flops, useful_flops
+
+STATISTICS = "statistics/"  # how the names of running statistics begin in a saved batch
 
 
 class Pending:
@@ -94,7 +98,9 @@ def record(done: Pending, recorder: Recorder, *, always: bool = False) -> None:
         reason = stops(status, experiment.guard)
         if reason is not None:
             path = recorder.directory / bad_batch_file(done.step)
-            save_batch(path, done.step, done.batch, recorder.records)
+            # The guard leaves the statistics of a bad step as they were before it, which is what a replay begins with.
+            statistics = {name: figures[name] for name in task_of(experiment.objective).statistics}
+            save_batch(path, done.step, done.batch, recorder.records, statistics)
             raise UserError(
                 f"step {done.step}: {reason} (loss {loss:g}, norm {norm:g}); `mmrlhf replay {path}`"
                 " (on the same --launch) shows the batch."
@@ -127,16 +133,20 @@ def bad_batch_file(step: int | str) -> str:
     return f"bad_batch_step_{step}.npz"
 
 
-def save_batch(path: epath.Path, step: int, batch: RowBatch, records: Sequence[RankedRecord]) -> None:
+def save_batch(
+    path: epath.Path, step: int, batch: RowBatch, records: Sequence[RankedRecord], statistics: Mapping[str, float]
+) -> None:
     """Write the global batch of a step as one `.npz` of its fields, in the first process. It also contains, for every response
-    of the batch, the id of its record (`groups`) and its number in that record, from 1 (`numbers`)."""
+    of the batch, the id of its record (`groups`) and its number in that record, from 1 (`numbers`), and the running
+    `statistics` of the loss before the step."""
     arrays = {name: fetch(value) for name, value in by_name(batch).items()}
     if jax.process_index() == 0:
         owners = [(record.id, i) for record in records for i in range(1, len(record.responses) + 1)]
         found = [[owners[each] if each >= 0 else ("", 0) for each in row] for row in arrays["response_ids"]]
         groups, numbers = (np.asarray([[owner[part] for owner in row] for row in found]) for part in (0, 1))
         try:
-            write_arrays(path, step=np.asarray(step), groups=groups, numbers=numbers, **arrays)
+            running = {f"{STATISTICS}{name}": np.float32(value) for name, value in statistics.items()}
+            write_arrays(path, step=np.asarray(step), groups=groups, numbers=numbers, **running, **arrays)
         except (OSError, Unavailable) as error:  # do not raise: the error to report is the bad step
             say(f"{path}: the batch cannot be saved ({first_line(error)})")
 
@@ -148,18 +158,26 @@ class SavedBatch(NamedTuple):
     batch: RowBatch
     groups: np.ndarray  # str[B, R]: id of the record of each response
     numbers: np.ndarray  # int[B, R]
+    statistics: Mapping[str, float]  # the loss's running statistics before the step
 
 
 def read_batch(path: epath.PathLike) -> SavedBatch:
-    """Read what `save_batch` wrote. UserError if the file is missing, unreadable or not such a batch."""
+    """Read what `save_batch` wrote. UserError if the file is missing, unreadable or not such a batch, or if a running statistic
+    in it is not finite."""
     path = epath.Path(path)
     try:
         arrays = read_arrays(path)
         step, groups, numbers = (arrays.pop(name) for name in ("step", "groups", "numbers"))
-        return SavedBatch(int(step), from_names(arrays), groups, numbers)
+        running = {name: float(arrays.pop(name)) for name in [*arrays] if name.startswith(STATISTICS)}
+        statistics = {name.removeprefix(STATISTICS): value for name, value in running.items()}
+        found = SavedBatch(int(step), from_names(arrays), groups, numbers, statistics)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a run that stops at a bad step says where it saved the batch") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         raise UserError(f"{path}: not a batch that a run of this version saved") from None
+    for name, value in statistics.items():
+        if not math.isfinite(value):
+            raise UserError(f"{path}: the running statistic {name} is {value}, and no batch can be replayed with it")
+    return found

@@ -81,7 +81,8 @@ def replay(saved: str, launch: config.Launch, *, step: int | None = None, overri
     found = together(lambda: _read(path))
     # The configuration in the run's directory has the accumulation of the run; `overrides` may reset it.
     settle = partial(with_accumulation, launch=launch, axes=mesh.shape)
-    together(lambda: settle(config.load_experiment(path.parent / CONFIG_FILE, overrides)))  # before the model is loaded
+    # Before the model is loaded.
+    together(lambda: _check_objective(path, found, settle(config.load_experiment(path.parent / CONFIG_FILE, overrides))))
     trained = load_trained(path.parent, step=step, mesh=mesh, up_to=found.step, overrides=overrides)
     experiment = settle(trained.experiment)
     with use_mesh(mesh), matmul_precision(experiment.model.dtype):
@@ -89,7 +90,8 @@ def replay(saved: str, launch: config.Launch, *, step: int | None = None, overri
         task, start = task_of(experiment.objective), None
         if task.reference == "live":
             start = split_model(load_base(experiment, mesh), experiment.trains, experiment.lora)[1]
-        state = TrainState(jnp.int32(found.step), params, frozen, opt_state=(), start=start)
+        statistics = {name: jnp.float32(found.statistics[name]) for name in task.statistics}
+        state = TrainState(jnp.int32(found.step), params, frozen, (), start, statistics)
         mine = list(own_rows(mesh, len(found.batch.tokens)))
         placed = place(jax.tree.map(lambda x: x[mine], found.batch), mesh)
         compute = jax.jit(partial(_figures, graphdef, family_of(trained.model.config).parts, experiment, task))
@@ -112,6 +114,21 @@ def _read(path: epath.Path) -> SavedBatch:
     return found
 
 
+def _check_objective(path: epath.Path, found: SavedBatch, experiment: config.Experiment) -> None:
+    """UserError if the batch alone does not determine the loss: the objective has settings that only the training data
+    determine, or running statistics that were not saved with the batch."""
+    if names := experiment.objective.from_data:
+        raise UserError(
+            f"{path}: a replay reads no training data, by which objective.{names[0]} of its config.yaml (or of --set) would be"
+            " set; give it as a number"
+        )
+    if missing := [name for name in task_of(experiment.objective).statistics if name not in found.statistics]:
+        raise UserError(
+            f"{path}: the batch was saved without the running statistics {', '.join(missing)}, which the objective of its"
+            " config.yaml (or of --set) needs; replay it with the objective that its run had"
+        )
+
+
 def _figures(
     graphdef: nnx.GraphDef,
     parts: Mapping[str, str],
@@ -124,7 +141,7 @@ def _figures(
     `parts` are those of the model (`Family.parts`)."""
     settings = experiment.batch
     chunk = dict(chunk=settings.logprob_chunk)
-    value, metrics, grads = loss_and_gradients(
+    value, metrics, grads, statistics = loss_and_gradients(
         graphdef,
         task,
         state,
@@ -143,7 +160,7 @@ def _figures(
 
     pieces = jax.lax.map(outputs, split_rows(batch, settings.accumulation))
     per_response = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), pieces)  # in the batch's order again
-    figures = summary(metrics) | {"loss": value, "grad_norm": optax.tree.norm(grads)}
+    figures = summary(metrics) | {"loss": value, "grad_norm": optax.tree.norm(grads)} | statistics
     return figures, norms, per_response
 
 

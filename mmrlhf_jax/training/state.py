@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ class TrainState:
     frozen: nnx.State
     opt_state: optax.OptState
     start: nnx.State | None = None  # a copy of `params` at step 0, kept only for a live reference
+    statistics: dict[str, jax.Array] = dataclasses.field(default_factory=dict)  # float32[] each: `Task.statistics` so far
 
 
 def split_model(model: VisionLanguage, trains: Trains, lora: Lora | None = None) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
@@ -104,10 +106,16 @@ def with_adapters(model: VisionLanguage, lora: Lora | None, seed: int) -> Vision
 
 
 def init_state(
-    params: nnx.State, frozen: nnx.State, tx: optax.GradientTransformation, mesh: Mesh, *, keep_start: bool = False
+    params: nnx.State,
+    frozen: nnx.State,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    keep_start: bool = False,
+    statistics: Mapping[str, float] = MappingProxyType({}),
 ) -> TrainState:
     """A fresh state at step 0. The optimizer's moments have the sharding of their parameters. `keep_start` copies `params` into
-    `start`. ValueError if a parameter is not float32."""
+    `start`; `statistics` are the task's (`Task.statistics`). ValueError if a parameter is not float32."""
     rounded = [jax.tree_util.keystr(path) for path, x in jax.tree_util.tree_leaves_with_path(params) if x.dtype != MASTER]
     if rounded:
         raise ValueError(f"{rounded[0]} and {len(rounded) - 1} more learn and are not float32")
@@ -115,7 +123,9 @@ def init_state(
     places = moment_places(jax.eval_shape(tx.init, params), params, replicated)
     opt_state = jax.jit(tx.init, out_shardings=places)(params)
     start = jax.tree.map(jnp.copy, params) if keep_start else None  # a copy, because the step donates `params`
-    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), replicated), params, frozen, opt_state, start)
+    step = jax.device_put(jnp.zeros((), jnp.int32), replicated)
+    begun = {name: jax.device_put(jnp.float32(value), replicated) for name, value in statistics.items()}
+    return TrainState(step, params, frozen, opt_state, start, begun)
 
 
 def moment_places(opt_state: optax.OptState, params: nnx.State, default: NamedSharding) -> optax.OptState:

@@ -11,6 +11,7 @@ from mmrlhf_jax import cli, config, sections
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.data.rows import group_size
 from mmrlhf_jax.data.unshared import exact_batch
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.checkpoint import read_sizes
 from mmrlhf_jax.models import registry
 from mmrlhf_jax.models.llava_onevision.shapes import SHAPES, shape_config
@@ -109,7 +110,7 @@ def test_an_experiments_first_batch_is_compared_and_both_layouts_take_the_same_s
     experiment = config.Experiment(
         model=config.Model(path=str(FAMILIES[family].checkpoint(tmp_path / "model")), dtype="float32", remat="none"),
         data=config.Data(path=str(data)),
-        objective=config.Preference(),
+        objective=config.Preference(scaling=config.Scaling(k="median")),
         batch=config.Batch(rows=2, slots=1024, accumulation=2, logprob_chunk=64),
         run=config.Run(directory=str(tmp_path / "run")),
     )
@@ -143,3 +144,23 @@ def test_groups_that_were_made_smaller_are_compared_as_the_trainer_sees_them(tmp
 def test_an_unknown_shape_is_named(shape, monkeypatch, capsys):
     assert bench("--shape", shape, monkeypatch=monkeypatch) == 2
     assert f"--shape '{shape}': choose small, 0.5b, 7b, internvl/small, internvl/1b" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"scaling": {"mode": "beta_dpo"}}, "scaling.mode beta_dpo"),
+        ({"scaling": {"mode": "batch_implicit"}}, "scaling.mode batch_implicit"),
+        ({"losses": {"aot": 1.0}}, "loss aot"),
+    ],
+)
+def test_an_objective_that_looks_at_the_batch_is_refused_before_anything_is_loaded(settings, named):
+    """The pair layout is taken in pieces, of which such a loss would be another one than that of the group layout."""
+    made = config.Experiment(
+        model=config.Model(path="nowhere"),
+        data=config.Data(path="nowhere"),
+        objective=config.Preference(**settings),
+        run=config.Run(directory="nowhere"),
+    )
+    with pytest.raises(UserError, match=f"in pieces, which {named} excludes; set another objective.scaling.mode or other"):
+        bench_cases.compare_experiment(made, config.Launch(), repeats=1)

@@ -28,6 +28,7 @@ OBJECTIVES = {
     "mm-dpo": ["objective={kind: preference}"],
     "sorted": ["objective={kind: preference, losses: {aot: 1.0}}"],
     "one beta": ["objective={kind: preference, scaling: {mode: batch_implicit}}"],
+    "running statistics": ["objective={kind: preference, scaling: {mode: beta_dpo, filtered: 0.2}}"],
     "reward model": ["objective={kind: reward_model, tie_weight: 0.1, centring: 0.01}", "model.reward_head=tanh"],
     "supervised": ["objective={kind: supervised}"],
     "adapters": ["objective={kind: preference, reference: adapter_base}", "lora={}", "trains.projector=false"],

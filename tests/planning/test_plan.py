@@ -496,6 +496,17 @@ def test_what_a_run_computes_beside_its_steps_is_planned_with_it(model, objectiv
 
 
 @pytest.mark.long
+def test_a_setting_that_only_data_determine_needs_none_in_a_plan(made, model):
+    settled_by_data = experiment(model, config.Preference(scaling=config.Scaling(k="median")))
+    settled_by_data = settled_by_data.model_copy(
+        update={"data": settled_by_data.data.model_copy(update={"held_out": "not there either"})}
+    )
+    plan = planning.make_plan(settled_by_data, config.Launch(), generation=False, passes=True)
+    assert plan.step.needed == made.step.needed and plan.step.device_flops == made.step.device_flops
+    assert plan.passes.keys() == {"evaluation", "reference"}
+
+
+@pytest.mark.long
 def test_evaluation_and_reference_pass_are_compiled_and_their_memory_shown(made, model):
     """Beside the evaluation stay the optimizer's moments, two numbers for each that learns; no pass needs gradients."""
     judged = experiment(model, config.Preference())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mmrlhf_jax.training.metrics import read_metrics
 from tests.sharding import loopback
 
 # (processes, devices each, mesh)
@@ -52,6 +53,22 @@ def assert_same_losses(one_device, tmp_path, kind: str, layout: str, steps: int)
 @pytest.mark.long
 def test_losses_do_not_depend_on_the_layout(one_device, tmp_path, layout):
     assert_same_losses(one_device, tmp_path, "preference", layout, 4)
+
+
+@pytest.mark.parametrize("filtered", [0.0, pytest.param(0.2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("layout", ["2x4 fsdp x tensor", *(pytest.param(name, marks=pytest.mark.slow) for name in QUICK)])
+@pytest.mark.long
+def test_running_statistics_and_the_beta_that_they_give_do_not_depend_on_the_layout(tmp_path, layout, filtered):
+    """They are of the global batch: no process has statistics of its own rows."""
+    experiment = loopback.write_experiment(tmp_path, "preference", steps=4)
+    experiment["objective"] |= {"scaling": {"mode": "beta_dpo", "w": 0.6, "filtered": filtered}}
+    loopback.train_here(tmp_path / "one", experiment)
+    loopback.train(tmp_path / "many", experiment, LAYOUTS[layout][2], *LAYOUTS[layout][:2])
+    expected, found = (read_metrics(tmp_path / name / "run") for name in ("one", "many"))
+    assert len(expected) == len(found) == 4 and expected[-1]["beta_dpo/std"] > 1e-3
+    for name in ("loss", "beta_dpo/mean", "beta_dpo/std", "beta/mean"):
+        values = [[row[name] for row in rows] for rows in (found, expected)]
+        np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow

@@ -45,6 +45,9 @@ OBJECTIVES: dict[str, config.Preference | config.RewardModel] = {
     "mm-dpo": config.Preference(),
     "mpo": config.Preference(losses={"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}, scaling=config.Scaling(mode="fixed")),
     "reward model": config.RewardModel(centring=0.01),
+    "beta-dpo": config.Preference(scaling=config.Scaling(mode="beta_dpo", w=0.6)),
+    "beta-dpo, filtered": config.Preference(scaling=config.Scaling(mode="beta_dpo", w=0.6, filtered=0.2)),
+    "implicit": config.Preference(scaling=config.Scaling(mode="batch_implicit")),
 }
 LORA = config.Lora(parts=("language_model", "projector"), rank=4, alpha=8)
 
@@ -110,9 +113,15 @@ def batch(groups_per_row, model, rows: int = 0):
     return stack_rows(made + [empty_row(limits, model.config.geometry)] * (rows - len(made)))
 
 
+def first_response(group: int) -> int:
+    """The number of a group's first response, the same in either layout."""
+    return 8 * group
+
+
 def packed(model, examples, task: str, *, per_row: int = 2, rows: int = 0):
     """Rows of `per_row` whole groups."""
-    groups = [with_reference(encoder(model, task).encode(example), i) for i, example in enumerate(examples)]
+    encoded = [encoder(model, task).encode(example, first_response(i)) for i, example in enumerate(examples)]
+    groups = [with_reference(group, i) for i, group in enumerate(encoded)]
     return batch([groups[i : i + per_row] for i in range(0, len(groups), per_row)], model, rows)
 
 
@@ -121,7 +130,7 @@ def pair_expanded(model, examples, task: str):
     for number, example in enumerate(examples):
         shared = with_reference(encoder(model, task).encode(example), number)
         for pair in example.record.pairs():
-            sides = [encoder(model, task).encode(alone(example, r)) for r in pair]
+            sides = [encoder(model, task).encode(alone(example, r), first_response(number) + r) for r in pair]
             references = [shared.reference_logps[r : r + 1] for r in pair]
             made.append([side._replace(reference_logps=x) for side, x in zip(sides, references, strict=True)])
     limits = dataclasses.replace(budget(made), pairs=1)
@@ -157,9 +166,9 @@ def step(mesh, model, objective, rows, *, accumulation: int = 1, lora: config.Lo
     with use_mesh(mesh):
         graphdef, *parts = split_model(model, trains, lora)
         params, frozen = jax.tree.map(lambda x: x.copy(), parts)  # the step gives its state away
-        tx = guarded(KEEP_GRADIENT, config.Guard())
-        state = init_state(params, frozen, tx, mesh)
-        run = make_train_step(graphdef, task_of(objective), tx, chunk=16, accumulation=accumulation)
+        tx, task = guarded(KEEP_GRADIENT, config.Guard()), task_of(objective)
+        state = init_state(params, frozen, tx, mesh, statistics=task.statistics)
+        run = make_train_step(graphdef, task, tx, chunk=16, accumulation=accumulation)
         state, figures = run(state, place(rows, mesh))
     return jax.tree.map(np.asarray, (figures, state.opt_state.inner))
 

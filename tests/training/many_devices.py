@@ -15,7 +15,7 @@ from tests.training import groups
 from tests.training.groups import LORA, OBJECTIVES, assert_same_step, packed, pair_expanded
 
 # objective, LoRA, accumulation
-CASES = [("mm-dpo", LORA, 4), ("reward model", None, 1), ("mm-dpo", None, 1), ("reward model", LORA, 4)]
+CASES = [("mm-dpo", LORA, 4), ("reward model", None, 1), ("mm-dpo", None, 1), ("reward model", LORA, 4), ("beta-dpo", None, 1)]
 
 
 def main(directory: Path, numbers: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -538,3 +539,34 @@ def test_a_score_that_does_not_say_of_what_is_one_of_the_configuration_that_was_
     assert StoredCheckpoints(tmp_path, ACCURACY).scores == {1: 0.5}
     assert StoredCheckpoints(tmp_path, LOSS).best is None
     assert "2 are by" in StoredCheckpoints(tmp_path, ACCURACY).other_scores
+
+
+def with_statistics(step: int, **statistics: float) -> TrainState:
+    values = {name: jax.device_put(jnp.float32(value), replicated(MESH)) for name, value in statistics.items()}
+    return dataclasses.replace(state_at(step), statistics=values)
+
+
+def test_running_statistics_are_kept_and_other_runs_have_the_parts_that_they_had(tmp_path):
+    for name, state in (("with", with_statistics(2, mean=0.3, std=1.7)), ("without", state_at(2))):
+        checkpoints = Checkpoints(tmp_path / name)
+        checkpoints.save(state, IDENTITY)
+        checkpoints.wait()
+        checkpoints.close()
+    parts = {"params", "opt_state", "identity"}
+    for name, expected in (("with", parts | {"statistics"}), ("without", parts)):
+        assert {path.name for path in (tmp_path / name / "2").iterdir() if path.is_dir()} == expected
+    checkpoints = Checkpoints(tmp_path / "with")
+    found = checkpoints.restore(with_statistics(0, mean=0.0, std=0.0), IDENTITY)
+    checkpoints.close()
+    assert found.statistics == {"mean": jnp.float32(0.3), "std": jnp.float32(1.7)} and int(found.step) == 2
+
+
+@pytest.mark.parametrize("stored", [{}, {"std": 1.0}])
+def test_a_checkpoint_without_the_statistics_that_the_loss_needs_is_refused_and_left_alone(tmp_path, stored):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(with_statistics(2, **stored), IDENTITY)
+    checkpoints.wait()
+    with pytest.raises(UserError, match=r"the checkpoint at step 2 has no running statistics mean\b.*set another") as error:
+        checkpoints.restore(with_statistics(0, mean=0.0), IDENTITY)
+    checkpoints.close()
+    assert "\n" not in str(error.value) and checkpoints.steps == [2]

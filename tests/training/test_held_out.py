@@ -172,6 +172,7 @@ def test_held_out_data_without_a_strict_pair_is_refused_before_the_model_is_load
         config.Preference(),
         config.Preference(losses={"aot": 1.0}, scaling=config.Scaling(mode="batch_implicit")),
         config.Preference(scaling=config.Scaling(mode="fixed"), ld_alpha=0.5, reference="live"),
+        config.Preference(scaling=config.Scaling(mode="beta_dpo", filtered=0.2)),
         config.RewardModel(),
         config.RewardModel(tie_weight=0.5, margins="rewards"),
         config.Supervised(),
@@ -185,7 +186,7 @@ def test_the_names_that_run_best_may_have_are_those_of_the_figures_that_an_evalu
     def eval_step(state, batch):
         zeros, tokens = (jnp.zeros(x.shape, jnp.float32) for x in (batch.ends, batch.targets))
         outputs = Outputs(zeros, zeros, zeros, zeros, zeros, tokens)
-        return made.terms(outputs, batch, jax.random.key(0), outputs)
+        return made.terms(outputs, batch, jax.random.key(0), outputs, made.statistics)
 
     class OneRow:
         budget = Budget(16, 1, 1, 8, 8, 8)

@@ -22,6 +22,7 @@ WHOLE = [
     config.Preference(losses={"aot": 1.0}),
     config.Preference(losses={"aot_unpaired": 1.0}),
     config.Preference(scaling=config.Scaling(mode="batch_implicit")),
+    config.Preference(scaling=config.Scaling(mode="beta_dpo")),
 ]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mmrlhf_jax.models.registry import DEFAULT
 from tests.families import FAMILIES
 from tests.training.groups import OBJECTIVES
 
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 ROWS_AND_SLOTS, SLOTS_AND_WIDTHS = {"fsdp": 2, "context": 2}, {"tensor": 2, "context": 2}
 OTHERS = [{"context": 4}, {"data": 2, "context": 2}, {"fsdp": 2, "tensor": 2}, {"data": 2, "fsdp": 2}, {"tensor": 4}]
 QUICK = [(family, "mm-dpo", [ROWS_AND_SLOTS, SLOTS_AND_WIDTHS]) for family in FAMILIES]
+QUICK.append((DEFAULT, "beta-dpo, filtered", [ROWS_AND_SLOTS, SLOTS_AND_WIDTHS]))
 ALL = [
     (family, name, OTHERS if name == "mm-dpo" else [ROWS_AND_SLOTS, SLOTS_AND_WIDTHS, *OTHERS])
     for family in FAMILIES

@@ -38,7 +38,7 @@ class UnlikelihoodTask(SupervisedTask):
     def coefficients(self):
         return {"unlikelihood": self.settings.weight}
 
-    def terms(self, outputs, batch, key, reference=None):
+    def terms(self, outputs, batch, key, reference=None, statistics=None):
         return {"unlikelihood": weighted_sum(outputs.logps, batch.response_weights)}, {}
 
     def describe(self):

@@ -15,6 +15,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from mmrlhf_jax import config
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.huggingface.model_config import read_config
 from mmrlhf_jax.models.llava_onevision import FAMILY
 from mmrlhf_jax.models.llava_onevision.weights import NAMES
@@ -26,7 +27,7 @@ from mmrlhf_jax.sharding.mesh import make_mesh, use_mesh
 from mmrlhf_jax.tasks import task_of
 from mmrlhf_jax.training import trained
 from mmrlhf_jax.training.base import load_base
-from mmrlhf_jax.training.identity import SETTINGS, computed_precision, difference
+from mmrlhf_jax.training.identity import DRAW, SETTINGS, check_identity, computed_precision, difference, known_identity
 from mmrlhf_jax.training.optimizer import make_optimizer
 from mmrlhf_jax.training.state import init_state, precision_line, split_model
 from mmrlhf_jax.training.step import make_train_step
@@ -210,6 +211,43 @@ def test_a_run_from_before_goes_on():
     now["model"]["frozen_dtype"] = "bfloat16"
     found = difference({SETTINGS: json.dumps(before)}, {SETTINGS: json.dumps(now)})
     assert found == "model.frozen_dtype float32, this run has bfloat16"
+
+
+def test_a_run_from_before_the_settings_of_beta_dpo_goes_on(directory):
+    scaling = {"mode": "beta_dpo"}
+    preference = experiment(directory, objective={"kind": "preference", "scaling": scaling}, reward_head=None)
+    now = known_identity(preference)
+    before = json.loads(now[SETTINGS])
+    assert before["objective"]["scaling"].pop("momentum") == 0.9 and before["objective"]["scaling"].pop("filtered") == 0
+    assert difference({**now, SETTINGS: json.dumps(before)}, now) is None
+    filtered = {"kind": "preference", "scaling": scaling | {"filtered": 0.2}}
+    other = known_identity(experiment(directory, objective=filtered, reward_head=None))
+    found = difference({**now, SETTINGS: json.dumps(before)}, other)
+    assert found == "objective.scaling.filtered 0.0, this run has 0.2"
+
+
+@pytest.mark.parametrize(
+    ("scaling", "draws"),
+    [
+        ({"mode": "batch_implicit"}, True),
+        ({"mode": "beta_dpo", "filtered": 0.2}, True),
+        ({"mode": "beta_dpo"}, False),
+        ({"mode": "margin"}, False),
+    ],
+)
+def test_a_run_whose_pairs_an_earlier_version_drew_by_their_slots_does_not_go_on_with_other_draws(directory, scaling, draws):
+    objective = {"kind": "preference", "scaling": scaling}
+    now = known_identity(experiment(directory, objective=objective, reward_head=None))
+    before = {name: value for name, value in now.items() if name != DRAW}
+    check_identity(4, now, now)
+    if not draws:
+        return check_identity(4, before, now)
+    with pytest.raises(UserError, match=r"4 has pairs drawn by their slots \(in an .*\), this run has by their responses:"):
+        check_identity(4, before, now)
+    fixed = {"kind": "preference", "scaling": {"mode": "fixed"}}  # the setting is named, not what it brings
+    for found, wanted in ((before, fixed), (now, fixed)):
+        with pytest.raises(UserError, match=r"has objective\.scaling\.\w+ \S+, this run has"):
+            check_identity(4, found, known_identity(experiment(directory, objective=wanted, reward_head=None)))
 
 
 def test_references_of_rounded_weights_are_not_taken_for_those_of_others(directory):

@@ -23,6 +23,7 @@ from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
 from mmrlhf_jax.sharding.mesh import make_mesh
 from mmrlhf_jax.training import loop, reference, trained
 from mmrlhf_jax.training import record as recording
+from mmrlhf_jax.training import replay as replaying
 from mmrlhf_jax.training import run as run_module
 from mmrlhf_jax.training.directory import CONFIG_FILE
 from mmrlhf_jax.training.metrics import read_metrics
@@ -224,9 +225,10 @@ def stopped(experiment, tmp_path_factory):
 @pytest.mark.long
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(stopped):
     (saved,) = stopped.glob("bad_batch_step_*.npz")
-    step, batch, groups, numbers = read_batch(saved)
+    step, batch, groups, numbers, statistics = read_batch(saved)
     assert saved.name == f"bad_batch_step_{step}.npz"
     assert ((groups != "") == (batch.response_ids >= 0)).all() and numbers.max() >= 2
+    assert statistics == {}
     assert batch.tokens.shape == (1, 1024) and batch.response_ids.max() >= 1
 
 
@@ -250,6 +252,10 @@ def test_a_saved_batch_is_replayed_with_the_runs_own_loss_and_gradient(experimen
     assert all(each.logprob == pytest.approx(each.reference, abs=1e-3) for each in found.responses)
     again = replay(str(tmp_path / "bad_batch_step_0.npz"), LAUNCH, overrides=["model.remat=full"])
     assert again.figures["loss"] == pytest.approx(first["loss"], rel=1e-5)
+    monkeypatch.setattr(replaying, "load_trained", lambda *_, **__: pytest.fail("the model is loaded"))
+    with pytest.raises(UserError, match=r"step_0\.npz: .* objective\.scaling\.k .*; give it as a number$") as error:
+        replay(str(tmp_path / "bad_batch_step_0.npz"), LAUNCH, overrides=["objective.scaling.k=median"])
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.long
@@ -277,7 +283,7 @@ def test_a_batch_that_cannot_be_saved_does_not_hide_why_the_run_stops(tmp_path, 
     monkeypatch.setattr(recording, "write_arrays", fails)
     batch = empty_row(Budget(8, 1, 1, 2, 2, 1), VisionGeometry(28, 14, ((28, 28),), 9))
     batch = jax.tree.map(lambda x: jax.numpy.asarray(x)[None], batch)
-    recording.save_batch(epath.Path(tmp_path / "bad_batch_step_0.npz"), 0, batch, [])
+    recording.save_batch(epath.Path(tmp_path / "bad_batch_step_0.npz"), 0, batch, [], {})
     assert f"cannot be saved ([Errno {number}]" in capsys.readouterr().err
 
 
@@ -300,7 +306,7 @@ def test_a_reward_models_reward_and_a_policys_reference_must_be_there():
     tokens = np.array([[5, 5]])
     batch = empty_row(Budget(8, 1, 1, 2, 2, 1), VisionGeometry(28, 14, ((28, 28),), 9))
     batch = jax.tree.map(lambda x: x[None], batch)._replace(response_ids=np.array([[0, 1]]))
-    saved = recording.SavedBatch(3, batch, np.array([["a", "a"]]), np.array([[1, 2]]))
+    saved = recording.SavedBatch(3, batch, np.array([["a", "a"]]), np.array([[1, 2]]), {})
     rewards = np.array([[np.nan, 1.0]])
     outputs = -1.0 * tokens, rewards, np.full((1, 2), np.nan)
     for judges, compares, expected in (
