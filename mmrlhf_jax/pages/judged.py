@@ -1,9 +1,8 @@
-"""The reward model's scores of held-out responses, as cards, and the resulting β(δ), as a curve, for the quickstart's page."""
+"""The reward model's scores of held-out responses, as cards, for the quickstart's page."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
@@ -11,7 +10,7 @@ from markupsafe import Markup
 from mmrlhf_jax import config
 from mmrlhf_jax.data.built_examples import BuiltExamples
 from mmrlhf_jax.data.examples import Example
-from mmrlhf_jax.pages.charts import Dot, Line, line_chart
+from mmrlhf_jax.data.margin_summary import margins_of, settled_scale
 from mmrlhf_jax.pages.parts import chip, element, join, mark, percent, picture, table
 from mmrlhf_jax.records import RankedRecord, Response
 
@@ -30,14 +29,11 @@ class JudgedPair:
         return self.margin > 0
 
 
-def pair_beta(margin: float, objective: config.Preference) -> float:
-    """The paper's β(δ) = β·(1 + w·(1 − exp(−k·max(δ, 0)))), as in `objectives.reward_scaling.margin`."""
-    return objective.beta * (1 - objective.scaling.w * math.expm1(-objective.scaling.k * max(margin, 0.0)))
-
-
 def judged_pairs(record: RankedRecord, objective: config.Preference) -> list[JudgedPair]:
-    margins = [(c, r, record.responses[c].reward - record.responses[r].reward) for c, r in record.pairs()]
-    return [JudgedPair(c, r, margin, pair_beta(margin, objective)) for c, r, margin in margins]
+    """The strictly ordered pairs of a scored record. UserError if the objective has no number for k yet."""
+    (margins,) = margins_of([record])
+    found = zip(record.pairs(), margins.tolist(), settled_scale(objective).betas(margins).tolist(), strict=True)
+    return [JudgedPair(*pair, margin, beta) for pair, margin, beta in found]
 
 
 def judged(
@@ -97,47 +93,6 @@ def judged_response(letter: str, response: Response, taught: str) -> Markup:
     if taught.strip() != (response.critique or "").strip():
         parts.append(element("details", element("summary", "the data’s own critique differs"), taught))
     return element("div", *parts, class_="response")
-
-
-def scaling(held_out: Sequence[RankedRecord], objective: config.Preference) -> Markup:
-    """The curve β(δ), with the held-out pairs as dots."""
-    pairs = [pair for record in held_out for pair in judged_pairs(record, objective)]
-    scale, wrong = objective.scaling, sum(not pair.right for pair in pairs)
-    text = (
-        "This is Dynamic Reward Scaling. Where the reward model sees a large difference, the pair counts for more; where it"
-        f" contradicts the data’s rank (δ not above zero: {wrong} of {len(pairs)} pairs), the pair counts as in plain DPO. The"
-        " bigger a dot, the more pairs it stands for. MM-DPO used the same curve, on its own training pairs."
-    )
-    formula = element("code", f"β(δ) = {objective.beta:g} · (1 + {scale.w:g} · (1 − exp(−{scale.k:g} · max(δ, 0))))")
-    margins = [pair.margin for pair in pairs]
-    low, high = min([*margins, -1.0]), max([*margins, 1.0])
-    curve = [(low + i * (high - low) / 100, pair_beta(low + i * (high - low) / 100, objective)) for i in range(101)]
-    chart = line_chart(
-        f"β of the {len(pairs)} held-out pairs",
-        [Line("β(δ)", curve, smooth=False)],
-        dots=pair_dots(pairs, objective),
-        x_label="margin δ",
-        y_range=(0.95 * objective.beta, 1.05 * (1 + scale.w) * objective.beta),
-        size=(960, 260),
-    )
-    return join(element("p", text), element("p", formula), element("div", chart, class_="scroll wide"))
-
-
-def pair_dots(pairs: Sequence[JudgedPair], objective: config.Preference) -> list[Dot]:
-    """Dots for the pairs on the curve. Pairs in the same sixtieth of the range share a dot, whose area grows with their
-    number."""
-    if not pairs:
-        return []
-    low, high = min(pair.margin for pair in pairs), max(pair.margin for pair in pairs)
-    bins: dict[tuple[int, bool], list[float]] = {}
-    for pair in pairs:
-        bins.setdefault((int(60 * (pair.margin - low) / (high - low or 1)), pair.right), []).append(pair.margin)
-    fullest, dots = max(map(len, bins.values())), []
-    for (_, right), found in sorted(bins.items()):
-        mean, radius = sum(found) / len(found), 2 + 10 * math.sqrt(len(found) / fullest)
-        label = f"{len(found)} pairs around δ = {signed(mean)}"
-        dots.append(Dot(mean, pair_beta(mean, objective), radius, "good" if right else "bad", label))
-    return dots
 
 
 def signed(value: float) -> str:

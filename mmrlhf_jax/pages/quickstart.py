@@ -12,7 +12,8 @@ from markupsafe import Markup
 from mmrlhf_jax import config
 from mmrlhf_jax.data.built_examples import BuiltExamples
 from mmrlhf_jax.pages.charts import Line, bar_chart, line_chart
-from mmrlhf_jax.pages.judged import judged, scaling
+from mmrlhf_jax.pages.judged import judged
+from mmrlhf_jax.pages.margins import margin_section, reliability_chart
 from mmrlhf_jax.pages.parts import duration, element, join, mark, nested_tables, number, page, percent, picture, table, tiles
 from mmrlhf_jax.pages.run import points
 from mmrlhf_jax.records import RankedRecord
@@ -69,8 +70,9 @@ class Findings:
 
     `family` is the architecture of its models, `figures` are those of its summary, by step. `examples` are the held-out
     examples, `scored` their records with the reward model's critiques and rewards, `kinds` maps a kind of question to the
-    indices of its records. `answers` has, by policy (a key of `POLICIES`), one answer per example. `objective` is MM-DPO's;
-    `metrics` has the rows of each run in `CURVES`.
+    indices of its records. `margins` and `held_out_margins` are summaries (`data.margin_summary`) of the margins of the pairs
+    that MM-DPO learnt from and of held-out pairs. `answers` has, by policy (a key of `POLICIES`), one answer per example.
+    `objective` is MM-DPO's; `metrics` has the rows of each run in `CURVES`.
     """
 
     family: str
@@ -78,6 +80,8 @@ class Findings:
     examples: BuiltExamples
     scored: Sequence[RankedRecord]
     kinds: Mapping[str, Sequence[int]]
+    margins: Mapping[str, Any]
+    held_out_margins: Mapping[str, Any]
     answers: Mapping[str, Sequence[Answer]]
     objective: config.Preference
     metrics: Mapping[str, Sequence[Mapping]]
@@ -90,7 +94,7 @@ def quickstart_page(found: Findings) -> str:
     sections = {
         "What happened": story(figures, found.family),
         "The reward model at work": judged(found.scored, found.examples, found.kinds, found.objective),
-        "From rewards to β": scaling(found.scored, found.objective),
+        "From rewards to β": scaling(found.margins, found.held_out_margins),
         "Answers before and after": answered(found),
         "Training curves": curves(found.metrics),
         "All figures": join(element("p", "As in ", element("code", "summary.json"), "."), nested_tables(figures)),
@@ -181,6 +185,40 @@ def story(figures: Mapping, family: str) -> Markup:
         ),
     )
     return element("ol", *[element("li", element("b", name), " ", text) for name, text in steps])
+
+
+def scaling(margins: Mapping[str, Any], held_out: Mapping[str, Any]) -> Markup:
+    """From margins to β: what they are, how far they can be trusted, and β(δ) over them."""
+    by_median = (
+        " A reward has no unit of its own, so k is set by the data: the median of the positive margins gives half of the rise."
+        if margins["scale"]["by_median"]
+        else ""
+    )
+    text = (
+        "This is Dynamic Reward Scaling. The margin δ of a pair is the reward of the response that the data ranks higher minus"
+        " that of the other. Where the reward model sees a large difference, the pair counts for more; where it contradicts the"
+        f" rank, the pair counts as in plain DPO.{by_median}"
+    )
+    parts = (
+        element("p", text),
+        element("h3", "The pairs that MM-DPO learnt from"),
+        element("p", "The reward model had not learnt from these pairs. ", promised(margins)),
+        margin_section(margins),
+        element("h3", "Held-out pairs"),
+        element("p", promised(held_out)),
+        reliability_chart(held_out),
+    )
+    return join(*parts)
+
+
+def promised(summary: Mapping[str, Any]) -> str:
+    """How many of the pairs a calibrated reward model would have right with these margins, and how many are."""
+    bins = summary["reliability"]
+    calibrated = sum(row["pairs"] * row["calibrated"] for row in bins) / summary["pairs"]
+    return (
+        "A calibrated reward model orders 73 % of the pairs with a margin of 1 rightly, and nearly all with a margin of 5: with"
+        f" these margins {percent(calibrated)} of all pairs. In fact {percent(summary['share_right'])} are right."
+    )
 
 
 def answered(found: Findings) -> Markup:

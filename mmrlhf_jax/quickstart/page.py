@@ -8,7 +8,8 @@ from pathlib import Path
 
 from etils import epath
 
-from mmrlhf_jax import config
+from mmrlhf_jax import config, strict_json
+from mmrlhf_jax.data.margin_summary import margins_of, scale_of, summarise
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.pages.quickstart import CURVES, POLICIES, Answer, Findings, quickstart_page
@@ -18,6 +19,7 @@ from mmrlhf_jax.records import RankedRecord
 from mmrlhf_jax.suite.figures import read_run
 from mmrlhf_jax.suite.report.page import Shown, page_of
 from mmrlhf_jax.training.metrics import read_metrics
+from mmrlhf_jax.training.page import MARGINS
 from mmrlhf_jax.training.shown import shown_run
 
 EVALUATION = "evaluation"  # the folder of the policies' results, one folder each
@@ -37,14 +39,18 @@ def write_page(root: Path, figures: Mapping, held_out: Sequence[RankedRecord], a
         policy: [Answer(text, is_correct(question, text)) for question, text in zip(questions, texts, strict=True)]
         for policy, texts in answers.items()
     }
+    objective = config.load_experiment(root / "runs" / "mmdpo" / "config.yaml").objective
+    judged = margins_of(held_out)
     found = Findings(
         family="LLaVA-OneVision",
         figures=figures,
         examples=examples,
         scored=held_out,
         kinds=by_kind(examples.records),
+        margins=strict_json.loads((root / "runs" / "mmdpo" / MARGINS).read_bytes()),
+        held_out_margins=summarise(judged, scale_of(objective, judged, "held-out pairs")),
         answers=marked,
-        objective=config.load_experiment(root / "runs" / "mmdpo" / "config.yaml").objective,
+        objective=objective,
         metrics={run: read_metrics(root / "runs" / run) for _, runs, _ in CURVES for run, _, _ in runs},
     )
     write_atomically(root / PAGE, quickstart_page(found).encode("utf-8", "replace"))

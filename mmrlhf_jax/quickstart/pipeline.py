@@ -7,7 +7,7 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,9 +55,10 @@ LAUNCH = config.Launch(mesh=config.Mesh(data=-1, fsdp=1))
 
 @dataclasses.dataclass
 class Quickstart:
-    """The paths of a quickstart, and its figures so far."""
+    """The paths of a quickstart, the number of scenes of each split, and its figures so far."""
 
     root: Path
+    scenes: Mapping[str, int] = dataclasses.field(default_factory=lambda: SCENES)
     figures: dict = dataclasses.field(default_factory=dict)
 
     def data(self, split: str) -> Path:
@@ -126,7 +127,8 @@ def step(title: str, work: Callable, quickstart: Quickstart):
 
 def make_data(quickstart: Quickstart) -> None:
     """Render scenes, make questions and ranked responses about them, and build each split like any other data set."""
-    sources = write_dataset(quickstart.root / "sources", seed=SEED, scenes=SCENES, questions_per_scene=QUESTIONS_PER_SCENE)
+    how = dict(seed=SEED, scenes=quickstart.scenes, questions_per_scene=QUESTIONS_PER_SCENE)
+    sources = write_dataset(quickstart.root / "sources", **how)
     sources["accounts"], captions = caption_records(sources["train"], SEED)
     sources["supervised"] = with_captions(sources["train"], captions)
     for split, source in sources.items():

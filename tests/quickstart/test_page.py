@@ -13,6 +13,8 @@ import pytest
 from mmrlhf_jax import config, sections
 from mmrlhf_jax.data.builder import build
 from mmrlhf_jax.data.built_examples import BuiltExamples
+from mmrlhf_jax.data.margin_summary import scale_of, summarise
+from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.objectives import reward_scaling
 from mmrlhf_jax.pages import charts
 from mmrlhf_jax.pages.judged import judged_pairs, signed
@@ -21,9 +23,11 @@ from mmrlhf_jax.quickstart.dataset import write_dataset
 from mmrlhf_jax.quickstart.page import write_page
 from mmrlhf_jax.quickstart.questions import KINDS, is_correct, question_from_record
 from mmrlhf_jax.records import RankedRecord
+from mmrlhf_jax.training.page import MARGINS
 
 HOSTILE = '<script>alert("1")</script>&amp;'
 EXPERIMENT = Path(__file__).parents[2] / "configs" / "quickstart" / "mmdpo.yaml"
+SETTLED = ["objective.scaling.k=0.25"]  # a run's own configuration has a number
 FIGURES = {
     "reward_model": {
         "acc": 0.8765,
@@ -74,7 +78,11 @@ def root(examples) -> Path:
         (root / "runs" / run).mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"step": step} | {name: value / step for name, value in figures.items()}) for step in range(1, 20)]
         (root / "runs" / run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    (root / "runs" / "mmdpo" / "config.yaml").write_text(sections.resolved(config.load_experiment(EXPERIMENT)))
+    settled = config.load_experiment(EXPERIMENT, SETTLED)
+    (root / "runs" / "mmdpo" / "config.yaml").write_text(sections.resolved(settled))
+    margins = np.random.default_rng(1).normal(1, 2, 300)
+    summary = summarise(margins, scale_of(settled.objective, margins, "test"))
+    (root / "runs" / "mmdpo" / MARGINS).write_text(json.dumps(summary))
     return root
 
 
@@ -118,7 +126,9 @@ def tiles(tree: ElementTree.Element) -> dict[str, str]:
 def test_page_is_well_formed_and_asks_nothing_of_the_network_or_of_scripts(root, held_out, answers):
     page = written(root, FIGURES, held_out, answers)
     tree = parsed(page)
-    assert len(tree.findall(".//svg[@role='img']")) == 16  # 14 curves, β(δ) and the bars
+    assert (
+        len(tree.findall(".//svg[@role='img']")) == 19
+    )  # 14 curves, three of the margins learnt from, one of held-out margins, and the bars
     assert "://" not in page and "@import" not in page and "url(" not in page and "<script" not in page
     sources = [image.get("src") for image in tree.iter("img")]
     assert len(sources) >= SHOWN_QUESTIONS and all(source.startswith("data:image/png;base64,") for source in sources)
@@ -158,12 +168,28 @@ def test_whatever_a_model_writes_is_shown_as_text(root, held_out, answers):
 
 
 def test_beta_of_every_pair_is_what_the_objective_computes(held_out):
-    objective = config.load_experiment(EXPERIMENT, ["objective.beta=0.2", "objective.scaling.w=0.7"]).objective
+    objective = config.load_experiment(EXPERIMENT, [*SETTLED, "objective.beta=0.2", "objective.scaling.w=0.7"]).objective
     pairs = [pair for record in held_out for pair in judged_pairs(record, objective)]
     margins = np.array([pair.margin for pair in pairs], np.float32)
     assert (margins < 0).any() and (margins > 0).any()
     expected = reward_scaling.margin(margins, objective.beta, objective.scaling.w, objective.scaling.k)
     np.testing.assert_allclose([pair.beta for pair in pairs], expected, rtol=1e-6)
+
+
+def test_pairs_are_not_judged_by_a_k_that_each_record_sets_for_itself(held_out):
+    unsettled = config.load_experiment(EXPERIMENT).objective
+    assert unsettled.scaling.k == "median"
+    with pytest.raises(UserError, match=r"objective\.scaling\.k: median is no number yet"):
+        judged_pairs(held_out[0], unsettled)
+
+
+def test_the_page_draws_the_margins_that_were_learnt_from_and_how_far_they_can_be_trusted(root, held_out, answers):
+    text = text_of(parsed(written(root, FIGURES, held_out, answers)))
+    summary = json.loads((root / "runs" / "mmdpo" / MARGINS).read_text())
+    assert f"β of {summary['beta']['pairs']} pairs" in text and text.count("pairs right, by |δ|") == 4  # two titles, read twice
+    assert "exp(−0.25 · " in text
+    assert f"In fact {100 * summary['share_right']:.1f} % are right" in text
+    assert "k is set by the data" not in text  # this configuration has a number
 
 
 def test_cards_show_each_kind_of_question_in_the_reward_models_order(root, held_out, answers):
@@ -172,7 +198,7 @@ def test_cards_show_each_kind_of_question_in_the_reward_models_order(root, held_
     notes = [text_of(card.find(".//small")) for card in cards]
     kinds = {question_from_record(record).kind for record in held_out}
     assert [kind for kind in KINDS if kind in kinds] == [note.split(" · ")[0] for note in notes if " · " in note]
-    objective = config.load_experiment(EXPERIMENT).objective
+    objective = config.load_experiment(EXPERIMENT, SETTLED).objective
     records = {f"the picture of {record.id}": record for record in held_out}
     for card in cards:
         rewards = [float(reward.text.replace("−", "-")) for reward in card.iter("span") if reward.get("class") == "reward"]
