@@ -64,17 +64,18 @@ def opening(found: Findings) -> Markup:
 
 def scope(found: Findings) -> str:
     prompts, seeds = found.sizes.scenes["held_out"], len(found.seeds)
-    few = "" if seeds >= FEWEST_SEEDS else f" With fewer than {FEWEST_SEEDS} seeds nothing is said to hold."
     return (
         f"{prompts} held-out prompts, {seeds} seed{'' if seeds == 1 else 's'}. Every seed has its own annotators, reward model"
         " and order of rows; the pictures, the questions and the supervised start are the same for all seeds. Intervals are"
         " 95 %, by resampling seeds and prompts together. A difference “holds” if it differs from 0 among all comparisons of a"
-        f" figure (seeds and prompts as crossed random effects, Holm’s procedure at 5 %).{few}"
+        f" figure (seeds and prompts as crossed random effects, Holm’s procedure at 5 %)."
     )
 
 
 def conclusion(found: Findings) -> str:
     """What follows from the differences, in words."""
+    if len(found.seeds) < FEWEST_SEEDS:
+        return "There are too few seeds to say which differences hold; the intervals show how large they may be."
     holding = {key: d for key, d in found.differences["right"].items() if d.holds}
     if not holding:
         widest = max((high - low) / 2 for low, high in (d.interval for d in found.differences["right"].values()))
