@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from mmrlhf_jax.dynamic_scaling import MIN_BETA
 from mmrlhf_jax.objectives import pair_draws
 from mmrlhf_jax.objectives.pairs import PerPair
-from mmrlhf_jax.objectives.reward_scaling import MIN_BETA
 from mmrlhf_jax.objectives.weighted import divide
 
 # In nats: margins that differ by much less are taken as equal. Rounding errors of float32 models are smaller, those of bfloat16
@@ -35,16 +35,23 @@ MIN_STD = 1e-3
 Number = Float[Array, ""]
 
 
+def moments(implicit_margins: PerPair, pair_weights: PerPair) -> tuple[Number, Number]:
+    """(mean, unbiased standard deviation) of the used pairs' margins; 0 for what too few pairs leave undefined."""
+    used = pair_weights != 0
+    count = jnp.sum(used)
+    mean = jnp.sum(implicit_margins, where=used) / jnp.maximum(count, 1)
+    variance = jnp.sum((implicit_margins - mean) ** 2, where=used) / jnp.maximum(count - 1, 1)
+    return mean, jnp.sqrt(variance)
+
+
 def running_statistics(
     mean: Number, std: Number, implicit_margins: PerPair, pair_weights: PerPair, momentum: float
 ) -> tuple[Number, Number]:
     """(M0, σ) after a batch, from those before it."""
-    used = pair_weights != 0
-    count = jnp.sum(used)
-    batch_mean = jnp.sum(implicit_margins, where=used) / jnp.maximum(count, 1)
-    variance = jnp.sum((implicit_margins - batch_mean) ** 2, where=used) / jnp.maximum(count - 1, 1)
-    moved = [momentum * old + (1 - momentum) * new for old, new in ((mean, batch_mean), (std, jnp.sqrt(variance)))]
-    return jnp.where(count < 2, mean, moved[0]), jnp.where(count < 2, std, moved[1])
+    of_batch = moments(implicit_margins, pair_weights)
+    moved = [momentum * old + (1 - momentum) * new for old, new in zip((mean, std), of_batch, strict=True)]
+    few = jnp.sum(pair_weights != 0) < 2
+    return jnp.where(few, mean, moved[0]), jnp.where(few, std, moved[1])
 
 
 def drawn_pairs(
@@ -71,7 +78,7 @@ def drawn_weights(pair_weights: PerPair, drawn: Bool[Array, "*pairs"]) -> PerPai
 def batch_beta(
     implicit_margins: PerPair, pair_weights: PerPair, drawn: Bool[Array, "*pairs"], mean: Number, beta: float, alpha: float
 ) -> PerPair:
-    """β_batch, the same for every pair."""
+    """β_batch, the same for every pair, from the running `mean` M0 and the `drawn` pairs."""
     drawn_mean = jnp.sum(implicit_margins, where=drawn) / jnp.maximum(jnp.sum(drawn), 1)
     scaled = jnp.maximum(beta * (1 + alpha * (drawn_mean - mean)), MIN_BETA)
     few = jnp.sum(pair_weights != 0) < 2

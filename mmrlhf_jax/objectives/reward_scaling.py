@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmrlhf_jax.dynamic_scaling import MAX_EXPONENT, MIN_BETA
+from mmrlhf_jax.objectives.beta_dpo import batch_beta, moments
 from mmrlhf_jax.objectives.pair_draws import drawn_pairs
 from mmrlhf_jax.objectives.pairs import PerPair
 
@@ -49,16 +50,11 @@ def batch_implicit(
 
     `implicit_margins` are s⁺ − s⁻ without β, treated as constants. The sample is 80 % of the N used pairs, drawn without
     replacement with Gaussian weights exp(−½((δ − mean)/std)²), so that outliers are rarely drawn; `noise` is that of
-    `pair_draws.pair_noise`. The released code draws on every rank separately; here the draw is one for all hosts. With N < 2,
-    where the released code gives NaN, β is unchanged.
+    `pair_draws.pair_noise`. So it is β-DPO's β by the mean and standard deviation of this batch alone. The released code draws
+    on every rank separately; here the draw is one for all hosts. With N < 2, where the released code gives NaN, β is unchanged.
     """
     margins, used = jax.lax.stop_gradient(implicit_margins), pair_weights != 0
-    count = jnp.sum(used)
-    mean = jnp.sum(margins, where=used) / jnp.maximum(count, 1)
-    variance = jnp.sum((margins - mean) ** 2, where=used) / jnp.maximum(count - 1, 1)
-    scores = (margins - mean) / (jnp.sqrt(variance) + 1e-7)
+    mean, std = moments(margins, pair_weights)
     counts = np.asarray([n * 4 // 5 for n in range(used.size + 1)], np.int32)
-    drawn = drawn_pairs(noise, -0.5 * scores**2, used, counts)
-    sample_mean = jnp.sum(margins, where=drawn) / jnp.maximum(jnp.sum(drawn), 1)
-    scaled = jnp.maximum(beta * (1 + w * (sample_mean - mean)), MIN_BETA)
-    return jnp.full(implicit_margins.shape, jnp.where(count < 2, beta, scaled), margins.dtype)
+    drawn = drawn_pairs(noise, -0.5 * ((margins - mean) / (std + 1e-7)) ** 2, used, counts)
+    return batch_beta(margins, pair_weights, drawn, mean, beta, w)

@@ -11,7 +11,7 @@ from mmrlhf_jax import config
 from mmrlhf_jax.data.built_examples import BuiltExamples
 from mmrlhf_jax.data.examples import Example
 from mmrlhf_jax.data.margin_summary import margins_of, settled_scale
-from mmrlhf_jax.pages.parts import chip, element, join, mark, percent, picture, table
+from mmrlhf_jax.pages.parts import chip, element, join, mark, percent, picture, signed, table
 from mmrlhf_jax.records import RankedRecord, Response
 
 
@@ -93,7 +93,3 @@ def judged_response(letter: str, response: Response, taught: str) -> Markup:
     if taught.strip() != (response.critique or "").strip():
         parts.append(element("details", element("summary", "the data’s own critique differs"), taught))
     return element("div", *parts, class_="response")
-
-
-def signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")

@@ -103,6 +103,11 @@ def percent(value: float | None) -> str:
     return "–" if value is None else progress.percent(value)
 
 
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign and so many digits behind the point."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def duration(seconds: float | None) -> str:
     """A duration in its two largest units: 2 h 5 min, 3 min 20 s, 12 s."""
     if seconds is None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from mmrlhf_jax.pages.filters import Filter, filtered, rules
-from mmrlhf_jax.pages.parts import chip, element, join, page, percent, table, tiles
+from mmrlhf_jax.pages.parts import chip, element, join, page, percent, signed, table, tiles
 from mmrlhf_jax.records import Pair, RankedRecord
 
 Verdict = Literal["right", "wrong", "tie", "not scored"]
@@ -236,7 +236,7 @@ def _response(case: Case, index: int, letter: str) -> Markup:
 
 def _signed(reward: float) -> str:
     """With three digits behind the point, so that rewards that hardly differ do not look like a tie."""
-    return f"{reward:+.3f}".replace("-", "−")
+    return signed(reward, 3)
 
 
 def _pairs(case: Case, letters: Mapping[int, str]) -> Markup:

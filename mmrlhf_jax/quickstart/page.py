@@ -9,7 +9,7 @@ from pathlib import Path
 from etils import epath
 
 from mmrlhf_jax import config, strict_json
-from mmrlhf_jax.data.margin_summary import margins_of, scale_of, summarise
+from mmrlhf_jax.data.margin_summary import margins_of, settled_scale, summarise
 from mmrlhf_jax.data.mixture import open_examples
 from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.pages.quickstart import CURVES, POLICIES, Answer, Findings, quickstart_page
@@ -40,7 +40,6 @@ def write_page(root: Path, figures: Mapping, held_out: Sequence[RankedRecord], a
         for policy, texts in answers.items()
     }
     objective = config.load_experiment(root / "runs" / "mmdpo" / "config.yaml").objective
-    judged = margins_of(held_out)
     found = Findings(
         family="LLaVA-OneVision",
         figures=figures,
@@ -48,7 +47,7 @@ def write_page(root: Path, figures: Mapping, held_out: Sequence[RankedRecord], a
         scored=held_out,
         kinds=by_kind(examples.records),
         margins=strict_json.loads((root / "runs" / "mmdpo" / MARGINS).read_bytes()),
-        held_out_margins=summarise(judged, scale_of(objective, judged, "held-out pairs")),
+        held_out_margins=summarise(margins_of(held_out), settled_scale(objective)),
         answers=marked,
         objective=objective,
         metrics={run: read_metrics(root / "runs" / run) for _, runs, _ in CURVES for run, _, _ in runs},

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
 from markupsafe import Markup
 
-from mmrlhf_jax.pages.parts import element
+from mmrlhf_jax.pages.charts import ticks
+from mmrlhf_jax.pages.parts import element, signed
 from tests.benchmarks.drs_study.analysis import Difference, Key
 from tests.benchmarks.drs_study.variants import VARIANTS
 
@@ -30,10 +30,10 @@ def forest(found: Findings, baseline: str, differences: Mapping[Key, Difference]
     height = ROW * len(rows) + 26
     drawn = [element("line", x1=f"{x(0):.1f}", x2=f"{x(0):.1f}", y1=0, y2=height - 24, class_="axis")]
     for place, (name, difference) in enumerate(rows):
-        drawn += _row(VARIANTS[name].title, difference, 100.0, x, ROW * place + ROW / 2)
+        drawn += _row(VARIANTS[name].title, difference, x, ROW * place + ROW / 2)
     drawn += [
         element("text", f"{value:+g}".replace("-", "−"), x=f"{x(value):.1f}", y=height - 8, text_anchor="middle")
-        for value in _ticks(low, high)
+        for value in ticks(low, high, most=8)
     ]
     base = found.mean("right", level, baseline)
     caption = f"{level_name(level)}: points more or less than {VARIANTS[baseline].title} ({100 * base:.1f} % right)"
@@ -41,33 +41,24 @@ def forest(found: Findings, baseline: str, differences: Mapping[Key, Difference]
     return element("div", element("figure", element("figcaption", element("b", caption)), drawing), class_="scroll wide")
 
 
-def _row(title: str, difference: Difference, factor: float, x: Callable[[float], float], y: float) -> list[Markup]:
-    low, high = (factor * end for end in difference.interval)
+def _row(title: str, difference: Difference, x: Callable[[float], float], y: float) -> list[Markup]:
+    low, high = (100 * end for end in difference.interval)
     kind = ("good" if difference.value > 0 else "bad") if difference.holds else "plain"
-    value = factor * difference.value
+    value = 100 * difference.value
     return [
         element("text", title, x=LABELS - 12, y=f"{y:.1f}", text_anchor="end", dominant_baseline="middle"),
         element("line", x1=f"{x(low):.1f}", x2=f"{x(high):.1f}", y1=f"{y:.1f}", y2=f"{y:.1f}", class_="interval"),
         element(
             "circle",
-            element("title", f"{title}: {signed(value)}"),
+            element("title", f"{title}: {signed(value, 1)}"),
             cx=f"{x(value):.1f}",
             cy=f"{y:.1f}",
             r=5,
             class_=f"dot {kind}",
         ),
-        element("text", signed(value), x=WIDTH - 4, y=f"{y:.1f}", text_anchor="end", dominant_baseline="middle"),
+        element("text", signed(value, 1), x=WIDTH - 4, y=f"{y:.1f}", text_anchor="end", dominant_baseline="middle"),
     ]
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    step = next(s for s in (0.5, 1, 2, 5, 10, 20, 50) if (high - low) / s <= 8)
-    return [step * i for i in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
 
 
 def level_name(level: float) -> str:
     return f"{100 * level:.0f} % wrong pairs"
-
-
-def signed(value: float, digits: int = 1) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")

@@ -12,10 +12,10 @@ from mmrlhf_jax.data.margin_text import ends
 from mmrlhf_jax.dynamic_scaling import Scale
 from mmrlhf_jax.pages.charts import Dot, Line, binned, line_chart
 from mmrlhf_jax.pages.margins import reliability_chart
-from mmrlhf_jax.pages.parts import element, join, number, page, percent, table, tiles
+from mmrlhf_jax.pages.parts import element, join, number, page, percent, signed, table, tiles
 from tests.benchmarks.drs_study.analysis import FEWEST_SEEDS, METRICS, Difference, agreement
 from tests.benchmarks.drs_study.cell import LEARNING_RATE
-from tests.benchmarks.drs_study.forest import forest, level_name, signed
+from tests.benchmarks.drs_study.forest import forest, level_name
 from tests.benchmarks.drs_study.held_out import DRAWN, MAX_ANSWER
 from tests.benchmarks.drs_study.variants import BASELINE, CEILING, VARIANTS
 
@@ -84,7 +84,8 @@ def conclusion(found: Findings) -> str:
             f" than about {100 * widest:.0f} points cannot be told from none here."
         )
     said = [
-        f"{VARIANTS[name].title} at {level_name(level)}: {signed(100 * d.value)} points" for (level, name), d in holding.items()
+        f"{VARIANTS[name].title} at {level_name(level)}: {signed(100 * d.value, 1)} points"
+        for (level, name), d in holding.items()
     ]
     return "Of all differences to plain DPO (β .1) in the share of right answers these hold: " + "; ".join(said) + "."
 
@@ -126,8 +127,8 @@ def all_figures(found: Findings, metric: str) -> Markup:
 
 
 def told(difference: Difference, factor: float) -> Markup:
-    low, high = (signed(factor * end, 2) for end in difference.interval)
-    value = signed(factor * difference.value, 2)
+    low, high = (signed(factor * end) for end in difference.interval)
+    value = signed(factor * difference.value)
     return join(element("b", value) if difference.holds else value, element("small", f" ({low} to {high})"))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from mmrlhf_jax import strict_json
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_atomically
+from mmrlhf_jax.pages.parts import signed
 from mmrlhf_jax.progress import say
 from tests.benchmarks.drs_study.analysis import METRICS, Difference, differences
 from tests.benchmarks.drs_study.cell import Cell
@@ -99,9 +100,9 @@ def table(found: Findings, metric: str = "right") -> str:
     return "\n".join(lines) + "\n"
 
 
-def shown(difference: Difference, factor: float, digits: int = 1) -> str:
+def shown(difference: Difference, factor: float) -> str:
     """A difference with its interval, bold where it holds."""
-    value, low, high = (f"{factor * x:+.{digits}f}".replace("-", "−") for x in (difference.value, *difference.interval))
+    value, low, high = (signed(factor * x, 1) for x in (difference.value, *difference.interval))
     return f"{f'**{value}**' if difference.holds else value} ({low} to {high})"
 
 
