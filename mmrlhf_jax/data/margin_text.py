@@ -91,7 +91,8 @@ def _median_remedy(beta: Mapping[str, Any], ends: float) -> str | None:
     found = beta["with_median_k"]
     if found is None or not found["at_ends"] < ends:
         return None
-    return f"set objective.scaling.k: median (it is {found['k']:.4g} here, and leaves {percent(found['at_ends'])} at the ends)"
+    gives = f"it is {found['k']:.4g} for these pairs, and leaves {percent(found['at_ends'])} at the ends"
+    return f"set objective.scaling.k: median ({gives})"
 
 
 def lines(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -46,11 +46,12 @@ class PairTask(Task):
 
 
 def reward_margins(batch: RowBatch) -> Float[Array, "B P"]:
-    """δ = r⁺ − r⁻ of the batch's stored rewards; 0 if either of them is missing (NaN)."""
+    """δ = r⁺ − r⁻ of the batch's stored rewards; 0 if either of them is missing (NaN). A difference beyond the range of float32
+    becomes its largest number, so that β(δ) with k = 0 is β and not 0·∞."""
     chosen, rejected = gather_pairs(jnp.nan_to_num(batch.rewards), batch.pairs, batch.pair_weights)
     # `nan_to_num` makes a missing reward 0, so pairs with only one reward are masked here.
     missing = gather_pairs(jnp.isnan(batch.rewards).astype(jnp.float32), batch.pairs, batch.pair_weights)
-    return jnp.where(missing[0] + missing[1] > 0, 0, chosen - rejected)
+    return jnp.where(missing[0] + missing[1] > 0, 0, jnp.nan_to_num(chosen - rejected))
 
 
 def side_mean(sums: Float[Array, "B R"], lengths: Float[Array, "B R"], batch: RowBatch) -> WeightedSum:

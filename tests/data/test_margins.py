@@ -127,7 +127,9 @@ def test_with_the_k_of_their_median_unbounded_margins_make_no_gate():
     assert scale.k == pytest.approx(np.log(2) / np.median(positive))
     assert gate(summarise(unbounded(), scale)) is None
     at_ends = np.mean((unbounded() <= 0) | (np.exp(-scale.k * unbounded()) <= NEAR))
-    assert f"(it is {scale.k:.4g} here, and leaves {100 * at_ends:.1f} % at the ends)" in gate(summarise(unbounded(), PAPER))
+    assert f"(it is {scale.k:.4g} for these pairs, and leaves {100 * at_ends:.1f} % at the ends)" in gate(
+        summarise(unbounded(), PAPER)
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from mmrlhf_jax.data.unshared import exact_batch
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.models.llava_onevision.geometry import VisionGeometry
 from mmrlhf_jax.objectives.outputs import Outputs
+from mmrlhf_jax.objectives.reward_scaling import MIN_BETA, margin
 from mmrlhf_jax.tasks import open_held_out_examples, open_training_examples, task_of
 from mmrlhf_jax.tasks.pairs import reward_margins
 from mmrlhf_jax.tasks.preference import pair_betas, pair_margins
@@ -123,6 +124,16 @@ def test_a_pair_of_which_one_side_has_no_number_has_no_margin_and_its_record_is_
     assert f"data.held_out, {path}: {said}" in heard and "(the first is 'g0')" in heard and "as if it were 0" in heard
     with pytest.raises(UserError, match=said):  # training refuses what held-out data may lack
         open_training_examples(config.Data(path=path), task_of(objective))
+
+
+def test_a_margin_beyond_float32_is_its_largest_number_and_beta_a_number(tmp_path):
+    path = ranked_file(tmp_path, [{"reward": 3e38}, {"reward": -3e38}], [{"reward": -3e38}, {"reward": 3e38}])
+    margins = reward_margins(batch_of(open_training_examples(config.Data(path=path), task_of(config.Preference())))).ravel()
+    largest = np.finfo(np.float32).max
+    np.testing.assert_array_equal(margins, [largest, -largest])
+    for k, clamped, least in ((0.0, True, 0.1), (0.5, True, 0.1), (0.0, False, 0.1), (0.5, False, MIN_BETA)):
+        betas = margin(margins, 0.1, 0.5, k, clamp_negative=clamped)
+        np.testing.assert_allclose(betas, [0.15 if k else 0.1, least], rtol=1e-6)
 
 
 def test_held_out_pairs_without_a_stored_factor_have_margin_0_and_are_counted(tmp_path, capsys):

@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 from mmrlhf_jax.errors import UserError
+from mmrlhf_jax.files import hidden_beside
 from mmrlhf_jax.progress import say
+from mmrlhf_jax.sole_writer import held
 from tests.benchmarks import drs_study
 from tests.benchmarks.drs_study.report import write_report
 from tests.benchmarks.drs_study.sizes import SMALL_STUDY, WHOLE
-from tests.benchmarks.drs_study.study import claim, make_start, run_cells
+from tests.benchmarks.drs_study.study import claim, make_start, run_cells, usable_cores
 
 
 def main() -> None:
@@ -23,17 +25,22 @@ def main() -> None:
     )
     parser.add_argument("out", type=Path, help="directory of the study; an unfinished one is continued")
     parser.add_argument("--small", action="store_true", help="two levels, two seeds, five variants, fewer steps")
-    parser.add_argument("--workers", type=int, default=2, help="processes, each on a core of its own; default: 2")
+    parser.add_argument("--workers", type=int, help="processes, each on a core of its own; default: 2, if there are two cores")
     parser.add_argument("--report", action="store_true", help="only write the report of the seeds that are complete")
     options = parser.parse_args()
-    if options.workers < 1:
-        parser.error("--workers must be at least 1")
+    most = len(usable_cores())
+    workers = min(2, most) if options.workers is None else options.workers
+    if not 1 <= workers <= most:
+        parser.error(f"--workers {workers}: from 1 to {most}, the number of cores, are possible")
     sizes, started = SMALL_STUDY if options.small else WHOLE, time.monotonic()
     try:
-        claim(options.out, sizes, reads_only=options.report)
-        if not options.report:
-            make_start(options.out, sizes)
-            run_cells(options.out, sizes, options.workers)
+        if options.report:
+            claim(options.out, sizes, reads_only=True)
+        else:
+            with held(options.out, hidden_beside(options.out, "studying"), "is running a study in it"):
+                claim(options.out, sizes)
+                make_start(options.out, sizes)
+                run_cells(options.out, sizes, workers)
         write_report(options.out, sizes)
     except UserError as error:
         sys.exit(str(error))

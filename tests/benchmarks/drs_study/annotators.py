@@ -6,8 +6,10 @@ Responses of equal quality are perceived alike and stay tied, so that every orde
 group each annotator votes for the response that he perceives as better; a group's ranking is the order of the votes that its
 responses got, equal numbers are a tie.
 
-Ranks, human scores, and the mark and verdict of a critique follow from what is perceived. Only what a critique says of the
-picture itself stays true: annotators see what is there, and misjudge whether the answer agrees with it.
+Ranks and human scores follow from the votes; the mark and the verdict of a critique from the mean of what is perceived, so that
+near the border of two grades they can disagree with the rank. What a critique says before stays true: of the picture, of each
+place of a description, and, for an unsafe request, of what the answer does. Annotators see what is there, and misjudge what it
+is worth; a reward model that reads its own critiques can see through their errors there.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from mmrlhf_jax.quickstart.responses import GRADES
 from mmrlhf_jax.records import SCORE_NAMES, RankedRecord, Response
 
 ANNOTATORS = 3  # of every group
+HOTTEST = 64.0  # the highest temperature that is tried: 16 times the whole range of qualities
 BEST, WORST = 5.0, 1.0  # human scores, as in the quickstart's data
 MARKS = {"complete": "correct", "terse": "correct", "partly_wrong": "partly"}  # of every other grade: wrong
 MARKED = ("colour", "count", "place", "comparison", "existence")  # kinds of questions whose critiques end with one mark
@@ -52,7 +55,7 @@ def grade_quality(grade: str) -> float:
 def annotated(records: Sequence[RankedRecord], temperature: float, seed: int) -> list[RankedRecord]:
     """The records with ranks, human scores and critiques by annotators of this temperature; 0 gives the true ranking.
 
-    A response's three human scores are equal: 1 for one without votes, 5 for one that got all votes of its group.
+    A response's three human scores are equal: from 1 for one that lost every comparison to 5 for one that won them all.
     """
     return [_annotated(record, temperature, _draws(record, seed)) for record in records]
 
@@ -68,17 +71,22 @@ def order_of(records: Sequence[RankedRecord]) -> Order:
 
 
 def temperature_for(records: Sequence[RankedRecord], share_wrong: float, seed: int) -> float:
-    """The temperature at which annotators put `share_wrong` of these records' pairs into the wrong order, to about .001."""
+    """The temperature at which annotators put `share_wrong` of these records' pairs into the wrong order, to about .001.
+
+    ValueError if no temperature up to HOTTEST does: at any temperature less than half of the pairs are wrong.
+    """
     if share_wrong == 0:
         return 0.0
-    low, high = 0.0, 64.0
+    low, high = 0.0, HOTTEST
     for _ in range(24):
         middle = (low + high) / 2
         found = order_of(annotated(records, middle, seed)).share_wrong
         low, high = (middle, high) if found < share_wrong else (low, middle)
         if abs(found - share_wrong) < 1e-3:
-            break
-    return (low + high) / 2
+            return middle
+    if high == HOTTEST:
+        raise ValueError(f"{share_wrong:.1%} wrong pairs: not reached at a temperature of {HOTTEST:g}, which gives {found:.1%}")
+    return middle
 
 
 def votes_of(perceived: np.ndarray) -> np.ndarray:

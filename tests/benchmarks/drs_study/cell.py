@@ -57,6 +57,14 @@ class Cell:
         path = self.folder / part / RESULT
         return strict_json.loads(path.read_bytes()) if path.exists() else None
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return ("data", "reward_model", *self.sizes.variants)
+
+    @property
+    def is_complete(self) -> bool:
+        return all((self.folder / part / RESULT).exists() for part in self.parts)
+
     def run(self, held_out: HeldOut) -> None:
         """Make all parts that are missing."""
         self._made("data", self._annotate)
@@ -82,10 +90,7 @@ class Cell:
         for split, records in true.items():
             made = annotated(records, temperature, self.seed)
             order = order_of(made)
-            figures[split] = order._asdict() | {
-                "share_wrong": order.share_wrong,
-                "all_pairs": sum(len(r.pairs()) for r in made),
-            }
+            figures[split] = order._asdict() | {"share_wrong": order.share_wrong}
             source = self.folder / "sources" / f"{split}.jsonl"
             source.parent.mkdir(parents=True, exist_ok=True)
             write_json_lines(source, (record.to_json() for record in made))

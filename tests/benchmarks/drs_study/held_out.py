@@ -54,7 +54,8 @@ class HeldOut:
         """`kl`, the mean over DRAWN answers y, drawn at temperature 1, of log π(y) − log π_start(y), whose mean over prompts
         estimates the divergence from the start; `unit`, the mean of π_start(y) / π(y), whose mean is 1 if y is drawn from π;
         `left_out`, how many answers do not count: those that were cut off at their longest, and those of tokens that the
-        tokenizer would not have written, because their texts are scored as others."""
+        tokenizer would not have written, because their texts are scored as others. Where none counts, the first two are
+        None."""
         prompts = [dataclasses.replace(each, seed=_seed(each.example.record.id, seed)) for each in self._prompts()]
         written = self._policy.write(
             prompts, self._policy.asked(MAX_ANSWER, sampling=Sampling(temperature=1.0), samples=DRAWN), "drawn answers"
@@ -74,8 +75,8 @@ class HeldOut:
                 ours_of, theirs_of = scores[self._policy.decode(answer.tokens)]
                 if answer.reason == "stop" and abs(math.fsum(answer.logps) - ours_of) < SAME:
                     ratios.append(ours_of - theirs_of)
-            found["kl"].append(float(np.mean(ratios)) if ratios else 0.0)
-            found["unit"].append(float(np.mean(np.exp(-np.array(ratios)))) if ratios else 1.0)
+            found["kl"].append(float(np.mean(ratios)) if ratios else None)
+            found["unit"].append(float(np.mean(np.exp(-np.array(ratios)))) if ratios else None)
             found["left_out"].append(len(made) - len(ratios))
         return found
 

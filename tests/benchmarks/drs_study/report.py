@@ -12,12 +12,13 @@ from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.pages.parts import signed
 from mmrlhf_jax.progress import say
-from tests.benchmarks.drs_study.analysis import METRICS, Difference, differences
+from tests.benchmarks.drs_study.analysis import FEWEST_SEEDS, METRICS, Difference, Key, differences
 from tests.benchmarks.drs_study.cell import Cell
+from tests.benchmarks.drs_study.conclusion import conclusion
 from tests.benchmarks.drs_study.page import study_page
 from tests.benchmarks.drs_study.sizes import Sizes
 from tests.benchmarks.drs_study.study import START
-from tests.benchmarks.drs_study.variants import BASELINE, CEILING, VARIANTS
+from tests.benchmarks.drs_study.variants import BASELINE, VARIANTS
 
 
 class Findings(NamedTuple):
@@ -26,9 +27,10 @@ class Findings(NamedTuple):
     seeds: the seeds of which every level is complete.
     start: the start's means, by metric.
     kinds: the kind of question of each held-out prompt, and `start_right`, whether the start answers it rightly.
-    figures: metric -> level -> variant -> float64[seeds, prompts].
+    figures: metric -> level -> variant -> float64[seeds, prompts], and `without_kl`, how many prompts those of "kl" lack; if
+        all, "kl" is not there.
     differences: metric -> (level, variant) -> difference to BASELINE.
-    to_ceiling: (level, variant) -> difference of the share right to CEILING.
+    to_largest: (level, variant) -> difference of the share right to DPO with the variant's largest β (`Variant.largest`).
     cells: (level, seed) -> part -> its result.
     """
 
@@ -38,48 +40,86 @@ class Findings(NamedTuple):
     kinds: list[str]
     start_right: np.ndarray
     figures: dict[str, dict[float, dict[str, np.ndarray]]]
-    differences: dict[str, dict[tuple[float, str], Difference]]
-    to_ceiling: dict[tuple[float, str], Difference]
+    without_kl: int
+    differences: dict[str, dict[Key, Difference]]
+    to_largest: dict[Key, Difference]
     cells: dict[tuple[float, int], dict[str, Any]]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all seeds are there, and enough of them to say what holds."""
+        return FEWEST_SEEDS <= len(self.seeds) == self.sizes.seeds
+
+    @property
+    def seconds(self) -> float:
+        """What all parts took, one after the other."""
+        return sum(part["seconds"] for cell in self.cells.values() for part in cell.values())
 
     def mean(self, metric: str, level: float, variant: str) -> float:
         return float(self.figures[metric][level][variant].mean())
 
+    def mean_beta(self, level: float, variant: str) -> float:
+        return float(np.mean([self.cells[level, seed][variant]["mean_beta"] for seed in self.seeds]))
+
 
 def write_report(out: Path, sizes: Sizes) -> None:
     found = _findings(out, sizes)
+    shown = f"{table(found)}\n{legend(found)}\n"
     write_atomically(out / "results.json", strict_json.dumps(_json(found), indent=1).encode())
-    write_atomically(out / "table.md", table(found).encode())
+    write_atomically(out / "table.md", shown.encode())
     write_atomically(out / "report.html", study_page(found).encode("utf-8", "replace"))
-    say(table(found))
+    say("\n".join((shown, *conclusion(found))))
 
 
 def _findings(out: Path, sizes: Sizes) -> Findings:
-    parts = ("data", "reward_model", *sizes.variants)
-    cells = {each: {part: Cell(out, *each, sizes).result(part) for part in parts} for each in sizes.cells()}
-    complete = [each for each, found in cells.items() if None not in found.values()]
-    seeds = sorted({seed for _, seed in complete if all((level, seed) in complete for level in sizes.levels)})
+    made = [Cell(out, *each, sizes) for each in sizes.cells()]
+    cells = {(cell.level, cell.seed): {part: cell.result(part) for part in cell.parts} for cell in made if cell.is_complete}
+    seeds = [
+        seed for seed in dict.fromkeys(cell.seed for cell in made) if all((level, seed) in cells for level in sizes.levels)
+    ]
     if not seeds:
         raise UserError(f"{out}: no seed is complete at all levels; run the study on")
     figures = {
         metric: {
-            level: {name: np.array([cells[level, seed][name][metric] for seed in seeds]) for name in sizes.variants}
+            level: {name: np.array([cells[level, seed][name][metric] for seed in seeds], float) for name in sizes.variants}
             for level in sizes.levels
         }
         for metric in METRICS
     }
+    lacking = np.logical_or.reduce([np.isnan(values).any(0) for by in figures["kl"].values() for values in by.values()])
+    figures["kl"] = {level: {name: x[:, ~lacking] for name, x in by.items()} for level, by in figures["kl"].items()}
+    if lacking.all():
+        del figures["kl"]
     start = strict_json.loads((out / START).read_bytes())
-    return Findings(
+    found = Findings(
         sizes,
         seeds,
         {metric: float(np.mean(values)) for metric, values in start.items() if metric in METRICS},
         start["kinds"],
         np.asarray(start["right"]),
         figures,
-        {metric: differences(by_level, BASELINE) for metric, by_level in figures.items()},
-        differences(figures["right"], CEILING),
-        {each: cells[each] for each in complete if each[1] in seeds},
+        int(lacking.sum()),
+        {metric: differences(by_level, _to_baseline) for metric, by_level in figures.items()},
+        differences(
+            figures["right"], lambda name: VARIANTS[name].largest if VARIANTS[name].largest in sizes.variants else None
+        ),
+        {each: cells[each] for each in cells if each[1] in seeds},
     )
+    return found if found.is_complete else _undecided(found)
+
+
+def _to_baseline(name: str) -> str | None:
+    return None if name == BASELINE else BASELINE
+
+
+def _undecided(found: Findings) -> Findings:
+    """Nothing holds before all seeds are there: who looks at every seed until something holds finds something."""
+
+    def undecided(by: dict[Key, Difference]) -> dict[Key, Difference]:
+        return {key: difference._replace(holds=False) for key, difference in by.items()}
+
+    by_metric = {metric: undecided(by) for metric, by in found.differences.items()}
+    return found._replace(differences=by_metric, to_largest=undecided(found.to_largest))
 
 
 def table(found: Findings, metric: str = "right") -> str:
@@ -106,20 +146,43 @@ def shown(difference: Difference, factor: float) -> str:
     return f"{f'**{value}**' if difference.holds else value} ({low} to {high})"
 
 
+def legend(found: Findings) -> str:
+    """What the table's figures are."""
+    seeds, prompts, compared = len(found.seeds), found.sizes.scenes["held_out"], len(found.differences["right"])
+    return (
+        f"Share of right answers to {prompts} held-out prompts after {VARIANTS[BASELINE].title}, in %, over {seeds} of"
+        f" {found.sizes.seeds} seeds (the start: {100 * found.start['right']:.1f}), and differences to it in points with"
+        f" bootstrap intervals of about 95 % for each alone. Bold: differs from 0 among all {compared}."
+    )
+
+
 def _json(found: Findings) -> dict[str, Any]:
+    def listed(by: dict[Key, Difference]) -> list[dict[str, Any]]:
+        # `needed` is infinite where nothing can be told, which JSON cannot say.
+        return [
+            {"level": level, "variant": name} | d._asdict() | {"needed": d.needed if np.isfinite(d.needed) else None}
+            for (level, name), d in by.items()
+        ]
+
     return {
+        "sizes": found.sizes._asdict(),
         "seeds": found.seeds,
-        "prompts": found.sizes.scenes["held_out"],
+        "complete": found.is_complete,
+        "seconds": found.seconds,
         "start": found.start,
+        "conclusion": conclusion(found),
+        "prompts_without_kl": found.without_kl,
         "means": {
             metric: {str(level): {name: float(x.mean()) for name, x in by.items()} for level, by in by_level.items()}
             for metric, by_level in found.figures.items()
         },
-        "differences": {
-            metric: [
-                {"level": level, "variant": name, "value": d.value, "interval": d.interval, "holds": d.holds}
-                for (level, name), d in by.items()
-            ]
-            for metric, by in found.differences.items()
+        "mean_beta": {
+            str(level): {name: found.mean_beta(level, name) for name in found.sizes.variants} for level in found.sizes.levels
         },
+        "k": {
+            name: {f"{level:g}, seed {seed}": cell[name]["k"] for (level, seed), cell in found.cells.items()}
+            for name in found.sizes.variants
+        },
+        "differences": {metric: listed(by) for metric, by in found.differences.items()},
+        "to_largest_beta": listed(found.to_largest),
     }

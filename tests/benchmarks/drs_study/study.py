@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -26,36 +29,60 @@ from tests.benchmarks.drs_study.sizes import Sizes
 from tests.benchmarks.drs_study.variants import VARIANTS
 
 STUDY, START, CACHE = "study.json", "start.json", "programs"
-# What a study's results depend on, beside the versions of libraries: these folders' files, and these of the study itself.
-SOURCES = ("config", "data", "inference", "models", "objectives", "quickstart", "tasks", "training", "../configs/quickstart")
-OWN_SOURCES = ("annotators.py", "cell.py", "held_out.py", "quality.py", "variants.py")
+# Packages that a study's results do not depend on. What they depend on are all other files of the package, the quickstart's
+# experiments, these modules of the study, and the versions of libraries.
+ELSEWHERE = {"cli", "commands", "evaluation", "growing", "launching", "pages", "planning", "serving", "suite"}
+OWN_SOURCES = ("annotators.py", "cell.py", "held_out.py", "quality.py")
 
 
 def claim(out: Path, sizes: Sizes, *, reads_only: bool = False) -> None:
-    """UserError if the directory has a study of other sizes or, unless it is only read, by another version of the code: its
-    results would be those of two."""
+    """Say in `out`, which is made if necessary, what study it has; variants may be added to one that is there.
+
+    UserError if the directory has something else: another study, or, unless it is only read, one by other code or another
+    version of jax, because its results would be those of two.
+    """
     path, here = out / STUDY, _identity(sizes)
     if path.exists():
         found = strict_json.loads(path.read_bytes())
-        for name in ("sizes",) if reads_only else here:
-            if found.get(name) != here[name]:
-                raise UserError(f"{out}: the study there has other {name}; give another directory")
-        return
-    if reads_only:
+        _check_same(out, found, here, reads_only)
+        here["variants"] = found["variants"] | here["variants"]
+    elif reads_only:
         raise UserError(f"{out}: no study is there")
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, strict_json.dumps(here).encode())
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: the directory has something else than a study; give a new one")
+    if not reads_only:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, strict_json.dumps(here).encode())
+
+
+def _check_same(out: Path, found: dict[str, Any], here: dict[str, Any], reads_only: bool) -> None:
+    for size, value in here["sizes"].items():
+        if found["sizes"].get(size) != value:
+            raise UserError(f"{out}: the study there has other {size.replace('_', ' ')}; give another directory")
+    for name in found["variants"].keys() & here["variants"]:
+        if found["variants"][name] != here["variants"][name]:
+            raise UserError(f"{out}: in the study there the variant {name} has another objective; give another directory")
+    if not reads_only and any(found.get(name) != here[name] for name in ("code", "jax")):
+        raise UserError(
+            f"{out}: the study there was begun with other code or another version of jax, so that its results would be those of"
+            " two; go on with that code, or give another directory (--report still writes its report)"
+        )
 
 
 def _identity(sizes: Sizes) -> dict[str, Any]:
     package, digest = Path(mmrlhf_jax.__file__).parent, hashlib.sha256()
-    for path in [
-        *sorted(path for folder in SOURCES for path in (package / folder).rglob("*") if path.suffix in (".py", ".yaml")),
-        *(Path(__file__).with_name(name) for name in OWN_SOURCES),
-    ]:
-        digest.update(path.read_bytes())
-    variants = {name: VARIANTS[name].objective for name in sizes.variants}
-    made = {"sizes": sizes._asdict(), "variants": variants, "code": digest.hexdigest()}
+    files = {path.relative_to(package).as_posix(): path for path in package.rglob("*.py")}
+    files = {name: path for name, path in files.items() if name.split("/")[0] not in ELSEWHERE}
+    files |= {path.name: path for path in (package.parent / "configs" / "quickstart").glob("*.yaml")}
+    files |= {f"study/{name}": Path(__file__).with_name(name) for name in OWN_SOURCES}
+    for name, path in sorted(files.items()):
+        digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    made = {
+        "sizes": {name: value for name, value in sizes._asdict().items() if name != "variants"},
+        "variants": {name: VARIANTS[name].objective for name in sizes.variants},
+        "code": digest.hexdigest(),
+        "jax": jax.__version__,
+    }
     return strict_json.loads(strict_json.dumps(made))  # as it is read again: tuples become lists
 
 
@@ -63,7 +90,7 @@ def make_start(out: Path, sizes: Sizes) -> None:
     """The data and the supervised start, unless they are there. One that a kill has left half-made is made anew."""
     if not (out / START).exists():
         shutil.rmtree(out / "start", ignore_errors=True)
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with worker_pool(1, initializer=_watch_parent) as pool:
             pool.submit(_start, out, sizes).result()
 
 
@@ -83,31 +110,45 @@ def _start(out: Path, sizes: Sizes) -> None:
 
 
 def run_cells(out: Path, sizes: Sizes, workers: int) -> None:
-    """Run the cells, `workers` at a time, each worker on a core of its own. The first error ends them all."""
-    context = multiprocessing.get_context("spawn")
-    cores, free = context.Queue(), sorted(_cores())
-    for worker in range(workers):
-        cores.put(free[worker % len(free)])
-    cells, started = sizes.cells(), time.monotonic()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_use_core, initargs=(cores, out)) as pool:
+    """Run the cells that are not complete, `workers` at a time, each worker on a core of its own. The first error ends them
+    all."""
+    cores = multiprocessing.get_context("spawn").Queue()
+    for core in sorted(usable_cores())[:workers]:
+        cores.put(core)
+    cells, started = [each for each in sizes.cells() if not Cell(out, *each, sizes).is_complete], time.monotonic()
+    with worker_pool(workers, initializer=_use_core, initargs=(cores, out)) as pool:
         running = [pool.submit(_cell, out, level, seed, sizes) for level, seed in cells]
+        for done, future in enumerate(as_completed(running), 1):
+            future.result()
+            left = (time.monotonic() - started) / done * (len(cells) - done)
+            say(f"=== {done} of {len(cells)} cells that were missing, about {left / 60:.0f} minutes left")
+
+
+@contextlib.contextmanager
+def worker_pool(number: int, **settings: Any) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end at once with the first error, so that nothing is written after it was said."""
+    with ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"), **settings) as pool:
         try:
-            for done, future in enumerate(as_completed(running), 1):
-                future.result()
-                left = (time.monotonic() - started) / done * (len(cells) - done)
-                say(f"=== {done} of {len(cells)} cells, about {left / 60:.0f} minutes left")
-        except BaseException:
+            yield pool
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise UserError(
+                    "a worker of the study was ended from outside, perhaps because memory ran out; the same command continues"
+                    " the study, and --workers 1 needs less"
+                ) from None
             raise
 
 
-def _cores() -> set[int]:
+def usable_cores() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def _use_core(cores, out: Path) -> None:
     """Take a core of its own: XLA then computes in one thread, and two runs beside each other do not wait for each other."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    _watch_parent()
     core = cores.get()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
@@ -116,11 +157,15 @@ def _use_core(cores, out: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def _end_with(parent: int) -> None:
+def _watch_parent() -> None:
     """End this process when its parent has ended, which a kill does not tell it: two studies would write to one directory."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
 
 
 _HELD_OUT: dict[Path, HeldOut] = {}  # of this process: made once, because its programs take long to compile
