@@ -295,6 +295,15 @@ def test_nothing_holds_before_all_seeds_are_there(tmp_path):
     assert not found["complete"] and found["conclusion"][0].startswith("3 of 4 seeds are complete.")
 
 
+def test_a_study_of_two_seeds_says_that_it_is_too_small(tmp_path):
+    sizes = SIZES._replace(seeds=2)
+    write_results(tmp_path / "out", sizes, {(0.3, "median"): 0.5})
+    write_report(tmp_path / "out", sizes)
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["conclusion"] == ["A study of 2 seeds cannot say which differences hold; it shows how the whole one looks."]
+    assert "**" not in (tmp_path / "out" / "table.md").read_text() and not found["complete"]
+
+
 def test_a_study_without_a_complete_seed_has_no_report(tmp_path):
     write_results(tmp_path / "out", SIZES, {}, seeds=())
     with pytest.raises(UserError, match="no seed is complete"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmrlhf_jax.pages.parts import signed
-from tests.benchmarks.drs_study.analysis import Difference, Key
+from tests.benchmarks.drs_study.analysis import FEWEST_SEEDS, Difference, Key
 from tests.benchmarks.drs_study.forest import level_name
 from tests.benchmarks.drs_study.variants import VARIANTS
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 def conclusion(found: Findings) -> list[str]:
     """The sentences of it, each about one question."""
+    if found.sizes.seeds < FEWEST_SEEDS:
+        return [f"A study of {found.sizes.seeds} seeds cannot say which differences hold; it shows how the whole one looks."]
     if not found.is_complete:
         return [
             f"{len(found.seeds)} of {found.sizes.seeds} seeds are complete. What holds is said when all of them are; the"
