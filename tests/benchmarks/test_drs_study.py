@@ -232,8 +232,10 @@ NAMES = (BASELINE, CEILING, "median", "batch_implicit")
 SIZES = Sizes({"train": 8, "preference": 4, "held_out": 60}, (0.0, 0.3), 3, NAMES, 2, 2)
 
 
-def write_results(out, sizes: Sizes, shifts: dict[tuple[float, str], float], *, without_kl: int = 0, seeds=(1, 2, 3)) -> None:
-    """A study whose shares right are random, but for `shifts` by level and variant."""
+def write_results(
+    out, sizes: Sizes, shifts: dict[tuple[float, str], float], *, without_kl: int = 0, seeds=(1, 2, 3), spread=0.02
+) -> None:
+    """A study whose shares right are random, but for `shifts` by level and variant; objectives differ by `spread` otherwise."""
     rng = np.random.default_rng(0)
     prompts = sizes.scenes["held_out"]
     start = {"right": [0.0] * prompts, "quality": [2.0] * prompts, "tokens": [5.0] * prompts, "kinds": ["colour"] * prompts}
@@ -250,7 +252,7 @@ def write_results(out, sizes: Sizes, shifts: dict[tuple[float, str], float], *, 
             elif part == "reward_model":
                 result |= {"preference": pairs, "held_out": pairs}
             else:
-                right = base + rng.normal(0, 0.02, prompts) + shifts.get((level, part), 0.0)
+                right = base + rng.normal(0, spread, prompts) + shifts.get((level, part), 0.0)
                 kl = [None if part == "median" and i < without_kl else 1.0 for i in range(prompts)]
                 result |= {"right": right.tolist(), "wins": base.tolist(), "quality": base.tolist(), "tokens": base.tolist()}
                 result |= {"kl": kl, "unit": kl, "left_out": [0.0] * prompts, "mean_beta": 0.1, "k": 0.7}
@@ -284,6 +286,14 @@ def test_if_nothing_holds_that_is_said_with_what_could_not_be_seen(tmp_path):
     assert [sentence.endswith("none holds.") for sentence in said] == [True, True, True, False]
     assert "can be there unseen" in said[-1]
     assert "**" not in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_objectives_that_answer_alike_do_not_differ(tmp_path):
+    write_results(tmp_path / "out", SIZES, {}, spread=0.0)
+    write_report(tmp_path / "out", SIZES)
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["conclusion"][-1] == "No answer differs between two objectives."
+    assert all(each["value"] == 0 and each["needed"] is None for each in found["differences"]["right"])
 
 
 def test_nothing_holds_before_all_seeds_are_there(tmp_path):

@@ -49,8 +49,11 @@ def _holding(differences: Mapping[Key, Difference]) -> str:
 
 
 def _resolution(differences: Mapping[Key, Difference]) -> str:
-    """How large a difference must be to hold."""
-    low, middle, high = (100 * float(x) for x in np.quantile([d.needed for d in differences.values()], [0, 0.5, 1]))
+    """How large a difference must be to hold, where that can be told at all: not for answers that are all alike."""
+    needed = [d.needed for d in differences.values() if np.isfinite(d.needed)]
+    if not needed:
+        return "No answer differs between two objectives."
+    low, middle, high = (100 * float(x) for x in np.quantile(needed, [0, 0.5, 1]))
     return (
         f"To hold among {len(differences)}, a difference of this many answers and seeds must be about {middle:.1f} points (the"
         f" median; from {low:.1f} to {high:.1f}), so that effects below that can be there unseen."
