@@ -125,10 +125,11 @@ def preference_metrics(
     weights: PerPair,
     reward_margins: PerPair | None = None,
     beta_range: tuple[float, float] | None = None,
+    beta_weights: PerPair | None = None,
 ) -> dict[str, Metric]:
     """Metrics: TRL's `rewards/*` and `logps/*`; β as `beta/mean|min|max` and, with a `beta_range`, as a histogram; with
     `reward_margins`, their mean `reward_model/margin`, and `reward_model/disagreement`, the share of pairs that the reward
-    model orders against the human ranking.
+    model orders against the human ranking. `beta_weights` are those of β where not all pairs have a β; None: `weights`.
 
     A reward is base_beta·s, with the unscaled β and whatever the f-divergence. `rewards/accuracies` is strict: equal rewards
     count as wrong. No gradient.
@@ -142,15 +143,16 @@ def preference_metrics(
         "rewards/margins": chosen - rejected,
         "logps/chosen": logps.policy_chosen,
         "logps/rejected": logps.policy_rejected,
-        "beta/mean": beta,
     }
     if reward_margins is not None:
         values["reward_model/margin"] = reward_margins
         values["reward_model/disagreement"] = (reward_margins < 0).astype(jnp.float32)
     metrics: dict[str, Metric] = {name: weighted_sum(value, weights) for name, value in values.items()}
+    shares = weights if beta_weights is None else beta_weights
     if beta_range is not None:
-        metrics["beta/histogram"] = histogram(beta, weights, *beta_range)
-    return metrics | {"beta/min": minimum(beta, weights), "beta/max": maximum(beta, weights)}
+        metrics["beta/histogram"] = histogram(beta, shares, *beta_range)
+    extremes = {"beta/min": minimum(beta, shares), "beta/max": maximum(beta, shares)}
+    return metrics | {"beta/mean": weighted_sum(beta, shares)} | extremes
 
 
 def divergence_score(logratios: Float[Array, "*n"], f_divergence: str, f_alpha: float) -> Float[Array, "*n"]:

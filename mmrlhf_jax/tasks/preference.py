@@ -153,7 +153,9 @@ class PreferenceTask(PairTask):
         )
         sums["chosen_sft"] = preference.sft_sum(chosen_logps, logps.chosen_lengths, learnt)
         known = None if self.margins is None else margins
-        metrics = preference.preference_metrics(logps, settings.beta, beta, weights, known, beta_range(settings))
+        metrics = preference.preference_metrics(
+            logps, settings.beta, beta, weights, known, beta_range(settings), beta_weights=learnt
+        )
         return sums, metrics | token_metrics(outputs, batch, logps)
 
     def shape_settings(self) -> dict[str, Any]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +27,8 @@ from mmrlhf_jax.quickstart.questions import question_from_record
 from mmrlhf_jax.quickstart.responses import GRADES
 from mmrlhf_jax.quickstart.scenes import objects_from_key
 from mmrlhf_jax.sharding.mesh import make_mesh
+from tests.benchmarks.drs_study import __main__ as study_command
+from tests.benchmarks.drs_study.__main__ import main
 from tests.benchmarks.drs_study.analysis import agreement, differences, holm, mean_test
 from tests.benchmarks.drs_study.annotators import annotated, order_of, quality_of, temperature_for, votes_of
 from tests.benchmarks.drs_study.cell import RESULT, Cell
@@ -33,6 +38,8 @@ from tests.benchmarks.drs_study.report import write_report
 from tests.benchmarks.drs_study.sizes import Sizes
 from tests.benchmarks.drs_study.study import START, STUDY, claim, worker_pool
 from tests.benchmarks.drs_study.variants import BASELINE, CEILING
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -271,8 +278,8 @@ def test_what_holds_is_said_of_dynamic_reward_scaling_and_of_the_others_apart(tm
     assert "of 2 differences (1 settings at 2 levels) these hold: " + holding in scaled and "0 % wrong pairs −" not in scaled
     assert "largest β" in largest and "of 2 differences" in largest and holding in largest
     assert "of 4 differences" in others and "batch_implicit, w .1 (released code) at 0 % wrong pairs −10" in others
-    assert resolution.startswith("To hold among 6, a difference of this many answers and seeds must be about ")
-    assert all(sentence in capsys.readouterr().err for sentence in [scaled]) and found["prompts_without_kl"] == 2
+    assert resolution.startswith("To hold among 6 comparisons, a difference between this many answers and seeds must be about ")
+    assert scaled in capsys.readouterr().err and found["prompts_without_kl"] == 2 and found["decides"]
     table = (tmp_path / "out" / "table.md").read_text()
     assert "**+20" in table and "Bold: differs from 0 among all 6." in table and "over 3 of 3 seeds" in table
     page = (tmp_path / "out" / "report.html").read_text()
@@ -302,7 +309,7 @@ def test_nothing_holds_before_all_seeds_are_there(tmp_path):
     write_report(tmp_path / "out", sizes)
     assert "**" not in (tmp_path / "out" / "table.md").read_text()
     found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert not found["complete"] and found["conclusion"][0].startswith("3 of 4 seeds are complete.")
+    assert not found["complete"] and not found["decides"] and found["conclusion"][0].startswith("3 of 4 seeds are complete.")
 
 
 def test_a_study_of_two_seeds_says_that_it_is_too_small(tmp_path):
@@ -311,7 +318,8 @@ def test_a_study_of_two_seeds_says_that_it_is_too_small(tmp_path):
     write_report(tmp_path / "out", sizes)
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["conclusion"] == ["A study of 2 seeds cannot say which differences hold; it shows how the whole one looks."]
-    assert "**" not in (tmp_path / "out" / "table.md").read_text() and not found["complete"]
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "**" not in table and "Bold" not in table and found["complete"] and not found["decides"]
 
 
 def test_a_study_without_a_complete_seed_has_no_report(tmp_path):
@@ -342,12 +350,19 @@ def test_a_study_is_continued_by_the_same_code_alone_and_may_get_further_variant
     for changed, said in (
         ({"variants": known["variants"] | {"paper": {"beta": 0.3}}}, "the variant paper has another objective"),
         ({"code": "0"}, "begun with other code"),
-        ({"jax": "0"}, "begun with other code or another version of jax"),
+        ({"libraries": known["libraries"] | {"optax": "0"}}, "or other versions of libraries"),
     ):
         (tmp_path / STUDY).write_text(json.dumps(known | changed))
         with pytest.raises(UserError, match=said):
             claim(tmp_path, SIZES._replace(variants=(BASELINE, "paper")))
     claim(tmp_path, SIZES, reads_only=True)  # the report of a study by other code
+    for damaged, said in (("{", "not JSON"), ('{"a": 1}', "not the description of a study"), ("[]", "not the description")):
+        (tmp_path / STUDY).write_text(damaged)
+        with pytest.raises(UserError, match=said):
+            claim(tmp_path, SIZES)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="not a directory"):
+        claim(tmp_path / "file", SIZES)
 
 
 def fail() -> None:
@@ -359,14 +374,21 @@ def end_by_a_signal() -> None:
 
 
 def write_later(path: Path) -> None:
+    """As a training run does: it takes a signal to end as one to finish its step and write a checkpoint."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
     path.with_suffix(".begun").touch()
-    time.sleep(3)
+    while not path.with_suffix(".ended").exists():
+        time.sleep(0.01)
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        time.sleep(0.01)
     path.touch()
 
 
 def wait_for(path: Path, work) -> None:
-    while not path.exists():
+    while not path.with_suffix(".begun").exists():
         time.sleep(0.01)
+    path.with_suffix(".ended").touch()
     work()
 
 
@@ -375,10 +397,77 @@ def wait_for(path: Path, work) -> None:
 def test_the_first_error_ends_all_workers(tmp_path, work, said):
     path = tmp_path / "late"
     with pytest.raises(UserError, match=said), worker_pool(2) as pool:
-        running = [pool.submit(write_later, path), pool.submit(wait_for, path.with_suffix(".begun"), work)]
+        running = [pool.submit(write_later, path), pool.submit(wait_for, path, work)]
         running[1].result()
+    assert not multiprocessing.active_children()
     time.sleep(4)
     assert path.with_suffix(".begun").exists() and not path.exists()
+
+
+@pytest.mark.long
+def test_workers_end_with_a_study_that_was_killed(tmp_path):
+    path = tmp_path / "late"
+    study = f"""
+from pathlib import Path
+from tests.benchmarks.drs_study.study import _watch_parent, worker_pool
+from tests.benchmarks.test_drs_study import write_later
+if __name__ == "__main__":
+    with worker_pool(1, initializer=_watch_parent) as pool:
+        pool.submit(write_later, Path({str(path)!r})).result()
+"""
+    (tmp_path / "study.py").write_text(study)
+    running = subprocess.Popen([sys.executable, str(tmp_path / "study.py")], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    while not path.with_suffix(".begun").exists():
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.kill()
+    running.wait()
+    path.with_suffix(".ended").touch()
+    time.sleep(4)
+    assert not path.exists()
+
+
+# --- The command -------------------------------------------------------------------------------------------------------
+
+
+def command(monkeypatch, *arguments: str) -> int | str | None:
+    """The exit status or message of the study's command."""
+    monkeypatch.setattr(sys, "argv", ["drs_study", *arguments])
+    try:
+        main()
+    except SystemExit as ended:
+        return ended.code
+    return None
+
+
+def test_the_command_makes_what_is_missing_and_reports(tmp_path, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(study_command, "WHOLE", SIZES)
+    monkeypatch.setattr(study_command, "make_start", lambda out, sizes: made.append("start"))
+    monkeypatch.setattr(study_command, "run_cells", lambda out, sizes, workers: write_results(out, sizes, {}))
+    out = tmp_path / "out"
+    assert "no study is there" in command(monkeypatch, str(out), "--report")
+    assert command(monkeypatch, str(out)) is None
+    assert made == ["start"] and (out / "report.html").exists()
+    assert "has other" in command(monkeypatch, str(out), "--report", "--small")
+    (out / "report.html").unlink()
+    monkeypatch.chdir(out)
+    assert command(monkeypatch, ".", "--report") is None
+    assert made == ["start"] and (out / "report.html").exists()
+    for workers in ("0", str(len(os.sched_getaffinity(0)) + 1)):
+        assert command(monkeypatch, str(out), "--workers", workers) == 2
+        assert "the number of cores" in capsys.readouterr().err
+
+
+def test_a_second_study_in_one_directory_is_refused(tmp_path, monkeypatch):
+    refused = []
+    monkeypatch.setattr(study_command, "WHOLE", SIZES)
+    monkeypatch.setattr(study_command, "make_start", lambda *_: refused.append(command(monkeypatch, ".")))
+    monkeypatch.setattr(study_command, "run_cells", lambda out, sizes, workers: write_results(out, sizes, {}))
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    assert command(monkeypatch, str(tmp_path / "out")) is None
+    assert len(refused) == 1 and "is running a study in it" in refused[0]
 
 
 # --- The whole of it, tiny --------------------------------------------------------------------------------------------

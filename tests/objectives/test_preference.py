@@ -335,6 +335,21 @@ def test_metrics_are_weighted_means_and_extremes_merge_across_pieces():
         np.testing.assert_allclose(merged[name], value, rtol=1e-5, err_msg=name)
 
 
+def test_pairs_without_a_beta_count_for_everything_but_beta():
+    logps, weights = random_pairs(8), jnp.ones(N)
+    betas, with_beta = jnp.linspace(0.101, 0.171, N), jnp.float32([0, 1, 1, 0, 1, 1, 1, 0])
+    every = preference_metrics(logps, BETA, betas, weights, betas, (0.1, 0.2))
+    found = preference_metrics(logps, BETA, betas, weights, betas, (0.1, 0.2), beta_weights=with_beta)
+    used = np.asarray(betas)[np.asarray(with_beta) > 0]
+    every, found = weighted.summary(every), weighted.summary(found)
+    betas = [found.pop(f"beta/{name}") for name in ("mean", "min", "max")]
+    np.testing.assert_allclose(betas, [used.mean(), used[0], used[-1]], rtol=1e-6)
+    edges = np.linspace(0.1, 0.2, weighted.BINS + 1)
+    np.testing.assert_allclose(found.pop("beta/histogram"), np.histogram(used, edges)[0] / len(used))
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, every[name])
+
+
 def test_equal_rewards_are_a_miss():
     same = PairLogps(*np.full((6, 3), 2, np.float32))
     assert preference_metrics(same, BETA, BETA, jnp.ones(3))["rewards/accuracies"].mean == 0

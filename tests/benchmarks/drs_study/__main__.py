@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="processes, each on a core of its own; default: 2, if there are two cores")
     parser.add_argument("--report", action="store_true", help="only write the report of the seeds that are complete")
     options = parser.parse_args()
+    options.out = options.out.resolve()  # one lock for one directory, however it is written
     most = len(usable_cores())
     workers = min(2, most) if options.workers is None else options.workers
     if not 1 <= workers <= most:

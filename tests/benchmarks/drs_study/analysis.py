@@ -31,8 +31,8 @@ class Difference(NamedTuple):
         value: mean over seeds and prompts of the variant's figure minus the baseline's.
         interval: the bootstrap's 95 % interval of this comparison alone.
         p: of a mean of 0 (`mean_test`).
-        needed: the size from which on `value` would be told from 0 among all comparisons; inf if nothing can be told.
-        holds: whether it differs from 0 among all comparisons of a metric (Holm's procedure at 5 %).
+        needed: the size from which on `value` would be told from 0 among all of them; inf if nothing can be told.
+        holds: whether it differs from 0 among all that it was computed with (Holm's procedure at 5 %).
     """
 
     baseline: str

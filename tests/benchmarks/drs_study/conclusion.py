@@ -20,7 +20,7 @@ def conclusion(found: Findings) -> list[str]:
     """The sentences of it, each about one question."""
     if found.sizes.seeds < FEWEST_SEEDS:
         return [f"A study of {found.sizes.seeds} seeds cannot say which differences hold; it shows how the whole one looks."]
-    if not found.is_complete:
+    if not found.decides:
         return [
             f"{len(found.seeds)} of {found.sizes.seeds} seeds are complete. What holds is said when all of them are; the"
             " intervals show how large differences may be."
@@ -55,6 +55,6 @@ def _resolution(differences: Mapping[Key, Difference]) -> str:
         return "No answer differs between two objectives."
     low, middle, high = (100 * float(x) for x in np.quantile(needed, [0, 0.5, 1]))
     return (
-        f"To hold among {len(differences)}, a difference of this many answers and seeds must be about {middle:.1f} points (the"
-        f" median; from {low:.1f} to {high:.1f}), so that effects below that can be there unseen."
+        f"To hold among {len(differences)} comparisons, a difference between this many answers and seeds must be about"
+        f" {middle:.1f} points (the median; from {low:.1f} to {high:.1f}), so that smaller effects can be there unseen."
     )

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 WIDTH, ROW, LABELS, NUMBERS = 960, 22, 330, 120  # pixels
 LEGEND = (
-    "Green and red points are differences that hold, better and worse; grey ones can be chance. Lines are 95 % intervals. At"
-    " the right stand the difference in points, and the mean β of all steps and seeds."
+    "Green and red points are differences that hold, better and worse; grey ones can be chance. Lines are intervals of about"
+    " 95 %. At the right stand the difference in points, and the mean β of all steps and seeds."
 )
 
 

@@ -73,7 +73,7 @@ def scope(found: Findings) -> str:
         " comparison alone, of about 95 %, by resampling seeds and prompts together. A difference “holds” if it differs from 0"
         f" among all {compared} comparisons of a figure with plain DPO (a t-test with seeds and prompts as crossed random"
         " effects, Holm’s procedure at 5 %). The share of right answers is what the study asks for; the other figures are"
-        " tested apart, each by itself."
+        " tested apart, each by itself, and so are the comparisons with the largest β."
     )
 
 
@@ -196,7 +196,11 @@ def how(found: Findings) -> Markup:
         f"Measured: greedy answers of at most {MAX_ANSWER} tokens, marked and graded by the rule that knows what was drawn;"
         f" KL by {DRAWN} drawn answers per prompt, without those that were cut off at their longest and those of tokens that"
         f" the tokenizer would not write for the text ({percent(left_out)})"
-        + (f", and without the {found.without_kl} prompts that some run has no other for." if found.without_kl else "."),
+        + (
+            f", and without the {found.without_kl} prompts for which some run has no answer that counts."
+            if found.without_kl
+            else "."
+        ),
         f"The parts of these seeds took {found.seconds / 60:.0f} minutes on one core each, beside the supervised start.",
     )
     return element("ul", *[element("li", item) for item in items])

@@ -46,7 +46,7 @@ class Findings(NamedTuple):
     cells: dict[tuple[float, int], dict[str, Any]]
 
     @property
-    def is_complete(self) -> bool:
+    def decides(self) -> bool:
         """Whether all seeds are there, and enough of them to say what holds."""
         return FEWEST_SEEDS <= len(self.seeds) == self.sizes.seeds
 
@@ -105,7 +105,7 @@ def _findings(out: Path, sizes: Sizes) -> Findings:
         ),
         {each: cells[each] for each in cells if each[1] in seeds},
     )
-    return found if found.is_complete else _undecided(found)
+    return found if found.decides else _undecided(found)
 
 
 def _to_baseline(name: str) -> str | None:
@@ -149,10 +149,11 @@ def shown(difference: Difference, factor: float) -> str:
 def legend(found: Findings) -> str:
     """What the table's figures are."""
     seeds, prompts, compared = len(found.seeds), found.sizes.scenes["held_out"], len(found.differences["right"])
+    bold = f" Bold: differs from 0 among all {compared}." if found.decides else ""
     return (
         f"Share of right answers to {prompts} held-out prompts after {VARIANTS[BASELINE].title}, in %, over {seeds} of"
         f" {found.sizes.seeds} seeds (the start: {100 * found.start['right']:.1f}), and differences to it in points with"
-        f" bootstrap intervals of about 95 % for each alone. Bold: differs from 0 among all {compared}."
+        f" bootstrap intervals of about 95 % for each alone.{bold}"
     )
 
 
@@ -167,7 +168,8 @@ def _json(found: Findings) -> dict[str, Any]:
     return {
         "sizes": found.sizes._asdict(),
         "seeds": found.seeds,
-        "complete": found.is_complete,
+        "complete": len(found.seeds) == found.sizes.seeds,
+        "decides": found.decides,
         "seconds": found.seconds,
         "start": found.start,
         "conclusion": conclusion(found),

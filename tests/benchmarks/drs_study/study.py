@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,24 @@ from tests.benchmarks.drs_study.sizes import Sizes
 from tests.benchmarks.drs_study.variants import VARIANTS
 
 STUDY, START, CACHE = "study.json", "start.json", "programs"
-# Packages that a study's results do not depend on. What they depend on are all other files of the package, the quickstart's
-# experiments, these modules of the study, and the versions of libraries.
+# Packages of which a study uses no more than words and pages. What its results depend on are all other files of the package,
+# the quickstart's experiments, these modules of the study, and these libraries.
 ELSEWHERE = {"cli", "commands", "evaluation", "growing", "launching", "pages", "planning", "serving", "suite"}
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow")
 OWN_SOURCES = ("annotators.py", "cell.py", "held_out.py", "quality.py")
 
 
 def claim(out: Path, sizes: Sizes, *, reads_only: bool = False) -> None:
     """Say in `out`, which is made if necessary, what study it has; variants may be added to one that is there.
 
-    UserError if the directory has something else: another study, or, unless it is only read, one by other code or another
-    version of jax, because its results would be those of two.
+    UserError if the directory has something else: another study, or, unless it is only read, one by other code or other
+    versions of libraries, because its results would be those of two.
     """
     path, here = out / STUDY, _identity(sizes)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: not a directory")
     if path.exists():
-        found = strict_json.loads(path.read_bytes())
+        found = _read(path)
         _check_same(out, found, here, reads_only)
         here["variants"] = found["variants"] | here["variants"]
     elif reads_only:
@@ -55,17 +59,30 @@ def claim(out: Path, sizes: Sizes, *, reads_only: bool = False) -> None:
         write_atomically(path, strict_json.dumps(here).encode())
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = strict_json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); the study cannot be continued, so give another directory") from None
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), dict) for name in ("sizes", "variants")):
+        raise UserError(f"{path}: not the description of a study; give another directory")
+    return found
+
+
 def _check_same(out: Path, found: dict[str, Any], here: dict[str, Any], reads_only: bool) -> None:
     for size, value in here["sizes"].items():
         if found["sizes"].get(size) != value:
-            raise UserError(f"{out}: the study there has other {size.replace('_', ' ')}; give another directory")
+            raise UserError(
+                f"{out}: the study there has other {size.replace('_', ' ')}; give another directory, or look whether --small is"
+                " right"
+            )
     for name in found["variants"].keys() & here["variants"]:
         if found["variants"][name] != here["variants"][name]:
             raise UserError(f"{out}: in the study there the variant {name} has another objective; give another directory")
-    if not reads_only and any(found.get(name) != here[name] for name in ("code", "jax")):
+    if not reads_only and any(found.get(name) != here[name] for name in ("code", "libraries")):
         raise UserError(
-            f"{out}: the study there was begun with other code or another version of jax, so that its results would be those of"
-            " two; go on with that code, or give another directory (--report still writes its report)"
+            f"{out}: the study there was begun with other code or other versions of libraries, so that its results would be"
+            " those of two; go on with those, or give another directory (--report still writes its report)"
         )
 
 
@@ -81,7 +98,7 @@ def _identity(sizes: Sizes) -> dict[str, Any]:
         "sizes": {name: value for name, value in sizes._asdict().items() if name != "variants"},
         "variants": {name: VARIANTS[name].objective for name in sizes.variants},
         "code": digest.hexdigest(),
-        "jax": jax.__version__,
+        "libraries": {name: version(name) for name in LIBRARIES},
     }
     return strict_json.loads(strict_json.dumps(made))  # as it is read again: tuples become lists
 
@@ -126,14 +143,18 @@ def run_cells(out: Path, sizes: Sizes, workers: int) -> None:
 
 @contextlib.contextmanager
 def worker_pool(number: int, **settings: Any) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end at once with the first error, so that nothing is written after it was said."""
+    """Processes that end at once with the first error, so that nothing is written after it was said.
+
+    They are killed: a run takes a signal to end as one to finish its step and write a checkpoint. Half a part is made anew.
+    """
     with ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"), **settings) as pool:
         try:
             yield pool
         except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
+            for process in (processes := multiprocessing.active_children()):
+                process.kill()
+            for process in processes:
+                process.join()
             if isinstance(error, BrokenProcessPool):
                 raise UserError(
                     "a worker of the study was ended from outside, perhaps because memory ran out; the same command continues"
@@ -159,13 +180,13 @@ def _use_core(cores, out: Path) -> None:
 
 def _watch_parent() -> None:
     """End this process when its parent has ended, which a kill does not tell it: two studies would write to one directory."""
+    parent = multiprocessing.parent_process()
 
-    def watch(parent: int) -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+    def watch() -> None:
+        parent.join()
         os._exit(1)
 
-    threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
 _HELD_OUT: dict[Path, HeldOut] = {}  # of this process: made once, because its programs take long to compile
