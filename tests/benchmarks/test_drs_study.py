@@ -36,7 +36,7 @@ from tests.benchmarks.drs_study.held_out import HeldOut
 from tests.benchmarks.drs_study.quality import grade
 from tests.benchmarks.drs_study.report import write_report
 from tests.benchmarks.drs_study.sizes import Sizes
-from tests.benchmarks.drs_study.study import START, STUDY, claim, worker_pool
+from tests.benchmarks.drs_study.study import START, STUDY, claim, watch_all, worker_pool
 from tests.benchmarks.drs_study.variants import BASELINE, CEILING
 
 ROOT = Path(__file__).parents[2]
@@ -398,6 +398,7 @@ def test_the_first_error_ends_all_workers(tmp_path, work, said):
     path = tmp_path / "late"
     with pytest.raises(UserError, match=said), worker_pool(2) as pool:
         running = [pool.submit(write_later, path), pool.submit(wait_for, path, work)]
+        watch_all(pool)
         running[1].result()
     assert not multiprocessing.active_children()
     time.sleep(4)

@@ -135,6 +135,7 @@ def run_cells(out: Path, sizes: Sizes, workers: int) -> None:
     cells, started = [each for each in sizes.cells() if not Cell(out, *each, sizes).is_complete], time.monotonic()
     with worker_pool(workers, initializer=_use_core, initargs=(cores, out)) as pool:
         running = [pool.submit(_cell, out, level, seed, sizes) for level, seed in cells]
+        watch_all(pool)
         for done, future in enumerate(as_completed(running), 1):
             future.result()
             left = (time.monotonic() - started) / done * (len(cells) - done)
@@ -161,6 +162,12 @@ def worker_pool(number: int, **settings: Any) -> Iterator[ProcessPoolExecutor]:
                     " the study, and --workers 1 needs less"
                 ) from None
             raise
+
+
+def watch_all(pool: ProcessPoolExecutor) -> None:
+    """Let the pool see also the end of the worker that it started last: it looks which workers there are when a task comes, and
+    starts the worker for that task after it has looked."""
+    pool.submit(int)
 
 
 def usable_cores() -> set[int]:
