@@ -1,4 +1,4 @@
-"""Pools of spawned processes that end when their parent process dies."""
+"""Spawned processes that end when their parent process dies, and pools of them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ def spawn_pool(jobs: int, adopt: Callable[[Any], None], what: Any) -> ProcessPoo
 
 
 def _begin(adopt: Callable[[Any], None], what: Any) -> None:
-    # A killed parent cannot shut down its pool; without this thread, the pool's processes would wait for work for ever.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     adopt(what)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """End this process when its parent does. A killed parent cannot tell it, and it would work or wait for work for ever."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

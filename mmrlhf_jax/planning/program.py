@@ -17,7 +17,6 @@ import os
 import re
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +27,7 @@ import jax
 from jax.sharding import Mesh
 
 from mmrlhf_jax import strict_json
+from mmrlhf_jax.data.processes import end_with_parent
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import user_cache, write_atomically
 from mmrlhf_jax.planning.plugin import plugin_packages
@@ -164,7 +164,7 @@ def _lower_and_compile(lower: Lowering, what: tuple, folder: Path, target: Targe
     os.environ.update(target.environment())
     if target.platform == "gpu":  # it reports the missing GPU, and memory limits that the plan compares itself
         os.dup2(os.open(folder / _SAID, os.O_WRONLY | os.O_CREAT), 2)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         lowered, arguments, mesh = lower(*what)
         found = _fingerprint(lowered, mesh, target.description)
@@ -173,11 +173,6 @@ def _lower_and_compile(lower: Lowering, what: tuple, folder: Path, target: Targe
             _keep(_compile(lowered, arguments, folder), _path(found))
     except UserError as error:
         write_atomically(folder / _REFUSED, str(error).encode())
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _optimised(folder: Path, seconds: float, platform: str) -> Program:

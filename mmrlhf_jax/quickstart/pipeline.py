@@ -77,12 +77,17 @@ class Quickstart:
         return config.Experiment.model_validate(moved)
 
 
+def usable_cores() -> set[int]:
+    """The numbers of the cores that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def use_processors() -> None:
     """Use the CPU, even if there are accelerators. Call this before JAX starts.
 
     XLA runs the program of a CPU device mostly on one core, so there is one device per core, up to 4.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(usable_cores())
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", next(number for number in DEVICES if number <= cores))
     # With several programs in flight, their collectives can wait for each other's threads for ever on a machine with few cores.

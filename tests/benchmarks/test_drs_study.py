@@ -275,7 +275,7 @@ def test_what_holds_is_said_of_dynamic_reward_scaling_and_of_the_others_apart(tm
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     scaled, largest, others, resolution = found["conclusion"]
     holding = "MM-DPO, k median, w .5 at 30 % wrong pairs +"
-    assert "of 2 differences (1 settings at 2 levels) these hold: " + holding in scaled and "0 % wrong pairs −" not in scaled
+    assert "of 2 differences (1 setting at 2 levels) these hold: " + holding in scaled and "0 % wrong pairs −" not in scaled
     assert "largest β" in largest and "of 2 differences" in largest and holding in largest
     assert "of 4 differences" in others and "batch_implicit, w .1 (released code) at 0 % wrong pairs −10" in others
     assert resolution.startswith("To hold among 6 comparisons, a difference between this many answers and seeds must be about ")
@@ -365,6 +365,10 @@ def test_a_study_is_continued_by_the_same_code_alone_and_may_get_further_variant
         claim(tmp_path / "file", SIZES)
 
 
+def adopt_nothing(_: None) -> None:
+    pass
+
+
 def fail() -> None:
     raise UserError("this part failed")
 
@@ -396,7 +400,7 @@ def wait_for(path: Path, work) -> None:
 @pytest.mark.parametrize(("work", "said"), [(fail, "this part failed"), (end_by_a_signal, "ended from outside")])
 def test_the_first_error_ends_all_workers(tmp_path, work, said):
     path = tmp_path / "late"
-    with pytest.raises(UserError, match=said), worker_pool(2) as pool:
+    with pytest.raises(UserError, match=said), worker_pool(2, adopt_nothing, None) as pool:
         running = [pool.submit(write_later, path), pool.submit(wait_for, path, work)]
         watch_all(pool)
         running[1].result()
@@ -410,10 +414,10 @@ def test_workers_end_with_a_study_that_was_killed(tmp_path):
     path = tmp_path / "late"
     study = f"""
 from pathlib import Path
-from tests.benchmarks.drs_study.study import _watch_parent, worker_pool
-from tests.benchmarks.test_drs_study import write_later
+from tests.benchmarks.drs_study.study import worker_pool
+from tests.benchmarks.test_drs_study import adopt_nothing, write_later
 if __name__ == "__main__":
-    with worker_pool(1, initializer=_watch_parent) as pool:
+    with worker_pool(1, adopt_nothing, None) as pool:
         pool.submit(write_later, Path({str(path)!r})).result()
 """
     (tmp_path / "study.py").write_text(study)

@@ -10,11 +10,12 @@ from pathlib import Path
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import hidden_beside
 from mmrlhf_jax.progress import say
+from mmrlhf_jax.quickstart.pipeline import usable_cores
 from mmrlhf_jax.sole_writer import held
 from tests.benchmarks import drs_study
 from tests.benchmarks.drs_study.report import write_report
 from tests.benchmarks.drs_study.sizes import SMALL_STUDY, WHOLE
-from tests.benchmarks.drs_study.study import claim, make_start, run_cells, usable_cores
+from tests.benchmarks.drs_study.study import claim, make_start, run_cells
 
 
 def main() -> None:

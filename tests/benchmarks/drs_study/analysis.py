@@ -65,14 +65,15 @@ Key = tuple[float, str]  # (level, variant)
 
 
 def differences(
-    figures: Figures, baseline_of: Callable[[str], str | None], *, seed: int = 0, draws: int = DRAWS
+    figures: Figures, baseline_of: Callable[[str], str | None], *, decides: bool = True, seed: int = 0, draws: int = DRAWS
 ) -> dict[Key, Difference]:
     """(level, variant) -> its `Difference` to the variant `baseline_of` names; variants for which that is None are left out.
 
     For the intervals seeds and prompts are drawn with repetition, the same for all: a two-way bootstrap, because answers of one
     policy share its seed, and answers to one prompt share the prompt. Its intervals are too wide where whole seeds differ
     little, and too narrow where they differ much, because there are few (`test_drs_study.py` measures how much). So what holds
-    is decided by `mean_test`.
+    is decided by `mean_test`. Nothing holds unless the study `decides`, before all its seeds are there: who looks at every seed
+    until something holds finds something.
     """
     baselines = {
         (level, name): baseline
@@ -88,7 +89,7 @@ def differences(
         for key, gap in gaps.items():
             drawn[key][draw] = seeds @ gap @ prompts
     tests = {key: mean_test(gap) for key, gap in gaps.items()}
-    holding = holm({key: test.p for key, test in tests.items()})
+    holding = holm({key: test.p for key, test in tests.items()}) if decides else set()
     return {
         key: Difference(
             baselines[key],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmrlhf_jax.pages.parts import signed
+from mmrlhf_jax.progress import counted
 from tests.benchmarks.drs_study.analysis import FEWEST_SEEDS, Difference, Key
 from tests.benchmarks.drs_study.forest import level_name
 from tests.benchmarks.drs_study.variants import VARIANTS
@@ -43,7 +44,7 @@ def _holding(differences: Mapping[Key, Difference]) -> str:
         if d.holds
     ]
     settings, levels = len({name for _, name in differences}), len({level for level, _ in differences})
-    compared = f"{settings} settings at {levels} level{'' if levels == 1 else 's'}"
+    compared = f"{counted(settings, 'setting')} at {counted(levels, 'level')}"
     holding = f"these hold: {'; '.join(said)}" if said else "none holds"
     return f"of {len(differences)} differences ({compared}) {holding}"
 

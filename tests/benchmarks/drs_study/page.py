@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -136,7 +135,7 @@ def divergence(found: Findings) -> Markup:
         "A dot is an objective (its name shows when the pointer is over it; the other colour is plain DPO): the share of right"
         " answers against the distance from the start."
     )
-    units = [mean_of(cell[name]["unit"]) for cell in found.cells.values() for name in found.sizes.variants]
+    units = [np.nanmean(np.array(cell[name]["unit"], float)) for cell in found.cells.values() for name in found.sizes.variants]
     check = (
         "A check of the estimate: by the drawn answers, the mean of π_start(y)/π(y) is 1 on average, but for the answers that"
         f" are left out, and rarely much larger. In {len(units)} runs it is {np.median(units):.2f} in the median, from"
@@ -163,10 +162,6 @@ def betas(found: Findings) -> Markup:
         element("p", f"β of the last step’s pairs, seed {found.seeds[0]}; objectives with one β for all are left out:"),
         element("div", *charts, class_="charts"),
     )
-
-
-def mean_of(values: Sequence[float | None]) -> float:
-    return float(np.mean([value for value in values if value is not None]))
 
 
 def how(found: Findings) -> Markup:

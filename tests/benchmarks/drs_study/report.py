@@ -25,6 +25,7 @@ class Findings(NamedTuple):
     """Attributes:
     sizes: those of the study.
     seeds: the seeds of which every level is complete.
+    decides: whether all seeds are there, and enough of them to say what holds.
     start: the start's means, by metric.
     kinds: the kind of question of each held-out prompt, and `start_right`, whether the start answers it rightly.
     figures: metric -> level -> variant -> float64[seeds, prompts], and `without_kl`, how many prompts those of "kl" lack; if
@@ -36,6 +37,7 @@ class Findings(NamedTuple):
 
     sizes: Sizes
     seeds: list[int]
+    decides: bool
     start: dict[str, float]
     kinds: list[str]
     start_right: np.ndarray
@@ -44,11 +46,6 @@ class Findings(NamedTuple):
     differences: dict[str, dict[Key, Difference]]
     to_largest: dict[Key, Difference]
     cells: dict[tuple[float, int], dict[str, Any]]
-
-    @property
-    def decides(self) -> bool:
-        """Whether all seeds are there, and enough of them to say what holds."""
-        return FEWEST_SEEDS <= len(self.seeds) == self.sizes.seeds
 
     @property
     def seconds(self) -> float:
@@ -91,35 +88,28 @@ def _findings(out: Path, sizes: Sizes) -> Findings:
     if lacking.all():
         del figures["kl"]
     start = strict_json.loads((out / START).read_bytes())
-    found = Findings(
+    decides = FEWEST_SEEDS <= len(seeds) == sizes.seeds
+    return Findings(
         sizes,
         seeds,
+        decides,
         {metric: float(np.mean(values)) for metric, values in start.items() if metric in METRICS},
         start["kinds"],
         np.asarray(start["right"]),
         figures,
         int(lacking.sum()),
-        {metric: differences(by_level, _to_baseline) for metric, by_level in figures.items()},
+        {metric: differences(by_level, _to_baseline, decides=decides) for metric, by_level in figures.items()},
         differences(
-            figures["right"], lambda name: VARIANTS[name].largest if VARIANTS[name].largest in sizes.variants else None
+            figures["right"],
+            lambda name: VARIANTS[name].largest if VARIANTS[name].largest in sizes.variants else None,
+            decides=decides,
         ),
         {each: cells[each] for each in cells if each[1] in seeds},
     )
-    return found if found.decides else _undecided(found)
 
 
 def _to_baseline(name: str) -> str | None:
     return None if name == BASELINE else BASELINE
-
-
-def _undecided(found: Findings) -> Findings:
-    """Nothing holds before all seeds are there: who looks at every seed until something holds finds something."""
-
-    def undecided(by: dict[Key, Difference]) -> dict[Key, Difference]:
-        return {key: difference._replace(holds=False) for key, difference in by.items()}
-
-    by_metric = {metric: undecided(by) for metric, by in found.differences.items()}
-    return found._replace(differences=by_metric, to_largest=undecided(found.to_largest))
 
 
 def table(found: Findings, metric: str = "right") -> str:

@@ -26,9 +26,8 @@ def reward_models(found: Findings) -> Markup:
     charts, reliability = [], []
     for level in found.sizes.levels:
         learnt = [found.cells[level, seed]["reward_model"]["preference"]["margins"] for seed in found.seeds]
-        summary = summarise(
-            [np.concatenate(margins) for margins in zip(*learnt, strict=True)], PAPER
-        )  # of each prompt all seeds
+        prompts = zip(*learnt, strict=True)  # of each the margins of all seeds
+        summary = summarise([np.concatenate(margins) for margins in prompts], PAPER)
         drawn = summary["histogram"]
         charts.append(binned(f"margins δ, {level_name(level)}", drawn["edges"], drawn["counts"], x_label="margin δ"))
         at = element("p", "All seeds together, at k = .5 and w = .5: ", ends(summary), ".")

@@ -7,9 +7,8 @@ import hashlib
 import multiprocessing
 import os
 import shutil
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
@@ -20,6 +19,7 @@ import jax
 
 import mmrlhf_jax
 from mmrlhf_jax import strict_json
+from mmrlhf_jax.data.processes import CONTEXT, spawn_pool
 from mmrlhf_jax.errors import UserError
 from mmrlhf_jax.files import write_atomically
 from mmrlhf_jax.progress import say
@@ -107,13 +107,16 @@ def make_start(out: Path, sizes: Sizes) -> None:
     """The data and the supervised start, unless they are there. One that a kill has left half-made is made anew."""
     if not (out / START).exists():
         shutil.rmtree(out / "start", ignore_errors=True)
-        with worker_pool(1, initializer=_watch_parent) as pool:
+        with worker_pool(1, _use_all_cores, None) as pool:
             pool.submit(_start, out, sizes).result()
+
+
+def _use_all_cores(_: None) -> None:
+    pipeline.use_processors()
 
 
 def _start(out: Path, sizes: Sizes) -> None:
     """Data and the supervised start, as in the quickstart, and the start's own answers."""
-    pipeline.use_processors()
     quickstart = pipeline.Quickstart(out / "start", sizes.scenes)
     for title, work in (
         ("data", pipeline.make_data),
@@ -129,11 +132,11 @@ def _start(out: Path, sizes: Sizes) -> None:
 def run_cells(out: Path, sizes: Sizes, workers: int) -> None:
     """Run the cells that are not complete, `workers` at a time, each worker on a core of its own. The first error ends them
     all."""
-    cores = multiprocessing.get_context("spawn").Queue()
-    for core in sorted(usable_cores())[:workers]:
+    cores = CONTEXT.Queue()
+    for core in sorted(pipeline.usable_cores())[:workers]:
         cores.put(core)
     cells, started = [each for each in sizes.cells() if not Cell(out, *each, sizes).is_complete], time.monotonic()
-    with worker_pool(workers, initializer=_use_core, initargs=(cores, out)) as pool:
+    with worker_pool(workers, _use_core, (cores, out)) as pool:
         running = [pool.submit(_cell, out, level, seed, sizes) for level, seed in cells]
         watch_all(pool)
         for done, future in enumerate(as_completed(running), 1):
@@ -143,12 +146,13 @@ def run_cells(out: Path, sizes: Sizes, workers: int) -> None:
 
 
 @contextlib.contextmanager
-def worker_pool(number: int, **settings: Any) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end at once with the first error, so that nothing is written after it was said.
+def worker_pool(number: int, adopt: Callable[[Any], None], what: Any) -> Iterator[ProcessPoolExecutor]:
+    """`spawn_pool` whose processes end at once with the first error, so that nothing is written after it was said. They also
+    end with this process; otherwise two studies could write to one directory.
 
     They are killed: a run takes a signal to end as one to finish its step and write a checkpoint. Half a part is made anew.
     """
-    with ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"), **settings) as pool:
+    with spawn_pool(number, adopt, what) as pool:
         try:
             yield pool
         except BaseException as error:
@@ -170,30 +174,18 @@ def watch_all(pool: ProcessPoolExecutor) -> None:
     pool.submit(int)
 
 
-def usable_cores() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+def _use_core(given: tuple[Any, Path]) -> None:
+    """Take a core of its own: XLA then computes in one thread, and two runs beside each other do not wait for each other.
 
-
-def _use_core(cores, out: Path) -> None:
-    """Take a core of its own: XLA then computes in one thread, and two runs beside each other do not wait for each other."""
-    _watch_parent()
+    `given` are a queue of cores and the directory of the study.
+    """
+    cores, out = given
     core = cores.get()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_compilation_cache_dir", str(out / CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-
-
-def _watch_parent() -> None:
-    """End this process when its parent has ended, which a kill does not tell it: two studies would write to one directory."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 _HELD_OUT: dict[Path, HeldOut] = {}  # of this process: made once, because its programs take long to compile
